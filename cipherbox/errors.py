@@ -1,0 +1,326 @@
+"""Every error CipherBox raises or sends.
+
+An error says three things besides its text: its stable wire code (what travels in an ERROR frame and what
+scripts may test), whether the same request may be tried again unchanged later, and whether the connection
+survives it.  Codes are never reused.
+
+    CipherBoxError
+    +-- ProtocolError            the peer broke the framing or the order of frames; the connection ends
+    |   +-- FrameTooLarge        +-- UnexpectedFrame      +-- VersionMismatch
+    |   +-- HandshakeTimeout     +-- IdleTimeout          +-- TooManyConnections (retry)
+    +-- Refused                  HQ understood the request and said no; the connection lives
+    |   +-- NotFound             unknown, or not yours to know: the two look the same
+    |   +-- Forbidden            +-- Conflict             +-- InvalidRequest
+    |   +-- EnvelopeRefused      +-- WrongSender          +-- IdReused
+    |   +-- TooOld               +-- ClockSkew            +-- TooLarge
+    |   +-- UnknownRecipient     +-- RouteChanged         +-- AmbiguousRoute
+    |   +-- NoRoute              +-- NotReader            +-- BundleRefused
+    |   +-- EnrolmentRefused     +-- RecipientRevoked
+    |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
+    |                            +-- QuotaExceeded        +-- Throttled
+    +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
+    |   +-- Revoked              +-- TokenError
+    +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
+    |   +-- TimedOut             +-- GoingAway
+    +-- EnvelopeError            bytes that are no envelope, or one that must not be opened
+    |   +-- MalformedEnvelope    +-- UnknownVersion       +-- NotRecipient
+    |   +-- KeyMissing           +-- SignatureInvalid     +-- DecryptionFailed
+    |   +-- CommitmentMismatch   +-- UnsafeMix            +-- SenderNotValid
+    +-- BundleError              a key bundle that must not be trusted
+    |   +-- BundleMalformed      +-- BundleNotCertified   +-- BundleForAnother
+    |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
+    |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
+    +-- ConfigError              a setting, named with file and key and what is allowed
+    +-- StoreError               the database or spool; memory may be ahead of disk: reload
+        +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class CipherBoxError(Exception):
+    """Base of all errors; ``detail`` carries the code-specific bytes of an ERROR frame."""
+
+    code: ClassVar[int] = 1
+    name: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    closes: ClassVar[bool] = False
+
+    def __init_subclass__(
+        cls, *, code: int, retryable: bool | None = None, closes: bool | None = None
+    ) -> None:
+        cls.code = code
+        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower()
+        if retryable is not None:
+            cls.retryable = retryable
+        if closes is not None:
+            cls.closes = closes
+
+    def __init__(self, message: str = "", detail: bytes = b"") -> None:
+        super().__init__(message or (self.__doc__ or self.name).splitlines()[0].rstrip("."))
+        self.detail = detail
+
+
+class ProtocolError(CipherBoxError, code=0x0100, closes=True):
+    """The peer broke the protocol."""
+
+
+class FrameTooLarge(ProtocolError, code=0x0101):
+    """A frame is larger than this connection allows."""
+
+
+class UnexpectedFrame(ProtocolError, code=0x0102):
+    """A frame came where its kind is not allowed."""
+
+
+class VersionMismatch(ProtocolError, code=0x0103):
+    """No protocol version is common to both ends."""
+
+
+class HandshakeTimeout(ProtocolError, code=0x0104, retryable=True):
+    """The opening took too long."""
+
+
+class IdleTimeout(ProtocolError, code=0x0105, retryable=True):
+    """Nothing was heard within the heartbeat."""
+
+
+class TooManyConnections(ProtocolError, code=0x0106, retryable=True):
+    """HQ has no room for another connection now."""
+
+
+class Refused(CipherBoxError, code=0x0200):
+    """HQ refused the request."""
+
+
+class NotFound(Refused, code=0x0201):
+    """There is no such thing, or it is not yours."""
+
+
+class Forbidden(Refused, code=0x0202):
+    """This client may not do that."""
+
+
+class Conflict(Refused, code=0x0203):
+    """It exists already and is different."""
+
+
+class InvalidRequest(Refused, code=0x0204):
+    """A field of the request has a value that is not allowed."""
+
+
+class EnvelopeRefused(Refused, code=0x0210):
+    """The envelope's bytes are not well formed."""
+
+
+class WrongSender(Refused, code=0x0211):
+    """The envelope's sender is not this connection's client."""
+
+
+class IdReused(Refused, code=0x0212):
+    """This envelope id was used before with other bytes."""
+
+
+class TooOld(Refused, code=0x0213):
+    """The envelope id is older than HQ's records reach."""
+
+
+class ClockSkew(Refused, code=0x0214):
+    """The envelope's time lies too far in the future; check this machine's clock."""
+
+
+class TooLarge(Refused, code=0x0215):
+    """The envelope is larger than HQ accepts."""
+
+
+class UnknownRecipient(Refused, code=0x0216):
+    """HQ has no mailbox for a recipient."""
+
+
+class RouteChanged(Refused, code=0x0217):
+    """The readers behind this route are not the envelope's recipients."""
+
+
+class AmbiguousRoute(Refused, code=0x0218):
+    """A recipient would get the envelope in more than one queue."""
+
+
+class NoRoute(Refused, code=0x0219):
+    """No queue with a reader is bound to this route."""
+
+
+class NotReader(Refused, code=0x021A):
+    """This client is not a reader of the queue."""
+
+
+class BundleRefused(Refused, code=0x021B):
+    """HQ did not accept the key bundle."""
+
+
+class EnrolmentRefused(Refused, code=0x021C, closes=True):
+    """HQ did not accept the enrolment."""
+
+
+class RecipientRevoked(Refused, code=0x021D):
+    """A recipient's certificate was revoked."""
+
+
+class Busy(Refused, code=0x0280, retryable=True):
+    """HQ cannot take it now; try again later."""
+
+
+class StoreUnavailable(Busy, code=0x0281):
+    """HQ's store does not answer; nothing was recorded."""
+
+
+class DiskFull(Busy, code=0x0282):
+    """HQ's disk is full; acknowledgements still work."""
+
+
+class QuotaExceeded(Busy, code=0x0283):
+    """This sender already has too many bytes waiting in that queue."""
+
+
+class Throttled(Busy, code=0x0284):
+    """Too many requests; slow down."""
+
+
+class CredentialsError(CipherBoxError, code=0x0300, closes=True):
+    """The certificate was not accepted."""
+
+
+class Revoked(CredentialsError, code=0x0301):
+    """The certificate was revoked."""
+
+
+class TokenError(CredentialsError, code=0x0302):
+    """The enrolment token is not valid."""
+
+
+class NetworkError(CipherBoxError, code=0x0400, retryable=True, closes=True):
+    """HQ cannot be reached."""
+
+
+class TimedOut(NetworkError, code=0x0401):
+    """No answer came in time."""
+
+
+class GoingAway(NetworkError, code=0x0402):
+    """HQ is stopping; connect again later."""
+
+
+class EnvelopeError(CipherBoxError, code=0x0500):
+    """The envelope must not be opened."""
+
+
+class MalformedEnvelope(EnvelopeError, code=0x0501):
+    """These bytes are not an envelope."""
+
+
+class UnknownVersion(EnvelopeError, code=0x0502):
+    """The envelope is of a version this program does not know."""
+
+
+class NotRecipient(EnvelopeError, code=0x0503):
+    """The envelope does not name this client as a recipient."""
+
+
+class KeyMissing(EnvelopeError, code=0x0504):
+    """The envelope was sealed to a key this client does not have."""
+
+
+class SignatureInvalid(EnvelopeError, code=0x0505):
+    """The sender's signature does not verify."""
+
+
+class DecryptionFailed(EnvelopeError, code=0x0506):
+    """The envelope does not decrypt."""
+
+
+class CommitmentMismatch(EnvelopeError, code=0x0507):
+    """The content key is not the one the prefix commits to."""
+
+
+class UnsafeMix(EnvelopeError, code=0x0508):
+    """Post-quantum and classical recipients in one envelope need an explicit word."""
+
+
+class SenderNotValid(EnvelopeError, code=0x0509):
+    """The sender's keys were not valid when HQ accepted the envelope."""
+
+
+class BundleError(CipherBoxError, code=0x0600):
+    """The key bundle must not be trusted."""
+
+
+class BundleMalformed(BundleError, code=0x0601):
+    """These bytes are not a key bundle."""
+
+
+class BundleNotCertified(BundleError, code=0x0602):
+    """The key bundle is not certified by this HQ's root."""
+
+
+class BundleForAnother(BundleError, code=0x0603):
+    """The key bundle belongs to another client."""
+
+
+class BundleRolledBack(BundleError, code=0x0604):
+    """The key bundle is older than the one pinned."""
+
+
+class BundleDiscontinuous(BundleError, code=0x0605):
+    """The key bundle is not signed by the key before it."""
+
+
+class BundleExpired(BundleError, code=0x0606):
+    """The key bundle has ended."""
+
+
+class NotAllowed(BundleError, code=0x0607):
+    """A recipient behind this route is not on the allow-list."""
+
+
+class ConfigError(CipherBoxError, code=0x0700):
+    """The configuration is not valid."""
+
+
+class StoreError(CipherBoxError, code=0x0800):
+    """The store failed."""
+
+
+class StoreLocked(StoreError, code=0x0801):
+    """Another process holds this data directory."""
+
+
+class SchemaTooNew(StoreError, code=0x0802):
+    """The database was written by a newer program."""
+
+
+class Damaged(StoreError, code=0x0803):
+    """Stored bytes do not match their hash."""
+
+
+class Fenced(StoreError, code=0x0804):
+    """Another HQ took over this database."""
+
+
+def _tree(base: type[CipherBoxError]) -> dict[int, type[CipherBoxError]]:
+    found = {base.code: base}
+    for child in base.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+BY_CODE: dict[int, type[CipherBoxError]] = _tree(CipherBoxError)
+
+
+def from_wire(code: int, message: str, detail: bytes = b"") -> CipherBoxError:
+    """The error an ERROR frame stands for; an unknown code becomes a plain Refused that names it."""
+    kind = BY_CODE.get(code)
+    if kind is None:
+        return Refused(f"{message} (error code 0x{code:04x})", detail)
+    return kind(message, detail)

@@ -1,0 +1,114 @@
+"""Every bound of the system in one place, each with its reason, and the rules for names.
+
+Sizes are bytes, times are milliseconds or seconds as the name's ending says.  What both ends must agree on is
+fixed by the protocol version; the rest can be set in HQ's configuration and is told to clients in WELCOME.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import attrs
+
+from cipherbox.errors import InvalidRequest
+
+
+@attrs.frozen
+class Limits:
+    """The bounds; the comment behind each says why it has this value."""
+
+    # Frames and the opening.
+    first_frame_bytes: int = 1024  # HELLO fits in 200; garbage read as a length is caught at once
+    anonymous_frame_bytes: int = 16 * 1024  # a signing request is under 1 KiB; no certificate, no more memory
+    frame_bytes: int = 17 * 1024 * 1024  # the largest envelope and its frame's other fields
+    client_hello_s: float = 10.0  # TLS handshake and HELLO; a slow satellite line needs 3
+    anonymous_s: float = 15.0  # a connection without a certificate may only enrol, and soon
+    heartbeat_s: int = 30  # a dead line is noticed after two of these
+    stop_s: float = 10.0  # how long a graceful stop waits for what is under way
+    handshakes_at_once: int = 64  # each costs about 2 ms of CPU; more only queue
+    connections: int = 4096  # about 45 KB each
+    connections_per_client: int = 64  # one lab's loop must not take every place
+
+    # Envelopes.
+    envelope_bytes: int = 16 * 1024 * 1024  # larger content travels as a run of envelopes
+    prefix_bytes: int = 64 * 1024  # 256 recipients of the longest names need 21 KiB
+    recipients: int = 256  # the client splits above
+    messages: int = 65_536  # the low 16 bits of an id count the messages
+    stanza_bytes: int = 2048  # X-Wing needs 1,168; RSA-4096 512; a ratchet header under 1,700
+    message_headers: int = 32  # what an application adds, not a place for content
+    header_key_bytes: int = 255
+    header_value_bytes: int = 4096
+    content_type_bytes: int = 255
+    bundle_bytes: int = 16 * 1024  # keys of every kind (4 KiB) and a chain of three certificates (3 KiB)
+    receipt_bytes: int = 1024 * 1024  # 65,536 outcomes and a path
+    clock_ahead_ms: int = 24 * 3600 * 1000  # an id from further in the future is a wrong clock
+
+    # Batching and windows.
+    batch_bytes: int = 1024 * 1024  # a full envelope of the publisher
+    batch_messages: int = 8192  # beyond it a larger batch gains nothing measurable
+    open_batches: int = 2  # partly filled envelopes unconfirmed; more would only cut batches smaller
+    publish_window: int = 1024  # unconfirmed envelopes of one connection
+    publish_window_bytes: int = 32 * 1024 * 1024  # and their bytes
+    credit_envelopes: int = 4096  # the largest credit a consumer may hold
+    credit_bytes: int = 32 * 1024 * 1024  # and their bytes
+    deliver_frame_bytes: int = 256 * 1024  # small deliveries share a frame up to this
+    ranges_per_frame: int = 4096  # acks and confirms
+    names_per_frame: int = 1024  # clients in one key request, rows of one list page
+
+    # The broker.
+    name_bytes: int = 127  # exchange, queue and routing key
+    queues_per_client: int = 64  # beside its mailboxes
+    bindings_per_queue: int = 256  # matched one by one on a topic exchange
+    queues: int = 100_000  # about 1 KB of memory each when empty
+    exchanges: int = 10_000  # far above what an organisation names
+    consumers_per_queue: int = 256  # taken in turn
+    head_entries: int = 10_000  # of a queue, in memory; the rest stays in the store
+    page_entries: int = 5_000  # read at once when a head runs low
+    ack_entries: int = 65_536  # envelopes one ack may name: sixteen full windows; each costs a look
+    engine_commands: int = 1024  # waiting for the engine; then readers wait
+    engine_bytes: int = 64 * 1024 * 1024  # of publishes waiting for the engine
+    batch_commit_bytes: int = 32 * 1024 * 1024  # one transaction; a larger one only delays the first confirm
+    body_cache_bytes: int = 64 * 1024 * 1024  # bodies just published, for consumers that keep up
+    spool_from_bytes: int = 64 * 1024  # larger bodies are files: faster from here on
+    quota_bytes: int = 4 * 1024 * 1024 * 1024  # waiting, per sender and queue
+    disk_reserve_bytes: int = 64 * 1024 * 1024  # kept for acks and deletes when publishes are refused
+    deliveries: int = 20  # of one envelope; then it is a dead letter
+    watermark_ms: int = 400 * 24 * 3600 * 1000  # records of ids are kept this long
+
+    # Enrolment and requests.
+    token_s: int = 24 * 3600  # time to hand it over, not to lie around
+    token_bytes: int = 1024
+    enrol_attempts_per_minute: int = 60  # all anonymous peers together; a secret has 128 bits anyway
+    pending_requests: int = 1000  # more would not be looked at one by one
+    key_requests_per_minute: int = 60  # per client, as the relay of the predecessors had it
+    requests_in_flight: int = 1024  # per connection, other than publishes
+
+
+LIMITS = Limits()
+
+CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", re.ASCII)
+_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", "conin$", "conout$", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))]
+)
+
+
+def check_client_id(text: str) -> str:
+    """``text`` if it is a client id: ``[A-Za-z0-9][A-Za-z0-9_-]{0,62}`` and no device name of Windows."""
+    if not CLIENT_ID.fullmatch(text):
+        raise InvalidRequest(
+            f"{text[:80]!r} is no client id: 1 to 63 letters, digits, '-' and '_', and a letter or digit first"
+        )
+    if text.casefold() in _DEVICES:
+        raise InvalidRequest(f"{text!r} is a device name on Windows and cannot be a client id")
+    return text
+
+
+def check_name(text: str, what: str) -> str:
+    """``text`` if it may name an exchange, a queue or a routing key: 1 to 127 bytes, no control characters."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if not 1 <= size <= LIMITS.name_bytes:
+        raise InvalidRequest(f"a {what} has 1 to {LIMITS.name_bytes} bytes, this one has {size}")
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text):
+        raise InvalidRequest(f"a {what} holds no control characters: {text!r}")
+    return text
