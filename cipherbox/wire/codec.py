@@ -1,0 +1,117 @@
+"""Encodes and decodes one frame: `length u32 | kind u8 | body`, where length counts kind and body.
+
+SEND, DELIVER and FETCHED carry the load, so they have functions of their own that make and read plain tuples; a test
+holds them to the same bytes as the table.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from cipherbox.errors import ProtocolError
+from cipherbox.wire import frames  # fills TABLE
+from cipherbox.wire.fields import TABLE, Get, Put, decoder, encoder, kind_of
+
+HEADER = struct.Struct(">IB")
+SEND = 0x02
+DELIVER = 0x23
+
+SendItem = tuple[int, int, int, bytes]  # correlation, flags, route version, envelope
+DeliveredItem = tuple[int, int, int, bytes]  # seq, attempt, accepted_at, envelope
+
+_ENCODE: dict[int, Put] = {kind: encoder(spec.fields) for kind, spec in TABLE.items()}
+_DECODE: dict[int, Get] = {kind: decoder(spec.cls, spec.fields) for kind, spec in TABLE.items()}
+
+_SEND_HEAD = struct.Struct(">IBQBQ")
+_SEND_BODY = struct.Struct(">QBQ")
+_DELIVER_HEAD = struct.Struct(">IBII")
+_DELIVERED = struct.Struct(">QHQI")
+
+
+def encode_body(frame: object) -> bytes:
+    """The body alone: what a route-changed error carries as its detail."""
+    out: list[bytes] = []
+    _ENCODE[kind_of(frame)](frame, out)
+    return b"".join(out)
+
+
+def encode(frame: object) -> bytes:
+    """The whole frame, header included."""
+    out: list[bytes] = [b""]
+    kind = kind_of(frame)
+    _ENCODE[kind](frame, out)
+    out[0] = HEADER.pack(1 + sum(map(len, out)), kind)
+    return b"".join(out)
+
+
+def decode(kind: int, body: bytes) -> Any:
+    """The frame of this kind; bytes behind its last field are ignored.  ProtocolError if it is not well formed."""
+    get = _DECODE.get(kind)
+    if get is None:
+        raise ProtocolError(f"there is no frame of kind 0x{kind:02x}")
+    return get(body, 0)[0]
+
+
+def encode_sends(items: Iterable[SendItem]) -> bytes:
+    """SEND frames for all items, one behind the other."""
+    out: list[bytes] = []
+    for correlation, flags, route_version, envelope in items:
+        out.append(_SEND_HEAD.pack(18 + len(envelope), SEND, correlation, flags, route_version))
+        out.append(envelope)
+    return b"".join(out)
+
+
+def decode_send(body: bytes, at: int, end: int) -> SendItem:
+    """The SEND whose body is ``body[at:end]``."""
+    if end - at < 17:
+        raise ProtocolError("the frame ends inside SEND")
+    correlation, flags, route_version = _SEND_BODY.unpack_from(body, at)
+    return correlation, flags, route_version, bytes(body[at + 17 : end])
+
+
+def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
+    """One DELIVER frame."""
+    out: list[bytes] = [b""]
+    size = 9
+    for seq, attempt, accepted_at, envelope in entries:
+        out.append(_DELIVERED.pack(seq, min(attempt, 0xFFFF), accepted_at, len(envelope)))
+        out.append(envelope)
+        size += 22 + len(envelope)
+    out[0] = _DELIVER_HEAD.pack(size, DELIVER, tag, len(entries))
+    return b"".join(out)
+
+
+def decode_deliver(body: bytes, at: int, end: int) -> tuple[int, list[DeliveredItem]]:
+    """(tag, entries) of the DELIVER whose body is ``body[at:end]``."""
+    if end - at < 8:
+        raise ProtocolError("the frame ends inside DELIVER")
+    tag = int.from_bytes(body[at : at + 4], "big")
+    entries, _ = decode_delivered(body, at + 4, end)
+    return tag, entries
+
+
+def decode_delivered(body: bytes, at: int, end: int) -> tuple[list[DeliveredItem], int]:
+    """A listing of `Delivered` as tuples, and where it ends."""
+    count = int.from_bytes(body[at : at + 4], "big")
+    at += 4
+    if count * 22 > end - at:
+        raise ProtocolError(f"a listing claims {count} items in {end - at} bytes")
+    entries: list[DeliveredItem] = []
+    for _ in range(count):
+        if at + 22 > end:
+            raise ProtocolError("the frame ends inside Delivered")
+        seq, attempt, accepted_at, size = _DELIVERED.unpack_from(body, at)
+        at += 22
+        if at + size > end:
+            raise ProtocolError("the frame ends inside Delivered")
+        entries.append((seq, attempt, accepted_at, bytes(body[at : at + size])))
+        at += size
+    return entries, at
+
+
+__all__ = [
+    "DELIVER", "HEADER", "SEND", "TABLE", "DeliveredItem", "SendItem", "decode", "decode_deliver",
+    "decode_delivered", "decode_send", "encode", "encode_body", "encode_deliver", "encode_sends", "frames",
+]  # fmt: skip

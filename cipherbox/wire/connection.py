@@ -1,0 +1,236 @@
+"""One end of a connection without IO: bytes in, events out; frames in, bytes out.
+
+    connection = Connection("server")
+    connection.receive_data(data)           # as it comes from the stream, any pieces
+    for event in connection.events(): ...   # complete frames, in order
+    stream.send_all(connection.send(frame))
+
+States: OPENING until HELLO was answered with WELCOME, then OPEN, then CLOSED.  In OPENING a server takes HELLO alone
+and reads nothing behind it until `send(Welcome)` has fixed limits and role; a client takes WELCOME or ERROR alone.
+Which frame may come from whom is the `sender` column of the table.
+
+Rules.  A length is judged when its four bytes are there, before its body is waited for.  A fault is raised by the
+`events()` call after the one that gave the good frames before it; from then on the connection is CLOSED and every
+call raises the same fault.  Runs of SEND come as one `SendBatch` of tuples and DELIVER as `Deliveries`: these are the
+frames that carry the load.  Pieces of a large frame are kept as they came and joined once.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+from cipherbox.errors import FrameTooLarge, ProtocolError, UnexpectedFrame, VersionMismatch
+from cipherbox.limits import LIMITS, Limits
+from cipherbox.wire import codec
+from cipherbox.wire.codec import DELIVER, SEND, DeliveredItem, SendItem
+from cipherbox.wire.fields import TABLE, kind_of
+from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
+
+HELLO, WELCOME, PING, PONG, ERROR, GOING_AWAY = 0x04, 0x05, 0x06, 0x07, 0x08, 0x09
+
+
+class State(enum.Enum):
+    """Of one connection."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class SendBatch(NamedTuple):
+    """SENDs that came one behind the other: (correlation, flags, route version, envelope) each."""
+
+    items: list[SendItem]
+
+
+class Deliveries(NamedTuple):
+    """One DELIVER: (seq, attempt, accepted_at, envelope) each."""
+
+    tag: int
+    entries: list[DeliveredItem]
+
+
+# Who may send what, by the role HQ gave the connection.  A row of the table names its sender; these are the senders
+# whose frames are taken from a peer of that role.
+_TAKEN = {
+    "anonymous": frozenset({"anonymous", "both"}),
+    "client": frozenset({"client", "both", "anonymous"}),
+    "admin": frozenset({"client", "both", "anonymous", "admin"}),
+    "server": frozenset({"server", "both"}),
+}
+_KINDS = {role: frozenset(k for k, spec in TABLE.items() if spec.sender in who) for role, who in _TAKEN.items()}
+_OPENING = {"server": frozenset({HELLO}), "client": frozenset({WELCOME, ERROR})}
+_AFTER_OPENING = frozenset({HELLO, WELCOME})
+
+
+def negotiate(hello: Hello) -> int:
+    """The version both ends will speak; VersionMismatch says what each end has."""
+    if hello.magic != MAGIC:
+        raise ProtocolError("the peer does not speak CipherBox")
+    if not hello.version_min <= VERSION <= hello.version_max:
+        raise VersionMismatch(
+            f"HQ speaks protocol version {VERSION}, the client {hello.version_min} to {hello.version_max}; "
+            "update the older program"
+        )
+    return VERSION
+
+
+class Connection:
+    """See the module.  ``role`` is this end's: "client" or "server"."""
+
+    def __init__(self, role: str, limits: Limits = LIMITS) -> None:
+        if role not in _OPENING:
+            raise ValueError(f"a connection's role is client or server, not {role!r}")
+        self.role = role
+        self.state = State.OPENING
+        self._limits = limits
+        self._peer = "server" if role == "client" else "anonymous"
+        self._frame_bytes = limits.first_frame_bytes  # what this end takes
+        self._peer_frame_bytes = limits.first_frame_bytes  # what the peer takes
+        self._pieces: list[bytes] = []
+        self._have = 0
+        self._need = 4  # bytes until the next step is possible
+        self._fault: ProtocolError | None = None
+        self._paused = False  # between HELLO and WELCOME
+
+    # -- out ----------------------------------------------------------------------------------------------------
+
+    def send(self, frame: object) -> bytes:
+        """The frame's bytes.  Sending WELCOME opens a server's connection; an ERROR that closes, closes it."""
+        kind = kind_of(frame)
+        if self.state is State.CLOSED:
+            raise UnexpectedFrame("the connection is closed")
+        if self.state is State.OPENING and kind not in (HELLO, WELCOME, ERROR):
+            raise UnexpectedFrame(f"{TABLE[kind].name} before the connection is open")
+        data = codec.encode(frame)
+        if len(data) - 4 > self._peer_frame_bytes and kind != WELCOME:
+            raise FrameTooLarge(
+                f"{TABLE[kind].name} has {len(data) - 4} bytes; the other end takes {self._peer_frame_bytes}"
+            )
+        if isinstance(frame, Welcome):
+            self._opened(frame)
+        return data
+
+    def send_batch(self, items: list[SendItem]) -> bytes:
+        """The bytes of many SENDs."""
+        return codec.encode_sends(items)
+
+    def send_deliveries(self, tag: int, entries: list[DeliveredItem]) -> bytes:
+        """The bytes of one DELIVER."""
+        return codec.encode_deliver(tag, entries)
+
+    # -- in -----------------------------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> None:
+        """Takes what the stream gave."""
+        self._pieces.append(data)
+        self._have += len(data)
+
+    def receive_eof(self) -> None:
+        """The stream ended: fine between two frames, a fault inside one."""
+        self.state = State.CLOSED
+        if self._have and self._fault is None:
+            raise ProtocolError("the connection was cut in the middle of a frame")
+
+    def events(self) -> list[Any]:
+        """The frames that are complete, in order; a fault is raised by the call after the good ones."""
+        if self._fault is not None:
+            raise self._fault
+        if self._have < self._need or self._paused:
+            return []
+        buf = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        found: list[Any] = []
+        at = 0
+        try:
+            at = self._parse(buf, found)
+        except ProtocolError as fault:
+            self._fault = fault
+            self.state = State.CLOSED
+            self._pieces.clear()
+            self._have = 0
+            if not found:
+                raise
+            return found
+        left = buf[at:] if at else buf
+        self._pieces = [bytes(left)] if left else []
+        self._have = len(left)
+        return found
+
+    def _parse(self, buf: bytes, found: list[Any]) -> int:
+        """Reads complete frames into ``found``; returns where the rest begins and sets what it needs."""
+        at, size = 0, len(buf)
+        sends: list[SendItem] | None = None
+        from_bytes = int.from_bytes
+        while size - at >= 4:
+            length = from_bytes(buf[at : at + 4], "big")
+            if not 0 < length <= self._frame_bytes:
+                self._bad_length(length)
+            end = at + 4 + length
+            if size - at >= 5:
+                kind = buf[at + 4]
+                self._check_kind(kind)
+            if end > size:
+                self._need = end - at
+                return at
+            if kind == SEND:
+                item = codec.decode_send(buf, at + 5, end)
+                if sends is None:
+                    sends = [item]
+                    found.append(SendBatch(sends))
+                else:
+                    sends.append(item)
+            else:
+                sends = None
+                if kind == DELIVER:
+                    found.append(Deliveries(*codec.decode_deliver(buf, at + 5, end)))
+                else:
+                    found.append(self._event(codec.decode(kind, buf[at + 5 : end])))
+                    if self._paused or self.state is State.CLOSED:
+                        at = end
+                        break
+            at = end
+        self._need = 4
+        return at
+
+    def _check_kind(self, kind: int) -> None:
+        if self.state is State.OPEN:
+            if kind in _KINDS[self._peer] and kind not in _AFTER_OPENING:
+                return
+        elif kind in _OPENING[self.role]:
+            return
+        spec = TABLE.get(kind)
+        if spec is None:
+            raise ProtocolError(f"there is no frame of kind 0x{kind:02x}")
+        if self._peer == "anonymous" and self.state is State.OPEN:
+            raise UnexpectedFrame(f"{spec.name} needs a certificate: this connection may only enrol")
+        where = "now" if self.state is State.OPEN else "before the connection is open"
+        raise UnexpectedFrame(f"{spec.name} may not come from this side {where}")
+
+    def _bad_length(self, length: int) -> None:
+        if length == 0:
+            raise ProtocolError("a frame has at least one byte: its kind")
+        raise FrameTooLarge(f"a frame claims {length} bytes; this connection takes {self._frame_bytes}")
+
+    def _event(self, frame: Any) -> Any:
+        if isinstance(frame, Hello):
+            if frame.magic != MAGIC:
+                raise ProtocolError("the peer does not speak CipherBox")
+            self._peer_frame_bytes = max(frame.frame_bytes, self._limits.first_frame_bytes)
+            self._paused = True
+        elif isinstance(frame, Welcome):
+            self._opened(frame)
+        elif isinstance(frame, Error) and self.role == "client" and self.state is State.OPENING:
+            self.state = State.CLOSED
+        return frame
+
+    def _opened(self, welcome: Welcome) -> None:
+        self.state = State.OPEN
+        if self.role == "server":
+            self._peer = welcome.role
+            anonymous = welcome.role == "anonymous"
+            self._frame_bytes = self._limits.anonymous_frame_bytes if anonymous else self._limits.frame_bytes
+            self._paused = False
+        else:
+            self._frame_bytes = self._limits.frame_bytes
+            self._peer_frame_bytes = welcome.frame_bytes

@@ -1,0 +1,64 @@
+"""The tables of the manual page `protocol`, made from the table of frames and from the tree of errors.
+
+`python -m cipherbox.wire.document` writes them anew between the page's markers; a test compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cipherbox.errors import BY_CODE, CipherBoxError
+from cipherbox.wire import frames  # fills the tables
+from cipherbox.wire.fields import RECORDS, TABLE, FieldSpec
+
+PAGE = Path(__file__).parent.parent / "manual" / "protocol.md"
+_SENDERS = {
+    "client": "client",
+    "server": "HQ",
+    "both": "either side",
+    "anonymous": "any connection, also one without a certificate",
+    "admin": "an admin",
+}
+
+
+def _fields(fields: tuple[FieldSpec, ...]) -> list[str]:
+    rows = ["| field | type | meaning |", "| --- | --- | --- |"]
+    rows += [f"| {f.name} | {f.kind.title} | {f.doc.replace('|', 'or')} |" for f in fields]
+    return [*rows, ""]
+
+
+def tables() -> dict[str, str]:
+    """Marker -> Markdown: `frames`, `records`, `errors`."""
+    out: list[str] = []
+    for kind, spec in sorted(TABLE.items()):
+        answer = f" Answered with {spec.answer}." if spec.answer else ""
+        out += [f"### 0x{kind:02X} {spec.name}", "", f"{spec.doc} From {_SENDERS[spec.sender]}.{answer}", ""]
+        out += _fields(spec.fields)
+    records: list[str] = []
+    for name, fields in RECORDS.items():
+        doc = (getattr(frames, name).__doc__ or "").strip()
+        records += [f"### {name}", "", doc, "", *_fields(fields)]
+    errors = ["| code | name | meaning | try again | connection ends |", "| --- | --- | --- | --- | --- |"]
+    for code, kind_of_error in sorted(BY_CODE.items()):
+        errors.append(_error(code, kind_of_error))
+    return {"frames": "\n".join(out).strip(), "records": "\n".join(records).strip(), "errors": "\n".join(errors)}
+
+
+def _error(code: int, error: type[CipherBoxError]) -> str:
+    words = (error.__doc__ or "").splitlines()[0]
+    yes = {True: "yes", False: "no"}
+    return f"| 0x{code:04X} | {error.name} | {words} | {yes[error.retryable]} | {yes[error.closes]} |"
+
+
+def refreshed(page: str) -> str:
+    """The page with its tables as the code has them now."""
+    for name, text in tables().items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        head, rest = page.split(begin)
+        _, tail = rest.split(end)
+        page = f"{head}{begin}\n{text}\n{end}{tail}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(refreshed(PAGE.read_text()))

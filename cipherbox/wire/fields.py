@@ -1,0 +1,303 @@
+"""How the table of frames is written: field makers, and the decorators that turn a class into a frame.
+
+Each maker says how one field lies on the wire.  A class under `@frame` or `@record` becomes a plain attrs class
+whose encoder and decoder are compiled once from its fields; a run of fields of fixed size is one `struct`.
+Integers are big-endian, text is UTF-8, and a count is checked against the bytes that are left before anything is
+made of it, so a frame never costs more memory than its bytes justify.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import attrs
+
+from cipherbox.errors import ProtocolError
+
+T = TypeVar("T")
+Put = Callable[[Any, "list[bytes]"], None]
+Get = Callable[[bytes, int], "tuple[Any, int]"]
+
+
+@attrs.frozen
+class Kind:
+    """One way to lie on the wire: `code` for `struct` when the size is fixed, else the two functions."""
+
+    name: str
+    code: str
+    put: Put
+    get: Get
+    least: int  # bytes any value needs; bounds the count of a listing
+    item: Any = None  # of a listing: a Kind or a record class
+
+    @property
+    def title(self) -> str:
+        if self.item is None:
+            return self.name
+        inner = self.item.name if isinstance(self.item, Kind) else self.item.__name__
+        return f"{self.name} of {inner}"
+
+
+@attrs.frozen
+class FieldSpec:
+    """A field of a frame or a record: name, kind, and one line of documentation."""
+
+    name: str
+    kind: Kind
+    doc: str
+
+
+@attrs.frozen
+class FrameSpec:
+    """A row of the table."""
+
+    kind: int
+    name: str  # as written in the manual: ACK_CONFIRMED
+    sender: str  # client, server, both, anonymous, admin
+    answer: str | None
+    cls: type
+    fields: tuple[FieldSpec, ...]
+    doc: str
+
+
+TABLE: dict[int, FrameSpec] = {}
+RECORDS: dict[str, tuple[FieldSpec, ...]] = {}
+_KIND_OF: dict[type, int] = {}
+
+
+def _short(need: str) -> ProtocolError:
+    return ProtocolError(f"the frame ends inside {need}")
+
+
+def _fixed(name: str, code: str) -> Kind:
+    layout = struct.Struct(">" + code)
+    size = layout.size
+
+    def put(value: Any, out: list[bytes]) -> None:
+        out.append(layout.pack(value))
+
+    def get(buf: bytes, at: int) -> tuple[Any, int]:
+        if at + size > len(buf):
+            raise _short(f"a {name}")
+        return layout.unpack_from(buf, at)[0], at + size
+
+    return Kind(name, code, put, get, size)
+
+
+def _flag() -> Kind:
+    def put(value: Any, out: list[bytes]) -> None:
+        out.append(b"\x01" if value else b"\x00")
+
+    def get(buf: bytes, at: int) -> tuple[Any, int]:
+        if at >= len(buf):
+            raise _short("a flag")
+        if buf[at] > 1:
+            raise ProtocolError(f"a flag is 0 or 1, not {buf[at]}")
+        return buf[at] == 1, at + 1
+
+    return Kind("flag", "", put, get, 1)
+
+
+def _counted(name: str, code: str, *, text: bool) -> Kind:
+    length = struct.Struct(">" + code)
+    size = length.size
+    most = 256**size - 1
+
+    def put(value: Any, out: list[bytes]) -> None:
+        raw = value.encode() if text else value
+        if len(raw) > most:
+            raise ProtocolError(f"a {name} has at most {most} bytes, this one has {len(raw)}")
+        out.append(length.pack(len(raw)))
+        out.append(raw)
+
+    def get(buf: bytes, at: int) -> tuple[Any, int]:
+        start = at + size
+        if start > len(buf):
+            raise _short(f"a {name}")
+        end = start + length.unpack_from(buf, at)[0]
+        if end > len(buf):
+            raise _short(f"a {name}")
+        raw = bytes(buf[start:end])
+        if not text:
+            return raw, end
+        try:
+            return raw.decode(), end
+        except UnicodeDecodeError:
+            raise ProtocolError(f"a {name} is not UTF-8") from None
+
+    return Kind(name, "", put, get, size)
+
+
+def _rest() -> Kind:
+    def put(value: Any, out: list[bytes]) -> None:
+        out.append(value)
+
+    def get(buf: bytes, at: int) -> tuple[Any, int]:
+        return bytes(buf[at:]), len(buf)
+
+    return Kind("rest", "", put, get, 0)
+
+
+_U8, _U16, _U32, _U64 = _fixed("u8", "B"), _fixed("u16", "H"), _fixed("u32", "I"), _fixed("u64", "Q")
+_ID16 = _fixed("id16", "16s")
+_FLAG, _REST = _flag(), _rest()
+_TEXT8, _TEXT16 = _counted("text8", "B", text=True), _counted("text16", "H", text=True)
+_BLOB = _counted("blob", "I", text=False)
+_COUNT = struct.Struct(">I")
+
+
+def _listing(item: Kind | type) -> Kind:
+    put_item, get_item, least = _functions(item)
+
+    def put(value: Any, out: list[bytes]) -> None:
+        out.append(_COUNT.pack(len(value)))
+        for one in value:
+            put_item(one, out)
+
+    def get(buf: bytes, at: int) -> tuple[Any, int]:
+        if at + 4 > len(buf):
+            raise _short("a listing")
+        count = _COUNT.unpack_from(buf, at)[0]
+        at += 4
+        if count * max(1, least) > len(buf) - at:
+            raise ProtocolError(f"a listing claims {count} items in {len(buf) - at} bytes")
+        items = []
+        for _ in range(count):
+            value, at = get_item(buf, at)
+            items.append(value)
+        return items, at
+
+    return Kind("listing", "", put, get, 4, item)
+
+
+def _functions(item: Kind | type) -> tuple[Put, Get, int]:
+    if isinstance(item, Kind):
+        return item.put, item.get, item.least
+    fields = RECORDS[item.__name__]
+    return encoder(fields), decoder(item, fields), sum(f.kind.least for f in fields)
+
+
+def _maker(kind: Kind) -> Callable[[str], Any]:
+    def make(doc: str) -> Any:
+        return attrs.field(metadata={"kind": kind, "doc": doc})
+
+    return make
+
+
+u8, u16, u32, u64 = _maker(_U8), _maker(_U16), _maker(_U32), _maker(_U64)
+id16, flag, rest = _maker(_ID16), _maker(_FLAG), _maker(_REST)
+text8, text16, blob = _maker(_TEXT8), _maker(_TEXT16), _maker(_BLOB)
+_ITEM_KINDS: dict[Any, Kind] = {text8: _TEXT8, text16: _TEXT16, blob: _BLOB, u64: _U64, u32: _U32}
+
+
+def listing(item: Any, doc: str) -> Any:
+    """A u32 count and so many items: another maker, or a record class."""
+    return attrs.field(metadata={"kind": _listing(_ITEM_KINDS.get(item, item)), "doc": doc})
+
+
+def encoder(fields: tuple[FieldSpec, ...]) -> Put:
+    """One function that appends the bytes of all fields of an object."""
+    steps: list[Put] = []
+    run: list[FieldSpec] = []
+
+    def close_run() -> None:
+        if not run:
+            return
+        layout = struct.Struct(">" + "".join(f.kind.code for f in run))
+        names = tuple(f.name for f in run)
+        run.clear()
+
+        def put_run(value: Any, out: list[bytes]) -> None:
+            try:
+                out.append(layout.pack(*[getattr(value, name) for name in names]))
+            except struct.error as error:
+                raise ProtocolError(f"{type(value).__name__}: a number does not fit: {error}") from None
+
+        steps.append(put_run)
+
+    for spec in fields:
+        if spec.kind.code:
+            run.append(spec)
+            continue
+        close_run()
+
+        def put_one(value: Any, out: list[bytes], name: str = spec.name, put: Put = spec.kind.put) -> None:
+            put(getattr(value, name), out)
+
+        steps.append(put_one)
+    close_run()
+
+    def put(value: Any, out: list[bytes]) -> None:
+        for step in steps:
+            step(value, out)
+
+    return put
+
+
+def decoder(cls: type, fields: tuple[FieldSpec, ...]) -> Get:
+    """One function that reads all fields and makes the object; what follows them is left alone."""
+    steps: list[tuple[struct.Struct | None, Get | None]] = []
+    codes = ""
+    for spec in (*fields, None):
+        if spec is not None and spec.kind.code:
+            codes += spec.kind.code
+            continue
+        if codes:
+            steps.append((struct.Struct(">" + codes), None))
+            codes = ""
+        if spec is not None:
+            steps.append((None, spec.kind.get))
+
+    def get(buf: bytes, at: int) -> tuple[Any, int]:
+        values: list[Any] = []
+        for layout, one in steps:
+            if layout is not None:
+                if at + layout.size > len(buf):
+                    raise _short(cls.__name__)
+                values.extend(layout.unpack_from(buf, at))
+                at += layout.size
+            elif one is not None:
+                value, at = one(buf, at)
+                values.append(value)
+        return cls(*values), at
+
+    return get
+
+
+def _specs(cls: type) -> tuple[FieldSpec, ...]:
+    return tuple(FieldSpec(a.name, a.metadata["kind"], a.metadata["doc"]) for a in attrs.fields(cls))
+
+
+def _table_name(cls: type) -> str:
+    return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
+
+
+@dataclass_transform(field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing))
+def record(cls: type[T]) -> type[T]:
+    """Makes a class a part of frames."""
+    made = attrs.define(cls)
+    RECORDS[made.__name__] = _specs(made)
+    return made
+
+
+@dataclass_transform(field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing))
+def frame(kind: int, sender: str, answer: str | None = None) -> Callable[[type[T]], type[T]]:
+    """Makes a class a frame of this kind: ``sender`` may send it, ``answer`` is the frame it is answered with."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        made = attrs.define(cls)
+        if kind in TABLE:
+            raise ValueError(f"frame kind 0x{kind:02x} is taken by {TABLE[kind].name}")
+        doc = (made.__doc__ or "").strip()
+        TABLE[kind] = FrameSpec(kind, _table_name(made), sender, answer, made, _specs(made), doc)
+        _KIND_OF[made] = kind
+        return made
+
+    return decorate
+
+
+def kind_of(value: object) -> int:
+    """The kind of a frame object."""
+    return _KIND_OF[type(value)]

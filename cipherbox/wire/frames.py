@@ -1,0 +1,587 @@
+"""The table of frames: every kind, who may send it, its fields in order.
+
+Encoding, decoding, the manual page `protocol` and the golden files are all made from this table, so a frame is
+added here and nowhere else.  A request carries a correlation id chosen by its sender, rising by one per request;
+its answer carries the same.  Fields that a receiver does not know, behind those it knows, are ignored: a frame may
+grow at its end within a version.  Times are milliseconds since 1970 in UTC, 0 where there is none.
+"""
+
+from __future__ import annotations
+
+from cipherbox.wire.fields import (
+    blob,
+    flag,
+    frame,
+    id16,
+    listing,
+    record,
+    rest,
+    text8,
+    text16,
+    u8,
+    u16,
+    u32,
+    u64,
+)
+
+MAGIC = 0x43425831  # "CBX1"
+VERSION = 1
+
+# -- records: parts of frames -----------------------------------------------------------------------------------
+
+
+@record
+class Range:
+    """A run of numbers: ``first``, ``first + 1``, … ``first + count - 1``."""
+
+    first: int = u64("the first number")
+    count: int = u32("how many, 1 or more")
+
+
+@record
+class ConfirmRange:
+    """A run of correlation ids of SEND with one outcome."""
+
+    first: int = u64("the first correlation id")
+    count: int = u32("how many, 1 or more")
+    outcome: int = u8("0 stored now; 1 was stored before (the same bytes)")
+    place: int = u16("index into `places`")
+
+
+@record
+class Place:
+    """The queues one envelope went to, and the recipients a partial publish did not reach."""
+
+    queues: list[str] = listing(text8, "queue names")
+    missing: list[str] = listing(text8, "recipients without a queue; only with the flag partial")
+
+
+@record
+class Delivered:
+    """One envelope handed to a consumer."""
+
+    seq: int = u64("its number in the queue; what an ack names")
+    attempt: int = u16("1 for the first delivery, then higher: redelivered")
+    accepted_at: int = u64("when HQ accepted it")
+    envelope: bytes = blob("the envelope, as it was sent")
+
+
+@record
+class RouteQueue:
+    """A queue a route leads to, and who reads it."""
+
+    queue: str = text8("name")
+    readers: list[str] = listing(text8, "client ids")
+
+
+@record
+class BundleQuery:
+    """Asks for the bundles of one client."""
+
+    client_id: str = text8("whose")
+    after: int = u64("the sequence number already held; 0 for none: every later one is returned")
+
+
+@record
+class BundleAnswer:
+    """What HQ holds of one client, oldest bundle first."""
+
+    client_id: str = text8("whose")
+    state: int = u8("0 known; 1 not found (or not yours to know); 2 revoked")
+    revoked_at: int = u64("when, or 0")
+    bundles: list[bytes] = listing(blob, "key bundles")
+
+
+@record
+class Trace:
+    """What HQ knows of one envelope in one queue."""
+
+    queue: str = text8("name")
+    client_id: str = text8("who acknowledged it, or to whom it was delivered, or empty")
+    state: int = u8("0 waiting; 1 delivered; 2 acknowledged; 3 dead letter")
+    attempts: int = u16("deliveries so far")
+    delivered_at: int = u64("last delivery")
+    acknowledged_at: int = u64("or 0")
+    reason: str = text16("of a dead letter, else empty")
+
+
+# -- the opening --------------------------------------------------------------------------------------------------
+
+
+@frame(0x04, "client", answer="WELCOME")
+class Hello:
+    """Opens the connection; nothing may come before it."""
+
+    magic: int = u32('0x43425831, "CBX1"')
+    version_min: int = u8("lowest protocol version spoken")
+    version_max: int = u8("highest")
+    frame_bytes: int = u32("largest frame this client takes")
+    heartbeat_s: int = u16("the client promises a frame at least this often; 0: HQ's wish")
+    software: str = text8("name and version, for the log")
+
+
+@frame(0x05, "server")
+class Welcome:
+    """Fixes version and limits."""
+
+    version: int = u8("the version both will speak")
+    frame_bytes: int = u32("largest frame HQ takes")
+    envelope_bytes: int = u32("largest envelope HQ takes")
+    heartbeat_s: int = u16("either side sends something at least this often; silence of twice this ends the connection")
+    publish_window: int = u16("unconfirmed SENDs allowed")
+    publish_window_bytes: int = u64("and their bytes")
+    credit_envelopes: int = u32("largest credit of a consumer")
+    credit_bytes: int = u64("and its bytes")
+    connection_id: int = u64("for logs of both sides")
+    server_time: int = u64("HQ's clock")
+    watermark: int = u64("envelope ids of an earlier time are refused as too old")
+    client_id: str = text8("who HQ takes this connection for; empty: no certificate, only enrolment")
+    role: str = text8("client, admin, or anonymous")
+    software: str = text8("name and version")
+
+
+@frame(0x06, "both", answer="PONG")
+class Ping:
+    """Are you there?"""
+
+    correlation: int = u64("returned in PONG")
+
+
+@frame(0x07, "both")
+class Pong:
+    """Yes."""
+
+    correlation: int = u64("of the PING")
+
+
+@frame(0x08, "both")
+class Error:
+    """A refusal; the code says whether the connection ends."""
+
+    correlation: int = u64("of the request, or 0: the connection")
+    code: int = u16("see the error table")
+    retryable: bool = flag("the same request may be sent again later")
+    message: str = text16("plain words")
+    detail: bytes = blob("code-specific; see the error table")
+
+
+@frame(0x09, "server")
+class GoingAway:
+    """HQ is about to close this connection; connect again after the pause."""
+
+    pause_ms: int = u32("wait at least this long")
+    message: str = text16("why")
+
+
+@frame(0x0A, "server")
+class Ok:
+    """The request is done and durable."""
+
+    correlation: int = u64("of the request")
+    count: int = u64("how many things it touched, where that means something")
+
+
+# -- publishing ---------------------------------------------------------------------------------------------------
+
+
+@frame(0x02, "client", answer="CONFIRM")
+class Send:
+    """Publishes one envelope of one or many messages."""
+
+    correlation: int = u64("of this request")
+    flags: int = u8("bit 0 partial: recipients without a queue are listed in the confirm instead of refused")
+    route_version: int = u64("from ROUTE, or 0 when the recipients were named by id")
+    envelope: bytes = rest("the envelope")
+
+
+@frame(0x10, "server")
+class Confirm:
+    """The named SENDs are on stable storage."""
+
+    accepted_at: int = u64("HQ's clock when they were accepted")
+    log_position: int = u64("of the entry in HQ's signed log; 0: none kept")
+    proof: bytes = blob("inclusion proof in the log; empty: none")
+    places: list[Place] = listing(Place, "where they went")
+    ranges: list[ConfirmRange] = listing(ConfirmRange, "which SENDs")
+
+
+@frame(0x11, "client", answer="ROUTE")
+class Resolve:
+    """Who would read what is published here?"""
+
+    correlation: int = u64("of this request")
+    exchange: str = text8("name, or empty for the default exchange")
+    routing_key: str = text8("key")
+
+
+@frame(0x12, "server")
+class Route:
+    """The answer to RESOLVE, and the detail of route-changed."""
+
+    correlation: int = u64("of the RESOLVE")
+    version: int = u64("of HQ's bindings; goes into SEND")
+    queues: list[RouteQueue] = listing(RouteQueue, "every matching queue")
+
+
+# -- consuming ----------------------------------------------------------------------------------------------------
+
+
+@frame(0x20, "client", answer="OK")
+class Consume:
+    """Subscribes to a queue; HQ pushes within the credit."""
+
+    correlation: int = u64("of this request")
+    tag: int = u32("chosen by the client, unique on this connection, not 0")
+    queue: str = text8("name")
+    envelopes: int = u32("first credit, envelopes")
+    size: int = u64("first credit, bytes; one envelope may pass it")
+
+
+@frame(0x21, "client", answer="OK")
+class Cancel:
+    """Ends a subscription; what it holds unacknowledged returns to the queue's front."""
+
+    correlation: int = u64("of this request")
+    tag: int = u32("of CONSUME")
+
+
+@frame(0x22, "client")
+class Credit:
+    """Adds credit to a consumer; not answered."""
+
+    tag: int = u32("of CONSUME")
+    envelopes: int = u32("to add")
+    size: int = u64("bytes to add")
+
+
+@frame(0x23, "server")
+class Deliver:
+    """Envelopes for a consumer, in the queue's order."""
+
+    tag: int = u32("of CONSUME")
+    entries: list[Delivered] = listing(Delivered, "one or many")
+
+
+@frame(0x03, "client", answer="FETCHED")
+class Fetch:
+    """Takes what waits now, at most so much; for clients that ask instead of being pushed to."""
+
+    correlation: int = u64("of this request")
+    queue: str = text8("name")
+    envelopes: int = u32("at most so many")
+    size: int = u64("stop at so many bytes; one envelope may pass it")
+
+
+@frame(0x24, "server")
+class Fetched:
+    """The answer to FETCH; the envelopes stay unacknowledged until acked, and return when the connection ends."""
+
+    correlation: int = u64("of the FETCH")
+    waiting: int = u64("envelopes still in the queue behind these")
+    entries: list[Delivered] = listing(Delivered, "none, one or many")
+
+
+@frame(0x25, "client", answer="ACK_CONFIRMED")
+class Ack:
+    """The outcome of every message of these envelopes is durably recorded by the recipient."""
+
+    correlation: int = u64("of this request")
+    queue: str = text8("name")
+    ranges: list[Range] = listing(Range, "of seq")
+
+
+@frame(0x26, "server")
+class AckConfirmed:
+    """The acks are on stable storage."""
+
+    correlation: int = u64("of the ACK")
+    count: int = u64("envelopes acknowledged by it")
+    unknown: int = u64("numbers that were not waiting (acknowledged before)")
+
+
+@frame(0x27, "client", answer="OK")
+class Nack:
+    """This envelope cannot be verified or opened here."""
+
+    correlation: int = u64("of this request")
+    queue: str = text8("name")
+    seq: int = u64("of the delivery")
+    requeue: bool = flag("1: back to the front, counter raised; 0: to the dead letters, with the reason")
+    outcome: int = u8("of the receipt outcomes")
+    reason: str = text16("plain words")
+
+
+@frame(0x28, "client", answer="OK")
+class Resend:
+    """Deliver again what this client holds unacknowledged."""
+
+    correlation: int = u64("of this request")
+    queue: str = text8("name; empty: every queue this client reads")
+    sender_id: str = text8("with envelope_id: that envelope's sender; else empty")
+    envelope_id: bytes = id16("or zeros: everything unacknowledged")
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------
+
+
+@frame(0x01, "client", answer="OK")
+class Register:
+    """Publishes this client's own key bundle."""
+
+    correlation: int = u64("of this request")
+    bundle: bytes = blob("the key bundle")
+
+
+@frame(0x30, "client", answer="BUNDLES")
+class GetBundles:
+    """Asks for key bundles, many at once."""
+
+    correlation: int = u64("of this request")
+    clients: list[BundleQuery] = listing(BundleQuery, "by client")
+    hashes: list[bytes] = listing(blob, "by bundle hash, 32 bytes each")
+
+
+@frame(0x31, "server")
+class Bundles:
+    """The answer to GET_BUNDLES: first the clients as asked, then the hashes as asked."""
+
+    correlation: int = u64("of the request")
+    answers: list[BundleAnswer] = listing(BundleAnswer, "one for each asked")
+
+
+@frame(0x32, "client", answer="REVOCATIONS")
+class GetRevocations:
+    """Asks for the current revocation list."""
+
+    correlation: int = u64("of this request")
+
+
+@frame(0x33, "server")
+class Revocations:
+    """The revocation list (X.509 CRL) of the issuing CA."""
+
+    correlation: int = u64("of the request")
+    crl: bytes = blob("DER")
+
+
+# -- topology -----------------------------------------------------------------------------------------------------
+
+
+@frame(0x40, "client", answer="OK")
+class DeclareExchange:
+    """Makes an exchange, or finds it the same."""
+
+    correlation: int = u64("of this request")
+    name: str = text8("1 to 127 bytes")
+    type: int = u8("0 direct; 1 fanout; 2 topic")
+
+
+@frame(0x41, "client", answer="OK")
+class DeleteExchange:
+    """Deletes an exchange and its bindings."""
+
+    correlation: int = u64("of this request")
+    name: str = text8("name")
+
+
+@frame(0x42, "client", answer="OK")
+class DeclareQueue:
+    """Makes a queue, or finds it the same."""
+
+    correlation: int = u64("of this request")
+    name: str = text8("1 to 127 bytes; `box.` is reserved")
+    owner: str = text8("empty: the declarer; only an admin names another")
+    readers: list[str] = listing(text8, "who else reads it")
+
+
+@frame(0x43, "client", answer="OK")
+class DeleteQueue:
+    """Deletes an empty queue and its bindings; a queue with envelopes is refused."""
+
+    correlation: int = u64("of this request")
+    name: str = text8("name")
+
+
+@frame(0x44, "client", answer="OK")
+class Bind:
+    """Leads a routing key of an exchange into a queue."""
+
+    correlation: int = u64("of this request")
+    exchange: str = text8("name")
+    queue: str = text8("name")
+    routing_key: str = text8("key, or pattern with * and # on a topic exchange")
+
+
+@frame(0x45, "client", answer="OK")
+class Unbind:
+    """Ends a binding."""
+
+    correlation: int = u64("of this request")
+    exchange: str = text8("name")
+    queue: str = text8("name")
+    routing_key: str = text8("as bound")
+
+
+@frame(0x46, "client", answer="OK")
+class Purge:
+    """Moves everything waiting in a queue to the dead letters, with who did it; admin only."""
+
+    correlation: int = u64("of this request")
+    queue: str = text8("name")
+
+
+@frame(0x48, "client", answer="LISTING")
+class List:
+    """A page of exchanges, queues, bindings, clients, grants, connections or pending requests."""
+
+    correlation: int = u64("of this request")
+    what: str = text8("one of those words")
+    name: str = text8("only this one (show), or empty for all")
+    after: str = text16("the cursor of the page before, or empty")
+
+
+@frame(0x49, "server")
+class Listing:
+    """The answer to LIST."""
+
+    correlation: int = u64("of the request")
+    after: str = text16("cursor of the next page; empty: this was the last")
+    rows: bytes = blob("a JSON array of objects; their keys are in the manual")
+
+
+@frame(0x4A, "client", answer="STATUS_REPORT")
+class Status:
+    """Where is my message?  Answered to its sender, its recipients and admins."""
+
+    correlation: int = u64("of this request")
+    sender_id: str = text8("of the message; empty: this client")
+    message_id: bytes = id16("envelope id plus the message's index")
+
+
+@frame(0x4B, "server")
+class StatusReport:
+    """The answer to STATUS."""
+
+    correlation: int = u64("of the request")
+    found: bool = flag("0: HQ has no record of it for you")
+    sender_id: str = text8("who sent it")
+    accepted_at: int = u64("when HQ accepted it")
+    traces: list[Trace] = listing(Trace, "one for each queue it went to")
+
+
+# -- enrolment and administration ---------------------------------------------------------------------------------
+
+
+@frame(0x50, "anonymous", answer="ROOT")
+class GetRoot:
+    """Asks for HQ's root certificate, to compare its fingerprint with the token's."""
+
+    correlation: int = u64("of this request")
+
+
+@frame(0x51, "server")
+class Root:
+    """HQ's certificates."""
+
+    correlation: int = u64("of the request")
+    root: bytes = blob("root CA, DER")
+    issuing: bytes = blob("issuing CA, DER")
+
+
+@frame(0x52, "anonymous", answer="CERTIFICATE")
+class RequestCertificate:
+    """Enrols: the token's secret and a signing request; sent again, it asks for the outcome."""
+
+    correlation: int = u64("of this request")
+    client_id: str = text8("from the token")
+    secret: bytes = blob("16 bytes, from the token")
+    csr: bytes = blob("PKCS#10, DER; HQ takes only the key from it")
+
+
+@frame(0x53, "server")
+class Certificate:
+    """The outcome of an enrolment or a renewal."""
+
+    correlation: int = u64("of the request")
+    state: int = u8("0 issued; 1 waits for the admin's approval; 2 waits for the CA to be carried there and back")
+    number: str = text8("the short number both ends show")
+    chain: list[bytes] = listing(blob, "DER, leaf first; empty while waiting")
+
+
+@frame(0x54, "client", answer="CERTIFICATE")
+class Renew:
+    """A new certificate for this connection's client."""
+
+    correlation: int = u64("of this request")
+    csr: bytes = blob("PKCS#10, DER")
+
+
+@frame(0x58, "admin", answer="TOKEN")
+class Enrol:
+    """Makes an enrolment token."""
+
+    correlation: int = u64("of this request")
+    client_id: str = text8("for whom")
+    role: str = text8("client or admin")
+    approve: bool = flag("hold the certificate until APPROVE")
+    valid_s: int = u32("how long the token lives; 0: a day")
+
+
+@frame(0x59, "server")
+class Token:
+    """The answer to ENROL; the only time HQ says the secret."""
+
+    correlation: int = u64("of the request")
+    token: str = text16("one line; see the token format")
+
+
+@frame(0x5A, "admin", answer="OK")
+class Approve:
+    """Lets a held enrolment go, or refuses it."""
+
+    correlation: int = u64("of this request")
+    client_id: str = text8("whose")
+    accept: bool = flag("1 yes, 0 no")
+
+
+@frame(0x5B, "admin", answer="OK")
+class Grant:
+    """Gives or takes a right."""
+
+    correlation: int = u64("of this request")
+    client_id: str = text8("who; * for every client")
+    right: str = text8("publish, bind, read, declare, or admin")
+    resource: str = text8("exchange (publish, bind), queue (read), or empty (declare, admin)")
+    give: bool = flag("1 give, 0 take")
+
+
+@frame(0x5C, "admin", answer="OK")
+class Revoke:
+    """Revokes every certificate of a client and cuts its connections."""
+
+    correlation: int = u64("of this request")
+    client_id: str = text8("whose")
+    reason: str = text16("for the record")
+
+
+@frame(0x5D, "admin", answer="REQUESTS")
+class ExportRequests:
+    """The signing requests that wait for an offline CA."""
+
+    correlation: int = u64("of this request")
+
+
+@frame(0x5E, "server")
+class Requests:
+    """The answer to EXPORT_REQUESTS."""
+
+    correlation: int = u64("of the request")
+    document: bytes = blob("a JSON document; see the pki manual page")
+
+
+@frame(0x5F, "admin", answer="OK")
+class ImportCertificates:
+    """What the offline CA signed: certificates and its revocation list."""
+
+    correlation: int = u64("of this request")
+    document: bytes = blob("a JSON document; see the pki manual page")

@@ -1,0 +1,253 @@
+"""Every frame of the table: golden bytes, three ways of feeding, the manual page, the fast paths."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cipherbox.errors import ProtocolError
+from cipherbox.wire import codec, document, frames
+from cipherbox.wire.connection import Connection, Deliveries, SendBatch, State
+from cipherbox.wire.fields import TABLE
+from tests.golden import files
+from tests.golden.make_frames import samples
+
+GOLDEN = files.read("frames")
+
+
+def opened(role: str, peer: str = "admin") -> Connection:
+    """A connection past its opening; ``peer`` is the role HQ gave."""
+    server, client = Connection("server"), Connection("client")
+    server.receive_data(client.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 25, 30, "test")))
+    (hello,) = server.events()
+    assert isinstance(hello, frames.Hello)
+    welcome = frames.Welcome(1, 1 << 25, 1 << 24, 30, 10, 1 << 20, 10, 1 << 20, 1, 1, 0, "A", peer, "test")
+    client.receive_data(server.send(welcome))
+    assert [type(e) for e in client.events()] == [frames.Welcome]
+    return server if role == "server" else client
+
+
+def unbatched(events: list[object]) -> list[object]:
+    """Events with the fast paths' tuples turned back into frames."""
+    found: list[object] = []
+    for event in events:
+        if isinstance(event, SendBatch):
+            found += [frames.Send(*item) for item in event.items]
+        elif isinstance(event, Deliveries):
+            found.append(frames.Deliver(event.tag, [frames.Delivered(*item) for item in event.entries]))
+        else:
+            found.append(event)
+    return found
+
+
+def receiver_of(kind: int) -> Connection:
+    return opened("client" if TABLE[kind].sender == "server" else "server")
+
+
+NAMED = [(name, frame) for name, frame in samples() if not isinstance(frame, frames.Hello | frames.Welcome)]
+IDS = [name for name, _ in NAMED]
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=[row["name"] for row in GOLDEN])
+def test_golden_frames_keep_their_bytes(row: dict[str, object]) -> None:
+    raw = bytes.fromhex(str(row["frame"]))
+    frame = codec.decode(raw[4], raw[5:])
+    assert files.plain(frame) == row["fields"]
+    assert codec.encode(frame) == raw
+
+
+def test_every_kind_has_a_golden_sample() -> None:
+    assert {row["kind"] for row in GOLDEN} == set(TABLE)
+
+
+def test_the_makers_still_make_the_golden_file() -> None:
+    assert [codec.encode(frame).hex() for _, frame in samples()] == [row["frame"] for row in GOLDEN]
+
+
+@pytest.mark.parametrize(("name", "frame"), NAMED, ids=IDS)
+def test_whole_byte_by_byte_and_with_trailing_bytes(name: str, frame: object) -> None:
+    raw = codec.encode(frame)
+    whole = receiver_of(raw[4])
+    whole.receive_data(raw)
+    assert unbatched(whole.events()) == [frame]
+
+    bitten = receiver_of(raw[4])
+    seen: list[object] = []
+    for i in range(len(raw)):
+        bitten.receive_data(raw[i : i + 1])
+        seen += unbatched(bitten.events())
+        assert bool(seen) == (i == len(raw) - 1)
+    assert seen == [frame]
+
+    if TABLE[raw[4]].fields[-1].kind.name == "rest":
+        return  # its last field takes everything
+    longer = (len(raw) - 4 + 3).to_bytes(4, "big") + raw[4:] + b"new"
+    grown = receiver_of(raw[4])
+    grown.receive_data(longer + raw)
+    assert unbatched(grown.events()) == [frame, frame]
+
+
+@pytest.mark.parametrize(("name", "frame"), NAMED, ids=IDS)
+def test_every_cut_body_is_refused_in_words(name: str, frame: object) -> None:
+    raw = codec.encode(frame)
+    least = sum(f.kind.least for f in TABLE[raw[4]].fields)
+    for cut in range(len(raw) - 5):
+        if cut >= least and TABLE[raw[4]].fields[-1].kind.name == "rest":
+            continue
+        with pytest.raises(ProtocolError, match=r"ends inside|claims"):
+            codec.decode(raw[4], raw[5 : 5 + cut])
+
+
+def test_the_manual_page_is_what_the_table_makes() -> None:
+    page = document.PAGE.read_text()
+    assert document.refreshed(page) == page
+    assert all(f"0x{kind:02X} {spec.name}" in page for kind, spec in TABLE.items())
+
+
+def test_fast_paths_make_the_tables_bytes() -> None:
+    sends = [(i, i % 2, 7 * i, bytes([i]) * i) for i in range(5)]
+    assert codec.encode_sends(sends) == b"".join(codec.encode(frames.Send(*item)) for item in sends)
+    entries = [(i, 1 + i, 1000 + i, bytes([i]) * i) for i in range(5)]
+    assert codec.encode_deliver(9, entries) == codec.encode(
+        frames.Deliver(9, [frames.Delivered(*item) for item in entries])
+    )
+
+
+def test_runs_of_send_come_as_one_batch() -> None:
+    server = opened("server")
+    server.receive_data(
+        codec.encode_sends([(1, 0, 0, b"a"), (2, 0, 0, b"b")])
+        + codec.encode(frames.Ping(3))
+        + codec.encode_sends([(4, 1, 5, b"c")])
+    )
+    assert server.events() == [
+        SendBatch([(1, 0, 0, b"a"), (2, 0, 0, b"b")]),
+        frames.Ping(3),
+        SendBatch([(4, 1, 5, b"c")]),
+    ]
+
+
+# -- faults -------------------------------------------------------------------------------------------------------
+
+FAULTS = [
+    ("4 GiB", b"\xff\xff\xff\xff", "frame-too-large"),
+    ("one byte too large", (17 * 1024 * 1024 + 1).to_bytes(4, "big"), "frame-too-large"),
+    ("no length", bytes(4), "protocol"),
+    ("unknown kind", b"\x00\x00\x00\x01\xee", "protocol"),
+    ("second HELLO", codec.encode(frames.Hello(frames.MAGIC, 1, 1, 1, 1, "")), "unexpected-frame"),
+    ("a server's frame", codec.encode(frames.Ok(1, 1)), "unexpected-frame"),
+    ("a DELIVER from a client", b"\x00\x00\x00\x1b\x23" + bytes(4) + b"\xff\xff\xff\xff" + bytes(18), "unexpected"),
+    ("not UTF-8", codec.encode(frames.Resolve(1, "ab", "c")).replace(b"ab", b"\xff\xfe"), "protocol"),
+    ("a flag of 2", codec.encode(frames.Approve(1, "A", True))[:-1] + b"\x02", "protocol"),
+]
+
+
+@pytest.mark.parametrize(("name", "raw", "error"), FAULTS, ids=[f[0] for f in FAULTS])
+def test_a_fault_is_raised_behind_the_good_frames_and_for_good(name: str, raw: bytes, error: str) -> None:
+    server = opened("server")
+    server.receive_data(codec.encode(frames.Ping(1)) + raw)
+    assert server.events() == [frames.Ping(1)]
+    for _ in range(2):
+        with pytest.raises(ProtocolError) as found:
+            server.events()
+        assert found.value.name.startswith(error)
+        assert found.value.closes
+    assert server.state is State.CLOSED
+
+
+@pytest.mark.parametrize("claimed", [0xFFFFFFFF, 1000, 2])
+def test_a_count_beyond_its_bytes_makes_nothing(claimed: int) -> None:
+    body = (1).to_bytes(8, "big") + b"\x01q" + claimed.to_bytes(4, "big") + bytes(12)
+    with pytest.raises(ProtocolError, match="claims"):
+        codec.decode(0x25, body)
+    with pytest.raises(ProtocolError, match="claims"):
+        codec.decode_deliver(bytes(4) + claimed.to_bytes(4, "big") + bytes(12), 0, 20)
+
+
+def test_half_a_frame_and_the_end_is_a_fault() -> None:
+    server = opened("server")
+    server.receive_data(codec.encode(frames.Ping(1))[:-1])
+    assert server.events() == []
+    with pytest.raises(ProtocolError, match="middle of a frame"):
+        server.receive_eof()
+    opened("server").receive_eof()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", codec.encode(frames.Ping(1)), bytes(100),
+     codec.encode(frames.Hello(1, 1, 1, 1, 1, "wrong magic"))],
+)  # fmt: skip
+def test_what_is_no_hello_is_refused_at_once(first: bytes) -> None:
+    server = Connection("server")
+    server.receive_data(first)
+    with pytest.raises(ProtocolError):
+        server.events()
+
+
+def test_hello_is_read_alone_until_welcome() -> None:
+    server, client = Connection("server"), Connection("client")
+    server.receive_data(client.send(frames.Hello(frames.MAGIC, 1, 1, 1, 1, "")) + codec.encode(frames.Ping(5)))
+    assert len(server.events()) == 1
+    assert server.events() == []
+    server.send(frames.Welcome(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, "A", "client", ""))
+    assert server.events() == [frames.Ping(5)]
+
+
+def test_an_anonymous_connection_can_only_enrol() -> None:
+    server = opened("server", "anonymous")
+    server.receive_data(codec.encode(frames.GetRoot(1)) + codec.encode(frames.Ping(2)))
+    assert len(server.events()) == 2
+    for frame in (frames.Fetch(3, "q", 1, 1), frames.Send(3, 0, 0, b""), frames.Enrol(3, "A", "admin", False, 0)):
+        server = opened("server", "anonymous")
+        server.receive_data(codec.encode(frame))
+        with pytest.raises(ProtocolError, match="certificate"):
+            server.events()
+    server = opened("server", "anonymous")
+    server.receive_data((16 * 1024 + 1).to_bytes(4, "big"))
+    with pytest.raises(ProtocolError, match="claims"):
+        server.events()
+
+
+def test_a_client_cannot_send_an_admins_frame() -> None:
+    server = opened("server", "client")
+    server.receive_data(codec.encode(frames.Grant(1, "A", "admin", "", True)))
+    with pytest.raises(ProtocolError):
+        server.events()
+
+
+def test_versions_without_a_common_one() -> None:
+    from cipherbox.wire.connection import negotiate
+
+    assert negotiate(frames.Hello(frames.MAGIC, 0, 9, 1, 1, "")) == 1
+    for low, high in ((2, 9), (0, 0)):
+        with pytest.raises(ProtocolError, match="update the older program"):
+            negotiate(frames.Hello(frames.MAGIC, low, high, 1, 1, ""))
+
+
+def test_what_the_other_end_cannot_take_is_not_sent() -> None:
+    server = opened("server")
+    with pytest.raises(ProtocolError, match="takes"):
+        server.send(frames.Requests(1, bytes(1 << 25)))
+
+
+@given(st.lists(st.binary(max_size=60), max_size=8), st.sampled_from(["server", "client", "new"]))
+def test_any_bytes_give_frames_or_a_fault(pieces: list[bytes], role: str) -> None:
+    connection = Connection("server") if role == "new" else opened(role)
+    try:
+        for piece in pieces:
+            connection.receive_data(piece)
+            connection.events()
+        connection.events()
+    except ProtocolError:
+        pass
+
+
+@given(st.sampled_from(sorted(TABLE)), st.binary(max_size=200))
+def test_decoding_any_body_is_total(kind: int, body: bytes) -> None:
+    try:
+        frame = codec.decode(kind, body)
+    except ProtocolError:
+        return
+    codec.encode(frame)
