@@ -1,0 +1,10 @@
+"""The bytes both ends may know; no secret is needed to read any of it.
+
+    ids.py         envelope ids and message ids
+    kinds.py       numbers of stanza types, ciphers, suites, outcomes; their sizes
+    prefix.py      the prefix: what HQ routes by
+    layout.py      where the parts of an envelope lie, and its hashes
+    signature.py   checks of signatures by a bundle's keys
+    bundle.py      key bundles: bytes, certification, succession, fingerprint
+    receipt.py     receipts: bytes, Merkle tree, verification
+"""

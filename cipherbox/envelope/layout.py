@@ -1,0 +1,70 @@
+"""Where the parts of an envelope lie, and the one hash that runs over them.
+
+    prefix | stanzas | body | signatures
+           ^stanzas  ^body  ^signatures  ^total
+
+SHA-256 runs once: its value before the body is the body's associated data, before the signatures the *envelope hash*
+(what is signed, compared, logged, receipted), at the end the *stored hash* (what HQ checks when it reads the disk).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from cipherbox.envelope.kinds import SIGNATURE_SIZES
+from cipherbox.envelope.prefix import Prefix, decode_prefix
+from cipherbox.errors import MalformedEnvelope
+
+
+class Layout(NamedTuple):
+    """The prefix, and the offsets of the parts behind it."""
+
+    prefix: Prefix
+    stanzas_at: int
+    body_at: int
+    signatures_at: int
+    total: int
+
+
+class Hashes(NamedTuple):
+    """See the module."""
+
+    header_hash: bytes
+    envelope_hash: bytes
+    stored_hash: bytes
+
+
+_SIGNATURES = {int(suite): size for suite, size in SIGNATURE_SIZES.items()}
+
+
+def split(buf: bytes) -> Layout:
+    """The layout of a whole envelope; MalformedEnvelope unless its length is exactly what the prefix says."""
+    prefix = decode_prefix(buf)
+    body_at = prefix.prefix_length
+    for recipient in prefix.recipients:
+        body_at += recipient.stanza_length
+    signatures_at = body_at + prefix.body_length
+    total = signatures_at + _SIGNATURES[prefix.signature_suite]
+    if total != len(buf):
+        raise MalformedEnvelope(f"the envelope has {len(buf)} bytes; its prefix says {total}")
+    return Layout(prefix, prefix.prefix_length, body_at, signatures_at, total)
+
+
+def hashes(buf: bytes, layout: Layout) -> Hashes:
+    """All three values in one pass."""
+    view = memoryview(buf)
+    running = hashlib.sha256(view[: layout.body_at])
+    header = running.digest()
+    running.update(view[layout.body_at : layout.signatures_at])
+    envelope = running.digest()
+    running.update(view[layout.signatures_at :])
+    return Hashes(header, envelope, running.digest())
+
+
+def stanza(buf: bytes, layout: Layout, index: int) -> bytes:
+    """The bytes of recipient ``index``'s stanza."""
+    at = layout.stanzas_at + sum(r.stanza_length for r in layout.prefix.recipients[:index])
+    return buf[at : at + layout.prefix.recipients[index].stanza_length]
+
+

@@ -1,0 +1,145 @@
+"""The prefix: everything HQ reads of an envelope, and all of it in clear.
+
+Decoding is total: any bytes give a Prefix or MalformedEnvelope / UnknownVersion, and counts are checked against the
+bytes that are there before anything is made of them.  HQ decodes one for every envelope it takes, so names that were
+checked once are remembered (bounded).  The byte table is in the manual page `envelope`.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import NamedTuple
+
+from cipherbox.envelope.ids import is_envelope_id
+from cipherbox.envelope.kinds import STANZA_SIZES, BodyCipher, SignatureSuite, StanzaType
+from cipherbox.errors import InvalidRequest, MalformedEnvelope, UnknownVersion
+from cipherbox.limits import LIMITS, check_client_id, check_name
+
+MAGIC = b"CBXE"
+VERSION = 1
+TAG_BYTES = 16
+FIXED = struct.Struct(">4sBBIIQQ16sIIBB32s32sHBBB")
+RECIPIENT = struct.Struct(">16sBHB")
+_CIPHERS = frozenset(map(int, BodyCipher))
+_SUITES = frozenset(map(int, SignatureSuite))
+_STANZA_BOUNDS = {  # a type's least and largest stanza; plain numbers, since enum members cost HQ time
+    int(kind): (STANZA_SIZES.get(kind, 1), STANZA_SIZES.get(kind, LIMITS.stanza_bytes)) for kind in StanzaType
+}
+
+
+class Recipient(NamedTuple):
+    """One recipient's entry: which of its keys, how it is wrapped, how long the stanza is."""
+
+    key_id: bytes
+    stanza_type: int
+    stanza_length: int
+    client_id: str
+
+
+class Prefix(NamedTuple):
+    """The decoded prefix; times are ms since 1970, lengths are bytes."""
+
+    prefix_length: int
+    body_length: int
+    sealed_at: int
+    expires_at: int
+    envelope_id: bytes
+    generation: int
+    message_count: int
+    body_cipher: int
+    signature_suite: int
+    bundle_hash: bytes
+    commitment: bytes
+    sender: str
+    exchange: str
+    routing_key: str
+    recipients: tuple[Recipient, ...]
+
+
+@lru_cache(maxsize=16_384)
+def _client_id(raw: bytes) -> str:
+    try:
+        return check_client_id(raw.decode("ascii"))
+    except (UnicodeDecodeError, InvalidRequest):
+        raise MalformedEnvelope("the prefix names a client whose id is not one") from None
+
+
+@lru_cache(maxsize=16_384)
+def _name(raw: bytes) -> str:
+    try:
+        return check_name(raw.decode("utf-8"), "name") if raw else ""
+    except (UnicodeDecodeError, InvalidRequest):
+        raise MalformedEnvelope("the exchange or routing key is not a name") from None
+
+
+def encode_prefix(
+    *, body_length: int, sealed_at: int, expires_at: int, envelope_id: bytes, generation: int, message_count: int,
+    body_cipher: int, signature_suite: int, bundle_hash: bytes, commitment: bytes, sender: str, exchange: str,
+    routing_key: str, recipients: tuple[Recipient, ...],
+) -> bytes:  # fmt: skip
+    """The prefix's bytes; InvalidRequest if a value has no place in its field.  `decode_prefix` judges the rest."""
+    try:
+        names = sender.encode(), exchange.encode(), routing_key.encode()
+        tail = list(names)
+        for entry in recipients:
+            name = entry.client_id.encode()
+            tail.append(RECIPIENT.pack(entry.key_id, entry.stanza_type, entry.stanza_length, len(name)))
+            tail.append(name)
+        length = FIXED.size + sum(map(len, tail))
+        head = FIXED.pack(
+            MAGIC, VERSION, 0, length, body_length, sealed_at, expires_at, envelope_id, generation, message_count,
+            body_cipher, signature_suite, bundle_hash, commitment, len(recipients), *map(len, names),
+        )  # fmt: skip
+    except (struct.error, UnicodeEncodeError):
+        raise InvalidRequest("a name, a time or a number of the envelope does not fit into its field") from None
+    return head + b"".join(tail)
+
+
+def decode_prefix(buf: bytes) -> Prefix:
+    """The prefix at the start of ``buf``; MalformedEnvelope or UnknownVersion, never another error."""
+    if len(buf) < FIXED.size or buf[:4] != MAGIC:
+        raise MalformedEnvelope("these bytes do not begin like an envelope")
+    (
+        _, version, flags, length, body_length, sealed_at, expires_at, envelope_id, generation, count,
+        cipher, suite, bundle_hash, commitment, recipient_count, sender_size, exchange_size, key_size,
+    ) = FIXED.unpack_from(buf)  # fmt: skip
+    if version != VERSION or flags:
+        raise UnknownVersion(f"the envelope is of version {version} with flags {flags}; update this program")
+    if not FIXED.size < length <= min(len(buf), LIMITS.prefix_bytes):
+        raise MalformedEnvelope("the prefix does not fit into the bytes")
+    if cipher not in _CIPHERS or suite not in _SUITES:
+        raise UnknownVersion(f"the envelope uses body cipher {cipher} and signature suite {suite}; update this program")
+    if not 1 <= count <= LIMITS.messages or body_length < TAG_BYTES or not is_envelope_id(envelope_id):
+        raise MalformedEnvelope("the prefix's id, message count or body length is not allowed")
+    if expires_at and expires_at <= sealed_at:
+        raise MalformedEnvelope("the envelope expires before it was sealed")
+    if not 1 <= recipient_count <= LIMITS.recipients:
+        raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
+    at = FIXED.size + sender_size
+    sender = _client_id(buf[FIXED.size : at])
+    exchange = _name(buf[at : at + exchange_size])
+    at += exchange_size
+    routing_key = _name(buf[at : at + key_size])
+    at += key_size
+    recipients = []
+    for _ in range(recipient_count):
+        if at + RECIPIENT.size > length:
+            raise MalformedEnvelope("the prefix ends inside its recipients")
+        key_id, stanza_type, stanza_length, id_size = RECIPIENT.unpack_from(buf, at)
+        at += RECIPIENT.size
+        bounds = _STANZA_BOUNDS.get(stanza_type)
+        if bounds is None:
+            raise UnknownVersion(f"the envelope uses stanza type {stanza_type}; update this program")
+        if not bounds[0] <= stanza_length <= bounds[1]:
+            raise MalformedEnvelope(f"a stanza of type {stanza_type} does not have {stanza_length} bytes")
+        recipients.append(Recipient(key_id, stanza_type, stanza_length, _client_id(buf[at : at + id_size])))
+        at += id_size
+    if at != length:
+        raise MalformedEnvelope("the prefix has another length than it says")
+    if recipient_count > 1 and len({r.client_id.casefold() for r in recipients}) != recipient_count:
+        raise MalformedEnvelope("a recipient is named twice")
+    return Prefix(
+        length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite, bundle_hash,
+        commitment, sender, exchange, routing_key, tuple(recipients),
+    )  # fmt: skip

@@ -1,0 +1,331 @@
+"""Certificates: a root, an issuing CA, one certificate per party, and the revocation list.
+
+The root signs the issuing CA and nothing else, so its key can leave the machine after `init`.  The issuing CA signs
+HQ's server certificate, the clients' certificates and the revocation list.  All keys are ECDSA P-384 (RFC 5480), all
+signatures ECDSA with SHA-384.  A client's id is its certificate's common name and comes from HQ's records; from a
+signing request only the public key is taken.  Clients check HQ by one fixed logical name, so its addresses may change.
+The profile follows RFC 5280; the manual page `pki` has it in words.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Sequence
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from cipherbox.errors import BundleNotCertified, CredentialsError, InvalidRequest
+from cipherbox.limits import check_client_id
+
+SERVER_NAME = "hq.cipherbox.internal"
+CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
+SERVER = ExtendedKeyUsageOID.SERVER_AUTH
+ROOT_DAYS, ISSUING_DAYS, LEAF_DAYS = 7305, 3652, 398
+CRL_DAYS, OFFLINE_CRL_DAYS = 7, 35
+_LABEL_NUMBER = b"cipherbox/v1/enrol-number\x00"
+_BACKDATED = datetime.timedelta(minutes=5)  # a new machine's clock may lag a little
+
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
+
+
+@attrs.frozen
+class Authority:
+    """A certificate that signs others, with its key."""
+
+    certificate: x509.Certificate
+    key: PrivateKey = attrs.field(repr=False)
+
+
+def now() -> datetime.datetime:
+    """The time in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def ms(moment: datetime.datetime) -> int:
+    """Milliseconds since 1970."""
+    return int(moment.timestamp() * 1000)
+
+
+def new_key() -> PrivateKey:
+    """A fresh P-384 key."""
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, issuer_key: PublicKey, days: int
+) -> x509.CertificateBuilder:
+    start = now() - _BACKDATED
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _authority(name: str, signer: Authority | None, days: int, depth: int) -> Authority:
+    key = new_key()
+    issuer = signer.certificate.subject if signer else _name(name)
+    issuer_key = signer.key if signer else key
+    certificate = (
+        _builder(_name(name), issuer, key.public_key(), issuer_key.public_key(), days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=depth), critical=True)
+        .add_extension(_usage(ca=True), critical=True)
+        .sign(issuer_key, hashes.SHA384())
+    )
+    return Authority(certificate, key)
+
+
+def new_root(name: str) -> Authority:
+    """A self-signed root that may sign one level of issuing CAs."""
+    return _authority(f"{name} root", None, ROOT_DAYS, 1)
+
+
+def new_issuing(name: str, root: Authority) -> Authority:
+    """An issuing CA under ``root``."""
+    return _authority(f"{name} issuing CA", root, ISSUING_DAYS, 0)
+
+
+def _leaf(issuing: Authority, key: PublicKey, name: str, purpose: x509.ObjectIdentifier, days: int) -> x509.Certificate:
+    builder = (
+        _builder(_name(name), issuing.certificate.subject, key, issuing.key.public_key(), days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+    )
+    if purpose == SERVER:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+    return builder.sign(issuing.key, hashes.SHA384())
+
+
+def issue_client(issuing: Authority, key: PublicKey, client_id: str, days: int = LEAF_DAYS) -> x509.Certificate:
+    """A client's certificate; its id becomes the common name."""
+    return _leaf(issuing, key, check_client_id(client_id), CLIENT, days)
+
+
+def issue_server(issuing: Authority, key: PublicKey, name: str, days: int = LEAF_DAYS) -> x509.Certificate:
+    """HQ's certificate, with the one logical name clients check."""
+    return _leaf(issuing, key, name, SERVER, days)
+
+
+def make_csr(key: PrivateKey, client_id: str) -> bytes:
+    """A PKCS#10 signing request, DER."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(client_id))
+    return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+
+def key_of_csr(csr: bytes) -> PublicKey:
+    """The public key of a signing request whose own signature verifies; nothing else is taken from it."""
+    try:
+        request = x509.load_der_x509_csr(csr)
+        key = request.public_key()
+        good = request.is_signature_valid
+    except Exception:  # the parser's errors are many; each means: no signing request
+        raise InvalidRequest("this is not a certificate signing request") from None
+    if not good or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
+        raise InvalidRequest("a signing request needs an ECDSA P-384 key and its own valid signature")
+    return key
+
+
+def spki(key: PublicKey) -> bytes:
+    """SubjectPublicKeyInfo, DER."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def enrol_number(root_fingerprint: bytes, key_spki: bytes) -> str:
+    """The short number both ends of an enrolment show: "123 456"."""
+    digest = hashlib.sha256(_LABEL_NUMBER + root_fingerprint + key_spki).digest()
+    digits = f"{int.from_bytes(digest[:8], 'big') % 1_000_000:06d}"
+    return f"{digits[:3]} {digits[3:]}"
+
+
+def fingerprint(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate's DER."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The subject's common name, or empty."""
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if len(found) == 1 else ""
+
+
+def serial(certificate: x509.Certificate) -> str:
+    """The serial number as hexadecimal text."""
+    return f"{certificate.serial_number:x}"
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    """DER bytes."""
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def load_der(data: bytes) -> x509.Certificate:
+    """A certificate from DER; BundleNotCertified if it is none."""
+    try:
+        return x509.load_der_x509_certificate(data)
+    except Exception:
+        raise BundleNotCertified("this is not a certificate") from None
+
+
+def pem(*certificates: x509.Certificate) -> bytes:
+    """PEM, one behind the other."""
+    return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in certificates)
+
+
+def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
+    """Certificates from PEM; CredentialsError names ``where``."""
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except Exception:
+        raise CredentialsError(f"{where} holds no certificate") from None
+
+
+def password_of(local_key: bytes) -> bytes:
+    """The PKCS#8 password a local key stands for: its hexadecimal text, which OpenSSL's tools take as well."""
+    return local_key.hex().encode()
+
+
+def key_pem(key: PrivateKey, local_key: bytes) -> bytes:
+    """PKCS#8 PEM, encrypted under a local key."""
+    protection = serialization.BestAvailableEncryption(password_of(local_key))
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+
+
+def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
+    """A private key from `key_pem`; CredentialsError names ``where`` and never what is in it."""
+    try:
+        key = serialization.load_pem_private_key(data, password_of(local_key))
+    except Exception:
+        raise CredentialsError(f"{where} does not open with the key that belongs to it") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CredentialsError(f"{where} is not an ECDSA key")
+    return key
+
+
+def verify_chain(
+    chain: Sequence[bytes | x509.Certificate], root: x509.Certificate, at: datetime.datetime | None = None,
+    usage: x509.ObjectIdentifier | None = CLIENT,
+) -> x509.Certificate:  # fmt: skip
+    """The leaf of ``chain`` (leaf first, then issuing CAs; root not included) if every step to ``root`` holds.
+
+    Checked: names, signatures, dates at ``at`` (None: not the dates), CA flags and path lengths, the leaf's purpose.
+    BundleNotCertified says which step failed.
+    """
+    certificates = [c if isinstance(c, x509.Certificate) else load_der(c) for c in chain]
+    if not 1 <= len(certificates) <= 4:
+        raise BundleNotCertified("a chain has 1 to 4 certificates")
+    leaf = certificates[0]
+    for depth, (child, parent) in enumerate(zip(certificates, [*certificates[1:], root], strict=True)):
+        _check_step(child, parent, depth, at)
+    if at is not None:
+        _check_dates(root, at)
+    try:
+        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
+        key = leaf.public_key()
+        pki_name = common_name(leaf)
+    except Exception:
+        raise BundleNotCertified("the certificate does not say what it is for") from None
+    if basic.ca or (usage is not None and list(purposes) != [usage]):
+        raise BundleNotCertified("the certificate is for another purpose")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not pki_name:
+        raise BundleNotCertified("the certificate has no name, or a key that is not ECDSA")
+    return leaf
+
+
+def _check_step(
+    child: x509.Certificate, parent: x509.Certificate, depth: int, at: datetime.datetime | None
+) -> None:
+    try:
+        child.verify_directly_issued_by(parent)
+        basic = parent.extensions.get_extension_for_class(x509.BasicConstraints).value
+        signs = parent.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except Exception:  # a changed certificate fails in many ways; each means the same
+        raise BundleNotCertified("the certificate was not issued by this HQ's CA") from None
+    if not basic.ca or not signs or (basic.path_length is not None and basic.path_length < depth):
+        raise BundleNotCertified("a certificate in the chain may not sign others")
+    if at is not None:
+        _check_dates(child, at)
+
+
+def _check_dates(certificate: x509.Certificate, at: datetime.datetime) -> None:
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if at < first:
+        raise BundleNotCertified(f"the certificate begins only on {first:%Y-%m-%d %H:%M} UTC")
+    if at > last:
+        raise BundleNotCertified(f"the certificate ended on {last:%Y-%m-%d %H:%M} UTC")
+
+
+def make_crl(
+    issuing: Authority, revoked: Sequence[tuple[str, datetime.datetime]], number: int, days: int = CRL_DAYS
+) -> bytes:
+    """The revocation list, DER: ``revoked`` holds (serial, when); ``number`` only rises."""
+    start = now()
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuing.certificate.subject)
+        .last_update(start - _BACKDATED)
+        .next_update(start + datetime.timedelta(days=days))
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing.key.public_key()), critical=False)
+    )
+    for number_text, when in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(int(number_text, 16)).revocation_date(when).build()
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(issuing.key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+
+@attrs.frozen
+class RevocationList:
+    """A checked revocation list: its number, its end, and when each serial was revoked (ms since 1970)."""
+
+    number: int
+    next_update: datetime.datetime
+    revoked: dict[str, int]
+
+
+def check_crl(
+    data: bytes, issuing: x509.Certificate, at: datetime.datetime, least_number: int = 0
+) -> RevocationList:
+    """Checks signature, number and end.  A stale list, or one older than ``least_number``, is a CredentialsError."""
+    try:
+        crl = x509.load_der_x509_crl(data)
+        key = issuing.public_key()
+        good = isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        end = crl.next_update_utc
+        revoked = {f"{entry.serial_number:x}": ms(entry.revocation_date_utc) for entry in crl}
+    except Exception:
+        raise CredentialsError("this is not a revocation list") from None
+    if not good or crl.issuer != issuing.subject or end is None:
+        raise CredentialsError("the revocation list was not signed by this HQ's CA")
+    if number < least_number:
+        raise CredentialsError(f"the revocation list has number {number}; number {least_number} was seen before")
+    if at > end:
+        raise CredentialsError(
+            f"the revocation list ended on {end:%Y-%m-%d %H:%M} UTC; HQ's administrator must issue a new one"
+        )
+    return RevocationList(number, end, revoked)

@@ -1,0 +1,148 @@
+"""The only file that knows of Unix and Windows: file modes, locks, signals, safe names.
+
+Writes are atomic and durable: a new file beside the old one, synced, renamed over it, the directory synced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cipherbox.errors import ConfigError, StoreLocked
+
+WINDOWS = sys.platform == "win32"
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+def sync_directory(path: Path) -> None:
+    """Makes a rename or a deletion in ``path`` durable; Windows has no such call and needs none."""
+    if WINDOWS:
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replaces ``path`` by ``data``, whole or not at all, durable when it returns."""
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            if not WINDOWS:
+                os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    sync_directory(path.parent)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """As `write_atomic`, readable by this user alone (mode 0600)."""
+    write_atomic(path, data, 0o600)
+
+
+def read_private(path: Path) -> bytes:
+    """Reads a secret; ConfigError if others may read it, or if it is not there."""
+    try:
+        with path.open("rb") as file:
+            if not WINDOWS:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                if mode & 0o077:
+                    raise ConfigError(
+                        f"{path} holds a secret but other users may read it (mode {mode:04o}); run: chmod 600 {path}"
+                    )
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def private_dir(path: Path) -> Path:
+    """Makes the directory (and its parents) if it is missing, for this user alone."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+@contextmanager
+def lock_file(path: Path, what: str) -> Iterator[None]:
+    """Holds an exclusive lock on ``path`` while the block runs; StoreLocked says which process has it.
+
+    The lock goes with the process, also when it is killed, so a stale file locks nobody out.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not _try_lock(fd):
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() if not WINDOWS else ""
+            who = f" (process {holder})" if holder.isdigit() else ""
+            raise StoreLocked(f"{what} is in use by another CipherBox process{who}; end it first")
+        os.ftruncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(fd, 1 << 20, os.SEEK_SET)  # beyond the text, so that others may read the number
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+            os.lseek(fd, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes this user may still write on the file system of ``path``."""
+    return shutil.disk_usage(path).free
+
+
+def safe_name(text: str) -> str:
+    """A file name made from another party's text: one plain component, never hidden, never a device, 1 to 120 bytes."""
+    name = unicodedata.normalize("NFC", text).replace("\\", "/").rsplit("/", 1)[-1]
+    name = _UNSAFE.sub("_", "".join(c for c in name if c.isprintable()))
+    name = name.strip(" .")
+    while len(name.encode()) > 120:
+        name = name[:-1]
+    if not name or _DEVICE.fullmatch(name):
+        name = f"_{name}"
+    return name
+
+
+def escape_text(text: str, most: int = 500) -> str:
+    """Another party's text made safe for a terminal or a log: control and direction characters become escapes."""
+    cut = text if len(text) <= most else text[:most] + "…"
+    return "".join(
+        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape").decode() for c in cut
+    )
+
+
+def stop_signals() -> list[signal.Signals]:
+    """What asks a program to end: Ctrl-C and the service manager's TERM."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    if WINDOWS:
+        found.append(signal.Signals["SIGBREAK"])
+    return found

@@ -1,0 +1,176 @@
+"""Messages <-> the plaintext of a body, in columns: all lengths, then what some messages have, then all contents.
+
+Packing many small messages is one `struct.pack` and one join; nothing is done twice per message.  The bytes are in the
+manual page `envelope`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from itertools import accumulate, pairwise, repeat
+
+import attrs
+
+from cipherbox.errors import InvalidRequest, MalformedEnvelope
+from cipherbox.limits import LIMITS
+
+LAYOUT = 1
+SENT_TIMES, TYPES, HEADERS = 1, 2, 4
+BINARY = "application/octet-stream"
+TEXT = "text/plain; charset=utf-8"
+_HEAD = struct.Struct(">BBI")
+
+
+@attrs.define
+class Message:
+    """What an application sends and gets: content, its type, a few headers, and when it was sent (ms; None: now)."""
+
+    content: bytes = attrs.field(repr=False)
+    content_type: str = BINARY
+    headers: dict[str, str] = attrs.Factory(dict)
+    sent_at: int | None = None
+
+
+def text_message(text: str) -> Message:
+    """A message of plain text; InvalidRequest for half a character (a lone surrogate)."""
+    return Message(_utf8(text, "text"), TEXT)
+
+
+def pack(messages: Sequence[Message]) -> bytes:
+    """The plaintext of messages of any kind.  InvalidRequest when one passes a limit."""
+    default = messages[0].content_type if messages else BINARY
+    mixed = any(m.content_type != default for m in messages)
+    if mixed and any(not m.content_type for m in messages):
+        default = ""  # an empty type in the column means the default; so only this default keeps it empty
+    flags = 0
+    columns: list[bytes] = []
+    if any(m.sent_at is not None for m in messages):
+        flags |= SENT_TIMES
+        columns.append(_times([m.sent_at or 0 for m in messages]))
+    columns.append(_short(default, "content type", LIMITS.content_type_bytes))
+    if mixed:
+        flags |= TYPES
+        for m in messages:
+            kind = "" if m.content_type == default else m.content_type
+            columns.append(_short(kind, "content type", LIMITS.content_type_bytes))
+    if any(m.headers for m in messages):
+        flags |= HEADERS
+        for m in messages:
+            encoded = _encode_headers(m.headers)
+            columns += [len(encoded).to_bytes(2, "big"), encoded]
+    return _join([m.content for m in messages], flags, columns)
+
+
+def pack_contents(contents: Sequence[bytes], content_type: str = BINARY) -> bytes:
+    """The plaintext of messages of one type without headers: the fast path of a publisher."""
+    return _join(contents, 0, [_short(content_type, "content type", LIMITS.content_type_bytes)])
+
+
+def _join(contents: Sequence[bytes], flags: int, columns: list[bytes]) -> bytes:
+    count = len(contents)
+    if not 1 <= count <= LIMITS.messages:
+        raise InvalidRequest(f"an envelope has 1 to {LIMITS.messages} messages, not {count}")
+    head = _HEAD.pack(LAYOUT, flags, count)
+    return b"".join([head, struct.pack(f">{count}I", *map(len, contents)), *columns, *contents])
+
+
+def _times(sent: Sequence[int]) -> bytes:
+    try:
+        return struct.pack(f">{len(sent)}Q", *sent)
+    except struct.error:
+        raise InvalidRequest("a message's time is in milliseconds since 1970, from 0 to 2^64 - 1") from None
+
+
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"a {what} holds half a character (a lone surrogate)") from None
+
+
+def _short(text: str, what: str, most: int) -> bytes:
+    raw = _utf8(text, what)
+    if len(raw) > most:
+        raise InvalidRequest(f"a {what} has at most {most} bytes, this one has {len(raw)}")
+    return bytes([len(raw)]) + raw
+
+
+def _encode_headers(headers: dict[str, str]) -> bytes:
+    if len(headers) > LIMITS.message_headers:
+        raise InvalidRequest(f"a message has at most {LIMITS.message_headers} headers, this one has {len(headers)}")
+    out = [bytes([len(headers)])]
+    for key, value in headers.items():
+        raw = _utf8(value, "header value")
+        if not key or len(raw) > LIMITS.header_value_bytes:
+            raise InvalidRequest(f"a header has a name, and a value of at most {LIMITS.header_value_bytes} bytes")
+        out += [_short(key, "header name", LIMITS.header_key_bytes), len(raw).to_bytes(2, "big"), raw]
+    encoded = b"".join(out)
+    if len(encoded) > 0xFFFF:
+        raise InvalidRequest("the headers of a message have at most 65,535 bytes together")
+    return encoded
+
+
+class _Reader:
+    def __init__(self, raw: bytes) -> None:
+        self.raw, self.at = raw, 0
+
+    def take(self, size: int) -> bytes:
+        if self.at + size > len(self.raw):
+            raise MalformedEnvelope("the body ends too early")
+        self.at += size
+        return self.raw[self.at - size : self.at]
+
+    def text8(self) -> str:
+        return self.text(self.take(self.take(1)[0]))
+
+    @staticmethod
+    def text(raw: bytes) -> str:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise MalformedEnvelope("a text in the body is not UTF-8") from None
+
+
+def unpack(plain: bytes, count: int, sealed_at: int) -> list[Message]:
+    """The messages; MalformedEnvelope unless the plaintext is exactly ``count`` messages."""
+    reader = _Reader(plain)
+    layout, flags, found = _HEAD.unpack(reader.take(_HEAD.size))
+    if layout != LAYOUT or flags & ~(SENT_TIMES | TYPES | HEADERS):
+        raise MalformedEnvelope(f"the body has layout {layout} with flags {flags}; update this program")
+    if found != count:
+        raise MalformedEnvelope(f"the body has {found} messages; the prefix says {count}")
+    sizes = struct.unpack(f">{count}I", reader.take(4 * count))
+    sent = struct.unpack(f">{count}Q", reader.take(8 * count)) if flags & SENT_TIMES else None
+    default = reader.text8()
+    types = [reader.text8() or default for _ in range(count)] if flags & TYPES else None
+    headers = [_decode_headers(reader) for _ in range(count)] if flags & HEADERS else None
+    if reader.at + sum(sizes) != len(plain):
+        raise MalformedEnvelope("the contents have another length than the body says")
+    return list(
+        map(
+            Message,
+            [plain[start:end] for start, end in pairwise(accumulate(sizes, initial=reader.at))],
+            types or repeat(default),
+            headers or [{} for _ in sizes],
+            [at or sealed_at for at in sent] if sent else repeat(sealed_at),
+        )
+    )
+
+
+def _decode_headers(reader: _Reader) -> dict[str, str]:
+    size = int.from_bytes(reader.take(2), "big")
+    end = reader.at + size
+    count = reader.take(1)[0]
+    if count > LIMITS.message_headers:
+        raise MalformedEnvelope(f"a message has {count} headers; at most {LIMITS.message_headers} are allowed")
+    headers: dict[str, str] = {}
+    for _ in range(count):
+        key = reader.text8()
+        value = reader.take(int.from_bytes(reader.take(2), "big"))
+        if not key or key in headers or len(value) > LIMITS.header_value_bytes:
+            raise MalformedEnvelope("a header has no name, comes twice, or is too long")
+        headers[key] = reader.text(value)
+    if reader.at != end:
+        raise MalformedEnvelope("the headers of a message do not fit their length")
+    return headers

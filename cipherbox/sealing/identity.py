@@ -1,0 +1,117 @@
+"""A client's private keys: the signing keys that are its identity, and the encryption keys, old ones included.
+
+Old encryption keys stay until nothing sealed to them can still arrive.  Nothing here prints a secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import nacl.signing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+
+from cipherbox import pki
+from cipherbox.envelope.bundle import NO_HASH, BundleKey, KeyBundle, decode_bundle, encode_bundle, encode_signed_part
+from cipherbox.envelope.kinds import KeyUsage, SignAlgorithm, SignatureSuite, StanzaType, key_id, label
+from cipherbox.envelope.signature import required_suite, signed_message
+from cipherbox.sealing.stanzas import TYPES
+
+DEFAULT_STANZAS = (StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519)
+
+
+@attrs.frozen
+class DecryptKey:
+    """One encryption key pair; ``seed`` is the private key."""
+
+    algorithm: int
+    seed: bytes = attrs.field(repr=False)
+    public: bytes = attrs.field(repr=False)
+    private: Any = attrs.field(repr=False, eq=False)
+
+    @classmethod
+    def from_seed(cls, algorithm: int, seed: bytes) -> DecryptKey:
+        kind = TYPES[algorithm]
+        return cls(algorithm, seed, kind.public(seed), kind.load_private(seed))
+
+    @property
+    def key_id(self) -> bytes:
+        return key_id(self.algorithm, self.public)
+
+
+class Identity:
+    """Private keys of one client.  ``current`` encryption keys go into bundles; ``retired`` ones only open."""
+
+    def __init__(
+        self, client_id: str, ed25519_seed: bytes, mldsa65_seed: bytes | None, current: Sequence[DecryptKey],
+        retired: Sequence[DecryptKey] = (),
+    ) -> None:  # fmt: skip
+        self.client_id = client_id
+        self.current = tuple(current)
+        self.retired = tuple(retired)
+        self._ed25519 = nacl.signing.SigningKey(ed25519_seed)
+        self._mldsa65 = MLDSA65PrivateKey.from_seed_bytes(mldsa65_seed) if mldsa65_seed else None
+        self._by_id = {k.key_id: k for k in (*self.retired, *self.current)}
+        self.bundle: KeyBundle | None = None  # the one published, once there is one
+
+    def __repr__(self) -> str:
+        return f"Identity({self.client_id!r}, {len(self.current)} current and {len(self.retired)} retired keys)"
+
+    @classmethod
+    def generate(cls, client_id: str, suite: SignatureSuite = SignatureSuite.ED25519) -> Identity:
+        """Fresh keys for every stanza type of `DEFAULT_STANZAS`."""
+        mldsa = MLDSA65PrivateKey.generate().private_bytes_raw() if suite == SignatureSuite.ED25519_MLDSA65 else None
+        keys = [DecryptKey.from_seed(kind, TYPES[kind].generate()) for kind in DEFAULT_STANZAS]
+        return cls(client_id, bytes(nacl.signing.SigningKey.generate()), mldsa, keys)
+
+    @property
+    def suite(self) -> SignatureSuite:
+        return required_suite(self.sign_keys)
+
+    @property
+    def sign_keys(self) -> dict[int, bytes]:
+        keys: dict[int, bytes] = {SignAlgorithm.ED25519: bytes(self._ed25519.verify_key)}
+        if self._mldsa65:
+            keys[SignAlgorithm.MLDSA65] = self._mldsa65.public_key().public_bytes_raw()
+        return keys
+
+    def seeds(self) -> tuple[bytes, bytes | None]:
+        """The signing seeds, for the key file alone."""
+        return bytes(self._ed25519), self._mldsa65.private_bytes_raw() if self._mldsa65 else None
+
+    def sign(self, use: str, digest: bytes) -> bytes:
+        """The signatures of this identity's suite over ``digest`` for one use."""
+        message = signed_message(use, self.suite, digest)
+        signed = self._ed25519.sign(message).signature
+        return signed + self._mldsa65.sign(message) if self._mldsa65 else signed
+
+    def decrypt_key(self, wanted: bytes) -> DecryptKey | None:
+        """The key pair of this key id, if this client has it."""
+        return self._by_id.get(wanted)
+
+    def make_bundle(
+        self, certificate_key: pki.PrivateKey, chain: Sequence[x509.Certificate], created_at: int,
+        before: KeyBundle | None = None, signer: Identity | None = None,
+    ) -> KeyBundle:  # fmt: skip
+        """A signed bundle of the current keys.
+
+        ``before`` is the bundle it follows and ``signer`` the identity that bundle belongs to (None: this one); with
+        other keys than that bundle's it is not continued (suite 0), as after a loss.  Its end is the certificate's end.
+        """
+        keys = [BundleKey(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in self.current]
+        keys += [BundleKey(KeyUsage.SIGN, algorithm, public) for algorithm, public in self.sign_keys.items()]
+        signed = encode_signed_part(
+            self.client_id, before.sequence + 1 if before else 1, created_at, pki.ms(chain[0].not_valid_after_utc),
+            before.hash if before else NO_HASH, keys, [pki.der(c) for c in chain],
+        )  # fmt: skip
+        digest = hashlib.sha256(signed).digest()
+        certified = certificate_key.sign(label("bundle") + digest, ec.ECDSA(hashes.SHA384()))
+        holder = signer or self
+        continued = before is not None and before.sign_keys == holder.sign_keys
+        suite, continuity = (int(holder.suite), holder.sign("bundle-continuity", digest)) if continued else (0, b"")
+        return decode_bundle(encode_bundle(signed, certified, suite, continuity))

@@ -1,0 +1,96 @@
+"""Envelope -> messages.  The order of the checks is part of the format; each failure has its own name.
+
+1. the layout (MalformedEnvelope, UnknownVersion)      4. a stanza for this client (NotRecipient, KeyMissing)
+2. the sender's bundle is the one named                5. the stanza opens (DecryptionFailed)
+3. the signature (SignatureInvalid)                    6. the commitment (CommitmentMismatch)
+                                                       7. the body opens and is well formed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+
+from cipherbox.envelope import layout as layouts
+from cipherbox.envelope import signature
+from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.envelope.layout import Hashes, Layout
+from cipherbox.errors import CommitmentMismatch, DecryptionFailed, KeyMissing, NotRecipient, SignatureInvalid
+from cipherbox.sealing import stanzas
+from cipherbox.sealing.body import Message, unpack
+from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.primitives import ContentKeys, aead, derive
+from cipherbox.sealing.seal import SIGNATURE_USE
+
+
+class Sighted(NamedTuple):
+    """An envelope whose layout was read and whose hashes are known; nothing is verified yet."""
+
+    raw: bytes
+    layout: Layout
+    hashes: Hashes
+
+
+def inspect(raw: bytes) -> Sighted:
+    """Reads layout and hashes: enough to look the envelope up before opening it."""
+    layout = layouts.split(raw)
+    return Sighted(raw, layout, layouts.hashes(raw, layout))
+
+
+def verify(sighted: Sighted, sender: KeyBundle) -> None:
+    """The sender's signature, by the bundle the prefix names (checked by the caller)."""
+    prefix = sighted.layout.prefix
+    if sender.client_id != prefix.sender or not hmac.compare_digest(sender.hash, prefix.bundle_hash):
+        raise SignatureInvalid("the envelope was sealed with other sender's keys than these")
+    signed = sighted.raw[sighted.layout.signatures_at :]
+    signature.verify(sender.sign_keys, prefix.signature_suite, SIGNATURE_USE, sighted.hashes.envelope_hash, signed)
+
+
+def content_key(sighted: Sighted, identity: Identity) -> bytes:
+    """Unwraps this client's stanza and checks the commitment."""
+    return _content_key(sighted, identity)[0]
+
+
+def _content_key(sighted: Sighted, identity: Identity) -> tuple[bytes, ContentKeys]:
+    prefix = sighted.layout.prefix
+    wanted = identity.client_id.casefold()
+    index = next((i for i, r in enumerate(prefix.recipients) if r.client_id.casefold() == wanted), None)
+    if index is None:
+        raise NotRecipient
+    entry = prefix.recipients[index]
+    key = identity.decrypt_key(entry.key_id)
+    if key is None or key.algorithm != entry.stanza_type:
+        raise KeyMissing(f"the envelope was sealed to key {entry.key_id.hex()}, which is not here")
+    prefix_hash = hashlib.sha256(sighted.raw[: prefix.prefix_length]).digest()
+    stanza = layouts.stanza(sighted.raw, sighted.layout, index)
+    unwrapped = stanzas.unwrap(entry.stanza_type, key.private, stanza, prefix_hash, index)
+    keys = derive(unwrapped)
+    if not hmac.compare_digest(keys.commitment, prefix.commitment):
+        raise CommitmentMismatch
+    return unwrapped, keys
+
+
+def open_body(sighted: Sighted, key: bytes) -> list[Message]:
+    """Decrypts the body with its content key."""
+    return _open_body(sighted, derive(key))
+
+
+def _open_body(sighted: Sighted, keys: ContentKeys) -> list[Message]:
+    layout = sighted.layout
+    prefix = layout.prefix
+    body = memoryview(sighted.raw)[layout.body_at : layout.signatures_at]
+    try:
+        plain = aead(prefix.body_cipher, keys.body_key).decrypt(keys.nonce, body, sighted.hashes.header_hash)
+    except (InvalidTag, OverflowError):  # the latter: more than the cipher takes, 2 GiB
+        raise DecryptionFailed("the body was changed") from None
+    return unpack(plain, prefix.message_count, prefix.sealed_at)
+
+
+def open_envelope(sighted: Sighted, identity: Identity, sender: KeyBundle) -> list[Message]:
+    """All checks in their order; the messages."""
+    verify(sighted, sender)
+    _, keys = _content_key(sighted, identity)
+    return _open_body(sighted, keys)

@@ -1,0 +1,43 @@
+"""The few cryptographic calls everything else is made of.  No options, one label for each use, nothing of our own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from cipherbox.envelope.kinds import BodyCipher, label
+
+CONTENT_KEY_BYTES = 32
+SALT = b"cipherbox/v1"
+_BODY_KEY, _BODY_NONCE, _COMMITMENT = label("body-key"), label("body-nonce"), label("commitment")
+
+
+class ContentKeys(NamedTuple):
+    """What HKDF-SHA256 (RFC 5869) makes of a content key under three labels."""
+
+    body_key: bytes  # 32
+    nonce: bytes  # 12
+    commitment: bytes  # 32, public: pins the content key, which AES-GCM alone does not
+
+    def __repr__(self) -> str:
+        return "ContentKeys(…)"
+
+
+def hkdf(secret: bytes, info: bytes, length: int, salt: bytes = SALT) -> bytes:
+    """HKDF-SHA256."""
+    return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
+
+
+def derive(content_key: bytes) -> ContentKeys:
+    """Body key, nonce and commitment of a content key, which seals one body once."""
+    return ContentKeys(
+        hkdf(content_key, _BODY_KEY, 32), hkdf(content_key, _BODY_NONCE, 12), hkdf(content_key, _COMMITMENT, 32)
+    )
+
+
+def aead(cipher: int, key: bytes) -> AESGCM | ChaCha20Poly1305:
+    """The body cipher: RFC 5116 AES-256-GCM, or RFC 8439."""
+    return AESGCM(key) if cipher == BodyCipher.AES_256_GCM else ChaCha20Poly1305(key)

@@ -1,0 +1,120 @@
+"""Messages -> envelope.
+
+The order is the format's: content key and what is derived from it; the prefix, which commits to it; one stanza for each
+recipient, bound to the prefix; the body, with the hash of all before as associated data; the signature over the hash of
+all.  A content key seals one body once: sealing again means a fresh key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+import attrs
+
+from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
+from cipherbox.envelope.kinds import POST_QUANTUM, STANZA_SIZES, BodyCipher, StanzaType
+from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encode_prefix
+from cipherbox.errors import BundleError, BundleMalformed, EnvelopeError, InvalidRequest, TooLarge, UnsafeMix
+from cipherbox.limits import LIMITS
+from cipherbox.sealing import stanzas
+from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.primitives import CONTENT_KEY_BYTES, aead, derive
+
+SIGNATURE_USE = "envelope-signature"
+
+
+@attrs.frozen
+class Sealed:
+    """An envelope as its sender holds it."""
+
+    raw: bytes = attrs.field(repr=False)
+    envelope_id: bytes
+    envelope_hash: bytes
+    count: int
+    content_key: bytes = attrs.field(repr=False)
+
+
+def choose_keys(
+    recipients: Sequence[KeyBundle], *, stanza: int | None = None, allow_mixed: bool = False
+) -> list[BundleKey]:
+    """One encryption key for each recipient: its preferred one, or the one of type ``stanza``.
+
+    UnsafeMix when some can be sealed for against a quantum computer and some cannot, unless that was allowed.
+    """
+    if not 1 <= len(recipients) <= LIMITS.recipients:
+        raise InvalidRequest(f"an envelope has 1 to {LIMITS.recipients} recipients, not {len(recipients)}")
+    if stanza is not None and stanza not in stanzas.TYPES:
+        raise InvalidRequest(f"this program cannot wrap stanzas of type {stanza}")
+    keys = [best_key(bundle, frozenset({StanzaType(stanza)}) if stanza else None) for bundle in recipients]
+    safe = [StanzaType(key.algorithm) in POST_QUANTUM for key in keys]
+    if not allow_mixed and any(safe) and not all(safe):
+        weak = ", ".join(b.client_id for b, ok in zip(recipients, safe, strict=True) if not ok)
+        raise UnsafeMix(f"{weak} can only be sealed for classically, others post-quantum; allow it by name, or split")
+    return keys
+
+
+def _check(prefix: bytes) -> None:
+    """A few microseconds here spare the sender a refusal by HQ, or a dead letter."""
+    try:
+        decode_prefix(prefix)
+    except EnvelopeError as error:
+        raise InvalidRequest(f"this envelope cannot be made: {error}") from None
+
+
+def seal(
+    identity: Identity, recipients: Sequence[KeyBundle], plain: bytes, count: int, *, envelope_id: bytes,
+    sealed_at: int, exchange: str = "", routing_key: str = "", generation: int = 0, expires_at: int = 0,
+    cipher: BodyCipher = BodyCipher.AES_256_GCM, keys: Sequence[BundleKey] | None = None, allow_mixed: bool = False,
+) -> Sealed:  # fmt: skip
+    """Seals ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the caller has checked.
+
+    ``keys``: what `choose_keys` gave for the same recipients, which is where an unsafe mix is refused; without it the
+    keys are chosen here.  InvalidRequest for what a reader would refuse: such an envelope is not made.
+    """
+    if identity.bundle is None:
+        raise BundleError("this client has not published its keys yet")
+    keys = choose_keys(recipients, allow_mixed=allow_mixed) if keys is None else keys
+    if len(keys) != len(recipients) or any(k not in b.keys for b, k in zip(recipients, keys, strict=True)):
+        raise InvalidRequest("an envelope needs one key of each recipient's own bundle")
+    if plain[2:6] != count.to_bytes(4, "big"):
+        raise InvalidRequest(f"the body does not hold {count} messages")
+    content_key = os.urandom(CONTENT_KEY_BYTES)
+    body_key, nonce, commitment = derive(content_key)
+    prefix = encode_prefix(
+        body_length=len(plain) + TAG_BYTES,
+        sealed_at=sealed_at,
+        expires_at=expires_at,
+        envelope_id=envelope_id,
+        generation=generation,
+        message_count=count,
+        body_cipher=cipher,
+        signature_suite=identity.suite,
+        bundle_hash=identity.bundle.hash,
+        commitment=commitment,
+        sender=identity.client_id,
+        exchange=exchange,
+        routing_key=routing_key,
+        recipients=tuple(
+            Recipient(key.key_id, key.algorithm, STANZA_SIZES[StanzaType(key.algorithm)], bundle.client_id)
+            for bundle, key in zip(recipients, keys, strict=True)
+        ),
+    )
+    _check(prefix)
+    prefix_hash = hashlib.sha256(prefix).digest()
+    wrapped = []
+    for index, (bundle, key) in enumerate(zip(recipients, keys, strict=True)):
+        try:
+            wrapped.append(stanzas.wrap(key.algorithm, key.public, content_key, prefix_hash, index))
+        except BundleMalformed as error:
+            raise BundleMalformed(f"cannot seal for {bundle.client_id}: {error}") from None
+    running = hashlib.sha256(prefix)
+    running.update(b"".join(wrapped))
+    body = aead(cipher, body_key).encrypt(nonce, plain, running.digest())
+    running.update(body)
+    envelope_hash = running.digest()
+    raw = b"".join([prefix, *wrapped, body, identity.sign(SIGNATURE_USE, envelope_hash)])
+    if len(raw) > LIMITS.envelope_bytes:
+        raise TooLarge(f"the envelope has {len(raw)} bytes; at most {LIMITS.envelope_bytes} are allowed")
+    return Sealed(raw, envelope_id, envelope_hash, count, content_key)

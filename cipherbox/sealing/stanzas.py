@@ -1,0 +1,124 @@
+"""Stanzas: one recipient's wrapping of the content key.  A new type is one more row of `TYPES`.
+
+Every stanza is bound to its type's label, to the prefix and to its place: what was wrapped for one recipient of one
+envelope opens nowhere else.  HPKE (RFC 9180, base mode, single shot) takes that binding as `info`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import attrs
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import (
+    AEAD,
+    KDF,
+    KEM,
+    MLKEM768X25519PrivateKey,
+    MLKEM768X25519PublicKey,
+    Suite,
+)
+
+from cipherbox.envelope.kinds import STANZA_NAMES, StanzaType, label
+from cipherbox.errors import BundleMalformed, DecryptionFailed, KeyMissing
+from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
+
+MLKEM_SEED = 64
+MLKEM_PUBLIC = 1184
+_NO_KEY = "an encryption key in the bundle is not one"
+
+
+@attrs.frozen
+class Kind:
+    """How one stanza type makes keys, wraps and unwraps; private keys are seeds, as bytes."""
+
+    info: bytes
+    generate: Callable[[], bytes]
+    public: Callable[[bytes], bytes]
+    load_public: Callable[[bytes], Any]
+    load_private: Callable[[bytes], Any]
+    suite: Suite
+
+
+def _hybrid_generate() -> bytes:
+    return MLKEM768PrivateKey.generate().private_bytes_raw() + X25519PrivateKey.generate().private_bytes_raw()
+
+
+def _hybrid_parts(seed: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+    return (
+        MLKEM768PrivateKey.from_seed_bytes(seed[:MLKEM_SEED]),
+        X25519PrivateKey.from_private_bytes(seed[MLKEM_SEED:]),
+    )
+
+
+def _hybrid_public(seed: bytes) -> bytes:
+    mlkem, x25519 = _hybrid_parts(seed)
+    return mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+
+
+def _hybrid_load_public(raw: bytes) -> MLKEM768X25519PublicKey:
+    return MLKEM768X25519PublicKey(
+        MLKEM768PublicKey.from_public_bytes(raw[:MLKEM_PUBLIC]), X25519PublicKey.from_public_bytes(raw[MLKEM_PUBLIC:])
+    )
+
+
+TYPES: dict[int, Kind] = {
+    StanzaType.HPKE_MLKEM768_X25519: Kind(
+        label("stanza/" + STANZA_NAMES[StanzaType.HPKE_MLKEM768_X25519]),
+        _hybrid_generate,
+        _hybrid_public,
+        _hybrid_load_public,
+        lambda seed: MLKEM768X25519PrivateKey(*_hybrid_parts(seed)),
+        Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
+    ),
+    StanzaType.HPKE_X25519: Kind(
+        label("stanza/" + STANZA_NAMES[StanzaType.HPKE_X25519]),
+        lambda: X25519PrivateKey.generate().private_bytes_raw(),
+        lambda seed: X25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw(),
+        X25519PublicKey.from_public_bytes,
+        X25519PrivateKey.from_private_bytes,
+        Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
+    ),
+}
+
+
+@lru_cache(maxsize=1024)
+def _public_key(stanza_type: int, raw: bytes) -> Any:
+    try:
+        return TYPES[stanza_type].load_public(raw)
+    except Exception:  # the libraries differ in what they raise for a bad point or a bad length
+        raise BundleMalformed(_NO_KEY) from None
+
+
+def _info(stanza_type: int, prefix_hash: bytes, index: int) -> bytes:
+    return TYPES[stanza_type].info + prefix_hash + index.to_bytes(2, "big")
+
+
+def wrap(stanza_type: int, public_key: bytes, content_key: bytes, prefix_hash: bytes, index: int) -> bytes:
+    """The stanza for recipient ``index``: encapsulated key, then the sealed content key.
+
+    BundleMalformed for a public key that is none, or that makes a shared secret of zeros (RFC 9180, section 7.1.4).
+    """
+    key = _public_key(stanza_type, public_key)
+    try:
+        return TYPES[stanza_type].suite.encrypt(content_key, key, info=_info(stanza_type, prefix_hash, index))
+    except ValueError:
+        raise BundleMalformed(_NO_KEY) from None
+
+
+def unwrap(stanza_type: int, private_key: Any, stanza: bytes, prefix_hash: bytes, index: int) -> bytes:
+    """The content key; ``private_key`` as `Kind.load_private` made it.  DecryptionFailed if it does not open."""
+    kind = TYPES.get(stanza_type)
+    if kind is None:
+        raise KeyMissing(f"this program cannot open stanzas of type {stanza_type}")
+    try:
+        content_key = kind.suite.decrypt(stanza, private_key, info=_info(stanza_type, prefix_hash, index))
+    except (InvalidTag, ValueError):
+        raise DecryptionFailed("the stanza does not open with this client's key") from None
+    if len(content_key) != CONTENT_KEY_BYTES:
+        raise DecryptionFailed("the stanza holds no content key")
+    return content_key

@@ -1,0 +1,99 @@
+"""Ids, prefix and layout: totality, and what must be refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cipherbox.envelope.ids import EnvelopeIds, id_time_ms, is_envelope_id, message_id, split_message_id
+from cipherbox.envelope.layout import split
+from cipherbox.envelope.prefix import FIXED, Recipient, decode_prefix, encode_prefix
+from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope
+from tests.parties import now_ms
+
+# -- ids ----------------------------------------------------------------------------------------------------------
+
+
+def test_ids_rise_also_when_the_clock_goes_back_or_stands() -> None:
+    clock = iter([1000] * 5000 + [500] * 5000 + [10_000] * 3)
+    ids = EnvelopeIds(lambda: next(clock))
+    made = [ids.next() for _ in range(10_003)]
+    assert made == sorted(set(made))
+    assert all(is_envelope_id(i) for i in made)
+    assert id_time_ms(made[0]) == 1000
+    assert id_time_ms(made[-1]) == 10_000
+
+
+def test_message_ids_lead_back_to_their_envelope() -> None:
+    one = EnvelopeIds(now_ms).next()
+    for index in (0, 1, 65_535):
+        assert split_message_id(str(message_id(one, index))) == (one, index)
+    with pytest.raises(CipherBoxError, match="message id"):
+        split_message_id("nonsense")
+
+
+# -- prefix -------------------------------------------------------------------------------------------------------
+
+
+def a_prefix(**more: object) -> bytes:
+    values = {
+        "body_length": 16, "sealed_at": 5, "expires_at": 0, "envelope_id": EnvelopeIds(now_ms).next(), "generation": 0,
+        "message_count": 1, "body_cipher": 1, "signature_suite": 1, "bundle_hash": bytes(32), "commitment": bytes(32),
+        "sender": "FL-LAB", "exchange": "", "routing_key": "",
+        "recipients": (Recipient(bytes(16), 2, 80, "CA-RC"),), **more,
+    }  # fmt: skip
+    return encode_prefix(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"sender": "-x"}, {"sender": ""}, {"exchange": "a\nb"}, {"routing_key": "\x00"}, {"exchange": "x" * 128},
+        {"message_count": 0}, {"message_count": 65_537}, {"body_length": 15}, {"envelope_id": bytes(16)},
+        {"expires_at": 5}, {"body_cipher": 3}, {"signature_suite": 9}, {"recipients": ()},
+        {"recipients": (Recipient(bytes(16), 2, 81, "CA-RC"),)},
+        {"recipients": (Recipient(bytes(16), 9, 80, "CA-RC"),)},
+        {"recipients": (Recipient(bytes(16), 2, 80, "CON"),)},
+        {"recipients": (Recipient(bytes(16), 2, 80, "CA-RC"), Recipient(bytes(16), 2, 80, "ca-rc"))},
+        {"recipients": tuple(Recipient(bytes(16), 2, 80, f"R{i}") for i in range(257))},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_prefix_with_a_bad_field_is_refused(bad: dict[str, object]) -> None:
+    decode_prefix(a_prefix())
+    with pytest.raises(EnvelopeError):
+        decode_prefix(a_prefix(**bad))
+
+
+def test_a_prefix_of_the_largest_size_is_taken() -> None:
+    names = tuple(Recipient(bytes(16), 2, 80, f"{i:063d}") for i in range(256))
+    raw = a_prefix(recipients=names, sender="s" * 63, exchange="e" * 127, routing_key="k" * 127)
+    assert len(decode_prefix(raw).recipients) == 256
+
+
+def test_nothing_hides_between_the_recipients_and_the_stanzas() -> None:
+    raw = a_prefix()
+    length = len(raw) + 3
+    padded = raw[:6] + length.to_bytes(4, "big") + raw[10:] + b"hid"
+    split(raw + bytes(80 + 16 + 64))
+    for buf in (padded, padded + bytes(80 + 16 + 64)):
+        with pytest.raises(MalformedEnvelope, match="another length"):
+            split(buf)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_an_envelope_or_refused(raw: bytes) -> None:
+    for buf in (raw, a_prefix()[:4] + b"\x01\x00" + raw, a_prefix() + raw):
+        with pytest.raises(EnvelopeError):
+            split(buf + b"!")
+
+
+@given(st.integers(0, FIXED.size + 30), st.integers(0, 255))
+def test_any_byte_changed_gives_a_prefix_or_a_refusal(offset: int, value: int) -> None:
+    raw = bytearray(a_prefix())
+    raw[offset % len(raw)] = value
+    try:
+        decode_prefix(bytes(raw))
+    except EnvelopeError:
+        pass

@@ -1,0 +1,255 @@
+"""Sealed samples with the keys that open them, damaged ones with the failure's name, bundles, receipts."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from cipherbox.envelope import layout as layouts
+from cipherbox.envelope import receipt as receipts
+from cipherbox.envelope.bundle import KeyBundle, fingerprint
+from cipherbox.envelope.ids import EnvelopeIds
+from cipherbox.envelope.kinds import BodyCipher, Outcome, StanzaType
+from cipherbox.sealing import stanzas
+from cipherbox.sealing.body import Message, pack
+from cipherbox.sealing.identity import DecryptKey, Identity
+from cipherbox.sealing.open import content_key, inspect
+from cipherbox.sealing.primitives import aead, derive
+from cipherbox.sealing.seal import SIGNATURE_USE, choose_keys, seal
+from tests.golden import files
+from tests.parties import Party, now_ms, party, world
+
+MESSAGES = [
+    Message(b"plain bytes"),
+    Message(b"Zeitstempel", "text/plain; charset=utf-8", {"filename": "a.txt", "größe": "11"}, 1_700_000_000_123),
+    Message(b"", "application/json"),
+]
+
+
+def keys_of(identity: Identity) -> list[list[Any]]:
+    return [[k.algorithm, k.seed.hex()] for k in identity.current]
+
+
+def sealed(
+    sender: Party, to: list[Party], messages: list[Message], *, stanza: int = 1, cipher: int = 1, **more: Any
+) -> bytes:
+    bundles = [p.bundle for p in to]
+    return seal(
+        sender.identity, bundles, pack(messages), len(messages), envelope_id=EnvelopeIds(now_ms).next(),
+        sealed_at=now_ms(), cipher=BodyCipher(cipher), keys=choose_keys(bundles, stanza=stanza), **more,
+    ).raw  # fmt: skip
+
+
+def opened_row(name: str, raw: bytes, sender: Party, messages: list[Message]) -> dict[str, Any]:
+    """An envelope, what it holds, and every value on the way, so that another program finds its first wrong step."""
+    at = layouts.split(raw)
+    hashes = layouts.hashes(raw, at)
+    key = content_key(inspect(raw), party(at.prefix.recipients[0].client_id).identity)
+    keys = derive(key)
+    plain = aead(at.prefix.body_cipher, keys.body_key).decrypt(
+        keys.nonce, raw[at.body_at : at.signatures_at], hashes.header_hash
+    )
+    return {
+        "name": name, "sender_bundle": sender.bundle.hash.hex(), "envelope": raw.hex(),
+        "prefix_hash": hashlib.sha256(raw[: at.stanzas_at]).hexdigest(), "header_hash": hashes.header_hash.hex(),
+        "envelope_hash": hashes.envelope_hash.hex(), "stored_hash": hashes.stored_hash.hex(),
+        "content_key": key.hex(), "body_key": keys.body_key.hex(), "body_nonce": keys.nonce.hex(),
+        "body": plain.hex(), "messages": files.plain(messages),
+    }  # fmt: skip
+
+
+def resigned(raw: bytes, sender: Identity) -> bytes:
+    """Changed bytes under a fresh, valid signature: what a dishonest sender can make."""
+    at = layouts.split(raw)
+    digest = hashlib.sha256(raw[: at.signatures_at]).digest()
+    return raw[: at.signatures_at] + sender.sign(SIGNATURE_USE, digest)
+
+
+def stripped(raw: bytes, sender: Identity) -> bytes:
+    """An envelope of suite 2 made one of suite 1, with an Ed25519 signature that is right."""
+    short = raw[:55] + b"\x01" + raw[56:-3309]
+    return resigned(short, Identity(sender.client_id, sender.seeds()[0], None, sender.current))
+
+
+def dishonest(sender: Party, to: Party) -> list[tuple[str, bytes, str]]:
+    """As `damaged`, and signed by the sender: these fail only behind the signature."""
+    raw = sealed(sender, [to], MESSAGES)
+    at = layouts.split(raw)
+    entry = at.prefix.recipients[0]
+    public = to.bundle.encrypt_keys[0].public
+    prefix_hash = hashlib.sha256(raw[: at.stanzas_at]).digest()
+    other = stanzas.wrap(entry.stanza_type, public, bytes(range(32)), prefix_hash, 0)
+
+    def flip(offset: int) -> bytes:
+        return resigned(raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :], sender.identity)
+
+    def body(plain: bytes) -> bytes:
+        return seal(
+            sender.identity, [to.bundle], plain, 1, envelope_id=EnvelopeIds(now_ms).next(), sealed_at=now_ms()
+        ).raw  # fmt: skip
+
+    one = bytes.fromhex("0100 00000001 00000001 00") + b"x"
+    twice = bytes.fromhex("0104 00000001 00000001 00 0009 02 01610000 01610000") + b"x"
+    return [
+        ("signed: key id", flip(125 + len(at.prefix.sender)), "key-missing"),
+        ("signed: generation", flip(49), "decryption-failed"),
+        ("signed: stanza", flip(at.stanzas_at), "decryption-failed"),
+        ("signed: body", flip(at.body_at), "decryption-failed"),
+        ("signed: tag", flip(at.signatures_at - 1), "decryption-failed"),
+        ("signed: other content key",
+         resigned(raw[: at.stanzas_at] + other + raw[at.body_at :], sender.identity), "commitment-mismatch"),
+        ("signed: body layout 2", body(b"\x02" + one[1:]), "malformed-envelope"),
+        ("signed: body flag 8", body(one[:1] + b"\x08" + one[2:]), "malformed-envelope"),
+        ("signed: body one byte more", body(one + b"x"), "malformed-envelope"),
+        ("signed: body one byte short", body(one[:-1]), "malformed-envelope"),
+        ("signed: header twice", body(twice), "malformed-envelope"),
+        ("signed: text not UTF-8", body(one[:10] + b"\x01\xff" + b"x"), "malformed-envelope"),
+    ]  # fmt: skip
+
+
+def damaged(raw: bytes) -> list[tuple[str, bytes, str]]:
+    """(what, bytes, name of the failure) for each part."""
+    at = layouts.split(raw)
+
+    def flip(offset: int) -> bytes:
+        return raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :]
+
+    return [
+        ("magic", flip(0), "malformed-envelope"),
+        ("version", flip(4), "unknown-version"),
+        ("flags", flip(5), "unknown-version"),
+        ("generation", flip(49), "signature-invalid"),
+        ("body cipher 3", raw[:54] + b"\x03" + raw[55:], "unknown-version"),
+        ("signature suite", raw[:55] + b"\x02" + raw[56:], "malformed-envelope"),
+        ("bundle hash", flip(56), "signature-invalid"),
+        ("commitment", flip(88), "signature-invalid"),
+        ("stanza", flip(at.stanzas_at), "signature-invalid"),
+        ("body", flip(at.body_at), "signature-invalid"),
+        ("signature", flip(at.signatures_at), "signature-invalid"),
+        ("one byte short", raw[:-1], "malformed-envelope"),
+        ("one byte more", raw + b"\x00", "malformed-envelope"),
+        ("empty", b"", "malformed-envelope"),
+    ]
+
+
+def main() -> None:
+    lab, strong, ca, ny = party("FL-LAB"), party("PA-LAB", 2), party("CA-RC"), party("NY-RC")
+    rows = [
+        opened_row("one recipient", raw := sealed(lab, [ca], MESSAGES), lab, MESSAGES),
+        opened_row("classical", sealed(lab, [ca], MESSAGES, stanza=2), lab, MESSAGES),
+        opened_row("chacha20-poly1305", sealed(lab, [ca], MESSAGES, cipher=2), lab, MESSAGES),
+        opened_row("two recipients", sealed(lab, [ca, ny], MESSAGES[:1]), lab, MESSAGES[:1]),
+        opened_row("two signatures", sealed(strong, [ca], MESSAGES), strong, MESSAGES),
+        opened_row(
+            "route, expiry, generation",
+            sealed(lab, [ca], MESSAGES[:1], exchange="labs", routing_key="fl.dat", generation=3,
+                   expires_at=now_ms() + 10**9),
+            lab, MESSAGES[:1],
+        ),
+    ]  # fmt: skip
+    bad = [_failed(lab, *row) for row in [*damaged(raw), *dishonest(lab, ca)]]
+    bad.append(_failed(lab, "for another", sealed(lab, [ny], MESSAGES), "not-recipient"))
+    bad.append(_failed(strong, "stripped", stripped(sealed(strong, [ca], MESSAGES), strong.identity),
+                       "signature-invalid"))
+    bad.append(_failed(strong, "another sender's bundle", raw, "signature-invalid"))
+    files.write(
+        "envelopes",
+        {
+            "recipients": {p.identity.client_id: keys_of(p.identity) for p in (ca, ny)},
+            "bundles": {p.bundle.hash.hex(): p.bundle.raw.hex() for p in (lab, strong)},
+            "opens": rows,
+            "fails": bad,
+        },
+    )
+    write_bundles(lab, strong)
+    write_receipts(ca, lab, raw)
+
+
+def _failed(sender: Party, what: str, raw: bytes, error: str) -> dict[str, Any]:
+    return {"name": what, "error": error, "recipient": "CA-RC", "sender_bundle": sender.bundle.hash.hex(),
+            "envelope": raw.hex()}  # fmt: skip
+
+
+def write_bundles(lab: Party, strong: Party) -> None:
+    from cipherbox import pki
+
+    here = world()
+    new = Identity.generate("FL-LAB")
+    second = new.make_bundle(lab.key, lab.chain, now_ms(), lab.bundle, lab.identity)
+    key = DecryptKey.from_seed(StanzaType.HPKE_X25519, bytes(range(32)))
+    rows = [(lab.bundle, "first"), (second, "second, continued"), (strong.bundle, "two signing keys")]
+    files.write(
+        "bundles",
+        {
+            "root": pki.der(here.root.certificate).hex(),
+            "bundles": [_bundle(b, what) for b, what in rows],
+            "key_id": {"stanza_type": 2, "public_key": key.public.hex(), "key_id": key.key_id.hex()},
+            "fails": _bad_bundles(lab, second),
+        },
+    )
+
+
+def _bad_bundles(lab: Party, second: KeyBundle) -> list[dict[str, Any]]:
+    """Asked for ``client_id``, at the time the bundle was made; ``pinned`` is the hash of the one pinned, if any."""
+    raw = lab.bundle.raw
+    signed = len(raw) - 2 - len(lab.bundle.certificate_signature) - 3
+    thief = party("MA-LAB")
+    swapped = Identity.generate("FL-LAB")
+    forged = swapped.make_bundle(lab.key, lab.chain, now_ms(), lab.bundle, swapped)
+    zeros = DecryptKey(StanzaType.HPKE_X25519, bytes(32), bytes(32), None)
+    empty = Identity("FL-LAB", bytes(32), None, [zeros]).make_bundle(lab.key, lab.chain, now_ms())
+    long = Identity.generate("FL-LAB").make_bundle(lab.key, lab.chain, now_ms(), second)
+    rows = [
+        ("magic", b"X" + raw[1:], "bundle-malformed", ""),
+        ("version", raw[:4] + b"\x02" + raw[5:], "bundle-malformed", ""),
+        ("one byte short", raw[:-1], "bundle-malformed", ""),
+        ("one byte more", raw + b"\x00", "bundle-malformed", ""),
+        ("a key of small order", empty.raw, "bundle-malformed", ""),
+        ("an encryption key changed", raw[:100] + bytes([raw[100] ^ 1]) + raw[101:], "bundle-not-certified", ""),
+        ("certificate signature changed",
+         raw[: signed + 12] + bytes([raw[signed + 12] ^ 1]) + raw[signed + 13 :], "bundle-not-certified", ""),
+        ("another CA", party("FL-LAB", where="ELSEWHERE").bundle.raw, "bundle-not-certified", ""),
+        ("another client", party("CA-RC").bundle.raw, "bundle-for-another", ""),
+        ("another client's certificate", Identity.generate("FL-LAB").make_bundle(thief.key, thief.chain, now_ms()).raw,
+         "bundle-for-another", ""),
+        ("older than pinned", raw, "bundle-rolled-back", second.hash.hex()),
+        ("continued by the wrong key", forged.raw, "bundle-discontinuous", lab.bundle.hash.hex()),
+        ("one missing between", long.raw, "bundle-discontinuous", lab.bundle.hash.hex()),
+    ]  # fmt: skip
+    return [
+        {"name": name, "error": error, "client_id": "FL-LAB", "pinned": pinned, "bundle": bundle.hex()}
+        for name, bundle, error, pinned in rows
+    ]
+
+
+def _bundle(bundle: KeyBundle, name: str) -> dict[str, Any]:
+    return {
+        "name": name, "client_id": bundle.client_id, "sequence": bundle.sequence, "hash": bundle.hash.hex(),
+        "fingerprint": fingerprint(bundle), "bundle": bundle.raw.hex(),
+    }  # fmt: skip
+
+
+def write_receipts(recipient: Party, sender: Party, raw: bytes) -> None:
+    at = layouts.split(raw)
+    first = receipts.Leaf(
+        sender.identity.client_id, at.prefix.envelope_id, 0, layouts.hashes(raw, at).envelope_hash, now_ms(),
+        Outcome.OPENED,
+    )  # fmt: skip
+    outcomes = (Outcome.OPENED, Outcome.HANDLER_FAILED)
+    second = receipts.Leaf("PA-LAB", bytes(16), 1, bytes(32), 5, Outcome.OTHER, outcomes)
+    leaves = [first, second, first]
+    hashed = [receipts.leaf_hash(leaf.encode()) for leaf in leaves]
+    root = receipts.merkle_root(hashed)
+    suite = int(recipient.identity.suite)
+    parts = (recipient.identity.client_id, now_ms(), recipient.bundle.hash, root, len(leaves), suite)
+    signed = recipient.identity.sign(receipts.USE, hashlib.sha256(receipts.encode_unsigned(*parts)).digest())
+    receipt = receipts.Receipt(*parts, signed)
+    rows = []
+    for i, leaf in enumerate(leaves):
+        exported = receipts.Exported(receipt, leaf, i, receipts.merkle_path(hashed, i))
+        rows.append({"index": i, "leaf": leaf.encode().hex(), "exported": receipts.encode_exported(exported).hex()})
+    files.write("receipts", {"bundle": recipient.bundle.raw.hex(), "root": root.hex(), "exported": rows})
+
+
+if __name__ == "__main__":
+    main()

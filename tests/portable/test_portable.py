@@ -1,0 +1,106 @@
+"""File modes, atomic writes, locks, names, texts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cipherbox import limits, portable
+from cipherbox.errors import ConfigError, InvalidRequest, StoreLocked
+
+
+def test_private_files_are_private_and_must_stay_so(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    portable.write_private(path, b"s")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert portable.read_private(path) == b"s"
+    for mode in (0o640, 0o604, 0o660):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match="chmod 600"):
+            portable.read_private(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        portable.read_private(tmp_path / "none")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    portable.write_atomic(path, b"old")
+
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="space"):
+        portable.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    script = (
+        "import sys, pathlib\nfrom cipherbox import portable\n"
+        "with portable.lock_file(pathlib.Path(sys.argv[1]), 'this place'):\n    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(StoreLocked, match=f"this place is in use .*process {child.pid}"):
+            with portable.lock_file(path, "this place"):
+                pass
+        child.kill()
+        child.wait()
+        with portable.lock_file(path, "this place"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("../../etc/passwd", "passwd"), ("C:\\Windows\\system.ini", "system.ini"), ("..", "_"), ("", "_"), ("/", "_"),
+        (".hidden", "hidden"), ("con", "_con"), ("LPT1.txt", "_LPT1.txt"), ("a\x00b\nc", "abc"), ("a:b*c", "a_b_c"),
+        ("\u202egnp.exe", "gnp.exe"), ("name. ", "name"), ("größe.txt", "größe.txt"), ("ä" * 100, "ä" * 60),
+    ],
+)  # fmt: skip
+def test_safe_names(name: str, safe: str) -> None:
+    assert portable.safe_name(name) == safe
+
+
+@given(st.text(max_size=200))
+def test_a_safe_name_is_one_plain_component(text: str) -> None:
+    name = portable.safe_name(text)
+    assert 0 < len(name.encode()) <= 121
+    assert name == os.path.basename(name)
+    assert not set(name) & set('<>:"/\\|?*')
+    assert not name.startswith(".")
+    assert name.isprintable()
+
+
+@given(st.text(max_size=300))
+def test_an_escaped_text_moves_no_cursor(text: str) -> None:
+    assert portable.escape_text(text).isprintable()
+
+
+def test_escaping_keeps_what_can_be_read() -> None:
+    assert portable.escape_text("Größe 寸") == "Größe 寸"
+    assert portable.escape_text("\x1b[31mred\u202e\n") == "\\x1b[31mred\\u202e\\n"
+
+
+@pytest.mark.parametrize("name", ["FL-LAB", "a", "0", "a_b-c", "x" * 63])
+def test_client_ids(name: str) -> None:
+    assert limits.check_client_id(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "_a", "a b", "ä", "x" * 64, "a/b", "nul", "Com1", "CONIN$", "a\n"])
+def test_what_is_no_client_id(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        limits.check_client_id(name)

@@ -1,0 +1,89 @@
+"""Key files: what they keep, what they refuse, and that they show nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nacl.exceptions
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cipherbox.errors import CipherBoxError, CredentialsError
+from cipherbox.sealing import keyfile
+from cipherbox.sealing.open import inspect, open_envelope
+from tests.golden.make_envelopes import MESSAGES, sealed
+from tests.parties import party
+
+
+def test_key_files_keep_everything_and_show_nothing(tmp_path: Path) -> None:
+    ca = party("CA-RC", 2)
+    path, key = tmp_path / "keys.cbk", os.urandom(32)
+    keyfile.save(path, ca.identity, local_key=key)
+    assert path.stat().st_mode & 0o777 == 0o600
+    back = keyfile.load(path, local_key=key)
+    assert back.seeds() == ca.identity.seeds()
+    assert back.bundle == ca.identity.bundle
+    raw = sealed(party("FL-LAB"), [ca], MESSAGES)
+    assert open_envelope(inspect(raw), back, party("FL-LAB").bundle)
+    secrets = [s for s in ca.identity.seeds() if s] + [k.seed for k in ca.identity.current]
+    shown = repr(ca.identity) + repr(ca.identity.current) + str(vars(ca.identity).get("current"))
+    for secret in secrets:
+        assert secret not in path.read_bytes()
+        assert secret.hex() not in shown
+        assert repr(secret) not in shown
+
+
+def test_a_wrong_key_a_changed_byte_and_a_planted_cost_are_refused() -> None:
+    key = os.urandom(32)
+    data = keyfile.encrypt(b"secret", local_key=key)
+    for offset in range(len(data)):
+        with pytest.raises(CredentialsError):
+            keyfile.decrypt(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :], local_key=key)
+    with pytest.raises(CredentialsError, match="wrong"):
+        keyfile.decrypt(data, local_key=bytes(32))
+    with pytest.raises(CredentialsError, match="password"):
+        keyfile.decrypt(keyfile.encrypt(b"x", password=b"pw"), local_key=key)
+    locked = keyfile.encrypt(b"x", password=b"pw")
+    assert keyfile.decrypt(locked, password=b"pw") == b"x"
+    with pytest.raises(CredentialsError, match="wrong"):
+        keyfile.decrypt(locked, password=b"pv")
+    for memory, passes in ((2**31, 4), (65_536, 17), (0, 1), (65_536, 0)):
+        planted = locked[:6] + memory.to_bytes(4, "big") + passes.to_bytes(4, "big") + locked[14:]
+        with pytest.raises(CredentialsError, match="allows"):
+            keyfile.decrypt(planted, password=b"pw")
+
+
+def test_every_byte_of_a_key_file_under_a_password_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyfile, "MEMORY_KIB", 8)
+    monkeypatch.setattr(keyfile, "PASSES", 1)
+    data = keyfile.encrypt(b"secret", password=b"pw")
+    assert keyfile.decrypt(data, password=b"pw") == b"secret"
+    for offset in (o for o in range(len(data)) if o not in range(6, 9)):  # those three ask for 16 MiB to 4 TiB
+        with pytest.raises(CredentialsError):
+            keyfile.decrypt(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :], password=b"pw")
+
+
+def test_a_machine_without_the_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> bytes:
+        raise nacl.exceptions.RuntimeError
+
+    locked = keyfile.encrypt(b"x", password=b"pw")
+    monkeypatch.setattr(keyfile.nacl.pwhash.argon2id, "kdf", no_memory)
+    with pytest.raises(CredentialsError, match="64 MiB"):
+        keyfile.decrypt(locked, password=b"pw")
+
+
+def test_a_local_key_has_32_bytes() -> None:
+    with pytest.raises(CredentialsError, match="31"):
+        keyfile.encrypt(b"x", local_key=bytes(31))
+    with pytest.raises(CredentialsError):
+        keyfile.decrypt(keyfile.encrypt(b"x", local_key=bytes(32)), local_key=bytes(31))
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_a_key_file_or_refused(raw: bytes) -> None:
+    for buf in (raw, b"CBXK\x01\x01" + raw, b"CBXK\x01\x02" + raw[:4]):
+        with pytest.raises(CipherBoxError):
+            keyfile.decrypt(buf, local_key=bytes(32))

@@ -1,0 +1,309 @@
+"""Seal and open: golden envelopes, and every failure by its name."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from typing import Any
+
+import attrs
+import pytest
+
+from cipherbox.envelope.bundle import decode_bundle
+from cipherbox.envelope.ids import EnvelopeIds
+from cipherbox.envelope.layout import split
+from cipherbox.envelope.prefix import Recipient, encode_prefix
+from cipherbox.errors import (
+    BundleError,
+    BundleMalformed,
+    CommitmentMismatch,
+    DecryptionFailed,
+    EnvelopeError,
+    InvalidRequest,
+    KeyMissing,
+    NotRecipient,
+    SignatureInvalid,
+    TooLarge,
+    UnsafeMix,
+)
+from cipherbox.sealing import primitives, stanzas
+from cipherbox.sealing import seal as sealing
+from cipherbox.sealing.body import Message, pack, text_message
+from cipherbox.sealing.identity import DecryptKey, Identity
+from cipherbox.sealing.open import inspect, open_body, open_envelope
+from tests.golden import files
+from tests.golden.make_envelopes import MESSAGES, damaged, dishonest, resigned, sealed, stripped
+from tests.parties import Party, now_ms, party
+
+GOLDEN = files.read("envelopes")
+IDS = EnvelopeIds(now_ms)
+
+
+def open_as(who: Party | Identity, raw: bytes, sender: Party) -> list[Message]:
+    identity = who.identity if isinstance(who, Party) else who
+    return open_envelope(inspect(raw), identity, sender.bundle)
+
+
+def golden_identity(name: str) -> Identity:
+    keys = [DecryptKey.from_seed(kind, bytes.fromhex(seed)) for kind, seed in GOLDEN["recipients"][name]]
+    return Identity(name, bytes(32), None, keys)
+
+
+# -- golden -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", GOLDEN["opens"], ids=lambda r: r["name"])
+def test_golden_envelopes_open_for_every_recipient(row: dict[str, object]) -> None:
+    sighted = inspect(bytes.fromhex(str(row["envelope"])))
+    sender = decode_bundle(bytes.fromhex(GOLDEN["bundles"][row["sender_bundle"]]))
+    assert sighted.hashes.header_hash.hex() == row["header_hash"]
+    assert sighted.hashes.envelope_hash.hex() == row["envelope_hash"]
+    keys = primitives.derive(bytes.fromhex(str(row["content_key"])))
+    assert [keys.body_key.hex(), keys.nonce.hex()] == [row["body_key"], row["body_nonce"]]
+    assert open_body(sighted, bytes.fromhex(str(row["content_key"])))
+    assert sighted.hashes.stored_hash.hex() == row["stored_hash"]
+    for recipient in sighted.layout.prefix.recipients:
+        messages = open_envelope(sighted, golden_identity(recipient.client_id), sender)
+        wanted = [dict(m) for m in row["messages"]]  # type: ignore[attr-defined]
+        for m in wanted:
+            m["sent_at"] = m["sent_at"] or sighted.layout.prefix.sealed_at
+        assert [files.plain(m) for m in messages] == [{**m, "headers": m["headers"]} for m in wanted]
+
+
+@pytest.mark.parametrize("row", GOLDEN["fails"], ids=lambda r: r["name"])
+def test_golden_damage_fails_by_its_name(row: dict[str, str]) -> None:
+    sender = decode_bundle(bytes.fromhex(GOLDEN["bundles"][row["sender_bundle"]]))
+    with pytest.raises(EnvelopeError) as found:
+        open_envelope(inspect(bytes.fromhex(row["envelope"])), golden_identity(row["recipient"]), sender)
+    assert found.value.name == row["error"]
+
+
+# -- round trips --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stanza", [1, 2])
+@pytest.mark.parametrize("cipher", [1, 2])
+@pytest.mark.parametrize("suite", [1, 2])
+def test_what_is_sealed_opens(stanza: int, cipher: int, suite: int) -> None:
+    sender, ca, ny = party("FL-LAB", suite), party("CA-RC"), party("NY-RC", 2)
+    raw = sealed(sender, [ca, ny], MESSAGES, stanza=stanza, cipher=cipher)
+    for who in (ca, ny):
+        opened = open_as(who, raw, sender)
+        assert [m.content for m in opened] == [m.content for m in MESSAGES]
+        assert [m.content_type for m in opened] == [m.content_type for m in MESSAGES]
+        assert [m.headers for m in opened] == [m.headers for m in MESSAGES]
+        assert opened[1].sent_at == MESSAGES[1].sent_at
+
+
+def test_256_recipients_share_one_body_and_257_are_refused() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    many = [attrs.evolve(ca.bundle, client_id=f"R{i}") for i in range(257)]
+    plain = pack([text_message("x" * 100_000)])
+    raw = sealing.seal(lab.identity, many[:256], plain, 1, envelope_id=IDS.next(), sealed_at=now_ms()).raw
+    assert len(raw) < 100_000 + 256 * (1168 + 24) + 400
+    for name in ("R0", "r255"):
+        (message,) = open_as(Identity(name, bytes(32), None, ca.identity.current), raw, lab)
+        assert message.content == b"x" * 100_000
+    with pytest.raises(InvalidRequest, match="256"):
+        sealing.choose_keys(many)
+
+
+def test_an_envelope_above_the_limit_is_not_made() -> None:
+    with pytest.raises(TooLarge):
+        sealed(party("FL-LAB"), [party("CA-RC")], [Message(bytes(17 * 1024 * 1024))])
+
+
+# -- failures -----------------------------------------------------------------------------------------------------
+
+
+def test_damage_in_each_part_has_its_name() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    for what, raw, error in damaged(sealed(lab, [ca], MESSAGES)):
+        with pytest.raises(EnvelopeError) as found:
+            open_as(ca, raw, lab)
+        assert found.value.name == error, what
+
+
+def test_every_byte_of_an_envelope_counts() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    raw = sealed(lab, [ca], [text_message("every byte")], stanza=2)
+    for offset in range(len(raw)):
+        for bit in (0x01, 0x80):
+            changed = raw[:offset] + bytes([raw[offset] ^ bit]) + raw[offset + 1 :]
+            with pytest.raises(EnvelopeError):
+                open_as(ca, changed, lab)
+
+
+def test_a_dishonest_sender_is_told_apart_by_the_failure() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    for what, raw, error in dishonest(lab, ca):
+        with pytest.raises(EnvelopeError) as found:
+            open_as(ca, raw, lab)
+        assert found.value.name == error, what
+
+
+def test_every_byte_of_the_sealed_parts_counts_even_when_the_sender_signs_it() -> None:
+    """Prefix, stanzas and body hold together without the signature: nothing in them may change unseen."""
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    raw = sealed(lab, [ca], [text_message("every byte")], stanza=2)
+    for offset in range(split(raw).signatures_at):
+        changed = raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :]
+        with pytest.raises(EnvelopeError):
+            open_as(ca, resigned(changed, lab.identity), lab)
+
+
+def test_a_swapped_sender_is_not_opened() -> None:
+    """Another client's name and keys put over the same stanzas and body."""
+    lab, thief, ca = party("FL-LAB"), party("MA-LAB"), party("CA-RC")
+    raw = sealed(lab, [ca], MESSAGES)
+    taken = raw[:56] + thief.bundle.hash + raw[88:125] + b"MA-LAB" + raw[131:]
+    with pytest.raises(DecryptionFailed, match="stanza"):
+        open_as(ca, resigned(taken, thief.identity), thief)
+    with pytest.raises(SignatureInvalid):
+        open_as(ca, raw, thief)
+
+
+def test_a_sender_cannot_sign_in_anothers_name() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    raw = sealed(lab, [ca], MESSAGES)
+    named = raw[:125] + b"MA-LAB" + raw[131:]
+    with pytest.raises(SignatureInvalid, match="other sender's keys"):
+        open_as(ca, resigned(named, lab.identity), lab)
+
+
+def test_the_bundle_is_the_one_the_prefix_names_though_its_signing_key_is_the_same() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    other = lab.identity.make_bundle(lab.key, lab.chain, lab.bundle.created_at + 1)
+    with pytest.raises(SignatureInvalid, match="other sender's keys"):
+        open_envelope(inspect(sealed(lab, [ca], MESSAGES)), ca.identity, other)
+
+
+def test_a_key_opens_stanzas_of_its_own_type_alone() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    hybrid = ca.bundle.encrypt_keys[0]
+    prefix = encode_prefix(
+        body_length=16, sealed_at=5, expires_at=0, envelope_id=IDS.next(), generation=0, message_count=1, body_cipher=1,
+        signature_suite=1, bundle_hash=lab.bundle.hash, commitment=bytes(32), sender="FL-LAB", exchange="",
+        routing_key="", recipients=(Recipient(hybrid.key_id, 2, 80, "CA-RC"),),
+    )  # fmt: skip
+    with pytest.raises(KeyMissing):
+        open_as(ca, resigned(prefix + bytes(80 + 16 + 64), lab.identity), lab)
+
+
+def test_two_texts_of_one_envelope_are_caught_by_the_commitment() -> None:
+    """A stanza that wraps another content key than the prefix commits to."""
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    raw = sealed(lab, [ca], MESSAGES)
+    at = split(raw)
+    entry = at.prefix.recipients[0]
+    key = ca.identity.decrypt_key(entry.key_id)
+    assert key is not None
+    prefix_hash = hashlib.sha256(raw[: at.prefix.prefix_length]).digest()
+    other = stanzas.wrap(entry.stanza_type, key.public, os.urandom(32), prefix_hash, 0)
+    with pytest.raises(CommitmentMismatch):
+        open_as(ca, resigned(raw[: at.stanzas_at] + other + raw[at.body_at :], lab.identity), lab)
+
+
+def test_stanzas_of_two_recipients_cannot_change_places() -> None:
+    lab, ca, ny = party("FL-LAB"), party("CA-RC"), party("NY-RC")
+    raw = sealed(lab, [ca, ny], MESSAGES)
+    at = split(raw)
+    middle = at.stanzas_at + 1168
+    crossed = raw[: at.stanzas_at] + raw[middle : at.body_at] + raw[at.stanzas_at : middle] + raw[at.body_at :]
+    for who in (ca, ny):
+        with pytest.raises(DecryptionFailed, match="stanza"):
+            open_as(who, resigned(crossed, lab.identity), lab)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("fill", [0x00, 0x01, 0xFF])
+def test_any_bytes_in_place_of_a_stanza_are_refused(kind: int, fill: int) -> None:
+    """All zeros is a point of small order: the library's error for it must not come through."""
+    key = party("CA-RC").identity.current[kind - 1]
+    for size in (0, 1, len(stanzas.wrap(kind, key.public, bytes(32), bytes(32), 0))):
+        with pytest.raises(DecryptionFailed):
+            stanzas.unwrap(kind, key.private, bytes([fill]) * size, bytes(32), 0)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_a_recipient_whose_key_nobody_can_seal_for_is_named(kind: int) -> None:
+    ca = party("CA-RC")
+    good = ca.identity.current[kind - 1]
+    with pytest.raises(BundleMalformed):
+        stanzas.wrap(kind, good.public[:-32] + bytes(32), bytes(32), bytes(32), 0)
+    zeros = DecryptKey(kind, good.seed, good.public[:-32] + bytes(32), good.private)
+    bundle = Identity("CA-RC", bytes(32), None, [zeros]).make_bundle(ca.key, ca.chain, now_ms())
+    with pytest.raises(BundleMalformed, match="CA-RC"):
+        sealing.seal(party("FL-LAB").identity, [bundle], pack(MESSAGES), 3, envelope_id=IDS.next(), sealed_at=now_ms())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"exchange": "x" * 300}, {"exchange": "x" * 128}, {"routing_key": "\ud800"}, {"routing_key": "a\nb"},
+     {"envelope_id": bytes(16)}, {"expires_at": 5}, {"expires_at": -1}, {"expires_at": 2**64}, {"count": 2},
+     {"generation": 2**32}, {"keys": []}, {"keys": "stranger's"}, {"twice": True}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_reader_would_refuse_is_not_sealed(bad: dict[str, Any]) -> None:
+    to = [party("CA-RC").bundle] * (2 if bad.get("twice") else 1)
+    more = {"envelope_id": IDS.next(), "sealed_at": 5, **bad}
+    count = more.pop("count", 1)
+    more.pop("twice", None)
+    if more.get("keys"):
+        more["keys"] = party("NY-RC").bundle.encrypt_keys[:1]
+    with pytest.raises(InvalidRequest):
+        sealing.seal(party("FL-LAB").identity, to, pack(MESSAGES[:1]), count, **more)
+
+
+def test_a_stanza_opens_in_its_own_place_alone() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    key = ca.identity.current[0]
+    wrapped = stanzas.wrap(key.algorithm, key.public, bytes(32), b"h" * 32, 0)
+    assert stanzas.unwrap(key.algorithm, key.private, wrapped, b"h" * 32, 0) == bytes(32)
+    for prefix_hash, index in ((b"i" * 32, 0), (b"h" * 32, 1)):
+        with pytest.raises(DecryptionFailed):
+            stanzas.unwrap(key.algorithm, key.private, wrapped, prefix_hash, index)
+    del lab
+
+
+def test_who_is_no_recipient_and_who_has_no_key() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    raw = sealed(lab, [ca], MESSAGES)
+    with pytest.raises(NotRecipient):
+        open_as(party("NY-RC"), raw, lab)
+    with pytest.raises(KeyMissing):
+        open_as(Identity.generate("CA-RC"), raw, lab)
+
+
+def test_another_senders_bundle_and_a_stripped_suite_do_not_verify() -> None:
+    lab, strong, ca = party("FL-LAB"), party("PA-LAB", 2), party("CA-RC")
+    with pytest.raises(SignatureInvalid):
+        open_as(ca, sealed(lab, [ca], MESSAGES), party("FL-LAB", copy=1))
+    raw = sealed(strong, [ca], MESSAGES)
+    with pytest.raises(SignatureInvalid, match="suite"):
+        open_as(ca, stripped(raw, strong.identity), strong)
+    for offset in (len(raw) - 1, len(raw) - 3309 - 1):  # either signature alone is not enough
+        with pytest.raises(SignatureInvalid):
+            open_as(ca, raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :], strong)
+
+
+def test_a_mix_of_post_quantum_and_classical_needs_a_word() -> None:
+    ca = party("CA-RC")
+    old = Identity("OLD-RC", bytes(32), None, [k for k in party("OLD-RC").identity.current if k.algorithm == 2])
+    weak = old.make_bundle(party("OLD-RC").key, party("OLD-RC").chain, now_ms())
+    with pytest.raises(UnsafeMix, match="OLD-RC"):
+        sealing.choose_keys([ca.bundle, weak])
+    assert len(sealing.choose_keys([ca.bundle, weak], allow_mixed=True)) == 2
+    with pytest.raises(BundleError):
+        sealing.choose_keys([weak], stanza=1)
+    for unknown in (0, 3, 99):
+        with pytest.raises(InvalidRequest):
+            sealing.choose_keys([ca.bundle], stanza=unknown)
+
+
+def test_new_ids_make_new_bytes() -> None:
+    lab, ca = party("FL-LAB"), party("CA-RC")
+    assert sealed(lab, [ca], MESSAGES) != sealed(lab, [ca], MESSAGES)
+    assert EnvelopeIds(now_ms).next() != EnvelopeIds(now_ms).next()
+    assert base64.b64encode(ca.identity.current[0].seed).decode() not in repr(ca.identity)
