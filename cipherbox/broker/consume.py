@@ -1,0 +1,370 @@
+"""Consumers and what they do: credit, deliveries, fetch, ack, nack, resend.
+
+Deliveries go round robin over the consumers of a queue that have credit.  The counter of deliveries rises when an
+entry is handed out; one that was delivered as often as the limit allows and waits again becomes a dead letter, as does
+one whose time is over.  An ack counts from any connection of any reader, before or after a restart: it names
+(queue, seq).  What an ack costs is bounded by what is unacknowledged, never by the numbers it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import Acked, Dead, Done, Entry, Facts, FetchedEntries, Handed, Mark
+from cipherbox.broker.queues import Consumer, Out, Queue
+from cipherbox.broker.rights import no_queue
+from cipherbox.errors import Conflict, InvalidRequest
+
+if TYPE_CHECKING:
+    from cipherbox.broker.core import Broker
+
+NOTHING = bytes(16)
+SWEEP_ENTRIES = 50_000  # looked at in one sweep: about 5 ms
+Runs = list[tuple[int, int]]  # first and last seq, sorted, apart
+_new = tuple.__new__
+
+
+def readable(broker: Broker, client: str, name: str) -> Queue:
+    """The queue, if this client reads it."""
+    queue = broker.queues.get(name)
+    if queue is None or not queue.is_reader(client):
+        raise no_queue(name)
+    return queue
+
+
+# -- consumers ----------------------------------------------------------------------------------------------------
+
+
+def consume(broker: Broker, c: m.Consume) -> Done:
+    queue = readable(broker, c.client, c.queue)
+    if not c.tag or (c.connection, c.tag) in broker.consumers:
+        raise Conflict(f"consumer tag {c.tag} is 0 or in use on this connection")
+    if len(queue.consumers) >= broker.limits.consumers_per_queue:
+        raise InvalidRequest(f"a queue has at most {broker.limits.consumers_per_queue} consumers")
+    consumer = Consumer(c.connection, c.client, c.tag, c.queue)
+    _add_credit(broker, consumer, c.envelopes, c.size)
+    queue.consumers.append(consumer)
+    broker.consumers[(c.connection, c.tag)] = consumer
+    broker.tags.setdefault(c.connection, set()).add(c.tag)
+    broker.eager.add(queue)
+    return Done(c.correlation, queue.depth)
+
+
+def _add_credit(broker: Broker, consumer: Consumer, envelopes: int, size: int) -> None:
+    consumer.envelopes = min(consumer.envelopes + envelopes, broker.limits.credit_envelopes)
+    consumer.size = min(consumer.size + size, broker.limits.credit_bytes)
+
+
+def credit(broker: Broker, c: m.Credit) -> None:
+    """Adds to a window; a tag that is gone is no error, since the two cross on the wire."""
+    consumer = broker.consumers.get((c.connection, c.tag))
+    if consumer is not None:
+        _add_credit(broker, consumer, c.envelopes, c.size)
+        broker.eager.add(broker.queues[consumer.queue])
+
+
+def cancel(broker: Broker, c: m.Cancel) -> Done:
+    consumer = broker.consumers.get((c.connection, c.tag))
+    if consumer is None:
+        raise InvalidRequest(f"there is no consumer {c.tag} on this connection")
+    return Done(c.correlation, end_consumer(broker, consumer))
+
+
+def end_consumer(broker: Broker, consumer: Consumer) -> int:
+    """A consumer ends: what it holds returns to the front; how many."""
+    del broker.consumers[(consumer.connection, consumer.tag)]
+    broker.tags[consumer.connection].discard(consumer.tag)
+    queue = broker.queues[consumer.queue]
+    queue.consumers.remove(consumer)
+    held = (consumer.connection, consumer.tag)
+    return _return(broker, queue, [o for o in queue.out.values() if o[1:] == held])
+
+
+def disconnect(broker: Broker, connection: int) -> None:
+    """A connection is gone: its consumers end, what it fetched returns."""
+    for tag in sorted(broker.tags.get(connection, ())):
+        end_consumer(broker, broker.consumers[(connection, tag)])
+    broker.tags.pop(connection, None)
+    for name in sorted(broker.fetchers.pop(connection, ())):
+        queue = broker.queues.get(name)
+        if queue is not None:
+            _return(broker, queue, [o for o in queue.out.values() if o[1] == connection])
+
+
+def end_reader(broker: Broker, queue: Queue, client: str) -> None:
+    """A client reads this queue no longer: its consumers of it end, what it holds of it returns."""
+    for consumer in [x for x in queue.consumers if x.client == client]:
+        end_consumer(broker, consumer)
+    _return(broker, queue, [o for o in queue.out.values() if broker.client_of.get(o[1]) == client])
+
+
+def _return(broker: Broker, queue: Queue, outs: Sequence[Out]) -> int:
+    """Entries that are out come back; how many."""
+    entries = [o[0] for o in outs]
+    for entry in entries:
+        del queue.out[entry[0]]
+    _come_back(broker, queue, entries)
+    return len(entries)
+
+
+def _come_back(broker: Broker, queue: Queue, entries: list[Entry]) -> None:
+    most = broker.limits.deliveries
+    for entry in entries:
+        if entry.attempts >= most:
+            bury(broker, queue, entry, _too_often(entry), "")
+    queue.give_back([e for e in entries if e.attempts < most])
+    broker.eager.add(queue)
+
+
+def _too_often(entry: Entry) -> str:
+    return f"delivered {entry.attempts} times without an acknowledgement"
+
+
+def bury(broker: Broker, queue: Queue, entry: Entry, reason: str, by: str) -> None:
+    """A dead letter: out of the queue, kept in the store with its reason."""
+    queue.forget(entry)
+    broker.effects.changes.dead.append(Dead(queue.name, entry.seq, entry.number, broker.now, reason, by))
+    broker.touched.add(queue)
+
+
+# -- handing out --------------------------------------------------------------------------------------------------
+
+
+def dispatch(broker: Broker, queue: Queue) -> None:
+    """Hands out what is ready to the consumers that have credit."""
+    ready = queue.ready
+    consumers = queue.consumers
+    idle = 0
+    batches: dict[tuple[int, int], list[Entry]] = {}
+    while ready and idle < len(consumers):
+        consumer = consumers[0]
+        if not consumer.open:
+            idle += 1
+        else:
+            idle = 0
+            room = 1 if len(consumers) > 1 else consumer.envelopes
+            taken, size = _hand(broker, queue, consumer.connection, consumer.tag, consumer.client, room, consumer.size)
+            consumer.envelopes -= len(taken)
+            consumer.size -= size
+            key = (consumer.connection, consumer.tag)
+            if key in batches:
+                batches[key] += taken
+            elif taken:
+                batches[key] = taken
+                broker.effects.handed.append(Handed(consumer.connection, consumer.tag, queue.name, taken))
+        consumers.rotate(-1)
+    want_page(broker, queue)
+
+
+def _hand(
+    broker: Broker, queue: Queue, connection: int, tag: int, client: str, room: int, window: int
+) -> tuple[list[Entry], int]:
+    """Takes entries within ``room`` and ``window`` bytes, which the last one may pass; the entries and their bytes."""
+    ready, out, fresh_to, fresh_from = queue.ready, queue.out, queue.fresh_to, queue.fresh_from
+    now, most = broker.now, broker.limits.deliveries
+    marks = broker.effects.changes.delivered
+    taken: list[Entry] = []
+    bytes_ = 0
+    while ready and room > 0 and bytes_ < window:
+        entry = ready.popleft()
+        seq, number, size, attempts, fan, sender, envelope_id, accepted_at, expires_at = entry
+        if 0 < expires_at <= now:
+            bury(broker, queue, entry, "expired", "")
+            continue
+        if attempts >= most:
+            bury(broker, queue, entry, _too_often(entry), "")
+            continue
+        entry = _new(Entry, (seq, number, size, attempts + 1, fan, sender, envelope_id, accepted_at, expires_at))
+        out[seq] = _new(Out, (entry, connection, tag))
+        if seq >= fresh_from and seq not in fresh_to:
+            fresh_to[seq] = client
+        else:
+            extend(marks, queue.name, seq, now, client)
+        taken.append(entry)
+        room -= 1
+        bytes_ += size
+    return taken, bytes_
+
+
+def want_page(broker: Broker, queue: Queue) -> None:
+    """Asks for the next page when the head runs low and somebody needs it."""
+    if queue.paging or not queue.tail or len(queue.ready) >= (broker.limits.page_entries + 1) // 2:
+        return
+    if queue.consumers or queue.purges or not queue.ready:
+        queue.paging = True
+        broker.effects.pages.append((queue.name, queue.loaded_to))
+
+
+def extend(marks: list[Mark], queue: str, seq: int, at: int, client: str) -> None:
+    """Adds one seq to a list of runs."""
+    if marks:
+        last = marks[-1]
+        if last[2] + 1 == seq and last[0] == queue and last[4] == client:
+            marks[-1] = _new(Mark, (queue, last[1], seq, at, client))
+            return
+    marks.append(Mark(queue, seq, seq, at, client))
+
+
+def fetch(broker: Broker, c: m.Fetch) -> FetchedEntries:
+    queue = readable(broker, c.client, c.queue)
+    limits = broker.limits
+    room, window = min(c.envelopes, limits.credit_envelopes), min(c.size, limits.credit_bytes)
+    taken, _ = _hand(broker, queue, c.connection, 0, c.client, room, window)
+    if taken:
+        broker.fetchers.setdefault(c.connection, set()).add(queue.name)
+    want_page(broker, queue)
+    return FetchedEntries(c.correlation, queue.name, queue.depth - len(queue.out), taken)
+
+
+# -- coming back --------------------------------------------------------------------------------------------------
+
+
+def runs_of(broker: Broker, queue: Queue, ranges: Sequence[tuple[int, int]]) -> Runs:
+    """Ranges (first seq, count) as runs of what can be unacknowledged; InvalidRequest when that is too much at once."""
+    runs: Runs = []
+    at, end = queue.first, queue.next - 1
+    total = 0
+    for first, count in sorted(ranges) if len(ranges) > 1 else ranges:
+        first, last = max(first, at), min(first + count - 1, end)
+        if first <= last:
+            runs.append((first, last))
+            total += last - first + 1
+            at = last + 1
+    if total > broker.limits.ack_entries:
+        raise InvalidRequest(f"an ack names at most {broker.limits.ack_entries} envelopes, this one {total}")
+    return runs
+
+
+def ack(broker: Broker, c: m.Ack, facts: Facts) -> Acked:
+    queue = readable(broker, c.client, c.queue)
+    runs = runs_of(broker, queue, c.ranges)
+    named = sum(count for _, count in c.ranges)
+    if not runs:
+        return Acked(c.correlation, 0, named)
+    entries = _take_runs(broker, queue, runs, facts.entries.get(c.queue))
+    if entries:
+        _acknowledge(broker, queue, entries, c.client)
+    return Acked(c.correlation, len(entries), named - len(entries))
+
+
+def _take_runs(broker: Broker, queue: Queue, runs: Runs, stored: dict[int, Entry] | None) -> list[Entry]:
+    """Removes what lies in the runs from memory, and from the tail by the store's word."""
+    found: list[Entry] = []
+    pop = queue.out.pop
+    for first, last in runs:
+        if not queue.out:
+            break
+        for seq in range(first, last + 1):
+            out = pop(seq, None)
+            if out is not None:
+                found.append(out[0])
+    sorted_already = True
+    if queue.ready and queue.ready[0][0] <= runs[-1][1]:
+        waiting = queue.take_ready(runs)
+        sorted_already = not waiting
+        found += waiting
+    if stored and runs[-1][1] > queue.loaded_to:
+        for first, last in runs:
+            for seq in range(max(first, queue.loaded_to + 1), last + 1):
+                entry = _from_store(broker, queue, stored, seq)
+                if entry is not None:
+                    found.append(entry)
+    if not sorted_already:
+        found.sort()
+    return found
+
+
+def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry], client: str) -> None:
+    """Sorted entries leave the queue: one mark for each run, one sum for each sender in a row."""
+    changes = broker.effects.changes
+    finished, released, marks = changes.finished, changes.released, changes.acked
+    first = last = entries[0][0]
+    who, sum_ = entries[0][5], 0
+    total = 0
+    for seq, number, size, _, fan, sender, _, _, _ in entries:
+        if seq > last + 1:
+            marks.append(Mark(queue.name, first, last, broker.now, client))
+            first = seq
+        last = seq
+        if fan == 1:
+            finished.append(number)
+        else:
+            released.append(number)
+        if sender != who:
+            queue.add_used(who, -sum_)
+            who, sum_ = sender, 0
+        sum_ += size
+        total += size
+    marks.append(Mark(queue.name, first, last, broker.now, client))
+    queue.add_used(who, -sum_)
+    queue.depth -= len(entries)
+    queue.size -= total
+    broker.touched.add(queue)
+
+
+def _from_store(broker: Broker, queue: Queue, stored: dict[int, Entry], seq: int) -> Entry | None:
+    """An entry the store has waiting and memory has not: it lies in the tail, unless an earlier command took it."""
+    if seq <= queue.loaded_to or (queue.name, seq) in broker.gone:
+        return None
+    entry = stored.get(seq)
+    if entry is not None:
+        broker.gone.add((queue.name, seq))
+        size = broker.resized.get((queue.name, seq))
+        if size is not None:
+            entry = entry._replace(size=size)
+    return entry
+
+
+def nack(broker: Broker, c: m.Nack, facts: Facts) -> Done:
+    queue = readable(broker, c.client, c.queue)
+    entry = queue.take(c.seq)
+    if entry is None and not c.requeue:  # one in the tail waits already
+        entry = _from_store(broker, queue, facts.entries.get(c.queue, {}), c.seq)
+    if entry is None:
+        return Done(c.correlation, 0)
+    if c.requeue:
+        _come_back(broker, queue, [entry])
+    else:
+        bury(broker, queue, entry, c.reason or f"refused by {c.client}", c.client)
+    return Done(c.correlation, 1)
+
+
+def resend(broker: Broker, c: m.Resend) -> Done:
+    """Deliver again what this client's connections have out, or one envelope that is out from its queues."""
+    everything = c.envelope_id == NOTHING
+    count = 0
+    for name in [c.queue] if c.queue else sorted(broker.reads.get(c.client, ())):
+        queue = readable(broker, c.client, name)
+        back = [
+            o
+            for o in queue.out.values()
+            if (everything and broker.client_of.get(o.connection) == c.client)
+            or (o.entry.envelope_id == c.envelope_id and o.entry.sender == c.sender)
+        ]
+        count += _return(broker, queue, back)
+    return Done(c.correlation, count)
+
+
+def lost(broker: Broker, c: m.Lost) -> None:
+    """Bodies that could not be read back: their entries become dead letters, never silently gone."""
+    for name, seq in c.entries:
+        queue = broker.queues.get(name)
+        entry = queue.take(seq) if queue is not None else None
+        if queue is not None and entry is not None:
+            bury(broker, queue, entry, c.reason, "")
+
+
+def sweep(broker: Broker) -> None:
+    """Expired entries in the heads become dead letters; a bounded number is looked at each time."""
+    looked = 0
+    for queue in broker.queues.values():
+        if not 0 < queue.soonest <= broker.now:
+            continue
+        looked += len(queue.ready)
+        for entry in queue.expired(broker.now):
+            bury(broker, queue, entry, "expired", "")
+        want_page(broker, queue)
+        if looked >= SWEEP_ENTRIES:
+            return

@@ -1,0 +1,226 @@
+"""The Broker: one batch of commands in, its effects out.
+
+Rules.
+1. Deterministic and pure: `handle(commands, facts, now)` depends on nothing else, and sets are never iterated
+   unsorted where the order could show.
+2. A bad request is answered with Failed; `handle` raises only when the core itself is wrong; then it is thrown away.
+3. Memory runs ahead of the store only within one batch: after a failed commit this object must not be used again.
+4. A connection must have been introduced with `connect` before its commands come.
+5. `changes` say what is different at the end of the batch: what was taken away and made again in it is in neither list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
+
+from cipherbox.broker import consume, listing, publish, topology
+from cipherbox.broker import model as m
+from cipherbox.broker.exchanges import Exchange
+from cipherbox.broker.model import (
+    Answer,
+    Effects,
+    ExchangeType,
+    Facts,
+    Failed,
+    Known,
+    Routed,
+    Snapshot,
+    Wanted,
+)
+from cipherbox.broker.publish import Targets
+from cipherbox.broker.queues import Consumer, Queue
+from cipherbox.broker.rights import Rights
+from cipherbox.errors import CipherBoxError, InvalidRequest, Revoked
+from cipherbox.limits import LIMITS, Limits
+
+_name = attrgetter("name")
+
+
+def _resolve(broker: Broker, c: m.Resolve) -> Routed:
+    route = publish.resolve(broker, c.connection, c.client, c.exchange, c.routing_key)
+    return Routed(c.correlation, broker.bindings_version, route)
+
+
+_HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
+    m.Consume: consume.consume,
+    m.Cancel: consume.cancel,
+    m.Fetch: consume.fetch,
+    m.Resend: consume.resend,
+    m.Resolve: _resolve,
+    m.DeclareExchange: topology.declare_exchange,
+    m.DeleteExchange: topology.delete_exchange,
+    m.DeclareQueue: topology.declare_queue,
+    m.DeleteQueue: topology.delete_queue,
+    m.Bind: topology.bind,
+    m.Unbind: topology.unbind,
+    m.Purge: topology.purge,
+    m.Grant: topology.grant,
+    m.AddClient: topology.add_client,
+    m.RevokeClient: topology.revoke_client,
+    m.List: listing.listing,
+}
+
+
+class Broker:
+    """See the module.  ``snapshot`` is what the store loaded."""
+
+    def __init__(self, snapshot: Snapshot, limits: Limits = LIMITS) -> None:
+        self.limits = limits
+        self.next_number = snapshot.next_number
+        self.bindings_version = snapshot.bindings_version
+        self.watermark = snapshot.watermark
+        self.rights = Rights(snapshot.clients, snapshot.grants)
+        self.exchanges = {name: Exchange(name, ExchangeType(kind)) for name, kind in snapshot.exchanges}
+        counters = {c.queue: c for c in snapshot.counters}
+        self.queues = {q.name: Queue(q.name, q.owner, q.readers, counters.get(q.name)) for q in snapshot.queues}
+        for exchange, name, key in snapshot.bindings:
+            self.exchanges[exchange].bind(name, key)
+            self.queues[name].bindings.add((exchange, key))
+        for name, head in snapshot.heads.items():
+            self.queues[name].load(head, len(head) < limits.head_entries)
+        for (sender, name), size in snapshot.usage.items():
+            if name in self.queues:
+                self.queues[name].used[sender] = size
+        self.highest = dict(snapshot.highest)
+        self.reads: dict[str, set[str]] = {}  # client -> the queues it reads
+        for queue in self.queues.values():
+            for client in queue.all_readers:
+                self.reads.setdefault(client, set()).add(queue.name)
+        self.consumers: dict[tuple[int, int], Consumer] = {}
+        self.tags: dict[int, set[int]] = {}  # connection -> tags of its consumers
+        self.fetchers: dict[int, set[str]] = {}  # connection -> queues it fetched from
+        self.client_of: dict[int, str] = {}
+        self.targets: dict[tuple[str, str, str, tuple[str, ...]], Targets] = {}  # where the last envelopes went
+        self._begin(0)
+
+    def _begin(self, now: int) -> None:
+        self.now = now
+        self.earliest = self.watermark.to_bytes(6, "big")  # ids below it are too old,
+        self.latest = (now + self.limits.clock_ahead_ms + 1).to_bytes(6, "big")  # from it on too new
+        self.effects = Effects()
+        self.fresh: dict[tuple[str, bytes], Known] = {}  # accepted in this batch
+        self.gone: set[tuple[str, int]] = set()  # taken from the tail in this batch
+        self.resized: dict[tuple[str, int], int] = {}  # replaced in the tail in this batch
+        self.touched: set[Queue] = set()  # counters changed
+        self.eager: set[Queue] = set()  # may have something to hand out
+
+    def connect(self, connection: int, client: str) -> None:
+        """A connection of this client begins."""
+        self.client_of[connection] = client
+
+    def cut_off(self, connection: int, client: str) -> Revoked | None:
+        """The refusal of everything a revoked client still asks."""
+        if connection and self.rights.revoked(client):
+            return Revoked(f"the certificate of {client} was revoked")
+        return None
+
+    def rights_changed(self) -> None:
+        """Who may publish where is different."""
+        self.targets.clear()
+
+    def bindings_changed(self) -> None:
+        """Routes may lead elsewhere now."""
+        self.targets.clear()
+        self.bindings_version += 1
+        self.effects.changes.bindings_version = self.bindings_version
+
+    def leave(self, queue: Queue) -> None:
+        """A queue is deleted: what it did in this batch concerns nobody any more."""
+        self.touched.discard(queue)
+        self.eager.discard(queue)
+
+    def wanted(self, commands: Sequence[m.AnyCommand]) -> Wanted:
+        """What these commands need from the store; empty for most batches."""
+        wanted = Wanted()
+        for c in commands:
+            if type(c) is m.Publish:
+                for item in c.items:
+                    top = self.highest.get(item[3])
+                    if top is not None and item[4] <= top:
+                        wanted.known.append((item[3], item[4]))
+            elif type(c) is m.Ack or type(c) is m.Nack or type(c) is m.Fetch:
+                queue = self.queues.get(c.queue)
+                if queue is not None and queue.tail and queue.is_reader(c.client):
+                    self._wanted_of(wanted, queue, c)
+        return wanted
+
+    def _wanted_of(self, wanted: Wanted, queue: Queue, c: m.Ack | m.Nack | m.Fetch) -> None:
+        """What a command needs of a queue's tail."""
+        if isinstance(c, m.Fetch):
+            page = (queue.name, queue.loaded_to)
+            few = len(queue.ready) < min(c.envelopes, self.limits.page_entries // 2)
+            if few and not queue.paging and page not in wanted.pages:
+                wanted.pages.append(page)
+            return
+        try:
+            runs = consume.runs_of(self, queue, c.ranges if isinstance(c, m.Ack) else [(c.seq, 1)])
+        except InvalidRequest:
+            return
+        for first, last in runs:
+            first = max(first, queue.loaded_to + 1)
+            if first <= last:
+                wanted.entries.append((queue.name, first, last - first + 1))
+
+    def handle(self, commands: Sequence[m.AnyCommand], facts: Facts, now: int) -> Effects:
+        """One batch.  The effects may leave only after ``effects.changes`` is committed."""
+        self._begin(now)
+        for name, entries in facts.pages.items():
+            queue = self.queues.get(name)
+            if queue is not None:
+                queue.page(entries, self.limits.page_entries)
+                topology.purge_on(self, queue)
+                self.eager.add(queue)
+        for c in commands:
+            self._one(c, facts)
+        busy = self.eager | self.touched
+        for queue in sorted(busy, key=_name) if len(busy) > 1 else busy:
+            if queue.consumers and (queue.ready or queue.tail):
+                consume.dispatch(self, queue)
+        self._finish()
+        return self.effects
+
+    def _finish(self) -> None:
+        changes = self.effects.changes
+        for queue in sorted(self.touched, key=_name):
+            if queue.fresh:
+                changes.entries += queue.new_entries(self.now)
+            for sender in sorted(queue.senders):
+                changes.usage[(sender, queue.name)] = queue.used.get(sender, 0)
+            changes.counters.append(queue.counters())
+            queue.end_batch()
+
+    def _one(self, c: m.AnyCommand, facts: Facts) -> None:
+        kind = type(c)
+        if kind is m.Publish:
+            publish.publish(self, c, facts)  # type: ignore[arg-type]
+        elif kind is m.Credit:
+            consume.credit(self, c)  # type: ignore[arg-type]
+        elif kind is m.Disconnect:
+            consume.disconnect(self, c.connection)  # type: ignore[union-attr]
+            self.client_of.pop(c.connection, None)  # type: ignore[union-attr]
+        elif kind is m.Lost:
+            consume.lost(self, c)  # type: ignore[arg-type]
+        elif kind is m.Sweep:
+            consume.sweep(self)
+        elif isinstance(c, m.Command):
+            self._ask(c, facts)
+
+    def _ask(self, c: m.Command, facts: Facts) -> None:
+        answers = self.effects.answers.setdefault(c.connection, [])
+        refusal = self.cut_off(c.connection, c.client)
+        if refusal is not None:
+            answers.append(Failed(c.correlation, refusal))
+            return
+        try:
+            if isinstance(c, m.Ack):
+                answers.append(consume.ack(self, c, facts))
+            elif isinstance(c, m.Nack):
+                answers.append(consume.nack(self, c, facts))
+            else:
+                answer = _HANDLERS[type(c)](self, c)
+                if answer is not None:
+                    answers.append(answer)
+        except CipherBoxError as error:
+            answers.append(Failed(c.correlation, error))

@@ -1,0 +1,112 @@
+"""What one may see of exchanges, queues, bindings, clients and grants, in pages sorted by name.
+
+What a client may not see is not there.  Only the rows of the page asked for are made: the lists may be long, and the
+one task that owns the core makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import nsmallest
+from typing import TYPE_CHECKING
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import EVERYBODY, Listed
+from cipherbox.errors import InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from cipherbox.broker.core import Broker
+
+Key = tuple[str, ...]  # the name first; names hold no control characters, so a joined key sorts as the tuple does
+Row = dict[str, object]
+Lister = tuple[Callable[["Broker", str, bool], Iterator[Key]], Callable[["Broker", Key, bool], Row]]
+_SEPARATOR = "\x00"
+
+
+def listing(broker: Broker, c: m.List) -> Listed:
+    """One page of rows; NotFound when one is asked for by name and is not to be seen."""
+    lister = _LISTERS.get(c.what)
+    if lister is None:
+        raise InvalidRequest(f"there is no list of {c.what!r}; there are {', '.join(sorted(_LISTERS))}")
+    keys, row = lister
+    admin = broker.rights.is_admin(c.client, c.connection)
+    seen = (key for key in keys(broker, c.client, admin) if not c.name or key[0] == c.name)
+    most = broker.limits.names_per_frame
+    if c.after:
+        seen = (key for key in seen if _SEPARATOR.join(key) > c.after)
+    page = nsmallest(most + 1, seen)
+    if c.name and not page and not c.after:
+        raise NotFound(f"there is no {c.name!r} among the {c.what} that you may see")
+    after = _SEPARATOR.join(page[most - 1]) if len(page) > most else ""
+    return Listed(c.correlation, [row(broker, key, admin) for key in page[:most]], after)
+
+
+def _exchanges(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
+    granted = broker.rights.granted
+    for name in broker.exchanges:
+        if admin or granted(client, "publish", name) or granted(client, "bind", name):
+            yield (name,)
+
+
+def _exchange(broker: Broker, key: Key, admin: bool) -> Row:
+    exchange = broker.exchanges[key[0]]
+    return {"name": exchange.name, "type": exchange.kind.name.lower(), "bindings": len(exchange.bindings)}
+
+
+def _queues(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
+    for name in broker.queues if admin else broker.reads.get(client, ()):
+        yield (name,)
+
+
+def _queue(broker: Broker, key: Key, admin: bool) -> Row:
+    q = broker.queues[key[0]]
+    return {
+        "name": q.name, "owner": q.owner, "readers": sorted(q.readers), "waiting": q.depth - len(q.out),
+        "unacknowledged": len(q.out), "bytes": q.size, "consumers": len(q.consumers),
+    }  # fmt: skip
+
+
+def _bindings(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
+    for name in broker.queues if admin else broker.reads.get(client, ()):
+        for exchange, routing_key in broker.queues[name].bindings:
+            yield (exchange, name, routing_key)
+
+
+def _binding(broker: Broker, key: Key, admin: bool) -> Row:
+    exchange, queue, routing_key = key
+    return {"name": exchange, "exchange": exchange, "queue": queue, "routing_key": routing_key}
+
+
+def _clients(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
+    for name, row in broker.rights.clients.items():
+        if admin or not row.revoked_at:
+            yield (name,)
+
+
+def _client(broker: Broker, key: Key, admin: bool) -> Row:
+    c = broker.rights.clients[key[0]]
+    if not admin:
+        return {"name": c.name}
+    return {
+        "name": c.name, "role": c.role, "added_at": c.added_at, "revoked_at": c.revoked_at, "reason": c.reason,
+        "connected": c.name in broker.client_of.values(),
+    }  # fmt: skip
+
+
+def _grants(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
+    for row in broker.rights.grants:
+        if admin or row[0] in (client, EVERYBODY):
+            yield row
+
+
+def _grant(broker: Broker, key: Key, admin: bool) -> Row:
+    return {"name": key[0], "right": key[1], "resource": key[2]}
+
+
+_LISTERS: dict[str, Lister] = {
+    "exchanges": (_exchanges, _exchange),
+    "queues": (_queues, _queue),
+    "bindings": (_bindings, _binding),
+    "clients": (_clients, _client),
+    "grants": (_grants, _grant),
+}

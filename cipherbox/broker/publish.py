@@ -1,0 +1,273 @@
+"""One envelope's way into queues.
+
+In this order: known already? (confirm again, replace by a higher generation, or refuse) - its time - the right to
+publish - the route - every recipient in exactly one queue - the quota.  A publish is all or nothing.  An envelope goes
+only into queues whose readers are all among its recipients; anything else would hand somebody what they cannot open.
+
+This is a hot path: where an envelope goes is remembered until rights or bindings change, and tuples are made by
+`tuple.__new__`, which costs half of the named constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cipherbox.broker.model import (
+    Confirmed,
+    Entry,
+    Facts,
+    Failed,
+    Incoming,
+    Known,
+    NewEnvelope,
+    Publish,
+    Routed,
+)
+from cipherbox.broker.queues import Queue
+from cipherbox.broker.rights import MAILBOX
+from cipherbox.errors import (
+    AmbiguousRoute,
+    CipherBoxError,
+    ClockSkew,
+    Forbidden,
+    IdReused,
+    InvalidRequest,
+    NoRoute,
+    NotFound,
+    QuotaExceeded,
+    RecipientRevoked,
+    RouteChanged,
+    TooOld,
+    UnknownRecipient,
+)
+
+if TYPE_CHECKING:
+    from cipherbox.broker.core import Broker
+
+MAILBOX_KEYS = {"": "", ".bulk": ".bulk", ".sys": ".sys"}
+Route = tuple[tuple[str, tuple[str, ...]], ...]  # (queue, readers), sorted by name
+Targets = tuple[tuple[Queue, ...], tuple[str, ...], tuple[str, ...]]  # queues, their names, recipients left out
+_new = tuple.__new__
+_REMEMBERED = 4096  # targets, and at most so many recipients in each, so that their memory is bounded
+_REMEMBERED_RECIPIENTS = 16
+
+
+@attrs.define
+class RouteDetail(Exception):
+    """The answer a route-changed refusal carries; the session encodes it."""
+
+    routed: Routed
+
+
+def publish(broker: Broker, command: Publish, facts: Facts) -> None:
+    """All SENDs of one socket read."""
+    answers = broker.effects.answers.setdefault(command.connection, [])
+    refusal = broker.cut_off(command.connection, command.client)
+    if refusal is not None:
+        answers.extend(Failed(item.correlation, refusal) for item in command.items)
+        return
+    fresh = broker.fresh
+    highest = broker.highest
+    for item in command.items:
+        sender = item[3]
+        top = highest.get(sender)
+        try:
+            if top is not None and item[4] <= top:
+                known = fresh.get((sender, item[4])) or facts.known.get((sender, item[4]))
+                if known is not None:
+                    answers.append(_again(broker, item, known))
+                    continue
+            answers.append(_accept(broker, command.connection, item, top))
+        except CipherBoxError as error:
+            answers.append(Failed(item.correlation, error))
+
+
+def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
+    """An id that HQ knows: confirmed again, or replaced in every queue that has not acknowledged it."""
+    here = [broker.queues[name] for name in known.queues if name in broker.queues]
+    missing: tuple[str, ...] = ()
+    if item.partial:
+        missing = _left_out(item, here)
+    if item.envelope_hash == known.envelope_hash:
+        return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
+    if item.generation <= known.generation:
+        raise IdReused
+    waiting = [(broker.queues[name], seq) for name, seq in known.waiting if _waits(broker, name, seq)]
+    if not waiting:  # acknowledged everywhere: there is nothing that the new bytes could replace
+        return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
+    rights = broker.rights
+    for queue in here:
+        stays = any(queue is other for other, _ in waiting)
+        if stays and not set(item.recipients).issuperset(rights.readers(queue)):
+            raise _changed(broker, tuple((q.name, rights.readers(q)) for q, _ in waiting))
+    if not item.partial and _left_out(item, here):
+        raise _changed(broker, tuple((q.name, rights.readers(q)) for q in here))
+    for queue, seq in waiting:
+        _replace(broker, queue, seq, item, known)
+    broker.effects.changes.replaced.append((known.number, item))
+    broker.fresh[(item.sender, item.envelope_id)] = known._replace(
+        generation=item.generation, envelope_hash=item.envelope_hash, size=item.size
+    )
+    return Confirmed(item.correlation, False, known.queues, missing, known.accepted_at)
+
+
+def _left_out(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
+    covered = {reader for queue in queues for reader in queue.all_readers}
+    return tuple(sorted(set(item.recipients) - covered))
+
+
+def _waits(broker: Broker, name: str, seq: int) -> bool:
+    """Facts are as old as the batch: an earlier command of it may have acknowledged the entry."""
+    queue = broker.queues.get(name)
+    if queue is None:
+        return False
+    if seq > queue.loaded_to:
+        return (name, seq) not in broker.gone
+    return queue.find(seq) is not None
+
+
+def _replace(broker: Broker, queue: Queue, seq: int, item: Incoming, known: Known) -> None:
+    """The next generation takes the entry's place; who holds the old one gets the new one as a redelivery."""
+    changed = item.size - known.size
+    queue.size += changed
+    queue.add_used(item.sender, changed)
+    broker.touched.add(queue)
+    entry = queue.take(seq)
+    if entry is None:
+        broker.resized[(queue.name, seq)] = item.size
+    else:
+        queue.give_back([entry._replace(size=item.size, expires_at=item.expires_at)])
+
+
+def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) -> Confirmed:
+    (
+        correlation, _, _, sender, envelope_id, generation, _, envelope_hash, _, exchange, key, recipients, _,
+        expires_at, size, _,
+    ) = item  # fmt: skip
+    now = broker.now
+    if envelope_id < broker.earliest:
+        raise TooOld
+    if envelope_id >= broker.latest:
+        raise ClockSkew
+    if expires_at and expires_at <= now:
+        raise InvalidRequest("the envelope has expired already")
+    targets = broker.targets.get((sender, exchange, key, recipients))
+    if targets is None:
+        targets = _targets(broker, connection, item)
+    queues, names, missing = targets
+    quota = broker.limits.quota_bytes
+    for queue in queues:
+        used = queue.used.get(sender, 0)
+        if used + size > quota:
+            raise QuotaExceeded(
+                f"{used} bytes of {sender} already wait in {queue.name}; at most {quota} may"
+            )
+    number = broker.next_number
+    broker.next_number = number + 1
+    changes = broker.effects.changes
+    fan = len(queues)
+    changes.envelopes.append(_new(NewEnvelope, (number, now, fan, item)))
+    most = broker.limits.head_entries
+    touched = broker.touched
+    places = []
+    for queue in queues:
+        seq = queue.next
+        queue.append(_new(Entry, (seq, number, size, 0, fan, sender, envelope_id, now, expires_at)), most)
+        queue.used[sender] = queue.used.get(sender, 0) + size
+        queue.senders.add(sender)
+        touched.add(queue)
+        places.append((queue.name, seq))
+    if top is None or envelope_id > top:
+        broker.highest[sender] = changes.highest[sender] = envelope_id
+    broker.fresh[(sender, envelope_id)] = _new(
+        Known, (number, generation, envelope_hash, now, names, tuple(places), size)
+    )
+    return _new(Confirmed, (correlation, False, names, missing, now))
+
+
+def _targets(broker: Broker, connection: int, item: Incoming) -> Targets:
+    queues, missing = _choose(broker, connection, item)
+    targets = (tuple(queues), tuple(q.name for q in queues), missing)
+    if not missing and len(item.recipients) <= _REMEMBERED_RECIPIENTS:
+        if len(broker.targets) >= _REMEMBERED:
+            broker.targets.clear()
+        broker.targets[(item.sender, item.exchange, item.routing_key, item.recipients)] = targets
+    return targets
+
+
+def _choose(broker: Broker, connection: int, item: Incoming) -> tuple[list[Queue], tuple[str, ...]]:
+    if not item.exchange and item.routing_key in MAILBOX_KEYS:
+        return _mailboxes(broker, item)
+    route = resolve(broker, connection, item.sender, item.exchange, item.routing_key)
+    recipients = set(item.recipients)
+    chosen: list[Queue] = []
+    covered: dict[str, str] = {}
+    for name, readers in route:
+        if not recipients.issuperset(readers):
+            raise _changed(broker, route)
+        twice = [r for r in readers if r in covered]
+        if len(twice) == len(readers):
+            continue
+        if twice:
+            raise AmbiguousRoute(f"{twice[0]} would get the envelope in {covered[twice[0]]} and in {name}")
+        covered.update(dict.fromkeys(readers, name))
+        chosen.append(broker.queues[name])
+    missing = tuple(sorted(recipients.difference(covered)))
+    if missing and not item.partial:
+        raise _changed(broker, route)
+    return chosen, missing
+
+
+def _changed(broker: Broker, route: Route) -> RouteChanged:
+    readers = sorted({r for _, rs in route for r in rs})
+    error = RouteChanged(f"this route is read by {', '.join(readers)}; the envelope was sealed for others")
+    error.__cause__ = RouteDetail(Routed(0, broker.bindings_version, route))
+    return error
+
+
+def _mailboxes(broker: Broker, item: Incoming) -> tuple[list[Queue], tuple[str, ...]]:
+    suffix = MAILBOX_KEYS[item.routing_key]
+    found, missing = [], []
+    for client in item.recipients:
+        if broker.rights.revoked(client):
+            raise RecipientRevoked(f"the certificate of {client} was revoked; nothing is taken for it")
+        queue = broker.queues.get(f"{MAILBOX}{client}{suffix}")
+        if queue is None:
+            missing.append(client)
+        else:
+            found.append(queue)
+    if missing and (not item.partial or not found):
+        names = [m.encode() for m in missing]
+        detail = len(names).to_bytes(4, "big") + b"".join(bytes([len(n)]) + n for n in names)
+        raise UnknownRecipient(f"HQ has no mailbox for {', '.join(missing)}", detail)
+    return found, tuple(missing)
+
+
+def resolve(broker: Broker, connection: int, client: str, exchange: str, routing_key: str) -> Route:
+    """Who reads what is published here: (queue, readers), queues without a reader left out.
+
+    NotFound for an unknown exchange, Forbidden without the right to publish, NoRoute when nobody reads it.
+    """
+    rights = broker.rights
+    names: tuple[str, ...]
+    if exchange:
+        found = broker.exchanges.get(exchange)
+        if found is None:
+            raise NotFound(f"there is no exchange {exchange!r}")
+        if not rights.may_publish(client, connection, exchange):
+            raise Forbidden(f"{client} may not publish to exchange {exchange!r}; an admin grants it")
+        names = found.route(routing_key)
+    else:
+        queue = broker.queues.get(routing_key)
+        mine = queue is not None and (queue.is_reader(client) or queue.name.startswith(MAILBOX))
+        if queue is None or not (mine or rights.may_publish(client, connection, routing_key)):
+            raise NotFound(f"there is no queue {routing_key!r} that you may publish to")
+        names = (routing_key,)
+    route = tuple((n, r) for n in names if (r := rights.readers(broker.queues[n])))
+    if not route:
+        where = f"exchange {exchange!r} with key {routing_key!r}" if exchange else f"queue {routing_key!r}"
+        raise NoRoute(f"nobody reads what is published to {where}")
+    return route

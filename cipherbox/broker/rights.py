@@ -1,0 +1,57 @@
+"""Who may do what.  The manual page `permissions` says it in words.
+
+Admins may do everything but read other clients' queues.  A client may publish to every mailbox and to exchanges it was
+granted, read its own queues and those it was granted, and declare queues of its own.  HQ itself is connection 0.
+Unknown and forbidden look the same wherever saying more would tell what exists.
+"""
+
+from __future__ import annotations
+
+from cipherbox.broker.model import ADMIN, EVERYBODY, ClientRow
+from cipherbox.broker.queues import Queue
+from cipherbox.errors import NotFound
+
+RIGHTS = frozenset({"publish", "bind", "read", "declare", "admin"})
+MAILBOX = "box."
+
+
+class Rights:
+    """Clients, their roles and their grants."""
+
+    def __init__(self, clients: list[ClientRow], grants: list[tuple[str, str, str]]) -> None:
+        self.clients = {c.name: c for c in clients}
+        self._folded = {c.name.casefold(): c.name for c in clients}
+        self.grants = set(grants)
+
+    def add(self, row: ClientRow) -> None:
+        self.clients[row.name] = row
+        self._folded[row.name.casefold()] = row.name
+
+    def twin(self, name: str) -> str | None:
+        """The client whose id is the same but for case, if there is one."""
+        return self._folded.get(name.casefold())
+
+    def is_admin(self, client: str, connection: int) -> bool:
+        if connection == 0:
+            return True
+        row = self.clients.get(client)
+        return (row is not None and row.role == ADMIN) or (client, "admin", "") in self.grants
+
+    def granted(self, client: str, right: str, resource: str) -> bool:
+        return (client, right, resource) in self.grants or (EVERYBODY, right, resource) in self.grants
+
+    def may_publish(self, client: str, connection: int, exchange: str) -> bool:
+        return self.granted(client, "publish", exchange) or self.is_admin(client, connection)
+
+    def revoked(self, client: str) -> bool:
+        row = self.clients.get(client)
+        return row is not None and bool(row.revoked_at)
+
+    def readers(self, queue: Queue) -> tuple[str, ...]:
+        """Everybody who reads a queue and whose certificate is not revoked, sorted."""
+        return tuple(sorted(c for c in queue.all_readers if not self.revoked(c)))
+
+
+def no_queue(name: str) -> NotFound:
+    """One answer for a queue that is not there and for one that is not yours."""
+    return NotFound(f"there is no queue {name!r} that you may use")

@@ -1,0 +1,59 @@
+"""Counted bounds of the core: the last that fits, and one over."""
+
+from __future__ import annotations
+
+import attrs
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import Done, ExchangeType
+from cipherbox.limits import LIMITS
+from tests.broker.world import World
+
+SMALL = attrs.evolve(LIMITS, bindings_per_queue=2, consumers_per_queue=2, exchanges=2, queues=8)
+
+
+def world() -> World:
+    w = World(SMALL, "A", "B")
+    w.ok(m.DeclareExchange(0, "", 1, "e", ExchangeType.DIRECT))
+    return w
+
+
+def test_bindings_of_a_queue() -> None:
+    w = world()
+    for key in ("1", "2"):
+        w.ok(m.Bind(0, "", 1, "e", "box.A", key))
+    assert w.fails(m.Bind(0, "", 1, "e", "box.A", "3")) == "invalid-request"
+    assert w.ok(m.Unbind(0, "", 1, "e", "box.A", "1")) == Done(1, 1)
+    w.ok(m.Bind(0, "", 1, "e", "box.A", "3"))
+    assert w.fails(m.Unbind(0, "", 1, "e", "box.A", "none")) == "not-found"
+
+
+def test_consumers_of_a_queue_and_tags_of_a_connection() -> None:
+    w = world()
+    w.ok(m.Consume(1, "A", 1, 1, "box.A", 1, 1))
+    assert w.fails(m.Consume(1, "A", 1, 1, "box.A", 1, 1)) == "conflict"
+    assert w.fails(m.Consume(1, "A", 1, 0, "box.A", 1, 1)) == "conflict"
+    w.ok(m.Consume(1, "A", 1, 2, "box.A", 1, 1))
+    assert w.fails(m.Consume(1, "A", 1, 3, "box.A", 1, 1)) == "invalid-request"
+    w.ok(m.Cancel(1, "A", 1, 2))
+    assert w.fails(m.Cancel(1, "A", 1, 2)) == "invalid-request"
+    w.ok(m.Consume(1, "A", 1, 3, "box.A", 1, 1))
+
+
+def test_exchanges_and_queues_in_all() -> None:
+    w = world()
+    w.ok(m.DeclareExchange(0, "", 1, "f", ExchangeType.DIRECT))
+    assert w.fails(m.DeclareExchange(0, "", 1, "g", ExchangeType.DIRECT)) == "invalid-request"
+    for name in ("q1", "q2"):
+        w.ok(m.DeclareQueue(0, "", 1, name, "A", ()))
+    assert w.fails(m.DeclareQueue(0, "", 1, "q3", "A", ())) == "invalid-request"
+
+
+def test_credit_is_cut_to_the_largest() -> None:
+    w = World(attrs.evolve(LIMITS, credit_envelopes=3, credit_bytes=1000), "A", "B")
+    for _ in range(6):
+        w.publish(w.item("A", ("B",), size=10))
+    effects = w.run(m.Consume(2, "B", 1, 1, "box.B", 1 << 31, 1 << 62))
+    assert [e.seq for h in effects.handed for e in h.entries] == [1, 2, 3]
+    answer = w.ok(m.Fetch(2, "B", 1, "box.B", 1 << 31, 1 << 62))
+    assert [e.seq for e in answer.entries] == [4, 5, 6]  # type: ignore[union-attr]
