@@ -1,0 +1,121 @@
+"""The store port: everything HQ asks of a database, and what it may rely on.
+
+Rules every store keeps, and the one store suite checks.
+1. `commit` is all or nothing and durable when it returns: it survives SIGKILL and a power cut.  On any error nothing
+   of it took effect, or the store says `StoreUnavailable` and the caller reloads.
+2. `commit` with an epoch other than the one `open` gave raises `Fenced` and writes nothing.
+3. A body read back is checked against its stored hash: a damaged or missing one is returned as None, never as bytes.
+4. Nothing that is unacknowledged is ever deleted.
+5. Calls come from one thread at a time; no method keeps a reference to its arguments.
+
+`StoreUnavailable` and `DiskFull` are retryable and leave what was committed as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import attrs
+
+from cipherbox.broker.model import Changes, EntryState, Facts, Snapshot, Wanted
+
+
+class BundleRow(NamedTuple):
+    """One key bundle, encrypted for the store by the server's directory."""
+
+    client: str
+    sequence: int
+    bundle_hash: bytes
+    ciphertext: bytes
+    nonce: bytes  # 12
+    tag: bytes  # 16
+    added_at: int
+    ends_at: int
+
+
+@attrs.define
+class Enrolment:
+    """A token given out, and what became of it.  `secret_hash` is SHA-256 of the secret."""
+
+    secret_hash: bytes
+    client: str
+    role: str
+    approve: bool  # an admin must let it go
+    created_at: int
+    expires_at: int
+    state: str = "open"  # open, waiting, approved, refused, issued
+    csr: bytes = b""
+    number: str = ""
+    chain: tuple[bytes, ...] = ()
+
+
+class CertificateRow(NamedTuple):
+    serial: str  # hexadecimal, as text: serials have up to 160 bits
+    client: str
+    issued_at: int
+    expires_at: int
+    revoked_at: int
+    der: bytes
+
+
+class TraceRow(NamedTuple):
+    queue: str
+    client: str
+    state: EntryState
+    attempts: int
+    delivered_at: int
+    acknowledged_at: int
+    reason: str
+    readers: tuple[str, ...]
+
+
+class TraceReport(NamedTuple):
+    sender: str
+    accepted_at: int
+    traces: list[TraceRow]
+
+
+class Store(Protocol):
+    """See the module's rules.  Every method may block on the disk; the server calls them in the store's thread."""
+
+    epoch: int
+
+    def load(self, head: int) -> Snapshot: ...
+
+    def facts(self, wanted: Wanted, page: int) -> Facts: ...
+
+    def commit(self, changes: Changes, epoch: int) -> None: ...
+
+    def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]: ...
+
+    def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None: ...
+
+    # The registry: rare, each its own transaction.
+    def put_bundle(self, row: BundleRow) -> None: ...
+
+    def bundles(self, client: str, after: int) -> list[BundleRow]: ...
+
+    def bundle_by_hash(self, bundle_hash: bytes) -> BundleRow | None: ...
+
+    def put_enrolment(self, row: Enrolment) -> None: ...
+
+    def enrolment(self, secret_hash: bytes) -> Enrolment | None: ...
+
+    def enrolments(self, states: Sequence[str]) -> list[Enrolment]: ...
+
+    def put_certificate(self, row: CertificateRow) -> None: ...
+
+    def certificates(self, client: str | None = None) -> list[CertificateRow]: ...
+
+    def revoke_certificates(self, client: str, at: int) -> list[CertificateRow]: ...
+
+    def get_setting(self, name: str) -> bytes | None: ...
+
+    def put_setting(self, name: str, value: bytes) -> None: ...
+
+    def room(self, size_bytes: int) -> bool: ...  # for so many bytes of publishes, the reserve left alone
+
+    def free_bytes(self) -> int: ...
+
+    def close(self) -> None: ...

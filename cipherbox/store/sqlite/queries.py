@@ -1,0 +1,119 @@
+"""Reads: the snapshot at start, the facts of a batch, bodies, and where a message is."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+import orjson
+
+from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
+from cipherbox.store.port import TraceReport, TraceRow
+from cipherbox.store.spool import Spool
+from cipherbox.store.sqlite.commit import QueueNumbers
+from cipherbox.store.sqlite.database import Connection
+
+_ENTRY = (
+    "SELECT d.seq, d.number, e.bytes, d.attempts, e.fan, e.sender, e.envelope_id, e.accepted_at, e.expires_at "
+    "FROM entries d JOIN envelopes e ON e.number = d.number WHERE d.queue_no = ? AND d.state < 2 "
+)
+
+
+def load(db: Connection, head: int) -> Snapshot:
+    """Counters are read, never counted; of each queue only the head."""
+    snapshot = Snapshot()
+    snapshot.next_number = db.execute("SELECT coalesce(max(number), 0) + 1 FROM envelopes").fetchone()[0]
+    version = db.execute("SELECT value FROM settings WHERE name = 'bindings_version'").fetchone()
+    snapshot.bindings_version = int(version[0]) if version else 1
+    watermark = db.execute("SELECT value FROM settings WHERE name = 'watermark'").fetchone()
+    snapshot.watermark = int(watermark[0]) if watermark else 0
+    snapshot.clients = [ClientRow(*row) for row in db.execute("SELECT * FROM clients ORDER BY name")]
+    snapshot.exchanges = db.execute("SELECT name, type FROM exchanges ORDER BY name").fetchall()
+    snapshot.bindings = db.execute("SELECT exchange, queue, routing_key FROM bindings").fetchall()
+    snapshot.grants = db.execute("SELECT client, right, resource FROM grants").fetchall()
+    snapshot.highest = dict(db.execute("SELECT sender, highest FROM senders").fetchall())
+    snapshot.usage = {(s, q): size for s, q, size in db.execute("SELECT sender, queue, bytes FROM usage")}
+    rows = db.execute(
+        "SELECT queue_no, name, owner, readers, depth, bytes, first, next FROM queues WHERE dropped = 0 ORDER BY name"
+    ).fetchall()
+    for queue_no, name, owner, readers, depth, size, first, following in rows:
+        snapshot.queues.append(QueueRow(name, owner, tuple(orjson.loads(readers))))
+        snapshot.counters.append(Counters(name, depth, size, first, following))
+        if depth:
+            found = db.execute(_ENTRY + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head))
+            snapshot.heads[name] = [Entry(*row) for row in found]
+    return snapshot
+
+
+def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts:
+    """See the port."""
+    found = Facts()
+    for sender, envelope_id in wanted.known:
+        known = _known(db, sender, envelope_id)
+        if known is not None:
+            found.known[(sender, envelope_id)] = known
+    for queue, first, count in wanted.entries:
+        if queue in numbers.of:
+            rows = db.execute(_ENTRY + "AND d.seq BETWEEN ? AND ?", (numbers.of[queue], first, first + count - 1))
+            found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
+    for queue, after in wanted.pages:
+        if queue in numbers.of:
+            rows = db.execute(_ENTRY + "AND d.seq > ? ORDER BY d.seq LIMIT ?", (numbers.of[queue], after, page))
+            found.pages[queue] = [Entry(*row) for row in rows]
+    return found
+
+
+def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
+    row = db.execute(
+        "SELECT number, generation, envelope_hash, accepted_at, bytes FROM envelopes "
+        "WHERE envelope_id = ? AND sender = ?",
+        (envelope_id, sender),
+    ).fetchone()
+    if row is None:
+        return None
+    entries = db.execute(
+        "SELECT q.name, d.seq, d.state FROM entries d JOIN queues q ON q.queue_no = d.queue_no "
+        "WHERE d.number = ? ORDER BY q.name",
+        (row[0],),
+    ).fetchall()
+    waiting = tuple((name, seq) for name, seq, state in entries if state < EntryState.ACKNOWLEDGED)
+    number, generation, envelope_hash, accepted_at, size = row
+    queues = tuple(name for name, _, _ in entries)
+    return Known(number, generation, envelope_hash, accepted_at, queues, waiting, size)
+
+
+def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[bytes | None]:
+    """The envelopes' bytes in the order asked; None for one that is gone or does not match its hash."""
+    found: dict[int, bytes] = {}
+    for at in range(0, len(numbers), 500):
+        part = numbers[at : at + 500]
+        marks = ",".join("?" * len(part))
+        query = f"SELECT number, stored_hash, data, spool FROM bodies WHERE number IN ({marks})"
+        for number, stored_hash, data, name in db.execute(query, part):
+            body = spool.read(name) if name else data
+            if body is not None and hmac.compare_digest(hashlib.sha256(body).digest(), stored_hash):
+                found[number] = body
+    return [found.get(number) for number in numbers]
+
+
+def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None:
+    """Where an envelope is, queue by queue."""
+    row = db.execute(
+        "SELECT number, accepted_at FROM envelopes WHERE envelope_id = ? AND sender = ?", (envelope_id, sender)
+    ).fetchone()
+    if row is None:
+        return None
+    found = db.execute(
+        "SELECT q.name, d.client, d.state, d.attempts, d.delivered_at, d.acknowledged_at, coalesce(x.reason, ''), "
+        "q.owner, q.readers FROM entries d JOIN queues q ON q.queue_no = d.queue_no "
+        "LEFT JOIN dead_letters x ON x.queue_no = d.queue_no AND x.seq = d.seq WHERE d.number = ? ORDER BY q.name",
+        (row[0],),
+    )
+    traces = []
+    for name, client, state, attempts, delivered, acked, reason, owner, readers in found:
+        who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
+        traces.append(TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who))
+    return TraceReport(sender, row[1], traces)
+
+
