@@ -1,0 +1,149 @@
+"""Structured logs: one JSON object per line, made for machines and still readable.
+
+    {"timestamp":"2025-09-08T07:03:00.123Z","level":"INFO","logger":"server","message":"...","client":"FL-LAB"}
+
+Lines go to standard error, where systemd's journal takes them, and on request also into `server_info.log`,
+`server_debug.log` and `server_error.log`, each with the lines of its level and above up to the next file's.
+
+What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a token, a body.
+Extra fields are given by name, ``log.info("...", extra=fields(client=..., connection=...))``, or directly as
+``extra={"client": ...}``; values that JSON does not know are written as text.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cipherbox.config import LoggingSettings
+
+ROOT = "cipherbox"
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_FILES = {"server_debug.log": (0, 20), "server_info.log": (20, 40), "server_error.log": (40, 1000)}
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module: pass ``__name__``."""
+    return logging.getLogger(name if name.startswith(ROOT) else f"{ROOT}.{name}")
+
+
+def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
+    """Sends the lines of all CipherBox loggers where ``settings`` says; calling it again replaces the former choice."""
+    root = logging.getLogger(ROOT)
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.setLevel(settings.level)
+    root.propagate = False
+    screen = logging.StreamHandler(stream or sys.stderr)
+    screen.setFormatter(JsonLines())
+    root.addHandler(screen)
+    if settings.directory is None:
+        return
+    settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, (low, high) in _FILES.items():
+        handler = RotatedFile(settings.directory / name, settings)
+        handler.setLevel(low)
+        handler.addFilter(_Below(high))
+        handler.setFormatter(JsonLines())
+        root.addHandler(handler)
+
+
+def fields(**values: object) -> dict[str, object]:
+    """Extra fields of a line, without those that say nothing (None and empty text)."""
+    return {name: value for name, value in values.items() if value is not None and value != ""}
+
+
+class JsonLines(logging.Formatter):
+    """One record as one line of JSON; line ends inside values are escaped, so a line cannot be forged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "timestamp": _utc(record.created),
+            "level": record.levelname,
+            "logger": record.name.removeprefix(f"{ROOT}."),
+            "message": record.getMessage(),
+        }
+        for name, value in vars(record).items():
+            if name not in _STANDARD and name not in line:
+                line[name] = value
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class _Below(logging.Filter):
+    """Lets lines below a level through."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < self._level
+
+
+class RotatedFile(logging.Handler):
+    """Appends to one file and begins a new one by hour or day (UTC) and by size; keeps so many of the older ones."""
+
+    def __init__(self, path: Path, settings: LoggingSettings) -> None:
+        super().__init__()
+        self.path = path
+        self._settings = settings
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        found = os.fstat(self._file)
+        self._size = found.st_size
+        self._period = self._period_of(found.st_mtime if found.st_size else time.time())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+            period = self._period_of(record.created)
+            if self._size and (period != self._period or self._size + len(line) > self._settings.largest_bytes):
+                self._rotate(record.created)
+            self._period = period
+            self._size += os.write(self._file, line)
+        except OSError:
+            self.handleError(record)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        super().close()
+
+    def _period_of(self, at: float) -> str:
+        form = {"hourly": "%Y%m%d%H", "daily": "%Y%m%d"}.get(self._settings.rotation)
+        return time.strftime(form, time.gmtime(at)) if form else ""
+
+    def _rotate(self, at: float) -> None:
+        os.close(self._file)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(at))
+        number = 0
+        while (aside := self.path.with_name(f"{self.path.name}.{stamp}.{number:03}")).exists():
+            number += 1
+        self.path.rename(aside)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._size = 0
+        older = sorted(self.path.parent.glob(f"{self.path.name}.*"))
+        for surplus in older[: max(0, len(older) - self._settings.keep)]:
+            surplus.unlink(missing_ok=True)
+
+
+def _utc(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at * 1000) % 1000:03}Z"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return repr(dict(value))
+    return str(value)

@@ -1,0 +1,396 @@
+"""The byte streams both ends use: TLS 1.3 over TCP, and WebSocket inside the same TLS, as trio Streams.
+
+`TlsStream` runs `ssl` over two memory buffers.  It drains every record that has arrived in one receive, where trio's
+own `SSLStream` hands over one of 16 KiB at a time; that is worth a third of the bandwidth of large envelopes.  Rules:
+one task sends and one receives at a time; what `ssl` wants to write is flushed by whoever made it want to; a cut
+without close_notify reads as the end of the stream, since frames say themselves whether they are whole.
+
+In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So failures of reading and of
+writing go through the same words (`plain`), and after a failed write the alert that explains it is looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import trio
+import trio_websocket
+from cryptography import x509
+
+from cipherbox import pki
+from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError, TimedOut
+from cipherbox.limits import LIMITS
+
+ALPN = "cipherbox/1"
+WEBSOCKET_PATH = "/cipherbox"
+_CHUNK = 256 * 1024
+_CLOSE_S = 2.0
+
+_ALERTS = {
+    "UNKNOWN_CA": "HQ did not accept this certificate: it was issued by another CA. Enrol again with HQ's token",
+    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: it has expired. Ask HQ for a new token and join again",
+    "CERTIFICATE_REVOKED": "HQ did not accept this certificate: it was revoked",
+    "BAD_CERTIFICATE": "HQ did not accept this certificate",
+    "CERTIFICATE_UNKNOWN": "HQ did not accept this certificate",
+    "CERTIFICATE_REQUIRED": "HQ asks for a certificate and this client sent none",
+    "ACCESS_DENIED": "HQ did not accept this certificate",
+}
+_FAULTS = {
+    "UNSUPPORTED_PROTOCOL": "the other end does not speak TLS 1.3",
+    "PROTOCOL_VERSION": "the other end does not speak TLS 1.3",
+    "WRONG_VERSION_NUMBER": "the other end does not speak TLS",
+    "HTTP_REQUEST": "the other end sent a plain HTTP request",
+    "NO_APPLICATION_PROTOCOL": "the other end speaks another protocol",
+}
+
+
+class Cut(NetworkError, trio.BrokenResourceError, code=NetworkError.code):
+    """The stream broke: our error, and the one trio's streams raise."""
+
+
+class NotAccepted(CredentialsError, trio.BrokenResourceError, code=CredentialsError.code):
+    """The stream broke because a certificate was refused."""
+
+
+Cut.name, NotAccepted.name = NetworkError.name, CredentialsError.name
+
+
+def plain(error: Exception, peer: str) -> Cut | NotAccepted:
+    """An ssl or socket error in our words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if "hostname" in error.verify_message.lower():
+            return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
+        return NotAccepted(f"the certificate of {peer} was not accepted: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or ""
+        for alert, text in _ALERTS.items():
+            if reason.endswith(f"ALERT_{alert}"):
+                return NotAccepted(text)
+        for fault, text in _FAULTS.items():
+            if fault in reason:
+                return Cut(f"no secure connection with {peer}: {text}")
+        words = reason.replace("_", " ").lower() or str(error)
+        return Cut(f"no secure connection with {peer}: {words}")
+    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) and error.__cause__ else error
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return Cut(f"the connection with {peer} was cut{': ' + text if text else ''}")
+
+
+# -- contexts -----------------------------------------------------------------------------------------------------
+
+
+def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(purpose)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([ALPN, "http/1.1"])
+    if certificate is not None and key is not None:
+        # `ssl` takes certificates from files alone: an encrypted key and its one-time password, in a private directory.
+        once = os.urandom(32)
+        with tempfile.TemporaryDirectory(prefix="cipherbox-") as directory:
+            path = Path(directory) / "identity.pem"
+            path.touch(0o600)
+            path.write_bytes(certificate + pki.key_pem(key, once))
+            context.load_cert_chain(path, password=pki.password_of(once))
+    return context
+
+
+def server_context(
+    chain: list[x509.Certificate], key: pki.PrivateKey, trusted: list[x509.Certificate]
+) -> ssl.SSLContext:
+    """HQ's side.  A certificate is asked for, not demanded: without one a connection may only enrol."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, pki.pem(*chain), key)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations(cadata=pki.pem(*trusted).decode())
+    context.num_tickets = 0  # every connection shows its certificate again
+    return context
+
+
+def client_context(
+    root: x509.Certificate, chain: list[x509.Certificate] | None = None, key: pki.PrivateKey | None = None
+) -> ssl.SSLContext:
+    """A client's side: HQ must show a certificate under ``root`` with HQ's logical name."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, pki.pem(*chain) if chain else None, key)
+    context.load_verify_locations(cadata=pki.pem(root).decode())
+    return context
+
+
+def first_contact_context() -> ssl.SSLContext:
+    """For fetching the root alone: nothing is verified, and nothing secret is sent."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, None, None)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+# -- TLS ----------------------------------------------------------------------------------------------------------
+
+
+class TlsStream(trio.abc.Stream):
+    """See the module.  Call `do_handshake` first."""
+
+    def __init__(self, below: trio.abc.Stream, context: ssl.SSLContext, *, server_side: bool, peer: str = "HQ") -> None:
+        self._below = below
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        name = None if server_side else pki.SERVER_NAME
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
+        self._flush_lock = trio.Lock()
+        self._send_guard = trio.Lock()
+        self._receive_guard = trio.Lock()
+        self._closed = False
+        self.peer = peer
+
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The certificate the other end showed and `ssl` verified."""
+        der = self._tls.getpeercert(binary_form=True)
+        return pki.load_der(der) if der else None
+
+    async def do_handshake(self) -> None:
+        """CredentialsError or NetworkError in plain words."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                if not await self._feed():
+                    raise Cut(f"{self.peer} closed the connection during the handshake") from None
+            except ssl.SSLError as error:
+                with contextlib.suppress(CipherBoxError):
+                    await self._flush()  # the alert that tells the other end why
+                raise plain(error, self.peer) from error
+            else:
+                await self._flush()
+                return
+
+    async def _flush(self) -> None:
+        async with self._flush_lock:
+            data = self._outgoing.read()
+            if data:
+                try:
+                    await self._below.send_all(data)
+                except (trio.BrokenResourceError, OSError) as error:
+                    raise plain(error, self.peer) from error
+
+    async def _feed(self) -> bool:
+        """Takes what has arrived; False at the end of the stream."""
+        try:
+            data = await self._below.receive_some(_CHUNK)
+        except (trio.BrokenResourceError, OSError) as error:
+            raise plain(error, self.peer) from error
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        return bool(data)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypts and sends all of it."""
+        if self._send_guard.locked():
+            raise trio.BusyResourceError("another task is sending")
+        async with self._send_guard:
+            self._check_open()
+            try:
+                view = memoryview(data)
+                while view:  # in pieces, so that a large envelope is not held twice
+                    self._tls.write(view[: 4 * _CHUNK])
+                    view = view[4 * _CHUNK :]
+                    await self._flush()
+            except ssl.SSLError as error:
+                raise plain(error, self.peer) from error
+            except NetworkError:
+                await self._explain()
+                raise
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _explain(self) -> None:
+        """After a failed write: if an alert says why, that is the error."""
+        if self._receive_guard.locked():
+            return
+        with trio.move_on_after(0.2), contextlib.suppress(NetworkError):
+            while await self.receive_some():
+                pass
+
+    async def wait_send_all_might_not_block(self) -> None:
+        self._check_open()
+        await self._below.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """All that has arrived, at most ``max_bytes``; empty at the end of the stream."""
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be 1 or more")
+        if self._receive_guard.locked():
+            raise trio.BusyResourceError("another task is receiving")
+        async with self._receive_guard:
+            self._check_open()
+            pieces: list[bytes] = []
+            room = max_bytes or 4 * _CHUNK
+            while True:
+                try:
+                    while room:
+                        piece = self._tls.read(min(room, _CHUNK))
+                        if not piece:
+                            return b"".join(pieces)
+                        pieces.append(piece)
+                        room -= len(piece)
+                    return b"".join(pieces)
+                except ssl.SSLWantReadError:
+                    if pieces:
+                        await trio.lowlevel.checkpoint()
+                        return b"".join(pieces)
+                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                    return b"".join(pieces)
+                except ssl.SSLError as error:
+                    raise plain(error, self.peer) from error
+                if self._outgoing.pending:
+                    await self._flush()
+                if not await self._feed():
+                    continue
+                self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+
+    async def aclose(self) -> None:
+        """Says goodbye (close_notify) if that is possible at once, and closes."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        with contextlib.suppress(ssl.SSLError, CipherBoxError, trio.ClosedResourceError):
+            with trio.move_on_after(_CLOSE_S) as scope:
+                scope.shield = True
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    self._tls.unwrap()
+                await self._flush()
+        await self._below.aclose()
+
+
+# -- WebSocket ----------------------------------------------------------------------------------------------------
+
+
+class WebSocketStream(trio.abc.Stream):
+    """The same bytes in binary WebSocket messages; where a message ends means nothing."""
+
+    def __init__(self, connection: trio_websocket.WebSocketConnection, below: TlsStream) -> None:
+        self._connection = connection
+        self._below = below
+        self._left = b""
+        self.peer = below.peer
+
+    def peer_certificate(self) -> x509.Certificate | None:
+        return self._below.peer_certificate()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                await self._connection.send_message(bytes(view[:_CHUNK]))
+                view = view[_CHUNK:]
+        except trio_websocket.ConnectionClosed as error:
+            raise Cut(f"the connection with {self.peer} was cut") from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._below.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if not self._left:
+            try:
+                message = await self._connection.get_message()
+            except trio_websocket.ConnectionClosed:
+                return b""
+            if not isinstance(message, bytes):
+                raise NetworkError(f"{self.peer} sent text; CipherBox speaks binary messages")
+            self._left = message
+        size = max_bytes or len(self._left)
+        data, self._left = self._left[:size], self._left[size:]
+        return data
+
+    async def aclose(self) -> None:
+        with trio.move_on_after(_CLOSE_S) as scope:
+            scope.shield = True
+            await self._connection.aclose()
+        await self._below.aclose()
+
+
+async def accept_websocket(nursery: trio.Nursery, below: TlsStream) -> WebSocketStream:
+    """HQ's side of the WebSocket opening; NetworkError if it is none."""
+    try:
+        request = await trio_websocket.wrap_server_stream(nursery, below)
+        if request.path != WEBSOCKET_PATH:
+            await request.reject(404)
+            raise NetworkError(f"a WebSocket client asked for {request.path!r}")
+        connection = await request.accept()
+    except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
+        raise NetworkError("no WebSocket connection could be opened") from error
+    return WebSocketStream(connection, below)
+
+
+Connected = TlsStream | WebSocketStream
+
+
+async def connect(
+    addresses: str, context: ssl.SSLContext, nursery: trio.Nursery, *, timeout_s: float = LIMITS.client_hello_s
+) -> Connected:
+    """Connects to the first address that answers: "host:port", several with commas, "wss://host:port/" for WebSocket.
+
+    ``nursery`` carries the WebSocket's background task.  The last address's error is raised when none answers.
+    """
+    failure: CipherBoxError = NetworkError("there is no address of HQ")
+    for address in [a.strip() for a in addresses.split(",") if a.strip()]:
+        try:
+            with trio.fail_after(timeout_s):
+                return await _connect_one(address, context, nursery)
+        except trio.TooSlowError:
+            failure = TimedOut(f"{address} did not answer within {timeout_s:g} s")
+        except CredentialsError:
+            raise
+        except CipherBoxError as error:
+            failure = error
+    raise failure
+
+
+async def _connect_one(address: str, context: ssl.SSLContext, nursery: trio.Nursery) -> Connected:
+    host, port, websocket = parse_address(address)
+    try:
+        below = await trio.open_tcp_stream(host, port)
+    except OSError as error:
+        detail = error.strerror or "no connection"
+        raise NetworkError(f"{address} cannot be reached: {detail}; is HQ running, is the address right?") from error
+    stream = TlsStream(below, context, server_side=False, peer=address)
+    try:
+        await stream.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    if not websocket:
+        return stream
+    try:
+        connection = await trio_websocket.wrap_client_stream(
+            nursery, stream, host, WEBSOCKET_PATH  # type: ignore[arg-type]  # any trio Stream will do
+        )
+        return WebSocketStream(connection, stream)
+    except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
+        await trio.aclose_forcefully(stream)
+        raise NetworkError(f"{address} does not answer as CipherBox's WebSocket") from error
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+def parse_address(address: str) -> tuple[str, int, bool]:
+    """(host, port, whether WebSocket) of "host:port", "[::1]:port" or "wss://host:port/"."""
+    websocket = address.startswith("wss://")
+    parts = urlsplit(address if websocket else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port is None or (not websocket and parts.path):
+        raise NetworkError(f"{address!r} is no address: host:port, or wss://host:port/")
+    return host, port, websocket
