@@ -1,0 +1,17 @@
+"""HQ: trio around the pure core.  It never imports what opens an envelope.
+
+    app.py         composition root: serve, graceful stop
+    hq.py          what one running HQ is made of
+    engine.py      the one task that owns the broker: batch, commit, distribute
+    bodies.py      the bytes of envelopes between commit and delivery: a bounded cache, and the store behind it
+    journal.py     what the log says of envelopes
+    listeners.py   TLS and WebSocket listeners, handshakes
+    session.py     one connection: reader, writer, heartbeat
+    outgoing.py    what waits to be sent to one peer
+    requests.py    frames -> commands and calls
+    answers.py     what the core answered -> frames
+    trust.py       certificates: who a connection is, what is revoked, the issuing CA
+    directory.py   key bundles
+    enrolment.py   tokens and certificates for new clients
+    setup.py       init, and the offline CA's side
+"""

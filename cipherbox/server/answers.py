@@ -1,0 +1,91 @@
+"""What the core answered -> the bytes of frames.  Confirms of one batch become ranges, in one CONFIRM if they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from cipherbox.broker.model import Acked, Answer, Confirmed, Done, Failed, FetchedEntries, Listed, Routed
+from cipherbox.broker.publish import RouteDetail
+from cipherbox.errors import CipherBoxError
+from cipherbox.wire import codec, frames
+from cipherbox.wire.codec import DeliveredItem
+
+_NAMES_PER_CONFIRM = 4096  # queues and clients, 128 bytes each at most; so at most so many ranges too
+
+
+def error_frame(correlation: int, error: CipherBoxError) -> frames.Error:
+    """An ERROR for any of our errors; route-changed carries the route as it is now."""
+    detail = error.detail
+    if isinstance(error.__cause__, RouteDetail):
+        detail = codec.encode_body(_route(error.__cause__.routed))
+    text = str(error).encode()[:65_000].decode("utf-8", "ignore")
+    return frames.Error(correlation, error.code, error.retryable, text, detail)
+
+
+def _route(answer: Routed) -> frames.Route:
+    queues = [frames.RouteQueue(queue, list(readers)) for queue, readers in answer.queues]
+    return frames.Route(answer.correlation, answer.version, queues)
+
+
+def confirm(answers: Sequence[Confirmed]) -> bytes:
+    """One CONFIRM for answers of one acceptance time: runs of ids with the same outcome and queues are one range."""
+    places: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
+    ranges: list[frames.ConfirmRange] = []
+    first = last = -1
+    outcome = place = -1
+    for correlation, again, queues, missing, _ in answers:
+        where = places.setdefault((queues, missing), len(places))
+        if correlation == last + 1 and where == place and int(again) == outcome:
+            last = correlation
+            continue
+        if first >= 0:
+            ranges.append(frames.ConfirmRange(first, last - first + 1, outcome, place))
+        first = last = correlation
+        outcome, place = int(again), where
+    ranges.append(frames.ConfirmRange(first, last - first + 1, outcome, place))
+    where_list = [frames.Place(list(queues), list(missing)) for queues, missing in places]
+    return codec.encode(frames.Confirm(answers[0].accepted_at, 0, b"", where_list, ranges))
+
+
+def _confirms(confirmed: list[Confirmed]) -> list[bytes]:
+    """As few CONFIRMs as there may be: one has one acceptance time and a bounded list of places."""
+    out: list[bytes] = []
+    at = names = 0
+    place: object = None
+    for end, answer in enumerate(confirmed):
+        if (answer.queues, answer.missing) != place:
+            place = (answer.queues, answer.missing)
+            names += 1 + len(answer.queues) + len(answer.missing)
+        if end > at and (names > _NAMES_PER_CONFIRM or answer.accepted_at != confirmed[at].accepted_at):
+            out.append(confirm(confirmed[at:end]))
+            at, names = end, 1 + len(answer.queues) + len(answer.missing)
+    out.append(confirm(confirmed[at:]))
+    return out
+
+
+def encode(answers: Sequence[Answer]) -> list[bytes]:
+    """The frames of one batch's answers, confirms first."""
+    confirmed = [a for a in answers if type(a) is Confirmed]
+    out = _confirms(confirmed) if confirmed else []
+    for answer in answers:
+        if type(answer) is Confirmed:
+            continue
+        if isinstance(answer, Failed):
+            out.append(codec.encode(error_frame(answer.correlation, answer.error)))
+        elif isinstance(answer, Done):
+            out.append(codec.encode(frames.Ok(answer.correlation, answer.count)))
+        elif isinstance(answer, Acked):
+            out.append(codec.encode(frames.AckConfirmed(answer.correlation, answer.count, answer.unknown)))
+        elif isinstance(answer, Routed):
+            out.append(codec.encode(_route(answer)))
+        elif isinstance(answer, Listed):
+            out.append(codec.encode(frames.Listing(answer.correlation, answer.after, orjson.dumps(answer.rows))))
+    return out
+
+
+def fetched(answer: FetchedEntries, items: list[DeliveredItem]) -> bytes:
+    """The FETCHED frame."""
+    entries = [frames.Delivered(seq, min(attempt, 0xFFFF), at, raw) for seq, attempt, at, raw in items]
+    return codec.encode(frames.Fetched(answer.correlation, answer.waiting, entries))

@@ -1,0 +1,128 @@
+"""The composition root of a running HQ: lock, store, engine, listeners, and a graceful stop.
+
+The stop is a shape, not a flag: listeners accept in an inner nursery, sessions live in an outer one.  When `serve` is
+cancelled the inner one is cancelled first; then nothing more is read, what was taken is committed and answered, clients
+are told that HQ goes away, and after a deadline everything left is cancelled.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import attrs
+import trio
+
+from cipherbox.config import ServerConfig, parse_listen
+from cipherbox.errors import CipherBoxError, GoingAway
+from cipherbox.ops.logs import get_logger
+from cipherbox.portable import lock_file
+from cipherbox.server.hq import HQ
+from cipherbox.server.listeners import Doorman, address_of, open_listeners
+from cipherbox.store.sqlite.store import open_store
+from cipherbox.transport import server_context
+
+log = get_logger(__name__)
+LOCK = "lock"
+_CRL_CHECK_S = 3600.0
+
+
+@attrs.frozen
+class Served:
+    """Where HQ listens: (host, port) pairs as bound."""
+
+    addresses: list[tuple[str, int]]
+    websocket: list[tuple[str, int]]
+
+
+async def serve(config: ServerConfig, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED) -> None:
+    """Runs HQ until cancelled.  StoreLocked when another process serves this directory."""
+    with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
+        store = await trio.to_thread.run_sync(lambda: open_store(config.directory, limits=config.limits))
+        try:
+            await run(HQ(config, store), task_status=task_status)
+        finally:
+            store.close()
+
+
+async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED) -> None:
+    """Runs an HQ that was put together; ends gracefully when cancelled.  Raises what the engine ended with."""
+    stop = trio.Event()
+
+    async def wait_for_stop() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            stop.set()
+
+    try:
+        async with trio.open_nursery() as outer:
+            outer.start_soon(wait_for_stop)
+            with trio.CancelScope(shield=True):
+                await _serve_until(hq, stop, task_status)
+            outer.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        ours, others = group.split(CipherBoxError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from None
+
+
+def _first(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, CipherBoxError)
+    return found
+
+
+async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Served]) -> None:
+    trust = hq.trust
+    context = server_context([trust.server, trust.issuing], trust.server_key, [trust.root, trust.issuing])
+    async with AsyncExitStack() as sockets:
+        plain: list[trio.SocketListener] = []
+        websocket: list[trio.SocketListener] = []
+        for found, text in ((plain, hq.config.server.listen), (websocket, hq.config.server.websocket_listen)):
+            for listener in await open_listeners(parse_listen(text)):
+                sockets.push_async_callback(listener.aclose)
+                found.append(listener)
+        async with trio.open_nursery() as handlers:
+            handlers.start_soon(hq.engine.run)
+            await hq.engine.in_store(trust.crl)
+            handlers.start_soon(_keep_crl, hq)
+            doorman = Doorman(hq, context, handlers)
+            async with trio.open_nursery() as accepting:
+                for listener in plain:
+                    accepting.start_soon(doorman.serve, listener, False)
+                for listener in websocket:
+                    accepting.start_soon(doorman.serve, listener, True)
+                served = Served([address_of(x) for x in plain], [address_of(x) for x in websocket])
+                log.info("HQ is ready", extra={"addresses": served.addresses, "websocket": served.websocket})
+                task_status.started(served)
+                await stop.wait()
+                accepting.cancel_scope.cancel()
+            await sockets.aclose()
+            await _wind_down(hq)
+            handlers.cancel_scope.cancel()
+    log.info("HQ has stopped")
+
+
+async def _wind_down(hq: HQ) -> None:
+    """What was taken is committed and answered, then every connection is told to come back later."""
+    with trio.move_on_after(hq.config.limits.stop_s):
+        for session in hq.sessions:
+            session.quiet()
+        await hq.engine.idle()
+        for session in list(hq.sessions):
+            session.end(GoingAway())
+        await hq.deserted()
+        await hq.engine.idle()
+
+
+async def _keep_crl(hq: HQ) -> None:
+    """Renews the revocation list before it ends."""
+    while True:
+        await trio.sleep(_CRL_CHECK_S)
+        try:
+            await hq.engine.in_store(hq.trust.crl)
+        except CipherBoxError as error:
+            log.error("The revocation list could not be renewed", extra={"error": str(error)})

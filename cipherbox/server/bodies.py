@@ -1,0 +1,96 @@
+"""The bytes of envelopes between commit and delivery: a bounded cache, and the store behind it.
+
+Consumers that keep up cost no read.  Everything else is read back just before it is sent, so what waits for a slow
+consumer is a list of numbers and not its bytes.  The store checks each body against its hash; one that is damaged
+becomes a dead letter and is never delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from cipherbox.broker.model import Entry
+from cipherbox.errors import Busy, StoreUnavailable
+from cipherbox.ops.logs import get_logger
+from cipherbox.wire.codec import DeliveredItem
+
+log = get_logger(__name__)
+TRIES, _PAUSE_S = 3, 1.0
+DAMAGED = "damaged on HQ's disk"
+
+
+class Bodies:
+    """Envelope number -> bytes, at most ``size_bytes`` together; the oldest go first.
+
+    ``read`` brings bodies from the store in its thread; ``lost(queue, seqs, reason)`` is told what cannot be delivered.
+    """
+
+    def __init__(
+        self, size_bytes: int, read: Callable[[list[int]], Awaitable[list[bytes | None]]],
+        lost: Callable[[str, list[int], str], None],
+    ) -> None:  # fmt: skip
+        self._most = size_bytes
+        self._read = read
+        self._lost = lost
+        self._held: dict[int, bytes] = {}
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes held now."""
+        return self._size
+
+    def put(self, number: int, body: bytes) -> None:
+        self.drop(number)
+        if len(body) > self._most:
+            return
+        self._held[number] = body
+        self._size += len(body)
+        while self._size > self._most:
+            self._size -= len(self._held.pop(next(iter(self._held))))
+
+    def drop(self, number: int) -> None:
+        body = self._held.pop(number, None)
+        if body is not None:
+            self._size -= len(body)
+
+    def clear(self) -> None:
+        self._held.clear()
+        self._size = 0
+
+    def held(self, entries: Sequence[Entry]) -> list[DeliveredItem] | None:
+        """The entries with their bytes if all are at hand; never waits."""
+        held = self._held
+        try:
+            return [(e.seq, e.attempts, e.accepted_at, held[e.number]) for e in entries]
+        except KeyError:
+            return None
+
+    async def items(self, queue: str, entries: Sequence[Entry]) -> list[DeliveredItem]:
+        """The entries with their bytes, without those that are lost; StoreUnavailable when the store stays away."""
+        found: dict[int, bytes | None] = {e.number: self._held.get(e.number) for e in entries}
+        missing = [number for number, body in found.items() if body is None]
+        if missing:
+            found.update(zip(missing, await self._read_back(missing), strict=True))
+        items: list[DeliveredItem] = []
+        lost: list[int] = []
+        for entry in entries:
+            body = found[entry.number]
+            if body is None:
+                lost.append(entry.seq)
+            else:
+                items.append((entry.seq, entry.attempts, entry.accepted_at, body))
+        if lost:
+            self._lost(queue, lost, DAMAGED)
+        return items
+
+    async def _read_back(self, numbers: list[int]) -> list[bytes | None]:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return await self._read(numbers)
+            except Busy as error:
+                log.error("Envelopes cannot be read back", extra={"error": str(error), "attempt": attempt})
+            await trio.sleep(_PAUSE_S)
+        raise StoreUnavailable("HQ cannot read the envelopes it holds for you now; they stay in the queue")

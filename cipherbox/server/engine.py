@@ -1,0 +1,301 @@
+"""The one task that owns the broker.  It drains what has gathered, handles it, commits it in one transaction, and only
+then lets confirms and deliveries go; while a commit runs the next batch gathers: group commit without a timer.
+
+Rules.
+1. Nothing of a batch leaves before its commit returned.
+2. Memory never stays ahead of the disk.  After a failed commit the core is thrown away: the batch is refused with a
+   retryable code, all connections are closed, the core is loaded from the store again.  A full disk is found before
+   the core is touched whenever that is possible: then publishes alone are refused, and acks go on.
+3. `submit` waits while the queue holds too many commands or bytes, so whoever reads from a peer stops reading.
+4. The store is used from one worker thread at a time, through `in_store` alone.
+5. No peer can hold up the engine: what it hands over are numbers and answers, put into the peer's own queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+import trio
+
+from cipherbox.broker import model as m
+from cipherbox.broker.core import Broker
+from cipherbox.broker.model import Answer, AnyCommand, Changes, Effects, Entry, Facts, Failed, FetchedEntries, Wanted
+from cipherbox.errors import Busy, CipherBoxError, DiskFull, GoingAway, StoreError, StoreUnavailable
+from cipherbox.limits import Limits
+from cipherbox.ops.logs import get_logger
+from cipherbox.server.bodies import Bodies
+from cipherbox.server.journal import Journal
+from cipherbox.store.port import Store
+
+T = TypeVar("T")
+Runner = Callable[..., Awaitable[object]]
+log = get_logger(__name__)
+SWEEP_S = 1.0
+RECOVER_PAUSE_S = 1.0  # between tries to load again while the store does not answer
+FULL_PAUSE_S = 5.0  # publishes are refused at once for so long after a commit found the disk full
+_ROW_BYTES = 4096  # what an envelope costs on the disk beside its own bytes
+
+
+class Peer(Protocol):
+    """A connection as the engine sees it; none of these calls blocks."""
+
+    client: str
+
+    def answer(self, answers: Sequence[Answer]) -> None: ...
+
+    def hand(self, tag: int, queue: str, entries: list[Entry]) -> None: ...
+
+    def fetched(self, answer: FetchedEntries) -> None: ...
+
+    def end(self, error: CipherBoxError) -> None: ...
+
+
+class Engine:
+    """See the module.  ``clock_ms`` gives ms since 1970; ``runner`` runs store calls (tests run them inline)."""
+
+    def __init__(
+        self, store: Store, limits: Limits, clock_ms: Callable[[], int], runner: Runner | None = None
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        self._clock_ms = clock_ms
+        self._limiter = trio.CapacityLimiter(1)
+        self._runner = runner
+        self._queue: deque[tuple[AnyCommand, int]] = deque()
+        self._bytes = 0
+        self._work = trio.Event()
+        self._room = trio.Event()
+        self._idle = trio.Event()
+        self._swept_at = 0.0
+        self._pages: list[tuple[str, int]] = []
+        self._peers: dict[int, Peer] = {}
+        self._next_connection = 1
+        self._calls: dict[int, _Call] = {}
+        self._next_call = 1
+        self._full_until = 0.0
+        self._journal = Journal()
+        self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
+        self.broker = Broker(store.load(limits.head_entries), limits)
+
+    # -- for sessions -------------------------------------------------------------------------------------------
+
+    def attach(self, peer: Peer) -> int:
+        """A connection begins; returns its number."""
+        number = self._next_connection
+        self._next_connection += 1
+        self._peers[number] = peer
+        self.broker.connect(number, peer.client)
+        return number
+
+    def detach(self, connection: int) -> None:
+        """A connection is gone; what it held returns to the queues."""
+        if self._peers.pop(connection, None) is not None:
+            self.post(m.Disconnect(connection))
+
+    async def submit(self, command: AnyCommand, size: int = 0) -> None:
+        """Hands a command over, waiting while there is no room."""
+        while len(self._queue) >= self._limits.engine_commands or self._bytes > self._limits.engine_bytes:
+            if self._room.is_set():
+                self._room = trio.Event()
+            await self._room.wait()
+        if getattr(command, "connection", 0) in self._peers:  # not after its end: nobody would take it back
+            self._put(command, size)
+
+    def post(self, command: AnyCommand) -> None:
+        """Hands over a small command without waiting: for HQ's own follow-ups, never for what a peer sends."""
+        self._put(command, 0)
+
+    async def call(self, make: Callable[[int], AnyCommand]) -> Answer:
+        """Asks as HQ itself (connection 0); ``make`` gets the correlation id.  A refusal is raised."""
+        number = self._next_call
+        self._next_call += 1
+        call = self._calls[number] = _Call()
+        try:
+            self._put(make(number), 0)
+            await call.done.wait()
+        finally:
+            del self._calls[number]
+        if isinstance(call.answer, Failed):
+            raise call.answer.error
+        assert call.answer is not None
+        return call.answer
+
+    async def in_store(self, call: Callable[..., T], *args: object) -> T:
+        """Runs one of the store's methods in its thread; it is not abandoned when the caller is cancelled."""
+        if self._runner is not None:
+            return await self._runner(call, *args)  # type: ignore[return-value]
+        return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+
+    async def idle(self) -> None:
+        """Waits until nothing is queued and nothing is being committed."""
+        while self._queue or not self._idle.is_set():
+            await self._idle.wait()
+
+    def _put(self, command: AnyCommand, size: int) -> None:
+        self._queue.append((command, size))
+        self._bytes += size
+        self._work.set()
+
+    async def _read_bodies(self, numbers: list[int]) -> list[bytes | None]:
+        return await self.in_store(self._store.read_bodies, numbers)
+
+    def _lost(self, queue: str, seqs: list[int], reason: str) -> None:
+        self.post(m.Lost([(queue, seq) for seq in seqs], reason))
+
+    # -- the task -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs until cancelled; raises when the store is lost for good (damaged, or taken over by another HQ)."""
+        while True:
+            await self._gather()
+            batch = self._take()
+            try:
+                effects = await self._commit(batch)
+            except Busy as error:
+                await self._recover(batch, error)
+            except StoreError:
+                raise
+            except Exception:
+                log.exception("HQ made a mistake and loads its state again")
+                await self._recover(batch, StoreUnavailable("HQ made a mistake and starts over; nothing was recorded"))
+            else:
+                self._distribute(effects)
+
+    async def _gather(self) -> None:
+        """Waits for work, at most until the next sweep."""
+        if not self._queue and not self._pages:
+            self._idle.set()
+            self._work = trio.Event()
+            with trio.move_on_at(self._swept_at + SWEEP_S):
+                await self._work.wait()
+            self._idle = trio.Event()
+        elif self._idle.is_set():
+            self._idle = trio.Event()
+        now = trio.current_time()
+        if now >= self._swept_at + SWEEP_S:
+            self._swept_at = now
+            self._put(m.Sweep(), 0)
+
+    def _take(self) -> list[AnyCommand]:
+        batch: list[AnyCommand] = []
+        size = 0
+        while self._queue and size <= self._limits.batch_commit_bytes:
+            command, cost = self._queue.popleft()
+            batch.append(command)
+            size += cost
+        self._bytes -= size
+        self._room.set()
+        return batch
+
+    async def _commit(self, batch: list[AnyCommand]) -> Effects:
+        wanted = self.broker.wanted(batch)
+        wanted.pages += self._pages
+        self._pages = []
+        need = sum(i.size + _ROW_BYTES for c in batch if isinstance(c, m.Publish) for i in c.items)
+        room, facts = True, Facts()
+        if need or wanted.known or wanted.entries or wanted.pages or wanted.envelopes:
+            room, facts = await self.in_store(self._look, need, wanted)
+        if need and (not room or trio.current_time() < self._full_until):
+            batch = self._refuse_publishes(batch)
+        effects = self.broker.handle(batch, facts, self._clock_ms())
+        if effects.changes:
+            await self.in_store(self._store.commit, effects.changes, self._store.epoch)
+        self._pages = effects.pages
+        return effects
+
+    def _look(self, need: int, wanted: Wanted) -> tuple[bool, Facts]:
+        """In the store's thread: is there room for so many bytes, and what does the batch want to know?"""
+        return not need or self._store.room(need), self._store.facts(wanted, self._limits.page_entries)
+
+    def _refuse_publishes(self, batch: list[AnyCommand]) -> list[AnyCommand]:
+        """No room on the disk: publishes are refused before they touch the core; everything else goes on."""
+        log.warning("The disk is full: publishes are refused")
+        error = DiskFull()
+        for command in batch:
+            if isinstance(command, m.Publish):
+                self._answer(command.connection, [Failed(item.correlation, error) for item in command.items])
+        return [c for c in batch if not isinstance(c, m.Publish)]
+
+    def _distribute(self, effects: Effects) -> None:
+        """What a committed batch lets go; no await, so nothing can come between."""
+        self._remember(effects.changes)
+        self._journal.committed(effects.changes)
+        self._journal.handed(effects.handed)
+        for connection, answers in effects.answers.items():
+            self._answer(connection, answers)
+        for connection, tag, queue, entries in effects.handed:
+            if connection in self._peers:
+                self._peers[connection].hand(tag, queue, entries)
+        for connection, error in effects.closed.items():
+            if connection in self._peers:
+                self._peers[connection].end(error)
+
+    def _remember(self, changes: Changes) -> None:
+        for number, _, _, incoming in changes.envelopes:
+            self.bodies.put(number, incoming.body)  # type: ignore[arg-type]
+        for number, incoming in changes.replaced:
+            self.bodies.put(number, incoming.body)  # type: ignore[arg-type]
+        for number in changes.finished:
+            self.bodies.drop(number)
+
+    def _answer(self, connection: int, answers: Sequence[Answer]) -> None:
+        if connection == 0:
+            for answer in answers:
+                call = self._calls.get(answer.correlation)
+                if call is not None:
+                    call.answer = answer
+                    call.done.set()
+            return
+        peer = self._peers.get(connection)
+        if peer is None:
+            return
+        plain = [a for a in answers if type(a) is not FetchedEntries]
+        if plain:
+            peer.answer(plain)
+        if len(plain) < len(answers):
+            for answer in answers:
+                if type(answer) is FetchedEntries:
+                    peer.fetched(answer)
+
+    # -- after a failure ----------------------------------------------------------------------------------------
+
+    async def _recover(self, batch: Sequence[AnyCommand], error: CipherBoxError) -> None:
+        """Memory may be ahead of the disk: refuse, close, load again."""
+        log.error("The store failed; HQ loads its state again", extra={"error": str(error)})
+        if isinstance(error, DiskFull):
+            self._full_until = trio.current_time() + FULL_PAUSE_S
+        for command in batch:
+            if isinstance(command, m.Publish):
+                self._answer(command.connection, [Failed(item.correlation, error) for item in command.items])
+            elif isinstance(command, m.Command):
+                self._answer(command.connection, [Failed(command.correlation, error)])
+        away = GoingAway("HQ's store failed and HQ starts over; connect again")
+        peers, self._peers = list(self._peers.values()), {}
+        for peer in peers:
+            peer.end(away)
+        self.bodies.clear()
+        self._pages = []
+        self._queue = deque((c, size) for c, size in self._queue if getattr(c, "connection", 0) == 0)
+        self._bytes = sum(size for _, size in self._queue)
+        self._room.set()
+        self.broker = Broker(await self._load(), self._limits)
+        for number, peer in self._peers.items():  # those that came meanwhile
+            self.broker.connect(number, peer.client)
+
+    async def _load(self) -> m.Snapshot:
+        while True:
+            try:
+                return await self.in_store(self._store.load, self._limits.head_entries)
+            except Busy as again:
+                log.error("The store does not answer", extra={"error": str(again)})
+            await trio.sleep(RECOVER_PAUSE_S)
+
+
+class _Call:
+    __slots__ = ("answer", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: Answer | None = None

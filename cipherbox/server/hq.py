@@ -1,0 +1,103 @@
+"""What one running HQ is made of, and the connections it has."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from cipherbox.config import ServerConfig, secret_key
+from cipherbox.errors import Throttled
+from cipherbox.server.directory import Directory
+from cipherbox.server.engine import Engine
+from cipherbox.server.enrolment import Enrolments
+from cipherbox.server.session import Session
+from cipherbox.server.trust import Trust
+from cipherbox.store.port import Store
+
+_ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
+
+
+def now_ms() -> int:
+    """The clock everything at HQ uses."""
+    return time.time_ns() // 1_000_000
+
+
+class Rate:
+    """So many requests a minute for each name: a bucket that fills evenly."""
+
+    def __init__(self, per_minute: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock_s = clock_s
+        self._spent: dict[str, tuple[float, float]] = {}  # name -> (tokens left, when)
+
+    def spend(self, name: str) -> None:
+        """Throttled when this name has used up its minute."""
+        now = self._clock_s()
+        left, when = self._spent.get(name, (float(self._per_minute), now))
+        left = min(self._per_minute, left + (now - when) * self._per_minute / 60)
+        if left < 1:
+            raise Throttled(f"more than {self._per_minute} requests a minute; wait a little")
+        if len(self._spent) > 100_000:
+            self._spent.clear()
+        self._spent[name] = (left - 1, now)
+
+
+class HQ:
+    """The composition: one of each, made in the order in which they need each other."""
+
+    def __init__(self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = now_ms) -> None:
+        self.config = config
+        self.store = store
+        self.clock_ms = clock_ms
+        self.trust = Trust(config, store)
+        self.engine = Engine(store, config.limits, clock_ms)
+        key = secret_key(config.encryption.database_key_file)
+        self.directory = Directory(store, self.trust, key, self.engine.in_store)
+        self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
+        self.key_requests = Rate(config.limits.key_requests_per_minute)
+        self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute)
+        self.sessions: set[Session] = set()
+        self._per_client: Counter[str] = Counter()
+        self._deserted = trio.Event()
+
+    def is_admin(self, client: str) -> bool:
+        """Whether a connection's client is an admin; nobody is one without a certificate."""
+        return bool(client) and self.engine.broker.rights.is_admin(client, -1)
+
+    def enter(self, session: Session) -> bool:
+        """A session begins; False when there is no room for it."""
+        limits = self.config.limits
+        if len(self.sessions) >= limits.connections:
+            return False
+        most = limits.connections_per_client if session.client else max(1, limits.connections // _ANONYMOUS_SHARE)
+        if self._per_client[session.client] >= most:
+            return False
+        session.connection = self.engine.attach(session)
+        self.sessions.add(session)
+        self._per_client[session.client] += 1
+        return True
+
+    def leave(self, session: Session) -> None:
+        """A session ended, whether it had entered or not."""
+        if session in self.sessions:
+            self.sessions.discard(session)
+            self._per_client[session.client] -= 1
+            if not self._per_client[session.client]:
+                del self._per_client[session.client]
+            self.engine.detach(session.connection)
+            if not self.sessions:
+                self._deserted.set()
+
+    async def deserted(self) -> None:
+        """Waits until no session is left."""
+        while self.sessions:
+            self._deserted = trio.Event()
+            await self._deserted.wait()
+
+    def connections(self) -> list[dict[str, object]]:
+        """Rows for LIST connections."""
+        found = sorted(self.sessions, key=lambda s: s.connection)
+        return [{"name": s.client, "connection": s.connection, "role": s.role, "remote": s.remote} for s in found]

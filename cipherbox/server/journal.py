@@ -1,0 +1,98 @@
+"""What the log says of envelopes: after each commit, in the words the predecessors used.
+
+The hot path writes no line per message.  A batch of few envelopes, as interactive use makes them, gets a line for each;
+a large batch gets one line in all.  At DEBUG every message has its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from cipherbox.broker.model import Changes, Handed, NewEnvelope
+from cipherbox.envelope.ids import message_id
+from cipherbox.ops.logs import get_logger
+
+log = get_logger(__name__)
+FEW = 10  # envelopes or acks of one batch that get a line each
+_REMEMBERED = 10_000  # entries handed out, so that an ack's line can name the message
+
+
+class Journal:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, int], tuple[bytes, int]] = {}  # (queue, seq) -> (envelope id, messages)
+        self._counts: dict[tuple[str, bytes], int] = {}  # (sender, envelope id) -> messages
+
+    def committed(self, changes: Changes) -> None:
+        """One batch is on the disk."""
+        for dead in changes.dead:
+            extra = {"queue": dead.queue, "seq": dead.seq, "client": dead.by or "HQ"}
+            log.warning("Dead letter %d of queue '%s': %s", dead.seq, dead.queue, dead.reason, extra=extra)
+        if not log.isEnabledFor(logging.INFO):
+            return
+        if changes.envelopes:
+            self._published(changes)
+        if changes.acked:
+            self._acked(changes)
+
+    def handed(self, handed: Sequence[Handed]) -> None:
+        """These went to consumers."""
+        if not log.isEnabledFor(logging.INFO):
+            return
+        names = self._names
+        for run in handed:
+            for entry in run.entries[-FEW:]:
+                count = self._counts.get((entry.sender, entry.envelope_id), 1)
+                names[(run.queue, entry.seq)] = (entry.envelope_id, count)
+        while len(names) > _REMEMBERED:
+            del names[next(iter(names))]
+
+    def _published(self, changes: Changes) -> None:
+        every = log.isEnabledFor(logging.DEBUG)
+        if len(changes.envelopes) > FEW and not every:
+            count = sum(e.incoming.count for e in changes.envelopes)
+            log.info("Published %d messages in %d envelopes", count, len(changes.envelopes))
+            return
+        queues: dict[int, list[str]] = {}
+        for entry in changes.entries:
+            queues.setdefault(entry.number, []).append(entry.queue)
+        for envelope in changes.envelopes:
+            self._line(envelope, queues.get(envelope.number, []), every=every)
+
+    def _line(self, envelope: NewEnvelope, queues: list[str], *, every: bool) -> None:
+        incoming = envelope.incoming
+        self._counts[(incoming.sender, incoming.envelope_id)] = incoming.count
+        while len(self._counts) > _REMEMBERED:
+            del self._counts[next(iter(self._counts))]
+        first = message_id(incoming.envelope_id, 0)
+        extra = {"client": incoming.sender, "envelope": first, "messages": incoming.count}
+        for queue in queues:
+            text = "Published message %s to queue '%s' via exchange '%s'"
+            log.info(text, first, queue, incoming.exchange, extra=extra)
+            if every:
+                for index in range(1, incoming.count):
+                    name = message_id(incoming.envelope_id, index)
+                    log.debug(text, name, queue, incoming.exchange, extra=extra)
+
+    def _acked(self, changes: Changes) -> None:
+        total = sum(mark.last - mark.first + 1 for mark in changes.acked)
+        if total > FEW and not log.isEnabledFor(logging.DEBUG):
+            log.info("%d envelopes acknowledged by clients, removed from queues and status", total)
+            return
+        for mark in changes.acked:
+            for seq in range(mark.first, mark.last + 1):
+                self._ack(mark.queue, seq, mark.client)
+
+    def _ack(self, queue: str, seq: int, client: str) -> None:
+        extra = {"client": client, "queue": queue, "seq": seq}
+        envelope_id, count = self._names.pop((queue, seq), (b"", 1))
+        if not envelope_id:
+            log.info("Envelope %d of queue '%s' acknowledged by client, removed from queues and status", seq, queue,
+                     extra=extra)  # fmt: skip
+            return
+        text = "Message %s acknowledged by client, removed from queues and status"
+        log.info(text, message_id(envelope_id, 0), extra=extra)
+        for index in range(1, count):
+            log.debug(text, message_id(envelope_id, index), extra=extra)

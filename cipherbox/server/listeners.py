@@ -1,0 +1,115 @@
+"""Listeners: TCP, then TLS within a deadline and a bounded number at once, then (WebSocket and) a session.
+
+A place among the handshakes is taken when the peer has begun to speak, so those who only connect hold none.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import trio
+
+from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
+from cipherbox.ops.logs import get_logger
+from cipherbox.server.hq import HQ
+from cipherbox.server.session import Session
+from cipherbox.transport import TlsStream, accept_websocket
+
+log = get_logger(__name__)
+_ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
+
+
+async def open_listeners(addresses: list[tuple[str, int]]) -> list[trio.SocketListener]:
+    """Bound sockets; ConfigError names the address that is taken or not ours."""
+    found: list[trio.SocketListener] = []
+    for host, port in addresses:
+        try:
+            found += await trio.open_tcp_listeners(port, host=host)
+        except OSError as error:
+            for listener in found:
+                await listener.aclose()
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return found
+
+
+def address_of(listener: trio.SocketListener) -> tuple[str, int]:
+    """(host, port) as bound."""
+    host, port = listener.socket.getsockname()[:2]
+    return str(host), int(port)
+
+
+class Doorman:
+    """Takes connections, gets them through TLS, and hands them to sessions in ``handlers``."""
+
+    def __init__(self, hq: HQ, context: ssl.SSLContext, handlers: trio.Nursery) -> None:
+        self._hq = hq
+        self._context = context
+        self._handlers = handlers
+        self._handshakes = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
+        self._greeting = 0
+
+    async def serve(self, listener: trio.SocketListener, websocket: bool) -> None:
+        """Accepts until cancelled."""
+        handle = self._websocket if websocket else self._tls
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                log.error("A connection could not be accepted", extra={"error": str(error)})
+                await trio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            if self._greeting + len(self._hq.sessions) >= 2 * self._hq.config.limits.connections:
+                await trio.aclose_forcefully(stream)
+                continue
+            self._greeting += 1
+            self._handlers.start_soon(self._guard, handle, stream)
+
+    async def _guard(self, handle: Callable[[TlsStream, str], Awaitable[None]], stream: trio.SocketStream) -> None:
+        """Whatever one connection does, it ends alone."""
+        greeted = False
+        remote = "?"
+        try:
+            with suppress(OSError):
+                host, port = stream.socket.getpeername()[:2]
+                remote = f"{host}:{port}"
+            tls = TlsStream(stream, self._context, server_side=True, peer=remote)
+            if await self._handshake(tls, stream.socket, remote):
+                greeted = True
+                self._greeting -= 1
+                await handle(tls, remote)
+        except* (CipherBoxError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            log.info("A connection ended early", extra={"remote": remote, "reason": str(group.exceptions[0])})
+        except* Exception:
+            log.exception("A connection failed; this is a fault of HQ", extra={"remote": remote})
+        finally:
+            if not greeted:
+                self._greeting -= 1
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+
+    async def _handshake(self, tls: TlsStream, socket: trio.socket.SocketType, remote: str) -> bool:
+        with trio.move_on_after(self._hq.config.limits.client_hello_s):
+            try:
+                await trio.lowlevel.wait_readable(socket)
+                async with self._handshakes:
+                    await tls.do_handshake()
+            except CipherBoxError as error:
+                log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
+                return False
+            return True
+        log.error("TLS handshake failed", extra={"remote": remote, "reason": "it took too long"})
+        return False
+
+    async def _tls(self, tls: TlsStream, remote: str) -> None:
+        await Session(self._hq, tls, remote).run()
+
+    async def _websocket(self, tls: TlsStream, remote: str) -> None:
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(self._hq.config.limits.client_hello_s) as opening:
+                stream = await accept_websocket(nursery, tls)
+            if opening.cancelled_caught:
+                raise HandshakeTimeout("no WebSocket was opened")
+            await Session(self._hq, stream, remote).run()
+            nursery.cancel_scope.cancel()

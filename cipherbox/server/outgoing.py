@@ -1,0 +1,180 @@
+"""What waits to be sent to one peer, in order, and the task that sends it.
+
+Answers wait as bytes.  Deliveries wait as numbers: their envelopes are taken from memory or read from the store when
+their turn has come, so a peer that reads slowly costs HQ no memory.  A peer that takes nothing for a whole deadline is
+cut; nobody else waits for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from cipherbox.broker.model import Entry, FetchedEntries
+from cipherbox.errors import FrameTooLarge, TimedOut
+from cipherbox.limits import Limits
+from cipherbox.server import answers
+from cipherbox.server.bodies import Bodies
+from cipherbox.wire import codec
+
+_JOIN_BYTES = 256 * 1024  # small frames are joined up to this
+_SLICE_BYTES = 256 * 1024  # what must go out within one deadline; a slow line still gets a large envelope
+_ENTRY_BYTES = 22  # of a frame, per envelope
+_FRAME_BYTES = 64  # and its other fields
+
+
+class Sink(Protocol):
+    """Where bytes go."""
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
+
+
+class Pushed:
+    """Entries handed to one consumer, cut into DELIVER frames as they go out."""
+
+    __slots__ = ("at", "entries", "queue", "tag")
+
+    def __init__(self, tag: int, queue: str, entries: list[Entry]) -> None:
+        self.tag = tag
+        self.queue = queue
+        self.entries = entries
+        self.at = 0
+
+    def cut(self, most: int) -> list[Entry]:
+        """The next entries that fit into a frame; at least one."""
+        start, size = self.at, 0
+        while self.at < len(self.entries):
+            size += self.entries[self.at].size + _ENTRY_BYTES
+            if size > most and self.at > start:
+                break
+            self.at += 1
+        return self.entries[start : self.at]
+
+
+class Outgoing:
+    """See the module.
+
+    ``given_back(queue, entries)`` takes what did not fit into a FETCHED, ``drained`` is called after each send.
+    """
+
+    def __init__(
+        self, sink: Sink, bodies: Bodies, limits: Limits, *,
+        given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.size = 0  # bytes of answers that wait
+        self.spoke_at = trio.current_time()
+        self.frame_bytes = limits.frame_bytes  # what the peer takes, once HELLO has said it
+        self._sink = sink
+        self._bodies = bodies
+        self._deadline_s = 2.0 * limits.heartbeat_s
+        self._deliver_bytes = limits.deliver_frame_bytes
+        self._given_back = given_back
+        self._drained = drained
+        self._queue: deque[bytes | Pushed | FetchedEntries] = deque()
+        self._ready = trio.Event()
+        self._last = False
+
+    @property
+    def empty(self) -> bool:
+        return not self._queue
+
+    def put(self, data: bytes) -> None:
+        """Encoded frames."""
+        self._queue.append(data)
+        self.size += len(data)
+        self._ready.set()
+
+    def push(self, tag: int, queue: str, entries: list[Entry]) -> None:
+        """Entries for a consumer."""
+        if not self._last:
+            self._queue.append(Pushed(tag, queue, entries))
+            self._ready.set()
+
+    def fetched(self, answer: FetchedEntries) -> None:
+        """The answer to a FETCH."""
+        if not self._last:
+            self._queue.append(answer)
+            self._ready.set()
+
+    def finish(self, word: bytes) -> None:
+        """The answers that wait, then ``word``, and then `run` returns; deliveries stay behind."""
+        self._last = True
+        self._queue = deque(item for item in self._queue if isinstance(item, bytes))
+        self.put(word)
+
+    async def run(self) -> None:
+        """Sends until `finish`; TimedOut when the peer takes nothing."""
+        while True:
+            while self._queue:
+                await self._some()
+            if self._last:
+                return
+            self._ready = trio.Event()
+            await self._ready.wait()
+
+    async def _some(self) -> None:
+        """Sends what joins well.  The queue is looked at anew after every await."""
+        pieces: list[bytes] = []
+        size = 0
+        while self._queue and size < _JOIN_BYTES:
+            head = self._queue[0]
+            if isinstance(head, bytes):
+                self._queue.popleft()
+                self.size -= len(head)
+                piece = head
+            else:
+                queue, entries = self._next_entries(head)
+                items = self._bodies.held(entries)
+                if items is None or self._too_large(entries):
+                    if pieces:
+                        await self._send(pieces)
+                        pieces, size = [], 0
+                    self._check(queue, entries)
+                    items = await self._bodies.items(queue, entries)
+                piece = self._frame(head, items)
+            pieces.append(piece)
+            size += len(piece)
+        if size:
+            await self._send(pieces)
+
+    def _next_entries(self, head: Pushed | FetchedEntries) -> tuple[str, list[Entry]]:
+        """Takes from the queue what goes into the next frame."""
+        if isinstance(head, Pushed):
+            entries = head.cut(min(self._deliver_bytes, self.frame_bytes - _FRAME_BYTES))
+            if head.at == len(head.entries):
+                self._queue.popleft()
+        else:
+            run = Pushed(0, head.queue, head.entries)
+            entries = run.cut(self.frame_bytes - _FRAME_BYTES)
+            if run.at < len(head.entries):
+                self._given_back(head.queue, head.entries[run.at :])
+            self._queue.popleft()
+        return head.queue, entries
+
+    def _too_large(self, entries: list[Entry]) -> bool:
+        return len(entries) == 1 and entries[0].size + _ENTRY_BYTES + _FRAME_BYTES > self.frame_bytes
+
+    def _check(self, queue: str, entries: list[Entry]) -> None:
+        if self._too_large(entries):
+            raise FrameTooLarge(
+                f"an envelope of {entries[0].size} bytes waits in {queue}; this client takes frames of at most "
+                f"{self.frame_bytes}"
+            )
+
+    def _frame(self, head: Pushed | FetchedEntries, items: list[codec.DeliveredItem]) -> bytes:
+        if isinstance(head, FetchedEntries):
+            return answers.fetched(head, items)
+        return codec.encode_deliver(head.tag, items) if items else b""
+
+    async def _send(self, pieces: list[bytes]) -> None:
+        data = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        for at in range(0, len(data), _SLICE_BYTES):
+            with trio.move_on_after(self._deadline_s) as scope:
+                await self._sink.send_all(data[at : at + _SLICE_BYTES])
+            if scope.cancelled_caught:
+                raise TimedOut("this client does not read what it is sent")
+        self.spoke_at = trio.current_time()
+        self._drained()

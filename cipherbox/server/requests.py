@@ -1,0 +1,209 @@
+"""Frames -> commands for the core, and the requests HQ answers without it.
+
+`COMMANDS` turns a frame into a command; `CALLS` holds what is answered here: keys, revocations, status, enrolment.  A
+refusal is raised and becomes an ERROR; the connection decides by the error whether it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from cipherbox import pki
+from cipherbox.broker import model as m
+from cipherbox.broker.model import AnyCommand, ExchangeType
+from cipherbox.envelope.ids import split_message_id
+from cipherbox.envelope.layout import hashes, split
+from cipherbox.errors import EnvelopeError, EnvelopeRefused, InvalidRequest, TooLarge, WrongSender
+from cipherbox.limits import LIMITS
+from cipherbox.server.enrolment import Outcome
+from cipherbox.wire import frames as f
+from cipherbox.wire.codec import SendItem
+
+if TYPE_CHECKING:
+    from cipherbox.server.session import Session
+
+PARTIAL = 1
+_IDS = LIMITS.names_per_frame
+_ACKS = 65_536  # of one ACK; a consumer's credit is far below
+
+
+def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
+    """One SEND as the core takes it; EnvelopeRefused, TooLarge or WrongSender."""
+    correlation, flags, route_version, raw = item
+    if len(raw) > envelope_bytes:
+        raise TooLarge(f"the envelope has {len(raw)} bytes; HQ takes {envelope_bytes}")
+    try:
+        layout = split(raw)
+    except EnvelopeError as error:
+        raise EnvelopeRefused(str(error)) from None
+    prefix = layout.prefix
+    if prefix.sender != client:
+        raise WrongSender(f"this connection is {client}; the envelope says it is from {prefix.sender}")
+    found = hashes(raw, layout)
+    return m.Incoming(
+        correlation, bool(flags & PARTIAL), route_version, prefix.sender, prefix.envelope_id, prefix.generation,
+        prefix.message_count, found.envelope_hash, found.stored_hash, prefix.exchange, prefix.routing_key,
+        tuple([r.client_id for r in prefix.recipients]), prefix.sealed_at, prefix.expires_at, len(raw), raw,
+    )  # fmt: skip
+
+
+def _exchange_type(value: int) -> ExchangeType:
+    try:
+        return ExchangeType(value)
+    except ValueError:
+        raise InvalidRequest(f"an exchange is of type 0, 1 or 2, not {value}") from None
+
+
+def _many(count: int, what: str, most: int) -> None:
+    if count > most:
+        raise InvalidRequest(f"one request holds at most {most} {what}, this one has {count}")
+
+
+def _ack(n: int, c: str, x: f.Ack) -> m.Ack:
+    _many(len(x.ranges), "ranges", LIMITS.ranges_per_frame)
+    ranges = [(r.first, r.count) for r in x.ranges]
+    _many(sum(count for _, count in ranges), "envelopes", _ACKS)
+    return m.Ack(n, c, x.correlation, x.queue, ranges)
+
+
+# frame -> command; (connection, client, frame)
+COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
+    f.Consume: lambda n, c, x: m.Consume(n, c, x.correlation, x.tag, x.queue, x.envelopes, x.size),
+    f.Cancel: lambda n, c, x: m.Cancel(n, c, x.correlation, x.tag),
+    f.Credit: lambda n, c, x: m.Credit(n, x.tag, x.envelopes, x.size),
+    f.Fetch: lambda n, c, x: m.Fetch(n, c, x.correlation, x.queue, x.envelopes, x.size),
+    f.Ack: _ack,
+    f.Nack: lambda n, c, x: m.Nack(n, c, x.correlation, x.queue, x.seq, x.requeue, x.outcome, x.reason[:500]),
+    f.Resend: lambda n, c, x: m.Resend(n, c, x.correlation, x.queue, x.sender_id, x.envelope_id),
+    f.Resolve: lambda n, c, x: m.Resolve(n, c, x.correlation, x.exchange, x.routing_key),
+    f.DeclareExchange: lambda n, c, x: m.DeclareExchange(n, c, x.correlation, x.name, _exchange_type(x.type)),
+    f.DeleteExchange: lambda n, c, x: m.DeleteExchange(n, c, x.correlation, x.name),
+    f.DeclareQueue: lambda n, c, x: m.DeclareQueue(n, c, x.correlation, x.name, x.owner, tuple(x.readers)),
+    f.DeleteQueue: lambda n, c, x: m.DeleteQueue(n, c, x.correlation, x.name),
+    f.Bind: lambda n, c, x: m.Bind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
+    f.Unbind: lambda n, c, x: m.Unbind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
+    f.Purge: lambda n, c, x: m.Purge(n, c, x.correlation, x.queue),
+    f.Grant: lambda n, c, x: m.Grant(n, c, x.correlation, x.client_id, x.right, x.resource, x.give),
+}
+
+
+async def _register(s: Session, x: f.Register) -> object:
+    new = await s.hq.directory.register(s.client, x.bundle)
+    s.log("Key bundle registered" if new else "Key bundle was registered before")
+    return f.Ok(x.correlation, int(new))
+
+
+async def _get_bundles(s: Session, x: f.GetBundles) -> object:
+    _many(len(x.clients) + len(x.hashes), "clients", _IDS)
+    s.hq.key_requests.spend(s.client)
+    answers: list[f.BundleAnswer] = []
+    size = 0
+    directory = s.hq.directory
+    asks = [partial(directory.by_client, q) for q in x.clients] + [partial(directory.by_hash, h) for h in x.hashes]
+    for ask in asks:
+        answers.append(await ask())
+        size += sum(map(len, answers[-1].bundles))
+        if size > s.hq.config.limits.frame_bytes // 2:
+            raise InvalidRequest("these key bundles do not fit into one answer; ask for fewer clients at once")
+    return f.Bundles(x.correlation, answers)
+
+
+async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
+    return f.Revocations(x.correlation, await s.hq.engine.in_store(s.hq.trust.crl))
+
+
+async def _status(s: Session, x: f.Status) -> object:
+    """Unknown and not yours look the same."""
+    from uuid import UUID
+
+    envelope_id, _ = split_message_id(UUID(bytes=x.message_id))
+    sender = x.sender_id or s.client
+    report = await s.hq.engine.in_store(s.hq.store.trace, sender, envelope_id)
+    traces = list(report.traces) if report else []
+    if not (sender == s.client or s.hq.is_admin(s.client)):
+        traces = [t for t in traces if s.client in t.readers]
+    if report is None or not traces:
+        return f.StatusReport(x.correlation, False, sender, 0, [])
+    rows = [
+        f.Trace(t.queue, t.client, int(t.state), min(t.attempts, 0xFFFF), t.delivered_at, t.acknowledged_at, t.reason)
+        for t in traces
+    ]
+    return f.StatusReport(x.correlation, True, report.sender, report.accepted_at, rows)
+
+
+async def _list(s: Session, x: f.List) -> object | None:
+    """Connections and pending requests are HQ's, everything else the core lists."""
+    if x.what not in ("connections", "pending"):
+        await s.ask(m.List(s.connection, s.client, x.correlation, x.what, x.name, x.after))
+        return None
+    s.need_admin()
+    rows = s.hq.connections() if x.what == "connections" else await s.hq.enrolments.pending()
+    rows = [r for r in rows if x.name in ("", r["name"])]
+    return f.Listing(x.correlation, "", orjson.dumps(rows))
+
+
+async def _get_root(s: Session, x: f.GetRoot) -> object:
+    return f.Root(x.correlation, pki.der(s.hq.trust.root), pki.der(s.hq.trust.issuing))
+
+
+def _certificate(correlation: int, outcome: Outcome) -> f.Certificate:
+    return f.Certificate(correlation, outcome.state, outcome.number, list(outcome.chain))
+
+
+async def _request_certificate(s: Session, x: f.RequestCertificate) -> object:
+    s.hq.enrol_attempts.spend("")
+    return _certificate(x.correlation, await s.hq.enrolments.request(x.client_id, x.secret, x.csr))
+
+
+async def _renew(s: Session, x: f.Renew) -> object:
+    s.hq.key_requests.spend(s.client)
+    return _certificate(x.correlation, await s.hq.enrolments.renew(s.client, x.csr))
+
+
+async def _enrol(s: Session, x: f.Enrol) -> object:
+    s.need_admin()
+    text = await s.hq.enrolments.token(x.client_id, x.role or m.CLIENT, approve=x.approve, valid_s=x.valid_s)
+    s.log("Enrolment token made", target=x.client_id)
+    return f.Token(x.correlation, text)
+
+
+async def _approve(s: Session, x: f.Approve) -> object:
+    s.need_admin()
+    return f.Ok(x.correlation, await s.hq.enrolments.approve(x.client_id, accept=x.accept))
+
+
+async def _revoke(s: Session, x: f.Revoke) -> object:
+    s.need_admin()
+    return f.Ok(x.correlation, await s.hq.enrolments.revoke(x.client_id, x.reason[:500]))
+
+
+async def _export(s: Session, x: f.ExportRequests) -> object:
+    s.need_admin()
+    return f.Requests(x.correlation, await s.hq.enrolments.export())
+
+
+async def _import(s: Session, x: f.ImportCertificates) -> object:
+    s.need_admin()
+    return f.Ok(x.correlation, await s.hq.enrolments.take_signed(x.document))
+
+
+CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
+    f.Register: _register,
+    f.GetBundles: _get_bundles,
+    f.GetRevocations: _get_revocations,
+    f.Status: _status,
+    f.List: _list,
+    f.GetRoot: _get_root,
+    f.RequestCertificate: _request_certificate,
+    f.Renew: _renew,
+    f.Enrol: _enrol,
+    f.Approve: _approve,
+    f.Revoke: _revoke,
+    f.ExportRequests: _export,
+    f.ImportCertificates: _import,
+}
+

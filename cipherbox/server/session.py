@@ -1,0 +1,376 @@
+"""One connection: a nursery with a reader, a writer and a heartbeat.
+
+The reader turns frames into commands and stops reading while the client has more unconfirmed publishes than its
+window, more questions open or more answers unread than it may, or the engine has no room: backpressure reaches the
+sender through TCP, nothing is dropped.  The writer is `Outgoing`.  `end` is the one way out: it stops the reader, lets
+what is queued and a last word go out within a short deadline, and closes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+from cryptography import x509
+
+from cipherbox import __version__
+from cipherbox.broker import model as m
+from cipherbox.broker.model import Answer, AnyCommand, Confirmed, Entry, Failed, FetchedEntries
+from cipherbox.errors import (
+    CipherBoxError,
+    CredentialsError,
+    Forbidden,
+    GoingAway,
+    HandshakeTimeout,
+    IdleTimeout,
+    InvalidRequest,
+    NetworkError,
+    ProtocolError,
+    TimedOut,
+    TooManyConnections,
+)
+from cipherbox.ops.logs import get_logger
+from cipherbox.server import answers as encode
+from cipherbox.server.outgoing import Outgoing
+from cipherbox.server.requests import CALLS, COMMANDS, incoming
+from cipherbox.wire import codec, frames
+from cipherbox.wire.connection import Connection, SendBatch, negotiate
+
+if TYPE_CHECKING:
+    from cipherbox.server.hq import HQ
+
+log = get_logger(__name__)
+LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
+AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
+_UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
+
+
+class Stream(Protocol):
+    """What both transports offer."""
+
+    def peer_certificate(self) -> x509.Certificate | None: ...
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Session:
+    """See the module; also the engine's `Peer`."""
+
+    def __init__(self, hq: HQ, stream: Stream, remote: str) -> None:
+        self.hq = hq
+        self.client = ""
+        self.role = "anonymous"
+        self.remote = remote
+        self.connection = 0
+        self._stream = stream
+        self._limits = hq.config.limits
+        self._beat_s = self._limits.heartbeat_s
+        self._wire = Connection("server", self._limits)
+        self._out = Outgoing(
+            stream, hq.engine.bodies, self._limits, given_back=self._give_back, drained=self._wake
+        )  # fmt: skip
+        self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
+        self._last_correlation = 0
+        self._unconfirmed: dict[int, int] = {}  # correlation -> bytes of SENDs
+        self._unconfirmed_bytes = 0
+        self._asked = 0  # other requests without an answer
+        self._returning = False  # some answers are to our own NACKs, of correlation 0
+        self._changed = trio.Event()
+        self._heard_at = trio.current_time()
+        self._waiting = False  # for the peer to say something
+        self._quiet = False
+        self._scope = trio.CancelScope()  # all of it
+        self._reader = trio.CancelScope()  # what listens to the peer
+        self._receiving = trio.CancelScope()
+        self._ended: CipherBoxError | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until the connection ends; errors of this peer end here."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._listen)
+        except* CipherBoxError as group:
+            self._ended = self._ended or _first(group)
+        finally:
+            self.hq.leave(self)
+            with trio.move_on_after(LAST_WORD_S) as scope:
+                scope.shield = True
+                await self._stream.aclose()
+            self.log("Connection closed", **({"reason": str(self._ended)} if self._ended else {}))
+
+    async def _write(self) -> None:
+        try:
+            await self._out.run()
+        except NetworkError:
+            raise
+        except CipherBoxError as error:  # an envelope that cannot be sent or read; the line itself is good
+            self.end(error)
+            await self._out.run()
+        self._scope.cancel()
+
+    async def _listen(self) -> None:
+        try:
+            with self._reader:
+                if not await self._open():
+                    self._scope.cancel()
+                    return
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._beat)
+                    await self._read()
+                    self._scope.cancel()
+        except* CipherBoxError as group:
+            self.end(_first(group))
+
+    def end(self, error: CipherBoxError) -> None:
+        """Ends this connection for a reason the peer is told, unless the line itself is the reason."""
+        if self._ended is not None:
+            return
+        self._ended = error
+        word = b""
+        if isinstance(error, GoingAway):
+            word = codec.encode(frames.GoingAway(AWAY_PAUSE_MS, str(error)))
+        elif not isinstance(error, NetworkError):
+            word = codec.encode(encode.error_frame(0, error))
+        self._finish(word)
+
+    def _finish(self, word: bytes) -> None:
+        self._out.finish(word)
+        self._reader.cancel()
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + LAST_WORD_S)
+
+    def quiet(self) -> None:
+        """Takes nothing more from the peer; what was taken is still answered."""
+        self._quiet = True
+        self._receiving.cancel()
+
+    async def _open(self) -> bool:
+        """HELLO, who this is, WELCOME; False when the peer closed before."""
+        with trio.move_on_after(self._limits.client_hello_s) as scope:
+            while not (events := self._wire.events()):
+                data = await self._stream.receive_some()
+                if not data:
+                    self._wire.receive_eof()
+                    return False
+                self._wire.receive_data(data)
+        if scope.cancelled_caught:
+            raise HandshakeTimeout
+        hello: frames.Hello = events[0]
+        version = negotiate(hello)
+        certificate = self._stream.peer_certificate()
+        if certificate is not None:
+            self.client = self.hq.trust.identify(certificate)
+            row = self.hq.engine.broker.rights.clients.get(self.client)
+            if row is None or row.revoked_at:
+                raise CredentialsError("HQ does not know this client any more")
+            self.role = "admin" if self.hq.is_admin(self.client) else "client"
+        if not self.hq.enter(self):
+            raise TooManyConnections
+        limits = self._limits
+        self._beat_s = min(limits.heartbeat_s, hello.heartbeat_s or limits.heartbeat_s)
+        self._out.frame_bytes = max(hello.frame_bytes, limits.first_frame_bytes)
+        welcome = frames.Welcome(
+            version, limits.frame_bytes, limits.envelope_bytes, self._beat_s, limits.publish_window,
+            limits.publish_window_bytes, limits.credit_envelopes, limits.credit_bytes, self.connection,
+            self.hq.clock_ms(), self.hq.engine.broker.watermark, self.client, self.role, f"cipherbox {__version__}",
+        )  # fmt: skip
+        self._put(self._wire.send(welcome))
+        self.log("Client connected", software=hello.software[:80], remote=self.remote)
+        return True
+
+    # -- in -----------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        wire = self._wire
+        while not self._quiet:
+            for event in wire.events():
+                await self._event(event)
+                while self._full():
+                    self._changed = trio.Event()
+                    await self._changed.wait()
+            data = await self._receive()
+            if data is None:
+                break
+            if not data:
+                wire.receive_eof()
+                return
+            wire.receive_data(data)
+        await trio.sleep_forever()
+
+    async def _receive(self) -> bytes | None:
+        """None when `quiet` was asked for meanwhile."""
+        self._heard_at = trio.current_time()
+        self._waiting = True
+        with trio.CancelScope() as self._receiving:
+            if self._quiet:
+                return None
+            data = await self._stream.receive_some()
+            self._waiting = False
+            return data
+        return None
+
+    def _full(self) -> bool:
+        limits = self._limits
+        return (
+            len(self._unconfirmed) > limits.publish_window
+            or self._unconfirmed_bytes > limits.publish_window_bytes
+            or self._asked > limits.requests_in_flight
+            or self._out.size > _UNREAD_BYTES
+        )
+
+    async def _event(self, event: Any) -> None:
+        if type(event) is SendBatch:
+            await self._publish(event)
+            return
+        if isinstance(event, frames.Ping):
+            self._put(codec.encode(frames.Pong(event.correlation)))
+            return
+        if isinstance(event, frames.Pong | frames.Error):
+            return
+        if isinstance(event, frames.Credit):
+            await self.submit(m.Credit(self.connection, event.tag, event.envelopes, event.size))
+            return
+        self._next_correlation(event.correlation)
+        try:
+            make = COMMANDS.get(type(event))
+            if make is not None:
+                await self.ask(make(self.connection, self.client, event))
+                return
+            answer = await CALLS[type(event)](self, event)
+        except CipherBoxError as error:
+            if isinstance(error, ProtocolError | NetworkError):
+                raise
+            self._refuse(event.correlation, error)
+            return
+        if answer is not None:
+            data = codec.encode(answer)
+            if len(data) > self._out.frame_bytes:
+                data = codec.encode(encode.error_frame(event.correlation, InvalidRequest("the answer is too large")))
+            self._put(data)
+
+    def _refuse(self, correlation: int, error: CipherBoxError) -> None:
+        self._put(codec.encode(encode.error_frame(correlation, error)))
+        if error.closes:
+            self._ended = self._ended or error
+            self._finish(b"")
+
+    def _next_correlation(self, correlation: int) -> None:
+        if correlation <= self._last_correlation:
+            raise ProtocolError(f"correlation ids rise by one; {correlation} came after {self._last_correlation}")
+        self._last_correlation = correlation
+
+    async def _publish(self, batch: SendBatch) -> None:
+        items, failed, size = [], [], 0
+        for item in batch.items:
+            self._next_correlation(item[0])
+            try:
+                items.append(incoming(item, self.client, self._limits.envelope_bytes))
+            except CipherBoxError as error:
+                failed.append(Failed(item[0], error))
+                continue
+            self._unconfirmed[item[0]] = len(item[3])
+            size += len(item[3])
+        self._unconfirmed_bytes += size
+        if failed:
+            self._put_all(encode.encode(failed))
+        if items:
+            await self.submit(m.Publish(self.connection, self.client, items), size)
+
+    async def ask(self, command: AnyCommand) -> None:
+        """Hands a request to the engine; its answer comes through `answer` or `fetched`."""
+        self._asked += 1
+        await self.submit(command)
+
+    async def submit(self, command: AnyCommand, size: int = 0) -> None:
+        """Hands a command to the engine, waiting while it has no room."""
+        await self.hq.engine.submit(command, size)
+
+    def need_admin(self) -> None:
+        if not self.hq.is_admin(self.client):
+            raise Forbidden("only an admin may do that")
+
+    # -- out: the engine's Peer ---------------------------------------------------------------------------------
+
+    def answer(self, answers: Sequence[Answer]) -> None:
+        if self._returning:
+            answers = [a for a in answers if a.correlation]
+        unconfirmed = self._unconfirmed
+        for answer in answers:
+            if type(answer) is Confirmed or answer.correlation in unconfirmed:
+                self._unconfirmed_bytes -= unconfirmed.pop(answer.correlation, 0)
+            else:
+                self._asked -= 1
+        self._changed.set()
+        self._put_all(encode.encode(answers))
+        if log.isEnabledFor(logging.DEBUG):
+            self._log_answers(answers)
+
+    def hand(self, tag: int, queue: str, entries: list[Entry]) -> None:
+        self._out.push(tag, queue, entries)
+
+    def fetched(self, answer: FetchedEntries) -> None:
+        self._asked -= 1
+        self._changed.set()
+        self._out.fetched(answer)
+
+    def _give_back(self, queue: str, entries: Sequence[Entry]) -> None:
+        """What a FETCH took and its answer has no room for returns to the queue."""
+        self._returning = True
+        for entry in entries:
+            self.hq.engine.post(m.Nack(self.connection, self.client, 0, queue, entry.seq, True, 0, ""))
+
+    def _put_all(self, found: list[bytes]) -> None:
+        for data in found:
+            self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        self._out.put(data)
+        if self._out.size > self._most_out:
+            self._ended = self._ended or TimedOut("this client asks and does not read the answers")
+            self._scope.cancel()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _beat(self) -> None:
+        limits, beat = self._limits, self._beat_s
+        began = trio.current_time()
+        pause = min(beat / 2, limits.anonymous_s) if self.role == "anonymous" else beat / 2
+        while True:
+            await trio.sleep(pause)
+            now = trio.current_time()
+            if self.role == "anonymous" and now - began >= limits.anonymous_s:
+                raise HandshakeTimeout(f"without a certificate a connection ends after {limits.anonymous_s:g} s")
+            if self._waiting and now - self._heard_at > 2 * beat:
+                raise IdleTimeout
+            if now - self._out.spoke_at >= beat / 2 and self._out.empty:
+                self._put(codec.encode(frames.Ping(0)))
+
+    # -- logs ---------------------------------------------------------------------------------------------------
+
+    def log(self, message: str, **more: object) -> None:
+        """One INFO line with client and connection."""
+        log.info(message, extra={"client": self.client or "-", "connection": self.connection, **more})
+
+    def _log_answers(self, found: Sequence[Answer]) -> None:
+        extra = {"client": self.client, "connection": self.connection}
+        for answer in found:
+            if isinstance(answer, Failed):
+                log.debug("Refused: %s", answer.error, extra=extra)
+
+
+def _first(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, CipherBoxError)
+    return found

@@ -1,0 +1,125 @@
+"""Certificates at HQ: who a connection is, what is revoked, and the issuing CA while its key is here.
+
+What HQ knows of certificates lies in the store; this keeps it in memory by serial number.  A certificate that TLS
+accepted still needs to be one that HQ issued to a client it knows, and not revoked.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+
+from cipherbox import pki
+from cipherbox.config import ServerConfig, secret_key
+from cipherbox.errors import ConfigError, CredentialsError, Forbidden, Revoked
+from cipherbox.portable import read_private
+from cipherbox.store.port import CertificateRow, Store
+
+CRL_SETTING, CRL_NUMBER_SETTING = "crl", "crl_number"
+_CRL_RENEW = timedelta(days=pki.CRL_DAYS / 2)
+
+
+def load_certificate(path: object) -> x509.Certificate:
+    """The first certificate of a PEM file; ConfigError names it."""
+    from pathlib import Path
+
+    try:
+        found = pki.load_pem(Path(str(path)).read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if not found:
+        raise ConfigError(f"{path} holds no certificate")
+    return found[0]
+
+
+class Trust:
+    """See the module."""
+
+    def __init__(self, config: ServerConfig, store: Store) -> None:
+        service_key = secret_key(config.encryption.service_key_file)
+        self.root = load_certificate(config.tls.root)
+        self.issuing = load_certificate(config.tls.issuing)
+        self.server = load_certificate(config.tls.certificate)
+        self.server_key = pki.load_key(read_private(config.tls.key), service_key, str(config.tls.key))
+        self.authority: pki.Authority | None = None
+        if not config.ca.offline:
+            key = pki.load_key(read_private(config.ca.issuing_key), service_key, str(config.ca.issuing_key))
+            self.authority = pki.Authority(self.issuing, key)
+        self._store = store
+        self._rows = {row.serial: row for row in store.certificates()}
+        self.root_fingerprint = pki.fingerprint(self.root)
+
+    def identify(self, certificate: x509.Certificate) -> str:
+        """The client id of a certificate that TLS accepted; CredentialsError or Revoked."""
+        row = self._rows.get(pki.serial(certificate))
+        if row is None or row.der != pki.der(certificate):
+            raise CredentialsError("HQ has no record of this certificate; ask for a token and join again")
+        if row.revoked_at:
+            raise Revoked(f"the certificate of {row.client} was revoked on {_day(row.revoked_at)}")
+        if row.expires_at <= pki.ms(pki.now()):
+            raise CredentialsError(f"the certificate of {row.client} ended on {_day(row.expires_at)}")
+        return row.client
+
+    def issue(self, key: pki.PublicKey, client_id: str) -> x509.Certificate:
+        """A new certificate; the caller records it."""
+        if self.authority is None:
+            raise Forbidden("the CA of this HQ is offline; requests are carried to it")
+        return pki.issue_client(self.authority, key, client_id)
+
+    def record(self, certificate: x509.Certificate) -> CertificateRow:
+        """The row of a certificate issued now; takes effect when `put` is told that it is stored."""
+        return CertificateRow(
+            pki.serial(certificate), pki.common_name(certificate), pki.ms(certificate.not_valid_before_utc),
+            pki.ms(certificate.not_valid_after_utc), 0, pki.der(certificate),
+        )  # fmt: skip
+
+    def put(self, row: CertificateRow) -> None:
+        self._rows[row.serial] = row
+
+    def put_revoked(self, rows: list[CertificateRow]) -> None:
+        for row in rows:
+            self._rows[row.serial] = row
+
+    def revoked(self) -> list[tuple[str, datetime]]:
+        """(serial, when) of what is revoked and has not ended."""
+        now = pki.ms(pki.now())
+        rows = [r for r in self._rows.values() if r.revoked_at and r.expires_at > now]
+        return [(r.serial, datetime.fromtimestamp(r.revoked_at / 1000, UTC)) for r in sorted(rows)]
+
+    def revoked_at(self, client: str) -> int:
+        """When the client's newest certificate was revoked; 0 if it is good or there is none."""
+        rows = [r for r in self._rows.values() if r.client == client]
+        newest = max(rows, key=lambda r: r.issued_at, default=None)
+        return newest.revoked_at if newest is not None else 0
+
+    def crl(self) -> bytes:
+        """The current revocation list, DER; made anew well before the old one ends when the CA is here."""
+        stored = self._store.get_setting(CRL_SETTING)
+        if stored is not None and (self.authority is None or not self._old(stored)):
+            return stored
+        return self.new_crl()
+
+    def new_crl(self) -> bytes:
+        """Signs a new list with the next number and stores it.  With an offline CA the stored one is all there is."""
+        if self.authority is None:
+            return self._store.get_setting(CRL_SETTING) or b""
+        number = self.crl_number() + 1
+        crl = pki.make_crl(self.authority, self.revoked(), number)
+        self.put_crl(crl, number)
+        return crl
+
+    def crl_number(self) -> int:
+        return int(self._store.get_setting(CRL_NUMBER_SETTING) or b"0")
+
+    def put_crl(self, crl: bytes, number: int) -> None:
+        self._store.put_setting(CRL_NUMBER_SETTING, str(number).encode())
+        self._store.put_setting(CRL_SETTING, crl)
+
+    def _old(self, crl: bytes) -> bool:
+        end = x509.load_der_x509_crl(crl).next_update_utc
+        return end is None or pki.now() > end - _CRL_RENEW
+
+
+def _day(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"

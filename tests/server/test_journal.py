@@ -1,0 +1,85 @@
+"""The log's lines about envelopes: the predecessors' words, and not one per message under load."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from cipherbox.broker import model as m
+from cipherbox.envelope.ids import message_id
+from cipherbox.server.journal import FEW
+from tests.server.inline import world
+from tests.store.suite import incoming
+
+LOGGER = "cipherbox.server.journal"
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, LOGGER)
+    return caplog
+
+
+def said(lines: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in lines.records if r.name == LOGGER]
+
+
+async def test_few_envelopes_have_a_line_each(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    async with world(tmp_path) as w:
+        a, b = w.peer("A"), w.peer("B")
+        await w.consume(b)
+        await w.publish(a, 1)
+        await b.until(lambda: bool(b.handed))
+        await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, 1)]))
+        await b.until(lambda: len(b.answers) == 2)
+    first = message_id(incoming(1).envelope_id, 0)
+    assert said(lines) == [
+        f"Published message {first} to queue 'box.B' via exchange ''",
+        f"Message {first} acknowledged by client, removed from queues and status",
+    ]
+    record = next(r for r in lines.records if r.name == LOGGER)
+    assert (record.__dict__["client"], record.__dict__["messages"]) == ("A", 3)
+
+
+async def test_at_debug_every_message_has_a_line(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    lines.set_level(logging.DEBUG, LOGGER)
+    async with world(tmp_path) as w:
+        a, b = w.peer("A"), w.peer("B")
+        await w.consume(b)
+        await w.publish(a, 1)
+        await b.until(lambda: bool(b.handed))
+        await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, 1)]))
+        await b.until(lambda: len(b.answers) == 2)
+    names = [message_id(incoming(1).envelope_id, i) for i in range(3)]
+    published = [f"Published message {n} to queue 'box.B' via exchange ''" for n in names]
+    assert said(lines) == published + [
+        f"Message {n} acknowledged by client, removed from queues and status" for n in names
+    ]
+
+
+async def test_many_envelopes_have_one_line_together(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    async with world(tmp_path) as w:
+        a, b = w.peer("A"), w.peer("B")
+        await w.consume(b)
+        await w.publish(a, *range(1, FEW + 2))
+        await b.until(lambda: bool(b.handed))
+        await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, FEW + 1)]))
+        await b.until(lambda: len(b.answers) == 2)
+    assert said(lines) == [
+        f"Published {3 * (FEW + 1)} messages in {FEW + 1} envelopes",
+        f"{FEW + 1} envelopes acknowledged by clients, removed from queues and status",
+    ]
+
+
+async def test_a_dead_letter_is_never_silent(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    async with world(tmp_path) as w:
+        a, b = w.peer("A"), w.peer("B")
+        await w.consume(b)
+        await w.publish(a, 1)
+        await b.until(lambda: bool(b.handed))
+        await w.engine.submit(m.Nack(b.connection, "B", 2, "box.B", 1, False, 1, "malformed"))
+        await b.until(lambda: len(b.answers) == 2)
+    assert said(lines)[-1] == "Dead letter 1 of queue 'box.B': malformed"
+    assert lines.records[-1].levelno == logging.WARNING

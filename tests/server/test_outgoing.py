@@ -1,0 +1,175 @@
+"""What waits for a peer: order, frames, memory, and a peer that does not take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from cipherbox.broker import model as m
+from cipherbox.errors import FrameTooLarge, TimedOut
+from cipherbox.limits import LIMITS, Limits
+from cipherbox.server.bodies import Bodies
+from cipherbox.server.outgoing import Outgoing
+from cipherbox.wire import codec, frames
+from cipherbox.wire.connection import Connection, Deliveries
+
+SMALL = attrs.evolve(LIMITS, deliver_frame_bytes=1000, heartbeat_s=5)
+
+
+def entry(seq: int, size: int = 100) -> m.Entry:
+    return m.Entry(seq, seq, size, 1, 1, "A", seq.to_bytes(16, "big"), 7, 0)
+
+
+class Peer:
+    """Takes bytes, and can stop taking them."""
+
+    def __init__(self) -> None:
+        self.wire = Connection("client")
+        welcome = frames.Welcome(1, 1 << 24, 1 << 24, 5, 1, 1, 1, 1, 1, 1, 1, "B", "client", "")
+        self.wire.receive_data(codec.encode(welcome))
+        self.wire.events()
+        self.events: list[Any] = []
+        self.stuck = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.stuck:
+            await trio.sleep_forever()
+        self.wire.receive_data(bytes(data))
+        self.events += self.wire.events()
+
+
+@attrs.define(eq=False)
+class Line:
+    """An `Outgoing` with everything around it."""
+
+    limits: Limits = SMALL
+    peer: Peer = attrs.Factory(Peer)
+    stored: dict[int, bytes] = attrs.Factory(dict)
+    reads: list[list[int]] = attrs.Factory(list)
+    lost: list[int] = attrs.Factory(list)
+    returned: list[int] = attrs.Factory(list)
+    cache_bytes: int = 0
+    out: Outgoing = attrs.field(init=False)
+    bodies: Bodies = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.bodies = Bodies(self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs))
+        self.out = Outgoing(
+            self.peer, self.bodies, self.limits, given_back=self._give_back, drained=lambda: None
+        )  # fmt: skip
+
+    async def _read(self, numbers: list[int]) -> list[bytes | None]:
+        self.reads.append(numbers)
+        await trio.lowlevel.checkpoint()
+        return [self.stored.get(n) for n in numbers]
+
+    def _give_back(self, queue: str, entries: Sequence[m.Entry]) -> None:
+        self.returned += [e.seq for e in entries]
+
+    def store(self, *entries: m.Entry) -> list[m.Entry]:
+        self.stored.update({e.number: bytes([e.number % 256]) * e.size for e in entries})
+        return list(entries)
+
+
+
+async def run_until_quiet(line: Line) -> list[Any]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.out.run)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return line.peer.events
+
+
+async def test_deliveries_share_frames_up_to_the_limit_and_keep_their_order() -> None:
+    line = Line()
+    line.out.put(codec.encode(frames.Ok(1, 0)))
+    line.out.push(3, "q", line.store(*(entry(i, 300) for i in range(1, 8)), entry(8, 5000), entry(9)))
+    line.out.put(codec.encode(frames.Ok(2, 0)))
+    events = await run_until_quiet(line)
+    assert (events[0], events[-1]) == (frames.Ok(1, 0), frames.Ok(2, 0))
+    assert [[e[0] for e in d.entries] for d in events[1:-1]] == [[1, 2, 3], [4, 5, 6], [7], [8], [9]]
+    assert {d.tag for d in events[1:-1]} == {3}
+    assert all(body == bytes([seq]) * len(body) for d in events[1:-1] for seq, _, _, body in d.entries)
+    assert line.out.empty
+    assert line.out.size == 0
+
+
+async def test_bodies_are_read_when_their_turn_has_come_and_not_before() -> None:
+    line = Line()
+    line.out.push(1, "q", line.store(*(entry(i, 900) for i in range(1, 2000))))
+    line.peer.stuck = True
+    await run_until_quiet(line)
+    assert sum(map(len, line.reads)) < 5
+    assert line.out.size == 0
+
+
+async def test_what_memory_holds_is_not_read() -> None:
+    line = Line(cache_bytes=1000)
+    line.bodies.put(1, b"x" * 100)
+    line.out.push(1, "q", [entry(1)])
+    (delivery,) = await run_until_quiet(line)
+    assert delivery == Deliveries(1, [(1, 1, 7, b"x" * 100)])
+    assert line.reads == []
+
+
+async def test_what_is_lost_is_told_and_not_delivered() -> None:
+    line = Line()
+    line.store(entry(1), entry(3))
+    line.out.push(1, "q", [entry(1), entry(2), entry(3)])
+    line.out.push(1, "q", [entry(4)])
+    (delivery,) = await run_until_quiet(line)
+    assert [e[0] for e in delivery.entries] == [1, 3]
+    assert line.lost == [2, 4]
+
+
+async def test_the_last_words_go_out_and_deliveries_stay_behind() -> None:
+    line = Line()
+    line.out.put(codec.encode(frames.Ok(1, 0)))
+    line.out.push(1, "q", line.store(entry(1)))
+    line.out.finish(codec.encode(frames.GoingAway(5, "bye")))
+    line.out.push(1, "q", [entry(1)])
+    await line.out.run()
+    assert line.peer.events == [frames.Ok(1, 0), frames.GoingAway(5, "bye")]
+
+
+async def test_a_fetch_gives_back_what_its_frame_has_no_room_for() -> None:
+    line = Line()
+    line.out.frame_bytes = 1000
+    line.out.fetched(m.FetchedEntries(9, "q", 5, line.store(*(entry(i, 400) for i in range(1, 6)))))
+    (answer,) = await run_until_quiet(line)
+    assert (answer.correlation, answer.waiting, [e.seq for e in answer.entries]) == (9, 5, [1, 2])
+    assert line.returned == [3, 4, 5]
+
+
+async def test_an_envelope_above_the_peers_frames_ends_the_connection_in_plain_words() -> None:
+    line = Line()
+    line.out.frame_bytes = 1000
+    line.out.push(1, "box.B", line.store(entry(1, 2000)))
+    with pytest.raises(FrameTooLarge, match="2000 bytes waits in"):
+        await line.out.run()
+
+
+async def test_a_peer_that_takes_nothing_is_cut_and_a_slow_one_is_not(autojump_clock: trio.testing.MockClock) -> None:
+    slow = Line()
+
+    async def slowly(data: bytes | bytearray | memoryview) -> None:
+        await trio.sleep(9)
+        await Peer.send_all(slow.peer, data)
+
+    slow.peer.send_all = slowly  # type: ignore[method-assign]
+    slow.out.push(1, "q", slow.store(entry(1, 2_000_000)))
+    with trio.move_on_after(1000):
+        await slow.out.run()
+    assert len(slow.peer.events) == 1
+    stuck = Line()
+    stuck.peer.stuck = True
+    stuck.out.put(codec.encode(frames.Ok(1, 0)))
+    began = trio.current_time()
+    with pytest.raises(TimedOut):
+        await stuck.out.run()
+    assert trio.current_time() - began == 2 * SMALL.heartbeat_s

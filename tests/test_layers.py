@@ -1,0 +1,165 @@
+"""The import table is law: which layer may import which, and what from outside.  Read from the source, not run."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
+
+BASE = {"errors", "limits"}
+GROUND = BASE | {"portable", "config", "pki", "ops", "transport"}
+# layer -> (layers it may import besides itself, packages from outside the standard library)
+TABLE: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), {"attrs"}),
+    "limits": ({"errors"}, {"attrs"}),
+    "portable": (BASE, set()),
+    "config": (BASE | {"portable"}, {"attrs"}),
+    "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
+    "ops": (BASE | {"portable", "config"}, {"orjson"}),
+    "transport": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "trio_websocket", "cryptography"}),
+    "wire": (BASE, {"attrs"}),
+    "envelope": (BASE | {"pki"}, {"attrs", "cryptography", "nacl"}),
+    # portable for the key file's mode, pki for the certificate key that signs a bundle
+    "sealing": (BASE | {"envelope", "portable", "pki"}, {"attrs", "cryptography", "nacl", "orjson"}),
+    "broker": (BASE, {"attrs"}),
+    "store": (BASE | {"broker", "portable"}, {"attrs", "orjson"}),
+    "server": (
+        GROUND | {"wire", "envelope", "broker", "store"},
+        {"attrs", "trio", "trio_websocket", "cryptography", "orjson"},
+    ),
+    "client": (
+        (GROUND - {"ops"}) | {"wire", "envelope", "sealing"},
+        {"attrs", "trio", "trio_websocket", "cryptography", "nacl", "orjson"},
+    ),
+}
+CLI_ONLY = {"click", "rich"}
+PURE = {"wire", "broker", "envelope"}
+IMPURE = {"trio", "socket", "ssl", "time", "random", "asyncio", "threading", "sqlite3", "subprocess"}
+UNIX_OR_WINDOWS = {"fcntl", "msvcrt", "signal", "pwd", "grp", "winreg", "resource"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield parts[0], path
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module a file imports, anywhere in it, but not what only the type checker reads."""
+    tree = ast.parse(path.read_text("utf-8"), str(path))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        if id(node) not in skipped:
+            yield from ((name, node.lineno) for name in names)
+
+
+def layer_of(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "cipherbox" and len(parts) > 1 and not parts[1].startswith("__") else None
+
+
+def test_every_module_has_its_layer() -> None:
+    found = {name for name, _ in modules()}
+    assert found <= {*TABLE, "cli", "__init__", "__main__"}
+
+
+def test_the_table_holds() -> None:
+    wrong = []
+    for layer, path in modules():
+        if layer not in TABLE:
+            continue
+        inside, outside = TABLE[layer]
+        for name, line in imported(path):
+            top = name.split(".")[0]
+            where = f"{path.relative_to(PACKAGE.parent)}:{line} imports {name}"
+            if top == "cipherbox":
+                other = layer_of(name)
+                if other and other != layer and other not in inside:
+                    wrong.append(where)
+            elif top not in sys.stdlib_module_names and top not in outside:
+                wrong.append(where)
+    assert wrong == []
+
+
+def test_sqlite_and_postgresql_have_one_place_each() -> None:
+    for driver, layers in {"sqlite3": {"store", "client", "cli"}, "pg8000": {"store"}}.items():
+        users = [path for layer, path in modules() if any(n.split(".")[0] == driver for n, _ in imported(path))]
+        assert {path.relative_to(PACKAGE).parts[0] for path in users} <= layers
+
+
+def test_pure_layers_do_no_io() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for layer, path in modules()
+        if layer in PURE
+        for name, line in imported(path)
+        if name.split(".")[0] in IMPURE
+    ]
+    assert wrong == []
+
+
+def test_only_portable_knows_the_system() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for layer, path in modules()
+        if layer != "portable"
+        for name, line in imported(path)
+        if name.split(".")[0] in UNIX_OR_WINDOWS
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_prints() -> None:
+    wrong = []
+    for layer, path in modules():
+        if layer in ("cli", "__main__"):
+            continue
+        for name, line in imported(path):
+            if name.split(".")[0] in CLI_ONLY:
+                wrong.append(f"{path}:{line} imports {name}")
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"):
+                wrong.append(f"{path}:{node.lineno} calls {node.func.id}")
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "trio.run" and path.name != "blocking.py":
+                wrong.append(f"{path}:{node.lineno} calls trio.run")
+    assert [w for w in wrong if "document.py" not in w] == []
+
+
+@pytest.mark.parametrize("path", [p for _, p in modules() if p.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_packages_import_nothing_and_have_a_map(path: Path) -> None:
+    assert [name for name, _ in imported(path) if name.split(".")[0] not in sys.stdlib_module_names] == []
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
+
+
+def test_files_are_small() -> None:
+    long = {str(p.relative_to(PACKAGE)): n for _, p in modules() if (n := len(p.read_text("utf-8").splitlines())) > 400}
+    # The two tables of formats are one table each, and stay one file each.
+    assert set(long) <= {"wire/frames.py", "broker/model.py"}
+
+
+def test_the_server_cannot_open_anything() -> None:
+    """Not even indirectly: loading all of the server loads nothing of `sealing`."""
+    program = (
+        "import sys, pkgutil, importlib, cipherbox.server as server\n"
+        "for m in pkgutil.walk_packages(server.__path__, 'cipherbox.server.'): importlib.import_module(m.name)\n"
+        "import cipherbox.cli.hq, cipherbox.cli.main, cipherbox.cli.output\n"
+        "print([m for m in sys.modules if m.startswith('cipherbox.sealing') or m.startswith('cipherbox.client')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
