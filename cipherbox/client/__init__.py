@@ -1,0 +1,65 @@
+"""The client library on trio: publish, consume, receive, enrol.
+
+    api        open_client, Client: everything below behind one object        admin, topology: its less used calls
+    line       the lasting connection to HQ: one `link` after another         link: one connection
+    window     what was sent and is not yet confirmed
+    publish    who receives, which keys, seal, wait for the confirm           publisher: the same in batches
+    consume    deliveries of a queue                                         opening: verify and open them
+    directory  other parties' bundles, from disk or HQ                       pins: what this machine believes of them
+    allow      whom this sender permits behind an exchange                   revocations: the CA's list
+    receiver   the inbox: each message once into received_messages.jsonl     inbox: its transaction
+    enrol      join an HQ with a token                                       home: the files of a client
+    blocking   the same for scripts that know nothing of trio
+    events     the lines a client says while it works                        tasks: background tasks with plain errors
+
+The names below are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cipherbox.client.allow import AllowList
+    from cipherbox.client.api import Client, open_client
+    from cipherbox.client.consume import Consumer, Delivery
+    from cipherbox.client.enrol import JoinReport, join
+    from cipherbox.client.publish import Confirmation
+    from cipherbox.client.publisher import Publisher
+    from cipherbox.client.receiver import Receiver
+    from cipherbox.sealing.body import Message
+
+_WHERE = {
+    "AllowList": "cipherbox.client.allow",
+    "Client": "cipherbox.client.api",
+    "Confirmation": "cipherbox.client.publish",
+    "Consumer": "cipherbox.client.consume",
+    "Delivery": "cipherbox.client.consume",
+    "JoinReport": "cipherbox.client.enrol",
+    "Message": "cipherbox.sealing.body",
+    "Publisher": "cipherbox.client.publisher",
+    "Receiver": "cipherbox.client.receiver",
+    "join": "cipherbox.client.enrol",
+    "open_client": "cipherbox.client.api",
+}
+
+__all__ = [
+    "AllowList",
+    "Client",
+    "Confirmation",
+    "Consumer",
+    "Delivery",
+    "JoinReport",
+    "Message",
+    "Publisher",
+    "Receiver",
+    "join",
+    "open_client",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"cipherbox.client has no {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -1,0 +1,41 @@
+"""Calls of an admin's client.  HQ refuses them to everybody else."""
+
+from __future__ import annotations
+
+from cipherbox.client.line import Line
+from cipherbox.wire import frames
+
+
+class AdminCalls:
+    """Mixed into `Client`."""
+
+    line: Line
+
+    async def enrol(self, client_id: str, role: str = "client", approve: bool = False, valid_s: int = 0) -> str:
+        """A one-time token for a new client (0: it lives a day).  It is a secret until it is used."""
+        answer: frames.Token = await self.line.request(
+            frames.Enrol, client_id=client_id, role=role, approve=approve, valid_s=valid_s
+        )
+        return answer.token
+
+    async def approve(self, client_id: str, accept: bool = True) -> None:
+        """Lets a held enrolment go, or refuses it."""
+        await self.line.request(frames.Approve, client_id=client_id, accept=accept)
+
+    async def grant(self, client_id: str, right: str, resource: str = "", give: bool = True) -> None:
+        """Gives or takes a right: publish, bind, read, declare or admin; ``*`` is every client."""
+        await self.line.request(frames.Grant, client_id=client_id, right=right, resource=resource, give=give)
+
+    async def revoke(self, client_id: str, reason: str = "") -> None:
+        """Revokes every certificate of a client and cuts its connections."""
+        await self.line.request(frames.Revoke, client_id=client_id, reason=reason)
+
+    async def export_requests(self) -> bytes:
+        """The signing requests that wait for an offline CA, as a document to carry there."""
+        answer: frames.Requests = await self.line.request(frames.ExportRequests)
+        return answer.document
+
+    async def import_certificates(self, document: bytes) -> int:
+        """Hands HQ what the offline CA signed; how many certificates."""
+        answer: frames.Ok = await self.line.request(frames.ImportCertificates, document=document)
+        return answer.count

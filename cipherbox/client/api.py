@@ -1,0 +1,274 @@
+"""`open_client` and `Client`: everything a program does with HQ, behind one object.
+
+    async with open_client() as client:
+        confirmation = await client.publish("Sample 17 is ready", to=["CA-RC"])
+        async with client.consume() as deliveries:
+            async for delivery in deliveries:
+                print(delivery.sender_id, delivery.messages[0].content)
+                await client.ack(delivery)
+
+One client is one lasting connection that publishes and consumes at once; it comes back by itself when it is cut.  Every
+call is bounded: up to ``tries`` attempts of ``timeout_s``.  Errors are those of `cipherbox.errors`: CredentialsError is
+never tried again, NetworkError was tried and did not help, Refused is HQ's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from cipherbox.client.admin import AdminCalls
+from cipherbox.client.allow import AllowList
+from cipherbox.client.consume import Consumer, Delivery, ranges
+from cipherbox.client.directory import Directory
+from cipherbox.client.events import RECEIVER, Events, OnEvent
+from cipherbox.client.home import Home, load_home
+from cipherbox.client.line import Line
+from cipherbox.client.opening import Opener
+from cipherbox.client.pins import Pins
+from cipherbox.client.publish import Address, Confirmation, Content, Sealer, as_messages
+from cipherbox.client.publisher import Publisher, check_publisher
+from cipherbox.client.revocations import Revocations
+from cipherbox.client.tasks import background
+from cipherbox.client.topology import TopologyCalls
+from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.errors import Forbidden
+from cipherbox.limits import LIMITS
+from cipherbox.wire import frames
+
+CONSUME_ENVELOPES = 1024
+CONSUME_BYTES = 16 * 1024 * 1024
+
+
+class Client(TopologyCalls, AdminCalls):
+    """An open client.  ``home`` holds its files, ``directory`` and ``allow`` what it believes and permits."""
+
+    def __init__(self, home: Home, line: Line, events: Events, nursery: trio.Nursery) -> None:
+        self.home, self.line, self.events = home, line, events
+        self.revocations = Revocations(home.path, home.issuing, line)
+        self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
+        self.allow = AllowList(home.path)
+        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
+        self._sealer = Sealer(home.identity, self.directory, self.allow, line, events)
+        self._welcome: frames.Welcome | None = None
+
+    @property
+    def client_id(self) -> str:
+        return self.home.config.client_id
+
+    @property
+    def role(self) -> str:
+        """client or admin, as HQ says; before the first connection as the configuration says."""
+        return self.hq.role if self.hq is not None else self.home.config.role
+
+    @property
+    def hq(self) -> frames.Welcome | None:
+        """What HQ said at the newest opening: name, limits, clock."""
+        if self.line.link is not None:
+            self._welcome = self.line.link.welcome
+        return self._welcome
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    async def publish(
+        self, messages: Content | Sequence[Content], *, to: str | Sequence[str] | None = None, exchange: str = "",
+        routing_key: str = "", box: str = "", expires_at: int = 0, stanza: int | str | None = None,
+        cipher: int | str | None = None, allow_mixed: bool = False, partial: bool = False,
+    ) -> Confirmation:  # fmt: skip
+        """Seals and sends messages, and waits until HQ has them on stable storage.
+
+        ``to`` names recipients by id, or ``exchange`` and ``routing_key`` name a route; with the default exchange the
+        key is a queue's name.  A str is text, bytes are binary, a `Message` says its type and headers.
+        ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the BundleErrors and the
+        other refusals of HQ; TimedOut when HQ could not be reached (it may have the envelope all the same).
+        """
+        address = Address.make(
+            to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
+            expires_at=expires_at, partial=partial,
+        )  # fmt: skip
+        return await self._sealer.publish(as_messages(messages), address)
+
+    @asynccontextmanager
+    async def publisher(
+        self, *, to: str | Sequence[str] | None = None, exchange: str = "", routing_key: str = "", box: str = "",
+        expires_at: int = 0, stanza: int | str | None = None, cipher: int | str | None = None,
+        allow_mixed: bool = False, partial: bool = False,
+    ) -> AsyncIterator[Publisher]:  # fmt: skip
+        """A publisher that batches by itself; leaving the block waits until all is confirmed."""
+        address = check_publisher(
+            Address.make(
+                to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
+                expires_at=expires_at, partial=partial,
+            )
+        )  # fmt: skip
+        target = await self._sealer.target(address)
+        async with background() as nursery:
+            publisher = Publisher(self._sealer, self.line, address, target, nursery)
+            self.line.window.room_listeners.append(publisher.room_came)
+            try:
+                yield publisher
+                await publisher.flush()
+            finally:
+                self.line.window.room_listeners.remove(publisher.room_came)
+                publisher.close()
+
+    async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
+        """Who would read what is published there: ``queues`` (each ``queue`` and ``readers``) and a ``version``."""
+        return await self._sealer.resolve(exchange, routing_key)
+
+    # -- consuming ----------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def consume(
+        self, queue: str | None = None, *, envelopes: int = CONSUME_ENVELOPES, size: int = CONSUME_BYTES
+    ) -> AsyncIterator[Consumer]:
+        """Deliveries of a queue (None: this client's mailbox), verified and opened, as an async iterator.
+
+        ``envelopes`` and ``size`` (bytes) bound what is handed out and not yet acknowledged.
+        """
+        if self.home.identity is None:
+            raise Forbidden("an admin's machine holds no key that opens a message; enrol a client for that")
+        async with self.consume_unopened(queue, envelopes=envelopes, size=size) as consumer:
+            yield consumer
+
+    @asynccontextmanager
+    async def consume_unopened(
+        self, queue: str | None = None, *, envelopes: int = CONSUME_ENVELOPES, size: int = CONSUME_BYTES
+    ) -> AsyncIterator[Consumer]:
+        """As `consume`; take with ``batch()``, and open or refuse each delivery yourself."""
+        await self.revocations.ensure()
+        consumer = Consumer(self.line, self.opener, queue or self.mailbox, envelopes, size)
+        try:
+            await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def fetch(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
+        """Takes what waits now, at most so many, verified and opened; acknowledge them, or they come again."""
+        found = await self.fetch_unopened(queue, envelopes)
+        return [delivery for delivery in found if await self._admit(delivery)]
+
+    async def fetch_unopened(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
+        """As `fetch`, not opened yet."""
+        name = queue or self.mailbox
+        answer: frames.Fetched = await self.line.request(
+            frames.Fetch, queue=name, envelopes=envelopes, size=CONSUME_BYTES
+        )
+        return [
+            Delivery(name, (e.seq, e.attempt, e.accepted_at, e.envelope), None, self.line.link) for e in answer.entries
+        ]
+
+    async def open(self, delivery: Delivery) -> Delivery:
+        """Verifies and opens a delivery taken unopened; EnvelopeError says why not."""
+        await self.opener.open(delivery)
+        return delivery
+
+    async def ack(self, deliveries: Delivery | Iterable[Delivery]) -> int:
+        """Says that the outcome of these is durably recorded here, and waits for HQ's word; how many it counted."""
+        many = [deliveries] if isinstance(deliveries, Delivery) else list(deliveries)
+        queues: dict[str, list[Delivery]] = {}
+        for delivery in many:
+            queues.setdefault(delivery.queue, []).append(delivery)
+        counted = 0
+        for queue, own in queues.items():
+            numbers = ranges(delivery.seq for delivery in own)
+            self._say(own, "ACK sent for {}")
+            for at in range(0, len(numbers), LIMITS.ranges_per_frame):
+                part = numbers[at : at + LIMITS.ranges_per_frame]
+                answer: frames.AckConfirmed = await self.line.request(frames.Ack, queue=queue, ranges=part)
+                counted += answer.count
+            self._say(own, "Server confirmed ACK for {}", mark=True)
+            self._settled(own)
+        return counted
+
+    async def nack(self, delivery: Delivery, *, requeue: bool = True, outcome: int = 255, reason: str = "") -> None:
+        """Says that this envelope could not be verified or opened here: back to the queue, or to the dead letters."""
+        await self._nack(delivery, requeue, outcome, reason)
+
+    async def resend(self, queue: str | None = None, *, sender_id: str = "", envelope_id: bytes = bytes(16)) -> int:
+        """Asks for everything unacknowledged again (None: of every queue), or for one envelope; how many."""
+        answer: frames.Ok = await self.line.request(
+            frames.Resend, queue=queue or "", sender_id=sender_id, envelope_id=envelope_id
+        )
+        return answer.count
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    async def register(self) -> None:
+        """Publishes this client's key bundle again; HQ finds it the same."""
+        identity = self.home.identity
+        if identity is None or identity.bundle is None:
+            raise Forbidden("an admin's machine holds no keys to publish")
+        await self.line.request(frames.Register, bundle=identity.bundle.raw)
+        self.events.say(RECEIVER, f"Registered key bundle {identity.bundle.sequence} of {self.client_id}")
+
+    async def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
+        """The believed bundle of each client, fetched, checked and pinned as needed."""
+        return await self.directory.recipients(list(client_ids))
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    @property
+    def mailbox(self) -> str:
+        return f"box.{self.client_id}"
+
+    async def readable_queues(self) -> list[str]:
+        """Every queue this client reads, without the boxes for file parts and receipts."""
+        rows = await self.list("queues")
+        hidden = {f"{self.mailbox}.bulk", f"{self.mailbox}.sys"}
+        names = [str(r["name"]) for r in rows if r.get("owner") == self.client_id or self.client_id in r["readers"]]
+        return [name for name in names if name not in hidden] or [self.mailbox]
+
+    async def _admit(self, delivery: Delivery) -> bool:
+        return await self.opener.admit(delivery)
+
+    async def _nack(self, delivery: Delivery, requeue: bool, outcome: int, reason: str) -> None:
+        await self.line.request(
+            frames.Nack, queue=delivery.queue, seq=delivery.seq, requeue=requeue, outcome=outcome, reason=reason[:1000]
+        )
+        self._settled([delivery])
+
+    def _settled(self, deliveries: list[Delivery]) -> None:
+        for consumer in {d.consumer for d in deliveries if d.consumer is not None}:
+            consumer.settled(d for d in deliveries if d.consumer is consumer)
+
+    def _say(self, deliveries: list[Delivery], text: str, *, mark: bool = False) -> None:
+        if self.events.heard:
+            for delivery in deliveries:
+                self.events.messages(RECEIVER, text, delivery.envelope_id, delivery.count, mark=mark)
+
+
+@asynccontextmanager
+async def open_client(
+    home: Path | str | None = None, *, on_event: OnEvent | None = None, keep_trying: bool = False, **overrides: Any
+) -> AsyncIterator[Client]:
+    """Opens the client whose files are in ``home`` (None: $CIPHERBOX_HOME, else ~/.cipherbox) and connects it.
+
+    ``overrides`` replace settings of client.toml: address, tries, timeout_s, pause_max_s.  ``on_event`` is given each
+    line the client says while it works (a str; see `events`).  When HQ cannot be reached: NetworkError after ``tries``
+    attempts, or with ``keep_trying`` the block begins at once and the connection is made as soon as it can be.
+    """
+    files = load_home(home)
+    if overrides:
+        files = attrs.evolve(files, config=attrs.evolve(files.config, **overrides))
+    config = files.config
+    events = Events(on_event)
+    line = Line(
+        config.address, files.context, events, tries=config.tries, timeout_s=config.timeout_s,
+        pause_max_s=config.pause_max_s,
+    )  # fmt: skip
+    async with background() as nursery:
+        client = Client(files, line, events, nursery)
+        nursery.start_soon(line.run, nursery)
+        if not keep_trying:
+            await line.ready(config.tries)
+        yield client
+
+
+__all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Publisher", "open_client"]

@@ -1,0 +1,209 @@
+"""Other parties' key bundles: from this machine's pins, or from HQ, and never believed because HQ says so.
+
+As a sender: ask HQ for what came after the pin; take it if every step is signed by the keys before it; pin the newest.
+As a receiver: an envelope names its sender's bundle by hash.  That bundle must be the pinned one, one accepted before
+it, one that follows it by succession, or one that the hash chain of the pinned bundle reaches backwards.  And the
+sender must have been valid when HQ accepted the envelope: within the bundle's time, before a revocation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import trio
+from cryptography import x509
+
+from cipherbox.client.events import RECEIVER, SENDER, Events
+from cipherbox.client.line import Line
+from cipherbox.client.pins import FIRST_USE, SUCCESSION, Pin, Pins
+from cipherbox.client.revocations import Revocations
+from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle, fingerprint
+from cipherbox.errors import (
+    BundleError,
+    BundleMalformed,
+    RecipientRevoked,
+    SenderNotValid,
+    UnknownRecipient,
+)
+from cipherbox.limits import LIMITS
+from cipherbox.wire import frames
+
+FRESH_S = 300.0  # a recipient's new keys are used at the latest after this
+KNOWN, NOT_FOUND, REVOKED = 0, 1, 2
+_SENDERS = 4096  # bundles of senders in memory
+
+
+class Directory:
+    """See the module.  ``pins`` may be used directly, for `keys list` and the like."""
+
+    def __init__(
+        self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: Line, events: Events
+    ) -> None:
+        self.pins = pins
+        self._root, self._revocations, self._line, self._events = root, revocations, line, events
+        self._asked: dict[str, float] = {}
+        self._leaves: dict[bytes, x509.Certificate] = {}  # of pinned bundles whose signatures were checked
+        self._senders: dict[bytes, tuple[KeyBundle, x509.Certificate, int]] = {}
+
+    # -- as a sender --------------------------------------------------------------------------------------------
+
+    async def recipients(self, client_ids: Sequence[str]) -> list[KeyBundle]:
+        """The believed bundle of each, in this order.
+
+        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.
+        """
+        await self._revocations.ensure()
+        now = trio.current_time()
+        old = [name for name in client_ids if now - self._asked.get(name, float("-inf")) > FRESH_S]
+        if old:
+            pins = {name: self.pins.get(name) for name in old}
+            answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
+            for name, answer in zip(pins, answers, strict=True):
+                self._take(name, pins[name], answer)
+                self._asked[name] = now
+        found = []
+        for name in client_ids:
+            pin = self.pins.get(name)
+            if pin is None:
+                raise UnknownRecipient(f"{name} has published no keys")
+            leaf = self._leaf(pin.bundle, name)
+            if self._revocations.revoked_at(leaf):
+                raise RecipientRevoked(f"the certificate of {name} was revoked")
+            found.append(pin.bundle)
+        return found
+
+    def _leaf(self, bundle: KeyBundle, name: str) -> x509.Certificate:
+        """The bundle's certificate.  Its signatures are checked once, its end every time."""
+        leaf = self._leaves.get(bundle.hash)
+        if leaf is None or bundle.client_id != name or _now_ms() > bundle.ends_at:
+            leaf = self._leaves[bundle.hash] = check_bundle(bundle, name, self._root, _now_ms())
+        return leaf
+
+    async def offered(self, client_id: str) -> KeyBundle:
+        """The newest bundle HQ has of a client: certified, but not compared with the pin.  For a person to look at."""
+        (answer,) = await self.ask([(client_id, 0)])
+        if answer.state == NOT_FOUND or not answer.bundles:
+            raise UnknownRecipient(f"HQ has no keys of {client_id}")
+        bundle = max(self._decoded(client_id, answer), key=lambda b: b.sequence)
+        check_bundle(bundle, client_id, self._root, _now_ms())
+        return bundle
+
+    async def ask(
+        self, clients: Sequence[tuple[str, int]], hashes: Sequence[bytes] = ()
+    ) -> list[frames.BundleAnswer]:
+        """HQ's answers: first for the clients, then for the hashes, each in order."""
+        found: list[frames.BundleAnswer] = []
+        queries: list[tuple[list[frames.BundleQuery], list[bytes]]] = []
+        for at in range(0, len(clients), LIMITS.names_per_frame):
+            part = clients[at : at + LIMITS.names_per_frame]
+            queries.append(([frames.BundleQuery(name, after) for name, after in part], []))
+        if hashes:
+            if not queries:
+                queries.append(([], []))
+            queries[-1][1].extend(hashes)
+        for names, wanted in queries:
+            answer: frames.Bundles = await self._line.request(frames.GetBundles, clients=names, hashes=wanted)
+            if len(answer.answers) != len(names) + len(wanted):
+                raise BundleMalformed("HQ answered another number of clients than it was asked for")
+            found += answer.answers
+        return found
+
+    def _take(self, name: str, pin: Pin | None, answer: frames.BundleAnswer) -> None:
+        if answer.state == REVOKED:
+            raise RecipientRevoked(f"the certificate of {name} was revoked")
+        if answer.state == NOT_FOUND:
+            raise UnknownRecipient(f"HQ knows no client {name}")
+        self._advance(name, pin, self._decoded(name, answer), SENDER)
+
+    def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None:
+        """The pin after what HQ showed: moved on, made, or as it was."""
+        if not later:
+            return pin
+        for bundle in later:
+            check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
+        if pin is None:
+            newest = max(later, key=lambda b: b.sequence)
+            self._events.say(
+                role, f"Key of {name} retrieved and pinned at first use; fingerprint {fingerprint(newest)}"
+            )
+            return self.pins.accept(newest, FIRST_USE)
+        newest = check_succession(pin.bundle, later)
+        if newest.hash == pin.bundle.hash:
+            return pin
+        self._events.say(
+            role,
+            f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed by the keys before; "
+            f"fingerprint {fingerprint(newest)}",
+        )
+        return self.pins.accept(newest, SUCCESSION, tuple(b.hash for b in later))
+
+    # -- as a receiver ------------------------------------------------------------------------------------------
+
+    def known_sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle | None:
+        """The bundle if it was checked before and the revocation list is fresh; else ask `sender`."""
+        found = self._senders.get(bundle_hash)
+        if found is None or not self._revocations.fresh or found[0].client_id != client_id:
+            return None
+        self._check_time(*found, accepted_at)
+        return found[0]
+
+    async def sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
+        """The bundle an envelope names, believed and valid at HQ's acceptance time; else SenderNotValid."""
+        await self._revocations.ensure()
+        if bundle_hash not in self._senders:
+            try:
+                await self._learn(client_id, bundle_hash)
+            except BundleError as error:
+                raise SenderNotValid(f"the keys of {client_id} are not trusted: {error}") from error
+        found = self._senders[bundle_hash]
+        if found[0].client_id != client_id:
+            raise SenderNotValid(f"the envelope of {client_id} names the keys of {found[0].client_id}")
+        self._check_time(*found, accepted_at)
+        return found[0]
+
+    async def _learn(self, name: str, bundle_hash: bytes) -> None:
+        pin = self.pins.get(name)
+        revoked_at = 0
+        if pin is not None and pin.bundle.hash == bundle_hash:
+            bundle = pin.bundle
+        else:
+            by_client, by_hash = await self.ask([(name, pin.bundle.sequence if pin else 0)], [bundle_hash])
+            bundle = next((b for b in self._decoded(name, by_hash) if b.hash == bundle_hash), None)  # type: ignore[assignment]
+            if bundle is None:
+                raise BundleError("HQ does not have the bundle the envelope names")
+            revoked_at = by_hash.revoked_at if by_hash.state == REVOKED else 0
+            pin = self._advance(name, pin, self._decoded(name, by_client), RECEIVER)
+            if pin is None or (bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)):
+                raise BundleError("the bundle does not lead to the keys pinned here; compare fingerprints")
+        leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
+        if len(self._senders) >= _SENDERS:
+            self._senders.pop(next(iter(self._senders)))
+        self._senders[bundle_hash] = (bundle, leaf, revoked_at)
+
+    async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
+        """Whether the hash chain of the pinned bundle reaches ``bundle``: then its owner stands behind it."""
+        name = pin.bundle.client_id
+        (answer,) = await self.ask([(name, 0)])
+        by_hash = {b.hash: b for b in self._decoded(name, answer)}
+        at: KeyBundle | None = pin.bundle
+        while at is not None and at.sequence > bundle.sequence:
+            before = by_hash.get(at.previous_hash)
+            at = before if before is not None and before.sequence < at.sequence else None
+        return at is not None and at.hash == bundle.hash
+
+    def _check_time(self, bundle: KeyBundle, leaf: x509.Certificate, revoked_at: int, accepted_at: int) -> None:
+        name = bundle.client_id
+        if not bundle.created_at - LIMITS.clock_ahead_ms <= accepted_at <= bundle.ends_at:
+            raise SenderNotValid(f"HQ accepted it when these keys of {name} were not valid")
+        listed = self._revocations.revoked_at(leaf)
+        for moment in (listed, revoked_at):
+            if moment and accepted_at >= moment:
+                raise SenderNotValid(f"HQ accepted it after the certificate of {name} was revoked")
+
+    def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]:
+        return [decode_bundle(raw) for raw in answer.bundles]
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,226 @@
+"""Joining an HQ with a token.
+
+Two connections.  The first verifies nothing and trusts nothing: it fetches the root certificate, whose fingerprint must
+be the token's.  The second is verified against that root; over it go the token's secret and a signing request for the
+key that was made here.  Then the client's own keys are made, and their bundle is registered over a third connection,
+the first with the new certificate.
+
+Everything is written as it comes, and ``client.toml`` last: a home without it is not finished, and joining again with
+the same token goes on with the same key, as HQ demands.  While an admin must approve, or the CA is offline, `join` asks
+again with pauses until the token ends.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+import trio
+from cryptography import x509
+
+from cipherbox import pki, transport
+from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, LOCAL_KEY, ROOT, load_home
+from cipherbox.client.link import Link, open_link
+from cipherbox.config import CLIENT_FILE, ClientConfig, write_client_config
+from cipherbox.envelope.bundle import decode_bundle
+from cipherbox.errors import BundleNotCertified, CredentialsError, EnrolmentRefused, NetworkError, TokenError
+from cipherbox.portable import private_dir, read_private, write_atomic, write_private
+from cipherbox.sealing import keyfile
+from cipherbox.sealing.identity import Identity
+from cipherbox.wire import frames
+from cipherbox.wire.token import Token, decode_token
+
+PENDING = "joining.json"
+ISSUED, WAITS_FOR_APPROVAL, WAITS_FOR_CA = 0, 1, 2
+WAITING = {
+    WAITS_FOR_APPROVAL: "waiting until the admin approves it (cipherbox approve)",
+    WAITS_FOR_CA: "waiting until the requests were carried to the offline CA and back",
+}
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
+NETWORK_TRIES = 3
+OnNumber = Callable[..., None]  # on_number(number) once, then on_number(number, waiting=text) when it has to wait
+
+
+@attrs.frozen
+class JoinReport:
+    """What came of it."""
+
+    client_id: str
+    role: str
+    home: Path
+    number: str
+    address: str
+    hq: str
+    fingerprint: str  # of the root certificate, hexadecimal
+
+
+async def join(
+    home: Path | str, token_text: str, *, on_number: OnNumber | None = None, timeout_s: float = 10.0,
+    pause_s: float = FIRST_PAUSE_S,
+) -> JoinReport:  # fmt: skip
+    """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes ``home``.
+
+    TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's answer (used twice,
+    refused by the admin, ...).  NetworkError: HQ was not reached; join again with the same token.
+    """
+    token = decode_token(token_text)
+    where = _check_home(Path(home), token)
+    _check_time(token)
+    key = _keys(where, token)
+    number = pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key()))
+    root, issuing = await _fetch_root(token, timeout_s)
+    if on_number is not None:
+        on_number(number)
+    chain = await _certificate(token, root, key, number, on_number, timeout_s, pause_s)
+    write_atomic(where / ROOT, pki.pem(root))
+    write_atomic(where / ISSUING, pki.pem(issuing))
+    write_atomic(where / CERTIFICATE, pki.pem(*chain))
+    context = transport.client_context(root, chain, key)
+    async with open_link(token.address, context, timeout_s=timeout_s) as link:
+        role, hq = link.welcome.role, link.welcome.software
+        if link.welcome.client_id != token.client_id:
+            raise CredentialsError(f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}")
+        if role != "admin":
+            await _register(link, where, token.client_id, chain, key, timeout_s)
+    write_client_config(ClientConfig(where, token.client_id, token.address, role))
+    (where / PENDING).unlink(missing_ok=True)
+    load_home(where)
+    return JoinReport(token.client_id, role, where, number, token.address, hq, token.root_fingerprint.hex())
+
+
+def _check_home(home: Path, token: Token) -> Path:
+    home = home.absolute()
+    if (home / CLIENT_FILE).exists():
+        raise CredentialsError(
+            f"{home} already belongs to an enrolled client; choose another directory for {token.client_id}"
+        )
+    return home
+
+
+def _check_time(token: Token) -> None:
+    if token.expires_at <= time.time() * 1000:
+        end = datetime.datetime.fromtimestamp(token.expires_at / 1000, datetime.UTC)
+        raise TokenError(f"the token ended on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)")
+
+
+def _keys(home: Path, token: Token) -> pki.PrivateKey:
+    """The key of this enrolment: from an interrupted attempt with the same token, else a new one."""
+    private_dir(home)
+    mark = {"client_id": token.client_id, "token": hashlib.sha256(token.secret).hexdigest()}
+    try:
+        pending = orjson.loads((home / PENDING).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        pending = None
+    if pending == mark and (home / KEY).exists():
+        local_key = read_private(home / LOCAL_KEY)
+        return pki.load_key(read_private(home / KEY), local_key, str(home / KEY))
+    local_key = os.urandom(32)
+    key = pki.new_key()
+    for name in (PENDING, IDENTITY):
+        (home / name).unlink(missing_ok=True)
+    write_private(home / LOCAL_KEY, local_key)
+    write_private(home / KEY, pki.key_pem(key, local_key))
+    write_private(home / PENDING, orjson.dumps(mark))
+    return key
+
+
+async def _fetch_root(token: Token, timeout_s: float) -> tuple[x509.Certificate, x509.Certificate]:
+    async def ask(link: Link) -> frames.Root:
+        answer: frames.Root = await link.ask(frames.GetRoot, timeout_s)
+        return answer
+
+    answer = await _connected(token, transport.first_contact_context(), timeout_s, ask)
+    if hashlib.sha256(answer.root).digest() != token.root_fingerprint:
+        raise TokenError(
+            "the server at this address is not the HQ that made the token: its root certificate has another fingerprint"
+        )
+    try:
+        root, issuing = pki.load_der(answer.root), pki.load_der(answer.issuing)
+        issuing.verify_directly_issued_by(root)
+    except Exception:  # whatever the parser or the signature check says, the answer is not HQ's
+        raise TokenError("the server showed certificates that do not belong together") from None
+    return root, issuing
+
+
+async def _certificate(
+    token: Token, root: x509.Certificate, key: pki.PrivateKey, number: str, on_number: OnNumber | None,
+    timeout_s: float, pause_s: float,
+) -> list[x509.Certificate]:  # fmt: skip
+    context = transport.client_context(root, None, None)
+    csr = pki.make_csr(key, token.client_id)
+
+    async def ask(link: Link) -> frames.Certificate:
+        answer: frames.Certificate = await link.ask(
+            frames.RequestCertificate, timeout_s, client_id=token.client_id, secret=token.secret, csr=csr
+        )
+        return answer
+
+    told = None
+    while True:
+        answer = await _connected(token, context, timeout_s, ask)
+        if answer.number and answer.number != number:
+            raise EnrolmentRefused(f"HQ shows the number {answer.number}, this machine {number}: somebody is between")
+        if answer.state == ISSUED:
+            return _checked(answer.chain, root, key, token.client_id)
+        if answer.state not in WAITING:
+            raise EnrolmentRefused(f"HQ answered with state {answer.state}, which this program does not know")
+        if on_number is not None and told != answer.state:
+            told = answer.state
+            on_number(number, waiting=WAITING[answer.state])
+        left_s = token.expires_at / 1000 - time.time()
+        if left_s <= 0:
+            raise TokenError("the token ended while the enrolment was waiting; ask the admin for a new one")
+        await trio.sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
+
+
+def _checked(
+    chain: list[bytes], root: x509.Certificate, key: pki.PrivateKey, client_id: str
+) -> list[x509.Certificate]:
+    try:
+        certificates = [pki.load_der(der) for der in chain]
+        leaf = pki.verify_chain(chain, root, pki.now())
+    except BundleNotCertified as error:
+        raise CredentialsError(f"HQ gave a certificate that does not hold: {error}") from None
+    found: Any = leaf.public_key()
+    if pki.common_name(leaf) != client_id or pki.spki(found) != pki.spki(key.public_key()):
+        raise CredentialsError("HQ gave a certificate for another client or another key")
+    return certificates
+
+
+async def _register(
+    link: Link, home: Path, client_id: str, chain: list[x509.Certificate], key: pki.PrivateKey, timeout_s: float
+) -> None:
+    """Makes this client's keys and registers their bundle.  Keys of an interrupted attempt are used again."""
+    local_key = read_private(home / LOCAL_KEY)
+    path = home / IDENTITY
+    identity = keyfile.load(path, local_key=local_key) if path.exists() else Identity.generate(client_id)
+    if identity.bundle is None:
+        answer: frames.Bundles = await link.ask(
+            frames.GetBundles, timeout_s, clients=[frames.BundleQuery(client_id, 0)], hashes=[]
+        )
+        before = [decode_bundle(raw) for raw in answer.answers[0].bundles]  # of a former enrolment, its keys lost
+        last = max(before, key=lambda b: b.sequence, default=None)
+        identity.bundle = identity.make_bundle(key, chain, int(time.time() * 1000), last)
+        keyfile.save(path, identity, local_key=local_key)
+    await link.ask(frames.Register, timeout_s, bundle=identity.bundle.raw)
+
+
+async def _connected(token: Token, context: Any, timeout_s: float, ask: Callable[[Link], Any]) -> Any:
+    """One short connection and one request; tried again when the network fails."""
+    for attempt in range(1, NETWORK_TRIES + 1):
+        try:
+            async with open_link(token.address, context, timeout_s=timeout_s) as link:
+                return await ask(link)
+        except NetworkError:
+            if attempt == NETWORK_TRIES:
+                raise
+            await trio.sleep(0.5 * attempt)
+    raise AssertionError("the loop returns or raises")

@@ -1,0 +1,63 @@
+"""The lines a client says while it works, as the predecessors said them.
+
+    [2025-09-08 07:03:00] [SENDER] Server ACK received for message 0199f0a2-7c31-7d05-9c4e-1b2a00000000
+
+An `Event` is that line as text, and has its parts as attributes.  Nobody listening costs nothing: no line is made.
+A batch of many messages is one line, so that a busy publisher is not slowed down by its log.  Client ids are checked
+names and message ids are UUIDs; every other text that a line repeats is escaped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cipherbox.envelope.ids import message_id
+from cipherbox.portable import escape_text
+
+SENDER, RECEIVER, LINE, KEYS, JOIN = "SENDER", "RECEIVER", "LINE", "KEYS", "JOIN"
+ONE_LINE_EACH = 16  # messages of one envelope; more are named as a run
+
+OnEvent = Callable[[Any], None]
+
+
+class Event(str):
+    """One line.  ``role`` is its bracketed word, ``text`` what follows; ``mark``: HQ has it durably."""
+
+    role: str
+    text: str
+    mark: bool
+
+    def __new__(cls, role: str, text: str, mark: bool = False) -> Event:
+        line = super().__new__(cls, f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] [{role}] {text}")
+        line.role, line.text, line.mark = role, text, mark
+        return line
+
+
+class Events:
+    """Where lines go.  Without a listener every method returns at once."""
+
+    def __init__(self, listener: OnEvent | None) -> None:
+        self._listener = listener
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return self._listener is not None
+
+    def say(self, role: str, text: str, *, mark: bool = False) -> None:
+        """One line."""
+        if self._listener is not None:
+            self._listener(Event(role, escape_text(text), mark))
+
+    def messages(self, role: str, text: str, envelope_id: bytes, count: int, *, mark: bool = False) -> None:
+        """``text`` with ``{}`` replaced by "message ID", a line each, or by the run of ids when there are many."""
+        if self._listener is None:
+            return
+        if count <= ONE_LINE_EACH:
+            for index in range(count):
+                self.say(role, text.format(f"message {message_id(envelope_id, index)}"), mark=mark)
+            return
+        first, last = message_id(envelope_id, 0), message_id(envelope_id, count - 1)
+        self.say(role, text.format(f"messages {first} to {last} ({count})"), mark=mark)

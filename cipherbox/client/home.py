@@ -1,0 +1,77 @@
+"""The files of a client, as `join` (or HQ's `init`, for the first admin) made them.
+
+    client.toml                       ca.crt issuing.crt client.crt      certificates
+    client.key  local.key  keys.cbk   this machine's secrets             certs/ allow.json   whom it believes, permits
+    inbox.sqlite3 data/               what it received                   issuing.crl lock
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import attrs
+from cryptography import x509
+
+from cipherbox import pki, transport
+from cipherbox.config import ClientConfig, load_client_config, secret_key
+from cipherbox.errors import ConfigError, CredentialsError
+from cipherbox.portable import read_private
+from cipherbox.sealing import keyfile
+from cipherbox.sealing.identity import Identity
+
+ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
+LOCAL_KEY, IDENTITY, REVOCATIONS, LOCK = "local.key", "keys.cbk", "issuing.crl", "lock"
+
+
+@attrs.frozen
+class Home:
+    """A loaded home.  ``identity`` is None for an admin: an admin's machine opens nothing."""
+
+    config: ClientConfig
+    root: x509.Certificate
+    issuing: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    key: pki.PrivateKey = attrs.field(repr=False)
+    identity: Identity | None
+
+    @property
+    def path(self) -> Path:
+        return self.config.home
+
+    def context(self) -> ssl.SSLContext:
+        """A fresh TLS context with this client's certificate."""
+        return transport.client_context(self.root, list(self.chain), self.key)
+
+
+def load_home(path: Path | str | None = None) -> Home:
+    """Reads everything; ConfigError or CredentialsError names the file that is wrong."""
+    config = load_client_config(Path(path) if path is not None else None)
+    where = config.home
+    chain = tuple(_certificates(where / CERTIFICATE))
+    if pki.common_name(chain[0]) != config.client_id:
+        raise CredentialsError(f"{where / CERTIFICATE} is not a certificate of {config.client_id}")
+    local_key = secret_key(where / LOCAL_KEY)
+    key = pki.load_key(read_private(where / KEY), local_key, str(where / KEY))
+    if pki.spki(key.public_key()) != pki.spki(_ecdsa(chain[0])):
+        raise CredentialsError(f"{where / KEY} does not belong to the certificate beside it")
+    identity = None
+    if config.role != "admin":
+        identity = keyfile.load(where / IDENTITY, local_key=local_key)
+        if identity.client_id != config.client_id:
+            raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
+    return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity)
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    try:
+        return pki.load_pem(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _ecdsa(certificate: x509.Certificate) -> pki.PublicKey:
+    key = certificate.public_key()
+    if not isinstance(key, pki.PublicKey):
+        raise CredentialsError("the certificate's key is not ECDSA")
+    return key

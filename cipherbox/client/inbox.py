@@ -1,0 +1,264 @@
+"""The inbox: which envelopes this home has recorded, and the readable file of their messages, in one step.
+
+A batch is recorded so: contents that are not text are written to files and synced; then in one transaction the ids are
+inserted, the lines appended to the JSONL file, the file synced, its new length recorded, and all committed.  Only then
+is anything acknowledged.  After a crash in between, the file may be longer than the recorded length: opening cuts it
+back, HQ delivers again, and no line is there twice or missing.
+
+What identifies an envelope is (sender, envelope id), never the id alone; one row per envelope, not per message.  The
+highest id of each sender is kept beside, since ids rise: only lower ones need a lookup.  Rows are dropped when they are
+older than HQ could still deliver; ids from before that *watermark* are refused as too old, never taken by mistake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from cipherbox.envelope.ids import id_time_ms
+from cipherbox.errors import SchemaTooNew, StoreError
+from cipherbox.limits import LIMITS
+from cipherbox.portable import private_dir, safe_name, write_private
+from cipherbox.sealing.body import Message
+
+DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
+SCHEMA = 1
+_TABLES = """
+CREATE TABLE envelopes (
+  number INTEGER PRIMARY KEY,
+  sender TEXT NOT NULL,
+  envelope_id BLOB NOT NULL,
+  generation INTEGER NOT NULL,
+  messages INTEGER NOT NULL,
+  queue TEXT NOT NULL,
+  accepted_at INTEGER NOT NULL,
+  received_at INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX envelopes_by_id ON envelopes (sender, envelope_id);
+CREATE TABLE senders (sender TEXT PRIMARY KEY, highest BLOB NOT NULL);
+CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+INSERT INTO state VALUES ('length', 0), ('watermark', 0);
+"""
+_TEXT_TYPES = frozenset(
+    ["application/json", "application/jsonl", "application/x-ndjson", "application/xml", "application/hl7-v2",
+     "application/yaml", "application/toml", "application/javascript", "application/sql"]
+)  # fmt: skip
+_YEAR_10000 = 253_402_300_800_000
+_TEXT_ENDINGS = ("+json", "+xml", "+yaml")
+
+
+class Received(NamedTuple):
+    """One opened envelope, to be recorded.  ``sealed_at`` and ``accepted_at`` are ms since 1970."""
+
+    sender: str
+    envelope_id: bytes
+    generation: int
+    queue: str
+    accepted_at: int
+    sealed_at: int
+    messages: Sequence[Message]
+
+
+class Inbox:
+    """The inbox of one home; the caller holds the home's lock.  Methods block on the disk."""
+
+    def __init__(self, home: Path, on_cut: Callable[[int], None] | None = None) -> None:
+        self._home = home
+        self._length = self._added = self._watermark = 0
+        self._highest: dict[str, bytes] = {}
+        try:
+            private_dir(home / "data")
+            self._db = sqlite3.connect(home / DATABASE, isolation_level=None, check_same_thread=False)
+            os.chmod(home / DATABASE, 0o600)
+            self._prepare()
+            self._file = open(home / LINES, "r+b", buffering=0, opener=_private)  # noqa: SIM115
+            cut = self._cut_back()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"the inbox in {home} cannot be opened: {error}") from None
+        if cut and on_cut is not None:
+            on_cut(cut)
+
+    @property
+    def watermark(self) -> int:
+        """Envelope ids of an earlier time (ms since 1970) are too old to be taken."""
+        return self._watermark
+
+    def too_old(self, envelope_id: bytes) -> bool:
+        """Whether this inbox no longer knows if it had that envelope."""
+        return id_time_ms(envelope_id) < self._watermark
+
+    def knows(self, sender: str, envelope_id: bytes) -> bool:
+        """Whether the envelope is recorded."""
+        if envelope_id > self._highest.get(sender, b""):
+            return False
+        found = self._db.execute(
+            "SELECT 1 FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, envelope_id)
+        ).fetchone()
+        return found is not None
+
+    def record(self, batch: Sequence[Received]) -> list[bytes]:
+        """Records envelopes that `knows` says are new; returns their lines.  StoreError: nothing of it is recorded."""
+        try:
+            lines = [line for received in batch for line in self._lines(received)]
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._insert(batch)
+                self._append(lines)
+                self._db.execute("UPDATE state SET value = ? WHERE name = 'length'", (self._length + self._added,))
+                self._commit()
+            except BaseException:
+                self._undo()
+                raise
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"the inbox cannot record messages: {error}; nothing was acknowledged") from None
+        self._length += self._added
+        for received in batch:
+            if received.envelope_id > self._highest.get(received.sender, b""):
+                self._highest[received.sender] = received.envelope_id
+        return lines
+
+    def forget(self, before_ms: int) -> int:
+        """Drops rows of ids from before that time and raises the watermark to it; how many."""
+        if before_ms <= self._watermark:
+            return 0
+        least = before_ms.to_bytes(6, "big")
+        self._db.execute("BEGIN IMMEDIATE")
+        dropped = self._db.execute("DELETE FROM envelopes WHERE envelope_id < ?", (least,)).rowcount
+        self._db.execute("UPDATE state SET value = ? WHERE name = 'watermark'", (before_ms,))
+        self._db.execute("COMMIT")
+        self._watermark = before_ms
+        return dropped
+
+    def close(self) -> None:
+        """Closes both files."""
+        with suppress(sqlite3.Error):
+            self._db.close()
+        with suppress(OSError):
+            self._file.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        db = self._db
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA:
+            raise SchemaTooNew(f"{self._home / DATABASE} was written by a newer program")
+        if version == 0:
+            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        state = dict(db.execute("SELECT name, value FROM state"))
+        self._length, self._watermark = state["length"], state["watermark"]
+        self._highest = dict(db.execute("SELECT sender, highest FROM senders"))
+        now = int(time.time() * 1000)
+        if self._watermark + LIMITS.watermark_ms < now and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone():
+            self.forget(now - LIMITS.watermark_ms)
+
+    def _cut_back(self) -> int:
+        """Makes the JSONL file as long as recorded; how many bytes were beyond it."""
+        size = self._file.seek(0, os.SEEK_END)
+        if size < self._length:  # somebody moved it away or emptied it: go on from what is there
+            self._length = size
+            self._file.seek(max(0, size - 1))
+            if self._file.read(1) not in (b"", b"\n"):
+                self._file.write(b"\n")
+                self._length += 1
+            self._db.execute("UPDATE state SET value = ? WHERE name = 'length'", (self._length,))
+            return 0
+        if size > self._length:
+            self._file.truncate(self._length)
+            os.fsync(self._file.fileno())
+        return size - self._length
+
+    def _insert(self, batch: Sequence[Received]) -> None:
+        now = int(time.time() * 1000)
+        self._db.executemany(
+            "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, accepted_at, received_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, r.accepted_at, now) for r in batch],
+        )
+        self._db.executemany(
+            "INSERT INTO senders VALUES (?, ?)"
+            " ON CONFLICT (sender) DO UPDATE SET highest = MAX(highest, excluded.highest)",
+            {r.sender: max(q.envelope_id for q in batch if q.sender == r.sender) for r in batch}.items(),
+        )
+
+    def _append(self, lines: list[bytes]) -> None:
+        data = memoryview(b"".join(lines))
+        self._added = len(data)
+        self._file.seek(self._length)
+        while data:
+            data = data[self._file.write(data) :]
+        os.fsync(self._file.fileno())
+
+    def _commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def _undo(self) -> None:
+        with suppress(sqlite3.Error):
+            self._db.execute("ROLLBACK")
+        with suppress(OSError):
+            self._file.truncate(self._length)
+
+    def _lines(self, received: Received) -> list[bytes]:
+        raw = received.envelope_id.hex()
+        stem = f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:28]}"
+        sealed = timestamp(received.sealed_at)
+        lines = []
+        for index, message in enumerate(received.messages):
+            text = as_text(message)
+            name = f"{stem}{index:04x}"
+            sent = message.sent_at
+            line: dict[str, Any] = {
+                "message_id": name,
+                "sender_id": received.sender,
+                "sent_timestamp": sealed if sent is None or sent == received.sealed_at else timestamp(sent),
+                "content": text if text is not None else self._beside(received.sender, name, message),
+            }
+            if message.headers:
+                line["headers"] = message.headers
+            lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        return lines
+
+    def _beside(self, sender: str, name: str, message: Message) -> dict[str, Any]:
+        # In a directory of the sender: ids are the sender's choice, and one must not replace another's file.
+        directory = private_dir(self._home / FILES / sender)
+        wished = message.headers.get("filename", "")
+        file = f"{name}-{safe_name(wished)}" if wished else name
+        write_private(directory / file, message.content)
+        return {
+            "file": f"files/{sender}/{file}",
+            "size": len(message.content),
+            "sha256": hashlib.sha256(message.content).hexdigest(),
+            "content_type": message.content_type,
+        }
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o600)
+
+
+def as_text(message: Message) -> str | None:
+    """The content as text, when its type says text and its bytes are UTF-8."""
+    kind = message.content_type.partition(";")[0].strip().lower()
+    if not (kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith(_TEXT_ENDINGS)):
+        return None
+    try:
+        return message.content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def timestamp(ms: int) -> str:
+    """ISO 8601 in UTC with milliseconds: 2025-10-08T07:03:00.123Z."""
+    if ms >= _YEAR_10000:
+        return f"{ms} ms"  # a sender's clock can say anything
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ms // 1000))}.{ms % 1000:03d}Z"

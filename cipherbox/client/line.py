@@ -1,0 +1,214 @@
+"""The lasting connection: one link after another, for as long as the client is open.
+
+When a link ends the line opens the next one, after pauses that double from a tenth of a second up to a bound (60 s) and
+are spread by chance, so that a hundred labs do not come back in one second.  A fresh link first gets what is
+unconfirmed, then the subscriptions, then new requests.
+
+Which errors end the line for good: this party's credentials were not accepted (trying again cannot help, and must not
+flood HQ's log), and two ends that have no protocol version in common.  Everything else is tried again.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import trio
+
+from cipherbox.client.events import LINE, Events
+from cipherbox.client.link import Link, fresh, open_link
+from cipherbox.client.window import Window
+from cipherbox.errors import (
+    CipherBoxError,
+    CredentialsError,
+    NetworkError,
+    TimedOut,
+    VersionMismatch,
+)
+from cipherbox.wire import frames
+from cipherbox.wire.codec import DeliveredItem
+
+FIRST_PAUSE_S = 0.1
+GOOD_S = 10.0  # a link that lived so long begins the pauses anew
+_chance = random.SystemRandom()
+
+
+class Subscriber(Protocol):
+    """A consumer, as the line sees it."""
+
+    def attach(self, link: Link) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def take(self, entries: list[DeliveredItem]) -> None: ...
+
+    def fail(self, error: CipherBoxError) -> None: ...
+
+
+class Line:
+    """See the module.  ``tries`` and ``timeout_s`` bound a request; the line itself goes on for ever."""
+
+    def __init__(
+        self, address: str, context: Callable[[], ssl.SSLContext], events: Events, *,
+        tries: int = 3, timeout_s: float = 10.0, pause_max_s: float = 60.0,
+    ) -> None:  # fmt: skip
+        self.tries, self.timeout_s = tries, timeout_s
+        self.window = Window()
+        self.window.pause = self._pause_window
+        self.link: Link | None = None
+        self.failure: CipherBoxError | None = None
+        self.trouble: CipherBoxError | None = None
+        self.attempts = 0  # failed ones in a row
+        self.links = 0  # opened so far
+        self._address, self._context, self._events = address, context, events
+        self._pause_max_s = pause_max_s
+        self._subscribers: dict[int, Subscriber] = {}
+        self._tag = 0
+        self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Keeps the line until it is cancelled or fails for good."""
+        self._nursery = nursery
+        pause = FIRST_PAUSE_S
+        while self.failure is None:
+            began = trio.current_time()
+            error, away_s = await self._one_link()
+            if isinstance(error, CredentialsError | VersionMismatch):
+                self._fail(error)
+                return
+            if trio.current_time() - began > GOOD_S:
+                pause = FIRST_PAUSE_S
+            wait = max(away_s, _chance.uniform(pause / 2, pause))
+            pause = min(pause * 2, max(self._pause_max_s, 0.001))
+            self._events.say(LINE, f"{error}; trying again in {wait:.1f} s")
+            self.trouble = error
+            self._wake()
+            await trio.sleep(wait)
+
+    async def _one_link(self) -> tuple[CipherBoxError, float]:
+        away_s = 0.0
+        try:
+            async with open_link(self._address, self._context(), timeout_s=self.timeout_s, handler=self) as link:
+                self._up(link)
+                try:
+                    await link.closed.wait()
+                finally:
+                    self._down(link)
+                away_s = link.away_s
+                assert link.error is not None
+                return link.error, away_s
+        except CipherBoxError as error:
+            self.attempts += 1
+            return error, away_s
+        except OSError as error:
+            self.attempts += 1
+            return NetworkError(f"HQ cannot be reached: {error.strerror or error}"), away_s
+
+    def _up(self, link: Link) -> None:
+        again = self.links > 0
+        self.link, self.trouble, self.attempts, self.links = link, None, 0, self.links + 1
+        if again:
+            self._events.say(LINE, "connected to HQ again")
+        self.window.attach(link)
+        for subscriber in list(self._subscribers.values()):
+            subscriber.attach(link)
+        self._wake()
+
+    def _down(self, link: Link) -> None:
+        self.link = None
+        self.window.detach(link.error or NetworkError("the connection was closed"))
+        for subscriber in list(self._subscribers.values()):
+            subscriber.detach()
+
+    def _fail(self, error: CipherBoxError) -> None:
+        self.failure = error
+        self.window.fail(error)
+        for subscriber in list(self._subscribers.values()):
+            subscriber.fail(error)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _pause_window(self, seconds: float) -> None:
+        assert self._nursery is not None
+
+        async def later() -> None:
+            await trio.sleep(seconds)
+            self.window.resume()
+
+        self._nursery.start_soon(later)
+
+    # -- asking -------------------------------------------------------------------------------------------------
+
+    async def ready(self, attempts: int | None = None) -> Link:
+        """An open link; raises what ended the line, or the last trouble after so many failed attempts."""
+        while True:
+            if self.failure is not None:
+                raise fresh(self.failure)
+            if self.link is not None and self.link.error is None:
+                return self.link
+            if attempts is not None and self.attempts >= attempts and self.trouble is not None:
+                raise fresh(self.trouble)
+            await self._changed.wait()
+
+    async def request(self, kind: Callable[..., Any], *, timeout_s: float | None = None, **fields: Any) -> Any:
+        """A request and its answer: up to ``tries`` attempts of ``timeout_s`` each; a refusal is raised at once."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        last: CipherBoxError = TimedOut(f"HQ did not answer within {limit:g} s")
+        for attempt in range(1, self.tries + 1):
+            began = trio.current_time()
+            try:
+                with trio.fail_after(limit):
+                    link = await self.ready()
+                return await link.ask(kind, max(0.001, limit - (trio.current_time() - began)), **fields)
+            except trio.TooSlowError:
+                last = fresh(self.trouble) if self.trouble is not None else last
+            except CredentialsError:
+                raise
+            except CipherBoxError as error:
+                if not error.retryable:
+                    raise
+                last = error
+                if attempt < self.tries and not error.closes:
+                    await trio.sleep(_chance.uniform(0.1, 0.2) * 2**attempt)
+        raise last
+
+    # -- subscriptions ------------------------------------------------------------------------------------------
+
+    def next_tag(self) -> int:
+        """A number for one more consumer."""
+        self._tag += 1
+        return self._tag
+
+    def subscribe(self, tag: int, subscriber: Subscriber) -> None:
+        """Registers a consumer; every link gets its subscription."""
+        self._subscribers[tag] = subscriber
+        if self.failure is not None:
+            subscriber.fail(self.failure)
+        elif self.link is not None and self.link.error is None:
+            subscriber.attach(self.link)
+
+    def unsubscribe(self, tag: int) -> None:
+        """Forgets a consumer; what still comes for it is dropped, and returns to its queue."""
+        self._subscribers.pop(tag, None)
+
+    # -- the link's handler -------------------------------------------------------------------------------------
+
+    def deliveries(self, link: Link, tag: int, entries: list[DeliveredItem]) -> None:
+        subscriber = self._subscribers.get(tag)
+        if subscriber is not None and link is self.link:
+            subscriber.take(entries)
+
+    def confirmed(self, frame: frames.Confirm) -> None:
+        self.window.confirmed(frame)
+
+    def refused(self, correlation: int, error: CipherBoxError) -> bool:
+        return self.window.refused(correlation, error)
+
+    def beat(self, link: Link) -> None:
+        self.window.overdue(link, self.timeout_s)

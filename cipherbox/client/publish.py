@@ -1,0 +1,317 @@
+"""From messages to confirmed envelopes: who receives them, with which keys, sealed, sent, confirmed.
+
+Recipients are named by id, or by a route: then HQ says who reads it, the allow-list says whether they may, and HQ
+refuses the envelope when that changed meanwhile (RouteChanged).  Such an envelope was not accepted, so the messages are
+sealed anew, for the new readers, under a fresh id.  Every other repetition sends the same bytes under the same id.
+
+One publish of very many messages becomes several envelopes, one after the other; more than 256 recipients named by id
+become groups.  An error in the middle leaves those before it published.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+import trio
+
+from cipherbox.client.allow import AllowList
+from cipherbox.client.directory import Directory
+from cipherbox.client.events import SENDER, Events
+from cipherbox.client.line import Line
+from cipherbox.client.window import SLOWEST_BYTES_PER_S, Confirmed, Outgoing, unconfirmed_error
+from cipherbox.envelope.bundle import BundleKey, KeyBundle
+from cipherbox.envelope.ids import EnvelopeIds, message_id
+from cipherbox.envelope.kinds import BodyCipher, StanzaType
+from cipherbox.errors import BundleError, Forbidden, InvalidRequest, NoRoute, RouteChanged, TooLarge
+from cipherbox.limits import LIMITS, check_client_id, check_name
+from cipherbox.sealing.body import Message, pack, text_message
+from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.seal import choose_keys, seal
+from cipherbox.wire import frames
+
+Content = Message | bytes | str
+PARTIAL = 1  # flag of SEND
+BOXES = {"": "", "bulk": ".bulk", "sys": ".sys"}
+_MESSAGE_OVERHEAD = 12  # length and time of one message in a body
+_RECIPIENT_OVERHEAD = 1300  # prefix entry and the largest stanza in use
+_FIXED_OVERHEAD = 4608  # prefix, signatures, tag, default type
+
+
+@attrs.frozen
+class Confirmation:
+    """HQ's word that a publish is on stable storage.
+
+    ``accepted_at`` is ms since 1970 by HQ's clock; ``again``: HQ had it already; ``missing``: recipients a partial
+    publish did not reach.  ``envelopes`` holds (id, number of messages) in order; ``more`` has the confirmations of
+    further groups when there were more than 256 recipients.
+    """
+
+    accepted_at: int
+    queues: tuple[str, ...]
+    missing: tuple[str, ...]
+    again: bool
+    envelopes: tuple[tuple[bytes, int], ...]
+    more: tuple[Confirmation, ...] = ()
+
+    @property
+    def envelope_id(self) -> bytes:
+        """Of the first envelope, 16 bytes."""
+        return self.envelopes[0][0]
+
+    @property
+    def message_ids(self) -> tuple[uuid.UUID, ...]:
+        """One for each message, in order."""
+        return tuple(message_id(envelope, i) for envelope, count in self.envelopes for i in range(count))
+
+
+@attrs.frozen
+class Target:
+    """Where envelopes go, resolved: bundles and keys of the recipients, the route and its version."""
+
+    exchange: str
+    routing_key: str
+    version: int
+    bundles: tuple[KeyBundle, ...]
+    keys: tuple[BundleKey, ...]
+    names: str
+
+
+@attrs.frozen
+class Address:
+    """What a caller says about where to; `Sealer.target` resolves it."""
+
+    to: tuple[str, ...] | None
+    exchange: str = ""
+    routing_key: str = ""
+    stanza: StanzaType | None = None
+    cipher: BodyCipher = BodyCipher.AES_256_GCM
+    allow_mixed: bool = False
+    expires_at: int = 0
+    flags: int = 0
+
+    @classmethod
+    def make(
+        cls, to: str | Sequence[str] | None, exchange: str, routing_key: str, box: str, *, stanza: int | str | None,
+        cipher: int | str | None, allow_mixed: bool, expires_at: int, partial: bool,
+    ) -> Address:  # fmt: skip
+        """Checks the arguments of `publish`; InvalidRequest says what does not go together."""
+        if box not in BOXES:
+            raise InvalidRequest(f"a mailbox is '', 'bulk' or 'sys', not {box!r}")
+        if box and (exchange or routing_key):
+            raise InvalidRequest("a box belongs to a recipient's mailbox; it does not go with an exchange or a key")
+        names = None if to is None else tuple(dict.fromkeys([to] if isinstance(to, str) else to))
+        if names is not None:
+            for name in names:
+                check_client_id(name)
+        if not names and not exchange and not routing_key:
+            raise InvalidRequest("say who receives it: to=[client ids], or an exchange with its routing key")
+        if exchange:
+            check_name(exchange, "exchange name")
+        if routing_key:
+            check_name(routing_key, "routing key")
+        return cls(
+            names or None, exchange, routing_key or BOXES[box], _stanza(stanza), _cipher(cipher), allow_mixed,
+            expires_at, PARTIAL if partial else 0,
+        )  # fmt: skip
+
+    @property
+    def to_mailboxes(self) -> bool:
+        return not self.exchange and self.routing_key in BOXES.values()
+
+    def groups(self) -> list[Address]:
+        """This address, or several of at most 256 recipients each."""
+        if self.to is None or len(self.to) <= LIMITS.recipients:
+            return [self]
+        if not self.to_mailboxes:
+            raise InvalidRequest(f"a route takes at most {LIMITS.recipients} recipients at once")
+        step = LIMITS.recipients
+        return [attrs.evolve(self, to=self.to[i : i + step]) for i in range(0, len(self.to), step)]
+
+
+class Sealer:
+    """Resolves addresses and seals for them.  One per client; holds what HQ answered about routes."""
+
+    def __init__(
+        self, identity: Identity | None, directory: Directory, allow: AllowList, line: Line, events: Events,
+        clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:  # fmt: skip
+        self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
+        self.events = events
+        self._clock_ms = clock_ms
+        self._ids = EnvelopeIds(clock_ms)
+        self._routes: dict[tuple[str, str], frames.Route] = {}
+
+    async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
+        """HQ's answer: the queues of a route and who reads them."""
+        answer: frames.Route = await self._line.request(frames.Resolve, exchange=exchange, routing_key=routing_key)
+        return answer
+
+    async def target(self, address: Address, *, anew: bool = False) -> Target:
+        """Readers, permission, keys.  ``anew``: ask HQ again, the route has changed."""
+        if self._identity is None:
+            raise Forbidden("an admin's machine holds no keys that seal or open messages; enrol a client for that")
+        version, names = 0, address.to
+        if not address.to_mailboxes:
+            where = (address.exchange, address.routing_key)
+            if anew or where not in self._routes:
+                self._routes[where] = await self.resolve(*where)
+            route = self._routes[where]
+            version = route.version
+            if names is None:
+                names = tuple(dict.fromkeys(reader for queue in route.queues for reader in queue.readers))
+                if not names:
+                    del self._routes[where]
+                    raise NoRoute(f"no queue with a reader is bound to exchange {where[0]!r} with key {where[1]!r}")
+                self._allow.check(address.exchange, names)
+                if len(names) > LIMITS.recipients:
+                    raise InvalidRequest(f"{len(names)} clients read this route; an envelope has {LIMITS.recipients}")
+        assert names is not None
+        bundles = await self._directory.recipients(names)
+        keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
+        return Target(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), ", ".join(names))
+
+    def seal(
+        self, address: Address, target: Target, plain: bytes, count: int, settled: Callable[[Outgoing], None]
+    ) -> Outgoing:
+        """One envelope, ready for the window."""
+        identity = self._identity
+        if identity is None:
+            raise Forbidden
+        now = self._clock_ms()
+        if address.expires_at and address.expires_at <= now:
+            raise InvalidRequest("the messages would have expired already")
+        if identity.bundle is not None and now > identity.bundle.ends_at:
+            raise BundleError("this client's own keys have ended; its certificate must be renewed")
+        sealed = seal(
+            identity, target.bundles, plain, count, envelope_id=self._ids.next(), sealed_at=now,
+            exchange=target.exchange, routing_key=target.routing_key, expires_at=address.expires_at,
+            cipher=address.cipher, keys=target.keys,
+        )  # fmt: skip
+        if self.events.heard:
+            self.events.messages(SENDER, "Encrypted {} for " + target.names, sealed.envelope_id, count)
+        return Outgoing(
+            sealed.raw, sealed.envelope_id, count, settled, flags=address.flags, route_version=target.version
+        )
+
+    # -- publish ------------------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Message], address: Address) -> Confirmation:
+        """Seals, sends, waits for HQ's word; see `Client.publish`."""
+        first, *others = [await self._publish_group(messages, group) for group in address.groups()]
+        return attrs.evolve(first, more=tuple(others))
+
+    async def _publish_group(self, messages: Sequence[Message], address: Address) -> Confirmation:
+        done: list[tuple[bytes, int, Confirmed]] = []
+        target = await self.target(address)
+        for part in split(messages, self._line.window.envelope_bytes, len(target.bundles)):
+            plain = pack(part)
+            for attempt in range(self._line.tries):
+                try:
+                    item = await self._send(address, target, plain, len(part))
+                    break
+                except RouteChanged:
+                    if attempt + 1 == self._line.tries:
+                        raise
+                    target = await self.target(address, anew=True)
+            assert item.result is not None
+            done.append((item.envelope_id, item.count, item.result))
+        last = done[-1][2]
+        return Confirmation(
+            last.accepted_at,
+            tuple(dict.fromkeys(q for _, _, r in done for q in r.queues)),
+            tuple(dict.fromkeys(m for _, _, r in done for m in r.missing)),
+            all(r.again for _, _, r in done),
+            tuple((envelope_id, count) for envelope_id, count, _ in done),
+        )
+
+    async def _send(self, address: Address, target: Target, plain: bytes, count: int) -> Outgoing:
+        ready = trio.Event()
+        line = self._line
+        if line.failure is not None:
+            raise line.failure
+        item = self.seal(address, target, plain, count, lambda _: ready.set())
+        line.window.add(item)
+        self.events.messages(SENDER, "Sent {}", item.envelope_id, count)
+        patience = line.tries * (line.timeout_s + (line.window.size_bytes + len(item.raw)) / SLOWEST_BYTES_PER_S)
+        try:
+            with trio.move_on_after(patience):
+                await ready.wait()
+        finally:
+            if not item.gone:
+                line.window.forget(item)
+        if item.error is not None:
+            raise item.error
+        if item.result is None:
+            item.trouble = item.trouble or line.trouble
+            raise unconfirmed_error(item, f"{line.tries} tries of {line.timeout_s:g} s")
+        self.events.messages(SENDER, "Server ACK received for {}", item.envelope_id, count, mark=True)
+        return item
+
+
+def as_messages(content: Content | Sequence[Content]) -> list[Message]:
+    """One or many of Message, bytes and str as messages; a str is text, bytes are binary."""
+    many = [content] if isinstance(content, Message | bytes | bytearray | memoryview | str) else content
+    found = []
+    for one in many:
+        if isinstance(one, Message):
+            found.append(one)
+        elif isinstance(one, str):
+            found.append(text_message(one))
+        elif isinstance(one, bytes | bytearray | memoryview):
+            found.append(Message(bytes(one)))
+        else:
+            raise InvalidRequest(f"a message is a Message, bytes or str, not {type(one).__name__}")
+    if not found:
+        raise InvalidRequest("there is no message to publish")
+    return found
+
+
+def room_for(envelope_bytes: int, recipients: int) -> int:
+    """How many bytes of messages an envelope for so many recipients can hold at least."""
+    return envelope_bytes - _FIXED_OVERHEAD - recipients * _RECIPIENT_OVERHEAD
+
+
+def cost(message: Message) -> int:
+    """Bytes one message takes in a body, at most."""
+    size = len(message.content) + _MESSAGE_OVERHEAD + len(message.content_type) * 4 + 4
+    for key, value in message.headers.items():
+        size += 3 + len(key.encode()) + len(value.encode())
+    return size
+
+
+def split(messages: Sequence[Message], envelope_bytes: int, recipients: int) -> Iterator[Sequence[Message]]:
+    """Runs of messages that fit into one envelope each; TooLarge for a message that fits into none."""
+    room = room_for(envelope_bytes, recipients)
+    start, size = 0, 0
+    for at, message in enumerate(messages):
+        one = cost(message)
+        if one > room:
+            raise TooLarge(f"message {at + 1} has {len(message.content)} bytes; an envelope holds {room - 1024}")
+        if at > start and (size + one > room or at - start >= LIMITS.messages):
+            yield messages[start:at]
+            start, size = at, 0
+        size += one
+    yield messages[start:]
+
+
+def _stanza(value: int | str | None) -> StanzaType | None:
+    if value is None:
+        return None
+    names = {"hpke-mlkem768-x25519": StanzaType.HPKE_MLKEM768_X25519, "hpke-x25519": StanzaType.HPKE_X25519}
+    found = names.get(value) if isinstance(value, str) else next((s for s in names.values() if s == value), None)
+    if found is None:
+        raise InvalidRequest(f"a stanza is one of {', '.join(names)}, not {value!r}")
+    return found
+
+
+def _cipher(value: int | str | None) -> BodyCipher:
+    names = {"aes-256-gcm": BodyCipher.AES_256_GCM, "chacha20-poly1305": BodyCipher.CHACHA20_POLY1305}
+    if value is None:
+        return BodyCipher.AES_256_GCM
+    found = names.get(value) if isinstance(value, str) else next((c for c in names.values() if c == value), None)
+    if found is None:
+        raise InvalidRequest(f"a body cipher is one of {', '.join(names)}, not {value!r}")
+    return found

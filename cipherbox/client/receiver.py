@@ -1,0 +1,212 @@
+"""The receiver: every message once into ``data/received_messages.jsonl``, whatever is cut off or sent again.
+
+For each batch: what the inbox already has is acknowledged again and not written; what is new is verified and opened;
+what cannot be is refused with its reason; the rest is recorded (see `inbox`), and then acknowledged.  The lookup comes
+before the verification: an id that is recorded is only acknowledged, whatever bytes came with it.
+
+One receiver per home: the home's lock is held while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.client.consume import Consumer, Delivery
+from cipherbox.client.events import RECEIVER
+from cipherbox.client.home import LOCK
+from cipherbox.client.inbox import LINES, Inbox, Received
+from cipherbox.client.tasks import background
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden
+from cipherbox.portable import lock_file
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+FETCH_ENVELOPES = 256
+BATCH_BYTES = 8 * 1024 * 1024  # opened and recorded in one step
+OnLines = Callable[[list[bytes]], None]
+
+
+class Receiver:
+    """See the module.  ``on_lines`` is told the recorded lines of each batch (bytes, JSON, newline at the end)."""
+
+    def __init__(self, client: Client, *, on_lines: OnLines | None = None) -> None:
+        self.client = client
+        self.received = 0  # messages recorded
+        self.duplicates = 0  # envelopes that came again
+        self.refused = 0  # envelopes that could not be opened
+        self._home = client.home.path
+        self._events = client.events
+        self._on_lines = on_lines
+        self._inbox: Inbox | None = None
+        self._turn = trio.Lock()  # one batch at a time, of whatever queue
+        self._moved = trio.Event()
+        self._most: int | None = None
+        self._acks_open = 0
+        self._failure: CipherBoxError | None = None
+
+    @contextmanager
+    def _opened(self) -> Iterator[Inbox]:
+        if self.client.home.identity is None:
+            raise Forbidden("an admin's machine holds no key that opens a message; enrol a client for that")
+        with lock_file(self._home / LOCK, f"the inbox in {self._home}"):
+            inbox = Inbox(self._home, lambda cut: self._events.say(
+                RECEIVER, f"{cut} bytes of an interrupted step were cut off {LINES}; they come again"
+            ))  # fmt: skip
+            self._inbox = inbox
+            try:
+                yield inbox
+            finally:
+                self._inbox = None
+                inbox.close()
+
+    async def run(
+        self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> int:  # fmt: skip
+        """Receives until cancelled, until ``count`` messages were recorded, or until nothing came for ``idle_s``.
+
+        ``queues``: None for all this client reads.  Returns how many messages were recorded.  StoreLocked when another
+        receiver uses this home.
+        """
+        before = self.received
+        self._most = None if count is None else before + count
+        self._failure = None
+        with self._opened():
+            names = list(queues) if queues is not None else await self.client.readable_queues()
+            async with background() as acks:
+                async with background() as nursery:
+                    for name in names:
+                        await nursery.start(self._consume, name, acks)
+                    task_status.started()
+                    await self._until_done(idle_s)
+                await self._settled()
+        return self.received - before
+
+    async def drain(self, queues: Sequence[str] | None = None, *, count: int | None = None) -> int:
+        """Takes what waits now (`fetch`), at most ``count`` messages; returns how many were recorded."""
+        before = self.received
+        self._most = None if count is None else before + count
+        with self._opened():
+            for name in list(queues) if queues is not None else await self.client.readable_queues():
+                while not self._enough():
+                    most = FETCH_ENVELOPES if count is None else min(FETCH_ENVELOPES, before + count - self.received)
+                    deliveries = await self.client.fetch_unopened(name, most)
+                    if not deliveries:
+                        break
+                    done = await self._take(deliveries)
+                    if done:
+                        await self.client.ack(done)
+        return self.received - before
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _consume(self, name: str, acks: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        async with self.client.consume_unopened(name) as consumer:
+            task_status.started()
+            try:
+                while not self._enough():
+                    deliveries = await self._next(consumer)
+                    done = await self._take(deliveries)
+                    self._move()
+                    if done:
+                        self._acks_open += 1
+                        acks.start_soon(self._ack, done)
+            except CipherBoxError as error:
+                self._failure = error
+                self._move()
+
+    async def _next(self, consumer: Consumer) -> list[Delivery]:
+        most = 4096 if self._most is None else max(1, self._most - self.received)
+        return await consumer.batch(most, BATCH_BYTES)
+
+    async def _take(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Records what is new; returns what may be acknowledged."""
+        async with self._turn:
+            inbox = self._inbox
+            assert inbox is not None
+            new: list[Received] = []
+            done: list[Delivery] = []
+            seen: set[tuple[str, bytes]] = set()
+            for delivery in deliveries:
+                if self._enough_with(new):
+                    break  # what is left returns to its queue when the consumer ends
+                try:
+                    if self._is_old(inbox, delivery, seen):
+                        done.append(delivery)
+                    elif inbox.too_old(delivery.envelope_id):
+                        error = EnvelopeError("its id is older than this inbox's records reach")
+                        await self._refuse(delivery, error, Outcome.TOO_OLD)
+                    else:
+                        new.append(await self._open(delivery))
+                        seen.add((delivery.sender_id, delivery.envelope_id))
+                        done.append(delivery)
+                except EnvelopeError as error:
+                    await self._refuse(delivery, error)
+            if new:
+                lines = await trio.to_thread.run_sync(inbox.record, new)
+                self.received += len(lines)
+                for one in new:
+                    self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
+                if self._on_lines is not None:
+                    self._on_lines(lines)
+            return done
+
+    def _is_old(self, inbox: Inbox, delivery: Delivery, seen: set[tuple[str, bytes]]) -> bool:
+        key = (delivery.sender_id, delivery.envelope_id)
+        if key not in seen and not inbox.knows(*key):
+            return False
+        self.duplicates += 1
+        self._events.messages(RECEIVER, "Received {} again; it is stored already", key[1], delivery.count)
+        return True
+
+    async def _open(self, delivery: Delivery) -> Received:
+        prefix = delivery.sighted.layout.prefix
+        self._events.messages(RECEIVER, f"Received {{}} from {prefix.sender}", prefix.envelope_id, prefix.message_count)
+        await self.client.opener.open(delivery)
+        return Received(
+            prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
+            prefix.sealed_at, delivery.messages,
+        )  # fmt: skip
+
+    async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
+        self.refused += 1
+        await self.client.opener.refuse(delivery, error, outcome=outcome)
+
+    async def _ack(self, deliveries: list[Delivery]) -> None:
+        try:
+            await self.client.ack(deliveries)
+        except CipherBoxError as error:
+            self._events.say(RECEIVER, f"HQ did not confirm an ACK: {error}; the messages are stored and come again")
+        finally:
+            self._acks_open -= 1
+            self._move()
+
+    def _enough(self) -> bool:
+        return self._most is not None and self.received >= self._most
+
+    def _enough_with(self, new: list[Received]) -> bool:
+        return self._most is not None and self.received + sum(len(r.messages) for r in new) >= self._most
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def _until_done(self, idle_s: float | None) -> None:
+        while not self._enough():
+            if self._failure is not None:
+                raise self._failure
+            with trio.move_on_after(float("inf") if idle_s is None else idle_s) as scope:
+                await self._moved.wait()
+            if scope.cancelled_caught and not self._turn.locked():
+                return
+
+    async def _settled(self) -> None:
+        """Waits for HQ's word on the acks that are out; each has its own bound."""
+        while self._acks_open:
+            await self._moved.wait()

@@ -1,0 +1,65 @@
+"""The CA's revocation list as this client knows it: signed, numbered, with an end.
+
+A list older than one seen before is refused, and so is one whose end has passed: HQ must not hide a revocation by
+showing yesterday's list.  It is asked for at every new link and at least every hour.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+from cryptography import x509
+
+from cipherbox import pki
+from cipherbox.client.home import REVOCATIONS
+from cipherbox.client.line import Line
+from cipherbox.errors import CredentialsError
+from cipherbox.portable import write_atomic
+from cipherbox.wire import frames
+
+FRESH_S = 3600.0
+
+
+class Revocations:
+    """See the module."""
+
+    def __init__(self, home: Path, issuing: x509.Certificate, line: Line) -> None:
+        self._path = Path(home) / REVOCATIONS
+        self._issuing, self._line = issuing, line
+        self._list: pki.RevocationList | None = None
+        self._asked_at = float("-inf")
+        self._link = 0
+        self._lock = trio.Lock()
+        try:
+            self._list = pki.check_crl(self._path.read_bytes(), issuing, pki.now())
+        except (OSError, CredentialsError):
+            pass  # none yet, or ended: HQ has a newer one
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the list was asked for lately and has not ended."""
+        return (
+            self._list is not None
+            and self._link == self._line.links
+            and trio.current_time() - self._asked_at < FRESH_S
+            and pki.now() < self._list.next_update
+        )
+
+    async def ensure(self) -> None:
+        """Makes the list fresh; CredentialsError when HQ has only a stale one."""
+        if self.fresh:
+            return
+        async with self._lock:
+            if self.fresh:
+                return
+            answer: frames.Revocations = await self._line.request(frames.GetRevocations)
+            least = self._list.number if self._list is not None else 0
+            found = pki.check_crl(answer.crl, self._issuing, pki.now(), least)
+            if self._list is None or found.number != least:
+                write_atomic(self._path, answer.crl)
+            self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links
+
+    def revoked_at(self, certificate: x509.Certificate) -> int:
+        """When the certificate was revoked, ms since 1970, or 0."""
+        return self._list.revoked.get(pki.serial(certificate), 0) if self._list is not None else 0

@@ -1,0 +1,235 @@
+"""What this client published and HQ has not yet confirmed, in the order it was published.
+
+An envelope is `waiting` until there is a link and room on it, then `unconfirmed`, until HQ confirms or refuses it.
+When a link ends, all that is unconfirmed waits again, in its old place, and goes out over the next one: the same bytes
+under the same id, so HQ stores them once.  A correlation id belongs to a link; an `Outgoing` belongs to the window.
+A refusal that says "later" (disk full, quota) puts the envelope back as well; the others are its outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from cipherbox.errors import CipherBoxError, NetworkError, ProtocolError, TimedOut, TooLarge
+from cipherbox.limits import LIMITS
+from cipherbox.wire.frames import Confirm
+
+if TYPE_CHECKING:
+    from cipherbox.client.link import Link
+
+SLOWEST_BYTES_PER_S = 32 * 1024  # a line slower than this is taken for dead; 16 MiB may take nine minutes
+
+
+@attrs.frozen
+class Confirmed:
+    """HQ's word for one envelope."""
+
+    accepted_at: int
+    again: bool
+    queues: tuple[str, ...]
+    missing: tuple[str, ...]
+    proof: bytes = b""
+
+
+@attrs.define(eq=False)
+class Outgoing:
+    """One sealed envelope on its way.  ``settled`` is called once, when ``result`` or ``error`` is there."""
+
+    raw: bytes = attrs.field(repr=False)
+    envelope_id: bytes
+    count: int
+    settled: Callable[[Outgoing], None]
+    flags: int = 0
+    route_version: int = 0
+    order: int = 0
+    correlation: int = 0
+    sent_at: float = 0.0
+    tries: int = 0
+    result: Confirmed | None = None
+    error: CipherBoxError | None = None
+    trouble: CipherBoxError | None = None  # why it is not confirmed yet
+    gone: bool = False  # settled, or given up by its owner
+
+
+class Window:
+    """See the module.  One per client; it outlives its links."""
+
+    def __init__(self) -> None:
+        self.unconfirmed: dict[int, Outgoing] = {}
+        self.waiting: list[Outgoing] = []
+        self.pause: Callable[[float], None] = lambda seconds: None  # set by the line: call resume() after so long
+        self.room_listeners: list[Callable[[], None]] = []  # publishers: called when room may have come free
+        self._link: Link | None = None
+        self._order = 0
+        self._bytes = 0
+        self._most = LIMITS.publish_window
+        self._most_bytes = LIMITS.publish_window_bytes
+        self.envelope_bytes = LIMITS.envelope_bytes  # the largest HQ takes
+        self._held = False
+        self._busy = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether a further envelope would have to wait for room."""
+        return bool(self.waiting) or len(self.unconfirmed) >= self._most or self._bytes >= self._most_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes sent and not confirmed."""
+        return self._bytes
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is confirmed."""
+        return not self.unconfirmed and not self.waiting
+
+    def add(self, item: Outgoing) -> None:
+        """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would not take it."""
+        if len(item.raw) > self.envelope_bytes:
+            raise TooLarge(f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}")
+        self._order += 1
+        item.order = self._order
+        self.waiting.append(item)
+        if self._link is not None and not self._held:
+            self._pump(self._link)
+
+    def forget(self, item: Outgoing) -> None:
+        """The owner gives up waiting; HQ may have it all the same."""
+        item.gone = True
+        if item in self.waiting:
+            self.waiting.remove(item)
+
+    def attach(self, link: Link) -> None:
+        """A new link is open: its limits count, and all that is unconfirmed goes out again."""
+        self._link = link
+        self._most = max(1, link.welcome.publish_window)
+        self._most_bytes = max(1, link.welcome.publish_window_bytes)
+        self.envelope_bytes = link.welcome.envelope_bytes
+        self._held = False
+        self._pump(link)
+
+    def detach(self, error: CipherBoxError) -> None:
+        """The link is gone: what it had not confirmed waits again, in its order."""
+        self._link = None
+        for item in self.unconfirmed.values():
+            item.trouble = error
+        self._take_back(list(self.unconfirmed.values()))
+        self.unconfirmed.clear()
+        self._bytes = 0
+
+    def confirmed(self, frame: Confirm) -> None:
+        """Settles everything a CONFIRM names."""
+        places = [(tuple(p.queues), tuple(p.missing)) for p in frame.places]
+        for run in frame.ranges:
+            if run.place >= len(places):
+                raise ProtocolError("CONFIRM names a place it does not hold")
+            queues, missing = places[run.place]
+            result = Confirmed(frame.accepted_at, run.outcome == 1, queues, missing, frame.proof)
+            for correlation in range(run.first, run.first + min(run.count, LIMITS.publish_window * 64)):
+                item = self._pop(correlation)
+                if item is not None and not item.gone:
+                    item.result = result
+                    self._settle(item)
+        self._busy = 0
+        self.resume()
+        for listener in list(self.room_listeners):
+            listener()
+
+    def refused(self, correlation: int, error: CipherBoxError) -> bool:
+        """Whether the ERROR was about a SEND; then it is settled, or waits when it may be sent again later."""
+        item = self._pop(correlation)
+        if item is None:
+            return False
+        if item.gone:
+            return True
+        if error.retryable:
+            item.trouble = error
+            self._take_back([item])
+            if not self._held:
+                self._held = True
+                self._busy += 1
+                self.pause(min(0.1 * 2 ** min(self._busy, 9), 30.0))
+        else:
+            item.error = error
+            self._settle(item)
+        return True
+
+    def resume(self) -> None:
+        """Goes on after a pause, or when room came free."""
+        self._held = False
+        if self._link is not None and self.waiting:
+            self._pump(self._link)
+
+    def fail(self, error: CipherBoxError) -> None:
+        """The line is dead for good: everything settles with the reason."""
+        items, self.waiting = [*self.unconfirmed.values(), *self.waiting], []
+        self.unconfirmed.clear()
+        for item in items:
+            if not item.gone:
+                item.error = error
+                self._settle(item)
+
+    def overdue(self, link: Link, timeout_s: float) -> None:
+        """Sends again what HQ, though it speaks, has not confirmed in time; ends a link that is silent."""
+        now = trio.current_time()
+        patience = timeout_s + self._bytes / SLOWEST_BYTES_PER_S
+        late = [item for item in self.unconfirmed.values() if now - item.sent_at > patience]
+        if not late:
+            return
+        if link.heard_at < min(item.sent_at for item in late):
+            link.end(TimedOut(f"HQ did not answer within {timeout_s:g} s"))
+            return
+        for item in late:
+            item.trouble = TimedOut(f"HQ sent no confirm within {timeout_s:g} s")
+        self._send(link, late)
+
+    def _pump(self, link: Link) -> None:
+        taken = 0
+        room = self._most - len(self.unconfirmed)
+        for item in self.waiting:
+            if taken >= room or (self._bytes >= self._most_bytes and self.unconfirmed):
+                break
+            taken += 1
+            self._bytes += len(item.raw)
+        if taken:
+            batch, self.waiting = self.waiting[:taken], self.waiting[taken:]
+            self._send(link, batch)
+
+    def _send(self, link: Link, items: list[Outgoing]) -> None:
+        now = trio.current_time()
+        batch = []
+        for item in items:
+            if item.correlation in self.unconfirmed and self.unconfirmed[item.correlation] is item:
+                del self.unconfirmed[item.correlation]
+            item.correlation = link.next_correlation()
+            item.sent_at = now
+            item.tries += 1
+            self.unconfirmed[item.correlation] = item
+            batch.append((item.correlation, item.flags, item.route_version, item.raw))
+        link.send_envelopes(batch)
+
+    def _pop(self, correlation: int) -> Outgoing | None:
+        item = self.unconfirmed.pop(correlation, None)
+        if item is not None:
+            self._bytes -= len(item.raw)
+        return item
+
+    def _take_back(self, items: list[Outgoing]) -> None:
+        for item in items:
+            item.correlation = 0
+        self.waiting = sorted([*self.waiting, *(i for i in items if not i.gone)], key=lambda i: i.order)
+
+    def _settle(self, item: Outgoing) -> None:
+        item.gone = True
+        item.settled(item)
+
+
+def unconfirmed_error(item: Outgoing, waited: str) -> CipherBoxError:
+    """What to tell the owner of an envelope that was not confirmed in time."""
+    reason = f"; the last trouble: {item.trouble}" if item.trouble is not None else ""
+    kind = type(item.trouble) if item.trouble is not None and not isinstance(item.trouble, NetworkError) else TimedOut
+    return kind(f"HQ has not confirmed the envelope within {waited}{reason}")

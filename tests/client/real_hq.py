@@ -1,0 +1,164 @@
+"""A real HQ in this process, over real TLS on loopback, behind a gate that tests may cut, hold and count."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+import trio
+
+from cipherbox.client.api import Client, open_client
+from cipherbox.client.enrol import JoinReport, join
+from cipherbox.config import ServerConfig, load_server_config
+from cipherbox.server.app import serve
+from cipherbox.server.setup import init_hq
+
+
+class Gate:
+    """Forwards TCP to whatever port HQ has now."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.target: int | None = None
+        self.accepted = 0
+        self.back_held = False  # what HQ says is swallowed
+        self._nursery = nursery
+        self._open: set[trio.SocketStream] = set()
+        self.address = ""
+
+    async def start(self) -> None:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        host, port = listener.socket.getsockname()[:2]
+        self.address = f"{host}:{port}"
+        self._nursery.start_soon(trio.serve_listeners, self._handle, [listener])
+
+    async def cut(self) -> None:
+        """Cuts every connection."""
+        for stream in list(self._open):
+            await trio.aclose_forcefully(stream)
+
+    async def _handle(self, client: trio.SocketStream) -> None:
+        self.accepted += 1
+        self._open.add(client)
+        try:
+            if self.target is None:
+                return
+            hq = await trio.open_tcp_stream("127.0.0.1", self.target)
+            async with hq, trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, client, hq, False, nursery)
+                nursery.start_soon(self._pump, hq, client, True, nursery)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._open.discard(client)
+            await trio.aclose_forcefully(client)
+
+    async def _pump(
+        self, source: trio.SocketStream, target: trio.SocketStream, back: bool, nursery: trio.Nursery
+    ) -> None:
+        try:
+            while data := await source.receive_some():
+                if not (back and self.back_held):
+                    await target.send_all(data)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        nursery.cancel_scope.cancel()
+
+
+@attrs.define(eq=False)
+class RealHq:
+    """HQ's directory, its admin, and the running server."""
+
+    directory: Path
+    homes: Path
+    gate: Gate
+    nursery: trio.Nursery
+    config: ServerConfig
+    admin_home: Path
+    offline_ca: Path | None = None
+    websocket: str = ""
+    _running: trio.CancelScope | None = None
+    _stopped: trio.Event = attrs.Factory(trio.Event)
+
+    async def start(self) -> None:
+        server = attrs.evolve(self.config.server, listen="127.0.0.1:0", websocket_listen="127.0.0.1:0")
+        config = attrs.evolve(self.config, server=server)
+        scope, self._stopped = trio.CancelScope(), trio.Event()
+        stopped = self._stopped
+
+        async def run(task_status: trio.TaskStatus[Any]) -> None:
+            try:
+                with scope:
+                    await serve(config, task_status=task_status)
+            finally:
+                stopped.set()
+
+        served = await self.nursery.start(run)
+        self._running = scope
+        self.gate.target = served.addresses[0][1]
+        self.websocket = "wss://{}:{}/".format(*served.websocket[0])
+
+    async def stop(self) -> None:
+        assert self._running is not None
+        self.gate.target = None
+        self._running.cancel()
+        await self._stopped.wait()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    def home(self, client_id: str) -> Path:
+        return self.homes / client_id
+
+    def admin(self, **options: Any) -> Any:
+        return open_client(self.admin_home, **options)
+
+    def client(self, client_id: str, **options: Any) -> Any:
+        return open_client(self.home(client_id), **options)
+
+    async def join(self, *client_ids: str, **options: Any) -> list[JoinReport]:
+        reports = []
+        async with self.admin() as admin:
+            for name in client_ids:
+                token = await admin.enrol(name, **options)
+                reports.append(await join(self.home(name), token))
+        return reports
+
+    def lines(self, client_id: str) -> list[dict[str, Any]]:
+        """What a client received; a line that is being written now is not counted."""
+        path = self.home(client_id) / "data" / "received_messages.jsonl"
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+        return [orjson.loads(line) for line in whole.splitlines()]
+
+
+@asynccontextmanager
+async def real_hq(
+    path: Path, *, offline_ca: Path | None = None, limits: dict[str, Any] | None = None
+) -> AsyncIterator[RealHq]:
+    """A fresh HQ, serving."""
+    async with trio.open_nursery() as nursery:
+        gate = Gate(nursery)
+        await gate.start()
+        directory, admin_home = path / "hq", path / "admin"
+        init_hq(
+            directory, address=gate.address, name="DC-HQ", listen="127.0.0.1:0", offline_ca=offline_ca,
+            admin_id="admin", admin_home=admin_home,
+        )  # fmt: skip
+        config = load_server_config(directory)
+        config = attrs.evolve(config, limits=attrs.evolve(config.limits, **{"stop_s": 1.0, **(limits or {})}))
+        (path / "homes").mkdir()
+        hq = RealHq(directory, path / "homes", gate, nursery, config, admin_home, offline_ca)
+        await hq.start()
+        try:
+            yield hq
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(15):
+                await hq.stop()
+            nursery.cancel_scope.cancel()
+
+
+__all__ = ["Client", "Gate", "RealHq", "real_hq"]

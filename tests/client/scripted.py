@@ -1,0 +1,147 @@
+"""A whole client on a scripted HQ: it holds bundles, answers routes, stores nothing, and does as a test says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cipherbox import pki, transport
+from cipherbox.client.api import Client
+from cipherbox.client.events import Events
+from cipherbox.client.home import Home
+from cipherbox.client.line import Line
+from cipherbox.client.tasks import background
+from cipherbox.config import ClientConfig
+from cipherbox.envelope.layout import split
+from cipherbox.errors import CipherBoxError
+from cipherbox.portable import private_dir
+from cipherbox.wire import frames
+from cipherbox.wire.connection import SendBatch
+from tests.client.fake_hq import FakeHq, Session, no_context
+from tests.client.parties import Authority, Party
+
+
+class ScriptedHq(FakeHq):
+    """Confirms what comes, after ``confirm_s`` (None: only when `release` is called)."""
+
+    def __init__(self, authority: Authority) -> None:
+        super().__init__(self.answer)
+        self.authority = authority
+        self.offers: dict[str, list[bytes]] = {}
+        self.hashes: dict[bytes, tuple[str, bytes]] = {}
+        self.revoked: dict[str, int] = {}
+        self.crl = pki.make_crl(authority.issuing, [], 1)
+        self.readers: list[str] = []
+        self.route_version = 1
+        self.confirm_at_once = True
+        self.refuse_sends: list[CipherBoxError] = []
+        self.held: list[tuple[Session, int]] = []
+        self.envelopes: list[bytes] = []
+        self.asked: list[Any] = []
+        self.acked: list[int] = []
+        self.nacked: list[frames.Nack] = []
+        self.credit: list[tuple[int, int]] = []
+        self.tag = 0
+
+    def offer(self, party: Party) -> None:
+        """HQ's directory holds all bundles of this party."""
+        self.offers[party.identity.client_id] = [b.raw for b in party.bundles]
+        for bundle in party.bundles:
+            self.hashes[bundle.hash] = (bundle.client_id, bundle.raw)
+
+    async def release(self, count: int | None = None) -> None:
+        """Confirms what was held back."""
+        now, self.held = self.held[:count], self.held[len(self.held) if count is None else count :]
+        for session, correlation in now:
+            await session.confirm([correlation])
+
+    async def deliver(self, *items: tuple[int, int, int, bytes]) -> None:
+        """Pushes (seq, attempt, accepted_at, envelope) to the consumer."""
+        session = self.sessions[-1]
+        await session.send_bytes(session.wire.send_deliveries(self.tag, list(items)))
+
+    async def answer(self, session: Session, event: Any) -> None:
+        self.asked.append(event)
+        if isinstance(event, SendBatch):
+            await self._sends(session, event)
+        elif isinstance(event, frames.GetBundles):
+            await session.send(frames.Bundles(event.correlation, self._bundles(event)))
+        elif isinstance(event, frames.GetRevocations):
+            await session.send(frames.Revocations(event.correlation, self.crl))
+        elif isinstance(event, frames.Resolve):
+            queues = [frames.RouteQueue("q", list(self.readers))] if self.readers else []
+            await session.send(frames.Route(event.correlation, self.route_version, queues))
+        elif isinstance(event, frames.Consume):
+            self.tag = event.tag
+            await session.send(frames.Ok(event.correlation, 0))
+        elif isinstance(event, frames.Credit):
+            self.credit.append((event.envelopes, event.size))
+        elif isinstance(event, frames.Ack):
+            numbers = [n for r in event.ranges for n in range(r.first, r.first + r.count)]
+            self.acked += numbers
+            await session.send(frames.AckConfirmed(event.correlation, len(numbers), 0))
+        else:
+            if isinstance(event, frames.Nack):
+                self.nacked.append(event)
+            await session.send(frames.Ok(event.correlation, 0))
+
+    async def _sends(self, session: Session, event: SendBatch) -> None:
+        for correlation, _, _, raw in event.items:
+            if self.refuse_sends:
+                error = self.refuse_sends.pop(0)
+                await session.send(frames.Error(correlation, error.code, error.retryable, str(error), error.detail))
+                continue
+            self.envelopes.append(raw)
+            if self.confirm_at_once:
+                await session.confirm([correlation])
+            else:
+                self.held.append((session, correlation))
+
+    def _bundles(self, event: frames.GetBundles) -> list[frames.BundleAnswer]:
+        found = []
+        for query in event.clients:
+            name = query.client_id
+            state = 2 if name in self.revoked else 0 if name in self.offers else 1
+            later = self.offers.get(name, [])[query.after :]
+            found.append(frames.BundleAnswer(name, state, self.revoked.get(name, 0), later))
+        for wanted in event.hashes:
+            name, raw = self.hashes.get(wanted, ("", b""))
+            at = self.revoked.get(name, 0)
+            found.append(frames.BundleAnswer(name, 2 if at else 0 if raw else 1, at, [raw] if raw else []))
+        return found
+
+    def counts(self) -> list[int]:
+        """Messages in each envelope that came."""
+        return [split(raw).prefix.message_count for raw in self.envelopes]
+
+
+@asynccontextmanager
+async def client_on(
+    hq: ScriptedHq, party: Party, path: Path, monkeypatch: pytest.MonkeyPatch, said: list[Any] | None = None,
+    **options: Any,
+) -> AsyncIterator[Client]:  # fmt: skip
+    """An open client of ``party`` with its home in ``path``."""
+    monkeypatch.setattr(transport, "connect", hq.connect)
+    private_dir(path)
+    config = ClientConfig(path, party.identity.client_id, "hq:1")
+    authority = hq.authority
+    home = Home(
+        config, authority.root.certificate, authority.issuing.certificate, tuple(party.chain), party.key, party.identity
+    )
+    events = Events(said.append if said is not None else None)
+    async with background() as nursery:
+        line = Line(config.address, no_context, events, **options)
+        client = Client(home, line, events, nursery)
+        nursery.start_soon(line.run, nursery)
+        await line.ready()
+        yield client
+
+
+async def settle() -> None:
+    """Lets every task do what it can do now."""
+    await trio.testing.wait_all_tasks_blocked(0.001)

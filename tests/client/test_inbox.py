@@ -1,0 +1,206 @@
+"""The inbox: one step or none, also when the machine dies in the middle."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from cipherbox.client.inbox import Inbox, Received, as_text, timestamp
+from cipherbox.envelope.ids import EnvelopeIds
+from cipherbox.errors import SchemaTooNew, StoreError
+from cipherbox.portable import WINDOWS
+from cipherbox.sealing.body import Message
+from tests.client.parties import now_ms
+
+IDS = EnvelopeIds(now_ms)
+
+
+class Died(BaseException):
+    """The machine died here."""
+
+
+class Dying(Inbox):
+    """Dies between the append and the commit: nothing after it runs, as after a power cut."""
+
+    def _commit(self) -> None:
+        raise Died
+
+    def _undo(self) -> None:
+        pass
+
+
+def received(*contents: bytes, sender: str = "FL-LAB", envelope_id: bytes | None = None, **more: Any) -> Received:
+    messages = [Message(c, more.get("kind", "text/plain"), more.get("headers", {})) for c in contents]
+    return Received(sender, envelope_id or IDS.next(), 0, "box.CA-RC", 1, 1_759_906_980_123, messages)
+
+
+def lines(home: Path) -> list[Any]:
+    return [orjson.loads(x) for x in (home / "data" / "received_messages.jsonl").read_bytes().splitlines()]
+
+
+def test_a_batch_is_recorded_and_known(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    batch = [received(b"one", b"two"), received(b"three", sender="PA-LAB")]
+    made = inbox.record(batch)
+    assert [orjson.loads(line)["content"] for line in made] == ["one", "two", "three"]
+    assert lines(tmp_path)[1]["message_id"][-4:] == "0001"
+    assert lines(tmp_path)[0]["sent_timestamp"] == "2025-10-08T07:03:00.123Z"
+    assert all(inbox.knows(r.sender, r.envelope_id) for r in batch)
+    assert not inbox.knows("PA-LAB", batch[0].envelope_id)  # never the id alone
+    assert not inbox.knows("FL-LAB", IDS.next())
+    inbox.close()
+    again = Inbox(tmp_path)
+    assert all(again.knows(r.sender, r.envelope_id) for r in batch)
+    older = received(b"late", envelope_id=batch[0].envelope_id[:5] + b"\x00" + batch[0].envelope_id[6:])
+    assert not again.knows("FL-LAB", older.envelope_id)
+    again.record([older])
+    assert again.knows("FL-LAB", older.envelope_id)
+    again.close()
+    if not WINDOWS:
+        for name in ("inbox.sqlite3", "data/received_messages.jsonl"):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_death_between_append_and_commit_is_cut_back(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.record([received(b"kept")])
+    inbox.close()
+    dying = Dying(tmp_path)
+    lost = received(b"appended, not committed")
+    with pytest.raises(Died):
+        dying.record([lost])
+    assert len(lines(tmp_path)) == 2
+    dying.close()
+    cut: list[int] = []
+    after = Inbox(tmp_path, cut.append)
+    assert cut == [len(dying_line(lost))]
+    assert [line["content"] for line in lines(tmp_path)] == ["kept"]
+    assert not after.knows(lost.sender, lost.envelope_id)
+    after.record([lost])  # it is delivered again
+    after.close()
+    assert [line["content"] for line in lines(tmp_path)] == ["kept", "appended, not committed"]
+    quiet: list[int] = []
+    Inbox(tmp_path, quiet.append).close()
+    assert quiet == []
+
+
+def dying_line(one: Received) -> bytes:
+    raw = one.envelope_id.hex()
+    name = f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+    line = {
+        "message_id": name,
+        "sender_id": one.sender,
+        "sent_timestamp": "2025-10-08T07:03:00.123Z",
+        "content": one.messages[0].content.decode(),
+    }
+    return orjson.dumps(line) + b"\n"
+
+
+def test_half_a_line_is_cut_back(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.record([received(b"whole")])
+    inbox.close()
+    with (tmp_path / "data" / "received_messages.jsonl").open("ab") as file:
+        file.write(b'{"message_id": "01')
+    Inbox(tmp_path).close()
+    assert [line["content"] for line in lines(tmp_path)] == ["whole"]
+
+
+def test_an_error_records_nothing_and_the_inbox_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox = Inbox(tmp_path)
+    first = received(b"one")
+    inbox.record([first])
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    again = received(b"two")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="nothing was acknowledged"):
+            inbox.record([again])
+    assert not inbox.knows(again.sender, again.envelope_id)
+    assert len(lines(tmp_path)) == 1
+    with pytest.raises(StoreError):
+        inbox.record([first])  # its id is there already: the constraint holds
+    inbox.record([again])
+    inbox.close()
+    assert [line["content"] for line in lines(tmp_path)] == ["one", "two"]
+
+
+def test_a_file_that_was_moved_away_begins_anew(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.record([received(b"archived")])
+    inbox.close()
+    file = tmp_path / "data" / "received_messages.jsonl"
+    file.rename(tmp_path / "october.jsonl")
+    inbox = Inbox(tmp_path)
+    inbox.record([received(b"new")])
+    inbox.close()
+    assert [line["content"] for line in lines(tmp_path)] == ["new"]
+
+
+def test_one_sender_cannot_replace_anothers_file(tmp_path: Path) -> None:
+    same = IDS.next()
+    inbox = Inbox(tmp_path)
+    for sender in ("FL-LAB", "PA-LAB"):
+        content = sender.encode() + b"\xff"
+        inbox.record(
+            [received(content, sender=sender, envelope_id=same, kind="image/png", headers={"filename": "a.png"})]
+        )
+    inbox.close()
+    for line in lines(tmp_path):
+        found = (tmp_path / "data" / line["content"]["file"]).read_bytes()
+        assert found == line["sender_id"].encode() + b"\xff"
+
+
+def test_old_ids_are_dropped_and_then_refused(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    old = EnvelopeIds(lambda: 1_000_000).next()
+    inbox.record([received(b"old", envelope_id=old), received(b"new")])
+    assert not inbox.too_old(old)
+    assert inbox.forget(2_000_000) == 1
+    assert inbox.too_old(old)
+    assert not inbox.too_old(IDS.next())
+    inbox.close()
+    again = Inbox(tmp_path)
+    assert again.too_old(old)
+    assert 2_000_000 <= again.watermark < now_ms()
+    again.close()
+
+
+def test_a_newer_inbox_is_refused(tmp_path: Path) -> None:
+    Inbox(tmp_path).close()
+    db = sqlite3.connect(tmp_path / "inbox.sqlite3")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(SchemaTooNew):
+        Inbox(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "text"),
+    [
+        ("text/plain; charset=utf-8", "grün".encode(), "grün"),
+        ("text/csv", b"a,b", "a,b"),
+        ("application/fhir+json", b"{}", "{}"),
+        ("application/hl7-v2", b"MSH|^~\\&\r", "MSH|^~\\&\r"),
+        ("APPLICATION/JSON", b"[]", "[]"),
+        ("text/plain", b"\xff", None),
+        ("application/octet-stream", b"text all the same", None),
+        ("application/pdf", b"%PDF", None),
+    ],
+)
+def test_what_is_text(kind: str, content: bytes, text: str | None) -> None:
+    assert as_text(Message(content, kind)) == text
+
+
+def test_any_time_a_sender_claims_can_be_written() -> None:
+    assert timestamp(0) == "1970-01-01T00:00:00.000Z"
+    assert timestamp(2**63) == f"{2**63} ms"

@@ -1,0 +1,203 @@
+"""Pins, succession, swapped bundles, senders that were not valid."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cipherbox import pki
+from cipherbox.client.pins import PERSON, SUCCESSION, Pins
+from cipherbox.envelope.bundle import fingerprint
+from cipherbox.errors import (
+    BundleDiscontinuous,
+    BundleError,
+    BundleForAnother,
+    BundleNotCertified,
+    BundleRolledBack,
+    CredentialsError,
+    NotFound,
+    RecipientRevoked,
+    SenderNotValid,
+)
+from tests.client.parties import Authority, Party, now_ms
+from tests.client.scripted import ScriptedHq, client_on
+
+
+async def test_first_use_is_pinned_and_said(
+    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    async with client_on(hq, lab, tmp_path, monkeypatch, said) as client:
+        await client.publish("x", to="CA-RC")
+    (pin,) = Pins(tmp_path).entries()
+    assert pin.bundle.hash == center.bundle.hash
+    assert (pin.how, pin.verified_at) == ("first use", 0)
+    assert any(f"pinned at first use; fingerprint {fingerprint(center.bundle)}" in e.text for e in said)
+    assert (tmp_path / "certs" / "CA-RC_public.key").read_bytes() == center.bundle.encrypt_keys[0].public
+
+
+async def test_keys_that_the_old_ones_signed_are_taken_and_shown(
+    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    async with client_on(hq, lab, tmp_path, monkeypatch, said) as client:
+        await client.publish("x", to="CA-RC")
+        Pins(tmp_path).mark_verified("CA-RC")
+        center.rotate()
+        center.rotate()
+        hq.offer(center)
+        client.directory._asked.clear()
+        await client.publish("y", to="CA-RC")
+    pin = Pins(tmp_path).get("CA-RC")
+    assert pin is not None
+    assert (pin.bundle.sequence, pin.how) == (3, SUCCESSION)
+    assert pin.verified_at > 0  # the verified keys signed for these
+    assert pin.accepted == {b.hash for b in center.bundles}
+    assert any("changed: bundle 1 to 3" in e.text and fingerprint(center.bundle) in e.text for e in said)
+
+
+async def test_a_swapped_bundle_stops_the_sender_until_a_person_compared(
+    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with client_on(hq, lab, tmp_path, monkeypatch) as client:
+        await client.publish("x", to="CA-RC")
+        center.rotate(signed_by_the_old=False)  # certified by HQ's own CA, and yet
+        hq.offer(center)
+        client.directory._asked.clear()
+        for _ in range(2):
+            with pytest.raises(BundleDiscontinuous, match="compare fingerprints"):
+                await client.publish("secret", to="CA-RC")
+        assert len(hq.envelopes) == 1
+        offered = await client.directory.offered("CA-RC")
+        assert fingerprint(offered) == fingerprint(center.bundle)
+        client.directory.pins.accept(offered, PERSON)
+        await client.publish("y", to="CA-RC")
+    assert len(hq.envelopes) == 2
+    pin = Pins(tmp_path).get("CA-RC")
+    assert pin is not None
+    assert pin.verified_at > 0
+
+
+async def test_a_malicious_directory_is_refused(
+    hq: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center.rotate()
+    hq.offer(center)
+    other = authority.party("SF-RC")
+    foreign = Authority("Another HQ").party("CA-RC")
+    async with client_on(hq, lab, tmp_path, monkeypatch) as client:
+        for raw, kind in ((other.bundle.raw, BundleForAnother), (foreign.bundle.raw, BundleNotCertified)):
+            hq.offers["CA-RC"] = [raw]
+            with pytest.raises(kind):
+                await client.publish("x", to="CA-RC")
+        damaged = bytearray(center.bundle.raw)
+        damaged[200] ^= 1
+        hq.offers["CA-RC"] = [bytes(damaged)]
+        with pytest.raises(BundleError):
+            await client.publish("x", to="CA-RC")
+        assert not Pins(tmp_path).entries()
+        hq.offer(center)
+        await client.publish("x", to="CA-RC")
+        client.directory._asked.clear()
+        hq.offers["CA-RC"] = [b"", b"", center.bundles[0].raw]  # number 2 is pinned; number 1 is shown again
+        with pytest.raises(BundleRolledBack):
+            await client.publish("x", to="CA-RC")
+    assert len(hq.envelopes) == 1
+
+
+async def test_a_revoked_recipient_is_not_sealed_for(
+    hq: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked = [(pki.serial(center.chain[0]), pki.now())]
+    async with client_on(hq, lab, tmp_path, monkeypatch) as client:
+        await client.publish("x", to="CA-RC")
+        hq.crl = pki.make_crl(authority.issuing, revoked, 2)
+        client.revocations._asked_at = float("-inf")
+        with pytest.raises(RecipientRevoked):
+            await client.publish("x", to="CA-RC")
+        hq.crl = pki.make_crl(authority.issuing, [], 1)  # HQ shows the list of yesterday
+        client.revocations._asked_at = float("-inf")
+        with pytest.raises(CredentialsError, match="number 2 was seen before"):
+            await client.publish("x", to="CA-RC")
+        hq.crl = pki.make_crl(authority.issuing, [], 3, days=0)
+        with pytest.raises(CredentialsError, match="ended"):
+            await client.publish("x", to="CA-RC")
+    assert len(hq.envelopes) == 1
+
+
+async def test_a_senders_bundle_is_found_and_must_lead_to_the_pin(
+    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lab.bundle
+    lab.rotate()
+    second = lab.bundle
+    hq.offer(lab)
+    async with client_on(hq, center, tmp_path, monkeypatch) as client:
+        directory = client.directory
+        assert directory.known_sender("FL-LAB", second.hash, now_ms()) is None
+        assert (await directory.sender("FL-LAB", second.hash, now_ms())).hash == second.hash
+        assert directory.known_sender("FL-LAB", second.hash, now_ms()) is not None
+        # the pin is number 2; number 1 is reached backwards by its hash
+        assert (await directory.sender("FL-LAB", first.hash, now_ms())).hash == first.hash
+        lab.rotate()
+        hq.offer(lab)
+        assert (await directory.sender("FL-LAB", lab.bundle.hash, now_ms())).sequence == 3
+        pin = Pins(tmp_path).get("FL-LAB")
+        assert pin is not None
+        assert pin.bundle.sequence == 3
+        lab.rotate(signed_by_the_old=False)
+        hq.offer(lab)
+        with pytest.raises(SenderNotValid, match="not signed by the keys before"):
+            await directory.sender("FL-LAB", lab.bundle.hash, now_ms())
+        with pytest.raises(SenderNotValid, match="does not have"):
+            await directory.sender("FL-LAB", bytes(32), now_ms())
+
+
+async def test_a_sender_must_have_been_valid_when_hq_accepted(
+    hq: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hq.offer(lab)
+    bundle = lab.bundle
+    day = 24 * 3600 * 1000
+    async with client_on(hq, center, tmp_path, monkeypatch) as client:
+        sender = client.directory.sender
+        await sender("FL-LAB", bundle.hash, bundle.created_at)
+        for accepted_at in (bundle.created_at - 2 * day, bundle.ends_at + 1):
+            with pytest.raises(SenderNotValid, match="were not valid"):
+                await sender("FL-LAB", bundle.hash, accepted_at)
+        when = datetime.datetime.fromtimestamp(bundle.created_at // 1000 + 100, datetime.UTC)
+        hq.crl = pki.make_crl(authority.issuing, [(pki.serial(lab.chain[0]), when)], 2)
+        client.revocations._asked_at = float("-inf")
+        assert client.directory.known_sender("FL-LAB", bundle.hash, now_ms()) is None
+        await sender("FL-LAB", bundle.hash, pki.ms(when) - 1)
+        with pytest.raises(SenderNotValid, match="was revoked"):
+            await sender("FL-LAB", bundle.hash, pki.ms(when))
+
+
+def test_a_person_cannot_pin_an_older_bundle(tmp_path: Path, authority: Authority) -> None:
+    party = authority.party("CA-RC")
+    first = party.bundle
+    second = party.publish()  # the same identity, so the same fingerprint: the telephone would not notice
+    pins = Pins(tmp_path)
+    pins.accept(second, PERSON)
+    with pytest.raises(BundleRolledBack):
+        pins.accept(first, PERSON)
+
+
+def test_pins_survive_a_lost_note(tmp_path: Path, authority: Authority) -> None:
+    party = authority.party("CA-RC")
+    pins = Pins(tmp_path)
+    with pytest.raises(NotFound):
+        pins.mark_verified("CA-RC")
+    pins.accept(party.bundle, PERSON)
+    assert Pins(tmp_path).entries()[0].verified_at > 0
+    (tmp_path / "certs" / "pins.json").write_text("{ broken")
+    again = Pins(tmp_path).get("CA-RC")
+    assert again is not None
+    assert (again.bundle.hash, again.verified_at) == (party.bundle.hash, 0)
+    (tmp_path / "certs" / "CA-RC.bundle").write_bytes(b"broken")
+    with pytest.raises(BundleError, match="damaged"):
+        Pins(tmp_path).get("CA-RC")
