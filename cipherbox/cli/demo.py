@@ -1,0 +1,361 @@
+"""`demo`: the labs scenario with real processes over mutual TLS, and a check of everything that was promised.
+
+Four labs, three research centers and HQ, each a process of its own running this same program in a home of its own.  The
+labs send before the centers are there, so that everything is searched for plaintext while it waits at HQ, and once more
+at the end.  What differs from what it should be is listed, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from cipherbox.cli.demo_items import BINDINGS, EXCHANGE, LABS, QUEUES, Item, make_items
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import json_option, run
+
+if TYPE_CHECKING:
+    import trio
+
+    from cipherbox.cli.demo_processes import Stage
+
+HQ = "DC-HQ"
+SEED = 20251008
+START_TRIES = 3
+DELIVERIES = """
+    SELECT d.message_id, d.client_id, m.sent_time, d.delivered_time, d.acknowledged_time
+    FROM message_deliveries d JOIN message_metadata m USING (message_id)
+"""
+
+
+@attrs.define
+class Delivery:
+    """One item at one center, as it should be and as it was found."""
+
+    item: str
+    message_id: str
+    sender: str
+    recipient: str
+    size: int
+    sha256: str
+    sent_time: str = ""
+    delivered_time: str = ""
+    acknowledged_time: str = ""
+    received_sha256: str = ""
+
+
+@attrs.define
+class Report:
+    """What the demo found; no differences means that everything is as it should be."""
+
+    directory: Path
+    deliveries: list[Delivery] = attrs.Factory(list)
+    differences: list[str] = attrs.Factory(list)
+    searched_files: int = 0
+    searched_bytes: int = 0
+    received_files: list[Path] = attrs.Factory(list)
+    seconds: float = 0.0
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave the directory, to look around in it.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Work in this new directory instead of a temporary one; it is kept.",
+)
+@json_option
+def demo(keep: bool, directory: Path | None, as_json: bool) -> int:
+    """Play the labs scenario on this machine, in about ten seconds, and check every promise."""
+    from cipherbox.cli.demo_processes import DemoFailed
+    from cipherbox.cli.main import leaf
+    from cipherbox.cli.output import fail
+
+    with ExitStack() as stack:
+        if directory is None:
+            directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
+            if not keep:
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        else:
+            directory.mkdir(mode=0o700, parents=True)
+            keep = True
+        try:
+            report = run(play, directory.absolute(), not as_json)
+        except (DemoFailed, BaseExceptionGroup) as error:
+            failed = leaf(error)
+            if not isinstance(failed, DemoFailed):
+                raise
+            fail(str(failed))
+            return Exit.REFUSED
+        if as_json:
+            _show_json(report)
+        else:
+            _show(report, keep)
+        return Exit.REFUSED if report.differences else Exit.OK
+    return Exit.BUG
+
+
+async def play(directory: Path, talk: bool) -> Report:
+    """The whole scenario below ``directory``, which is empty."""
+    from cipherbox.cli.demo_blind import search
+    from cipherbox.cli.demo_processes import Stage
+
+    def tell(text: str) -> None:
+        if talk:
+            click.echo(f"  {time.monotonic() - began:5.1f} s  {text}")
+
+    began = time.monotonic()
+    stage, report, items = Stage(directory), Report(directory), make_items(SEED)
+    hq, admin = directory / HQ, directory / "admin"
+    server = await _start_hq(stage, hq, admin)
+    try:
+        tell(f"{HQ} serves; its directory is {hq}")
+        await _enrol(stage, directory, admin)
+        tell(f"enrolled by token: {', '.join([*LABS, *QUEUES])}")
+        await _topology(admin)
+        tell(f"exchange {EXCHANGE}: {', '.join(f'{key} -> {queue}' for queue, key in BINDINGS)}")
+        sent = await _send(stage, directory, items)
+        tell("four labs sealed and sent; HQ holds everything now")
+        plaintexts = [(item.file, item.content) for item in items]
+        waiting = search(hq, plaintexts)
+        tell(f"searched {waiting.size / 1e6:.1f} MB at {HQ} for plaintext")
+        await _receive(stage, directory, items)
+        tell("three centers received, opened and acknowledged")
+        await _compare_depth(admin, report)
+    finally:
+        code = await stage.stop(server)
+    if code != Exit.OK:
+        report.differences.append(f"{HQ} ended with {code} when it was asked to stop")
+    _compare(report, directory, items, sent)
+    _read_times(report, hq / "cipherbox.sqlite3")
+    at_end = search(hq, plaintexts)
+    tell(f"searched {at_end.size / 1e6:.1f} MB at {HQ} again")
+    report.searched_files = waiting.files + at_end.files
+    report.searched_bytes = waiting.size + at_end.size
+    report.differences += [f"while it waited: {text}" for text in waiting.found]
+    report.differences += [f"at the end: {text}" for text in at_end.found]
+    report.seconds = time.monotonic() - began
+    return report
+
+
+# -- the acts -----------------------------------------------------------------------------------------------------
+
+
+async def _start_hq(stage: Stage, hq: Path, admin: Path) -> trio.Process:
+    from cipherbox.cli.demo_processes import DemoFailed, free_port
+    from cipherbox.config import LoggingSettings, load_server_config, write_server_config
+
+    for attempt in range(1, START_TRIES + 1):
+        address = f"127.0.0.1:{free_port()}"
+        await stage.run(HQ, "--home", str(admin), "init", str(hq), "--address", address, "--listen", address)
+        # Everything HQ writes, also at DEBUG, lies in its directory and is searched.
+        config = load_server_config(hq)
+        write_server_config(attrs.evolve(config, logging=LoggingSettings(level="DEBUG", directory=hq / "logs")))
+        try:
+            process, _ = await stage.start(HQ, "serve", str(hq))
+        except DemoFailed:
+            if attempt == START_TRIES:
+                raise
+            shutil.rmtree(hq)  # somebody else took the port meanwhile
+            shutil.rmtree(admin)
+        else:
+            return process
+    raise AssertionError("the loop returns or raises")
+
+
+async def _enrol(stage: Stage, directory: Path, admin: Path) -> None:
+    import trio
+
+    from cipherbox.client.api import open_client
+
+    async def join(client_id: str, token: str) -> None:
+        await stage.run(client_id, "--home", str(directory / client_id), "join", stdin=token.encode())
+
+    async with open_client(admin) as client, trio.open_nursery() as nursery:
+        for client_id in (*LABS, *QUEUES):
+            nursery.start_soon(join, client_id, await client.enrol(client_id))
+
+
+async def _topology(admin: Path) -> None:
+    from cipherbox.client.api import open_client
+
+    async with open_client(admin) as client:
+        await client.declare_exchange(EXCHANGE, "topic")
+        for center, queue in QUEUES.items():
+            await client.declare_queue(queue, owner=center)
+        for queue, key in BINDINGS:
+            await client.bind(EXCHANGE, queue, key)
+        for lab in LABS:
+            await client.grant(lab, "publish", EXCHANGE)
+
+
+async def _send(stage: Stage, directory: Path, items: list[Item]) -> dict[str, str]:
+    """Each lab permits its recipients and sends its item; item name -> message id."""
+    import orjson
+    import trio
+
+    sent: dict[str, str] = {}
+
+    async def lab(item: Item) -> None:
+        home = str(directory / item.sender)
+        file = directory / item.sender / item.file
+        file.write_bytes(item.content)
+        await stage.run(item.sender, "--home", home, "route", "allow", EXCHANGE, *item.recipients)
+        arguments = ["send", "--exchange", EXCHANGE, "--key", item.key, "--file", str(file), "--json"]
+        answer = orjson.loads(await stage.run(item.sender, "--home", home, *arguments))
+        sent[item.name] = answer["message_ids"][0]
+
+    async with trio.open_nursery() as nursery:
+        for item in items:
+            nursery.start_soon(lab, item)
+    return sent
+
+
+async def _receive(stage: Stage, directory: Path, items: list[Item]) -> None:
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        for center, queue in QUEUES.items():
+            count = str(sum(center in item.recipients for item in items))
+            home = str(directory / center)
+            arguments = ("--home", home, "receive", "--queue", queue, "--count", count, "--idle", "20")
+            nursery.start_soon(stage.run, center, *arguments)
+
+
+# -- the checks ---------------------------------------------------------------------------------------------------
+
+
+async def _compare_depth(admin: Path, report: Report) -> None:
+    from cipherbox.client.api import open_client
+
+    async with open_client(admin) as client:
+        for row in await client.list("queues"):
+            left = row["waiting"] + row["unacknowledged"]
+            if left:
+                report.differences.append(f"{left} envelopes are still in {row['name']}")
+
+
+def _compare(report: Report, directory: Path, items: list[Item], sent: dict[str, str]) -> None:
+    """Every center's file against what the labs made: nothing missing, nothing twice, nothing else."""
+    received = {center: _received(directory / center) for center in QUEUES}
+    report.received_files = [directory / center / "data" / "received_messages.jsonl" for center in QUEUES]
+    for item in items:
+        message_id = sent[item.name]
+        digest = hashlib.sha256(item.content).hexdigest()
+        for center in item.recipients:
+            delivery = Delivery(item.name, message_id, item.sender, center, len(item.content), digest)
+            report.deliveries.append(delivery)
+            lines = [line for line in received[center] if line["message_id"] == message_id]
+            if len(lines) != 1:
+                report.differences.append(f"{center} has {item.name} {len(lines)} times")
+                continue
+            line = lines[0]
+            received[center].remove(line)
+            delivery.received_sha256 = hashlib.sha256(line["bytes"]).hexdigest()
+            if delivery.received_sha256 != digest:
+                report.differences.append(f"{center}: {item.name} has other bytes than {item.sender} sent")
+            if line["sender_id"] != item.sender or not line["sent_timestamp"]:
+                report.differences.append(f"{center}: {item.name} names sender {line['sender_id']!r} or no time")
+    for center, surplus in received.items():
+        report.differences += [f"{center} has message {line['message_id']}, which is not for it" for line in surplus]
+
+
+def _received(home: Path) -> list[dict[str, Any]]:
+    """A center's received_messages.jsonl, each line with its content as `bytes`."""
+    import orjson
+
+    file = home / "data" / "received_messages.jsonl"
+    if not file.exists():
+        return []
+    lines: list[dict[str, Any]] = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+    for line in lines:
+        content = line["content"]
+        line["bytes"] = content.encode() if isinstance(content, str) else (file.parent / content["file"]).read_bytes()
+    return lines
+
+
+def _read_times(report: Report, database: Path) -> None:
+    """Sent, delivered and acknowledged, from HQ's own view of its deliveries."""
+    import sqlite3
+
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for row in connection.execute(DELIVERIES)]
+    finally:
+        connection.close()
+    if len(rows) != len(report.deliveries):
+        report.differences.append(f"HQ counts {len(rows)} deliveries, not {len(report.deliveries)}")
+    found = {(str(row["message_id"]), str(row["client_id"])): row for row in rows}
+    for delivery in report.deliveries:
+        row = found.get((delivery.message_id, delivery.recipient), {})
+        for name in ("sent_time", "delivered_time", "acknowledged_time"):
+            setattr(delivery, name, str(row.get(name) or ""))
+            if not row.get(name):
+                report.differences.append(f"HQ has no {name} for {delivery.item} at {delivery.recipient}")
+
+
+# -- the report ---------------------------------------------------------------------------------------------------
+
+
+def _show(report: Report, keep: bool) -> None:
+    from cipherbox.cli.output import fail, next_step, safe, say, size_text, table
+
+    say()
+    table(
+        ("item", "from", "to", "size", "SHA-256", "sent", "delivered", "acknowledged"),
+        [
+            (
+                delivery.item,
+                delivery.sender,
+                delivery.recipient,
+                size_text(delivery.size),
+                delivery.received_sha256[:16] + ("" if delivery.received_sha256 == delivery.sha256 else " DIFFERS"),
+                *(_clock(t) for t in (delivery.sent_time, delivery.delivered_time, delivery.acknowledged_time)),
+            )
+            for delivery in report.deliveries
+        ],
+    )
+    say()
+    if report.differences:
+        fail(f"{len(report.differences)} differences:")
+        for difference in report.differences:
+            say(f"  - {safe(difference)}")
+        return
+    say(f"{len(report.deliveries)} deliveries arrived, each with the bytes that were sent.")
+    say(f"{HQ} has read none: no plaintext in {report.searched_files} files, {size_text(report.searched_bytes)}.")
+    say(f"It took {report.seconds:.1f} s.")
+    if keep:
+        for file in report.received_files:
+            say(f"Received: {file}")
+        next_step(f"look around in {report.directory}; the manual: cipherbox manual quickstart")
+    else:
+        next_step("keep the files to look at: cipherbox demo --keep; begin your own: cipherbox manual quickstart")
+
+
+def _show_json(report: Report) -> None:
+    from cipherbox.cli.output import print_json
+
+    print_json(
+        {
+            "deliveries": [attrs.asdict(delivery) for delivery in report.deliveries],
+            "differences": report.differences,
+            "searched_files": report.searched_files,
+            "searched_bytes": report.searched_bytes,
+            "received_files": [str(file) for file in report.received_files],
+            "seconds": round(report.seconds, 3),
+        }
+    )
+
+
+def _clock(text: str) -> str:
+    """The time of day of HQ's text, to the millisecond."""
+    return text.replace("T", " ").rpartition(" ")[2].removesuffix("Z").removesuffix("+00:00") or "-"

@@ -1,0 +1,71 @@
+"""Has HQ any plaintext?  Searches every file of a directory for runs of bytes of known plaintexts.
+
+Every plaintext is cut into blocks of 16 bytes at 16-byte steps.  A run of 31 or more plaintext bytes anywhere in a file
+holds at least one whole block, whatever its position there; so a file is looked at from each of 16 starting points,
+16 bytes at a time, and each piece is looked up in the set of blocks.  That is one lookup per byte of HQ's directory.
+A block of one repeated byte proves nothing (an empty database page is full of them) and is left out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = 16
+WINDOW = 64 * 1024
+_ZEROS = memoryview(bytes(WINDOW + BLOCK - 1))  # empty pages and reserved space hold nothing to look up
+_STEP = struct.Struct(f"{BLOCK}s")
+
+
+class Searched(NamedTuple):
+    """What a search looked at, and what it found."""
+
+    files: int
+    size: int  # bytes, empty pages not counted
+    found: list[str]  # "FILE holds bytes of NAME"
+
+
+def blocks(plaintext: bytes) -> set[tuple[bytes]]:
+    """All whole blocks of a plaintext that could not be anywhere by chance."""
+    whole = len(plaintext) - len(plaintext) % BLOCK
+    return {piece for piece in _STEP.iter_unpack(plaintext[:whole]) if len(set(piece[0])) > 2}
+
+
+def search(directory: Path, plaintexts: Iterable[tuple[str, bytes]]) -> Searched:
+    """Looks for the named plaintexts in every file below ``directory``, whatever its kind."""
+    wanted: dict[tuple[bytes], str] = {}
+    for name, plaintext in plaintexts:
+        wanted.update(dict.fromkeys(blocks(plaintext), name))
+    known = set(wanted)
+    files = size = 0
+    found: list[str] = []
+    for path in sorted(directory.rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue  # HQ dropped it meanwhile
+        hits, looked_at = _hits(data, known)
+        files += 1
+        size += looked_at
+        names = {wanted[hit] for hit in hits}
+        found += [f"{path.relative_to(directory)} holds bytes of {name}" for name in sorted(names)]
+    return Searched(files, size, found)
+
+
+def _hits(data: bytes, known: set[tuple[bytes]]) -> tuple[set[tuple[bytes]], int]:
+    view = memoryview(data)
+    hits: set[tuple[bytes]] = set()
+    looked_at = 0
+    for at in range(0, len(data), WINDOW):
+        window = view[at : at + WINDOW + BLOCK - 1]  # a block across the border is in the window before it
+        if window == _ZEROS[: len(window)]:
+            continue
+        looked_at += min(WINDOW, len(window))
+        for start in range(min(BLOCK, max(0, len(window) - BLOCK + 1))):
+            end = start + (len(window) - start) // BLOCK * BLOCK
+            hits |= known.intersection(_STEP.iter_unpack(window[start:end]))
+    return hits, looked_at

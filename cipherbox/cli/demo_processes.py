@@ -1,0 +1,121 @@
+"""The demo's processes: this same program, started again and again, each ended by its own pid.
+
+What a process prints goes into a file of its own; when it fails, the end of that file is in the error.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import trio
+
+from cipherbox.cli.exits import Exit
+
+STOP_S = 15.0
+LOWEST_PORT, PORTS = 12_000, 20_000
+
+
+class DemoFailed(Exception):
+    """A process of the demo failed; the text says which, and the end of what it printed."""
+
+
+def program() -> list[str]:
+    """How to start this program: the built file when it is one, else the installed package."""
+    if sys.argv and zipfile.is_zipfile(sys.argv[0]):
+        return [sys.executable, str(Path(sys.argv[0]).resolve())]
+    return [sys.executable, "-m", "cipherbox"]
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses at this moment.
+
+    Not one of those that the system gives to outgoing connections: while HQ is down, a client that tries again could be
+    given HQ's own port, and HQ could not have it back.
+    """
+    while True:
+        port = LOWEST_PORT + secrets.randbelow(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Stage:
+    """Starts the program in `directory`, and remembers what runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self._logs = directory / "output"
+        self._logs.mkdir()
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("CIPHERBOX_")}
+        self._environment["PYTHONIOENCODING"] = "utf-8"
+
+    def output(self, name: str) -> Path:
+        """Where a process's output is."""
+        return self._logs / f"{name}.log"
+
+    async def run(self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = 30.0) -> str:
+        """Runs one command to its end; what it printed, or DemoFailed with the end of it."""
+        with self.output(name).open("ab") as log:
+            with trio.move_on_after(limit_s) as scope:
+                done = await trio.run_process(
+                    [*program(), *arguments],
+                    stdin=stdin,
+                    capture_stdout=True,
+                    stderr=log,
+                    check=False,
+                    env=self._environment,
+                )
+            if scope.cancelled_caught:
+                raise DemoFailed(f"{name}: {' '.join(arguments)} took longer than {limit_s:.0f} s{self._tail(name)}")
+            log.write(done.stdout)
+        if done.returncode != Exit.OK:
+            raise DemoFailed(f"{name}: {' '.join(arguments)} ended with {done.returncode}{self._tail(name)}")
+        return bytes(done.stdout).decode()
+
+    async def start(self, name: str, *arguments: str, limit_s: float = 30.0) -> tuple[trio.Process, str]:
+        """Starts a command that stays, and waits for the first line it prints."""
+        log: IO[bytes] = self.output(name).open("ab")
+        with log:
+            process = await trio.lowlevel.open_process(
+                [*program(), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environment,
+            )
+        line = b""
+        with trio.move_on_after(limit_s):
+            assert process.stdout is not None
+            while not line.endswith(b"\n"):
+                piece = await process.stdout.receive_some(4096)
+                if not piece:
+                    break
+                line += piece
+        if not line.endswith(b"\n"):
+            await self.stop(process)
+            raise DemoFailed(f"{name} did not start{self._tail(name)}")
+        return process, line.decode().strip()
+
+    async def stop(self, process: trio.Process) -> int:
+        """Ends one process gracefully, then not; its exit code."""
+        if process.poll() is None:
+            process.terminate()
+        with trio.move_on_after(STOP_S, shield=True):
+            return await process.wait()
+        process.kill()
+        with trio.move_on_after(STOP_S, shield=True):
+            return await process.wait()
+        return -1
+
+    def _tail(self, name: str) -> str:
+        text = self.output(name).read_text("utf-8", "replace") if self.output(name).exists() else ""
+        return ":\n" + "\n".join(text.strip().splitlines()[-12:]) if text.strip() else ""

@@ -1,0 +1,141 @@
+"""Writes the parts of the manual that are made from code: commands, settings, exit codes.
+
+    python -m cipherbox.cli.document
+
+Each page keeps its hand-written text; what stands between `<!-- made: begin -->` and `<!-- made: end -->` is replaced.
+A test compares the pages with what this module makes, so that a new option or setting cannot go undocumented.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import attrs
+import click
+
+from cipherbox import config, limits
+from cipherbox.cli.exits import MEANING
+from cipherbox.cli.main import COMMANDS, cli
+
+BEGIN, END = "<!-- made: begin -->", "<!-- made: end -->"
+MANUAL = Path(__file__).resolve().parent.parent / "manual"
+
+
+def commands() -> str:
+    """Every command with its arguments, options and help."""
+    parts = ["Before any command:\n", *_options(cli, click.Context(cli, info_name="cipherbox"))]
+    for section, names in COMMANDS.items():
+        parts.append(f"\n## {section}\n")
+        for name in names:
+            command = cli.get_command(click.Context(cli), name)
+            assert command is not None
+            parts += _command(command, f"cipherbox {name}")
+    return "\n".join(parts)
+
+
+def settings() -> str:
+    """Every setting of both files, with type, default and meaning."""
+    parts = [f"## HQ: `{config.SERVER_FILE}`\n"]
+    for table, kind in config.SERVER_TABLES.items():
+        if kind is not limits.Limits:
+            parts += _settings(table, kind)
+    parts.append("\n### `[limits]`\n\nEvery bound has a default with a reason; set one only when you know better.\n")
+    reasons = dict(
+        re.findall(r"^    (\w+): \w+ = [^#\n]+# (.+)$", inspect.getsource(limits.Limits), re.MULTILINE)
+    )
+    rows = [
+        (f"`{a.name}`", f"{a.default:_}", reasons.get(a.name, ""))
+        for a in attrs.fields(limits.Limits)
+        if a.name not in config.FIXED_LIMITS
+    ]
+    parts += _table(("key", "default", "why"), rows)
+    parts.append(f"\n## A client: `{config.CLIENT_FILE}`\n")
+    for table, kind in config.CLIENT_TABLES.items():
+        parts += _settings(table, kind)
+    return "\n".join(parts)
+
+
+def exit_codes() -> str:
+    """The table of exit codes."""
+    return "\n".join(_table(("code", "meaning"), [(str(int(code)), words) for code, words in MEANING.items()]))
+
+
+PAGES: dict[str, Callable[[], str]] = {"commands": commands, "configuration": settings, "exit-codes": exit_codes}
+
+
+def renewed(page: str, made: str) -> str:
+    """``page`` with ``made`` between its markers."""
+    head, _, rest = page.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{made.strip()}\n\n{END}{tail}"
+
+
+def _command(command: click.Command, name: str) -> Iterator[str]:
+    context = click.Context(command, info_name=name)
+    if isinstance(command, click.Group):
+        yield f"### `{name}`\n\n{_help(command)}\n"
+        for sub in command.list_commands(context):
+            found = command.get_command(context, sub)
+            assert found is not None
+            yield from _command(found, f"{name} {sub}")
+        return
+    words = [piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
+    yield f"### `{' '.join([name, *words])}`\n\n{_help(command)}\n"
+    yield from _options(command, context)
+
+
+def _options(command: click.Command, context: click.Context) -> Iterator[str]:
+    rows = []
+    for option in command.get_params(context):
+        if isinstance(option, click.Option) and "--help" not in option.opts:
+            found = option.get_help_record(context)
+            assert found is not None
+            rows.append((f"`{found[0]}`", found[1]))
+    if rows:
+        yield from _table(("option", "meaning"), rows)
+        yield ""
+
+
+def _help(command: click.Command) -> str:
+    text = inspect.cleandoc(command.help or "")
+    before, examples, after = text.partition("\b\n")
+    if not examples:
+        return text
+    block, gap, rest = after.partition("\n\n")
+    return f"{before.rstrip()}\n\n```\n{block}\n```{gap}{rest}".rstrip()
+
+
+def _settings(table: str, kind: Any) -> Iterator[str]:
+    words = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    hints = get_type_hints(kind)
+    rows = []
+    for a in attrs.fields(kind):
+        choices = a.metadata["choices"]
+        allowed = ", ".join(choices) if choices else words.get(hints[a.name], "path")
+        default = str(a.default).lower() if isinstance(a.default, bool) else str(a.default or "")
+        rows.append((f"`{a.name}`", allowed, f"`{default}`" if default else "", a.metadata["doc"]))
+    yield f"### `[{table}]`\n"
+    yield from _table(("key", "type", "default", "meaning"), rows)
+    yield ""
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        cells = " | ".join(cell.replace("|", "\\|") for cell in row)
+        yield f"| {cells} |"
+
+
+def main() -> None:
+    for name, make in PAGES.items():
+        file = MANUAL / f"{name}.md"
+        file.write_text(renewed(file.read_text("utf-8"), make()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

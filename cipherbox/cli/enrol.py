@@ -1,0 +1,135 @@
+"""Who belongs to this HQ: tokens, joining, approval, revocation, the list."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from cipherbox.cli.options import CLIENT_ID, DURATION, command_here, home_of, json_option, run, with_admin, with_client
+
+TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
+
+
+@click.command()
+@click.argument("client_id", type=CLIENT_ID)
+@click.option("--role", type=click.Choice(["client", "admin"]), default="client", show_default=True)
+@click.option("--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID")
+@click.option("--valid", type=DURATION, default="24h", show_default=True, help="How long the token lives.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the token to this file.")
+@click.pass_context
+def enroll(ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, output: Path | None) -> None:
+    """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once."""
+    from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.portable import write_private
+
+    token = with_admin(
+        ctx, lambda client: client.enrol(client_id, role=role, approve=approve, valid_s=max(1, int(valid)))
+    )
+    if output:
+        write_private(output, f"{token}\n".encode())
+        say(f"The token for {client_id} is in {output}.")
+    else:
+        warn(f"The token for {client_id}; who has it can enrol as {client_id}:")
+        say(token)
+    steps = [f"on the machine of {client_id}: cipherbox join   (it asks for the token)"]
+    if approve:
+        here = command_here(ctx)
+        steps.append(f"see its short number: {here} clients --pending")
+        steps.append(f"compare it with what they see, then: {here} approve {client_id}")
+    next_step(*steps)
+
+
+@click.command()
+@click.option(
+    "--token-file",
+    type=click.File("rb", lazy=False),
+    help="Read the token from this file; - is standard input.",
+)
+@click.pass_context
+def join(ctx: click.Context, token_file: BinaryIO | None) -> None:
+    """Enrol this machine with the token the admin gave you.
+
+    The token comes from a prompt, from standard input or from a file, never from the command's arguments: those are
+    seen by every user of the machine.
+    """
+    from cipherbox.cli.output import next_step, safe, say, warn
+    from cipherbox.client.enrol import join as join_hq
+
+    home = home_of(ctx)
+    token = _read_token(token_file)
+
+    def show_number(number: str, *, waiting: str = "") -> None:
+        if waiting:
+            warn(f"{waiting[:1].upper()}{waiting[1:]} ...")
+        else:
+            say(f"Number of this enrolment: {safe(number)}   (HQ shows the same; compare them)")
+
+    report = run(lambda: join_hq(home, token, on_number=show_number))
+    say(f"{report.client_id} is enrolled. Its keys are in {home} and leave it never.")
+    if report.role == "admin":
+        next_step(f"see how HQ is: {command_here(ctx)} status")
+        return
+    here = command_here(ctx)
+    next_step(
+        f"to receive:  {here} receive",
+        f"to send:     {here} send --to CA-RC 'Hello'   (who is there: {here} clients)",
+    )
+
+
+@click.command()
+@click.argument("client_id", type=CLIENT_ID)
+@click.option("--refuse", is_flag=True, help="Refuse it instead.")
+@click.pass_context
+def approve(ctx: click.Context, client_id: str, refuse: bool) -> None:
+    """Let the held enrolment of CLIENT_ID go.  Compare the short number with them first."""
+    from cipherbox.cli.output import say
+
+    with_admin(ctx, lambda client: client.approve(client_id, accept=not refuse))
+    say(f"{client_id} is {'refused' if refuse else 'approved'}.")
+
+
+@click.command()
+@click.argument("client_id", type=CLIENT_ID)
+@click.option("--reason", default="revoked by the admin", show_default=True, help="For the record.")
+@click.pass_context
+def revoke(ctx: click.Context, client_id: str, reason: str) -> None:
+    """Revoke every certificate of CLIENT_ID and cut its connections at once."""
+    from cipherbox.cli.output import next_step, say
+
+    with_admin(ctx, lambda client: client.revoke(client_id, reason))
+    say(f"{client_id} is revoked; its connections are cut.")
+    next_step(f"should it come back with new keys: cipherbox enroll {client_id}")
+
+
+@click.command()
+@click.option("--pending", is_flag=True, help="The enrolments that wait for approval or for the CA (admin).")
+@json_option
+@click.pass_context
+def clients(ctx: click.Context, pending: bool, as_json: bool) -> None:
+    """List who is enrolled; with --pending, who waits."""
+    from cipherbox.cli.output import next_step, print_json, rows_table
+
+    opened = with_admin if pending else with_client
+    rows = opened(ctx, lambda client: client.list("pending" if pending else "clients"))
+    if as_json:
+        print_json(rows)
+        return
+    rows_table(rows, empty="nobody waits" if pending else "nobody is enrolled yet")
+    if pending and rows:
+        next_step(f"compare the number with them, then: {command_here(ctx)} approve CLIENT_ID")
+
+
+def _read_token(token_file: BinaryIO | None) -> str:
+    if token_file is not None:
+        raw = token_file.read(TOKEN_BYTES)
+    elif sys.stdin.isatty():
+        raw = click.prompt("Token", hide_input=True, prompt_suffix=": ", err=True).encode()
+    else:
+        raw = sys.stdin.buffer.read(TOKEN_BYTES)
+    text: str = raw.decode("utf-8", "replace").strip()
+    if not text:
+        raise click.UsageError("The token is empty. The admin makes one with: cipherbox enroll CLIENT_ID")
+    return text

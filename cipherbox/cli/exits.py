@@ -1,0 +1,96 @@
+"""Exit codes: one table for every command, and what each kind of error advises to do next.
+
+Scripts may rely on the numbers; the manual page `exit-codes` says the same, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from cipherbox import errors
+
+
+class Exit(enum.IntEnum):
+    """Every code `cipherbox` ends with."""
+
+    OK = 0
+    REFUSED = 1
+    USAGE = 2
+    NETWORK = 3
+    CREDENTIALS = 4
+    CONFIG = 5
+    STORE = 6
+    KEYS = 7
+    ENVELOPE = 8
+    PROTOCOL = 9
+    BUG = 70
+    INTERRUPTED = 130
+
+
+MEANING: dict[Exit, str] = {
+    Exit.OK: "done",
+    Exit.REFUSED: "HQ refused the request, or a comparison found a difference",
+    Exit.USAGE: "the command was not given what it needs",
+    Exit.NETWORK: "HQ cannot be reached, or the line was cut; trying again later may help",
+    Exit.CREDENTIALS: "the certificate or the enrolment token was not accepted",
+    Exit.CONFIG: "a setting or a file it names is not valid",
+    Exit.STORE: "this machine's storage failed: a file, a disk, the database, a lock",
+    Exit.KEYS: "a key bundle is not trusted, or a recipient is not allowed; somebody must look",
+    Exit.ENVELOPE: "an envelope must not be opened, or cannot be sealed this way",
+    Exit.PROTOCOL: "the two ends did not understand each other",
+    Exit.BUG: "a mistake in CipherBox itself",
+    Exit.INTERRUPTED: "stopped by Ctrl-C",
+}
+
+_BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
+    (errors.EnrolmentRefused, Exit.CREDENTIALS),
+    (errors.Refused, Exit.REFUSED),
+    (errors.NetworkError, Exit.NETWORK),
+    (errors.CredentialsError, Exit.CREDENTIALS),
+    (errors.ConfigError, Exit.CONFIG),
+    (errors.StoreError, Exit.STORE),
+    (errors.BundleError, Exit.KEYS),
+    (errors.EnvelopeError, Exit.ENVELOPE),
+    (errors.ProtocolError, Exit.PROTOCOL),
+)
+
+# The nearest class wins: an error without a line of its own gets its parent's.
+_ADVICE: dict[type[errors.CipherBoxError], str] = {
+    errors.NetworkError: "Is HQ running (cipherbox serve), and is the address in client.toml right?",
+    errors.GoingAway: "HQ is stopping; run the command again in a moment.",
+    errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
+    errors.Revoked: "The admin revoked this client. Ask the admin why.",
+    errors.TokenError: "A token works once, for one id, for a day. Ask the admin for a new one (cipherbox enroll).",
+    errors.EnrolmentRefused: "Ask the admin for a new token (cipherbox enroll).",
+    errors.Forbidden: "The admin can permit it: cipherbox grant",
+    errors.NotFound: "See what there is: cipherbox exchange list, cipherbox queue list",
+    errors.UnknownRecipient: "See who is enrolled: cipherbox clients",
+    errors.RecipientRevoked: "See who is enrolled: cipherbox clients",
+    errors.NoRoute: "See where it would go: cipherbox route resolve EXCHANGE KEY; bindings: cipherbox binding list",
+    errors.RouteChanged: "See who reads it now: cipherbox route resolve EXCHANGE KEY; then send again.",
+    errors.AmbiguousRoute: "A reader is behind two of the bound queues: cipherbox route resolve EXCHANGE KEY",
+    errors.ClockSkew: "Set this machine's clock.",
+    errors.Busy: "Nothing was lost. Run the command again later.",
+    errors.NotAllowed: "Permit the recipient: cipherbox route allow EXCHANGE CLIENT_ID",
+    errors.BundleDiscontinuous: "Compare fingerprints by telephone, then: cipherbox keys verify CLIENT_ID",
+    errors.BundleRolledBack: "HQ showed an old key. Tell the admin; do not send until it is explained.",
+    errors.BundleExpired: "Its owner must connect once (cipherbox receive) to publish a new one.",
+    errors.UnsafeMix: "Ask the recipient with the older key to join again, or send to each separately.",
+    errors.StoreLocked: "Stop the other process that uses this directory, or choose another directory.",
+    errors.SchemaTooNew: "Install the newer cipherbox.pyz that wrote it.",
+    errors.VersionMismatch: "Install the same cipherbox.pyz on both machines.",
+}
+
+
+def exit_code(error: BaseException) -> Exit:
+    """The code for an error; what is no error of ours and not about files is a bug."""
+    if isinstance(error, errors.CipherBoxError):
+        return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), Exit.BUG)
+    if isinstance(error, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    return Exit.STORE if isinstance(error, OSError) else Exit.BUG
+
+
+def advice(error: BaseException) -> str:
+    """What to do next, or nothing when the message says it already."""
+    return next((_ADVICE[kind] for kind in type(error).__mro__ if kind in _ADVICE), "")

@@ -1,0 +1,119 @@
+"""HQ's own two commands: `init` makes its directory, `serve` runs it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from cipherbox.cli.options import CLIENT_ID, command_here, home_of, run
+from cipherbox.config import DEFAULT_PORT
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--address",
+    default=f"127.0.0.1:{DEFAULT_PORT}",
+    show_default=True,
+    help="Where clients find HQ: host:port or wss://host:port/, several separated by commas.",
+)
+@click.option("--listen", help="What HQ listens on. [default: 127.0.0.1 for a local address, else every interface]")
+@click.option("--websocket-listen", default="", help="host:port for the same inside WebSocket.")
+@click.option("--name", default="DC-HQ", show_default=True, help="What HQ calls itself.")
+@click.option("--admin-id", type=CLIENT_ID, default="admin", show_default=True, help="The first admin's client id.")
+@click.option(
+    "--offline-ca",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the CA's keys in this directory, to be carried off this machine.",
+)
+@click.pass_context
+def init(
+    ctx: click.Context,
+    directory: Path,
+    address: str,
+    listen: str | None,
+    websocket_listen: str,
+    name: str,
+    admin_id: str,
+    offline_ca: Path | None,
+) -> None:
+    """Make HQ's data directory DIRECTORY, its certification authority and the first admin.
+
+    The admin's certificate goes into --home, so that the admin's commands work on this machine at once.
+    """
+    from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.server.setup import init_hq
+
+    report = init_hq(
+        directory,
+        address=address,
+        name=name,
+        listen=listen if listen is not None else _listen_for(address, websocket_only=bool(websocket_listen)),
+        websocket_listen=websocket_listen,
+        offline_ca=offline_ca,
+        admin_id=admin_id,
+        admin_home=home_of(ctx),
+    )
+    say(f"HQ {name!r} is ready in {directory}.")
+    say(f"Admin {admin_id!r}: certificate in {home_of(ctx)}.")
+    say(f"Root certificate, SHA-256: {report.root_fingerprint}")
+    if offline_ca:
+        warn(f"The CA's keys are in {offline_ca}. Carry this directory off this machine now.")
+    next_step(
+        f"start HQ, here or under systemd:      cipherbox serve {shlex.quote(str(directory))}",
+        f"then make a token for each client:    {command_here(ctx)} enroll FL-LAB",
+    )
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def serve(directory: Path) -> None:
+    """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM)."""
+    import trio
+
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.config import ServerConfig, load_server_config
+    from cipherbox.ops.logs import get_logger, setup_logging
+    from cipherbox.ops.systemd import notify
+    from cipherbox.portable import stop_signals
+    from cipherbox.server.app import serve as serve_hq
+
+    config: ServerConfig = load_server_config(directory)
+    setup_logging(config.logging)
+    log = get_logger(__name__)
+
+    async def main() -> None:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
+            async with trio.open_nursery() as nursery:
+                served = await nursery.start(serve_hq, config)
+                listening = ", ".join(f"{host}:{port}" for host, port in [*served.addresses, *served.websocket])
+                say(f"{config.server.name} listens on {listening}. Ctrl-C stops it.")
+                if sys.stdout.isatty():
+                    next_step("in another terminal: cipherbox enroll FL-LAB")
+                notify("READY=1", f"STATUS=listening on {listening}")
+                async for _ in signals:
+                    break
+                log.info("Stopping")
+                notify("STOPPING=1")
+                nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def _listen_for(address: str, *, websocket_only: bool) -> str:
+    """What to listen on for an address: loopback stays loopback, anything else means every interface."""
+    from cipherbox.config import parse_listen
+
+    plain = [part.strip() for part in address.split(",") if "://" not in part]
+    if not plain:
+        return "" if websocket_only else f"0.0.0.0:{DEFAULT_PORT}"
+    found = []
+    for host, port in parse_listen(",".join(plain)):
+        local = host == "localhost" or host.startswith("127.")
+        entry = f"127.0.0.1:{port}" if local else f"[::1]:{port}" if host == "::1" else f"0.0.0.0:{port}"
+        if entry not in found:
+            found.append(entry)
+    return ",".join(found)

@@ -1,0 +1,166 @@
+"""The command `cipherbox`: its table of commands, and the one place where an error becomes words and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from cipherbox.cli.exits import Exit, advice, exit_code
+from cipherbox.errors import CipherBoxError
+
+DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
+
+# section -> command -> (module below cipherbox.cli, attribute, one line)
+COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "Headquarters": {
+        "init": ("hq", "init", "Make HQ's data directory, its CA and the first admin."),
+        "serve": ("hq", "serve", "Run HQ."),
+        "enroll": ("enrol", "enroll", "Make a one-time token for a new client."),
+        "approve": ("enrol", "approve", "Let a held enrolment go, or refuse it."),
+        "revoke": ("enrol", "revoke", "Revoke a client and cut its connections."),
+        "grant": ("topology", "grant", "Give or take a right."),
+        "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
+    },
+    "Every client": {
+        "join": ("enrol", "join", "Enrol this machine with a token."),
+        "send": ("send", "send", "Seal a message or file and send it."),
+        "receive": ("receive", "receive", "Receive, open and acknowledge until stopped."),
+        "fetch": ("receive", "fetch", "Take what waits now, then stop."),
+        "status": ("status", "status", "Where is my message?  And how is HQ?"),
+        "clients": ("enrol", "clients", "List who is enrolled."),
+    },
+    "Routes and keys": {
+        "exchange": ("topology", "exchange", "Declare and list exchanges."),
+        "queue": ("topology", "queue", "Declare and list queues."),
+        "binding": ("topology", "binding", "Lead routing keys into queues."),
+        "route": ("route", "route", "Who may receive what you send to an exchange."),
+        "keys": ("keys", "keys", "Other parties' keys: list, compare, pin."),
+    },
+    "More": {
+        "demo": ("demo", "demo", "Play the labs scenario on this machine."),
+        "manual": ("texts", "manual", "Read the manual."),
+        "version": ("texts", "version", "Print the version."),
+    },
+}
+_FLAT = {name: entry for section in COMMANDS.values() for name, entry in section.items()}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_FLAT)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _FLAT:
+            return None
+        module, attribute, _ = _FLAT[cmd_name]
+        found: click.Command = getattr(importlib.import_module(f"cipherbox.cli.{module}"), attribute)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _FLAT and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], list(_FLAT), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint} See: cipherbox --help", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, commands in COMMANDS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, entry[2]) for name, entry in commands.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="New here? cipherbox manual quickstart - or see it run: cipherbox demo",
+)
+@click.option(
+    "--home",
+    envvar="CIPHERBOX_HOME",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="This client's directory. [default: $CIPHERBOX_HOME, else ~/.cipherbox]",
+)
+@click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, home: Path | None, debug: bool) -> None:
+    """CipherBox: a blind message broker in one file."""
+    ctx.obj = home
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs one command and ends the process with its code; an error becomes plain words, never a traceback."""
+    try:
+        result = cli.main(arguments, prog_name="cipherbox", standalone_mode=False)
+        sys.stdout.flush()
+        code = result if isinstance(result, int) else Exit.OK
+    except click.UsageError as error:
+        error.show()
+        code = Exit.USAGE
+    except click.Abort:
+        code = Exit.INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        code = Exit.USAGE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit complains again
+        code = Exit.REFUSED
+    except BaseException as error:
+        code = _report(error, arguments if arguments is not None else sys.argv[1:])
+    sys.exit(int(code))
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The one error that says most of a group: ours before others, a refusal before a cut line."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [leaf(inner) for inner in error.exceptions]
+    for kind in (KeyboardInterrupt, SystemExit):
+        if found := [e for e in leaves if isinstance(e, kind)]:
+            return found[0]
+    strangers = [e for e in leaves if not isinstance(e, CipherBoxError)]
+    return strangers[0] if strangers else min(leaves, key=lambda e: exit_code(e) == Exit.NETWORK)
+
+
+def _report(group: BaseException, arguments: list[str]) -> int:
+    error = leaf(group)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else Exit.OK if error.code is None else Exit.REFUSED
+    code = exit_code(error)
+    if code == Exit.INTERRUPTED:
+        return code
+    if _wants_traceback(arguments):
+        import traceback
+
+        traceback.print_exception(group)
+    from cipherbox.cli.output import fail, safe
+
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if code == Exit.BUG:
+        text = f"CipherBox made a mistake ({type(error).__name__}: {text})"
+        fail(safe(text), "Please report it with what this shows: cipherbox --debug ...")
+    else:
+        fail(safe(sentence(text)), advice(error))
+    return code
+
+
+def _wants_traceback(arguments: list[str]) -> bool:
+    return "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+
+
+def sentence(text: str) -> str:
+    """The text as a sentence begins: with a capital, unless it begins with a path, an address or a code word."""
+    first = text.split(" ", 1)[0]
+    return text[:1].upper() + text[1:] if first.replace("'", "").isalpha() else text

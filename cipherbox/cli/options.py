@@ -1,0 +1,116 @@
+"""What several commands share: option types, and running a piece of work with an open client."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from cipherbox.errors import Forbidden, InvalidRequest
+from cipherbox.limits import check_client_id, check_name
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+T = TypeVar("T")
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class ClientId(click.ParamType[str]):
+    """A client id, checked before anything is sent."""
+
+    name = "client_id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return check_client_id(value)
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
+
+class Name(click.ParamType[str]):
+    """The name of an exchange or queue, or a routing key."""
+
+    def __init__(self, what: str) -> None:
+        self.name = what.rpartition(" ")[2]
+        self._what = what
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return check_name(value, self._what)
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
+
+class Duration(click.ParamType[float]):
+    """``90``, ``90s``, ``15m``, ``12h`` or ``7d``, as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip().lower())
+        if not found:
+            self.fail(f"{value!r} is no duration; say for example 90s, 15m, 12h or 7d", param, ctx)
+        return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+CLIENT_ID = ClientId()
+EXCHANGE = Name("name of an exchange")
+QUEUE = Name("name of a queue")
+KEY = Name("routing key")
+DURATION = Duration()
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def home_of(ctx: click.Context) -> Path:
+    """The client's directory: --home, $CIPHERBOX_HOME, or ~/.cipherbox."""
+    from cipherbox.config import default_home
+
+    home: Path | None = ctx.find_root().obj
+    return (home or default_home()).absolute()
+
+
+def command_here(ctx: click.Context) -> str:
+    """`cipherbox`, with --home when this command was given one: for advice about this same client."""
+    home: Path | None = ctx.find_root().obj
+    return "cipherbox" if home is None else f"cipherbox --home {shlex.quote(str(home))}"
+
+
+def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """Runs an async function to its end."""
+    import trio
+
+    result: T = trio.run(work, *arguments)
+    return result
+
+
+def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Opens this machine's client, does the work, closes it."""
+    from cipherbox.client.api import open_client
+
+    home = home_of(ctx)
+
+    async def main() -> T:
+        async with open_client(home) as client:
+            return await work(client)
+
+    return run(main)
+
+
+def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
+    """As `with_client`, for what only an admin may do; Forbidden says so before HQ has to."""
+
+    async def checked(client: Client) -> T:
+        if client.role != "admin":
+            raise Forbidden(f"only an admin may do that, and {client.client_id} is none; use the admin's --home")
+        return await work(client)
+
+    return with_client(ctx, checked)

@@ -1,0 +1,176 @@
+"""How things look on the screen.
+
+Results go to standard output, so that a script can read them; what to do next, warnings and errors go to standard
+error.  Text that another party chose is passed through `safe` before it gets here: a client id that is really an escape
+sequence must not move the cursor.  Colour is used on a terminal only, and never carries meaning alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+
+from cipherbox.cli.main import COMMANDS
+from cipherbox.portable import escape_text as safe
+
+if TYPE_CHECKING:
+    from cipherbox.client.events import Event
+
+CHECK = "✅"
+_COMMAND = re.compile(rf"\bcipherbox (?=(?:--home|{'|'.join(c for s in COMMANDS.values() for c in s)})\b)")
+
+__all__ = [
+    "as_called",
+    "fail",
+    "next_step",
+    "print_event",
+    "print_json",
+    "print_raw",
+    "rows_table",
+    "safe",
+    "say",
+    "size_text",
+    "table",
+    "time_text",
+    "warn",
+]
+
+
+def say(text: str = "") -> None:
+    """One result, to standard output."""
+    click.echo(text)  # click flushes, so that a program that reads us sees every line at once
+
+
+def warn(text: str) -> None:
+    """Something the user should see but a script need not read."""
+    click.secho(text, err=True, fg="yellow")
+
+
+def next_step(*lines: str) -> None:
+    """What a newcomer does now."""
+    for number, line in enumerate(lines):
+        click.secho(("Next: " if number == 0 else "      ") + as_called(line), err=True, fg="cyan")
+
+
+def fail(text: str, advice: str = "") -> None:
+    """An error in plain words, and what to do about it."""
+    click.secho(f"Error: {text}", err=True, fg="red")
+    if advice:
+        click.secho(f"       {as_called(advice)}", err=True)
+
+
+def as_called(text: str) -> str:
+    """``text`` with each command in it as the user has to type it: `cipherbox send`, `python3 cipherbox.pyz send`."""
+    return _COMMAND.sub(lambda _: f"{_called()} ", text)
+
+
+def _called() -> str:
+    program = Path(sys.argv[0])
+    if program.suffix == ".pyz":
+        return "cipherbox" if shutil.which("cipherbox") else f"python3 {shlex.quote(sys.argv[0])}"
+    return "cipherbox" if program.stem == "cipherbox" else "python3 -m cipherbox"
+
+
+def print_json(value: object) -> None:
+    """A value as one line of JSON, for scripts."""
+    click.echo(orjson.dumps(value, default=_plain).decode())
+
+
+def print_event(event: Event) -> None:
+    """A line that the client says while it works; a check mark when HQ has it durably."""
+    if not event.mark or not _can_print(CHECK):
+        click.echo(event, err=event.role == "LINE")
+        return
+    stamp, bracket, rest = event.partition("] ")
+    click.echo(f"{stamp}{bracket}{CHECK} {rest}")
+
+
+def print_raw(line: bytes) -> None:
+    """Bytes as they are, to standard output."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "none") -> None:
+    """A table; numbers stand to the right.  Plain columns when the output is no terminal."""
+    texts: list[list[object]] = [[cell if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    if not texts:
+        say(empty)
+        return
+    if not sys.stdout.isatty():
+        widths = [max(len(h), *(len(str(row[i])) for row in texts)) for i, h in enumerate(heads)]
+        lines: list[list[object]] = [list(heads), *texts]
+        for line in lines:
+            cells = [f"{c:>{w}}" if isinstance(c, int) else f"{c:<{w}}" for c, w in zip(line, widths, strict=True)]
+            say("  ".join(cells).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for index, head in enumerate(heads):
+        grid.add_column(head, justify="right" if isinstance(texts[0][index], int) else "left")
+    for row in texts:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(grid)
+
+
+def rows_table(rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> None:
+    """HQ's rows as a table: the keys of the first row are the heads, times and lists in words, all text made safe."""
+    heads = list(rows[0]) if rows else []
+    cells = [[_cell(head, row.get(head)) for head in heads] for row in rows]
+    table([head.removesuffix("_at").replace("_", " ") for head in heads], cells, empty=empty)
+
+
+def _cell(head: str, value: object) -> object:
+    if head.endswith("_at") and isinstance(value, int):
+        return time_text(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return value
+    if isinstance(value, list | tuple):
+        return ", ".join(safe(str(v)) for v in value) or "-"
+    return "-" if value in (None, "") else safe(str(value))
+
+
+def time_text(ms: int) -> str:
+    """A time in ms since 1970 as local time to the second; a dash for none."""
+    if not ms:
+        return "-"
+    return datetime.datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def size_text(size: int) -> str:
+    """Bytes in the unit a person would use."""
+    number = float(size)
+    for unit in ("B", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    return str(value)

@@ -1,0 +1,110 @@
+"""`receive` and `fetch`: each message once into data/received_messages.jsonl, then acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.options import DURATION, QUEUE, home_of, json_option, run
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+    from cipherbox.client.receiver import Receiver
+
+    Work = Callable[[Client, Receiver], Awaitable[None]]
+
+_queue_option = click.option(
+    "--queue", "queues", type=QUEUE, multiple=True, help="Only this queue; repeatable. [default: all you read]"
+)
+
+
+@click.command()
+@_queue_option
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
+@click.option("--idle", type=DURATION, help="Stop when nothing came for so long, for example 30s.")
+@json_option
+@click.pass_context
+def receive(
+    ctx: click.Context, queues: tuple[str, ...], count: int | None, idle: float | None, as_json: bool
+) -> None:
+    """Receive, open and acknowledge until Ctrl-C; HQ pushes what comes.
+
+    Every message enters data/received_messages.jsonl in your directory exactly once; content that is not text goes to a
+    file beside it, named in its line.  With --json these lines are printed too, and nothing else.
+    """
+    from cipherbox.cli.output import say, warn
+
+    async def work(client: Client, receiver: Receiver) -> None:
+        await client.line.ready()
+        if not as_json and count is None and idle is None:
+            warn("Waiting for messages; Ctrl-C stops.")
+        await receiver.run(list(queues) or None, count=count, idle_s=idle)
+
+    # Without an end of its own it is a service: it waits for HQ as long as it takes.
+    receiver = _with_receiver(ctx, as_json, work, keep_trying=count is None and idle is None)
+    if not as_json:
+        say(f"{receiver.received} message(s) received: {home_of(ctx) / 'data' / 'received_messages.jsonl'}")
+    _tell(receiver)
+
+
+@click.command()
+@_queue_option
+@click.option("--count", type=click.IntRange(min=1), help="At most so many messages.")
+@json_option
+@click.pass_context
+def fetch(ctx: click.Context, queues: tuple[str, ...], count: int | None, as_json: bool) -> None:
+    """Take what waits now, into the same file as `receive`, then stop."""
+    from cipherbox.cli.output import next_step, say
+
+    async def work(_: Client, receiver: Receiver) -> None:
+        await receiver.drain(list(queues) or None, count=count)
+
+    receiver = _with_receiver(ctx, as_json, work)
+    if not as_json:
+        say(f"{receiver.received} message(s) received: {home_of(ctx) / 'data' / 'received_messages.jsonl'}")
+        if not receiver.received:
+            next_step("wait for messages as they come: cipherbox receive")
+    _tell(receiver)
+
+
+def _with_receiver(ctx: click.Context, as_json: bool, work: Work, *, keep_trying: bool = False) -> Receiver:
+    """Opens client and receiver and does the work, until it ends or somebody asks it to."""
+    import trio
+
+    from cipherbox.cli.output import print_event, print_raw
+    from cipherbox.client.api import open_client
+    from cipherbox.client.receiver import Receiver
+    from cipherbox.portable import stop_signals
+
+    def print_lines(lines: list[bytes]) -> None:
+        for line in lines:
+            print_raw(line)
+
+    async def main() -> Receiver:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
+            on_event = None if as_json else print_event
+            async with open_client(home_of(ctx), on_event=on_event, keep_trying=keep_trying) as client:
+                receiver = Receiver(client, on_lines=print_lines if as_json else None)
+                async with trio.open_nursery() as nursery:
+
+                    async def until_stopped() -> None:
+                        async for _ in signals:
+                            nursery.cancel_scope.cancel()
+
+                    nursery.start_soon(until_stopped)
+                    await work(client, receiver)
+                    nursery.cancel_scope.cancel()
+                return receiver
+
+    return run(main)
+
+
+def _tell(receiver: Receiver) -> None:
+    from cipherbox.cli.output import warn
+
+    if receiver.duplicates:
+        warn(f"{receiver.duplicates} envelope(s) came again and were not written twice.")
+    if receiver.refused:
+        warn(f"{receiver.refused} envelope(s) could not be opened; HQ has the reason.")

@@ -1,0 +1,142 @@
+"""`send`: seal a text, files or standard input for recipients or for an exchange, and wait for HQ's confirm."""
+
+from __future__ import annotations
+
+import mimetypes
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, home_of, json_option, run
+from cipherbox.limits import LIMITS
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Confirmation
+    from cipherbox.sealing.body import Message
+
+TEXT = "text/plain; charset=utf-8"
+BINARY = "application/octet-stream"
+_LAB_TYPES = {".hl7": "application/hl7-v2", ".jsonl": "application/jsonl", ".fhir": "application/fhir+json"}
+
+
+@click.command()
+@click.argument("content", required=False)
+@click.option("--to", type=CLIENT_ID, multiple=True, help="A recipient's client id; repeatable.")
+@click.option("--exchange", type=EXCHANGE, help="Send by route: to whoever reads what is bound there.")
+@click.option("--key", type=KEY, help="The routing key for --exchange.")
+@click.option(
+    "--file",
+    "files",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    help="Send this file; repeatable, one message each.",
+)
+@click.option("--type", "content_type", default="", help="Content type. [default: from the file's name; text]")
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header, sealed too; repeatable.")
+@click.option("--expires", type=DURATION, help="Give up what was not received within this time, for example 7d.")
+@click.option("--partial", is_flag=True, help="Send although some recipients of the route have no queue.")
+@json_option
+@click.pass_context
+def send(
+    ctx: click.Context,
+    content: str | None,
+    to: tuple[str, ...],
+    exchange: str | None,
+    key: str | None,
+    files: tuple[Path, ...],
+    content_type: str,
+    headers: tuple[str, ...],
+    expires: float | None,
+    partial: bool,
+    as_json: bool,
+) -> None:
+    """Seal CONTENT on this machine and send it: only the recipients can open it.
+
+    \b
+    cipherbox send --to CA-RC 'Sample 17 is ready'
+    cipherbox send --to CA-RC --to SF-RC --file results.csv
+    cipherbox send --exchange lab_reports --key all --file report.hl7
+    some-program | cipherbox send --to CA-RC
+    """
+    from cipherbox.cli.output import next_step, print_event, print_json, warn
+
+    if bool(to) == bool(exchange):
+        raise click.UsageError("Say who receives it: --to CLIENT_ID, or --exchange NAME with --key KEY.")
+    if exchange and not key:
+        raise click.UsageError("A route needs its routing key: --key KEY.")
+    if content is not None and files:
+        raise click.UsageError("Give the content as an argument or as --file, not both.")
+    messages = _messages(content, files, content_type, _headers(headers))
+    expires_at = int((time.time() + expires) * 1000) if expires else 0
+
+    async def main() -> Confirmation:
+        from cipherbox.client.api import open_client
+
+        async with open_client(home_of(ctx), on_event=None if as_json else print_event) as client:
+            return await client.publish(
+                messages,
+                to=list(to) or None,
+                exchange=exchange or "",
+                routing_key=key or "",
+                expires_at=expires_at,
+                partial=partial,
+            )
+
+    confirmation = run(main)
+    ids = [str(message_id) for message_id in confirmation.message_ids]
+    if as_json:
+        print_json(
+            {
+                "message_ids": ids,
+                "accepted_at": confirmation.accepted_at,
+                "queues": list(confirmation.queues),
+                "missing": list(confirmation.missing),
+                "again": confirmation.again,
+            }
+        )
+        return
+    if confirmation.missing:
+        warn(f"Not reached, for they have no queue: {', '.join(confirmation.missing)}")
+    next_step(f"see where it is: {command_here(ctx)} status {ids[0]}")
+
+
+def guess_type(path: Path) -> str:
+    """The content type by the file's name, the same on every system; bytes that are nothing else are binary."""
+    known = mimetypes.MimeTypes(()).guess_type(path.name)[0]
+    return _LAB_TYPES.get(path.suffix.lower()) or known or BINARY
+
+
+def _messages(content: str | None, files: tuple[Path, ...], kind: str, headers: dict[str, str]) -> list[Message]:
+    from cipherbox.sealing.body import Message
+
+    if files:
+        for path in files:
+            if path.stat().st_size > LIMITS.envelope_bytes:
+                raise click.UsageError(f"{path} is larger than {LIMITS.envelope_bytes // 1024**2} MiB; split it first.")
+        return [
+            Message(path.read_bytes(), kind or guess_type(path), {"filename": path.name, **headers}) for path in files
+        ]
+    if content is not None:
+        return [Message(content.encode(), kind or TEXT, headers)]
+    if sys.stdin.isatty():
+        raise click.UsageError("What shall be sent? Give it as an argument, with --file, or on standard input.")
+    raw = sys.stdin.buffer.read(LIMITS.envelope_bytes + 1)
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return [Message(raw, kind or BINARY, headers)]
+    return [Message(raw, kind or TEXT, headers)]
+
+
+def _headers(pairs: tuple[str, ...]) -> dict[str, str]:
+    headers = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"A header is NAME=VALUE, not {pair!r}.")
+        headers[name] = value
+    return headers
+

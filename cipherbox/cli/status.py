@@ -1,0 +1,102 @@
+"""`status`: where a message is, in plain words; without one, how this client and HQ are."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import CLIENT_ID, json_option, with_client
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+STATES = ("waiting", "delivered, not yet acknowledged", "acknowledged", "dead letter")
+
+
+class MessageId(click.ParamType[uuid.UUID]):
+    """A message id as `send` printed it."""
+
+    name = "message_id"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> uuid.UUID:
+        try:
+            return uuid.UUID(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no message id; it looks like 0199f0a2-7c31-7d05-9c4e-1b2a00000000", param, ctx)
+
+
+@click.command()
+@click.argument("message_id", type=MessageId(), required=False)
+@click.option("--sender", type=CLIENT_ID, help="Who sent it. [default: you]")
+@json_option
+@click.pass_context
+def status(ctx: click.Context, message_id: uuid.UUID | None, sender: str | None, as_json: bool) -> int:
+    """Say where MESSAGE_ID is; without one, how this client and HQ are."""
+    if message_id is None:
+        with_client(ctx, lambda client: _overview(client, as_json))
+        return Exit.OK
+    return with_client(ctx, lambda client: _message(client, message_id, sender or "", as_json))
+
+
+async def _message(client: Client, message_id: uuid.UUID, sender: str, as_json: bool) -> int:
+    from cipherbox.cli.output import fail, print_json, safe, say, table, time_text
+
+    report = await client.status(message_id, sender=sender)
+    if as_json:
+        print_json(
+            {
+                "message_id": str(message_id),
+                "found": report.found,
+                "sender_id": report.sender_id,
+                "accepted_at": report.accepted_at,
+                "traces": [
+                    {
+                        "queue": trace.queue,
+                        "client_id": trace.client_id,
+                        "state": STATES[trace.state].split(",")[0],
+                        "attempts": trace.attempts,
+                        "delivered_at": trace.delivered_at,
+                        "acknowledged_at": trace.acknowledged_at,
+                        "reason": trace.reason,
+                    }
+                    for trace in report.traces
+                ],
+            }
+        )
+        return Exit.OK if report.found else Exit.REFUSED
+    if not report.found:
+        fail(f"HQ has no record of message {message_id} for you.", "If you did not send it, say who did: --sender ID")
+        return Exit.REFUSED
+    say(f"Message {message_id} from {safe(report.sender_id)}, accepted by HQ at {time_text(report.accepted_at)}.")
+    table(
+        ("queue", "client", "state", "deliveries", "delivered", "acknowledged", "reason"),
+        [
+            (
+                safe(trace.queue),
+                safe(trace.client_id) or "-",
+                STATES[trace.state],
+                trace.attempts,
+                time_text(trace.delivered_at),
+                time_text(trace.acknowledged_at),
+                safe(trace.reason) or "-",
+            )
+            for trace in report.traces
+        ],
+        empty="it went to no queue",
+    )
+    return Exit.OK
+
+
+async def _overview(client: Client, as_json: bool) -> None:
+    from cipherbox.cli.output import print_json, rows_table, say
+
+    await client.ping()
+    queues = await client.list("queues")
+    if as_json:
+        print_json({"client_id": client.client_id, "role": client.role, "queues": queues})
+        return
+    say(f"{client.client_id} ({client.role}) is connected to HQ.")
+    rows_table(queues, empty="no queue")

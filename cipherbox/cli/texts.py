@@ -1,0 +1,62 @@
+"""`manual` and `version`: what needs neither a network nor a home."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import cipherbox
+
+FIRST = ("quickstart", "commands", "configuration", "exit-codes", "architecture", "operations", "security")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+def version(as_json: bool) -> None:
+    """Print the version."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    if as_json:
+        click.echo(f'{{"cipherbox":"{cipherbox.__version__}","python":"{python}"}}')
+    else:
+        click.echo(f"CipherBox {cipherbox.__version__} (Python {python})")
+
+
+@click.command()
+@click.argument("topic", required=False)
+def manual(topic: str | None) -> None:
+    """Read the manual page TOPIC; without one, list the pages."""
+    pages = manual_pages()
+    if topic is None:
+        width = max(map(len, pages))
+        for name in [*(n for n in FIRST if n in pages), *sorted(set(pages) - set(FIRST))]:
+            click.echo(f"  {name:<{width}}  {title(pages[name])}")
+        click.secho("Next: cipherbox manual quickstart", err=True, fg="cyan")
+        return
+    if topic not in pages:
+        import difflib
+
+        near = difflib.get_close_matches(topic, list(pages), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise click.UsageError(f"There is no page {topic!r}.{hint} `cipherbox manual` lists them.")
+    if sys.stdout.isatty():
+        click.echo_via_pager(pages[topic])
+    else:
+        click.echo(pages[topic], nl=False)
+
+
+def manual_pages() -> dict[str, str]:
+    """Every page of the manual: name -> Markdown."""
+    from importlib.resources import files
+
+    folder = files("cipherbox").joinpath("manual")
+    return {
+        entry.name.removesuffix(".md"): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".md")
+    }
+
+
+def title(page: str) -> str:
+    """The page's heading."""
+    return page.lstrip().splitlines()[0].lstrip("# ").strip() if page.strip() else ""

@@ -1,0 +1,192 @@
+"""Exchanges, queues, bindings and the rights on them."""
+
+from __future__ import annotations
+
+import click
+
+from cipherbox.cli.options import CLIENT_ID, EXCHANGE, KEY, QUEUE, ClientId, json_option, with_admin, with_client
+
+RIGHTS = ("publish", "bind", "read", "declare", "admin")
+TYPES = ("direct", "fanout", "topic")
+
+
+class ClientOrAll(ClientId):
+    """A client id, or ``*`` for every client."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if value == "*" else super().convert(value, param, ctx)
+
+
+def _list(ctx: click.Context, what: str, as_json: bool, empty: str) -> None:
+    from cipherbox.cli.output import print_json, rows_table
+
+    rows = with_client(ctx, lambda client: client.list(what))
+    if as_json:
+        print_json(rows)
+    else:
+        rows_table(rows, empty=empty)
+
+
+# -- exchanges ----------------------------------------------------------------------------------------------------
+
+
+@click.group()
+def exchange() -> None:
+    """Where senders publish; bindings lead from here into queues."""
+
+
+@exchange.command("declare")
+@click.argument("name", type=EXCHANGE)
+@click.option("--type", "kind", type=click.Choice(TYPES), default="direct", show_default=True)
+@click.pass_context
+def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
+    """Make exchange NAME, or find it the same."""
+    from cipherbox.cli.output import next_step, say
+
+    with_client(ctx, lambda client: client.declare_exchange(name, kind))
+    say(f"Exchange {name!r} ({kind}) is there.")
+    next_step(f"lead a routing key into a queue: cipherbox binding declare {name} QUEUE KEY")
+
+
+@exchange.command("delete")
+@click.argument("name", type=EXCHANGE)
+@click.pass_context
+def exchange_delete(ctx: click.Context, name: str) -> None:
+    """Delete exchange NAME and its bindings."""
+    from cipherbox.cli.output import say
+
+    with_client(ctx, lambda client: client.delete_exchange(name))
+    say(f"Exchange {name!r} is gone.")
+
+
+@exchange.command("list")
+@json_option
+@click.pass_context
+def exchange_list(ctx: click.Context, as_json: bool) -> None:
+    """List the exchanges you may publish to; an admin sees all."""
+    _list(ctx, "exchanges", as_json, "no exchange that you may publish to")
+
+
+# -- queues -------------------------------------------------------------------------------------------------------
+
+
+@click.group()
+def queue() -> None:
+    """Where envelopes wait for their readers."""
+
+
+@queue.command("declare")
+@click.argument("name", type=QUEUE)
+@click.option("--owner", type=CLIENT_ID, help="Whose it is (admin). [default: you]")
+@click.option("--reader", "readers", type=CLIENT_ID, multiple=True, help="Who else reads it; repeatable.")
+@click.pass_context
+def queue_declare(ctx: click.Context, name: str, owner: str | None, readers: tuple[str, ...]) -> None:
+    """Make queue NAME, or find it the same.  Everything in it is sealed for its owner and readers."""
+    from cipherbox.cli.output import next_step, say
+
+    with_client(ctx, lambda client: client.declare_queue(name, owner=owner or "", readers=readers))
+    say(f"Queue {name!r} is there.")
+    next_step(f"lead a routing key into it: cipherbox binding declare EXCHANGE {name} KEY")
+
+
+@queue.command("delete")
+@click.argument("name", type=QUEUE)
+@click.pass_context
+def queue_delete(ctx: click.Context, name: str) -> None:
+    """Delete the empty queue NAME and its bindings."""
+    from cipherbox.cli.output import say
+
+    with_client(ctx, lambda client: client.delete_queue(name))
+    say(f"Queue {name!r} is gone.")
+
+
+@queue.command("purge")
+@click.argument("name", type=QUEUE)
+@click.confirmation_option(prompt="Move everything waiting in it to the dead letters?")
+@click.pass_context
+def queue_purge(ctx: click.Context, name: str) -> None:
+    """Move everything that waits in queue NAME to the dead letters (admin)."""
+    from cipherbox.cli.output import say
+
+    count = with_admin(ctx, lambda client: client.purge(name))
+    say(f"{count} envelopes of {name!r} are dead letters now.")
+
+
+@queue.command("list")
+@json_option
+@click.pass_context
+def queue_list(ctx: click.Context, as_json: bool) -> None:
+    """List your queues and what waits in them; an admin sees all."""
+    _list(ctx, "queues", as_json, "no queue")
+
+
+# -- bindings -----------------------------------------------------------------------------------------------------
+
+
+@click.group()
+def binding() -> None:
+    """What leads a routing key of an exchange into a queue."""
+
+
+@binding.command("declare")
+@click.argument("exchange", type=EXCHANGE)
+@click.argument("queue", type=QUEUE)
+@click.argument("key", type=KEY)
+@click.pass_context
+def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> None:
+    """Lead KEY of EXCHANGE into QUEUE; on a topic exchange * is one word and # any number."""
+    from cipherbox.cli.output import next_step, say
+
+    with_client(ctx, lambda client: client.bind(exchange, queue, key))
+    say(f"{exchange!r} leads {key!r} into {queue!r}.")
+    next_step(
+        f"each sender needs the right:  cipherbox grant CLIENT_ID publish {exchange}   (admin)",
+        f"and permits its recipients:   cipherbox route allow {exchange} CLIENT_ID...   (sender)",
+    )
+
+
+@binding.command("delete")
+@click.argument("exchange", type=EXCHANGE)
+@click.argument("queue", type=QUEUE)
+@click.argument("key", type=KEY)
+@click.pass_context
+def binding_delete(ctx: click.Context, exchange: str, queue: str, key: str) -> None:
+    """End a binding.  What waits in the queue stays there."""
+    from cipherbox.cli.output import say
+
+    with_client(ctx, lambda client: client.unbind(exchange, queue, key))
+    say(f"{exchange!r} no longer leads {key!r} into {queue!r}.")
+
+
+@binding.command("list")
+@json_option
+@click.pass_context
+def binding_list(ctx: click.Context, as_json: bool) -> None:
+    """List the bindings of your queues; an admin sees all."""
+    _list(ctx, "bindings", as_json, "no binding")
+
+
+# -- rights -------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("client_id", type=ClientOrAll())
+@click.argument("right", type=click.Choice(RIGHTS))
+@click.argument("resource", default="")
+@click.option("--take", is_flag=True, help="Take the right instead.")
+@click.pass_context
+def grant(ctx: click.Context, client_id: str, right: str, resource: str, take: bool) -> None:
+    """Give CLIENT_ID (or * for all) a RIGHT: publish or bind on an exchange, read on a queue, declare, admin.
+
+    RESOURCE names the exchange or queue.  `cipherbox manual permissions` explains the model.
+    """
+    from cipherbox.cli.output import next_step, say
+
+    needs = {"publish": "an exchange", "bind": "an exchange", "read": "a queue"}.get(right)
+    if needs and not resource:
+        raise click.UsageError(f"The right {right!r} needs {needs}: cipherbox grant {client_id} {right} NAME")
+    with_admin(ctx, lambda client: client.grant(client_id, right, resource, give=not take))
+    on = f" on {resource!r}" if resource else ""
+    say(f"{client_id} {'no longer has' if take else 'has'} {right!r}{on}.")
+    if right == "publish" and not take:
+        next_step(f"the sender permits its recipients: cipherbox route allow {resource} CLIENT_ID...")

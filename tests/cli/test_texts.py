@@ -1,0 +1,62 @@
+"""The manual from the command line, and how texts look."""
+
+import re
+
+import pytest
+
+from cipherbox.cli import output
+from cipherbox.client.events import Event
+
+from .conftest import Run
+
+
+def test_the_manual_lists_its_pages_and_prints_one(cipherbox: Run) -> None:
+    shown = cipherbox("manual")
+    assert shown.code == 0
+    assert shown.out.splitlines()[0].split() == ["quickstart", "Quickstart"]
+    assert "Next: cipherbox manual quickstart" in shown.err
+    assert cipherbox("manual", "exit-codes").out.startswith("# Exit codes\n")
+
+
+def test_log_lines_look_like_the_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_event(Event("SENDER", "Server ACK received for message 1", mark=True))
+    line = capsys.readouterr().out
+    assert re.fullmatch(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ✅ \[SENDER\] Server ACK received for message 1\n", line)
+
+
+def test_a_table_without_a_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("name", "depth"), [("ca_rc_queue", 12), ("x", 3)])
+    assert capsys.readouterr().out == "name         depth\nca_rc_queue     12\nx                3\n"
+    output.table(("name",), [], empty="no queue")
+    assert capsys.readouterr().out == "no queue\n"
+
+
+def test_rows_of_hq_are_made_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    output.rows_table([{"name": "a\x1b[31m", "readers": ["x", "y\n"], "added_at": 0, "revoked": False, "reason": None}])
+    heads, row = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["name", "readers", "added", "revoked", "reason"]
+    assert "\x1b" not in row
+    assert row.split() == ["a\\x1b[31m", "x,", "y\\n", "-", "no", "-"]
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/usr/local/bin/cipherbox", "cipherbox send"),
+        ("dist/cipherbox.pyz", "python3 dist/cipherbox.pyz send"),
+        ("my files/cipherbox.pyz", "python3 'my files/cipherbox.pyz' send"),
+        ("/lib/python3/cipherbox/__main__.py", "python3 -m cipherbox send"),
+    ],
+)
+def test_commands_are_shown_as_the_user_types_them(monkeypatch: pytest.MonkeyPatch, program: str, command: str) -> None:
+    monkeypatch.setattr("sys.argv", [program])
+    monkeypatch.setenv("PATH", "")
+    shown = output.as_called("run: cipherbox send --to X, not cipherbox alone")
+    assert shown == f"run: {command} --to X, not cipherbox alone"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (3_501_225, "3.5 MB"), (10**13, "10.0 TB")]
+)
+def test_sizes(size: int, text: str) -> None:
+    assert output.size_text(size) == text
