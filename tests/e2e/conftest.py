@@ -1,0 +1,129 @@
+"""Real processes: an HQ on loopback, and commands as a user types them."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+
+from cipherbox.cli.demo_processes import free_port
+
+LIMIT_S = 60.0
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CIPHERBOX_", "SHIV_"))}
+ENVIRONMENT["PYTHONIOENCODING"] = "utf-8"
+PROGRAM = [sys.executable, "-m", "cipherbox"]
+# As PROGRAM, and writes the names of all loaded modules to a file when it ends.
+WATCHED = """
+import atexit, sys
+atexit.register(lambda: open(sys.argv[-1], "w").write("\\n".join(sys.modules)))
+from cipherbox.cli.main import main
+main(sys.argv[1:-1])
+"""
+
+
+@attrs.frozen
+class Shown:
+    """The end of one command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def shell(*arguments: str, home: Path, stdin: str = "") -> Shown:
+    """Runs one command to its end."""
+    done = subprocess.run(
+        [*PROGRAM, "--home", str(home), *arguments],
+        input=stdin.encode(),
+        capture_output=True,
+        env=ENVIRONMENT,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    return Shown(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def first_line(process: subprocess.Popen[bytes]) -> str:
+    """What a started process says first; it is killed when it says nothing in time."""
+    assert process.stdout is not None
+    watchdog = threading.Timer(LIMIT_S, process.kill)
+    watchdog.start()
+    try:
+        return process.stdout.readline().decode()
+    finally:
+        watchdog.cancel()
+
+
+@contextmanager
+def serving(directory: Path, modules: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """`cipherbox serve`, ended by its pid."""
+    start = [sys.executable, "-c", WATCHED] if modules else PROGRAM
+    command = [*start, "serve", str(directory), *([str(modules)] if modules else [])]
+    with (directory.parent / "serve.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT)
+    try:
+        line = first_line(process)
+        assert " listens on " in line, line + (directory.parent / "serve.log").read_text()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(LIMIT_S)
+        finally:
+            process.kill()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@attrs.frozen
+class Hq:
+    """A running HQ: its directory, its admin's home, and who joined."""
+
+    directory: Path
+    admin: Path
+    process: subprocess.Popen[bytes]
+
+    def join(self, client_id: str) -> Path:
+        """Enrols a client by token; its home."""
+        home = self.directory.parent / client_id
+        token = shell("enroll", client_id, home=self.admin)
+        assert token.code == 0, token.err
+        joined = shell("join", home=home, stdin=token.out)
+        assert joined.code == 0, joined.err
+        return home
+
+
+def make_hq(base: Path) -> tuple[Path, Path]:
+    """`cipherbox init` on a free port; data directory and admin's home."""
+    directory, admin = base / "hq", base / "admin"
+    made = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", home=admin)
+    assert made.code == 0, made.err
+    return directory, admin
+
+
+@pytest.fixture
+def hq(tmp_path: Path) -> Iterator[Hq]:
+    directory, admin = make_hq(tmp_path)
+    with serving(directory) as process:
+        yield Hq(directory, admin, process)
+
+
+@pytest.fixture
+def patient() -> Callable[[Callable[[], bool]], None]:
+    """Waits, within bounds, until something is so."""
+
+    def wait(so: Callable[[], bool]) -> None:
+        event = threading.Event()
+        for _ in range(int(LIMIT_S * 20)):
+            if so():
+                return
+            event.wait(0.05)
+        raise AssertionError("it did not become so in time")
+
+    return wait

@@ -1,0 +1,103 @@
+"""The demo's own checks can fail: what they look for is put there, and they find it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cipherbox.cli import demo as demo_module
+from cipherbox.cli.demo_blind import blocks, search
+from cipherbox.cli.demo_items import BINDINGS, QUEUES, make_items
+
+from .conftest import ENVIRONMENT, PROGRAM
+
+
+def test_the_scenario(tmp_path: Path) -> None:
+    """Nine deliveries by nine processes; run from the installed package here, from the built file in test_pyz."""
+    command = [*PROGRAM, "demo", "--json", "--directory", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+    report = json.loads(done.stdout)
+    assert report["differences"] == []
+    found = {(d["item"], d["recipient"]) for d in report["deliveries"]}
+    assert found == {
+        ("FL-LAB_DAT_20251008_001", "CA-RC"),
+        ("FL-LAB_DAT_20251008_001", "SF-RC"),
+        ("PA-LAB_RPT_20251008_125", "CA-RC"),
+        ("PA-LAB_RPT_20251008_125", "NY-RC"),
+        ("PA-LAB_RPT_20251008_125", "SF-RC"),
+        ("MA-LAB_DAT_20251008_045", "NY-RC"),
+        ("MA-LAB_DAT_20251008_045", "SF-RC"),
+        ("IL-LAB_RPT_20251008_175", "CA-RC"),
+        ("IL-LAB_RPT_20251008_175", "SF-RC"),
+    }
+    for delivery in report["deliveries"]:
+        assert delivery["sha256"] == delivery["received_sha256"]
+        assert delivery["sent_time"] <= delivery["delivered_time"] <= delivery["acknowledged_time"]
+    assert report["searched_bytes"] > 3_000_000, "the sealed bodies were there to be searched"
+    assert all(Path(file).stat().st_size for file in report["received_files"])
+
+
+def test_the_bindings_lead_to_the_recipients_of_the_items() -> None:
+    import fnmatch
+
+    for item in make_items(1):
+        readers = {
+            center
+            for center, queue in QUEUES.items()
+            for bound, key in BINDINGS
+            if bound == queue and fnmatch.fnmatch(item.key, key.replace("#", "*"))
+        }
+        assert readers == set(item.recipients)
+
+
+@pytest.mark.parametrize("at", [0, 1, 15, 16, 1000])
+@pytest.mark.parametrize("before", [0, 1, 7, 16, 4095, 65_500, 65_530, 131_072])
+def test_a_run_of_plaintext_is_found_wherever_it_is(tmp_path: Path, at: int, before: int) -> None:
+    item = make_items(2)[0]
+    (tmp_path / "deep").mkdir()
+    run = item.content[at : at + 31]
+    (tmp_path / "deep" / "page").write_bytes(b"\x00" * before + run + b"\xff" * 40)
+    searched = search(tmp_path, [(item.file, item.content)])
+    assert searched.found == [f"deep/page holds bytes of {item.file}"]
+    assert searched.files == 1
+
+
+def test_an_innocent_directory_is_innocent(tmp_path: Path) -> None:
+    import random
+
+    (tmp_path / "page").write_bytes(random.Random(3).randbytes(100_000) + bytes(50_000))
+    assert search(tmp_path, [(i.file, i.content) for i in make_items(2)]).found == []
+    assert blocks(bytes(100)) == set()
+
+
+def line(home: Path, message_id: str, content: bytes, sender: str) -> None:
+    file = home / "data" / "received_messages.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "message_id": message_id, "sender_id": sender, "sent_timestamp": "2025-10-08T00:00:00.000Z",
+        "content": content.decode("latin-1"),
+    }  # fmt: skip
+    with file.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def test_every_difference_is_named(tmp_path: Path) -> None:
+    items = [i._replace(content=i.name.encode()) for i in make_items(4)]
+    sent = {item.name: f"id-{number}" for number, item in enumerate(items)}
+    for item in items:
+        for center in item.recipients:
+            if (item.sender, center) != ("FL-LAB", "SF-RC"):
+                changed = (item.sender, center) == ("MA-LAB", "NY-RC")
+                line(tmp_path / center, sent[item.name], b"changed" if changed else item.content, item.sender)
+    line(tmp_path / "CA-RC", sent[items[1].name], items[1].content, "PA-LAB")
+    line(tmp_path / "NY-RC", "id-stranger", b"x", "IL-LAB")
+    report = demo_module.Report(tmp_path)
+    demo_module._compare(report, tmp_path, items, sent)
+    assert len(report.deliveries) == 9
+    text = "\n".join(report.differences)
+    assert "SF-RC has FL-LAB_DAT_20251008_001 0 times" in text
+    assert "NY-RC: MA-LAB_DAT_20251008_045 has other bytes" in text
+    assert "CA-RC has PA-LAB_RPT_20251008_125 2 times" in text
+    assert "NY-RC has message id-stranger, which is not for it" in text

@@ -1,0 +1,115 @@
+"""The frame around the code: what stands at the top, what the build promises, which words are not used."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOP = {
+    *("pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md"),
+    *("cipherbox", "systemd", "packaging", "tests", ".ci", ".gitignore"),
+}
+TEXT = {".py", ".md", ".sh", ".toml", ".txt", ".service", ".sql", ".json", ""}
+
+
+def tracked() -> list[Path]:
+    """The project's own files: what git tracks or would track."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def texts() -> list[tuple[Path, str]]:
+    return [(path, path.read_text("utf-8")) for path in tracked() if path.suffix in TEXT]
+
+
+def test_nothing_else_at_the_top() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in tracked()} <= TOP
+
+
+def test_the_makefile_has_its_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "check", "pyz", "bench", "clean"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_ci_runs_check_and_test() -> None:
+    run = ROOT / ".ci" / "run"
+    assert run.stat().st_mode & 0o111
+    assert run.read_text().index("make check") < run.read_text().index("make test")
+
+
+def test_requirements_are_pinned_and_hashed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(wanted: list[str]) -> set[str]:
+        return {re.split(r"[<>=!~ ]", line, maxsplit=1)[0].lower() for line in wanted}
+
+    for file, wanted in {
+        "requirements.txt": names(project["dependencies"]),
+        "requirements-dev.txt": names(project["dependencies"] + project["optional-dependencies"]["dev"]),
+    }.items():
+        text = (ROOT / "packaging" / file).read_text()
+        entries = re.split(r"\n(?=[a-z0-9])", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip())
+        pinned = {re.match(r"([a-z0-9-]+)==[\w.]+", entry)[1] for entry in entries}  # type: ignore[index]
+        assert pinned >= wanted, file
+        assert all("--hash=sha256:" in entry for entry in entries), file
+
+
+def test_every_line_of_the_unit_is_explained() -> None:
+    explained = False
+    for line in (ROOT / "systemd" / "cipherbox.service").read_text().splitlines():
+        if line.startswith("#"):
+            explained = True
+        elif not line or line.startswith("["):
+            explained = False
+        else:
+            assert explained, line
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"\bTO" r"DO\b",
+        r"\bFIX" r"ME\b",
+        r"\bXX" r"X\b",
+        r"NotImplemented" r"Error",
+        r"pytest\.mark\." r"skip",
+        r"pytest\." r"skip\(",
+        r"time\." r"sleep\(",
+        r"(?i)https?://[a-z0-9.-]*py" r"pi",
+        r"--index" r"-url",
+    ],
+)
+def test_what_is_not_in_the_project(pattern: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path, text in texts()
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+    assert found == []
+
+
+def test_no_path_of_a_machine() -> None:
+    """A file of the project must not depend on where one developer keeps it."""
+    above = ROOT.parent
+    if above == Path("/"):
+        return
+    assert [str(path) for path, text in texts() if f"{above}/" in text or str(Path.home() / "x")[:-1] in text] == []
+
+
+def test_the_license_and_version_are_stated() -> None:
+    import cipherbox
+
+    assert "MIT License" in (ROOT / "LICENSE").read_text()
+    assert f"## {cipherbox.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_begins_with_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert re.search(r"^make demo\b", readme, re.MULTILINE)
+    assert re.search(r"^make test\b", readme, re.MULTILINE)
