@@ -173,6 +173,16 @@ class Suite:
         assert [e.number for e in again.load(10).heads["q"]] == [2]
         assert again.trace("A", item.envelope_id) is not None
 
+    def test_acknowledged_and_dropped_in_one_commit(self, opener: Opener) -> None:
+        driver = Driver(opener()).clients()
+        driver.run(m.DeclareQueue(0, "", 1, "q", "B", ()), m.Grant(0, "", 2, "A", "publish", "q", True))
+        driver.publish(incoming(1)._replace(routing_key="q"))
+        driver.run(m.Ack(2, "B", 1, "q", [(1, 1)]), m.DeleteQueue(2, "B", 2, "q"))
+        assert "q" not in {row.name for row in driver.store.load(10).queues}
+        assert driver.store.read_bodies([1]) == [None]
+        driver.run(m.DeclareQueue(0, "", 1, "r", "B", ()), m.DeleteQueue(2, "B", 2, "r"))
+        assert "r" not in {row.name for row in driver.store.load(10).queues}
+
     def test_another_epoch_writes_nothing(self, opener: Opener) -> None:
         first = opener()
         Driver(first).clients()

@@ -45,6 +45,9 @@ def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: dict
     db.executemany(
         "DELETE FROM usage WHERE sender = ? AND queue = ?", [key for key, size in changes.usage.items() if not size]
     )
+    for name in changes.dropped_queues:  # last: marks of this same commit may name them
+        if name in numbers.of:
+            db.execute("UPDATE queues SET dropped = 1 WHERE queue_no = ?", (numbers.of.pop(name),))
     if changes.bindings_version is not None:
         value = str(changes.bindings_version).encode()
         db.execute("INSERT OR REPLACE INTO settings VALUES ('bindings_version', ?)", (value,))
@@ -70,8 +73,6 @@ def _topology(db: Connection, changes: Changes, numbers: QueueNumbers) -> None:
     gone = changes.dropped_bindings
     db.executemany("DELETE FROM bindings WHERE exchange = ? AND queue = ? AND routing_key = ?", gone)
     db.executemany("DELETE FROM exchanges WHERE name = ?", [(name,) for name in changes.dropped_exchanges])
-    for name in changes.dropped_queues:
-        db.execute("UPDATE queues SET dropped = 1 WHERE queue_no = ?", (numbers.of.pop(name),))
 
 
 def _envelopes(
