@@ -192,7 +192,7 @@ def want_page(broker: Broker, queue: Queue) -> None:
     """Asks for the next page when the head runs low and somebody needs it."""
     if queue.paging or not queue.tail or len(queue.ready) >= (broker.limits.page_entries + 1) // 2:
         return
-    if queue.consumers or queue.purges or not queue.ready:
+    if queue.consumers or not queue.ready:
         queue.paging = True
         broker.effects.pages.append((queue.name, queue.loaded_to))
 

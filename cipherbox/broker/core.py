@@ -69,6 +69,7 @@ class Broker:
     def __init__(self, snapshot: Snapshot, limits: Limits = LIMITS) -> None:
         self.limits = limits
         self.next_number = snapshot.next_number
+        self.first_seq = snapshot.first_seq
         self.bindings_version = snapshot.bindings_version
         self.watermark = snapshot.watermark
         self.rights = Rights(snapshot.clients, snapshot.grants)
@@ -127,7 +128,9 @@ class Broker:
         self.effects.changes.bindings_version = self.bindings_version
 
     def leave(self, queue: Queue) -> None:
-        """A queue is deleted: what it did in this batch concerns nobody any more."""
+        """A queue is deleted: what it did in this batch is noted now, and its numbers are not used again."""
+        self.first_seq = max(self.first_seq, queue.next)
+        self._note(queue)
         self.touched.discard(queue)
         self.eager.discard(queue)
 
@@ -178,18 +181,18 @@ class Broker:
         for queue in sorted(busy, key=_name) if len(busy) > 1 else busy:
             if queue.consumers and (queue.ready or queue.tail):
                 consume.dispatch(self, queue)
-        self._finish()
+        for queue in sorted(self.touched, key=_name):
+            self._note(queue)
         return self.effects
 
-    def _finish(self) -> None:
+    def _note(self, queue: Queue) -> None:
         changes = self.effects.changes
-        for queue in sorted(self.touched, key=_name):
-            if queue.fresh:
-                changes.entries += queue.new_entries(self.now)
-            for sender in sorted(queue.senders):
-                changes.usage[(sender, queue.name)] = queue.used.get(sender, 0)
-            changes.counters.append(queue.counters())
-            queue.end_batch()
+        if queue.fresh:
+            changes.entries += queue.new_entries(self.now)
+        for sender in sorted(queue.senders):
+            changes.usage[(sender, queue.name)] = queue.used.get(sender, 0)
+        changes.counters.append(queue.counters())
+        queue.end_batch()
 
     def _one(self, c: m.AnyCommand, facts: Facts) -> None:
         kind = type(c)

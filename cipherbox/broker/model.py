@@ -83,9 +83,10 @@ class Known(NamedTuple):
     generation: int
     envelope_hash: bytes
     accepted_at: int
-    queues: tuple[str, ...]  # where it went
+    queues: tuple[str, ...]  # where it went, each once
     waiting: tuple[tuple[str, int], ...]  # (queue, seq) not yet acknowledged
     size: int  # bytes of the generation that HQ has
+    dead: tuple[str, ...] = ()  # queues where it is a dead letter and nothing else
 
 
 # -- commands -----------------------------------------------------------------------------------------------------
@@ -300,6 +301,8 @@ class NewEnvelope(NamedTuple):
 
 
 class NewEntry(NamedTuple):
+    """An envelope's place in a queue; a dead letter whose next generation came gets a second one there."""
+
     queue: str
     seq: int
     number: int
@@ -462,6 +465,7 @@ class Snapshot:
     next_number: int = 1
     bindings_version: int = 1
     watermark: int = 0
+    first_seq: int = 1  # of a new queue: no deleted queue had numbers from here on
     clients: list[ClientRow] = attrs.Factory(list)
     exchanges: list[tuple[str, int]] = attrs.Factory(list)
     queues: list[QueueRow] = attrs.Factory(list)

@@ -86,47 +86,64 @@ def publish(broker: Broker, command: Publish, facts: Facts) -> None:
 
 
 def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
-    """An id that HQ knows: confirmed again, or replaced in every queue that has not acknowledged it."""
+    """An id that HQ knows: confirmed again, or its next generation wherever nobody acknowledged it yet."""
     here = [broker.queues[name] for name in known.queues if name in broker.queues]
-    missing: tuple[str, ...] = ()
-    if item.partial:
-        missing = _left_out(item, here)
+    missing = _left_out(item, here) if item.partial else ()
     if item.envelope_hash == known.envelope_hash:
         return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
     if item.generation <= known.generation:
         raise IdReused
-    waiting = [(broker.queues[name], seq) for name, seq in known.waiting if _waits(broker, name, seq)]
-    if not waiting:  # acknowledged everywhere: there is nothing that the new bytes could replace
-        return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
+    waiting, dead = _unacknowledged(broker, known)
     rights = broker.rights
-    for queue in here:
-        stays = any(queue is other for other, _ in waiting)
-        if stays and not set(item.recipients).issuperset(rights.readers(queue)):
-            raise _changed(broker, tuple((q.name, rights.readers(q)) for q, _ in waiting))
+    recipients = set(item.recipients)
+    if not all(recipients.issuperset(rights.readers(queue)) for queue, _ in waiting):
+        raise _changed(broker, tuple((q.name, rights.readers(q)) for q, _ in waiting))
+    dead = [q for q in dead if (readers := rights.readers(q)) and recipients.issuperset(readers)]
+    if not waiting and not dead:  # acknowledged everywhere: there is nothing that the new bytes could replace
+        return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
     if not item.partial and _left_out(item, here):
         raise _changed(broker, tuple((q.name, rights.readers(q)) for q in here))
+    for queue, more in [*((q, item.size - known.size) for q, _ in waiting), *((q, item.size) for q in dead)]:
+        _check_quota(broker, queue, item.sender, more)
     for queue, seq in waiting:
         _replace(broker, queue, seq, item, known)
+    places = [(q.name, seq) for q, seq in waiting]
+    fan = len(known.queues)
+    places += [(q.name, _enter(broker, q, known.number, fan, item, known.accepted_at)) for q in dead]
     broker.effects.changes.replaced.append((known.number, item))
     broker.fresh[(item.sender, item.envelope_id)] = known._replace(
-        generation=item.generation, envelope_hash=item.envelope_hash, size=item.size
-    )
+        generation=item.generation, envelope_hash=item.envelope_hash, size=item.size, waiting=tuple(places),
+        dead=tuple(name for name in known.dead if name not in [q.name for q in dead]),
+    )  # fmt: skip
     return Confirmed(item.correlation, False, known.queues, missing, known.accepted_at)
+
+
+def _unacknowledged(broker: Broker, known: Known) -> tuple[list[tuple[Queue, int]], list[Queue]]:
+    """Where it waits, and where it is a dead letter, by the facts and by what happened since in this batch."""
+    waiting = []
+    dead = [broker.queues[name] for name in known.dead if name in broker.queues]
+    for name, seq in known.waiting:
+        queue = broker.queues.get(name)
+        if queue is None:
+            continue
+        lies_in_tail = seq > queue.loaded_to and (name, seq) not in broker.gone
+        if lies_in_tail or queue.find(seq) is not None:
+            waiting.append((queue, seq))
+        elif any(d.queue == name and d.seq == seq for d in broker.effects.changes.dead):
+            dead.append(queue)
+    return waiting, dead
+
+
+def _check_quota(broker: Broker, queue: Queue, sender: str, more: int) -> None:
+    quota = broker.limits.quota_bytes
+    used = queue.used.get(sender, 0)
+    if used + more > quota:
+        raise QuotaExceeded(f"{used} bytes of {sender} already wait in {queue.name}; at most {quota} may")
 
 
 def _left_out(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
     covered = {reader for queue in queues for reader in queue.all_readers}
     return tuple(sorted(set(item.recipients) - covered))
-
-
-def _waits(broker: Broker, name: str, seq: int) -> bool:
-    """Facts are as old as the batch: an earlier command of it may have acknowledged the entry."""
-    queue = broker.queues.get(name)
-    if queue is None:
-        return False
-    if seq > queue.loaded_to:
-        return (name, seq) not in broker.gone
-    return queue.find(seq) is not None
 
 
 def _replace(broker: Broker, queue: Queue, seq: int, item: Incoming, known: Known) -> None:
@@ -158,34 +175,33 @@ def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) 
     if targets is None:
         targets = _targets(broker, connection, item)
     queues, names, missing = targets
-    quota = broker.limits.quota_bytes
     for queue in queues:
-        used = queue.used.get(sender, 0)
-        if used + size > quota:
-            raise QuotaExceeded(
-                f"{used} bytes of {sender} already wait in {queue.name}; at most {quota} may"
-            )
+        _check_quota(broker, queue, sender, size)
     number = broker.next_number
     broker.next_number = number + 1
     changes = broker.effects.changes
     fan = len(queues)
     changes.envelopes.append(_new(NewEnvelope, (number, now, fan, item)))
-    most = broker.limits.head_entries
-    touched = broker.touched
-    places = []
-    for queue in queues:
-        seq = queue.next
-        queue.append(_new(Entry, (seq, number, size, 0, fan, sender, envelope_id, now, expires_at)), most)
-        queue.used[sender] = queue.used.get(sender, 0) + size
-        queue.senders.add(sender)
-        touched.add(queue)
-        places.append((queue.name, seq))
+    places = tuple([(queue.name, _enter(broker, queue, number, fan, item, now)) for queue in queues])
     if top is None or envelope_id > top:
         broker.highest[sender] = changes.highest[sender] = envelope_id
     broker.fresh[(sender, envelope_id)] = _new(
-        Known, (number, generation, envelope_hash, now, names, tuple(places), size)
+        Known, (number, generation, envelope_hash, now, names, places, size, ())
     )
     return _new(Confirmed, (correlation, False, names, missing, now))
+
+
+def _enter(broker: Broker, queue: Queue, number: int, fan: int, item: Incoming, accepted_at: int) -> int:
+    """A new entry at the end of a queue; its seq."""
+    seq = queue.next
+    sender, size = item[3], item[14]
+    queue.append(
+        _new(Entry, (seq, number, size, 0, fan, sender, item[4], accepted_at, item[13])), broker.limits.head_entries
+    )
+    queue.used[sender] = queue.used.get(sender, 0) + size
+    queue.senders.add(sender)
+    broker.touched.add(queue)
+    return seq
 
 
 def _targets(broker: Broker, connection: int, item: Incoming) -> Targets:

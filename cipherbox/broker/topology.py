@@ -2,8 +2,8 @@
 
 Names stay as they were declared; declaring the same again is no error, declaring another under a name is a Conflict.
 What is deleted takes its bindings and grants with it, so that a later thing of that name starts with neither.  A new
-queue counts from the next envelope number: since a queue's numbers cannot overtake it, no (queue, seq) is ever used
-twice, and an old ack repeated late cannot meet a new envelope.
+queue begins above the numbers of every deleted one: no (queue, seq) is ever used twice, so that an old ack repeated
+late cannot meet a new envelope.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
 
 
 def _add_queue(broker: Broker, name: str, owner: str, readers: tuple[str, ...]) -> None:
-    number = broker.next_number
-    queue = broker.queues[name] = Queue(name, owner, readers, Counters(name, 0, 0, number, number))
+    first = broker.first_seq
+    queue = broker.queues[name] = Queue(name, owner, readers, Counters(name, 0, 0, first, first))
     for client in queue.all_readers:
         broker.reads.setdefault(client, set()).add(name)
     changes = broker.effects.changes

@@ -43,6 +43,7 @@ def consumer(w: World, client: str, queue: str, envelopes: int = 100, size: int 
 @pytest.mark.parametrize(
     ("pattern", "key", "takes"),
     [
+        ("*", "", False), ("#.*", "", False), ("a.", "a", False), ("*.", "a.", True), ("a.*", "a.", True),
         ("a.b", "a.b", True), ("a.b", "a.c", False), ("*", "a", True), ("*", "a.b", False), ("a.*", "a", False),
         ("#", "", True), ("#", "a.b.c", True), ("a.#", "a", True), ("a.#", "a.b.c", True), ("#.c", "c", True),
         ("#.c", "a.b.c", True), ("a.#.c", "a.c", True), ("a.#.c", "a.b.b.c", True), ("a.#.c", "a.b", False),
@@ -208,6 +209,12 @@ def test_times() -> None:
     ahead = (START + LIMITS.clock_ahead_ms + 1000 << 80 | 7 << 76 | 2 << 62).to_bytes(16, "big")
     assert w.refused(w.item("A", ("B",), envelope_id=old)) == "too-old"
     assert w.refused(w.item("A", ("B",), envelope_id=ahead)) == "clock-skew"
+    last = w.now + 1 + LIMITS.clock_ahead_ms
+    for time, refusal in ((START - 1000, ""), (last, ""), (last + 1, "clock-skew")):
+        for rest in (1, (1 << 80) - 1):
+            answer = w.publish(w.item("A", ("B",), envelope_id=(time << 80 | rest).to_bytes(16, "big")))
+            assert refusal == (answer.error.name if isinstance(answer, Failed) else "")
+            w.now -= 1
     assert w.refused(w.item("A", ("B",), expires_at=START)) == "invalid-request"
     assert isinstance(w.publish(w.item("A", ("B",))), Confirmed)
 

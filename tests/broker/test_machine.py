@@ -155,16 +155,15 @@ class Deliveries(RuleBasedStateMachine):
             else:
                 assert answer == Confirmed(item.correlation, False, queues, (), self.w.now)
                 number = next(numbers)
-                self.note(item, [(q, new.pop((q, number))) for q in queues])
+                self.sent[(sender, item.envelope_id)] = item
+                self.note((sender, item.envelope_id), [(q, new.pop((q, number))) for q in queues])
                 for q in queues:
                     used[q] += size
         assert not new
         self.after(effects)
 
-    def note(self, item: Incoming, places: list[Place]) -> None:
-        key = (item.sender, item.envelope_id)
-        assert key not in self.sent
-        self.sent[key], self.where[key] = item, places
+    def note(self, key: tuple[str, bytes], places: list[Place]) -> None:
+        self.where.setdefault(key, []).extend(places)
         for place in places:
             assert place not in self.state
             self.state[place], self.of[place], self.attempts[place] = LIVE, key, 0
@@ -178,7 +177,9 @@ class Deliveries(RuleBasedStateMachine):
             for answer in effects.answers[c]:
                 assert isinstance(answer, Confirmed)
                 assert answer.again
-            assert not effects.changes
+            assert not effects.changes.envelopes
+            assert not effects.changes.entries
+            assert not effects.changes.replaced
             self.after(effects)
 
     @rule(data=st.data(), size=st.sampled_from([1, 20, 30]), step=st.integers(0, 1))
@@ -192,19 +193,30 @@ class Deliveries(RuleBasedStateMachine):
             generation=old.generation + step, envelope_hash=self.w.ids.to_bytes(32, "big"), size=size, expires_at=0
         )
         c = self.connection(item.sender)
-        waiting = [p for p in self.where[key] if self.state[p] == LIVE]
+        places = self.where[key]
+        waiting = [p for p in places if self.state[p] == LIVE]
+        dead = sorted({q for q, _ in places} - {q for q, s in places if self.state[(q, s)] != DEAD})
+        over = any(
+            self.used(item.sender, q) + size - (old.size if lives else 0) > SMALL.quota_bytes
+            for q, lives in [*((q, True) for q, _ in waiting), *((q, False) for q in dead)]
+        )
         effects = self.run(m.Publish(c, item.sender, [item]))
         (answer,) = effects.answers[c]
         if not step:
             assert isinstance(answer, Failed)
             assert answer.error.name == "id-reused"
+        elif over:
+            assert isinstance(answer, Failed)
+            assert answer.error.name == "quota-exceeded"
         else:
             assert isinstance(answer, Confirmed)
-            assert answer.again == (not waiting)
-            assert bool(effects.changes.replaced) == bool(waiting)
-            if waiting:
+            assert answer.again == (not waiting and not dead)
+            assert bool(effects.changes.replaced) == bool(waiting or dead)
+            assert sorted(e.queue for e in effects.changes.entries) == dead  # a dead letter waits again
+            if waiting or dead:
                 self.sent[key] = item
                 self.release([p for p in waiting if p in self.holder])
+                self.note(key, [(e.queue, e.seq) for e in effects.changes.entries])
         self.after(effects)
 
     # -- consuming ----------------------------------------------------------------------------------------------
@@ -249,7 +261,7 @@ class Deliveries(RuleBasedStateMachine):
             self.hand(queue, entry, c, 0)
         left = [s for s in free if self.state[(queue, s)] == LIVE and (queue, s) not in self.holder]
         assert not left or not answer.entries or answer.entries[-1].seq < left[0]
-        assert answer.entries or not left or not room  # something waits: something is given
+        assert answer.entries or not left or not room or self.w.pages  # all that was at hand had expired: ask again
         assert answer.waiting == len(left)
         self.after(effects)
 
@@ -348,7 +360,11 @@ class Deliveries(RuleBasedStateMachine):
         assert {place: states[state] for place, (_, _, state) in store.entries.items()} == self.state
         assert {place: attempts for place, (_, attempts, _) in store.entries.items()} == self.attempts
         assert {(i.sender, i.envelope_id): i for _, _, i in store.envelopes.values()} == self.sent
-        needed = {n for n, _, state in store.entries.values() if state != "acked"}
+        needed = set()
+        for number, (_, _, item) in store.envelopes.items():
+            last = {q: self.state[(q, s)] for q, s in sorted(self.where[(item.sender, item.envelope_id)])}
+            if set(last.values()) != {ACKED}:
+                needed.add(number)
         assert store.bodies == needed
 
     @invariant()
@@ -436,6 +452,23 @@ class Topology(RuleBasedStateMachine):
             self.places.add((queue, entry.seq))
             self.w.ok(m.Ack(c, client, 1, queue, [(entry.seq, 1)]))
 
+    @rule(queue=NAMES, again=st.booleans())
+    def a_queue_is_used_up_deleted_and_made_again_in_one_commit(self, queue: str, again: bool) -> None:
+        if queue not in self.w.broker.queues:
+            return
+        commands: list[m.AnyCommand] = [m.Purge(0, "", 1, queue), m.DeleteQueue(0, "", 1, queue)]
+        readers = self.w.broker.rights.readers(self.w.broker.queues[queue])
+        if readers:
+            c = self.w.connection_of.get(readers[0]) or self.w.connect(readers[0])
+            item = self.w.item(readers[0], readers, "", queue)
+            seq = self.w.broker.queues[queue].next
+            self.places.add((queue, seq))
+            commands[:0] = [m.Publish(c, readers[0], [item]), m.Ack(c, readers[0], 1, queue, [(seq, 1)])]
+        if again:
+            commands.append(m.DeclareQueue(0, "", 1, queue, "A", ()))
+        effects = self.w.run(*commands)
+        assert not [a for a in effects.answers[0] if isinstance(a, Failed)]
+
     @rule()
     def kill_hq(self) -> None:
         self.w.recover()
@@ -456,6 +489,6 @@ class Topology(RuleBasedStateMachine):
 
 
 TestDeliveries = Deliveries.TestCase
-TestDeliveries.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestDeliveries.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestTopology = Topology.TestCase
-TestTopology.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestTopology.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)

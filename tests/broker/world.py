@@ -32,6 +32,7 @@ class ModelStore:
         self.highest: dict[str, bytes] = {}
         self.usage: dict[tuple[str, str], int] = {}
         self.version = 1
+        self.first_seq = 1
 
     def commit(self, c: Changes) -> None:
         self.clients.update({r.name: r for r in c.clients})
@@ -45,10 +46,6 @@ class ModelStore:
         self.bindings -= set(c.dropped_bindings)
         for name in c.dropped_exchanges:
             self.exchanges.pop(name, None)
-        for name in c.dropped_queues:
-            del self.queues[name], self.counters[name]
-            assert not [s for q, s in self.entries if q == name and self.entries[(q, s)][2] == "waiting"]
-            self.entries = {k: v for k, v in self.entries.items() if k[0] != name}
         for number, at, fan, incoming in c.envelopes:
             assert number not in self.envelopes
             self.envelopes[number] = (at, fan, incoming)
@@ -85,6 +82,10 @@ class ModelStore:
         for row_c in c.counters:
             if row_c.queue in self.queues:
                 self.counters[row_c.queue] = row_c
+        for name in c.dropped_queues:
+            assert not self.waiting(name)
+            self.first_seq = max(self.first_seq, self.counters[name].next)
+            del self.queues[name], self.counters[name]
         self.highest.update(c.highest)
         self.usage = {key: size for key, size in (self.usage | c.usage).items() if size}
         if c.bindings_version is not None:
@@ -101,6 +102,7 @@ class ModelStore:
     def load(self, head: int) -> Snapshot:
         return Snapshot(
             next_number=max(self.envelopes, default=0) + 1, bindings_version=self.version, watermark=0,
+            first_seq=self.first_seq,
             clients=list(self.clients.values()), exchanges=list(self.exchanges.items()),
             queues=list(self.queues.values()), bindings=sorted(self.bindings), grants=sorted(self.grants),
             counters=list(self.counters.values()),
@@ -115,9 +117,11 @@ class ModelStore:
                 if (i.sender, i.envelope_id) == (sender, envelope_id):
                     places = sorted((q, s) for (q, s), e in self.entries.items() if e[0] == number)
                     left = tuple(p for p in places if self.entries[p][2] == "waiting")
-                    queues = tuple(q for q, _ in places)
+                    queues = tuple(dict.fromkeys(q for q, _ in places))
+                    alive = {q for q, _ in places if any(self.entries[p][2] != "dead" for p in places if p[0] == q)}
+                    dead = tuple(q for q in queues if q not in alive)
                     facts.known[(sender, envelope_id)] = m.Known(
-                        number, i.generation, i.envelope_hash, at, queues, left, i.size
+                        number, i.generation, i.envelope_hash, at, queues, left, i.size, dead
                     )
         for queue, first, count in wanted.entries:
             found = {s: self.entry(queue, s) for s in self.waiting(queue) if first <= s < first + count}
