@@ -3,10 +3,12 @@
 Rules every store keeps, and the one store suite checks.
 1. `commit` is all or nothing and durable when it returns: it survives SIGKILL and a power cut.  On any error nothing
    of it took effect, or the store says `StoreUnavailable` and the caller reloads.
-2. `commit` with an epoch other than the one `open` gave raises `Fenced` and writes nothing.
+2. `commit` with an epoch other than the one `open` gave raises `Fenced` and writes nothing; so does every write after
+   another process opened the store.
 3. A body read back is checked against its stored hash: a damaged or missing one is returned as None, never as bytes.
 4. Nothing that is unacknowledged is ever deleted.
-5. Calls come from one thread at a time; no method keeps a reference to its arguments.
+5. Numbers that clients choose have up to 64 bits; one that the database cannot hold is kept as the largest it can.
+6. Calls come from one thread at a time; no method keeps a reference to its arguments.
 
 `StoreUnavailable` and `DiskFull` are retryable and leave what was committed as it was.
 """

@@ -36,10 +36,14 @@ CREATE TABLE envelopes (
 );
 CREATE INDEX envelopes_by_id ON envelopes (envelope_id);
 
--- The bytes, deleted when the last queue has acknowledged: here, or in a file of the spool.
-CREATE TABLE bodies (number INTEGER PRIMARY KEY, stored_hash BLOB NOT NULL, data BLOB, spool TEXT);
+-- The bytes, deleted when the last queue has acknowledged: here, or `bytes` of a file of the spool from `at` on.
+CREATE TABLE bodies (
+    number INTEGER PRIMARY KEY, stored_hash BLOB NOT NULL, data BLOB, spool TEXT, at INTEGER, bytes INTEGER
+);
+CREATE INDEX bodies_by_spool ON bodies (spool) WHERE spool IS NOT NULL;
 
--- One row for each envelope in each queue, kept.  state: 0 waiting, 1 delivered, 2 acknowledged, 3 dead letter.
+-- One row for each envelope in each queue, kept.  state: 0 waiting, 1 delivered, 2 acknowledged, 3 dead letter;
+-- client: who it was last delivered to, '' before that.
 CREATE TABLE entries (
     queue_no INTEGER NOT NULL, seq INTEGER NOT NULL, number INTEGER NOT NULL, state INTEGER NOT NULL,
     attempts INTEGER NOT NULL, delivered_at INTEGER NOT NULL, acknowledged_at INTEGER NOT NULL, client TEXT NOT NULL,
@@ -58,9 +62,10 @@ CREATE TABLE usage (
     sender TEXT NOT NULL, queue TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (sender, queue)
 ) WITHOUT ROWID;
 
+-- What is encrypted is base64 text, as the view shows it: SQLite has no function that makes it.
 CREATE TABLE bundles (
-    client TEXT NOT NULL, sequence INTEGER NOT NULL, bundle_hash BLOB NOT NULL, ciphertext BLOB NOT NULL,
-    nonce BLOB NOT NULL, tag BLOB NOT NULL, added_at INTEGER NOT NULL, ends_at INTEGER NOT NULL,
+    client TEXT NOT NULL, sequence INTEGER NOT NULL, bundle_hash BLOB NOT NULL, ciphertext TEXT NOT NULL,
+    nonce TEXT NOT NULL, tag TEXT NOT NULL, added_at INTEGER NOT NULL, ends_at INTEGER NOT NULL,
     PRIMARY KEY (client, sequence)
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX bundles_by_hash ON bundles (bundle_hash);
@@ -82,6 +87,11 @@ CREATE TABLE message_numbers (n INTEGER PRIMARY KEY);
 WITH RECURSIVE counter (n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM counter WHERE n < 65535)
 INSERT INTO message_numbers SELECT n FROM counter;
 
+-- A dead letter whose next generation came has a second entry in the same queue, and that one counts.
+CREATE VIEW living_entries AS
+SELECT * FROM entries d WHERE state < 3
+    OR NOT EXISTS (SELECT 1 FROM entries x WHERE x.number = d.number AND x.queue_no = d.queue_no AND x.seq > d.seq);
+
 CREATE VIEW message_metadata AS
 SELECT
     lower(substr(hex(e.envelope_id), 1, 8) || '-' || substr(hex(e.envelope_id), 9, 4) || '-'
@@ -93,10 +103,10 @@ SELECT
     strftime('%Y-%m-%dT%H:%M:%fZ', e.accepted_at / 1000.0, 'unixepoch') AS sent_time,
     (SELECT CASE WHEN min(d.delivered_at) > 0
         THEN strftime('%Y-%m-%dT%H:%M:%fZ', max(d.delivered_at) / 1000.0, 'unixepoch') END
-        FROM entries d WHERE d.number = e.number) AS delivered_time,
+        FROM living_entries d WHERE d.number = e.number) AS delivered_time,
     (SELECT CASE WHEN min(d.acknowledged_at) > 0
         THEN strftime('%Y-%m-%dT%H:%M:%fZ', max(d.acknowledged_at) / 1000.0, 'unixepoch') END
-        FROM entries d WHERE d.number = e.number) AS acknowledged_time
+        FROM living_entries d WHERE d.number = e.number) AS acknowledged_time
 FROM envelopes e JOIN message_numbers m ON m.n < e.messages;
 
 CREATE VIEW message_deliveries AS
@@ -105,7 +115,7 @@ SELECT
         || substr(hex(e.envelope_id), 13, 4) || '-' || substr(hex(e.envelope_id), 17, 4) || '-'
         || substr(hex(e.envelope_id), 21, 8) || printf('%04x', m.n)) AS message_id,
     q.name AS queue_name,
-    d.client AS client_id,
+    coalesce(nullif(d.client, ''), nullif(q.owner, '')) AS client_id,
     CASE WHEN d.delivered_at > 0
         THEN strftime('%Y-%m-%dT%H:%M:%fZ', d.delivered_at / 1000.0, 'unixepoch') END AS delivered_time,
     CASE WHEN d.acknowledged_at > 0
@@ -113,11 +123,10 @@ SELECT
     CASE d.state WHEN 0 THEN 'waiting' WHEN 1 THEN 'delivered' WHEN 2 THEN 'acknowledged' ELSE 'dead letter' END AS state
 FROM envelopes e
 JOIN message_numbers m ON m.n < e.messages
-JOIN entries d ON d.number = e.number
+JOIN living_entries d ON d.number = e.number
 JOIN queues q ON q.queue_no = d.queue_no;
 
--- The newest bundle of each client.  Binary columns as hexadecimal text.
+-- The newest bundle of each client, in base64.
 CREATE VIEW public_keys AS
-SELECT client AS client_id, lower(hex(ciphertext)) AS public_key_ciphertext, lower(hex(nonce)) AS nonce,
-    lower(hex(tag)) AS tag
+SELECT client AS client_id, ciphertext AS public_key_ciphertext, nonce, tag
 FROM bundles b WHERE sequence = (SELECT max(sequence) FROM bundles x WHERE x.client = b.client);

@@ -7,6 +7,7 @@ of the database was put beside it.
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,20 +15,32 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cipherbox.errors import Damaged, DiskFull, SchemaTooNew, StoreError, StoreUnavailable
+from cipherbox.errors import Damaged, DiskFull, InvalidRequest, SchemaTooNew, StoreError, StoreUnavailable
+from cipherbox.store.files import Files
 
 APPLICATION_ID = 0x43425831  # "CBX1"
 _ROWS = 50  # rows of one INSERT: more gains nothing
+_PAGES_BACK = 1024  # 16 MB, some 50 ms
+_SETTINGS = (
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "temp_store = MEMORY",
+    "secure_delete = FAST",  # the same everywhere: builds differ in their default
+    "cache_size = -16384",  # KiB
+    "wal_autocheckpoint = 1000",  # 16 MB
+    "journal_size_limit = 33554432",  # what one huge commit made of the log is given back
+)
 
 Connection = sqlite3.Connection
 
 
-def _scripts() -> list[str]:
+def scripts() -> list[str]:
+    """The schema's steps, oldest first."""
     files = sorted((f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
-    return [f.read_text() for f in files]
+    return [f.read_text("utf-8") for f in files]
 
 
-def plain(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable:
+def _plain(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable:
     """What a database error means to HQ."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
@@ -39,55 +52,62 @@ def plain(error: sqlite3.Error) -> StoreError | DiskFull | StoreUnavailable:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns sqlite3's errors into ours."""
+    """Turns the errors of sqlite3 and of the disk into ours."""
     try:
         yield
     except sqlite3.Error as error:
-        raise plain(error) from error
+        raise _plain(error) from error
+    except OverflowError as error:
+        raise InvalidRequest("a number is larger than any the store holds") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"the disk of the store is full: {error.strerror}") from error
+        raise StoreUnavailable(f"the store's disk does not answer: {error.strerror}") from error
 
 
-def connect(path: Path, *, create: bool) -> Connection:
+def connect(path: Path, *, create: bool, files: Files) -> Connection:
     """Opens the database and brings its schema up to date; StoreError or a retryable refusal says what is wrong."""
     if not create and not path.exists():
         raise StoreError(f"there is no database {path}; run: cipherbox init")
     with translated():
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
         try:
-            _prepare(db, path)
+            _prepare(db, path, files)
         except BaseException:
             db.close()
             raise
     return db
 
 
-def _prepare(db: Connection, path: Path) -> None:
+def _prepare(db: Connection, path: Path, files: Files) -> None:
     db.execute("PRAGMA page_size = 16384")
+    db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that `give_back` can; it costs nothing measurable
     db.execute("PRAGMA busy_timeout = 5000")
-    scripts = _scripts()
+    steps = scripts()
     version = db.execute("PRAGMA user_version").fetchone()[0]
     application = db.execute("PRAGMA application_id").fetchone()[0]
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if tables and application != APPLICATION_ID:
+    if application != APPLICATION_ID and (tables or application or version):
         raise StoreError(f"{path} is a database of another program")
-    if version > len(scripts):
+    if version > len(steps):
         raise SchemaTooNew(
-            f"{path} has schema {version}; this program knows up to {len(scripts)}. Use the newer program"
+            f"{path} was written by a newer program (schema {version}; this one knows {len(steps)}); use the newer one"
         )
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA temp_store = MEMORY")
-    db.execute("PRAGMA cache_size = -16384")
-    db.execute("PRAGMA wal_autocheckpoint = 1000")
-    if version == len(scripts):
-        return
-    if version:
-        _copy(db, path.with_name(f"{path.name}.schema{version}"))
+    for setting in _SETTINGS:
+        db.execute(f"PRAGMA {setting}")
+    if version < len(steps):
+        if version:
+            _copy(db, path.with_name(f"{path.name}.schema{version}"), files)
+        _upgrade(db, version, steps)
+
+
+def _upgrade(db: Connection, version: int, steps: Sequence[str]) -> None:
     with transaction(db):
-        for number in range(version, len(scripts)):
-            for statement in _statements(scripts[number]):
+        for step in steps[version:]:
+            for statement in _statements(step):
                 db.execute(statement)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {len(scripts)}")
+        db.execute(f"PRAGMA user_version = {len(steps)}")
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -98,40 +118,77 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(pending):
             yield pending
             pending = ""
+    if any(line.strip() and not line.lstrip().startswith("--") for line in pending.splitlines()):
+        raise StoreError("a schema file ends inside a statement")
 
 
-def _copy(db: Connection, path: Path) -> None:
-    copy = sqlite3.connect(path)
+def _copy(db: Connection, path: Path, files: Files) -> None:
+    """A whole copy under its final name, or none."""
+    part = path.with_name(f"{path.name}.part")
+    files.delete(part)
+    copy = sqlite3.connect(part)
     try:
         db.backup(copy)
-    finally:
+    except BaseException:
         copy.close()
+        files.delete(part)
+        raise
+    copy.close()
+    files.rename_synced(part, path)
+
+
+class Progress:
+    """How far a transaction came: once it is ``ending``, an error does not say whether it reached the disk."""
+
+    ending = False
 
 
 @contextmanager
-def transaction(db: Connection) -> Iterator[None]:
+def transaction(db: Connection) -> Iterator[Progress]:
     """All or nothing, durable when the block ends; errors in our words."""
+    progress = Progress()
     with translated():
+        settle(db)
         db.execute("BEGIN IMMEDIATE")
         try:
-            yield
+            yield progress
+            progress.ending = True
             db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+                settle(db)
             raise
 
 
-def insert_many(db: Connection, head: str, rows: Sequence[Sequence[Any]]) -> None:
-    """INSERT of many rows, so many to a statement; ``head`` ends before VALUES."""
-    if not rows:
-        return
-    one = "(" + ",".join("?" * len(rows[0])) + ")"
-    full = len(rows) - len(rows) % _ROWS
+def settle(db: Connection) -> None:
+    """Ends a transaction that failed, also one whose end failed before."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+def spare_bytes(db: Connection) -> int:
+    """Empty pages of the database: what it can take without growing."""
+    pages: int = db.execute("PRAGMA freelist_count").fetchone()[0]
+    size: int = db.execute("PRAGMA page_size").fetchone()[0]
+    return pages * size
+
+
+def give_back(db: Connection) -> None:
+    """Returns some empty pages to the disk, and the log's space with them."""
+    with translated():
+        db.executescript(f"PRAGMA incremental_vacuum({_PAGES_BACK})")  # `execute` would stop after one page
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def insert_flat(db: Connection, head: str, width: int, values: list[Any]) -> None:
+    """INSERT of many rows, so many to a statement.  ``values``: the rows' values in a row, ``width`` to each."""
+    one = "(" + ",".join("?" * width) + ")"
+    step = width * _ROWS
+    full = len(values) - len(values) % step
     if full:
         text = f"{head} VALUES " + ",".join([one] * _ROWS)
-        for at in range(0, full, _ROWS):
-            db.execute(text, [v for row in rows[at : at + _ROWS] for v in row])
-    if full < len(rows):
-        db.executemany(f"{head} VALUES {one}", rows[full:])
+        for at in range(0, full, step):
+            db.execute(text, values[at : at + step])
+    if full < len(values):
+        rest = [values[at : at + width] for at in range(full, len(values), width)]
+        db.executemany(f"{head} VALUES {one}", rest)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
+import re
 from collections.abc import Sequence
 
 import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
 from cipherbox.store.port import TraceReport, TraceRow
-from cipherbox.store.spool import Spool
+from cipherbox.store.spool import Place, Spool
 from cipherbox.store.sqlite.commit import QueueNumbers
 from cipherbox.store.sqlite.database import Connection
 
+_MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
+_NAME = re.compile(rb"[0-9]+-[0-9]+\.spool")
+_COLUMNS = "d.seq, d.number, e.bytes, d.attempts, e.fan, e.sender, e.envelope_id, e.accepted_at, e.expires_at "
 _ENTRY = (
-    "SELECT d.seq, d.number, e.bytes, d.attempts, e.fan, e.sender, e.envelope_id, e.accepted_at, e.expires_at "
-    "FROM entries d JOIN envelopes e ON e.number = d.number WHERE d.queue_no = ? AND d.state < 2 "
+    f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
+    "WHERE d.queue_no = ? AND d.state < 2 "
+)
+_BY_ID = (
+    f"SELECT {_COLUMNS} FROM envelopes e CROSS JOIN entries d ON d.number = e.number "
+    "WHERE e.envelope_id = ? AND e.sender = ? AND d.queue_no = ? AND d.state < 2"
 )
 
 
@@ -24,6 +31,7 @@ def load(db: Connection, head: int) -> Snapshot:
     """Counters are read, never counted; of each queue only the head."""
     snapshot = Snapshot()
     snapshot.next_number = db.execute("SELECT coalesce(max(number), 0) + 1 FROM envelopes").fetchone()[0]
+    snapshot.first_seq = db.execute("SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1").fetchone()[0]
     version = db.execute("SELECT value FROM settings WHERE name = 'bindings_version'").fetchone()
     snapshot.bindings_version = int(version[0]) if version else 1
     watermark = db.execute("SELECT value FROM settings WHERE name = 'watermark'").fetchone()
@@ -54,8 +62,13 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
         if known is not None:
             found.known[(sender, envelope_id)] = known
     for queue, first, count in wanted.entries:
+        if queue in numbers.of and first <= _MOST:
+            span = (numbers.of[queue], first, min(first + count - 1, _MOST))
+            rows = db.execute(_ENTRY + "AND d.seq BETWEEN ? AND ?", span)
+            found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
+    for queue, sender, envelope_id in wanted.envelopes:
         if queue in numbers.of:
-            rows = db.execute(_ENTRY + "AND d.seq BETWEEN ? AND ?", (numbers.of[queue], first, first + count - 1))
+            rows = db.execute(_BY_ID, (envelope_id, sender, numbers.of[queue]))
             found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
     for queue, after in wanted.pages:
         if queue in numbers.of:
@@ -74,27 +87,41 @@ def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
         return None
     entries = db.execute(
         "SELECT q.name, d.seq, d.state FROM entries d JOIN queues q ON q.queue_no = d.queue_no "
-        "WHERE d.number = ? ORDER BY q.name",
+        "WHERE d.number = ? ORDER BY q.name, d.seq",
         (row[0],),
     ).fetchall()
     waiting = tuple((name, seq) for name, seq, state in entries if state < EntryState.ACKNOWLEDGED)
+    alive = {name for name, _, state in entries if state != EntryState.DEAD}
     number, generation, envelope_hash, accepted_at, size = row
-    queues = tuple(name for name, _, _ in entries)
-    return Known(number, generation, envelope_hash, accepted_at, queues, waiting, size)
+    queues = tuple(dict.fromkeys(name for name, _, _ in entries))
+    dead = tuple(name for name in queues if name not in alive)
+    return Known(number, generation, envelope_hash, accepted_at, queues, waiting, size, dead)
 
 
 def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[bytes | None]:
-    """The envelopes' bytes in the order asked; None for one that is gone or does not match its hash."""
+    """The envelopes' bytes in the order asked; None for one that is gone or does not match its hash.
+
+    A damaged row may hold values of any type: the casts make bytes of them, and the hash decides.
+    """
     found: dict[int, bytes] = {}
     for at in range(0, len(numbers), 500):
         part = numbers[at : at + 500]
         marks = ",".join("?" * len(part))
-        query = f"SELECT number, stored_hash, data, spool FROM bodies WHERE number IN ({marks})"
-        for number, stored_hash, data, name in db.execute(query, part):
-            body = spool.read(name) if name else data
-            if body is not None and hmac.compare_digest(hashlib.sha256(body).digest(), stored_hash):
+        query = (
+            "SELECT number, CAST(stored_hash AS BLOB), CAST(data AS BLOB), CAST(spool AS BLOB), at, bytes "
+            f"FROM bodies WHERE number IN ({marks})"
+        )
+        for number, stored_hash, data, name, offset, size in db.execute(query, part):
+            body = data if name is None else _spooled(spool, name, offset, size)
+            if body is not None and stored_hash is not None and hashlib.sha256(body).digest() == stored_hash:
                 found[number] = body
     return [found.get(number) for number in numbers]
+
+
+def _spooled(spool: Spool, name: bytes, at: object, size: object) -> bytes | None:
+    if not _NAME.fullmatch(name) or not isinstance(at, int) or not isinstance(size, int) or at < 0 or size < 0:
+        return None
+    return spool.read(Place(name.decode("ascii"), at), size)
 
 
 def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None:
@@ -107,7 +134,8 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
     found = db.execute(
         "SELECT q.name, d.client, d.state, d.attempts, d.delivered_at, d.acknowledged_at, coalesce(x.reason, ''), "
         "q.owner, q.readers FROM entries d JOIN queues q ON q.queue_no = d.queue_no "
-        "LEFT JOIN dead_letters x ON x.queue_no = d.queue_no AND x.seq = d.seq WHERE d.number = ? ORDER BY q.name",
+        "LEFT JOIN dead_letters x ON x.queue_no = d.queue_no AND x.seq = d.seq "
+        "WHERE d.number = ? ORDER BY q.name, d.seq",
         (row[0],),
     )
     traces = []

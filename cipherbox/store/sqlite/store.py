@@ -1,51 +1,64 @@
-"""The SQLite store: the port's rules over one connection, the spool, and a reserve on the disk.
+"""The SQLite store: the port's rules over one connection, the spool, and the reserve.
 
 The order of a commit: room is checked, large bodies go to the spool and are synced, then one transaction writes the
-rows, then the files that it dropped are deleted.  The reserve is a file that occupies space; when the disk is full it
-is given up, so that acks and deletes still commit, and made again when there is room.
+rows, then the files that it dropped are deleted.  A failed commit takes its spool files back, unless the failure came
+from ending the transaction: then it may have reached the disk, and its files wait for the sweep of the next start.
+
+Every write checks in its transaction that the epoch is still this store's.  One that finds the disk full and takes no
+new envelopes gives up the reserve and is tried once more.
 """
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from cipherbox.broker.model import Changes, Facts, Incoming, Snapshot, Wanted
-from cipherbox.errors import DiskFull, Fenced, StoreUnavailable
+from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.files import Files
 from cipherbox.store.port import TraceReport
+from cipherbox.store.reserve import Reserve
 from cipherbox.store.spool import Spool
 from cipherbox.store.sqlite import commit, database, queries
 from cipherbox.store.sqlite.commit import QueueNumbers
 from cipherbox.store.sqlite.registry import Registry
 
 DATABASE, SPOOL, RESERVE = "cipherbox.sqlite3", "spool", "reserve"
-_OVERHEAD = 4096  # bytes of rows and pages that an envelope costs beside its own, at most
+_WORTH_GIVING_BACK = 4 * 1024 * 1024  # bytes of empty pages
+_ROW_BYTES = 4096  # rows and pages that an envelope costs beside its own bytes, at most
+T = TypeVar("T")
 
 
 class SqliteStore(Registry):
     """See the port for what each method promises."""
 
     def __init__(self, directory: Path, *, create: bool, files: Files, limits: Limits) -> None:
-        self._directory = directory
         self._files = files
-        self._limits = limits
-        self._reserve = directory / RESERVE
-        self.db = database.connect(directory / DATABASE, create=create)
+        self._spool_from = limits.spool_from_bytes
+        self._reserve = Reserve(directory / RESERVE, limits.disk_reserve_bytes, files)
         with database.translated():
-            self._spool = Spool(directory / SPOOL, files)
-            named = {row[0] for row in self.db.execute("SELECT spool FROM bodies WHERE spool IS NOT NULL")}
-            self._spool.sweep(named)
-            self._numbers = QueueNumbers(self.db)
-        self._make_reserve()
-        self.epoch = int(self.get_setting("epoch") or b"0") + 1
-        self.put_setting("epoch", str(self.epoch).encode())
+            if self._reserve.low():
+                self._reserve.give_up()  # opening needs some space itself
+        self.db = database.connect(directory / DATABASE, create=create, files=files)
+        try:
+            self.epoch = 0
+            self.epoch = self._write(self._next_epoch)
+            with database.translated():
+                self._spool = Spool(directory / SPOOL, files, self.epoch)
+                named = self.db.execute("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL").fetchall()
+                self._spool.sweep({name for (name,) in named})
+                self._numbers = QueueNumbers(self.db)
+                self._reserve.make()
+        except BaseException:
+            self.db.close()
+            raise
 
     def load(self, head: int) -> Snapshot:
         with database.translated():
+            database.settle(self.db)
             self._numbers = QueueNumbers(self.db)
             return queries.load(self.db, head)
 
@@ -62,69 +75,90 @@ class SqliteStore(Registry):
             return queries.trace(self.db, sender, envelope_id)
 
     def free_bytes(self) -> int:
-        return self._files.free_bytes(self._directory)
+        with database.translated():
+            return self._reserve.free_bytes()
 
     def room(self, size_bytes: int) -> bool:
-        """Twice the bytes: they go through the log and into the database.  Without a reserve there is no room."""
-        if not self._reserve.exists():
-            self._make_reserve()
-        return self._reserve.exists() and self.free_bytes() >= 2 * size_bytes + self._limits.disk_reserve_bytes // 8
+        with database.translated():
+            spare = database.spare_bytes(self.db)
+            while not self._reserve.room(size_bytes, spare):
+                before, spare = spare, self._shrunk(spare)
+                if spare >= before:
+                    return False
+            return True
+
+    def _shrunk(self, spare_bytes: int) -> int:
+        """Gives empty pages back to a disk that has no room; returns what is left of them."""
+        if spare_bytes < _WORTH_GIVING_BACK:
+            return spare_bytes
+        with suppress(DiskFull):
+            database.give_back(self.db)
+        return database.spare_bytes(self.db)
 
     def commit(self, changes: Changes, epoch: int) -> None:
         if epoch != self.epoch:
             raise Fenced
-        if changes.envelopes or changes.replaced:
-            self._check_room(changes)
-            self._commit(changes)
-            return
         try:
-            self._commit(changes)
-        except DiskFull:
-            self._files.delete(self._reserve)
-            self._commit(changes)
+            if changes.envelopes or changes.replaced:
+                self._commit_new(changes)
+            else:
+                dropped = self._write(lambda: commit.write(self.db, changes, self._numbers, {}))
+                self._spool.delete(dropped)
+        except BaseException:
+            with suppress(CipherBoxError), database.translated():  # if this fails too, `load` does it
+                self._numbers = QueueNumbers(self.db)
+            raise
 
-    def _check_room(self, changes: Changes) -> None:
-        need = sum(e.incoming.size + _OVERHEAD for e in changes.envelopes)
-        need += sum(i.size + _OVERHEAD for _, i in changes.replaced)
-        if not self.room(need):
-            raise DiskFull("the disk is full; nothing new is taken until there is room")
-
-    def _make_reserve(self) -> None:
-        """Only with room to spare: a reserve that takes the last bytes would cause what it guards against."""
-        size = self._limits.disk_reserve_bytes
-        if self._reserve.exists() and self._reserve.stat().st_size == size:
-            return
-        if self.free_bytes() > 2 * size:
-            try:
-                self._files.allocate(self._reserve, size)
-            except OSError:
-                with suppress(OSError):
-                    self._files.delete(self._reserve)
-
-    def _commit(self, changes: Changes) -> None:
-        large: list[tuple[int, Incoming]] = [(e.number, e.incoming) for e in changes.envelopes]
-        large = [(n, i) for n, i in large + changes.replaced if i.size >= self._limits.spool_from_bytes]
+    def _commit_new(self, changes: Changes) -> None:
+        sizes = [e[3].size for e in changes.envelopes] + [i.size for _, i in changes.replaced]
+        if not self.room(sum(sizes) + len(sizes) * _ROW_BYTES):
+            raise DiskFull("HQ's disk is full; nothing new is taken until there is room")
+        large: list[tuple[int, Incoming]] = []
+        if max(sizes) >= self._spool_from:
+            large = [(e.number, e.incoming) for e in changes.envelopes] + changes.replaced
+            large = [(number, i) for number, i in large if i.size >= self._spool_from]
+        with database.translated():
+            places = self._spool.write([i.body for _, i in large])  # type: ignore[misc]
+        spooled = {(number, i.generation): place for (number, i), place in zip(large, places, strict=True)}
+        progress = None
         try:
-            names = self._spool.write((n, i.generation, i.body) for n, i in large)  # type: ignore[misc]
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull(f"the disk of the spool is full: {error.strerror}") from error
-            raise StoreUnavailable(f"the spool cannot be written: {error.strerror}") from error
-        spooled = {(n, i.generation): name for (n, i), name in zip(large, names, strict=True)}
-        try:
-            with database.transaction(self.db):
+            with database.transaction(self.db) as progress:
                 self._check_epoch()
                 dropped = commit.write(self.db, changes, self._numbers, spooled)
-        except BaseException:
-            with database.translated():
-                self._numbers = QueueNumbers(self.db)
+        except BaseException as error:
+            if progress is None or not progress.ending or isinstance(error, DiskFull):
+                self._spool.delete({place.name for place in places})
             raise
         self._spool.delete(dropped)
 
-    def _check_epoch(self) -> None:
+    def _write(self, work: Callable[[], T]) -> T:
+        try:
+            return self._once(work)
+        except (DiskFull, StoreUnavailable) as error:
+            with database.translated():
+                if not isinstance(error, DiskFull) and not self._reserve.low():
+                    raise
+                self._reserve.give_up()
+                self._numbers = QueueNumbers(self.db)
+        return self._once(work)
+
+    def _once(self, work: Callable[[], T]) -> T:
+        with database.transaction(self.db):
+            self._check_epoch()
+            return work()
+
+    def _stored_epoch(self) -> int:
         row = self.db.execute("SELECT value FROM settings WHERE name = 'epoch'").fetchone()
-        if row is None or int(row[0]) != self.epoch:
+        return int(row[0]) if row else 0
+
+    def _check_epoch(self) -> None:
+        if self.epoch and self._stored_epoch() != self.epoch:
             raise Fenced
+
+    def _next_epoch(self) -> int:
+        epoch = self._stored_epoch() + 1
+        self.db.execute("INSERT OR REPLACE INTO settings VALUES ('epoch', ?)", (str(epoch).encode(),))
+        return epoch
 
     def close(self) -> None:
         self.db.close()
