@@ -31,7 +31,8 @@ check: $(STAMP)
 
 pyz: $(PYZ)
 
-bench: $(STAMP)
+bench: $(STAMP) $(PYZ)
+	@$(RUN) $(PYZ) bench
 	@for b in tests/bench/bench_*.py; do [ -e "$$b" ] || continue; echo "== $$b"; $(RUN) -m tests.bench.$$(basename $$b .py) || exit 1; done
 
 # Newer pinned versions: look at the difference before you commit it.

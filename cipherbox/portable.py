@@ -120,6 +120,17 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def process_usage(pid: int) -> tuple[float, int] | None:
+    """CPU seconds so far and the largest memory in bytes of a running process; None where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        status = Path(f"/proc/{pid}/status").read_text()
+        peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), peak
+    except (OSError, IndexError, ValueError, AttributeError):
+        return None
+
+
 def safe_name(text: str) -> str:
     """A file name made from another party's text: one plain component, never hidden, never a device, 1 to 120 bytes."""
     name = unicodedata.normalize("NFC", text).replace("\\", "/").rsplit("/", 1)[-1]

@@ -55,8 +55,8 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self._logs = directory / "output"
         self._logs.mkdir()
-        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("CIPHERBOX_")}
-        self._environment["PYTHONIOENCODING"] = "utf-8"
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("CIPHERBOX_")}
+        self.environment["PYTHONIOENCODING"] = "utf-8"
 
     def output(self, name: str) -> Path:
         """Where a process's output is."""
@@ -72,7 +72,7 @@ class Stage:
                     capture_stdout=True,
                     stderr=log,
                     check=False,
-                    env=self._environment,
+                    env=self.environment,
                 )
             if scope.cancelled_caught:
                 raise DemoFailed(f"{name}: {' '.join(arguments)} took longer than {limit_s:.0f} s{self._tail(name)}")
@@ -90,7 +90,7 @@ class Stage:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self._environment,
+                env=self.environment,
             )
         line = b""
         with trio.move_on_after(limit_s):

@@ -93,8 +93,8 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     for option in command.get_params(context):
         if isinstance(option, click.Option) and "--help" not in option.opts:
             found = option.get_help_record(context)
-            assert found is not None
-            rows.append((f"`{found[0]}`", found[1]))
+            if found is not None:  # None: a hidden one
+                rows.append((f"`{found[0]}`", found[1]))
     if rows:
         yield from _table(("option", "meaning"), rows)
         yield ""

@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "More": {
         "demo": ("demo", "demo", "Play the labs scenario on this machine."),
+        "bench": ("bench", "bench", "Measure how fast this machine does the whole job."),
         "manual": ("texts", "manual", "Read the manual."),
         "version": ("texts", "version", "Print the version."),
     },

@@ -97,9 +97,12 @@ class Client(TopologyCalls, AdminCalls):
     async def publisher(
         self, *, to: str | Sequence[str] | None = None, exchange: str = "", routing_key: str = "", box: str = "",
         expires_at: int = 0, stanza: int | str | None = None, cipher: int | str | None = None,
-        allow_mixed: bool = False, partial: bool = False,
+        allow_mixed: bool = False, partial: bool = False, batch: int | None = None,
     ) -> AsyncIterator[Publisher]:  # fmt: skip
-        """A publisher that batches by itself; leaving the block waits until all is confirmed."""
+        """A publisher that batches by itself; leaving the block waits until all is confirmed.
+
+        ``batch``: at most so many messages in one envelope; None for as many as are best.
+        """
         address = check_publisher(
             Address.make(
                 to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
@@ -108,7 +111,7 @@ class Client(TopologyCalls, AdminCalls):
         )  # fmt: skip
         target = await self._sealer.target(address)
         async with background() as nursery:
-            publisher = Publisher(self._sealer, self.line, address, target, nursery)
+            publisher = Publisher(self._sealer, self.line, address, target, nursery, batch)
             self.line.window.room_listeners.append(publisher.room_came)
             try:
                 yield publisher

@@ -74,7 +74,12 @@ class Batch:
 class Publisher:
     """See the module; made by `Client.publisher`, inside ``async with``."""
 
-    def __init__(self, sealer: Sealer, line: Line, address: Address, target: Target, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, sealer: Sealer, line: Line, address: Address, target: Target, nursery: trio.Nursery,
+        batch: int | None = None,
+    ) -> None:  # fmt: skip
+        if batch is not None and not 1 <= batch <= LIMITS.messages:
+            raise InvalidRequest(f"an envelope holds 1 to {LIMITS.messages} messages, not {batch}")
         self.refused: list[tuple[list[Message], CipherBoxError]] = []
         self.accepted = 0  # messages taken by put
         self.confirmed = 0  # messages HQ has
@@ -84,6 +89,7 @@ class Publisher:
         self._target: Target | None = target
         self._target_at = trio.current_time()
         self._refreshing = False
+        self._most = LIMITS.batch_messages if batch is None else batch
         self._batch = Batch()
         self._under_way: dict[Outgoing, Batch] = {}
         self._rerouting: list[Batch] = []
@@ -148,7 +154,7 @@ class Publisher:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _full(self, batch: Batch) -> bool:
-        return batch.size >= LIMITS.batch_bytes or len(batch) >= LIMITS.batch_messages
+        return batch.size >= LIMITS.batch_bytes or len(batch) >= self._most
 
     def _advance(self) -> None:
         """Lets the gathering go when it is full and there is room, or when few partly filled ones are out."""
