@@ -15,7 +15,9 @@ import contextlib
 import os
 import ssl
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import trio
@@ -29,6 +31,7 @@ from cipherbox.limits import LIMITS
 ALPN = "cipherbox/1"
 WEBSOCKET_PATH = "/cipherbox"
 _CHUNK = 256 * 1024
+_RECORD = 16 * 1024  # what TLS encrypts at once
 _CLOSE_S = 2.0
 
 _ALERTS = {
@@ -140,9 +143,8 @@ class TlsStream(trio.abc.Stream):
         name = None if server_side else pki.SERVER_NAME
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
         self._flush_lock = trio.Lock()
-        self._send_guard = trio.Lock()
-        self._receive_guard = trio.Lock()
-        self._closed = False
+        self._sending = self._receiving = self._closed = False
+        self._chunk = _RECORD  # how much is asked for: more while that much comes
         self.peer = peer
 
     def peer_certificate(self) -> x509.Certificate | None:
@@ -156,7 +158,6 @@ class TlsStream(trio.abc.Stream):
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._flush()
                 if not await self._feed():
                     raise Cut(f"{self.peer} closed the connection during the handshake") from None
             except ssl.SSLError as error:
@@ -168,48 +169,59 @@ class TlsStream(trio.abc.Stream):
                 return
 
     async def _flush(self) -> None:
-        async with self._flush_lock:
+        if self._flush_lock.locked() or not self._outgoing.pending:
+            await self._flush_lock.acquire()
+        else:
+            self._flush_lock.acquire_nowait()
+        try:
             data = self._outgoing.read()
             if data:
-                try:
-                    await self._below.send_all(data)
-                except (trio.BrokenResourceError, OSError) as error:
-                    raise plain(error, self.peer) from error
+                await self._below.send_all(data)
+        except (trio.BrokenResourceError, OSError) as error:
+            raise plain(error, self.peer) from error
+        finally:
+            self._flush_lock.release()
 
     async def _feed(self) -> bool:
         """Takes what has arrived; False at the end of the stream."""
+        if self._outgoing.pending:
+            await self._flush()
         try:
-            data = await self._below.receive_some(_CHUNK)
+            data = await self._below.receive_some(self._chunk)
         except (trio.BrokenResourceError, OSError) as error:
             raise plain(error, self.peer) from error
-        if data:
+        self._check_open()
+        size = len(data)
+        if size == self._chunk:
+            self._chunk = min(2 * size, _CHUNK)
+        elif 4 * size < self._chunk:
+            self._chunk = max(self._chunk // 2, _RECORD)
+        if size:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
-        return bool(data)
+        return bool(size)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypts and sends all of it."""
-        if self._send_guard.locked():
-            raise trio.BusyResourceError("another task is sending")
-        async with self._send_guard:
-            self._check_open()
+        with self._alone("_sending", "another task is sending"):
             try:
                 view = memoryview(data)
                 while view:  # in pieces, so that a large envelope is not held twice
-                    self._tls.write(view[: 4 * _CHUNK])
-                    view = view[4 * _CHUNK :]
+                    self._tls.write(view[:_CHUNK])
+                    view = view[_CHUNK:]
                     await self._flush()
             except ssl.SSLError as error:
                 raise plain(error, self.peer) from error
             except NetworkError:
                 await self._explain()
                 raise
-            await trio.lowlevel.checkpoint_if_cancelled()
+            if not data:
+                await trio.lowlevel.checkpoint()
 
     async def _explain(self) -> None:
         """After a failed write: if an alert says why, that is the error."""
-        if self._receive_guard.locked():
+        if self._receiving:
             return
         with trio.move_on_after(0.2), contextlib.suppress(NetworkError):
             while await self.receive_some():
@@ -223,34 +235,71 @@ class TlsStream(trio.abc.Stream):
         """All that has arrived, at most ``max_bytes``; empty at the end of the stream."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be 1 or more")
-        if self._receive_guard.locked():
-            raise trio.BusyResourceError("another task is receiving")
-        async with self._receive_guard:
-            self._check_open()
-            pieces: list[bytes] = []
-            room = max_bytes or 4 * _CHUNK
+        room = max_bytes or 4 * _CHUNK
+        with self._alone("_receiving", "another task is receiving"):
+            if (data := self._at_hand(room)) is not None:
+                await trio.lowlevel.checkpoint()
+                return data
             while True:
-                try:
-                    while room:
-                        piece = self._tls.read(min(room, _CHUNK))
-                        if not piece:
-                            return b"".join(pieces)
-                        pieces.append(piece)
-                        room -= len(piece)
-                    return b"".join(pieces)
-                except ssl.SSLWantReadError:
-                    if pieces:
-                        await trio.lowlevel.checkpoint()
-                        return b"".join(pieces)
-                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                    return b"".join(pieces)
-                except ssl.SSLError as error:
-                    raise plain(error, self.peer) from error
-                if self._outgoing.pending:
-                    await self._flush()
-                if not await self._feed():
-                    continue
-                self._check_open()
+                await self._feed()
+                if (data := self._at_hand(room)) is not None:
+                    return data
+
+    async def receive_into(self, room: memoryview) -> int:
+        """As `receive_some`, into ``room``, which is not empty; how many bytes, 0 at the end of the stream."""
+        with self._alone("_receiving", "another task is receiving"):
+            if (size := self._at_hand_into(room)) is not None:
+                await trio.lowlevel.checkpoint()
+                return size
+            while True:
+                await self._feed()
+                if (size := self._at_hand_into(room)) is not None:
+                    return size
+
+    def _at_hand(self, room: int) -> bytes | None:
+        """The records that have arrived whole; None if there is none yet."""
+        pieces: list[bytes] = []
+        read = self._tls.read
+        try:
+            while room and (piece := read(min(room, _RECORD))):
+                pieces.append(piece)
+                room -= len(piece)
+        except ssl.SSLWantReadError:
+            if not pieces:
+                return None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            pass
+        except ssl.SSLError as error:
+            raise plain(error, self.peer) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _at_hand_into(self, room: memoryview) -> int | None:
+        size = 0
+        try:
+            while size < len(room):
+                got = self._tls.read(len(room) - size, room[size:])
+                assert isinstance(got, int)
+                if not got:
+                    break
+                size += got
+        except ssl.SSLWantReadError:
+            return size or None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            pass
+        except ssl.SSLError as error:
+            raise plain(error, self.peer) from error
+        return size
+
+    @contextlib.contextmanager
+    def _alone(self, what: str, refusal: str) -> Iterator[None]:
+        if getattr(self, what):
+            raise trio.BusyResourceError(refusal)
+        self._check_open()
+        setattr(self, what, True)
+        try:
+            yield
+        finally:
+            setattr(self, what, False)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -269,6 +318,29 @@ class TlsStream(trio.abc.Stream):
                     self._tls.unwrap()
                 await self._flush()
         await self._below.aclose()
+
+
+class Framing(Protocol):
+    """What turns bytes into frames: `wire.Connection`."""
+
+    def wanted(self) -> memoryview | None: ...
+
+    def filled(self, size: int) -> None: ...
+
+    def receive_data(self, data: bytes) -> None: ...
+
+
+async def fill(stream: trio.abc.ReceiveStream, framing: Framing) -> int:
+    """One receive from ``stream`` into ``framing``, a large frame without a detour; how many bytes, 0 at the end."""
+    room = framing.wanted()
+    if room is not None and isinstance(stream, TlsStream):
+        size = await stream.receive_into(room)
+        framing.filled(size)
+        return size
+    data = await stream.receive_some()
+    if data:
+        framing.receive_data(bytes(data))
+    return len(data)
 
 
 # -- WebSocket ----------------------------------------------------------------------------------------------------

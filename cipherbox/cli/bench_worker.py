@@ -162,8 +162,8 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
         nonlocal told
         now = time.monotonic_ns()
         if stamped and len(took) < SAMPLES:
-            for line in lines if every else lines[-1:]:
-                at = line.index(_MARK) + len(_MARK)
+            for line in b"".join(lines).splitlines() if every else lines[-1:]:
+                at = line.rindex(_MARK) + len(_MARK)
                 took.append((now - int(line[at : at + STAMP])) / 1e6)
         if now - told > _TELL_S * 1e9:
             told = now

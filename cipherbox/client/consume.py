@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -45,7 +45,7 @@ class Delivery:
         self.queue = queue
         self.seq, self.attempt, self.accepted_at, self.raw = item
         self.consumer, self.link = consumer, link
-        self._messages: list[Message] | None = None
+        self._messages: Sequence[Message] | None = None
         self._sighted: Sighted | None = None
         self._error: EnvelopeError | None = None
 
@@ -93,13 +93,13 @@ class Delivery:
         return self._messages is not None
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> Sequence[Message]:
         """The messages of an opened delivery."""
         if self._messages is None:
             raise EnvelopeError("this delivery was not opened yet: await client.open(delivery)")
         return self._messages
 
-    def fill(self, messages: list[Message]) -> None:
+    def fill(self, messages: Sequence[Message]) -> None:
         """The opener's result."""
         self._messages = messages
 

@@ -16,13 +16,12 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
-
+from cipherbox.client.lines import Received, lines_of
 from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import SchemaTooNew, StoreError
 from cipherbox.limits import LIMITS
@@ -31,6 +30,7 @@ from cipherbox.sealing.body import Message
 
 DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
 SCHEMA = 1
+_LARGE = 64 * 1024
 _TABLES = """
 CREATE TABLE envelopes (
   number INTEGER PRIMARY KEY,
@@ -47,25 +47,6 @@ CREATE TABLE senders (sender TEXT PRIMARY KEY, highest BLOB NOT NULL);
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT INTO state VALUES ('length', 0), ('watermark', 0);
 """
-_TEXT_TYPES = frozenset(
-    ["application/json", "application/jsonl", "application/x-ndjson", "application/xml", "application/hl7-v2",
-     "application/yaml", "application/toml", "application/javascript", "application/sql"]
-)  # fmt: skip
-_YEAR_10000 = 253_402_300_800_000
-_TEXT_ENDINGS = ("+json", "+xml", "+yaml")
-
-
-class Received(NamedTuple):
-    """One opened envelope, to be recorded.  ``sealed_at`` and ``accepted_at`` are ms since 1970."""
-
-    sender: str
-    envelope_id: bytes
-    generation: int
-    queue: str
-    accepted_at: int
-    sealed_at: int
-    messages: Sequence[Message]
-
 
 class Inbox:
     """The inbox of one home; the caller holds the home's lock.  Methods block on the disk."""
@@ -105,9 +86,9 @@ class Inbox:
         return found is not None
 
     def record(self, batch: Sequence[Received]) -> list[bytes]:
-        """Records envelopes that `knows` says are new; returns their lines.  StoreError: nothing of it is recorded."""
+        """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded."""
         try:
-            lines = [line for received in batch for line in self._lines(received)]
+            lines = [lines_of(received, self._beside) for received in batch]
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._insert(batch)
@@ -192,11 +173,12 @@ class Inbox:
         )
 
     def _append(self, lines: list[bytes]) -> None:
-        data = memoryview(b"".join(lines))
-        self._added = len(data)
+        self._added = sum(map(len, lines))
         self._file.seek(self._length)
-        while data:
-            data = data[self._file.write(data) :]
+        for data in _joined(lines):
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
         os.fsync(self._file.fileno())
 
     def _commit(self) -> None:
@@ -207,26 +189,6 @@ class Inbox:
             self._db.execute("ROLLBACK")
         with suppress(OSError):
             self._file.truncate(self._length)
-
-    def _lines(self, received: Received) -> list[bytes]:
-        raw = received.envelope_id.hex()
-        stem = f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:28]}"
-        sealed = timestamp(received.sealed_at)
-        lines = []
-        for index, message in enumerate(received.messages):
-            text = as_text(message)
-            name = f"{stem}{index:04x}"
-            sent = message.sent_at
-            line: dict[str, Any] = {
-                "message_id": name,
-                "sender_id": received.sender,
-                "sent_timestamp": sealed if sent is None or sent == received.sealed_at else timestamp(sent),
-                "content": text if text is not None else self._beside(received.sender, name, message),
-            }
-            if message.headers:
-                line["headers"] = message.headers
-            lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        return lines
 
     def _beside(self, sender: str, name: str, message: Message) -> dict[str, Any]:
         # In a directory of the sender: ids are the sender's choice, and one must not replace another's file.
@@ -242,23 +204,18 @@ class Inbox:
         }
 
 
+def _joined(lines: list[bytes]) -> Iterator[bytes]:
+    """Many small pieces as few; large ones as they are, since joining would copy them."""
+    small: list[bytes] = []
+    for data in lines:
+        if len(data) < _LARGE:
+            small.append(data)
+            continue
+        yield b"".join(small)
+        small.clear()
+        yield data
+    yield b"".join(small)
+
+
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT, 0o600)
-
-
-def as_text(message: Message) -> str | None:
-    """The content as text, when its type says text and its bytes are UTF-8."""
-    kind = message.content_type.partition(";")[0].strip().lower()
-    if not (kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith(_TEXT_ENDINGS)):
-        return None
-    try:
-        return message.content.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def timestamp(ms: int) -> str:
-    """ISO 8601 in UTC with milliseconds: 2025-10-08T07:03:00.123Z."""
-    if ms >= _YEAR_10000:
-        return f"{ms} ms"  # a sender's clock can say anything
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ms // 1000))}.{ms % 1000:03d}Z"

@@ -176,16 +176,12 @@ class Link:
 
     async def _read(self) -> None:
         wire = self._wire
-        receive = self._stream.receive_some
-        while True:
-            data = await receive()
+        while await transport.fill(self._stream, wire):
             self.heard_at = trio.current_time()
-            if not data:
-                raise NetworkError("HQ closed the connection")
-            wire.receive_data(bytes(data))
             while events := wire.events():
                 for event in events:
                     self._dispatch(event)
+        raise NetworkError("HQ closed the connection")
 
     async def _write(self) -> None:
         self._put_hello()

@@ -90,6 +90,8 @@ class Publisher:
         self._target_at = trio.current_time()
         self._refreshing = False
         self._most = LIMITS.batch_messages if batch is None else batch
+        self._gathering = False  # see `_advance`
+        self._gather_bytes = min(LIMITS.batch_bytes, room_for(self._window.envelope_bytes, LIMITS.recipients) // 2)
         self._batch = Batch()
         self._under_way: dict[Outgoing, Batch] = {}
         self._rerouting: list[Batch] = []
@@ -105,32 +107,44 @@ class Publisher:
 
     def put(self, message: Content) -> bool:
         """Takes one message; False: `await room()` before the next."""
-        if self._failure is not None:
-            self._raise()
-        batch = self._batch
-        if self._full(batch):
-            raise Busy("the publisher is full; after put() returned False, await room() before the next")
-        largest = room_for(self._window.envelope_bytes, len(self._target.bundles) if self._target else 1)
-        if isinstance(message, Message):
-            size = cost(message)
-        elif isinstance(message, str):
-            message, kind = text_message(message).content, TEXT
-            size = len(message)
-        elif isinstance(message, bytes):
-            kind = BINARY
-            size = len(message)
+        if type(message) is str:
+            try:
+                content, kind = message.encode(), TEXT
+            except UnicodeEncodeError:
+                return self._put(text_message(message))  # which says what is wrong
+        elif type(message) is bytes:
+            content, kind = message, BINARY
         else:
             (message,) = as_messages(message)
-            size = cost(message)
+            return self._put(message)
+        batch = self._batch
+        size = batch.size + len(content) + 12
+        if self._gathering and kind is batch.kind and size < self._gather_bytes:
+            contents = batch.contents
+            contents.append(content)
+            batch.size = size
+            self.accepted += 1
+            if len(contents) < self._most:
+                return True
+            self._advance()
+            return not self._full(self._batch)
+        return self._put(Message(content, kind))
+
+    def _put(self, message: Message) -> bool:
+        if self._failure is not None:
+            self._raise()
+        if self._full(self._batch):
+            raise Busy("the publisher is full; after put() returned False, await room() before the next")
+        largest = room_for(self._window.envelope_bytes, len(self._target.bundles) if self._target else 1)
+        size = cost(message)
         if size + 64 > largest:
             raise TooLarge(f"the message has {size} bytes; at most {largest - 64} fit into an envelope")
-        if batch.size + size + 64 > largest:
+        if self._batch.size + size + 64 > largest:
             self._flush()
-            batch = self._batch
-        if isinstance(message, bytes):
-            batch.add(message, kind)
+        if message.headers or message.sent_at is not None:
+            self._batch.add_message(message)
         else:
-            batch.add_message(message)
+            self._batch.add(message.content, message.content_type)
         self.accepted += 1
         self._advance()
         return not self._full(self._batch)
@@ -157,19 +171,24 @@ class Publisher:
         return batch.size >= LIMITS.batch_bytes or len(batch) >= self._most
 
     def _advance(self) -> None:
-        """Lets the gathering go when it is full and there is room, or when few partly filled ones are out."""
+        """Lets the gathering go when it is full and there is room, or when few partly filled ones are out.
+
+        What stays is `_gathering`: until something else happens, a further message is only put behind the others.
+        """
         batch = self._batch
+        self._gathering = False
         if not len(batch) or self._target is None or self._failure is not None:
             return
-        if self._full(batch):
-            if not self._window.full:
-                self._flush()
-        elif self._open < LIMITS.open_batches and not self._window.full:
+        full = self._full(batch)
+        if not self._window.full and (full or self._open < LIMITS.open_batches):
             self._flush()
+        else:
+            self._gathering = not full and batch.messages is None
         self._refresh_when_old()
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, Batch()
+        self._gathering = False
         self._go(batch)
 
     def _go(self, batch: Batch) -> None:
@@ -220,6 +239,7 @@ class Publisher:
             self._window.forget(item)
 
     def _fail(self, error: CipherBoxError, batch: Batch) -> None:
+        self._gathering = False
         self.refused.append((batch.all(), error))
         self._failure = self._failure or error
         self._wake()
@@ -259,6 +279,7 @@ class Publisher:
         except CipherBoxError as error:
             if not error.retryable:
                 self._failure = self._failure or error
+                self._gathering = False
                 self._wake()
         finally:
             self._refreshing = False

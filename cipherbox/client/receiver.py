@@ -18,7 +18,8 @@ import trio
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK
-from cipherbox.client.inbox import LINES, Inbox, Received
+from cipherbox.client.inbox import LINES, Inbox
+from cipherbox.client.lines import Received
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden
@@ -33,7 +34,7 @@ OnLines = Callable[[list[bytes]], None]
 
 
 class Receiver:
-    """See the module.  ``on_lines`` is told the recorded lines of each batch (bytes, JSON, newline at the end)."""
+    """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope."""
 
     def __init__(self, client: Client, *, on_lines: OnLines | None = None) -> None:
         self.client = client
@@ -150,7 +151,7 @@ class Receiver:
                     await self._refuse(delivery, error)
             if new:
                 lines = await trio.to_thread.run_sync(inbox.record, new)
-                self.received += len(lines)
+                self.received += sum(len(one.messages) for one in new)
                 for one in new:
                     self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
                 if self._on_lines is not None:

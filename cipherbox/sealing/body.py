@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate
+from typing import overload
 
 import attrs
 
@@ -132,7 +133,53 @@ class _Reader:
             raise MalformedEnvelope("a text in the body is not UTF-8") from None
 
 
-def unpack(plain: bytes, count: int, sealed_at: int) -> list[Message]:
+class Messages(Sequence[Message]):
+    """The messages of a body, each made when it is looked at: a batch of thousands is often only written out.
+
+    ``contents`` is all contents one behind the other, ``bounds`` where each begins and the last ends.
+    """
+
+    __slots__ = ("_default", "_headers", "_sealed_at", "_sent", "_types", "bounds", "contents")
+
+    def __init__(
+        self, contents: memoryview, bounds: list[int], default: str, types: list[str] | None,
+        headers: list[dict[str, str]] | None, sent: tuple[int, ...] | None, sealed_at: int,
+    ) -> None:  # fmt: skip
+        self.contents, self.bounds = contents, bounds
+        self._default, self._types, self._headers, self._sent = default, types, headers, sent
+        self._sealed_at = sealed_at
+
+    @property
+    def same_type(self) -> str | None:
+        """The content type, when all have the same, and no headers and no times of their own; else None."""
+        plain = self._types is None and self._headers is None and self._sent is None
+        return self._default if plain else None
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return Message(
+            bytes(self.contents[self.bounds[at] : self.bounds[at + 1]]),
+            self._types[at] if self._types else self._default,
+            self._headers[at] if self._headers else {},
+            self._sent[at] or self._sealed_at if self._sent else self._sealed_at,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     """The messages; MalformedEnvelope unless the plaintext is exactly ``count`` messages."""
     reader = _Reader(plain)
     layout, flags, found = _HEAD.unpack(reader.take(_HEAD.size))
@@ -145,17 +192,10 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> list[Message]:
     default = reader.text8()
     types = [reader.text8() or default for _ in range(count)] if flags & TYPES else None
     headers = [_decode_headers(reader) for _ in range(count)] if flags & HEADERS else None
-    if reader.at + sum(sizes) != len(plain):
+    bounds = list(accumulate(sizes, initial=0))
+    if reader.at + bounds[-1] != len(plain):
         raise MalformedEnvelope("the contents have another length than the body says")
-    return list(
-        map(
-            Message,
-            [plain[start:end] for start, end in pairwise(accumulate(sizes, initial=reader.at))],
-            types or repeat(default),
-            headers or [{} for _ in sizes],
-            [at or sealed_at for at in sent] if sent else repeat(sealed_at),
-        )
-    )
+    return Messages(memoryview(plain)[reader.at :], bounds, default, types, headers, sent, sealed_at)
 
 
 def _decode_headers(reader: _Reader) -> dict[str, str]:

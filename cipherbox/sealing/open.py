@@ -20,7 +20,7 @@ from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.layout import Hashes, Layout
 from cipherbox.errors import CommitmentMismatch, DecryptionFailed, KeyMissing, NotRecipient, SignatureInvalid
 from cipherbox.sealing import stanzas
-from cipherbox.sealing.body import Message, unpack
+from cipherbox.sealing.body import Messages, unpack
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.primitives import ContentKeys, aead, derive
 from cipherbox.sealing.seal import SIGNATURE_USE
@@ -73,12 +73,12 @@ def _content_key(sighted: Sighted, identity: Identity) -> tuple[bytes, ContentKe
     return unwrapped, keys
 
 
-def open_body(sighted: Sighted, key: bytes) -> list[Message]:
+def open_body(sighted: Sighted, key: bytes) -> Messages:
     """Decrypts the body with its content key."""
     return _open_body(sighted, derive(key))
 
 
-def _open_body(sighted: Sighted, keys: ContentKeys) -> list[Message]:
+def _open_body(sighted: Sighted, keys: ContentKeys) -> Messages:
     layout = sighted.layout
     prefix = layout.prefix
     body = memoryview(sighted.raw)[layout.body_at : layout.signatures_at]
@@ -89,7 +89,7 @@ def _open_body(sighted: Sighted, keys: ContentKeys) -> list[Message]:
     return unpack(plain, prefix.message_count, prefix.sealed_at)
 
 
-def open_envelope(sighted: Sighted, identity: Identity, sender: KeyBundle) -> list[Message]:
+def open_envelope(sighted: Sighted, identity: Identity, sender: KeyBundle) -> Messages:
     """All checks in their order; the messages."""
     verify(sighted, sender)
     _, keys = _content_key(sighted, identity)

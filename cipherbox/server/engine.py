@@ -21,7 +21,7 @@ import trio
 
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
-from cipherbox.broker.model import Answer, AnyCommand, Changes, Effects, Entry, Facts, Failed, FetchedEntries, Wanted
+from cipherbox.broker.model import Answer, AnyCommand, Effects, Entry, Facts, Failed, FetchedEntries, Wanted
 from cipherbox.errors import Busy, CipherBoxError, DiskFull, GoingAway, StoreError, StoreUnavailable
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
@@ -220,7 +220,7 @@ class Engine:
 
     def _distribute(self, effects: Effects) -> None:
         """What a committed batch lets go; no await, so nothing can come between."""
-        self._remember(effects.changes)
+        self._remember(effects)
         self._journal.committed(effects.changes)
         self._journal.handed(effects.handed)
         for connection, answers in effects.answers.items():
@@ -232,11 +232,13 @@ class Engine:
             if connection in self._peers:
                 self._peers[connection].end(error)
 
-    def _remember(self, changes: Changes) -> None:
+    def _remember(self, effects: Effects) -> None:
+        changes = effects.changes
+        handed = {entry.number for run in effects.handed for entry in run.entries} if changes.envelopes else set()
         for number, _, _, incoming in changes.envelopes:
-            self.bodies.put(number, incoming.body)  # type: ignore[arg-type]
+            self.bodies.put(number, incoming.body, handed=number in handed)  # type: ignore[arg-type]
         for number, incoming in changes.replaced:
-            self.bodies.put(number, incoming.body)  # type: ignore[arg-type]
+            self.bodies.put(number, incoming.body, handed=False)  # type: ignore[arg-type]
         for number in changes.finished:
             self.bodies.drop(number)
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
-from cryptography import x509
 
 from cipherbox import __version__
 from cipherbox.broker import model as m
@@ -35,6 +34,7 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
 from cipherbox.server.outgoing import Outgoing
 from cipherbox.server.requests import CALLS, COMMANDS, incoming
+from cipherbox.transport import TlsStream, WebSocketStream, fill
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, SendBatch, negotiate
 
@@ -47,16 +47,7 @@ AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
 _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
 
 
-class Stream(Protocol):
-    """What both transports offer."""
-
-    def peer_certificate(self) -> x509.Certificate | None: ...
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None: ...
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
-
-    async def aclose(self) -> None: ...
+Stream = TlsStream | WebSocketStream
 
 
 class Session:
@@ -197,25 +188,24 @@ class Session:
                 while self._full():
                     self._changed = trio.Event()
                     await self._changed.wait()
-            data = await self._receive()
-            if data is None:
+            size = await self._receive()
+            if size is None:
                 break
-            if not data:
+            if not size:
                 wire.receive_eof()
                 return
-            wire.receive_data(data)
         await trio.sleep_forever()
 
-    async def _receive(self) -> bytes | None:
-        """None when `quiet` was asked for meanwhile."""
+    async def _receive(self) -> int | None:
+        """How many bytes came, 0 at the end; None when `quiet` was asked for meanwhile."""
         self._heard_at = trio.current_time()
         self._waiting = True
         with trio.CancelScope() as self._receiving:
             if self._quiet:
                 return None
-            data = await self._stream.receive_some()
+            size = await fill(self._stream, self._wire)
             self._waiting = False
-            return data
+            return size
         return None
 
     def _full(self) -> bool:

@@ -63,7 +63,7 @@ def encode_sends(items: Iterable[SendItem]) -> bytes:
     return b"".join(out)
 
 
-def decode_send(body: bytes, at: int, end: int) -> SendItem:
+def decode_send(body: bytes | memoryview, at: int, end: int) -> SendItem:
     """The SEND whose body is ``body[at:end]``."""
     if end - at < 17:
         raise ProtocolError("the frame ends inside SEND")
@@ -83,7 +83,7 @@ def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
     return b"".join(out)
 
 
-def decode_deliver(body: bytes, at: int, end: int) -> tuple[int, list[DeliveredItem]]:
+def decode_deliver(body: bytes | memoryview, at: int, end: int) -> tuple[int, list[DeliveredItem]]:
     """(tag, entries) of the DELIVER whose body is ``body[at:end]``."""
     if end - at < 8:
         raise ProtocolError("the frame ends inside DELIVER")
@@ -92,7 +92,7 @@ def decode_deliver(body: bytes, at: int, end: int) -> tuple[int, list[DeliveredI
     return tag, entries
 
 
-def decode_delivered(body: bytes, at: int, end: int) -> tuple[list[DeliveredItem], int]:
+def decode_delivered(body: bytes | memoryview, at: int, end: int) -> tuple[list[DeliveredItem], int]:
     """A listing of `Delivered` as tuples, and where it ends."""
     count = int.from_bytes(body[at : at + 4], "big")
     at += 4

@@ -12,7 +12,8 @@ Which frame may come from whom is the `sender` column of the table.
 Rules.  A length is judged when its four bytes are there, before its body is waited for.  A fault is raised by the
 `events()` call after the one that gave the good frames before it; from then on the connection is CLOSED and every
 call raises the same fault.  Runs of SEND come as one `SendBatch` of tuples and DELIVER as `Deliveries`: these are the
-frames that carry the load.  Pieces of a large frame are kept as they came and joined once.
+frames that carry the load.  Pieces of a frame are kept as they came and joined once; a large frame has one buffer as
+soon as its length is known, and whoever reads the stream may read right into it (`wanted`, `filled`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cipherbox.wire.codec import DELIVER, SEND, DeliveredItem, SendItem
 from cipherbox.wire.fields import TABLE, kind_of
 from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
 
+LARGE = 256 * 1024  # frames above it get a buffer of their own
 HELLO, WELCOME, PING, PONG, ERROR, GOING_AWAY = 0x04, 0x05, 0x06, 0x07, 0x08, 0x09
 
 
@@ -89,7 +91,9 @@ class Connection:
         self._frame_bytes = limits.first_frame_bytes  # what this end takes
         self._peer_frame_bytes = limits.first_frame_bytes  # what the peer takes
         self._pieces: list[bytes] = []
-        self._have = 0
+        self._large: bytearray | None = None  # a frame that is not whole yet; its bytes come before the pieces
+        self._filled = 0
+        self._have = 0  # bytes not parsed yet
         self._need = 4  # bytes until the next step is possible
         self._fault: ProtocolError | None = None
         self._paused = False  # between HELLO and WELCOME
@@ -124,8 +128,26 @@ class Connection:
 
     def receive_data(self, data: bytes) -> None:
         """Takes what the stream gave."""
-        self._pieces.append(data)
         self._have += len(data)
+        if self._large is not None and self._filled < len(self._large):
+            room = len(self._large) - self._filled
+            piece = data[:room]
+            self._large[self._filled : self._filled + len(piece)] = piece
+            self._filled += len(piece)
+            data = data[room:]
+        if data:
+            self._pieces.append(data)
+
+    def wanted(self) -> memoryview | None:
+        """Where the next bytes of a large frame belong; None when there is no such frame."""
+        if self._large is None or self._filled == len(self._large):
+            return None
+        return memoryview(self._large)[self._filled :]
+
+    def filled(self, size: int) -> None:
+        """So many bytes were put where `wanted` said."""
+        self._filled += size
+        self._have += size
 
     def receive_eof(self) -> None:
         """The stream ended: fine between two frames, a fault inside one."""
@@ -139,11 +161,21 @@ class Connection:
             raise self._fault
         if self._have < self._need or self._paused:
             return []
-        buf = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         found: list[Any] = []
-        at = 0
+        if self._large is not None:
+            large, self._large = self._large, None
+            self._have -= len(large)
+            self._run(memoryview(large), found)
+        if self._have >= 4 and self._fault is None and not self._paused:
+            buf = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            at = self._run(buf, found)
+            self._keep(buf, at)
+        return found
+
+    def _run(self, buf: bytes | memoryview, found: list[Any]) -> int:
+        """Parses; a fault is raised at once only if nothing good came before it."""
         try:
-            at = self._parse(buf, found)
+            return self._parse(buf, found)
         except ProtocolError as fault:
             self._fault = fault
             self.state = State.CLOSED
@@ -151,13 +183,23 @@ class Connection:
             self._have = 0
             if not found:
                 raise
-            return found
-        left = buf[at:] if at else buf
-        self._pieces = [bytes(left)] if left else []
-        self._have = len(left)
-        return found
+            return len(buf)
 
-    def _parse(self, buf: bytes, found: list[Any]) -> int:
+    def _keep(self, buf: bytes, at: int) -> None:
+        """What is left waits for the rest of its frame."""
+        if self._fault is not None:
+            return
+        left = buf[at:] if at else buf
+        self._have = len(left)
+        self._pieces = []
+        if self._need > LARGE:
+            self._large = bytearray(self._need)
+            self._large[: len(left)] = left
+            self._filled = len(left)
+        elif left:
+            self._pieces.append(left)
+
+    def _parse(self, buf: bytes | memoryview, found: list[Any]) -> int:
         """Reads complete frames into ``found``; returns where the rest begins and sets what it needs."""
         at, size = 0, len(buf)
         sends: list[SendItem] | None = None
@@ -185,7 +227,7 @@ class Connection:
                 if kind == DELIVER:
                     found.append(Deliveries(*codec.decode_deliver(buf, at + 5, end)))
                 else:
-                    found.append(self._event(codec.decode(kind, buf[at + 5 : end])))
+                    found.append(self._event(codec.decode(kind, bytes(buf[at + 5 : end]))))
                     if self._paused or self.state is State.CLOSED:
                         at = end
                         break

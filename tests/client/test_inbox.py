@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox import Inbox, Received, as_text, timestamp
+from cipherbox.client.inbox import Inbox
+from cipherbox.client.lines import Received, as_text, timestamp
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import SchemaTooNew, StoreError
 from cipherbox.portable import WINDOWS
@@ -48,7 +49,7 @@ def test_a_batch_is_recorded_and_known(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
     batch = [received(b"one", b"two"), received(b"three", sender="PA-LAB")]
     made = inbox.record(batch)
-    assert [orjson.loads(line)["content"] for line in made] == ["one", "two", "three"]
+    assert [orjson.loads(x)["content"] for x in b"".join(made).splitlines()] == ["one", "two", "three"]
     assert lines(tmp_path)[1]["message_id"][-4:] == "0001"
     assert lines(tmp_path)[0]["sent_timestamp"] == "2025-10-08T07:03:00.123Z"
     assert all(inbox.knows(r.sender, r.envelope_id) for r in batch)

@@ -208,3 +208,42 @@ def test_addresses(text: str, parsed: tuple[str, int, bool]) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(NetworkError, match="no address"):
         parse_address(text)
+
+
+async def test_a_large_frame_goes_right_into_its_buffer() -> None:
+    from cipherbox.transport import fill
+    from cipherbox.wire import codec
+    from cipherbox.wire.connection import LARGE
+    from tests.wire.test_frames import opened
+
+    a, b = await tls_pair()
+    bodies = [b"small", os.urandom(3 * LARGE), b"next", os.urandom(LARGE + 1), b"last"]
+    data = codec.encode_sends([(n + 1, 0, 0, body) for n, body in enumerate(bodies)])
+    wire, got, direct = opened("server"), [], 0
+
+    async def send() -> None:
+        await a.send_all(data)
+        await a.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        while True:
+            direct += wire.wanted() is not None
+            if not await fill(b, wire):
+                break
+            got += [item[3] for event in wire.events() for item in event.items]
+    assert got == bodies
+    assert direct >= 2
+    await b.aclose()
+
+
+async def test_two_tasks_cannot_receive_at_once() -> None:
+    a, b = await tls_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await a.receive_into(memoryview(bytearray(10)))
+        await b.send_all(b"done")
+    await a.aclose()
+    await b.aclose()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cipherbox.errors import ProtocolError
 from cipherbox.wire import codec, document, frames
-from cipherbox.wire.connection import Connection, Deliveries, SendBatch, State
+from cipherbox.wire.connection import LARGE, Connection, Deliveries, SendBatch, State
 from cipherbox.wire.fields import TABLE
 from tests.golden import files
 from tests.golden.make_frames import samples
@@ -251,3 +251,42 @@ def test_decoding_any_body_is_total(kind: int, body: bytes) -> None:
     except ProtocolError:
         return
     codec.encode(frame)
+
+
+@pytest.mark.parametrize("step", [1_000, 65_536, LARGE, LARGE + 4, 10 * LARGE])
+@pytest.mark.parametrize("direct", [False, True])
+def test_large_frames_come_whole_however_they_are_cut(step: int, direct: bool) -> None:
+    bodies = [b"a", bytes(range(256)) * 1024 + b"!", b"b" * (2 * LARGE), b"c", b"d" * LARGE]
+    data = codec.encode_sends([(n + 1, 0, 0, body) for n, body in enumerate(bodies)])
+    server, got, at = opened("server"), [], 0
+    while at < len(data):
+        room = server.wanted() if direct else None
+        size = min(step, len(data) - at, len(room) if room is not None else step)
+        if room is None:
+            server.receive_data(data[at : at + size])
+        else:
+            room[:size] = data[at : at + size]
+            server.filled(size)
+        at += size
+        got += [item[3] for event in server.events() for item in event.items]
+    assert got == bodies
+    assert all(type(body) is bytes for body in got)
+    server.receive_eof()
+
+
+def test_a_cut_inside_a_large_frame_is_a_fault() -> None:
+    server = opened("server")
+    server.receive_data(codec.encode_sends([(1, 0, 0, bytes(2 * LARGE))])[:-1])
+    assert server.events() == []
+    with pytest.raises(ProtocolError):
+        server.receive_eof()
+
+
+def test_a_fault_behind_a_large_frame_comes_after_it() -> None:
+    server = opened("server")
+    server.receive_data(codec.encode_sends([(1, 0, 0, bytes(2 * LARGE))])[:-1])
+    assert server.events() == []
+    server.receive_data(b"\x00" + b"\x00\x00\x00\x00")
+    assert len(server.events()) == 1
+    with pytest.raises(ProtocolError):
+        server.events()

@@ -1,0 +1,123 @@
+"""The readable lines of received messages, as JSON: ``message_id, sender_id, sent_timestamp, content``, and ``headers``
+when there are any.  Content that is not text is put beside, and the line names the file.
+
+A batch has thousands of messages of one type without headers, and this is what costs a receiver most.  So such a batch
+is not taken apart into messages: its contents are made JSON in one step, and where that changed nothing, which is
+usual, each line is put together from what the lines have in common, its number and its piece of the contents.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise, repeat
+from typing import Any, NamedTuple
+
+import orjson
+
+from cipherbox.sealing.body import Message, Messages
+
+_TEXT_TYPES = frozenset(
+    ["application/json", "application/jsonl", "application/x-ndjson", "application/xml", "application/hl7-v2",
+     "application/yaml", "application/toml", "application/javascript", "application/sql"]
+)  # fmt: skip
+_TEXT_ENDINGS = ("+json", "+xml", "+yaml")
+_YEAR_10000 = 253_402_300_800_000
+_numbers: list[bytes] = []  # b"0000", b"0001", ... as far as they were needed
+
+Beside = Callable[[str, str, Message], dict[str, Any]]
+
+
+class Received(NamedTuple):
+    """One opened envelope, to be recorded.  ``sealed_at`` and ``accepted_at`` are ms since 1970."""
+
+    sender: str
+    envelope_id: bytes
+    generation: int
+    queue: str
+    accepted_at: int
+    sealed_at: int
+    messages: Sequence[Message]
+
+
+def lines_of(received: Received, beside: Beside) -> bytes:
+    """All lines of an envelope, each with its end.  ``beside(sender, name, message)`` keeps what is no text."""
+    messages = received.messages
+    if isinstance(messages, Messages) and len(messages) > 1:
+        made = _of_one_type(received, messages)
+        if made is not None:
+            return made
+    lines = []
+    stem = _stem(received.envelope_id)
+    sealed = timestamp(received.sealed_at)
+    for index, message in enumerate(messages):
+        name, sent = f"{stem}{index:04x}", message.sent_at
+        text = as_text(message)
+        line: dict[str, Any] = {
+            "message_id": name,
+            "sender_id": received.sender,
+            "sent_timestamp": sealed if sent is None or sent == received.sealed_at else timestamp(sent),
+            "content": text if text is not None else beside(received.sender, name, message),
+        }
+        if message.headers:
+            line["headers"] = message.headers
+        lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+    return lines[0] if len(lines) == 1 else b"".join(lines)
+
+
+def _of_one_type(received: Received, messages: Messages) -> bytes | None:
+    kind = messages.same_type
+    if kind is None or not is_text(kind):
+        return None
+    try:
+        text = str(messages.contents, "utf-8")
+    except UnicodeDecodeError:
+        return None
+    if not text.isascii():
+        return None
+    whole = orjson.dumps(text)
+    if len(whole) != len(text) + 2:  # something was escaped
+        return None
+    stem = _stem(received.envelope_id).encode()
+    sender, sealed = received.sender.encode(), timestamp(received.sealed_at).encode()
+    head, tail = b'{"message_id":"' + stem, b'"}\n'
+    middle = b'","sender_id":"' + sender + b'","sent_timestamp":"' + sealed + b'","content":"'
+    contents = [whole[start + 1 : end + 1] for start, end in pairwise(messages.bounds)]
+    pieces = list(chain.from_iterable(zip(repeat(tail + head), _hex_numbers(), repeat(middle), contents)))
+    pieces[0] = head
+    pieces.append(tail)
+    return b"".join(pieces)
+
+
+def _hex_numbers() -> list[bytes]:
+    if not _numbers:
+        _numbers.extend(b"%04x" % number for number in range(65_536))
+    return _numbers
+
+
+def _stem(envelope_id: bytes) -> str:
+    raw = envelope_id.hex()
+    return f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:28]}"
+
+
+def is_text(content_type: str) -> bool:
+    """Whether content of this type is put into the line."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith(_TEXT_ENDINGS)
+
+
+def as_text(message: Message) -> str | None:
+    """The content as text, when its type says text and its bytes are UTF-8."""
+    if not is_text(message.content_type):
+        return None
+    try:
+        return message.content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def timestamp(ms: int) -> str:
+    """ISO 8601 in UTC with milliseconds: 2025-10-08T07:03:00.123Z."""
+    if ms >= _YEAR_10000:
+        return f"{ms} ms"  # a sender's clock can say anything
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ms // 1000))}.{ms % 1000:03d}Z"
