@@ -88,6 +88,9 @@ def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
     """Runs an async function to its end."""
     import trio
 
+    from cipherbox.portable import keep_heap
+
+    keep_heap()
     result: T = trio.run(work, *arguments)
     return result
 

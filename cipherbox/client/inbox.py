@@ -76,9 +76,13 @@ class Inbox:
         """Whether this inbox no longer knows if it had that envelope."""
         return id_time_ms(envelope_id) < self._watermark
 
+    def surely_new(self, sender: str, envelope_id: bytes) -> bool:
+        """Whether the envelope cannot be recorded, since no later one of that sender is; the database is not asked."""
+        return envelope_id > self._highest.get(sender, b"")
+
     def knows(self, sender: str, envelope_id: bytes) -> bool:
         """Whether the envelope is recorded."""
-        if envelope_id > self._highest.get(sender, b""):
+        if self.surely_new(sender, envelope_id):
             return False
         found = self._db.execute(
             "SELECT 1 FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, envelope_id)

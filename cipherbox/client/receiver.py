@@ -4,6 +4,9 @@ For each batch: what the inbox already has is acknowledged again and not written
 what cannot be is refused with its reason; the rest is recorded (see `inbox`), and then acknowledged.  The lookup comes
 before the verification: an id that is recorded is only acknowledged, whatever bytes came with it.
 
+While one batch is written to the disk the next one is opened.  So at most one batch is under way, and what it holds is
+neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for it first.
+
 One receiver per home: the home's lock is held while it runs.
 """
 
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
 FETCH_ENVELOPES = 256
-BATCH_BYTES = 8 * 1024 * 1024  # opened and recorded in one step
+BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
+Key = tuple[str, bytes]  # sender, envelope id
 OnLines = Callable[[list[bytes]], None]
 
 
@@ -45,7 +49,9 @@ class Receiver:
         self._events = client.events
         self._on_lines = on_lines
         self._inbox: Inbox | None = None
-        self._turn = trio.Lock()  # one batch at a time, of whatever queue
+        self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
+        self._under_way: set[Key] = set()  # ids of the batch that is being written
+        self._under_way_count = 0  # and its messages
         self._moved = trio.Event()
         self._most: int | None = None
         self._acks_open = 0
@@ -100,7 +106,8 @@ class Receiver:
                     deliveries = await self.client.fetch_unopened(name, most)
                     if not deliveries:
                         break
-                    done = await self._take(deliveries)
+                    new, done = await self._open_new(deliveries)
+                    await self._record(new)
                     if done:
                         await self.client.ack(done)
         return self.received - before
@@ -111,60 +118,99 @@ class Receiver:
         async with self.client.consume_unopened(name) as consumer:
             task_status.started()
             try:
-                while not self._enough():
+                while not self._enough_with([]):
                     deliveries = await self._next(consumer)
-                    done = await self._take(deliveries)
-                    self._move()
-                    if done:
+                    async with self._turn:
+                        new, done = await self._open_new(deliveries)
+                        await self._recorded()
+                        self._set_out(new)
                         self._acks_open += 1
-                        acks.start_soon(self._ack, done)
+                        acks.start_soon(self._finish, new, done)
             except CipherBoxError as error:
                 self._failure = error
                 self._move()
 
     async def _next(self, consumer: Consumer) -> list[Delivery]:
-        most = 4096 if self._most is None else max(1, self._most - self.received)
+        most = 4096 if self._most is None else max(1, self._most - self.received - self._under_way_count)
         return await consumer.batch(most, BATCH_BYTES)
 
-    async def _take(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Records what is new; returns what may be acknowledged."""
-        async with self._turn:
-            inbox = self._inbox
-            assert inbox is not None
-            new: list[Received] = []
-            done: list[Delivery] = []
-            seen: set[tuple[str, bytes]] = set()
-            for delivery in deliveries:
-                if self._enough_with(new):
-                    break  # what is left returns to its queue when the consumer ends
-                try:
-                    if self._is_old(inbox, delivery, seen):
-                        done.append(delivery)
-                    elif inbox.too_old(delivery.envelope_id):
-                        error = EnvelopeError("its id is older than this inbox's records reach")
-                        await self._refuse(delivery, error, Outcome.TOO_OLD)
-                    else:
-                        new.append(await self._open(delivery))
-                        seen.add((delivery.sender_id, delivery.envelope_id))
-                        done.append(delivery)
-                except EnvelopeError as error:
-                    await self._refuse(delivery, error)
-            if new:
-                lines = await trio.to_thread.run_sync(inbox.record, new)
-                self.received += sum(len(one.messages) for one in new)
-                for one in new:
-                    self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
-                if self._on_lines is not None:
-                    self._on_lines(lines)
-            return done
+    async def _open_new(self, deliveries: list[Delivery]) -> tuple[list[Received], list[Delivery]]:
+        """What is new, opened; and what may be acknowledged once that is recorded."""
+        inbox = self._inbox
+        assert inbox is not None
+        new: list[Received] = []
+        done: list[Delivery] = []
+        seen: set[Key] = set()
+        for delivery in deliveries:
+            if self._enough_with(new):
+                break  # what is left returns to its queue when the consumer ends
+            try:
+                if await self._is_old(inbox, delivery, seen):
+                    done.append(delivery)
+                elif inbox.too_old(delivery.envelope_id):
+                    error = EnvelopeError("its id is older than this inbox's records reach")
+                    await self._refuse(delivery, error, Outcome.TOO_OLD)
+                else:
+                    new.append(await self._open(delivery))
+                    seen.add((delivery.sender_id, delivery.envelope_id))
+                    done.append(delivery)
+            except EnvelopeError as error:
+                await self._refuse(delivery, error)
+        return new, done
 
-    def _is_old(self, inbox: Inbox, delivery: Delivery, seen: set[tuple[str, bytes]]) -> bool:
+    async def _is_old(self, inbox: Inbox, delivery: Delivery, seen: set[Key]) -> bool:
         key = (delivery.sender_id, delivery.envelope_id)
-        if key not in seen and not inbox.knows(*key):
-            return False
+        if key not in seen:
+            if key not in self._under_way and inbox.surely_new(*key):
+                return False
+            await self._recorded()
+            if not inbox.knows(*key):
+                return False
         self.duplicates += 1
         self._events.messages(RECEIVER, "Received {} again; it is stored already", key[1], delivery.count)
         return True
+
+    def _set_out(self, new: list[Received]) -> None:
+        self._under_way = {(one.sender, one.envelope_id) for one in new}
+        self._under_way_count = sum(len(one.messages) for one in new)
+
+    async def _recorded(self) -> None:
+        """Waits until nothing is being written; raises what went wrong with it."""
+        while self._under_way and self._failure is None:
+            await self._moved.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _record(self, new: list[Received]) -> None:
+        if not new:
+            return
+        inbox = self._inbox
+        assert inbox is not None
+        lines = await trio.to_thread.run_sync(inbox.record, new)
+        self.received += sum(len(one.messages) for one in new)
+        for one in new:
+            self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
+        if self._on_lines is not None:
+            self._on_lines(lines)
+
+    async def _finish(self, new: list[Received], done: list[Delivery]) -> None:
+        """Records a batch and acknowledges it."""
+        try:
+            await self._record(new)
+        except CipherBoxError as error:
+            self._failure = self._failure or error
+            done = []
+        finally:
+            self._set_out([])
+            self._move()
+        try:
+            if done:
+                await self.client.ack(done)
+        except CipherBoxError as error:
+            self._events.say(RECEIVER, f"HQ did not confirm an ACK: {error}; the messages are stored and come again")
+        finally:
+            self._acks_open -= 1
+            self._move()
 
     async def _open(self, delivery: Delivery) -> Received:
         prefix = delivery.sighted.layout.prefix
@@ -179,20 +225,13 @@ class Receiver:
         self.refused += 1
         await self.client.opener.refuse(delivery, error, outcome=outcome)
 
-    async def _ack(self, deliveries: list[Delivery]) -> None:
-        try:
-            await self.client.ack(deliveries)
-        except CipherBoxError as error:
-            self._events.say(RECEIVER, f"HQ did not confirm an ACK: {error}; the messages are stored and come again")
-        finally:
-            self._acks_open -= 1
-            self._move()
-
     def _enough(self) -> bool:
         return self._most is not None and self.received >= self._most
 
     def _enough_with(self, new: list[Received]) -> bool:
-        return self._most is not None and self.received + sum(len(r.messages) for r in new) >= self._most
+        if self._most is None:
+            return False
+        return self.received + self._under_way_count + sum(len(r.messages) for r in new) >= self._most
 
     def _move(self) -> None:
         self._moved.set()
@@ -204,7 +243,7 @@ class Receiver:
                 raise self._failure
             with trio.move_on_after(float("inf") if idle_s is None else idle_s) as scope:
                 await self._moved.wait()
-            if scope.cancelled_caught and not self._turn.locked():
+            if scope.cancelled_caught and not self._turn.locked() and not self._under_way:
                 return
 
     async def _settled(self) -> None:
