@@ -124,8 +124,8 @@ def free_bytes(path: Path) -> int:
 def keep_heap() -> None:
     """Lets the C library keep what was freed, up to 32 MiB, for the next large block.
 
-    glibc gives blocks from 128 KiB up back to the system at once, and the system hands out and clears new pages for each:
-    that costs a large envelope as much as encrypting it.  Elsewhere this does nothing.
+    glibc gives blocks from 128 KiB up back to the system at once, and the system clears new pages for each: that costs
+    a large envelope as much as encrypting it.  Elsewhere this does nothing.
     """
     if sys.platform != "linux":
         return

@@ -28,6 +28,10 @@ _STANZA_BOUNDS = {  # a type's least and largest stanza; plain numbers, since en
 }
 
 
+_KNOWN_BYTES = 1024  # longer ends are read anew each time, which bounds what is remembered to some MB
+_new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
+
+
 class Recipient(NamedTuple):
     """One recipient's entry: which of its keys, how it is wrapped, how long the stanza is."""
 
@@ -55,6 +59,19 @@ class Prefix(NamedTuple):
     exchange: str
     routing_key: str
     recipients: tuple[Recipient, ...]
+    recipient_ids: tuple[str, ...]
+    stanzas_length: int
+
+
+class Parties(NamedTuple):
+    """What the prefix's variable end says.  A sender's envelopes for the same recipients have the same."""
+
+    sender: str
+    exchange: str
+    routing_key: str
+    recipients: tuple[Recipient, ...]
+    recipient_ids: tuple[str, ...]
+    stanzas_length: int
 
 
 @lru_cache(maxsize=16_384)
@@ -116,30 +133,41 @@ def decode_prefix(buf: bytes) -> Prefix:
         raise MalformedEnvelope("the envelope expires before it was sealed")
     if not 1 <= recipient_count <= LIMITS.recipients:
         raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
-    at = FIXED.size + sender_size
-    sender = _client_id(buf[FIXED.size : at])
-    exchange = _name(buf[at : at + exchange_size])
+    read = _known_parties if length <= _KNOWN_BYTES else _parties
+    parties = read(buf[FIXED.size : length], recipient_count, sender_size, exchange_size, key_size)
+    return _new(
+        Prefix,
+        (length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite, bundle_hash,
+         commitment, *parties),
+    )  # fmt: skip
+
+
+def _parties(raw: bytes, recipient_count: int, sender_size: int, exchange_size: int, key_size: int) -> Parties:
+    at = sender_size
+    sender = _client_id(raw[:at])
+    exchange = _name(raw[at : at + exchange_size])
     at += exchange_size
-    routing_key = _name(buf[at : at + key_size])
+    routing_key = _name(raw[at : at + key_size])
     at += key_size
     recipients = []
     for _ in range(recipient_count):
-        if at + RECIPIENT.size > length:
+        if at + RECIPIENT.size > len(raw):
             raise MalformedEnvelope("the prefix ends inside its recipients")
-        key_id, stanza_type, stanza_length, id_size = RECIPIENT.unpack_from(buf, at)
+        key_id, stanza_type, stanza_length, id_size = RECIPIENT.unpack_from(raw, at)
         at += RECIPIENT.size
         bounds = _STANZA_BOUNDS.get(stanza_type)
         if bounds is None:
             raise UnknownVersion(f"the envelope uses stanza type {stanza_type}; update this program")
         if not bounds[0] <= stanza_length <= bounds[1]:
             raise MalformedEnvelope(f"a stanza of type {stanza_type} does not have {stanza_length} bytes")
-        recipients.append(Recipient(key_id, stanza_type, stanza_length, _client_id(buf[at : at + id_size])))
+        recipients.append(Recipient(key_id, stanza_type, stanza_length, _client_id(raw[at : at + id_size])))
         at += id_size
-    if at != length:
+    if at != len(raw):
         raise MalformedEnvelope("the prefix has another length than it says")
-    if recipient_count > 1 and len({r.client_id.casefold() for r in recipients}) != recipient_count:
+    ids = tuple(r.client_id for r in recipients)
+    if recipient_count > 1 and len({name.casefold() for name in ids}) != recipient_count:
         raise MalformedEnvelope("a recipient is named twice")
-    return Prefix(
-        length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite, bundle_hash,
-        commitment, sender, exchange, routing_key, tuple(recipients),
-    )  # fmt: skip
+    return Parties(sender, exchange, routing_key, tuple(recipients), ids, sum(r.stanza_length for r in recipients))
+
+
+_known_parties = lru_cache(maxsize=4096)(_parties)

@@ -7,7 +7,7 @@ Rules.
    retryable code, all connections are closed, the core is loaded from the store again.  A full disk is found before
    the core is touched whenever that is possible: then publishes alone are refused, and acks go on.
 3. `submit` waits while the queue holds too many commands or bytes, so whoever reads from a peer stops reading.
-4. The store is used from one worker thread at a time, through `in_store` alone.
+4. The store is used from one worker thread at a time, through `in_store` alone; bodies are read in another.
 5. No peer can hold up the engine: what it hands over are numbers and answers, put into the peer's own queue.
 """
 
@@ -35,6 +35,7 @@ log = get_logger(__name__)
 SWEEP_S = 1.0
 RECOVER_PAUSE_S = 1.0  # between tries to load again while the store does not answer
 FULL_PAUSE_S = 5.0  # publishes are refused at once for so long after a commit found the disk full
+_PLENTY_BYTES = 256 * 1024 * 1024  # with so much room beside a batch the store is not asked for an exact answer
 _ROW_BYTES = 4096  # what an envelope costs on the disk beside its own bytes
 
 
@@ -62,6 +63,7 @@ class Engine:
         self._limits = limits
         self._clock_ms = clock_ms
         self._limiter = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(1)
         self._runner = runner
         self._queue: deque[tuple[AnyCommand, int]] = deque()
         self._bytes = 0
@@ -139,7 +141,9 @@ class Engine:
         self._work.set()
 
     async def _read_bodies(self, numbers: list[int]) -> list[bytes | None]:
-        return await self.in_store(self._store.read_bodies, numbers)
+        if self._runner is not None:
+            return await self._runner(self._store.read_bodies, numbers)  # type: ignore[return-value]
+        return await trio.to_thread.run_sync(self._store.read_bodies, numbers, limiter=self._reading)
 
     def _lost(self, queue: str, seqs: list[int], reason: str) -> None:
         self.post(m.Lost([(queue, seq) for seq in seqs], reason))
@@ -195,8 +199,9 @@ class Engine:
         self._pages = []
         need = sum(i.size + _ROW_BYTES for c in batch if isinstance(c, m.Publish) for i in c.items)
         room, facts = True, Facts()
-        if need or wanted.known or wanted.entries or wanted.pages or wanted.envelopes:
-            room, facts = await self.in_store(self._look, need, wanted)
+        ask = need if need and self._store.free_bytes() < need + _PLENTY_BYTES else 0
+        if ask or wanted.known or wanted.entries or wanted.pages or wanted.envelopes:
+            room, facts = await self.in_store(self._look, ask, wanted)
         if need and (not room or trio.current_time() < self._full_until):
             batch = self._refuse_publishes(batch)
         effects = self.broker.handle(batch, facts, self._clock_ms())

@@ -1,8 +1,8 @@
 """What waits to be sent to one peer, in order, and the task that sends it.
 
 Answers wait as bytes.  Deliveries wait as numbers: their envelopes are taken from memory or read from the store when
-their turn has come, so a peer that reads slowly costs HQ no memory.  A peer that takes nothing for a whole deadline is
-cut; nobody else waits for it.
+their turn has come, and the next frame's while one is sent, so a peer that reads slowly costs HQ two frames.  A peer
+that takes nothing for a whole deadline is cut; nobody else waits for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 import trio
 
 from cipherbox.broker.model import Entry, FetchedEntries
-from cipherbox.errors import FrameTooLarge, TimedOut
+from cipherbox.errors import CipherBoxError, FrameTooLarge, TimedOut
 from cipherbox.limits import Limits
 from cipherbox.server import answers
 from cipherbox.server.bodies import Bodies
@@ -43,15 +43,36 @@ class Pushed:
         self.entries = entries
         self.at = 0
 
-    def cut(self, most: int) -> list[Entry]:
-        """The next entries that fit into a frame; at least one."""
-        start, size = self.at, 0
-        while self.at < len(self.entries):
-            size += self.entries[self.at].size + _ENTRY_BYTES
-            if size > most and self.at > start:
+    def cut(self, most: int, *, keep: bool = False) -> list[Entry]:
+        """The next entries that fit into a frame; at least one.  ``keep``: they stay the next."""
+        end, size = self.at, 0
+        while end < len(self.entries):
+            size += self.entries[end].size + _ENTRY_BYTES
+            if size > most and end > self.at:
                 break
-            self.at += 1
-        return self.entries[start : self.at]
+            end += 1
+        start = self.at
+        self.at = start if keep else end
+        return self.entries[start:end]
+
+
+class Ahead:
+    """A frame's envelopes, being read from the store."""
+
+    __slots__ = ("done", "entries", "error", "items")
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.items: list[codec.DeliveredItem] = []
+        self.error: CipherBoxError | None = None
+        self.done = trio.Event()
+
+    async def read(self, bodies: Bodies, queue: str) -> None:
+        try:
+            self.items = await bodies.items(queue, self.entries)
+        except CipherBoxError as error:
+            self.error = error
+        self.done.set()
 
 
 class Outgoing:
@@ -76,6 +97,7 @@ class Outgoing:
         self._queue: deque[bytes | Pushed | FetchedEntries] = deque()
         self._ready = trio.Event()
         self._last = False
+        self._ahead: Ahead | None = None
 
     @property
     def empty(self) -> bool:
@@ -105,17 +127,17 @@ class Outgoing:
         self._queue = deque(item for item in self._queue if isinstance(item, bytes))
         self.put(word)
 
-    async def run(self) -> None:
-        """Sends until `finish`; TimedOut when the peer takes nothing."""
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Sends until `finish`; TimedOut when the peer takes nothing.  ``nursery`` is where it reads ahead."""
         while True:
             while self._queue:
-                await self._some()
+                await self._some(nursery)
             if self._last:
                 return
             self._ready = trio.Event()
             await self._ready.wait()
 
-    async def _some(self) -> None:
+    async def _some(self, nursery: trio.Nursery) -> None:
         """Sends what joins well.  The queue is looked at anew after every await."""
         pieces: list[bytes] = []
         size = 0
@@ -133,17 +155,39 @@ class Outgoing:
                         await self._send(pieces)
                         pieces, size = [], 0
                     self._check(queue, entries)
-                    items = await self._bodies.items(queue, entries)
+                    items = await self._read(queue, entries)
+                self._ahead = None
+                self._read_ahead(nursery)
                 piece = self._frame(head, items)
             pieces.append(piece)
             size += len(piece)
         if size:
             await self._send(pieces)
 
+    async def _read(self, queue: str, entries: list[Entry]) -> list[codec.DeliveredItem]:
+        ahead = self._ahead
+        if ahead is None or ahead.entries != entries:
+            return await self._bodies.items(queue, entries)
+        await ahead.done.wait()
+        if ahead.error is not None:
+            raise ahead.error
+        return ahead.items
+
+    def _read_ahead(self, nursery: trio.Nursery) -> None:
+        head = self._queue[0] if self._queue else None
+        if isinstance(head, Pushed):
+            entries = head.cut(self._most(), keep=True)
+            if self._bodies.held(entries) is None and not self._too_large(entries):
+                self._ahead = Ahead(entries)
+                nursery.start_soon(self._ahead.read, self._bodies, head.queue)
+
+    def _most(self) -> int:
+        return min(self._deliver_bytes, self.frame_bytes - _FRAME_BYTES)
+
     def _next_entries(self, head: Pushed | FetchedEntries) -> tuple[str, list[Entry]]:
         """Takes from the queue what goes into the next frame."""
         if isinstance(head, Pushed):
-            entries = head.cut(min(self._deliver_bytes, self.frame_bytes - _FRAME_BYTES))
+            entries = head.cut(self._most())
             if head.at == len(head.entries):
                 self._queue.popleft()
         else:

@@ -40,14 +40,15 @@ def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
         layout = split(raw)
     except EnvelopeError as error:
         raise EnvelopeRefused(str(error)) from None
-    prefix = layout.prefix
-    if prefix.sender != client:
-        raise WrongSender(f"this connection is {client}; the envelope says it is from {prefix.sender}")
-    found = hashes(raw, layout)
-    return m.Incoming(
-        correlation, bool(flags & PARTIAL), route_version, prefix.sender, prefix.envelope_id, prefix.generation,
-        prefix.message_count, found.envelope_hash, found.stored_hash, prefix.exchange, prefix.routing_key,
-        tuple([r.client_id for r in prefix.recipients]), prefix.sealed_at, prefix.expires_at, len(raw), raw,
+    (_, _, sealed_at, expires_at, envelope_id, generation, count, _, _, _, _, sender, exchange, routing_key, _, readers,
+     _) = layout.prefix  # fmt: skip
+    if sender != client:
+        raise WrongSender(f"this connection is {client}; the envelope says it is from {sender}")
+    _, envelope_hash, stored_hash = hashes(raw, layout)
+    return tuple.__new__(
+        m.Incoming,
+        (correlation, bool(flags & PARTIAL), route_version, sender, envelope_id, generation, count, envelope_hash,
+         stored_hash, exchange, routing_key, readers, sealed_at, expires_at, len(raw), raw),
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ class Session:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._write, nursery)
                     nursery.start_soon(self._listen)
         except* CipherBoxError as group:
             self._ended = self._ended or _first(group)
@@ -99,14 +99,14 @@ class Session:
                 await self._stream.aclose()
             self.log("Connection closed", **({"reason": str(self._ended)} if self._ended else {}))
 
-    async def _write(self) -> None:
+    async def _write(self, nursery: trio.Nursery) -> None:
         try:
-            await self._out.run()
+            await self._out.run(nursery)
         except NetworkError:
             raise
         except CipherBoxError as error:  # an envelope that cannot be sent or read; the line itself is good
             self.end(error)
-            await self._out.run()
+            await self._out.run(nursery)
         self._scope.cancel()
 
     async def _listen(self) -> None:

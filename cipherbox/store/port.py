@@ -8,7 +8,8 @@ Rules every store keeps, and the one store suite checks.
 3. A body read back is checked against its stored hash: a damaged or missing one is returned as None, never as bytes.
 4. Nothing that is unacknowledged is ever deleted.
 5. Numbers that clients choose have up to 64 bits; one that the database cannot hold is kept as the largest it can.
-6. Calls come from one thread at a time; no method keeps a reference to its arguments.
+6. Calls come from one thread at a time, but for `read_bodies`, which comes from a second one while others are under
+   way.  No method keeps a reference to its arguments.
 
 `StoreUnavailable` and `DiskFull` are retryable and leave what was committed as it was.
 """

@@ -137,8 +137,9 @@ async def test_a_store_that_is_lost_for_good_ends_the_engine(tmp_path: Path, cal
     async def lose_it() -> None:
         async with world(tmp_path) as w:
             a = w.peer("A")
+            await w.publish(a, 2)
             w.runner.fail[call] = [Fenced()]
-            await w.publish(a, 1)
+            await w.publish(a, 1)  # an id below the highest: the store is asked whether it knows it
             await trio.sleep(10)
 
     with pytest.raises(BaseExceptionGroup) as found:

@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from cipherbox.broker import model as m
-from cipherbox.errors import FrameTooLarge, TimedOut
+from cipherbox.client.tasks import background
+from cipherbox.errors import FrameTooLarge, StoreUnavailable, TimedOut
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.outgoing import Outgoing
@@ -77,9 +78,14 @@ class Line:
 
 
 
+async def run_to_end(line: Line) -> None:
+    async with background() as nursery:
+        await line.out.run(nursery)
+
+
 async def run_until_quiet(line: Line) -> list[Any]:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(line.out.run)
+        nursery.start_soon(line.out.run, nursery)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     return line.peer.events
@@ -133,7 +139,7 @@ async def test_the_last_words_go_out_and_deliveries_stay_behind() -> None:
     line.out.push(1, "q", line.store(entry(1)))
     line.out.finish(codec.encode(frames.GoingAway(5, "bye")))
     line.out.push(1, "q", [entry(1)])
-    await line.out.run()
+    await run_to_end(line)
     assert line.peer.events == [frames.Ok(1, 0), frames.GoingAway(5, "bye")]
 
 
@@ -151,7 +157,7 @@ async def test_an_envelope_above_the_peers_frames_ends_the_connection_in_plain_w
     line.out.frame_bytes = 1000
     line.out.push(1, "box.B", line.store(entry(1, 2000)))
     with pytest.raises(FrameTooLarge, match="2000 bytes waits in"):
-        await line.out.run()
+        await run_to_end(line)
 
 
 async def test_a_peer_that_takes_nothing_is_cut_and_a_slow_one_is_not(autojump_clock: trio.testing.MockClock) -> None:
@@ -164,12 +170,36 @@ async def test_a_peer_that_takes_nothing_is_cut_and_a_slow_one_is_not(autojump_c
     slow.peer.send_all = slowly  # type: ignore[method-assign]
     slow.out.push(1, "q", slow.store(entry(1, 2_000_000)))
     with trio.move_on_after(1000):
-        await slow.out.run()
+        await run_to_end(slow)
     assert len(slow.peer.events) == 1
     stuck = Line()
     stuck.peer.stuck = True
     stuck.out.put(codec.encode(frames.Ok(1, 0)))
     began = trio.current_time()
     with pytest.raises(TimedOut):
-        await stuck.out.run()
+        await run_to_end(stuck)
     assert trio.current_time() - began == 2 * SMALL.heartbeat_s
+
+
+async def test_the_next_frame_is_read_while_one_is_sent() -> None:
+    line = Line()
+    line.out.push(1, "q", line.store(*(entry(i, 900) for i in range(1, 5))))
+    line.peer.stuck = True
+    await run_until_quiet(line)
+    assert line.reads == [[1], [2]]
+
+
+async def test_a_read_ahead_that_fails_ends_the_connection_when_its_turn_has_come() -> None:
+    line = Line()
+    line.out.push(1, "q", line.store(entry(1, 900), entry(2, 900)))
+    read = line.bodies.items
+
+    async def failing(queue: str, entries: Sequence[m.Entry]) -> list[codec.DeliveredItem]:
+        if entries[0].seq == 2:
+            raise StoreUnavailable
+        return await read(queue, entries)
+
+    line.bodies.items = failing  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await run_to_end(line)
+    assert [[e[0] for e in d.entries] for d in line.peer.events] == [[1]]

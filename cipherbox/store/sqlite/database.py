@@ -79,6 +79,19 @@ def connect(path: Path, *, create: bool, files: Files) -> Connection:
     return db
 
 
+def connect_reader(path: Path) -> Connection:
+    """A second connection that only reads."""
+    with translated():
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            for setting in ("query_only = ON", "busy_timeout = 5000", "cache_size = -2048"):
+                db.execute(f"PRAGMA {setting}")
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
 def _prepare(db: Connection, path: Path, files: Files) -> None:
     db.execute("PRAGMA page_size = 16384")
     db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that `give_back` can; it costs nothing measurable

@@ -1,4 +1,5 @@
-"""The SQLite store: the port's rules over one connection, the spool, and the reserve.
+"""The SQLite store: the port's rules over one connection, the spool, and the reserve.  Bodies are read back over a
+second connection, which sees the last commit and waits for none.
 
 The order of a commit: room is checked, large bodies go to the spool and are synced, then one transaction writes the
 rows, then the files that it dropped are deleted.  A failed commit takes its spool files back, unless the failure came
@@ -52,6 +53,7 @@ class SqliteStore(Registry):
                 self._spool.sweep({name for (name,) in named})
                 self._numbers = QueueNumbers(self.db)
                 self._reserve.make()
+            self._bodies_db = database.connect_reader(directory / DATABASE)
         except BaseException:
             self.db.close()
             raise
@@ -68,7 +70,7 @@ class SqliteStore(Registry):
 
     def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]:
         with database.translated():
-            return queries.read_bodies(self.db, self._spool, numbers)
+            return queries.read_bodies(self._bodies_db, self._spool, numbers)
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
         with database.translated():
@@ -161,6 +163,7 @@ class SqliteStore(Registry):
         return epoch
 
     def close(self) -> None:
+        self._bodies_db.close()
         self.db.close()
 
 
