@@ -29,6 +29,7 @@ class Result:
     messages: int
     seconds: float
     messages_per_s: float
+    confirmed_per_s: float  # by the time the senders were done
     mb_per_s: float
     latency_ms: dict[str, float | None]
     hq_peak_rss_mb: float | None
@@ -169,11 +170,13 @@ def _result(
     receivers = [w.last for w in workers if w.name.startswith("R")]
     messages = sum(r["received"] for r in receivers) // work.recipients
     seconds = (max(r["ended"] for r in receivers) - min(s["began"] for s in senders)) / 1e9
+    sending = (max(s["ended"] for s in senders) - min(s["began"] for s in senders)) / 1e9
     million = messages / 1e6
     took = sorted(t for r in receivers for t in r["took_ms"])
     p50, p99 = (round(took[int((len(took) - 1) * part)], 3) if took else None for part in (0.5, 0.99))
     return Result(
-        work, messages, round(seconds, 4), round(messages / seconds, 1), round(messages * work.size / seconds / 1e6, 3),
+        work, messages, round(seconds, 4), round(messages / seconds, 1), round(messages / sending, 1),
+        round(messages * work.size / seconds / 1e6, 3),
         {"p50": p50, "p99": p99},
         round(after[1] / 1e6, 1) if after else None,
         {

@@ -188,7 +188,7 @@ async def _take(client: Client, task: dict[str, Any]) -> None:
         async with client.consume_unopened() as consumer, trio.open_nursery() as acks:
             while took < task["messages"]:
                 batch = await consumer.batch()
-                took += sum(delivery.count for delivery in batch)
+                took += len(batch) * (task["batch"] or 1)
                 acks.start_soon(client.ack, batch)
                 if time.monotonic() - told > _TELL_S:
                     told = time.monotonic()

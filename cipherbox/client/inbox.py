@@ -170,10 +170,14 @@ class Inbox:
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, r.accepted_at, now) for r in batch],
         )
+        highest: dict[str, bytes] = {}
+        for r in batch:
+            if r.envelope_id > highest.get(r.sender, b""):
+                highest[r.sender] = r.envelope_id
         self._db.executemany(
             "INSERT INTO senders VALUES (?, ?)"
             " ON CONFLICT (sender) DO UPDATE SET highest = MAX(highest, excluded.highest)",
-            {r.sender: max(q.envelope_id for q in batch if q.sender == r.sender) for r in batch}.items(),
+            highest.items(),
         )
 
     def _append(self, lines: list[bytes]) -> None:

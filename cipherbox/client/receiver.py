@@ -118,7 +118,7 @@ class Receiver:
         async with self.client.consume_unopened(name) as consumer:
             task_status.started()
             try:
-                while not self._enough_with([]):
+                while not self._enough_with(0):
                     deliveries = await self._next(consumer)
                     async with self._turn:
                         new, done = await self._open_new(deliveries)
@@ -141,8 +141,9 @@ class Receiver:
         new: list[Received] = []
         done: list[Delivery] = []
         seen: set[Key] = set()
+        count = 0
         for delivery in deliveries:
-            if self._enough_with(new):
+            if self._enough_with(count):
                 break  # what is left returns to its queue when the consumer ends
             try:
                 if await self._is_old(inbox, delivery, seen):
@@ -152,6 +153,7 @@ class Receiver:
                     await self._refuse(delivery, error, Outcome.TOO_OLD)
                 else:
                     new.append(await self._open(delivery))
+                    count += len(new[-1].messages)
                     seen.add((delivery.sender_id, delivery.envelope_id))
                     done.append(delivery)
             except EnvelopeError as error:
@@ -228,10 +230,8 @@ class Receiver:
     def _enough(self) -> bool:
         return self._most is not None and self.received >= self._most
 
-    def _enough_with(self, new: list[Received]) -> bool:
-        if self._most is None:
-            return False
-        return self.received + self._under_way_count + sum(len(r.messages) for r in new) >= self._most
+    def _enough_with(self, new: int) -> bool:
+        return self._most is not None and self.received + self._under_way_count + new >= self._most
 
     def _move(self) -> None:
         self._moved.set()

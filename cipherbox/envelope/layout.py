@@ -66,6 +66,16 @@ def hashes(buf: bytes, layout: Layout) -> Hashes:
     return _new(Hashes, (header, envelope, running.digest()))
 
 
+def stored_hashes(buf: bytes, layout: Layout) -> tuple[bytes, bytes]:
+    """Envelope hash and stored hash alone: what HQ needs."""
+    at = layout[3]
+    view = buf if len(buf) < _COPIED_BYTES else memoryview(buf)
+    running = _sha256(view[:at])
+    envelope = running.digest()
+    running.update(view[at:])
+    return envelope, running.digest()
+
+
 def stanza(buf: bytes, layout: Layout, index: int) -> bytes:
     """The bytes of recipient ``index``'s stanza."""
     at = layout.stanzas_at + sum(r.stanza_length for r in layout.prefix.recipients[:index])

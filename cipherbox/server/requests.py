@@ -16,7 +16,7 @@ from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.model import AnyCommand, ExchangeType
 from cipherbox.envelope.ids import split_message_id
-from cipherbox.envelope.layout import hashes, split
+from cipherbox.envelope.layout import split, stored_hashes
 from cipherbox.errors import EnvelopeError, EnvelopeRefused, InvalidRequest, TooLarge, WrongSender
 from cipherbox.limits import LIMITS
 from cipherbox.server.enrolment import Outcome
@@ -44,7 +44,7 @@ def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
      _) = layout.prefix  # fmt: skip
     if sender != client:
         raise WrongSender(f"this connection is {client}; the envelope says it is from {sender}")
-    _, envelope_hash, stored_hash = hashes(raw, layout)
+    envelope_hash, stored_hash = stored_hashes(raw, layout)
     return tuple.__new__(
         m.Incoming,
         (correlation, bool(flags & PARTIAL), route_version, sender, envelope_id, generation, count, envelope_hash,

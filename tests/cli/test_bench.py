@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-KEYS = {"work", "options", "messages", "seconds", "messages_per_s", "mb_per_s", "latency_ms", "hq_peak_rss_mb",
-        "cpu_s_per_million"}  # fmt: skip
+KEYS = {"work", "options", "messages", "seconds", "messages_per_s", "confirmed_per_s", "mb_per_s", "latency_ms",
+        "hq_peak_rss_mb", "cpu_s_per_million"}  # fmt: skip
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
