@@ -5,7 +5,8 @@ The layers, from the ground up; each imports only what stands above it in this l
     errors, limits    what can go wrong, and every bound
     portable          the only file that knows of Unix and Windows
     config, pki       settings; certificates
-    ops, transport    logs, health, systemd; the byte streams both ends use
+    ops               logs, health, systemd
+    tls, transport    the byte streams both ends use
     wire              frames <-> bytes, no IO
     envelope          the bytes both ends may know
     sealing           what needs a secret; the server never imports it

@@ -48,9 +48,9 @@ class Limits:
     batch_bytes: int = 1024 * 1024  # a full envelope of the publisher
     batch_messages: int = 8192  # beyond it a larger batch gains nothing measurable
     open_batches: int = 2  # partly filled envelopes unconfirmed; more would only cut batches smaller
-    publish_window: int = 1024  # unconfirmed envelopes of one connection
+    publish_window: int = 2048  # unconfirmed envelopes of one connection: two commits of a busy HQ
     publish_window_bytes: int = 32 * 1024 * 1024  # and their bytes
-    credit_envelopes: int = 4096  # the largest credit a consumer may hold
+    credit_envelopes: int = 8192  # the largest credit a consumer may hold: what is under way in a few commits
     credit_bytes: int = 32 * 1024 * 1024  # and their bytes
     deliver_frame_bytes: int = 256 * 1024  # small deliveries share a frame up to this
     ranges_per_frame: int = 4096  # acks and confirms
@@ -65,7 +65,7 @@ class Limits:
     consumers_per_queue: int = 256  # taken in turn
     head_entries: int = 10_000  # of a queue, in memory; the rest stays in the store
     page_entries: int = 5_000  # read at once when a head runs low
-    ack_entries: int = 65_536  # envelopes one ack may name: sixteen full windows; each costs a look
+    ack_entries: int = 65_536  # envelopes one ack may name: eight full windows; each costs a look
     engine_commands: int = 1024  # waiting for the engine; then readers wait
     engine_bytes: int = 64 * 1024 * 1024  # of publishes waiting for the engine
     batch_commit_bytes: int = 32 * 1024 * 1024  # one transaction; a larger one only delays the first confirm

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "limits"}
-GROUND = BASE | {"portable", "config", "pki", "ops", "transport"}
+GROUND = BASE | {"portable", "config", "pki", "ops", "tls", "transport"}
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
@@ -20,7 +20,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "config": (BASE | {"portable"}, {"attrs"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
     "ops": (BASE | {"portable", "config"}, {"orjson"}),
-    "transport": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "trio_websocket", "cryptography"}),
+    "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),
+    "transport": (BASE | {"portable", "config", "pki", "tls"}, {"attrs", "trio", "trio_websocket", "cryptography"}),
     "wire": (BASE, {"attrs"}),
     "envelope": (BASE | {"pki"}, {"attrs", "cryptography", "nacl"}),
     # portable for the key file's mode, pki for the certificate key that signs a bundle

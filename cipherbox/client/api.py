@@ -41,7 +41,7 @@ from cipherbox.errors import Forbidden
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
-CONSUME_ENVELOPES = 4096
+CONSUME_ENVELOPES = LIMITS.credit_envelopes
 CONSUME_BYTES = 16 * 1024 * 1024
 
 

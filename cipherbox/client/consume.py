@@ -1,8 +1,9 @@
 """Deliveries: what HQ pushes from a queue, and what this client says back.
 
 A consumer has a credit in envelopes and bytes.  HQ pushes within it; what the client acknowledged or refused gives
-its part back, told to HQ in halves.  So at most one credit is handed out and not yet acknowledged, and that bounds
-memory on both sides: a program that takes without ever acknowledging stops being given more.
+its part back, told to HQ in eighths, so that HQ hands on without pause.  So at most one credit is handed out and not
+yet acknowledged, and that bounds memory on both sides: a program that takes without ever acknowledging stops being
+given more.
 
 When the line is cut, what was pushed and not yet taken by the program is dropped here and comes again from HQ.  What
 the program holds comes again as well, with `attempt` raised; it may be acknowledged over the new line.
@@ -154,14 +155,14 @@ class Consumer:
         return taken
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
-        """These were acknowledged or refused: their credit goes back to HQ, in halves."""
+        """These were acknowledged or refused: their credit goes back to HQ, in eighths."""
         link = self._link
         for delivery in deliveries:
             if delivery.link is link:
                 self._back_envelopes += 1
                 self._back_bytes += len(delivery.raw)
         envelopes, size = self._given
-        if link is not None and (self._back_envelopes * 2 >= envelopes or self._back_bytes * 2 >= size):
+        if link is not None and (self._back_envelopes * 8 >= envelopes or self._back_bytes * 8 >= size):
             link.credit(self.tag, self._back_envelopes, self._back_bytes)
             self._back_envelopes = self._back_bytes = 0
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import trio
 from cryptography import x509
 
+from cipherbox import pki
 from cipherbox.client.events import RECEIVER, SENDER, Events
 from cipherbox.client.line import Line
 from cipherbox.client.pins import FIRST_USE, SUCCESSION, Pin, Pins
@@ -44,7 +45,7 @@ class Directory:
         self._root, self._revocations, self._line, self._events = root, revocations, line, events
         self._asked: dict[str, float] = {}
         self._leaves: dict[bytes, x509.Certificate] = {}  # of pinned bundles whose signatures were checked
-        self._senders: dict[bytes, tuple[KeyBundle, x509.Certificate, int]] = {}
+        self._senders: dict[bytes, tuple[KeyBundle, str, int]] = {}  # bundle, its certificate's serial, revoked at
 
     # -- as a sender --------------------------------------------------------------------------------------------
 
@@ -68,7 +69,7 @@ class Directory:
             if pin is None:
                 raise UnknownRecipient(f"{name} has published no keys")
             leaf = self._leaf(pin.bundle, name)
-            if self._revocations.revoked_at(leaf):
+            if self._revocations.revoked_at(pki.serial(leaf)):
                 raise RecipientRevoked(f"the certificate of {name} was revoked")
             found.append(pin.bundle)
         return found
@@ -179,7 +180,7 @@ class Directory:
         leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
         if len(self._senders) >= _SENDERS:
             self._senders.pop(next(iter(self._senders)))
-        self._senders[bundle_hash] = (bundle, leaf, revoked_at)
+        self._senders[bundle_hash] = (bundle, pki.serial(leaf), revoked_at)
 
     async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
         """Whether the hash chain of the pinned bundle reaches ``bundle``: then its owner stands behind it."""
@@ -192,11 +193,11 @@ class Directory:
             at = before if before is not None and before.sequence < at.sequence else None
         return at is not None and at.hash == bundle.hash
 
-    def _check_time(self, bundle: KeyBundle, leaf: x509.Certificate, revoked_at: int, accepted_at: int) -> None:
+    def _check_time(self, bundle: KeyBundle, serial: str, revoked_at: int, accepted_at: int) -> None:
         name = bundle.client_id
         if not bundle.created_at - LIMITS.clock_ahead_ms <= accepted_at <= bundle.ends_at:
             raise SenderNotValid(f"HQ accepted it when these keys of {name} were not valid")
-        listed = self._revocations.revoked_at(leaf)
+        listed = self._revocations.revoked_at(serial)
         for moment in (listed, revoked_at):
             if moment and accepted_at >= moment:
                 raise SenderNotValid(f"HQ accepted it after the certificate of {name} was revoked")

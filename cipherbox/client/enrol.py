@@ -25,7 +25,7 @@ import orjson
 import trio
 from cryptography import x509
 
-from cipherbox import pki, transport
+from cipherbox import pki, tls
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, LOCAL_KEY, ROOT, load_home
 from cipherbox.client.link import Link, open_link
 from cipherbox.config import CLIENT_FILE, ClientConfig, write_client_config
@@ -82,7 +82,7 @@ async def join(
     write_atomic(where / ROOT, pki.pem(root))
     write_atomic(where / ISSUING, pki.pem(issuing))
     write_atomic(where / CERTIFICATE, pki.pem(*chain))
-    context = transport.client_context(root, chain, key)
+    context = tls.client_context(root, chain, key)
     async with open_link(token.address, context, timeout_s=timeout_s) as link:
         role, hq = link.welcome.role, link.welcome.software
         if link.welcome.client_id != token.client_id:
@@ -136,7 +136,7 @@ async def _fetch_root(token: Token, timeout_s: float) -> tuple[x509.Certificate,
         answer: frames.Root = await link.ask(frames.GetRoot, timeout_s)
         return answer
 
-    answer = await _connected(token, transport.first_contact_context(), timeout_s, ask)
+    answer = await _connected(token, tls.first_contact_context(), timeout_s, ask)
     if hashlib.sha256(answer.root).digest() != token.root_fingerprint:
         raise TokenError(
             "the server at this address is not the HQ that made the token: its root certificate has another fingerprint"
@@ -153,7 +153,7 @@ async def _certificate(
     token: Token, root: x509.Certificate, key: pki.PrivateKey, number: str, on_number: OnNumber | None,
     timeout_s: float, pause_s: float,
 ) -> list[x509.Certificate]:  # fmt: skip
-    context = transport.client_context(root, None, None)
+    context = tls.client_context(root, None, None)
     csr = pki.make_csr(key, token.client_id)
 
     async def ask(link: Link) -> frames.Certificate:

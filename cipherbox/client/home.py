@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 from cryptography import x509
 
-from cipherbox import pki, transport
+from cipherbox import pki, tls
 from cipherbox.config import ClientConfig, load_client_config, secret_key
 from cipherbox.errors import ConfigError, CredentialsError
 from cipherbox.portable import read_private
@@ -41,7 +41,7 @@ class Home:
 
     def context(self) -> ssl.SSLContext:
         """A fresh TLS context with this client's certificate."""
-        return transport.client_context(self.root, list(self.chain), self.key)
+        return tls.client_context(self.root, list(self.chain), self.key)
 
 
 def load_home(path: Path | str | None = None) -> Home:

@@ -6,6 +6,7 @@ showing yesterday's list.  It is asked for at every new link and at least every 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import trio
@@ -29,6 +30,7 @@ class Revocations:
         self._issuing, self._line = issuing, line
         self._list: pki.RevocationList | None = None
         self._asked_at = float("-inf")
+        self._ends_s = 0.0  # when the list ends, in seconds since 1970
         self._link = 0
         self._lock = trio.Lock()
         try:
@@ -43,7 +45,7 @@ class Revocations:
             self._list is not None
             and self._link == self._line.links
             and trio.current_time() - self._asked_at < FRESH_S
-            and pki.now() < self._list.next_update
+            and time.time() < self._ends_s
         )
 
     async def ensure(self) -> None:
@@ -59,7 +61,8 @@ class Revocations:
             if self._list is None or found.number != least:
                 write_atomic(self._path, answer.crl)
             self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links
+            self._ends_s = found.next_update.timestamp()
 
-    def revoked_at(self, certificate: x509.Certificate) -> int:
-        """When the certificate was revoked, ms since 1970, or 0."""
-        return self._list.revoked.get(pki.serial(certificate), 0) if self._list is not None else 0
+    def revoked_at(self, serial: str) -> int:
+        """When the certificate of that serial number was revoked, ms since 1970, or 0."""
+        return self._list.revoked.get(serial, 0) if self._list is not None else 0

@@ -19,7 +19,7 @@ from cipherbox.portable import lock_file
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, open_listeners
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.transport import server_context
+from cipherbox.tls import server_context
 
 log = get_logger(__name__)
 LOCK = "lock"

@@ -15,7 +15,8 @@ from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.hq import HQ
 from cipherbox.server.session import Session
-from cipherbox.transport import TlsStream, accept_websocket
+from cipherbox.tls import TlsStream
+from cipherbox.transport import accept_websocket
 
 log = get_logger(__name__)
 _ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles

@@ -34,7 +34,8 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
 from cipherbox.server.outgoing import Outgoing
 from cipherbox.server.requests import CALLS, COMMANDS, incoming
-from cipherbox.transport import TlsStream, WebSocketStream, fill
+from cipherbox.tls import TlsStream
+from cipherbox.transport import WebSocketStream, fill
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, SendBatch, negotiate
 

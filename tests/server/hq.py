@@ -26,7 +26,8 @@ from cipherbox.server.hq import HQ
 from cipherbox.server.setup import init_hq
 from cipherbox.store.files import Files
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.transport import Connected, client_context, connect
+from cipherbox.tls import client_context
+from cipherbox.transport import Connected, connect
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries
 

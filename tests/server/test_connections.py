@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from cipherbox.limits import LIMITS
-from cipherbox.transport import client_context
+from cipherbox.tls import client_context
 from cipherbox.wire import codec, frames
 from tests.server.hq import PATIENCE_S, Raw, Running, codec_name, running
 

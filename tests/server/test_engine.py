@@ -138,6 +138,7 @@ async def test_a_store_that_is_lost_for_good_ends_the_engine(tmp_path: Path, cal
         async with world(tmp_path) as w:
             a = w.peer("A")
             await w.publish(a, 2)
+            await a.until(lambda: bool(a.answers))
             w.runner.fail[call] = [Fenced()]
             await w.publish(a, 1)  # an id below the highest: the store is asked whether it knows it
             await trio.sleep(10)

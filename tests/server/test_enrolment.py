@@ -19,7 +19,7 @@ from cipherbox.server.enrolment import ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA
 from cipherbox.server.hq import HQ
 from cipherbox.server.setup import init_hq, sign_offline
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.transport import client_context
+from cipherbox.tls import client_context
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token, decode_token, secret_hash
 from tests.server.hq import Raw, Running, codec_name, now_ms, running

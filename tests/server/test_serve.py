@@ -16,7 +16,7 @@ from cipherbox import pki
 from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError, StoreLocked
 from cipherbox.limits import LIMITS
 from cipherbox.server.app import serve
-from cipherbox.transport import client_context
+from cipherbox.tls import client_context
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
 from tests.server.hq import PATIENCE_S, Raw, Running, codec_name, prepare, running

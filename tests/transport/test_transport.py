@@ -11,15 +11,8 @@ import trio.testing
 
 from cipherbox import pki
 from cipherbox.errors import CredentialsError, NetworkError, TimedOut
-from cipherbox.transport import (
-    Cut,
-    TlsStream,
-    client_context,
-    connect,
-    first_contact_context,
-    parse_address,
-    server_context,
-)
+from cipherbox.tls import Cut, TlsStream, client_context, first_contact_context, server_context
+from cipherbox.transport import connect, parse_address
 from tests.parties import party, world
 
 PATIENCE_S = 10.0

@@ -1,0 +1,315 @@
+"""TLS 1.3 over TCP as a trio Stream, and the contexts of both ends.
+
+`TlsStream` runs `ssl` over two memory buffers.  It drains every record that has arrived in one receive, where trio's
+own `SSLStream` hands over one of 16 KiB at a time; that is worth a third of the bandwidth of large envelopes.  Rules:
+one task sends and one receives at a time; what `ssl` wants to write is flushed by whoever made it want to; a cut
+without close_notify reads as the end of the stream, since frames say themselves whether they are whole.
+
+In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So failures of reading and of
+writing go through the same words (`plain`), and after a failed write the alert that explains it is looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+from cryptography import x509
+
+from cipherbox import pki
+from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError
+
+ALPN = "cipherbox/1"
+CHUNK = 256 * 1024
+_RECORD = 16 * 1024  # what TLS encrypts at once
+CLOSE_S = 2.0
+
+_ALERTS = {
+    "UNKNOWN_CA": "HQ did not accept this certificate: it was issued by another CA. Enrol again with HQ's token",
+    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: it has expired. Ask HQ for a new token and join again",
+    "CERTIFICATE_REVOKED": "HQ did not accept this certificate: it was revoked",
+    "BAD_CERTIFICATE": "HQ did not accept this certificate",
+    "CERTIFICATE_UNKNOWN": "HQ did not accept this certificate",
+    "CERTIFICATE_REQUIRED": "HQ asks for a certificate and this client sent none",
+    "ACCESS_DENIED": "HQ did not accept this certificate",
+}
+_FAULTS = {
+    "UNSUPPORTED_PROTOCOL": "the other end does not speak TLS 1.3",
+    "PROTOCOL_VERSION": "the other end does not speak TLS 1.3",
+    "WRONG_VERSION_NUMBER": "the other end does not speak TLS",
+    "HTTP_REQUEST": "the other end sent a plain HTTP request",
+    "NO_APPLICATION_PROTOCOL": "the other end speaks another protocol",
+}
+
+
+class Cut(NetworkError, trio.BrokenResourceError, code=NetworkError.code):
+    """The stream broke: our error, and the one trio's streams raise."""
+
+
+class NotAccepted(CredentialsError, trio.BrokenResourceError, code=CredentialsError.code):
+    """The stream broke because a certificate was refused."""
+
+
+Cut.name, NotAccepted.name = NetworkError.name, CredentialsError.name
+
+
+def plain(error: Exception, peer: str) -> Cut | NotAccepted:
+    """An ssl or socket error in our words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if "hostname" in error.verify_message.lower():
+            return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
+        return NotAccepted(f"the certificate of {peer} was not accepted: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or ""
+        for alert, text in _ALERTS.items():
+            if reason.endswith(f"ALERT_{alert}"):
+                return NotAccepted(text)
+        for fault, text in _FAULTS.items():
+            if fault in reason:
+                return Cut(f"no secure connection with {peer}: {text}")
+        words = reason.replace("_", " ").lower() or str(error)
+        return Cut(f"no secure connection with {peer}: {words}")
+    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) and error.__cause__ else error
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return Cut(f"the connection with {peer} was cut{': ' + text if text else ''}")
+
+
+# -- contexts -----------------------------------------------------------------------------------------------------
+
+
+def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(purpose)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([ALPN, "http/1.1"])
+    if certificate is not None and key is not None:
+        # `ssl` takes certificates from files alone: an encrypted key and its one-time password, in a private directory.
+        once = os.urandom(32)
+        with tempfile.TemporaryDirectory(prefix="cipherbox-") as directory:
+            path = Path(directory) / "identity.pem"
+            path.touch(0o600)
+            path.write_bytes(certificate + pki.key_pem(key, once))
+            context.load_cert_chain(path, password=pki.password_of(once))
+    return context
+
+
+def server_context(
+    chain: list[x509.Certificate], key: pki.PrivateKey, trusted: list[x509.Certificate]
+) -> ssl.SSLContext:
+    """HQ's side.  A certificate is asked for, not demanded: without one a connection may only enrol."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, pki.pem(*chain), key)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations(cadata=pki.pem(*trusted).decode())
+    context.num_tickets = 0  # every connection shows its certificate again
+    return context
+
+
+def client_context(
+    root: x509.Certificate, chain: list[x509.Certificate] | None = None, key: pki.PrivateKey | None = None
+) -> ssl.SSLContext:
+    """A client's side: HQ must show a certificate under ``root`` with HQ's logical name."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, pki.pem(*chain) if chain else None, key)
+    context.load_verify_locations(cadata=pki.pem(root).decode())
+    return context
+
+
+def first_contact_context() -> ssl.SSLContext:
+    """For fetching the root alone: nothing is verified, and nothing secret is sent."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, None, None)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+# -- TLS ----------------------------------------------------------------------------------------------------------
+
+
+class TlsStream(trio.abc.Stream):
+    """See the module.  Call `do_handshake` first."""
+
+    def __init__(self, below: trio.abc.Stream, context: ssl.SSLContext, *, server_side: bool, peer: str = "HQ") -> None:
+        self._below = below
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        name = None if server_side else pki.SERVER_NAME
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
+        self._flush_lock = trio.Lock()
+        self._sending = self._receiving = self._closed = False
+        self._chunk = _RECORD  # how much is asked for: more while that much comes
+        self.peer = peer
+
+    def peer_certificate(self) -> x509.Certificate | None:
+        """The certificate the other end showed and `ssl` verified."""
+        der = self._tls.getpeercert(binary_form=True)
+        return pki.load_der(der) if der else None
+
+    async def do_handshake(self) -> None:
+        """CredentialsError or NetworkError in plain words."""
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                if not await self._feed():
+                    raise Cut(f"{self.peer} closed the connection during the handshake") from None
+            except ssl.SSLError as error:
+                with contextlib.suppress(CipherBoxError):
+                    await self._flush()  # the alert that tells the other end why
+                raise plain(error, self.peer) from error
+            else:
+                await self._flush()
+                return
+
+    async def _flush(self) -> None:
+        if self._flush_lock.locked() or not self._outgoing.pending:
+            await self._flush_lock.acquire()
+        else:
+            self._flush_lock.acquire_nowait()
+        try:
+            data = self._outgoing.read()
+            if data:
+                await self._below.send_all(data)
+        except (trio.BrokenResourceError, OSError) as error:
+            raise plain(error, self.peer) from error
+        finally:
+            self._flush_lock.release()
+
+    async def _feed(self) -> bool:
+        """Takes what has arrived; False at the end of the stream."""
+        if self._outgoing.pending:
+            await self._flush()
+        try:
+            data = await self._below.receive_some(self._chunk)
+        except (trio.BrokenResourceError, OSError) as error:
+            raise plain(error, self.peer) from error
+        self._check_open()
+        size = len(data)
+        if size == self._chunk:
+            self._chunk = min(2 * size, CHUNK)
+        elif 4 * size < self._chunk:
+            self._chunk = max(self._chunk // 2, _RECORD)
+        if size:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        return bool(size)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypts and sends all of it."""
+        with self._alone("_sending", "another task is sending"):
+            try:
+                view = memoryview(data)
+                while view:  # in pieces, so that a large envelope is not held twice
+                    self._tls.write(view[:CHUNK])
+                    view = view[CHUNK:]
+                    await self._flush()
+            except ssl.SSLError as error:
+                raise plain(error, self.peer) from error
+            except NetworkError:
+                await self._explain()
+                raise
+            if not data:
+                await trio.lowlevel.checkpoint()
+
+    async def _explain(self) -> None:
+        """After a failed write: if an alert says why, that is the error."""
+        if self._receiving:
+            return
+        with trio.move_on_after(0.2), contextlib.suppress(NetworkError):
+            while await self.receive_some():
+                pass
+
+    async def wait_send_all_might_not_block(self) -> None:
+        self._check_open()
+        await self._below.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """All that has arrived, at most ``max_bytes``; empty at the end of the stream."""
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be 1 or more")
+        room = max_bytes or 4 * CHUNK
+        with self._alone("_receiving", "another task is receiving"):
+            if (data := self._at_hand(room)) is not None:
+                await trio.lowlevel.checkpoint()
+                return data
+            while True:
+                await self._feed()
+                if (data := self._at_hand(room)) is not None:
+                    return data
+
+    async def receive_into(self, room: memoryview) -> int:
+        """As `receive_some`, into ``room``, which is not empty; how many bytes, 0 at the end of the stream."""
+        with self._alone("_receiving", "another task is receiving"):
+            if (size := self._at_hand_into(room)) is not None:
+                await trio.lowlevel.checkpoint()
+                return size
+            while True:
+                await self._feed()
+                if (size := self._at_hand_into(room)) is not None:
+                    return size
+
+    def _at_hand(self, room: int) -> bytes | None:
+        """The records that have arrived whole; None if there is none yet."""
+        pieces: list[bytes] = []
+        read = self._tls.read
+        try:
+            while room and (piece := read(min(room, _RECORD))):
+                pieces.append(piece)
+                room -= len(piece)
+        except ssl.SSLWantReadError:
+            if not pieces:
+                return None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            pass
+        except ssl.SSLError as error:
+            raise plain(error, self.peer) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _at_hand_into(self, room: memoryview) -> int | None:
+        size = 0
+        try:
+            while size < len(room):
+                got = self._tls.read(len(room) - size, room[size:])
+                assert isinstance(got, int)
+                if not got:
+                    break
+                size += got
+        except ssl.SSLWantReadError:
+            return size or None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            pass
+        except ssl.SSLError as error:
+            raise plain(error, self.peer) from error
+        return size
+
+    @contextlib.contextmanager
+    def _alone(self, what: str, refusal: str) -> Iterator[None]:
+        if getattr(self, what):
+            raise trio.BusyResourceError(refusal)
+        self._check_open()
+        setattr(self, what, True)
+        try:
+            yield
+        finally:
+            setattr(self, what, False)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+
+    async def aclose(self) -> None:
+        """Says goodbye (close_notify) if that is possible at once, and closes."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._closed = True
+        with contextlib.suppress(ssl.SSLError, CipherBoxError, trio.ClosedResourceError):
+            with trio.move_on_after(CLOSE_S) as scope:
+                scope.shield = True
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    self._tls.unwrap()
+                await self._flush()
+        await self._below.aclose()
