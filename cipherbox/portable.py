@@ -121,6 +121,19 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def standard_files() -> frozenset[int]:
+    """Which of 0, 1 and 2 were closed; they lead nowhere now, or the next file opened would have their number."""
+    closed = set()
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            closed.add(fd)
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+    return frozenset(closed)
+
+
 def keep_heap() -> None:
     """Lets the C library keep what was freed, up to 32 MiB, for the next large block.
 

@@ -16,6 +16,7 @@ from cipherbox.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from cipherbox.broker.core import Broker
+    from cipherbox.broker.queues import Queue
 
 Key = tuple[str, ...]  # the name first; names hold no control characters, so a joined key sorts as the tuple does
 Row = dict[str, object]
@@ -62,8 +63,16 @@ def _queue(broker: Broker, key: Key, admin: bool) -> Row:
     q = broker.queues[key[0]]
     return {
         "name": q.name, "owner": q.owner, "readers": sorted(q.readers), "waiting": q.depth - len(q.out),
-        "unacknowledged": len(q.out), "bytes": q.size, "consumers": len(q.consumers),
+        "unacknowledged": len(q.out), "bytes": q.size, "consumers": len(q.consumers), "oldest_at": _oldest(q),
     }  # fmt: skip
+
+
+def _oldest(queue: Queue) -> int:
+    """When the oldest that is not acknowledged was accepted, ms; 0: there is none."""
+    heads = [out.entry.accepted_at for out in queue.out.values()]
+    if queue.ready:
+        heads.append(queue.ready[0].accepted_at)
+    return min(heads, default=0)
 
 
 def _bindings(broker: Broker, client: str, admin: bool) -> Iterator[Key]:

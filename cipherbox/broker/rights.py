@@ -37,6 +37,12 @@ class Rights:
         row = self.clients.get(client)
         return (row is not None and row.role == ADMIN) or (client, "admin", "") in self.grants
 
+    def admins(self) -> set[str]:
+        """Everybody who may administrate and is not revoked."""
+        found = {row.name for row in self.clients.values() if row.role == ADMIN}
+        found |= {client for client, right, _ in self.grants if right == "admin"}
+        return {name for name in found if not self.revoked(name)}
+
     def granted(self, client: str, right: str, resource: str) -> bool:
         return (client, right, resource) in self.grants or (EVERYBODY, right, resource) in self.grants
 

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, DURATION, command_here, home_of, json_option, run, with_admin, with_client
+from cipherbox.cli.options import (
+    CLIENT_ID,
+    DURATION,
+    command_here,
+    home_of,
+    json_option,
+    run,
+    sure,
+    with_admin,
+    with_client,
+    yes_option,
+)
 
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+LONGEST_TOKEN_S = 30 * 24 * 3600  # a secret that lies around longer is found
 TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 
 
@@ -17,12 +32,15 @@ TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 @click.argument("client_id", type=CLIENT_ID)
 @click.option("--role", type=click.Choice(["client", "admin"]), default="client", show_default=True)
 @click.option("--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID")
-@click.option("--valid", type=DURATION, default="24h", show_default=True, help="How long the token lives.")
+@click.option("--valid", type=DURATION, default="24h", show_default=True, help="How long the token lives, 1m to 30d.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the token to this file.")
 @click.pass_context
 def enroll(ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, output: Path | None) -> None:
     """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once."""
+    if not 60 <= valid <= LONGEST_TOKEN_S:
+        raise click.UsageError("A token lives between 1m and 30d.")
     from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.cli.stdout import output_failure
     from cipherbox.portable import write_private
 
     token = with_admin(
@@ -34,6 +52,9 @@ def enroll(ctx: click.Context, client_id: str, role: str, approve: bool, valid: 
     else:
         warn(f"The token for {client_id}; who has it can enrol as {client_id}:")
         say(token)
+        if output_failure() is not None:
+            warn(f"The token could not be printed. It ends by itself; make another: cipherbox enroll {client_id}")
+            return
     steps = [f"on the machine of {client_id}: cipherbox join   (it asks for the token)"]
     if approve:
         here = command_here(ctx)
@@ -94,24 +115,37 @@ def approve(ctx: click.Context, client_id: str, refuse: bool) -> None:
 @click.command()
 @click.argument("client_id", type=CLIENT_ID)
 @click.option("--reason", default="revoked by the admin", show_default=True, help="For the record.")
+@yes_option
 @click.pass_context
-def revoke(ctx: click.Context, client_id: str, reason: str) -> None:
-    """Revoke every certificate of CLIENT_ID and cut its connections at once."""
-    from cipherbox.cli.output import next_step, say
+def revoke(ctx: click.Context, client_id: str, reason: str, yes: bool) -> None:
+    """Revoke every certificate of CLIENT_ID and cut its connections at once.
 
+    Of the last admin HQ refuses it: nobody could administrate it any more.
+    """
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.config import load_client_config
+
+    if load_client_config(home_of(ctx)).client_id == client_id:
+        sure(f"{client_id} is you. Revoke yourself?", yes)
     with_admin(ctx, lambda client: client.revoke(client_id, reason))
     say(f"{client_id} is revoked; its connections are cut.")
     next_step(f"should it come back with new keys: cipherbox enroll {client_id}")
 
 
 @click.command()
+@click.argument("client_id", type=CLIENT_ID, required=False)
 @click.option("--pending", is_flag=True, help="The enrolments that wait for approval or for the CA (admin).")
 @json_option
 @click.pass_context
-def clients(ctx: click.Context, pending: bool, as_json: bool) -> None:
-    """List who is enrolled; with --pending, who waits."""
+def clients(ctx: click.Context, client_id: str | None, pending: bool, as_json: bool) -> None:
+    """List who is enrolled, or show CLIENT_ID with its rights and queues; with --pending, who waits."""
     from cipherbox.cli.output import next_step, print_json, rows_table
 
+    if client_id is not None:
+        if pending:
+            raise click.UsageError("Either a client id or --pending.")
+        with_client(ctx, lambda client: _one_client(client, client_id, as_json))
+        return
     opened = with_admin if pending else with_client
     rows = opened(ctx, lambda client: client.list("pending" if pending else "clients"))
     if as_json:
@@ -120,6 +154,21 @@ def clients(ctx: click.Context, pending: bool, as_json: bool) -> None:
     rows_table(rows, empty="nobody waits" if pending else "nobody is enrolled yet")
     if pending and rows:
         next_step(f"compare the number with them, then: {command_here(ctx)} approve CLIENT_ID")
+
+
+async def _one_client(client: Client, client_id: str, as_json: bool) -> None:
+    from cipherbox.cli.topology import show_parts
+
+    (row,) = await client.list("clients", client_id)
+    rights = [
+        {"right": r["right"], "resource": r["resource"]} for r in await client.list("grants") if r["name"] == client_id
+    ]
+    queues = [
+        {"queue": q["name"], "owner": q["owner"], "waiting": q["waiting"]}
+        for q in await client.list("queues")
+        if client_id == q["owner"] or client_id in q["readers"]
+    ]
+    show_parts(row, {"rights": rights, "queues": queues}, as_json)
 
 
 def _read_token(token_file: BinaryIO | None) -> str:

@@ -23,6 +23,7 @@ class Exit(enum.IntEnum):
     KEYS = 7
     ENVELOPE = 8
     PROTOCOL = 9
+    OUTPUT = 10
     BUG = 70
     INTERRUPTED = 130
 
@@ -38,6 +39,7 @@ MEANING: dict[Exit, str] = {
     Exit.KEYS: "a key bundle is not trusted, or a recipient is not allowed; somebody must look",
     Exit.ENVELOPE: "an envelope must not be opened, or cannot be sealed this way",
     Exit.PROTOCOL: "the two ends did not understand each other",
+    Exit.OUTPUT: "the work is done, but its result could not be printed: standard output is closed, full, or not read",
     Exit.BUG: "a mistake in CipherBox itself",
     Exit.INTERRUPTED: "stopped by Ctrl-C",
 }
@@ -88,6 +90,8 @@ def exit_code(error: BaseException) -> Exit:
         return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), Exit.BUG)
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return Exit.OUTPUT
     return Exit.STORE if isinstance(error, OSError) else Exit.BUG
 
 

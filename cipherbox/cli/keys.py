@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, home_of, json_option, with_client
+from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
+from cipherbox.errors import InvalidRequest, NotFound
+from cipherbox.limits import LIMITS
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Other parties' keys: list, compare by telephone, pin."""
+    """Other parties' keys and your own: list, show, compare by telephone, hand over, pin."""
 
 
 @keys.command("list")
@@ -64,6 +67,90 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
         next_step("compare by telephone what matters: cipherbox keys verify CLIENT_ID")
 
 
+@keys.command("show")
+@click.argument("client_id", type=CLIENT_ID, required=False)
+@json_option
+@click.pass_context
+def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
+    """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing secret."""
+    from cipherbox.cli.output import print_json, record, rows_table, say
+    from cipherbox.client.pins import Pins
+    from cipherbox.envelope.bundle import fingerprint
+    from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm, StanzaType
+
+    home = home_of(ctx)
+    pin = Pins(home).get(client_id) if client_id is not None else None
+    if client_id is not None and pin is None:
+        raise NotFound(f"no keys of {client_id} are pinned here; fetch them with: cipherbox keys pin {client_id}")
+    bundle = pin.bundle if pin is not None else _own(home)
+    thing: dict[str, object] = {
+        "client": bundle.client_id, "fingerprint": fingerprint(bundle), "bundle": bundle.sequence,
+        "created_at": bundle.created_at, "ends_at": bundle.ends_at,
+    }  # fmt: skip
+    if pin is not None:
+        thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.verified_at}
+    parts: list[dict[str, object]] = [
+        {"use": "open", "kind": STANZA_NAMES[StanzaType(k.algorithm)], "key_id": k.key_id.hex()}
+        for k in bundle.encrypt_keys
+    ]
+    parts += [
+        {"use": "sign", "kind": SignAlgorithm(kind).name.lower(), "key_id": "-"} for kind in bundle.sign_keys
+    ]
+    if as_json:
+        print_json({**thing, "keys": parts})
+        return
+    record(thing)
+    say()
+    rows_table(parts)
+
+
+@keys.command("export")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.pass_context
+def keys_export(ctx: click.Context, file: Path) -> None:
+    """Write your public key bundle to FILE, to hand to somebody in person.  It holds no secret."""
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.envelope.bundle import fingerprint
+    from cipherbox.portable import write_atomic
+
+    bundle = _own(home_of(ctx))
+    write_atomic(file, bundle.raw)
+    say(f"The public keys of {bundle.client_id} are in {file}: {fingerprint(bundle)}")
+    next_step(f"the other runs: cipherbox keys import {file}")
+
+
+@keys.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@yes_option
+@click.pass_context
+def keys_import(ctx: click.Context, file: Path, yes: bool) -> None:
+    """Pin the key bundle in FILE, which its owner gave you in person, as compared.
+
+    It must be certified by this HQ's root; its fingerprint is shown before it is pinned.
+    """
+    import time
+
+    from cipherbox.cli.output import say
+    from cipherbox.client.home import load_home
+    from cipherbox.client.pins import PERSON, Pins
+    from cipherbox.envelope.bundle import check_bundle, decode_bundle, fingerprint
+
+    home = load_home(home_of(ctx))
+    bundle = decode_bundle(file.read_bytes()[: LIMITS.bundle_bytes + 1])
+    check_bundle(bundle, bundle.client_id, home.root, int(time.time() * 1000))
+    say(f"{bundle.client_id}, bundle {bundle.sequence}: {fingerprint(bundle)}")
+    pins = Pins(home.path)
+    pin = pins.get(bundle.client_id)
+    if pin is not None and pin.bundle.sequence > bundle.sequence:
+        raise InvalidRequest(f"bundle {pin.bundle.sequence} of {bundle.client_id} is pinned, and this one is older")
+    sure(f"Did {bundle.client_id} give you this file, or say this fingerprint?", yes)
+    if pin is not None and pin.bundle.hash == bundle.hash:
+        pins.mark_verified(bundle.client_id)
+    else:
+        pins.accept(bundle, PERSON)
+    say(f"The keys of {bundle.client_id} are pinned as compared.")
+
+
 @keys.command("fingerprint")
 @click.argument("client_id", type=CLIENT_ID, required=False)
 @click.pass_context
@@ -72,19 +159,13 @@ def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
     from cipherbox.cli.output import say
     from cipherbox.client.pins import Pins
     from cipherbox.envelope.bundle import fingerprint
-    from cipherbox.errors import NotFound
 
     home = home_of(ctx)
     if client_id is not None:
         pin = Pins(home).get(client_id)
         say(pin.fingerprint if pin else fingerprint(with_client(ctx, lambda client: _offered(client, client_id))))
         return
-    from cipherbox.client.home import load_home
-
-    identity = load_home(home).identity
-    if identity is None or identity.bundle is None:
-        raise NotFound("this client has no keys of its own: an admin opens nothing, so there is nothing to compare")
-    say(fingerprint(identity.bundle))
+    say(fingerprint(_own(home)))
 
 
 @keys.command("pin")
@@ -143,6 +224,15 @@ def keys_verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
         pins.accept(bundle, PERSON)
     say(f"They agree. The keys of {client_id} are pinned as compared: {shown}")
     return Exit.OK
+
+
+def _own(path: Path) -> KeyBundle:
+    from cipherbox.client.home import load_home
+
+    identity = load_home(path).identity
+    if identity is None or identity.bundle is None:
+        raise NotFound("this client has no keys of its own: an admin opens nothing, so there is nothing to compare")
+    return identity.bundle
 
 
 async def _offered(client: Client, client_id: str) -> KeyBundle:

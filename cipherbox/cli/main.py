@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -14,6 +15,7 @@ from cipherbox.cli.exits import Exit, advice, exit_code
 from cipherbox.errors import CipherBoxError
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
+COMPLETE_VARIABLE = "_CIPHERBOX_COMPLETE"  # set by the shell's completion script
 
 # section -> command -> (module below cipherbox.cli, attribute, one line)
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -24,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "approve": ("enrol", "approve", "Let a held enrolment go, or refuse it."),
         "revoke": ("enrol", "revoke", "Revoke a client and cut its connections."),
         "grant": ("topology", "grant", "Give or take a right."),
+        "grants": ("topology", "grants", "List who has which right."),
         "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
     },
     "Every client": {
@@ -35,16 +38,17 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "clients": ("enrol", "clients", "List who is enrolled."),
     },
     "Routes and keys": {
-        "exchange": ("topology", "exchange", "Declare and list exchanges."),
-        "queue": ("topology", "queue", "Declare and list queues."),
+        "exchange": ("topology", "exchange", "Declare, show, list and delete exchanges."),
+        "queue": ("topology", "queue", "Declare, show, list, purge and delete queues."),
         "binding": ("topology", "binding", "Lead routing keys into queues."),
         "route": ("route", "route", "Who may receive what you send to an exchange."),
-        "keys": ("keys", "keys", "Other parties' keys: list, compare, pin."),
+        "keys": ("keys", "keys", "Keys, yours and others': list, compare, hand over, pin."),
     },
     "More": {
         "demo": ("demo", "demo", "Play the labs scenario on this machine."),
         "bench": ("bench", "bench", "Measure how fast this machine does the whole job."),
         "manual": ("texts", "manual", "Read the manual."),
+        "completion": ("texts", "completion", "Print the shell's completion of these commands."),
         "version": ("texts", "version", "Print the version."),
     },
 }
@@ -101,24 +105,48 @@ def cli(ctx: click.Context, home: Path | None, debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs one command and ends the process with its code; an error becomes plain words, never a traceback."""
+    from cipherbox.cli.stdout import guard_output
+    from cipherbox.portable import standard_files
+
+    closed = standard_files()
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    guard_output(closed)
+    sys.exit(_unprinted(_run(arguments)))
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
-        result = cli.main(arguments, prog_name="cipherbox", standalone_mode=False)
-        sys.stdout.flush()
-        code = result if isinstance(result, int) else Exit.OK
+        result = cli.main(
+            arguments, prog_name="cipherbox", complete_var=COMPLETE_VARIABLE, standalone_mode=False
+        )
+        return result if isinstance(result, int) else Exit.OK
     except click.UsageError as error:
         error.show()
-        code = Exit.USAGE
+        return Exit.USAGE
     except click.Abort:
-        code = Exit.INTERRUPTED
+        return Exit.INTERRUPTED
     except click.ClickException as error:
         error.show()
-        code = Exit.USAGE
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit complains again
-        code = Exit.REFUSED
+        return Exit.USAGE
     except BaseException as error:
-        code = _report(error, arguments if arguments is not None else sys.argv[1:])
-    sys.exit(int(code))
+        return _report(error, arguments if arguments is not None else sys.argv[1:])
+
+
+def _unprinted(code: int) -> int:
+    """The code, or `OUTPUT` when all went well but for what should have been printed."""
+    from cipherbox.cli.stdout import output_failure
+
+    failure = output_failure()
+    if failure is None or code not in (Exit.OK, Exit.OUTPUT):
+        return int(code)
+    from cipherbox.cli.output import fail
+
+    if failure.errno != errno.EPIPE:  # a reader who has seen enough, like head, needs no explanation
+        fail(f"the work is done, but its result could not be printed: {failure.strerror}")
+    return int(Exit.OUTPUT)
 
 
 def leaf(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import shlex
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -68,6 +69,7 @@ QUEUE = Name("name of a queue")
 KEY = Name("routing key")
 DURATION = Duration()
 
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
@@ -83,6 +85,15 @@ def command_here(ctx: click.Context) -> str:
     """`cipherbox`, with --home when this command was given one: for advice about this same client."""
     home: Path | None = ctx.find_root().obj
     return "cipherbox" if home is None else f"cipherbox --home {shlex.quote(str(home))}"
+
+
+def sure(question: str, yes: bool) -> None:
+    """Asks before what cannot be taken back.  Where nobody can be asked, --yes has to say it."""
+    if yes:
+        return
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise click.UsageError(f"{question} Nobody can be asked here: say --yes.")
+    click.confirm(question, abort=True, err=True)
 
 
 def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:

@@ -35,6 +35,7 @@ __all__ = [
     "print_event",
     "print_json",
     "print_raw",
+    "record",
     "rows_table",
     "safe",
     "say",
@@ -131,6 +132,13 @@ def rows_table(rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> 
     heads = list(rows[0]) if rows else []
     cells = [[_cell(head, row.get(head)) for head in heads] for row in rows]
     table([head.removesuffix("_at").replace("_", " ") for head in heads], cells, empty=empty)
+
+
+def record(row: Mapping[str, object]) -> None:
+    """One thing, a line for each of its properties."""
+    width = max((len(head) for head in row), default=0)
+    for head, value in row.items():
+        say(f"{head.removesuffix('_at').replace('_', ' '):<{width}}  {_cell(head, value)}")
 
 
 def _cell(head: str, value: object) -> object:

@@ -74,6 +74,7 @@ def _with_receiver(ctx: click.Context, as_json: bool, work: Work, *, keep_trying
     import trio
 
     from cipherbox.cli.output import print_event, print_raw
+    from cipherbox.cli.stdout import output_failure
     from cipherbox.client.api import open_client
     from cipherbox.client.receiver import Receiver
     from cipherbox.portable import stop_signals
@@ -81,6 +82,8 @@ def _with_receiver(ctx: click.Context, as_json: bool, work: Work, *, keep_trying
     def print_lines(lines: list[bytes]) -> None:
         for line in lines:
             print_raw(line)
+        if output_failure() is not None:
+            raise BrokenPipeError  # nobody reads any more; what was received is in the file
 
     async def main() -> Receiver:
         with trio.open_signal_receiver(*stop_signals()) as signals:

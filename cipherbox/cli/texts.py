@@ -23,6 +23,25 @@ def version(as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete the commands and options of cipherbox.
+
+    \b
+    eval "$(cipherbox completion bash)"          in ~/.bashrc
+    eval "$(cipherbox completion zsh)"           in ~/.zshrc
+    cipherbox completion fish | source           in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from cipherbox.cli.main import COMPLETE_VARIABLE, cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "cipherbox", COMPLETE_VARIABLE).source(), nl=False)
+
+
+@click.command()
 @click.argument("topic", required=False)
 def manual(topic: str | None) -> None:
     """Read the manual page TOPIC; without one, list the pages."""

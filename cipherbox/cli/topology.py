@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from cipherbox.cli.options import CLIENT_ID, EXCHANGE, KEY, QUEUE, ClientId, json_option, with_admin, with_client
+from cipherbox.cli.options import (
+    CLIENT_ID,
+    EXCHANGE,
+    KEY,
+    QUEUE,
+    ClientId,
+    json_option,
+    sure,
+    with_admin,
+    with_client,
+    yes_option,
+)
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
 
 RIGHTS = ("publish", "bind", "read", "declare", "admin")
 TYPES = ("direct", "fanout", "topic")
@@ -25,6 +41,28 @@ def _list(ctx: click.Context, what: str, as_json: bool, empty: str) -> None:
         print_json(rows)
     else:
         rows_table(rows, empty=empty)
+
+
+def show_parts(thing: dict[str, Any], parts: dict[str, list[dict[str, Any]]], as_json: bool) -> None:
+    """One thing with what belongs to it: JSON, or lines and small tables."""
+    from cipherbox.cli.output import print_json, record, rows_table, say
+
+    if as_json:
+        print_json({**thing, **parts})
+        return
+    record(thing)
+    for title, rows in parts.items():
+        say()
+        say(f"{title.replace('_', ' ')}:")
+        rows_table(rows, empty="none")
+
+
+async def _grants_on(client: Client, name: str) -> list[dict[str, Any]]:
+    return [
+        {"client": row["name"], "right": row["right"]}
+        for row in await client.list("grants")
+        if row["resource"] == name
+    ]
 
 
 # -- exchanges ----------------------------------------------------------------------------------------------------
@@ -48,13 +86,35 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
     next_step(f"lead a routing key into a queue: cipherbox binding declare {name} QUEUE KEY")
 
 
+@exchange.command("show")
+@click.argument("name", type=EXCHANGE)
+@json_option
+@click.pass_context
+def exchangeshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Show exchange NAME, where it leads, and who has which right on it."""
+
+    async def work(client: Client) -> None:
+        (row,) = await client.list("exchanges", name)
+        bindings = [
+            {"queue": b["queue"], "routing_key": b["routing_key"]}
+            for b in await client.list("bindings")
+            if b["exchange"] == name
+        ]
+        show_parts({**row, "bindings": len(bindings)}, {"leads_to": bindings, "rights": await _grants_on(client, name)},
+              as_json)  # fmt: skip
+
+    with_client(ctx, work)
+
+
 @exchange.command("delete")
 @click.argument("name", type=EXCHANGE)
+@yes_option
 @click.pass_context
-def exchange_delete(ctx: click.Context, name: str) -> None:
-    """Delete exchange NAME and its bindings."""
+def exchange_delete(ctx: click.Context, name: str, yes: bool) -> None:
+    """Delete exchange NAME, its bindings and the rights on it.  What waits in queues stays there."""
     from cipherbox.cli.output import say
 
+    sure(f"Delete exchange {name!r} with its bindings and rights?", yes)
     with_client(ctx, lambda client: client.delete_exchange(name))
     say(f"Exchange {name!r} is gone.")
 
@@ -89,27 +149,55 @@ def queue_declare(ctx: click.Context, name: str, owner: str | None, readers: tup
     next_step(f"lead a routing key into it: cipherbox binding declare EXCHANGE {name} KEY")
 
 
+@queue.command("show")
+@click.argument("name", type=QUEUE)
+@json_option
+@click.pass_context
+def queueshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Show queue NAME: what waits and since when, who reads it, what leads into it."""
+
+    async def work(client: Client) -> None:
+        (row,) = await client.list("queues", name)
+        bindings = [
+            {"exchange": b["exchange"], "routing_key": b["routing_key"]}
+            for b in await client.list("bindings")
+            if b["queue"] == name
+        ]
+        show_parts(row, {"led_to_by": bindings, "rights": await _grants_on(client, name)}, as_json)
+
+    with_client(ctx, work)
+
+
 @queue.command("delete")
 @click.argument("name", type=QUEUE)
+@yes_option
 @click.pass_context
-def queue_delete(ctx: click.Context, name: str) -> None:
-    """Delete the empty queue NAME and its bindings."""
+def queue_delete(ctx: click.Context, name: str, yes: bool) -> None:
+    """Delete the empty queue NAME, its bindings and the rights on it.
+
+    A queue in which something waits is not deleted: receive it, or purge it first.
+    """
     from cipherbox.cli.output import say
 
+    sure(f"Delete queue {name!r} with its bindings and rights?", yes)
     with_client(ctx, lambda client: client.delete_queue(name))
     say(f"Queue {name!r} is gone.")
 
 
 @queue.command("purge")
 @click.argument("name", type=QUEUE)
-@click.confirmation_option(prompt="Move everything waiting in it to the dead letters?")
+@yes_option
 @click.pass_context
-def queue_purge(ctx: click.Context, name: str) -> None:
-    """Move everything that waits in queue NAME to the dead letters (admin)."""
+def queue_purge(ctx: click.Context, name: str, yes: bool) -> None:
+    """Move everything that waits in queue NAME to the dead letters (admin).
+
+    HQ keeps dead letters with envelope, reason and who did it; nobody receives them any more.
+    """
     from cipherbox.cli.output import say
 
+    sure(f"Move everything that waits in {name!r} to the dead letters?", yes)
     count = with_admin(ctx, lambda client: client.purge(name))
-    say(f"{count} envelopes of {name!r} are dead letters now.")
+    say(f"{count} envelope{'' if count == 1 else 's'} of {name!r} went to the dead letters.")
 
 
 @queue.command("list")
@@ -143,6 +231,25 @@ def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> 
         f"each sender needs the right:  cipherbox grant CLIENT_ID publish {exchange}   (admin)",
         f"and permits its recipients:   cipherbox route allow {exchange} CLIENT_ID...   (sender)",
     )
+
+
+@binding.command("show")
+@click.argument("name", type=QUEUE)
+@json_option
+@click.pass_context
+def bindingshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Show the bindings of the exchange or queue NAME."""
+    from cipherbox.cli.output import print_json, rows_table
+    from cipherbox.errors import NotFound
+
+    rows = with_client(ctx, lambda client: client.list("bindings"))
+    found = [row for row in rows if name in (row["exchange"], row["queue"])]
+    if not found:
+        raise NotFound(f"there is no binding of {name!r} that you may see")
+    if as_json:
+        print_json(found)
+    else:
+        rows_table([{k: row[k] for k in ("exchange", "queue", "routing_key")} for row in found])
 
 
 @binding.command("delete")
@@ -190,3 +297,26 @@ def grant(ctx: click.Context, client_id: str, right: str, resource: str, take: b
     say(f"{client_id} {'no longer has' if take else 'has'} {right!r}{on}.")
     if right == "publish" and not take:
         next_step(f"the sender permits its recipients: cipherbox route allow {resource} CLIENT_ID...")
+
+
+@click.command()
+@click.argument("client_id", type=ClientOrAll(), required=False)
+@json_option
+@click.pass_context
+def grants(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
+    """List the rights given, or those of CLIENT_ID; you see your own and everybody's, an admin all.
+
+    Readers of queues are shown with the queue: cipherbox queue show NAME
+    """
+    from cipherbox.cli.output import print_json, rows_table
+
+    rows = with_client(ctx, lambda client: client.list("grants"))
+    found = [
+        {"client": row["name"], "right": row["right"], "resource": row["resource"]}
+        for row in rows
+        if client_id is None or row["name"] == client_id
+    ]
+    if as_json:
+        print_json(found)
+    else:
+        rows_table(found, empty="no right was given")

@@ -164,6 +164,11 @@ class Enrolments:
         """Revokes every certificate of a client, in this order: records, connections, the published list."""
         if client_id not in self._engine.broker.rights.clients:
             raise NotFound(f"there is no client {client_id!r}")
+        if self._engine.broker.rights.admins() == {client_id}:
+            raise Conflict(
+                f"{client_id!r} is the last admin of this HQ; enrol another first: "
+                "cipherbox enroll CLIENT_ID --role admin"
+            )
         at = pki.ms(pki.now())
         rows: list[CertificateRow] = await self._engine.in_store(self._store.revoke_certificates, client_id, at)
         self._trust.put_revoked(rows)

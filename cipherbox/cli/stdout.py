@@ -1,0 +1,54 @@
+"""Standard output that may be closed, full, or no longer read: that stops no work, and has an exit code of its own."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+
+class Guard(io.RawIOBase):
+    """Standard output whose failure stops no work: what cannot be written is dropped, and the reason is kept."""
+
+    error: OSError | None = None
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return os.write(self._fd, data)
+            except OSError as error:
+                Guard.error = error
+        return len(data)
+
+
+def guard_output(closed: frozenset[int]) -> None:
+    """Puts a `Guard` before the process's standard output; ``closed``: which of 0, 1, 2 the caller had closed."""
+    if sys.stdout is not None and sys.stdout is not sys.__stdout__:
+        return  # somebody else's, in this process
+    if 1 in closed:
+        Guard.error = OSError(errno.EBADF, "standard output is closed")
+    buffer = io.BufferedWriter(Guard(1))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout = io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
+
+
+def output_failure() -> OSError | None:
+    """Why something could not be printed, if so."""
+    with suppress(ValueError):
+        sys.stdout.flush()
+    return Guard.error
