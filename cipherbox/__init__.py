@@ -6,7 +6,8 @@ The layers, from the ground up; each imports only what stands above it in this l
     portable          the only file that knows of Unix and Windows
     config, pki       settings; certificates
     ops               logs, health, systemd
-    tls, transport    the byte streams both ends use
+    tls, websocket,   the byte streams both ends use,
+    transport         and connecting
     wire              frames <-> bytes, no IO
     envelope          the bytes both ends may know
     sealing           what needs a secret; the server never imports it

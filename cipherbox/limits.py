@@ -26,7 +26,8 @@ class Limits:
     anonymous_s: float = 15.0  # a connection without a certificate may only enrol, and soon
     heartbeat_s: int = 30  # a dead line is noticed after two of these
     stop_s: float = 10.0  # how long a graceful stop waits for what is under way
-    handshakes_at_once: int = 64  # each costs about 2 ms of CPU; more only queue
+    handshakes_at_once: int = 64  # half open ones cost memory; one that takes long no longer counts
+    handshake_steps: int = 1  # of TLS in one turn of HQ's loop: each takes 2 ms, in which everybody else waits
     connections: int = 4096  # about 45 KB each
     connections_per_client: int = 64  # one lab's loop must not take every place
 
@@ -70,9 +71,13 @@ class Limits:
     engine_bytes: int = 64 * 1024 * 1024  # of publishes waiting for the engine
     batch_commit_bytes: int = 32 * 1024 * 1024  # one transaction; a larger one only delays the first confirm
     body_cache_bytes: int = 64 * 1024 * 1024  # bodies just published, for consumers that keep up
+    memory_high_bytes: int = 256 * 1024 * 1024  # of envelopes held for all peers together; above it publishers wait
+    memory_low_bytes: int = 192 * 1024 * 1024  # below it they go on: a few large envelopes apart
+    slowest_bytes_per_s: int = 32 * 1024  # a large envelope that comes slower ends the connection: it holds memory
     spool_from_bytes: int = 64 * 1024  # larger bodies are files: faster from here on
     quota_bytes: int = 4 * 1024 * 1024 * 1024  # waiting, per sender and queue
     disk_reserve_bytes: int = 64 * 1024 * 1024  # kept for acks and deletes when publishes are refused
+    disk_resume_bytes: int = 128 * 1024 * 1024  # so much more must be free before publishes are taken again
     deliveries: int = 20  # of one envelope; then it is a dead letter
     watermark_ms: int = 400 * 24 * 3600 * 1000  # records of ids are kept this long
 

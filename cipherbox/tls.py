@@ -147,21 +147,36 @@ class TlsStream(trio.abc.Stream):
         der = self._tls.getpeercert(binary_form=True)
         return pki.load_der(der) if der else None
 
-    async def do_handshake(self) -> None:
-        """CredentialsError or NetworkError in plain words."""
+    async def do_handshake(self, turn: trio.CapacityLimiter | None = None) -> None:
+        """CredentialsError or NetworkError in plain words.
+
+        ``turn``: each step takes one, and gives it back when everybody else in this loop had theirs: a thousand clients
+        that come back at once must not hold up those who are on.
+        """
         while True:
+            if turn is not None:
+                await turn.acquire()
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                if not await self._feed():
-                    raise Cut(f"{self.peer} closed the connection during the handshake") from None
+                done = False
             except ssl.SSLError as error:
                 with contextlib.suppress(CipherBoxError):
                     await self._flush()  # the alert that tells the other end why
                 raise plain(error, self.peer) from error
             else:
-                await self._flush()
+                done = True
+            finally:
+                if turn is not None:
+                    try:
+                        await trio.lowlevel.checkpoint()
+                    finally:
+                        turn.release()
+            await self._flush()
+            if done:
                 return
+            if not await self._feed():
+                raise Cut(f"{self.peer} closed the connection during the handshake")
 
     async def _flush(self) -> None:
         if self._flush_lock.locked() or not self._outgoing.pending:

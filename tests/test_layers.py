@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "limits"}
-GROUND = BASE | {"portable", "config", "pki", "ops", "tls", "transport"}
+GROUND = BASE | {"portable", "config", "pki", "ops", "tls", "transport", "websocket"}
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
@@ -21,7 +21,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
     "ops": (BASE | {"portable", "config"}, {"orjson"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),
-    "transport": (BASE | {"portable", "config", "pki", "tls"}, {"attrs", "trio", "trio_websocket", "cryptography"}),
+    "transport": (BASE | {"portable", "config", "pki", "tls", "websocket"}, {"attrs", "trio", "cryptography"}),
+    "websocket": (BASE | {"tls"}, {"trio", "trio_websocket", "cryptography"}),
     "wire": (BASE, {"attrs"}),
     "envelope": (BASE | {"pki"}, {"attrs", "cryptography", "nacl"}),
     # portable for the key file's mode, pki for the certificate key that signs a bundle
@@ -30,11 +31,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "store": (BASE | {"broker", "portable"}, {"attrs", "orjson"}),
     "server": (
         GROUND | {"wire", "envelope", "broker", "store"},
-        {"attrs", "trio", "trio_websocket", "cryptography", "orjson"},
+        {"attrs", "trio", "cryptography", "orjson"},
     ),
     "client": (
         (GROUND - {"ops"}) | {"wire", "envelope", "sealing"},
-        {"attrs", "trio", "trio_websocket", "cryptography", "nacl", "orjson"},
+        {"attrs", "trio", "cryptography", "nacl", "orjson"},
     ),
 }
 CLI_ONLY = {"click", "rich"}

@@ -24,6 +24,7 @@ from cipherbox.tls import server_context
 log = get_logger(__name__)
 LOCK = "lock"
 _CRL_CHECK_S = 3600.0
+_TICK_S = 0.5  # a heartbeat is 1 s or more
 
 
 @attrs.frozen
@@ -89,6 +90,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(hq.engine.run)
             await hq.engine.in_store(trust.crl)
             handlers.start_soon(_keep_crl, hq)
+            handlers.start_soon(_tick, hq)
             doorman = Doorman(hq, context, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
@@ -116,6 +118,15 @@ async def _wind_down(hq: HQ) -> None:
             session.end(GoingAway())
         await hq.deserted()
         await hq.engine.idle()
+
+
+async def _tick(hq: HQ) -> None:
+    """One clock for all sessions: a task for each would be a tenth of what an idle connection costs."""
+    while True:
+        await trio.sleep(_TICK_S)
+        now = trio.current_time()
+        for session in list(hq.sessions):
+            session.tick(now)
 
 
 async def _keep_crl(hq: HQ) -> None:

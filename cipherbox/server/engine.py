@@ -77,6 +77,7 @@ class Engine:
         self._calls: dict[int, _Call] = {}
         self._next_call = 1
         self._full_until = 0.0
+        self._disk_full = False
         self._journal = Journal()
         self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
@@ -201,8 +202,11 @@ class Engine:
         room, facts = True, Facts()
         ask = need if need and self._store.free_bytes() < need + _PLENTY_BYTES else 0
         if ask or wanted.known or wanted.entries or wanted.pages or wanted.envelopes:
-            room, facts = await self.in_store(self._look, ask, wanted)
-        if need and (not room or trio.current_time() < self._full_until):
+            more = self._limits.disk_resume_bytes if self._disk_full and ask else 0
+            room, facts = await self.in_store(self._look, ask + more, wanted)
+        if need:
+            self._note_disk(full=not room or trio.current_time() < self._full_until)
+        if need and self._disk_full:
             batch = self._refuse_publishes(batch)
         effects = self.broker.handle(batch, facts, self._clock_ms())
         if effects.changes:
@@ -210,13 +214,19 @@ class Engine:
         self._pages = effects.pages
         return effects
 
+    def _note_disk(self, *, full: bool) -> None:
+        if full != self._disk_full:
+            self._disk_full = full
+            log.warning(
+                "The disk is full: publishes are refused" if full else "The disk has room again: publishes are taken"
+            )
+
     def _look(self, need: int, wanted: Wanted) -> tuple[bool, Facts]:
         """In the store's thread: is there room for so many bytes, and what does the batch want to know?"""
         return not need or self._store.room(need), self._store.facts(wanted, self._limits.page_entries)
 
     def _refuse_publishes(self, batch: list[AnyCommand]) -> list[AnyCommand]:
         """No room on the disk: publishes are refused before they touch the core; everything else goes on."""
-        log.warning("The disk is full: publishes are refused")
         error = DiskFull()
         for command in batch:
             if isinstance(command, m.Publish):

@@ -15,6 +15,7 @@ from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import Enrolments
 from cipherbox.server.session import Session
 from cipherbox.server.trust import Trust
+from cipherbox.server.watermark import Watermark
 from cipherbox.store.port import Store
 
 _ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
@@ -59,6 +60,7 @@ class HQ:
         self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
         self.key_requests = Rate(config.limits.key_requests_per_minute)
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute)
+        self.memory = Watermark(config.limits.memory_high_bytes, config.limits.memory_low_bytes)
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
         self._deserted = trio.Event()

@@ -16,9 +16,9 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.server.hq import HQ
 from cipherbox.server.session import Session
 from cipherbox.tls import TlsStream
-from cipherbox.transport import accept_websocket
 
 log = get_logger(__name__)
+_SLOT_S = 0.5  # a good line's handshake takes a tenth
 _ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
 
 
@@ -48,7 +48,8 @@ class Doorman:
         self._hq = hq
         self._context = context
         self._handlers = handlers
-        self._handshakes = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
+        self._slots = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
+        self._turn = trio.CapacityLimiter(hq.config.limits.handshake_steps)
         self._greeting = 0
 
     async def serve(self, listener: trio.SocketListener, websocket: bool) -> None:
@@ -94,8 +95,13 @@ class Doorman:
         with trio.move_on_after(self._hq.config.limits.client_hello_s):
             try:
                 await trio.lowlevel.wait_readable(socket)
-                async with self._handshakes:
-                    await tls.do_handshake()
+                slot = trio.Event()
+                await self._slots.acquire_on_behalf_of(slot)
+                self._handlers.start_soon(self._lose_slot, slot)
+                try:
+                    await tls.do_handshake(self._turn)
+                finally:
+                    slot.set()
             except CipherBoxError as error:
                 log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
                 return False
@@ -103,10 +109,18 @@ class Doorman:
         log.error("TLS handshake failed", extra={"remote": remote, "reason": "it took too long"})
         return False
 
+    async def _lose_slot(self, slot: trio.Event) -> None:
+        """Gives the slot back when the handshake is done, or takes long: nobody can keep the others out."""
+        with trio.move_on_after(_SLOT_S):
+            await slot.wait()
+        self._slots.release_on_behalf_of(slot)
+
     async def _tls(self, tls: TlsStream, remote: str) -> None:
         await Session(self._hq, tls, remote).run()
 
     async def _websocket(self, tls: TlsStream, remote: str) -> None:
+        from cipherbox.websocket import accept_websocket
+
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(self._hq.config.limits.client_hello_s) as opening:
                 stream = await accept_websocket(nursery, tls)

@@ -18,6 +18,7 @@ from cipherbox.errors import CipherBoxError, FrameTooLarge, TimedOut
 from cipherbox.limits import Limits
 from cipherbox.server import answers
 from cipherbox.server.bodies import Bodies
+from cipherbox.server.watermark import Watermark
 from cipherbox.wire import codec
 
 _JOIN_BYTES = 256 * 1024  # small frames are joined up to this
@@ -82,7 +83,7 @@ class Outgoing:
     """
 
     def __init__(
-        self, sink: Sink, bodies: Bodies, limits: Limits, *,
+        self, sink: Sink, bodies: Bodies, limits: Limits, memory: Watermark, *,
         given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None],
     ) -> None:  # fmt: skip
         self.size = 0  # bytes of answers that wait
@@ -90,6 +91,7 @@ class Outgoing:
         self.frame_bytes = limits.frame_bytes  # what the peer takes, once HELLO has said it
         self._sink = sink
         self._bodies = bodies
+        self._memory = memory
         self._deadline_s = 2.0 * limits.heartbeat_s
         self._deliver_bytes = limits.deliver_frame_bytes
         self._given_back = given_back
@@ -175,7 +177,7 @@ class Outgoing:
 
     def _read_ahead(self, nursery: trio.Nursery) -> None:
         head = self._queue[0] if self._queue else None
-        if isinstance(head, Pushed):
+        if isinstance(head, Pushed) and not self._memory.closed:
             entries = head.cut(self._most(), keep=True)
             if self._bodies.held(entries) is None and not self._too_large(entries):
                 self._ahead = Ahead(entries)
@@ -215,10 +217,14 @@ class Outgoing:
 
     async def _send(self, pieces: list[bytes]) -> None:
         data = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        for at in range(0, len(data), _SLICE_BYTES):
-            with trio.move_on_after(self._deadline_s) as scope:
-                await self._sink.send_all(data[at : at + _SLICE_BYTES])
-            if scope.cancelled_caught:
-                raise TimedOut("this client does not read what it is sent")
+        self._memory.add(len(data))
+        try:
+            for at in range(0, len(data), _SLICE_BYTES):
+                with trio.move_on_after(self._deadline_s) as scope:
+                    await self._sink.send_all(data[at : at + _SLICE_BYTES])
+                if scope.cancelled_caught:
+                    raise TimedOut("this client does not read what it is sent")
+        finally:
+            self._memory.add(-len(data))
         self.spoke_at = trio.current_time()
         self._drained()

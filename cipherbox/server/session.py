@@ -1,9 +1,10 @@
-"""One connection: a nursery with a reader, a writer and a heartbeat.
+"""One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.
 
 The reader turns frames into commands and stops reading while the client has more unconfirmed publishes than its
-window, more questions open or more answers unread than it may, or the engine has no room: backpressure reaches the
-sender through TCP, nothing is dropped.  The writer is `Outgoing`.  `end` is the one way out: it stops the reader, lets
-what is queued and a last word go out within a short deadline, and closes.
+window, more questions open or more answers unread than it may, the engine has no room, or HQ holds too much for all
+its publishers together: backpressure reaches the sender through TCP, nothing is dropped.  The writer is `Outgoing`.
+`end` is the one way out: it stops the reader, lets what is queued and a last word go out within a short deadline, and
+closes.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
 from cipherbox.server.outgoing import Outgoing
 from cipherbox.server.requests import CALLS, COMMANDS, incoming
-from cipherbox.tls import TlsStream
-from cipherbox.transport import WebSocketStream, fill
+from cipherbox.transport import fill
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, SendBatch, negotiate
 
 if TYPE_CHECKING:
     from cipherbox.server.hq import HQ
+    from cipherbox.tls import TlsStream
+    from cipherbox.websocket import WebSocketStream
 
 log = get_logger(__name__)
 LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
@@ -48,13 +50,10 @@ AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
 _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
 
 
-Stream = TlsStream | WebSocketStream
-
-
 class Session:
     """See the module; also the engine's `Peer`."""
 
-    def __init__(self, hq: HQ, stream: Stream, remote: str) -> None:
+    def __init__(self, hq: HQ, stream: TlsStream | WebSocketStream, remote: str) -> None:
         self.hq = hq
         self.client = ""
         self.role = "anonymous"
@@ -65,16 +64,19 @@ class Session:
         self._beat_s = self._limits.heartbeat_s
         self._wire = Connection("server", self._limits)
         self._out = Outgoing(
-            stream, hq.engine.bodies, self._limits, given_back=self._give_back, drained=self._wake
+            stream, hq.engine.bodies, self._limits, hq.memory, given_back=self._give_back, drained=self._wake
         )  # fmt: skip
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
         self._last_correlation = 0
         self._unconfirmed: dict[int, int] = {}  # correlation -> bytes of SENDs
         self._unconfirmed_bytes = 0
+        self._large_bytes = 0  # of an envelope that is half here
+        self._large_since = 0.0
+        self._publishes = False  # this client has published
         self._asked = 0  # other requests without an answer
         self._returning = False  # some answers are to our own NACKs, of correlation 0
         self._changed = trio.Event()
-        self._heard_at = trio.current_time()
+        self._began = self._heard_at = trio.current_time()
         self._waiting = False  # for the peer to say something
         self._quiet = False
         self._scope = trio.CancelScope()  # all of it
@@ -95,6 +97,8 @@ class Session:
             self._ended = self._ended or _first(group)
         finally:
             self.hq.leave(self)
+            self.hq.memory.add(-self._unconfirmed_bytes - self._large_bytes)
+            self._unconfirmed_bytes = self._large_bytes = 0
             with trio.move_on_after(LAST_WORD_S) as scope:
                 scope.shield = True
                 await self._stream.aclose()
@@ -116,12 +120,10 @@ class Session:
                 if not await self._open():
                     self._scope.cancel()
                     return
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._beat)
-                    await self._read()
-                    self._scope.cancel()
-        except* CipherBoxError as group:
-            self.end(_first(group))
+                await self._read()
+                self._scope.cancel()
+        except CipherBoxError as error:
+            self.end(error)
 
     def end(self, error: CipherBoxError) -> None:
         """Ends this connection for a reason the peer is told, unless the line itself is the reason."""
@@ -189,6 +191,7 @@ class Session:
                 while self._full():
                     self._changed = trio.Event()
                     await self._changed.wait()
+            await self._memory()
             size = await self._receive()
             if size is None:
                 break
@@ -196,6 +199,19 @@ class Session:
                 wire.receive_eof()
                 return
         await trio.sleep_forever()
+
+    async def _memory(self) -> None:
+        """Counts a large envelope that has begun to come, and lets a publisher begin nothing while memory is short."""
+        memory, large = self.hq.memory, self._wire.large_bytes
+        if large == self._large_bytes and large:
+            return  # begun before
+        memory.add(-self._large_bytes)
+        self._large_bytes = 0
+        if memory.closed and (large or self._publishes):
+            await memory.open()
+        if large:
+            self._large_bytes, self._large_since = large, trio.current_time()
+            memory.add(large)
 
     async def _receive(self) -> int | None:
         """How many bytes came, 0 at the end; None when `quiet` was asked for meanwhile."""
@@ -271,6 +287,8 @@ class Session:
             self._unconfirmed[item[0]] = len(item[3])
             size += len(item[3])
         self._unconfirmed_bytes += size
+        self._publishes = True
+        self.hq.memory.add(size)
         if failed:
             self._put_all(encode.encode(failed))
         if items:
@@ -294,12 +312,13 @@ class Session:
     def answer(self, answers: Sequence[Answer]) -> None:
         if self._returning:
             answers = [a for a in answers if a.correlation]
-        unconfirmed = self._unconfirmed
+        unconfirmed, before = self._unconfirmed, self._unconfirmed_bytes
         for answer in answers:
             if type(answer) is Confirmed or answer.correlation in unconfirmed:
                 self._unconfirmed_bytes -= unconfirmed.pop(answer.correlation, 0)
             else:
                 self._asked -= 1
+        self.hq.memory.add(self._unconfirmed_bytes - before)
         self._changed.set()
         self._put_all(encode.encode(answers))
         if log.isEnabledFor(logging.DEBUG):
@@ -332,19 +351,19 @@ class Session:
     def _wake(self) -> None:
         self._changed.set()
 
-    async def _beat(self) -> None:
+    def tick(self, now: float) -> None:
+        """Called twice a second: deadlines, and a sign of life when there was none."""
         limits, beat = self._limits, self._beat_s
-        began = trio.current_time()
-        pause = min(beat / 2, limits.anonymous_s) if self.role == "anonymous" else beat / 2
-        while True:
-            await trio.sleep(pause)
-            now = trio.current_time()
-            if self.role == "anonymous" and now - began >= limits.anonymous_s:
-                raise HandshakeTimeout(f"without a certificate a connection ends after {limits.anonymous_s:g} s")
-            if self._waiting and now - self._heard_at > 2 * beat:
-                raise IdleTimeout
-            if now - self._out.spoke_at >= beat / 2 and self._out.empty:
-                self._put(codec.encode(frames.Ping(0)))
+        if self._ended is not None:
+            return
+        if self.role == "anonymous" and now - self._began >= limits.anonymous_s:
+            self.end(HandshakeTimeout(f"without a certificate a connection ends after {limits.anonymous_s:g} s"))
+        elif self._waiting and now - self._heard_at > 2 * beat:
+            self.end(IdleTimeout())
+        elif self._large_bytes and now - self._large_since > 2 * beat + self._large_bytes / limits.slowest_bytes_per_s:
+            self.end(TimedOut("this envelope comes too slowly"))
+        elif now - self._out.spoke_at >= beat / 2 and self._out.empty:
+            self._put(codec.encode(frames.Ping(0)))
 
     # -- logs ---------------------------------------------------------------------------------------------------
 

@@ -144,6 +144,11 @@ class Connection:
             return None
         return memoryview(self._large)[self._filled :]
 
+    @property
+    def large_bytes(self) -> int:
+        """The size of the large frame that is not whole yet; 0 when there is none."""
+        return len(self._large) if self._large is not None else 0
+
     def filled(self, size: int) -> None:
         """So many bytes were put where `wanted` said."""
         self._filled += size

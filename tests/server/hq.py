@@ -26,8 +26,9 @@ from cipherbox.server.hq import HQ
 from cipherbox.server.setup import init_hq
 from cipherbox.store.files import Files
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.tls import client_context
-from cipherbox.transport import Connected, connect
+from cipherbox.tls import TlsStream, client_context
+from cipherbox.transport import connect
+from cipherbox.websocket import WebSocketStream
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries
 
@@ -58,7 +59,7 @@ class Person:
 class Raw:
     """One connection of a client: sends frames or bytes, hands out what comes back."""
 
-    def __init__(self, stream: Connected) -> None:
+    def __init__(self, stream: TlsStream | WebSocketStream) -> None:
         self.stream = stream
         self.wire = Connection("client")
         self.events: list[Any] = []

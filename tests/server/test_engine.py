@@ -256,6 +256,18 @@ async def test_sweeps_come_under_load_too(tmp_path: Path, autojump_clock: trio.t
         assert len(swept) >= 3
 
 
+async def test_a_disk_that_was_full_needs_some_room_before_publishes_are_taken_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        a = w.peer("A")
+        refused = []
+        for index, free in enumerate((1 << 30, 0, 8 << 20, 64 << 20, 1 << 30, 64 << 20), 1):
+            w.store._files.free_bytes = lambda path, free=free: free  # type: ignore[method-assign, misc]
+            await w.publish(a, index)
+            await a.until(lambda index=index: len(a.answers) == index)  # type: ignore[misc]
+            refused.append(isinstance(a.answers[-1], m.Failed))
+        assert refused == [False, True, True, True, False, False]
+
+
 async def test_revoked_connections_are_ended_with_the_reason(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")

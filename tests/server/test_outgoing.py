@@ -15,6 +15,7 @@ from cipherbox.errors import FrameTooLarge, StoreUnavailable, TimedOut
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.outgoing import Outgoing
+from cipherbox.server.watermark import Watermark
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries
 
@@ -61,7 +62,8 @@ class Line:
     def __attrs_post_init__(self) -> None:
         self.bodies = Bodies(self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs))
         self.out = Outgoing(
-            self.peer, self.bodies, self.limits, given_back=self._give_back, drained=lambda: None
+            self.peer, self.bodies, self.limits, Watermark(1 << 30, 1 << 29), given_back=self._give_back,
+            drained=lambda: None,
         )  # fmt: skip
 
     async def _read(self, numbers: list[int]) -> list[bytes | None]:
