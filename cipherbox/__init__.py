@@ -4,7 +4,7 @@ The layers, from the ground up; each imports only what stands above it in this l
 
     errors, limits    what can go wrong, and every bound
     portable          the only file that knows of Unix and Windows
-    config, pki       settings; certificates
+    config, pki       settings and their files; certificates
     ops               logs, health, systemd
     tls, websocket,   the byte streams both ends use,
     transport         and connecting

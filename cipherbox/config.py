@@ -10,15 +10,14 @@ truth: a table's keys are a class's fields, and what a file does not say has the
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 
+from cipherbox.configfile import FIXED_LIMITS, read_tables, setting, toml_value, write_tables
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import Limits, check_client_id
 
@@ -30,31 +29,6 @@ DEFAULT_PORT = 7443
 ROTATIONS = ("never", "hourly", "daily")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ROLES = ("client", "admin")
-
-# Both ends must agree on these, so they belong to the protocol version and not to a configuration.
-FIXED_LIMITS = frozenset(
-    [
-        "first_frame_bytes",
-        "prefix_bytes",
-        "recipients",
-        "messages",
-        "stanza_bytes",
-        "message_headers",
-        "header_key_bytes",
-        "header_value_bytes",
-        "content_type_bytes",
-        "bundle_bytes",
-        "receipt_bytes",
-        "name_bytes",
-        "token_bytes",
-    ]
-)
-
-
-def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
-    """A field of a settings class: its default, its meaning for the written file, and what is allowed."""
-    metadata = {"doc": doc, "choices": choices, "low": low}
-    return attrs.field(default=default, metadata=metadata)
 
 
 # -- HQ -----------------------------------------------------------------------------------------------------------
@@ -187,7 +161,7 @@ CLIENT_TABLES: dict[str, type] = {"client": IdentitySettings, "retry": RetrySett
 def load_server_config(where: Path) -> ServerConfig:
     """HQ's configuration from its data directory or from the file itself.  ConfigError says what is wrong."""
     file = where if where.is_file() else where / SERVER_FILE
-    tables = _read(file, SERVER_TABLES, f"make a data directory with: cipherbox init {where}")
+    tables = read_tables(file, SERVER_TABLES, f"make a data directory with: cipherbox init {where}")
     config = ServerConfig(directory=file.parent, **tables)
     for key in ("listen", "websocket_listen"):
         text = getattr(config.server, key)
@@ -206,7 +180,7 @@ def write_server_config(config: ServerConfig) -> Path:
     """Writes ``cipherbox.toml`` into the data directory, every setting with its meaning; returns its path."""
     head = "HQ's settings. `cipherbox manual configuration` explains them. Secrets are never in this file."
     tables = {name: getattr(config, name) for name in SERVER_TABLES}
-    return _write(config.directory / SERVER_FILE, head, tables)
+    return write_tables(config.directory / SERVER_FILE, head, tables)
 
 
 def default_home() -> Path:
@@ -219,7 +193,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     """A client's configuration from its home directory.  ConfigError says what is wrong."""
     home = (home or default_home()).absolute()
     file = home / CLIENT_FILE
-    tables = _read(file, CLIENT_TABLES, "enrol first with: cipherbox join (the admin gives you a token)")
+    tables = read_tables(file, CLIENT_TABLES, "enrol first with: cipherbox join (the admin gives you a token)")
     who: IdentitySettings = tables["client"]
     retry: RetrySettings = tables["retry"]
     try:
@@ -228,7 +202,25 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         raise ConfigError(f"{file}: [client] client_id: {error}") from None
     if not who.address:
         raise ConfigError(f"{file}: [client] address: say where HQ is, for example hq.example.org:{DEFAULT_PORT}")
+    for part in who.address.split(","):
+        _check_address(f"{file}: [client] address", part.strip())
     return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry))
+
+
+def _absolute(directory: Path, table: Any) -> Any:
+    values = {a.name: getattr(table, a.name) for a in attrs.fields(type(table))}
+    return attrs.evolve(table, **{name: directory / p for name, p in values.items() if isinstance(p, Path)})
+
+
+def _check_address(where: str, text: str) -> None:
+    """host:port, or wss://host:port/."""
+    parts = urlsplit(text if text.startswith("wss://") else f"//{text}")
+    try:
+        good = bool(parts.hostname) and parts.port is not None and parts.port > 0
+    except ValueError:
+        good = False
+    if not good or (parts.path not in ("", "/")) or (parts.path and not text.startswith("wss://")):
+        raise ConfigError(f"{where}: {text!r} is no address: host:port, or wss://host:port/")
 
 
 def write_client_config(config: ClientConfig) -> Path:
@@ -238,7 +230,7 @@ def write_client_config(config: ClientConfig) -> Path:
         for name, kind in CLIENT_TABLES.items()
     }
     head = "This client's settings. `cipherbox manual configuration` explains them."
-    return _write(config.home / CLIENT_FILE, head, tables)
+    return write_tables(config.home / CLIENT_FILE, head, tables)
 
 
 def secret_key(path: Path, size: int = 32) -> bytes:
@@ -269,98 +261,23 @@ def parse_listen(text: str) -> list[tuple[str, int]]:
     return found
 
 
-# -- from TOML and to it ------------------------------------------------------------------------------------------
+def settings_values(config: ServerConfig | ClientConfig) -> dict[str, dict[str, Any]]:
+    """Table -> setting -> value in force; paths as text."""
+    tables = SERVER_TABLES if isinstance(config, ServerConfig) else CLIENT_TABLES
+    return {
+        name: {
+            a.name: str(value) if isinstance(value, Path) else value
+            for a in attrs.fields(kind)
+            if not (kind is Limits and a.name in FIXED_LIMITS)
+            for value in [getattr(getattr(config, name) if isinstance(config, ServerConfig) else config, a.name)]
+        }
+        for name, kind in tables.items()
+    }
 
 
-def _read(file: Path, tables: Mapping[str, type], missing: str) -> dict[str, Any]:
-    try:
-        document = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist; {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from None
-    for name, value in document.items():
-        if name not in tables:
-            raise ConfigError(f"{file}: there is no table [{name}]{_nearest(name, tables)}")
-        if not isinstance(value, dict):
-            raise ConfigError(f"{file}: {name} is a table: write [{name}]")
-    return {name: _build(file, name, kind, document.get(name, {})) for name, kind in tables.items()}
-
-
-def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any]) -> Any:
-    fields = {a.name: a for a in attrs.fields(kind) if not (kind is Limits and a.name in FIXED_LIMITS)}
-    hints = get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        where = f"{file}: [{table}] {key}"
-        if key not in fields:
-            if kind is Limits and key in FIXED_LIMITS:
-                raise ConfigError(f"{where}: this bound is fixed by the protocol and cannot be set")
-            raise ConfigError(f"{file}: [{table}] has no key {key!r}{_nearest(key, fields)}")
-        given[key] = _value(where, hints[key], fields[key].metadata, value, limit=kind is Limits)
-    return kind(**given)
-
-
-def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *, limit: bool) -> Any:
-    wanted: tuple[type, ...] = {bool: (bool,), int: (int,), float: (int, float)}.get(hint, (str,))
-    if not isinstance(given, wanted) or (isinstance(given, bool) and hint is not bool):
-        raise ConfigError(f"{where} is {_word(hint)}, not {given!r}")
-    value: Any = given
-    choices = metadata.get("choices")
-    if choices and value not in choices:
-        raise ConfigError(f"{where} is one of {', '.join(choices)}, not {value!r}{_nearest(value, choices)}")
-    low = (0.001 if hint is float else 1) if limit else metadata.get("low")
-    if low is not None and not value >= low:
-        raise ConfigError(f"{where} is at least {low}, not {value}")
-    if hint is float:
-        return float(value)
-    if hint is Path or hint == Path | None:
-        if not value and hint is Path:
-            raise ConfigError(f"{where} is a path and cannot be empty")
-        return Path(value) if value else None
-    return value
-
-
-def _word(hint: Any) -> str:
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
-    return words.get(hint, "a path in quotes")
-
-
-def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(known)}"
-
-
-def _absolute(directory: Path, table: Any) -> Any:
-    values = {a.name: getattr(table, a.name) for a in attrs.fields(type(table))}
-    return attrs.evolve(table, **{name: directory / p for name, p in values.items() if isinstance(p, Path)})
-
-
-def _write(file: Path, head: str, tables: Mapping[str, Any]) -> Path:
-    from cipherbox.portable import write_atomic
-
-    lines = [f"# {head}"]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]"]
-        for a in attrs.fields(type(table)):
-            value = getattr(table, a.name)
-            if isinstance(table, Limits) and value == a.default:
-                continue
-            if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(file.parent):
-                value = value.relative_to(file.parent)
-            doc = a.metadata.get("doc", "")
-            lines.append(f"{a.name} = {_toml(value)}" + (f"  # {doc}" if doc else ""))
-    write_atomic(file, ("\n".join(lines) + "\n").encode())
-    return file
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    text = "" if value is None else value.as_posix() if isinstance(value, Path) else str(value)
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+def settings_text(config: ServerConfig | ClientConfig) -> str:
+    """The same as TOML."""
+    lines: list[str] = []
+    for table, values in settings_values(config).items():
+        lines += [f"[{table}]", *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)

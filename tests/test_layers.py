@@ -11,13 +11,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "limits"}
-GROUND = BASE | {"portable", "config", "pki", "ops", "tls", "transport", "websocket"}
+GROUND = BASE | {"portable", "configfile", "config", "pki", "ops", "tls", "transport", "websocket"}
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
     "limits": ({"errors"}, {"attrs"}),
     "portable": (BASE, set()),
-    "config": (BASE | {"portable"}, {"attrs"}),
+    "configfile": (BASE | {"portable"}, {"attrs"}),
+    "config": (BASE | {"portable", "configfile"}, {"attrs"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
     "ops": (BASE | {"portable", "config"}, {"orjson"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),

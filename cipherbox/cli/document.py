@@ -20,6 +20,7 @@ import click
 from cipherbox import config, limits
 from cipherbox.cli.exits import MEANING
 from cipherbox.cli.main import COMMANDS, cli
+from cipherbox.configfile import FIXED_LIMITS
 
 BEGIN, END = "<!-- made: begin -->", "<!-- made: end -->"
 MANUAL = Path(__file__).resolve().parent.parent / "manual"
@@ -50,7 +51,7 @@ def settings() -> str:
     rows = [
         (f"`{a.name}`", f"{a.default:_}", reasons.get(a.name, ""))
         for a in attrs.fields(limits.Limits)
-        if a.name not in config.FIXED_LIMITS
+        if a.name not in FIXED_LIMITS
     ]
     parts += _table(("key", "default", "why"), rows)
     parts.append(f"\n## A client: `{config.CLIENT_FILE}`\n")

@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "revoke": ("enrol", "revoke", "Revoke a client and cut its connections."),
         "grant": ("topology", "grant", "Give or take a right."),
         "grants": ("topology", "grants", "List who has which right."),
+        "config": ("config", "config", "Show the settings, or check whether HQ could start."),
         "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
     },
     "Every client": {

@@ -19,7 +19,7 @@ import trio
 
 from cipherbox.client.events import LINE, Events
 from cipherbox.client.link import Link, fresh, open_link
-from cipherbox.client.window import Window
+from cipherbox.client.window import SLOWEST_BYTES_PER_S, Window
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,
@@ -30,6 +30,7 @@ from cipherbox.errors import (
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
+_SYSTEM_BYTES = 4 * 1024 * 1024  # what a system's socket takes at most
 FIRST_PAUSE_S = 0.1
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
 _chance = random.SystemRandom()
@@ -212,3 +213,32 @@ class Line:
 
     def beat(self, link: Link) -> None:
         self.window.overdue(link, self.timeout_s)
+
+
+class Patience:
+    """How long to wait for HQ's word about what was sent: while a large one moves, and ``tries`` times after that.
+
+    While there is a connection, what the system has taken and not yet sent may need its time on a slow line.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._still = 0
+
+    @property
+    def ended(self) -> bool:
+        line = self._line
+        taken = min(_SYSTEM_BYTES, line.window.size_bytes) if line.link is not None else 0
+        return self._still >= line.tries + taken // int(SLOWEST_BYTES_PER_S * line.timeout_s + 1)
+
+    async def wait(self, event: trio.Event) -> None:
+        """Waits for the event, at most for one try."""
+        line, began = self._line, trio.current_time()
+        with trio.move_on_after(line.timeout_s) as scope:
+            await event.wait()
+        if not scope.cancelled_caught:
+            self._still = 0
+            return
+        link = line.link
+        moved = link is not None and link.moved_at > began
+        self._still = 0 if moved else self._still + 1

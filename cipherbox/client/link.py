@@ -59,7 +59,7 @@ class Link:
     def __init__(self, stream: trio.abc.Stream, handler: Handler | None, beat_s: float) -> None:
         self.error: CipherBoxError | None = None
         self.closed = trio.Event()
-        self.heard_at = self._spoke_at = trio.current_time()
+        self.heard_at = self.spoke_at = self.moved_at = trio.current_time()
         self.away_s = 0.0  # the pause HQ asked for when it said it is going
         self._stream = stream
         self._handler = handler
@@ -191,18 +191,26 @@ class Link:
             while self._out:
                 pieces, self._out = self._out, []
                 await self._send_joined(pieces)
-                self._spoke_at = trio.current_time()
+                self.spoke_at = trio.current_time()
 
     async def _send_joined(self, pieces: list[bytes]) -> None:
         batch: list[bytes] = []
         size = 0
         for piece in pieces:
             if batch and size + len(piece) > JOIN_BYTES:
-                await self._stream.send_all(batch[0] if len(batch) == 1 else b"".join(batch))
+                await self._send_slices(batch)
                 batch, size = [], 0
             batch.append(piece)
             size += len(piece)
-        await self._stream.send_all(batch[0] if len(batch) == 1 else b"".join(batch))
+        await self._send_slices(batch)
+
+    async def _send_slices(self, batch: list[bytes]) -> None:
+        data = memoryview(batch[0] if len(batch) == 1 else b"".join(batch))
+        for at in range(0, len(data), JOIN_BYTES):  # so that it can be seen that a large one moves
+            await self._stream.send_all(data[at : at + JOIN_BYTES])
+            self.spoke_at = trio.current_time()
+            if at:
+                self.moved_at = self.spoke_at
 
     async def _beat(self) -> None:
         await self._welcomed.wait()
@@ -213,7 +221,7 @@ class Link:
             now = trio.current_time()
             if now - self.heard_at > 2 * heartbeat:
                 raise NetworkError(f"nothing was heard from HQ for {2 * heartbeat} s")
-            if now - self._spoke_at >= heartbeat / 3:
+            if now - self.spoke_at >= heartbeat / 3:
                 self._put(self._wire.send(frames.Ping(self.next_correlation())))
             if self._handler is not None:
                 self._handler.beat(self)

@@ -20,8 +20,8 @@ import trio
 from cipherbox.client.allow import AllowList
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import SENDER, Events
-from cipherbox.client.line import Line
-from cipherbox.client.window import SLOWEST_BYTES_PER_S, Confirmed, Outgoing, unconfirmed_error
+from cipherbox.client.line import Line, Patience
+from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
 from cipherbox.envelope.kinds import BodyCipher, StanzaType
@@ -235,10 +235,10 @@ class Sealer:
         item = self.seal(address, target, plain, count, lambda _: ready.set())
         line.window.add(item)
         self.events.messages(SENDER, "Sent {}", item.envelope_id, count)
-        patience = line.tries * (line.timeout_s + (line.window.size_bytes + len(item.raw)) / SLOWEST_BYTES_PER_S)
+        patience = Patience(line)
         try:
-            with trio.move_on_after(patience):
-                await ready.wait()
+            while not ready.is_set() and not patience.ended:
+                await patience.wait(ready)
         finally:
             if not item.gone:
                 line.window.forget(item)

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import trio
 
 from cipherbox.client.events import SENDER
-from cipherbox.client.line import Line
+from cipherbox.client.line import Line, Patience
 from cipherbox.client.publish import Address, Content, Sealer, Target, as_messages, cost, room_for
-from cipherbox.client.window import SLOWEST_BYTES_PER_S, Outgoing
+from cipherbox.client.window import Outgoing
 from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, TimedOut, TooLarge
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import BINARY, TEXT, Message, pack, pack_contents, text_message
@@ -98,7 +98,6 @@ class Publisher:
         self._open = 0  # partly filled and unconfirmed
         self._failure: CipherBoxError | None = None
         self._changed = trio.Event()
-        self._settled_count = 0
 
     @property
     def unconfirmed(self) -> int:
@@ -213,7 +212,6 @@ class Publisher:
 
     def _settled(self, item: Outgoing) -> None:
         batch = self._under_way.pop(item)
-        self._settled_count += 1
         if item.error is None:
             self.confirmed += len(batch)
             self._sealer.events.messages(
@@ -290,22 +288,20 @@ class Publisher:
 
     async def _wait(self, done: Callable[[], bool]) -> None:
         await trio.lowlevel.checkpoint()
+        patience = Patience(self._line)
         while True:
             if self._failure is not None:
                 self._raise()
             if done():
                 return
-            settled = self._settled_count
-            line = self._line
-            patience = line.tries * (line.timeout_s + self._window.size_bytes / SLOWEST_BYTES_PER_S)
-            with trio.move_on_after(patience) as scope:
-                await self._changed.wait()
-            if scope.cancelled_caught and settled == self._settled_count and not done():
+            if patience.ended:
+                line = self._line
                 reason = f"; the last trouble: {line.trouble}" if line.trouble is not None else ""
                 raise TimedOut(
                     f"HQ confirmed nothing within {line.tries} tries of {line.timeout_s:g} s{reason}; "
                     f"{self.unconfirmed} messages wait"
                 )
+            await patience.wait(self._changed)
 
 
 def check_publisher(address: Address) -> Address:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from cipherbox.envelope.ids import message_id
 from cipherbox.errors import CipherBoxError, NetworkError, ProtocolError, TimedOut, TooLarge
 from cipherbox.limits import LIMITS
 from cipherbox.wire.frames import Confirm
@@ -232,4 +233,8 @@ def unconfirmed_error(item: Outgoing, waited: str) -> CipherBoxError:
     """What to tell the owner of an envelope that was not confirmed in time."""
     reason = f"; the last trouble: {item.trouble}" if item.trouble is not None else ""
     kind = type(item.trouble) if item.trouble is not None and not isinstance(item.trouble, NetworkError) else TimedOut
-    return kind(f"HQ has not confirmed the envelope within {waited}{reason}")
+    first = message_id(item.envelope_id, 0)
+    return kind(
+        f"HQ has not confirmed message {first} within {waited}{reason}; it may be there all the same: "
+        f"cipherbox status {first}"
+    )

@@ -17,15 +17,18 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from cipherbox.config import LoggingSettings
+from cipherbox.errors import ConfigError
 
 ROOT = "cipherbox"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_LOOK_S = 5.0  # how often a file is looked for that was moved away or could not be written
 _FILES = {"server_debug.log": (0, 20), "server_info.log": (20, 40), "server_error.log": (40, 1000)}
 
 
@@ -45,14 +48,19 @@ def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
     screen = logging.StreamHandler(stream or sys.stderr)
     screen.setFormatter(JsonLines())
     root.addHandler(screen)
+    screen.addFilter(Flood())
     if settings.directory is None:
         return
-    settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"[logging] directory: {settings.directory}: {error.strerror or error}") from None
     for name, (low, high) in _FILES.items():
         handler = RotatedFile(settings.directory / name, settings)
         handler.setLevel(low)
         handler.addFilter(_Below(high))
         handler.setFormatter(JsonLines())
+        handler.addFilter(Flood())
         root.addHandler(handler)
 
 
@@ -90,49 +98,117 @@ class _Below(logging.Filter):
         return record.levelno < self._level
 
 
+class Flood(logging.Filter):
+    """At most so many lines a second of one kind; how many were left out is said with the next that is not."""
+
+    def __init__(self, most: int = 50) -> None:
+        super().__init__()
+        self._most = most
+        self._seen: dict[tuple[str, object], list[int]] = {}  # (logger, text) -> second, lines, left out
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key, second = (record.name, record.msg), int(record.created)
+        if len(self._seen) > 1000:
+            self._seen.clear()
+        seen = self._seen.setdefault(key, [second, 0, 0])
+        if second != seen[0]:
+            if seen[2]:
+                record.left_out = seen[2]
+            seen[:] = [second, 0, 0]
+        seen[1] += 1
+        if seen[1] <= self._most or record.levelno < logging.INFO:
+            return True
+        seen[2] += 1
+        return False
+
+
 class RotatedFile(logging.Handler):
-    """Appends to one file and begins a new one by hour or day (UTC) and by size; keeps so many of the older ones."""
+    """Appends to one file and begins a new one by hour or day (UTC) and by size; keeps so many of the older ones.
+
+    A file that cannot be written stops nothing: that is said once on standard error, the lines go to standard error
+    alone, and the file is tried again every few seconds.  A file that was moved away is made anew.  A clock that is set
+    back begins no new file.
+    """
 
     def __init__(self, path: Path, settings: LoggingSettings) -> None:
         super().__init__()
         self.path = path
         self._settings = settings
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        found = os.fstat(self._file)
-        self._size = found.st_size
-        self._period = self._period_of(found.st_mtime if found.st_size else time.time())
+        self._file = -1
+        self._size = 0
+        self._period = ""
+        self._looked_at = time.monotonic()
+        self._broken = False
+        try:
+            self._open()
+        except OSError as error:
+            raise ConfigError(f"[logging] directory: {path} cannot be written: {error.strerror or error}") from None
 
     def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
         try:
+            if now - self._looked_at >= _LOOK_S:
+                self._looked_at = now
+                self._look()
+            if self._file < 0:
+                return
             line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
             period = self._period_of(record.created)
+            if self._size:
+                period = max(period, self._period)
             if self._size and (period != self._period or self._size + len(line) > self._settings.largest_bytes):
                 self._rotate(record.created)
             self._period = period
             self._size += os.write(self._file, line)
-        except OSError:
-            self.handleError(record)
+            self._broken = False
+        except OSError as error:
+            self._fail(error)
 
     def close(self) -> None:
+        self._shut()
+        super().close()
+
+    def _open(self) -> None:
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        found = os.fstat(self._file)
+        self._size = found.st_size
+        self._period = self._period_of(found.st_mtime if found.st_size else time.time())
+
+    def _shut(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-        super().close()
+
+    def _look(self) -> None:
+        """Opens the file when it could not be written, or is not at its place any more."""
+        if self._file >= 0:
+            with suppress(FileNotFoundError):
+                if os.stat(self.path).st_ino == os.fstat(self._file).st_ino:
+                    return
+            self._shut()
+        self._open()
+
+    def _fail(self, error: OSError) -> None:
+        self._shut()
+        if not self._broken:
+            self._broken = True
+            text = f"The log {self.path} cannot be written: {error.strerror or error}; it is tried again"
+            said = {"timestamp": _utc(time.time()), "level": "ERROR", "logger": "ops.logs", "message": text}
+            sys.stderr.write(f"{orjson.dumps(said).decode()}\n")
 
     def _period_of(self, at: float) -> str:
         form = {"hourly": "%Y%m%d%H", "daily": "%Y%m%d"}.get(self._settings.rotation)
         return time.strftime(form, time.gmtime(at)) if form else ""
 
     def _rotate(self, at: float) -> None:
-        os.close(self._file)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(at))
         number = 0
         while (aside := self.path.with_name(f"{self.path.name}.{stamp}.{number:03}")).exists():
             number += 1
+        self._shut()
         self.path.rename(aside)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._size = 0
-        older = sorted(self.path.parent.glob(f"{self.path.name}.*"))
+        self._open()
+        older = sorted(self.path.parent.glob(f"{self.path.name}.*"), key=lambda f: f.stat().st_mtime_ns)
         for surplus in older[: max(0, len(older) - self._settings.keep)]:
             surplus.unlink(missing_ok=True)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import trio
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.config import ServerConfig, secret_key
-from cipherbox.errors import Throttled
+from cipherbox.errors import ConfigError, Throttled
 from cipherbox.server.directory import Directory
 from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import Enrolments
@@ -18,6 +22,7 @@ from cipherbox.server.trust import Trust
 from cipherbox.server.watermark import Watermark
 from cipherbox.store.port import Store
 
+_KEY_CHECK = "database_key_check"
 _ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
 
 
@@ -46,6 +51,22 @@ class Rate:
         self._spent[name] = (left - 1, now)
 
 
+def _check_key(store: Store, key: bytes, file: Path) -> None:
+    """The first key a database sees is its key.  Another one would make what is in it unreadable, piece by piece."""
+    aead = ChaCha20Poly1305(key)
+    known = store.get_setting(_KEY_CHECK)
+    if known is None:
+        nonce = os.urandom(12)
+        store.put_setting(_KEY_CHECK, nonce + aead.encrypt(nonce, b"", _KEY_CHECK.encode()))
+        return
+    try:
+        aead.decrypt(known[:12], known[12:], _KEY_CHECK.encode())
+    except InvalidTag:
+        raise ConfigError(
+            f"{file} is not the key this database was encrypted with; restore the file from your backup"
+        ) from None
+
+
 class HQ:
     """The composition: one of each, made in the order in which they need each other."""
 
@@ -56,6 +77,7 @@ class HQ:
         self.trust = Trust(config, store)
         self.engine = Engine(store, config.limits, clock_ms)
         key = secret_key(config.encryption.database_key_file)
+        _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine.in_store)
         self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
         self.key_requests = Rate(config.limits.key_requests_per_minute)

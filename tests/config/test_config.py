@@ -6,6 +6,7 @@ import attrs
 import pytest
 
 from cipherbox import config
+from cipherbox.configfile import FIXED_LIMITS
 from cipherbox.errors import ConfigError
 from cipherbox.limits import LIMITS, Limits
 
@@ -82,14 +83,14 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 def test_every_limit_is_either_fixed_or_settable(tmp_path: Path) -> None:
     names = {a.name for a in attrs.fields(Limits)}
-    assert names >= config.FIXED_LIMITS
-    settable = sorted(names - config.FIXED_LIMITS)
+    assert names >= FIXED_LIMITS
+    settable = sorted(names - FIXED_LIMITS)
     loaded = hq(tmp_path, "[limits]\n" + "".join(f"{name} = 7\n" for name in settable))
     assert {getattr(loaded.limits, name) for name in settable} == {7}
 
 
 def test_a_client_is_read_back(tmp_path: Path) -> None:
-    made = config.ClientConfig(tmp_path, "FL-LAB", "hq:7443,wss://hq/", role="admin", tries=5, timeout_s=1.5)
+    made = config.ClientConfig(tmp_path, "FL-LAB", "hq:7443,wss://hq:443/", role="admin", tries=5, timeout_s=1.5)
     config.write_client_config(made)
     assert config.load_client_config(tmp_path) == made
 
@@ -101,6 +102,9 @@ def test_a_client_is_read_back(tmp_path: Path) -> None:
         ("[client]\nclient_id = 'CON'\naddress = 'h:1'\n", "device name"),
         ("[client]\nclient_id = 'A'\n", "address"),
         ("[client]\nclient_id = 'A'\naddress = 'h:1'\nrole = 'root'\n", "client, admin"),
+        ("[client]\nclient_id = 'A'\naddress = 'h'\n", "'h' is no address: host:port, or wss://host:port/"),
+        ("[client]\nclient_id = 'A'\naddress = 'h:1, wss://h/'\n", "'wss://h/' is no address"),
+        ("[client]\nclient_id = 'A'\naddress = 'h:70000'\n", "no address"),
         ("[client]\nclient_id = 'A'\naddress = 'h:1'\n[retry]\ntries = 0\n", "at least 1"),
     ],
 )
@@ -146,3 +150,21 @@ def test_addresses() -> None:
         ("hq.example", 1),
     ]
     assert config.parse_listen("") == []
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "cipherbox.toml").write_text(
+        "[server]\nlisten = 7443\n[logging]\nlevel = 'LOUD'\nrotate = 'daily'\n[limits]\nqueues = 0\n[databse]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        config.load_server_config(tmp_path)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 5
+    for part in ("[server] listen is a text", "[logging] level is one of", "did you mean 'rotation'", "[limits] queues",
+                 "no table [databse]; did you mean 'database'"):  # fmt: skip
+        assert part in text
+
+
+def test_a_mark_at_the_start_of_the_file_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "cipherbox.toml").write_text("\ufeff[server]\nname = 'HQ-2'\n", "utf-8")
+    assert config.load_server_config(tmp_path).server.name == "HQ-2"

@@ -3,13 +3,18 @@
 import io
 import json
 import logging
+import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
 from cipherbox.config import LoggingSettings
-from cipherbox.ops.logs import ROOT, RotatedFile, fields, get_logger, setup_logging
+from cipherbox.errors import ConfigError
+from cipherbox.ops.logs import ROOT, Flood, JsonLines, RotatedFile, fields, get_logger, setup_logging
 from cipherbox.ops.systemd import notify
 
 
@@ -76,7 +81,7 @@ def test_each_file_has_its_levels(tmp_path: Path) -> None:
 
 
 def record(at: float, text: str) -> logging.LogRecord:
-    made = logging.makeLogRecord({"msg": text, "levelno": 20})
+    made = logging.makeLogRecord({"name": "cipherbox.test", "msg": text, "levelno": 20})
     made.created = at
     return made
 
@@ -118,3 +123,99 @@ def test_news_for_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         assert notify("READY=1", "STATUS=listening")
         assert manager.recv(100) == b"READY=1\nSTATUS=listening"
+
+
+def broken_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A disk that is full while the list says so."""
+    full = [False]
+    write = os.write
+
+    def maybe(fd: int, data: bytes) -> int:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr("cipherbox.ops.logs.os.write", maybe)
+    return full
+
+
+def test_a_disk_that_is_full_for_a_while_is_said_once_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = broken_disk(monkeypatch)
+    monkeypatch.setattr("cipherbox.ops.logs._LOOK_S", 0.0)
+    handler = RotatedFile(tmp_path / "server_info.log", LoggingSettings(directory=tmp_path))
+    handler.setFormatter(JsonLines())
+    for n in range(6):
+        full[0] = 2 <= n < 5
+        handler.emit(record(time.time(), str(n)))
+    handler.close()
+    kept = [orjson.loads(line)["message"] for line in (tmp_path / "server_info.log").read_bytes().splitlines()]
+    assert kept == ["0", "1", "5"]
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cipherbox.ops.logs._LOOK_S", 0.0)
+    path = tmp_path / "server_info.log"
+    handler = RotatedFile(path, LoggingSettings(directory=tmp_path))
+    handler.setFormatter(JsonLines())
+    handler.emit(record(time.time(), "before"))
+    path.rename(tmp_path / "moved")
+    handler.emit(record(time.time(), "after"))
+    handler.close()
+    assert b"before" in (tmp_path / "moved").read_bytes()
+    assert b"after" in path.read_bytes()
+
+
+def test_a_clock_set_back_begins_no_new_file_and_loses_none(tmp_path: Path) -> None:
+    handler = RotatedFile(tmp_path / "x.log", LoggingSettings(directory=tmp_path, rotation="hourly"))
+    handler.setFormatter(JsonLines())
+    now = 1_800_000_000.0
+    for shift in (0, -7200, -3600, 0, 10, 3600, -86400, 3700):
+        handler.emit(record(now + shift, "line"))
+    handler.close()
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2
+    assert sum(len(f.read_bytes().splitlines()) for f in files) == 8
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(ConfigError, match=r"\[logging\] directory"):
+        setup_logging(LoggingSettings(directory=tmp_path / "file" / "logs"))
+    (tmp_path / "logs" / "server_info.log").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"server_info.log cannot be written"):
+        setup_logging(LoggingSettings(directory=tmp_path / "logs"))
+    setup_logging(LoggingSettings())
+
+
+def test_rotation_while_several_threads_write_loses_no_line(tmp_path: Path) -> None:
+    settings = LoggingSettings(directory=tmp_path, largest_bytes=4096, keep=1000)
+    logger = logging.Logger("cipherbox.threads")
+    handler = RotatedFile(tmp_path / "x.log", settings)
+    handler.setFormatter(JsonLines())
+    logger.addHandler(handler)
+    threads = [
+        threading.Thread(target=lambda t=t: [logger.info("line %d of %d", n, t) for n in range(300)]) for t in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handler.close()
+    lines = [orjson.loads(line)["message"] for f in tmp_path.iterdir() for line in f.read_bytes().splitlines()]
+    assert sorted(lines) == sorted(f"line {n} of {t}" for n in range(300) for t in range(4))
+    assert len(list(tmp_path.iterdir())) > 10
+
+
+def test_a_flood_becomes_a_count() -> None:
+    flood = Flood(most=3)
+    passed = []
+    for at in (1.0, 1.1, 1.2, 1.3, 1.4, 2.0):
+        line = record(at, "TLS handshake failed")
+        if flood.filter(line):
+            passed.append((at, getattr(line, "left_out", 0)))
+    assert passed == [(1.0, 0), (1.1, 0), (1.2, 0), (2.0, 2)]
+    other = record(2.0, "something else")
+    assert flood.filter(other)

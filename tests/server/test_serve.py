@@ -13,7 +13,7 @@ import trio
 import trustme
 
 from cipherbox import pki
-from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError, StoreLocked
+from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, NetworkError, StoreLocked
 from cipherbox.limits import LIMITS
 from cipherbox.server.app import serve
 from cipherbox.tls import client_context
@@ -507,3 +507,16 @@ async def test_many_garbage_and_silent_connections_do_not_keep_others_out(tmp_pa
         assert isinstance(await lab.ask(frames.List, "queues", "", ""), frames.Listing)
         for stream in silent:
             await trio.aclose_forcefully(stream)
+
+
+async def test_another_key_for_the_database_is_refused_at_start(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        file = r.hq.config.encryption.database_key_file
+    right = file.read_bytes()
+    file.write_bytes(bytes(32))
+    with pytest.raises(ConfigError, match="restore the file from your backup"):
+        async with running(tmp_path / "hq"):
+            pass
+    file.write_bytes(right)
+    async with running(tmp_path / "hq"):
+        pass

@@ -1,0 +1,59 @@
+"""`config`: the settings in force, and whether HQ could start with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import home_of, json_option
+
+
+@click.group("config")
+def config() -> None:
+    """The settings in force, and whether HQ could start with them."""
+
+
+@config.command("show")
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@json_option
+@click.pass_context
+def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> None:
+    """Show every setting of HQ in DIRECTORY, or of this client, with what the file does not say.
+
+    The files name secrets and never hold them, so nothing shown is secret.
+    """
+    from cipherbox.cli.output import print_json, say
+    from cipherbox.config import load_client_config, load_server_config, settings_text, settings_values
+
+    loaded = load_server_config(directory) if directory is not None else load_client_config(home_of(ctx))
+    if as_json:
+        print_json(settings_values(loaded))
+    else:
+        say(settings_text(loaded).rstrip())
+
+
+@config.command("check")
+@click.argument("directory", type=click.Path(path_type=Path))
+@json_option
+def config_check(directory: Path, as_json: bool) -> int:
+    """Check HQ's settings in DIRECTORY, and the keys, certificates, places and addresses they name."""
+    from cipherbox.cli.output import fail, print_json, say
+    from cipherbox.config import load_server_config
+    from cipherbox.errors import ConfigError
+
+    try:
+        from cipherbox.server.check import problems
+
+        found = problems(load_server_config(directory))
+    except ConfigError as error:
+        found = str(error).splitlines()
+    if as_json:
+        print_json([{"problem": text} for text in found])
+    elif found:
+        for text in found:
+            fail(text)
+    else:
+        say(f"HQ can start on {directory}.")
+    return Exit.CONFIG if found else Exit.OK

@@ -1,0 +1,145 @@
+"""Settings classes from TOML files, and back: what `config` describes its tables with.
+
+An unknown table or key, a wrong type and a value out of range are named with file, table and key, and what is allowed;
+all mistakes of a file at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import attrs
+
+from cipherbox.errors import ConfigError
+from cipherbox.limits import Limits
+
+# Both ends must agree on these, so they belong to the protocol version and not to a configuration.
+FIXED_LIMITS = frozenset(
+    [
+        "first_frame_bytes",
+        "prefix_bytes",
+        "recipients",
+        "messages",
+        "stanza_bytes",
+        "message_headers",
+        "header_key_bytes",
+        "header_value_bytes",
+        "content_type_bytes",
+        "bundle_bytes",
+        "receipt_bytes",
+        "name_bytes",
+        "token_bytes",
+    ]
+)
+
+
+def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+    """A field of a settings class: its default, its meaning for the written file, and what is allowed."""
+    metadata = {"doc": doc, "choices": choices, "low": low}
+    return attrs.field(default=default, metadata=metadata)
+
+
+def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[str, Any]:
+    """Table -> settings; ``missing`` says what to do when there is no such file."""
+    try:
+        document = tomllib.loads(file.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from None
+    wrong = []
+    for name, value in document.items():
+        if name not in tables:
+            wrong.append(f"{file}: there is no table [{name}]{_nearest(name, tables)}")
+        elif not isinstance(value, dict):
+            wrong.append(f"{file}: {name} is a table: write [{name}]")
+    good = {name: document[name] for name in tables if isinstance(document.get(name), dict)}
+    built = {name: _build(file, name, kind, good.get(name, {}), wrong) for name, kind in tables.items()}
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return built
+
+
+def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: list[str]) -> Any:
+    """The table's settings; what is not allowed is added to ``wrong`` and has its default meanwhile."""
+    fields = {a.name: a for a in attrs.fields(kind) if not (kind is Limits and a.name in FIXED_LIMITS)}
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        where = f"{file}: [{table}] {key}"
+        if kind is Limits and key in FIXED_LIMITS:
+            wrong.append(f"{where}: this bound is fixed by the protocol and cannot be set")
+        elif key not in fields:
+            wrong.append(f"{file}: [{table}] has no key {key!r}{_nearest(key, fields)}")
+        else:
+            try:
+                given[key] = _value(where, hints[key], fields[key].metadata, value, limit=kind is Limits)
+            except ConfigError as error:
+                wrong.append(str(error))
+    return kind(**given)
+
+
+def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *, limit: bool) -> Any:
+    wanted: tuple[type, ...] = {bool: (bool,), int: (int,), float: (int, float)}.get(hint, (str,))
+    if not isinstance(given, wanted) or (isinstance(given, bool) and hint is not bool):
+        raise ConfigError(f"{where} is {_word(hint)}, not {given!r}")
+    value: Any = given
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(f"{where} is one of {', '.join(choices)}, not {value!r}{_nearest(value, choices)}")
+    low = (0.001 if hint is float else 1) if limit else metadata.get("low")
+    if low is not None and not value >= low:
+        raise ConfigError(f"{where} is at least {low}, not {value}")
+    if hint is float:
+        return float(value)
+    if hint is Path or hint == Path | None:
+        if not value and hint is Path:
+            raise ConfigError(f"{where} is a path and cannot be empty")
+        return Path(value) if value else None
+    return value
+
+
+def _word(hint: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+    return words.get(hint, "a path in quotes")
+
+
+def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(known)}"
+
+
+def write_tables(file: Path, head: str, tables: Mapping[str, Any]) -> Path:
+    """Writes the settings, each with its meaning; limits only where they differ from the default."""
+    from cipherbox.portable import write_atomic
+
+    lines = [f"# {head}"]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]"]
+        for a in attrs.fields(type(table)):
+            value = getattr(table, a.name)
+            if isinstance(table, Limits) and value == a.default:
+                continue
+            if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(file.parent):
+                value = value.relative_to(file.parent)
+            doc = a.metadata.get("doc", "")
+            lines.append(f"{a.name} = {toml_value(value)}" + (f"  # {doc}" if doc else ""))
+    write_atomic(file, ("\n".join(lines) + "\n").encode())
+    return file
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    text = "" if value is None else value.as_posix() if isinstance(value, Path) else str(value)
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'

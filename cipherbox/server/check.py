@@ -1,0 +1,106 @@
+"""What `serve` needs besides the settings themselves: keys that are keys, certificates that belong together, places
+that can be written.  Every mistake is found in one go, before anything is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from cipherbox import pki
+from cipherbox.config import ServerConfig, parse_listen, secret_key
+from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
+from cipherbox.portable import lock_file, read_private
+from cipherbox.server.trust import load_certificate
+
+LOCK = "lock"
+
+
+def problems(config: ServerConfig) -> list[str]:
+    """What is wrong, a text each; empty when HQ could start."""
+    found: list[str] = []
+    for look in (_keys, _certificates, _places, _addresses):
+        try:
+            found += look(config)
+        except (CipherBoxError, OSError) as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _tried(*work: Callable[[], object]) -> Iterator[str]:
+    for one in work:
+        try:
+            one()
+        except (CipherBoxError, OSError) as error:
+            yield str(error)
+
+
+def _keys(config: ServerConfig) -> Iterator[str]:
+    encryption = config.encryption
+    yield from _tried(
+        lambda: secret_key(encryption.database_key_file), lambda: secret_key(encryption.service_key_file)
+    )
+
+
+def _certificates(config: ServerConfig) -> Iterator[str]:
+    tls = config.tls
+    yield from _tried(
+        lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
+        lambda: load_certificate(tls.certificate),
+    )  # fmt: skip
+    root, issuing = load_certificate(tls.root), load_certificate(tls.issuing)
+    server = load_certificate(tls.certificate)
+    if not _issued(issuing, root):
+        yield f"{tls.issuing} was not issued by {tls.root}"
+    if not _issued(server, issuing):
+        yield f"{tls.certificate} was not issued by {tls.issuing}"
+    if server.not_valid_after_utc <= pki.now():
+        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}"
+    service = secret_key(config.encryption.service_key_file)
+    pairs = [(tls.key, tls.certificate, server)]
+    if not config.ca.offline:
+        pairs.append((config.ca.issuing_key, tls.issuing, issuing))
+    for path, beside, certificate in pairs:
+        key = pki.load_key(read_private(path), service, str(path))
+        public = certificate.public_key()
+        if not isinstance(public, pki.PublicKey) or pki.spki(key.public_key()) != pki.spki(public):
+            yield f"{path} is not the key of {beside}"
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _places(config: ServerConfig) -> Iterator[str]:
+    if not config.database.path.exists():
+        yield f"{config.database.path}: there is no database; make one with: cipherbox init"
+    for path in filter(None, [config.directory, config.logging.directory]):
+        there: Path = path
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            yield f"{path} cannot be written"
+
+
+def _addresses(config: ServerConfig) -> Iterator[str]:
+    try:
+        with lock_file(config.directory / LOCK, "HQ's directory"):
+            pass
+    except StoreLocked:
+        return  # HQ runs on it: its addresses are taken, by itself
+    for host, port in [*parse_listen(config.server.listen), *parse_listen(config.server.websocket_listen)]:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                yield str(ConfigError(f"[server] listen: {host}:{port}: {error.strerror or error}"))
