@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cipherbox.errors import BundleNotCertified, CredentialsError, InvalidRequest
+from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest
 from cipherbox.limits import check_client_id
 
 SERVER_NAME = "hq.cipherbox.internal"
@@ -215,13 +215,15 @@ def key_pem(key: PrivateKey, local_key: bytes) -> bytes:
 
 
 def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
-    """A private key from `key_pem`; CredentialsError names ``where`` and never what is in it."""
+    """A private key from `key_pem`; ConfigError names ``where`` and never what is in it."""
     try:
         key = serialization.load_pem_private_key(data, password_of(local_key))
     except Exception:
-        raise CredentialsError(f"{where} does not open with the key that belongs to it") from None
+        raise ConfigError(
+            f"{where} does not open with the key that belongs to it; restore both files from your backup"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CredentialsError(f"{where} is not an ECDSA key")
+        raise ConfigError(f"{where} is not an ECDSA key")
     return key
 
 

@@ -16,7 +16,7 @@ import attrs
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import json_option, run
+from cipherbox.cli.options import json_option, run, run_until_stopped
 
 if TYPE_CHECKING:
     from cipherbox.cli.bench_play import Result
@@ -166,7 +166,7 @@ def _measure(works: tuple[Work, ...], directory: Path | None, as_json: bool) -> 
     for one in works:
         with tempfile.TemporaryDirectory(prefix="cipherbox-bench-", dir=directory) as place:
             try:
-                result = run(play, Path(place), one)
+                result = run_until_stopped(play, Path(place), one)
             except (DemoFailed, BaseExceptionGroup) as error:
                 failed = leaf(error)
                 if not isinstance(failed, DemoFailed):

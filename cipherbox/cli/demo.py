@@ -20,7 +20,7 @@ import click
 
 from cipherbox.cli.demo_items import BINDINGS, EXCHANGE, LABS, QUEUES, Item, make_items
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import json_option, run
+from cipherbox.cli.options import json_option, run_until_stopped
 
 if TYPE_CHECKING:
     import trio
@@ -88,7 +88,7 @@ def demo(keep: bool, directory: Path | None, as_json: bool) -> int:
             directory.mkdir(mode=0o700, parents=True)
             keep = True
         try:
-            report = run(play, directory.absolute(), not as_json)
+            report = run_until_stopped(play, directory.absolute(), not as_json)
         except (DemoFailed, BaseExceptionGroup) as error:
             failed = leaf(error)
             if not isinstance(failed, DemoFailed):

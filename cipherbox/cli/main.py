@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import click
 
+import cipherbox
 from cipherbox.cli.exits import Exit, advice, exit_code
 from cipherbox.errors import CipherBoxError
 
@@ -97,6 +98,7 @@ class LazyGroup(click.Group):
     type=click.Path(path_type=Path, file_okay=False),
     help="This client's directory. [default: $CIPHERBOX_HOME, else ~/.cipherbox]",
 )
+@click.version_option(cipherbox.__version__, prog_name="CipherBox", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, home: Path | None, debug: bool) -> None:

@@ -109,6 +109,32 @@ def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
     return result
 
 
+def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """As `run`; Ctrl-C and SIGTERM end it in order, so that what it started ends too.  Then KeyboardInterrupt."""
+    import trio
+
+    from cipherbox.portable import stop_signals
+
+    async def main() -> list[T]:
+        found: list[T] = []
+        with trio.open_signal_receiver(*stop_signals()) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def until_stopped() -> None:
+                    async for _ in signals:
+                        nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_stopped)
+                found.append(await work(*arguments))
+                nursery.cancel_scope.cancel()
+        return found
+
+    done = run(main)
+    if not done:
+        raise KeyboardInterrupt
+    return done[0]
+
+
 def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """Opens this machine's client, does the work, closes it."""
     from cipherbox.client.api import open_client

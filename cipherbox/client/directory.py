@@ -125,19 +125,21 @@ class Directory:
             check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
         if pin is None:
             newest = max(later, key=lambda b: b.sequence)
+            pinned = self.pins.accept(newest, FIRST_USE)
             self._events.say(
                 role, f"Key of {name} retrieved and pinned at first use; fingerprint {fingerprint(newest)}"
             )
-            return self.pins.accept(newest, FIRST_USE)
+            return pinned
         newest = check_succession(pin.bundle, later)
         if newest.hash == pin.bundle.hash:
             return pin
+        pinned = self.pins.accept(newest, SUCCESSION, tuple(b.hash for b in later))
         self._events.say(
             role,
             f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed by the keys before; "
             f"fingerprint {fingerprint(newest)}",
         )
-        return self.pins.accept(newest, SUCCESSION, tuple(b.hash for b in later))
+        return pinned
 
     # -- as a receiver ------------------------------------------------------------------------------------------
 

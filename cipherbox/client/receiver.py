@@ -62,9 +62,11 @@ class Receiver:
         if self.client.home.identity is None:
             raise Forbidden("an admin's machine holds no key that opens a message; enrol a client for that")
         with lock_file(self._home / LOCK, f"the inbox in {self._home}"):
-            inbox = Inbox(self._home, lambda cut: self._events.say(
-                RECEIVER, f"{cut} bytes of an interrupted step were cut off {LINES}; they come again"
-            ))  # fmt: skip
+            def was_cut(cut: int) -> None:
+                text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
+                self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
+
+            inbox = Inbox(self._home, was_cut)
             self._inbox = inbox
             try:
                 yield inbox

@@ -24,7 +24,7 @@ from nacl.bindings import (
 
 from cipherbox import portable
 from cipherbox.envelope.bundle import decode_bundle
-from cipherbox.errors import CipherBoxError, CredentialsError
+from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError
 from cipherbox.sealing.identity import DecryptKey, Identity
 
 MAGIC = b"CBXK"
@@ -35,6 +35,7 @@ MEMORY_KIB_CAP, PASSES_CAP = 1024 * 1024, 16
 _HEAD = struct.Struct(">4sBB")
 _ARGON = struct.Struct(">II16s")
 _NONCE, _TAG, _KEY = 24, 16, 32
+_RESTORE = "restore it and the key beside it from your backup: without them nothing sealed to these keys can be opened"
 
 
 def encrypt(plain: bytes, *, local_key: bytes | None = None, password: bytes | None = None) -> bytes:
@@ -103,7 +104,7 @@ def save(path: Path, identity: Identity, *, local_key: bytes) -> None:
 
 
 def load(path: Path, *, local_key: bytes) -> Identity:
-    """Reads what `save` wrote; CredentialsError names the file."""
+    """Reads what `save` wrote; ConfigError names the file that is damaged, or does not belong to the key."""
     try:
         document = orjson.loads(decrypt(portable.read_private(path), local_key=local_key))
         identity = Identity(
@@ -115,9 +116,9 @@ def load(path: Path, *, local_key: bytes) -> Identity:
         )
         identity.bundle = decode_bundle(bytes.fromhex(document["bundle"])) if document["bundle"] else None
     except CredentialsError as error:
-        raise CredentialsError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}; {_RESTORE}") from None
     except CipherBoxError:
         raise
     except Exception:  # whatever is wrong inside, its text could quote a secret
-        raise CredentialsError(f"{path} is not a whole key file") from None
+        raise ConfigError(f"{path} is not a whole key file; {_RESTORE}") from None
     return identity

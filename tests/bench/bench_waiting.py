@@ -44,7 +44,9 @@ def fill(directory: Path, many: int) -> None:
     store.close()
 
 
-async def measure(address: str, context: object, pid: int) -> None:
+async def measure(address: str, context: object, pid: int, ready: float) -> None:
+    await trio.sleep(2)
+    print(f"ready after {ready:.2f} s; HQ {rss(pid) / 1e6:.1f} MB")
     async with trio.open_nursery() as nursery:
         stream = await connect(address, context, nursery)  # type: ignore[arg-type]
         wire = Connection("client")
@@ -83,9 +85,7 @@ def main() -> None:
         print(f"{many:,} envelopes wait after {time.perf_counter() - began:.0f} s; {size / 1e9:.2f} GB on disk")
         process, ready = serve(directory)
         try:
-            time.sleep(2)
-            print(f"ready after {ready:.2f} s; HQ {rss(process.pid) / 1e6:.1f} MB")
-            trio.run(measure, address, contexts["CA-RC"], process.pid)
+            trio.run(measure, address, contexts["CA-RC"], process.pid, ready)
             usage = process_usage(process.pid)
             if usage:
                 print(f"peak {usage[1] / 1e6:.1f} MB")

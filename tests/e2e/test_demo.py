@@ -101,3 +101,29 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     assert "NY-RC: MA-LAB_DAT_20251008_045 has other bytes" in text
     assert "CA-RC has PA-LAB_RPT_20251008_125 2 times" in text
     assert "NY-RC has message id-stranger, which is not for it" in text
+
+
+def test_stopping_it_leaves_neither_processes_nor_its_directory(tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*PROGRAM, "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert "serves" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+    assert list(tmp_path.iterdir()) == []
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(p)]
+    assert left == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
