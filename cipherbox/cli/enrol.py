@@ -96,8 +96,12 @@ def join(ctx: click.Context, token_file: BinaryIO | None) -> None:
     here = command_here(ctx)
     next_step(
         f"to receive:  {here} receive",
-        f"to send:     {here} send --to CA-RC 'Hello'   (who is there: {here} clients)",
+        f"to send:     {here} send --to {_other(report.client_id)} 'Hello'   (who is there: {here} clients)",
     )
+
+
+def _other(client_id: str) -> str:
+    return "NY-RC" if client_id == "CA-RC" else "CA-RC"
 
 
 @click.command()

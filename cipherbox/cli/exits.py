@@ -41,7 +41,7 @@ MEANING: dict[Exit, str] = {
     Exit.PROTOCOL: "the two ends did not understand each other",
     Exit.OUTPUT: "the work is done, but its result could not be printed: standard output is closed, full, or not read",
     Exit.BUG: "a mistake in CipherBox itself",
-    Exit.INTERRUPTED: "stopped by Ctrl-C",
+    Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before it was done; `serve` and `receive`, which have no end, stop with 0",
 }
 
 _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
@@ -58,7 +58,7 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
 
 # The nearest class wins: an error without a line of its own gets its parent's.
 _ADVICE: dict[type[errors.CipherBoxError], str] = {
-    errors.NetworkError: "Is HQ running (cipherbox serve), and is the address in client.toml right?",
+    errors.NetworkError: "Is this machine online, is HQ running, and is the address in client.toml right?",
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
     errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
     errors.Revoked: "The admin revoked this client. Ask the admin why.",

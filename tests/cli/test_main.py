@@ -113,7 +113,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Run:
     ("error", "code", "says"),
     [
         (errors.NotFound("no queue 'x' that you may read"), 1, "No queue 'x'"),
-        (errors.TimedOut("no answer in 10 s"), 3, "Is HQ running"),
+        (errors.TimedOut("no answer in 10 s"), 3, "is HQ running"),
         (errors.Revoked("the certificate was revoked"), 4, "Ask the admin why"),
         (errors.StoreLocked("/srv/hq is in use"), 6, "Stop the other process"),
         (errors.BundleDiscontinuous("the key of CA-RC changed"), 7, "cipherbox keys verify"),

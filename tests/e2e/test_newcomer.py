@@ -223,7 +223,7 @@ def test_hq_is_away(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("tries = 3", "tries = 1"))
     shown = shell("status", home=admin)
     assert shown.code == Exit.NETWORK
-    assert "Is HQ running" in shown.err
+    assert "is HQ running" in shown.err
     with serving(directory) as process:
         pass
     assert process.returncode == 0, "a stop by SIGTERM is no failure"
