@@ -26,6 +26,7 @@ CLIENT_FILE = "client.toml"
 HOME_VARIABLE = "CIPHERBOX_HOME"
 DEFAULT_PORT = 7443
 
+KEEP_UNTIL = ("opened", "delivered", "confirmed")
 ROTATIONS = ("never", "hourly", "daily")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ROLES = ("client", "admin")
@@ -141,6 +142,15 @@ class RetrySettings:
 
 
 @attrs.frozen
+class OutboxSettings:
+    """Table `[outbox]`."""
+
+    keep_until: str = setting(
+        "opened", "what was sent stays here, to be sealed again, until it was that", choices=KEEP_UNTIL
+    )
+
+
+@attrs.frozen
 class ClientConfig:
     """Everything a client is told.  ``home`` is its directory, absolute."""
 
@@ -151,9 +161,10 @@ class ClientConfig:
     tries: int = 3
     timeout_s: float = 10.0
     pause_max_s: float = 60.0
+    keep_until: str = "opened"
 
 
-CLIENT_TABLES: dict[str, type] = {"client": IdentitySettings, "retry": RetrySettings}
+CLIENT_TABLES: dict[str, type] = {"client": IdentitySettings, "retry": RetrySettings, "outbox": OutboxSettings}
 
 # -- loading and writing ------------------------------------------------------------------------------------------
 
@@ -204,7 +215,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         raise ConfigError(f"{file}: [client] address: say where HQ is, for example hq.example.org:{DEFAULT_PORT}")
     for part in who.address.split(","):
         _check_address(f"{file}: [client] address", part.strip())
-    return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry))
+    return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry), **attrs.asdict(tables["outbox"]))
 
 
 def _absolute(directory: Path, table: Any) -> Any:

@@ -22,6 +22,7 @@ survives it.  Codes are never reused.
     |   +-- Revoked              +-- TokenError
     +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
     |   +-- TimedOut             +-- GoingAway
+    |       +-- Queued           kept in the outbox; it goes out by itself
     +-- EnvelopeError            bytes that are no envelope, or one that must not be opened
     |   +-- MalformedEnvelope    +-- UnknownVersion       +-- NotRecipient
     |   +-- KeyMissing           +-- SignatureInvalid     +-- DecryptionFailed
@@ -206,6 +207,10 @@ class NetworkError(CipherBoxError, code=0x0400, retryable=True, closes=True):
 
 class TimedOut(NetworkError, code=0x0401):
     """No answer came in time."""
+
+
+class Queued(TimedOut, code=0x0403):
+    """HQ has not confirmed it yet; it is kept in the outbox and goes out by itself."""
 
 
 class GoingAway(NetworkError, code=0x0402):

@@ -41,7 +41,7 @@ MEANING: dict[Exit, str] = {
     Exit.PROTOCOL: "the two ends did not understand each other",
     Exit.OUTPUT: "the work is done, but its result could not be printed: standard output is closed, full, or not read",
     Exit.BUG: "a mistake in CipherBox itself",
-    Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before it was done; `serve` and `receive`, which have no end, stop with 0",
+    Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before it was done (`serve` and `receive` have no end and give 0)",
 }
 
 _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (

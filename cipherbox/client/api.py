@@ -30,7 +30,9 @@ from cipherbox.client.events import RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, load_home
 from cipherbox.client.line import Line
 from cipherbox.client.opening import Opener
+from cipherbox.client.outbox import Outbox
 from cipherbox.client.pins import Pins
+from cipherbox.client.post import Post
 from cipherbox.client.publish import Address, Confirmation, Content, Sealer, as_messages
 from cipherbox.client.publisher import Publisher, check_publisher
 from cipherbox.client.revocations import Revocations
@@ -54,7 +56,12 @@ class Client(TopologyCalls, AdminCalls):
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
         self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
-        self._sealer = Sealer(home.identity, self.directory, self.allow, line, events)
+        self._sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper)
+        self.post: Post | None = None  # an admin's machine sends nothing
+        if home.identity is not None:
+            outbox = Outbox(home.path, home.config.keep_until)
+            self.post = self._sealer.post = Post(line, outbox, events, self._sealer.seal_again)
+            nursery.start_soon(self.post.run)
         self._welcome: frames.Welcome | None = None
 
     @property
@@ -85,7 +92,7 @@ class Client(TopologyCalls, AdminCalls):
         ``to`` names recipients by id, or ``exchange`` and ``routing_key`` name a route; with the default exchange the
         key is a queue's name.  A str is text, bytes are binary, a `Message` says its type and headers.
         ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the BundleErrors and the
-        other refusals of HQ; TimedOut when HQ could not be reached (it may have the envelope all the same).
+        other refusals of HQ; Queued when HQ did not confirm in time: it is kept in the outbox and goes out by itself.
         """
         address = Address.make(
             to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
@@ -110,8 +117,9 @@ class Client(TopologyCalls, AdminCalls):
             )
         )  # fmt: skip
         target = await self._sealer.target(address)
+        assert self.post is not None
         async with background() as nursery:
-            publisher = Publisher(self._sealer, self.line, address, target, nursery, batch)
+            publisher = Publisher(self._sealer, self.line, self.post, address, target, nursery, batch)
             self.line.window.room_listeners.append(publisher.room_came)
             try:
                 yield publisher

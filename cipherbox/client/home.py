@@ -3,6 +3,7 @@
     client.toml                       ca.crt issuing.crt client.crt      certificates
     client.key  local.key  keys.cbk   this machine's secrets             certs/ allow.json   whom it believes, permits
     inbox.sqlite3 data/               what it received                   issuing.crl lock
+    outbox.sqlite3 outbox/            what it sent
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cipherbox.errors import ConfigError, CredentialsError
 from cipherbox.portable import read_private
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.kept import KeyKeeper
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
 LOCAL_KEY, IDENTITY, REVOCATIONS, LOCK = "local.key", "keys.cbk", "issuing.crl", "lock"
@@ -34,6 +36,7 @@ class Home:
     chain: tuple[x509.Certificate, ...]
     key: pki.PrivateKey = attrs.field(repr=False)
     identity: Identity | None
+    keeper: KeyKeeper
 
     @property
     def path(self) -> Path:
@@ -60,7 +63,8 @@ def load_home(path: Path | str | None = None) -> Home:
         identity = keyfile.load(where / IDENTITY, local_key=local_key)
         if identity.client_id != config.client_id:
             raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
-    return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity)
+    return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity,
+                KeyKeeper(local_key))
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

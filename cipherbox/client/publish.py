@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -21,16 +22,30 @@ from cipherbox.client.allow import AllowList
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.line import Line, Patience
+from cipherbox.client.outbox_rows import Fresh, Row
 from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
 from cipherbox.envelope.kinds import BodyCipher, StanzaType
-from cipherbox.errors import BundleError, Forbidden, InvalidRequest, NoRoute, RouteChanged, TooLarge
+from cipherbox.errors import (
+    BundleError,
+    CipherBoxError,
+    Forbidden,
+    InvalidRequest,
+    NoRoute,
+    RouteChanged,
+    TooLarge,
+)
 from cipherbox.limits import LIMITS, check_client_id, check_name
 from cipherbox.sealing.body import Message, pack, text_message
 from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.kept import KeyKeeper
+from cipherbox.sealing.open import inspect, open_plain
 from cipherbox.sealing.seal import choose_keys, seal
 from cipherbox.wire import frames
+
+if TYPE_CHECKING:
+    from cipherbox.client.post import Post
 
 Content = Message | bytes | str
 PARTIAL = 1  # flag of SEND
@@ -76,7 +91,7 @@ class Target:
     version: int
     bundles: tuple[KeyBundle, ...]
     keys: tuple[BundleKey, ...]
-    names: str
+    names: tuple[str, ...]
 
 
 @attrs.frozen
@@ -136,10 +151,12 @@ class Sealer:
 
     def __init__(
         self, identity: Identity | None, directory: Directory, allow: AllowList, line: Line, events: Events,
-        clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        keeper: KeyKeeper, clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:  # fmt: skip
         self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
         self.events = events
+        self.post: Post | None = None  # set by the client
+        self._keeper = keeper
         self._clock_ms = clock_ms
         self._ids = EnvelopeIds(clock_ms)
         self._routes: dict[tuple[str, str], frames.Route] = {}
@@ -171,12 +188,16 @@ class Sealer:
         assert names is not None
         bundles = await self._directory.recipients(names)
         keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
-        return Target(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), ", ".join(names))
+        return Target(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names)
 
     def seal(
-        self, address: Address, target: Target, plain: bytes, count: int, settled: Callable[[Outgoing], None]
-    ) -> Outgoing:
-        """One envelope, ready for the window."""
+        self, address: Address, target: Target, plain: bytes, count: int, settled: Callable[[Outgoing], None] | None,
+        *, replaces: bytes | None = None, before: Row | None = None,
+    ) -> Outgoing:  # fmt: skip
+        """One envelope, ready for the post.
+
+        ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is its next generation.
+        """
         identity = self._identity
         if identity is None:
             raise Forbidden
@@ -185,16 +206,42 @@ class Sealer:
             raise InvalidRequest("the messages would have expired already")
         if identity.bundle is not None and now > identity.bundle.ends_at:
             raise BundleError("this client's own keys have ended; its certificate must be renewed")
+        sealed_at = now if before is None else before.sealed_at
+        generation = 0 if before is None else before.generation + 1
         sealed = seal(
-            identity, target.bundles, plain, count, envelope_id=self._ids.next(), sealed_at=now,
+            identity, target.bundles, plain, count,
+            envelope_id=self._ids.next() if before is None else before.envelope_id, sealed_at=sealed_at,
             exchange=target.exchange, routing_key=target.routing_key, expires_at=address.expires_at,
-            cipher=address.cipher, keys=target.keys,
+            generation=generation, cipher=address.cipher, keys=target.keys,
         )  # fmt: skip
         if self.events.heard:
-            self.events.messages(SENDER, "Encrypted {} for " + target.names, sealed.envelope_id, count)
+            self.events.messages(SENDER, "Encrypted {} for " + ", ".join(target.names), sealed.envelope_id, count)
+        fresh = Fresh(
+            sealed.raw, sealed.envelope_id, generation, count, target.exchange, target.routing_key, target.names,
+            address.flags, target.version, sealed_at, sealed.envelope_hash,
+            self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation), None, replaces,
+        )  # fmt: skip
         return Outgoing(
-            sealed.raw, sealed.envelope_id, count, settled, flags=address.flags, route_version=target.version
-        )
+            sealed.raw, sealed.envelope_id, count, settled, flags=address.flags, route_version=target.version,
+            fresh=fresh, generation=generation,
+        )  # fmt: skip
+
+    async def seal_again(self, row: Row, raw: bytes) -> Outgoing:
+        """The next generation of an envelope of the outbox, for those who read its route now.
+
+        The same plaintext, id, time and end; fresh keys.  Raises what stops a publish, or DecryptionFailed.
+        """
+        sighted = inspect(raw)
+        prefix = sighted.layout.prefix
+        key = self._keeper.unwrap(row.content_key or b"", row.envelope_id, row.generation)
+        plain = open_plain(sighted, key)
+        by_route = row.routing_key not in BOXES.values() or bool(row.exchange)
+        address = Address(
+            None if by_route else row.recipients, row.exchange, row.routing_key, cipher=BodyCipher(prefix.body_cipher),
+            expires_at=prefix.expires_at, flags=row.flags,
+        )  # fmt: skip
+        target = await self.target(address, anew=True)
+        return self.seal(address, target, plain, row.messages, None, before=row)
 
     # -- publish ------------------------------------------------------------------------------------------------
 
@@ -208,14 +255,21 @@ class Sealer:
         target = await self.target(address)
         for part in split(messages, self._line.window.envelope_bytes, len(target.bundles)):
             plain = pack(part)
+            replaces: bytes | None = None
             for attempt in range(self._line.tries):
+                item = self.seal(address, target, plain, len(part), None, replaces=replaces)
                 try:
-                    item = await self._send(address, target, plain, len(part))
+                    await self._send(item)
                     break
-                except RouteChanged:
-                    if attempt + 1 == self._line.tries:
+                except RouteChanged as error:
+                    replaces = item.envelope_id
+                    try:
+                        if attempt + 1 == self._line.tries:
+                            raise
+                        target = await self.target(address, anew=True)
+                    except CipherBoxError:
+                        self._kept_by().aside(item, error)
                         raise
-                    target = await self.target(address, anew=True)
             assert item.result is not None
             done.append((item.envelope_id, item.count, item.result))
         last = done[-1][2]
@@ -227,28 +281,31 @@ class Sealer:
             tuple((envelope_id, count) for envelope_id, count, _ in done),
         )
 
-    async def _send(self, address: Address, target: Target, plain: bytes, count: int) -> Outgoing:
+    def _kept_by(self) -> Post:
+        if self.post is None:
+            raise Forbidden("an admin's machine holds no keys that seal or open messages; enrol a client for that")
+        return self.post
+
+    async def _send(self, item: Outgoing) -> None:
+        """Keeps and sends an envelope, and waits for HQ's word.  Queued: it waits in the outbox."""
         ready = trio.Event()
-        line = self._line
-        if line.failure is not None:
-            raise line.failure
-        item = self.seal(address, target, plain, count, lambda _: ready.set())
-        line.window.add(item)
-        self.events.messages(SENDER, "Sent {}", item.envelope_id, count)
+        line, post = self._line, self._kept_by()
+        item.settled = lambda _: ready.set()
+        post.add(item)
+        await post.kept(item)
+        self.events.messages(SENDER, "Sent {}", item.envelope_id, item.count)
         patience = Patience(line)
         try:
             while not ready.is_set() and not patience.ended:
                 await patience.wait(ready)
         finally:
-            if not item.gone:
-                line.window.forget(item)
+            item.owner = None  # the post goes on with it
         if item.error is not None:
             raise item.error
         if item.result is None:
             item.trouble = item.trouble or line.trouble
             raise unconfirmed_error(item, f"{line.tries} tries of {line.timeout_s:g} s")
-        self.events.messages(SENDER, "Server ACK received for {}", item.envelope_id, count, mark=True)
-        return item
+        self.events.messages(SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True)
 
 
 def as_messages(content: Content | Sequence[Content]) -> list[Message]:

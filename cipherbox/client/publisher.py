@@ -18,6 +18,7 @@ import trio
 
 from cipherbox.client.events import SENDER
 from cipherbox.client.line import Line, Patience
+from cipherbox.client.post import Post
 from cipherbox.client.publish import Address, Content, Sealer, Target, as_messages, cost, room_for
 from cipherbox.client.window import Outgoing
 from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, TimedOut, TooLarge
@@ -75,7 +76,7 @@ class Publisher:
     """See the module; made by `Client.publisher`, inside ``async with``."""
 
     def __init__(
-        self, sealer: Sealer, line: Line, address: Address, target: Target, nursery: trio.Nursery,
+        self, sealer: Sealer, line: Line, post: Post, address: Address, target: Target, nursery: trio.Nursery,
         batch: int | None = None,
     ) -> None:  # fmt: skip
         if batch is not None and not 1 <= batch <= LIMITS.messages:
@@ -84,7 +85,7 @@ class Publisher:
         self.accepted = 0  # messages taken by put
         self.confirmed = 0  # messages HQ has
         self.envelopes = 0  # envelopes sealed
-        self._sealer, self._line, self._window = sealer, line, line.window
+        self._sealer, self._line, self._post, self._window = sealer, line, post, line.window
         self._address, self._nursery = address, nursery
         self._target: Target | None = target
         self._target_at = trio.current_time()
@@ -94,7 +95,7 @@ class Publisher:
         self._gather_bytes = min(LIMITS.batch_bytes, room_for(self._window.envelope_bytes, LIMITS.recipients) // 2)
         self._batch = Batch()
         self._under_way: dict[Outgoing, Batch] = {}
-        self._rerouting: list[Batch] = []
+        self._rerouting: list[tuple[Batch, Outgoing | None]] = []  # and what HQ did not take
         self._open = 0  # partly filled and unconfirmed
         self._failure: CipherBoxError | None = None
         self._changed = trio.Event()
@@ -179,7 +180,7 @@ class Publisher:
         if not len(batch) or self._target is None or self._failure is not None:
             return
         full = self._full(batch)
-        if not self._window.full and (full or self._open < LIMITS.open_batches):
+        if not self._post.full and (full or self._open < LIMITS.open_batches):
             self._flush()
         else:
             self._gathering = not full and batch.messages is None
@@ -190,21 +191,24 @@ class Publisher:
         self._gathering = False
         self._go(batch)
 
-    def _go(self, batch: Batch) -> None:
+    def _go(self, batch: Batch, refused: Outgoing | None = None) -> None:
         if self._target is None:
-            self._rerouting.append(batch)
+            self._rerouting.append((batch, refused))
             return
         partial = not self._full(batch)
         settled = self._settled_partial if partial else self._settled
         try:
-            item = self._sealer.seal(self._address, self._target, batch.pack(), len(batch), settled)
+            item = self._sealer.seal(
+                self._address, self._target, batch.pack(), len(batch), settled,
+                replaces=refused.envelope_id if refused is not None else None,
+            )  # fmt: skip
+            self._post.add(item)
         except CipherBoxError as error:  # often in the link's reader, which must go on: the next call raises it
             self._fail(error, batch)
             return
         self._under_way[item] = batch
         self._open += partial
         self.envelopes += 1
-        self._window.add(item)
 
     def _settled_partial(self, item: Outgoing) -> None:
         self._open -= 1
@@ -218,7 +222,7 @@ class Publisher:
                 SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True
             )
         elif isinstance(item.error, RouteChanged):
-            self._rerouting.append(batch)
+            self._rerouting.append((batch, item))
             if self._target is not None:
                 self._target = None
                 self._nursery.start_soon(self._reroute)
@@ -232,9 +236,9 @@ class Publisher:
         self._wake()
 
     def close(self) -> None:
-        """Gives up what is not confirmed yet: the block ended with an error."""
+        """The block ended: what is not confirmed yet is the post's."""
         for item in self._under_way:
-            self._window.forget(item)
+            item.owner = None
 
     def _fail(self, error: CipherBoxError, batch: Batch) -> None:
         self._gathering = False
@@ -254,12 +258,14 @@ class Publisher:
             self._target = await self._sealer.target(self._address, anew=True)
             self._target_at = trio.current_time()
             batches, self._rerouting = self._rerouting, []
-            for batch in batches:
-                self._go(batch)
+            for batch, item in batches:
+                self._go(batch, item)
             self._advance()
         except CipherBoxError as error:
             batches, self._rerouting = self._rerouting, []
-            for batch in batches:
+            for batch, item in batches:
+                if item is not None:
+                    self._post.aside(item, error)
                 self._fail(error, batch)
         self._wake()
 

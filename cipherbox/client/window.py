@@ -15,12 +15,13 @@ import attrs
 import trio
 
 from cipherbox.envelope.ids import message_id
-from cipherbox.errors import CipherBoxError, NetworkError, ProtocolError, TimedOut, TooLarge
+from cipherbox.errors import CipherBoxError, ProtocolError, Queued, TimedOut, TooLarge
 from cipherbox.limits import LIMITS
 from cipherbox.wire.frames import Confirm
 
 if TYPE_CHECKING:
     from cipherbox.client.link import Link
+    from cipherbox.client.outbox_rows import Fresh
 
 SLOWEST_BYTES_PER_S = 32 * 1024  # a line slower than this is taken for dead; 16 MiB may take nine minutes
 
@@ -43,9 +44,13 @@ class Outgoing:
     raw: bytes = attrs.field(repr=False)
     envelope_id: bytes
     count: int
-    settled: Callable[[Outgoing], None]
+    settled: Callable[[Outgoing], None] | None
     flags: int = 0
     route_version: int = 0
+    fresh: Fresh | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
+    generation: int = 0
+    kept: bool = False  # it is in the outbox
+    owner: Callable[[Outgoing], None] | None = None  # whom the post tells
     order: int = 0
     correlation: int = 0
     sent_at: float = 0.0
@@ -78,6 +83,14 @@ class Window:
         """Whether a further envelope would have to wait for room."""
         return bool(self.waiting) or len(self.unconfirmed) >= self._most or self._bytes >= self._most_bytes
 
+    def crowded(self, envelopes: int, size: int) -> bool:
+        """As `full`, with so many envelopes and bytes more."""
+        return (
+            bool(self.waiting)
+            or len(self.unconfirmed) + envelopes >= self._most
+            or self._bytes + size >= self._most_bytes
+        )
+
     @property
     def size_bytes(self) -> int:
         """Bytes sent and not confirmed."""
@@ -88,10 +101,29 @@ class Window:
         """Whether everything is confirmed."""
         return not self.unconfirmed and not self.waiting
 
-    def add(self, item: Outgoing) -> None:
-        """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would not take it."""
+    async def room(self) -> None:
+        """Waits until `full` is no longer so."""
+        while self.full:
+            came = trio.Event()
+            self.room_listeners.append(came.set)
+            try:
+                await came.wait()
+            finally:
+                self.room_listeners.remove(came.set)
+
+    def tell_room(self) -> None:
+        """Room may have come free."""
+        for listener in list(self.room_listeners):
+            listener()
+
+    def check(self, item: Outgoing) -> None:
+        """TooLarge if HQ would not take it."""
         if len(item.raw) > self.envelope_bytes:
             raise TooLarge(f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}")
+
+    def add(self, item: Outgoing) -> None:
+        """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would not take it."""
+        self.check(item)
         self._order += 1
         item.order = self._order
         self.waiting.append(item)
@@ -137,8 +169,7 @@ class Window:
                     self._settle(item)
         self._busy = 0
         self.resume()
-        for listener in list(self.room_listeners):
-            listener()
+        self.tell_room()
 
     def refused(self, correlation: int, error: CipherBoxError) -> bool:
         """Whether the ERROR was about a SEND; then it is settled, or waits when it may be sent again later."""
@@ -226,15 +257,14 @@ class Window:
 
     def _settle(self, item: Outgoing) -> None:
         item.gone = True
-        item.settled(item)
+        if item.settled is not None:
+            item.settled(item)
 
 
 def unconfirmed_error(item: Outgoing, waited: str) -> CipherBoxError:
     """What to tell the owner of an envelope that was not confirmed in time."""
-    reason = f"; the last trouble: {item.trouble}" if item.trouble is not None else ""
-    kind = type(item.trouble) if item.trouble is not None and not isinstance(item.trouble, NetworkError) else TimedOut
+    reason = f": {item.trouble}" if item.trouble is not None else ""
     first = message_id(item.envelope_id, 0)
-    return kind(
-        f"HQ has not confirmed message {first} within {waited}{reason}; it may be there all the same: "
-        f"cipherbox status {first}"
+    return Queued(
+        f"HQ has not confirmed message {first} within {waited}{reason}. It is kept in the outbox and goes out by itself"
     )

@@ -78,15 +78,23 @@ def open_body(sighted: Sighted, key: bytes) -> Messages:
     return _open_body(sighted, derive(key))
 
 
+def open_plain(sighted: Sighted, key: bytes) -> bytes:
+    """The body's plaintext as `body.pack` made it: what a sender seals again."""
+    return _plain(sighted, derive(key))
+
+
 def _open_body(sighted: Sighted, keys: ContentKeys) -> Messages:
+    prefix = sighted.layout.prefix
+    return unpack(_plain(sighted, keys), prefix.message_count, prefix.sealed_at)
+
+
+def _plain(sighted: Sighted, keys: ContentKeys) -> bytes:
     layout = sighted.layout
-    prefix = layout.prefix
     body = memoryview(sighted.raw)[layout.body_at : layout.signatures_at]
     try:
-        plain = aead(prefix.body_cipher, keys.body_key).decrypt(keys.nonce, body, sighted.hashes.header_hash)
+        return aead(layout.prefix.body_cipher, keys.body_key).decrypt(keys.nonce, body, sighted.hashes.header_hash)
     except (InvalidTag, OverflowError):  # the latter: more than the cipher takes, 2 GiB
         raise DecryptionFailed("the body was changed") from None
-    return unpack(plain, prefix.message_count, prefix.sealed_at)
 
 
 def open_envelope(sighted: Sighted, identity: Identity, sender: KeyBundle) -> Messages:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from cipherbox import pki, transport
+from cipherbox.client import post
 from cipherbox.client.api import Client
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
@@ -20,6 +21,7 @@ from cipherbox.config import ClientConfig
 from cipherbox.envelope.layout import split
 from cipherbox.errors import CipherBoxError
 from cipherbox.portable import private_dir
+from cipherbox.sealing.kept import KeyKeeper
 from cipherbox.wire import frames
 from cipherbox.wire.connection import SendBatch
 from tests.client.fake_hq import FakeHq, Session, no_context
@@ -120,6 +122,12 @@ class ScriptedHq(FakeHq):
         return [split(raw).prefix.message_count for raw in self.envelopes]
 
 
+async def inline(call: Callable[..., Any], *arguments: Any) -> Any:
+    """In place of a thread, which a test's clock does not see."""
+    await trio.lowlevel.checkpoint()
+    return call(*arguments)
+
+
 @asynccontextmanager
 async def client_on(
     hq: ScriptedHq, party: Party, path: Path, monkeypatch: pytest.MonkeyPatch, said: list[Any] | None = None,
@@ -130,9 +138,11 @@ async def client_on(
     private_dir(path)
     config = ClientConfig(path, party.identity.client_id, "hq:1")
     authority = hq.authority
+    monkeypatch.setattr(post, "in_thread", inline)
     home = Home(
-        config, authority.root.certificate, authority.issuing.certificate, tuple(party.chain), party.key, party.identity
-    )
+        config, authority.root.certificate, authority.issuing.certificate, tuple(party.chain), party.key,
+        party.identity, KeyKeeper(bytes(32)),
+    )  # fmt: skip
     events = Events(said.append if said is not None else None)
     async with background() as nursery:
         line = Line(config.address, no_context, events, **options)

@@ -1,0 +1,87 @@
+"""A client's small databases: SQLite files of this user alone, durable at every commit, upgraded in a transaction.
+
+A commit is on stable storage when it returns (WAL, synchronous FULL).  Several processes of one home may have the same
+file open; each waits for the other's transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cipherbox.errors import Damaged, SchemaTooNew, StoreError
+from cipherbox.portable import private_dir
+
+_BUSY_MS = 30_000  # how long a commit waits for another process of this home
+
+
+def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
+    """Opens or makes the database; ``steps[n]`` is the SQL that brings version n to version n + 1.
+
+    SchemaTooNew when a newer program wrote it, Damaged when it is no database any more, StoreError for the rest.
+    """
+    try:
+        private_dir(path.parent)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.chmod(path, 0o600)
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{path} cannot be opened: {error}") from None
+    try:
+        with translated(path):
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                _upgrade(db, path, steps)
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str]) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > len(steps):
+        raise SchemaTooNew(f"{path} was written by a newer program")
+    for step in steps[version:]:
+        for statement in step.split(";\n"):
+            if statement.strip():
+                db.execute(statement)
+    db.execute(f"PRAGMA user_version = {len(steps)}")
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Errors of SQLite and of the disk as ours, with the file's name."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "malformed" in text or "not a database" in text:
+            raise Damaged(f"{path} is damaged ({text}); move it away, or restore it from a backup") from None
+        raise StoreError(f"{path}: {text}") from None
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """One transaction: committed at the end of the block, undone by any error."""
+    with translated(path):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise

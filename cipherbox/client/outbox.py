@@ -1,0 +1,398 @@
+"""The outbox: every envelope this home sealed, on disk before the first try on the network.
+
+A row says what became of it: waiting, confirmed by HQ, aside (refused, with the reason) or cancelled.  Its bytes stay
+until the recipients have signed for it (or only until HQ confirmed or delivered it, as `keep_until` says), with the
+content key encrypted under the home's local key: so it can be sealed again, in the next generation, when a recipient's
+key was lost or HQ was restored from an older backup.  Then the bytes go and the row stays, as the message's history.
+
+Rules.
+1. `write` is one transaction for all that gathered: new envelopes and outcomes together.
+2. Large envelopes are files in ``outbox/``, written and synced before the commit that names them, deleted after the
+   commit that drops them.  A file no row names is left by a crash; it is swept once it is a day old, since another
+   process of this home may be about to name it.
+3. An outcome belongs to a generation: news about an earlier one changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+
+from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.outbox_rows import (
+    UNTIL_CONFIRMED,
+    UNTIL_DELIVERED,
+    UNTIL_OPENED,
+    Confirmed,
+    Fresh,
+    Refused,
+    Row,
+    Signed,
+)
+from cipherbox.portable import private_dir, sync_directory
+
+DATABASE, FILES = "outbox.sqlite3", "outbox"
+_FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
+_ORPHAN_S = 24 * 3600
+_STEPS = (
+    """
+CREATE TABLE envelopes (
+    number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, messages INTEGER NOT NULL,
+    exchange TEXT NOT NULL, routing_key TEXT NOT NULL, recipients TEXT NOT NULL, flags INTEGER NOT NULL,
+    route_version INTEGER NOT NULL, sealed_at INTEGER NOT NULL, bytes INTEGER NOT NULL, envelope_hash BLOB NOT NULL,
+    content_key BLOB, data BLOB, file TEXT, transfer INTEGER,
+    state INTEGER NOT NULL DEFAULT 0, accepted_at INTEGER NOT NULL DEFAULT 0, queues TEXT NOT NULL DEFAULT '',
+    code INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at INTEGER NOT NULL,
+    owed INTEGER NOT NULL, proof INTEGER
+);
+CREATE UNIQUE INDEX envelopes_by_id ON envelopes (envelope_id);
+CREATE INDEX envelopes_waiting ON envelopes (number) WHERE state = 0;
+CREATE TABLE outcomes (
+    number INTEGER NOT NULL, recipient TEXT NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
+    signed_at INTEGER NOT NULL, receipt INTEGER NOT NULL, leaf INTEGER NOT NULL, PRIMARY KEY (number, recipient)
+) WITHOUT ROWID;
+CREATE TABLE receipts (
+    receipt INTEGER PRIMARY KEY, recipient TEXT NOT NULL, bundle_hash BLOB NOT NULL, taken_at INTEGER NOT NULL,
+    hash BLOB NOT NULL, bytes BLOB NOT NULL
+);
+CREATE UNIQUE INDEX receipts_by_hash ON receipts (hash);
+CREATE TABLE bundles (hash BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE proofs (proof INTEGER PRIMARY KEY, bytes BLOB NOT NULL, leaves BLOB NOT NULL);
+""",
+)
+_COLUMNS = (
+    "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, route_version, sealed_at, "
+    "bytes, envelope_hash, content_key, state, accepted_at, queues, code, reason, changed_at, owed, file, transfer"
+)
+
+
+class Outbox:
+    """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
+
+    def __init__(self, home: Path, keep_until: str = UNTIL_OPENED) -> None:
+        self._path = home / DATABASE
+        self._files = home / FILES
+        self._keep_until = keep_until
+        self._db = open_database(self._path, _STEPS)
+        try:
+            with translated(self._path):
+                private_dir(self._files)
+                self._sweep()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._db.close()
+
+    # -- what the sender writes ---------------------------------------------------------------------------------
+
+    def write(
+        self, fresh: Sequence[Fresh] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = ()
+    ) -> None:
+        """All of it durable, or none of it: StoreError."""
+        dropped: list[str] = []
+        written: list[Path] = []
+        try:
+            with translated(self._path):
+                places = self._spool(fresh, written)
+            with transaction(self._db, self._path):
+                now = _now_ms()
+                for item, file in zip(fresh, places, strict=True):
+                    if item.replaces is not None:
+                        dropped += self._remove(item.replaces)
+                    if item.generation:
+                        dropped += self._next_generation(item, file, now)
+                self._insert(fresh, places, now)
+                self._confirm(confirmed, now, dropped)
+                for out in refused:
+                    self._db.execute(
+                        "UPDATE envelopes SET state = ?, code = ?, reason = ?, changed_at = ? "
+                        "WHERE envelope_id = ? AND generation = ? AND state IN (0, 2)",
+                        (out.state, out.code, out.reason, now, out.envelope_id, out.generation),
+                    )
+        except BaseException:
+            self._delete([path.name for path in written])
+            raise
+        self._delete(dropped)
+
+    def sign(self, bundle: bytes, bundle_hash: bytes, recipient: str, group: bytes, digest: bytes,
+             outcomes: Sequence[Signed]) -> list[Signed]:  # fmt: skip
+        """Keeps a verified receipt and what it says; returns what was news.  Bytes nobody owes a word on go."""
+        news: list[Signed] = []
+        dropped: list[str] = []
+        with transaction(self._db, self._path):
+            db, now = self._db, _now_ms()
+            found = db.execute("SELECT receipt FROM receipts WHERE hash = ?", (digest,)).fetchone()
+            if found is not None:
+                return []
+            db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (bundle_hash, bundle))
+            row = (recipient, bundle_hash, now, digest, group)
+            receipt = db.execute(
+                "INSERT INTO receipts (recipient, bundle_hash, taken_at, hash, bytes) VALUES (?, ?, ?, ?, ?)", row
+            ).lastrowid
+            for one in outcomes:
+                if self._take(one, receipt or 0, dropped):
+                    news.append(one)
+            if not news:
+                db.execute("DELETE FROM receipts WHERE receipt = ?", (receipt,))
+        self._delete(dropped)
+        return news
+
+    def _take(self, one: Signed, receipt: int, dropped: list[str]) -> bool:
+        db = self._db
+        row = db.execute(
+            "SELECT number, recipients, generation, file FROM envelopes WHERE envelope_id = ?", (one.envelope_id,)
+        ).fetchone()
+        if row is None or one.recipient not in orjson.loads(row[1]):
+            return False
+        number = row[0]
+        before = db.execute(
+            "SELECT outcome, generation FROM outcomes WHERE number = ? AND recipient = ?", (number, one.recipient)
+        ).fetchone()
+        if before is not None and (before[0] == 0 or before[1] >= one.generation):
+            return False  # what was opened stays opened, whatever comes again
+        db.execute(
+            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (number, one.recipient, one.generation, one.outcome, one.signed_at, receipt, one.leaf),
+        )
+        if one.outcome == 0:
+            db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
+            if self._keep_until == UNTIL_OPENED:
+                dropped += self._forget_bytes(number, "owed <= 0")
+        return True
+
+    def delivered(self, envelope_id: bytes) -> None:
+        """HQ delivered it to all; with ``keep_until`` delivered its bytes go."""
+        if self._keep_until != UNTIL_DELIVERED:
+            return
+        with transaction(self._db, self._path):
+            row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+            dropped = self._forget_bytes(row[0], "state = 1") if row else []
+        self._delete(dropped)
+
+    def again(self, envelope_id: bytes) -> bool:
+        """Back to waiting: it is sent once more, as it is.  False when its bytes are gone."""
+        with transaction(self._db, self._path):
+            changed = self._db.execute(
+                "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
+                "WHERE envelope_id = ? AND (data IS NOT NULL OR file IS NOT NULL)",
+                (_now_ms(), envelope_id),
+            ).rowcount
+        return changed > 0
+
+    def forget(self, before_ms: int) -> int:
+        """Drops the history of what was settled before that time; how many rows."""
+        with transaction(self._db, self._path):
+            which = "state IN (1, 3) AND data IS NULL AND file IS NULL AND changed_at < ?"
+            self._db.execute(
+                f"DELETE FROM outcomes WHERE number IN (SELECT number FROM envelopes WHERE {which})", (before_ms,)
+            )
+            gone = self._db.execute(f"DELETE FROM envelopes WHERE {which}", (before_ms,)).rowcount
+            self._db.execute("DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)")
+        return gone
+
+    # -- what is read -------------------------------------------------------------------------------------------
+
+    def find(self, envelope_id: bytes) -> Row | None:
+        """The row of an envelope, without its bytes."""
+        rows = self._rows("WHERE envelope_id = ?", (envelope_id,))
+        return rows[0] if rows else None
+
+    def rows(self, states: Iterable[int], *, after: int = 0, most: int = 1000) -> list[Row]:
+        """Rows in these states, oldest first."""
+        wanted = ",".join(str(int(s)) for s in states)
+        return self._rows(f"WHERE state IN ({wanted}) AND number > ? ORDER BY number LIMIT ?", (after, most))
+
+    def newest(self, most: int) -> list[Row]:
+        """The rows made last, oldest of them first."""
+        return self._rows("ORDER BY number DESC LIMIT ?", (most,))[::-1]
+
+    def waiting(self, after: int, sealed_before: int, most: int) -> list[Row]:
+        """What still has to be sent, in order."""
+        return self._rows(
+            "WHERE state = 0 AND number > ? AND changed_at <= ? ORDER BY number LIMIT ?", (after, sealed_before, most)
+        )
+
+    def counts(self) -> dict[int, int]:
+        """State -> rows."""
+        with translated(self._path):
+            return dict(self._db.execute("SELECT state, count(*) FROM envelopes GROUP BY state").fetchall())
+
+    def unsigned(self, most: int) -> list[Row]:
+        """Confirmed and not yet signed for by all, oldest first."""
+        return self._rows("WHERE state = 1 AND owed > 0 ORDER BY number LIMIT ?", (most,))
+
+    def bytes_of(self, row: Row) -> bytes | None:
+        """The envelope's bytes; None when they are gone."""
+        with translated(self._path):
+            if row.file is not None:
+                try:
+                    return (self._files / row.file).read_bytes()
+                except FileNotFoundError:
+                    return None
+            found = self._db.execute("SELECT data FROM envelopes WHERE number = ?", (row.number,)).fetchone()
+            return found[0] if found else None
+
+    def outcomes(self, number: int) -> list[tuple[str, int, int, int, int]]:
+        """(recipient, outcome, signed at, receipt, leaf) for each that signed."""
+        with translated(self._path):
+            return self._db.execute(
+                "SELECT recipient, outcome, signed_at, receipt, leaf FROM outcomes WHERE number = ? ORDER BY recipient",
+                (number,),
+            ).fetchall()
+
+    def receipt(self, number: int) -> tuple[bytes, bytes] | None:
+        """(receipt group, key bundle it was signed with)."""
+        with translated(self._path):
+            row = self._db.execute(
+                "SELECT r.bytes, b.bytes FROM receipts r JOIN bundles b ON b.hash = r.bundle_hash WHERE r.receipt = ?",
+                (number,),
+            ).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def size_bytes(self) -> int:
+        """Bytes of all envelopes that are still here."""
+        with translated(self._path):
+            query = "SELECT coalesce(sum(bytes), 0) FROM envelopes WHERE data IS NOT NULL OR file IS NOT NULL"
+            return int(self._db.execute(query).fetchone()[0])
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _rows(self, where: str, values: Sequence[object]) -> list[Row]:
+        with translated(self._path):
+            found = self._db.execute(f"SELECT {_COLUMNS} FROM envelopes {where}", values).fetchall()
+        return [_row(values) for values in found]
+
+    def _spool(self, fresh: Sequence[Fresh], written: list[Path]) -> list[str | None]:
+        places: list[str | None] = []
+        for item in fresh:
+            if len(item.raw) < _FILE_FROM:
+                places.append(None)
+                continue
+            path = self._files / f"{item.envelope_id.hex()}-{item.generation}"
+            written.append(path)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                view = memoryview(item.raw)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            places.append(path.name)
+        if written:
+            sync_directory(self._files)
+        return places
+
+    def _insert(self, fresh: Sequence[Fresh], places: Sequence[str | None], now: int) -> None:
+        self._db.executemany(
+            "INSERT OR IGNORE INTO envelopes (envelope_id, generation, messages, exchange, routing_key, recipients, "
+            "flags, route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, "
+            "owed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [_values(i, file, now) for i, file in zip(fresh, places, strict=True)],
+        )
+
+    def _next_generation(self, item: Fresh, file: str | None, now: int) -> list[str]:
+        """In the place of the generation before; who opened that one need not sign again."""
+        db = self._db
+        row = db.execute(
+            "SELECT number, file FROM envelopes WHERE envelope_id = ? AND generation < ?",
+            (item.envelope_id, item.generation),
+        ).fetchone()
+        if row is None:
+            return []
+        db.execute(
+            "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
+            "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed) = "
+            "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?), state = 0, code = 0, reason = '' WHERE number = ?",
+            (*_values(item, file, now), row[0]),
+        )
+        opened = {name for (name,) in db.execute(
+            "SELECT recipient FROM outcomes WHERE number = ? AND outcome = 0", (row[0],))}  # fmt: skip
+        owed = sum(name not in opened for name in item.recipients)
+        db.execute("UPDATE envelopes SET owed = ? WHERE number = ?", (owed, row[0]))
+        return [row[1]] if row[1] else []
+
+    def _confirm(self, confirmed: Sequence[Confirmed], now: int, dropped: list[str]) -> None:
+        self._db.executemany(
+            "UPDATE envelopes SET state = 1, accepted_at = ?, queues = ?, code = 0, reason = '', changed_at = ? "
+            "WHERE envelope_id = ? AND generation = ? AND state <> 1",
+            [(c.accepted_at, _names(c.queues), now, c.envelope_id, c.generation) for c in confirmed],
+        )
+        if self._keep_until == UNTIL_CONFIRMED:
+            for one in confirmed:
+                dropped += self._forget_bytes_of(one.envelope_id)
+
+    def _forget_bytes_of(self, envelope_id: bytes) -> list[str]:
+        row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+        return self._forget_bytes(row[0], "state = 1") if row else []
+
+    def _forget_bytes(self, number: int, when: str) -> list[str]:
+        """Drops key and bytes; the names of files to delete after the commit."""
+        row = self._db.execute(f"SELECT file FROM envelopes WHERE number = ? AND {when}", (number,)).fetchone()
+        if row is None:
+            return []
+        self._db.execute(
+            "UPDATE envelopes SET content_key = NULL, data = NULL, file = NULL WHERE number = ?", (number,)
+        )
+        return [row[0]] if row[0] else []
+
+    def _remove(self, envelope_id: bytes) -> list[str]:
+        row = self._db.execute("SELECT number, file FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+        if row is None:
+            return []
+        self._db.execute("DELETE FROM envelopes WHERE number = ?", (row[0],))
+        return [row[1]] if row[1] else []
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(OSError):
+                os.unlink(self._files / name)
+
+    def _sweep(self) -> None:
+        oldest = time.time() - _ORPHAN_S
+        old = [e.name for e in os.scandir(self._files) if e.is_file() and e.stat().st_mtime < oldest]
+        if old:
+            named = {n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")}
+            self._delete(name for name in old if name not in named)
+
+
+def _values(i: Fresh, file: str | None, now: int) -> tuple[object, ...]:
+    return (
+        i.envelope_id, i.generation, i.count, i.exchange, i.routing_key, _names(i.recipients), i.flags,
+        i.route_version, i.sealed_at, len(i.raw), i.envelope_hash, i.content_key, i.raw if file is None else None,
+        file, i.transfer, now, len(i.recipients),
+    )  # fmt: skip
+
+
+_NAMES: dict[tuple[str, ...], str] = {}
+
+
+def _names(names: tuple[str, ...]) -> str:
+    """The names as JSON; a busy publisher has the same for every envelope."""
+    found = _NAMES.get(names)
+    if found is None:
+        if len(_NAMES) > 256:
+            _NAMES.clear()
+        found = _NAMES[names] = orjson.dumps(names).decode()
+    return found
+
+
+def _row(values: Sequence[object]) -> Row:
+    fields = list(values)
+    for at in (6, 15):
+        fields[at] = tuple(orjson.loads(str(fields[at]))) if fields[at] else ()
+    return Row(*fields)  # type: ignore[arg-type]
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+

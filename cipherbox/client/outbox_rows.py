@@ -1,0 +1,91 @@
+"""What goes into the outbox and what is read from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import attrs
+
+WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
+STATES = ("waiting", "confirmed", "aside", "cancelled")
+UNTIL_OPENED, UNTIL_DELIVERED, UNTIL_CONFIRMED = "opened", "delivered", "confirmed"
+
+
+class Fresh(NamedTuple):
+    """A sealed envelope to be kept; a generation above the one that is kept takes its place.
+
+    ``replaces`` names another envelope whose place it takes: the same messages sealed anew under a fresh id.
+    """
+
+    raw: bytes
+    envelope_id: bytes
+    generation: int
+    count: int  # type: ignore[assignment]  # messages; tuple.count is not used
+    exchange: str
+    routing_key: str
+    recipients: tuple[str, ...]
+    flags: int
+    route_version: int
+    sealed_at: int
+    envelope_hash: bytes
+    content_key: bytes  # encrypted
+    transfer: int | None = None
+    replaces: bytes | None = None  # envelope id
+
+
+class Confirmed(NamedTuple):
+    """HQ has it on stable storage."""
+
+    envelope_id: bytes
+    generation: int
+    accepted_at: int
+    queues: tuple[str, ...]
+
+
+class Refused(NamedTuple):
+    """HQ will never take these bytes; ``state`` is ASIDE or CANCELLED."""
+
+    envelope_id: bytes
+    generation: int
+    code: int
+    reason: str
+    state: int = ASIDE
+
+
+class Signed(NamedTuple):
+    """A recipient's word on one envelope: leaf ``leaf`` of a receipt."""
+
+    envelope_id: bytes
+    generation: int
+    recipient: str
+    outcome: int
+    signed_at: int
+    leaf: int
+
+
+@attrs.frozen
+class Row:
+    """One envelope as the outbox knows it; times are ms since 1970."""
+
+    number: int
+    envelope_id: bytes
+    generation: int
+    messages: int
+    exchange: str
+    routing_key: str
+    recipients: tuple[str, ...]
+    flags: int
+    route_version: int
+    sealed_at: int
+    size: int  # bytes
+    envelope_hash: bytes
+    content_key: bytes | None = attrs.field(repr=False)
+    state: int
+    accepted_at: int
+    queues: tuple[str, ...]
+    code: int
+    reason: str
+    changed_at: int
+    owed: int  # recipients that have not signed
+    file: str | None
+    transfer: int | None

@@ -1,0 +1,44 @@
+"""Content keys a sender keeps, so that it can seal its own envelopes again: encrypted under the home's local key.
+
+An envelope's bytes and its content key together are its plaintext, so the key never lies beside them in clear.
+XChaCha20-Poly1305 under a key that HKDF derives for this use alone; envelope id and generation are associated data.
+"""
+
+from __future__ import annotations
+
+import nacl.exceptions
+import nacl.utils
+from nacl.bindings import (
+    crypto_aead_xchacha20poly1305_ietf_decrypt,
+    crypto_aead_xchacha20poly1305_ietf_encrypt,
+)
+
+from cipherbox.envelope.kinds import label
+from cipherbox.errors import DecryptionFailed
+from cipherbox.sealing.primitives import hkdf
+
+_NONCE = 24
+
+
+class KeyKeeper:
+    """Wraps and unwraps content keys.  ``local_key`` has 32 bytes."""
+
+    def __init__(self, local_key: bytes) -> None:
+        self._key = hkdf(local_key, label("outbox"), 32)
+
+    def __repr__(self) -> str:
+        return "KeyKeeper(…)"
+
+    def wrap(self, content_key: bytes, envelope_id: bytes, generation: int) -> bytes:
+        """What may lie on the disk: 72 bytes."""
+        nonce = nacl.utils.random(_NONCE)
+        bound = envelope_id + generation.to_bytes(4, "big")
+        return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(content_key, bound, nonce, self._key)
+
+    def unwrap(self, wrapped: bytes, envelope_id: bytes, generation: int) -> bytes:
+        """The content key; DecryptionFailed if these bytes were changed or belong to another envelope."""
+        bound = envelope_id + generation.to_bytes(4, "big")
+        try:
+            return crypto_aead_xchacha20poly1305_ietf_decrypt(wrapped[_NONCE:], bound, wrapped[:_NONCE], self._key)
+        except (nacl.exceptions.CryptoError, ValueError):
+            raise DecryptionFailed("the kept key of this envelope cannot be read") from None
