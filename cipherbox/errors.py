@@ -212,6 +212,8 @@ class TimedOut(NetworkError, code=0x0401):
 class Queued(TimedOut, code=0x0403):
     """HQ has not confirmed it yet; it is kept in the outbox and goes out by itself."""
 
+    message_ids: tuple[str, ...] = ()  # of what is kept
+
 
 class GoingAway(NetworkError, code=0x0402):
     """HQ is stopping; connect again later."""

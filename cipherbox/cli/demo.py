@@ -32,8 +32,8 @@ SEED = 20251008
 START_TRIES = 3
 DELIVERIES = """
     SELECT d.message_id, d.client_id, m.sent_time, d.delivered_time, d.acknowledged_time
-    FROM message_deliveries d JOIN message_metadata m USING (message_id)
-"""
+    FROM message_deliveries d JOIN message_metadata m USING (message_id) WHERE m.routing_key <> '.sys'
+"""  # receipts travel there
 
 
 @attrs.define
@@ -239,7 +239,7 @@ async def _compare_depth(admin: Path, report: Report) -> None:
     async with open_client(admin) as client:
         for row in await client.list("queues"):
             left = row["waiting"] + row["unacknowledged"]
-            if left:
+            if left and not row["name"].endswith(".sys"):  # receipts wait for the lab's next command
                 report.differences.append(f"{left} envelopes are still in {row['name']}")
 
 

@@ -24,6 +24,7 @@ class Exit(enum.IntEnum):
     ENVELOPE = 8
     PROTOCOL = 9
     OUTPUT = 10
+    QUEUED = 11
     BUG = 70
     INTERRUPTED = 130
 
@@ -40,6 +41,7 @@ MEANING: dict[Exit, str] = {
     Exit.ENVELOPE: "an envelope must not be opened, or cannot be sealed this way",
     Exit.PROTOCOL: "the two ends did not understand each other",
     Exit.OUTPUT: "the work is done, but its result could not be printed: standard output is closed, full, or not read",
+    Exit.QUEUED: "kept in this machine's outbox and not yet where it was waited for; it goes on by itself",
     Exit.BUG: "a mistake in CipherBox itself",
     Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before it was done (`serve` and `receive` have no end and give 0)",
 }
@@ -47,6 +49,7 @@ MEANING: dict[Exit, str] = {
 _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
     (errors.EnrolmentRefused, Exit.CREDENTIALS),
     (errors.Refused, Exit.REFUSED),
+    (errors.Queued, Exit.QUEUED),
     (errors.NetworkError, Exit.NETWORK),
     (errors.CredentialsError, Exit.CREDENTIALS),
     (errors.ConfigError, Exit.CONFIG),
@@ -59,6 +62,7 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
 # The nearest class wins: an error without a line of its own gets its parent's.
 _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.NetworkError: "Is this machine online, is HQ running, and is the address in client.toml right?",
+    errors.Queued: "The next command sends it, or by itself under cipherbox agent. See: cipherbox outbox list",
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
     errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
     errors.Revoked: "The admin revoked this client. Ask the admin why.",

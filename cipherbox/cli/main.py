@@ -37,6 +37,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "receive": ("receive", "receive", "Receive, open and acknowledge until stopped."),
         "fetch": ("receive", "fetch", "Take what waits now, then stop."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
+        "outbox": ("outbox", "outbox", "What was sent from here and is under way; retry, cancel."),
+        "receipt": ("receipt", "receipt", "Proof that a recipient opened a message."),
         "clients": ("enrol", "clients", "List who is enrolled."),
     },
     "Routes and keys": {

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, home_of, json_option, run
+from cipherbox.errors import Queued
 from cipherbox.limits import LIMITS
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ _LAB_TYPES = {".hl7": "application/hl7-v2", ".jsonl": "application/jsonl", ".fhi
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header, sealed too; repeatable.")
 @click.option("--expires", type=DURATION, help="Give up what was not received within this time, for example 7d.")
 @click.option("--partial", is_flag=True, help="Send although some recipients of the route have no queue.")
+@click.option(
+    "--wait", "until", type=click.Choice(("queued", "confirmed", "delivered", "opened")), default="confirmed",
+    show_default=True, help="What to wait for: kept here, on HQ's disk, delivered to all, or signed for by all.",
+)
+@click.option("--within", type=DURATION, default=60.0, help="How long to wait for delivered or opened. [default: 60s]")
 @json_option
 @click.pass_context
 def send(
@@ -51,15 +58,20 @@ def send(
     headers: tuple[str, ...],
     expires: float | None,
     partial: bool,
+    until: str,
+    within: float,
     as_json: bool,
-) -> None:
+) -> int:
     """Seal CONTENT on this machine and send it: only the recipients can open it.
 
     \b
     cipherbox send --to CA-RC 'Sample 17 is ready'
     cipherbox send --to CA-RC --to SF-RC --file results.csv
     cipherbox send --exchange lab_reports --key all --file report.hl7
-    some-program | cipherbox send --to CA-RC
+    some-program | cipherbox send --to CA-RC --wait opened
+
+    The sealed message is on this machine's disk before the first try.  When HQ cannot be reached it stays in the
+    outbox, goes out by itself later, and the exit code is 11.
     """
     from cipherbox.cli.output import next_step, print_event, print_json, warn
 
@@ -72,35 +84,49 @@ def send(
     messages = _messages(content, files, content_type, _headers(headers))
     expires_at = int((time.time() + expires) * 1000) if expires else 0
 
-    async def main() -> Confirmation:
+    async def main() -> tuple[Confirmation, bool]:
         from cipherbox.client.api import open_client
 
-        async with open_client(home_of(ctx), on_event=None if as_json else print_event) as client:
-            return await client.publish(
+        async with open_client(home_of(ctx), on_event=None if as_json else print_event, keep_trying=True) as client:
+            confirmation = await client.publish(
                 messages,
                 to=list(to) or None,
                 exchange=exchange or "",
                 routing_key=key or "",
                 expires_at=expires_at,
                 partial=partial,
+                wait=until != "queued",
             )
+            envelopes = [envelope for envelope, _ in confirmation.envelopes]
+            if until in ("queued", "confirmed"):
+                return confirmation, True
+            return confirmation, await client.wait_for(envelopes, until, within)
 
-    confirmation = run(main)
+    try:
+        confirmation, arrived = run(main)
+    except Queued as error:
+        if as_json:
+            print_json({"message_ids": error.message_ids, "state": "queued", "reason": str(error)})
+        raise
     ids = [str(message_id) for message_id in confirmation.message_ids]
     if as_json:
         print_json(
             {
                 "message_ids": ids,
+                "state": until if arrived else "confirmed",
                 "accepted_at": confirmation.accepted_at,
                 "queues": list(confirmation.queues),
                 "missing": list(confirmation.missing),
                 "again": confirmation.again,
             }
         )
-        return
-    if confirmation.missing:
+    if confirmation.missing and not as_json:
         warn(f"Not reached, for they have no queue: {', '.join(confirmation.missing)}")
-    next_step(f"see where it is: {command_here(ctx)} status {ids[0]}")
+    if not arrived:
+        warn(f"HQ has it, but it was not {until} by all within {within:g} s; it goes on by itself.")
+    if not as_json:
+        next_step(f"see where it is: {command_here(ctx)} status {ids[0]}")
+    return Exit.OK if arrived else Exit.QUEUED
 
 
 def guess_type(path: Path) -> str:

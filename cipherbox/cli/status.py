@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, json_option, with_client
+from cipherbox.cli.options import CLIENT_ID, home_of, json_option, run, with_client
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
+    from cipherbox.wire.frames import StatusReport
 
 STATES = ("waiting", "delivered, not yet acknowledged", "acknowledged", "dead letter")
 
@@ -34,11 +35,62 @@ class MessageId(click.ParamType[uuid.UUID]):
 @json_option
 @click.pass_context
 def status(ctx: click.Context, message_id: uuid.UUID | None, sender: str | None, as_json: bool) -> int:
-    """Say where MESSAGE_ID is; without one, how this client and HQ are."""
+    """Say where MESSAGE_ID is; without one, how this client and HQ are.
+
+    For a message that was sent from here this works without HQ too: what the outbox knows is shown then.
+    """
     if message_id is None:
         with_client(ctx, lambda client: _overview(client, as_json))
         return Exit.OK
+    if sender is None:
+        shown = _timeline(ctx, message_id, as_json)
+        if shown is not None:
+            return shown
     return with_client(ctx, lambda client: _message(client, message_id, sender or "", as_json))
+
+
+def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int | None:
+    """None when the message was not sent from this home."""
+    from cipherbox.cli.output import print_json, safe, say, time_text, warn
+    from cipherbox.client.api import open_client
+    from cipherbox.client.tracking import Timeline
+    from cipherbox.errors import Forbidden, NotFound
+
+    async def main() -> Timeline | None:
+        async with open_client(home_of(ctx), keep_trying=True) as client:
+            try:
+                if await client.sent(message_id) is None:
+                    return None
+                await client.receipts.settle()
+                return await client.timeline(message_id)
+            except (NotFound, Forbidden):
+                return None
+
+    found = run(main)
+    if found is None:
+        return None
+    if as_json:
+        print_json(
+            {
+                "message_id": str(found.message_id),
+                "recipients": list(found.recipients),
+                "not_signed": list(found.open_for),
+                "hq_asked": found.report is not None,
+                "timeline": [
+                    {"at": s.at, "what": s.what, "client_id": s.client_id, "text": s.text} for s in found.steps
+                ],
+                **(_at_hq(found.report) if found.report is not None else {}),
+            }
+        )
+        return Exit.OK
+    say(f"Message {found.message_id} to {', '.join(map(safe, found.recipients))}")
+    for step in found.steps:
+        say(f"  {time_text(step.at):<19}  {safe(step.text)}")
+    if found.open_for:
+        say(f"  {'':<19}  no receipt yet from {', '.join(map(safe, found.open_for))}")
+    if found.report is None:
+        warn("HQ cannot be reached; this is what this machine knows.")
+    return Exit.OK
 
 
 async def _message(client: Client, message_id: uuid.UUID, sender: str, as_json: bool) -> int:
@@ -46,26 +98,7 @@ async def _message(client: Client, message_id: uuid.UUID, sender: str, as_json: 
 
     report = await client.status(message_id, sender=sender)
     if as_json:
-        print_json(
-            {
-                "message_id": str(message_id),
-                "found": report.found,
-                "sender_id": report.sender_id,
-                "accepted_at": report.accepted_at,
-                "traces": [
-                    {
-                        "queue": trace.queue,
-                        "client_id": trace.client_id,
-                        "state": STATES[trace.state].split(",")[0],
-                        "attempts": trace.attempts,
-                        "delivered_at": trace.delivered_at,
-                        "acknowledged_at": trace.acknowledged_at,
-                        "reason": trace.reason,
-                    }
-                    for trace in report.traces
-                ],
-            }
-        )
+        print_json({"message_id": str(message_id), **_at_hq(report)})
         return Exit.OK if report.found else Exit.REFUSED
     if not report.found:
         fail(f"HQ has no record of message {message_id} for you.", "If you did not send it, say who did: --sender ID")
@@ -88,6 +121,26 @@ async def _message(client: Client, message_id: uuid.UUID, sender: str, as_json: 
         empty="it went to no queue",
     )
     return Exit.OK
+
+
+def _at_hq(report: StatusReport) -> dict[str, object]:
+    return {
+        "found": report.found,
+        "sender_id": report.sender_id,
+        "accepted_at": report.accepted_at,
+        "traces": [
+            {
+                "queue": trace.queue,
+                "client_id": trace.client_id,
+                "state": STATES[trace.state].split(",")[0],
+                "attempts": trace.attempts,
+                "delivered_at": trace.delivered_at,
+                "acknowledged_at": trace.acknowledged_at,
+                "reason": trace.reason,
+            }
+            for trace in report.traces
+        ],
+    }
 
 
 async def _overview(client: Client, as_json: bool) -> None:

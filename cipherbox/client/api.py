@@ -35,9 +35,11 @@ from cipherbox.client.pins import Pins
 from cipherbox.client.post import Post
 from cipherbox.client.publish import Address, Confirmation, Content, Sealer, as_messages
 from cipherbox.client.publisher import Publisher, check_publisher
+from cipherbox.client.receipts import ReceiptTaker
 from cipherbox.client.revocations import Revocations
+from cipherbox.client.routes import Routes
 from cipherbox.client.tasks import background
-from cipherbox.client.topology import TopologyCalls
+from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import Forbidden
 from cipherbox.limits import LIMITS
@@ -47,7 +49,7 @@ CONSUME_ENVELOPES = LIMITS.credit_envelopes
 CONSUME_BYTES = 16 * 1024 * 1024
 
 
-class Client(TopologyCalls, AdminCalls):
+class Client(Tracking, AdminCalls):
     """An open client.  ``home`` holds its files, ``directory`` and ``allow`` what it believes and permits."""
 
     def __init__(self, home: Home, line: Line, events: Events, nursery: trio.Nursery) -> None:
@@ -56,12 +58,13 @@ class Client(TopologyCalls, AdminCalls):
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
         self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
-        self._sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper)
+        self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper, Routes(home.path))
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
             outbox = Outbox(home.path, home.config.keep_until)
-            self.post = self._sealer.post = Post(line, outbox, events, self._sealer.seal_again)
+            self.post = self.sealer.post = Post(line, outbox, events, self.sealer.seal_again)
             nursery.start_soon(self.post.run)
+        self.receipts = ReceiptTaker(self)
         self._welcome: frames.Welcome | None = None
 
     @property
@@ -86,6 +89,7 @@ class Client(TopologyCalls, AdminCalls):
         self, messages: Content | Sequence[Content], *, to: str | Sequence[str] | None = None, exchange: str = "",
         routing_key: str = "", box: str = "", expires_at: int = 0, stanza: int | str | None = None,
         cipher: int | str | None = None, allow_mixed: bool = False, partial: bool = False,
+        wait: bool = True,
     ) -> Confirmation:  # fmt: skip
         """Seals and sends messages, and waits until HQ has them on stable storage.
 
@@ -93,12 +97,13 @@ class Client(TopologyCalls, AdminCalls):
         key is a queue's name.  A str is text, bytes are binary, a `Message` says its type and headers.
         ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the BundleErrors and the
         other refusals of HQ; Queued when HQ did not confirm in time: it is kept in the outbox and goes out by itself.
+        ``wait`` False: returns when it is kept, with ``accepted_at`` 0.
         """
         address = Address.make(
             to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
             expires_at=expires_at, partial=partial,
         )  # fmt: skip
-        return await self._sealer.publish(as_messages(messages), address)
+        return await self.sealer.publish(as_messages(messages), address, wait=wait)
 
     @asynccontextmanager
     async def publisher(
@@ -116,10 +121,10 @@ class Client(TopologyCalls, AdminCalls):
                 expires_at=expires_at, partial=partial,
             )
         )  # fmt: skip
-        target = await self._sealer.target(address)
+        target = await self.sealer.target(address)
         assert self.post is not None
         async with background() as nursery:
-            publisher = Publisher(self._sealer, self.line, self.post, address, target, nursery, batch)
+            publisher = Publisher(self.sealer, self.line, self.post, address, target, nursery, batch)
             self.line.window.room_listeners.append(publisher.room_came)
             try:
                 yield publisher
@@ -130,7 +135,7 @@ class Client(TopologyCalls, AdminCalls):
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """Who would read what is published there: ``queues`` (each ``queue`` and ``readers``) and a ``version``."""
-        return await self._sealer.resolve(exchange, routing_key)
+        return await self.sealer.resolve(exchange, routing_key)
 
     # -- consuming ----------------------------------------------------------------------------------------------
 
@@ -277,6 +282,8 @@ async def open_client(
     async with background() as nursery:
         client = Client(files, line, events, nursery)
         nursery.start_soon(line.run, nursery)
+        if files.identity is not None:
+            nursery.start_soon(client.receipts.run)
         if not keep_trying:
             await line.ready(config.tries)
         yield client

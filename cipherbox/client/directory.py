@@ -23,6 +23,7 @@ from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession,
 from cipherbox.errors import (
     BundleError,
     BundleMalformed,
+    NetworkError,
     RecipientRevoked,
     SenderNotValid,
     UnknownRecipient,
@@ -52,17 +53,14 @@ class Directory:
     async def recipients(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """The believed bundle of each, in this order.
 
-        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.
+        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.  While HQ cannot be reached the
+        pins are used as they are, as long as the revocation list holds.
         """
-        await self._revocations.ensure()
-        now = trio.current_time()
-        old = [name for name in client_ids if now - self._asked.get(name, float("-inf")) > FRESH_S]
-        if old:
-            pins = {name: self.pins.get(name) for name in old}
-            answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
-            for name, answer in zip(pins, answers, strict=True):
-                self._take(name, pins[name], answer)
-                self._asked[name] = now
+        try:
+            await self._renew(client_ids)
+        except NetworkError:
+            if not self._revocations.holds or not all(self.pins.get(name) for name in client_ids):
+                raise
         found = []
         for name in client_ids:
             pin = self.pins.get(name)
@@ -73,6 +71,21 @@ class Directory:
                 raise RecipientRevoked(f"the certificate of {name} was revoked")
             found.append(pin.bundle)
         return found
+
+    async def _renew(self, client_ids: Sequence[str]) -> None:
+        await self._revocations.ensure()
+        now = trio.current_time()
+        old = [name for name in client_ids if now - self._asked.get(name, float("-inf")) > FRESH_S]
+        if old:
+            pins = {name: self.pins.get(name) for name in old}
+            answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
+            for name, answer in zip(pins, answers, strict=True):
+                self._take(name, pins[name], answer)
+                self._asked[name] = now
+
+    def refresh(self, client_id: str) -> None:
+        """HQ is asked for this client's newest keys before they are used again."""
+        self._asked.pop(client_id, None)
 
     def _leaf(self, bundle: KeyBundle, name: str) -> x509.Certificate:
         """The bundle's certificate.  Its signatures are checked once, its end every time."""

@@ -3,7 +3,7 @@
     client.toml                       ca.crt issuing.crt client.crt      certificates
     client.key  local.key  keys.cbk   this machine's secrets             certs/ allow.json   whom it believes, permits
     inbox.sqlite3 data/               what it received                   issuing.crl lock
-    outbox.sqlite3 outbox/            what it sent
+    outbox.sqlite3 outbox/            what it sent                       routes.json
 """
 
 from __future__ import annotations

@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from cipherbox.client.lines import Received, lines_of
+from cipherbox.client.localdb import open_database
 from cipherbox.envelope.ids import id_time_ms
-from cipherbox.errors import SchemaTooNew, StoreError
+from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.portable import private_dir, safe_name, write_private
 from cipherbox.sealing.body import Message
 
 DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
-SCHEMA = 1
 _LARGE = 64 * 1024
-_TABLES = """
+STEPS = (
+    """
 CREATE TABLE envelopes (
   number INTEGER PRIMARY KEY,
   sender TEXT NOT NULL,
@@ -46,7 +47,22 @@ CREATE UNIQUE INDEX envelopes_by_id ON envelopes (sender, envelope_id);
 CREATE TABLE senders (sender TEXT PRIMARY KEY, highest BLOB NOT NULL);
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT INTO state VALUES ('length', 0), ('watermark', 0);
-"""
+""",
+    # What the recipient's receipts say.  receipt: 0 given up, NULL owed; what came before version 2 owes none.
+    """
+ALTER TABLE envelopes ADD COLUMN envelope_hash BLOB;
+ALTER TABLE envelopes ADD COLUMN receipt INTEGER;
+UPDATE envelopes SET receipt = 0;
+CREATE INDEX envelopes_owed ON envelopes (number) WHERE receipt IS NULL;
+CREATE TABLE refusals (
+  sender TEXT NOT NULL, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
+  envelope_hash BLOB NOT NULL, accepted_at INTEGER NOT NULL, reason TEXT NOT NULL, refused_at INTEGER NOT NULL,
+  receipt INTEGER, PRIMARY KEY (sender, envelope_id, generation, outcome)
+) WITHOUT ROWID;
+CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, root BLOB NOT NULL);
+""",
+)
+
 
 class Inbox:
     """The inbox of one home; the caller holds the home's lock.  Methods block on the disk."""
@@ -57,8 +73,7 @@ class Inbox:
         self._highest: dict[str, bytes] = {}
         try:
             private_dir(home / "data")
-            self._db = sqlite3.connect(home / DATABASE, isolation_level=None, check_same_thread=False)
-            os.chmod(home / DATABASE, 0o600)
+            self._db = open_database(home / DATABASE, STEPS)
             self._prepare()
             self._file = open(home / LINES, "r+b", buffering=0, opener=_private)  # noqa: SIM115
             cut = self._cut_back()
@@ -133,13 +148,6 @@ class Inbox:
 
     def _prepare(self) -> None:
         db = self._db
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA:
-            raise SchemaTooNew(f"{self._home / DATABASE} was written by a newer program")
-        if version == 0:
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
         state = dict(db.execute("SELECT name, value FROM state"))
         self._length, self._watermark = state["length"], state["watermark"]
         self._highest = dict(db.execute("SELECT sender, highest FROM senders"))
@@ -166,9 +174,12 @@ class Inbox:
     def _insert(self, batch: Sequence[Received]) -> None:
         now = int(time.time() * 1000)
         self._db.executemany(
-            "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, accepted_at, received_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, r.accepted_at, now) for r in batch],
+            "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, accepted_at, received_at,"
+            " envelope_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, r.accepted_at, now, r.envelope_hash)
+                for r in batch
+            ],
         )
         highest: dict[str, bytes] = {}
         for r in batch:

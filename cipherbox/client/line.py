@@ -32,6 +32,7 @@ from cipherbox.wire.codec import DeliveredItem
 
 _SYSTEM_BYTES = 4 * 1024 * 1024  # what a system's socket takes at most
 FIRST_PAUSE_S = 0.1
+_STEP_S = 0.25
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
 _chance = random.SystemRandom()
 
@@ -144,6 +145,11 @@ class Line:
 
         self._nursery.start_soon(later)
 
+    @property
+    def away(self) -> bool:
+        """HQ could not be reached, and that was tried as often as a command tries."""
+        return self.link is None and self.attempts >= self.tries
+
     # -- asking -------------------------------------------------------------------------------------------------
 
     async def ready(self, attempts: int | None = None) -> Link:
@@ -165,14 +171,14 @@ class Line:
             began = trio.current_time()
             try:
                 with trio.fail_after(limit):
-                    link = await self.ready()
+                    link = await self.ready(self.tries)
                 return await link.ask(kind, max(0.001, limit - (trio.current_time() - began)), **fields)
             except trio.TooSlowError:
                 last = fresh(self.trouble) if self.trouble is not None else last
             except CredentialsError:
                 raise
             except CipherBoxError as error:
-                if not error.retryable:
+                if not error.retryable or self.away:
                     raise
                 last = error
                 if attempt < self.tries and not error.closes:
@@ -218,27 +224,29 @@ class Line:
 class Patience:
     """How long to wait for HQ's word about what was sent: while a large one moves, and ``tries`` times after that.
 
-    While there is a connection, what the system has taken and not yet sent may need its time on a slow line.
+    While there is a connection, what the system has taken and not yet sent may need its time on a slow line.  When
+    HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
     """
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self._still = 0
+        self._still_s = 0.0
 
     @property
     def ended(self) -> bool:
         line = self._line
         taken = min(_SYSTEM_BYTES, line.window.size_bytes) if line.link is not None else 0
-        return self._still >= line.tries + taken // int(SLOWEST_BYTES_PER_S * line.timeout_s + 1)
+        most_s = line.tries * line.timeout_s + taken / SLOWEST_BYTES_PER_S
+        return self._still_s >= most_s or line.away
 
     async def wait(self, event: trio.Event) -> None:
-        """Waits for the event, at most for one try."""
+        """Waits for the event, a moment at most."""
         line, began = self._line, trio.current_time()
-        with trio.move_on_after(line.timeout_s) as scope:
+        with trio.move_on_after(min(_STEP_S, line.timeout_s)) as scope:
             await event.wait()
         if not scope.cancelled_caught:
-            self._still = 0
+            self._still_s = 0.0
             return
         link = line.link
         moved = link is not None and link.moved_at > began
-        self._still = 0 if moved else self._still + 1
+        self._still_s = 0.0 if moved else self._still_s + trio.current_time() - began

@@ -38,6 +38,7 @@ class Received(NamedTuple):
     accepted_at: int
     sealed_at: int
     messages: Sequence[Message]
+    envelope_hash: bytes = bytes(32)
 
 
 def lines_of(received: Received, beside: Beside) -> bytes:

@@ -25,6 +25,7 @@ from pathlib import Path
 import orjson
 
 from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.outbox_reading import OutboxReading
 from cipherbox.client.outbox_rows import (
     UNTIL_CONFIRMED,
     UNTIL_DELIVERED,
@@ -32,7 +33,6 @@ from cipherbox.client.outbox_rows import (
     Confirmed,
     Fresh,
     Refused,
-    Row,
     Signed,
 )
 from cipherbox.portable import private_dir, sync_directory
@@ -53,6 +53,7 @@ CREATE TABLE envelopes (
 );
 CREATE UNIQUE INDEX envelopes_by_id ON envelopes (envelope_id);
 CREATE INDEX envelopes_waiting ON envelopes (number) WHERE state = 0;
+CREATE TABLE generations (envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, envelope_hash BLOB NOT NULL);
 CREATE TABLE outcomes (
     number INTEGER NOT NULL, recipient TEXT NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
     signed_at INTEGER NOT NULL, receipt INTEGER NOT NULL, leaf INTEGER NOT NULL, PRIMARY KEY (number, recipient)
@@ -66,13 +67,7 @@ CREATE TABLE bundles (hash BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE proofs (proof INTEGER PRIMARY KEY, bytes BLOB NOT NULL, leaves BLOB NOT NULL);
 """,
 )
-_COLUMNS = (
-    "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, route_version, sealed_at, "
-    "bytes, envelope_hash, content_key, state, accepted_at, queues, code, reason, changed_at, owed, file, transfer"
-)
-
-
-class Outbox:
+class Outbox(OutboxReading):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
 
     def __init__(self, home: Path, keep_until: str = UNTIL_OPENED) -> None:
@@ -149,11 +144,20 @@ class Outbox:
     def _take(self, one: Signed, receipt: int, dropped: list[str]) -> bool:
         db = self._db
         row = db.execute(
-            "SELECT number, recipients, generation, file FROM envelopes WHERE envelope_id = ?", (one.envelope_id,)
+            "SELECT number, recipients, generation, envelope_hash FROM envelopes WHERE envelope_id = ?",
+            (one.envelope_id,),
         ).fetchone()
         if row is None or one.recipient not in orjson.loads(row[1]):
             return False
-        number = row[0]
+        number, _, generation, digest = row
+        if generation != one.generation:
+            earlier = db.execute(
+                "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?",
+                (one.envelope_id, one.generation),
+            ).fetchone()
+            digest = earlier[0] if earlier else None
+        if digest != one.envelope_hash:
+            return False
         before = db.execute(
             "SELECT outcome, generation FROM outcomes WHERE number = ? AND recipient = ?", (number, one.recipient)
         ).fetchone()
@@ -199,77 +203,7 @@ class Outbox:
             self._db.execute("DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)")
         return gone
 
-    # -- what is read -------------------------------------------------------------------------------------------
-
-    def find(self, envelope_id: bytes) -> Row | None:
-        """The row of an envelope, without its bytes."""
-        rows = self._rows("WHERE envelope_id = ?", (envelope_id,))
-        return rows[0] if rows else None
-
-    def rows(self, states: Iterable[int], *, after: int = 0, most: int = 1000) -> list[Row]:
-        """Rows in these states, oldest first."""
-        wanted = ",".join(str(int(s)) for s in states)
-        return self._rows(f"WHERE state IN ({wanted}) AND number > ? ORDER BY number LIMIT ?", (after, most))
-
-    def newest(self, most: int) -> list[Row]:
-        """The rows made last, oldest of them first."""
-        return self._rows("ORDER BY number DESC LIMIT ?", (most,))[::-1]
-
-    def waiting(self, after: int, sealed_before: int, most: int) -> list[Row]:
-        """What still has to be sent, in order."""
-        return self._rows(
-            "WHERE state = 0 AND number > ? AND changed_at <= ? ORDER BY number LIMIT ?", (after, sealed_before, most)
-        )
-
-    def counts(self) -> dict[int, int]:
-        """State -> rows."""
-        with translated(self._path):
-            return dict(self._db.execute("SELECT state, count(*) FROM envelopes GROUP BY state").fetchall())
-
-    def unsigned(self, most: int) -> list[Row]:
-        """Confirmed and not yet signed for by all, oldest first."""
-        return self._rows("WHERE state = 1 AND owed > 0 ORDER BY number LIMIT ?", (most,))
-
-    def bytes_of(self, row: Row) -> bytes | None:
-        """The envelope's bytes; None when they are gone."""
-        with translated(self._path):
-            if row.file is not None:
-                try:
-                    return (self._files / row.file).read_bytes()
-                except FileNotFoundError:
-                    return None
-            found = self._db.execute("SELECT data FROM envelopes WHERE number = ?", (row.number,)).fetchone()
-            return found[0] if found else None
-
-    def outcomes(self, number: int) -> list[tuple[str, int, int, int, int]]:
-        """(recipient, outcome, signed at, receipt, leaf) for each that signed."""
-        with translated(self._path):
-            return self._db.execute(
-                "SELECT recipient, outcome, signed_at, receipt, leaf FROM outcomes WHERE number = ? ORDER BY recipient",
-                (number,),
-            ).fetchall()
-
-    def receipt(self, number: int) -> tuple[bytes, bytes] | None:
-        """(receipt group, key bundle it was signed with)."""
-        with translated(self._path):
-            row = self._db.execute(
-                "SELECT r.bytes, b.bytes FROM receipts r JOIN bundles b ON b.hash = r.bundle_hash WHERE r.receipt = ?",
-                (number,),
-            ).fetchone()
-        return (row[0], row[1]) if row else None
-
-    def size_bytes(self) -> int:
-        """Bytes of all envelopes that are still here."""
-        with translated(self._path):
-            query = "SELECT coalesce(sum(bytes), 0) FROM envelopes WHERE data IS NOT NULL OR file IS NOT NULL"
-            return int(self._db.execute(query).fetchone()[0])
-
     # -- inside -------------------------------------------------------------------------------------------------
-
-    def _rows(self, where: str, values: Sequence[object]) -> list[Row]:
-        with translated(self._path):
-            found = self._db.execute(f"SELECT {_COLUMNS} FROM envelopes {where}", values).fetchall()
-        return [_row(values) for values in found]
 
     def _spool(self, fresh: Sequence[Fresh], written: list[Path]) -> list[str | None]:
         places: list[str | None] = []
@@ -309,6 +243,10 @@ class Outbox:
         ).fetchone()
         if row is None:
             return []
+        db.execute(
+            "INSERT INTO generations SELECT envelope_id, generation, envelope_hash FROM envelopes WHERE number = ?",
+            (row[0],),
+        )
         db.execute(
             "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
             "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed) = "
@@ -384,13 +322,6 @@ def _names(names: tuple[str, ...]) -> str:
             _NAMES.clear()
         found = _NAMES[names] = orjson.dumps(names).decode()
     return found
-
-
-def _row(values: Sequence[object]) -> Row:
-    fields = list(values)
-    for at in (6, 15):
-        fields[at] = tuple(orjson.loads(str(fields[at]))) if fields[at] else ()
-    return Row(*fields)  # type: ignore[arg-type]
 
 
 def _now_ms() -> int:

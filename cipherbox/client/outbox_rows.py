@@ -61,6 +61,7 @@ class Signed(NamedTuple):
     outcome: int
     signed_at: int
     leaf: int
+    envelope_hash: bytes
 
 
 @attrs.frozen

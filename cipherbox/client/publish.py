@@ -23,6 +23,7 @@ from cipherbox.client.directory import Directory
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.line import Line, Patience
 from cipherbox.client.outbox_rows import Fresh, Row
+from cipherbox.client.routes import Routes
 from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
@@ -32,6 +33,7 @@ from cipherbox.errors import (
     CipherBoxError,
     Forbidden,
     InvalidRequest,
+    NetworkError,
     NoRoute,
     RouteChanged,
     TooLarge,
@@ -151,7 +153,7 @@ class Sealer:
 
     def __init__(
         self, identity: Identity | None, directory: Directory, allow: AllowList, line: Line, events: Events,
-        keeper: KeyKeeper, clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        keeper: KeyKeeper, routes: Routes, clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
     ) -> None:  # fmt: skip
         self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
         self.events = events
@@ -160,11 +162,24 @@ class Sealer:
         self._clock_ms = clock_ms
         self._ids = EnvelopeIds(clock_ms)
         self._routes: dict[tuple[str, str], frames.Route] = {}
+        self._kept_routes = routes
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """HQ's answer: the queues of a route and who reads them."""
         answer: frames.Route = await self._line.request(frames.Resolve, exchange=exchange, routing_key=routing_key)
         return answer
+
+    async def _resolved(self, where: tuple[str, str]) -> frames.Route:
+        try:
+            route = await self.resolve(*where)
+        except NetworkError:
+            kept = self._kept_routes.get(where)
+            if kept is None:
+                raise
+            return kept
+        route.correlation = 0
+        self._kept_routes.put(where, route)
+        return route
 
     async def target(self, address: Address, *, anew: bool = False) -> Target:
         """Readers, permission, keys.  ``anew``: ask HQ again, the route has changed."""
@@ -174,7 +189,7 @@ class Sealer:
         if not address.to_mailboxes:
             where = (address.exchange, address.routing_key)
             if anew or where not in self._routes:
-                self._routes[where] = await self.resolve(*where)
+                self._routes[where] = await self._resolved(where)
             route = self._routes[where]
             version = route.version
             if names is None:
@@ -245,12 +260,12 @@ class Sealer:
 
     # -- publish ------------------------------------------------------------------------------------------------
 
-    async def publish(self, messages: Sequence[Message], address: Address) -> Confirmation:
+    async def publish(self, messages: Sequence[Message], address: Address, *, wait: bool = True) -> Confirmation:
         """Seals, sends, waits for HQ's word; see `Client.publish`."""
-        first, *others = [await self._publish_group(messages, group) for group in address.groups()]
+        first, *others = [await self._publish_group(messages, group, wait) for group in address.groups()]
         return attrs.evolve(first, more=tuple(others))
 
-    async def _publish_group(self, messages: Sequence[Message], address: Address) -> Confirmation:
+    async def _publish_group(self, messages: Sequence[Message], address: Address, wait: bool) -> Confirmation:
         done: list[tuple[bytes, int, Confirmed]] = []
         target = await self.target(address)
         for part in split(messages, self._line.window.envelope_bytes, len(target.bundles)):
@@ -259,7 +274,7 @@ class Sealer:
             for attempt in range(self._line.tries):
                 item = self.seal(address, target, plain, len(part), None, replaces=replaces)
                 try:
-                    await self._send(item)
+                    await self._send(item, wait)
                     break
                 except RouteChanged as error:
                     replaces = item.envelope_id
@@ -270,8 +285,7 @@ class Sealer:
                     except CipherBoxError:
                         self._kept_by().aside(item, error)
                         raise
-            assert item.result is not None
-            done.append((item.envelope_id, item.count, item.result))
+            done.append((item.envelope_id, item.count, item.result or Confirmed(0, False, (), ())))
         last = done[-1][2]
         return Confirmation(
             last.accepted_at,
@@ -286,13 +300,17 @@ class Sealer:
             raise Forbidden("an admin's machine holds no keys that seal or open messages; enrol a client for that")
         return self.post
 
-    async def _send(self, item: Outgoing) -> None:
+    async def _send(self, item: Outgoing, wait: bool) -> None:
         """Keeps and sends an envelope, and waits for HQ's word.  Queued: it waits in the outbox."""
         ready = trio.Event()
         line, post = self._line, self._kept_by()
         item.settled = lambda _: ready.set()
         post.add(item)
         await post.kept(item)
+        if not wait:
+            item.owner = None
+            self.events.messages(SENDER, "Kept {} in the outbox", item.envelope_id, item.count)
+            return
         self.events.messages(SENDER, "Sent {}", item.envelope_id, item.count)
         patience = Patience(line)
         try:

@@ -23,6 +23,9 @@ from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK
 from cipherbox.client.inbox import LINES, Inbox
 from cipherbox.client.lines import Received
+from cipherbox.client.opening import NEVER, OUTCOMES
+from cipherbox.client.owed import OwedReceipts
+from cipherbox.client.receipts import MENDED
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden
@@ -31,6 +34,7 @@ from cipherbox.portable import lock_file
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
+TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
 Key = tuple[str, bytes]  # sender, envelope id
@@ -49,6 +53,7 @@ class Receiver:
         self._events = client.events
         self._on_lines = on_lines
         self._inbox: Inbox | None = None
+        self._owed: OwedReceipts | None = None
         self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
         self._under_way: set[Key] = set()  # ids of the batch that is being written
         self._under_way_count = 0  # and its messages
@@ -69,10 +74,14 @@ class Receiver:
             inbox = Inbox(self._home, was_cut)
             self._inbox = inbox
             try:
+                self._owed = OwedReceipts(self.client)
                 yield inbox
             finally:
                 self._inbox = None
                 inbox.close()
+                if self._owed is not None:
+                    self._owed.close()
+                    self._owed = None
 
     async def run(
         self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,
@@ -89,12 +98,15 @@ class Receiver:
         with self._opened():
             names = list(queues) if queues is not None else await self.client.readable_queues()
             async with background() as acks:
+                assert self._owed is not None
+                acks.start_soon(self._owed.run)
                 async with background() as nursery:
                     for name in names:
                         await nursery.start(self._consume, name, acks)
                     task_status.started()
                     await self._until_done(idle_s)
                 await self._settled()
+                await self._owed.flush()
         return self.received - before
 
     async def drain(self, queues: Sequence[str] | None = None, *, count: int | None = None) -> int:
@@ -102,17 +114,24 @@ class Receiver:
         before = self.received
         self._most = None if count is None else before + count
         with self._opened():
-            for name in list(queues) if queues is not None else await self.client.readable_queues():
-                while not self._enough():
-                    most = FETCH_ENVELOPES if count is None else min(FETCH_ENVELOPES, before + count - self.received)
-                    deliveries = await self.client.fetch_unopened(name, most)
-                    if not deliveries:
-                        break
-                    new, done = await self._open_new(deliveries)
-                    await self._record(new)
-                    if done:
-                        await self.client.ack(done)
+            async with background() as nursery:
+                assert self._owed is not None
+                nursery.start_soon(self._owed.run)
+                for name in list(queues) if queues is not None else await self.client.readable_queues():
+                    await self._drain(name, count, before)
+                await self._owed.flush()
         return self.received - before
+
+    async def _drain(self, name: str, count: int | None, before: int) -> None:
+        while not self._enough():
+            most = FETCH_ENVELOPES if count is None else min(FETCH_ENVELOPES, before + count - self.received)
+            deliveries = await self.client.fetch_unopened(name, most)
+            if not deliveries:
+                return
+            new, done = await self._open_new(deliveries)
+            await self._record(new)
+            if done:
+                await self.client.ack(done)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -192,6 +211,8 @@ class Receiver:
         assert inbox is not None
         lines = await trio.to_thread.run_sync(inbox.record, new)
         self.received += sum(len(one.messages) for one in new)
+        if self._owed is not None:
+            self._owed.came()
         for one in new:
             self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
         if self._on_lines is not None:
@@ -222,11 +243,14 @@ class Receiver:
         await self.client.opener.open(delivery)
         return Received(
             prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
-            prefix.sealed_at, delivery.messages,
+            prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash,
         )  # fmt: skip
 
     async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
         self.refused += 1
+        outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
+        if self._owed is not None and outcome in TOLD:
+            self._owed.refuse(delivery, outcome, str(error))
         await self.client.opener.refuse(delivery, error, outcome=outcome)
 
     def _enough(self) -> bool:

@@ -35,6 +35,7 @@ class Revocations:
         self._lock = trio.Lock()
         try:
             self._list = pki.check_crl(self._path.read_bytes(), issuing, pki.now())
+            self._ends_s = self._list.next_update.timestamp()
         except (OSError, CredentialsError):
             pass  # none yet, or ended: HQ has a newer one
 
@@ -62,6 +63,11 @@ class Revocations:
                 write_atomic(self._path, answer.crl)
             self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links
             self._ends_s = found.next_update.timestamp()
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is a list that has not ended, however long ago it was asked for."""
+        return self._list is not None and time.time() < self._ends_s
 
     def revoked_at(self, serial: str) -> int:
         """When the certificate of that serial number was revoked, ms since 1970, or 0."""

@@ -265,6 +265,8 @@ def unconfirmed_error(item: Outgoing, waited: str) -> CipherBoxError:
     """What to tell the owner of an envelope that was not confirmed in time."""
     reason = f": {item.trouble}" if item.trouble is not None else ""
     first = message_id(item.envelope_id, 0)
-    return Queued(
+    error = Queued(
         f"HQ has not confirmed message {first} within {waited}{reason}. It is kept in the outbox and goes out by itself"
     )
+    error.message_ids = tuple(str(message_id(item.envelope_id, i)) for i in range(item.count))
+    return error

@@ -138,6 +138,11 @@ def encode_exported(exported: Exported) -> bytes:
     return encode_receipt(exported.receipt) + exported.leaf.encode() + tail
 
 
+def read_receipt(raw: bytes) -> tuple[Receipt, int]:
+    """The receipt at the start of ``raw``, and where it ends."""
+    return _receipt(raw)
+
+
 def decode_receipt(raw: bytes) -> Receipt:
     """A receipt alone; MalformedEnvelope unless every byte is accounted for."""
     receipt, at = _receipt(raw)
@@ -146,9 +151,8 @@ def decode_receipt(raw: bytes) -> Receipt:
     return receipt
 
 
-def decode_exported(raw: bytes) -> Exported:
-    """A receipt with leaf and path."""
-    receipt, at = _receipt(raw)
+def decode_leaf(raw: bytes, at: int) -> tuple[Leaf, int]:
+    """The leaf that begins at ``at``, and where it ends."""
     try:
         sender = _text(raw[at + 1 : at + 1 + raw[at]])
         at += 1 + raw[at]
@@ -157,11 +161,21 @@ def decode_exported(raw: bytes) -> Exported:
         if count > LIMITS.messages or at + count > len(raw):
             raise MalformedEnvelope("the receipt's outcomes do not fit into it")
         messages = tuple(Outcome(value) for value in raw[at : at + count])
-        index, steps = _PATH.unpack_from(raw, at + count)
-        at += count + _PATH.size
-        path = tuple(raw[at + 32 * i : at + 32 * i + 32] for i in range(steps))
         leaf = Leaf(sender, envelope_id, generation, envelope_hash, accepted_at, Outcome(outcome), messages)
     except (struct.error, IndexError, ValueError):
+        raise MalformedEnvelope("these bytes are not a receipt") from None
+    return leaf, at + count
+
+
+def decode_exported(raw: bytes) -> Exported:
+    """A receipt with leaf and path."""
+    receipt, at = _receipt(raw)
+    leaf, at = decode_leaf(raw, at)
+    try:
+        index, steps = _PATH.unpack_from(raw, at)
+        at += _PATH.size
+        path = tuple(raw[at + 32 * i : at + 32 * i + 32] for i in range(steps))
+    except struct.error:
         raise MalformedEnvelope("these bytes are not a receipt") from None
     if at + 32 * steps != len(raw):
         raise MalformedEnvelope("the receipt has the wrong length")

@@ -52,8 +52,10 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
 
         shown = shell("status", message_id, home=lab)
         assert shown.code == 0, shown.err
-        assert "from FL-LAB, accepted by HQ at" in shown.out
-        assert "waiting" in shown.out
+        assert f"Message {message_id} to CA-RC" in shown.out
+        assert "confirmed by HQ" in shown.out
+        assert "waits at HQ for CA-RC" in shown.out
+        assert "no receipt yet from CA-RC" in shown.out
 
         shown = shell("receive", "--count", "1", "--idle", "30", home=center)
         assert shown.code == 0, shown.err
@@ -69,8 +71,24 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
         assert received["sent_timestamp"].endswith("Z")
 
         shown = shell("status", message_id, "--json", home=lab)
-        (trace,) = json.loads(shown.out)["traces"]
+        report = json.loads(shown.out)
+        (trace,) = report["traces"]
         assert (trace["state"], trace["client_id"], trace["attempts"]) == ("acknowledged", "CA-RC", 1)
+        happened = [step["what"] for step in report["timeline"]]
+        assert sorted(happened) == ["acknowledged", "confirmed", "delivered", "opened", "sealed"]
+        assert report["not_signed"] == []
+        shown = shell("status", message_id, home=lab)
+        assert "opened by CA-RC (receipt verified)" in shown.out
+
+        proof = tmp_path / "proof.json"
+        shown = shell("receipt", "export", message_id, "--output", str(proof), home=lab)
+        assert shown.code == 0, shown.err
+        shown = shell("receipt", "verify", str(proof), home=lab)
+        assert shown.code == 0, shown.err
+        assert f"CA-RC opened message {message_id} of FL-LAB." in shown.out
+        stranger = shell("receipt", "verify", str(proof), home=tmp_path / "nobody")
+        assert stranger.code == 7
+        assert "compare the fingerprint" in stranger.err
 
         shown = shell("fetch", home=center)
         assert shown.code == 0, shown.err

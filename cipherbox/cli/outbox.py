@@ -1,0 +1,178 @@
+"""`outbox`: what this machine has sealed and what became of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import home_of, json_option, run, sure
+from cipherbox.cli.status import MessageId
+from cipherbox.errors import NotFound
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+    from cipherbox.client.outbox_rows import Row
+
+T = TypeVar("T")
+
+
+@click.group()
+def outbox() -> None:
+    """What this machine has sealed: waiting for HQ, confirmed, or set aside with the reason."""
+
+
+@outbox.command("list")
+@click.option("--all", "everything", is_flag=True, help="Also what HQ has confirmed.")
+@click.option("--last", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
+@json_option
+@click.pass_context
+def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) -> None:
+    """List what is not confirmed yet, or was refused; with --all everything, newest last."""
+    from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
+    from cipherbox.client.outbox_rows import ASIDE, WAITING
+
+    async def work(client: Client) -> list[Row]:
+        kept = client.outbox().outbox
+        call = (lambda: kept.newest(last)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=last))
+        found = await client.outbox().store(call)
+        assert isinstance(found, list)
+        return found
+
+    rows = _offline(ctx, work)
+    if as_json:
+        print_json([_record(row) for row in rows])
+        return
+    table(
+        ("message", "more", "to", "sealed", "size", "state", "reason"),
+        [
+            (
+                _first(row), row.messages - 1, safe(", ".join(row.recipients)), time_text(row.sealed_at),
+                size_text(row.size), _state(row), safe(row.reason) or "-",
+            )
+            for row in rows
+        ],
+        empty="nothing waits, nothing was refused",
+    )  # fmt: skip
+    if any(row.state == ASIDE for row in rows):
+        next_step(f"try one again: cipherbox outbox retry {_first(next(r for r in rows if r.state == ASIDE))}")
+
+
+@outbox.command("show")
+@click.argument("message_id", type=MessageId())
+@json_option
+@click.pass_context
+def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> None:
+    """Show what is kept of MESSAGE_ID."""
+    from cipherbox.cli.output import print_json, record
+
+    row = _offline(ctx, lambda client: _row(client, message_id))
+    if as_json:
+        print_json(_record(row))
+    else:
+        record(_record(row))
+
+
+@outbox.command("retry")
+@click.argument("message_id", type=MessageId())
+@click.option("--seal-again", is_flag=True, help="Seal it anew for the keys and the route of now.")
+@click.pass_context
+def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) -> int:
+    """Send MESSAGE_ID again: the same bytes, or with --seal-again its next generation.
+
+    Harmless when HQ has it: it is stored once, and its recipients open it once.
+    """
+    from cipherbox.cli.output import say
+    from cipherbox.client.outbox_rows import WAITING
+
+    async def work(client: Client) -> bool:
+        row = await _row(client, message_id)
+        post = client.outbox()
+        if seal_again:
+            return await post.seal_again(row.envelope_id) and await _confirmed(client, row)
+        if not await post.store(post.outbox.again, row.envelope_id):
+            return False
+        post.look()
+        return await _confirmed(client, row)
+
+    async def _confirmed(client: Client, row: Row) -> bool:
+        import trio
+
+        with trio.move_on_after(client.line.tries * client.line.timeout_s):
+            while not client.line.away:
+                await trio.sleep(0.1)
+                now = await _row(client, message_id)
+                if now.state != WAITING:
+                    break
+        return True
+
+    if not _offline(ctx, work):
+        raise NotFound(f"the bytes of message {message_id} are no longer here: its recipients have signed for it")
+    row = _offline(ctx, lambda client: _row(client, message_id))
+    say(f"{message_id}: {_state(row)}{f', {row.reason}' if row.reason else ''}")
+    return Exit.OK if row.state == 1 else Exit.QUEUED if row.state == WAITING else Exit.REFUSED
+
+
+@outbox.command("cancel")
+@click.argument("message_id", type=MessageId())
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
+    """Give up MESSAGE_ID, which HQ has not confirmed.  If it reached HQ all the same, it is delivered."""
+    from cipherbox.cli.output import say
+    from cipherbox.client.outbox_rows import CANCELLED, CONFIRMED, Refused
+
+    row = _offline(ctx, lambda client: _row(client, message_id))
+    if row.state == CONFIRMED:
+        raise NotFound(f"HQ has confirmed message {message_id}; it can no longer be cancelled here")
+    sure(f"Give up {row.messages} message(s) to {', '.join(row.recipients)}?", yes)
+
+    async def work(client: Client) -> None:
+        post = client.outbox()
+        out = Refused(row.envelope_id, row.generation, 0, "cancelled", CANCELLED)
+        await post.store(lambda: post.outbox.write(refused=[out]))
+
+    _offline(ctx, work)
+    say(f"{message_id} will not be sent.")
+
+
+async def _row(client: Client, message_id: uuid.UUID) -> Row:
+    row = await client.sent(message_id)
+    if row is None:
+        raise NotFound(f"message {message_id} was not sent from this home, or its history was dropped")
+    return row
+
+
+def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Works on the outbox whether or not HQ can be reached."""
+    from cipherbox.client.api import open_client
+
+    async def main() -> T:
+        async with open_client(home_of(ctx), keep_trying=True) as client:
+            return await work(client)
+
+    return run(main)
+
+
+def _first(row: Row) -> str:
+    return str(uuid.UUID(bytes=row.envelope_id))
+
+
+def _state(row: Row) -> str:
+    from cipherbox.client.outbox_rows import CONFIRMED, STATES
+
+    if row.state == CONFIRMED:
+        return "opened by all" if row.owed <= 0 else f"confirmed, {row.owed} not signed"
+    return STATES[row.state]
+
+
+def _record(row: Row) -> dict[str, object]:
+    return {
+        "message_id": _first(row), "messages": row.messages, "recipients": list(row.recipients),
+        "exchange": row.exchange, "routing_key": row.routing_key, "generation": row.generation,
+        "bytes": row.size, "sealed_at": row.sealed_at, "accepted_at": row.accepted_at, "state": _state(row),
+        "reason": row.reason, "kept": row.content_key is not None,
+    }  # fmt: skip

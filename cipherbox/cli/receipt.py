@@ -1,0 +1,103 @@
+"""`receipt`: a recipient's signed word, as a file that anybody can verify."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import CLIENT_ID, home_of, json_option
+from cipherbox.cli.outbox import _offline
+from cipherbox.cli.status import MessageId
+from cipherbox.errors import ConfigError, NotFound
+
+
+@click.group()
+def receipt() -> None:
+    """Proof that a recipient opened or refused a message: export it, verify it offline."""
+
+
+@receipt.command("export")
+@click.argument("message_id", type=MessageId())
+@click.option("--recipient", type=CLIENT_ID, help="Whose receipt. [default: all that are there]")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False),
+    help="The file, for one recipient. [default: MESSAGE_ID-RECIPIENT.receipt.json here]",
+)  # fmt: skip
+@click.pass_context
+def receipt_export(ctx: click.Context, message_id: uuid.UUID, recipient: str | None, output: Path | None) -> None:
+    """Write the receipts for MESSAGE_ID as files, with everything that is needed to verify them."""
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.portable import write_atomic
+
+    found = _offline(ctx, lambda client: client.export_receipts(message_id))
+    if recipient is not None:
+        found = {name: data for name, data in found.items() if name == recipient}
+    if not found:
+        who = recipient or "nobody"
+        text = f"{who} has not signed" if recipient else "nobody has signed"
+        raise NotFound(f"{text} for message {message_id} yet")
+    if output is not None and len(found) > 1:
+        raise click.UsageError(f"Say which --recipient: {', '.join(found)} have signed.")
+    for name, data in found.items():
+        path = output or Path(f"{message_id}-{name}.receipt.json")
+        write_atomic(path, data)
+        say(str(path))
+    next_step(f"anybody verifies it with: cipherbox receipt verify {path}")
+
+
+@receipt.command("verify")
+@click.argument("file", type=click.File("rb"))
+@click.option(
+    "--root", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The root certificate (PEM)."
+)
+@click.option("--fingerprint", help="Its SHA-256, as HQ's admin tells it, in hexadecimal.")
+@json_option
+@click.pass_context
+def receipt_verify(
+    ctx: click.Context, file: BinaryIO, root: Path | None, fingerprint: str | None, as_json: bool
+) -> int:
+    """Verify the receipt in FILE, without any network.
+
+    Who is believed is the root certificate: of this machine's home, of --root, or the one with --fingerprint.  Without
+    any of them the file is checked, its root's fingerprint is shown for you to compare, and the exit code is 7.
+    """
+    from cipherbox.cli.output import fail, print_json, safe, say, time_text, warn
+    from cipherbox.envelope.receiptfile import verify_file
+
+    wanted = _wanted(ctx, root, fingerprint)
+    statement = verify_file(file.read())
+    trusted = wanted == statement.root_sha256
+    if as_json:
+        import attrs
+
+        print_json({**attrs.asdict(statement), "root_trusted": trusted})
+    elif wanted and not trusted:
+        fail(f"The receipt is signed under another root: SHA-256 {statement.root_sha256}.")
+    else:
+        did = "opened" if statement.outcome == "opened" else f"refused ({safe(statement.outcome)})"
+        say(f"{safe(statement.recipient)} {did} message {statement.message_id} of {safe(statement.sender)}.")
+        say(f"Signed {time_text(statement.signed_at)}; HQ accepted the message {time_text(statement.accepted_at)}.")
+        say(f"SHA-256 of the envelope: {statement.envelope_sha256}")
+        say(f"Root certificate, SHA-256: {statement.root_sha256}")
+        if not trusted:
+            warn("Nobody said which root to believe: compare the fingerprint with HQ's, or say --root, --fingerprint.")
+    return Exit.OK if trusted else Exit.KEYS
+
+
+def _wanted(ctx: click.Context, root: Path | None, fingerprint: str | None) -> str:
+    from cipherbox import pki
+    from cipherbox.client.home import ROOT
+
+    if fingerprint is not None:
+        return fingerprint.replace(":", "").replace(" ", "").lower()
+    path = root or home_of(ctx) / ROOT
+    try:
+        return pki.fingerprint(pki.load_pem(path.read_bytes(), str(path))[0]).hex()
+    except OSError as error:
+        if root is not None:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+        return ""

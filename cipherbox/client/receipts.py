@@ -1,0 +1,152 @@
+"""Receipts others sent this client: taken in from the mailbox `.sys` by whatever command is running.
+
+A group counts when its signature verifies against the recipient's keys as this client believes them, when it came from
+that recipient, and when it speaks of an envelope that was sent to that recipient with that hash.  The outbox keeps it,
+with the keys it was signed with, so that it can be exported and verified years later.  The same receipt again, a leaf
+that says nothing new, and one from somebody who was not a recipient change nothing.
+
+A recipient that lacks the key an envelope was sealed to gets the next generation, sealed to the keys it has now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.client.consume import Delivery
+from cipherbox.client.events import SENDER
+from cipherbox.client.outbox_rows import Signed
+from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+_PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
+SETTLE_S = 1.0
+MENDED = frozenset({Outcome.KEY_MISSING})
+
+
+class ReceiptTaker:
+    """See the module."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.taken = trio.Event()  # replaced at each news
+        self._began = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+
+    async def settle(self) -> None:
+        """Waits a moment for what lies in the mailbox now."""
+        with trio.move_on_after(SETTLE_S):
+            await self._began.wait()
+            await trio.sleep(SETTLE_S / 4)
+            await self._idle.wait()
+
+    async def run(self) -> None:
+        """Until cancelled; errors end here, and what could not be taken comes again."""
+        while True:
+            try:
+                await self._consume()
+            except CipherBoxError:
+                await trio.sleep(_PAUSE_S)
+
+    async def _consume(self) -> None:
+        client = self._client
+        async with client.consume_unopened(f"{client.mailbox}.sys") as consumer:
+            self._began.set()
+            while True:
+                done = []
+                batch = await consumer.batch(64)
+                self._idle = trio.Event()
+                for delivery in batch:
+                    if await self._take(delivery):
+                        done.append(delivery)
+                if done:
+                    await client.ack(done)
+                self._idle.set()
+
+    async def _take(self, delivery: Delivery) -> bool:
+        """Whether it may be acknowledged."""
+        client = self._client
+        try:
+            await client.opener.open(delivery)
+        except EnvelopeError as error:
+            await client.opener.refuse(delivery, error)
+            return False
+        for message in delivery.messages:
+            if message.content_type != TYPE:
+                continue  # of a newer program; it is not for this one
+            try:
+                await self._group(delivery, message.content)
+            except EnvelopeError as error:
+                client.events.say(SENDER, f"A receipt from {delivery.sender_id} does not hold: {error}")
+        return True
+
+    async def _group(self, delivery: Delivery, raw: bytes) -> None:
+        client = self._client
+        group = decode_group(raw)
+        receipt = group.receipt
+        if receipt.recipient != delivery.sender_id:
+            raise SignatureInvalid(f"it speaks for {receipt.recipient}")
+        bundle = await client.directory.sender(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
+        verify_group(group, bundle)
+        post = client.post
+        assert post is not None
+        news = await post.store(
+            post.outbox.sign, bundle.raw, bundle.hash, receipt.recipient, raw, hashlib.sha256(raw).digest(),
+            self._outcomes(group),
+        )  # fmt: skip
+        assert isinstance(news, list)
+        if not news:
+            return
+        self._say(news)
+        self.taken.set()
+        self.taken = trio.Event()
+        for one in news:
+            if one.outcome in MENDED:
+                await self._mend(one)
+
+    def _outcomes(self, group: Group) -> list[Signed]:
+        me = self._client.client_id
+        receipt = group.receipt
+        return [
+            Signed(
+                leaf.envelope_id, leaf.generation, receipt.recipient, leaf.outcome, receipt.at, index,
+                leaf.envelope_hash,
+            )
+            for index, leaf in enumerate(group.leaves)
+            if leaf is not None and leaf.sender == me
+        ]  # fmt: skip
+
+    def _say(self, news: list[Signed]) -> None:
+        events = self._client.events
+        if not events.heard:
+            return
+        for one in news:
+            if one.outcome == Outcome.OPENED:
+                text = f"{one.recipient} opened {{}}; its receipt verifies"
+            else:
+                text = f"{one.recipient} refused {{}}: {words(one.outcome)}; its receipt verifies"
+            events.messages(SENDER, text, one.envelope_id, 1, mark=one.outcome == Outcome.OPENED)
+
+    async def _mend(self, one: Signed) -> None:
+        client = self._client
+        assert client.post is not None
+        try:
+            client.directory.refresh(one.recipient)
+            await client.post.seal_again(one.envelope_id)
+        except CipherBoxError as error:
+            client.events.say(SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}")
+
+
+def words(outcome: int) -> str:
+    """An outcome as people say it."""
+    try:
+        return Outcome(outcome).name.lower().replace("_", " ")
+    except ValueError:
+        return f"outcome {outcome}"

@@ -1,0 +1,125 @@
+"""A group: one signed receipt and all its leaves, those about other senders' envelopes as hashes only.
+
+What a recipient sends to one sender, and what that sender keeps: any of its leaves can be exported from it later, with
+the path to the root.  The bytes are in the manual page `receipt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+import attrs
+
+from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.envelope.kinds import SignatureSuite
+from cipherbox.envelope.receipt import (
+    USE,
+    Exported,
+    Leaf,
+    Receipt,
+    decode_leaf,
+    encode_receipt,
+    encode_unsigned,
+    leaf_hash,
+    merkle_path,
+    merkle_root,
+    read_receipt,
+    verify_receipt,
+)
+from cipherbox.errors import MalformedEnvelope, SignatureInvalid
+from cipherbox.limits import LIMITS
+
+TYPE = "application/vnd.cipherbox.receipts"
+_HASH, _LEAF = b"\x00", b"\x01"
+
+
+@attrs.frozen
+class Group:
+    """``leaves[i]`` is None where only ``hashes[i]`` is known."""
+
+    receipt: Receipt
+    leaves: tuple[Leaf | None, ...]
+    hashes: tuple[bytes, ...]
+
+    def export(self, index: int) -> Exported:
+        """One leaf with its path, to be shown alone."""
+        leaf = self.leaves[index] if 0 <= index < len(self.leaves) else None
+        if leaf is None:
+            raise MalformedEnvelope("the receipt has no such leaf")
+        return Exported(self.receipt, leaf, index, merkle_path(self.hashes, index))
+
+
+@attrs.frozen
+class Unsigned:
+    """Leaves of one commit, hashed; `digest` is what the recipient signs for use `receipt`."""
+
+    recipient: str
+    at: int
+    bundle_hash: bytes
+    suite: SignatureSuite
+    senders: tuple[str, ...]
+    encoded: tuple[bytes, ...]
+    hashes: tuple[bytes, ...]
+    root: bytes
+
+    @classmethod
+    def over(
+        cls, recipient: str, at: int, bundle_hash: bytes, suite: SignatureSuite, leaves: Sequence[Leaf]
+    ) -> Unsigned:
+        """``at``: ms since 1970.  InvalidRequest for no leaf."""
+        encoded = tuple(leaf.encode() for leaf in leaves)
+        hashes = tuple(map(leaf_hash, encoded))
+        senders = tuple(leaf.sender for leaf in leaves)
+        return cls(recipient, at, bundle_hash, suite, senders, encoded, hashes, merkle_root(hashes))
+
+    @property
+    def digest(self) -> bytes:
+        count = len(self.hashes)
+        unsigned = encode_unsigned(self.recipient, self.at, self.bundle_hash, self.root, count, self.suite)
+        return hashlib.sha256(unsigned).digest()
+
+    def group(self, signatures: bytes, sender: str) -> bytes:
+        """The group for one sender, signed."""
+        count = len(self.hashes)
+        receipt = Receipt(self.recipient, self.at, self.bundle_hash, self.root, count, self.suite, signatures)
+        out = [encode_receipt(receipt)]
+        for name, leaf, digest in zip(self.senders, self.encoded, self.hashes, strict=True):
+            out += (_LEAF, leaf) if name == sender else (_HASH, digest)
+        return b"".join(out)
+
+
+def decode_group(raw: bytes) -> Group:
+    """A group; MalformedEnvelope unless every byte is accounted for."""
+    receipt, at = read_receipt(raw)
+    leaves: list[Leaf | None] = []
+    hashes: list[bytes] = []
+    if len(raw) > LIMITS.receipt_bytes or receipt.leaf_count > len(raw) // 33:
+        raise MalformedEnvelope("the receipt has more leaves than bytes")
+    for _ in range(receipt.leaf_count):
+        kind = raw[at : at + 1]
+        if kind == _LEAF:
+            leaf, end = decode_leaf(raw, at + 1)
+            leaves.append(leaf)
+            hashes.append(leaf_hash(raw[at + 1 : end]))
+            at = end
+        elif kind == _HASH and at + 33 <= len(raw):
+            leaves.append(None)
+            hashes.append(raw[at + 1 : at + 33])
+            at += 33
+        else:
+            raise MalformedEnvelope("these bytes are not a receipt")
+    if at != len(raw):
+        raise MalformedEnvelope("bytes follow the receipt")
+    return Group(receipt, tuple(leaves), tuple(hashes))
+
+
+def verify_group(group: Group, bundle: KeyBundle) -> None:
+    """The signature, and that the leaves are those that were signed: SignatureInvalid."""
+    verify_receipt(group.receipt, bundle)
+    if not hmac.compare_digest(merkle_root(group.hashes), group.receipt.root):
+        raise SignatureInvalid("the receipt's leaves are not those that were signed")
+
+
+__all__ = ["TYPE", "USE", "Group", "Unsigned", "decode_group", "verify_group"]
