@@ -32,6 +32,8 @@ survives it.  Codes are never reused.
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
+    +-- FileError                a file that cannot be sent as it is
+    |   +-- FileChanged          it changed or vanished while it was sent
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
 """
@@ -293,6 +295,14 @@ class NotAllowed(BundleError, code=0x0607):
 
 class ConfigError(CipherBoxError, code=0x0700):
     """The configuration is not valid."""
+
+
+class FileError(CipherBoxError, code=0x0900):
+    """A file cannot be sent as it is."""
+
+
+class FileChanged(FileError, code=0x0901):
+    """The file changed or vanished while it was sent."""
 
 
 class StoreError(CipherBoxError, code=0x0800):

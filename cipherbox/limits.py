@@ -45,6 +45,14 @@ class Limits:
     receipt_bytes: int = 1024 * 1024  # 65,536 outcomes and a path
     clock_ahead_ms: int = 24 * 3600 * 1000  # an id from further in the future is a wrong clock
 
+    # Files.
+    file_from_bytes: int = 8 * 1024 * 1024  # larger files travel in parts; smaller ones are a message
+    part_bytes: int = 2 * 1024 * 1024  # of a file: what is in flight fits into memory on every side
+    part_bytes_most: int = 8 * 1024 * 1024  # taken from others
+    parts: int = 240_000  # of one file: their hashes fit into one manifest
+    path_names: int = 32  # directories above a file
+    parts_in_flight: int = 8  # unconfirmed; each is read once and held until HQ has it
+
     # Batching and windows.
     batch_bytes: int = 1024 * 1024  # a full envelope of the publisher
     batch_messages: int = 8192  # beyond it a larger batch gains nothing measurable

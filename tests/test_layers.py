@@ -36,7 +36,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "client": (
         (GROUND - {"ops"}) | {"wire", "envelope", "sealing"},
-        {"attrs", "trio", "cryptography", "nacl", "orjson"},
+        {"attrs", "trio", "cryptography", "nacl", "orjson", "zstandard"},
     ),
 }
 CLI_ONLY = {"click", "rich"}

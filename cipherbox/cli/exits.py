@@ -25,6 +25,7 @@ class Exit(enum.IntEnum):
     PROTOCOL = 9
     OUTPUT = 10
     QUEUED = 11
+    FILE = 12
     BUG = 70
     INTERRUPTED = 130
 
@@ -42,6 +43,7 @@ MEANING: dict[Exit, str] = {
     Exit.PROTOCOL: "the two ends did not understand each other",
     Exit.OUTPUT: "the work is done, but its result could not be printed: standard output is closed, full, or not read",
     Exit.QUEUED: "kept in this machine's outbox and not yet where it was waited for; it goes on by itself",
+    Exit.FILE: "a file changed, vanished, or cannot be sent as it is; nothing of it gets a name at the recipient",
     Exit.BUG: "a mistake in CipherBox itself",
     Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before it was done (`serve` and `receive` have no end and give 0)",
 }
@@ -53,6 +55,7 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
     (errors.NetworkError, Exit.NETWORK),
     (errors.CredentialsError, Exit.CREDENTIALS),
     (errors.ConfigError, Exit.CONFIG),
+    (errors.FileError, Exit.FILE),
     (errors.StoreError, Exit.STORE),
     (errors.BundleError, Exit.KEYS),
     (errors.EnvelopeError, Exit.ENVELOPE),
@@ -82,6 +85,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.BundleRolledBack: "HQ showed an old key. Tell the admin; do not send until it is explained.",
     errors.BundleExpired: "Its owner must connect once (cipherbox receive) to publish a new one.",
     errors.UnsafeMix: "Ask the recipient with the older key to join again, or send to each separately.",
+    errors.FileChanged: "Send it again when it is complete, or with --copy, which keeps a copy of it as it is now.",
     errors.StoreLocked: "Stop the other process that uses this directory, or choose another directory.",
     errors.SchemaTooNew: "Install the newer cipherbox.pyz that wrote it.",
     errors.VersionMismatch: "Install the same cipherbox.pyz on both machines.",

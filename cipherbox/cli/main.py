@@ -36,6 +36,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "send": ("send", "send", "Seal a message or file and send it."),
         "receive": ("receive", "receive", "Receive, open and acknowledge until stopped."),
         "fetch": ("receive", "fetch", "Take what waits now, then stop."),
+        "agent": ("agent", "agent", "Send from a folder and receive into another, for good."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
         "outbox": ("outbox", "outbox", "What was sent from here and is under way; retry, cancel."),
         "receipt": ("receipt", "receipt", "Proof that a recipient opened a message."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, home_of, json_option, run
+from cipherbox.cli.send_files import collect, in_parts, progress, send_all
 from cipherbox.errors import Queued
 from cipherbox.limits import LIMITS
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
-_LAB_TYPES = {".hl7": "application/hl7-v2", ".jsonl": "application/jsonl", ".fhir": "application/fhir+json"}
 
 
 @click.command()
@@ -32,10 +31,12 @@ _LAB_TYPES = {".hl7": "application/hl7-v2", ".jsonl": "application/jsonl", ".fhi
 @click.option(
     "--file",
     "files",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True),
     multiple=True,
-    help="Send this file; repeatable, one message each.",
+    help="Send this file, of any size, or directory; repeatable.",
 )
+@click.option("--compress", is_flag=True, help="Compress large files before sealing. [manual: files]")
+@click.option("--copy", is_flag=True, help="Keep a copy of large files until they are opened; else they must stay.")
 @click.option("--type", "content_type", default="", help="Content type. [default: from the file's name; text]")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header, sealed too; repeatable.")
 @click.option("--expires", type=DURATION, help="Give up what was not received within this time, for example 7d.")
@@ -54,6 +55,8 @@ def send(
     exchange: str | None,
     key: str | None,
     files: tuple[Path, ...],
+    compress: bool,
+    copy: bool,
     content_type: str,
     headers: tuple[str, ...],
     expires: float | None,
@@ -67,6 +70,7 @@ def send(
     \b
     cipherbox send --to CA-RC 'Sample 17 is ready'
     cipherbox send --to CA-RC --to SF-RC --file results.csv
+    cipherbox send --to CA-RC --file run-42/ --file scan.tif
     cipherbox send --exchange lab_reports --key all --file report.hl7
     some-program | cipherbox send --to CA-RC --wait opened
 
@@ -81,34 +85,42 @@ def send(
         raise click.UsageError("A route needs its routing key: --key KEY.")
     if content is not None and files:
         raise click.UsageError("Give the content as an argument or as --file, not both.")
-    messages = _messages(content, files, content_type, _headers(headers))
+    large = tuple(path for path in files if in_parts(path))
+    files = tuple(path for path in files if path not in large)
+    messages = _messages(content, files, content_type, _headers(headers)) if files or not large else []
     expires_at = int((time.time() + expires) * 1000) if expires else 0
 
-    async def main() -> tuple[Confirmation, bool]:
+    async def main() -> tuple[list[Confirmation], bool]:
         from cipherbox.client.api import open_client
 
+        done: list[Confirmation] = []
         async with open_client(home_of(ctx), on_event=None if as_json else print_event, keep_trying=True) as client:
-            confirmation = await client.publish(
-                messages,
-                to=list(to) or None,
-                exchange=exchange or "",
-                routing_key=key or "",
-                expires_at=expires_at,
-                partial=partial,
-                wait=until != "queued",
-            )
-            envelopes = [envelope for envelope, _ in confirmation.envelopes]
+            where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
+            if messages:
+                more = {"expires_at": expires_at, "partial": partial, "wait": until != "queued"}
+                done.append(await client.publish(messages, **where, **more))  # type: ignore[arg-type]
+            if large:
+                recipients = list(to) or await client.readers(exchange or "", key or "")
+                options = {"compress": compress, "copy": copy}
+                with progress(quiet=as_json) as tell:
+                    done += await send_all(
+                        client, collect(large), recipients, content_type, on_progress=tell, **options
+                    )
             if until in ("queued", "confirmed"):
-                return confirmation, True
-            return confirmation, await client.wait_for(envelopes, until, within)
+                return done, True
+            envelopes = [envelope for one in done for envelope, _ in one.envelopes]
+            return done, await client.wait_for(envelopes, until, within)
 
     try:
-        confirmation, arrived = run(main)
+        confirmations, arrived = run(main)
     except Queued as error:
         if as_json:
             print_json({"message_ids": error.message_ids, "state": "queued", "reason": str(error)})
         raise
-    ids = [str(message_id) for message_id in confirmation.message_ids]
+    if not confirmations:
+        raise click.UsageError("There is no file in that directory.")
+    confirmation = confirmations[0]
+    ids = [str(message_id) for one in confirmations for message_id in one.message_ids]
     if as_json:
         print_json(
             {
@@ -129,19 +141,11 @@ def send(
     return Exit.OK if arrived else Exit.QUEUED
 
 
-def guess_type(path: Path) -> str:
-    """The content type by the file's name, the same on every system; bytes that are nothing else are binary."""
-    known = mimetypes.MimeTypes(()).guess_type(path.name)[0]
-    return _LAB_TYPES.get(path.suffix.lower()) or known or BINARY
-
-
 def _messages(content: str | None, files: tuple[Path, ...], kind: str, headers: dict[str, str]) -> list[Message]:
+    from cipherbox.client.files import guess_type
     from cipherbox.sealing.body import Message
 
     if files:
-        for path in files:
-            if path.stat().st_size > LIMITS.envelope_bytes:
-                raise click.UsageError(f"{path} is larger than {LIMITS.envelope_bytes // 1024**2} MiB; split it first.")
         return [
             Message(path.read_bytes(), kind or guess_type(path), {"filename": path.name, **headers}) for path in files
         ]

@@ -137,6 +137,13 @@ class Client(Tracking, AdminCalls):
         """Who would read what is published there: ``queues`` (each ``queue`` and ``readers``) and a ``version``."""
         return await self.sealer.resolve(exchange, routing_key)
 
+    async def readers(self, exchange: str, routing_key: str) -> list[str]:
+        """Who reads a route, if the allow-list permits them all; NotAllowed names who is not on it."""
+        address = Address.make(
+            None, exchange, routing_key, "", stanza=None, cipher=None, allow_mixed=True, expires_at=0, partial=False
+        )
+        return list((await self.sealer.target(address, anew=True)).names)
+
     # -- consuming ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -235,11 +242,11 @@ class Client(Tracking, AdminCalls):
         return f"box.{self.client_id}"
 
     async def readable_queues(self) -> list[str]:
-        """Every queue this client reads, without the boxes for file parts and receipts."""
+        """Every queue this client reads, the box for files last, without the box for receipts."""
         rows = await self.list("queues")
-        hidden = {f"{self.mailbox}.bulk", f"{self.mailbox}.sys"}
+        bulk = f"{self.mailbox}.bulk"
         names = [str(r["name"]) for r in rows if r.get("owner") == self.client_id or self.client_id in r["readers"]]
-        return [name for name in names if name not in hidden] or [self.mailbox]
+        return [*(n for n in names if n not in (bulk, f"{self.mailbox}.sys")), bulk]
 
     async def _admit(self, delivery: Delivery) -> bool:
         return await self.opener.admit(delivery)
@@ -257,7 +264,8 @@ class Client(Tracking, AdminCalls):
     def _say(self, deliveries: list[Delivery], text: str, *, mark: bool = False) -> None:
         if self.events.heard:
             for delivery in deliveries:
-                self.events.messages(RECEIVER, text, delivery.envelope_id, delivery.count, mark=mark)
+                if not delivery.quiet:
+                    self.events.messages(RECEIVER, text, delivery.envelope_id, delivery.count, mark=mark)
 
 
 @asynccontextmanager

@@ -90,6 +90,11 @@ class Delivery:
         return [message_id(self.envelope_id, index) for index in range(self.count)]
 
     @property
+    def quiet(self) -> bool:
+        """Parts of files and receipts: the log has a line for the whole, not for each of them."""
+        return self.queue.endswith((".bulk", ".sys"))
+
+    @property
     def opened(self) -> bool:
         return self._messages is not None
 

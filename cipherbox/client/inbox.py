@@ -17,10 +17,12 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cipherbox.client.arriving import INCOMING, Arriving, is_file, transfer_of
+from cipherbox.client.arriving import STEP as ARRIVING
 from cipherbox.client.lines import Received, lines_of
 from cipherbox.client.localdb import open_database
 from cipherbox.envelope.ids import id_time_ms
@@ -60,14 +62,17 @@ CREATE TABLE refusals (
   receipt INTEGER, PRIMARY KEY (sender, envelope_id, generation, outcome)
 ) WITHOUT ROWID;
 CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, root BLOB NOT NULL);
-""",
+"""
+    + ARRIVING,
 )
 
 
 class Inbox:
     """The inbox of one home; the caller holds the home's lock.  Methods block on the disk."""
 
-    def __init__(self, home: Path, on_cut: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, home: Path, on_cut: Callable[[int], None] | None = None, incoming: Path | None = None
+    ) -> None:
         self._home = home
         self._length = self._added = self._watermark = 0
         self._highest: dict[str, bytes] = {}
@@ -77,6 +82,8 @@ class Inbox:
             self._prepare()
             self._file = open(home / LINES, "r+b", buffering=0, opener=_private)  # noqa: SIM115
             cut = self._cut_back()
+            self._arriving = Arriving(incoming or home / INCOMING, home / "data", self._db, self._step)
+            self.arrived = self._arriving.resume()  # files that got their names; the receiver says so
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the inbox in {home} cannot be opened: {error}") from None
         if cut and on_cut is not None:
@@ -106,24 +113,41 @@ class Inbox:
 
     def record(self, batch: Sequence[Received]) -> list[bytes]:
         """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded."""
-        try:
-            lines = [lines_of(received, self._beside) for received in batch]
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+        with self._failing():
+            lines = [lines_of(received, self._beside) for received in batch if not is_file(received)]
+            taken = self._arriving.take([received for received in batch if is_file(received)])
+
+            def work(_: sqlite3.Connection) -> None:
                 self._insert(batch)
-                self._append(lines)
-                self._db.execute("UPDATE state SET value = ? WHERE name = 'length'", (self._length + self._added,))
-                self._commit()
-            except BaseException:
-                self._undo()
-                raise
+                self._arriving.record(self._db, taken)
+
+            self._step(work, lines)
+            for received in batch:
+                if received.envelope_id > self._highest.get(received.sender, b""):
+                    self._highest[received.sender] = received.envelope_id
+            self.arrived += self._arriving.complete([key for one in taken if (key := transfer_of(one)) is not None])
+        return lines
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the inbox cannot record messages: {error}; nothing was acknowledged") from None
+
+    def _step(self, work: Callable[[sqlite3.Connection], None], lines: Sequence[bytes]) -> None:
+        """One transaction: what ``work`` writes and the lines, all or nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            work(self._db)
+            self._append(lines)
+            if self._added:
+                self._db.execute("UPDATE state SET value = ? WHERE name = 'length'", (self._length + self._added,))
+            self._commit()
+        except BaseException:
+            self._undo()
+            raise
         self._length += self._added
-        for received in batch:
-            if received.envelope_id > self._highest.get(received.sender, b""):
-                self._highest[received.sender] = received.envelope_id
-        return lines
 
     def forget(self, before_ms: int) -> int:
         """Drops rows of ids from before that time and raises the watermark to it; how many."""
@@ -191,8 +215,10 @@ class Inbox:
             highest.items(),
         )
 
-    def _append(self, lines: list[bytes]) -> None:
+    def _append(self, lines: Sequence[bytes]) -> None:
         self._added = sum(map(len, lines))
+        if not self._added:
+            return
         self._file.seek(self._length)
         for data in _joined(lines):
             view = memoryview(data)
@@ -223,7 +249,7 @@ class Inbox:
         }
 
 
-def _joined(lines: list[bytes]) -> Iterator[bytes]:
+def _joined(lines: Sequence[bytes]) -> Iterator[bytes]:
     """Many small pieces as few; large ones as they are, since joining would copy them."""
     small: list[bytes] = []
     for data in lines:

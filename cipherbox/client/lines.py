@@ -66,6 +66,17 @@ def lines_of(received: Received, beside: Beside) -> bytes:
     return lines[0] if len(lines) == 1 else b"".join(lines)
 
 
+def file_line(sender: str, envelope_id: bytes, sent_ms: int, content: dict[str, Any]) -> bytes:
+    """The line of a file that arrived whole; the message is its manifest."""
+    line = {
+        "message_id": f"{_stem(envelope_id)}0000",
+        "sender_id": sender,
+        "sent_timestamp": timestamp(sent_ms),
+        "content": content,
+    }
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
 def _of_one_type(received: Received, messages: Messages) -> bytes | None:
     kind = messages.same_type
     if kind is None or not is_text(kind):

@@ -77,7 +77,8 @@ class Opener:
         if sender is None:
             sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
         delivery.fill(open_envelope(delivery.sighted, self._identity, sender))
-        self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
+        if not delivery.quiet:
+            self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
 
     async def admit(self, delivery: Delivery) -> bool:
         """Opens the delivery, or refuses it to HQ; whether it is open."""

@@ -64,6 +64,17 @@ CREATE TABLE receipts (
 );
 CREATE UNIQUE INDEX receipts_by_hash ON receipts (hash);
 CREATE TABLE bundles (hash BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE transfers (
+    number INTEGER PRIMARY KEY, id BLOB NOT NULL, file TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL, part_bytes INTEGER NOT NULL, recipients TEXT NOT NULL, content_type TEXT NOT NULL,
+    compress INTEGER NOT NULL, copied INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '', manifest BLOB, made_at INTEGER NOT NULL, done_bytes INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE parts (
+    transfer INTEGER NOT NULL, part INTEGER NOT NULL, hash BLOB NOT NULL, envelope_id BLOB NOT NULL,
+    PRIMARY KEY (transfer, part)
+) WITHOUT ROWID;
+CREATE INDEX parts_by_envelope ON parts (envelope_id);
 CREATE TABLE proofs (proof INTEGER PRIMARY KEY, bytes BLOB NOT NULL, leaves BLOB NOT NULL);
 """,
 )
@@ -82,6 +93,16 @@ class Outbox(OutboxReading):
         except BaseException:
             self._db.close()
             raise
+
+    @property
+    def database(self) -> tuple[sqlite3.Connection, Path]:
+        """The connection and its file, for the tables of `transfers`."""
+        return self._db, self._path
+
+    @property
+    def directory(self) -> Path:
+        """Where envelopes and copies of files lie."""
+        return self._files
 
     def close(self) -> None:
         with suppress(sqlite3.Error):

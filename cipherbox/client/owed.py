@@ -102,7 +102,7 @@ class OwedReceipts:
     def _owed(self) -> list[Owed]:
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, 0 FROM envelopes"
+                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome FROM envelopes"
                 " WHERE receipt IS NULL ORDER BY number LIMIT ?",
                 (MOST,),
             ).fetchall()

@@ -229,7 +229,7 @@ class Sealer:
             exchange=target.exchange, routing_key=target.routing_key, expires_at=address.expires_at,
             generation=generation, cipher=address.cipher, keys=target.keys,
         )  # fmt: skip
-        if self.events.heard:
+        if self.events.heard and target.routing_key not in (".bulk", ".sys"):
             self.events.messages(SENDER, "Encrypted {} for " + ", ".join(target.names), sealed.envelope_id, count)
         fresh = Fresh(
             sealed.raw, sealed.envelope_id, generation, count, target.exchange, target.routing_key, target.names,

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
+from cipherbox.client.arriving import is_file
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK
@@ -42,18 +44,26 @@ OnLines = Callable[[list[bytes]], None]
 
 
 class Receiver:
-    """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope."""
+    """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope.
 
-    def __init__(self, client: Client, *, on_lines: OnLines | None = None) -> None:
+    ``incoming``: where files from others get their names; None: data/incoming.
+    """
+
+    def __init__(
+        self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | None = None
+    ) -> None:
         self.client = client
+        self._incoming = incoming
         self.received = 0  # messages recorded
         self.duplicates = 0  # envelopes that came again
+        self.files = 0  # files that became whole
         self.refused = 0  # envelopes that could not be opened
         self._home = client.home.path
         self._events = client.events
         self._on_lines = on_lines
         self._inbox: Inbox | None = None
         self._owed: OwedReceipts | None = None
+        self._locked = False
         self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
         self._under_way: set[Key] = set()  # ids of the batch that is being written
         self._under_way_count = 0  # and its messages
@@ -63,15 +73,28 @@ class Receiver:
         self._failure: CipherBoxError | None = None
 
     @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the home's lock; within it, `run` and `drain` do not take it again."""
+        if self._locked:
+            yield
+            return
+        with lock_file(self._home / LOCK, f"the inbox in {self._home}"):
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    @contextmanager
     def _opened(self) -> Iterator[Inbox]:
         if self.client.home.identity is None:
             raise Forbidden("an admin's machine holds no key that opens a message; enrol a client for that")
-        with lock_file(self._home / LOCK, f"the inbox in {self._home}"):
+        with self.locked():
             def was_cut(cut: int) -> None:
                 text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
                 self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
 
-            inbox = Inbox(self._home, was_cut)
+            inbox = Inbox(self._home, was_cut, self._incoming)
             self._inbox = inbox
             try:
                 self._owed = OwedReceipts(self.client)
@@ -174,7 +197,7 @@ class Receiver:
                     await self._refuse(delivery, error, Outcome.TOO_OLD)
                 else:
                     new.append(await self._open(delivery))
-                    count += len(new[-1].messages)
+                    count += _counted(new[-1])
                     seen.add((delivery.sender_id, delivery.envelope_id))
                     done.append(delivery)
             except EnvelopeError as error:
@@ -195,7 +218,7 @@ class Receiver:
 
     def _set_out(self, new: list[Received]) -> None:
         self._under_way = {(one.sender, one.envelope_id) for one in new}
-        self._under_way_count = sum(len(one.messages) for one in new)
+        self._under_way_count = sum(map(_counted, new))
 
     async def _recorded(self) -> None:
         """Waits until nothing is being written; raises what went wrong with it."""
@@ -210,11 +233,18 @@ class Receiver:
         inbox = self._inbox
         assert inbox is not None
         lines = await trio.to_thread.run_sync(inbox.record, new)
-        self.received += sum(len(one.messages) for one in new)
         if self._owed is not None:
             self._owed.came()
+        arrived, inbox.arrived = inbox.arrived, []
+        for file in arrived:
+            self.files += 1
+            self.received += 1
+            text = f"{file.file} from {file.sender} is whole: {file.manifest.size} bytes"
+            self._events.say(RECEIVER, text, mark=True)
         for one in new:
-            self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
+            if not is_file(one):
+                self.received += len(one.messages)
+                self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
         if self._on_lines is not None:
             self._on_lines(lines)
 
@@ -239,7 +269,9 @@ class Receiver:
 
     async def _open(self, delivery: Delivery) -> Received:
         prefix = delivery.sighted.layout.prefix
-        self._events.messages(RECEIVER, f"Received {{}} from {prefix.sender}", prefix.envelope_id, prefix.message_count)
+        if not delivery.quiet:
+            text = f"Received {{}} from {prefix.sender}"
+            self._events.messages(RECEIVER, text, prefix.envelope_id, prefix.message_count)
         await self.client.opener.open(delivery)
         return Received(
             prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
@@ -276,3 +308,8 @@ class Receiver:
         """Waits for HQ's word on the acks that are out; each has its own bound."""
         while self._acks_open:
             await self._moved.wait()
+
+
+def _counted(one: Received) -> int:
+    """Messages that this will be; a file counts when it is whole."""
+    return 0 if is_file(one) else len(one.messages)

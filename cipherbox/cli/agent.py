@@ -1,0 +1,56 @@
+"""`agent`: the folder service of a lab or center machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cipherbox.cli.options import home_of, run
+
+
+@click.command()
+@click.option(
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Where the folders are. [default: your --home]"
+)
+@click.pass_context
+def agent(ctx: click.Context, folder: Path | None) -> None:
+    """Send what is put into a folder, and receive into another, until Ctrl-C.
+
+    \b
+    outgoing/CA-RC/           files here go to CA-RC; CA-RC+SF-RC goes to both
+    outgoing/@EXCHANGE/KEY/   files here go to whoever reads that route, as far as you permit them
+    sent/  failed/            where they are moved; beside a failed file lies NAME.reason.txt
+    incoming/FL-LAB/          what came, under its name when it is whole
+
+    Messages enter data/received_messages.jsonl as with `receive`.  What other commands left in the outbox goes out too.
+    HQ away, a cut line, a restart: nothing needs doing.
+    """
+    import trio
+
+    from cipherbox.cli.output import print_event, say, warn
+    from cipherbox.client.agent import Agent
+    from cipherbox.client.api import open_client
+    from cipherbox.ops.systemd import notify
+    from cipherbox.portable import stop_signals
+
+    where = (folder or home_of(ctx)).absolute()
+
+    async def main() -> Agent:
+        with trio.open_signal_receiver(*stop_signals()) as signals:
+            async with open_client(home_of(ctx), on_event=print_event, keep_trying=True) as client:
+                service = Agent(client, where)
+                async with trio.open_nursery() as nursery:
+
+                    async def until_stopped() -> None:
+                        async for _ in signals:
+                            nursery.cancel_scope.cancel()
+
+                    nursery.start_soon(until_stopped)
+                    await nursery.start(service.run)
+                    warn(f"Watching {where / 'outgoing'}; Ctrl-C stops.")
+                    notify("READY=1")
+                return service
+
+    service = run(main)
+    say(f"{service.sent} file(s) sent, {service.failed} failed, {service.receiver.received} message(s) received.")

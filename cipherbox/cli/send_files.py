@@ -1,0 +1,112 @@
+"""`send` for files that travel in parts, and for directories: what is taken, progress, what is said at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cipherbox.limits import LIMITS
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+    from cipherbox.client.files import OnProgress
+    from cipherbox.client.publish import Confirmation
+    from cipherbox.client.transfers import Transfer
+
+_TENTH = 10  # plain progress: a line for each tenth
+
+
+class Taken(NamedTuple):
+    """A file to be sent and the names its recipients see."""
+
+    file: Path
+    path: tuple[str, ...]
+
+
+def in_parts(path: Path) -> bool:
+    """Whether this travels in parts: a directory, or a file too large for a message."""
+    return path.is_dir() or path.stat().st_size > LIMITS.file_from_bytes
+
+
+def collect(paths: Sequence[Path]) -> list[Taken]:
+    """Every file, those of directories with the directory's name before; links are followed to files only."""
+    found: list[Taken] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(Taken(path, (path.name,)))
+            continue
+        top = path.resolve()
+        for folder, names, files in os.walk(top):
+            names.sort()
+            inside = Path(folder).relative_to(top).parts
+            found += [Taken(Path(folder, name), (top.name, *inside, name)) for name in sorted(files)]
+    return found
+
+
+async def send_all(
+    client: Client, taken: Sequence[Taken], recipients: Sequence[str], kind: str, *, compress: bool, copy: bool,
+    on_progress: OnProgress,
+) -> list[Confirmation]:  # fmt: skip
+    """Sends one after the other; the confirmations of the manifests."""
+    from cipherbox.client.files import guess_type, send_file
+
+    done = []
+    for one in taken:
+        done.append(
+            await send_file(
+                client, one.file, one.path, recipients, kind or guess_type(one.file), compress=compress, copy=copy,
+                on_progress=on_progress,
+            )
+        )
+    return done
+
+
+@contextmanager
+def progress(*, quiet: bool = False) -> Iterator[OnProgress]:
+    """A bar for each file on a terminal; elsewhere a line for each tenth."""
+    if quiet:
+        yield lambda transfer, done: None
+    elif sys.stderr.isatty():
+        with _bars() as bars:
+            yield bars
+    else:
+        yield _Lines()
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Speed
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
+    tasks: dict[int, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+
+        def tell(transfer: Transfer, done: int) -> None:
+            from cipherbox.portable import escape_text
+
+            if transfer.number not in tasks:
+                tasks[transfer.number] = shown.add_task(escape_text("/".join(transfer.path)), total=transfer.size)
+            shown.update(tasks[transfer.number], completed=done)
+
+        yield tell
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._said: dict[int, int] = {}
+
+    def __call__(self, transfer: Transfer, done: int) -> None:
+        from cipherbox.cli.output import size_text, warn
+        from cipherbox.portable import escape_text
+
+        tenth = _TENTH * done // transfer.size if transfer.size else _TENTH
+        if tenth > self._said.get(transfer.number, -1):
+            self._said[transfer.number] = tenth
+            name = escape_text("/".join(transfer.path))
+            warn(f"{name}: {tenth * 100 // _TENTH} %, {size_text(done)} of {size_text(transfer.size)} at HQ")

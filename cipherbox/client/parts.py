@@ -1,0 +1,134 @@
+"""Parts and manifests of files: messages <-> what they say.  The bytes are in the manual page `files`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import orjson
+
+from cipherbox.errors import MalformedEnvelope
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import Message
+
+PART = "application/vnd.cipherbox.part"
+MANIFEST = "application/vnd.cipherbox.manifest"
+ZSTD = "zstd"
+
+
+@attrs.frozen
+class Part:
+    """One part as it came; ``data`` is already expanded."""
+
+    transfer: bytes
+    number: int
+    part_bytes: int
+    data: bytes | memoryview = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Manifest:
+    """What a whole file is; ``hashes`` are SHA-256 of its parts, ``modified_at`` ms since 1970."""
+
+    transfer: bytes
+    path: tuple[str, ...]
+    size: int
+    part_bytes: int
+    hashes: tuple[bytes, ...] = attrs.field(repr=False)
+    modified_at: int
+    content_type: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the hashes of the parts: what names this content, hexadecimal."""
+        return hashlib.sha256(b"".join(self.hashes)).hexdigest()
+
+
+def part_message(transfer: bytes, number: int, part_bytes: int, data: bytes, *, compress: bool) -> Message:
+    """A part as a message; compressed only where that makes it smaller."""
+    headers = {"transfer": transfer.hex(), "part": str(number), "part_bytes": str(part_bytes)}
+    if compress:
+        import zstandard
+
+        small = zstandard.ZstdCompressor().compress(data)
+        if len(small) < len(data):
+            return Message(small, PART, {**headers, "encoding": ZSTD})
+    return Message(data, PART, headers)
+
+
+def read_part(message: Message) -> Part:
+    """The part in a message; MalformedEnvelope if it is none."""
+    headers = message.headers
+    try:
+        transfer = _transfer(headers["transfer"])
+        number, part_bytes = int(headers["part"]), int(headers["part_bytes"])
+    except (KeyError, ValueError):
+        raise MalformedEnvelope("this message is not a part of a file") from None
+    if not (0 <= number < LIMITS.parts and 0 < part_bytes <= LIMITS.part_bytes_most):
+        raise MalformedEnvelope("the part has a number or a size that is not allowed")
+    data: bytes = message.content
+    encoding = headers.get("encoding", "")
+    if encoding == ZSTD:
+        data = _expanded(data, part_bytes)
+    elif encoding:
+        raise MalformedEnvelope(f"the part is encoded as {encoding[:40]!r}, which this program does not know")
+    if not 0 < len(data) <= part_bytes:
+        raise MalformedEnvelope("the part is empty or larger than it says")
+    return Part(transfer, number, part_bytes, data)
+
+
+def _expanded(data: bytes, most: int) -> bytes:
+    import zstandard
+
+    try:
+        found = zstandard.ZstdDecompressor().stream_reader(data).read(most + 1)
+    except (zstandard.ZstdError, MemoryError):
+        raise MalformedEnvelope("the part does not expand") from None
+    return bytes(found)
+
+
+def manifest_message(manifest: Manifest) -> Message:
+    """A manifest as a message."""
+    document = {
+        "transfer": manifest.transfer.hex(),
+        "path": list(manifest.path),
+        "size": manifest.size,
+        "part_bytes": manifest.part_bytes,
+        "parts": b"".join(manifest.hashes).hex(),
+        "modified_at": manifest.modified_at,
+        "content_type": manifest.content_type,
+    }
+    return Message(orjson.dumps(document), MANIFEST)
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """The manifest in a message's content; MalformedEnvelope if it is none, or does not agree with itself."""
+    try:
+        document: dict[str, Any] = orjson.loads(content)
+        raw = bytes.fromhex(document["parts"])
+        manifest = Manifest(
+            _transfer(document["transfer"]), tuple(document["path"]), document["size"], document["part_bytes"],
+            tuple(raw[at : at + 32] for at in range(0, len(raw), 32)), document["modified_at"],
+            document["content_type"],
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        raise MalformedEnvelope("this message is not the manifest of a file") from None
+    numbers = (manifest.size, manifest.part_bytes, manifest.modified_at)
+    texts: Sequence[object] = (*manifest.path, manifest.content_type)
+    if not all(type(n) is int and n >= 0 for n in numbers) or not all(type(t) is str for t in texts):
+        raise MalformedEnvelope("the manifest has a value of the wrong kind")
+    if not 1 <= len(manifest.path) <= LIMITS.path_names + 1 or not 0 < manifest.part_bytes <= LIMITS.part_bytes_most:
+        raise MalformedEnvelope("the manifest has a path or a part size that is not allowed")
+    if len(raw) % 32 or len(manifest.hashes) != -(-manifest.size // manifest.part_bytes):
+        raise MalformedEnvelope("the manifest names another number of parts than its size needs")
+    return manifest
+
+
+def _transfer(text: str) -> bytes:
+    raw = bytes.fromhex(text)
+    if len(raw) != 16:
+        raise ValueError(text)
+    return raw
+

@@ -1,0 +1,117 @@
+"""The agent over a real HQ: folder to folder, over restarts, with what cannot be sent set aside and explained."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cipherbox.client import agent as module
+from cipherbox.client.agent import Agent
+from cipherbox.errors import StoreLocked
+from tests.client.real_hq import real_hq
+from tests.client.waiting import until
+
+
+@pytest.fixture
+async def hq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module, "SETTLE_S", 0.1)
+    monkeypatch.setattr(module, "LOOK_S", 0.05)
+    async with real_hq(tmp_path) as found:
+        await found.join("FL-LAB", "CA-RC")
+        yield found
+
+
+@asynccontextmanager
+async def running(hq: Any, name: str, folder: Path, said: list[Any] | None = None) -> AsyncIterator[Agent]:
+    listen = said.append if said is not None else None
+    async with hq.client(name, keep_trying=True, pause_max_s=0.2, on_event=listen) as client:
+        async with trio.open_nursery() as nursery:
+            agent = Agent(client, folder)
+            await nursery.start(agent.run)
+            yield agent
+            nursery.cancel_scope.cancel()
+
+
+def put(folder: Path, where: str, content: bytes) -> Path:
+    path = folder / "outgoing" / where
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+async def test_from_folder_to_folder(hq: Any, tmp_path: Path) -> None:
+    lab, center = tmp_path / "lab", tmp_path / "center"
+    put(lab, "CA-RC/before.txt", b"was there")
+    put(lab, "CA-RC/.hidden", b"no")
+    put(lab, "CA-RC/now.part", b"no")
+    async with running(hq, "FL-LAB", lab) as sender, running(hq, "CA-RC", center):
+        put(lab, "CA-RC/deep/down/x.bin", b"\0" * 3_000_000)
+        put(lab, "CA-RC/empty", b"")
+        incoming = center / "incoming" / "FL-LAB"
+        await until(lambda: (incoming / "deep/down/x.bin").exists() and (incoming / "empty").exists(), 30)
+        assert (incoming / "before.txt").read_bytes() == b"was there"
+        assert (incoming / "deep/down/x.bin").read_bytes() == b"\0" * 3_000_000
+        await until(lambda: sender.sent == 3)
+    assert (lab / "sent/CA-RC/deep/down/x.bin").exists()
+    assert sorted(p.name for p in (lab / "outgoing/CA-RC").iterdir() if p.is_file()) == [".hidden", "now.part"]
+    assert sorted(p.name for p in incoming.iterdir()) == ["before.txt", "deep", "empty"]
+
+
+async def test_hq_away_and_a_restart_send_each_file_once(hq: Any, tmp_path: Path) -> None:
+    lab, center = tmp_path / "lab", tmp_path / "center"
+    async with hq.client("FL-LAB") as client:
+        await client.publish("so that the keys are known", to="CA-RC")
+    await hq.stop()
+    file = put(lab, "CA-RC/kept.txt", b"patience")
+    async with running(hq, "FL-LAB", lab):
+        await trio.sleep(0.5)
+        assert file.exists()
+    await hq.start()
+    async with running(hq, "FL-LAB", lab) as sender, running(hq, "CA-RC", center):
+        await until(lambda: sender.sent == 1, 30)
+        # As if it had been killed before it moved the file.
+        (lab / "sent/CA-RC/kept.txt").rename(file)
+        await until(lambda: sender.sent == 2, 30)
+        await until(lambda: (center / "incoming/FL-LAB/kept.txt").exists(), 30)
+        await trio.sleep(0.3)
+    assert len(list((center / "incoming/FL-LAB").iterdir())) == 1
+
+
+async def test_what_cannot_be_sent_is_set_aside_and_explained(hq: Any, tmp_path: Path) -> None:
+    lab = tmp_path / "lab"
+    said: list[Any] = []
+    put(lab, "XX-RC/x.txt", b"nobody")
+    put(lab, "no client/x.txt", b"nowhere")
+    put(lab, "@labs/all/x.txt", b"no such exchange")
+    async with running(hq, "FL-LAB", lab, said) as agent:
+        await until(lambda: agent.failed == 2, 30)
+        await until(lambda: (lab / "failed/@labs/all/x.txt.reason.txt").exists())
+    assert "XX-RC" in (lab / "failed/XX-RC/x.txt.reason.txt").read_text()
+    assert (lab / "outgoing/no client/x.txt").exists()
+    assert sum("leads nowhere" in line for line in said) == 1
+
+
+async def test_a_file_that_grows_is_sent_when_it_is_done(hq: Any, tmp_path: Path) -> None:
+    lab, center = tmp_path / "lab", tmp_path / "center"
+    async with running(hq, "FL-LAB", lab) as sender, running(hq, "CA-RC", center):
+        path = put(lab, "CA-RC/growing.log", b"")
+        for _ in range(10):
+            with path.open("ab") as file:
+                file.write(b"line\n")
+            await trio.sleep(0.05)
+        await until(lambda: sender.sent == 1, 30)
+        arrived = center / "incoming/FL-LAB/growing.log"
+        await until(arrived.exists, 30)
+    assert arrived.read_bytes() == b"line\n" * 10
+
+
+async def test_two_agents_on_one_home(hq: Any, tmp_path: Path) -> None:
+    async with running(hq, "FL-LAB", tmp_path / "lab"), hq.client("FL-LAB") as client:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            await Agent(client, tmp_path / "lab").run()
+        assert caught.group_contains(StoreLocked)

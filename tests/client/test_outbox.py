@@ -1,0 +1,250 @@
+"""The outbox over a real HQ: what is sealed survives everything, goes out once, and says what became of it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from cipherbox.client.outbox import DATABASE, FILES, Outbox
+from cipherbox.client.outbox_rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
+from cipherbox.client.receiver import Receiver
+from cipherbox.envelope.receiptfile import verify_file
+from cipherbox.errors import CipherBoxError, Damaged, Queued, SchemaTooNew, SignatureInvalid, UnknownRecipient
+from tests.client.real_hq import real_hq
+from tests.client.waiting import until
+
+
+@pytest.fixture
+async def hq(tmp_path: Path) -> Any:
+    async with real_hq(tmp_path) as found:
+        await found.join("FL-LAB", "CA-RC")
+        yield found
+
+
+def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> Fresh:
+    values: dict[str, Any] = {
+        "raw": bytes([number]) * size, "envelope_id": bytes([number]) * 14 + b"\0\0", "generation": generation,
+        "count": 1, "exchange": "", "routing_key": "", "recipients": ("CA-RC", "SF-RC"), "flags": 0,
+        "route_version": 0, "sealed_at": 1, "envelope_hash": bytes([number, generation]) * 16, "content_key": b"k" * 72,
+    }  # fmt: skip
+    return Fresh(**{**values, **more})
+
+
+def signed(item: Fresh, recipient: str, outcome: int = 0) -> Signed:
+    return Signed(item.envelope_id, item.generation, recipient, outcome, 5, 0, item.envelope_hash)
+
+
+def sign(outbox: Outbox, digest: int, *outcomes: Signed) -> list[Signed]:
+    return outbox.sign(b"bundle", b"b" * 32, outcomes[0].recipient, b"group", bytes([digest]) * 32, outcomes)
+
+
+@pytest.mark.parametrize("size", [100, 100_000], ids=["row", "file"])
+def test_bytes_stay_until_all_have_signed(tmp_path: Path, size: int) -> None:
+    outbox = Outbox(tmp_path)
+    item = fresh(1, size=size)
+    outbox.write([item])
+    (row,) = outbox.rows([WAITING])
+    assert (outbox.bytes_of(row), row.owed, row.size) == (item.raw, 2, size)
+    outbox.write(confirmed=[Confirmed(item.envelope_id, 0, 7, ("box.CA-RC",))])
+    assert len(sign(outbox, 1, signed(item, "CA-RC"))) == 1
+    assert sign(outbox, 1, signed(item, "CA-RC")) == []  # the same receipt again
+    assert sign(outbox, 2, signed(item, "CA-RC", outcome=4)) == []  # what was opened stays opened
+    assert sign(outbox, 3, signed(item, "NY-RC")) == []  # no recipient
+    assert sign(outbox, 4, signed(item._replace(envelope_hash=bytes(32)), "SF-RC")) == []  # of other bytes
+    (row,) = outbox.rows([CONFIRMED])
+    assert (row.owed, outbox.bytes_of(row)) == (1, item.raw)
+    assert len(sign(outbox, 5, signed(item, "SF-RC"))) == 1
+    (row,) = outbox.rows([CONFIRMED])
+    assert (row.owed, outbox.bytes_of(row), row.content_key) == (0, None, None)
+    assert list((tmp_path / FILES).iterdir()) == []
+    assert [o[:2] for o in outbox.outcomes(row.number)] == [("CA-RC", 0), ("SF-RC", 0)]
+    assert outbox.forget(1 << 60) == 1
+    outbox.close()
+
+
+def test_kept_only_until_confirmed(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, "confirmed")
+    outbox.write([fresh(1), fresh(2, size=100_000)])
+    outbox.write(confirmed=[Confirmed(fresh(n).envelope_id, 0, 7, ()) for n in (1, 2)])
+    assert all(outbox.bytes_of(row) is None for row in outbox.rows([CONFIRMED]))
+    assert list((tmp_path / FILES).iterdir()) == []
+    outbox.close()
+
+
+def test_news_about_an_earlier_generation_changes_nothing(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    first, second = fresh(1), fresh(1, generation=1, size=100_000)
+    outbox.write([first])
+    sign(outbox, 1, signed(first, "CA-RC"))
+    outbox.write([second])
+    outbox.write(refused=[Refused(first.envelope_id, 0, 1, "of the one before")])
+    outbox.write(confirmed=[Confirmed(first.envelope_id, 0, 7, ())])
+    (row,) = outbox.rows([WAITING])
+    assert (row.generation, row.owed, outbox.bytes_of(row)) == (1, 1, second.raw)  # CA-RC has opened it already
+    assert len(sign(outbox, 2, signed(second, "SF-RC"))) == 1
+    outbox.close()
+
+
+def test_of_a_replaced_envelope_nothing_is_left(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.write([fresh(1, size=100_000)])
+    outbox.write([fresh(2, replaces=fresh(1).envelope_id)])
+    assert [row.envelope_id for row in outbox.rows([WAITING])] == [fresh(2).envelope_id]
+    assert list((tmp_path / FILES).iterdir()) == []
+    outbox.close()
+
+
+def test_a_write_that_fails_keeps_nothing(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.write([fresh(1)])
+    with pytest.raises(TypeError):
+        outbox.write([fresh(2, size=100_000), fresh(3, recipients=None)])
+    assert len(outbox.rows([WAITING])) == 1
+    assert list((tmp_path / FILES).iterdir()) == []
+    outbox.close()
+
+
+def test_files_that_no_row_names_go_after_a_day(tmp_path: Path) -> None:
+    Outbox(tmp_path).close()
+    old, young = tmp_path / FILES / "old", tmp_path / FILES / "young"
+    for path in (old, young):
+        path.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    Outbox(tmp_path).close()
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_damaged_and_newer_databases_are_named(tmp_path: Path) -> None:
+    Outbox(tmp_path).close()
+    db = sqlite3.connect(tmp_path / DATABASE)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(SchemaTooNew, match=r"outbox\.sqlite3"):
+        Outbox(tmp_path)
+    (tmp_path / DATABASE).write_bytes(b"no database at all" * 100)
+    with pytest.raises(Damaged, match=r"outbox\.sqlite3 is damaged"):
+        Outbox(tmp_path)
+
+
+async def test_what_was_sealed_while_hq_was_away_goes_out_with_the_next_client(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("known", to="CA-RC")
+    await hq.stop()
+    ids = []
+    async with hq.client("FL-LAB", keep_trying=True, tries=2, timeout_s=1.0, pause_max_s=0.1) as lab:
+        for text in ("one", "two"):
+            with pytest.raises(Queued, match="kept in the outbox") as caught:
+                await lab.publish(text, to="CA-RC")
+            ids += caught.value.message_ids
+        timeline = await lab.timeline(ids[0])
+        assert [step.what for step in timeline.steps] == ["sealed", "waiting"]
+    await hq.start()
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        receiver = Receiver(center)
+        with trio.fail_after(20):
+            assert await receiver.run(count=3) == 3
+        assert [line["content"] for line in hq.lines("CA-RC")] == ["known", "one", "two"]
+        assert [line["message_id"] for line in hq.lines("CA-RC")][1:] == ids
+        with trio.fail_after(20):
+            while (row := await lab.sent(ids[1])) is None or row.owed:
+                await trio.sleep(0.01)
+
+
+async def test_receipts_are_verified_kept_and_exported(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        confirmation = await lab.publish(["a", "b"], to="CA-RC")
+        second = confirmation.message_ids[1]
+        assert (await lab.timeline(second)).open_for == ("CA-RC",)
+        with trio.fail_after(20):
+            await Receiver(center).run(count=2)
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+            assert await lab.wait_for([confirmation.envelope_id], "delivered", 10)
+        timeline = await lab.timeline(second)
+        assert timeline.open_for == ()
+        assert "opened" in [step.what for step in timeline.steps]
+        (data,) = (await lab.export_receipts(second)).values()
+    statement = verify_file(data)
+    assert (statement.message_id, statement.recipient, statement.outcome) == (str(second), "CA-RC", "opened")
+    with pytest.raises(SignatureInvalid, match="recipient"):
+        verify_file(data.replace(b'"recipient": "CA-RC"', b'"recipient": "SF-RC"'))
+    for at in range(0, len(data), 97):
+        changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        try:
+            found = verify_file(changed)
+            # Another root is what whoever verifies compares; nothing else may differ.
+            assert attrs.evolve(found, root_sha256=statement.root_sha256) == statement
+        except CipherBoxError:
+            pass
+
+
+async def test_a_refusal_is_kept_aside_with_its_reason_and_can_be_retried(hq: Any, monkeypatch: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("x", to="CA-RC")
+    async with hq.admin() as admin:
+        await admin.revoke("CA-RC")
+    async with hq.client("FL-LAB") as lab:
+        # The revocation list that this client has is from before.
+        monkeypatch.setattr(lab.revocations, "revoked_at", lambda serial: 0)
+        monkeypatch.setattr(lab.directory, "_renew", _nothing)
+        with pytest.raises(CipherBoxError, match="revoked"):
+            await lab.publish("too late", to="CA-RC")
+        await until(lambda: bool(lab.post.outbox.rows([ASIDE])))
+        (row,) = lab.post.outbox.rows([ASIDE])
+        assert "revoked" in row.reason
+        assert await lab.post.store(lab.post.outbox.again, row.envelope_id)
+        lab.post.look()
+        await until(lambda: bool(lab.post.outbox.rows([ASIDE])))
+
+
+async def _nothing(names: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def test_an_unknown_recipient_leaves_nothing_in_the_outbox(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        with pytest.raises(UnknownRecipient):
+            await lab.publish("x", to="XX-RC")
+        assert lab.post.outbox.counts() == {}
+
+
+async def test_a_message_sealed_again_is_delivered_once(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        confirmation = await lab.publish("once", to="CA-RC")
+        assert await lab.post.seal_again(confirmation.envelope_id)
+        with trio.fail_after(20):
+            assert await Receiver(center).run(count=1) == 1
+            while (row := await lab.sent(confirmation.message_ids[0])) is None or row.owed:
+                await trio.sleep(0.01)
+            assert row.generation == 1
+            assert await Receiver(center).run(idle_s=0.3) == 0
+        assert not await lab.post.seal_again(confirmation.envelope_id)  # its bytes are gone
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["once"]
+
+
+async def test_a_lost_key_is_answered_by_the_next_generation(hq: Any, monkeypatch: Any) -> None:
+    """The recipient says it has no such key; the sender seals again, and this time it is opened."""
+    from cipherbox.errors import KeyMissing
+
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        await lab.publish("for the new key", to="CA-RC")
+        real = center.opener.open
+        refused: list[int] = []
+
+        async def no_key_at_first(delivery: Any) -> None:
+            if delivery.sighted.layout.prefix.generation == 0:
+                refused.append(1)
+                raise KeyMissing("the envelope was sealed to a key which is not here")
+            await real(delivery)
+
+        monkeypatch.setattr(center.opener, "open", no_key_at_first)
+        with trio.fail_after(30):
+            assert await Receiver(center).run(count=1) == 1
+        assert refused
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["for the new key"]
