@@ -32,7 +32,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "store": (BASE | {"broker", "portable"}, {"attrs", "orjson"}),
     "server": (
         GROUND | {"wire", "envelope", "broker", "store"},
-        {"attrs", "trio", "cryptography", "orjson"},
+        {"attrs", "trio", "cryptography", "orjson", "nacl"},
     ),
     "client": (
         (GROUND - {"ops"}) | {"wire", "envelope", "sealing"},

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
+import attrs
+
 from cipherbox.broker import consume, listing, publish, topology
 from cipherbox.broker import model as m
 from cipherbox.broker.exchanges import Exchange
@@ -61,6 +63,17 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.RevokeClient: topology.revoke_client,
     m.List: listing.listing,
 }
+
+# What the signed log has a line for, when it changed something.
+_ACTS = frozenset(
+    [m.DeclareExchange, m.DeleteExchange, m.DeclareQueue, m.DeleteQueue, m.Bind, m.Unbind, m.Purge, m.Grant,
+     m.AddClient, m.RevokeClient]
+)  # fmt: skip
+
+
+def _detail(c: m.Command) -> dict[str, object]:
+    hidden = ("connection", "client", "correlation")
+    return {name: value for name, value in attrs.asdict(c).items() if name not in hidden}
 
 
 class Broker:
@@ -210,6 +223,14 @@ class Broker:
         elif isinstance(c, m.Command):
             self._ask(c, facts)
 
+    def _shape(self) -> tuple[int, ...]:
+        """Differs after a command that changed who may do what, or what there is."""
+        c = self.effects.changes
+        return (
+            len(c.clients), len(c.exchanges), len(c.dropped_exchanges), len(c.queues), len(c.dropped_queues),
+            len(c.bindings), len(c.dropped_bindings), len(c.grants), len(c.dropped_grants), len(c.dead),
+        )  # fmt: skip
+
     def _ask(self, c: m.Command, facts: Facts) -> None:
         answers = self.effects.answers.setdefault(c.connection, [])
         refusal = self.cut_off(c.connection, c.client)
@@ -222,8 +243,11 @@ class Broker:
             elif isinstance(c, m.Nack):
                 answers.append(consume.nack(self, c, facts))
             else:
+                before = self._shape()
                 answer = _HANDLERS[type(c)](self, c)
                 if answer is not None:
                     answers.append(answer)
+                if type(c) in _ACTS and self._shape() != before:
+                    self.effects.acts.append(m.Act(c.client, type(c).__name__, _detail(c)))
         except CipherBoxError as error:
             answers.append(Failed(c.correlation, error))

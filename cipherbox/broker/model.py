@@ -329,6 +329,23 @@ class Dead(NamedTuple):
     by: str  # client who did it, or "" for HQ
 
 
+class Act(NamedTuple):
+    """Something an admin, an owner or HQ itself changed."""
+
+    by: str  # client, or "" for HQ
+    what: str  # the command's name
+    detail: dict[str, object]
+
+
+class LogRow(NamedTuple):
+    """One entry of the signed log; the store keeps it with the commit it speaks of."""
+
+    index: int  # type: ignore[assignment]  # counts from 1
+    head: bytes
+    signature: bytes
+    body: bytes
+
+
 class Counters(NamedTuple):
     """Of one queue after this commit."""
 
@@ -381,6 +398,7 @@ class Changes:
     highest: dict[str, bytes] = attrs.Factory(dict)  # sender -> highest envelope id
     usage: dict[tuple[str, str], int] = attrs.Factory(dict)  # (sender, queue) -> bytes waiting, absolute
     bindings_version: int | None = None
+    log: LogRow | None = None  # put in by the engine
 
     def __bool__(self) -> bool:
         return any(getattr(self, a.name) not in ([], {}, None) for a in attrs.fields(Changes))
@@ -453,6 +471,8 @@ class Effects:
     handed: list[Handed] = attrs.Factory(list)
     closed: dict[int, CipherBoxError] = attrs.Factory(dict)  # connections to end (revoked)
     pages: list[tuple[str, int]] = attrs.Factory(list)  # (queue, after seq): to bring as facts next time
+    accepted: dict[int, list[Incoming]] = attrs.Factory(dict)  # connection -> stored now, in order: for the log
+    acts: list[Act] = attrs.Factory(list)  # for the log
 
 
 # -- what the store loads -----------------------------------------------------------------------------------------

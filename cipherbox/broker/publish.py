@@ -71,6 +71,7 @@ def publish(broker: Broker, command: Publish, facts: Facts) -> None:
         return
     fresh = broker.fresh
     highest = broker.highest
+    accepted = broker.effects.accepted.setdefault(command.connection, [])
     for item in command.items:
         sender = item[3]
         top = highest.get(sender)
@@ -78,9 +79,13 @@ def publish(broker: Broker, command: Publish, facts: Facts) -> None:
             if top is not None and item[4] <= top:
                 known = fresh.get((sender, item[4])) or facts.known.get((sender, item[4]))
                 if known is not None:
-                    answers.append(_again(broker, item, known))
+                    answer = _again(broker, item, known)
+                    answers.append(answer)
+                    if not answer.again:
+                        accepted.append(item)
                     continue
             answers.append(_accept(broker, command.connection, item, top))
+            accepted.append(item)
         except CipherBoxError as error:
             answers.append(Failed(item.correlation, error))
 

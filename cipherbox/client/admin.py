@@ -39,3 +39,8 @@ class AdminCalls:
         """Hands HQ what the offline CA signed; how many certificates."""
         answer: frames.Ok = await self.line.request(frames.ImportCertificates, document=document)
         return answer.count
+
+    async def read_log(self, after: int = 0, count: int = 1000) -> frames.LogEntries:
+        """A page of HQ's signed log: entries after that one, and the number of the newest."""
+        answer: frames.LogEntries = await self.line.request(frames.ReadLog, after=after, count=count)
+        return answer

@@ -62,7 +62,7 @@ class Client(Tracking, AdminCalls):
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
             outbox = Outbox(home.path, home.config.keep_until)
-            self.post = self.sealer.post = Post(line, outbox, events, self.sealer.seal_again)
+            self.post = self.sealer.post = Post(line, outbox, events, self.sealer.seal_again, home.config.client_id)
             nursery.start_soon(self.post.run)
         self.receipts = ReceiptTaker(self)
         self._welcome: frames.Welcome | None = None

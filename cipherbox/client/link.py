@@ -16,11 +16,17 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import trio
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import __version__, transport
 from cipherbox.client.tasks import background
+from cipherbox.envelope.kinds import label
 from cipherbox.errors import (
     CipherBoxError,
+    CredentialsError,
     FrameTooLarge,
     GoingAway,
     NetworkError,
@@ -55,6 +61,7 @@ class Link:
     """See the module; made by `open_link`."""
 
     welcome: frames.Welcome
+    log_key = b""  # of HQ's signed log, certified by the certificate of this connection; empty: HQ keeps none
 
     def __init__(self, stream: trio.abc.Stream, handler: Handler | None, beat_s: float) -> None:
         self.error: CipherBoxError | None = None
@@ -288,6 +295,8 @@ async def open_link(
                 raise fresh(link.error)
             if not hasattr(link, "welcome"):
                 raise TimedOut(f"HQ did not answer the opening within {timeout_s:g} s")
+            certificate = getattr(stream, "peer_certificate", lambda: None)()
+            link.log_key = known_log_key(link.welcome.log_key, certificate)
             yield link
         finally:
             link.end(NetworkError("this client closed the connection"))
@@ -298,3 +307,17 @@ async def open_link(
 def fresh(error: CipherBoxError) -> CipherBoxError:
     """The same error anew: one instance raised in many tasks would gather all their tracebacks."""
     return type(error)(str(error), error.detail)
+
+
+def known_log_key(stated: bytes, certificate: x509.Certificate | None) -> bytes:
+    """HQ's log key (32 bytes) if HQ's own certificate stands behind it; CredentialsError if another key signed."""
+    if not stated or certificate is None:
+        return b""
+    key = certificate.public_key()
+    try:
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise CredentialsError("HQ's certificate has no ECDSA key")
+        key.verify(stated[32:], label("log-key") + stated[:32], ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        raise CredentialsError("HQ's log key is not certified by HQ's certificate") from None
+    return stated[:32]

@@ -32,6 +32,7 @@ from cipherbox.client.outbox_rows import (
     UNTIL_OPENED,
     Confirmed,
     Fresh,
+    Proven,
     Refused,
     Signed,
 )
@@ -75,7 +76,9 @@ CREATE TABLE parts (
     PRIMARY KEY (transfer, part)
 ) WITHOUT ROWID;
 CREATE INDEX parts_by_envelope ON parts (envelope_id);
-CREATE TABLE proofs (proof INTEGER PRIMARY KEY, bytes BLOB NOT NULL, leaves BLOB NOT NULL);
+CREATE TABLE proofs (
+    proof INTEGER PRIMARY KEY, entry INTEGER NOT NULL, bytes BLOB NOT NULL, leaves BLOB NOT NULL
+);
 """,
 )
 class Outbox(OutboxReading):
@@ -111,8 +114,9 @@ class Outbox(OutboxReading):
     # -- what the sender writes ---------------------------------------------------------------------------------
 
     def write(
-        self, fresh: Sequence[Fresh] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = ()
-    ) -> None:
+        self, fresh: Sequence[Fresh] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = (),
+        proven: Sequence[Proven] = (),
+    ) -> None:  # fmt: skip
         """All of it durable, or none of it: StoreError."""
         dropped: list[str] = []
         written: list[Path] = []
@@ -128,6 +132,8 @@ class Outbox(OutboxReading):
                         dropped += self._next_generation(item, file, now)
                 self._insert(fresh, places, now)
                 self._confirm(confirmed, now, dropped)
+                for one in proven:
+                    self._prove(one)
                 for out in refused:
                     self._db.execute(
                         "UPDATE envelopes SET state = ?, code = ?, reason = ?, changed_at = ? "
@@ -222,6 +228,9 @@ class Outbox(OutboxReading):
             )
             gone = self._db.execute(f"DELETE FROM envelopes WHERE {which}", (before_ms,)).rowcount
             self._db.execute("DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)")
+            self._db.execute(
+                "DELETE FROM proofs WHERE proof NOT IN (SELECT proof FROM envelopes WHERE proof IS NOT NULL)"
+            )
         return gone
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -289,6 +298,14 @@ class Outbox(OutboxReading):
         if self._keep_until == UNTIL_CONFIRMED:
             for one in confirmed:
                 dropped += self._forget_bytes_of(one.envelope_id)
+
+    def _prove(self, one: Proven) -> None:
+        proof = self._db.execute(
+            "INSERT INTO proofs (entry, bytes, leaves) VALUES (?, ?, ?)", (one.entry, one.proof, one.leaves)
+        ).lastrowid
+        self._db.executemany(
+            "UPDATE envelopes SET proof = ? WHERE envelope_id = ?", [(proof, name) for name in one.envelope_ids]
+        )
 
     def _forget_bytes_of(self, envelope_id: bytes) -> list[str]:
         row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()

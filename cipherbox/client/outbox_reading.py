@@ -81,6 +81,16 @@ class OutboxReading:
             ).fetchone()
         return (row[0], row[1]) if row else None
 
+    def proof(self, number: int) -> tuple[int, bytes, bytes] | None:
+        """(entry of HQ's log, proof, leaves) for a row; None: HQ gave none."""
+        with translated(self._path):
+            row: tuple[int, bytes, bytes] | None = self._db.execute(
+                "SELECT p.entry, p.bytes, p.leaves FROM proofs p JOIN envelopes e ON e.proof = p.proof "
+                "WHERE e.number = ?",
+                (number,),
+            ).fetchone()
+        return row
+
     def size_bytes(self) -> int:
         """Bytes of all envelopes that are still here."""
         with translated(self._path):

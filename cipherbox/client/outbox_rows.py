@@ -42,6 +42,15 @@ class Confirmed(NamedTuple):
     queues: tuple[str, ...]
 
 
+class Proven(NamedTuple):
+    """HQ's proof that these envelopes are in its signed log; ``leaves``: theirs, joined, in order."""
+
+    entry: int
+    proof: bytes
+    leaves: bytes
+    envelope_ids: tuple[bytes, ...]
+
+
 class Refused(NamedTuple):
     """HQ will never take these bytes; ``state`` is ASIDE or CANCELLED."""
 

@@ -24,8 +24,9 @@ import trio
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.line import Line
 from cipherbox.client.outbox import Outbox
-from cipherbox.client.outbox_rows import Confirmed, Refused, Row
+from cipherbox.client.outbox_rows import Confirmed, Proven, Refused, Row
 from cipherbox.client.window import Outgoing
+from cipherbox.envelope.log import leaf, verify_proof
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,
@@ -34,6 +35,7 @@ from cipherbox.errors import (
     RouteChanged,
     StoreError,
 )
+from cipherbox.wire.frames import Confirm
 
 OUTCOME_PAUSE_S = 0.2  # outcomes alone wait so long for company
 ABANDONED_MS = 30_000  # a row that waits so long unchanged belongs to no process that sends
@@ -47,16 +49,18 @@ Reseal = Callable[[Row, bytes], Awaitable[Outgoing]]
 class Post:
     """See the module.  ``reseal`` seals a row's bytes again in the next generation."""
 
-    def __init__(self, line: Line, outbox: Outbox, events: Events, reseal: Reseal) -> None:
+    def __init__(self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, sender: str) -> None:
         self.outbox = outbox
-        self._line, self._events, self._reseal = line, events, reseal
+        self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
+        self._window.proven = self._check_proof
         self._fresh: list[Outgoing] = []
         self._fresh_bytes = 0
         self._behind: list[Outgoing] | None = []  # kept, and waiting behind what was left; None: nothing was left
         self._known: dict[bytes, int] = {}  # envelope id -> generation, of what this process sends
         self._confirmed: list[Confirmed] = []
         self._refused: list[Refused] = []
+        self._proven: list[Proven] = []
         self._turn = trio.Lock()  # the outbox takes one call at a time
         self._work = trio.Event()
         self._look = trio.Event()
@@ -132,14 +136,16 @@ class Post:
         fresh, self._fresh = self._fresh, []
         confirmed, self._confirmed = self._confirmed, []
         refused, self._refused = self._refused, []
-        if not (fresh or confirmed or refused):
+        proven, self._proven = self._proven, []
+        if not (fresh or confirmed or refused or proven):
             return
         kept = [item.fresh for item in fresh if item.fresh is not None]
         try:
-            await self.store(self.outbox.write, kept, confirmed, refused)
+            await self.store(self.outbox.write, kept, confirmed, refused, proven)
         except CipherBoxError as error:
             self._confirmed = confirmed + self._confirmed
             self._refused = refused + self._refused
+            self._proven = proven + self._proven
             failure = StoreError(f"the outbox cannot keep what was sealed, so it was not sent: {error}")
             for item in fresh:
                 self._known.pop(item.envelope_id, None)
@@ -214,6 +220,22 @@ class Post:
             item = Outgoing(raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version)
             item.generation, item.kept = row.generation, True
             self._send(item)
+
+    def _check_proof(self, frame: Confirm, items: list[Outgoing]) -> None:
+        """HQ's word that these are in its signed log: kept when it holds, said loudly when it does not."""
+        kept = [item.fresh for item in items if item.fresh is not None]
+        link = self._line.link
+        if link is None or not link.log_key or len(kept) != len(items):
+            return  # some were sealed by another process: the group cannot be put together again here
+        leaves = [leaf(f.envelope_id, f.generation, f.envelope_hash) for f in kept]
+        try:
+            head = verify_proof(frame.proof, self._sender, leaves, link.log_key)
+        except CipherBoxError as error:
+            self._events.say(SENDER, f"HQ's proof for {len(kept)} envelopes does not hold: {error}. Tell the admin")
+            return
+        names = tuple(f.envelope_id for f in kept)
+        self._proven.append(Proven(head.index, frame.proof, b"".join(leaves), names))
+        self._work.set()
 
     # -- outcomes -----------------------------------------------------------------------------------------------
 

@@ -80,7 +80,9 @@ class Tracking(TopologyCalls):
         report = await self._asked(row)
         accepted_at = row.accepted_at or (report.accepted_at if report is not None and report.found else 0)
         if accepted_at:
-            steps.append(Step(accepted_at, "confirmed", "confirmed by HQ: on its stable storage"))
+            proof = await self.outbox().store(self.outbox().outbox.proof, row.number)
+            entry = f", entry {proof[0]} of its signed log" if isinstance(proof, tuple) else ""
+            steps.append(Step(accepted_at, "confirmed", f"confirmed by HQ: on its stable storage{entry}"))
         else:
             steps.append(_not_confirmed(row, self.line.trouble))
         if report is not None and report.found:

@@ -68,6 +68,7 @@ class Window:
         self.unconfirmed: dict[int, Outgoing] = {}
         self.waiting: list[Outgoing] = []
         self.pause: Callable[[float], None] = lambda seconds: None  # set by the line: call resume() after so long
+        self.proven: Callable[[Confirm, list[Outgoing]], None] = lambda frame, items: None  # set by the post
         self.room_listeners: list[Callable[[], None]] = []  # publishers: called when room may have come free
         self._link: Link | None = None
         self._order = 0
@@ -157,6 +158,7 @@ class Window:
     def confirmed(self, frame: Confirm) -> None:
         """Settles everything a CONFIRM names."""
         places = [(tuple(p.queues), tuple(p.missing)) for p in frame.places]
+        proven: list[Outgoing] | None = [] if frame.proof else None
         for run in frame.ranges:
             if run.place >= len(places):
                 raise ProtocolError("CONFIRM names a place it does not hold")
@@ -164,9 +166,15 @@ class Window:
             result = Confirmed(frame.accepted_at, run.outcome == 1, queues, missing, frame.proof)
             for correlation in range(run.first, run.first + min(run.count, LIMITS.publish_window * 64)):
                 item = self._pop(correlation)
+                if item is None:
+                    proven = None  # one that this window does not know: the proof cannot be checked
+                elif proven is not None and run.outcome == 0:
+                    proven.append(item)
                 if item is not None and not item.gone:
                     item.result = result
                     self._settle(item)
+        if proven:
+            self.proven(frame, proven)
         self._busy = 0
         self.resume()
         self.tell_room()

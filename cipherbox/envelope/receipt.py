@@ -85,13 +85,19 @@ def _split_at(count: int) -> int:
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """The root over leaf hashes; InvalidRequest for none."""
+    """The root over leaf hashes; InvalidRequest for none.
+
+    Pairs level by level, an odd one rising alone: the tree of RFC 6962.
+    """
     if not leaves:
-        raise InvalidRequest("a receipt has at least one leaf")
-    if len(leaves) == 1:
-        return leaves[0]
-    k = _split_at(len(leaves))
-    return _node(merkle_root(leaves[:k]), merkle_root(leaves[k:]))
+        raise InvalidRequest("a tree has at least one leaf")
+    level, sha256 = list(leaves), hashlib.sha256
+    while len(level) > 1:
+        above = [sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
+        if len(level) % 2:
+            above.append(level[-1])
+        level = above
+    return level[0]
 
 
 def merkle_path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:

@@ -29,7 +29,7 @@ def _route(answer: Routed) -> frames.Route:
     return frames.Route(answer.correlation, answer.version, queues)
 
 
-def confirm(answers: Sequence[Confirmed]) -> bytes:
+def confirm(answers: Sequence[Confirmed], proof: tuple[int, bytes] = (0, b"")) -> bytes:
     """One CONFIRM for answers of one acceptance time: runs of ids with the same outcome and queues are one range."""
     places: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
     ranges: list[frames.ConfirmRange] = []
@@ -46,12 +46,15 @@ def confirm(answers: Sequence[Confirmed]) -> bytes:
         outcome, place = int(again), where
     ranges.append(frames.ConfirmRange(first, last - first + 1, outcome, place))
     where_list = [frames.Place(list(queues), list(missing)) for queues, missing in places]
-    return codec.encode(frames.Confirm(answers[0].accepted_at, 0, b"", where_list, ranges))
+    return codec.encode(frames.Confirm(answers[0].accepted_at, *proof, where_list, ranges))
 
 
-def _confirms(confirmed: list[Confirmed]) -> list[bytes]:
-    """As few CONFIRMs as there may be: one has one acceptance time and a bounded list of places."""
-    out: list[bytes] = []
+def _confirms(confirmed: list[Confirmed], proof: tuple[int, bytes] | None) -> list[bytes]:
+    """As few CONFIRMs as there may be: one has one acceptance time and a bounded list of places.
+
+    The proof goes with what was stored now, if that is all in one of them: only then can it be checked.
+    """
+    groups: list[list[Confirmed]] = []
     at = names = 0
     place: object = None
     for end, answer in enumerate(confirmed):
@@ -59,16 +62,19 @@ def _confirms(confirmed: list[Confirmed]) -> list[bytes]:
             place = (answer.queues, answer.missing)
             names += 1 + len(answer.queues) + len(answer.missing)
         if end > at and (names > _NAMES_PER_CONFIRM or answer.accepted_at != confirmed[at].accepted_at):
-            out.append(confirm(confirmed[at:end]))
+            groups.append(confirmed[at:end])
             at, names = end, 1 + len(answer.queues) + len(answer.missing)
-    out.append(confirm(confirmed[at:]))
-    return out
+    groups.append(confirmed[at:])
+    if proof is None:
+        return [confirm(group) for group in groups]
+    new = [group for group in groups if not all(answer.again for answer in group)]
+    return [confirm(group, proof) if len(new) == 1 and group is new[0] else confirm(group) for group in groups]
 
 
-def encode(answers: Sequence[Answer]) -> list[bytes]:
-    """The frames of one batch's answers, confirms first."""
+def encode(answers: Sequence[Answer], proof: tuple[int, bytes] | None = None) -> list[bytes]:
+    """The frames of one batch's answers, confirms first; ``proof``: of the signed log, for those stored now."""
     confirmed = [a for a in answers if type(a) is Confirmed]
-    out = _confirms(confirmed) if confirmed else []
+    out = _confirms(confirmed, proof) if confirmed else []
     for answer in answers:
         if type(answer) is Confirmed:
             continue

@@ -25,11 +25,13 @@ from cipherbox.broker.model import Answer, AnyCommand, Effects, Entry, Facts, Fa
 from cipherbox.errors import Busy, CipherBoxError, DiskFull, GoingAway, StoreError, StoreUnavailable
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
+from cipherbox.server.auditlog import AuditLog
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.journal import Journal
 from cipherbox.store.port import Store
 
 T = TypeVar("T")
+Proof = tuple[int, bytes]  # entry of the signed log, and the proof that what one connection published is in it
 Runner = Callable[..., Awaitable[object]]
 log = get_logger(__name__)
 SWEEP_S = 1.0
@@ -44,7 +46,7 @@ class Peer(Protocol):
 
     client: str
 
-    def answer(self, answers: Sequence[Answer]) -> None: ...
+    def answer(self, answers: Sequence[Answer], proof: Proof | None) -> None: ...
 
     def hand(self, tag: int, queue: str, entries: list[Entry]) -> None: ...
 
@@ -57,9 +59,12 @@ class Engine:
     """See the module.  ``clock_ms`` gives ms since 1970; ``runner`` runs store calls (tests run them inline)."""
 
     def __init__(
-        self, store: Store, limits: Limits, clock_ms: Callable[[], int], runner: Runner | None = None
-    ) -> None:
+        self, store: Store, limits: Limits, clock_ms: Callable[[], int], runner: Runner | None = None,
+        audit: AuditLog | None = None,
+    ) -> None:  # fmt: skip
         self._store = store
+        self._audit = audit
+        self._proofs: dict[int, bytes] = {}
         self._limits = limits
         self._clock_ms = clock_ms
         self._limiter = trio.CapacityLimiter(1)
@@ -209,10 +214,21 @@ class Engine:
         if need and self._disk_full:
             batch = self._refuse_publishes(batch)
         effects = self.broker.handle(batch, facts, self._clock_ms())
+        self._proofs = {}
         if effects.changes:
-            await self.in_store(self._store.commit, effects.changes, self._store.epoch)
+            self._proofs = await self.in_store(self._write, effects)
         self._pages = effects.pages
         return effects
+
+    def _write(self, effects: Effects) -> dict[int, bytes]:
+        """In the store's thread: the commit with its entry in the signed log; proofs for those who published."""
+        if self._audit is None:
+            self._store.commit(effects.changes, self._store.epoch)
+            return {}
+        effects.changes.log, proofs = self._audit.entry(effects, self.broker.now)
+        self._store.commit(effects.changes, self._store.epoch)
+        self._audit.committed(effects.changes.log)
+        return proofs
 
     def _note_disk(self, *, full: bool) -> None:
         if full != self._disk_full:
@@ -238,8 +254,10 @@ class Engine:
         self._remember(effects)
         self._journal.committed(effects.changes)
         self._journal.handed(effects.handed)
+        entry = effects.changes.log.index if effects.changes.log is not None else 0
         for connection, answers in effects.answers.items():
-            self._answer(connection, answers)
+            proof = self._proofs.get(connection)
+            self._answer(connection, answers, (entry, proof) if proof is not None else None)
         for connection, tag, queue, entries in effects.handed:
             if connection in self._peers:
                 self._peers[connection].hand(tag, queue, entries)
@@ -257,7 +275,7 @@ class Engine:
         for number in changes.finished:
             self.bodies.drop(number)
 
-    def _answer(self, connection: int, answers: Sequence[Answer]) -> None:
+    def _answer(self, connection: int, answers: Sequence[Answer], proof: Proof | None = None) -> None:
         if connection == 0:
             for answer in answers:
                 call = self._calls.get(answer.correlation)
@@ -270,7 +288,7 @@ class Engine:
             return
         plain = [a for a in answers if type(a) is not FetchedEntries]
         if plain:
-            peer.answer(plain)
+            peer.answer(plain, proof)
         if len(plain) < len(answers):
             for answer in answers:
                 if type(answer) is FetchedEntries:
@@ -297,14 +315,18 @@ class Engine:
         self._queue = deque((c, size) for c, size in self._queue if getattr(c, "connection", 0) == 0)
         self._bytes = sum(size for _, size in self._queue)
         self._room.set()
-        self.broker = Broker(await self._load(), self._limits)
+        snapshot, last = await self._load()
+        if self._audit is not None:
+            self._audit.load(last)
+        self.broker = Broker(snapshot, self._limits)
         for number, peer in self._peers.items():  # those that came meanwhile
             self.broker.connect(number, peer.client)
 
-    async def _load(self) -> m.Snapshot:
+    async def _load(self) -> tuple[m.Snapshot, m.LogRow | None]:
         while True:
             try:
-                return await self.in_store(self._store.load, self._limits.head_entries)
+                snapshot = await self.in_store(self._store.load, self._limits.head_entries)
+                return snapshot, await self.in_store(self._store.last_log)
             except Busy as again:
                 log.error("The store does not answer", extra={"error": str(again)})
             await trio.sleep(RECOVER_PAUSE_S)

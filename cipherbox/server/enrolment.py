@@ -160,7 +160,7 @@ class Enrolments:
                 await self._engine.in_store(self._store.put_enrolment, row)
             return Outcome(ISSUED if row.state == DONE else WAITS_FOR_CA, number, row.chain)
 
-    async def revoke(self, client_id: str, reason: str) -> int:
+    async def revoke(self, client_id: str, reason: str, *, by: str = "") -> int:
         """Revokes every certificate of a client, in this order: records, connections, the published list."""
         if client_id not in self._engine.broker.rights.clients:
             raise NotFound(f"there is no client {client_id!r}")
@@ -172,7 +172,7 @@ class Enrolments:
         at = pki.ms(pki.now())
         rows: list[CertificateRow] = await self._engine.in_store(self._store.revoke_certificates, client_id, at)
         self._trust.put_revoked(rows)
-        await self._engine.call(lambda n: m.RevokeClient(0, "", n, client_id, reason))
+        await self._engine.call(lambda n: m.RevokeClient(0, by, n, client_id, reason))
         await self._engine.in_store(self._trust.new_crl)
         log.warning("Certificates revoked", extra={"client": client_id, "reason": reason})
         return len(rows)

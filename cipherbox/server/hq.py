@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.errors import ConfigError, Throttled
+from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
 from cipherbox.server.directory import Directory
 from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import Enrolments
@@ -75,7 +76,10 @@ class HQ:
         self.store = store
         self.clock_ms = clock_ms
         self.trust = Trust(config, store)
-        self.engine = Engine(store, config.limits, clock_ms)
+        log_key = load_key(config.encryption.service_key_file.parent / KEY_FILE, secret_key(
+            config.encryption.service_key_file))  # fmt: skip
+        self.log_key = certified(log_key, self.trust.server_key)
+        self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key, store.last_log()))
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine.in_store)

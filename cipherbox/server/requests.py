@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PARTIAL = 1
 _IDS = LIMITS.names_per_frame
+_LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
 _ACKS = 65_536  # of one ACK; a consumer's credit is far below
 
 
@@ -179,7 +180,16 @@ async def _approve(s: Session, x: f.Approve) -> object:
 
 async def _revoke(s: Session, x: f.Revoke) -> object:
     s.need_admin()
-    return f.Ok(x.correlation, await s.hq.enrolments.revoke(x.client_id, x.reason[:500]))
+    return f.Ok(x.correlation, await s.hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client))
+
+
+async def _read_log(s: Session, x: f.ReadLog) -> object:
+    s.need_admin()
+    store = s.hq.store
+    last = await s.hq.engine.in_store(store.last_log)
+    rows = await s.hq.engine.in_store(store.log, x.after, min(x.count, _LOG_ENTRIES), _LOG_BYTES)
+    entries = [f.LogEntry(row.head, row.signature, row.body) for row in rows]
+    return f.LogEntries(x.correlation, last.index if last is not None else 0, entries)
 
 
 async def _export(s: Session, x: f.ExportRequests) -> object:
@@ -204,6 +214,7 @@ CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
     f.Enrol: _enrol,
     f.Approve: _approve,
     f.Revoke: _revoke,
+    f.ReadLog: _read_log,
     f.ExportRequests: _export,
     f.ImportCertificates: _import,
 }

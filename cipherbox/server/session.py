@@ -40,6 +40,7 @@ from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, SendBatch, negotiate
 
 if TYPE_CHECKING:
+    from cipherbox.server.engine import Proof
     from cipherbox.server.hq import HQ
     from cipherbox.tls import TlsStream
     from cipherbox.websocket import WebSocketStream
@@ -176,6 +177,7 @@ class Session:
             version, limits.frame_bytes, limits.envelope_bytes, self._beat_s, limits.publish_window,
             limits.publish_window_bytes, limits.credit_envelopes, limits.credit_bytes, self.connection,
             self.hq.clock_ms(), self.hq.engine.broker.watermark, self.client, self.role, f"cipherbox {__version__}",
+            self.hq.log_key,
         )  # fmt: skip
         self._put(self._wire.send(welcome))
         self.log("Client connected", software=hello.software[:80], remote=self.remote)
@@ -309,7 +311,7 @@ class Session:
 
     # -- out: the engine's Peer ---------------------------------------------------------------------------------
 
-    def answer(self, answers: Sequence[Answer]) -> None:
+    def answer(self, answers: Sequence[Answer], proof: Proof | None = None) -> None:
         if self._returning:
             answers = [a for a in answers if a.correlation]
         unconfirmed, before = self._unconfirmed, self._unconfirmed_bytes
@@ -320,7 +322,7 @@ class Session:
                 self._asked -= 1
         self.hq.memory.add(self._unconfirmed_bytes - before)
         self._changed.set()
-        self._put_all(encode.encode(answers))
+        self._put_all(encode.encode(answers, proof))
         if log.isEnabledFor(logging.DEBUG):
             self._log_answers(answers)
 

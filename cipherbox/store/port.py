@@ -6,7 +6,8 @@ Rules every store keeps, and the one store suite checks.
 2. `commit` with an epoch other than the one `open` gave raises `Fenced` and writes nothing; so does every write after
    another process opened the store.
 3. A body read back is checked against its stored hash: a damaged or missing one is returned as None, never as bytes.
-4. Nothing that is unacknowledged is ever deleted.
+4. Nothing that is unacknowledged is ever deleted.  The entry of the signed log in `changes` is written in the same
+   transaction, and no entry is written twice.
 5. Numbers that clients choose have up to 64 bits; one that the database cannot hold is kept as the largest it can.
 6. Calls come from one thread at a time, but for `read_bodies`, which comes from a second one while others are under
    way.  No method keeps a reference to its arguments.
@@ -21,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
-from cipherbox.broker.model import Changes, EntryState, Facts, Snapshot, Wanted
+from cipherbox.broker.model import Changes, EntryState, Facts, LogRow, Snapshot, Wanted
 
 
 class BundleRow(NamedTuple):
@@ -93,6 +94,10 @@ class Store(Protocol):
     def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]: ...
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None: ...
+
+    def last_log(self) -> LogRow | None: ...  # the newest entry of the signed log
+
+    def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]: ...  # in order, at least one if there is one
 
     # The registry: rare, each its own transaction.
     def put_bundle(self, row: BundleRow) -> None: ...

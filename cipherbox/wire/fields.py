@@ -47,6 +47,7 @@ class FieldSpec:
     name: str
     kind: Kind
     doc: str
+    later: Any = None  # added to the frame later: what it is when a frame ends before it
 
 
 @attrs.frozen
@@ -179,9 +180,10 @@ def _functions(item: Kind | type) -> tuple[Put, Get, int]:
     return encoder(fields), decoder(item, fields), sum(f.kind.least for f in fields)
 
 
-def _maker(kind: Kind) -> Callable[[str], Any]:
-    def make(doc: str) -> Any:
-        return attrs.field(metadata={"kind": kind, "doc": doc})
+def _maker(kind: Kind) -> Callable[..., Any]:
+    def make(doc: str, *, later: Any = None) -> Any:
+        metadata = {"kind": kind, "doc": doc, "later": later}
+        return attrs.field(metadata=metadata) if later is None else attrs.field(default=later, metadata=metadata)
 
     return make
 
@@ -241,14 +243,14 @@ def decoder(cls: type, fields: tuple[FieldSpec, ...]) -> Get:
     steps: list[tuple[struct.Struct | None, Get | None]] = []
     codes = ""
     for spec in (*fields, None):
-        if spec is not None and spec.kind.code:
+        if spec is not None and spec.kind.code and spec.later is None:
             codes += spec.kind.code
             continue
         if codes:
             steps.append((struct.Struct(">" + codes), None))
             codes = ""
         if spec is not None:
-            steps.append((None, spec.kind.get))
+            steps.append((None, spec.kind.get if spec.later is None else _or_default(spec)))
 
     def get(buf: bytes, at: int) -> tuple[Any, int]:
         values: list[Any] = []
@@ -266,8 +268,17 @@ def decoder(cls: type, fields: tuple[FieldSpec, ...]) -> Get:
     return get
 
 
+def _or_default(spec: FieldSpec) -> Get:
+    def get(buf: bytes, at: int) -> tuple[Any, int]:
+        return (spec.later, at) if at >= len(buf) else spec.kind.get(buf, at)
+
+    return get
+
+
 def _specs(cls: type) -> tuple[FieldSpec, ...]:
-    return tuple(FieldSpec(a.name, a.metadata["kind"], a.metadata["doc"]) for a in attrs.fields(cls))
+    return tuple(
+        FieldSpec(a.name, a.metadata["kind"], a.metadata["doc"], a.metadata.get("later")) for a in attrs.fields(cls)
+    )
 
 
 def _table_name(cls: type) -> str:

@@ -49,6 +49,15 @@ class ConfirmRange:
 
 
 @record
+class LogEntry:
+    """An entry of HQ's signed log."""
+
+    head: bytes = blob("what is signed")
+    signature: bytes = blob("Ed25519, by the log key")
+    body: bytes = blob("the groups")
+
+
+@record
 class Place:
     """The queues one envelope went to, and the recipients a partial publish did not reach."""
 
@@ -138,6 +147,7 @@ class Welcome:
     client_id: str = text8("who HQ takes this connection for; empty: no certificate, only enrolment")
     role: str = text8("client, admin, or anonymous")
     software: str = text8("name and version")
+    log_key: bytes = blob("HQ's log key and its certification, see the log manual page; may be missing", later=b"")
 
 
 @frame(0x06, "both", answer="PONG")
@@ -585,3 +595,21 @@ class ImportCertificates:
 
     correlation: int = u64("of this request")
     document: bytes = blob("a JSON document; see the pki manual page")
+
+
+@frame(0x60, "admin", answer="LOG_ENTRIES")
+class ReadLog:
+    """A page of HQ's signed log."""
+
+    correlation: int = u64("of this request")
+    after: int = u64("the entry before the first wanted; 0: from the oldest there is")
+    count: int = u32("at most so many entries")
+
+
+@frame(0x61, "server")
+class LogEntries:
+    """The answer to READ_LOG."""
+
+    correlation: int = u64("of the request")
+    last: int = u64("the newest entry of the log")
+    entries: list[LogEntry] = listing(LogEntry, "in order")

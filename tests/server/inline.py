@@ -30,7 +30,7 @@ class Inline:
     reached: trio.Event = attrs.Factory(trio.Event)
 
     async def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
-        name = call.__name__
+        name = call.__name__.replace("_write", "commit")
         self.calls.append(name)
         if name == "commit" and self.held is not None:
             self.reached.set()
@@ -52,7 +52,7 @@ class Noted:
     ended: list[CipherBoxError] = attrs.Factory(list)
     news: trio.Event = attrs.Factory(trio.Event)
 
-    def answer(self, answers: Sequence[m.Answer]) -> None:
+    def answer(self, answers: Sequence[m.Answer], proof: object = None) -> None:
         self.answers += answers
         self._wake()
 

@@ -73,6 +73,8 @@ def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spoo
         if name in numbers.of:
             db.execute("UPDATE queues SET dropped = 1 WHERE queue_no = ?", (numbers.of.pop(name),))
         db.execute("DELETE FROM usage WHERE queue = ?", (name,))
+    if changes.log is not None:
+        db.execute("INSERT INTO log VALUES (?, ?, ?, ?)", changes.log)
     return [name for name in dropped if not db.execute("SELECT 1 FROM bodies WHERE spool = ?", (name,)).fetchone()]
 
 

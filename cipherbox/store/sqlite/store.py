@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from cipherbox.broker.model import Changes, Facts, Incoming, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Facts, Incoming, LogRow, Snapshot, Wanted
 from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.files import Files
@@ -75,6 +75,21 @@ class SqliteStore(Registry):
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
         with database.translated():
             return queries.trace(self.db, sender, envelope_id)
+
+    def last_log(self) -> LogRow | None:
+        with database.translated():
+            row = self.db.execute("SELECT * FROM log ORDER BY entry DESC LIMIT 1").fetchone()
+        return LogRow(*row) if row else None
+
+    def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]:
+        found: list[LogRow] = []
+        with database.translated():
+            for row in self.db.execute("SELECT * FROM log WHERE entry > ? ORDER BY entry LIMIT ?", (after, most)):
+                found.append(LogRow(*row))
+                size_bytes -= len(found[-1].body)
+                if size_bytes <= 0:
+                    break
+        return found
 
     def free_bytes(self) -> int:
         with database.translated():
