@@ -171,7 +171,8 @@ def _hand(
         entry = ready.popleft()
         seq, number, size, attempts, fan, sender, envelope_id, accepted_at, expires_at = entry
         if 0 < expires_at <= now:
-            bury(broker, queue, entry, "expired", "")
+            own = 0 < entry.expires_at <= broker.now
+            bury(broker, queue, entry, "expired" if own else "it waited longer than the queue's time to live", "")
             continue
         if attempts >= most:
             bury(broker, queue, entry, _too_often(entry), "")
@@ -364,7 +365,8 @@ def sweep(broker: Broker) -> None:
             continue
         looked += len(queue.ready)
         for entry in queue.expired(broker.now):
-            bury(broker, queue, entry, "expired", "")
+            own = 0 < entry.expires_at <= broker.now
+            bury(broker, queue, entry, "expired" if own else "it waited longer than the queue's time to live", "")
         want_page(broker, queue)
         if looked >= SWEEP_ENTRIES:
             return

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from cipherbox.broker import consume, listing, publish, topology
+from cipherbox.broker import consume, dead, listing, publish, topology
 from cipherbox.broker import model as m
 from cipherbox.broker.exchanges import Exchange
 from cipherbox.broker.model import (
@@ -89,6 +89,8 @@ class Broker:
         self.exchanges = {name: Exchange(name, ExchangeType(kind)) for name, kind in snapshot.exchanges}
         counters = {c.queue: c for c in snapshot.counters}
         self.queues = {q.name: Queue(q.name, q.owner, q.readers, counters.get(q.name)) for q in snapshot.queues}
+        for row in snapshot.queues:
+            self.queues[row.name].ttl_ms, self.queues[row.name].max_length = row.ttl_s * 1000, row.max_length
         for exchange, name, key in snapshot.bindings:
             self.exchanges[exchange].bind(name, key)
             self.queues[name].bindings.add((exchange, key))
@@ -160,6 +162,8 @@ class Broker:
                 queue = self.queues.get(c.queue)
                 if queue is not None and queue.tail and queue.is_reader(c.client):
                     self._wanted_of(wanted, queue, c)
+            elif type(c) is m.SettleDead:
+                wanted.dead += [(c.queue, first, min(count, self.limits.ack_entries)) for first, count in c.ranges]
         return wanted
 
     def _wanted_of(self, wanted: Wanted, queue: Queue, c: m.Ack | m.Nack | m.Fetch) -> None:
@@ -242,6 +246,9 @@ class Broker:
                 answers.append(consume.ack(self, c, facts))
             elif isinstance(c, m.Nack):
                 answers.append(consume.nack(self, c, facts))
+            elif isinstance(c, m.SettleDead):
+                answers.append(dead.settle(self, c, facts))
+                self.effects.acts.append(m.Act(c.client, "SettleDead", _detail(c)))
             else:
                 before = self._shape()
                 answer = _HANDLERS[type(c)](self, c)

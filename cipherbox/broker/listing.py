@@ -64,6 +64,7 @@ def _queue(broker: Broker, key: Key, admin: bool) -> Row:
     return {
         "name": q.name, "owner": q.owner, "readers": sorted(q.readers), "waiting": q.depth - len(q.out),
         "unacknowledged": len(q.out), "bytes": q.size, "consumers": len(q.consumers), "oldest_at": _oldest(q),
+        "ttl_s": q.ttl_ms // 1000, "max_length": q.max_length,
     }  # fmt: skip
 
 

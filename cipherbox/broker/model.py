@@ -19,6 +19,8 @@ from cipherbox.errors import CipherBoxError
 ADMIN = "admin"
 CLIENT = "client"
 EVERYBODY = "*"
+KEEP = 0xFFFFFFFF  # of a queue's limit: as it is, none for a new queue
+REDRIVEN, DROPPED = "redriven", "dropped"
 
 
 class ExchangeType(enum.IntEnum):
@@ -184,6 +186,17 @@ class DeclareQueue(Command):
     name: str
     owner: str  # "": the declarer; HQ itself may leave a queue without owner
     readers: tuple[str, ...]
+    ttl_s: int = KEEP  # what waits longer becomes a dead letter; 0: none
+    max_length: int = KEEP  # the oldest above it become dead letters; 0: none
+
+
+@attrs.define
+class SettleDead(Command):
+    """Dead letters of a queue go back into it, or are dropped."""
+
+    queue: str
+    ranges: Sequence[tuple[int, int]]  # (first seq, count)
+    drop: bool
 
 
 @attrs.define
@@ -264,7 +277,7 @@ class Lost:
 AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
     | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | RevokeClient | List | Disconnect | Sweep
-    | Lost
+    | Lost | SettleDead
 )  # fmt: skip
 
 
@@ -279,6 +292,7 @@ class Wanted:
     entries: list[tuple[str, int, int]] = attrs.Factory(list)  # (queue, first seq, count): acks outside the head
     pages: list[tuple[str, int]] = attrs.Factory(list)  # (queue, after seq)
     envelopes: list[tuple[str, str, bytes]] = attrs.Factory(list)  # (queue, sender, envelope id) for resend
+    dead: list[tuple[str, int, int]] = attrs.Factory(list)  # (queue, first seq, count): dead letters nobody settled
 
 
 @attrs.define
@@ -287,6 +301,7 @@ class Facts:
 
     known: dict[tuple[str, bytes], Known] = attrs.Factory(dict)
     entries: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> waiting entry
+    dead: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> dead letter
     pages: dict[str, list[Entry]] = attrs.Factory(dict)  # the next waiting entries, in order
 
 
@@ -329,6 +344,17 @@ class Dead(NamedTuple):
     by: str  # client who did it, or "" for HQ
 
 
+class Settled(NamedTuple):
+    """A dead letter somebody redrove or dropped."""
+
+    queue: str
+    seq: int
+    number: int
+    at: int
+    by: str
+    how: str  # REDRIVEN or DROPPED
+
+
 class Act(NamedTuple):
     """Something an admin, an owner or HQ itself changed."""
 
@@ -361,6 +387,8 @@ class QueueRow:
     name: str
     owner: str
     readers: tuple[str, ...]
+    ttl_s: int = 0
+    max_length: int = 0
 
 
 @attrs.define
@@ -391,6 +419,7 @@ class Changes:
     delivered: list[Mark] = attrs.Factory(list)  # sets delivered_at and client, raises attempts
     acked: list[Mark] = attrs.Factory(list)
     dead: list[Dead] = attrs.Factory(list)  # bodies of dead letters are kept
+    settled: list[Settled] = attrs.Factory(list)  # dead letters redriven or dropped
     finished: list[int] = attrs.Factory(list)  # envelope numbers with fan 1 now acknowledged: their bodies go
     released: list[int] = attrs.Factory(list)  # numbers with fan > 1, one of whose entries was acknowledged: the
     # store counts down and drops the body at zero

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cipherbox.broker.dead import overflow
 from cipherbox.broker.model import (
     Confirmed,
     Entry,
@@ -206,6 +207,8 @@ def _enter(broker: Broker, queue: Queue, number: int, fan: int, item: Incoming, 
     queue.used[sender] = queue.used.get(sender, 0) + size
     queue.senders.add(sender)
     broker.touched.add(queue)
+    if queue.max_length:
+        overflow(broker, queue)
     return seq
 
 

@@ -70,6 +70,7 @@ class Queue:
         self.name = name
         self.owner = owner
         self.readers = set(readers)
+        self.ttl_ms = self.max_length = 0  # limits; 0: none
         self.bindings: set[tuple[str, str]] = set()  # (exchange, routing key)
         self.depth = counters.depth if counters else 0
         self.size = counters.size if counters else 0
@@ -127,7 +128,7 @@ class Queue:
         if self.loaded_to == seq - 1 and len(self.ready) < most:
             self.ready.append(entry)
             self.loaded_to = seq
-            if entry[8]:
+            if entry[8] or self.ttl_ms:
                 self._note_expiry((entry,))
         self.next = seq + 1
 
@@ -171,18 +172,32 @@ class Queue:
         else:
             self.ready = deque(merge(entries, self.ready, key=_seq))
 
+    def end_of(self, entry: Entry) -> int:
+        """When an entry's time is over, by its sender's word or the queue's; 0: never."""
+        expires_at, accepted_at = entry[8], entry[7]
+        if not self.ttl_ms:
+            return expires_at
+        end = accepted_at + self.ttl_ms
+        return min(end, expires_at) if expires_at else end
+
     def _note_expiry(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            if entry[8] and (entry[8] < self.soonest or not self.soonest):
-                self.soonest = entry[8]
+            end = self.end_of(entry)
+            if end and (end < self.soonest or not self.soonest):
+                self.soonest = end
+
+    def look_again(self) -> None:
+        """The queue's limits changed."""
+        self.soonest = 0
+        self._note_expiry(self.ready)
 
     def expired(self, now: int) -> list[Entry]:
         """Takes what is over from `ready`."""
-        late = [e for e in self.ready if 0 < e[8] <= now]
+        late = [e for e in self.ready if 0 < self.end_of(e) <= now]
         if late:
-            self.ready = deque(e for e in self.ready if not 0 < e[8] <= now)
-        self.soonest = 0
-        self._note_expiry(self.ready)
+            over = {e.seq for e in late}
+            self.ready = deque(e for e in self.ready if e.seq not in over)
+        self.look_again()
         return late
 
     def _place(self, seq: int) -> int:

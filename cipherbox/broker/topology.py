@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cipherbox.broker import model as m
 from cipherbox.broker.consume import bury, disconnect, end_consumer, end_reader, want_page
+from cipherbox.broker.dead import overflow
 from cipherbox.broker.exchanges import Exchange
-from cipherbox.broker.model import ADMIN, CLIENT, EVERYBODY, ClientRow, Counters, Done, ExchangeType, QueueRow
+from cipherbox.broker.model import (
+    ADMIN,
+    CLIENT,
+    EVERYBODY,
+    KEEP,
+    ClientRow,
+    Counters,
+    Done,
+    ExchangeType,
+    QueueRow,
+)
 from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
 from cipherbox.errors import Conflict, Forbidden, InvalidRequest, NotFound, Revoked
@@ -119,7 +130,7 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
         mine = admin or c.client == found.owner
         if not mine or found.owner != owner or not found.readers >= set(c.readers) - {owner}:
             raise Conflict(f"a queue {c.name!r} exists already, and is not declared like this")
-        return Done(c.correlation, 0)
+        return Done(c.correlation, int(_limit(broker, found, c)))
     theirs = [broker.queues[name] for name in broker.reads.get(owner, ())]
     owned = sum(1 for q in theirs if q.owner == owner and not q.name.startswith(MAILBOX))
     if not admin and owned >= broker.limits.queues_per_client:
@@ -129,7 +140,28 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
     if set(c.readers) - {owner} and not admin:
         raise Forbidden("only an admin lets others read a queue")
     _add_queue(broker, c.name, owner, tuple(sorted(set(c.readers) - {owner})))
+    _limit(broker, broker.queues[c.name], c)
     return Done(c.correlation, 1)
+
+
+def _limit(broker: Broker, queue: Queue, c: m.DeclareQueue) -> bool:
+    """Sets a queue's limits; whether they are others now."""
+    ttl_ms = queue.ttl_ms if c.ttl_s == KEEP else c.ttl_s * 1000
+    length = queue.max_length if c.max_length == KEEP else c.max_length
+    if (ttl_ms, length) == (queue.ttl_ms, queue.max_length):
+        return False
+    queue.ttl_ms, queue.max_length = ttl_ms, length
+    queue.look_again()
+    broker.effects.changes.queues.append(row_of(queue))
+    if length:
+        overflow(broker, queue)
+    return True
+
+
+def row_of(queue: Queue) -> QueueRow:
+    """What the store keeps of a queue."""
+    readers = tuple(sorted(queue.readers))
+    return QueueRow(queue.name, queue.owner, readers, queue.ttl_ms // 1000, queue.max_length)
 
 
 def _add_queue(broker: Broker, name: str, owner: str, readers: tuple[str, ...]) -> None:
@@ -282,7 +314,7 @@ def _grant_read(broker: Broker, c: m.Grant) -> Done:
         if not queue.is_reader(c.target):
             broker.reads[c.target].discard(queue.name)
             end_reader(broker, queue, c.target)
-    broker.effects.changes.queues.append(QueueRow(queue.name, queue.owner, tuple(sorted(queue.readers))))
+    broker.effects.changes.queues.append(row_of(queue))
     broker.bindings_changed()
     return Done(c.correlation, 1)
 

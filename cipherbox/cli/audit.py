@@ -134,7 +134,7 @@ def _skip(entry: LogEntry) -> tuple[int, bytes] | None:
 
 def _events(group: Group) -> list[dict[str, Any]]:
     from cipherbox.envelope.ids import message_id
-    from cipherbox.envelope.log import ACCEPTED, ACTS, DEAD, KIND_NAMES, read_accepted
+    from cipherbox.envelope.log import ACCEPTED, ACTS, DEAD, DROPPED, KIND_NAMES, read_accepted
 
     name = KIND_NAMES[group.kind]
     if group.kind == ACCEPTED:
@@ -149,13 +149,15 @@ def _events(group: Group) -> list[dict[str, Any]]:
         return [{"what": name, "by": by or "HQ", "act": act, **detail} for by, act, detail in rows]
     if group.kind == DEAD:
         keys: tuple[str, ...] = ("queue", "seq", "number", "reason", "by")
+    elif group.kind == DROPPED:
+        keys = ("queue", "seq", "number", "by")
     else:
         keys = ("queue", "first", "last", "client")
     return [{"what": name, **dict(zip(keys, row, strict=False))} for row in rows]
 
 
 def _lines(group: Group) -> list[str]:
-    from cipherbox.envelope.log import ACCEPTED, ACTS, DEAD
+    from cipherbox.envelope.log import ACCEPTED, ACTS, DEAD, DROPPED
 
     events = _events(group)
     if group.kind == ACCEPTED:
@@ -164,6 +166,8 @@ def _lines(group: Group) -> list[str]:
         return [f"accepted {first['message_id']}{more} from {first['sender']}"]
     if group.kind == ACTS:
         return [f"{e['by']}: {e['act']} {_words(e)}" for e in events]
+    if group.kind == DROPPED:
+        return [f"dropped {e['queue']}/{e['seq']}, by {e['by'] or 'HQ'}" for e in events]
     if group.kind == DEAD:
         return [f"dead letter {e['queue']}/{e['seq']}: {e['reason']}" for e in events]
     return [f"{e['what']} {e['queue']} {e['first']} to {e['last']}, {e['client']}" for e in events]

@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "grant": ("topology", "grant", "Give or take a right."),
         "grants": ("topology", "grants", "List who has which right."),
         "config": ("config", "config", "Show the settings, or check whether HQ could start."),
+        "dead": ("dead", "dead", "Dead letters: list, show, send again, drop."),
         "audit": ("audit", "audit", "Verify or read HQ's signed log."),
         "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
     },

@@ -8,6 +8,7 @@ import click
 
 from cipherbox.cli.options import (
     CLIENT_ID,
+    DURATION,
     EXCHANGE,
     KEY,
     QUEUE,
@@ -139,12 +140,28 @@ def queue() -> None:
 @click.argument("name", type=QUEUE)
 @click.option("--owner", type=CLIENT_ID, help="Whose it is (admin). [default: you]")
 @click.option("--reader", "readers", type=CLIENT_ID, multiple=True, help="Who else reads it; repeatable.")
+@click.option("--ttl", type=DURATION, help="What waits longer becomes a dead letter, for example 7d; 0: nothing does.")
+@click.option(
+    "--max-length", type=click.IntRange(0, 2**32 - 2), help="The oldest above it become dead letters; 0: no limit."
+)
 @click.pass_context
-def queue_declare(ctx: click.Context, name: str, owner: str | None, readers: tuple[str, ...]) -> None:
-    """Make queue NAME, or find it the same.  Everything in it is sealed for its owner and readers."""
+def queue_declare(
+    ctx: click.Context, name: str, owner: str | None, readers: tuple[str, ...], ttl: float | None,
+    max_length: int | None,
+) -> None:  # fmt: skip
+    """Make queue NAME, or find it the same; limits that are given are set.
+
+    Everything in it is sealed for its owner and readers.
+    """
     from cipherbox.cli.output import next_step, say
 
-    with_client(ctx, lambda client: client.declare_queue(name, owner=owner or "", readers=readers))
+    ttl_s = None if ttl is None else int(ttl)
+    with_client(
+        ctx,
+        lambda client: client.declare_queue(
+            name, owner=owner or "", readers=readers, ttl_s=ttl_s, max_length=max_length
+        ),
+    )
     say(f"Queue {name!r} is there.")
     next_step(f"lead a routing key into it: cipherbox binding declare EXCHANGE {name} KEY")
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import orjson
 
+from cipherbox.client.consume import ranges
 from cipherbox.client.line import Line
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.errors import InvalidRequest
+from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
 TYPES = {"direct": 0, "fanout": 1, "topic": 2}
@@ -31,9 +33,41 @@ class TopologyCalls:
         """Deletes an exchange and its bindings."""
         await self.line.request(frames.DeleteExchange, name=name)
 
-    async def declare_queue(self, name: str, owner: str = "", readers: Sequence[str] = ()) -> None:
-        """Makes a queue, or finds it the same.  Only an admin names another owner."""
-        await self.line.request(frames.DeclareQueue, name=name, owner=owner, readers=list(readers))
+    async def declare_queue(
+        self, name: str, owner: str = "", readers: Sequence[str] = (), *, ttl_s: int | None = None,
+        max_length: int | None = None,
+    ) -> None:  # fmt: skip
+        """Makes a queue, or finds it the same.  Only an admin names another owner.
+
+        What waits longer than ``ttl_s``, and the oldest above ``max_length``, become dead letters; 0: no limit, None:
+        as it is.
+        """
+        limits = [frames.KEEP if value is None else value for value in (ttl_s, max_length)]
+        await self.line.request(
+            frames.DeclareQueue, name=name, owner=owner, readers=list(readers), ttl_s=limits[0], max_length=limits[1]
+        )
+
+    async def dead_letters(self, queue: str = "", *, settled: bool = False) -> list[dict[str, Any]]:
+        """Dead letters of a queue, oldest first; "" of all, for an admin.  ``settled``: also redriven and dropped."""
+        rows: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            page: frames.Listing = await self.line.request(frames.ListDead, queue=queue, after=after, settled=settled)
+            rows += orjson.loads(page.rows)
+            after = page.after
+            if not after:
+                return rows
+
+    async def settle_dead(self, queue: str, seqs: Sequence[int], *, drop: bool = False) -> int:
+        """Puts dead letters back into their queue, or drops them for good (admin); how many."""
+        count = 0
+        runs = ranges(seqs)
+        for at in range(0, len(runs), LIMITS.ranges_per_frame):
+            answer: frames.Ok = await self.line.request(
+                frames.SettleDead, queue=queue, ranges=runs[at : at + LIMITS.ranges_per_frame], drop=drop
+            )
+            count += answer.count
+        return count
 
     async def delete_queue(self, name: str) -> None:
         """Deletes an empty queue and its bindings."""

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import pki
-from cipherbox.broker.model import Effects, LogRow
+from cipherbox.broker.model import DROPPED, Effects, LogRow
 from cipherbox.envelope import log as format
 from cipherbox.envelope.kinds import label
 from cipherbox.envelope.receipt import merkle_root
@@ -101,6 +101,9 @@ def _events(effects: Effects) -> list[format.Group]:
         found.append((format.ACKNOWLEDGED, _runs([(m.queue, m.first, m.last, m.client) for m in changes.acked])))
     if changes.dead:
         found.append((format.DEAD, [[d.queue, d.seq, d.number, d.reason, d.by] for d in changes.dead]))
+    dropped = [[d.queue, d.seq, d.number, d.by] for d in changes.settled if d.how == DROPPED]
+    if dropped:
+        found.append((format.DROPPED, dropped))
     if effects.acts:
         found.append((format.ACTS, [[a.by, a.what, a.detail] for a in effects.acts]))
     if not found and not any(effects.accepted.values()):

@@ -30,6 +30,9 @@ class Journal:
         for dead in changes.dead:
             extra = {"queue": dead.queue, "seq": dead.seq, "client": dead.by or "HQ"}
             log.warning("Dead letter %d of queue '%s': %s", dead.seq, dead.queue, dead.reason, extra=extra)
+        for one in changes.settled:
+            extra = {"queue": one.queue, "seq": one.seq, "client": one.by or "HQ"}
+            log.warning("Dead letter %d of queue '%s' %s by %s", one.seq, one.queue, one.how, one.by, extra=extra)
         if not log.isEnabledFor(logging.INFO):
             return
         if changes.envelopes:

@@ -17,7 +17,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import AnyCommand, ExchangeType
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.envelope.layout import split, stored_hashes
-from cipherbox.errors import EnvelopeError, EnvelopeRefused, InvalidRequest, TooLarge, WrongSender
+from cipherbox.errors import EnvelopeError, EnvelopeRefused, InvalidRequest, NotFound, TooLarge, WrongSender
 from cipherbox.limits import LIMITS
 from cipherbox.server.enrolment import Outcome
 from cipherbox.wire import frames as f
@@ -84,7 +84,12 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
     f.Resolve: lambda n, c, x: m.Resolve(n, c, x.correlation, x.exchange, x.routing_key),
     f.DeclareExchange: lambda n, c, x: m.DeclareExchange(n, c, x.correlation, x.name, _exchange_type(x.type)),
     f.DeleteExchange: lambda n, c, x: m.DeleteExchange(n, c, x.correlation, x.name),
-    f.DeclareQueue: lambda n, c, x: m.DeclareQueue(n, c, x.correlation, x.name, x.owner, tuple(x.readers)),
+    f.DeclareQueue: lambda n, c, x: m.DeclareQueue(
+        n, c, x.correlation, x.name, x.owner, tuple(x.readers), x.ttl_s, x.max_length
+    ),
+    f.SettleDead: lambda n, c, x: m.SettleDead(
+        n, c, x.correlation, x.queue, [(r.first, r.count) for r in x.ranges], x.drop
+    ),
     f.DeleteQueue: lambda n, c, x: m.DeleteQueue(n, c, x.correlation, x.name),
     f.Bind: lambda n, c, x: m.Bind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
     f.Unbind: lambda n, c, x: m.Unbind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
@@ -146,6 +151,16 @@ async def _list(s: Session, x: f.List) -> object | None:
     rows = s.hq.connections() if x.what == "connections" else await s.hq.enrolments.pending()
     rows = [r for r in rows if x.name in ("", r["name"])]
     return f.Listing(x.correlation, "", orjson.dumps(rows))
+
+
+async def _list_dead(s: Session, x: f.ListDead) -> object:
+    """Of one queue for its readers and owner; of all for admins.  Not yours and not there look the same."""
+    broker = s.hq.engine.broker
+    queue = broker.queues.get(x.queue)
+    if not s.hq.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
+        raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
+    rows, after = await s.hq.engine.in_store(s.hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
+    return f.Listing(x.correlation, after, orjson.dumps(rows))
 
 
 async def _get_root(s: Session, x: f.GetRoot) -> object:
@@ -215,6 +230,7 @@ CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
     f.Approve: _approve,
     f.Revoke: _revoke,
     f.ReadLog: _read_log,
+    f.ListDead: _list_dead,
     f.ExportRequests: _export,
     f.ImportCertificates: _import,
 }

@@ -99,6 +99,11 @@ class Store(Protocol):
 
     def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]: ...  # in order, at least one if there is one
 
+    # Rows of dead letters (keys in the manual page `broker`), oldest first, and the cursor of the next page.
+    def dead_letters(
+        self, queue: str, after: str, most: int, settled: bool
+    ) -> tuple[list[dict[str, object]], str]: ...
+
     # The registry: rare, each its own transaction.
     def put_bundle(self, row: BundleRow) -> None: ...
 

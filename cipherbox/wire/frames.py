@@ -26,6 +26,7 @@ from cipherbox.wire.fields import (
 
 MAGIC = 0x43425831  # "CBX1"
 VERSION = 1
+KEEP = 0xFFFFFFFF  # of a queue's limit: as it is
 
 # -- records: parts of frames -----------------------------------------------------------------------------------
 
@@ -402,6 +403,8 @@ class DeclareQueue:
     name: str = text8("1 to 127 bytes; `box.` is reserved")
     owner: str = text8("empty: the declarer; only an admin names another")
     readers: list[str] = listing(text8, "who else reads it")
+    ttl_s: int = u32("what waits longer becomes a dead letter; 0: none; 2^32 - 1 or missing: as it is", later=KEEP)
+    max_length: int = u32("the oldest above it become dead letters; 0, 2^32 - 1 and missing as before", later=KEEP)
 
 
 @frame(0x43, "client", answer="OK")
@@ -604,6 +607,26 @@ class ReadLog:
     correlation: int = u64("of this request")
     after: int = u64("the entry before the first wanted; 0: from the oldest there is")
     count: int = u32("at most so many entries")
+
+
+@frame(0x62, "client", answer="LISTING")
+class ListDead:
+    """A page of a queue's dead letters, newest last; for its readers, and for admins of all queues."""
+
+    correlation: int = u64("of this request")
+    queue: str = text8("whose; empty: of all queues, for admins")
+    after: str = text16("the cursor of the page before, or empty")
+    settled: bool = flag("1 also those redriven or dropped")
+
+
+@frame(0x63, "client", answer="OK")
+class SettleDead:
+    """Puts dead letters back into their queue (its owner, an admin), or drops them (an admin)."""
+
+    correlation: int = u64("of this request")
+    queue: str = text8("whose")
+    ranges: list[Range] = listing(Range, "which")
+    drop: bool = flag("0 back into the queue, 1 drop: their bytes are deleted for good")
 
 
 @frame(0x61, "server")

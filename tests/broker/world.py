@@ -29,6 +29,7 @@ class ModelStore:
         self.pending: dict[int, int] = {}
         self.entries: dict[tuple[str, int], tuple[int, int, str]] = {}  # (queue, seq) -> (number, attempts, state)
         self.dead: list[m.Dead] = []
+        self.settled: dict[tuple[str, int], str] = {}
         self.highest: dict[str, bytes] = {}
         self.usage: dict[tuple[str, str], int] = {}
         self.version = 1
@@ -72,6 +73,10 @@ class ModelStore:
             assert state == "waiting"
             self.entries[(dead.queue, dead.seq)] = (number, attempts, "dead")
         self.dead += c.dead
+        for one in c.settled:
+            assert self.entries[(one.queue, one.seq)][2] == "dead"
+            assert (one.queue, one.seq) not in self.settled, "settled twice"
+            self.settled[(one.queue, one.seq)] = one.how
         for number in c.finished:
             assert self.envelopes[number][1] == 1
             self.pending[number] -= 1
@@ -98,6 +103,14 @@ class ModelStore:
 
     def waiting(self, queue: str) -> list[int]:
         return sorted(s for (q, s), (_, _, state) in self.entries.items() if q == queue and state == "waiting")
+
+    def open_dead(self, queue: str) -> list[int]:
+        """Dead letters that nobody settled and whose next generation has not come."""
+        newest = {number: seq for (q, seq), (number, _, _) in sorted(self.entries.items()) if q == queue}
+        return sorted(
+            s for (q, s), (number, _, state) in self.entries.items()
+            if q == queue and state == "dead" and (q, s) not in self.settled and newest[number] == s
+        )  # fmt: skip
 
     def load(self, head: int) -> Snapshot:
         return Snapshot(
@@ -126,6 +139,9 @@ class ModelStore:
         for queue, first, count in wanted.entries:
             found = {s: self.entry(queue, s) for s in self.waiting(queue) if first <= s < first + count}
             facts.entries.setdefault(queue, {}).update(found)
+        for queue, first, count in wanted.dead:
+            found = {s: self.entry(queue, s) for s in self.open_dead(queue) if first <= s < first + count}
+            facts.dead.setdefault(queue, {}).update(found)
         for queue, after in wanted.pages:
             facts.pages[queue] = [self.entry(queue, s) for s in self.waiting(queue) if s > after][:page]
         return facts

@@ -17,9 +17,10 @@ from cipherbox.store.sqlite import database, queries
 from cipherbox.store.sqlite.store import DATABASE, open_store
 from tests.store.faults import Faulty, opened
 from tests.store.suite import Driver, Opener, Suite, incoming, published
+from tests.store.suite_records import Records
 
 
-class TestSqlite(Suite):
+class TestSqlite(Suite, Records):
     @pytest.fixture
     def opener(self, tmp_path: Path) -> Opener:
         def again() -> Store:

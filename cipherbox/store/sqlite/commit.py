@@ -86,11 +86,15 @@ def _topology(db: Connection, changes: Changes, numbers: QueueNumbers) -> None:
     for q in changes.queues:
         readers = orjson.dumps(q.readers).decode()
         if q.name in numbers.of:
-            row_q = (q.owner, readers, numbers.of[q.name])
-            db.execute("UPDATE queues SET owner = ?, readers = ? WHERE queue_no = ?", row_q)
+            row_q = (q.owner, readers, q.ttl_s, q.max_length, numbers.of[q.name])
+            db.execute(
+                "UPDATE queues SET owner = ?, readers = ?, ttl_s = ?, max_length = ? WHERE queue_no = ?", row_q
+            )
         else:
-            new = (numbers.add(q.name), q.name, q.owner, readers)
-            db.execute("INSERT INTO queues (queue_no, name, owner, readers) VALUES (?, ?, ?, ?)", new)
+            new = (numbers.add(q.name), q.name, q.owner, readers, q.ttl_s, q.max_length)
+            db.execute(
+                "INSERT INTO queues (queue_no, name, owner, readers, ttl_s, max_length) VALUES (?, ?, ?, ?, ?, ?)", new
+            )
     db.executemany("INSERT OR REPLACE INTO bindings VALUES (?, ?, ?)", changes.bindings)
     db.executemany("INSERT OR REPLACE INTO grants VALUES (?, ?, ?)", changes.grants)
     db.executemany("DELETE FROM grants WHERE client = ? AND right = ? AND resource = ?", changes.dropped_grants)
@@ -162,7 +166,13 @@ def _marks(db: Connection, changes: Changes, numbers: QueueNumbers) -> None:
         queue_no = numbers.of[d.queue]
         db.execute(f"UPDATE entries SET state = {_DEAD} WHERE queue_no = ? AND seq = ?", (queue_no, d.seq))
         row = (queue_no, d.seq, d.number, d.at, d.reason, d.by)
-        db.execute("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)", row)
+        db.execute(
+            "INSERT OR REPLACE INTO dead_letters (queue_no, seq, number, at, reason, by) VALUES (?, ?, ?, ?, ?, ?)", row
+        )
+    db.executemany(
+        "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? AND seq = ?",
+        [(s.how, s.at, s.by, numbers.of[s.queue], s.seq) for s in changes.settled],
+    )
 
 
 def _drop_bodies(db: Connection, changes: Changes, which: Callable[[int], bool]) -> set[str]:

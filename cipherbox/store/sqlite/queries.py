@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import uuid
 from collections.abc import Sequence
 
 import orjson
@@ -21,6 +22,26 @@ _ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
     "WHERE d.queue_no = ? AND d.state < 2 "
 )
+# A dead letter that nobody settled and whose next generation has not come.
+_OPEN_DEAD = (
+    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND x.seq = d.seq "
+    "AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
+    "AND y.queue_no = d.queue_no AND y.seq > d.seq) "
+)
+_DEAD_ENTRY = (
+    f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
+    f"WHERE d.queue_no = ? AND {_OPEN_DEAD}"
+)
+_DEAD_ROWS = (
+    "SELECT q.name, d.seq, e.sender, e.envelope_id, e.messages, e.bytes, e.exchange, e.routing_key, e.accepted_at, "
+    "d.attempts, d.client, d.delivered_at, x.reason, x.by, x.at, x.settled, x.settled_by, x.settled_at, d.queue_no "
+    "FROM dead_letters x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
+    "JOIN envelopes e ON e.number = x.number JOIN queues q ON q.queue_no = x.queue_no "
+)
+_DEAD_KEYS = (
+    "queue", "seq", "sender", "message_id", "messages", "bytes", "exchange", "routing_key", "accepted_at",
+    "deliveries", "last_client", "delivered_at", "reason", "by", "dead_at", "settled", "settled_by", "settled_at",
+)  # fmt: skip
 _BY_ID = (
     f"SELECT {_COLUMNS} FROM envelopes e CROSS JOIN entries d ON d.number = e.number "
     "WHERE e.envelope_id = ? AND e.sender = ? AND d.queue_no = ? AND d.state < 2"
@@ -43,10 +64,11 @@ def load(db: Connection, head: int) -> Snapshot:
     snapshot.highest = dict(db.execute("SELECT sender, highest FROM senders").fetchall())
     snapshot.usage = {(s, q): size for s, q, size in db.execute("SELECT sender, queue, bytes FROM usage")}
     rows = db.execute(
-        "SELECT queue_no, name, owner, readers, depth, bytes, first, next FROM queues WHERE dropped = 0 ORDER BY name"
+        "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
+        "WHERE dropped = 0 ORDER BY name"
     ).fetchall()
-    for queue_no, name, owner, readers, depth, size, first, following in rows:
-        snapshot.queues.append(QueueRow(name, owner, tuple(orjson.loads(readers))))
+    for queue_no, name, owner, readers, depth, size, first, following, ttl_s, max_length in rows:
+        snapshot.queues.append(QueueRow(name, owner, tuple(orjson.loads(readers)), ttl_s, max_length))
         snapshot.counters.append(Counters(name, depth, size, first, following))
         if depth:
             found = db.execute(_ENTRY + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head))
@@ -70,6 +92,11 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
         if queue in numbers.of:
             rows = db.execute(_BY_ID, (envelope_id, sender, numbers.of[queue]))
             found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
+    for queue, first, count in wanted.dead:
+        if queue in numbers.of and first <= _MOST:
+            span = (numbers.of[queue], first, min(first + count - 1, _MOST))
+            rows = db.execute(_DEAD_ENTRY + "AND d.seq BETWEEN ? AND ?", span)
+            found.dead.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
     for queue, after in wanted.pages:
         if queue in numbers.of:
             rows = db.execute(_ENTRY + "AND d.seq > ? ORDER BY d.seq LIMIT ?", (numbers.of[queue], after, page))
@@ -145,3 +172,22 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
     return TraceReport(sender, row[1], traces)
 
 
+def dead_letters(
+    db: Connection, queue: str, after: str, most: int, settled: bool
+) -> tuple[list[dict[str, object]], str]:
+    """See the port; the cursor is the queue's number and the seq of the last row."""
+    number, _, seq = after.partition("/")
+    where = "WHERE (x.queue_no, x.seq) > (?, ?)"
+    values: list[object] = [int(number or 0), int(seq or 0)]
+    if queue:
+        where += " AND q.name = ? AND q.dropped = 0"
+        values.append(queue)
+    if not settled:
+        where += f" AND {_OPEN_DEAD}"
+    rows = db.execute(f"{_DEAD_ROWS}{where} ORDER BY x.queue_no, x.seq LIMIT ?", (*values, most + 1)).fetchall()
+    found = []
+    for row in rows[:most]:
+        one = dict(zip(_DEAD_KEYS, row, strict=False))
+        one["message_id"] = str(uuid.UUID(bytes=row[3]))
+        found.append(one)
+    return found, f"{rows[most - 1][-1]}/{rows[most - 1][1]}" if len(rows) > most else ""

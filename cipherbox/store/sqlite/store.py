@@ -91,6 +91,12 @@ class SqliteStore(Registry):
                     break
         return found
 
+    def dead_letters(
+        self, queue: str, after: str, most: int, settled: bool
+    ) -> tuple[list[dict[str, object]], str]:
+        with database.translated():
+            return queries.dead_letters(self.db, queue, after, most, settled)
+
     def free_bytes(self) -> int:
         with database.translated():
             return self._reserve.free_bytes()

@@ -1,0 +1,78 @@
+"""The part of the store suite about what outlives an envelope: the signed log, and dead letters."""
+
+from __future__ import annotations
+
+import attrs
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import LogRow, Wanted
+from cipherbox.errors import Fenced, StoreError
+from tests.store.suite import Driver, Opener, incoming, published
+
+
+def logged(index: int, number: int) -> m.Changes:
+    changes = published(number, queue="q")
+    return attrs.evolve(changes, log=LogRow(index, b"head%d" % index, b"s" * 64, bytes(index * 100)))
+
+
+class Records:
+    """Mixed into the classes that have the fixture `opener`."""
+
+    def test_the_log_is_written_with_its_commit(self, opener: Opener) -> None:
+        store = opener()
+        assert store.last_log() is None
+        for index in (1, 2, 3):
+            store.commit(logged(index, index), store.epoch)
+        try:
+            store.commit(logged(4, 3), store.epoch)  # an envelope number that is taken
+        except StoreError:
+            pass
+        except Exception as error:
+            assert type(error).__name__ == "StoreUnavailable"  # noqa: PT017
+        try:
+            store.commit(logged(4, 4), store.epoch + 1)
+        except Fenced:
+            pass
+        store.close()
+        store = opener()
+        last = store.last_log()
+        assert last is not None
+        assert (last.index, last.head, last.body) == (3, b"head3", bytes(300))
+        assert [row.index for row in store.log(1, 10, 1 << 20)] == [2, 3]
+        assert [row.index for row in store.log(0, 2, 1 << 20)] == [1, 2]
+        assert [row.index for row in store.log(0, 10, 1)] == [1]  # never none while there is one
+        assert store.log(3, 10, 1) == []
+
+    def test_dead_letters_are_listed_settled_and_listed_no_more(self, opener: Opener) -> None:
+        store = opener()
+        driver = Driver(store).clients()
+        driver.publish(*[incoming(i) for i in range(1, 6)])
+        driver.consume()
+        for seq in (1, 2, 3):
+            driver.run(m.Nack(2, "B", seq, "box.B", seq, False, 5, f"bad {seq}"))
+        rows, after = store.dead_letters("box.B", "", 2, False)
+        assert [(r["queue"], r["seq"], r["reason"], r["by"]) for r in rows] == [
+            ("box.B", 1, "bad 1", "B"), ("box.B", 2, "bad 2", "B"),
+        ]  # fmt: skip
+        assert (rows[0]["sender"], rows[0]["deliveries"], rows[0]["last_client"]) == ("A", 1, "B")
+        more, end = store.dead_letters("box.B", after, 2, False)
+        assert ([r["seq"] for r in more], end) == ([3], "")
+        assert store.dead_letters("box.A", "", 10, False) == ([], "")
+        assert set(store.facts(Wanted(dead=[("box.B", 2, 5)]), 10).dead["box.B"]) == {2, 3}
+        driver.run(m.SettleDead(0, "", 9, "box.B", [(1, 1)], False), m.SettleDead(0, "", 9, "box.B", [(2, 1)], True))
+        assert [r["seq"] for r in store.dead_letters("", "", 10, False)[0]] == [3]
+        settled = [(r["seq"], r["settled"]) for r in store.dead_letters("", "", 10, True)[0]]
+        assert settled == [(1, "redriven"), (2, "dropped"), (3, "")]
+        assert store.read_bodies([1, 2, 3]) == [b"body", None, b"body"]
+        store.close()
+        store = opener()
+        assert [e.seq for e in store.load(10).heads["box.B"]] == [4, 5, 6]
+
+    def test_limits_of_a_queue(self, opener: Opener) -> None:
+        store = opener()
+        driver = Driver(store).clients()
+        driver.run(m.DeclareQueue(0, "", 1, "q", "B", (), 60, 5))
+        driver.run(m.DeclareQueue(0, "", 1, "q", "B", (), max_length=7))
+        store.close()
+        (row,) = [q for q in opener().load(10).queues if q.name == "q"]
+        assert (row.ttl_s, row.max_length) == (60, 7)
