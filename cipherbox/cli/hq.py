@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -70,7 +71,8 @@ def init(
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-def serve(directory: Path) -> None:
+@click.option("--broken-store", is_flag=True, hidden=True)
+def serve(directory: Path, broken_store: bool) -> None:
     """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM)."""
     import trio
 
@@ -88,7 +90,7 @@ def serve(directory: Path) -> None:
     async def main() -> None:
         with trio.open_signal_receiver(*stop_signals()) as signals:
             async with trio.open_nursery() as nursery:
-                served = await nursery.start(serve_hq, config)
+                served = await nursery.start(partial(serve_hq, broken_store=broken_store), config)
                 listening = ", ".join(f"{host}:{port}" for host, port in [*served.addresses, *served.websocket])
                 say(f"{config.server.name} listens on {listening}. Ctrl-C stops it.")
                 if sys.stdout.isatty():

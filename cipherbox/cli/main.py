@@ -53,6 +53,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "More": {
         "demo": ("demo", "demo", "Play the labs scenario on this machine."),
+        "prove": ("prove", "prove", "Prove that nothing is lost or doubled, whatever is killed."),
         "bench": ("bench", "bench", "Measure how fast this machine does the whole job."),
         "manual": ("texts", "manual", "Read the manual."),
         "completion": ("texts", "completion", "Print the shell's completion of these commands."),

@@ -18,7 +18,7 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.portable import lock_file
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, open_listeners
-from cipherbox.store.sqlite.store import open_store
+from cipherbox.store.sqlite.store import SqliteStore, open_store
 from cipherbox.tls import server_context
 
 log = get_logger(__name__)
@@ -35,10 +35,21 @@ class Served:
     websocket: list[tuple[str, int]]
 
 
-async def serve(config: ServerConfig, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED) -> None:
-    """Runs HQ until cancelled.  StoreLocked when another process serves this directory."""
+async def serve(
+    config: ServerConfig, *, broken_store: bool = False,
+    task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED,
+) -> None:  # fmt: skip
+    """Runs HQ until cancelled.  StoreLocked when another process serves this directory.
+
+    ``broken_store`` makes it lose envelopes on purpose, for the proof that a proof can fail.
+    """
+    kind = SqliteStore
+    if broken_store:
+        from cipherbox.store.broken import BrokenStore
+
+        kind = BrokenStore
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
-        store = await trio.to_thread.run_sync(lambda: open_store(config.directory, limits=config.limits))
+        store = await trio.to_thread.run_sync(lambda: open_store(config.directory, limits=config.limits, kind=kind))
         try:
             await run(HQ(config, store), task_status=task_status)
         finally:

@@ -13,7 +13,7 @@ import pytest
 
 from cipherbox.cli.demo_processes import free_port
 
-LIMIT_S = 60.0
+LIMIT_S = 90.0
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CIPHERBOX_", "SHIV_"))}
 ENVIRONMENT["PYTHONIOENCODING"] = "utf-8"
 PROGRAM = [sys.executable, "-m", "cipherbox"]

@@ -189,7 +189,8 @@ class SqliteStore(Registry):
 
 
 def open_store(
-    directory: Path, *, create: bool = False, files: Files | None = None, limits: Limits = LIMITS
-) -> SqliteStore:
+    directory: Path, *, create: bool = False, files: Files | None = None, limits: Limits = LIMITS,
+    kind: type[SqliteStore] = SqliteStore,
+) -> SqliteStore:  # fmt: skip
     """Opens the store in HQ's data directory; ``create`` makes it.  The caller holds the directory's lock."""
-    return SqliteStore(directory, create=create, files=files or Files(), limits=limits)
+    return kind(directory, create=create, files=files or Files(), limits=limits)
