@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "fetch": ("receive", "fetch", "Take what waits now, then stop."),
         "agent": ("agent", "agent", "Send from a folder and receive into another, for good."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
+        "inbox": ("inbox", "inbox", "Messages whose handler failed: list, try again."),
         "outbox": ("outbox", "outbox", "What was sent from here and is under way; retry, cancel."),
         "receipt": ("receipt", "receipt", "Proof that a recipient opened a message."),
         "clients": ("enrol", "clients", "List who is enrolled."),

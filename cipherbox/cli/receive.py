@@ -24,16 +24,30 @@ _queue_option = click.option(
 @_queue_option
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--idle", type=DURATION, help="Stop when nothing came for so long, for example 30s.")
+@click.option("--exec", "command", help="Run this command for each message instead, its content on standard input.")
 @json_option
 @click.pass_context
 def receive(
-    ctx: click.Context, queues: tuple[str, ...], count: int | None, idle: float | None, as_json: bool
-) -> None:
+    ctx: click.Context, queues: tuple[str, ...], count: int | None, idle: float | None, command: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Receive, open and acknowledge until Ctrl-C; HQ pushes what comes.
 
     Every message enters data/received_messages.jsonl in your directory exactly once; content that is not text goes to a
     file beside it, named in its line.  With --json these lines are printed too, and nothing else.
+
+    With --exec messages are kept in the inbox until COMMAND has ended with 0 for them; CIPHERBOX_MESSAGE_ID,
+    CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and CIPHERBOX_ATTEMPT are in its environment.  One that fails is tried
+    again with pauses, five times in all, then set aside: cipherbox inbox list.  After a crash in its middle it runs
+    again.
     """
+    if command is not None:
+        if count is not None or as_json:
+            raise click.UsageError("--exec does not go with --count or --json.")
+        from cipherbox.cli.receive_exec import execute
+
+        execute(ctx, command, list(queues) or None, idle)
+        return
     from cipherbox.cli.output import say, warn
 
     async def work(client: Client, receiver: Receiver) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -44,6 +44,9 @@ from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import Forbidden
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
+
+if TYPE_CHECKING:
+    from cipherbox.client.handler import Handler, Handlers
 
 CONSUME_ENVELOPES = LIMITS.credit_envelopes
 CONSUME_BYTES = 16 * 1024 * 1024
@@ -220,6 +223,20 @@ class Client(Tracking, AdminCalls):
             frames.Resend, queue=queue or "", sender_id=sender_id, envelope_id=envelope_id
         )
         return answer.count
+
+    async def process(
+        self, handler: Handler, *, queues: list[str] | None = None, tries: int = 5, idle_s: float | None = None
+    ) -> Handlers:
+        """Runs ``handler(handled, tx)`` once for each message, in one transaction with what it writes with ``tx``.
+
+        ``tx`` is a connection to this home's inbox (sqlite3) inside a transaction: make tables of your own in it, and
+        what you write is there exactly once.  The handler may be async; while it runs nothing else is recorded.  One
+        that raises is tried again, ``tries`` times in all, then the message is set aside.  Until cancelled, or until
+        nothing came for ``idle_s``.
+        """
+        from cipherbox.client.handler import process
+
+        return await process(self, handler, queues=queues, tries=tries, idle_s=idle_s)
 
     # -- keys ---------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,14 @@ CREATE TABLE parts (
   PRIMARY KEY (sender, id, part)
 ) WITHOUT ROWID;
 ALTER TABLE envelopes ADD COLUMN outcome INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE envelopes ADD COLUMN outcomes BLOB;
+CREATE TABLE contents (
+  number INTEGER PRIMARY KEY, sealed_at INTEGER NOT NULL, plain BLOB NOT NULL, states BLOB NOT NULL
+);
+CREATE TABLE failures (
+  number INTEGER NOT NULL, message INTEGER NOT NULL, attempts INTEGER NOT NULL, next_at INTEGER NOT NULL,
+  reason TEXT NOT NULL, PRIMARY KEY (number, message)
+) WITHOUT ROWID;
 """
 Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cipherbox.client.arriving import INCOMING, Arriving, is_file, transfer_of
+from cipherbox.client.arriving import HELD, INCOMING, Arriving, is_file, transfer_of
 from cipherbox.client.arriving import STEP as ARRIVING
 from cipherbox.client.lines import Received, lines_of
 from cipherbox.client.localdb import open_database
@@ -29,7 +29,7 @@ from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.portable import private_dir, safe_name, write_private
-from cipherbox.sealing.body import Message
+from cipherbox.sealing.body import Message, pack
 
 DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
 _LARGE = 64 * 1024
@@ -71,9 +71,11 @@ class Inbox:
     """The inbox of one home; the caller holds the home's lock.  Methods block on the disk."""
 
     def __init__(
-        self, home: Path, on_cut: Callable[[int], None] | None = None, incoming: Path | None = None
-    ) -> None:
+        self, home: Path, on_cut: Callable[[int], None] | None = None, incoming: Path | None = None,
+        *, keep_contents: bool = False,
+    ) -> None:  # fmt: skip
         self._home = home
+        self._keep_contents = keep_contents
         self._length = self._added = self._watermark = 0
         self._highest: dict[str, bytes] = {}
         try:
@@ -114,12 +116,14 @@ class Inbox:
     def record(self, batch: Sequence[Received]) -> list[bytes]:
         """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded."""
         with self._failing():
-            lines = [lines_of(received, self._beside) for received in batch if not is_file(received)]
+            kept = [received for received in batch if self._keep_contents and not is_file(received)]
+            lines = [] if kept else [lines_of(r, self._beside) for r in batch if not is_file(r)]
             taken = self._arriving.take([received for received in batch if is_file(received)])
 
             def work(_: sqlite3.Connection) -> None:
                 self._insert(batch)
                 self._arriving.record(self._db, taken)
+                self._keep(kept)
 
             self._step(work, lines)
             for received in batch:
@@ -127,6 +131,16 @@ class Inbox:
                     self._highest[received.sender] = received.envelope_id
             self.arrived += self._arriving.complete([key for one in taken if (key := transfer_of(one)) is not None])
         return lines
+
+    def _keep(self, batch: Sequence[Received]) -> None:
+        """The contents stay here for a handler, which decides what the receipt says."""
+        for r in batch:
+            (number,) = self._db.execute(
+                "SELECT number FROM envelopes WHERE sender = ? AND envelope_id = ?", (r.sender, r.envelope_id)
+            ).fetchone()
+            row = (number, r.sealed_at, pack(list(r.messages)), bytes(len(r.messages)))
+            self._db.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", row)
+            self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -102,19 +102,25 @@ class OwedReceipts:
     def _owed(self) -> list[Owed]:
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome FROM envelopes"
-                " WHERE receipt IS NULL ORDER BY number LIMIT ?",
+                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes"
+                " FROM envelopes WHERE receipt IS NULL ORDER BY number LIMIT ?",
                 (MOST,),
             ).fetchall()
             rows += self._db.execute(
-                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome FROM refusals"
+                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL FROM refusals"
                 " WHERE receipt IS NULL LIMIT ?",
                 (MOST - len(rows),),
             ).fetchall()
         return [
-            Owed(number, Leaf(sender, envelope_id, generation, digest or bytes(32), accepted_at, Outcome(outcome)))
-            for number, sender, envelope_id, generation, digest, accepted_at, outcome in rows
-        ]
+            Owed(
+                number,
+                Leaf(
+                    sender, envelope_id, generation, digest or bytes(32), accepted_at, Outcome(outcome),
+                    tuple(map(Outcome, outcomes or b"")),
+                ),
+            )
+            for number, sender, envelope_id, generation, digest, accepted_at, outcome, outcomes in rows
+        ]  # fmt: skip
 
     async def _sign(self, owed: Sequence[Owed]) -> None:
         identity = self._client.home.identity

@@ -46,13 +46,16 @@ OnLines = Callable[[list[bytes]], None]
 class Receiver:
     """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope.
 
-    ``incoming``: where files from others get their names; None: data/incoming.
+    ``incoming``: where files from others get their names; None: data/incoming.  ``keep_contents``: messages are kept
+    for a handler (see `handler`) and not written as lines.
     """
 
     def __init__(
-        self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | None = None
-    ) -> None:
+        self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | None = None,
+        keep_contents: bool = False,
+    ) -> None:  # fmt: skip
         self.client = client
+        self._keep_contents = keep_contents
         self._incoming = incoming
         self.received = 0  # messages recorded
         self.duplicates = 0  # envelopes that came again
@@ -94,7 +97,7 @@ class Receiver:
                 text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
                 self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
 
-            inbox = Inbox(self._home, was_cut, self._incoming)
+            inbox = Inbox(self._home, was_cut, self._incoming, keep_contents=self._keep_contents)
             self._inbox = inbox
             try:
                 self._owed = OwedReceipts(self.client)
@@ -155,6 +158,27 @@ class Receiver:
             await self._record(new)
             if done:
                 await self.client.ack(done)
+
+    # -- for handlers -------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being opened or written."""
+        return self._turn.locked() or bool(self._under_way) or bool(self._acks_open)
+
+    async def wait_for_more(self) -> None:
+        """Waits until something was recorded."""
+        await self._moved.wait()
+
+    def owe(self) -> None:
+        """A handler is done with something: a receipt may be owed."""
+        if self._owed is not None:
+            self._owed.came()
+
+    async def flush(self) -> None:
+        """Waits a little until no receipt is owed."""
+        if self._owed is not None:
+            await self._owed.flush()
 
     # -- inside -------------------------------------------------------------------------------------------------
 

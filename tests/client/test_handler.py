@@ -1,0 +1,90 @@
+"""Handlers over a real HQ: once for each message, in one transaction with their result."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cipherbox.client import handler as module
+from cipherbox.client.handler import Handled, Handlers
+from tests.client.real_hq import real_hq
+
+
+@pytest.fixture
+async def hq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    monkeypatch.setattr(module, "_LOOK_S", 0.02)
+    async with real_hq(tmp_path) as found:
+        await found.join("FL-LAB", "CA-RC")
+        yield found
+
+
+def results(hq: Any) -> list[str]:
+    db = sqlite3.connect(hq.home("CA-RC") / "inbox.sqlite3")
+    try:
+        return [row[0] for row in db.execute("SELECT text FROM results ORDER BY rowid")]
+    finally:
+        db.close()
+
+
+def keep(handled: Handled, tx: sqlite3.Connection) -> None:
+    tx.execute("CREATE TABLE IF NOT EXISTS results (text TEXT)")
+    tx.execute("INSERT INTO results VALUES (?)", (handled.message.content.decode(),))
+
+
+async def test_once_for_each_message_with_its_result(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        confirmation = await lab.publish(["one", "two", "three"], to="CA-RC")
+        with trio.fail_after(20):
+            assert (await center.process(keep, idle_s=0.3)).done == 3
+            assert (await center.process(keep, idle_s=0.3)).done == 0
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+    assert results(hq) == ["one", "two", "three"]
+    assert hq.lines("CA-RC") == []
+
+
+async def test_a_failure_leaves_nothing_and_is_tried_again(hq: Any) -> None:
+    attempts: list[int] = []
+
+    async def twice_wrong(handled: Handled, tx: sqlite3.Connection) -> None:
+        keep(handled, tx)
+        await trio.lowlevel.checkpoint()
+        attempts.append(handled.attempt)
+        if handled.message.content == b"hard" and handled.attempt < 3:
+            raise ValueError("not yet")
+
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        await lab.publish(["hard", "easy"], to="CA-RC")
+        with trio.fail_after(20):
+            await center.process(twice_wrong, idle_s=0.5)
+    assert sorted(results(hq)) == ["easy", "hard"]
+    assert sorted(attempts) == [1, 1, 2, 3]
+
+
+async def test_what_fails_for_good_is_set_aside_told_and_can_be_retried(hq: Any) -> None:
+    def never(handled: Handled, tx: sqlite3.Connection) -> None:
+        if handled.message.content == b"bad":
+            raise ValueError("cannot be parsed")
+        keep(handled, tx)
+
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        confirmation = await lab.publish(["bad", "good"], to="CA-RC")
+        with trio.fail_after(20):
+            assert (await center.process(never, tries=2, idle_s=0.5)).aside == 1
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+            (data,) = (await lab.export_receipts(confirmation.message_ids[0])).values()
+        assert b'"outcome": "handler-failed"' in data
+        handlers = Handlers(center)
+        (aside,) = handlers.set_aside()
+        assert (aside.message_id, aside.attempts) == (confirmation.message_ids[0], 2)
+        assert "cannot be parsed" in aside.reason
+        assert handlers.retry(confirmation.message_ids[1]) == 0
+        assert handlers.retry() == 1
+        handlers.close()
+        with trio.fail_after(20):
+            await center.process(keep, idle_s=0.3)
+    assert results(hq) == ["good", "bad"]
