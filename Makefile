@@ -1,6 +1,7 @@
 # make demo    builds the one file and plays the labs scenario with it
 # make test    all tests             make check   style, types, layers
 # make pyz     dist/cipherbox.pyz    make bench   speed, with figures
+# make sim     thousands of seeds of the simulation: SEEDS=first:count chooses them
 # make clean   removes what the others made
 #
 # Everything happens in .venv, which is made at first use from pinned and hashed requirements.
@@ -13,8 +14,9 @@ STAMP := $(VENV)/ready
 PYZ := dist/cipherbox.pyz
 SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql')
 JOBS ?= 2
+SEEDS ?= 0:2000
 
-.PHONY: demo test check pyz bench clean lock
+.PHONY: demo test check pyz bench sim clean lock
 .DELETE_ON_ERROR:
 
 demo: $(PYZ)
@@ -34,6 +36,9 @@ pyz: $(PYZ)
 bench: $(STAMP) $(PYZ)
 	@$(RUN) $(PYZ) bench
 	@for b in tests/bench/bench_*.py; do [ -e "$$b" ] || continue; echo "== $$b"; $(RUN) -m tests.bench.$$(basename $$b .py) || exit 1; done
+
+sim: $(STAMP)
+	CIPHERBOX_SEEDS=$(SEEDS) $(RUN) -m pytest -n $(JOBS) tests/sim
 
 # Newer pinned versions: look at the difference before you commit it.
 lock: $(STAMP)

@@ -91,6 +91,15 @@ class CaSettings:
 
 
 @attrs.frozen
+class RetentionSettings:
+    """Table `[retention]`: after how many days a record goes; 0: never.  The signed log says when something went."""
+
+    metadata_days: int = setting(400, "what became of acknowledged envelopes; older ids are refused then", low=0)
+    dead_letter_days: int = setting(0, "dead letters nobody looked at, with their bytes", low=0)
+    log_days: int = setting(0, "entries of the signed log", low=0)
+
+
+@attrs.frozen
 class ServerConfig:
     """Everything `serve` is told.  ``directory`` is HQ's data directory; all paths below it are absolute."""
 
@@ -101,6 +110,7 @@ class ServerConfig:
     database: DatabaseSettings = attrs.Factory(DatabaseSettings)
     encryption: EncryptionSettings = attrs.Factory(EncryptionSettings)
     ca: CaSettings = attrs.Factory(CaSettings)
+    retention: RetentionSettings = attrs.Factory(RetentionSettings)
     limits: Limits = attrs.Factory(Limits)
 
     def __attrs_post_init__(self) -> None:
@@ -117,6 +127,7 @@ SERVER_TABLES: dict[str, type] = {
     "database": DatabaseSettings,
     "encryption": EncryptionSettings,
     "ca": CaSettings,
+    "retention": RetentionSettings,
     "limits": Limits,
 }
 

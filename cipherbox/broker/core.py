@@ -45,6 +45,16 @@ def _resolve(broker: Broker, c: m.Resolve) -> Routed:
     return Routed(c.correlation, broker.bindings_version, route)
 
 
+def _retain(broker: Broker, c: m.Retain) -> m.Done:
+    """What the record no longer holds must never be taken for new: so the watermark rises with it."""
+    changes = broker.effects.changes
+    changes.retention = c.cutoffs
+    if c.cutoffs.metadata > broker.watermark:
+        broker.watermark = changes.watermark = c.cutoffs.metadata
+    broker.effects.acts.append(m.Act("", "Retain", c.cutoffs._asdict()))
+    return m.Done(c.correlation, 1)
+
+
 _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.Consume: consume.consume,
     m.Cancel: consume.cancel,
@@ -62,6 +72,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.AddClient: topology.add_client,
     m.RevokeClient: topology.revoke_client,
     m.List: listing.listing,
+    m.Retain: _retain,
 }
 
 # What the signed log has a line for, when it changed something.

@@ -255,6 +255,13 @@ class List(Command):
 
 
 @attrs.define
+class Retain(Command):
+    """Records older than the cutoffs go; HQ's own command."""
+
+    cutoffs: Cutoffs
+
+
+@attrs.define
 class Disconnect:
     """A connection is gone: its consumers end, what they held returns to the front."""
 
@@ -277,7 +284,7 @@ class Lost:
 AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
     | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | RevokeClient | List | Disconnect | Sweep
-    | Lost | SettleDead
+    | Lost | SettleDead | Retain
 )  # fmt: skip
 
 
@@ -355,6 +362,14 @@ class Settled(NamedTuple):
     how: str  # REDRIVEN or DROPPED
 
 
+class Cutoffs(NamedTuple):
+    """What is older than this goes, ms since 1970; 0: nothing of this kind goes."""
+
+    metadata: int
+    dead_letters: int
+    log: int
+
+
 class Act(NamedTuple):
     """Something an admin, an owner or HQ itself changed."""
 
@@ -367,6 +382,7 @@ class LogRow(NamedTuple):
     """One entry of the signed log; the store keeps it with the commit it speaks of."""
 
     index: int  # type: ignore[assignment]  # counts from 1
+    at: int
     head: bytes
     signature: bytes
     body: bytes
@@ -428,9 +444,11 @@ class Changes:
     usage: dict[tuple[str, str], int] = attrs.Factory(dict)  # (sender, queue) -> bytes waiting, absolute
     bindings_version: int | None = None
     log: LogRow | None = None  # put in by the engine
+    retention: Cutoffs | None = None
+    watermark: int = 0  # ids of an earlier time are refused from now on; 0: as before
 
     def __bool__(self) -> bool:
-        return any(getattr(self, a.name) not in ([], {}, None) for a in attrs.fields(Changes))
+        return any(getattr(self, a.name) not in ([], {}, None, 0) for a in attrs.fields(Changes))
 
 
 # -- effects ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A batch is recorded so: contents that are not text are written to files and synced; then in one transaction the ids are
 inserted, the lines appended to the JSONL file, the file synced, its new length recorded, and all committed.  Only then
 is anything acknowledged.  After a crash in between, the file may be longer than the recorded length: opening cuts it
-back, HQ delivers again, and no line is there twice or missing.
+back, HQ delivers again, and no line is there twice or missing.  The database is the truth; the file follows it.
 
 What identifies an envelope is (sender, envelope id), never the id alone; one row per envelope, not per message.  The
 highest id of each sender is kept beside, since ids rise: only lower ones need a lookup.  Rows are dropped when they are
@@ -76,6 +76,7 @@ class Inbox:
     ) -> None:  # fmt: skip
         self._home = home
         self._keep_contents = keep_contents
+        self._unsure = False
         self._length = self._added = self._watermark = 0
         self._highest: dict[str, bytes] = {}
         try:
@@ -151,15 +152,19 @@ class Inbox:
 
     def _step(self, work: Callable[[sqlite3.Connection], None], lines: Sequence[bytes]) -> None:
         """One transaction: what ``work`` writes and the lines, all or nothing."""
+        if self._unsure:
+            raise StoreError("the inbox must be opened again: the end of its last step is not known")
         self._db.execute("BEGIN IMMEDIATE")
+        ending = False
         try:
             work(self._db)
             self._append(lines)
             if self._added:
                 self._db.execute("UPDATE state SET value = ? WHERE name = 'length'", (self._length + self._added,))
+            ending = True
             self._commit()
         except BaseException:
-            self._undo()
+            self._undo(ending)
             raise
         self._length += self._added
 
@@ -243,11 +248,15 @@ class Inbox:
     def _commit(self) -> None:
         self._db.execute("COMMIT")
 
-    def _undo(self) -> None:
+    def _undo(self, ending: bool) -> None:
+        """Takes a failed step back.  One that failed at its very end may have reached the disk: then the lines stay as
+        they are until the database is asked, by whoever opens the inbox next."""
+        self._unsure = ending
         with suppress(sqlite3.Error):
             self._db.execute("ROLLBACK")
-        with suppress(OSError):
-            self._file.truncate(self._length)
+        if not ending:
+            with suppress(OSError):
+                self._file.truncate(self._length)
 
     def _beside(self, sender: str, name: str, message: Message) -> dict[str, Any]:
         # In a directory of the sender: ids are the sender's choice, and one must not replace another's file.

@@ -15,6 +15,7 @@ from pathlib import Path
 from cipherbox.errors import Damaged, SchemaTooNew, StoreError
 from cipherbox.portable import private_dir
 
+SYNCHRONOUS = "FULL"
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
 
 
@@ -33,7 +34,7 @@ def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
     try:
         with translated(path):
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             db.execute("BEGIN IMMEDIATE")
             try:
                 _upgrade(db, path, steps)

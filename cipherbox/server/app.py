@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 import attrs
 import trio
 
+from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
 from cipherbox.errors import CipherBoxError, GoingAway
 from cipherbox.ops.logs import get_logger
@@ -24,6 +25,7 @@ from cipherbox.tls import server_context
 log = get_logger(__name__)
 LOCK = "lock"
 _CRL_CHECK_S = 3600.0
+_RETENTION_S, _DAY_MS = 3600.0, 86_400_000
 _TICK_S = 0.5  # a heartbeat is 1 s or more
 
 
@@ -102,6 +104,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             await hq.engine.in_store(trust.crl)
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
+            handlers.start_soon(keep_retention, hq)
             doorman = Doorman(hq, context, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
@@ -138,6 +141,25 @@ async def _tick(hq: HQ) -> None:
         now = trio.current_time()
         for session in list(hq.sessions):
             session.tick(now)
+
+
+async def keep_retention(hq: HQ) -> None:
+    """Once an hour, old records go as the settings say."""
+    wanted = hq.config.retention
+    days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)
+    while any(days):
+        now = hq.clock_ms()
+        cutoffs = Cutoffs(*(now - d * _DAY_MS if d else 0 for d in days))
+        if await hq.engine.in_store(hq.store.older_than, cutoffs):
+            try:
+                await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
+            except CipherBoxError as error:
+                log.error("Old records could not be dropped", extra={"error": str(error)})
+                await trio.sleep(_RETENTION_S)
+            else:
+                log.info("Old records were dropped", extra={"cutoffs": cutoffs._asdict()})
+        else:
+            await trio.sleep(_RETENTION_S)
 
 
 async def _keep_crl(hq: HQ) -> None:

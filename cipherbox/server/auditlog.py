@@ -81,7 +81,7 @@ class AuditLog:
         index = last.index + 1 if last is not None else 1
         head_bytes = format.Head(index, at, previous, merkle_root(roots), len(groups)).encode()
         signature = self._key.sign(format.signed_bytes(head_bytes)).signature
-        row = LogRow(index, head_bytes, signature, format.encode_groups(groups))
+        row = LogRow(index, at, head_bytes, signature, format.encode_groups(groups))
         proofs = {c: format.make_proof(head_bytes, signature, roots, number) for c, number in of.items()}
         return row, proofs
 

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
-from cipherbox.broker.model import Changes, EntryState, Facts, LogRow, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Cutoffs, EntryState, Facts, LogRow, Snapshot, Wanted
 
 
 class BundleRow(NamedTuple):
@@ -98,6 +98,8 @@ class Store(Protocol):
     def last_log(self) -> LogRow | None: ...  # the newest entry of the signed log
 
     def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]: ...  # in order, at least one if there is one
+
+    def older_than(self, cutoffs: Cutoffs) -> bool: ...  # whether a commit with these cutoffs would drop something
 
     # Rows of dead letters (keys in the manual page `broker`), oldest first, and the cursor of the next page.
     def dead_letters(

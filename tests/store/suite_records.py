@@ -7,12 +7,12 @@ import attrs
 from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow, Wanted
 from cipherbox.errors import Fenced, StoreError
-from tests.store.suite import Driver, Opener, incoming, published
+from tests.store.suite import AT, Driver, Opener, incoming, published
 
 
 def logged(index: int, number: int) -> m.Changes:
     changes = published(number, queue="q")
-    return attrs.evolve(changes, log=LogRow(index, b"head%d" % index, b"s" * 64, bytes(index * 100)))
+    return attrs.evolve(changes, log=LogRow(index, AT, b"head%d" % index, b"s" * 64, bytes(index * 100)))
 
 
 class Records:
@@ -76,3 +76,43 @@ class Records:
         store.close()
         (row,) = [q for q in opener().load(10).queues if q.name == "q"]
         assert (row.ttl_s, row.max_length) == (60, 7)
+
+    def test_what_is_old_goes_and_what_waits_stays(self, opener: Opener) -> None:
+        store = opener()
+        driver = Driver(store).clients()
+        driver.publish(*[incoming(i) for i in range(1, 6)])
+        driver.consume()
+        driver.run(m.Ack(2, "B", 1, "box.B", [(1, 2)]))
+        driver.run(m.Nack(2, "B", 2, "box.B", 3, False, 5, "bad"))
+        later = AT + 10_000
+        nothing = m.Cutoffs(AT - 1, AT - 1, 0)
+        assert not store.older_than(nothing)
+        metadata = m.Cutoffs(later, 0, 0)
+        assert store.older_than(metadata)
+        driver.run(m.Retain(0, "", 3, metadata))
+        assert not store.older_than(metadata)
+        assert store.trace("A", incoming(1).envelope_id) is None
+        assert store.trace("A", incoming(3).envelope_id) is not None  # a dead letter nobody settled
+        assert store.trace("A", incoming(4).envelope_id) is not None
+        assert store.load(10).watermark == later
+        dead = m.Cutoffs(0, later, 0)
+        assert store.older_than(dead)
+        driver.run(m.Retain(0, "", 4, dead))
+        (row,) = store.dead_letters("", "", 10, True)[0]
+        assert (row["settled"], row["settled_by"]) == ("dropped", "retention")
+        assert store.read_bodies([3, 4]) == [None, b"body"]
+        store.close()
+        assert [e.seq for e in opener().load(10).heads["box.B"]] == [4, 5]
+
+    def test_the_log_keeps_its_newest_entry(self, opener: Opener) -> None:
+        store = opener()
+        for index in range(1, 5):
+            store.commit(attrs.evolve(logged(index, index), log=LogRow(index, AT + index, b"h", b"s", b"")), store.epoch)
+        cutoffs = m.Cutoffs(0, 0, AT + 3)
+        assert store.older_than(cutoffs)
+        store.commit(m.Changes(retention=cutoffs), store.epoch)
+        assert [row.index for row in store.log(0, 10, 1 << 20)] == [3, 4]
+        everything = m.Cutoffs(0, 0, AT + 100)
+        store.commit(m.Changes(retention=everything), store.epoch)
+        assert [row.index for row in store.log(0, 10, 1 << 20)] == [4]
+        assert not store.older_than(everything)

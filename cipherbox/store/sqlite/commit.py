@@ -19,6 +19,7 @@ import orjson
 
 from cipherbox.broker.model import Changes, EntryState
 from cipherbox.store.spool import Place
+from cipherbox.store.sqlite import retention
 from cipherbox.store.sqlite.database import Connection, insert_flat
 
 _WAITING, _DELIVERED, _ACKED, _DEAD = (int(s) for s in EntryState)
@@ -46,6 +47,8 @@ class QueueNumbers:
 
 def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> list[str]:
     """See the module; ``spooled`` holds the bodies that went to the spool for this commit."""
+    if changes.retention is not None:
+        retention.drop_dead_letters(db, changes, changes.retention)
     fresh = changes.envelopes[0].number if changes.envelopes else _MOST
     late = {number for number, _ in changes.replaced}
     late.update(number for number in (*changes.finished, *changes.released) if number >= fresh)
@@ -73,8 +76,13 @@ def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spoo
         if name in numbers.of:
             db.execute("UPDATE queues SET dropped = 1 WHERE queue_no = ?", (numbers.of.pop(name),))
         db.execute("DELETE FROM usage WHERE queue = ?", (name,))
+    if changes.retention is not None:
+        retention.drop_records(db, changes.retention)
+    if changes.watermark:
+        value = str(changes.watermark).encode()
+        db.execute("INSERT OR REPLACE INTO settings VALUES ('watermark', ?)", (value,))
     if changes.log is not None:
-        db.execute("INSERT INTO log VALUES (?, ?, ?, ?)", changes.log)
+        db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", changes.log)
     return [name for name in dropped if not db.execute("SELECT 1 FROM bodies WHERE spool = ?", (name,)).fetchone()]
 
 

@@ -16,14 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from cipherbox.broker.model import Changes, Facts, Incoming, LogRow, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
 from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.files import Files
 from cipherbox.store.port import TraceReport
 from cipherbox.store.reserve import Reserve
 from cipherbox.store.spool import Spool
-from cipherbox.store.sqlite import commit, database, queries
+from cipherbox.store.sqlite import commit, database, queries, retention
 from cipherbox.store.sqlite.commit import QueueNumbers
 from cipherbox.store.sqlite.registry import Registry
 
@@ -90,6 +90,10 @@ class SqliteStore(Registry):
                 if size_bytes <= 0:
                     break
         return found
+
+    def older_than(self, cutoffs: Cutoffs) -> bool:
+        with database.translated():
+            return retention.anything(self.db, cutoffs)
 
     def dead_letters(
         self, queue: str, after: str, most: int, settled: bool

@@ -1,0 +1,65 @@
+"""What a commit drops because it is old: bounded work, in the commit's own transaction.
+
+Only what nobody waits for goes: the record of envelopes that every queue has acknowledged or whose dead letters are
+settled, dead letters older than they are to be kept, entries of the signed log.  Each commit takes at most `MOST` of a
+kind; HQ asks again until there is nothing more.
+"""
+
+from __future__ import annotations
+
+from cipherbox.broker.model import DROPPED, Changes, Cutoffs
+from cipherbox.store.sqlite.database import Connection
+
+MOST = 5000
+BY = "retention"
+_FINISHED = (
+    "SELECT e.number FROM envelopes e WHERE e.accepted_at < ? AND NOT EXISTS (SELECT 1 FROM bodies b "
+    "WHERE b.number = e.number) AND NOT EXISTS (SELECT 1 FROM entries d WHERE d.number = e.number AND d.state < 2) "
+    "ORDER BY e.number LIMIT ?"
+)
+
+
+def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> None:
+    """Before bodies go: old dead letters are dropped, and their bodies with the others of this commit."""
+    if not cutoffs.dead_letters:
+        return
+    rows = db.execute(
+        "SELECT x.queue_no, x.seq, e.number, e.fan FROM dead_letters x JOIN envelopes e ON e.number = x.number "
+        "WHERE x.settled = '' AND x.at < ? LIMIT ?",
+        (cutoffs.dead_letters, MOST),
+    ).fetchall()
+    for queue_no, seq, number, fan in rows:
+        db.execute(
+            "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? AND seq = ?",
+            (DROPPED, cutoffs.dead_letters, BY, queue_no, seq),
+        )
+        alive = db.execute(
+            "SELECT 1 FROM entries WHERE number = ? AND queue_no = ? AND seq > ?", (number, queue_no, seq)
+        ).fetchone()
+        if alive is None:  # else its next generation came, or it was sent again: that one holds the body
+            (changes.finished if fan == 1 else changes.released).append(number)
+
+
+def drop_records(db: Connection, cutoffs: Cutoffs) -> None:
+    """Metadata and log older than they are kept."""
+    if cutoffs.metadata:
+        numbers = [n for (n,) in db.execute(_FINISHED, (cutoffs.metadata, MOST))]
+        for table in ("dead_letters", "entries", "envelopes"):
+            db.executemany(f"DELETE FROM {table} WHERE number = ?", [(n,) for n in numbers])
+    if cutoffs.log:
+        rows = db.execute("SELECT entry, at FROM log ORDER BY entry LIMIT ?", (MOST,)).fetchall()
+        newest = db.execute("SELECT max(entry) FROM log").fetchone()[0]
+        old = [entry for entry, at in rows if at < cutoffs.log and entry < newest]
+        if old:
+            db.execute("DELETE FROM log WHERE entry BETWEEN ? AND ?", (old[0], old[-1]))
+
+
+def anything(db: Connection, cutoffs: Cutoffs) -> bool:
+    """Whether there is something to drop."""
+    if cutoffs.metadata and db.execute(_FINISHED, (cutoffs.metadata, 1)).fetchone():
+        return True
+    query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"
+    if cutoffs.dead_letters and db.execute(query, (cutoffs.dead_letters,)).fetchone():
+        return True
+    rows = db.execute("SELECT at FROM log ORDER BY entry LIMIT 2").fetchall() if cutoffs.log else []
+    return len(rows) == 2 and rows[0][0] < cutoffs.log
