@@ -107,7 +107,8 @@ class Records:
     def test_the_log_keeps_its_newest_entry(self, opener: Opener) -> None:
         store = opener()
         for index in range(1, 5):
-            store.commit(attrs.evolve(logged(index, index), log=LogRow(index, AT + index, b"h", b"s", b"")), store.epoch)
+            row = LogRow(index, AT + index, b"h", b"s", b"")
+            store.commit(attrs.evolve(logged(index, index), log=row), store.epoch)
         cutoffs = m.Cutoffs(0, 0, AT + 3)
         assert store.older_than(cutoffs)
         store.commit(m.Changes(retention=cutoffs), store.epoch)
