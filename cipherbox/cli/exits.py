@@ -65,7 +65,7 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
 # The nearest class wins: an error without a line of its own gets its parent's.
 _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.NetworkError: "Is this machine online, is HQ running, and is the address in client.toml right?",
-    errors.Queued: "The next command sends it, or by itself under cipherbox agent. See: cipherbox outbox list",
+    errors.Queued: "See what waits: cipherbox outbox list",
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
     errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
     errors.Revoked: "The admin revoked this client. Ask the admin why.",

@@ -8,7 +8,10 @@ import click
 
 import cipherbox
 
-FIRST = ("quickstart", "commands", "configuration", "exit-codes", "architecture", "operations", "security")
+FIRST = (
+    "quickstart", "delivery", "files", "commands", "configuration", "exit-codes", "architecture", "operations",
+    "security",
+)  # fmt: skip
 
 
 @click.command()

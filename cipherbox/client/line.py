@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from cipherbox.wire.codec import DeliveredItem
 _SYSTEM_BYTES = 4 * 1024 * 1024  # what a system's socket takes at most
 FIRST_PAUSE_S = 0.1
 _STEP_S = 0.25
+AWAY_S = 5.0
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
 _chance = random.SystemRandom()
 
@@ -63,6 +65,8 @@ class Line:
         self.failure: CipherBoxError | None = None
         self.trouble: CipherBoxError | None = None
         self.attempts = 0  # failed ones in a row
+        self.away_since = 0.0  # when the first of them failed, in seconds since 1970
+        self._away_from = 0.0  # the same by trio's clock
         self.links = 0  # opened so far
         self._address, self._context, self._events = address, context, events
         self._pause_max_s = pause_max_s
@@ -103,11 +107,16 @@ class Line:
                 assert link.error is not None
                 return link.error, away_s
         except CipherBoxError as error:
-            self.attempts += 1
+            self._missed()
             return error, away_s
         except OSError as error:
-            self.attempts += 1
+            self._missed()
             return NetworkError(f"HQ cannot be reached: {error.strerror or error}"), away_s
+
+    def _missed(self) -> None:
+        if not self.attempts:
+            self.away_since, self._away_from = time.time(), trio.current_time()
+        self.attempts += 1
 
     def _up(self, link: Link) -> None:
         again = self.links > 0
@@ -147,8 +156,9 @@ class Line:
 
     @property
     def away(self) -> bool:
-        """HQ could not be reached, and that was tried as often as a command tries."""
-        return self.link is None and self.attempts >= self.tries
+        """HQ could not be reached for a while: not in a restart of HQ, which takes a second or two."""
+        tried = self.link is None and self.attempts >= self.tries
+        return tried and trio.current_time() - self._away_from >= min(AWAY_S, self.timeout_s)
 
     # -- asking -------------------------------------------------------------------------------------------------
 
@@ -163,6 +173,12 @@ class Line:
                 raise fresh(self.trouble)
             await self._changed.wait()
 
+    async def _ready_or_away(self) -> Link:
+        while not self.away:
+            with trio.move_on_after(_STEP_S):
+                return await self.ready()
+        raise fresh(self.trouble) if self.trouble is not None else NetworkError("HQ cannot be reached")
+
     async def request(self, kind: Callable[..., Any], *, timeout_s: float | None = None, **fields: Any) -> Any:
         """A request and its answer: up to ``tries`` attempts of ``timeout_s`` each; a refusal is raised at once."""
         limit = self.timeout_s if timeout_s is None else timeout_s
@@ -171,7 +187,7 @@ class Line:
             began = trio.current_time()
             try:
                 with trio.fail_after(limit):
-                    link = await self.ready(self.tries)
+                    link = await self._ready_or_away()
                 return await link.ask(kind, max(0.001, limit - (trio.current_time() - began)), **fields)
             except trio.TooSlowError:
                 last = fresh(self.trouble) if self.trouble is not None else last

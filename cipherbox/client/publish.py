@@ -322,7 +322,8 @@ class Sealer:
             raise item.error
         if item.result is None:
             item.trouble = item.trouble or line.trouble
-            raise unconfirmed_error(item, f"{line.tries} tries of {line.timeout_s:g} s")
+            since = time.strftime("%H:%M:%S", time.localtime(line.away_since)) if line.away else ""
+            raise unconfirmed_error(item, f"{line.tries} tries of {line.timeout_s:g} s", since)
         self.events.messages(SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True)
 
 

@@ -269,12 +269,16 @@ class Window:
             item.settled(item)
 
 
-def unconfirmed_error(item: Outgoing, waited: str) -> CipherBoxError:
-    """What to tell the owner of an envelope that was not confirmed in time."""
+def unconfirmed_error(item: Outgoing, waited: str, away_since: str) -> CipherBoxError:
+    """What to tell the owner of an envelope that was not confirmed in time; ``away_since``: a time of day, or empty."""
     reason = f": {item.trouble}" if item.trouble is not None else ""
     first = message_id(item.envelope_id, 0)
-    error = Queued(
-        f"HQ has not confirmed message {first} within {waited}{reason}. It is kept in the outbox and goes out by itself"
-    )
+    if away_since:
+        what = f"message {first} is kept in the outbox: HQ cannot be reached since {away_since}{reason}"
+        following = "It is tried again every minute by `cipherbox agent`, and with the next command"
+    else:
+        what = f"HQ has not confirmed message {first} within {waited}{reason}"
+        following = "It is kept in the outbox and goes out by itself"
+    error = Queued(f"{what}. {following}")
     error.message_ids = tuple(str(message_id(item.envelope_id, i)) for i in range(item.count))
     return error

@@ -32,7 +32,7 @@ class Dying(Inbox):
     def _commit(self) -> None:
         raise Died
 
-    def _undo(self) -> None:
+    def _undo(self, ending: bool) -> None:
         pass
 
 

@@ -307,6 +307,79 @@ def test_frames_by_the_tables_of_the_manual() -> None:
         assert c.at == len(raw)
 
 
+def tree_root(leaves: list[bytes]) -> bytes:
+    """RFC 6962, section 2.1, from hashed leaves."""
+    if len(leaves) == 1:
+        return leaves[0]
+    k = 1
+    while k * 2 < len(leaves):
+        k *= 2
+    return sha256(b"\x01" + tree_root(leaves[:k]) + tree_root(leaves[k:]))
+
+
+def test_the_signed_log() -> None:
+    document = golden("log")
+    key = nacl.signing.VerifyKey(bytes.fromhex(document["key"]))
+    before = bytes(32)
+    for number, row in enumerate(document["entries"], 1):
+        head, signature = bytes.fromhex(row["head"]), bytes.fromhex(row["signature"])
+        key.verify(b"cipherbox/v1/log-head\x00" + sha256(head), signature)
+        c = Cursor(head)
+        assert (c.take(4), c.number(1), c.number(8)) == (b"CBXL", 1, number)
+        at, previous, root, groups = c.take(8), c.take(32), c.take(32), c.number(4)
+        assert previous == before
+        before = sha256(head + signature)
+        body, roots = Cursor(bytes.fromhex(row["body"])), []
+        while body.at < len(body.raw):
+            kind = body.take(1)
+            payload = body.sized(4)
+            if kind != b"\x01":
+                roots.append(sha256(b"\x00" + kind + payload))
+                continue
+            inner = Cursor(payload)
+            assert inner.sized(1).decode() == row["sender"]
+            assert inner.take(8) == at
+            common = payload[: inner.at]
+            leaves = [inner.take(52) for _ in row["leaves"]]
+            assert [leaf.hex() for leaf in leaves] == row["leaves"]
+            roots.append(tree_root([sha256(b"\x00\x01" + common + leaf) for leaf in leaves]))
+        assert len(roots) == groups
+        assert tree_root(roots) == root
+        proof = Cursor(bytes.fromhex(row["proof"]))
+        assert proof.take(len(head) + 64) == head + signature
+        assert proof.number(4) == 0
+        steps = [proof.take(32) for _ in range(proof.number(1))]
+        assert proof.at == len(proof.raw)
+        climbed = roots[0]
+        for step in steps:  # the group is the first of at most three, so always on the left
+            climbed = sha256(b"\x01" + climbed + step)
+        assert climbed == root
+
+
+def test_a_group_of_receipts() -> None:
+    row = golden("receipt_group")
+    c = Cursor(bytes.fromhex(row["group"]))
+    assert (c.take(4), c.number(1), c.number(1)) == (b"CBXR", 1, 0)
+    assert c.sized(1) == b"CA-RC"
+    c.take(8 + 32)
+    root, count = c.take(32), c.number(4)
+    assert c.number(1) == 1
+    c.take(64)
+    hashed, own = [], 0
+    for _ in range(count):
+        if c.number(1) == 0:
+            hashed.append(c.take(32))
+            continue
+        start = c.at
+        assert c.sized(1).decode() == row["sender"]
+        c.take(16 + 4 + 32 + 8 + 1)
+        c.take(c.number(4))
+        hashed.append(sha256(b"\x00" + c.raw[start : c.at]))
+        own += 1
+    assert (own, c.at) == (2, len(c.raw))
+    assert tree_root(hashed) == root == bytes.fromhex(row["root"])
+
+
 def test_it_is_a_second_reader() -> None:
     tree = ast.parse(Path(__file__).read_text())
     names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
