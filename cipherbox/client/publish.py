@@ -311,7 +311,8 @@ class Sealer:
             item.owner = None
             self.events.messages(SENDER, "Kept {} in the outbox", item.envelope_id, item.count)
             return
-        self.events.messages(SENDER, "Sent {}", item.envelope_id, item.count)
+        what = "Sent {}" if line.link is not None else "Kept {} in the outbox"
+        self.events.messages(SENDER, what, item.envelope_id, item.count)
         patience = Patience(line)
         try:
             while not ready.is_set() and not patience.ended:

@@ -271,7 +271,7 @@ class Window:
 
 def unconfirmed_error(item: Outgoing, waited: str, away_since: str) -> CipherBoxError:
     """What to tell the owner of an envelope that was not confirmed in time; ``away_since``: a time of day, or empty."""
-    reason = f": {item.trouble}" if item.trouble is not None else ""
+    reason = f" ({item.trouble})" if item.trouble is not None else ""
     first = message_id(item.envelope_id, 0)
     if away_since:
         what = f"message {first} is kept in the outbox: HQ cannot be reached since {away_since}{reason}"
