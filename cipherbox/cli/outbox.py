@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import home_of, json_option, run, sure
+from cipherbox.cli.options import home_of, json_option, run, run_until_stopped, sure
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
     from cipherbox.client.outbox_rows import Row
+    from cipherbox.client.transfers import Transfer
 
+FILE_STATES = ("sending", "at HQ", "stopped")
 T = TypeVar("T")
 
 
@@ -35,16 +37,20 @@ def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) 
     from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
     from cipherbox.client.outbox_rows import ASIDE, WAITING
 
-    async def work(client: Client) -> list[Row]:
+    async def work(client: Client) -> tuple[list[Row], list[Transfer]]:
+        from cipherbox.client.transfers import SENT, Transfers
+
         kept = client.outbox().outbox
         call = (lambda: kept.newest(last)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=last))
         found = await client.outbox().store(call)
+        files = await client.outbox().store(Transfers(kept).all, last)
         assert isinstance(found, list)
-        return found
+        assert isinstance(files, list)
+        return found, [one for one in files if everything or one.state != SENT]
 
-    rows = _offline(ctx, work)
+    rows, files = _offline(ctx, work)
     if as_json:
-        print_json([_record(row) for row in rows])
+        print_json([*(_record(row) for row in rows), *map(_file_record, files)])
         return
     table(
         ("message", "more", "to", "sealed", "size", "state", "reason"),
@@ -57,8 +63,55 @@ def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) 
         ],
         empty="nothing waits, nothing was refused",
     )  # fmt: skip
+    if files:
+        table(
+            ("file", "to", "size", "at HQ", "state", "reason"),
+            [
+                (
+                    safe(one.file), safe(", ".join(one.recipients)), size_text(one.size), size_text(one.done_bytes),
+                    FILE_STATES[one.state], safe(one.reason) or "-",
+                )
+                for one in files
+            ],
+        )  # fmt: skip
+    if any(row.state == WAITING for row in rows) or any(one.state == 0 for one in files):
+        next_step("send what waits now: cipherbox outbox send")
     if any(row.state == ASIDE for row in rows):
         next_step(f"try one again: cipherbox outbox retry {_first(next(r for r in rows if r.state == ASIDE))}")
+
+
+@outbox.command("send")
+@click.pass_context
+def outbox_send(ctx: click.Context) -> int:
+    """Send everything that waits, files too, and end when nothing does.  `cipherbox agent` does so for good."""
+    from cipherbox.cli.output import fail, print_event, say
+    from cipherbox.cli.send_files import progress
+    from cipherbox.client.api import open_client
+    from cipherbox.client.files import send_unfinished
+    from cipherbox.errors import CipherBoxError, Queued
+
+    async def main() -> list[CipherBoxError]:
+        import trio
+
+        async with open_client(home_of(ctx), on_event=print_event, keep_trying=True) as client:
+            post = client.outbox()
+            post.look()
+            with progress() as tell:
+                stopped = await send_unfinished(client, on_progress=tell)
+            while await post.store(post.outbox.waiting, 0, 1 << 62, 1):
+                if client.line.failure is not None:
+                    raise client.line.failure
+                if client.line.away:
+                    raise Queued(f"HQ cannot be reached ({client.line.trouble}); what waits is kept")
+                await trio.sleep(0.1)
+            return stopped
+
+    stopped = run_until_stopped(main)
+    for error in stopped:
+        fail(str(error))
+    if not stopped:
+        say("Nothing waits any more.")
+    return Exit.FILE if stopped else Exit.OK
 
 
 @outbox.command("show")
@@ -155,6 +208,13 @@ def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
             return await work(client)
 
     return run(main)
+
+
+def _file_record(one: Transfer) -> dict[str, object]:
+    return {
+        "file": one.file, "path": list(one.path), "recipients": list(one.recipients), "bytes": one.size,
+        "at_hq": one.done_bytes, "state": FILE_STATES[one.state], "reason": one.reason, "made_at": one.made_at,
+    }  # fmt: skip
 
 
 def _first(row: Row) -> str:

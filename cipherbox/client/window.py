@@ -275,7 +275,7 @@ def unconfirmed_error(item: Outgoing, waited: str, away_since: str) -> CipherBox
     first = message_id(item.envelope_id, 0)
     if away_since:
         what = f"message {first} is kept in the outbox: HQ cannot be reached since {away_since}{reason}"
-        following = "It is tried again every minute by `cipherbox agent`, and with the next command"
+        following = "It goes out with the next command, or by itself while `cipherbox agent` runs"
     else:
         what = f"HQ has not confirmed message {first} within {waited}{reason}"
         following = "It is kept in the outbox and goes out by itself"
