@@ -30,6 +30,8 @@ mv -f "$root/opt/cipherbox/cipherbox.pyz.new" "$root/opt/cipherbox/cipherbox.pyz
 printf '#!/bin/sh\nexec python3 /opt/cipherbox/cipherbox.pyz "$@"\n' >"$root/usr/local/bin/cipherbox"
 chmod 0755 "$root/usr/local/bin/cipherbox"
 install -m 0644 "$unit" "$root/etc/systemd/system/cipherbox.service"
+# For an account of this machine that has a folder of its own: systemctl enable --now cipherbox-agent@NAME
+install -m 0644 "$here/../systemd/cipherbox-agent@.service" "$root/etc/systemd/system/cipherbox-agent@.service"
 
 if [ -z "$root" ]; then
     install -d -m 0700 -o cipherbox -g cipherbox /var/lib/cipherbox /var/cache/cipherbox

@@ -19,6 +19,7 @@ import attrs
 import click
 
 from cipherbox.cli.demo_items import BINDINGS, EXCHANGE, LABS, QUEUES, Item, make_items
+from cipherbox.cli.demo_report import HQ, Delivery, Report, show, show_json
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import json_option, run_until_stopped
 
@@ -27,42 +28,13 @@ if TYPE_CHECKING:
 
     from cipherbox.cli.demo_processes import Stage
 
-HQ = "DC-HQ"
 SEED = 20251008
 START_TRIES = 3
+RECEIPT_TRIES = 5
 DELIVERIES = """
     SELECT d.message_id, d.client_id, m.sent_time, d.delivered_time, d.acknowledged_time
     FROM message_deliveries d JOIN message_metadata m USING (message_id) WHERE m.routing_key <> '.sys'
 """  # receipts travel there
-
-
-@attrs.define
-class Delivery:
-    """One item at one center, as it should be and as it was found."""
-
-    item: str
-    message_id: str
-    sender: str
-    recipient: str
-    size: int
-    sha256: str
-    sent_time: str = ""
-    delivered_time: str = ""
-    acknowledged_time: str = ""
-    received_sha256: str = ""
-
-
-@attrs.define
-class Report:
-    """What the demo found; no differences means that everything is as it should be."""
-
-    directory: Path
-    deliveries: list[Delivery] = attrs.Factory(list)
-    differences: list[str] = attrs.Factory(list)
-    searched_files: int = 0
-    searched_bytes: int = 0
-    received_files: list[Path] = attrs.Factory(list)
-    seconds: float = 0.0
 
 
 @click.command()
@@ -96,9 +68,9 @@ def demo(keep: bool, directory: Path | None, as_json: bool) -> int:
             fail(str(failed))
             return Exit.REFUSED
         if as_json:
-            _show_json(report)
+            show_json(report)
         else:
-            _show(report, keep)
+            show(report, keep)
         return Exit.REFUSED if report.differences else Exit.OK
     return Exit.BUG
 
@@ -128,7 +100,9 @@ async def play(directory: Path, talk: bool) -> Report:
         waiting = search(hq, plaintexts)
         tell(f"searched {waiting.size / 1e6:.1f} MB at {HQ} for plaintext")
         await _receive(stage, directory, items)
-        tell("three centers received, opened and acknowledged")
+        tell("three centers received, opened, acknowledged and signed for it")
+        receipts = await _receipts(stage, directory, sent)
+        tell(f"the labs verified {sum(map(len, receipts.values()))} signed receipts")
         await _compare_depth(admin, report)
     finally:
         code = await stage.stop(server)
@@ -136,6 +110,7 @@ async def play(directory: Path, talk: bool) -> Report:
         report.differences.append(f"{HQ} ended with {code} when it was asked to stop")
     _compare(report, directory, items, sent)
     _read_times(report, hq / "cipherbox.sqlite3")
+    _compare_receipts(report, receipts)
     at_end = search(hq, plaintexts)
     tell(f"searched {at_end.size / 1e6:.1f} MB at {HQ} again")
     report.searched_files = waiting.files + at_end.files
@@ -230,6 +205,28 @@ async def _receive(stage: Stage, directory: Path, items: list[Item]) -> None:
             nursery.start_soon(stage.run, center, *arguments)
 
 
+async def _receipts(stage: Stage, directory: Path, sent: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Message id -> center -> when it signed, by each lab's own `status`."""
+    import orjson
+    import trio
+
+    found: dict[str, dict[str, int]] = {}
+
+    async def ask(lab: str, message_id: str) -> None:
+        for _ in range(RECEIPT_TRIES):  # the receipt may be a moment behind the acknowledgement
+            shown = orjson.loads(
+                await stage.run(lab, "--home", str(directory / lab), "status", message_id, "--json")
+            )
+            found[message_id] = {s["client_id"]: s["at"] for s in shown["timeline"] if s["what"] == "opened"}
+            if not shown["not_signed"]:
+                return
+
+    async with trio.open_nursery() as nursery:
+        for item, message_id in sent.items():
+            nursery.start_soon(ask, item.partition("_")[0], message_id)
+    return found
+
+
 # -- the checks ---------------------------------------------------------------------------------------------------
 
 
@@ -303,59 +300,14 @@ def _read_times(report: Report, database: Path) -> None:
                 report.differences.append(f"HQ has no {name} for {delivery.item} at {delivery.recipient}")
 
 
-# -- the report ---------------------------------------------------------------------------------------------------
+def _compare_receipts(report: Report, receipts: dict[str, dict[str, int]]) -> None:
+    """Every delivery is signed for by the center it went to."""
+    from datetime import UTC, datetime
 
-
-def _show(report: Report, keep: bool) -> None:
-    from cipherbox.cli.output import fail, next_step, safe, say, size_text, table
-
-    say()
-    table(
-        ("item", "from", "to", "size", "SHA-256", "sent", "delivered", "acknowledged"),
-        [
-            (
-                delivery.item,
-                delivery.sender,
-                delivery.recipient,
-                size_text(delivery.size),
-                delivery.received_sha256[:16] + ("" if delivery.received_sha256 == delivery.sha256 else " DIFFERS"),
-                *(_clock(t) for t in (delivery.sent_time, delivery.delivered_time, delivery.acknowledged_time)),
-            )
-            for delivery in report.deliveries
-        ],
-    )
-    say()
-    if report.differences:
-        fail(f"{len(report.differences)} differences:")
-        for difference in report.differences:
-            say(f"  - {safe(difference)}")
-        return
-    say(f"{len(report.deliveries)} deliveries arrived, each with the bytes that were sent.")
-    say(f"{HQ} has read none: no plaintext in {report.searched_files} files, {size_text(report.searched_bytes)}.")
-    say(f"It took {report.seconds:.1f} s.")
-    if keep:
-        for file in report.received_files:
-            say(f"Received: {file}")
-        next_step(f"look around in {report.directory}; the manual: cipherbox manual quickstart")
-    else:
-        next_step("keep the files to look at: cipherbox demo --keep; begin your own: cipherbox manual quickstart")
-
-
-def _show_json(report: Report) -> None:
-    from cipherbox.cli.output import print_json
-
-    print_json(
-        {
-            "deliveries": [attrs.asdict(delivery) for delivery in report.deliveries],
-            "differences": report.differences,
-            "searched_files": report.searched_files,
-            "searched_bytes": report.searched_bytes,
-            "received_files": [str(file) for file in report.received_files],
-            "seconds": round(report.seconds, 3),
-        }
-    )
-
-
-def _clock(text: str) -> str:
-    """The time of day of HQ's text, to the millisecond."""
-    return text.replace("T", " ").rpartition(" ")[2].removesuffix("Z").removesuffix("+00:00") or "-"
+    for delivery in report.deliveries:
+        at = receipts.get(delivery.message_id, {}).get(delivery.recipient)
+        if at is None:
+            report.differences.append(f"{delivery.recipient} has signed no receipt for {delivery.item}")
+        else:
+            moment = datetime.fromtimestamp(at / 1000, UTC)
+            delivery.opened_time = f"{moment:%Y-%m-%dT%H:%M:%S}.{at % 1000:03d}Z"

@@ -97,6 +97,7 @@ def test_the_installer_puts_everything_in_its_place(tmp_path: Path) -> None:
         "opt/cipherbox/cipherbox.pyz",
         "usr/local/bin/cipherbox",
         "etc/systemd/system/cipherbox.service",
+        "etc/systemd/system/cipherbox-agent@.service",
     }
     unit = (tmp_path / "root/etc/systemd/system/cipherbox.service").read_text()
     assert "/opt/cipherbox/cipherbox.pyz serve /var/lib/cipherbox" in unit

@@ -1,0 +1,97 @@
+"""What the demo found, and how it is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+HQ = "DC-HQ"
+
+
+@attrs.define
+class Delivery:
+    """One item at one center, as it should be and as it was found."""
+
+    item: str
+    message_id: str
+    sender: str
+    recipient: str
+    size: int
+    sha256: str
+    sent_time: str = ""
+    delivered_time: str = ""
+    acknowledged_time: str = ""
+    opened_time: str = ""  # by the center's signed receipt
+    received_sha256: str = ""
+
+
+@attrs.define
+class Report:
+    """What the demo found; no differences means that everything is as it should be."""
+
+    directory: Path
+    deliveries: list[Delivery] = attrs.Factory(list)
+    differences: list[str] = attrs.Factory(list)
+    searched_files: int = 0
+    searched_bytes: int = 0
+    received_files: list[Path] = attrs.Factory(list)
+    seconds: float = 0.0
+
+
+def show(report: Report, keep: bool) -> None:
+    from cipherbox.cli.output import fail, next_step, safe, say, size_text, table
+
+    say()
+    table(
+        ("item", "from", "to", "size", "SHA-256", "sent", "delivered", "acknowledged", "signed"),
+        [
+            (
+                delivery.item,
+                delivery.sender,
+                delivery.recipient,
+                size_text(delivery.size),
+                delivery.received_sha256[:16] + ("" if delivery.received_sha256 == delivery.sha256 else " DIFFERS"),
+                *map(
+                    _clock,
+                    (delivery.sent_time, delivery.delivered_time, delivery.acknowledged_time, delivery.opened_time),
+                ),
+            )
+            for delivery in report.deliveries
+        ],
+    )
+    say()
+    if report.differences:
+        fail(f"{len(report.differences)} differences:")
+        for difference in report.differences:
+            say(f"  - {safe(difference)}")
+        return
+    say(f"{len(report.deliveries)} deliveries arrived, each with the bytes that were sent, each with a signed receipt.")
+    say(f"{HQ} has read none: no plaintext in {report.searched_files} files, {size_text(report.searched_bytes)}.")
+    say(f"It took {report.seconds:.1f} s.")
+    if keep:
+        for file in report.received_files:
+            say(f"Received: {file}")
+        next_step(f"look around in {report.directory}; the manual: cipherbox manual quickstart")
+    else:
+        next_step("keep the files to look at: cipherbox demo --keep; begin your own: cipherbox manual quickstart")
+
+
+def show_json(report: Report) -> None:
+    from cipherbox.cli.output import print_json
+
+    print_json(
+        {
+            "deliveries": [attrs.asdict(delivery) for delivery in report.deliveries],
+            "differences": report.differences,
+            "searched_files": report.searched_files,
+            "searched_bytes": report.searched_bytes,
+            "received_files": [str(file) for file in report.received_files],
+            "seconds": round(report.seconds, 3),
+        }
+    )
+
+
+def _clock(text: str) -> str:
+    """The time of day of HQ's text, to the millisecond."""
+    return text.replace("T", " ").rpartition(" ")[2].removesuffix("Z").removesuffix("+00:00") or "-"
