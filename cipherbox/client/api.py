@@ -312,6 +312,8 @@ async def open_client(
         if not keep_trying:
             await line.ready(config.tries)
         yield client
+        if line.link is not None:
+            await client.receipts.rest()
 
 
 __all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Publisher", "open_client"]

@@ -145,6 +145,11 @@ class Consumer:
                     self._waiting.appendleft(delivery)  # a caller's time limit must not lose it
                 raise
 
+    @property
+    def waiting(self) -> int:
+        """Deliveries that HQ pushed and nobody has taken yet."""
+        return len(self._waiting)
+
     async def batch(self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes) -> list[Delivery]:
         """What is there now, not opened yet: 1 to ``most`` deliveries, up to ``size`` bytes; waits for the first."""
         await trio.lowlevel.checkpoint()

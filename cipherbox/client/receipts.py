@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cipherbox.client.consume import Delivery
+from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import SENDER
 from cipherbox.client.outbox_rows import Signed
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
@@ -25,6 +25,8 @@ from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
+CREDIT = 64  # groups handed out at once: what a short command can take in before it ends
+REST_S = 2.0
 _PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
 SETTLE_S = 1.0
 MENDED = frozenset({Outcome.KEY_MISSING})
@@ -39,6 +41,7 @@ class ReceiptTaker:
         self._began = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
+        self._consumer: Consumer | None = None
 
     async def settle(self) -> None:
         """Waits a moment for what lies in the mailbox now."""
@@ -47,18 +50,29 @@ class ReceiptTaker:
             await trio.sleep(SETTLE_S / 4)
             await self._idle.wait()
 
+    async def rest(self) -> None:
+        """Before the client closes: takes in what HQ has handed out.  Handed out twenty times in vain, by twenty short
+        commands that ended too soon, it would become a dead letter."""
+        with trio.move_on_after(REST_S):
+            while self._consumer is not None and (self._consumer.waiting or not self._idle.is_set()):
+                await self._idle.wait()
+                await trio.lowlevel.checkpoint()  # the taker's turn: what waits makes it busy
+
     async def run(self) -> None:
         """Until cancelled; errors end here, and what could not be taken comes again."""
         while True:
             try:
                 await self._consume()
             except CipherBoxError:
+                self._consumer = None
+                self._idle.set()
                 await trio.sleep(_PAUSE_S)
 
     async def _consume(self) -> None:
         client = self._client
-        async with client.consume_unopened(f"{client.mailbox}.sys") as consumer:
+        async with client.consume_unopened(f"{client.mailbox}.sys", envelopes=CREDIT) as consumer:
             self._began.set()
+            self._consumer = consumer
             while True:
                 done = []
                 batch = await consumer.batch(64)
