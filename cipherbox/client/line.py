@@ -233,6 +233,10 @@ class Line:
     def refused(self, correlation: int, error: CipherBoxError) -> bool:
         return self.window.refused(correlation, error)
 
+    def news(self, text: str) -> None:
+        """HQ says why it takes nothing now, or that it goes on."""
+        self._events.say(LINE, text)
+
     def beat(self, link: Link) -> None:
         self.window.overdue(link, self.timeout_s)
 

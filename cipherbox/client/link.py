@@ -56,6 +56,8 @@ class Handler(Protocol):
 
     def beat(self, link: Link) -> None: ...
 
+    def news(self, text: str) -> None: ...
+
 
 class Link:
     """See the module; made by `open_link`."""
@@ -252,6 +254,8 @@ class Link:
             self._error(event)
         elif isinstance(event, frames.Ping):
             self._put(self._wire.send(frames.Pong(event.correlation)))
+            if event.news and self._handler is not None:
+                self._handler.news(event.news)
         elif isinstance(event, frames.GoingAway):
             self.away_s = event.pause_ms / 1000
             self._away = GoingAway(event.message or "HQ is stopping")

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
 AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
+MEMORY_SHORT, MEMORY_FREE = "HQ is short of memory; publishers wait", "HQ has memory again; publishers go on"
 _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
 
 
@@ -210,7 +211,9 @@ class Session:
         memory.add(-self._large_bytes)
         self._large_bytes = 0
         if memory.closed and (large or self._publishes):
+            self._put(codec.encode(frames.Ping(0, MEMORY_SHORT)))
             await memory.open()
+            self._put(codec.encode(frames.Ping(0, MEMORY_FREE)))
         if large:
             self._large_bytes, self._large_since = large, trio.current_time()
             memory.add(large)

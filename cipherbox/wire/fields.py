@@ -181,9 +181,10 @@ def _functions(item: Kind | type) -> tuple[Put, Get, int]:
 
 
 def _maker(kind: Kind) -> Callable[..., Any]:
-    def make(doc: str, *, later: Any = None) -> Any:
-        metadata = {"kind": kind, "doc": doc, "later": later}
-        return attrs.field(metadata=metadata) if later is None else attrs.field(default=later, metadata=metadata)
+    def make(doc: str, *, default: Any = None) -> Any:
+        """``default``: the field was added later, and this is its value when a frame ends before it."""
+        metadata = {"kind": kind, "doc": doc, "later": default}
+        return attrs.field(metadata=metadata) if default is None else attrs.field(default=default, metadata=metadata)
 
     return make
 

@@ -148,7 +148,7 @@ class Welcome:
     client_id: str = text8("who HQ takes this connection for; empty: no certificate, only enrolment")
     role: str = text8("client, admin, or anonymous")
     software: str = text8("name and version")
-    log_key: bytes = blob("HQ's log key and its certification, see the log manual page; may be missing", later=b"")
+    log_key: bytes = blob("HQ's log key and its certification, see the log manual page; may be missing", default=b"")
 
 
 @frame(0x06, "both", answer="PONG")
@@ -156,6 +156,7 @@ class Ping:
     """Are you there?"""
 
     correlation: int = u64("returned in PONG")
+    news: str = text16("from HQ: why it reads nothing from a publisher now, or that it goes on; else empty", default="")
 
 
 @frame(0x07, "both")
@@ -403,8 +404,8 @@ class DeclareQueue:
     name: str = text8("1 to 127 bytes; `box.` is reserved")
     owner: str = text8("empty: the declarer; only an admin names another")
     readers: list[str] = listing(text8, "who else reads it")
-    ttl_s: int = u32("what waits longer becomes a dead letter; 0: none; 2^32 - 1 or missing: as it is", later=KEEP)
-    max_length: int = u32("the oldest above it become dead letters; 0, 2^32 - 1 and missing as before", later=KEEP)
+    ttl_s: int = u32("what waits longer becomes a dead letter; 0: none; 2^32 - 1 or missing: as it is", default=KEEP)
+    max_length: int = u32("the oldest above it become dead letters; 0, 2^32 - 1 and missing as before", default=KEEP)
 
 
 @frame(0x43, "client", answer="OK")

@@ -64,6 +64,7 @@ class Raw:
         self.wire = Connection("client")
         self.events: list[Any] = []
         self.correlation = 0
+        self.told: list[str] = []  # what HQ said in its PINGs
 
     async def hello(self) -> frames.Welcome:
         await self.stream.send_all(self.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 25, 30, "raw test")))
@@ -78,7 +79,9 @@ class Raw:
         """The next event; None at the end of the connection."""
         with trio.fail_after(PATIENCE_S):
             while not self.events:
-                self.events = [e for e in self.wire.events() if not isinstance(e, frames.Ping)]
+                events = self.wire.events()
+                self.told += [e.news for e in events if isinstance(e, frames.Ping) and e.news]
+                self.events = [e for e in events if not isinstance(e, frames.Ping)]
                 if not self.events:
                     data = await self.stream.receive_some()
                     if not data:
