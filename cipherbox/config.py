@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from cipherbox.configfile import FIXED_LIMITS, read_tables, setting, toml_value, write_tables
+from cipherbox.configfile import FIXED_LIMITS, build_table, read_tables, setting, toml_value, write_tables
+from cipherbox.databaseurl import parse_hosts, parse_url
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import Limits, check_client_id
 
@@ -30,6 +31,8 @@ KEEP_UNTIL = ("opened", "delivered", "confirmed")
 ROTATIONS = ("never", "hourly", "daily")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ROLES = ("client", "admin")
+TLS = ("verify", "unverified", "off")
+BODIES = ("database", "spool")
 
 
 # -- HQ -----------------------------------------------------------------------------------------------------------
@@ -70,7 +73,22 @@ class LoggingSettings:
 class DatabaseSettings:
     """Table `[database]`."""
 
+    kind: str = setting("sqlite", "sqlite, or postgresql", choices=("sqlite", "postgresql"))
     path: Path = setting(Path("cipherbox.sqlite3"), "the SQLite database; bodies lie in spool/ beside it")
+    url: str = setting("", "postgresql://user@host:port/name?schema=...: what it says counts before the keys below")
+    hosts: str = setting("", "host:port of PostgreSQL, several separated by commas; the writable one is found")
+    name: str = setting("cipherbox", "PostgreSQL's database")
+    user: str = setting("cipherbox", "PostgreSQL's user")
+    password_file: Path | None = setting(None, "its password; a systemd credential of the same file name counts first")
+    tls: str = setting("verify", "to PostgreSQL: verify, unverified (anybody may pose as it), or off", choices=TLS)
+    tls_ca: Path | None = setting(None, "who certified PostgreSQL (PEM); empty: the system's list")
+    tls_certificate: Path | None = setting(None, "HQ's certificate for PostgreSQL (PEM), if it asks for one")
+    tls_key: Path | None = setting(None, "its private key (PEM)")
+    schema: str = setting("cipherbox", "PostgreSQL's schema")
+    pool_size: int = setting(3, "connections HQ opens: one writes, the others read bodies", low=2)
+    bodies: str = setting(
+        "database", "where PostgreSQL's large bodies lie: database, or spool (one HQ machine only)", choices=BODIES
+    )
 
 
 @attrs.frozen
@@ -193,9 +211,20 @@ def load_server_config(where: Path) -> ServerConfig:
             raise ConfigError(f"{file}: [server] {key}: {error}") from None
         if key == "listen" and not addresses:
             raise ConfigError(f"{file}: [server] listen: say at least one host:port")
+    if config.database.url:
+        config = attrs.evolve(config, database=with_url(config.database, config.database.url, f"{file}: [database] url"))
+    if config.database.kind == "postgresql":
+        parse_hosts(config.database.hosts)
     if not config.server.address:
         raise ConfigError(f"{file}: [server] address: say where clients find HQ, for example hq.example.org:7443")
     return config
+
+
+def with_url(settings: DatabaseSettings, url: str, where: str = "the database URL") -> DatabaseSettings:
+    """The settings with what the URL says; ConfigError says what is wrong with it."""
+    given = parse_url(url)
+    values: dict[str, Any] = {k: int(v) if k == "pool_size" and v.isdigit() else v for k, v in given.items()}
+    return attrs.evolve(settings, **attrs.asdict(build_table(where, DatabaseSettings, values), filter=lambda a, _: a.name in given))
 
 
 def write_server_config(config: ServerConfig) -> Path:

@@ -66,6 +66,15 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
     return built
 
 
+def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
+    """One table's settings from values that do not come from a file."""
+    wrong: list[str] = []
+    built = _build(Path(where), kind.__name__.removesuffix("Settings").lower(), kind, values, wrong)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return built
+
+
 def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: list[str]) -> Any:
     """The table's settings; what is not allowed is added to ``wrong`` and has its default meanwhile."""
     fields = {a.name: a for a in attrs.fields(kind) if not (kind is Limits and a.name in FIXED_LIMITS)}

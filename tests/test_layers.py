@@ -11,14 +11,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "limits"}
-GROUND = BASE | {"portable", "configfile", "config", "pki", "ops", "tls", "transport", "websocket"}
+GROUND = BASE | {"portable", "configfile", "databaseurl", "config", "pki", "ops", "tls", "transport", "websocket"}
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
     "limits": ({"errors"}, {"attrs"}),
     "portable": (BASE, set()),
     "configfile": (BASE | {"portable"}, {"attrs"}),
-    "config": (BASE | {"portable", "configfile"}, {"attrs"}),
+    "databaseurl": (BASE, set()),
+    "config": (BASE | {"portable", "configfile", "databaseurl"}, {"attrs"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
     "ops": (BASE | {"portable", "config"}, {"orjson"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),
@@ -29,7 +30,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     # portable for the key file's mode, pki for the certificate key that signs a bundle
     "sealing": (BASE | {"envelope", "portable", "pki"}, {"attrs", "cryptography", "nacl", "orjson"}),
     "broker": (BASE, {"attrs"}),
-    "store": (BASE | {"broker", "portable"}, {"attrs", "orjson"}),
+    "store": (BASE | {"broker", "portable"}, {"attrs", "orjson", "pg8000"}),
     "server": (
         GROUND | {"wire", "envelope", "broker", "store"},
         {"attrs", "trio", "cryptography", "orjson", "nacl"},

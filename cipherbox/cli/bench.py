@@ -17,6 +17,7 @@ import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import json_option, run, run_until_stopped
+from cipherbox.cli.scratch import database_option, scratch
 
 if TYPE_CHECKING:
     from cipherbox.cli.bench_play import Result
@@ -120,13 +121,14 @@ class Batch(click.ParamType[int]):
     "--directory", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Measure on this directory's disk. [default: the system's place for temporary files]",
 )  # fmt: skip
+@database_option
 @json_option
 @click.option("--worker", is_flag=True, hidden=True)
 @click.pass_context
 def bench(
     ctx: click.Context, size: int | None, messages: int | None, batch: int | None, senders: int | None,
     receivers: int | None, recipients: int | None, presealed: bool, rate: float | None, directory: Path | None,
-    as_json: bool, worker: bool,
+    url: str, as_json: bool, worker: bool,
 ) -> int:  # fmt: skip
     """Measure this machine: sender, HQ and receiver as processes of their own, always durable and end to end.
 
@@ -153,10 +155,10 @@ def bench(
         if presealed and rate:
             raise click.UsageError("--presealed measures how much HQ can take; it does not go with --rate.")
         works = (Work(size or 100, messages or 0, batch, senders or 1, many, each, presealed, rate or 0.0),)
-    return _measure(works, directory, as_json)
+    return _measure(works, directory, url, as_json)
 
 
-def _measure(works: tuple[Work, ...], directory: Path | None, as_json: bool) -> int:
+def _measure(works: tuple[Work, ...], directory: Path | None, url: str, as_json: bool) -> int:
     from cipherbox.cli.bench_play import play
     from cipherbox.cli.demo_processes import DemoFailed
     from cipherbox.cli.main import leaf
@@ -164,9 +166,9 @@ def _measure(works: tuple[Work, ...], directory: Path | None, as_json: bool) -> 
 
     results: list[Result] = []
     for one in works:
-        with tempfile.TemporaryDirectory(prefix="cipherbox-bench-", dir=directory) as place:
+        with tempfile.TemporaryDirectory(prefix="cipherbox-bench-", dir=directory) as place, scratch(url) as database:
             try:
-                result = run_until_stopped(play, Path(place), one)
+                result = run_until_stopped(play, Path(place), one, database.arguments)
             except (DemoFailed, BaseExceptionGroup) as error:
                 failed = leaf(error)
                 if not isinstance(failed, DemoFailed):

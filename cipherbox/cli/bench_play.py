@@ -79,8 +79,8 @@ class Worker:
         return DemoFailed("\n".join([f"{self.name} failed or stood still:", *text[-12:]]))
 
 
-async def play(directory: Path, work: Work) -> Result:
-    """Measures ``work`` in an empty directory."""
+async def play(directory: Path, work: Work, database: list[str]) -> Result:
+    """Measures ``work`` in an empty directory; ``database`` are arguments for `init`."""
     stage = Stage(directory)
     names = [f"S{n + 1}" for n in range(work.senders)], [f"R{n + 1}" for n in range(work.receivers)]
     progress = Progress(work)
@@ -88,7 +88,8 @@ async def play(directory: Path, work: Work) -> Result:
     progress.say("enrolling")
     address = f"127.0.0.1:{free_port()}"
     admin, hq = directory / "admin", directory / "hq"
-    await stage.run("HQ", "--home", str(admin), "init", str(hq), "--address", address, "--listen", address)
+    await stage.run("HQ", "--home", str(admin), "init", str(hq), "--address", address, "--listen", address,
+                    *database)  # fmt: skip
     server, _ = await stage.start("HQ", "serve", str(hq))
     try:
         await _enrol(stage, directory, [*names[0], *names[1]])

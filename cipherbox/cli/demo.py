@@ -22,11 +22,14 @@ from cipherbox.cli.demo_items import BINDINGS, EXCHANGE, LABS, QUEUES, Item, mak
 from cipherbox.cli.demo_report import HQ, Delivery, Report, show, show_json
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import json_option, run_until_stopped
+from cipherbox.cli.scratch import database_option, scratch
 
 if TYPE_CHECKING:
     import trio
 
+    from cipherbox.cli.demo_blind import Searched
     from cipherbox.cli.demo_processes import Stage
+    from cipherbox.cli.scratch import Scratch
 
 SEED = 20251008
 START_TRIES = 3
@@ -44,8 +47,9 @@ DELIVERIES = """
     type=click.Path(path_type=Path, file_okay=False),
     help="Work in this new directory instead of a temporary one; it is kept.",
 )
+@database_option
 @json_option
-def demo(keep: bool, directory: Path | None, as_json: bool) -> int:
+def demo(keep: bool, directory: Path | None, url: str, as_json: bool) -> int:
     """Play the labs scenario on this machine, in about ten seconds, and check every promise."""
     from cipherbox.cli.demo_processes import DemoFailed
     from cipherbox.cli.main import leaf
@@ -60,7 +64,7 @@ def demo(keep: bool, directory: Path | None, as_json: bool) -> int:
             directory.mkdir(mode=0o700, parents=True)
             keep = True
         try:
-            report = run_until_stopped(play, directory.absolute(), not as_json)
+            report = run_until_stopped(play, directory.absolute(), not as_json, stack.enter_context(scratch(url)))
         except (DemoFailed, BaseExceptionGroup) as error:
             failed = leaf(error)
             if not isinstance(failed, DemoFailed):
@@ -75,9 +79,8 @@ def demo(keep: bool, directory: Path | None, as_json: bool) -> int:
     return Exit.BUG
 
 
-async def play(directory: Path, talk: bool) -> Report:
+async def play(directory: Path, talk: bool, database: Scratch) -> Report:
     """The whole scenario below ``directory``, which is empty."""
-    from cipherbox.cli.demo_blind import search
     from cipherbox.cli.demo_processes import Stage
 
     def tell(text: str) -> None:
@@ -87,7 +90,7 @@ async def play(directory: Path, talk: bool) -> Report:
     began = time.monotonic()
     stage, report, items = Stage(directory), Report(directory), make_items(SEED)
     hq, admin = directory / HQ, directory / "admin"
-    server = await _start_hq(stage, hq, admin)
+    server = await _start_hq(stage, hq, admin, database)
     try:
         tell(f"{HQ} serves; its directory is {hq}")
         await _enrol(stage, directory, admin)
@@ -97,7 +100,7 @@ async def play(directory: Path, talk: bool) -> Report:
         sent = await _send(stage, directory, items)
         tell("four labs sealed and sent; HQ holds everything now")
         plaintexts = [(item.file, item.content) for item in items]
-        waiting = search(hq, plaintexts)
+        waiting = _search(hq, database, plaintexts)
         tell(f"searched {waiting.size / 1e6:.1f} MB at {HQ} for plaintext")
         await _receive(stage, directory, items)
         tell("three centers received, opened, acknowledged and signed for it")
@@ -109,9 +112,9 @@ async def play(directory: Path, talk: bool) -> Report:
     if code != Exit.OK:
         report.differences.append(f"{HQ} ended with {code} when it was asked to stop")
     _compare(report, directory, items, sent)
-    _read_times(report, hq / "cipherbox.sqlite3")
+    _read_times(report, hq / "cipherbox.sqlite3", database)
     _compare_receipts(report, receipts)
-    at_end = search(hq, plaintexts)
+    at_end = _search(hq, database, plaintexts)
     tell(f"searched {at_end.size / 1e6:.1f} MB at {HQ} again")
     report.searched_files = waiting.files + at_end.files
     report.searched_bytes = waiting.size + at_end.size
@@ -124,13 +127,14 @@ async def play(directory: Path, talk: bool) -> Report:
 # -- the acts -----------------------------------------------------------------------------------------------------
 
 
-async def _start_hq(stage: Stage, hq: Path, admin: Path) -> trio.Process:
+async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> trio.Process:
     from cipherbox.cli.demo_processes import DemoFailed, free_port
     from cipherbox.config import LoggingSettings, load_server_config, write_server_config
 
     for attempt in range(1, START_TRIES + 1):
         address = f"127.0.0.1:{free_port()}"
-        await stage.run(HQ, "--home", str(admin), "init", str(hq), "--address", address, "--listen", address)
+        where = ("--address", address, "--listen", address, *database.arguments)
+        await stage.run(HQ, "--home", str(admin), "init", str(hq), *where)
         # Everything HQ writes, also at DEBUG, lies in its directory and is searched.
         config = load_server_config(hq)
         write_server_config(attrs.evolve(config, logging=LoggingSettings(level="DEBUG", directory=hq / "logs")))
@@ -141,6 +145,8 @@ async def _start_hq(stage: Stage, hq: Path, admin: Path) -> trio.Process:
                 raise
             shutil.rmtree(hq)  # somebody else took the port meanwhile
             shutil.rmtree(admin)
+            if database.url:
+                database.drop()
         else:
             return process
     raise AssertionError("the loop returns or raises")
@@ -279,16 +285,32 @@ def _received(home: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _read_times(report: Report, database: Path) -> None:
+def _search(hq: Path, database: Scratch, plaintexts: list[tuple[str, bytes]]) -> Searched:
+    """In HQ's directory, and in every table where these are in PostgreSQL."""
+    from cipherbox.cli.demo_blind import search
+
+    if database.url:
+        tables = hq / "tables"
+        tables.mkdir(exist_ok=True)
+        database.dump(tables)
+    return search(hq, plaintexts)
+
+
+def _read_times(report: Report, path: Path, database: Scratch) -> None:
     """Sent, delivered and acknowledged, from HQ's own view of its deliveries."""
     import sqlite3
 
-    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-    try:
-        connection.row_factory = sqlite3.Row
-        rows = [dict(row) for row in connection.execute(DELIVERIES)]
-    finally:
-        connection.close()
+    names = ("message_id", "client_id", "sent_time", "delivered_time", "acknowledged_time")
+    if database.url:
+        rows = [dict(zip(names, row, strict=True)) for row in database.rows(DELIVERIES)]
+        for row in rows:
+            row.update({name: row[name].isoformat(timespec="milliseconds") for name in names[2:] if row[name]})
+    else:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            rows = [dict(zip(names, row, strict=True)) for row in connection.execute(DELIVERIES)]
+        finally:
+            connection.close()
     if len(rows) != len(report.deliveries):
         report.differences.append(f"HQ counts {len(rows)} deliveries, not {len(report.deliveries)}")
     found = {(str(row["message_id"]), str(row["client_id"])): row for row in rows}

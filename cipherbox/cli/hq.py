@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,10 @@ from cipherbox.config import DEFAULT_PORT
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the CA's keys in this directory, to be carried off this machine.",
 )
+@click.option(
+    "--database", "url", default="", metavar="URL",
+    help="Keep everything in PostgreSQL: postgresql://user@host:port/name?password_file=FILE. [default: SQLite]",
+)
 @click.pass_context
 def init(
     ctx: click.Context,
@@ -40,12 +45,14 @@ def init(
     name: str,
     admin_id: str,
     offline_ca: Path | None,
+    url: str,
 ) -> None:
     """Make HQ's data directory DIRECTORY, its certification authority and the first admin.
 
     The admin's certificate goes into --home, so that the admin's commands work on this machine at once.
     """
     from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.config import DatabaseSettings, with_url
     from cipherbox.server.setup import init_hq
 
     report = init_hq(
@@ -57,6 +64,7 @@ def init(
         offline_ca=offline_ca,
         admin_id=admin_id,
         admin_home=home_of(ctx),
+        database=with_url(DatabaseSettings(), url) if url else None,
     )
     say(f"HQ {name!r} is ready in {directory}.")
     say(f"Admin {admin_id!r}: certificate in {home_of(ctx)}.")
@@ -87,20 +95,33 @@ def serve(directory: Path, broken_store: bool) -> None:
     setup_logging(config.logging)
     log = get_logger(__name__)
 
+    def waiting(why: str) -> None:
+        say(f"{config.server.name} waits: {why}. Ctrl-C stops it.")
+        notify("READY=1", f"STATUS=waiting: {why}")
+
     async def main() -> None:
         with trio.open_signal_receiver(*stop_signals()) as signals:
             async with trio.open_nursery() as nursery:
-                served = await nursery.start(partial(serve_hq, broken_store=broken_store), config)
+                nursery.start_soon(stop_on, signals, nursery.cancel_scope)
+                start = partial(serve_hq, broken_store=broken_store, waiting=waiting)
+                try:
+                    served = await nursery.start(start, config)
+                except RuntimeError:
+                    if nursery.cancel_scope.cancel_called:
+                        return
+                    raise
                 listening = ", ".join(f"{host}:{port}" for host, port in [*served.addresses, *served.websocket])
                 say(f"{config.server.name} listens on {listening}. Ctrl-C stops it.")
                 if sys.stdout.isatty():
                     next_step("in another terminal: cipherbox enroll FL-LAB")
                 notify("READY=1", f"STATUS=listening on {listening}")
-                async for _ in signals:
-                    break
-                log.info("Stopping")
-                notify("STOPPING=1")
-                nursery.cancel_scope.cancel()
+
+    async def stop_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        async for _ in signals:
+            break
+        log.info("Stopping")
+        notify("STOPPING=1")
+        scope.cancel()
 
     run(main)
 

@@ -7,6 +7,7 @@ are told that HQ goes away, and after a deadline everything left is cancelled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import attrs
@@ -14,18 +15,22 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import CipherBoxError, GoingAway
+from cipherbox.errors import CipherBoxError, GoingAway, StoreUnavailable
 from cipherbox.ops.logs import get_logger
 from cipherbox.portable import lock_file
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, open_listeners
-from cipherbox.store.sqlite.store import SqliteStore, open_store
+from cipherbox.server.storing import open_store
+from cipherbox.store.port import StandbyOnly, Store
+from cipherbox.store.sqlite.store import SqliteStore
 from cipherbox.tls import server_context
 
 log = get_logger(__name__)
 LOCK = "lock"
 _CRL_CHECK_S = 3600.0
 _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
+STANDBY_S = 1.0  # a standby looks so often whether it is needed
+_RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
 
 
@@ -38,10 +43,12 @@ class Served:
 
 
 async def serve(
-    config: ServerConfig, *, broken_store: bool = False,
+    config: ServerConfig, *, broken_store: bool = False, waiting: Callable[[str], None] = lambda _: None,
     task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED,
 ) -> None:  # fmt: skip
     """Runs HQ until cancelled.  StoreLocked when another process serves this directory.
+
+    While another HQ writes the same database it waits as a standby, and tells ``waiting`` so.
 
     ``broken_store`` makes it lose envelopes on purpose, for the proof that a proof can fail.
     """
@@ -51,11 +58,33 @@ async def serve(
 
         kind = BrokenStore
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
-        store = await trio.to_thread.run_sync(lambda: open_store(config.directory, limits=config.limits, kind=kind))
+        patient = config.database.kind != "sqlite"
+        store = await _open(lambda: open_store(config, kind=kind), waiting, patient=patient)
         try:
             await run(HQ(config, store), task_status=task_status)
         finally:
             store.close()
+
+
+async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *, patient: bool) -> Store:
+    """The store, as soon as nobody else has it; ``patient`` waits for a database that does not answer, too."""
+    said = False
+    while True:
+        try:
+            return await trio.to_thread.run_sync(attempt)
+        except StandbyOnly as error:
+            if not said:
+                log.info("Standby: another HQ serves this database", extra={"holder": str(error)})
+                waiting(str(error))
+                said = True
+        except StoreUnavailable as error:
+            if not patient:
+                raise
+            if not said:
+                log.warning("The database does not answer; HQ waits for it", extra={"error": str(error)})
+                waiting(str(error))
+                said = True
+        await trio.sleep(STANDBY_S)
 
 
 async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED) -> None:
@@ -105,6 +134,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)
+            handlers.start_soon(_keep_writing, hq)
             doorman = Doorman(hq, context, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
@@ -141,6 +171,16 @@ async def _tick(hq: HQ) -> None:
         now = trio.current_time()
         for session in list(hq.sessions):
             session.tick(now)
+
+
+async def _keep_writing(hq: HQ) -> None:
+    """Tells the store that this HQ is alive; ends HQ when another one took over."""
+    while True:
+        await trio.sleep(_RENEW_S)
+        try:
+            await hq.engine.in_store(hq.store.renew)
+        except StoreUnavailable:
+            pass  # whoever wants to commit says so
 
 
 async def keep_retention(hq: HQ) -> None:

@@ -68,7 +68,7 @@ class Engine:
         self._limits = limits
         self._clock_ms = clock_ms
         self._limiter = trio.CapacityLimiter(1)
-        self._reading = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(store.readers)
         self._runner = runner
         self._queue: deque[tuple[AnyCommand, int]] = deque()
         self._bytes = 0

@@ -20,6 +20,7 @@ from cipherbox.config import (
     SERVER_FILE,
     CaSettings,
     ClientConfig,
+    DatabaseSettings,
     ServerConfig,
     ServerSettings,
     secret_key,
@@ -31,9 +32,9 @@ from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
 from cipherbox.server.enrolment import CERTIFICATES_FORMAT, REQUESTS_FORMAT
 from cipherbox.server.hq import now_ms
+from cipherbox.server.storing import open_store
 from cipherbox.server.trust import CRL_NUMBER_SETTING, CRL_SETTING
 from cipherbox.store.port import CertificateRow
-from cipherbox.store.sqlite.store import open_store
 
 CA_KEY = "ca.key"  # encrypts the keys of an offline CA; carried away with them
 
@@ -58,7 +59,7 @@ class Request:
 
 def init_hq(
     directory: Path, *, address: str, name: str, listen: str, websocket_listen: str = "",
-    offline_ca: Path | None = None, admin_id: str = "admin", admin_home: Path,
+    offline_ca: Path | None = None, admin_id: str = "admin", admin_home: Path, database: DatabaseSettings | None = None,
 ) -> InitReport:  # fmt: skip
     """Makes everything HQ needs in ``directory``; refuses a directory that has an HQ, or a home that has a client."""
     check_client_id(admin_id)
@@ -66,6 +67,13 @@ def init_hq(
         raise ConfigError(f"{directory} holds an HQ already; to run it: cipherbox serve {directory}")
     if (admin_home / "client.toml").exists():
         raise ConfigError(f"{admin_home} belongs to a client already; choose another with --home")
+    settings = ServerSettings(name=name, listen=listen, websocket_listen=websocket_listen, address=address)
+    config = ServerConfig(
+        directory=directory, server=settings, ca=CaSettings(offline=offline_ca is not None),
+        database=database or DatabaseSettings(),
+    )  # fmt: skip
+    if config.database.kind != "sqlite":
+        _try_store(config)  # before anything is made
     private_dir(directory)
     for part in ("ca", "tls", "secrets"):
         private_dir(directory / part)
@@ -81,9 +89,7 @@ def init_hq(
     write_private(directory / "tls" / "server.key", pki.key_pem(server_key, service_key))
     admin = _write_admin(admin_home, admin_id, address, root, issuing)
     crl_days = pki.OFFLINE_CRL_DAYS if offline_ca else pki.CRL_DAYS
-    _fill_store(directory, admin_id, admin, pki.make_crl(issuing, [], 1, crl_days))
-    settings = ServerSettings(name=name, listen=listen, websocket_listen=websocket_listen, address=address)
-    config = ServerConfig(directory=directory, server=settings, ca=CaSettings(offline=offline_ca is not None))
+    _fill_store(config, admin_id, admin, pki.make_crl(issuing, [], 1, crl_days))
     write_server_config(config)
     return InitReport(directory, admin_home, pki.fingerprint(root.certificate).hex())
 
@@ -118,9 +124,19 @@ def _write_admin(
     return certificate
 
 
-def _fill_store(directory: Path, admin_id: str, certificate: x509.Certificate, crl: bytes) -> None:
+def _try_store(config: ServerConfig) -> None:
+    """ConfigError when the database holds an HQ already."""
+    store = open_store(config, create=True)
+    try:
+        if store.load(1).clients:
+            raise ConfigError("this database holds an HQ already; choose another schema, or serve its own directory")
+    finally:
+        store.close()
+
+
+def _fill_store(config: ServerConfig, admin_id: str, certificate: x509.Certificate, crl: bytes) -> None:
     """The first commit: the admin, default_exchange, default_queue and default_key, open to every publisher."""
-    store = open_store(directory, create=True)
+    store = open_store(config, create=True)
     try:
         changes = m.Changes(
             clients=[m.ClientRow(admin_id, m.ADMIN, now_ms())],

@@ -25,6 +25,15 @@ import attrs
 from cipherbox.broker.model import Changes, Cutoffs, EntryState, Facts, LogRow, Snapshot, Wanted
 
 
+# A setting with random bytes: another value means that commits were lost (a backup was restored, a standby promoted that
+# lagged behind), and that clients must send again what they cannot be sure of.
+HISTORY = "history"
+
+
+class StandbyOnly(Exception):
+    """Another HQ has the store; wait and try again."""
+
+
 class BundleRow(NamedTuple):
     """One key bundle, encrypted for the store by the server's directory."""
 
@@ -84,6 +93,7 @@ class Store(Protocol):
     """See the module's rules.  Every method may block on the disk; the server calls them in the store's thread."""
 
     epoch: int
+    readers: int  # so many threads may read bodies at once
 
     def load(self, head: int) -> Snapshot: ...
 
@@ -132,5 +142,7 @@ class Store(Protocol):
     def room(self, size_bytes: int) -> bool: ...  # for so many bytes of publishes, the reserve left alone
 
     def free_bytes(self) -> int: ...
+
+    def renew(self) -> None: ...  # every few seconds: this process still writes; Fenced when another one does
 
     def close(self) -> None: ...

@@ -11,6 +11,7 @@ A file stays until all its bodies are gone, so shared files are small.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from cipherbox.store.files import Files
 
 SHARED_BYTES = 4 * 1024 * 1024  # of bodies in one file: a mebibyte each gains nothing from more company
 _SUFFIX = ".spool"
+NAME = re.compile(r"[0-9]+-[0-9]+\.spool", re.ASCII)  # what a row may name
 
 
 class Place(NamedTuple):

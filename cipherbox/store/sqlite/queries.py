@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import uuid
 from collections.abc import Sequence
 
@@ -11,12 +10,11 @@ import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
 from cipherbox.store.port import TraceReport, TraceRow
-from cipherbox.store.spool import Place, Spool
+from cipherbox.store.spool import NAME, Place, Spool
 from cipherbox.store.sqlite.commit import QueueNumbers
 from cipherbox.store.sqlite.database import Connection
 
 _MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
-_NAME = re.compile(rb"[0-9]+-[0-9]+\.spool")
 _COLUMNS = "d.seq, d.number, e.bytes, d.attempts, e.fan, e.sender, e.envelope_id, e.accepted_at, e.expires_at "
 _ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
@@ -146,9 +144,10 @@ def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[by
 
 
 def _spooled(spool: Spool, name: bytes, at: object, size: object) -> bytes | None:
-    if not _NAME.fullmatch(name) or not isinstance(at, int) or not isinstance(size, int) or at < 0 or size < 0:
+    text = name.decode("ascii", "replace")
+    if not NAME.fullmatch(text) or not isinstance(at, int) or not isinstance(size, int) or at < 0 or size < 0:
         return None
-    return spool.read(Place(name.decode("ascii"), at), size)
+    return spool.read(Place(text, at), size)
 
 
 def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None:

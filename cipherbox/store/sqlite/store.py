@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
 from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.files import Files
 from cipherbox.store.port import TraceReport
+from cipherbox.store.registry import Registry
 from cipherbox.store.reserve import Reserve
 from cipherbox.store.spool import Spool
 from cipherbox.store.sqlite import commit, database, queries, retention
 from cipherbox.store.sqlite.commit import QueueNumbers
-from cipherbox.store.sqlite.registry import Registry
 
 DATABASE, SPOOL, RESERVE = "cipherbox.sqlite3", "spool", "reserve"
 _WORTH_GIVING_BACK = 4 * 1024 * 1024  # bytes of empty pages
@@ -36,14 +36,18 @@ T = TypeVar("T")
 class SqliteStore(Registry):
     """See the port for what each method promises."""
 
-    def __init__(self, directory: Path, *, create: bool, files: Files, limits: Limits) -> None:
+    readers = 1
+
+    def __init__(
+        self, directory: Path, *, create: bool, files: Files, limits: Limits, name: str = DATABASE
+    ) -> None:
         self._files = files
         self._spool_from = limits.spool_from_bytes
         self._reserve = Reserve(directory / RESERVE, limits.disk_reserve_bytes, files)
         with database.translated():
             if self._reserve.low():
                 self._reserve.give_up()  # opening needs some space itself
-        self.db = database.connect(directory / DATABASE, create=create, files=files)
+        self.db = database.connect(directory / name, create=create, files=files)
         try:
             self.epoch = 0
             self.epoch = self._write(self._next_epoch)
@@ -53,7 +57,7 @@ class SqliteStore(Registry):
                 self._spool.sweep({name for (name,) in named})
                 self._numbers = QueueNumbers(self.db)
                 self._reserve.make()
-            self._bodies_db = database.connect_reader(directory / DATABASE)
+            self._bodies_db = database.connect_reader(directory / name)
         except BaseException:
             self.db.close()
             raise
@@ -174,6 +178,10 @@ class SqliteStore(Registry):
             self._check_epoch()
             return work()
 
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with database.translated():
+            return self.db.execute(statement, values).fetchall()
+
     def _stored_epoch(self) -> int:
         row = self.db.execute("SELECT value FROM settings WHERE name = 'epoch'").fetchone()
         return int(row[0]) if row else 0
@@ -187,6 +195,9 @@ class SqliteStore(Registry):
         self.db.execute("INSERT OR REPLACE INTO settings VALUES ('epoch', ?)", (str(epoch).encode(),))
         return epoch
 
+    def renew(self) -> None:
+        """The data directory's lock holds as long as the process lives."""
+
     def close(self) -> None:
         self._bodies_db.close()
         self.db.close()
@@ -194,7 +205,7 @@ class SqliteStore(Registry):
 
 def open_store(
     directory: Path, *, create: bool = False, files: Files | None = None, limits: Limits = LIMITS,
-    kind: type[SqliteStore] = SqliteStore,
+    kind: type[SqliteStore] = SqliteStore, name: str = DATABASE,
 ) -> SqliteStore:  # fmt: skip
-    """Opens the store in HQ's data directory; ``create`` makes it.  The caller holds the directory's lock."""
-    return kind(directory, create=create, files=files or Files(), limits=limits)
+    """Opens the store in ``directory``; ``create`` makes it.  The caller holds the lock of HQ's data directory."""
+    return kind(directory, create=create, files=files or Files(), limits=limits, name=name)

@@ -1,4 +1,7 @@
-"""Bundles, enrolments, certificates and settings: rare rows, each written in a transaction of its own."""
+"""Bundles, enrolments, certificates and settings: rare rows, each written in a transaction of its own.
+
+One text for every store: statements that SQLite and PostgreSQL both take, values bound where the `?` stand.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any, TypeVar
 
 from cipherbox.errors import Conflict
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
-from cipherbox.store.sqlite.database import Connection, translated
 
 T = TypeVar("T")
 _LENGTH = 4
@@ -42,11 +44,13 @@ def _unpack(raw: bytes) -> tuple[bytes, ...]:
 class Registry(ABC):
     """The part of the port that is not per envelope."""
 
-    db: Connection
-
     @abstractmethod
     def _write(self, work: Callable[[], T]) -> T:
         """Runs ``work`` in a transaction of its own."""
+
+    @abstractmethod
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Runs a statement; its rows.  Errors in our words."""
 
     def put_bundle(self, row: BundleRow) -> None:
         """Conflict if this client has a bundle of this number already."""
@@ -54,65 +58,71 @@ class Registry(ABC):
         values = (*head, _text(ciphertext), _text(nonce), _text(tag), added_at, min(ends_at, _MOST))
 
         def work() -> None:
-            found = self.db.execute(
-                "SELECT 1 FROM bundles WHERE client = ? AND sequence = ?", (row.client, row.sequence)
-            ).fetchone()
-            if found:
+            if self._rows("SELECT 1 FROM bundles WHERE client = ? AND sequence = ?", (row.client, row.sequence)):
                 raise Conflict(f"{row.client} has a key bundle of number {row.sequence} already")
-            self.db.execute("INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._rows("INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
         self._write(work)
 
     def bundles(self, client: str, after: int) -> list[BundleRow]:
         query = "SELECT * FROM bundles WHERE client = ? AND sequence > ? ORDER BY sequence"
-        with translated():
-            return [_bundle(row) for row in self.db.execute(query, (client, min(after, _MOST)))]
+        return [_bundle(row) for row in self._rows(query, (client, min(after, _MOST)))]
 
     def bundle_by_hash(self, bundle_hash: bytes) -> BundleRow | None:
-        with translated():
-            row = self.db.execute("SELECT * FROM bundles WHERE bundle_hash = ?", (bundle_hash,)).fetchone()
-        return _bundle(row) if row else None
+        rows = self._rows("SELECT * FROM bundles WHERE bundle_hash = ?", (bundle_hash,))
+        return _bundle(rows[0]) if rows else None
 
     def put_enrolment(self, row: Enrolment) -> None:
         """Inserts or replaces."""
-        values = (row.secret_hash, row.client, row.role, row.approve, row.created_at, row.expires_at, row.state,
+        values = (row.secret_hash, row.client, row.role, int(row.approve), row.created_at, row.expires_at, row.state,
                   row.csr, row.number, _pack(row.chain))  # fmt: skip
-        self._put("INSERT OR REPLACE INTO enrolments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        names = ("secret_hash", "client", "role", "approve", "created_at", "expires_at", "state", "csr", "number",
+                 "chain")  # fmt: skip
+        self._put("enrolments", names, values)
 
     def enrolment(self, secret_hash: bytes) -> Enrolment | None:
-        with translated():
-            row = self.db.execute("SELECT * FROM enrolments WHERE secret_hash = ?", (secret_hash,)).fetchone()
-        return _enrolment(row) if row else None
+        rows = self._rows("SELECT * FROM enrolments WHERE secret_hash = ?", (secret_hash,))
+        return _enrolment(rows[0]) if rows else None
 
     def enrolments(self, states: Sequence[str]) -> list[Enrolment]:
         marks = ",".join("?" * len(states))
         query = f"SELECT * FROM enrolments WHERE state IN ({marks}) ORDER BY created_at, client"
-        with translated():
-            return [_enrolment(row) for row in self.db.execute(query, list(states))]
+        return [_enrolment(row) for row in self._rows(query, list(states))]
 
     def put_certificate(self, row: CertificateRow) -> None:
-        self._put("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._put("certificates", CertificateRow._fields, row)
 
     def certificates(self, client: str | None = None) -> list[CertificateRow]:
-        query = "SELECT * FROM certificates WHERE ?1 IS NULL OR client = ?1 ORDER BY client, issued_at"
-        with translated():
-            return [CertificateRow(*row) for row in self.db.execute(query, (client,))]
+        query, order = "SELECT * FROM certificates", " ORDER BY client, issued_at"
+        values = () if client is None else (client,)
+        rows = self._rows(f"{query}{' WHERE client = ?' if values else ''}{order}", values)
+        return [CertificateRow(*row) for row in rows]
 
     def revoke_certificates(self, client: str, at: int) -> list[CertificateRow]:
         """Marks every certificate of the client that was not revoked before; returns all of them."""
-        self._put("UPDATE certificates SET revoked_at = ? WHERE client = ? AND revoked_at = 0", (at, client))
+        statement = "UPDATE certificates SET revoked_at = ? WHERE client = ? AND revoked_at = 0"
+        self._write(lambda: self._rows(statement, (at, client)))
         return self.certificates(client)
 
     def get_setting(self, name: str) -> bytes | None:
-        with translated():
-            row = self.db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
-        return bytes(row[0]) if row else None
+        rows = self._rows("SELECT value FROM settings WHERE name = ?", (name,))
+        return bytes(rows[0][0]) if rows else None
 
     def put_setting(self, name: str, value: bytes) -> None:
-        self._put("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
+        self._put("settings", ("name", "value"), (name, value))
 
-    def _put(self, statement: str, values: Sequence[Any]) -> None:
-        self._write(lambda: self.db.execute(statement, values))
+    def _put(self, table: str, names: Sequence[str], values: Sequence[Any]) -> None:
+        """Inserts, or replaces the row of the same first column."""
+        self._write(lambda: self._rows(upsert(table, names), values))
+
+
+def upsert(table: str, names: Sequence[str], keys: int = 1) -> str:
+    """INSERT that replaces the row whose first ``keys`` columns are the same."""
+    marks = ", ".join("?" * len(names))
+    changes = ", ".join(f"{name} = excluded.{name}" for name in names[keys:])
+    where = ", ".join(names[:keys])
+    action = f"UPDATE SET {changes}" if changes else "NOTHING"
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) ON CONFLICT ({where}) DO {action}"
 
 
 def _enrolment(row: tuple[object, ...]) -> Enrolment:

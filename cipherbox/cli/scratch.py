@@ -1,0 +1,87 @@
+"""`--database URL` of demo, bench and prove: a schema of PostgreSQL for one run, dropped when the run is over."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import click
+
+database_option = click.option(
+    "--database", "url", default="", metavar="URL",
+    help="HQ keeps everything in PostgreSQL: postgresql://user@host:port/name; a schema is made and dropped again.",
+)  # fmt: skip
+
+
+class Scratch:
+    """One run's schema.  ``url`` is for `init`; '' is SQLite."""
+
+    def __init__(self, url: str) -> None:
+        self.url = ""
+        if url:
+            from cipherbox.config import DatabaseSettings, with_url
+            from cipherbox.server.storing import target_of
+
+            parts = urlsplit(url)
+            query = dict(parse_qsl(parts.query), schema=f"cipherbox_{secrets.token_hex(6)}")
+            self.url = parts._replace(query=urlencode(query)).geturl()
+            self.target = target_of(with_url(DatabaseSettings(), self.url))
+
+    @property
+    def arguments(self) -> list[str]:
+        """For `init`."""
+        return ["--database", self.url] if self.url else []
+
+    def rows(self, query: str) -> list[list[Any]]:
+        """What a query over HQ's views gives."""
+        from cipherbox.store.postgres.connect import Connector
+
+        link = Connector(self.target).writable()
+        try:
+            return link.script(query)
+        finally:
+            link.close()
+
+    def dump(self, directory: Path) -> None:
+        """Every table as PostgreSQL gives it out, a file each."""
+        from cipherbox.store.postgres.connect import Connector
+        from cipherbox.store.postgres.driver import quoted
+
+        link = Connector(self.target).writable()
+        try:
+            names = link.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self.target.schema,))
+            for (name,) in names:
+                fields = (b"".join(field or b"" for field in row) for row in link.copy_out(f"SELECT * FROM {quoted(name)}"))
+                (directory / name).write_bytes(b"".join(fields))
+        finally:
+            link.close()
+
+    def drop(self) -> None:
+        from cipherbox.store.postgres.connect import Connector
+        from cipherbox.store.postgres.driver import quoted
+
+        link = Connector(self.target).writable()
+        try:
+            link.script(f"DROP SCHEMA IF EXISTS {quoted(self.target.schema)} CASCADE")
+        finally:
+            link.close()
+
+
+@contextmanager
+def scratch(url: str) -> Iterator[Scratch]:
+    """A `Scratch` that is dropped at the end."""
+    from contextlib import suppress
+
+    from cipherbox.errors import CipherBoxError
+
+    made = Scratch(url)
+    try:
+        yield made
+    finally:
+        if made.url:
+            with suppress(CipherBoxError):
+                made.drop()

@@ -1,0 +1,370 @@
+"""Writes one commit's changes inside an open transaction; returns the spool files it drops.
+
+Rules.
+1. What comes for each envelope goes in by binary COPY, one for each table; what changes rows goes in as arrays, one
+   statement for each kind of change.  So a commit is some ten exchanges with the server, however much it holds.
+2. New rows come first, then marks, then what is dropped; everything about a queue comes before its deletion.
+3. An acknowledged entry moves from `entries` to `deliveries`: what waits stays small, what is done is only added to.
+4. A number that a client chose may be larger than the database's integers; it is cut to the largest of them, which is
+   as good as never.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from cipherbox.broker.model import Changes, EntryState, Incoming
+from cipherbox.store.postgres import retention
+from cipherbox.store.postgres.copybinary import micros, row_of, stream, text
+from cipherbox.store.postgres.driver import Link
+from cipherbox.store.registry import upsert
+from cipherbox.store.spool import Place
+
+_WAITING, _DELIVERED, _ACKED, _DEAD = (int(s) for s in EntryState)
+_MOST = (1 << 63) - 1
+CHUNK_BYTES = 8_000  # with its row's head just below a page of 8 KiB
+Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body lies
+
+ENVELOPES = (
+    "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, routing_key, sealed_at, "
+    "expires_at, accepted_at, fan, bytes)"
+)
+BODIES = "bodies (number, pending, stored_hash, data, spool, at, bytes)"
+CHUNKS = "chunks (number, part, data)"
+ENTRIES = (
+    "entries (queue_no, seq, number, accepted_at, state, attempts, delivered_at, client, bytes, fan, expires_at, "
+    "sender, envelope_id)"
+)
+LOG = "log (entry, at, head, signature, body)"
+_NUMBER = struct.Struct(">hiq")  # count of fields, then the first field
+_INT4, _INT8, _INT2 = struct.Struct(">i"), struct.Struct(">q"), struct.Struct(">h")
+_ENTRY_HEAD = struct.Struct(">hiiiqiqiqihii")  # queue_no, seq, number, accepted_at, state, attempts
+_ENTRY_TAIL = struct.Struct(">iqiiiq")  # bytes, fan, expires_at
+_FIELD = struct.Struct(">i")
+
+
+@lru_cache(4096)
+def _name(value: str) -> bytes:
+    """A name as a field with its length: the same few come again and again."""
+    raw = text(value)
+    return _FIELD.pack(len(raw)) + raw
+
+
+class QueueNumbers:
+    """Names of living queues and the numbers their rows use; a name declared again gets a new number."""
+
+    def __init__(self, link: Link) -> None:
+        self.of: dict[str, int] = {
+            name: no for name, no in link.run("SELECT name, queue_no FROM queues WHERE dropped = 0")
+        }
+        self._next: int = link.run("SELECT coalesce(max(queue_no), 0) + 1 FROM queues")[0][0]
+
+    def add(self, name: str) -> int:
+        self.of[name] = self._next
+        self._next += 1
+        return self.of[name]
+
+
+def write(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spooled, chunk_from: int) -> list[str]:
+    """See the module; ``spooled`` holds the bodies that went to the spool, of ``chunk_from`` bytes on they go in chunks."""
+    if changes.retention is not None:
+        retention.drop_dead_letters(link, changes, changes.retention)
+    _topology(link, changes, numbers)
+    _envelopes(link, changes, numbers, spooled, chunk_from)
+    dropped = _replaced(link, changes, spooled, chunk_from)
+    _marks(link, changes, numbers)
+    dropped |= _drop_bodies(link, changes)
+    _counters(link, changes, numbers)
+    for name in changes.dropped_queues:
+        if name in numbers.of:
+            link.run("UPDATE queues SET dropped = 1 WHERE queue_no = ?", (numbers.of.pop(name),))
+        link.run("DELETE FROM usage WHERE queue = ?", (name,))
+    if changes.retention is not None:
+        retention.drop_records(link, changes.retention)
+    for setting, value in (("bindings_version", changes.bindings_version), ("watermark", changes.watermark)):
+        if value:
+            link.run(upsert("settings", ("name", "value")), (setting, str(value).encode()))
+    if changes.log is not None:
+        index, at, head, signature, body = changes.log
+        link.copy_in(LOG, stream([row_of([_INT8.pack(index), _INT8.pack(at), head, signature, body])]))
+    return _unnamed(link, dropped)
+
+
+def _unnamed(link: Link, files: set[str]) -> list[str]:
+    if not files:
+        return []
+    still = link.run("SELECT DISTINCT spool FROM bodies WHERE spool = ANY(CAST(? AS text[]))", (sorted(files),))
+    return sorted(files - {name for (name,) in still})
+
+
+def _topology(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
+    for c in changes.clients:
+        names = ("name", "role", "added_at", "revoked_at", "reason")
+        link.run(upsert("clients", names), (c.name, c.role, c.added_at, c.revoked_at, _clean(c.reason)))
+    for name, kind in changes.exchanges:
+        link.run(upsert("exchanges", ("name", "type")), (name, int(kind)))
+    for q in changes.queues:
+        values = (q.owner, orjson.dumps(q.readers).decode(), q.ttl_s, q.max_length)
+        if q.name in numbers.of:
+            link.run("UPDATE queues SET owner = ?, readers = ?, ttl_s = ?, max_length = ? WHERE queue_no = ?",
+                     (*values, numbers.of[q.name]))  # fmt: skip
+        else:
+            link.run("INSERT INTO queues (name, owner, readers, ttl_s, max_length, queue_no) VALUES (?, ?, ?, ?, ?, ?)",
+                     (q.name, *values, numbers.add(q.name)))  # fmt: skip
+    for binding in changes.bindings:
+        link.run(upsert("bindings", ("exchange", "queue", "routing_key"), 3), binding)
+    for grant in changes.grants:
+        link.run(upsert("grants", ("client", '"right"', "resource"), 3), grant)
+    for grant in changes.dropped_grants:
+        link.run('DELETE FROM grants WHERE client = ? AND "right" = ? AND resource = ?', grant)
+    for binding in changes.dropped_bindings:
+        link.run("DELETE FROM bindings WHERE exchange = ? AND queue = ? AND routing_key = ?", binding)
+    for name in changes.dropped_exchanges:
+        link.run("DELETE FROM exchanges WHERE name = ?", (name,))
+
+
+def _clean(value: str) -> str:
+    return value.replace("\0", "\ufffd")
+
+
+# -- new rows -----------------------------------------------------------------------------------------------------
+
+
+def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming) -> bytes:
+    """A row of `ENVELOPES`."""
+    return b"".join((
+        _NUMBER.pack(13, 8, number), _name(i.sender), _FIELD.pack(16), i.envelope_id,
+        struct.pack(">iqii", 8, i.generation, 4, i[6]), _FIELD.pack(len(i.envelope_hash)), i.envelope_hash,
+        _name(i.exchange), _name(i.routing_key),
+        struct.pack(">iqiqiqiiiq", 8, min(i.sealed_at, _MOST), 8, min(i.expires_at, _MOST), 8, micros(accepted_at),
+                    4, fan, 8, i.size),
+    ))  # fmt: skip
+
+
+def body_rows(
+    number: int, pending: int, i: Incoming, place: Place | None, chunk_from: int
+) -> tuple[bytes, list[bytes]]:
+    """A row of `BODIES` and those of `CHUNKS`."""
+    raw: bytes = i.body  # type: ignore[assignment]
+    fields: list[bytes | None] = [_INT8.pack(number), _INT4.pack(pending), i.stored_hash, None, None, None]
+    pieces: list[bytes] = []
+    if place is not None:
+        fields[4:6] = place.name.encode(), _INT8.pack(place.at)
+    elif len(raw) < chunk_from:
+        fields[3] = bytes(raw)
+    else:
+        view, head = memoryview(raw), struct.Struct(">hiqiii")
+        pieces = [
+            head.pack(3, 8, number, 4, n, len(piece)) + bytes(piece)
+            for n, piece in enumerate(view[at : at + CHUNK_BYTES] for at in range(0, len(raw), CHUNK_BYTES))
+        ]
+    return row_of([*fields, _INT8.pack(i.size)]), pieces
+
+
+def _envelopes(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spooled, chunk_from: int) -> None:
+    rows: list[bytes] = []
+    bodies: list[bytes] = []
+    chunks: list[bytes] = []
+    fresh: dict[int, tuple[int, int, Incoming]] = {}
+    for number, accepted_at, fan, incoming in changes.envelopes:
+        fresh[number] = (micros(accepted_at), fan, incoming)
+        rows.append(envelope_row(number, accepted_at, fan, incoming))
+        place = spooled.get((number, incoming.generation)) if spooled else None
+        row, pieces = body_rows(number, fan, incoming, place, chunk_from)
+        bodies.append(row)
+        chunks += pieces
+    if rows:
+        link.copy_in(ENVELOPES, stream(rows))
+        link.copy_in(BODIES, stream(bodies))
+    if chunks:
+        link.copy_in(CHUNKS, stream(chunks))
+    entries: list[bytes] = []
+    again = []
+    for entry in changes.entries:
+        known = fresh.get(entry.number)
+        if known is None:
+            again.append(entry)
+        else:
+            entries.append(_entry_row(numbers.of[entry.queue], entry, known))
+    if entries:
+        link.copy_in(ENTRIES, stream(entries))
+    for queue, seq, number, at, client in again:  # a dead letter waits again, perhaps in its next generation
+        link.run(
+            "INSERT INTO entries SELECT ?, ?, number, accepted_at, ?, ?, to_timestamp(CAST(? AS bigint) / 1000.0), ?, "
+            "bytes, fan, expires_at, sender, envelope_id FROM entries WHERE number = ? ORDER BY queue_no, seq LIMIT 1",
+            (
+                numbers.of[queue],
+                seq,
+                _DELIVERED if at else _WAITING,
+                int(bool(at)),
+                at or None,
+                client if at else "",
+                number,
+            ),
+        )
+
+
+def _entry_row(queue_no: int, entry: Any, known: tuple[int, int, Incoming]) -> bytes:
+    _, seq, number, at, client = entry
+    accepted, fan, i = known
+    head = _ENTRY_HEAD.pack(
+        13, 4, queue_no, 8, seq, 8, number, 8, accepted, 2, _DELIVERED if at else _WAITING, 4, int(bool(at))
+    )
+    delivered = struct.pack(">iq", 8, micros(at)) if at else b"\xff\xff\xff\xff"
+    tail = struct.pack(">iqiiiq", 8, i.size, 4, fan, 8, min(i.expires_at, _MOST))
+    return b"".join(
+        (head, delivered, _name(client if at else ""), tail, _name(i.sender), _FIELD.pack(16), i.envelope_id)
+    )
+
+
+def _replaced(link: Link, changes: Changes, spooled: Spooled, chunk_from: int) -> set[str]:
+    dropped = set()
+    for number, i in changes.replaced:
+        old = link.run("DELETE FROM bodies WHERE number = ? RETURNING pending, spool", (number,))
+        link.run("DELETE FROM chunks WHERE number = ?", (number,))
+        if old and old[0][1]:
+            dropped.add(old[0][1])
+        pending = old[0][0] if old else _waiting(link, number)
+        expires_at = min(i.expires_at, _MOST)
+        link.run(
+            "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = ?, bytes = ?, "
+            "messages = ? WHERE envelope_id = CAST(? AS uuid) AND number = ?",
+            (
+                i.generation,
+                i.envelope_hash,
+                min(i.sealed_at, _MOST),
+                expires_at,
+                i.size,
+                i[6],
+                i.envelope_id.hex(),
+                number,
+            ),
+        )
+        link.run("UPDATE entries SET bytes = ?, expires_at = ? WHERE number = ?", (i.size, expires_at, number))
+        row, pieces = body_rows(number, pending, i, spooled.get((number, i.generation)), chunk_from)
+        link.copy_in(BODIES, stream([row]))
+        if pieces:
+            link.copy_in(CHUNKS, stream(pieces))
+    return dropped
+
+
+def _waiting(link: Link, number: int) -> int:
+    """Queues in which an envelope waits."""
+    count: int = link.run("SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, _ACKED))[0][0]
+    return count
+
+
+# -- changes of rows ----------------------------------------------------------------------------------------------
+
+
+def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+_AT = "to_timestamp(m.at / 1000.0)"
+_MARKS = (
+    "unnest(CAST(? AS integer[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS text[])) "
+    "AS m (queue_no, first, last, at, client)"
+)
+_DELIVER = (
+    f"UPDATE entries e SET state = {_DELIVERED}, attempts = attempts + 1, delivered_at = {_AT}, client = m.client "
+    f"FROM {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first AND m.last AND e.state < {_ACKED}"
+)
+_ACKNOWLEDGE = (
+    f"WITH gone AS (DELETE FROM entries e USING {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first "
+    f"AND m.last AND e.state < {_ACKED} RETURNING e.accepted_at, e.number, e.queue_no, e.seq, e.attempts, "
+    f"coalesce(e.delivered_at, {_AT}), {_AT}, m.client) INSERT INTO deliveries SELECT * FROM gone"
+)
+
+
+def _marks(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
+    for statement, marks in ((_DELIVER, changes.delivered), (_ACKNOWLEDGE, changes.acked)):
+        if marks:
+            link.run(statement, _columns((numbers.of[m.queue], m.first, m.last, m.at, m.client) for m in marks))
+    for d in changes.dead:
+        queue_no = numbers.of[d.queue]
+        link.run(f"UPDATE entries SET state = {_DEAD} WHERE queue_no = ? AND seq = ?", (queue_no, d.seq))
+        link.run(
+            "INSERT INTO dead_letters (queue_no, seq, number, accepted_at, at, reason, by) SELECT queue_no, seq, number, "
+            "accepted_at, ?, ?, ? FROM entries WHERE queue_no = ? AND seq = ? ON CONFLICT (queue_no, seq) DO UPDATE SET "
+            "at = excluded.at, reason = excluded.reason, by = excluded.by, settled = '', settled_at = 0, settled_by = ''",
+            (d.at, _clean(d.reason), d.by, queue_no, d.seq),
+        )
+    for s in changes.settled:
+        link.run("UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? AND seq = ?",
+                 (s.how, s.at, s.by, numbers.of[s.queue], s.seq))  # fmt: skip
+
+
+_COUNT = (
+    "UPDATE queues q SET depth = c.depth, bytes = c.bytes, first = c.first, next = c.next FROM unnest("
+    "CAST(? AS integer[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[])) "
+    "AS c (queue_no, depth, bytes, first, next) WHERE q.queue_no = c.queue_no"
+)
+_HIGHEST = (
+    "INSERT INTO senders SELECT sender, decode(highest, 'hex') FROM unnest(CAST(? AS text[]), CAST(? AS text[])) "
+    "AS s (sender, highest) ON CONFLICT (sender) DO UPDATE SET highest = excluded.highest"
+)
+_USE = (
+    "INSERT INTO usage SELECT * FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS bigint[])) "
+    "AS u (sender, queue, bytes) ON CONFLICT (sender, queue) DO UPDATE SET bytes = excluded.bytes"
+)
+_USE_NO_MORE = (
+    "DELETE FROM usage u USING unnest(CAST(? AS text[]), CAST(? AS text[])) AS g (sender, queue) "
+    "WHERE u.sender = g.sender AND u.queue = g.queue"
+)
+
+
+def _counters(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
+    counters = [c for c in changes.counters if c.queue in numbers.of]
+    if counters:
+        link.run(_COUNT, _columns((numbers.of[c.queue], c.depth, c.size, c.first, c.next) for c in counters))
+    if changes.highest:
+        link.run(_HIGHEST, _columns((sender, highest.hex()) for sender, highest in changes.highest.items()))
+    used = [(*key, size) for key, size in changes.usage.items() if size]
+    if used:
+        link.run(_USE, _columns(used))
+    unused = [key for key, size in changes.usage.items() if not size]
+    if unused:
+        link.run(_USE_NO_MORE, _columns(unused))
+
+
+def _drop_bodies(link: Link, changes: Changes) -> set[str]:
+    finished = list(changes.finished)
+    released = Counter(changes.released)
+    if released:
+        rows = link.run(
+            "UPDATE bodies b SET pending = b.pending - r.times FROM unnest(CAST(? AS bigint[]), CAST(? AS integer[])) "
+            "AS r (number, times) WHERE b.number = r.number RETURNING b.number, b.pending",
+            _columns(released.items()),
+        )
+        finished += [number for number, pending in rows if pending <= 0]
+    if not finished:
+        return set()
+    first, last = _columns(_runs(sorted(finished)))
+    rows = link.run(
+        "WITH gone AS (DELETE FROM bodies b USING unnest(CAST(? AS bigint[]), CAST(? AS bigint[])) AS r (first, last) "
+        "WHERE b.number BETWEEN r.first AND r.last RETURNING b.number, b.spool, b.data IS NULL AS large) "
+        "SELECT number, spool FROM gone WHERE large",
+        (first, last),
+    )
+    chunked = [number for number, spool in rows if spool is None]
+    if chunked:
+        link.run("DELETE FROM chunks WHERE number = ANY(CAST(? AS bigint[]))", (chunked,))
+    return {spool for _, spool in rows if spool is not None}
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Sorted numbers as runs (first, last)."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number <= runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs

@@ -1,0 +1,72 @@
+"""Finding the PostgreSQL that can be written.
+
+All hosts are asked.  One that is in recovery is a standby and passed over; of several that can be written the one with
+the highest timeline is right: a standby that is promoted begins a new timeline, and the old primary, back again without
+knowing, still has the old one.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+from cipherbox.errors import CipherBoxError, StoreError, StoreUnavailable
+from cipherbox.store.postgres.driver import Link, password_of, tls_context
+from cipherbox.store.postgres.target import Target
+
+OLDEST = 14
+_LOOK = """
+SELECT pg_is_in_recovery(), current_setting('server_version_num'), current_setting('fsync'),
+    current_setting('full_page_writes'), current_setting('synchronous_commit'), pg_encoding_to_char(encoding)
+FROM pg_database WHERE datname = current_database()
+"""
+
+
+class Connector:
+    """Makes links to the writable server of a target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._context: ssl.SSLContext | None = tls_context(target)
+
+    def writable(self) -> Link:
+        """A link to the primary.  StoreError if none can ever do as it is set up, else StoreUnavailable."""
+        password = password_of(self.target.password_file)
+        found: list[tuple[str, Link]] = []
+        wrong: list[CipherBoxError] = []
+        try:
+            for host, port in self.target.hosts:
+                try:
+                    link = Link(self.target, host, port, password, self._context)
+                except (StoreUnavailable, StoreError) as error:
+                    wrong.append(error)
+                    continue
+                found.append(("", link))
+                found[-1] = (self._timeline(link), link)
+            best = max(found, key=lambda f: f[0], default=("", None))
+            if best[0] and best[1] is not None:
+                found.remove((best[0], best[1]))
+                return best[1]
+        finally:
+            for _, link in found:
+                link.close()
+        if wrong and all(isinstance(error, StoreError) for error in wrong):
+            raise wrong[0]
+        standby = "" if wrong else ": every host is a standby"
+        raise StoreUnavailable("; ".join(str(error) for error in wrong) or f"no PostgreSQL can be written{standby}")
+
+    def _timeline(self, link: Link) -> str:
+        """'' for a standby.  StoreError for a server that must not be used."""
+        recovery, version, fsync, pages, synchronous, encoding = link.script(_LOOK)[0]
+        where = f"PostgreSQL at {link.host}:{link.port}"
+        if int(version) < OLDEST * 10_000:
+            raise StoreError(f"{where} is of version {int(version) // 10_000}; CipherBox needs {OLDEST} or newer")
+        if encoding != "UTF8":
+            raise StoreError(f"{where}: database {self.target.database} has the encoding {encoding}; make it with UTF8")
+        if recovery:
+            return ""
+        if fsync != "on" or pages != "on":
+            raise StoreError(f"{where} runs with fsync or full_page_writes off: its commits are not safe; turn them on")
+        if synchronous in ("off", "local"):
+            link.script("SET synchronous_commit = on")
+        timeline: str = link.script("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)")[0][0]
+        return timeline

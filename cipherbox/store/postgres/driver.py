@@ -1,0 +1,212 @@
+"""The only file that knows pg8000: one connection, statements prepared once, COPY, and what its errors mean here.
+
+Rules.
+1. A connection on which anything went wrong that is not an answer of the server to one statement is broken; it is
+   closed and never used again.
+2. Values are bound, never written into a statement.  Where text must name a schema or table it is quoted here.
+3. Plans must not hang on statistics that lag behind: HQ's sessions take an index wherever there is one.
+4. Nothing waits for ever: a connection attempt, a statement and a lock each have a deadline, and so has silence on the
+   line.  The one exception is COMMIT, which may have to wait for a synchronous standby; the socket's deadline ends it.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from struct import error as struct_error
+from typing import Any
+
+import pg8000.native as native
+
+from cipherbox.errors import (
+    CipherBoxError,
+    ConfigError,
+    Damaged,
+    DiskFull,
+    InvalidRequest,
+    StoreError,
+    StoreUnavailable,
+)
+from cipherbox.portable import read_private
+from cipherbox.store.postgres.copybinary import Rows
+from cipherbox.store.postgres.target import Target
+
+CONNECT_S = 4.0
+SILENCE_S = 45.0  # longer than any statement may take
+STATEMENT_MS, LOCK_MS, IDLE_MS = 30_000, 5_000, 15_000
+_SESSION = f"""
+    SET statement_timeout = {STATEMENT_MS};
+    SET lock_timeout = {LOCK_MS};
+    SET idle_in_transaction_session_timeout = {IDLE_MS};
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
+    SET client_min_messages = warning; SET timezone = 'UTC'; SET bytea_output = 'hex'
+"""
+_CLASSES: dict[str, type[CipherBoxError]] = {
+    "53100": DiskFull, "XX001": Damaged, "XX002": Damaged, "22003": InvalidRequest,
+}  # fmt: skip
+_SETUP = {
+    "28": "the server does not accept this user: check user, password file and pg_hba.conf",
+    "3D": "there is no such database; create it, or correct the name",
+    "42501": "the user lacks a right",
+}
+_BROKEN = ("08", "57P", "25006", "25P")  # after these a connection is of no use
+
+
+class Link:
+    """One session.  Methods raise what `translated` makes of errors."""
+
+    def __init__(
+        self, target: Target, host: str, port: int, password: str | None, context: ssl.SSLContext | None
+    ) -> None:
+        self.host, self.port = host, port
+        self.broken = False
+        self.state = ""  # SQLSTATE of the last refusal
+        self._prepared: dict[str, tuple[Any, list[str]]] = {}
+        self._sock = sock = _dial(host, port)
+        try:
+            with self._translated():
+                self._db = native.Connection(
+                    target.user, host=host, database=target.database, password=password, sock=sock,
+                    ssl_context=context if context is not None else False, application_name="cipherbox",
+                )  # fmt: skip
+                self._db.run(_SESSION)
+                self._db.run(f"SET search_path = {quoted(target.schema)}")
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> list[list[Any]]:
+        """One statement with ``?`` for values; prepared at first use."""
+        with self._translated():
+            found = self._prepared.get(statement)
+            if found is None:
+                text, names = _named(statement)
+                found = self._prepared[statement] = (self._db.prepare(text), names)
+            prepared, names = found
+            return prepared.run(**dict(zip(names, values, strict=True))) or []
+
+    def script(self, statements: str) -> list[list[Any]]:
+        """Statements without values, in one message and one transaction unless they say otherwise; their rows."""
+        with self._translated():
+            return self._db.run(statements) or []
+
+    def copy_in(self, into: str, data: bytes) -> None:
+        """``into``: table and columns."""
+        with self._translated():
+            self._db.run(f"COPY {into} FROM STDIN (FORMAT BINARY)", stream=[data])
+
+    def copy_out(self, query: str) -> Rows:
+        """Rows of a query that takes no values."""
+        rows = Rows()
+        with self._translated():
+            self._db.run(f"COPY ({query}) TO STDOUT (FORMAT BINARY)", stream=rows)
+        return rows
+
+    def warnings(self) -> list[str]:
+        """What the server warned of since the last call."""
+        found = [str(n.get(b"M", b""), "utf-8", "replace") for n in self._db.notices if n.get(b"V") == b"WARNING"]
+        self._db.notices.clear()
+        return found
+
+    @property
+    def pid(self) -> int:
+        """Of the server's process for this session."""
+        found: int = self.script("SELECT pg_backend_pid()")[0][0]
+        return found
+
+    def close(self) -> None:
+        self.broken = True
+        with suppress(Exception):
+            self._db.close()
+        self._sock.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except native.DatabaseError as error:
+            about = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+            self.state = str(about.get("C", ""))
+            if self.state.startswith(_BROKEN):
+                self.broken = True
+            raise _plain(self.state, str(about.get("M", error))) from error
+        except (native.InterfaceError, native.Error, OSError, AttributeError, struct_error) as error:
+            self.broken = True  # pg8000 raises AttributeError on a connection that is closed
+            raise StoreUnavailable(f"the connection to PostgreSQL failed: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            self.broken = True
+            raise
+
+
+def _plain(state: str, text: str) -> CipherBoxError:
+    """What the server's refusal means to HQ."""
+    for start, advice in _SETUP.items():
+        if state.startswith(start):
+            return StoreError(f"PostgreSQL: {text}; {advice}")
+    return _CLASSES.get(state, StoreUnavailable)(f"PostgreSQL: {text}")
+
+
+def quoted(name: str) -> str:
+    """An identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _named(statement: str) -> tuple[str, list[str]]:
+    """``?`` to the marks pg8000 knows."""
+    parts = statement.split("?")
+    names = [f"v{n}" for n in range(len(parts) - 1)]
+    return "".join(part + (f":{names[n]} " if n < len(names) else "") for n, part in enumerate(parts)), names
+
+
+def _dial(host: str, port: int) -> socket.socket:
+    """A connected socket that notices a dead peer: keepalives, and a bound for what is sent and not acknowledged."""
+    try:
+        if host.startswith("/"):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.settimeout(CONNECT_S)
+            sock.connect(f"{host}/.s.PGSQL.{port}")
+        else:
+            sock = socket.create_connection((host, port), CONNECT_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (
+                ("TCP_KEEPIDLE", 5),
+                ("TCP_KEEPINTVL", 2),
+                ("TCP_KEEPCNT", 3),
+                ("TCP_USER_TIMEOUT", 12_000),
+            ):
+                if hasattr(socket, name):
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    except OSError as error:
+        raise StoreUnavailable(f"PostgreSQL at {host}:{port} cannot be reached: {error.strerror or error}") from error
+    sock.settimeout(SILENCE_S)
+    return sock
+
+
+def tls_context(target: Target) -> ssl.SSLContext | None:
+    """As the settings say; None without TLS.  ConfigError when a file of it cannot be read."""
+    if target.tls == "off":
+        return None
+    try:
+        context = ssl.create_default_context(cafile=str(target.tls_ca) if target.tls_ca else None)
+        if target.tls == "unverified":
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if target.tls_certificate:
+            context.load_cert_chain(target.tls_certificate, target.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"[database] tls: {error}") from None
+    return context
+
+
+def password_of(file: Path | None) -> str | None:
+    """The password in a file that only its user can read."""
+    if file is None:
+        return None
+    try:
+        return read_private(file).decode("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: the database's password cannot be read: {error}") from None

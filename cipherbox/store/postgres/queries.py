@@ -1,0 +1,206 @@
+"""Reads: the snapshot at start, the facts of a batch, bodies, and where a message is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
+from cipherbox.store.port import TraceReport, TraceRow
+from cipherbox.store.postgres.commit import QueueNumbers
+from cipherbox.store.postgres.driver import Link
+from cipherbox.store.spool import Place
+
+_MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
+_ENTRY = (
+    "SELECT d.seq, d.number, d.bytes, d.attempts, d.fan, d.sender, d.envelope_id, ms_of(d.accepted_at), d.expires_at "
+    "FROM entries d WHERE d.queue_no = ? "
+)
+_WAITS = "AND d.state < 2 "
+# A dead letter that nobody settled and whose next generation has not come.
+_OPEN_DEAD = (
+    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND x.seq = d.seq "
+    "AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
+    "AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM deliveries y WHERE "
+    "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
+)
+_KNOWN = (
+    "SELECT e.sender, e.envelope_id, e.number, e.generation, e.envelope_hash, ms_of(e.accepted_at), e.bytes "
+    "FROM unnest(CAST(? AS text[]), CAST(? AS uuid[])) AS w (sender, envelope_id) "
+    "JOIN envelopes e ON e.envelope_id = w.envelope_id AND e.sender = w.sender"
+)
+_PLACES = (
+    "SELECT w.number, q.name, d.seq, d.state, d.client, d.attempts, coalesce(ms_of(d.delivered_at), 0), "
+    "coalesce(ms_of(d.acknowledged_at), 0), q.owner, q.readers, d.queue_no FROM unnest(CAST(? AS bigint[]), "
+    "CAST(? AS bigint[])) AS w (number, at) CROSS JOIN LATERAL ("
+    "SELECT x.queue_no, x.seq, x.state, x.client, x.attempts, x.delivered_at, NULL AS acknowledged_at FROM entries x "
+    "WHERE x.number = w.number UNION ALL "
+    "SELECT y.queue_no, y.seq, 2, y.client, y.attempts, y.delivered_at, y.acknowledged_at FROM deliveries y "
+    "WHERE y.accepted_at = to_timestamp(w.at / 1000.0) AND y.number = w.number) d "
+    "JOIN queues q ON q.queue_no = d.queue_no ORDER BY q.name, d.seq"
+)
+_DEAD_ROWS = (
+    "SELECT q.name, d.seq, d.sender, d.envelope_id, e.messages, e.bytes, e.exchange, e.routing_key, "
+    "ms_of(e.accepted_at), d.attempts, d.client, coalesce(ms_of(d.delivered_at), 0), x.reason, x.by, x.at, x.settled, "
+    "x.settled_by, x.settled_at, d.queue_no FROM dead_letters x "
+    "JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
+    "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number JOIN queues q ON q.queue_no = x.queue_no "
+)
+_DEAD_KEYS = (
+    "queue", "seq", "sender", "message_id", "messages", "bytes", "exchange", "routing_key", "accepted_at",
+    "deliveries", "last_client", "delivered_at", "reason", "by", "dead_at", "settled", "settled_by", "settled_at",
+)  # fmt: skip
+Spooled = Callable[[Place, int], bytes | None]
+
+
+def _entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
+    return [Entry._make((*row[:6], row[6].bytes, *row[7:])) for row in rows]
+
+
+def load(link: Link, head: int) -> Snapshot:
+    """Counters are read, never counted; of each queue only the head."""
+    snapshot = Snapshot()
+    snapshot.next_number = link.script(
+        "SELECT greatest(coalesce((SELECT number FROM envelopes ORDER BY accepted_at DESC, "
+        "number DESC LIMIT 1), 0), coalesce((SELECT max(number) FROM entries), 0)) + 1"
+    )[0][0]
+    snapshot.first_seq = link.script("SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1")[0][0]
+    settings = {name: bytes(value) for name, value in link.script("SELECT name, value FROM settings")}
+    snapshot.bindings_version = int(settings.get("bindings_version", b"1"))
+    snapshot.watermark = int(settings.get("watermark", b"0"))
+    snapshot.clients = [ClientRow(*row) for row in link.script("SELECT * FROM clients ORDER BY name")]
+    snapshot.exchanges = [(name, kind) for name, kind in link.script("SELECT name, type FROM exchanges ORDER BY name")]
+    snapshot.bindings = [(e, q, k) for e, q, k in link.script("SELECT exchange, queue, routing_key FROM bindings")]
+    snapshot.grants = [(c, r, x) for c, r, x in link.script('SELECT client, "right", resource FROM grants')]
+    snapshot.highest = {
+        sender: bytes(highest) for sender, highest in link.script("SELECT sender, highest FROM senders")
+    }
+    snapshot.usage = {(s, q): size for s, q, size in link.script("SELECT sender, queue, bytes FROM usage")}
+    rows = link.script(
+        "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
+        "WHERE dropped = 0 ORDER BY name"
+    )
+    for queue_no, name, owner, readers, depth, size, first, following, ttl_s, max_length in rows:
+        snapshot.queues.append(QueueRow(name, owner, tuple(orjson.loads(readers)), ttl_s, max_length))
+        snapshot.counters.append(Counters(name, depth, size, first, following))
+        if depth:
+            found = link.run(_ENTRY + _WAITS + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head))
+            snapshot.heads[name] = _entries(found)
+    return snapshot
+
+
+def facts(link: Link, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts:
+    """See the port."""
+    found = Facts()
+    if wanted.known:
+        found.known = _known(link, wanted.known)
+    for what, spans, into in ((_WAITS, wanted.entries, found.entries), (f"AND {_OPEN_DEAD}", wanted.dead, found.dead)):
+        for queue, first, count in spans:
+            if queue in numbers.of and first <= _MOST:
+                span = (numbers.of[queue], first, min(first + count - 1, _MOST))
+                rows = _entries(link.run(_ENTRY + what + "AND d.seq BETWEEN ? AND ?", span))
+                into.setdefault(queue, {}).update({entry.seq: entry for entry in rows})
+    for queue, sender, envelope_id in wanted.envelopes:
+        if queue in numbers.of:
+            found_numbers = [k.number for k in _known(link, [(sender, envelope_id)]).values()]
+            rows = _entries(link.run(_ENTRY + _WAITS + "AND d.number = ANY(CAST(? AS bigint[]))",
+                                     (numbers.of[queue], found_numbers)))  # fmt: skip
+            found.entries.setdefault(queue, {}).update({entry.seq: entry for entry in rows})
+    for queue, after in wanted.pages:
+        if queue in numbers.of:
+            rows = _entries(link.run(_ENTRY + _WAITS + "AND d.seq > ? ORDER BY d.seq LIMIT ?",
+                                     (numbers.of[queue], after, page)))  # fmt: skip
+            found.pages[queue] = rows
+    return found
+
+
+def _known(link: Link, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, bytes], Known]:
+    rows = link.run(_KNOWN, ([sender for sender, _ in wanted], [str(UUID(bytes=i)) for _, i in wanted]))
+    if not rows:
+        return {}
+    places: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+    for number, name, seq, state, *_ in link.run(_PLACES, ([r[2] for r in rows], [r[5] for r in rows])):
+        places[number].append((name, seq, state))
+    found = {}
+    for sender, envelope_id, number, generation, envelope_hash, accepted_at, size in rows:
+        entries = places[number]
+        waiting = tuple((name, seq) for name, seq, state in entries if state < EntryState.ACKNOWLEDGED)
+        alive = {name for name, _, state in entries if state != EntryState.DEAD}
+        queues = tuple(dict.fromkeys(name for name, _, _ in entries))
+        dead = tuple(name for name in queues if name not in alive)
+        found[(sender, envelope_id.bytes)] = Known(
+            number, generation, bytes(envelope_hash), accepted_at, queues, waiting, size, dead
+        )
+    return found
+
+
+def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[bytes | None]:
+    """The envelopes' bytes in the order asked; None for one that is gone or does not match its hash."""
+    found: dict[int, bytes] = {}
+    wanted = ",".join(str(int(number)) for number in numbers)
+    if not wanted:
+        return []
+    hashes: dict[int, bytes] = {}
+    chunked = []
+    rows = link.copy_out(f"SELECT number, stored_hash, data, spool, at, bytes FROM bodies WHERE number IN ({wanted})")
+    for number_raw, stored_hash, data, name, at, size in rows:
+        number = int.from_bytes(number_raw or b"", "big")
+        hashes[number] = stored_hash or b""
+        if name is not None:
+            place = Place(name.decode("utf-8", "replace"), int.from_bytes(at or b"", "big", signed=True))
+            data = spooled(place, int.from_bytes(size or b"", "big", signed=True))
+        elif data is None:
+            chunked.append(number)
+        if data is not None:
+            found[number] = data
+    if chunked:
+        parts: dict[int, list[bytes]] = defaultdict(list)
+        marks = ",".join(map(str, chunked))
+        for number_raw, piece in link.copy_out(
+            f"SELECT number, data FROM chunks WHERE number IN ({marks}) ORDER BY number, part"
+        ):
+            parts[int.from_bytes(number_raw or b"", "big")].append(piece or b"")
+        found.update({number: b"".join(pieces) for number, pieces in parts.items()})
+    good = {n: body for n, body in found.items() if hashlib.sha256(body).digest() == hashes[n]}
+    return [good.get(number) for number in numbers]
+
+
+def trace(link: Link, sender: str, envelope_id: bytes) -> TraceReport | None:
+    """Where an envelope is, queue by queue."""
+    known = _known(link, [(sender, envelope_id)])
+    if not known:
+        return None
+    (one,) = known.values()
+    reasons = {(r[0], r[1]): r[2] for r in link.run("SELECT queue_no, seq, reason FROM dead_letters WHERE number = ?",
+                                                    (one.number,))}  # fmt: skip
+    traces = []
+    for row in link.run(_PLACES, ([one.number], [one.accepted_at])):
+        _, name, seq, state, client, attempts, delivered, acked, owner, readers, queue_no = row
+        who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
+        reason = reasons.get((queue_no, seq), "")
+        traces.append(TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who))
+    return TraceReport(sender, one.accepted_at, traces)
+
+
+def dead_letters(link: Link, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
+    """See the port; the cursor is the queue's number and the seq of the last row."""
+    number, _, seq = after.partition("/")
+    where = "WHERE (x.queue_no, x.seq) > (CAST(? AS integer), CAST(? AS bigint))"
+    values: list[object] = [int(number or 0), int(seq or 0)]
+    if queue:
+        where += " AND q.name = ? AND q.dropped = 0"
+        values.append(queue)
+    if not settled:
+        where += f" AND {_OPEN_DEAD}"
+    rows = link.run(f"{_DEAD_ROWS}{where} ORDER BY x.queue_no, x.seq LIMIT ?", (*values, most + 1))
+    found = []
+    for row in rows[:most]:
+        one = dict(zip(_DEAD_KEYS, row, strict=False))
+        one["message_id"] = str(row[3])
+        found.append(one)
+    return found, f"{rows[most - 1][-1]}/{rows[most - 1][1]}" if len(rows) > most else ""

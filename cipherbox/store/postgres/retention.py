@@ -1,0 +1,103 @@
+"""What a commit drops because it is old, in the commit's own transaction.
+
+The record of envelopes goes by whole months: dropping a partition costs the same for ten rows and for ten million.  So
+a record stays up to a month longer than it must.  What somebody still waits for moves to the partition `other` first, and
+goes from there when nobody does.  Dead letters and entries of the signed log go one by one, at most `MOST` in a commit.
+"""
+
+from __future__ import annotations
+
+import time
+
+from cipherbox.broker.model import DROPPED, Changes, Cutoffs
+from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.schema import PARTITIONED, ends_at_ms, month_of, months, name_of
+
+MOST = 5000
+BY = "retention"
+# What an envelope is kept for: it waits, or is a dead letter nobody settled.
+_OPEN = (
+    "SELECT d.number FROM entries d WHERE d.accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) AND (d.state < 3 OR "
+    "EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND x.seq = d.seq AND x.settled = ''))"
+)
+_OLD_OTHER = (
+    "SELECT e.number FROM envelopes_other e WHERE e.accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) "
+    f"AND e.number NOT IN ({_OPEN}) LIMIT ?"
+)
+
+
+def drop_dead_letters(link: Link, changes: Changes, cutoffs: Cutoffs) -> None:
+    """Old dead letters are dropped, and their bodies with the others of this commit."""
+    if not cutoffs.dead_letters:
+        return
+    rows = link.run(
+        "SELECT x.queue_no, x.seq, d.number, d.fan, EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
+        "AND y.queue_no = d.queue_no AND y.seq > d.seq) OR EXISTS (SELECT 1 FROM deliveries y WHERE "
+        "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
+        "FROM dead_letters x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
+        "WHERE x.settled = '' AND x.at < ? LIMIT ?",
+        (cutoffs.dead_letters, MOST),
+    )
+    for queue_no, seq, number, fan, again in rows:
+        link.run(
+            "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? AND seq = ?",
+            (DROPPED, cutoffs.dead_letters, BY, queue_no, seq),
+        )
+        if not again:  # else its next generation came, or it was sent again: that one holds the body
+            (changes.finished if fan == 1 else changes.released).append(number)
+
+
+def drop_records(link: Link, cutoffs: Cutoffs) -> None:
+    """Metadata and log older than they are kept."""
+    if cutoffs.metadata:
+        for month in _old_months(link, cutoffs.metadata):
+            _drop_month(link, month)
+        rows = link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, MOST))
+        if rows:
+            numbers = [number for (number,) in rows]
+            for table in ("dead_letters", "entries", "deliveries_other", "envelopes_other"):
+                link.run(f"DELETE FROM {table} WHERE number = ANY(CAST(? AS bigint[]))", (numbers,))
+    if cutoffs.log:
+        link.run(
+            "DELETE FROM log WHERE entry IN (SELECT entry FROM log WHERE entry < (SELECT max(entry) FROM log) "
+            "AND entry < coalesce((SELECT min(entry) FROM log WHERE at >= ?), 9223372036854775807) ORDER BY entry LIMIT ?)",
+            (cutoffs.log, MOST),
+        )
+
+
+def _old_months(link: Link, cutoff: int) -> list[int]:
+    """Never this month or a later one, whatever the cutoff: rows are on their way there."""
+    now = month_of(time.time_ns() // 1_000_000)
+    return [month for month in months(link) if ends_at_ms(month) <= cutoff and month < now]
+
+
+def _drop_month(link: Link, month: int) -> None:
+    end = ends_at_ms(month)
+    numbers = sorted({number for (number,) in link.run(_OPEN, (end,))})
+    for table in PARTITIONED:
+        part = name_of(table, month)
+        link.script(f"ALTER TABLE {table} DETACH PARTITION {part}")
+        if numbers:
+            link.script(
+                f"INSERT INTO {table} SELECT * FROM {part} WHERE number = ANY('{{{','.join(map(str, numbers))}}}')"
+            )
+        link.script(f"DROP TABLE {part}")
+    for table in ("dead_letters", "entries"):
+        link.run(
+            f"DELETE FROM {table} WHERE accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) "
+            "AND number <> ALL(CAST(? AS bigint[]))",
+            (end, numbers),
+        )
+
+
+def anything(link: Link, cutoffs: Cutoffs) -> bool:
+    """Whether there is something to drop."""
+    if cutoffs.metadata and (
+        _old_months(link, cutoffs.metadata) or link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
+    ):
+        return True
+    query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"
+    if cutoffs.dead_letters and link.run(query, (cutoffs.dead_letters,)):
+        return True
+    rows = link.run("SELECT at FROM log ORDER BY entry LIMIT 2") if cutoffs.log else []
+    return len(rows) == 2 and rows[0][0] < cutoffs.log

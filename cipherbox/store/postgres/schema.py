@@ -1,0 +1,118 @@
+"""The schema: numbered steps, upgrades, and a partition of envelopes and deliveries for each month.
+
+An upgrade runs in one transaction.  PostgreSQL has no cheap copy of a schema, so the program asks for a backup first:
+`open` refuses an older schema until `upgrade` is said (`cipherbox store upgrade` makes the backup and says it).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib import resources
+
+from cipherbox.errors import SchemaTooNew, StoreError, StoreUnavailable
+from cipherbox.store.postgres.driver import Link, quoted
+from cipherbox.store.postgres.target import Target
+
+MARK = "cipherbox"  # comment of the schema: whose it is, and its version
+PARTITIONED = ("envelopes", "deliveries")
+_LOCK = 0x43425831
+
+
+def scripts() -> list[str]:
+    """The schema's steps, oldest first."""
+    files = sorted((f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    return [f.read_text("utf-8") for f in files]
+
+
+def version_of(link: Link, schema: str) -> int | None:
+    """None: there is no such schema; StoreError if it is another program's."""
+    rows = link.run("SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = ?", (schema,))
+    if not rows:
+        return None
+    mark = str(rows[0][0] or "").split()
+    if len(mark) == 2 and mark[0] == MARK and mark[1].isdigit():
+        return int(mark[1])
+    tables = link.run("SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE nspname = ?",
+                      (schema,))  # fmt: skip
+    if tables[0][0]:
+        raise StoreError(f"the schema {schema} holds tables of another program; choose another name for ours")
+    return 0
+
+
+def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
+    """Brings the schema to this program's version, or says why not."""
+    steps, name = scripts(), target.schema
+    version = version_of(link, name)
+    if not version and not create:
+        raise StoreError(f"there is no HQ in {target}; run: cipherbox init --database URL")
+    if version is not None and version > len(steps):
+        raise SchemaTooNew(
+            f"{target} was written by a newer program (schema {version}; this one knows {len(steps)}); use the newer one"
+        )
+    if version == len(steps):
+        return
+    if version and not upgrade:
+        raise StoreError(
+            f"{target} has the older schema {version}, this program needs {len(steps)}; run: cipherbox store upgrade"
+        )
+    try:
+        if version is None:
+            link.script(f"CREATE SCHEMA IF NOT EXISTS {quoted(name)}")
+        marked = f"COMMENT ON SCHEMA {quoted(name)} IS '{MARK} {len(steps)}'"
+        link.script(";".join(["BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"]))
+        if version_of(link, name) == (version or 0):
+            for step in steps[version or 0 :]:
+                link.script(step)
+            link.script(marked)
+        link.script("COMMIT")
+    except StoreError as error:
+        link.close()
+        raise StoreError(
+            f"{error}; in database {target.database}, the user {target.user} needs: GRANT CREATE ON DATABASE "
+            f"{quoted(target.database)} TO {quoted(target.user)}, or a schema that it owns: CREATE SCHEMA {quoted(name)} "
+            f"AUTHORIZATION {quoted(target.user)}"
+        ) from error
+
+
+def month_of(ms: int) -> int:
+    """Months since year 0, of a time in ms since 1970."""
+    at = datetime.fromtimestamp(ms / 1000, UTC)
+    return at.year * 12 + at.month - 1
+
+
+def _first(month: int) -> str:
+    return f"{month // 12:04d}-{month % 12 + 1:02d}-01 00:00:00+00"
+
+
+def name_of(table: str, month: int) -> str:
+    return f"{table}_{month // 12:04d}_{month % 12 + 1:02d}"
+
+
+def months(link: Link) -> list[int]:
+    """Those that have partitions."""
+    rows = link.run(
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+        "WHERE i.inhparent = CAST('envelopes' AS regclass) AND c.relname ~ '^envelopes_[0-9]{4}_[0-9]{2}$' ORDER BY 1"
+    )
+    return [int(name[-7:-3]) * 12 + int(name[-2:]) - 1 for (name,) in rows]
+
+
+def make_month(link: Link, month: int) -> bool:
+    """A partition for that month, in a transaction of its own; False if it cannot be had now."""
+    try:
+        for table in PARTITIONED:
+            link.script(
+                f"SET lock_timeout = 1000; CREATE TABLE IF NOT EXISTS {name_of(table, month)} PARTITION OF {table} "
+                f"FOR VALUES FROM ('{_first(month)}') TO ('{_first(month + 1)}')"
+            )
+    except StoreUnavailable:
+        return False
+    finally:
+        if not link.broken:
+            link.script("SET lock_timeout = 5000")
+    return True
+
+
+def ends_at_ms(month: int) -> int:
+    """The first ms after the month."""
+    return int(datetime((month + 1) // 12, (month + 1) % 12 + 1, 1, tzinfo=UTC).timestamp() * 1000)

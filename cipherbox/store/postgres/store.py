@@ -1,0 +1,338 @@
+"""The PostgreSQL store: the port's rules over one writing session, a pool of reading ones, and the lease.
+
+A commit is one transaction that begins with the fence (`lease`).  When its COMMIT gets no answer, the store connects
+again and looks whether it took effect: the caller learns the truth, or `StoreUnavailable` when nobody can be asked.  A
+COMMIT that the server answered with a warning counts as no answer: that is how it says that no standby has it yet.
+
+When the writable server is one that knows fewer commits than this process saw confirmed (a standby was promoted that
+lagged behind), the store begins a new history: clients then send again what they cannot be sure of.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
+from cipherbox.errors import CipherBoxError, Fenced, StoreError, StoreUnavailable
+from cipherbox.limits import LIMITS, Limits
+from cipherbox.store.files import Files
+from cipherbox.store.port import HISTORY, StandbyOnly, TraceReport
+from cipherbox.store.postgres import commit, lease, queries, retention, schema
+from cipherbox.store.postgres.commit import QueueNumbers
+from cipherbox.store.postgres.connect import Connector
+from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.target import Target
+from cipherbox.store.registry import Registry, upsert
+from cipherbox.store.spool import NAME, Place, Spool
+
+SPOOL, SPOOL_ID = "spool", "spool_id"
+ANSWER_S = 8.0  # so long it tries to learn what became of a commit without an answer
+_PAUSE_S = 0.2
+_CHUNK_FROM = 6_000  # bytes: a smaller body fits into its row
+_MONTHS_S = 3600.0  # how often partitions ahead are looked at
+_DAY_MS = 86_400_000
+_SKIP_S = 600.0  # retention waits so long after it did not get its locks
+T = TypeVar("T")
+
+
+class PostgresStore(Registry):
+    """See the port for what each method promises."""
+
+    def __init__(
+        self, target: Target, directory: Path, *, create: bool = False, upgrade: bool = False, force: bool = False,
+        files: Files | None = None, limits: Limits = LIMITS,
+    ) -> None:  # fmt: skip
+        """StandbyOnly while another HQ has the lease, unless ``force``."""
+        self._connector = Connector(target)
+        self.target = target
+        self.readers = max(1, target.pool_size - 1)
+        self._name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+        self._pool: list[Link] = []
+        self._pool_lock = threading.Lock()
+        self._spool_from = limits.spool_from_bytes
+        self._months_at, self._months = 0.0, set[int]()
+        self._skip_until = 0.0
+        self._inside: Link | None = None  # the session of the transaction that is open
+        self.epoch = self._commits = 0
+        self._link: Link | None = self._connector.writable()
+        try:
+            schema.prepare(self._link, target, create=create, upgrade=upgrade)
+            try:
+                self.epoch, self._commits = lease.take(self._link, self._name, 0, force=force)
+            except StoreUnavailable as error:
+                raise StandbyOnly(str(error)) from None
+            self._spool = self._open_spool(directory, files or Files())
+            self._numbers = QueueNumbers(self._link)
+            self._keep_months(self._link)
+        except BaseException:
+            self._link.close()
+            raise
+
+    def _open_spool(self, directory: Path, files: Files) -> Spool | None:
+        """The spool, if large bodies lie there: the one this database has always had, or none."""
+        named = {name for (name,) in self._rows("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")}
+        if self.target.bodies != "spool" and not named:
+            return None
+        known, mark = self.get_setting(SPOOL_ID), directory / SPOOL / "id"
+        here = mark.read_bytes() if mark.exists() else None
+        if named and known != here:
+            raise StoreError(
+                f"large bodies of this database lie in the spool of another machine, not in {directory / SPOOL}; "
+                "serve there, or bring that directory here"
+            )
+        spool = Spool(directory / SPOOL, files, self.epoch)
+        if here is None or known != here:
+            here = secrets.token_hex(16).encode()
+            mark.write_bytes(here)
+            self.put_setting(SPOOL_ID, here)
+        spool.sweep(named)
+        return spool
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    def _writer(self) -> Link:
+        """The writing session; a new one where the old one broke."""
+        if self._link is None or self._link.broken:
+            if self._link is not None:
+                self._link.close()
+            try:
+                link = self._connector.writable()
+            except StoreUnavailable:
+                raise
+            except StoreError as error:  # it was right once: an administrator is at work
+                raise StoreUnavailable(str(error)) from error
+            try:
+                self._resume(link)
+            except BaseException:
+                link.close()
+                raise
+            self._drop_pool()
+            self._link = link
+        return self._link
+
+    def _resume(self, link: Link) -> None:
+        """Takes the lease up again on a new session, and sees whether this is the same history."""
+        found = lease.look(link)
+        if found.epoch > self.epoch or (found.epoch == self.epoch and found.name != self._name):
+            raise Fenced
+        if found.epoch == self.epoch:
+            commits = lease.resume(link, self._name, self.epoch)
+        else:
+            commits = -1  # it does not even know that this process opened the store
+        if commits < self._commits:
+            self.epoch, self._commits = lease.take(link, self._name, self.epoch, force=True)
+            link.run(upsert("settings", ("name", "value")), (HISTORY, secrets.token_bytes(16)))
+        else:
+            self._commits = commits
+
+    @contextmanager
+    def _reader(self) -> Iterator[Link]:
+        with self._pool_lock:
+            link = self._pool.pop() if self._pool else None
+        if link is None or link.broken:
+            link = self._connector.writable()
+        try:
+            yield link
+        finally:
+            if link.broken:
+                link.close()
+            else:
+                with self._pool_lock:
+                    self._pool.append(link)
+
+    def _drop_pool(self) -> None:
+        with self._pool_lock:
+            pool, self._pool = self._pool, []
+        for link in pool:
+            link.close()
+
+    def _ask(self, work: Callable[[Link], T]) -> T:
+        """Reads over the writing session, which sees its own commits; once more over a new one if it broke."""
+        link = self._writer()
+        try:
+            return work(link)
+        except StoreUnavailable:
+            if not link.broken:
+                raise
+        return work(self._writer())
+
+    # -- reads --------------------------------------------------------------------------------------------------
+
+    def load(self, head: int) -> Snapshot:
+        def work(link: Link) -> Snapshot:
+            lease.renew(link, self.epoch)  # a commit: what is loaded is as safe as what is confirmed
+            self._numbers = QueueNumbers(link)
+            return queries.load(link, head)
+
+        return self._ask(work)
+
+    def facts(self, wanted: Wanted, page: int) -> Facts:
+        return self._ask(lambda link: queries.facts(link, self._numbers, wanted, page))
+
+    def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]:
+        with self._reader() as link:
+            return queries.read_bodies(link, self._from_spool, numbers)
+
+    def _from_spool(self, place: Place, size: int) -> bytes | None:
+        good = self._spool is not None and NAME.fullmatch(place.name) and place.at >= 0 and size >= 0
+        return self._spool.read(place, size) if good else None  # type: ignore[union-attr]
+
+    def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
+        return self._ask(lambda link: queries.trace(link, sender, envelope_id))
+
+    def dead_letters(self, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
+        return self._ask(lambda link: queries.dead_letters(link, queue, after, most, settled))
+
+    def last_log(self) -> LogRow | None:
+        rows = self._rows("SELECT * FROM log ORDER BY entry DESC LIMIT 1")
+        return LogRow(*rows[0]) if rows else None
+
+    def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]:
+        found: list[LogRow] = []
+        while most > 0 and size_bytes > 0:
+            rows = self._rows("SELECT * FROM log WHERE entry > ? ORDER BY entry LIMIT ?", (after, min(most, 50)))
+            for row in rows:
+                found.append(LogRow(*row))
+                most, after = most - 1, found[-1].index
+                size_bytes -= len(found[-1].body)
+                if size_bytes <= 0:
+                    break
+            if not rows:
+                break
+        return found
+
+    def older_than(self, cutoffs: Cutoffs) -> bool:
+        if time.monotonic() < self._skip_until:
+            return False
+        return self._ask(lambda link: retention.anything(link, cutoffs))
+
+    def free_bytes(self) -> int:
+        return LIMITS.disk_resume_bytes * 1024  # the server alone knows; it says so when there is none left
+
+    def room(self, size_bytes: int) -> bool:
+        return True
+
+    # -- writes -------------------------------------------------------------------------------------------------
+
+    def commit(self, changes: Changes, epoch: int) -> None:
+        if epoch != self.epoch:
+            raise Fenced
+        places = self._to_spool(changes)
+        try:
+            dropped = self._write_once(lambda link: commit.write(link, changes, self._numbers, places, _CHUNK_FROM))
+        except BaseException:
+            with suppress(CipherBoxError):  # if this fails too, `load` does it
+                self._numbers = self._ask(QueueNumbers)
+            raise
+        if dropped and self._spool is not None:
+            self._spool.delete(dropped)
+
+    def _to_spool(self, changes: Changes) -> dict[tuple[int, int], Place]:
+        if self._spool is None or self.target.bodies != "spool":
+            return {}
+        large: list[tuple[int, Incoming]] = [(e.number, e.incoming) for e in changes.envelopes] + changes.replaced
+        large = [(number, i) for number, i in large if i.size >= self._spool_from]
+        try:
+            places = self._spool.write([i.body for _, i in large])  # type: ignore[misc]
+        except OSError as error:
+            raise StoreUnavailable(f"the spool does not answer: {error.strerror}") from error
+        return {(number, i.generation): place for (number, i), place in zip(large, places, strict=True)}
+
+    def _write_once(self, work: Callable[[Link], T]) -> T:
+        """One transaction; what it returned, once it is known to be committed."""
+        link, number = self._begin()
+        self._inside = link
+        try:
+            result = work(link)
+            link.script("SET LOCAL statement_timeout = 0")  # see `driver`: COMMIT may wait for a standby
+        except BaseException:
+            self._roll_back(link)
+            raise
+        finally:
+            self._inside = None
+        link.warnings()
+        try:
+            link.script("COMMIT")
+        except StoreUnavailable:
+            if not link.broken:
+                raise  # the server said no
+            link.close()
+            if not self._took_effect(number):
+                raise
+        else:
+            self._commits = number
+            if link.warnings():
+                link.close()
+                raise StoreUnavailable(
+                    "PostgreSQL ended the commit's wait for a standby; whether it is safe is not known"
+                )
+        return result
+
+    def _begin(self) -> tuple[Link, int]:
+        """Once more when the session broke since it was last used: nothing was sent yet."""
+        link = self._writer()
+        try:
+            return link, lease.begin(link, self.epoch)
+        except StoreUnavailable:
+            if not link.broken:
+                raise
+        link = self._writer()
+        return link, lease.begin(link, self.epoch)
+
+    def _roll_back(self, link: Link) -> None:
+        if not link.broken:
+            with suppress(CipherBoxError):
+                link.script("ROLLBACK")
+                return
+        link.close()
+
+    def _took_effect(self, number: int) -> bool:
+        """After a COMMIT without an answer.  StoreUnavailable when nobody could be asked in time."""
+        deadline = time.monotonic() + ANSWER_S
+        epoch = self.epoch
+        while True:
+            try:
+                self._writer()
+                return self._commits >= number and self.epoch == epoch
+            except StoreUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE_S)
+
+    def _write(self, work: Callable[[], T]) -> T:
+        return self._write_once(lambda _: work())
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        if self._inside is not None:
+            return self._inside.run(statement, values)
+        return self._ask(lambda link: link.run(statement, values))
+
+    def renew(self) -> None:
+        link = self._writer()
+        lease.renew(link, self.epoch)
+        if time.monotonic() > self._months_at:
+            self._keep_months(link)
+
+    def _keep_months(self, link: Link) -> None:
+        """This month's partitions and the next one's; where they cannot be had, rows go to the partition `other`."""
+        self._months_at = time.monotonic() + _MONTHS_S
+        now = time.time_ns() // 1_000_000
+        have = set(schema.months(link))
+        for month in {schema.month_of(now), schema.month_of(now + 31 * _DAY_MS)} - have:
+            schema.make_month(link, month)
+
+    def close(self) -> None:
+        self._drop_pool()
+        if self._link is not None:
+            if not self._link.broken:
+                with suppress(CipherBoxError):
+                    lease.give_back(self._link, self.epoch)
+            self._link.close()

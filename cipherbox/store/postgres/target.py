@@ -1,0 +1,31 @@
+"""Which PostgreSQL, and how to get there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+TLS = ("verify", "unverified", "off")
+
+
+@attrs.frozen
+class Target:
+    """``hosts``: (name or directory of a socket, port), the writable one is found; ``password`` is asked for each time,
+    so that a new one in its file counts at once."""
+
+    hosts: tuple[tuple[str, int], ...]
+    database: str = "cipherbox"
+    user: str = "cipherbox"
+    password_file: Path | None = None
+    tls: str = "verify"
+    tls_ca: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    schema: str = "cipherbox"
+    pool_size: int = 3
+    bodies: str = "database"
+
+    def __str__(self) -> str:
+        places = ",".join(f"{host}:{port}" for host, port in self.hosts)
+        return f"PostgreSQL at {places}, database {self.database}, schema {self.schema}"
