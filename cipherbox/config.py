@@ -212,7 +212,8 @@ def load_server_config(where: Path) -> ServerConfig:
         if key == "listen" and not addresses:
             raise ConfigError(f"{file}: [server] listen: say at least one host:port")
     if config.database.url:
-        config = attrs.evolve(config, database=with_url(config.database, config.database.url, f"{file}: [database] url"))
+        named = with_url(config.database, config.database.url, f"{file}: [database] url")
+        config = attrs.evolve(config, database=named)
     if config.database.kind == "postgresql":
         parse_hosts(config.database.hosts)
     if not config.server.address:
@@ -224,7 +225,8 @@ def with_url(settings: DatabaseSettings, url: str, where: str = "the database UR
     """The settings with what the URL says; ConfigError says what is wrong with it."""
     given = parse_url(url)
     values: dict[str, Any] = {k: int(v) if k == "pool_size" and v.isdigit() else v for k, v in given.items()}
-    return attrs.evolve(settings, **attrs.asdict(build_table(where, DatabaseSettings, values), filter=lambda a, _: a.name in given))
+    built = build_table(where, DatabaseSettings, values)
+    return attrs.evolve(settings, **{name: getattr(built, name) for name in given})
 
 
 def write_server_config(config: ServerConfig) -> Path:

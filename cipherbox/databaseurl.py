@@ -1,7 +1,8 @@
 """A database URL as people write it: postgresql://user@host:port,host:port/name?schema=...&tls=...
 
-Any key of the table `[database]` may stand behind the question mark.  A host that is a directory names a socket: write it
-as hosts=/var/run/postgresql.  A URL never holds a password: it would stand in arguments, history and files that others read.
+Any key of the table `[database]` may stand behind the question mark.  A host that is a directory names a socket: write
+it as hosts=/var/run/postgresql.  A URL never holds a password: it would stand in arguments, in the shell's history, and
+in files that others read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Real PostgreSQL servers for tests: from a wheel, each in a directory of its own, ended by their pids.
 
-PostgreSQL refuses to run as root; then it runs as `nobody`, from a copy of its files where that user may not reach them.
-A server's directory lies under the system's place for temporary files, because pytest's own directories admit nobody else.
+PostgreSQL refuses to run as root; then it runs as `nobody`, from a copy of its files where that user may not reach
+them.  A server's directory lies under the system's place for temporary files: pytest's own directories admit nobody
+else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from cipherbox.store.postgres.target import Target
 
 VERSION = "pginstall18"
 PATIENCE_S = 30.0
+PAUSE = threading.Event()  # never set
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 FAST = ("shared_buffers=32MB", "max_connections=40", "log_min_messages=fatal", "wal_keep_size=64MB",
         "max_wal_senders=4", "autovacuum_naptime=5s", "unix_socket_permissions=0777")  # fmt: skip
@@ -101,7 +104,7 @@ class Server:
             except pg8000.native.Error:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((self.directory / "log").read_text()[-2000:]) from None
-            time.sleep(0.02)
+            PAUSE.wait(0.02)
 
     def sql(self, statement: str) -> list[Any]:
         """Runs a statement as the superuser over the socket."""

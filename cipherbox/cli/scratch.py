@@ -55,8 +55,8 @@ class Scratch:
         try:
             names = link.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self.target.schema,))
             for (name,) in names:
-                fields = (b"".join(field or b"" for field in row) for row in link.copy_out(f"SELECT * FROM {quoted(name)}"))
-                (directory / name).write_bytes(b"".join(fields))
+                rows = link.copy_out(f"SELECT * FROM {quoted(name)}")  # noqa: S608
+                (directory / name).write_bytes(b"".join(field or b"" for row in rows for field in row))
         finally:
             link.close()
 

@@ -24,9 +24,8 @@ import attrs
 
 from cipherbox.broker.model import Changes, Cutoffs, EntryState, Facts, LogRow, Snapshot, Wanted
 
-
-# A setting with random bytes: another value means that commits were lost (a backup was restored, a standby promoted that
-# lagged behind), and that clients must send again what they cannot be sure of.
+# A setting with random bytes: another value means that commits were lost (a backup was restored, or a standby promoted
+# that lagged behind), and that clients must send again what they cannot be sure of.
 HISTORY = "history"
 
 

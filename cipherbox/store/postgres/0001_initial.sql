@@ -66,19 +66,14 @@ CREATE TABLE deliveries (
 ) PARTITION BY RANGE (accepted_at);
 CREATE TABLE deliveries_other PARTITION OF deliveries DEFAULT;
 
--- The bytes, deleted when the last queue has acknowledged: in `data`, in `chunks`, or in a file of the spool from `at`
--- on.  `pending` counts the queues that have not acknowledged; it is kept for envelopes of several queues only.
+-- The bytes, deleted when the last queue has acknowledged: in `data`, or in a file of the spool from `at` on.  They do not
+-- compress, so PostgreSQL is told to lay them out of line as they are, in chunks.  `pending` counts the queues that have not acknowledged; it is kept for envelopes of several queues only.
 CREATE TABLE bodies (
     number bigint PRIMARY KEY, pending integer NOT NULL, stored_hash bytea NOT NULL, data bytea, spool text, at bigint,
     bytes bigint NOT NULL
 ) WITH (toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 50000);
 ALTER TABLE bodies ALTER COLUMN data SET STORAGE EXTERNAL;
 CREATE INDEX bodies_by_spool ON bodies (spool) WHERE spool IS NOT NULL;
-
--- Large bodies in pieces that fill a page, in place and as they are: they do not compress.
-CREATE TABLE chunks (number bigint NOT NULL, part integer NOT NULL, data bytea NOT NULL, PRIMARY KEY (number, part))
-    WITH (autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 20000);
-ALTER TABLE chunks ALTER COLUMN data SET STORAGE PLAIN;
 
 CREATE TABLE dead_letters (
     queue_no integer NOT NULL, seq bigint NOT NULL, number bigint NOT NULL, accepted_at timestamptz NOT NULL,

@@ -1,7 +1,8 @@
 """PostgreSQL's binary COPY format, both ways (PostgreSQL documentation, COPY, "Binary Format").
 
-Each row is a count of fields and, for each field, its length and its bytes; -1 stands for NULL.  Numbers are big-endian,
-a timestamptz is microseconds since 2000-01-01 UTC, text is UTF-8 without NUL, bytea and uuid are their bytes.
+Each row is a count of fields and, for each field, its length and its bytes; -1 stands for NULL.  Numbers are
+big-endian, a timestamptz is microseconds since 2000-01-01 UTC, text is UTF-8 without NUL, bytea and uuid are their
+bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ TRAILER = b"\xff\xff"
 _LENGTH = struct.Struct(">i")
 _COUNT = struct.Struct(">h")
 EPOCH_MS = 946_684_800_000  # 2000-01-01
+_PIECE = 64 * 1024
 NULL = _LENGTH.pack(-1)
 
 
@@ -40,9 +42,25 @@ def row_of(fields: Sequence[bytes | None]) -> bytes:
     return b"".join(parts)
 
 
-def stream(rows: Iterable[bytes]) -> bytes:
-    """A whole COPY of rows."""
-    return b"".join([HEADER, *rows, TRAILER])
+def stream(parts: Iterable[bytes]) -> Iterator[bytes | memoryview]:
+    """A whole COPY of rows, given in parts of any size, in pieces of some `_PIECE` bytes.
+
+    Pieces that small use the same memory again and again; what is large already is cut and not copied.
+    """
+    piece, size = [HEADER], 0
+    for part in parts:
+        if len(part) >= _PIECE:
+            yield b"".join(piece)
+            view, piece, size = memoryview(part), [], 0
+            for at in range(0, len(view), _PIECE):
+                yield view[at : at + _PIECE]
+            continue
+        piece.append(part)
+        size += len(part)
+        if size >= _PIECE:
+            yield b"".join(piece)
+            piece, size = [], 0
+    yield b"".join([*piece, TRAILER])
 
 
 def fields_of(row: bytes) -> list[bytes | None]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import error as struct_error
 from typing import Any
 
-import pg8000.native as native
+from pg8000 import native
 
 from cipherbox.errors import (
     CipherBoxError,
@@ -93,10 +93,10 @@ class Link:
         with self._translated():
             return self._db.run(statements) or []
 
-    def copy_in(self, into: str, data: bytes) -> None:
+    def copy_in(self, into: str, pieces: Iterable[bytes | memoryview]) -> None:
         """``into``: table and columns."""
         with self._translated():
-            self._db.run(f"COPY {into} FROM STDIN (FORMAT BINARY)", stream=[data])
+            self._db.run(f"COPY {into} FROM STDIN (FORMAT BINARY)", stream=pieces)
 
     def copy_out(self, query: str) -> Rows:
         """Rows of a query that takes no values."""

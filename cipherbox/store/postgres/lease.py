@@ -1,12 +1,12 @@
 """Who writes.  One row, `writer`, holds the epoch, the number of commits, and the lease of the HQ that writes.
 
 Rules.
-1. Every transaction of a writer begins by changing this row where its own epoch is still in it, and holds the row's lock
-   to its end.  If the row has another epoch, another HQ took over: nothing is written.
+1. Every transaction of a writer begins by changing this row where its own epoch is still in it, and so holds the row's
+   lock to its end.  If the row has another epoch, another HQ took over: nothing is written.
 2. The lease is renewed by every commit, and every `RENEW_S` when there is none, on the database's clock.  Another HQ
-   takes over when it has not been renewed for `LEASE_S`, or at once when it was given back, or when the holder's session is
-   gone: that is what a killed process leaves.  It ends the old holder's session first, so a transaction that is stalled
-   half way cannot hold the row.
+   takes over when it has not been renewed for `LEASE_S`, or at once when it was given back, or when the holder's
+   session is gone: that is what a killed process leaves.  It ends the old holder's session first, so a transaction that
+   is stalled half way cannot hold the row.
 3. `commits` counts.  After a COMMIT that got no answer the count says whether it took effect; the row's lock makes the
    question wait until the old session is done.
 """
@@ -64,7 +64,8 @@ def resume(link: Link, name: str, epoch: int) -> int:
     """This holder with a new session; the count of commits.  Waits for what the old session still does.  Fenced."""
     rows = link.run(
         "UPDATE writer SET pid = pg_backend_pid(), session_began = (SELECT backend_start FROM pg_stat_activity "
-        "WHERE pid = pg_backend_pid()), renewed_at = clock_timestamp() WHERE epoch = ? AND holder = ? RETURNING commits",
+        "WHERE pid = pg_backend_pid()), renewed_at = clock_timestamp() WHERE epoch = ? AND holder = ? "
+        "RETURNING commits",
         (epoch, name),
     )
     if not rows:

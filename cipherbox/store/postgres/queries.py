@@ -49,7 +49,8 @@ _DEAD_ROWS = (
     "ms_of(e.accepted_at), d.attempts, d.client, coalesce(ms_of(d.delivered_at), 0), x.reason, x.by, x.at, x.settled, "
     "x.settled_by, x.settled_at, d.queue_no FROM dead_letters x "
     "JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
-    "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number JOIN queues q ON q.queue_no = x.queue_no "
+    "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number "
+    "JOIN queues q ON q.queue_no = x.queue_no "
 )
 _DEAD_KEYS = (
     "queue", "seq", "sender", "message_id", "messages", "bytes", "exchange", "routing_key", "accepted_at",
@@ -146,7 +147,6 @@ def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[by
     if not wanted:
         return []
     hashes: dict[int, bytes] = {}
-    chunked = []
     rows = link.copy_out(f"SELECT number, stored_hash, data, spool, at, bytes FROM bodies WHERE number IN ({wanted})")
     for number_raw, stored_hash, data, name, at, size in rows:
         number = int.from_bytes(number_raw or b"", "big")
@@ -154,18 +154,8 @@ def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[by
         if name is not None:
             place = Place(name.decode("utf-8", "replace"), int.from_bytes(at or b"", "big", signed=True))
             data = spooled(place, int.from_bytes(size or b"", "big", signed=True))
-        elif data is None:
-            chunked.append(number)
         if data is not None:
             found[number] = data
-    if chunked:
-        parts: dict[int, list[bytes]] = defaultdict(list)
-        marks = ",".join(map(str, chunked))
-        for number_raw, piece in link.copy_out(
-            f"SELECT number, data FROM chunks WHERE number IN ({marks}) ORDER BY number, part"
-        ):
-            parts[int.from_bytes(number_raw or b"", "big")].append(piece or b"")
-        found.update({number: b"".join(pieces) for number, pieces in parts.items()})
     good = {n: body for n, body in found.items() if hashlib.sha256(body).digest() == hashes[n]}
     return [good.get(number) for number in numbers]
 

@@ -1,8 +1,9 @@
 """What a commit drops because it is old, in the commit's own transaction.
 
 The record of envelopes goes by whole months: dropping a partition costs the same for ten rows and for ten million.  So
-a record stays up to a month longer than it must.  What somebody still waits for moves to the partition `other` first, and
-goes from there when nobody does.  Dead letters and entries of the signed log go one by one, at most `MOST` in a commit.
+a record stays up to a month longer than it must.  What somebody still waits for moves to the partition `other` first,
+and goes from there when nobody does.  Dead letters and entries of the signed log go one by one, at most `MOST` in a
+commit.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def drop_records(link: Link, cutoffs: Cutoffs) -> None:
     if cutoffs.log:
         link.run(
             "DELETE FROM log WHERE entry IN (SELECT entry FROM log WHERE entry < (SELECT max(entry) FROM log) "
-            "AND entry < coalesce((SELECT min(entry) FROM log WHERE at >= ?), 9223372036854775807) ORDER BY entry LIMIT ?)",
+            "AND entry < coalesce((SELECT min(entry) FROM log WHERE at >= ?), 9223372036854775807) "
+            "ORDER BY entry LIMIT ?)",
             (cutoffs.log, MOST),
         )
 

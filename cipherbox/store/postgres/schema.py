@@ -47,7 +47,7 @@ def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
         raise StoreError(f"there is no HQ in {target}; run: cipherbox init --database URL")
     if version is not None and version > len(steps):
         raise SchemaTooNew(
-            f"{target} was written by a newer program (schema {version}; this one knows {len(steps)}); use the newer one"
+            f"{target} was written by a newer program (schema {version}; this one knows {len(steps)}): use that one"
         )
     if version == len(steps):
         return
@@ -68,9 +68,9 @@ def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
     except StoreError as error:
         link.close()
         raise StoreError(
-            f"{error}; in database {target.database}, the user {target.user} needs: GRANT CREATE ON DATABASE "
-            f"{quoted(target.database)} TO {quoted(target.user)}, or a schema that it owns: CREATE SCHEMA {quoted(name)} "
-            f"AUTHORIZATION {quoted(target.user)}"
+            f"{error}; as a superuser in database {target.database} say one of: "
+            f"GRANT CREATE ON DATABASE {quoted(target.database)} TO {quoted(target.user)};  or: "
+            f"CREATE SCHEMA {quoted(name)} AUTHORIZATION {quoted(target.user)};"
         ) from error
 
 

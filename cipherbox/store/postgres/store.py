@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
 from cipherbox.errors import CipherBoxError, Fenced, StoreError, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
+from cipherbox.portable import private_dir, write_private
 from cipherbox.store.files import Files
 from cipherbox.store.port import HISTORY, StandbyOnly, TraceReport
 from cipherbox.store.postgres import commit, lease, queries, retention, schema
@@ -36,7 +37,6 @@ from cipherbox.store.spool import NAME, Place, Spool
 SPOOL, SPOOL_ID = "spool", "spool_id"
 ANSWER_S = 8.0  # so long it tries to learn what became of a commit without an answer
 _PAUSE_S = 0.2
-_CHUNK_FROM = 6_000  # bytes: a smaller body fits into its row
 _MONTHS_S = 3600.0  # how often partitions ahead are looked at
 _DAY_MS = 86_400_000
 _SKIP_S = 600.0  # retention waits so long after it did not get its locks
@@ -60,6 +60,7 @@ class PostgresStore(Registry):
         self._spool_from = limits.spool_from_bytes
         self._months_at, self._months = 0.0, set[int]()
         self._skip_until = 0.0
+        self._pause = threading.Event()  # never set: waits out a pause
         self._inside: Link | None = None  # the session of the transaction that is open
         self.epoch = self._commits = 0
         self._link: Link | None = self._connector.writable()
@@ -88,10 +89,11 @@ class PostgresStore(Registry):
                 f"large bodies of this database lie in the spool of another machine, not in {directory / SPOOL}; "
                 "serve there, or bring that directory here"
             )
+        private_dir(directory)
         spool = Spool(directory / SPOOL, files, self.epoch)
         if here is None or known != here:
             here = secrets.token_hex(16).encode()
-            mark.write_bytes(here)
+            write_private(mark, here)
             self.put_setting(SPOOL_ID, here)
         spool.sweep(named)
         return spool
@@ -123,10 +125,8 @@ class PostgresStore(Registry):
         found = lease.look(link)
         if found.epoch > self.epoch or (found.epoch == self.epoch and found.name != self._name):
             raise Fenced
-        if found.epoch == self.epoch:
-            commits = lease.resume(link, self._name, self.epoch)
-        else:
-            commits = -1  # it does not even know that this process opened the store
+        # A server with an older epoch does not even know that this process opened the store.
+        commits = lease.resume(link, self._name, self.epoch) if found.epoch == self.epoch else -1
         if commits < self._commits:
             self.epoch, self._commits = lease.take(link, self._name, self.epoch, force=True)
             link.run(upsert("settings", ("name", "value")), (HISTORY, secrets.token_bytes(16)))
@@ -227,7 +227,7 @@ class PostgresStore(Registry):
             raise Fenced
         places = self._to_spool(changes)
         try:
-            dropped = self._write_once(lambda link: commit.write(link, changes, self._numbers, places, _CHUNK_FROM))
+            dropped = self._write_once(lambda link: commit.write(link, changes, self._numbers, places))
         except BaseException:
             with suppress(CipherBoxError):  # if this fails too, `load` does it
                 self._numbers = self._ask(QueueNumbers)
@@ -305,7 +305,7 @@ class PostgresStore(Registry):
             except StoreUnavailable:
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(_PAUSE_S)
+            self._pause.wait(_PAUSE_S)
 
     def _write(self, work: Callable[[], T]) -> T:
         return self._write_once(lambda _: work())
