@@ -1,136 +1,183 @@
-"""Published vectors for every primitive that sealing is made of."""
+"""Published vectors for stanzas: HPKE with X25519 and with X-Wing, and the two key exchanges they are made of."""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
-import re
-from pathlib import Path
+import struct
 from typing import Any
 
-import cryptography_vectors
-import nacl.signing
 import pytest
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.bindings._rust import openssl as rust_openssl
-from cryptography.hazmat.primitives import hpke
-from cryptography.hazmat.primitives.asymmetric import mldsa
-from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
+from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from cipherbox.sealing import primitives, stanzas
+from cipherbox.envelope.bundle import BundleKey, _check_usable
+from cipherbox.envelope.kinds import KeyUsage, StanzaType
+from cipherbox.errors import BundleMalformed, DecryptionFailed
+from cipherbox.sealing import stanzas
+from cipherbox.sealing.identity import DecryptKey
+from tests.published import ROOT, Row, flipped, rows
+
+X_WING, X25519 = StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519
+KEM = {X_WING: 25722, X25519: 0x20}
+FILES = {X_WING: "hpke-pq-test-vectors.json", X25519: "test-vectors.json"}
+CONTENT_KEY, PREFIX_HASH, INDEX = bytes(range(32)), bytes(range(32, 64)), 259
+AES_256_GCM, CHACHA20_POLY1305 = 2, 3
+MLKEM = "asymmetric/MLKEM/kat_MLKEM_768.rsp"
 
 rust_hpke: Any = rust_openssl.hpke
 
 
-def hpke_vectors(name: str, kem: int, kdf: int, aead: int) -> list[dict[str, Any]]:
-    path = Path(cryptography_vectors.__file__).parent / "HPKE" / name
-    wanted = {"mode": 0, "kem_id": kem, "kdf_id": kdf, "aead_id": aead}
-    return [v for v in json.loads(path.read_text()) if all(v[k] == x for k, x in wanted.items())]
+def published(kind: StanzaType, **wanted: int) -> list[dict[str, Any]]:
+    """Vectors of base mode for the KEM of a stanza type."""
+    wanted = {"mode": 0, "kem_id": KEM[kind], **wanted}
+    found = [v for v in json.loads((ROOT / "HPKE" / FILES[kind]).read_text()) if wanted.items() <= v.items()]
+    assert found
+    return found
 
 
-def check_hpke(vector: dict[str, Any], suite: Any, private_key: Any) -> None:
-    """The vectors use associated data, which the public call leaves empty; the library's own tests open them so too."""
-    first = vector["encryptions"][0]
-    sealed_key = bytes.fromhex(vector["enc"] + first["ct"])
-    plain = rust_hpke._decrypt_with_aad(
-        suite, sealed_key, private_key, bytes.fromhex(vector["info"]), bytes.fromhex(first["aad"])
-    )
-    assert plain.hex() == first["pt"]
-
-
-def test_hpke_x25519_against_rfc_9180() -> None:
-    (vector,) = hpke_vectors("test-vectors.json", 0x20, 1, 2)
-    kind = stanzas.TYPES[2]
+def key_pair(kind: StanzaType, vector: dict[str, Any]) -> DecryptKey:
+    """An X-Wing private key is published as a seed; SHAKE-256 makes the two halves we keep (its draft, section 5.2)."""
     seed = bytes.fromhex(vector["skRm"])
-    assert kind.public(seed).hex() == vector["pkRm"]
-    check_hpke(vector, kind.suite, kind.load_private(seed))
+    key = DecryptKey.from_seed(kind, hashlib.shake_256(seed).digest(96) if kind == X_WING else seed)
+    assert key.public.hex() == vector["pkRm"]
+    return key
 
 
-def test_x_wing_against_its_published_vectors() -> None:
-    """The published private key is a seed; SHAKE-256 makes the two halves that we keep (X-Wing draft, section 5.2)."""
-    vectors = hpke_vectors("hpke-pq-test-vectors.json", 25722, 1, 3)
-    kind = stanzas.TYPES[1]
-    assert vectors
-    for vector in vectors:
-        seed = hashlib.shake_256(bytes.fromhex(vector["skRm"])).digest(96)
-        assert kind.public(seed).hex() == vector["pkRm"]
-        suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
-        check_hpke(vector, suite, kind.load_private(seed))
+def schedule(kem: int, aead: int, shared_secret: bytes, info: bytes) -> tuple[bytes, bytes]:
+    """Key and nonce of the first message in base mode with HKDF-SHA256: RFC 9180, section 5.1."""
+    suite = b"HPKE" + struct.pack(">HHH", kem, 1, aead)
+
+    def extract(salt: bytes, name: bytes, secret: bytes) -> bytes:
+        return hmac.digest(salt, b"HPKE-v1" + suite + name + secret, "sha256")
+
+    def expand(name: bytes, length: int) -> bytes:
+        labeled = length.to_bytes(2, "big") + b"HPKE-v1" + suite + name + context
+        return HKDFExpand(hashes.SHA256(), length, labeled).derive(secret)
+
+    context = b"\x00" + extract(b"", b"psk_id_hash", b"") + extract(b"", b"info_hash", info)
+    secret = extract(shared_secret, b"secret", b"")
+    return expand(b"key", 32), expand(b"base_nonce", 12)
 
 
-@pytest.mark.parametrize(("cipher", "key", "nonce", "aad", "plain", "sealed_text"), [
-    # AES-256-GCM: McGrew and Viega, test case 16; ChaCha20-Poly1305: RFC 8439, section 2.8.2
-    (1, "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308", "cafebabefacedbaddecaf888",
-     "feedfacedeadbeeffeedfacedeadbeefabaddad2",
-     "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525"
-     "b16aedf5aa0de657ba637b39",
-     "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838"
-     "c5f61e6393ba7a0abcc9f66276fc6ece0f4e1768cddf8853bb2d551b"),
-    (2, "808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f", "070000004041424344454647",
-     "50515253c0c1c2c3c4c5c6c7",
-     b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen "
-     b"would be it.".hex(),
-     "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d63dbea45e8ca9671282fafb69da92728b"
-     "1a71de0a9e060b2905d6a5b67ecd3b3692ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc"
-     "3ff4def08e4b7a9de576d26586cec64b61161ae10b594f09e26a7e902ecbd0600691"),
-])  # fmt: skip
-def test_body_ciphers_against_published_vectors(
-    cipher: int, key: str, nonce: str, aad: str, plain: str, sealed_text: str
-) -> None:
-    made = primitives.aead(cipher, bytes.fromhex(key)).encrypt(
-        bytes.fromhex(nonce), bytes.fromhex(plain), bytes.fromhex(aad)
-    )
-    assert made.hex() == sealed_text
+@pytest.mark.parametrize(
+    ("kind", "aead"), [(X25519, AES_256_GCM), (X25519, CHACHA20_POLY1305), (X_WING, CHACHA20_POLY1305)]
+)
+def test_hpke_opens_what_was_published(kind: StanzaType, aead: int) -> None:
+    """The vectors have associated data, which the public call leaves empty; the library's own tests open them so too.
+
+    X-Wing is published with ChaCha20-Poly1305 only; the next test brings it to our suite.
+    """
+    suite: Any = stanzas.TYPES[kind].suite
+    if aead != AES_256_GCM:
+        kem = hpke.KEM.X25519 if kind == X25519 else hpke.KEM.MLKEM768_X25519
+        suite = hpke.Suite(kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
+    for vector in published(kind, kdf_id=1, aead_id=aead):
+        private, info = key_pair(kind, vector).private, bytes.fromhex(vector["info"])
+        first = vector["encryptions"][0]
+        sealed, aad = bytes.fromhex(vector["enc"] + first["ct"]), bytes.fromhex(first["aad"])
+        assert rust_hpke._decrypt_with_aad(suite, sealed, private, info, aad).hex() == first["pt"]
+        for bad in (
+            (flipped(sealed), info, aad), (flipped(sealed, 0), info, aad), (sealed[:-1], info, aad),
+            (sealed, flipped(info), aad), (sealed, info, flipped(aad)), (sealed, info, b""),
+        ):  # fmt: skip
+            with pytest.raises(InvalidTag):
+                rust_hpke._decrypt_with_aad(suite, bad[0], private, *bad[1:])
 
 
-def test_ed25519_against_rfc_8032() -> None:
-    """Section 7.1, test 2, through the library we verify with."""
-    public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
-    signed = (
-        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
-        "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
-    )
-    nacl.signing.VerifyKey(bytes.fromhex(public)).verify(b"\x72", bytes.fromhex(signed))
+@pytest.mark.parametrize("kind", [X25519, X_WING])
+def test_stanzas_open_what_the_published_secrets_seal(kind: StanzaType) -> None:
+    """Each vector has the KEM's shared secret, from which the key of any suite follows: of ours too, with our `info`.
+
+    So `unwrap` is held to the vectors just as it is called, with nothing of the library's own sealing in it.
+    """
+    for vector in published(kind, kdf_id=1):
+        if vector["aead_id"] in (AES_256_GCM, CHACHA20_POLY1305):
+            shared, info = bytes.fromhex(vector["shared_secret"]), bytes.fromhex(vector["info"])
+            wanted = (bytes.fromhex(vector["key"]), bytes.fromhex(vector["base_nonce"]))
+            assert schedule(KEM[kind], vector["aead_id"], shared, info) == wanted
+    vectors = published(kind)
+    others = [key_pair(kind, v) for v in vectors]
+    for vector, own in zip(vectors, others, strict=True):
+        info = stanzas.TYPES[kind].info + PREFIX_HASH + INDEX.to_bytes(2, "big")
+        key, nonce = schedule(KEM[kind], AES_256_GCM, bytes.fromhex(vector["shared_secret"]), info)
+        stanza = bytes.fromhex(vector["enc"]) + AESGCM(key).encrypt(nonce, CONTENT_KEY, b"")
+        assert stanzas.unwrap(kind, own.private, stanza, PREFIX_HASH, INDEX) == CONTENT_KEY
+        bad = [
+            (own, flipped(stanza), PREFIX_HASH, INDEX), (own, flipped(stanza, 0), PREFIX_HASH, INDEX),
+            (own, stanza[:-1], PREFIX_HASH, INDEX), (own, stanza + b"\x00", PREFIX_HASH, INDEX),
+            (own, stanza, flipped(PREFIX_HASH), INDEX), (own, stanza, PREFIX_HASH, INDEX + 1),
+            *((other, stanza, PREFIX_HASH, INDEX) for other in others if other.public != own.public),
+        ]  # fmt: skip
+        for holder, changed, prefix_hash, index in bad:
+            with pytest.raises(DecryptionFailed):
+                stanzas.unwrap(kind, holder.private, changed, prefix_hash, index)
 
 
-def test_mldsa65_against_its_published_vectors() -> None:
-    """Keys from seeds as key files hold them, and signatures; each holds for its own context alone (ours is empty)."""
-    path = Path(cryptography_vectors.__file__).parent / "asymmetric" / "MLDSA" / "kat_MLDSA_65_det_pure.rsp"
-    blocks = path.read_text().split("\n\n")[:5]
-    for block in blocks:
-        row = {name: bytes.fromhex(value) for name, value in re.findall(r"^(xi|pk|msg|ctx|sm) = (\w+)$", block, re.M)}
-        key = mldsa.MLDSA65PrivateKey.from_seed_bytes(row["xi"]).public_key()
-        assert key.public_bytes_raw() == row["pk"]
-        key.verify(row["sm"][:3309], row["msg"], row["ctx"])
-        with pytest.raises(InvalidSignature):
-            key.verify(row["sm"][:3309], row["msg"])
+@pytest.mark.parametrize("kind", [X25519, X_WING])
+def test_what_is_wrapped_for_a_published_key_opens_with_its_private_half(kind: StanzaType) -> None:
+    for vector in published(kind):
+        stanza = stanzas.wrap(kind, bytes.fromhex(vector["pkRm"]), CONTENT_KEY, PREFIX_HASH, INDEX)
+        assert stanzas.unwrap(kind, key_pair(kind, vector).private, stanza, PREFIX_HASH, INDEX) == CONTENT_KEY
 
 
-def test_xchacha20_poly1305_against_its_draft() -> None:
-    """draft-irtf-cfrg-xchacha, appendix A.3.1: the cipher of key files."""
-    plain = (
-        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen "
-        b"would be it."
-    )
-    made = crypto_aead_xchacha20poly1305_ietf_encrypt(
-        plain, bytes.fromhex("50515253c0c1c2c3c4c5c6c7"), bytes(range(0x40, 0x58)), bytes(range(0x80, 0xA0))
-    )
-    assert made.hex() == (
-        "bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb731c7f1b0b4aa6440bf3a82f4eda7e39"
-        "ae64c6708c54c216cb96b72e1213b4522f8c9ba40db5d945b11b69b982c1bb9e3f3fac2bc369488f76b2383565d3fff9"
-        "21f9664c97637da9768812f615c68b13b52ec0875924c1c7987947deafd8780acf49"
-    )
+def test_x25519_against_rfc_7748() -> None:
+    """Section 5.2; one row has a point whose unused bit is set, one multiplies the base point, as a public key does."""
+    kind, base = stanzas.TYPES[X25519], bytes([9]) + bytes(31)
+    found = rows("asymmetric/X25519/rfc7748.txt")
+    assert any(row.raw("INPUT_U") == base for row in found)
+    for row in found:
+        private, point = kind.load_private(row.raw("INPUT_SCALAR")), row.raw("INPUT_U")
+        assert private.exchange(kind.load_public(point)) == row.raw("OUTPUT_U")
+        if point == base:
+            assert kind.public(row.raw("INPUT_SCALAR")) == row.raw("OUTPUT_U")
 
 
-def test_content_keys_against_rfc_5869() -> None:
-    """HKDF-SHA256, test case 1 of the RFC, through our one HKDF function."""
-    ikm, salt = bytes.fromhex("0b" * 22), bytes.fromhex("000102030405060708090a0b0c")
-    info = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9")
-    wanted = "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
-    assert primitives.hkdf(ikm, info, 42, salt).hex() == wanted
+@pytest.mark.parametrize("u", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18], ids=["0", "1", "p-1", "p", "p+1"])
+def test_points_of_small_order_are_no_keys(u: int) -> None:
+    """RFC 7748, section 6.1: these make zeros with every private key.  No vectors: they follow from the prime."""
+    point = u.to_bytes(32, "little")
+    with pytest.raises(BundleMalformed):
+        stanzas.wrap(X25519, point, CONTENT_KEY, PREFIX_HASH, INDEX)
+    hybrid = bytes.fromhex(published(X_WING)[0]["pkRm"])[:-32] + point
+    for entry in (BundleKey(KeyUsage.ENCRYPT, X25519, point), BundleKey(KeyUsage.ENCRYPT, X_WING, hybrid)):
+        with pytest.raises(BundleMalformed):
+            _check_usable(entry)
 
 
-def test_derived_keys_are_apart() -> None:
-    keys = primitives.derive(bytes(32))
-    assert len({bytes(keys.body_key), bytes(keys.nonce), bytes(keys.commitment)}) == 3
-    assert keys.body_key.hex() not in repr(keys)
+def mlkem_seed(row: Row) -> bytes:
+    return row.raw("d") + row.raw("z") + bytes([1] * 32)
+
+
+def test_ml_kem_768_against_its_published_vectors() -> None:
+    """Keys from seeds as key files hold them, and both kinds of answer: the secret, or what a foreign text gets."""
+    found = rows(MLKEM)
+    for row in found:
+        private, _ = stanzas._hybrid_parts(mlkem_seed(row))
+        assert private.public_key().public_bytes_raw() == row.raw("pk")
+        assert private.decapsulate(row.raw("ct")) == row.raw("ss")
+        assert private.decapsulate(row.raw("ct_n")) == row.raw("ss_n")
+    private, _ = stanzas._hybrid_parts(mlkem_seed(found[0]))
+    for size in (0, 1087, 1089):
+        with pytest.raises(ValueError, match=r"(?i)ciphertext|length"):
+            private.decapsulate(bytes(size))
+
+
+def test_ml_kem_768_keys_are_checked() -> None:
+    """FIPS 203, section 7.2: a number of a key is below 3329; each of the published keys with a larger one is none."""
+    x25519 = stanzas.TYPES[X25519].public(bytes([1] * 32))
+    for row in rows(MLKEM)[:50]:
+        key = row.raw("pk") + x25519
+        assert key == stanzas.TYPES[X_WING].public(mlkem_seed(row))
+        _check_usable(BundleKey(KeyUsage.ENCRYPT, X_WING, key))
+        assert len(stanzas.wrap(X_WING, key, CONTENT_KEY, PREFIX_HASH, INDEX)) == 1120 + 48
+        for at in (0, 381, 1149):  # each three bytes hold two numbers
+            large = key[:at] + b"\xff\xff\xff" + key[at + 3 :]
+            with pytest.raises(BundleMalformed):
+                stanzas.wrap(X_WING, large, CONTENT_KEY, PREFIX_HASH, INDEX)
+            with pytest.raises(BundleMalformed):
+                _check_usable(BundleKey(KeyUsage.ENCRYPT, X_WING, large))
