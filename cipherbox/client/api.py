@@ -15,7 +15,7 @@ never tried again, NetworkError was tried and did not help, Refused is HQ's answ
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from cipherbox.client.routes import Routes
 from cipherbox.client.tasks import background
 from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import Forbidden
+from cipherbox.errors import Forbidden, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
@@ -67,8 +67,14 @@ class Client(Tracking, AdminCalls):
             outbox = Outbox(home.path, home.config.keep_until)
             self.post = self.sealer.post = Post(line, outbox, events, self.sealer.seal_again, home.config.client_id)
             nursery.start_soon(self.post.run)
+            line.opened = self._compare
         self.receipts = ReceiptTaker(self)
         self._welcome: frames.Welcome | None = None
+
+    async def _compare(self, welcome: frames.Welcome) -> None:
+        if self.post is not None:
+            with suppress(StoreError):  # it is compared again with the next link
+                await self.post.compare(welcome.history)
 
     @property
     def client_id(self) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import trio
@@ -37,6 +37,10 @@ _STEP_S = 0.25
 AWAY_S = 5.0
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
 _chance = random.SystemRandom()
+
+
+async def _nothing(welcome: frames.Welcome) -> None:
+    pass
 
 
 class Subscriber(Protocol):
@@ -73,6 +77,7 @@ class Line:
         self._subscribers: dict[int, Subscriber] = {}
         self._tag = 0
         self._changed = trio.Event()
+        self.opened: Callable[[frames.Welcome], Awaitable[None]] = _nothing  # runs for each link
         self._nursery: trio.Nursery | None = None
 
     async def run(self, nursery: trio.Nursery) -> None:
@@ -127,6 +132,8 @@ class Line:
         for subscriber in list(self._subscribers.values()):
             subscriber.attach(link)
         self._wake()
+        if self._nursery is not None:
+            self._nursery.start_soon(self.opened, link.welcome)
 
     def _down(self, link: Link) -> None:
         self.link = None

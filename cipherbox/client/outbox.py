@@ -80,6 +80,9 @@ CREATE TABLE proofs (
     proof INTEGER PRIMARY KEY, entry INTEGER NOT NULL, bytes BLOB NOT NULL, leaves BLOB NOT NULL
 );
 """,
+    """
+CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NOT NULL);
+""",
 )
 class Outbox(OutboxReading):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
@@ -218,6 +221,30 @@ class Outbox(OutboxReading):
                 (_now_ms(), envelope_id),
             ).rowcount
         return changed > 0
+
+    def rewound(self, history: bytes) -> int:
+        """Compares what HQ calls its history with what it was.  Another one: HQ may have lost what it confirmed, so all
+        that nobody signed for waits again, with its parts if it is a file.  How many envelopes wait again."""
+        with transaction(self._db, self._path):
+            db = self._db
+            known = db.execute("SELECT history FROM histories").fetchone()
+            if known is not None and known[0] == history:
+                return 0
+            db.execute("INSERT OR REPLACE INTO histories VALUES (1, ?)", (history,))
+            if known is None:
+                return 0
+            open_files = (
+                "SELECT t.number FROM transfers t LEFT JOIN envelopes e ON e.envelope_id = t.manifest "
+                "WHERE t.state = 0 OR (t.state = 1 AND e.owed > 0)"
+            )
+            numbers = [number for (number,) in db.execute(open_files)]
+            db.executemany("DELETE FROM parts WHERE transfer = ?", [(n,) for n in numbers])
+            db.executemany("UPDATE transfers SET state = 0, done_bytes = 0 WHERE number = ?", [(n,) for n in numbers])
+            return db.execute(
+                "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
+                "WHERE state = 1 AND owed > 0 AND (data IS NOT NULL OR file IS NOT NULL)",
+                (_now_ms(),),
+            ).rowcount
 
     def forget(self, before_ms: int) -> int:
         """Drops the history of what was settled before that time; how many rows."""

@@ -107,6 +107,19 @@ class Post:
         async with self._turn:
             return await in_thread(call, *arguments)
 
+    async def compare(self, history: bytes) -> None:
+        """HQ has said what its history is; another one than before means that it may have lost what it confirmed."""
+        if not history:
+            return
+        waiting = self._work
+        await self._write()  # what the old one confirmed is in the outbox before it is doubted
+        waiting.set()  # the writing task may wait for the event that was replaced
+        count = await self.store(self.outbox.rewound, history)
+        if count:
+            news = f"HQ was set back to an earlier state: {count} envelopes that nobody signed for are sent again"
+            self._events.say(SENDER, news)
+            self.look()
+
     # -- the tasks ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -124,7 +137,9 @@ class Post:
         finally:
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._write()
-            self.outbox.close()
+            with trio.CancelScope(shield=True):  # as long as a call of the outbox may take
+                async with self._turn:
+                    self.outbox.close()
 
     async def _until_fresh(self) -> None:
         while not self._fresh:

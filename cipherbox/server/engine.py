@@ -13,6 +13,7 @@ Rules.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
@@ -28,7 +29,7 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.server.auditlog import AuditLog
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.journal import Journal
-from cipherbox.store.port import Store
+from cipherbox.store.port import HISTORY, Store
 
 T = TypeVar("T")
 Proof = tuple[int, bytes]  # entry of the signed log, and the proof that what one connection published is in it
@@ -86,6 +87,10 @@ class Engine:
         self._journal = Journal()
         self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
+        self.history = store.get_setting(HISTORY) or b""
+        if not self.history:
+            self.history = os.urandom(16)
+            store.put_setting(HISTORY, self.history)
 
     # -- for sessions -------------------------------------------------------------------------------------------
 
@@ -315,18 +320,25 @@ class Engine:
         self._queue = deque((c, size) for c, size in self._queue if getattr(c, "connection", 0) == 0)
         self._bytes = sum(size for _, size in self._queue)
         self._room.set()
-        snapshot, last = await self._load()
+        snapshot, last, history = await self._load()
         if self._audit is not None:
             self._audit.load(last)
+        if history != self.history:
+            log.critical("The store went back in time: confirmed messages may be lost; clients send them again")
+            self.history = history
+            for peer in self._peers.values():  # they came meanwhile, and were told the old one
+                peer.end(away)
+            self._peers.clear()
         self.broker = Broker(snapshot, self._limits)
         for number, peer in self._peers.items():  # those that came meanwhile
             self.broker.connect(number, peer.client)
 
-    async def _load(self) -> tuple[m.Snapshot, m.LogRow | None]:
+    async def _load(self) -> tuple[m.Snapshot, m.LogRow | None, bytes]:
         while True:
             try:
                 snapshot = await self.in_store(self._store.load, self._limits.head_entries)
-                return snapshot, await self.in_store(self._store.last_log)
+                history = await self.in_store(self._store.get_setting, HISTORY) or self.history
+                return snapshot, await self.in_store(self._store.last_log), history
             except Busy as again:
                 log.error("The store does not answer", extra={"error": str(again)})
             await trio.sleep(RECOVER_PAUSE_S)

@@ -149,6 +149,7 @@ class Welcome:
     role: str = text8("client, admin, or anonymous")
     software: str = text8("name and version")
     log_key: bytes = blob("HQ's log key and its certification, see the log manual page; may be missing", default=b"")
+    history: bytes = blob("another value than before: HQ may have lost what it confirmed, send it again", default=b"")
 
 
 @frame(0x06, "both", answer="PONG")
