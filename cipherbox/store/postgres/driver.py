@@ -6,7 +6,7 @@ Rules.
 2. Values are bound, never written into a statement.  Where text must name a schema or table it is quoted here.
 3. Plans must not hang on statistics that lag behind: HQ's sessions take an index wherever there is one.
 4. Nothing waits for ever: a connection attempt, a statement and a lock each have a deadline, and so has silence on the
-   line.  The one exception is COMMIT, which may have to wait for a synchronous standby; the socket's deadline ends it.
+   line.  COMMIT may have to wait for a synchronous standby: PostgreSQL's deadlines do not count for that, the socket's does.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from cipherbox.store.postgres.target import Target
 CONNECT_S = 4.0
 SILENCE_S = 45.0  # longer than any statement may take
 STATEMENT_MS, LOCK_MS, IDLE_MS = 30_000, 5_000, 15_000
-_SESSION = f"""
-    SET statement_timeout = {STATEMENT_MS};
-    SET lock_timeout = {LOCK_MS};
-    SET idle_in_transaction_session_timeout = {IDLE_MS};
+_SESSION = """
+    SET statement_timeout = {};
+    SET lock_timeout = {};
+    SET idle_in_transaction_session_timeout = {};
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
     SET client_min_messages = warning; SET timezone = 'UTC'; SET bytea_output = 'hex'
 """
@@ -72,7 +72,7 @@ class Link:
                     target.user, host=host, database=target.database, password=password, sock=sock,
                     ssl_context=context if context is not None else False, application_name="cipherbox",
                 )  # fmt: skip
-                self._db.run(_SESSION)
+                self._db.run(_SESSION.format(STATEMENT_MS, LOCK_MS, IDLE_MS))
                 self._db.run(f"SET search_path = {quoted(target.schema)}")
         except BaseException:
             self.close()
@@ -105,11 +105,15 @@ class Link:
             self._db.run(f"COPY ({query}) TO STDOUT (FORMAT BINARY)", stream=rows)
         return rows
 
-    def warnings(self) -> list[str]:
-        """What the server warned of since the last call."""
-        found = [str(n.get(b"M", b""), "utf-8", "replace") for n in self._db.notices if n.get(b"V") == b"WARNING"]
+    def settle(self, statements: str) -> list[list[Any]]:
+        """A script that ends a transaction.  A server that warns meanwhile says that no standby has it yet, which is as
+        good as no answer: StoreUnavailable."""
         self._db.notices.clear()
-        return found
+        rows = self.script(statements)
+        if any(n.get(b"V") == b"WARNING" for n in self._db.notices):
+            self.broken = True
+            raise StoreUnavailable("PostgreSQL gave up waiting for a standby; whether the commit is safe is not known")
+        return rows
 
     @property
     def pid(self) -> int:
@@ -119,8 +123,9 @@ class Link:
 
     def close(self) -> None:
         self.broken = True
+        db: Any = getattr(self, "_db", None)
         with suppress(Exception):
-            self._db.close()
+            db.close()
         self._sock.close()
 
     @contextmanager
@@ -128,17 +133,29 @@ class Link:
         try:
             yield
         except native.DatabaseError as error:
-            about = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-            self.state = str(about.get("C", ""))
-            if self.state.startswith(_BROKEN):
-                self.broken = True
-            raise _plain(self.state, str(about.get("M", error))) from error
+            raise self._said(error) from error
         except (native.InterfaceError, native.Error, OSError, AttributeError, struct_error) as error:
             self.broken = True  # pg8000 raises AttributeError on a connection that is closed
+            before: BaseException | None = error
+            while before is not None and not isinstance(before, native.DatabaseError):
+                before = before.__context__
+            if before is not None:  # the server said why before it hung up
+                raise self._said(before) from error
+            if "refuses SSL" in str(error):
+                raise StoreUnavailable(
+                    'PostgreSQL does not speak TLS: set it up there, or here tls = "off" if nobody else is on the line'
+                ) from error
             raise StoreUnavailable(f"the connection to PostgreSQL failed: {error}") from error
         except (KeyboardInterrupt, SystemExit):
             self.broken = True
             raise
+
+    def _said(self, error: native.DatabaseError) -> CipherBoxError:
+        about = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+        self.state = str(about.get("C", ""))
+        if self.state.startswith(_BROKEN):
+            self.broken = True
+        return _plain(self.state, str(about.get("M", error)))
 
 
 def _plain(state: str, text: str) -> CipherBoxError:
@@ -165,9 +182,7 @@ def _dial(host: str, port: int) -> socket.socket:
     """A connected socket that notices a dead peer: keepalives, and a bound for what is sent and not acknowledged."""
     try:
         if host.startswith("/"):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(CONNECT_S)
-            sock.connect(f"{host}/.s.PGSQL.{port}")
+            sock = _dial_here(f"{host}/.s.PGSQL.{port}")
         else:
             sock = socket.create_connection((host, port), CONNECT_S)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -183,6 +198,17 @@ def _dial(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise StoreUnavailable(f"PostgreSQL at {host}:{port} cannot be reached: {error.strerror or error}") from error
     sock.settimeout(SILENCE_S)
+    return sock
+
+
+def _dial_here(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(CONNECT_S)
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

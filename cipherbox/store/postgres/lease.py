@@ -62,12 +62,12 @@ def take(link: Link, name: str, least: int, *, force: bool) -> tuple[int, int]:
 
 def resume(link: Link, name: str, epoch: int) -> int:
     """This holder with a new session; the count of commits.  Waits for what the old session still does.  Fenced."""
-    rows = link.run(
-        "UPDATE writer SET pid = pg_backend_pid(), session_began = (SELECT backend_start FROM pg_stat_activity "
-        "WHERE pid = pg_backend_pid()), renewed_at = clock_timestamp() WHERE epoch = ? AND holder = ? "
-        "RETURNING commits",
-        (epoch, name),
-    )
+    rows = link.run("SELECT 1 FROM writer WHERE epoch = ? AND holder = ?", (epoch, name))
+    if rows:
+        rows = link.settle(
+            "UPDATE writer SET pid = pg_backend_pid(), session_began = (SELECT backend_start FROM pg_stat_activity "
+            f"WHERE pid = pg_backend_pid()), renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING commits"
+        )
     if not rows:
         raise Fenced
     count: int = rows[0][0]
@@ -89,7 +89,7 @@ def begin(link: Link, epoch: int) -> int:
 
 def renew(link: Link, epoch: int) -> None:
     """Says that the holder lives.  Fenced."""
-    if not link.script(f"UPDATE writer SET renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING 1"):
+    if not link.settle(f"UPDATE writer SET renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING 1"):
         raise Fenced
 
 

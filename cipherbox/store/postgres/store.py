@@ -61,6 +61,7 @@ class PostgresStore(Registry):
         self._months_at, self._months = 0.0, set[int]()
         self._skip_until = 0.0
         self._pause = threading.Event()  # never set: waits out a pause
+        self._numbers: QueueNumbers | None = None
         self._inside: Link | None = None  # the session of the transaction that is open
         self.epoch = self._commits = 0
         self._link: Link | None = self._connector.writable()
@@ -71,11 +72,15 @@ class PostgresStore(Registry):
             except StoreUnavailable as error:
                 raise StandbyOnly(str(error)) from None
             self._spool = self._open_spool(directory, files or Files())
-            self._numbers = QueueNumbers(self._link)
             self._keep_months(self._link)
         except BaseException:
             self._link.close()
             raise
+
+    def _queue_numbers(self, link: Link) -> QueueNumbers:
+        if self._numbers is None:
+            self._numbers = QueueNumbers(link)
+        return self._numbers
 
     def _open_spool(self, directory: Path, files: Files) -> Spool | None:
         """The spool, if large bodies lie there: the one this database has always had, or none."""
@@ -169,13 +174,13 @@ class PostgresStore(Registry):
     def load(self, head: int) -> Snapshot:
         def work(link: Link) -> Snapshot:
             lease.renew(link, self.epoch)  # a commit: what is loaded is as safe as what is confirmed
-            self._numbers = QueueNumbers(link)
+            self._numbers = None
             return queries.load(link, head)
 
         return self._ask(work)
 
     def facts(self, wanted: Wanted, page: int) -> Facts:
-        return self._ask(lambda link: queries.facts(link, self._numbers, wanted, page))
+        return self._ask(lambda link: queries.facts(link, self._queue_numbers(link), wanted, page))
 
     def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]:
         with self._reader() as link:
@@ -227,10 +232,9 @@ class PostgresStore(Registry):
             raise Fenced
         places = self._to_spool(changes)
         try:
-            dropped = self._write_once(lambda link: commit.write(link, changes, self._numbers, places))
+            dropped = self._write_once(lambda link: commit.write(link, changes, self._queue_numbers(link), places))
         except BaseException:
-            with suppress(CipherBoxError):  # if this fails too, `load` does it
-                self._numbers = self._ask(QueueNumbers)
+            self._numbers = None  # some of them may not exist
             raise
         if dropped and self._spool is not None:
             self._spool.delete(dropped)
@@ -252,28 +256,20 @@ class PostgresStore(Registry):
         self._inside = link
         try:
             result = work(link)
-            link.script("SET LOCAL statement_timeout = 0")  # see `driver`: COMMIT may wait for a standby
         except BaseException:
             self._roll_back(link)
             raise
         finally:
             self._inside = None
-        link.warnings()
         try:
-            link.script("COMMIT")
+            link.settle("COMMIT")
         except StoreUnavailable:
             if not link.broken:
                 raise  # the server said no
             link.close()
             if not self._took_effect(number):
                 raise
-        else:
-            self._commits = number
-            if link.warnings():
-                link.close()
-                raise StoreUnavailable(
-                    "PostgreSQL ended the commit's wait for a standby; whether it is safe is not known"
-                )
+        self._commits = number
         return result
 
     def _begin(self) -> tuple[Link, int]:
