@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cipherbox.errors import ConfigError, StoreLocked
 
@@ -173,6 +174,16 @@ def process_usage(pid: int) -> tuple[float, int] | None:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), peak
     except (OSError, IndexError, ValueError, AttributeError):
         return None
+
+
+def other_user() -> dict[str, Any]:
+    """Arguments for a subprocess that must not run as root: a user without rights where this is root, else none."""
+    if WINDOWS or os.geteuid() != 0:
+        return {}
+    import pwd
+
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 def safe_name(text: str) -> str:

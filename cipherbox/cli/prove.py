@@ -19,13 +19,22 @@ from cipherbox.cli.options import home_of, json_option, run, run_until_stopped
 @click.option("--senders", type=click.IntRange(1, 20), default=2, show_default=True)
 @click.option("--receivers", type=click.IntRange(1, 20), default=2, show_default=True)
 @click.option("--seed", type=int, help="The order of faults, as an earlier run printed it.")
+@click.option(
+    "--database", "url", metavar="URL|local", default="",
+    help="HQ and a second one that waits for its turn, at PostgreSQL: at URL, whose sessions are cut; or local: two "
+    "servers of our own, which are killed too, and fail over.",
+)
+@click.option(
+    "--postgres-bin", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where PostgreSQL's programs are, for local. [default: looked for]",
+)
 @json_option
 @click.option("--worker", is_flag=True, hidden=True)
 @click.option("--broken-store", is_flag=True, hidden=True)
 @click.pass_context
 def prove(
-    ctx: click.Context, rounds: int, seconds: float, senders: int, receivers: int, seed: int | None, as_json: bool,
-    worker: bool, broken_store: bool,
+    ctx: click.Context, rounds: int, seconds: float, senders: int, receivers: int, seed: int | None, url: str,
+    postgres_bin: Path | None, as_json: bool, worker: bool, broken_store: bool,
 ) -> int:  # fmt: skip
     """Prove that no confirmed message is lost and none comes twice, whatever is killed.
 
@@ -39,6 +48,7 @@ def prove(
 
         return run(work, home_of(ctx))
     from cipherbox.cli.output import fail, print_json, say, warn
+    from cipherbox.cli.prove_database import database_for
     from cipherbox.cli.prove_play import Proof, Trial
 
     seed = secrets.randbelow(1_000_000) if seed is None else seed
@@ -48,10 +58,11 @@ def prove(
         if shown:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="cipherbox-prove-", ignore_cleanup_errors=True) as directory:
+    place = tempfile.TemporaryDirectory(prefix="cipherbox-prove-", ignore_cleanup_errors=True)
+    with place as directory, database_for(url, postgres_bin) as database:
         trial = Trial(
             Path(directory), senders=senders, receivers=receivers, rounds=rounds, seconds=seconds, seed=seed,
-            broken=broken_store, say=tell,
+            broken=broken_store, say=tell, database=database,
         )  # fmt: skip
         proof: Proof = run_until_stopped(trial.run)
     tell("")
@@ -64,9 +75,11 @@ def prove(
             f"confirmed {proof.confirmed}, lost {proof.lost}, duplicated {proof.duplicated}, "
             f"unexpected {proof.unexpected}, recovered {proof.recovered}"
         )
+        faults = f" and {proof.database_faults} faults of PostgreSQL" if url else ""
+        again = f"--seed {proof.seed}" + (f" --database '{url}'" if url else "")
         warn(
-            f"{proof.kills} kills and {proof.cuts} cuts in {proof.rounds} rounds, {proof.seconds:g} s; "
-            f"again with: cipherbox prove --seed {proof.seed}"
+            f"{proof.kills} kills, {proof.cuts} cuts{faults} in {proof.rounds} rounds, {proof.seconds:g} s; "
+            f"again with: cipherbox prove {again}"
         )
         for example in proof.examples:
             fail(example)

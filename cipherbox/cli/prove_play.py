@@ -11,7 +11,7 @@ import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import orjson
 import trio
 
 from cipherbox.cli.demo_processes import DemoFailed, Stage, free_port, program
+from cipherbox.cli.prove_database import Database, another_hq
 from cipherbox.cli.prove_worker import LOG, read_content, read_log
 
 SETTLE_S, BROKEN_SETTLE_S = 120.0, 10.0
@@ -39,6 +40,7 @@ class Proof:
     recovered: int = 0  # whose sender did not live to see the confirm, and which arrived
     kills: int = 0
     cuts: int = 0
+    database_faults: int = 0
     rounds: int = 0
     seconds: float = 0.0
     seed: int = 0
@@ -100,7 +102,7 @@ class Trial:
 
     def __init__(
         self, directory: Path, *, senders: int, receivers: int, rounds: int, seconds: float, seed: int, broken: bool,
-        say: Say,
+        say: Say, database: Database | None = None,
     ) -> None:  # fmt: skip
         self._stage = Stage(directory)
         self._directory, self._say, self._broken = directory, say, broken
@@ -108,15 +110,19 @@ class Trial:
         self._receivers = [f"R{n + 1}" for n in range(receivers)]
         self._rounds, self._seconds = rounds, seconds
         self._chance = random.Random(seed)  # noqa: S311
-        self._port, gate = free_port(), free_port()
-        self._gate, self._gate_port = Gate(self._port), gate
+        self._database = database
+        self._hqs = ["HQ"] if database is None else ["HQ", "HQ2"]  # the second one waits for its turn
+        self._ports = {name: free_port() for name in self._hqs}
+        self._gate_ports = {name: free_port() for name in self._hqs}
+        self._gates = [Gate(self._ports[name]) for name in self._hqs]
         self._processes: dict[str, trio.Process] = {}
         self.proof = Proof(seed=seed)
 
     async def run(self) -> Proof:
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._gate.serve, self._gate_port)
+            for gate, port in zip(self._gates, self._gate_ports.values(), strict=True):
+                await nursery.start(gate.serve, port)
             try:
                 await self._begin()
                 await self._faults(began)
@@ -137,21 +143,26 @@ class Trial:
 
         stage, directory = self._stage, self._directory
         self._say("enrolling")
-        hq, admin = str(directory / "hq"), str(directory / "admin")
-        addresses = ("--address", f"127.0.0.1:{self._gate_port}", "--listen", f"127.0.0.1:{self._port}")
-        await stage.run("HQ", "--home", admin, "init", hq, *addresses)
-        await self._start("HQ")
+        hq, admin = str(directory / "HQ"), str(directory / "admin")
+        address = ",".join(f"127.0.0.1:{port}" for port in self._gate_ports.values())
+        addresses = ("--address", address, "--listen", f"127.0.0.1:{self._ports['HQ']}")
+        database = self._database.arguments if self._database else []
+        await stage.run("HQ", "--home", admin, "init", hq, *addresses, *database)
+        for name in self._hqs[1:]:
+            another_hq(directory / "HQ", directory / name, f"127.0.0.1:{self._ports[name]}")
+        for name in self._hqs:
+            await self._start(name)
         await enrol(stage, directory, [*self._senders, *self._receivers])
         for name in (*self._receivers, *self._senders):
             await self._start(name)
 
     async def _start(self, name: str) -> None:
         stage, home = self._stage, ("--home", str(self._directory / name))
-        if name == "HQ":
+        if name in self._hqs:
             broken = ["--broken-store"] if self._broken else []
             for attempt in range(3):
                 try:
-                    self._processes[name], _ = await stage.start(name, "serve", str(self._directory / "hq"), *broken)
+                    self._processes[name], _ = await stage.start(name, "serve", str(self._directory / name), *broken)
                     return
                 except DemoFailed:
                     if attempt == 2:
@@ -176,24 +187,36 @@ class Trial:
         await trio.sleep(1.0)
         while proof.rounds < self._rounds if not self._seconds else time.monotonic() - began < self._seconds:
             proof.rounds += 1
-            victims = ["HQ", "HQ", chance.choice(self._senders), chance.choice(self._receivers), "cut", "freeze"]
+            victims = [*self._hqs, self._hqs[0], chance.choice(self._senders), chance.choice(self._receivers),
+                       "cut", "freeze"]  # fmt: skip
+            if self._database is not None:
+                victims += self._database.faults
             victim = chance.choice(victims)
-            self._say(f"round {proof.rounds}: {'killing ' if victim not in ('cut', 'freeze') else ''}{victim}")
+            self._say(f"round {proof.rounds}: {'killing ' if victim in self._processes else ''}{victim}")
             if victim == "cut":
-                await self._gate.cut()
+                await self._each_gate(Gate.cut)
                 proof.cuts += 1
             elif victim == "freeze":
-                self._gate.freeze()
+                for gate in self._gates:
+                    gate.freeze()
                 await trio.sleep(chance.uniform(*_CALM_S))
-                await self._gate.cut()
-                self._gate.thaw()
+                await self._each_gate(Gate.cut)
+                for gate in self._gates:
+                    gate.thaw()
                 proof.cuts += 1
+            elif self._database is not None and victim in self._database.faults:
+                await trio.to_thread.run_sync(self._database.fault, victim, chance.uniform(*_DOWN_S))
+                proof.database_faults += 1
             else:
                 await _kill(self._processes[victim])
                 proof.kills += 1
                 await trio.sleep(chance.uniform(*_DOWN_S))
                 await self._start(victim)
             await trio.sleep(chance.uniform(*_CALM_S))
+
+    async def _each_gate(self, act: Callable[[Gate], Awaitable[None]]) -> None:
+        for gate in self._gates:
+            await act(gate)
 
     async def _settle(self) -> None:
         """No more faults: senders empty their outboxes, receivers take what waits."""
@@ -214,7 +237,8 @@ class Trial:
         for name in self._receivers:
             await self._stage.stop(self._processes[name])
         await self._stage.run("HQ", "--home", str(self._directory / "admin"), "audit", "verify")
-        await self._stage.stop(self._processes["HQ"])
+        for name in self._hqs:
+            await self._stage.stop(self._processes[name])
 
     async def _drained(self) -> None:
         from cipherbox.client.api import open_client

@@ -30,6 +30,7 @@ from cipherbox.config import (
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
+from cipherbox.server.auditlog import KEY_FILE, load_key
 from cipherbox.server.enrolment import CERTIFICATES_FORMAT, REQUESTS_FORMAT
 from cipherbox.server.hq import now_ms
 from cipherbox.server.storing import open_store
@@ -80,6 +81,7 @@ def init_hq(
     service_key = os.urandom(32)
     write_private(directory / "secrets" / "service.key", service_key)
     write_private(directory / "secrets" / "database.key", os.urandom(32))
+    load_key(directory / "secrets" / KEY_FILE, service_key)
     root = pki.new_root(name)
     issuing = pki.new_issuing(name, root)
     _write_ca(directory / "ca", root, issuing, service_key, offline_ca)

@@ -20,7 +20,7 @@ class TestPostgres(Suite, Records):
     def opener(
         self, request: pytest.FixtureRequest, tmp_path: Path, postgresql: postgres.Server
     ) -> Iterator[Opener]:
-        target = postgresql.target(postgres.schema(), bodies=request.param)
+        target = postgres.target(postgresql, postgres.schema(), bodies=request.param)
         with ExitStack() as stack:
 
             def again() -> Store:

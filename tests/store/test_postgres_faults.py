@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pg8000.native
 import pytest
 
+from cipherbox.cli import postgres_servers
 from cipherbox.errors import ConfigError, DiskFull, Fenced, StoreError, StoreUnavailable
 from cipherbox.store.port import HISTORY, StandbyOnly
 from cipherbox.store.postgres import driver, lease
 from cipherbox.store.postgres import store as store_module
+from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.postgres.store import PostgresStore
 from cipherbox.store.postgres.target import Target
@@ -59,7 +59,7 @@ def bodies(store: PostgresStore, *numbers: int) -> list[bytes | None]:
 def test_a_connection_cut_in_the_middle_of_commit(
     opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch, reached: bool
 ) -> None:
-    store = opening(postgresql.target(postgres.schema()))
+    store = opening(postgres.target(postgresql, postgres.schema()))
     store.commit(published(1), store.epoch)
     script, armed = Link.script, [True]
 
@@ -95,10 +95,9 @@ def store_pid(store: PostgresStore) -> int:
 
 def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: postgres.Server) -> None:
     """An administrator who cancels the wait for a standby does not make a commit safe."""
-    store = opening(own.target())
+    store = opening(postgres.target(own))
     store.commit(published(1), store.epoch)
-    own.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-    own.sql("SELECT pg_reload_conf()")
+    own.synchronous("nobody")
     thread = threading.Thread(target=lambda: store.commit(published(2), store.epoch))
     thread.start()
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -111,8 +110,7 @@ def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: post
     own.sql(f"SELECT pg_cancel_backend(pid) FROM ({waiting}) w")
     thread.join(0.5)
     assert thread.is_alive()  # its new session waits for a standby just so
-    own.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
-    own.sql("SELECT pg_reload_conf()")
+    own.synchronous("")
     thread.join(20)
     assert not thread.is_alive()
     assert bodies(store, 2) == [b"body"]
@@ -125,13 +123,13 @@ def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: post
 
 @pytest.mark.parametrize("how", ["stop", "quit", "kill"])
 def test_a_server_that_restarts(opening: Opener, own: postgres.Server, how: str) -> None:
-    store = opening(own.target())
+    store = opening(postgres.target(own))
     store.commit(published(1, b"one", b"x" * 300_000), store.epoch)
     epoch = store.epoch
     if how == "kill":
         own.kill()
     else:
-        own.stop(signal.SIGINT if how == "stop" else signal.SIGQUIT)
+        own.stop(postgres_servers.FAST if how == "stop" else postgres_servers.AT_ONCE)
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             store.commit(published(3), store.epoch)
@@ -149,7 +147,7 @@ def test_a_server_that_restarts(opening: Opener, own: postgres.Server, how: str)
 
 def test_no_connection_to_be_had(opening: Opener, own: postgres.Server) -> None:
     own.sql("CREATE ROLE hq LOGIN; GRANT CREATE ON DATABASE postgres TO hq")
-    store = opening(own.target(user="hq"))
+    store = opening(postgres.target(own, user="hq"))
     own.sql("ALTER ROLE hq CONNECTION LIMIT 0")
     own.sql(f"SELECT pg_terminate_backend({store_pid(store)})")
     with pytest.raises(StoreUnavailable, match="too many connections"):
@@ -163,13 +161,13 @@ def test_a_lock_held_by_somebody(
 ) -> None:
     monkeypatch.setattr(driver, "LOCK_MS", 100)
     schema = postgres.schema()
-    store = opening(postgresql.target(schema))
-    path = f"{postgresql.directory}/.s.PGSQL.{postgresql.port}"
-    with pg8000.native.Connection("cipherbox", unix_sock=path, database="postgres") as other:
-        other.run(f"BEGIN; LOCK TABLE {schema}.entries")
-        with pytest.raises(StoreUnavailable, match="lock timeout"):
-            store.commit(published(1), store.epoch)
-        other.run("ROLLBACK")
+    store = opening(postgres.target(postgresql, schema))
+    other = Connector(postgres.target(postgresql, schema)).writable()
+    other.script("BEGIN; LOCK TABLE entries")
+    with pytest.raises(StoreUnavailable, match="lock timeout"):
+        store.commit(published(1), store.epoch)
+    other.script("ROLLBACK")
+    other.close()
     store.commit(published(1), store.epoch)
 
 
@@ -186,7 +184,7 @@ def test_a_full_disk_and_a_statement_that_takes_too_long(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(driver, "STATEMENT_MS", 200)
     schema = postgres.schema()
-    store = opening(postgresql.target(schema))
+    store = opening(postgres.target(postgresql, schema))
     postgresql.sql(
         f"CREATE FUNCTION {schema}.full_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body}; RETURN NEW; END$$; "
         f"CREATE TRIGGER t BEFORE INSERT ON {schema}.bodies FOR EACH ROW EXECUTE FUNCTION {schema}.full_up()"
@@ -200,7 +198,7 @@ def test_a_full_disk_and_a_statement_that_takes_too_long(
 
 
 def test_a_session_ended_while_nothing_was_going_on(opening: Opener, postgresql: postgres.Server) -> None:
-    store = opening(postgresql.target(postgres.schema()))
+    store = opening(postgres.target(postgresql, postgres.schema()))
     for number in (1, 2, 3):
         postgresql.sql(f"SELECT pg_terminate_backend({store_pid(store)})")
         store.commit(published(number), store.epoch)
@@ -219,8 +217,7 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(opening: Opener, o
     standby = own.standby()
     try:
         standby.start()
-        own.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby1'")
-        own.sql("SELECT pg_reload_conf()")
+        own.synchronous()
         store = opening(both(own, standby))
         history = store.get_setting(HISTORY)
         for number in range(1, 6):
@@ -266,7 +263,7 @@ def test_a_standby_that_lagged_behind_begins_a_new_history(opening: Opener, own:
 
 
 def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.Server) -> None:
-    target = postgresql.target(postgres.schema())
+    target = postgres.target(postgresql, postgres.schema())
     first = opening(target)
     first.commit(published(1), first.epoch)
     with pytest.raises(StandbyOnly, match=first._name.split("/", maxsplit=1)[0]):
@@ -282,7 +279,7 @@ def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.
 
 
 def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.Server) -> None:
-    target = postgresql.target(postgres.schema())
+    target = postgres.target(postgresql, postgres.schema())
     first = opening(target)
     assert first._link is not None
     first._link._sock.shutdown(2)  # as the kernel does for a killed process
@@ -301,7 +298,7 @@ def test_a_stalled_hq_never_writes_again(
     opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stalled in the middle of a commit, holding the row: its session is ended, and its commit fails."""
-    target = postgresql.target(postgres.schema())
+    target = postgres.target(postgresql, postgres.schema())
     first = opening(target)
     monkeypatch.setattr(lease, "LEASE_S", 0.3)
     monkeypatch.setattr(store_module, "ANSWER_S", 0.0)
@@ -349,24 +346,24 @@ def test_what_is_set_up_wrong_is_said(opening: Opener, own: postgres.Server, tmp
     own.sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     own.sql("CREATE SCHEMA theirs; CREATE TABLE theirs.t (x integer)")
     with pytest.raises(StoreError, match="there is no HQ in"):
-        opening(own.target(), create=False)
+        opening(postgres.target(own), create=False)
     with pytest.raises(StoreError, match="GRANT CREATE ON DATABASE"):
-        opening(own.target(user="small"))
+        opening(postgres.target(own, user="small"))
     with pytest.raises(StoreError, match="no such database"):
-        opening(own.target(database="nowhere"))
+        opening(postgres.target(own, database="nowhere"))
     with pytest.raises(StoreError, match="does not accept this user"):
-        opening(own.target(user="nobody"))
+        opening(postgres.target(own, user="nobody"))
     with pytest.raises(StoreError, match="UTF8"):
-        opening(own.target(database="latin"))
+        opening(postgres.target(own, database="latin"))
     with pytest.raises(StoreError, match="another program"):
-        opening(own.target("theirs"))
+        opening(postgres.target(own, "theirs"))
     with pytest.raises(StoreUnavailable, match="TLS"):
-        opening(own.target(tls="verify"))
+        opening(postgres.target(own, tls="verify"))
     password = tmp_path / "password"
     password.write_text("secret")
     password.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
-        opening(own.target(password_file=password))
+        opening(postgres.target(own, password_file=password))
     own.sql("ALTER SYSTEM SET fsync = off")
     own.sql("SELECT pg_reload_conf()")
     for _ in range(100):
@@ -374,21 +371,21 @@ def test_what_is_set_up_wrong_is_said(opening: Opener, own: postgres.Server, tmp
             break
         postgres.PAUSE.wait(0.02)
     with pytest.raises(StoreError, match="fsync"):
-        opening(own.target())
+        opening(postgres.target(own))
 
 
 def test_a_newer_schema_is_refused_and_left_alone(opening: Opener, postgresql: postgres.Server) -> None:
     schema = postgres.schema()
-    opening(postgresql.target(schema)).close()
+    opening(postgres.target(postgresql, schema)).close()
     postgresql.sql(f"COMMENT ON SCHEMA {schema} IS 'cipherbox 99'")
     with pytest.raises(StoreError, match="newer program"):
-        opening(postgresql.target(schema))
+        opening(postgres.target(postgresql, schema))
 
 
 def test_another_machines_spool_is_missed(
     opening: Opener, postgresql: postgres.Server, tmp_path: Path
 ) -> None:
-    target = postgresql.target(postgres.schema(), bodies="spool")
+    target = postgres.target(postgresql, postgres.schema(), bodies="spool")
     first = opening(target)
     first.commit(published(1, b"x" * 200_000), first.epoch)
     first.close()

@@ -6,7 +6,8 @@ Rules.
 2. Values are bound, never written into a statement.  Where text must name a schema or table it is quoted here.
 3. Plans must not hang on statistics that lag behind: HQ's sessions take an index wherever there is one.
 4. Nothing waits for ever: a connection attempt, a statement and a lock each have a deadline, and so has silence on the
-   line.  COMMIT may have to wait for a synchronous standby: PostgreSQL's deadlines do not count for that, the socket's does.
+   line.  COMMIT may have to wait for a synchronous standby: PostgreSQL's deadlines do not count for that, but the
+   socket's does.
 """
 
 from __future__ import annotations

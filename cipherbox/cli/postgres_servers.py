@@ -1,0 +1,164 @@
+"""PostgreSQL servers of our own for trials and tests: made, started, killed, followed by standbys, promoted.
+
+They need PostgreSQL's programs (`initdb`, `postgres`, `pg_basebackup`): from a directory that is named, from the PATH,
+or from where distributions put them.  PostgreSQL refuses to run as root; then it runs as `nobody`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from cipherbox.errors import CipherBoxError, ConfigError
+from cipherbox.portable import other_user
+
+PATIENCE_S = 30.0
+FAST, AT_ONCE, _KILL = 2, 3, 9  # SIGINT and SIGQUIT as PostgreSQL understands them, and SIGKILL
+PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql@*/bin")
+MODEST = ("shared_buffers=32MB", "max_connections=40", "log_min_messages=fatal", "wal_keep_size=64MB",
+          "max_wal_senders=6", "unix_socket_permissions=0777")  # fmt: skip
+PAUSE = threading.Event()  # never set
+
+
+def find_programs(named: Path | None = None) -> Path:
+    """The directory with `postgres` in it.  ConfigError when there is none."""
+    found = shutil.which("postgres")
+    candidates: Iterable[Path] = [named] if named else [
+        *([Path(found).parent] if found else []),
+        *(path for place in PLACES for path in sorted(Path("/").glob(place[1:]), reverse=True)),
+    ]  # fmt: skip
+    for path in candidates:
+        if (path / "postgres").exists() and (path / "pg_basebackup").exists():
+            return path
+    raise ConfigError("PostgreSQL's programs were not found; install it, or name their directory with --postgres-bin")
+
+
+def _as_user() -> dict[str, Any]:
+    return {"cwd": "/", **other_user()}
+
+
+@attrs.define(eq=False)
+class Server:
+    """One server in a directory of its own, which it reaches others and is reached in by a socket and a port."""
+
+    programs: Path
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    def start(self, *settings: str) -> Server:
+        """Starts it and waits until it answers."""
+        options = [part for setting in (*MODEST, *settings) for part in ("-c", setting)]
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.programs / "postgres", "-D", self.data, "-k", self.directory, "-h", "127.0.0.1", "-p",
+                 str(self.port), *options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, **_as_user(),
+            )  # fmt: skip
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self.sql("SELECT 1")
+                return self
+            except CipherBoxError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise ConfigError((self.directory / "log").read_text()[-2000:]) from None
+            PAUSE.wait(0.02)
+
+    def sql(self, statement: str) -> list[Any]:
+        """Runs statements as the superuser."""
+        from cipherbox.store.postgres.driver import Link
+        from cipherbox.store.postgres.target import Target
+
+        target = Target((), database="postgres", user="cipherbox", tls="off", schema="public")
+        link = Link(target, str(self.directory), self.port, None, None)
+        try:
+            return link.script(statement)
+        finally:
+            link.close()
+
+    def stop(self, number: int = FAST) -> None:
+        """FAST: an orderly stop; AT_ONCE: as after a crash."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(PATIENCE_S)
+        self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its sessions."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+        for pid in (self.process.pid, *pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, _KILL)
+        self.process.wait(PATIENCE_S)
+        self.process = None
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def standby(self, name: str = "standby1") -> Server:
+        """Another server that follows this one; not started."""
+        other = _directory(self.programs)
+        subprocess.run(
+            [self.programs / "pg_basebackup", "-h", self.directory, "-p", str(self.port), "-U", "cipherbox", "-D",
+             other.data, "-R", "-c", "fast", "-X", "stream"],
+            check=True, capture_output=True, **_as_user(),
+        )  # fmt: skip
+        own = f"\nprimary_conninfo = 'host={self.directory} port={self.port} user=cipherbox application_name={name}'\n"
+        with (other.data / "postgresql.auto.conf").open("a") as conf:
+            conf.write(own)
+        return other
+
+    def synchronous(self, name: str = "standby1") -> None:
+        """Commits wait for that standby from now on; '' for none."""
+        self.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        self.sql("SELECT pg_reload_conf()")
+
+    def promote(self) -> None:
+        self.sql("SELECT pg_promote(true, 20)")
+
+    def remove(self) -> None:
+        self.stop(AT_ONCE)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _directory(programs: Path) -> Server:
+    directory = Path(tempfile.mkdtemp(prefix="cbx-pg-"))  # a short path: sockets have few characters for theirs
+    user = other_user()
+    if user:
+        os.chown(directory, user["user"], user["group"])
+    directory.chmod(0o755)
+    return Server(programs, directory, free_port())
+
+
+def new_server(programs: Path) -> Server:
+    """An empty server, not started; its superuser is `cipherbox`, without a password, for this machine alone."""
+    server = _directory(programs)
+    subprocess.run(
+        [programs / "initdb", "-D", server.data, "-U", "cipherbox", "--auth=trust", "--encoding=UTF8", "--no-locale",
+         "--no-sync"],
+        check=True, stdout=subprocess.DEVNULL, **_as_user(),
+    )  # fmt: skip
+    return server

@@ -1,0 +1,117 @@
+"""The database of a trial: what it is, and what can happen to it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import attrs
+
+from cipherbox.cli.postgres_servers import PAUSE, Server, find_programs, new_server
+from cipherbox.cli.scratch import Scratch, scratch
+
+LOCAL = "local"
+CUT, KILL, FAILOVER = "cutting sessions", "killing PostgreSQL", "failing over to the standby"
+
+
+class Database:
+    """PostgreSQL somewhere: HQ's sessions are ended there."""
+
+    def __init__(self, database: Scratch) -> None:
+        self._scratch = database
+        self.arguments = database.arguments
+        self.faults = [CUT]
+
+    def fault(self, what: str, down_s: float) -> None:
+        from cipherbox.errors import CipherBoxError
+
+        with suppress(CipherBoxError):
+            self._scratch.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user "
+                "AND application_name = 'cipherbox' AND pid <> pg_backend_pid()"
+            )
+
+
+class LocalDatabase(Database):
+    """A primary and a synchronous standby of our own; after a failover the old primary begins anew as the standby."""
+
+    def __init__(self, programs: Path) -> None:
+        self.primary = new_server(programs).start()
+        self.spare: Server | None = None
+        try:
+            self._follow()
+            hosts = ",".join(f"127.0.0.1:{server.port}" for server in (self.primary, self._standby))
+            super().__init__(Scratch(f"postgresql://cipherbox@{hosts}/postgres?tls=off"))
+        except BaseException:
+            self.remove()
+            raise
+        self.faults = [CUT, KILL, FAILOVER]
+
+    @property
+    def _standby(self) -> Server:
+        assert self.spare is not None
+        return self.spare
+
+    def _follow(self) -> None:
+        old = self.spare
+        self.spare = self.primary.standby()
+        if old is not None:
+            self.spare.port = old.port  # where HQ knows it
+            old.remove()
+        self.spare.start()
+        self.primary.synchronous()
+
+    def fault(self, what: str, down_s: float) -> None:
+        if what == KILL:
+            self.primary.kill()
+            PAUSE.wait(down_s)
+            self.primary.start()
+        elif what == FAILOVER:
+            self._caught_up()
+            self.primary.kill()
+            PAUSE.wait(down_s)
+            self.primary, self.spare = self._standby, self.primary
+            self.primary.synchronous("")  # it copied the setting, and has no standby yet
+            self.primary.promote()
+            self._follow()
+        else:
+            super().fault(what, down_s)
+
+    def _caught_up(self) -> None:
+        """The standby must be the synchronous one: after its own start it has to catch up first."""
+        for _ in range(500):
+            if self.primary.sql("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
+                return
+            PAUSE.wait(0.02)
+
+    def remove(self) -> None:
+        for server in (self.primary, self.spare):
+            if server is not None:
+                server.remove()
+
+
+@contextmanager
+def database_for(url: str, programs: Path | None) -> Iterator[Database | None]:
+    """None for SQLite."""
+    if url == LOCAL:
+        local = LocalDatabase(find_programs(programs))
+        try:
+            yield local
+        finally:
+            local.remove()
+    elif url:
+        with scratch(url) as made:
+            yield Database(made)
+    else:
+        yield None
+
+
+def another_hq(first: Path, second: Path, listen: str) -> None:
+    """A second HQ's directory: the first one's, with its own place to listen on."""
+    from cipherbox.config import load_server_config, write_server_config
+
+    shutil.copytree(first, second)
+    config = load_server_config(second)
+    write_server_config(attrs.evolve(config, server=attrs.evolve(config.server, listen=listen)))
