@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from cipherbox.client import localkey
+from cipherbox.client.blocking import connect
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
 from cipherbox.client.localkey import is_sealed, open_local_key, put_local_key, read_password
@@ -310,6 +312,20 @@ async def test_the_password_is_held_ready_by_a_setting_or_by_systemd(
     settings.write_text(text.replace('password_file = ""', 'password_file = "credential:../secret"'))
     with pytest.raises(ConfigError, match=r"\[client\] password_file"):
         load_home(home)
+
+
+async def test_the_blocking_client_takes_a_password_too(quick: None, hq: RealHq) -> None:
+    home = await protected(hq)
+
+    def work() -> str:
+        with pytest.raises(WrongPassword):
+            with connect(home, password="incorrect horse"):
+                pass
+        with connect(home, password="correct horse") as client:
+            assert "correct horse" not in repr(client)
+            return str(client.client_id)
+
+    assert await trio.to_thread.run_sync(work) == "FL-LAB"
 
 
 async def test_an_interrupted_join_goes_on_with_the_same_password(

@@ -127,6 +127,13 @@ def test_the_setting_and_systemd_hold_it_ready(lab: Path, first: Path, second: P
     assert shell("--password-file", str(second), "status", home=lab).code == 0
 
 
+def test_an_admin_has_a_password_too(hq: Hq, first: Path) -> None:
+    assert shell("keys", "password", "--new-password-file", str(first), home=hq.admin).code == 0
+    refused = shell("enroll", "FL-LAB", home=hq.admin)
+    assert (refused.code, refused.out) == (Exit.CREDENTIALS, "")
+    assert shell("--password-file", str(first), "enroll", "FL-LAB", home=hq.admin).code == 0
+
+
 def test_nothing_is_taken_from_arguments_or_the_environment(lab: Path) -> None:
     for name in ("CIPHERBOX_PASSWORD", "CIPHERBOX_PASSWORD_FILE"):
         assert shell("status", home=lab, **{name: FIRST}).code == Exit.CREDENTIALS
