@@ -4,7 +4,8 @@ HQ has `cipherbox.toml` in its data directory, a client has `client.toml` in its
 truth: a table's keys are a class's fields, and what a file does not say has the field's default.
 
 1. An unknown key, a wrong type and a value out of range are errors that name file, table and key, and what is allowed.
-2. A file names secrets, it never holds them: `secret_key` reads the file a setting points to.
+2. A file names secrets, it never holds them: `secret_key` reads the file a setting points to, or for
+   ``credential:NAME`` what systemd hands to the service under that name.
 3. A relative path is relative to the directory of the file that holds it.
 """
 
@@ -26,6 +27,7 @@ SERVER_FILE = "cipherbox.toml"
 CLIENT_FILE = "client.toml"
 HOME_VARIABLE = "CIPHERBOX_HOME"
 DEFAULT_PORT = 7443
+CREDENTIAL = "credential:"
 
 KEEP_UNTIL = ("opened", "delivered", "confirmed")
 ROTATIONS = ("never", "hourly", "daily")
@@ -79,7 +81,7 @@ class DatabaseSettings:
     hosts: str = setting("", "host:port of PostgreSQL, several separated by commas; the writable one is found")
     name: str = setting("cipherbox", "PostgreSQL's database")
     user: str = setting("cipherbox", "PostgreSQL's user")
-    password_file: Path | None = setting(None, "its password; a systemd credential of the same file name counts first")
+    password_file: Path | None = setting(None, "holds its password; credential:NAME: from systemd")
     tls: str = setting("verify", "to PostgreSQL: verify, unverified (anybody may pose as it), or off", choices=TLS)
     tls_ca: Path | None = setting(None, "who certified PostgreSQL (PEM); empty: the system's list")
     tls_certificate: Path | None = setting(None, "HQ's certificate for PostgreSQL (PEM), if it asks for one")
@@ -93,10 +95,12 @@ class DatabaseSettings:
 
 @attrs.frozen
 class EncryptionSettings:
-    """Table `[encryption]`: names of files that hold 32 random bytes each."""
+    """Table `[encryption]`: names of files, or credential:NAME, that hold 32 random bytes each."""
 
     database_key_file: Path = setting(Path("secrets/database.key"), "encrypts the key bundles in the database")
-    service_key_file: Path = setting(Path("secrets/service.key"), "encrypts the private keys of HQ and the CA")
+    service_key_file: Path = setting(
+        Path("secrets/service.key"), "encrypts the private keys of HQ and the CA; credential:NAME: from systemd"
+    )
 
 
 @attrs.frozen
@@ -137,6 +141,12 @@ class ServerConfig:
         for name in ("tls", "logging", "database", "encryption", "ca"):
             object.__setattr__(self, name, _absolute(directory, getattr(self, name)))
 
+    @property
+    def own_secrets(self) -> Path:
+        """Where HQ keeps the keys it makes while it runs: beside the service key, if that is a file of its own."""
+        service = self.encryption.service_key_file
+        return self.directory / "secrets" if is_credential(service) else service.parent
+
 
 SERVER_TABLES: dict[str, type] = {
     "server": ServerSettings,
@@ -159,6 +169,7 @@ class IdentitySettings:
     client_id: str = setting("", "who this is; the certificate's common name")
     address: str = setting("", "where HQ is: host:port or wss://host:port/, several separated by commas")
     role: str = setting("client", "client, or admin", choices=ROLES)
+    password_file: Path | None = setting(None, "file with the password of the keys, should they be under one")
 
 
 @attrs.frozen
@@ -191,6 +202,7 @@ class ClientConfig:
     timeout_s: float = 10.0
     pause_max_s: float = 60.0
     keep_until: str = "opened"
+    password_file: Path | None = None
 
 
 CLIENT_TABLES: dict[str, type] = {"client": IdentitySettings, "retry": RetrySettings, "outbox": OutboxSettings}
@@ -203,6 +215,9 @@ def load_server_config(where: Path) -> ServerConfig:
     file = where if where.is_file() else where / SERVER_FILE
     tables = read_tables(file, SERVER_TABLES, f"make a data directory with: cipherbox init {where}")
     config = ServerConfig(directory=file.parent, **tables)
+    for key, path in attrs.asdict(config.encryption).items():
+        _check_credential(f"{file}: [encryption] {key}", path)
+    _check_credential(f"{file}: [database] password_file", config.database.password_file)
     for key in ("listen", "websocket_listen"):
         text = getattr(config.server, key)
         try:
@@ -257,12 +272,15 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         raise ConfigError(f"{file}: [client] address: say where HQ is, for example hq.example.org:{DEFAULT_PORT}")
     for part in who.address.split(","):
         _check_address(f"{file}: [client] address", part.strip())
+    who = _absolute(home, who)
+    _check_credential(f"{file}: [client] password_file", who.password_file)
     return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry), **attrs.asdict(tables["outbox"]))
 
 
 def _absolute(directory: Path, table: Any) -> Any:
     values = {a.name: getattr(table, a.name) for a in attrs.fields(type(table))}
-    return attrs.evolve(table, **{name: directory / p for name, p in values.items() if isinstance(p, Path)})
+    paths = {name: p for name, p in values.items() if isinstance(p, Path) and not is_credential(p)}
+    return attrs.evolve(table, **{name: directory / p for name, p in paths.items()})
 
 
 def _check_address(where: str, text: str) -> None:
@@ -286,12 +304,38 @@ def write_client_config(config: ClientConfig) -> Path:
     return write_tables(config.home / CLIENT_FILE, head, tables)
 
 
-def secret_key(path: Path, size: int = 32) -> bytes:
-    """The secret in a file: exactly ``size`` bytes, readable by its user alone.  ConfigError otherwise."""
-    from cipherbox.portable import read_private
+def is_credential(path: Path) -> bool:
+    """Whether a setting names what systemd hands over, and no file."""
+    return str(path).startswith(CREDENTIAL)
 
+
+def _check_credential(where: str, path: Path | None) -> None:
+    if path is not None and is_credential(path):
+        name = str(path).removeprefix(CREDENTIAL)
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise ConfigError(f"{where}: after {CREDENTIAL} comes the plain name of a credential, not {name!r}")
+
+
+def secret(path: Path) -> bytes:
+    """What is in the file, or the credential, that a setting names.  ConfigError if others may read it."""
+    from cipherbox.portable import credential, read_private
+
+    if not is_credential(path):
+        return read_private(path)
+    name = str(path).removeprefix(CREDENTIAL)
+    found = credential(name)
+    if found is None:
+        raise ConfigError(
+            f"{path}: systemd handed over no credential of this name; its unit needs LoadCredential={name}:FILE, or "
+            "name a file instead of credential: (cipherbox manual operations)"
+        )
+    return read_private(found)
+
+
+def secret_key(path: Path, size: int = 32) -> bytes:
+    """The secret a setting names: exactly ``size`` bytes, readable by its user alone.  ConfigError otherwise."""
     try:
-        key: bytes = read_private(path)
+        key = secret(path)
     except OSError as error:
         raise ConfigError(f"{path}: the secret key cannot be read: {error.strerror or error}") from None
     if len(key) != size:

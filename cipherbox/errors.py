@@ -32,6 +32,8 @@ survives it.  Codes are never reused.
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
+    +-- PasswordError            what is under a password stays closed
+    |   +-- WrongPassword        +-- PasswordNeeded
     +-- FileError                a file that cannot be sent as it is
     |   +-- FileChanged          it changed or vanished while it was sent
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
@@ -295,6 +297,18 @@ class NotAllowed(BundleError, code=0x0607):
 
 class ConfigError(CipherBoxError, code=0x0700):
     """The configuration is not valid."""
+
+
+class PasswordError(CipherBoxError, code=0x0A00):
+    """The password cannot be used."""
+
+
+class WrongPassword(PasswordError, code=0x0A01):
+    """The password is wrong."""
+
+
+class PasswordNeeded(PasswordError, code=0x0A02):
+    """The keys are under a password, and none was given."""
 
 
 class FileError(CipherBoxError, code=0x0900):

@@ -21,6 +21,7 @@ from typing import Any
 from cipherbox.errors import ConfigError, StoreLocked
 
 WINDOWS = sys.platform == "win32"
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5)
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
@@ -64,9 +65,9 @@ def read_private(path: Path) -> bytes:
     """Reads a secret; ConfigError if others may read it, or if it is not there."""
     try:
         with path.open("rb") as file:
-            if not WINDOWS and not _is_credential(path):
+            if not WINDOWS:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                if mode & 0o077:
+                if mode & (0o037 if _is_credential(path) else 0o077):
                     raise ConfigError(
                         f"{path} holds a secret but other users may read it (mode {mode:04o}); run: chmod 600 {path}"
                     )
@@ -75,17 +76,28 @@ def read_private(path: Path) -> bytes:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
-def credential(path: Path) -> Path:
-    """The service manager's credential of that file name, if it passed one, else the path itself."""
-    passed = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    given = Path(passed, path.name)
-    return given if passed and given.exists() else path
+def credential(name: str) -> Path | None:
+    """The file in which systemd hands the secret ``name`` to this service alone; None if it hands over none."""
+    directory = os.environ.get(CREDENTIALS_VARIABLE)
+    path = Path(directory, name) if directory else None
+    return path if path is not None and path.exists() else None
 
 
 def _is_credential(path: Path) -> bool:
-    """The service manager guards its directory itself; the files' modes show its access lists, not who may read."""
-    passed = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    return bool(passed) and path.parent == Path(passed)
+    """systemd lets the service read its credentials by an access list, which shows as a right of the group."""
+    directory = os.environ.get(CREDENTIALS_VARIABLE)
+    return bool(directory) and path.parent == Path(str(directory))
+
+
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal, wherever standard input and output lead."""
+    if WINDOWS:
+        return bool(sys.stdin and sys.stdin.isatty())
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def private_dir(path: Path) -> Path:

@@ -29,16 +29,18 @@ def agent(ctx: click.Context, folder: Path | None) -> None:
     import trio
 
     from cipherbox.cli.output import print_event, say, warn
+    from cipherbox.cli.password import load_here
     from cipherbox.client.agent import Agent
     from cipherbox.client.api import open_client
     from cipherbox.ops.systemd import notify
     from cipherbox.portable import stop_signals
 
     where = (folder or home_of(ctx)).absolute()
+    home = load_here(ctx)
 
     async def main() -> Agent:
         with trio.open_signal_receiver(*stop_signals()) as signals:
-            async with open_client(home_of(ctx), on_event=print_event, keep_trying=True) as client:
+            async with open_client(home, on_event=print_event, keep_trying=True) as client:
                 service = Agent(client, where)
                 async with trio.open_nursery() as nursery:
 

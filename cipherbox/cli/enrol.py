@@ -69,18 +69,30 @@ def enroll(ctx: click.Context, client_id: str, role: str, approve: bool, valid: 
     type=click.File("rb", lazy=False),
     help="Read the token from this file; - is standard input.",
 )
+@click.option(
+    "--password", "protect", is_flag=True, help="Put the keys under a password: asked for twice, or of --password-file."
+)
 @click.pass_context
-def join(ctx: click.Context, token_file: BinaryIO | None) -> None:
+def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool) -> None:
     """Enrol this machine with the token the admin gave you.
 
     The token comes from a prompt, from standard input or from a file, never from the command's arguments: those are
     seen by every user of the machine.
+
+    The keys made here lie in your directory.  With --password, or --password-file before the command, nobody who copies
+    it can use them, and every command asks for the password.  Nobody can help who forgets it.
     """
     from cipherbox.cli.output import next_step, safe, say, warn
+    from cipherbox.cli.password import ask, named_password, new_password, prompt_for
     from cipherbox.client.enrol import join as join_hq
+    from cipherbox.client.localkey import is_sealed
+    from cipherbox.errors import PasswordNeeded
 
     home = home_of(ctx)
+    password = named_password(ctx)
     token = _read_token(token_file)
+    if protect and password is None:
+        password = new_password("cipherbox --password-file FILE join")
 
     def show_number(number: str, *, waiting: str = "") -> None:
         if waiting:
@@ -88,8 +100,13 @@ def join(ctx: click.Context, token_file: BinaryIO | None) -> None:
         else:
             say(f"Number of this enrolment: {safe(number)}   (HQ shows the same; compare them)")
 
-    report = run(lambda: join_hq(home, token, on_number=show_number))
-    say(f"{report.client_id} is enrolled. Its keys are in {home} and leave it never.")
+    try:
+        report = run(lambda: join_hq(home, token, on_number=show_number, password=password))
+    except PasswordNeeded as nobody:  # an earlier attempt began with one
+        begun_with = ask(prompt_for(home), nobody)
+        report = run(lambda: join_hq(home, token, on_number=show_number, password=begun_with))
+    under = ", under your password," if is_sealed(home) else ""
+    say(f"{report.client_id} is enrolled. Its keys are in {home}{under} and leave it never.")
     if report.role == "admin":
         next_step(f"see how HQ is: {command_here(ctx)} status")
         return

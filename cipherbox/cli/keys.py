@@ -9,6 +9,7 @@ import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
+from cipherbox.cli.password import password
 from cipherbox.errors import InvalidRequest, NotFound
 from cipherbox.limits import LIMITS
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Other parties' keys and your own: list, show, compare by telephone, hand over, pin."""
+    """Other parties' keys and your own: list, show, compare by telephone, hand over, pin; the password of yours."""
+
+
+keys.add_command(password)
 
 
 @keys.command("list")
@@ -82,7 +86,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     pin = Pins(home).get(client_id) if client_id is not None else None
     if client_id is not None and pin is None:
         raise NotFound(f"no keys of {client_id} are pinned here; fetch them with: cipherbox keys pin {client_id}")
-    bundle = pin.bundle if pin is not None else _own(home)
+    bundle = pin.bundle if pin is not None else _own(ctx)
     thing: dict[str, object] = {
         "client": bundle.client_id, "fingerprint": fingerprint(bundle), "bundle": bundle.sequence,
         "created_at": bundle.created_at, "ends_at": bundle.ends_at,
@@ -113,7 +117,7 @@ def keys_export(ctx: click.Context, file: Path) -> None:
     from cipherbox.envelope.bundle import fingerprint
     from cipherbox.portable import write_atomic
 
-    bundle = _own(home_of(ctx))
+    bundle = _own(ctx)
     write_atomic(file, bundle.raw)
     say(f"The public keys of {bundle.client_id} are in {file}: {fingerprint(bundle)}")
     next_step(f"the other runs: cipherbox keys import {file}")
@@ -131,11 +135,11 @@ def keys_import(ctx: click.Context, file: Path, yes: bool) -> None:
     import time
 
     from cipherbox.cli.output import say
-    from cipherbox.client.home import load_home
+    from cipherbox.cli.password import load_here
     from cipherbox.client.pins import PERSON, Pins
     from cipherbox.envelope.bundle import check_bundle, decode_bundle, fingerprint
 
-    home = load_home(home_of(ctx))
+    home = load_here(ctx)
     bundle = decode_bundle(file.read_bytes()[: LIMITS.bundle_bytes + 1])
     check_bundle(bundle, bundle.client_id, home.root, int(time.time() * 1000))
     say(f"{bundle.client_id}, bundle {bundle.sequence}: {fingerprint(bundle)}")
@@ -165,7 +169,7 @@ def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
         pin = Pins(home).get(client_id)
         say(pin.fingerprint if pin else fingerprint(with_client(ctx, lambda client: _offered(client, client_id))))
         return
-    say(fingerprint(_own(home)))
+    say(fingerprint(_own(ctx)))
 
 
 @keys.command("pin")
@@ -226,10 +230,10 @@ def keys_verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     return Exit.OK
 
 
-def _own(path: Path) -> KeyBundle:
-    from cipherbox.client.home import load_home
+def _own(ctx: click.Context) -> KeyBundle:
+    from cipherbox.cli.password import load_here
 
-    identity = load_home(path).identity
+    identity = load_here(ctx).identity
     if identity is None or identity.bundle is None:
         raise NotFound("this client has no keys of its own: an admin opens nothing, so there is nothing to compare")
     return identity.bundle

@@ -16,6 +16,7 @@ from cipherbox.cli.exits import Exit, advice, exit_code
 from cipherbox.errors import CipherBoxError
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
+PASSWORD_FILE = "cipherbox.password_file"  # noqa: S105 - where a context's meta has the option
 COMPLETE_VARIABLE = "_CIPHERBOX_COMPLETE"  # set by the shell's completion script
 
 # section -> command -> (module below cipherbox.cli, attribute, one line)
@@ -50,7 +51,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "queue": ("topology", "queue", "Declare, show, list, purge and delete queues."),
         "binding": ("topology", "binding", "Lead routing keys into queues."),
         "route": ("route", "route", "Who may receive what you send to an exchange."),
-        "keys": ("keys", "keys", "Keys, yours and others': list, compare, hand over, pin."),
+        "keys": ("keys", "keys", "Keys, yours and others': list, compare, pin; your password."),
     },
     "More": {
         "demo": ("demo", "demo", "Play the labs scenario on this machine."),
@@ -105,12 +106,18 @@ class LazyGroup(click.Group):
     type=click.Path(path_type=Path, file_okay=False),
     help="This client's directory. [default: $CIPHERBOX_HOME, else ~/.cipherbox]",
 )
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path),
+    help="Read the password of the keys from this file. [default: password_file in client.toml, else a prompt]",
+)
 @click.version_option(cipherbox.__version__, prog_name="CipherBox", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, help="Show the traceback of an error.")
 @click.pass_context
-def cli(ctx: click.Context, home: Path | None, debug: bool) -> None:
+def cli(ctx: click.Context, home: Path | None, password_file: Path | None, debug: bool) -> None:
     """CipherBox: a blind message broker in one file."""
     ctx.obj = home
+    ctx.meta[PASSWORD_FILE] = password_file
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from cipherbox.cli.main import PASSWORD_FILE
 from cipherbox.errors import Forbidden, InvalidRequest
 from cipherbox.limits import check_client_id, check_name
 
@@ -82,9 +83,9 @@ def home_of(ctx: click.Context) -> Path:
 
 
 def command_here(ctx: click.Context) -> str:
-    """`cipherbox`, with --home when this command was given one: for advice about this same client."""
-    home: Path | None = ctx.find_root().obj
-    return "cipherbox" if home is None else f"cipherbox --home {shlex.quote(str(home))}"
+    """`cipherbox`, with the --home and --password-file this command was given: for advice about this same client."""
+    given = {"--home": ctx.find_root().obj, "--password-file": ctx.meta.get(PASSWORD_FILE)}
+    return " ".join(["cipherbox", *(f"{o} {shlex.quote(str(v))}" for o, v in given.items() if v is not None)])
 
 
 def sure(question: str, yes: bool) -> None:
@@ -137,9 +138,10 @@ def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> 
 
 def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """Opens this machine's client, does the work, closes it."""
+    from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
 
-    home = home_of(ctx)
+    home = load_here(ctx)
 
     async def main() -> T:
         async with open_client(home) as client:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import home_of, json_option, run, run_until_stopped, sure
+from cipherbox.cli.options import json_option, run, run_until_stopped, sure
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
@@ -85,15 +85,18 @@ def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) 
 def outbox_send(ctx: click.Context) -> int:
     """Send everything that waits, files too, and end when nothing does.  `cipherbox agent` does so for good."""
     from cipherbox.cli.output import fail, print_event, say
+    from cipherbox.cli.password import load_here
     from cipherbox.cli.send_files import progress
     from cipherbox.client.api import open_client
     from cipherbox.client.files import send_unfinished
     from cipherbox.errors import CipherBoxError, Queued
 
+    home = load_here(ctx)
+
     async def main() -> list[CipherBoxError]:
         import trio
 
-        async with open_client(home_of(ctx), on_event=print_event, keep_trying=True) as client:
+        async with open_client(home, on_event=print_event, keep_trying=True) as client:
             post = client.outbox()
             post.look()
             with progress() as tell:
@@ -201,10 +204,13 @@ async def _row(client: Client, message_id: uuid.UUID) -> Row:
 
 def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """Works on the outbox whether or not HQ can be reached."""
+    from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
 
+    home = load_here(ctx)
+
     async def main() -> T:
-        async with open_client(home_of(ctx), keep_trying=True) as client:
+        async with open_client(home, keep_trying=True) as client:
             return await work(client)
 
     return run(main)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from cipherbox.client.events import Event
 
 CHECK = "✅"
-_COMMAND = re.compile(rf"\bcipherbox (?=(?:--home|{'|'.join(c for s in COMMANDS.values() for c in s)})\b)")
+_WORDS = "|".join(["--home", "--password-file", *(name for section in COMMANDS.values() for name in section)])
+_COMMAND = re.compile(rf"\bcipherbox (?=(?:{_WORDS})\b)")
 
 __all__ = [
     "as_called",

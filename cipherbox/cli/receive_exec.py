@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from cipherbox.cli.options import home_of, run_until_stopped
+from cipherbox.cli.options import run_until_stopped
 
 if TYPE_CHECKING:
     from cipherbox.client.handler import Handled, Handlers
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 def execute(ctx: click.Context, command: str, queues: list[str] | None, idle_s: float | None) -> None:
     """Receives and runs the command until stopped; says at the end how many it was."""
     from cipherbox.cli.output import next_step, print_event, say
+    from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
 
     words = shlex.split(command)
     if not words:
         raise click.UsageError("--exec needs a command.")
+    home = load_here(ctx)
 
     async def handle(handled: Handled, _: sqlite3.Connection) -> None:
         environment = {
@@ -38,7 +40,7 @@ def execute(ctx: click.Context, command: str, queues: list[str] | None, idle_s: 
             raise RuntimeError(f"{words[0]} ended with {done.returncode}")
 
     async def main() -> Handlers:
-        async with open_client(home_of(ctx), on_event=print_event, keep_trying=idle_s is None) as client:
+        async with open_client(home, on_event=print_event, keep_trying=idle_s is None) as client:
             return await client.process(handle, queues=queues, idle_s=idle_s)
 
     handlers = run_until_stopped(main)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, home_of, json_option, run
+from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, json_option, run
 from cipherbox.cli.send_files import collect, in_parts, progress, send_all
 from cipherbox.errors import Queued
 from cipherbox.limits import LIMITS
@@ -78,6 +78,7 @@ def send(
     outbox, goes out by itself later, and the exit code is 11.
     """
     from cipherbox.cli.output import next_step, print_event, print_json, warn
+    from cipherbox.cli.password import load_here
 
     if bool(to) == bool(exchange):
         raise click.UsageError("Say who receives it: --to CLIENT_ID, or --exchange NAME with --key KEY.")
@@ -90,11 +91,13 @@ def send(
     messages = _messages(content, files, content_type, _headers(headers)) if files or not large else []
     expires_at = int((time.time() + expires) * 1000) if expires else 0
 
+    home = load_here(ctx)
+
     async def main() -> tuple[list[Confirmation], bool]:
         from cipherbox.client.api import open_client
 
         done: list[Confirmation] = []
-        async with open_client(home_of(ctx), on_event=None if as_json else print_event, keep_trying=True) as client:
+        async with open_client(home, on_event=None if as_json else print_event, keep_trying=True) as client:
             where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
             if messages:
                 more = {"expires_at": expires_at, "partial": partial, "wait": until != "queued"}

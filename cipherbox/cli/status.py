@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, home_of, json_option, run, with_client
+from cipherbox.cli.options import CLIENT_ID, json_option, run, with_client
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -52,12 +52,15 @@ def status(ctx: click.Context, message_id: uuid.UUID | None, sender: str | None,
 def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int | None:
     """None when the message was not sent from this home."""
     from cipherbox.cli.output import print_json, safe, say, time_text, warn
+    from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
     from cipherbox.client.tracking import Timeline
     from cipherbox.errors import Forbidden, NotFound
 
+    home = load_here(ctx)
+
     async def main() -> Timeline | None:
-        async with open_client(home_of(ctx), keep_trying=True) as client:
+        async with open_client(home, keep_trying=True) as client:
             try:
                 if await client.sent(message_id) is None:
                     return None

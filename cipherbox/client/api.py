@@ -26,9 +26,10 @@ from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges
 from cipherbox.client.directory import Directory
-from cipherbox.client.events import RECEIVER, Events, OnEvent
+from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, load_home
 from cipherbox.client.line import Line
+from cipherbox.client.localkey import Password
 from cipherbox.client.opening import Opener
 from cipherbox.client.outbox import Outbox
 from cipherbox.client.pins import Pins
@@ -293,19 +294,25 @@ class Client(Tracking, AdminCalls):
 
 @asynccontextmanager
 async def open_client(
-    home: Path | str | None = None, *, on_event: OnEvent | None = None, keep_trying: bool = False, **overrides: Any
-) -> AsyncIterator[Client]:
+    home: Path | str | Home | None = None, *, on_event: OnEvent | None = None, keep_trying: bool = False,
+    password: Password | None = None, **overrides: Any,
+) -> AsyncIterator[Client]:  # fmt: skip
     """Opens the client whose files are in ``home`` (None: $CIPHERBOX_HOME, else ~/.cipherbox) and connects it.
 
     ``overrides`` replace settings of client.toml: address, tries, timeout_s, pause_max_s.  ``on_event`` is given each
     line the client says while it works (a str; see `events`).  When HQ cannot be reached: NetworkError after ``tries``
     attempts, or with ``keep_trying`` the block begins at once and the connection is made as soon as it can be.
+
+    ``password`` opens keys that are under one; without it `[client] password_file` or systemd must hold it ready.
     """
-    files = load_home(home)
+    events = Events(on_event)
+    if isinstance(home, Home):
+        files = home
+    else:
+        files = load_home(home, password=password, say=lambda text: events.say(KEYS, text))
     if overrides:
         files = attrs.evolve(files, config=attrs.evolve(files.config, **overrides))
     config = files.config
-    events = Events(on_event)
     line = Line(
         config.address, files.context, events, tries=config.tries, timeout_s=config.timeout_s,
         pause_max_s=config.pause_max_s,

@@ -26,8 +26,17 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki, tls
-from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, LOCAL_KEY, ROOT, load_home
+from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
 from cipherbox.client.link import Link, open_link
+from cipherbox.client.localkey import (
+    LOCAL_KEY,
+    Password,
+    is_sealed,
+    local_key_file,
+    open_local_key,
+    password_bytes,
+    put_local_key,
+)
 from cipherbox.config import CLIENT_FILE, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleNotCertified, CredentialsError, EnrolmentRefused, NetworkError, TokenError
@@ -63,9 +72,12 @@ class JoinReport:
 
 async def join(
     home: Path | str, token_text: str, *, on_number: OnNumber | None = None, timeout_s: float = 10.0,
-    pause_s: float = FIRST_PAUSE_S,
+    pause_s: float = FIRST_PAUSE_S, password: Password | None = None,
 ) -> JoinReport:  # fmt: skip
     """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes ``home``.
+
+    With ``password`` the keys are under it from the first byte on.  An attempt that was interrupted goes on only with
+    the password it began with: WrongPassword or PasswordNeeded otherwise.
 
     TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's answer (used twice,
     refused by the admin, ...).  NetworkError: HQ was not reached; join again with the same token.
@@ -73,7 +85,7 @@ async def join(
     token = decode_token(token_text)
     where = _check_home(Path(home), token)
     _check_time(token)
-    key = _keys(where, token)
+    key, local_key = _keys(where, token, password)
     number = pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key()))
     root, issuing = await _fetch_root(token, timeout_s)
     if on_number is not None:
@@ -88,10 +100,11 @@ async def join(
         if link.welcome.client_id != token.client_id:
             raise CredentialsError(f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}")
         if role != "admin":
-            await _register(link, where, token.client_id, chain, key, timeout_s)
-    write_client_config(ClientConfig(where, token.client_id, token.address, role))
+            await _register(link, where, token.client_id, chain, key, local_key, timeout_s)
+    config = ClientConfig(where, token.client_id, token.address, role)
+    write_client_config(config)
     (where / PENDING).unlink(missing_ok=True)
-    load_home(where)
+    home_with(config, local_key)
     return JoinReport(token.client_id, role, where, number, token.address, hq, token.root_fingerprint.hex())
 
 
@@ -110,8 +123,10 @@ def _check_time(token: Token) -> None:
         raise TokenError(f"the token ended on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)")
 
 
-def _keys(home: Path, token: Token) -> pki.PrivateKey:
-    """The key of this enrolment: from an interrupted attempt with the same token, else a new one."""
+def _keys(home: Path, token: Token, password: Password | None) -> tuple[pki.PrivateKey, bytes]:
+    """The key of this enrolment and the local key: of an interrupted attempt with the same token, else new ones."""
+    if password is not None:
+        password = password_bytes(password)
     private_dir(home)
     mark = {"client_id": token.client_id, "token": hashlib.sha256(token.secret).hexdigest()}
     try:
@@ -119,16 +134,18 @@ def _keys(home: Path, token: Token) -> pki.PrivateKey:
     except (OSError, orjson.JSONDecodeError):
         pending = None
     if pending == mark and (home / KEY).exists():
-        local_key = read_private(home / LOCAL_KEY)
-        return pki.load_key(read_private(home / KEY), local_key, str(home / KEY))
+        local_key = open_local_key(home, password)
+        if password is not None and not is_sealed(home):
+            put_local_key(home, local_key, password)
+        return pki.load_key(read_private(home / KEY), local_key, str(home / KEY)), local_key
     local_key = os.urandom(32)
     key = pki.new_key()
     for name in (PENDING, IDENTITY):
         (home / name).unlink(missing_ok=True)
-    write_private(home / LOCAL_KEY, local_key)
+    write_private(home / LOCAL_KEY, local_key_file(local_key, password))
     write_private(home / KEY, pki.key_pem(key, local_key))
     write_private(home / PENDING, orjson.dumps(mark))
-    return key
+    return key, local_key
 
 
 async def _fetch_root(token: Token, timeout_s: float) -> tuple[x509.Certificate, x509.Certificate]:
@@ -196,10 +213,10 @@ def _checked(
 
 
 async def _register(
-    link: Link, home: Path, client_id: str, chain: list[x509.Certificate], key: pki.PrivateKey, timeout_s: float
-) -> None:
+    link: Link, home: Path, client_id: str, chain: list[x509.Certificate], key: pki.PrivateKey, local_key: bytes,
+    timeout_s: float,
+) -> None:  # fmt: skip
     """Makes this client's keys and registers their bundle.  Keys of an interrupted attempt are used again."""
-    local_key = read_private(home / LOCAL_KEY)
     path = home / IDENTITY
     identity = keyfile.load(path, local_key=local_key) if path.exists() else Identity.generate(client_id)
     if identity.bundle is None:

@@ -1,7 +1,7 @@
 """The files of a client, as `join` (or HQ's `init`, for the first admin) made them.
 
     client.toml                       ca.crt issuing.crt client.crt      certificates
-    client.key  local.key  keys.cbk   this machine's secrets             certs/ allow.json   whom it believes, permits
+    client.key  local.key  keys.cbk   secrets; local.key opens the rest  certs/ allow.json   whom it believes, permits
     inbox.sqlite3 data/               what it received                   issuing.crl lock
     outbox.sqlite3 outbox/            what it sent                       routes.json
 """
@@ -15,7 +15,15 @@ import attrs
 from cryptography import x509
 
 from cipherbox import pki, tls
-from cipherbox.config import ClientConfig, load_client_config, secret_key
+from cipherbox.client.localkey import (
+    Password,
+    Say,
+    configured_password,
+    is_sealed,
+    open_local_key,
+    read_password,
+)
+from cipherbox.config import ClientConfig, load_client_config
 from cipherbox.errors import ConfigError, CredentialsError
 from cipherbox.portable import read_private
 from cipherbox.sealing import keyfile
@@ -23,7 +31,7 @@ from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import KeyKeeper
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
-LOCAL_KEY, IDENTITY, REVOCATIONS, LOCK = "local.key", "keys.cbk", "issuing.crl", "lock"
+IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
 
 
 @attrs.frozen
@@ -47,14 +55,30 @@ class Home:
         return tls.client_context(self.root, list(self.chain), self.key)
 
 
-def load_home(path: Path | str | None = None) -> Home:
-    """Reads everything; ConfigError or CredentialsError names the file that is wrong."""
+def load_home(path: Path | str | None = None, *, password: Password | None = None, say: Say | None = None) -> Home:
+    """Reads everything; ConfigError or CredentialsError names the file that is wrong.
+
+    ``password``: of keys that are under one; None for what `[client] password_file` or systemd holds ready.
+    PasswordNeeded and WrongPassword say that it is missing or another.  ``say`` is told what was changed meanwhile.
+    """
     config = load_client_config(Path(path) if path is not None else None)
+    return home_with(config, unlocked(config, password, say))
+
+
+def unlocked(config: ClientConfig, password: Password | None = None, say: Say | None = None) -> bytes:
+    """The local key of a home; see `load_home`."""
+    if password is None and is_sealed(config.home):
+        held_ready = configured_password(config)
+        password = read_password(held_ready) if held_ready is not None else None
+    return open_local_key(config.home, password, say)
+
+
+def home_with(config: ClientConfig, local_key: bytes) -> Home:
+    """As `load_home`, with the local key at hand."""
     where = config.home
     chain = tuple(_certificates(where / CERTIFICATE))
     if pki.common_name(chain[0]) != config.client_id:
         raise CredentialsError(f"{where / CERTIFICATE} is not a certificate of {config.client_id}")
-    local_key = secret_key(where / LOCAL_KEY)
     key = pki.load_key(read_private(where / KEY), local_key, str(where / KEY))
     if pki.spki(key.public_key()) != pki.spki(_ecdsa(chain[0])):
         raise CredentialsError(f"{where / KEY} does not belong to the certificate beside it")

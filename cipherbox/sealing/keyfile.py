@@ -4,7 +4,11 @@
 
 Method 1, a local key: no parameters.  Method 2, a password: memory in KiB u32 | passes u32 | salt 16, for Argon2id
 (RFC 9106); values above the caps are refused before any work, so a planted file cannot exhaust the machine.  All bytes
-before the nonce are associated data.  Inside is a JSON document whose secrets are hexadecimal text.
+before the nonce are associated data.  Inside `keys.cbk` is a JSON document whose secrets are hexadecimal text, inside a
+`local.key` under a password are its 32 bytes.
+
+What a password costs to guess is in the file, so that it can rise with the machines: `is_cheap` tells a file that was
+made with less than is usual today, and whoever opens it writes it again.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from nacl.bindings import (
 
 from cipherbox import portable
 from cipherbox.envelope.bundle import decode_bundle
-from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError
+from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, PasswordError, WrongPassword
 from cipherbox.sealing.identity import DecryptKey, Identity
 
 MAGIC = b"CBXK"
@@ -38,6 +42,19 @@ _NONCE, _TAG, _KEY = 24, 16, 32
 _RESTORE = "restore it and the key beside it from your backup: without them nothing sealed to these keys can be opened"
 
 
+def is_key_file(data: bytes) -> bool:
+    """Whether these bytes begin as a key file does."""
+    return data[:4] == MAGIC
+
+
+def is_cheap(data: bytes) -> bool:
+    """Whether a password's key file costs less to guess than one of today, and in no way more."""
+    if len(data) < _HEAD.size + _ARGON.size or _HEAD.unpack_from(data) != (MAGIC, VERSION, PASSWORD):
+        return False
+    memory, passes, _ = _ARGON.unpack_from(data, _HEAD.size)
+    return bool(memory <= MEMORY_KIB and passes <= PASSES and (memory, passes) != (MEMORY_KIB, PASSES))
+
+
 def encrypt(plain: bytes, *, local_key: bytes | None = None, password: bytes | None = None) -> bytes:
     """The file's bytes.  Exactly one of ``local_key`` (32 bytes) and ``password``."""
     if (local_key is None) == (password is None):
@@ -47,16 +64,21 @@ def encrypt(plain: bytes, *, local_key: bytes | None = None, password: bytes | N
             raise CredentialsError(f"a local key has {_KEY} bytes, this one has {len(local_key)}")
         head, key = _HEAD.pack(MAGIC, VERSION, LOCAL_KEY), local_key
     else:
+        if not password:
+            raise PasswordError("an empty password protects nothing")
         salt = nacl.utils.random(16)
         head = _HEAD.pack(MAGIC, VERSION, PASSWORD) + _ARGON.pack(MEMORY_KIB, PASSES, salt)
-        key = _stretch(password or b"", salt, MEMORY_KIB, PASSES)
+        key = _stretch(password, salt, MEMORY_KIB, PASSES)
     nonce = nacl.utils.random(_NONCE)
     return head + nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(plain, head, nonce, key)
 
 
 def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | None = None) -> bytes:
-    """What `encrypt` was given; CredentialsError says whether the file or the key is at fault, and nothing else."""
-    if len(data) < _HEAD.size + _NONCE + _TAG or data[:4] != MAGIC:
+    """What `encrypt` was given; WrongPassword, or CredentialsError that says whether the file or the key is at fault.
+
+    A changed file and a wrong password cannot be told apart, so both are WrongPassword.
+    """
+    if len(data) < _HEAD.size + _NONCE + _TAG or not is_key_file(data):
         raise CredentialsError("this is not a key file")
     _, version, method = _HEAD.unpack_from(data)
     if version != VERSION or method not in (LOCAL_KEY, PASSWORD):
@@ -79,7 +101,9 @@ def decrypt(data: bytes, *, local_key: bytes | None = None, password: bytes | No
     try:
         return crypto_aead_xchacha20poly1305_ietf_decrypt(data[at + _NONCE :], data[:at], data[at : at + _NONCE], key)
     except nacl.exceptions.CryptoError:
-        raise CredentialsError("the password is wrong" if method == PASSWORD else "the key is wrong") from None
+        if method == PASSWORD:
+            raise WrongPassword from None
+        raise CredentialsError("the key is wrong") from None
 
 
 def _stretch(password: bytes, salt: bytes, memory_kib: int, passes: int) -> bytes:

@@ -76,8 +76,7 @@ class HQ:
         self.store = store
         self.clock_ms = clock_ms
         self.trust = Trust(config, store)
-        log_key = load_key(config.encryption.service_key_file.parent / KEY_FILE, secret_key(
-            config.encryption.service_key_file))  # fmt: skip
+        log_key = load_key(config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file))
         self.log_key = certified(log_key, self.trust.server_key)
         self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key, store.last_log()))
         key = secret_key(config.encryption.database_key_file)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cipherbox.config import DatabaseSettings, ServerConfig
+from cipherbox.config import DatabaseSettings, ServerConfig, secret
 from cipherbox.databaseurl import parse_hosts
-from cipherbox.portable import credential
 from cipherbox.store.port import Store
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.sqlite.store import SqliteStore
@@ -16,9 +15,13 @@ from cipherbox.store.sqlite.store import open_store as open_sqlite
 def target_of(settings: DatabaseSettings) -> Target:
     """Where PostgreSQL is."""
     password = settings.password_file
+
+    def asked() -> str | None:
+        return secret(password).decode("utf-8").rstrip("\r\n") if password is not None else None
+
     return Target(
         hosts=parse_hosts(settings.hosts), database=settings.name, user=settings.user,
-        password_file=credential(password) if password is not None else None, tls=settings.tls,
+        password=asked, tls=settings.tls,
         tls_ca=settings.tls_ca, tls_certificate=settings.tls_certificate, tls_key=settings.tls_key,
         schema=settings.schema, pool_size=settings.pool_size, bodies=settings.bodies,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from cipherbox.cli.demo_processes import free_port
 
 LIMIT_S = 90.0
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CIPHERBOX_", "SHIV_"))}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CIPHERBOX_", "SHIV_", "CREDENTIALS_"))}
 ENVIRONMENT["PYTHONIOENCODING"] = "utf-8"
 PROGRAM = [sys.executable, "-m", "cipherbox"]
 # As PROGRAM, and writes the names of all loaded modules to a file when it ends.
@@ -35,15 +35,16 @@ class Shown:
     err: str
 
 
-def shell(*arguments: str, home: Path, stdin: str = "") -> Shown:
-    """Runs one command to its end."""
+def shell(*arguments: str, home: Path, stdin: str = "", **environment: str) -> Shown:
+    """Runs one command to its end, without a terminal."""
     done = subprocess.run(
         [*PROGRAM, "--home", str(home), *arguments],
         input=stdin.encode(),
         capture_output=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         timeout=LIMIT_S,
         check=False,
+        start_new_session=True,
     )
     return Shown(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -60,12 +61,14 @@ def first_line(process: subprocess.Popen[bytes]) -> str:
 
 
 @contextmanager
-def serving(directory: Path, modules: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def serving(
+    directory: Path, modules: Path | None = None, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """`cipherbox serve`, ended by its pid."""
     start = [sys.executable, "-c", WATCHED] if modules else PROGRAM
     command = [*start, "serve", str(directory), *([str(modules)] if modules else [])]
     with (directory.parent / "serve.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT | environment)
     try:
         line = first_line(process)
         assert " listens on " in line, line + (directory.parent / "serve.log").read_text()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherbox.errors import CipherBoxError, CredentialsError
+from cipherbox.errors import CipherBoxError, CredentialsError, PasswordError, WrongPassword
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.open import inspect, open_envelope
 from tests.golden.make_envelopes import MESSAGES, sealed
@@ -47,8 +47,12 @@ def test_a_wrong_key_a_changed_byte_and_a_planted_cost_are_refused() -> None:
         keyfile.decrypt(keyfile.encrypt(b"x", password=b"pw"), local_key=key)
     locked = keyfile.encrypt(b"x", password=b"pw")
     assert keyfile.decrypt(locked, password=b"pw") == b"x"
-    with pytest.raises(CredentialsError, match="wrong"):
+    with pytest.raises(WrongPassword) as caught:
         keyfile.decrypt(locked, password=b"pv")
+    assert str(caught.value) == "The password is wrong"
+    assert caught.value.__cause__ is None
+    with pytest.raises(PasswordError, match="empty"):
+        keyfile.encrypt(b"x", password=b"")
     for memory, passes in ((2**31, 4), (65_536, 17), (0, 1), (65_536, 0)):
         planted = locked[:6] + memory.to_bytes(4, "big") + passes.to_bytes(4, "big") + locked[14:]
         with pytest.raises(CredentialsError, match="allows"):
@@ -60,9 +64,30 @@ def test_every_byte_of_a_key_file_under_a_password_counts(monkeypatch: pytest.Mo
     monkeypatch.setattr(keyfile, "PASSES", 1)
     data = keyfile.encrypt(b"secret", password=b"pw")
     assert keyfile.decrypt(data, password=b"pw") == b"secret"
-    for offset in (o for o in range(len(data)) if o not in range(6, 9)):  # those three ask for 16 MiB to 4 TiB
-        with pytest.raises(CredentialsError):
-            keyfile.decrypt(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :], password=b"pw")
+    for offset in range(len(data)):
+        for bit in (0x01, 0x80):
+            with pytest.raises((CredentialsError, WrongPassword)) as caught:
+                keyfile.decrypt(data[:offset] + bytes([data[offset] ^ bit]) + data[offset + 1 :], password=b"pw")
+            assert "secret" not in repr(caught.value)
+    for end in range(len(data)):
+        with pytest.raises((CredentialsError, WrongPassword)):
+            keyfile.decrypt(data[:end], password=b"pw")
+    with pytest.raises(WrongPassword):
+        keyfile.decrypt(data + b"\0", password=b"pw")
+
+
+def test_a_file_knows_what_its_password_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not keyfile.is_cheap(keyfile.encrypt(b"x", local_key=bytes(32)))
+    assert not keyfile.is_cheap(b"CBXK\x01\x02")
+    today = keyfile.MEMORY_KIB, keyfile.PASSES
+    assert today == (64 * 1024, 4)
+    for memory, passes, cheap in ((8, 1, True), (8, 4, True), (64 * 1024, 3, True), (16, 9, False), (*today, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(keyfile, "MEMORY_KIB", memory)
+            patch.setattr(keyfile, "PASSES", passes)
+            data = keyfile.encrypt(b"x", password=b"pw")
+        assert keyfile.is_cheap(data) is cheap, (memory, passes)
+        assert keyfile.decrypt(data, password=b"pw") == b"x"
 
 
 def test_a_machine_without_the_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cipherbox.cli import postgres_servers
+from cipherbox.config import secret
 from cipherbox.errors import ConfigError, DiskFull, Fenced, StoreError, StoreUnavailable
 from cipherbox.store.port import HISTORY, StandbyOnly
 from cipherbox.store.postgres import driver, lease
@@ -363,7 +364,7 @@ def test_what_is_set_up_wrong_is_said(opening: Opener, own: postgres.Server, tmp
     password.write_text("secret")
     password.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
-        opening(postgres.target(own, password_file=password))
+        opening(postgres.target(own, password=lambda: secret(password).decode()))
     own.sql("ALTER SYSTEM SET fsync = off")
     own.sql("SELECT pg_reload_conf()")
     for _ in range(100):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 
 from cipherbox.errors import CipherBoxError, StoreError, StoreUnavailable
-from cipherbox.store.postgres.driver import Link, password_of, tls_context
+from cipherbox.store.postgres.driver import Link, tls_context
 from cipherbox.store.postgres.target import Target
 
 OLDEST = 14
@@ -30,7 +30,7 @@ class Connector:
 
     def writable(self) -> Link:
         """A link to the primary.  StoreError if none can ever do as it is set up, else StoreUnavailable."""
-        password = password_of(self.target.password_file)
+        password = self.target.password()
         found: list[tuple[str, Link]] = []
         wrong: list[CipherBoxError] = []
         try:

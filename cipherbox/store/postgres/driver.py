@@ -16,7 +16,6 @@ import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from struct import error as struct_error
 from typing import Any
 
@@ -31,7 +30,6 @@ from cipherbox.errors import (
     StoreError,
     StoreUnavailable,
 )
-from cipherbox.portable import read_private
 from cipherbox.store.postgres.copybinary import Rows
 from cipherbox.store.postgres.target import Target
 
@@ -227,13 +225,3 @@ def tls_context(target: Target) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"[database] tls: {error}") from None
     return context
-
-
-def password_of(file: Path | None) -> str | None:
-    """The password in a file that only its user can read."""
-    if file is None:
-        return None
-    try:
-        return read_private(file).decode("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: the database's password cannot be read: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -11,13 +12,13 @@ TLS = ("verify", "unverified", "off")
 
 @attrs.frozen
 class Target:
-    """``hosts``: (name or directory of a socket, port), the writable one is found; ``password`` is asked for each time,
-    so that a new one in its file counts at once."""
+    """``hosts``: (name or directory of a socket, port), the writable one is found.  ``password`` is called for each
+    connection, so that a new one in its file counts at once."""
 
     hosts: tuple[tuple[str, int], ...]
     database: str = "cipherbox"
     user: str = "cipherbox"
-    password_file: Path | None = None
+    password: Callable[[], str | None] = lambda: None
     tls: str = "verify"
     tls_ca: Path | None = None
     tls_certificate: Path | None = None
