@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 import attrs
 
 from cipherbox.broker.model import Changes, Cutoffs, EntryState, Facts, LogRow, Snapshot, Wanted
+from cipherbox.store.copying import Row
 
 # A setting with random bytes: another value means that commits were lost (a backup was restored, or a standby promoted
 # that lagged behind), and that clients must send again what they cannot be sure of.
@@ -141,6 +142,8 @@ class Store(Protocol):
     def room(self, size_bytes: int) -> bool: ...  # for so many bytes of publishes, the reserve left alone
 
     def free_bytes(self) -> int: ...
+
+    def fill(self, table: str, rows: Sequence[Row]) -> None: ...  # see `copying`: into an empty store
 
     def renew(self) -> None: ...  # every few seconds: this process still writes; Fenced when another one does
 

@@ -26,7 +26,7 @@ from cipherbox.store.postgres.driver import Link
 from cipherbox.store.registry import upsert
 from cipherbox.store.spool import Place
 
-_WAITING, _DELIVERED, _ACKED, _DEAD = (int(s) for s in EntryState)
+_WAITING, _DELIVERED, ACKED, _DEAD = (int(s) for s in EntryState)
 _MOST = (1 << 63) - 1
 Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body lies
 
@@ -234,7 +234,7 @@ def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
 
 def _waiting(link: Link, number: int) -> int:
     """Queues in which an envelope waits."""
-    count: int = link.run("SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, _ACKED))[0][0]
+    count: int = link.run("SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, ACKED))[0][0]
     return count
 
 
@@ -252,11 +252,11 @@ _MARKS = (
 )
 _DELIVER = (
     f"UPDATE entries e SET state = {_DELIVERED}, attempts = attempts + 1, delivered_at = {_AT}, client = m.client "
-    f"FROM {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first AND m.last AND e.state < {_ACKED}"
+    f"FROM {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first AND m.last AND e.state < {ACKED}"
 )
 _ACKNOWLEDGE = (
     f"WITH gone AS (DELETE FROM entries e USING {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first "
-    f"AND m.last AND e.state < {_ACKED} RETURNING e.accepted_at, e.number, e.queue_no, e.seq, e.attempts, "
+    f"AND m.last AND e.state < {ACKED} RETURNING e.accepted_at, e.number, e.queue_no, e.seq, e.attempts, "
     f"coalesce(e.delivered_at, {_AT}), {_AT}, m.client) INSERT INTO deliveries SELECT * FROM gone"
 )
 

@@ -24,9 +24,10 @@ from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Sn
 from cipherbox.errors import CipherBoxError, Fenced, StoreError, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
+from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
 from cipherbox.store.port import HISTORY, StandbyOnly, TraceReport
-from cipherbox.store.postgres import commit, lease, queries, retention, schema
+from cipherbox.store.postgres import commit, copying, lease, queries, retention, schema
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.driver import Link
@@ -310,6 +311,13 @@ class PostgresStore(Registry):
         if self._inside is not None:
             return self._inside.run(statement, values)
         return self._ask(lambda link: link.run(statement, values))
+
+    def fill(self, table: str, rows: Sequence[Row]) -> None:
+        """See `copying.Sink`."""
+        for month in sorted(copying.months_of(table, rows) - self._months):
+            schema.make_month(self._writer(), month)
+            self._months.add(month)
+        self._write_once(lambda link: copying.fill(link, table, rows))
 
     def renew(self) -> None:
         link = self._writer()

@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
 from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
+from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
 from cipherbox.store.port import TraceReport
 from cipherbox.store.registry import Registry
 from cipherbox.store.reserve import Reserve
 from cipherbox.store.spool import Spool
-from cipherbox.store.sqlite import commit, database, queries, retention
+from cipherbox.store.sqlite import commit, copying, database, queries, retention
 from cipherbox.store.sqlite.commit import QueueNumbers
 
 DATABASE, SPOOL, RESERVE = "cipherbox.sqlite3", "spool", "reserve"
@@ -194,6 +195,10 @@ class SqliteStore(Registry):
         epoch = self._stored_epoch() + 1
         self.db.execute("INSERT OR REPLACE INTO settings VALUES ('epoch', ?)", (str(epoch).encode(),))
         return epoch
+
+    def fill(self, table: str, rows: Sequence[Row]) -> None:
+        """See `copying.Sink`."""
+        self._write(lambda: copying.fill(self.db, table, rows, self._spool, self._spool_from))
 
     def renew(self) -> None:
         """The data directory's lock holds as long as the process lives."""

@@ -1,0 +1,154 @@
+"""PostgreSQL as the source and the target of a copy; see `cipherbox.store.copying`.
+
+The source is one read-only transaction of the isolation level REPEATABLE READ: a snapshot beside which HQ goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from struct import Struct
+from typing import Any
+
+from cipherbox.errors import StoreError
+from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
+from cipherbox.store.postgres import commit, schema
+from cipherbox.store.postgres.connect import Connector
+from cipherbox.store.postgres.copybinary import EPOCH_MS, micros, row_of, stream, text
+from cipherbox.store.postgres.driver import Link, quoted
+from cipherbox.store.postgres.target import Target
+
+_INT = {"8": Struct(">q"), "4": Struct(">i"), "2": Struct(">h")}
+_WAITING = (
+    "SELECT d.queue_no, d.seq, d.number, d.accepted_at, d.state, d.attempts, d.delivered_at, "
+    "CAST(NULL AS timestamptz), d.client, d.bytes, d.fan, d.expires_at, d.sender, d.envelope_id FROM entries d"
+)
+_DONE = (
+    "SELECT d.queue_no, d.seq, d.number, d.accepted_at, CAST(2 AS smallint), d.attempts, d.delivered_at, "
+    "d.acknowledged_at, d.client, e.bytes, e.fan, e.expires_at, e.sender, e.envelope_id FROM deliveries d "
+    "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number"
+)
+_BODIES = "SELECT d.number, d.pending, d.stored_hash, d.data, d.bytes, d.spool, d.at FROM bodies d"
+_ENVELOPES = f"SELECT {', '.join('d.' + name for name, _ in columns('envelopes'))} FROM envelopes d"
+# What is large comes page by page, each beginning behind the keys of the last row: (query, [(key, its place)]).
+_PAGES: dict[str, list[tuple[str, list[tuple[str, int]]]]] = {
+    "envelopes": [(_ENVELOPES, [("d.accepted_at", 10), ("d.number", 0)])],
+    "entries": [
+        (_WAITING, [("d.queue_no", 0), ("d.seq", 1)]),
+        (_DONE, [("d.accepted_at", 3), ("d.number", 2), ("d.queue_no", 0), ("d.seq", 1)]),
+    ],
+    "log": [("SELECT d.entry, d.at, d.head, d.signature, d.body FROM log d", [("d.entry", 0)])],
+    "bodies": [(_BODIES, [("d.number", 0)])],
+}
+_PAGE_ROWS = {"bodies": 8, "log": 200}
+_TIME = "TIMESTAMPTZ '2000-01-01 00:00:00+00' + {} * INTERVAL '1 microsecond'"
+_DELIVERIES = "deliveries (queue_no, seq, number, accepted_at, attempts, delivered_at, acknowledged_at, client)"
+_OF_DELIVERY = ("queue_no", "seq", "number", "accepted_at", "attempts", "delivered_at", "acknowledged_at", "client")
+
+
+class PostgresSource:
+    """See the module."""
+
+    def __init__(self, target: Target, spooled: Callable[[str, int, int], bytes | None]) -> None:
+        """``spooled(name, at, size)`` reads from the spool, where large bodies may lie."""
+        self._spooled = spooled
+        self._link: Link = Connector(target).writable()
+        try:
+            if schema.version_of(self._link, target.schema) != len(schema.scripts()):
+                raise StoreError(f"there is no HQ of this program's schema in {target}")
+            self._link.script("RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin")
+            self._link.script("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+            self._link.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            self._link.script("SELECT count(*) FROM writer")
+        except BaseException:
+            self._link.close()
+            raise
+
+    def rows(self, table: str) -> Iterator[list[Row]]:
+        kinds = [kind for _, kind in columns(table)]
+        if table == "bodies":
+            kinds += ["t", "8"]
+        found: Iterator[Row] = (
+            tuple(_decoded(kind, field) for kind, field in zip(kinds, fields, strict=True))
+            for fields in self._fetch(table)
+        )
+        if table == "settings":
+            found = (row for row in found if row[0] not in OWN_SETTINGS)
+        if table == "bodies":
+            yield from batches(self._whole(found), lambda row: len(row[3] or b""))
+        else:
+            yield from batches(found, lambda row: len(row[-1]) if table == "log" else 0)
+
+    def _fetch(self, table: str) -> Iterator[list[bytes | None]]:
+        if table not in _PAGES:
+            names = ", ".join(quoted(name) for name, _ in columns(table))
+            yield from self._link.copy_out(f"SELECT {names} FROM {table}")
+            return
+        most = _PAGE_ROWS.get(table, 10_000)
+        for query, keys in _PAGES[table]:
+            names, where = ", ".join(name for name, _ in keys), ""
+            while True:
+                rows = list(self._link.copy_out(f"{query}{where} ORDER BY {names} LIMIT {most}"))
+                yield from rows
+                if len(rows) < most:
+                    break
+                last = [_literal(name, rows[-1][at]) for name, at in keys]
+                where = f" WHERE ({names}) > ({', '.join(last)})"
+
+    def _whole(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for number, pending, stored_hash, data, size, name, at in rows:
+            raw = self._spooled(name, at, size) if name is not None else data
+            yield number, pending, stored_hash, raw, size
+
+    def close(self) -> None:
+        self._link.close()
+
+
+def _literal(name: str, field: bytes | None) -> str:
+    number = str(int.from_bytes(field or b"", "big", signed=True))
+    return _TIME.format(number) if name.endswith("_at") else number
+
+
+def _decoded(kind: str, field: bytes | None) -> Any:
+    if kind == "T":
+        return 0 if field is None else int.from_bytes(field, "big", signed=True) // 1000 + EPOCH_MS
+    if field is None:
+        return None
+    if kind in _INT:
+        return int.from_bytes(field, "big", signed=True)
+    return field.decode() if kind == "t" else field
+
+
+def _encoded(kind: str, value: Any) -> bytes | None:
+    if kind == "T":
+        return _INT["8"].pack(micros(value)) if value else None
+    if kind in _INT:
+        return _INT[kind].pack(value)
+    return text(value) if kind == "t" else bytes(value)
+
+
+def fill(link: Link, table: str, rows: Sequence[Row]) -> None:
+    """Inserts rows in the open transaction.  Bodies go into the database, wherever they lay before."""
+    names = [name for name, _ in columns(table)]
+    kinds = dict(columns(table))
+    if table == "entries":
+        at = {name: n for n, name in enumerate(names)}
+        done = [row for row in rows if row[at["state"]] == commit.ACKED]
+        _copy(link, _DELIVERIES, [[_encoded(kinds[n], row[at[n]]) for n in _OF_DELIVERY] for row in done])
+        rows = [row for row in rows if row[at["state"]] != commit.ACKED]
+        names.remove("acknowledged_at")
+        rows = [tuple(value for n, value in enumerate(row) if n != at["acknowledged_at"]) for row in rows]
+    into = f"{table} ({', '.join(map(quoted, names))})"
+    _copy(link, into, [[_encoded(kinds[n], v) for n, v in zip(names, row, strict=True)] for row in rows])
+
+
+def months_of(table: str, rows: Sequence[Row]) -> set[int]:
+    """Those that need partitions before these rows come."""
+    if table != "envelopes":
+        return set()
+    at = [name for name, _ in columns(table)].index("accepted_at")
+    return {schema.month_of(row[at]) for row in rows}
+
+
+def _copy(link: Link, into: str, rows: Sequence[Sequence[bytes | None]]) -> None:
+    if rows:
+        link.copy_in(into, stream([row_of(row) for row in rows]))

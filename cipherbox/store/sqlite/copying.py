@@ -1,0 +1,130 @@
+"""SQLite as the source and the target of a copy; see `cipherbox.store.copying`.
+
+The source is one long read transaction: a snapshot beside which HQ goes on writing.  Files of the spool that HQ deletes
+meanwhile are kept by hard links: all files are linked before the snapshot begins and once more after, and if the
+snapshot names one that came and went in between, it is begun again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cipherbox.errors import StoreError, StoreUnavailable
+from cipherbox.portable import private_dir
+from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
+from cipherbox.store.files import Files
+from cipherbox.store.spool import Place, Spool
+from cipherbox.store.sqlite import database
+from cipherbox.store.sqlite.database import Connection
+
+_TRIES = 10
+_FROM = {
+    "entries": "entries d JOIN envelopes e ON e.number = d.number",
+    "dead_letters": "dead_letters d JOIN envelopes e ON e.number = d.number",
+}
+_ORDER = {"entries": "d.queue_no, d.seq", "envelopes": "d.number", "log": "d.entry"}
+_OF_ENVELOPE = ("accepted_at", "bytes", "fan", "expires_at", "sender", "envelope_id")
+
+
+class SqliteSource:
+    """See the module.  ``directory`` holds the database ``name`` and its spool."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        path = directory / name
+        if not path.exists():
+            raise StoreError(f"there is no database {path}")
+        self._links = directory / f"spool.{secrets.token_hex(6)}"
+        self._db = database.connect_reader(path)
+        try:
+            with database.translated():
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version != len(database.scripts()):
+                    raise StoreError(f"{path} has schema {version}: serve it once with this program, or use that one")
+                self._snapshot(directory / "spool")
+        except BaseException:
+            self.close()
+            raise
+
+    def _snapshot(self, spool: Path) -> None:
+        private_dir(self._links)
+        for _ in range(_TRIES):
+            self._link(spool)
+            self._db.execute("BEGIN")
+            named = {n for (n,) in self._db.execute("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")}
+            self._link(spool)
+            if all((self._links / name).exists() for name in named):
+                return
+            self._db.execute("ROLLBACK")
+        raise StoreUnavailable("HQ is too busy for a snapshot now; try again")
+
+    def _link(self, spool: Path) -> None:
+        for name in os.listdir(spool) if spool.exists() else []:
+            with suppress(FileExistsError, FileNotFoundError):
+                try:
+                    os.link(spool / name, self._links / name)
+                except PermissionError:
+                    shutil.copyfile(spool / name, self._links / name)
+
+    def rows(self, table: str) -> Iterator[list[Row]]:
+        if table == "bodies":
+            yield from batches(self._bodies(), lambda row: len(row[3] or b""))
+            return
+        names = [self._column(table, name) for name, _ in columns(table)]
+        query = f"SELECT {', '.join(names)} FROM {_FROM.get(table, f'{table} d')}"
+        if table in _ORDER:
+            query += f" ORDER BY {_ORDER[table]}"
+        with database.translated():
+            found = (tuple(row) for row in self._db.execute(query))
+            if table == "settings":
+                found = (row for row in found if row[0] not in OWN_SETTINGS)
+            yield from batches(found, lambda row: len(row[-1]) if table == "log" else 0)
+
+    def _column(self, table: str, name: str) -> str:
+        return f"e.{name}" if table in _FROM and name in _OF_ENVELOPE else f'd."{name}"'
+
+    def _bodies(self) -> Iterator[Row]:
+        spool = Files()
+        query = (
+            "SELECT b.number, e.pending, b.stored_hash, b.data, b.spool, b.at, b.bytes, e.bytes FROM bodies b "
+            "JOIN envelopes e ON e.number = b.number ORDER BY b.number"
+        )
+        for number, pending, stored_hash, data, name, at, size, envelope_bytes in self._db.execute(query):
+            raw = spool.read(self._links / name, at, size) if name is not None else data
+            yield number, pending, stored_hash, raw, envelope_bytes
+
+    def close(self) -> None:
+        self._db.close()
+        shutil.rmtree(self._links, ignore_errors=True)
+
+
+def fill(db: Connection, table: str, rows: Sequence[Row], spool: Spool, spool_from: int) -> None:
+    """Inserts rows in the open transaction; large bodies go to the spool first."""
+    if table == "bodies":
+        _fill_bodies(db, rows, spool, spool_from)
+        return
+    names = [name for name, _ in columns(table) if not (table in _FROM and name in _OF_ENVELOPE)]
+    wanted = {name: at for at, (name, _) in enumerate(columns(table))}
+    values = [[row[wanted[name]] for name in names] for row in rows]
+    if table == "envelopes":
+        names, values = [*names, "pending"], [[*value, value[wanted["fan"]]] for value in values]
+    marks = ", ".join("?" * len(names))
+    quoted = ", ".join(f'"{name}"' for name in names)
+    db.executemany(f"INSERT INTO {table} ({quoted}) VALUES ({marks})", values)
+
+
+def _fill_bodies(db: Connection, rows: Sequence[Row], spool: Spool, spool_from: int) -> None:
+    large = [row for row in rows if len(row[3]) >= spool_from]
+    places: dict[int, Place] = dict(zip((row[0] for row in large), spool.write([r[3] for r in large]), strict=True))
+    for number, pending, stored_hash, data, size in rows:
+        place = places.get(number)
+        if place is None:
+            db.execute("INSERT INTO bodies (number, stored_hash, data) VALUES (?, ?, ?)", (number, stored_hash, data))
+        else:
+            db.execute("INSERT INTO bodies (number, stored_hash, spool, at, bytes) VALUES (?, ?, ?, ?, ?)",
+                       (number, stored_hash, place.name, place.at, size))  # fmt: skip
+        db.execute("UPDATE envelopes SET pending = ? WHERE number = ?", (pending, number))

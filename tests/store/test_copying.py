@@ -1,0 +1,150 @@
+"""Copies from any store to any store, compared; a snapshot beside a store that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import LogRow
+from cipherbox.errors import Damaged
+from cipherbox.store.copying import TABLES, Source, copy, sums_of
+from cipherbox.store.port import BundleRow, CertificateRow, Enrolment, Store
+from cipherbox.store.postgres.copying import PostgresSource
+from cipherbox.store.postgres.store import PostgresStore
+from cipherbox.store.postgres.target import Target
+from cipherbox.store.sqlite.copying import SqliteSource
+from cipherbox.store.sqlite.store import DATABASE
+from tests import postgres
+from tests.store.faults import opened
+from tests.store.suite import AT, Driver, incoming
+
+LARGE = 200_000
+
+
+class Place:
+    """Where a store is: opens it, and looks at it as a source."""
+
+    def __init__(self, kind: str, path: Path, server: postgres.Server) -> None:
+        self.kind, self.path = kind, path
+        self.path.mkdir()
+        bodies = "spool" if kind == "postgresql with a spool" else "database"
+        self.target: Target = postgres.target(server, postgres.schema(), bodies=bodies)
+
+    def open(self) -> Store:
+        if self.kind == "sqlite":
+            return opened(self.path)
+        return PostgresStore(self.target, self.path, create=True, force=True)
+
+    def source(self) -> Source:
+        if self.kind == "sqlite":
+            return SqliteSource(self.path, DATABASE)
+
+        def spooled(name: str, at: int, size: int) -> bytes:
+            with (self.path / "spool" / name).open("rb") as file:
+                file.seek(at)
+                return file.read(size)
+
+        return PostgresSource(self.target, spooled)
+
+
+@pytest.fixture
+def closing() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def lived_in(store: Store) -> Driver:
+    """A store with something in every table, and some of it gone again."""
+    driver = Driver(store).clients()
+    driver.run(m.DeclareExchange(0, "", 1, "e", m.ExchangeType.TOPIC), m.DeclareQueue(0, "", 2, "q", "B", ("C",), 60,
+    9),
+               m.Bind(0, "", 3, "e", "q", "a.#"), m.Grant(0, "", 4, "A", "publish", "e", True))  # fmt: skip
+    driver.publish(*[incoming(i, b"%d" % i) for i in range(1, 30)], incoming(30, b"L" * LARGE),
+                   incoming(31, b"M" * LARGE, to=("B", "C")))  # fmt: skip
+    driver.consume()
+    driver.run(m.Ack(2, "B", 1, "box.B", [(1, 20)]), m.Nack(2, "B", 2, "box.B", 25, False, 5, "bad"),
+               m.Nack(2, "B", 3, "box.B", 26, False, 5, "worse"), m.Ack(2, "B", 4, "box.B", [(31, 1)]))  # fmt: skip
+    driver.run(m.SettleDead(0, "", 9, "box.B", [(25, 1)], False))
+    store.put_bundle(BundleRow("A", 1, b"h" * 32, b"\xff\x00", b"n" * 12, b"t" * 16, AT, AT + 9))
+    store.put_enrolment(Enrolment(b"s" * 32, "A", "client", True, AT, AT + 9, "waiting", b"csr", "1234", (b"a", b"bb")))
+    store.put_certificate(CertificateRow("ab12", "A", AT, AT + 9, 0, b"der"))
+    store.put_setting("history", b"\x00\x01")
+    for index in (1, 2):
+        store.commit(m.Changes(log=LogRow(index, AT, b"head", b"sig", bytes(index * 50_000))), store.epoch)
+    return driver
+
+
+KINDS = ("sqlite", "postgresql", "postgresql with a spool")
+
+
+@pytest.mark.parametrize("to", KINDS)
+@pytest.mark.parametrize("origin", KINDS)
+def test_a_copy_holds_what_the_original_holds(
+    tmp_path: Path, postgresql: postgres.Server, closing: ExitStack, origin: str, to: str
+) -> None:
+    first, second = Place(origin, tmp_path / "a", postgresql), Place(to, tmp_path / "b", postgresql)
+    store = first.open()
+    closing.callback(store.close)
+    lived_in(store)
+    source = first.source()
+    closing.callback(source.close)
+    target = second.open()
+    told: list[str] = []
+    sums = copy(source, target, lambda table, _: told.append(table))
+    assert all(sums[table].rows for table in TABLES), sums
+    assert set(told) == set(TABLES)
+    target.close()
+    check = second.source()
+    closing.callback(check.close)
+    assert sums_of(check) == sums
+    again = second.open()
+    closing.callback(again.close)
+    assert again.load(1000) == store.load(1000)
+    assert again.read_bodies(range(1, 32)) == store.read_bodies(range(1, 32))
+    for number in range(1, 32):
+        assert again.trace("A", incoming(number).envelope_id) == store.trace("A", incoming(number).envelope_id)
+    assert again.dead_letters("", "", 10, True) == store.dead_letters("", "", 10, True) assert (again.certificates(),
+    again.enrolments(["waiting"])) == (store.certificates(), store.enrolments(["waiting"])) driver = Driver(again)  #
+    and it goes on where the other stopped driver.publish(incoming(40)) driver.consume() driver.run(m.Ack(2, "B", 1,
+    "box.B", [(21, 4)])) assert again.read_bodies([21, 30]) == [None, b"L" * LARGE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_stays_as_it_was(
+    tmp_path: Path, postgresql: postgres.Server, closing: ExitStack, kind: str
+) -> None:
+    place = Place(kind, tmp_path / "a", postgresql)
+    store = place.open()
+    closing.callback(store.close)
+    driver = lived_in(store)
+    before = place.source()
+    closing.callback(before.close)
+    first = next(before.rows("clients"))
+    driver.run(m.Ack(2, "B", 7, "box.B", [(21, 10)]))
+    driver.publish(incoming(41))
+    assert store.read_bodies([30]) == [None]
+    if kind == "postgresql with a spool":
+        return  # its spool is on one machine, and HQ's own; a copy is made while HQ stands still
+    bodies = {row[0]: row[3] for batch in before.rows("bodies") for row in batch}
+    assert bodies[30] == b"L" * LARGE
+    assert 41 not in bodies
+    assert [row for batch in before.rows("clients") for row in batch] == first
+    before.close()
+    assert [p.name for p in (tmp_path / "a").iterdir() if p.name.startswith("spool.")] == []
+
+
+def test_a_damaged_body_is_not_passed_on(tmp_path: Path, postgresql: postgres.Server, closing: ExitStack) -> None:
+    place = Place("sqlite", tmp_path / "a", postgresql)
+    store = place.open()
+    lived_in(store)
+    store.close()
+    (file,) = (tmp_path / "a" / "spool").iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    source = place.source()
+    closing.callback(source.close)
+    with pytest.raises(Damaged, match="envelope number 31"):
+        sums_of(source)
