@@ -33,6 +33,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "dead": ("dead", "dead", "Dead letters: list, show, send again, drop."),
         "audit": ("audit", "audit", "Verify or read HQ's signed log."),
         "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
+        "backup": ("store", "backup", "Back up everything HQ is, while it runs."),
+        "restore": ("store", "restore", "Make an HQ from a backup, and prove that it is whole."),
+        "store": ("store", "store", "Copy HQ's store to another database; upgrade it."),
     },
     "Every client": {
         "join": ("enrol", "join", "Enrol this machine with a token."),

@@ -99,14 +99,22 @@ def outbox_send(ctx: click.Context) -> int:
         async with open_client(home, on_event=print_event, keep_trying=True) as client:
             post = client.outbox()
             post.look()
+
+            async def while_reached(waits: Callable[[], Awaitable[object]]) -> None:
+                while await waits():
+                    if client.line.failure is not None:
+                        raise client.line.failure
+                    if client.line.away:
+                        raise Queued(f"HQ cannot be reached ({client.line.trouble}); what waits is kept")
+                    await trio.sleep(0.1)
+
+            async def to_compare() -> bool:
+                return not post.compared.is_set() and bool(await post.store(post.outbox.unsigned, 1))
+
+            await while_reached(to_compare)
             with progress() as tell:
                 stopped = await send_unfinished(client, on_progress=tell)
-            while await post.store(post.outbox.waiting, 0, 1 << 62, 1):
-                if client.line.failure is not None:
-                    raise client.line.failure
-                if client.line.away:
-                    raise Queued(f"HQ cannot be reached ({client.line.trouble}); what waits is kept")
-                await trio.sleep(0.1)
+            await while_reached(lambda: post.store(post.outbox.waiting, 0, 1 << 62, 1))
             return stopped
 
     stopped = run_until_stopped(main)

@@ -66,6 +66,7 @@ class Post:
         self._look = trio.Event()
         self._mending: list[Outgoing] = []
         self._written = trio.Event()
+        self.compared = trio.Event()  # HQ's history was looked at: nothing it may have lost counts as confirmed
         self.opened_ms = int(time.time() * 1000)
         if not outbox.waiting(0, self.opened_ms, 1):
             self._behind = None
@@ -109,8 +110,11 @@ class Post:
 
     async def compare(self, history: bytes) -> None:
         """HQ has said what its history is; another one than before means that it may have lost what it confirmed."""
-        if not history:
-            return
+        if history:
+            await self._compare(history)
+        self.compared.set()
+
+    async def _compare(self, history: bytes) -> None:
         waiting = self._work
         await self._write()  # what the old one confirmed is in the outbox before it is doubted
         waiting.set()  # the writing task may wait for the event that was replaced

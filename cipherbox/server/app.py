@@ -20,7 +20,7 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.portable import lock_file
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, open_listeners
-from cipherbox.server.storing import open_store
+from cipherbox.server.storing import check_whole, open_store
 from cipherbox.store.port import StandbyOnly, Store
 from cipherbox.store.sqlite.store import SqliteStore
 from cipherbox.tls import server_context
@@ -61,6 +61,7 @@ async def serve(
         patient = config.database.kind != "sqlite"
         store = await _open(lambda: open_store(config, kind=kind), waiting, patient=patient)
         try:
+            check_whole(store)
             await run(HQ(config, store), task_status=task_status)
         finally:
             store.close()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cipherbox.config import DatabaseSettings, ServerConfig, secret
 from cipherbox.databaseurl import parse_hosts
+from cipherbox.errors import StoreError
+from cipherbox.store.copying import COPYING, Source
+from cipherbox.store.files import Files
 from cipherbox.store.port import Store
 from cipherbox.store.postgres.target import Target
-from cipherbox.store.sqlite.store import SqliteStore
+from cipherbox.store.spool import NAME
+from cipherbox.store.sqlite.copying import SqliteSource
+from cipherbox.store.sqlite.store import SPOOL, SqliteStore
 from cipherbox.store.sqlite.store import open_store as open_sqlite
 
 
@@ -27,6 +30,19 @@ def target_of(settings: DatabaseSettings) -> Target:
     )  # fmt: skip
 
 
+def open_source(config: ServerConfig) -> Source:
+    """Everything in the store as it is now, also beside a running HQ."""
+    if config.database.kind == "postgresql":
+        from cipherbox.store.postgres.copying import PostgresSource
+
+        def spooled(name: str, at: int, size: int) -> bytes | None:
+            good = NAME.fullmatch(name)
+            return Files().read(config.directory / SPOOL / name, at, size) if good else None
+
+        return PostgresSource(target_of(config.database), spooled)
+    return SqliteSource(config.database.path.parent, config.database.path.name)
+
+
 def open_store(
     config: ServerConfig, *, create: bool = False, upgrade: bool = False, kind: type[SqliteStore] = SqliteStore
 ) -> Store:
@@ -36,5 +52,11 @@ def open_store(
 
         target = target_of(config.database)
         return PostgresStore(target, config.directory, create=create, upgrade=upgrade, limits=config.limits)
-    path: Path = config.database.path
+    path = config.database.path
     return open_sqlite(path.parent, create=create, limits=config.limits, kind=kind, name=path.name)
+
+
+def check_whole(store: Store) -> None:
+    """StoreError for the remains of a copy that did not come to its end."""
+    if store.get_setting(COPYING):
+        raise StoreError("this database is an unfinished copy; remove it and copy or restore again")

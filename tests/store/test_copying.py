@@ -60,8 +60,7 @@ def closing() -> Iterator[ExitStack]:
 def lived_in(store: Store) -> Driver:
     """A store with something in every table, and some of it gone again."""
     driver = Driver(store).clients()
-    driver.run(m.DeclareExchange(0, "", 1, "e", m.ExchangeType.TOPIC), m.DeclareQueue(0, "", 2, "q", "B", ("C",), 60,
-    9),
+    driver.run(m.DeclareExchange(0, "", 1, "e", m.ExchangeType.TOPIC), m.DeclareQueue(0, "", 2, "q", "B", ("C",), 6, 9),
                m.Bind(0, "", 3, "e", "q", "a.#"), m.Grant(0, "", 4, "A", "publish", "e", True))  # fmt: skip
     driver.publish(*[incoming(i, b"%d" % i) for i in range(1, 30)], incoming(30, b"L" * LARGE),
                    incoming(31, b"M" * LARGE, to=("B", "C")))  # fmt: skip
@@ -107,10 +106,14 @@ def test_a_copy_holds_what_the_original_holds(
     assert again.read_bodies(range(1, 32)) == store.read_bodies(range(1, 32))
     for number in range(1, 32):
         assert again.trace("A", incoming(number).envelope_id) == store.trace("A", incoming(number).envelope_id)
-    assert again.dead_letters("", "", 10, True) == store.dead_letters("", "", 10, True) assert (again.certificates(),
-    again.enrolments(["waiting"])) == (store.certificates(), store.enrolments(["waiting"])) driver = Driver(again)  #
-    and it goes on where the other stopped driver.publish(incoming(40)) driver.consume() driver.run(m.Ack(2, "B", 1,
-    "box.B", [(21, 4)])) assert again.read_bodies([21, 30]) == [None, b"L" * LARGE]
+    assert again.dead_letters("", "", 10, True) == store.dead_letters("", "", 10, True)
+    assert again.certificates() == store.certificates()
+    assert again.enrolments(["waiting"]) == store.enrolments(["waiting"])
+    driver = Driver(again)  # and it goes on where the other stopped
+    driver.publish(incoming(40))
+    driver.consume()
+    driver.run(m.Ack(2, "B", 1, "box.B", [(21, 4)]))
+    assert again.read_bodies([21, 30]) == [None, b"L" * LARGE]
 
 
 @pytest.mark.parametrize("kind", KINDS)

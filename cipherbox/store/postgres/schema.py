@@ -1,7 +1,7 @@
 """The schema: numbered steps, upgrades, and a partition of envelopes and deliveries for each month.
 
-An upgrade runs in one transaction.  PostgreSQL has no cheap copy of a schema, so the program asks for a backup first:
-`open` refuses an older schema until `upgrade` is said (`cipherbox store upgrade` makes the backup and says it).
+An upgrade runs in one transaction, which first copies every table into a schema beside it (`NAME_before_VERSION`).
+That takes time and space, so it is never done by the way: `open` refuses an older schema until `upgrade` is said.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
         marked = f"COMMENT ON SCHEMA {quoted(name)} IS '{MARK} {len(steps)}'"
         link.script(";".join(["BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"]))
         if version_of(link, name) == (version or 0):
+            if version:
+                _keep(link, name, f"{name}_before_{len(steps)}")
             for step in steps[version or 0 :]:
                 link.script(step)
             link.script(marked)
@@ -72,6 +74,15 @@ def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
             f"GRANT CREATE ON DATABASE {quoted(target.database)} TO {quoted(target.user)};  or: "
             f"CREATE SCHEMA {quoted(name)} AUTHORIZATION {quoted(target.user)};"
         ) from error
+
+
+def _keep(link: Link, name: str, copy: str) -> None:
+    """Every table as it is, without indexes, in a schema of its own."""
+    link.script(f"SET LOCAL statement_timeout = 0; CREATE SCHEMA {quoted(copy)}")
+    tables = link.run("SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+                      "WHERE n.nspname = ? AND c.relkind IN ('r', 'p') AND NOT c.relispartition", (name,))  # fmt: skip
+    for (table,) in tables:
+        link.script(f"CREATE TABLE {quoted(copy)}.{quoted(table)} AS TABLE {quoted(name)}.{quoted(table)}")
 
 
 def month_of(ms: int) -> int:

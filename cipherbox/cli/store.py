@@ -1,0 +1,170 @@
+"""HQ's store as a whole: backups, restores, copies from one database to another, upgrades."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.options import json_option
+
+if TYPE_CHECKING:
+    from cipherbox.config import DatabaseSettings, ServerConfig
+    from cipherbox.server.backup import Summary
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+@contextmanager
+def progress(*, silent: bool) -> Iterator[Callable[[str, int], None]]:
+    """A line on the terminal that says how far it is."""
+    shown = sys.stderr.isatty() and not silent
+
+    def tell(table: str, rows: int) -> None:
+        if shown:
+            print(f"\r\x1b[K{table}: {rows:,}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@click.command()
+@click.argument("directory", type=DIRECTORY)
+@click.option("--to", type=DIRECTORY, help="A new directory. [default: DIRECTORY-backup-TIME, beside it]")
+@json_option
+def backup(directory: Path, to: Path | None, as_json: bool) -> None:
+    """Back up the HQ in DIRECTORY: its store, configuration, certificates and keys.  It may run meanwhile.
+
+    The backup is a directory that only its owner can read.  It holds HQ's secrets: keep it as you keep them.
+    """
+    from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.config import load_server_config
+    from cipherbox.server.backup import back_up
+
+    config = load_server_config(directory)
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    to = to or config.directory.with_name(f"{config.directory.name}-backup-{now}")
+    with progress(silent=as_json) as tell:
+        done = back_up(config, to.absolute(), tell)
+    _report(done, as_json)
+    if not as_json:
+        say(f"Backup: {done.directory}")
+        for name in done.outside:
+            warn(f"Not in the backup, because it is not in {config.directory}: {name}")
+        next_step(f"try it now and then: cipherbox restore {done.directory} /new/directory")
+
+
+@click.command()
+@click.argument("backup", type=DIRECTORY)
+@click.argument("directory", type=DIRECTORY)
+@click.option("--database", "url", default="", metavar="URL", help="Into PostgreSQL. [default: SQLite in DIRECTORY]")
+@json_option
+def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
+    """Make an HQ in the new DIRECTORY from a BACKUP.
+
+    It says done when everything that was written was read back and is what was backed up: each table by count and
+    digest, each envelope by its hash, the signed log from its first entry to its last.
+    """
+    from cipherbox.cli.output import next_step, say, time_text
+    from cipherbox.server.backup import restore as bring_back
+
+    with progress(silent=as_json) as tell:
+        done = bring_back(backup.absolute(), directory.absolute(), _database(url) if url else None, tell)
+    _report(done, as_json)
+    if not as_json:
+        when = time_text(done.made_at)
+        say(f"Restored and compared: HQ is in {done.directory} as it was at {when}.")
+        say("What it confirmed after that is not in it. When senders connect they learn so, and send again what nobody")
+        say("has signed for; what a recipient had already, its inbox drops. Clients enrolled or revoked since then:")
+        say("enroll or revoke them again.")
+        next_step(f"start it:            cipherbox serve {done.directory}", "and let clients see it at its old address")
+
+
+@click.group()
+def store() -> None:
+    """Copy HQ's store to another database; upgrade it."""
+
+
+@store.command("copy")
+@click.argument("directory", type=DIRECTORY)
+@click.argument("to", metavar="TO")
+@click.option("--switch", is_flag=True, help="Afterwards let DIRECTORY's configuration name the copy.")
+@json_option
+def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
+    """Copy everything in the store of the HQ in DIRECTORY TO another database, and compare.
+
+    TO is postgresql://user@host:port/name, or sqlite:/path/to/a/new.sqlite3.  HQ must not run meanwhile.  The
+    original stays as it is.
+    """
+    import attrs
+
+    from cipherbox.cli.output import next_step, print_json, say
+    from cipherbox.config import load_server_config, write_server_config
+    from cipherbox.portable import lock_file
+    from cipherbox.server.app import LOCK
+    from cipherbox.server.backup import copy_store
+
+    config = load_server_config(directory)
+    target: ServerConfig = attrs.evolve(config, database=_database(to))
+    with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
+        with progress(silent=as_json) as tell:
+            sums = copy_store(config, target, tell)
+        if switch:
+            write_server_config(target)
+    if as_json:
+        print_json({name: {"rows": one.rows, "digest": one.digest} for name, one in sums.items()})
+        return
+    say(f"Copied and compared: {sum(one.rows for one in sums.values()):,} rows, all the same.")
+    if switch:
+        next_step(f"HQ uses the copy from now on: cipherbox serve {directory}")
+    else:
+        next_step(f"use it: put it into [database] of {config.directory}/cipherbox.toml, or copy with --switch")
+
+
+@store.command("upgrade")
+@click.argument("directory", type=DIRECTORY)
+def store_upgrade(directory: Path) -> None:
+    """Bring the store of the HQ in DIRECTORY to this program's schema.  HQ must not run meanwhile.
+
+    SQLite: a copy of the database stays beside it; `serve` does this by itself.  PostgreSQL: every table is first
+    copied into a schema beside HQ's, which you may drop when all is well.
+    """
+    from cipherbox.cli.output import say
+    from cipherbox.config import load_server_config
+    from cipherbox.portable import lock_file
+    from cipherbox.server.app import LOCK
+    from cipherbox.server.storing import open_store
+
+    config = load_server_config(directory)
+    with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
+        open_store(config, upgrade=True).close()
+    say("The store has this program's schema.")
+
+
+def _database(to: str) -> DatabaseSettings:
+    from cipherbox.config import DatabaseSettings, with_url
+
+    if to.startswith("sqlite:"):
+        return DatabaseSettings(path=Path(to.removeprefix("sqlite:")).absolute())
+    return with_url(DatabaseSettings(), to)
+
+
+def _report(done: Summary, as_json: bool) -> None:
+    from cipherbox.cli.output import print_json, say
+
+    if as_json:
+        tables = {name: {"rows": one.rows, "digest": one.digest} for name, one in done.tables.items()}
+        print_json({"directory": str(done.directory), "made_at": done.made_at, "tables": tables,
+                    "log_entries": done.log_entries, "files": done.files, "outside": done.outside})  # fmt: skip
+    else:
+        rows = {name: one.rows for name, one in done.tables.items()}
+        say(f"{rows['envelopes']:,} envelopes recorded, {rows['bodies']:,} of them still here with their bytes;")
+        say(f"{rows['clients']:,} clients; signed log up to entry {done.log_entries:,}; {len(done.files)} files.")
