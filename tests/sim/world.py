@@ -199,8 +199,7 @@ class World:
             keeper = KeyKeeper(bytes(32))
             client = Client(
                 Home(config, hq_root, issuing, tuple(person.chain), person.key, person.identity, keeper, bytes(32)),
-                line, events,
-                nursery,
+                line, events, nursery,
             )  # fmt: skip
             self.clients[name] = client
             nursery.start_soon(line.run, nursery)
