@@ -25,6 +25,8 @@ FIXED_LIMITS = frozenset(
         "recipients",
         "messages",
         "stanza_bytes",
+        "rsa_bits_least",
+        "rsa_bits_most",
         "message_headers",
         "header_key_bytes",
         "header_value_bytes",

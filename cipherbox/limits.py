@@ -37,6 +37,8 @@ class Limits:
     recipients: int = 256  # the client splits above
     messages: int = 65_536  # the low 16 bits of an id count the messages
     stanza_bytes: int = 2048  # X-Wing needs 1,168; RSA-4096 512; a ratchet header under 1,700
+    rsa_bits_least: int = 2048  # what NIST SP 800-57 still allows
+    rsa_bits_most: int = 4096  # twice the bits cost the recipient eight times the time for every envelope
     message_headers: int = 32  # what an application adds, not a place for content
     header_key_bytes: int = 255
     header_value_bytes: int = 4096

@@ -100,6 +100,11 @@ def can_ask() -> bool:
     return True
 
 
+def others_may_read(path: Path) -> bool:
+    """Whether other users of this machine may read the file; unknown on Windows, and then False."""
+    return not WINDOWS and bool(path.stat().st_mode & 0o044)
+
+
 def private_dir(path: Path) -> Path:
     """Makes the directory (and its parents) if it is missing, for this user alone."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)

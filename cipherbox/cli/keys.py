@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
+from cipherbox.cli.keys_rsa import export_public, import_private, keys_generate
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
 from cipherbox.cli.password import password
-from cipherbox.errors import InvalidRequest, NotFound
+from cipherbox.errors import BundleMalformed, InvalidRequest, NotFound
 from cipherbox.limits import LIMITS
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Other parties' keys and your own: list, show, compare by telephone, hand over, pin; the password of yours."""
+    """Your own keys and other parties': list, show, compare by telephone, hand over, pin; generate; your password."""
 
 
 keys.add_command(password)
+keys.add_command(keys_generate)
 
 
 @keys.command("list")
@@ -80,7 +82,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     from cipherbox.cli.output import print_json, record, rows_table, say
     from cipherbox.client.pins import Pins
     from cipherbox.envelope.bundle import fingerprint
-    from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm, StanzaType
+    from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm
 
     home = home_of(ctx)
     pin = Pins(home).get(client_id) if client_id is not None else None
@@ -93,12 +95,14 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     }  # fmt: skip
     if pin is not None:
         thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.verified_at}
+    kinds: dict[int, str] = {int(kind): name for kind, name in STANZA_NAMES.items()}
+    signs: dict[int, str] = {int(kind): kind.name.lower() for kind in SignAlgorithm}
     parts: list[dict[str, object]] = [
-        {"use": "open", "kind": STANZA_NAMES[StanzaType(k.algorithm)], "key_id": k.key_id.hex()}
+        {"use": "open", "kind": kinds.get(k.algorithm, f"unknown ({k.algorithm})"), "key_id": k.key_id.hex()}
         for k in bundle.encrypt_keys
     ]
     parts += [
-        {"use": "sign", "kind": SignAlgorithm(kind).name.lower(), "key_id": "-"} for kind in bundle.sign_keys
+        {"use": "sign", "kind": signs.get(kind, f"unknown ({kind})"), "key_id": "-"} for kind in bundle.sign_keys
     ]
     if as_json:
         print_json({**thing, "keys": parts})
@@ -110,14 +114,18 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
 
 @keys.command("export")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--rsa", is_flag=True, help="Write your RSA public key as PEM instead, for other programs.")
 @click.pass_context
-def keys_export(ctx: click.Context, file: Path) -> None:
+def keys_export(ctx: click.Context, file: Path, rsa: bool) -> None:
     """Write your public key bundle to FILE, to hand to somebody in person.  It holds no secret."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.envelope.bundle import fingerprint
     from cipherbox.portable import write_atomic
 
     bundle = _own(ctx)
+    if rsa:
+        export_public(bundle, file)
+        return
     write_atomic(file, bundle.raw)
     say(f"The public keys of {bundle.client_id} are in {file}: {fingerprint(bundle)}")
     next_step(f"the other runs: cipherbox keys import {file}")
@@ -125,22 +133,40 @@ def keys_export(ctx: click.Context, file: Path) -> None:
 
 @keys.command("import")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option(
+    "--pem-password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Read the password of an encrypted private key from this file instead of asking for it.",
+)
 @yes_option
 @click.pass_context
-def keys_import(ctx: click.Context, file: Path, yes: bool) -> None:
-    """Pin the key bundle in FILE, which its owner gave you in person, as compared.
+def keys_import(ctx: click.Context, file: Path, pem_password_file: Path | None, yes: bool) -> None:
+    """Take in FILE: another's key bundle, or an RSA private key of your own.
 
-    It must be certified by this HQ's root; its fingerprint is shown before it is pinned.
+    A key bundle, which its owner gave you in person (keys export), is pinned as compared.  It must be certified by this
+    HQ's root; its fingerprint is shown before it is pinned.
+
+    An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate --rsa` would make one.
     """
     import time
 
     from cipherbox.cli.output import say
     from cipherbox.cli.password import load_here
     from cipherbox.client.pins import PERSON, Pins
-    from cipherbox.envelope.bundle import check_bundle, decode_bundle, fingerprint
+    from cipherbox.envelope.bundle import MAGIC, check_bundle, decode_bundle, fingerprint
+    from cipherbox.sealing.rsa import PEM_BYTES, is_pem
 
+    with file.open("rb") as opened:
+        data = opened.read(max(LIMITS.bundle_bytes, PEM_BYTES) + 1)
+    if data[: len(MAGIC)] != MAGIC:
+        if not is_pem(data):
+            raise BundleMalformed(f"{file} is neither a key bundle (keys export) nor a private key as PEM")
+        import_private(ctx, file, data, pem_password_file)
+        return
+    if pem_password_file is not None:
+        raise click.UsageError("A key bundle holds no secret, so it has no password.")
     home = load_here(ctx)
-    bundle = decode_bundle(file.read_bytes()[: LIMITS.bundle_bytes + 1])
+    bundle = decode_bundle(data)
     check_bundle(bundle, bundle.client_id, home.root, int(time.time() * 1000))
     say(f"{bundle.client_id}, bundle {bundle.sequence}: {fingerprint(bundle)}")
     pins = Pins(home.path)

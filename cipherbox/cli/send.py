@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
+WRAPS = {"hpke": "hpke-mlkem768-x25519", "hpke-x25519": "hpke-x25519", "rsa": "rsa-oaep"}
 
 
 @click.command()
@@ -40,6 +41,10 @@ BINARY = "application/octet-stream"
 @click.option("--type", "content_type", default="", help="Content type. [default: from the file's name; text]")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header, sealed too; repeatable.")
 @click.option("--expires", type=DURATION, help="Give up what was not received within this time, for example 7d.")
+@click.option(
+    "--wrap", type=click.Choice(tuple(WRAPS)),
+    help="Seal for keys of this kind: post-quantum, or classical. [default: the kind each recipient prefers]",
+)
 @click.option("--partial", is_flag=True, help="Send although some recipients of the route have no queue.")
 @click.option(
     "--wait", "until", type=click.Choice(("queued", "confirmed", "delivered", "opened")), default="confirmed",
@@ -60,6 +65,7 @@ def send(
     content_type: str,
     headers: tuple[str, ...],
     expires: float | None,
+    wrap: str | None,
     partial: bool,
     until: str,
     within: float,
@@ -90,6 +96,7 @@ def send(
     files = tuple(path for path in files if path not in large)
     messages = _messages(content, files, content_type, _headers(headers)) if files or not large else []
     expires_at = int((time.time() + expires) * 1000) if expires else 0
+    stanza = WRAPS[wrap] if wrap else None
 
     home = load_here(ctx)
 
@@ -100,15 +107,17 @@ def send(
         async with open_client(home, on_event=None if as_json else print_event, keep_trying=True) as client:
             where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
             if messages:
-                more = {"expires_at": expires_at, "partial": partial, "wait": until != "queued"}
+                more = {
+                    "expires_at": expires_at, "partial": partial, "stanza": stanza, "wait": until != "queued",
+                }  # fmt: skip
                 done.append(await client.publish(messages, **where, **more))  # type: ignore[arg-type]
             if large:
                 recipients = list(to) or await client.readers(exchange or "", key or "")
-                options = {"compress": compress, "copy": copy}
                 with progress(quiet=as_json) as tell:
                     done += await send_all(
-                        client, collect(large), recipients, content_type, on_progress=tell, **options
-                    )
+                        client, collect(large), recipients, content_type, compress=compress, copy=copy, stanza=stanza,
+                        on_progress=tell,
+                    )  # fmt: skip
             if until in ("queued", "confirmed"):
                 return done, True
             envelopes = [envelope for one in done for envelope, _ in one.envelopes]

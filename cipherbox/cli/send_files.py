@@ -49,7 +49,7 @@ def collect(paths: Sequence[Path]) -> list[Taken]:
 
 async def send_all(
     client: Client, taken: Sequence[Taken], recipients: Sequence[str], kind: str, *, compress: bool, copy: bool,
-    on_progress: OnProgress,
+    stanza: str | None, on_progress: OnProgress,
 ) -> list[Confirmation]:  # fmt: skip
     """Sends one after the other; the confirmations of the manifests."""
     from cipherbox.client.files import guess_type, send_file
@@ -59,7 +59,7 @@ async def send_all(
         done.append(
             await send_file(
                 client, one.file, one.path, recipients, kind or guess_type(one.file), compress=compress, copy=copy,
-                on_progress=on_progress,
+                stanza=stanza, on_progress=on_progress,
             )
         )
     return done

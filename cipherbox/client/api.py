@@ -32,6 +32,7 @@ from cipherbox.client.line import Line
 from cipherbox.client.localkey import Password
 from cipherbox.client.opening import Opener
 from cipherbox.client.outbox import Outbox
+from cipherbox.client.ownkeys import Added, add_key, reread
 from cipherbox.client.pins import Pins
 from cipherbox.client.post import Post
 from cipherbox.client.publish import Address, Confirmation, Content, Sealer, as_messages
@@ -44,6 +45,7 @@ from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import Forbidden, StoreError
 from cipherbox.limits import LIMITS
+from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
@@ -61,7 +63,9 @@ class Client(Tracking, AdminCalls):
         self.revocations = Revocations(home.path, home.issuing, line)
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
-        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
+        self.opener = Opener(
+            home.identity, self.directory, events, self._nack, nursery, lambda: reread(home)
+        )  # fmt: skip
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper, Routes(home.path))
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
@@ -254,6 +258,10 @@ class Client(Tracking, AdminCalls):
             raise Forbidden("an admin's machine holds no keys to publish")
         await self.line.request(frames.Register, bundle=identity.bundle.raw)
         self.events.say(RECEIVER, f"Registered key bundle {identity.bundle.sequence} of {self.client_id}")
+
+    async def add_key(self, key: DecryptKey) -> Added:
+        """Publishes the next key bundle of this client, with ``key`` behind the others; see `ownkeys`."""
+        return await add_key(self, key)
 
     async def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """The believed bundle of each client, fetched, checked and pinned as needed."""

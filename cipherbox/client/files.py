@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from cipherbox.client.choices import stanza_type
 from cipherbox.client.events import SENDER
 from cipherbox.client.parts import Manifest, manifest_message, part_message
 from cipherbox.client.post import waits
@@ -83,8 +84,8 @@ class FileSender:
         self._done_bytes = sum(_size(transfer, part) for part in hashes)
         self._tell()
         address = Address.make(
-            list(transfer.recipients), "", "", "bulk", stanza=None, cipher=None, allow_mixed=False, expires_at=0,
-            partial=False,
+            list(transfer.recipients), "", "", "bulk", stanza=transfer.stanza or None, cipher=None, allow_mixed=False,
+            expires_at=0, partial=False,
         )  # fmt: skip
         target = await client.sealer.target(address)
         missing = [part for part in range(transfer.parts) if part not in hashes]
@@ -106,7 +107,9 @@ class FileSender:
             transfer.content_type,
         )  # fmt: skip
         message = manifest_message(manifest)
-        kept = await client.publish([message], to=list(transfer.recipients), box="bulk", wait=False)
+        kept = await client.publish(
+            [message], to=list(transfer.recipients), box="bulk", stanza=transfer.stanza or None, wait=False
+        )
         await self._post.store(
             lambda: self._transfers.finish(transfer, SENT, manifest=kept.envelope_id)
         )
@@ -210,13 +213,15 @@ class FileSender:
 
 async def send_file(
     client: Client, file: Path, path: Sequence[str], recipients: Sequence[str], content_type: str, *,
-    compress: bool = False, copy: bool = False, patient: bool = False, on_progress: OnProgress | None = None,
+    compress: bool = False, copy: bool = False, stanza: int | str | None = None, patient: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Confirmation:  # fmt: skip
     """Takes a file into the outbox and sends it; see `FileSender.run`.  ``path``: the names the recipients see."""
+    kind = int(stanza_type(stanza) or 0)
     post = client.outbox()
     transfers = Transfers(post.outbox)
     transfer = await post.store(
-        lambda: transfers.begin(file, path, recipients, content_type, compress=compress, copy=copy)
+        lambda: transfers.begin(file, path, recipients, content_type, compress=compress, copy=copy, stanza=kind)
     )
     assert isinstance(transfer, Transfer)
     client.events.say(SENDER, f"Sending {'/'.join(path)}, {transfer.size} bytes in {transfer.parts} parts")

@@ -2,7 +2,7 @@
 
     client.toml                       ca.crt issuing.crt client.crt      certificates
     client.key  local.key  keys.cbk   secrets; local.key opens the rest  certs/ allow.json   whom it believes, permits
-    inbox.sqlite3 data/               what it received                   issuing.crl lock
+    inbox.sqlite3 data/               what it received                   issuing.crl lock keys.lock
     outbox.sqlite3 outbox/            what it sent                       routes.json
 """
 
@@ -45,6 +45,7 @@ class Home:
     key: pki.PrivateKey = attrs.field(repr=False)
     identity: Identity | None
     keeper: KeyKeeper
+    local_key: bytes = attrs.field(repr=False)  # what the key file is encrypted under
 
     @property
     def path(self) -> Path:
@@ -88,7 +89,7 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
         if identity.client_id != config.client_id:
             raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
     return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity,
-                KeyKeeper(local_key))
+                KeyKeeper(local_key), local_key)
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

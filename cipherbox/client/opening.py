@@ -58,12 +58,17 @@ Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
 
 
 class Opener:
-    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back."""
+    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back.
+
+    ``reread`` looks into the key file when a key is missing: True if it has new ones, which ``identity`` then holds.
+    """
 
     def __init__(
-        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery
-    ) -> None:
+        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
+        reread: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.events = events
+        self._reread = reread
         self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
 
     async def open(self, delivery: Delivery) -> None:
@@ -76,7 +81,13 @@ class Opener:
         sender = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
         if sender is None:
             sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
-        delivery.fill(open_envelope(delivery.sighted, self._identity, sender))
+        try:
+            messages = open_envelope(delivery.sighted, self._identity, sender)
+        except KeyMissing:
+            if not self._reread():
+                raise
+            messages = open_envelope(delivery.sighted, self._identity, sender)
+        delivery.fill(messages)
         if not delivery.quiet:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
 

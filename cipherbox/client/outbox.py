@@ -83,6 +83,7 @@ CREATE TABLE proofs (
     """
 CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NOT NULL);
 """,
+    "ALTER TABLE transfers ADD COLUMN stanza INTEGER NOT NULL DEFAULT 0;\n",
 )
 class Outbox(OutboxReading):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""

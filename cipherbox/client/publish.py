@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from cipherbox.client.allow import AllowList
+from cipherbox.client.choices import body_cipher, stanza_type
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.line import Line, Patience
@@ -27,7 +28,7 @@ from cipherbox.client.routes import Routes
 from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
-from cipherbox.envelope.kinds import BodyCipher, StanzaType
+from cipherbox.envelope.kinds import POST_QUANTUM, BodyCipher, StanzaType
 from cipherbox.errors import (
     BundleError,
     CipherBoxError,
@@ -130,7 +131,7 @@ class Address:
         if routing_key:
             check_name(routing_key, "routing key")
         return cls(
-            names or None, exchange, routing_key or BOXES[box], _stanza(stanza), _cipher(cipher), allow_mixed,
+            names or None, exchange, routing_key or BOXES[box], stanza_type(stanza), body_cipher(cipher), allow_mixed,
             expires_at, PARTIAL if partial else 0,
         )  # fmt: skip
 
@@ -244,18 +245,25 @@ class Sealer:
     async def seal_again(self, row: Row, raw: bytes) -> Outgoing:
         """The next generation of an envelope of the outbox, for those who read its route now.
 
-        The same plaintext, id, time and end; fresh keys.  Raises what stops a publish, or DecryptionFailed.
+        The same plaintext, id, time and end; fresh keys; what the sender chose or allowed before holds, and where a
+        chosen key is gone its owner's preferred one is used.  Raises what stops a publish, or DecryptionFailed.
         """
         sighted = inspect(raw)
         prefix = sighted.layout.prefix
         key = self._keeper.unwrap(row.content_key or b"", row.envelope_id, row.generation)
         plain = open_plain(sighted, key)
         by_route = row.routing_key not in BOXES.values() or bool(row.exchange)
+        kinds = {StanzaType(r.stanza_type) for r in prefix.recipients}
         address = Address(
             None if by_route else row.recipients, row.exchange, row.routing_key, cipher=BodyCipher(prefix.body_cipher),
             expires_at=prefix.expires_at, flags=row.flags,
+            stanza=next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None,
+            allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,
         )  # fmt: skip
-        target = await self.target(address, anew=True)
+        try:
+            target = await self.target(address, anew=True)
+        except BundleError:
+            target = await self.target(attrs.evolve(address, stanza=None), anew=True)
         return self.seal(address, target, plain, row.messages, None, before=row)
 
     # -- publish ------------------------------------------------------------------------------------------------
@@ -372,23 +380,3 @@ def split(messages: Sequence[Message], envelope_bytes: int, recipients: int) -> 
             start, size = at, 0
         size += one
     yield messages[start:]
-
-
-def _stanza(value: int | str | None) -> StanzaType | None:
-    if value is None:
-        return None
-    names = {"hpke-mlkem768-x25519": StanzaType.HPKE_MLKEM768_X25519, "hpke-x25519": StanzaType.HPKE_X25519}
-    found = names.get(value) if isinstance(value, str) else next((s for s in names.values() if s == value), None)
-    if found is None:
-        raise InvalidRequest(f"a stanza is one of {', '.join(names)}, not {value!r}")
-    return found
-
-
-def _cipher(value: int | str | None) -> BodyCipher:
-    names = {"aes-256-gcm": BodyCipher.AES_256_GCM, "chacha20-poly1305": BodyCipher.CHACHA20_POLY1305}
-    if value is None:
-        return BodyCipher.AES_256_GCM
-    found = names.get(value) if isinstance(value, str) else next((c for c in names.values() if c == value), None)
-    if found is None:
-        raise InvalidRequest(f"a body cipher is one of {', '.join(names)}, not {value!r}")
-    return found

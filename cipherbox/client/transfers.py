@@ -25,7 +25,7 @@ SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which 
 COPIES = "copies"
 _COLUMNS = (
     "number, id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, copied, state, reason, "
-    "manifest, made_at, done_bytes"
+    "manifest, made_at, done_bytes, stanza"
 )
 
 
@@ -49,6 +49,7 @@ class Transfer:
     manifest: bytes | None  # envelope id
     made_at: int
     done_bytes: int
+    stanza: int  # the type the sender chose; 0: each recipient's preferred one
 
     @property
     def parts(self) -> int:
@@ -65,7 +66,7 @@ class Transfers:
 
     def begin(
         self, file: Path, path: Sequence[str], recipients: Sequence[str], content_type: str, *, compress: bool,
-        copy: bool,
+        copy: bool, stanza: int = 0,
     ) -> Transfer:  # fmt: skip
         """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while it is copied."""
         file = file.absolute()
@@ -94,11 +95,11 @@ class Transfers:
         with transaction(self._db, self._path):
             number = self._db.execute(
                 "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, "
-                "compress, copied, made_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "compress, copied, made_at, stanza) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     transfer_id, str(kept), orjson.dumps(list(path)).decode(), stat.st_size,
                     kept.stat().st_mtime_ns, part_bytes, orjson.dumps(list(recipients)).decode(), content_type,
-                    compress, copy, int(time.time() * 1000),
+                    compress, copy, int(time.time() * 1000), stanza,
                 ),
             ).lastrowid  # fmt: skip
         found = self.find(number or 0)

@@ -6,5 +6,6 @@
     layout.py      where the parts of an envelope lie, and its hashes
     signature.py   checks of signatures by a bundle's keys
     bundle.py      key bundles: bytes, certification, succession, fingerprint
+    rsa.py         RSA public keys: which are taken, and their bytes
     receipt.py     receipts: bytes, Merkle tree, verification
 """

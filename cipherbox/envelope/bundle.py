@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from cipherbox import pki
-from cipherbox.envelope import signature
+from cipherbox.envelope import rsa, signature
 from cipherbox.envelope.kinds import (
     PUBLIC_KEY_SIZES,
     SIGN_KEY_SIZES,
+    STANZA_NAMES,
     KeyUsage,
     SignAlgorithm,
     StanzaType,
@@ -51,6 +52,7 @@ NO_HASH = bytes(32)
 _HEAD = struct.Struct(">4sBBQQQ32sB")
 _KEY = struct.Struct(">BBH")
 _SIZE = struct.Struct(">H")
+_USABLE = frozenset({StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519, StanzaType.RSA_OAEP})
 _PROBE = X25519PrivateKey.from_private_bytes(bytes(32))
 
 
@@ -220,6 +222,9 @@ def _check_usable(entry: BundleKey) -> None:
     ML-KEM's own check of an encapsulation key is FIPS 203, section 7.2; an X25519 point of small order makes zeros with
     every private key (RFC 7748, section 6.1), also with the fixed one here.
     """
+    if entry.algorithm == StanzaType.RSA_OAEP:
+        rsa.load_public(entry.public)
+        return
     if entry.algorithm not in PUBLIC_KEY_SIZES:
         return
     try:
@@ -270,10 +275,16 @@ def fingerprint(bundle: KeyBundle) -> str:
 
 def best_key(bundle: KeyBundle, known: frozenset[int] | None = None) -> BundleKey:
     """The owner's preferred encryption key among the stanza types this program can wrap for."""
-    usable = known or frozenset({StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519})
+    usable = known or _USABLE
     for key in bundle.encrypt_keys:
         if key.algorithm in usable:
             return key
+    if known and known <= _USABLE:
+        names = " or ".join(STANZA_NAMES[StanzaType(kind)] for kind in known)
+        raise BundleError(
+            f"{bundle.client_id} has published no key for {names}; when no kind is asked for, its owner's preferred "
+            "one is used"
+        )
     raise BundleError(f"{bundle.client_id} has no encryption key of a kind this program knows")
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cipherbox.envelope.ids import is_envelope_id
-from cipherbox.envelope.kinds import STANZA_SIZES, BodyCipher, SignatureSuite, StanzaType
+from cipherbox.envelope.kinds import SEALED_KEY, STANZA_SIZES, BodyCipher, SignatureSuite, StanzaType
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, UnknownVersion
 from cipherbox.limits import LIMITS, check_client_id, check_name
 
@@ -24,9 +24,10 @@ RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))
 _STANZA_BOUNDS = {  # a type's least and largest stanza; plain numbers, since enum members cost HQ time
-    int(kind): (STANZA_SIZES.get(kind, 1), STANZA_SIZES.get(kind, LIMITS.stanza_bytes)) for kind in StanzaType
+    **{int(kind): (size, size) for kind, size in STANZA_SIZES.items()},
+    int(StanzaType.RSA_OAEP): (LIMITS.rsa_bits_least // 8 + SEALED_KEY, LIMITS.rsa_bits_most // 8 + SEALED_KEY),
+    int(StanzaType.RATCHET): (1, LIMITS.stanza_bytes),
 }
-
 
 _KNOWN_BYTES = 1024  # longer ends are read anew each time, which bounds what is remembered to some MB
 _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long

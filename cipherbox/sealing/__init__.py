@@ -2,6 +2,7 @@
 
     primitives.py  labels, key derivation, the two body ciphers
     stanzas.py     wrap and unwrap the content key, by stanza type
+    rsa.py         the stanza of RSA keys; their PEM files
     body.py        messages <-> the body's plaintext
     identity.py    a client's private keys; signing; making bundles
     keyfile.py     private keys at rest

@@ -20,6 +20,7 @@ from cipherbox import pki
 from cipherbox.envelope.bundle import NO_HASH, BundleKey, KeyBundle, decode_bundle, encode_bundle, encode_signed_part
 from cipherbox.envelope.kinds import KeyUsage, SignAlgorithm, SignatureSuite, StanzaType, key_id, label
 from cipherbox.envelope.signature import required_suite, signed_message
+from cipherbox.errors import KeyMissing
 from cipherbox.sealing.stanzas import TYPES
 
 DEFAULT_STANZAS = (StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519)
@@ -93,6 +94,32 @@ class Identity:
     def decrypt_key(self, wanted: bytes) -> DecryptKey | None:
         """The key pair of this key id, if this client has it."""
         return self._by_id.get(wanted)
+
+    def keeping(self, key: DecryptKey) -> Identity:
+        """This identity with one more key that only opens: what is on the disk before others see the public key."""
+        return self if key.key_id in self._by_id else self._with(self.current, (*self.retired, key))
+
+    def arranged(self, wanted: Sequence[bytes]) -> Identity:
+        """The same keys, with those of these key ids current, in this order; KeyMissing if one is not here."""
+        if missing := [one.hex() for one in wanted if one not in self._by_id]:
+            raise KeyMissing(f"the private key of {missing[0]} is not here")
+        return self._with(
+            [self._by_id[one] for one in wanted], [key for one, key in self._by_id.items() if one not in wanted]
+        )
+
+    def follow(self, newer: Identity) -> bool:
+        """Becomes what another process made of this identity; False if it is another one, or has nothing new."""
+        same = newer.client_id == self.client_id and newer.seeds() == self.seeds()
+        if not same or (newer.current, newer.retired, newer.bundle) == (self.current, self.retired, self.bundle):
+            return False
+        self.current, self.retired, self.bundle = newer.current, newer.retired, newer.bundle
+        self._by_id = newer._by_id
+        return True
+
+    def _with(self, current: Sequence[DecryptKey], retired: Sequence[DecryptKey]) -> Identity:
+        made = Identity(self.client_id, *self.seeds(), current, retired)
+        made.bundle = self.bundle
+        return made
 
     def make_bundle(
         self, certificate_key: pki.PrivateKey, chain: Sequence[x509.Certificate], created_at: int,

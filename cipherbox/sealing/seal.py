@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import attrs
 
 from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
-from cipherbox.envelope.kinds import POST_QUANTUM, STANZA_SIZES, BodyCipher, StanzaType
+from cipherbox.envelope.kinds import POST_QUANTUM, BodyCipher, StanzaType
 from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encode_prefix
 from cipherbox.errors import BundleError, BundleMalformed, EnvelopeError, InvalidRequest, TooLarge, UnsafeMix
 from cipherbox.limits import LIMITS
@@ -23,6 +24,7 @@ from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES, aead, derive
 
 SIGNATURE_USE = "envelope-signature"
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -63,6 +65,13 @@ def _check(prefix: bytes) -> None:
         raise InvalidRequest(f"this envelope cannot be made: {error}") from None
 
 
+def _usable(bundle: KeyBundle, call: Callable[..., T], key: BundleKey, *more: object) -> T:
+    try:
+        return call(key.algorithm, key.public, *more)
+    except BundleMalformed as error:
+        raise BundleMalformed(f"cannot seal for {bundle.client_id}: {error}") from None
+
+
 def seal(
     identity: Identity, recipients: Sequence[KeyBundle], plain: bytes, count: int, *, envelope_id: bytes,
     sealed_at: int, exchange: str = "", routing_key: str = "", generation: int = 0, expires_at: int = 0,
@@ -97,18 +106,16 @@ def seal(
         exchange=exchange,
         routing_key=routing_key,
         recipients=tuple(
-            Recipient(key.key_id, key.algorithm, STANZA_SIZES[StanzaType(key.algorithm)], bundle.client_id)
+            Recipient(key.key_id, key.algorithm, _usable(bundle, stanzas.size, key), bundle.client_id)
             for bundle, key in zip(recipients, keys, strict=True)
         ),
     )
     _check(prefix)
     prefix_hash = hashlib.sha256(prefix).digest()
-    wrapped = []
-    for index, (bundle, key) in enumerate(zip(recipients, keys, strict=True)):
-        try:
-            wrapped.append(stanzas.wrap(key.algorithm, key.public, content_key, prefix_hash, index))
-        except BundleMalformed as error:
-            raise BundleMalformed(f"cannot seal for {bundle.client_id}: {error}") from None
+    wrapped = [
+        _usable(bundle, stanzas.wrap, key, content_key, prefix_hash, index)
+        for index, (bundle, key) in enumerate(zip(recipients, keys, strict=True))
+    ]
     running = hashlib.sha256(prefix)
     running.update(b"".join(wrapped))
     body = aead(cipher, body_key).encrypt(nonce, plain, running.digest())

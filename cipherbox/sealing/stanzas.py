@@ -1,7 +1,7 @@
 """Stanzas: one recipient's wrapping of the content key.  A new type is one more row of `TYPES`.
 
 Every stanza is bound to its type's label, to the prefix and to its place: what was wrapped for one recipient of one
-envelope opens nowhere else.  HPKE (RFC 9180, base mode, single shot) takes that binding as `info`.
+envelope opens nowhere else.  HPKE (RFC 9180, base mode, single shot) takes that binding as `info`; so does `rsa`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
-from cipherbox.envelope.kinds import STANZA_NAMES, StanzaType, label
+from cipherbox.envelope import rsa as rsa_keys
+from cipherbox.envelope.kinds import STANZA_NAMES, STANZA_SIZES, StanzaType, label
 from cipherbox.errors import BundleMalformed, DecryptionFailed, KeyMissing
+from cipherbox.sealing import rsa
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
 
 MLKEM_SEED = 64
@@ -41,7 +43,7 @@ class Kind:
     public: Callable[[bytes], bytes]
     load_public: Callable[[bytes], Any]
     load_private: Callable[[bytes], Any]
-    suite: Suite
+    suite: Suite | rsa.RsaOaep
 
 
 def _hybrid_generate() -> bytes:
@@ -83,6 +85,14 @@ TYPES: dict[int, Kind] = {
         X25519PrivateKey.from_private_bytes,
         Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
     ),
+    StanzaType.RSA_OAEP: Kind(
+        label("stanza/" + STANZA_NAMES[StanzaType.RSA_OAEP]),
+        rsa.generate,
+        rsa.public,
+        rsa_keys.load_public,
+        rsa.load_private,
+        rsa.RsaOaep(),
+    ),
 }
 
 
@@ -90,12 +100,21 @@ TYPES: dict[int, Kind] = {
 def _public_key(stanza_type: int, raw: bytes) -> Any:
     try:
         return TYPES[stanza_type].load_public(raw)
+    except BundleMalformed:
+        raise
     except Exception:  # the libraries differ in what they raise for a bad point or a bad length
         raise BundleMalformed(_NO_KEY) from None
 
 
 def _info(stanza_type: int, prefix_hash: bytes, index: int) -> bytes:
     return TYPES[stanza_type].info + prefix_hash + index.to_bytes(2, "big")
+
+
+def size(stanza_type: int, public_key: bytes) -> int:
+    """How long a stanza for this key is; BundleMalformed for a key that is none."""
+    if stanza_type == StanzaType.RSA_OAEP:
+        return rsa_keys.stanza_bytes(_public_key(stanza_type, public_key))
+    return STANZA_SIZES[StanzaType(stanza_type)]
 
 
 def wrap(stanza_type: int, public_key: bytes, content_key: bytes, prefix_hash: bytes, index: int) -> bytes:

@@ -141,7 +141,7 @@ async def client_on(
     monkeypatch.setattr(post, "in_thread", inline)
     home = Home(
         config, authority.root.certificate, authority.issuing.certificate, tuple(party.chain), party.key,
-        party.identity, KeyKeeper(bytes(32)),
+        party.identity, KeyKeeper(bytes(32)), bytes(32),
     )  # fmt: skip
     events = Events(said.append if said is not None else None)
     async with background() as nursery:

@@ -11,9 +11,11 @@ import attrs
 import pytest
 import trio
 
-from cipherbox.client.outbox import DATABASE, FILES, Outbox
+from cipherbox.client.localdb import open_database
+from cipherbox.client.outbox import _STEPS, DATABASE, FILES, Outbox
 from cipherbox.client.outbox_rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
 from cipherbox.client.receiver import Receiver
+from cipherbox.client.transfers import Transfers
 from cipherbox.envelope.receiptfile import verify_file
 from cipherbox.errors import CipherBoxError, Damaged, Queued, SchemaTooNew, SignatureInvalid, UnknownRecipient
 from tests.client.real_hq import real_hq
@@ -131,6 +133,19 @@ def test_damaged_and_newer_databases_are_named(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"no database at all" * 100)
     with pytest.raises(Damaged, match=r"outbox\.sqlite3 is damaged"):
         Outbox(tmp_path)
+
+
+def test_a_database_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    db = open_database(tmp_path / DATABASE, _STEPS[:1])
+    db.execute(
+        "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, "
+        "copied, made_at) VALUES (x'01', '/f', '[\"f\"]', 1, 1, 1, '[\"CA-RC\"]', '', 0, 0, 1)"
+    )
+    db.close()
+    outbox = Outbox(tmp_path)
+    (transfer,) = Transfers(outbox).unfinished()
+    assert (transfer.recipients, transfer.stanza) == (("CA-RC",), 0)
+    outbox.close()
 
 
 async def test_what_was_sealed_while_hq_was_away_goes_out_with_the_next_client(hq: Any) -> None:

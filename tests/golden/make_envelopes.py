@@ -40,11 +40,13 @@ def sealed(
     ).raw  # fmt: skip
 
 
-def opened_row(name: str, raw: bytes, sender: Party, messages: list[Message]) -> dict[str, Any]:
+def opened_row(
+    name: str, raw: bytes, sender: Party, messages: list[Message], recipient: Party | None = None
+) -> dict[str, Any]:
     """An envelope, what it holds, and every value on the way, so that another program finds its first wrong step."""
     at = layouts.split(raw)
     hashes = layouts.hashes(raw, at)
-    key = content_key(inspect(raw), party(at.prefix.recipients[0].client_id).identity)
+    key = content_key(inspect(raw), (recipient or party(at.prefix.recipients[0].client_id)).identity)
     keys = derive(key)
     plain = aead(at.prefix.body_cipher, keys.body_key).decrypt(
         keys.nonce, raw[at.body_at : at.signatures_at], hashes.header_hash

@@ -17,8 +17,8 @@ from typing import Any
 import nacl.signing
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, hpke
-from cryptography.hazmat.primitives.asymmetric import ec, mldsa, mlkem, x25519
+from cryptography.hazmat.primitives import hashes, hpke, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, mlkem, padding, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -149,12 +149,21 @@ def private_key(kind: int, seed: bytes) -> Any:
 
 def unwrap(raw: bytes, e: dict[str, Any], index: int, seeds: dict[int, bytes]) -> bytes:
     _, kind, stanza, _ = e["stanzas"][index]
-    name = {1: "hpke-mlkem768-x25519", 2: "hpke-x25519"}[kind]
-    kem = {1: hpke.KEM.MLKEM768_X25519, 2: hpke.KEM.X25519}[kind]
+    binding = sha256(raw[: e["length"]]) + index.to_bytes(2, "big")
+    if kind == 3:
+        return unwrap_rsa(stanza, seeds[3], label("stanza/rsa-oaep") + binding)
+    name, kem = {1: ("hpke-mlkem768-x25519", hpke.KEM.MLKEM768_X25519), 2: ("hpke-x25519", hpke.KEM.X25519)}[kind]
     suite = hpke.Suite(kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
-    info = label("stanza/" + name) + sha256(raw[: e["length"]]) + index.to_bytes(2, "big")
     assert len(stanza) == {1: 1168, 2: 80}[kind]
-    return suite.decrypt(stanza, private_key(kind, seeds[kind]), info=info)
+    return suite.decrypt(stanza, private_key(kind, seeds[kind]), info=label("stanza/" + name) + binding)
+
+
+def unwrap_rsa(stanza: bytes, pkcs8: bytes, binding: bytes) -> bytes:
+    key: Any = serialization.load_der_private_key(pkcs8, None)
+    secret = key.decrypt(stanza[:-48], padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None))
+    assert (len(secret), len(stanza)) == (32, key.key_size // 8 + 48)
+    wrapping = AESGCM(HKDF(hashes.SHA256(), 32, b"cipherbox/v1", binding).derive(secret))
+    return wrapping.decrypt(bytes(12), stanza[-48:], None)
 
 
 def open_body(e: dict[str, Any], content_key: bytes) -> list[dict[str, Any]]:
@@ -188,22 +197,25 @@ def open_body(e: dict[str, Any], content_key: bytes) -> list[dict[str, Any]]:
     ]
 
 
-DOCUMENT = golden("envelopes")
+ENVELOPES = [(document, row) for document in (golden("envelopes"), golden("rsa")) for row in document["opens"]]
 
 
-@pytest.mark.parametrize("row", DOCUMENT["opens"], ids=lambda r: r["name"])
-def test_envelopes(row: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("document", "row"), ENVELOPES, ids=[row["name"] for _, row in ENVELOPES])
+def test_envelopes(document: dict[str, Any], row: dict[str, Any]) -> None:
     raw = bytes.fromhex(row["envelope"])
     e = read_envelope(raw)
-    sender = read_bundle(bytes.fromhex(DOCUMENT["bundles"][row["sender_bundle"]]))
+    sender = read_bundle(bytes.fromhex(document["bundles"][row["sender_bundle"]]))
     assert (e["bundle"], e["sender"]) == (sender["hash"], sender["client_id"])
     assert e["envelope_hash"].hex() == row["envelope_hash"]
     assert sha256(raw).hex() == row["stored_hash"]
     message = label("envelope-signature") + bytes([e["suite"]]) + e["envelope_hash"]
     check_signatures(sender["sign"], e["suite"], message, e["signatures"])
     wanted = [{**m, "sent_at": m["sent_at"] or e["sealed_at"]} for m in row["messages"]]
-    for index, (_, _, _, who) in enumerate(e["stanzas"]):
-        seeds = {kind: bytes.fromhex(seed) for kind, seed in DOCUMENT["recipients"][who]}
+    for index, (key_id, kind, _, who) in enumerate(e["stanzas"]):
+        seeds = {kind: bytes.fromhex(seed) for kind, seed in document["recipients"][who]}
+        if bundle := document.get("recipient_bundles", {}).get(who):
+            (public,) = [key for *use, key in read_bundle(bytes.fromhex(bundle))["keys"] if use == [1, kind]]
+            assert key_id == sha256(label("key-id"), bytes([kind]), public)[:16]
         assert open_body(e, unwrap(raw, e, index, seeds)) == wanted
 
 

@@ -297,7 +297,7 @@ def test_a_mix_of_post_quantum_and_classical_needs_a_word() -> None:
     assert len(sealing.choose_keys([ca.bundle, weak], allow_mixed=True)) == 2
     with pytest.raises(BundleError):
         sealing.choose_keys([weak], stanza=1)
-    for unknown in (0, 3, 99):
+    for unknown in (0, 4, 99):
         with pytest.raises(InvalidRequest):
             sealing.choose_keys([ca.bundle], stanza=unknown)
 

@@ -198,8 +198,8 @@ class World:
             line = Line(name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0)  # type: ignore[arg-type, return-value]
             keeper = KeyKeeper(bytes(32))
             client = Client(
-                Home(config, hq_root, issuing, tuple(person.chain), person.key, person.identity, keeper), line, events,
-                nursery,
+                Home(config, hq_root, issuing, tuple(person.chain), person.key, person.identity, keeper, bytes(32)),
+                line, events, nursery,
             )  # fmt: skip
             self.clients[name] = client
             nursery.start_soon(line.run, nursery)

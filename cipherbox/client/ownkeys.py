@@ -1,0 +1,101 @@
+"""This client's own encryption keys: a new one goes into the next bundle, which HQ gets.
+
+Rules.
+1. A private key is in the key file before HQ has its public key: whatever is cut off, what others seal can be opened.
+2. HQ's word decides which bundle is the newest.  When it has one that this home does not know as its own, because the
+   answer was lost or the machine stopped, that one is taken over first, if its keys are here.
+3. What a key replaces stays in the key file and goes on opening.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from cipherbox.client.home import IDENTITY, Home
+from cipherbox.envelope.bundle import KeyBundle, check_succession, decode_bundle
+from cipherbox.errors import BundleError, CipherBoxError, Forbidden, KeyMissing
+from cipherbox.portable import lock_file
+from cipherbox.sealing import keyfile
+from cipherbox.sealing.identity import DecryptKey, Identity
+from cipherbox.wire import frames
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+LOCK = "keys.lock"
+
+
+class Added(NamedTuple):
+    """What came of `add_key`; ``again``: the published bundle held this key already."""
+
+    bundle: KeyBundle
+    again: bool
+
+
+async def add_key(client: Client, key: DecryptKey) -> Added:
+    """Publishes the next bundle of this client, with ``key`` behind the others, in place of the one of its kind.
+
+    Refused or NetworkError: HQ has no new bundle, or its answer was lost; asking again goes on from there.
+    """
+    home = client.home
+    if home.identity is None:
+        raise Forbidden("an admin's machine holds no keys that open messages; enrol a client for that")
+    with lock_file(home.path / LOCK, f"the key file in {home.path}"):
+        identity = (await _caught_up(client, _load(home))).keeping(key)
+        _save(home, identity)
+        assert identity.bundle is not None
+        again = key.key_id in [k.key_id for k in identity.current]
+        if not again:
+            others = [k.key_id for k in identity.current if k.algorithm != key.algorithm]
+            newer = identity.arranged([*others, key.key_id])
+            newer.bundle = newer.make_bundle(home.key, home.chain, int(time.time() * 1000), identity.bundle)
+            await _register(client, newer.bundle)
+            _save(home, newer)
+        assert home.identity.bundle is not None
+        return Added(home.identity.bundle, again)
+
+
+def reread(home: Home) -> bool:
+    """Whether the key file has keys that were not known: another process of this home made them."""
+    try:
+        return home.identity is not None and home.identity.follow(_load(home))
+    except CipherBoxError:
+        return False  # what is in memory goes on working
+
+
+async def _caught_up(client: Client, identity: Identity) -> Identity:
+    bundle = identity.bundle
+    if bundle is None:
+        raise BundleError("this client has not published its keys yet; finish joining first: cipherbox join")
+    (answer,) = await client.directory.ask([(identity.client_id, bundle.sequence)])
+    later = [decode_bundle(raw) for raw in answer.bundles]
+    if not later:
+        await _register(client, bundle)  # HQ finds it the same, or was restored from a time before it
+        return identity
+    newest = check_succession(bundle, later)
+    try:
+        if newest.sign_keys != identity.sign_keys:
+            raise KeyMissing("its signing keys are not here")
+        taken = identity.arranged([k.key_id for k in newest.encrypt_keys])
+    except KeyMissing as error:
+        raise BundleError(
+            f"HQ has key bundle {newest.sequence} of {identity.client_id}, which another copy of this home made "
+            f"({error}); bring its keys.cbk here and run this again"
+        ) from None
+    taken.bundle = newest
+    return taken
+
+
+async def _register(client: Client, bundle: KeyBundle) -> None:
+    await client.line.request(frames.Register, bundle=bundle.raw)
+
+
+def _load(home: Home) -> Identity:
+    return keyfile.load(home.path / IDENTITY, local_key=home.local_key)
+
+
+def _save(home: Home, identity: Identity) -> None:
+    keyfile.save(home.path / IDENTITY, identity, local_key=home.local_key)
+    if home.identity is not None:
+        home.identity.follow(identity)

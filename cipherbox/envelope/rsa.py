@@ -1,0 +1,56 @@
+"""RSA public keys in bundles: which are taken, and the one form they have there, SubjectPublicKeyInfo in DER.
+
+What is refused here is refused by the owner's own program, by HQ and by every sender alike, so a key that only some of
+them could use never gets into a bundle.
+"""
+
+from __future__ import annotations
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+
+from cipherbox.envelope.kinds import SEALED_KEY
+from cipherbox.errors import BundleMalformed
+from cipherbox.limits import LIMITS
+
+_EXPONENT_LEAST = 65_537  # smaller ones have a history of attacks; OpenSSL makes this one
+_EXPONENT_MOST = 2**64 - 1  # OpenSSL takes no larger one with a modulus above 3,072 bits, and each bit costs the sender
+
+
+def fault(key: RSAPublicKey) -> str:
+    """Why such a key is not taken, in words; empty when it is."""
+    bits, exponent = key.key_size, key.public_numbers().e
+    least, most = LIMITS.rsa_bits_least, LIMITS.rsa_bits_most
+    if not least <= bits <= most:
+        return f"an RSA key must have {least} to {most} bits, and this one has {bits}"
+    if bits % 8:
+        return f"the bits of an RSA key must be a multiple of 8, and this one has {bits}"
+    if not _EXPONENT_LEAST <= exponent <= _EXPONENT_MOST:
+        return f"the public exponent of an RSA key must lie between {_EXPONENT_LEAST} and 2^64, and this one does not"
+    if not key.public_numbers().n % 2 or not exponent % 2:
+        return "the modulus or the exponent of this RSA key is even, so it is none"
+    return ""
+
+
+def encode_public(key: RSAPublicKey) -> bytes:
+    """The bytes that stand in a bundle."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_public(raw: bytes) -> RSAPublicKey:
+    """The key of these bytes; BundleMalformed says why it is not taken."""
+    try:
+        key = load_der_public_key(raw)
+    except (ValueError, UnsupportedAlgorithm):
+        raise BundleMalformed("the RSA key in the bundle is not one") from None
+    if not isinstance(key, RSAPublicKey) or encode_public(key) != raw:
+        raise BundleMalformed("the RSA key in the bundle is not one, or not in the one form it has there")
+    if why := fault(key):
+        raise BundleMalformed(why)
+    return key
+
+
+def stanza_bytes(key: RSAPublicKey) -> int:
+    """How long a stanza for this key is."""
+    return key.key_size // 8 + SEALED_KEY
