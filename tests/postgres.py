@@ -18,9 +18,10 @@ import attrs
 from cipherbox.cli import postgres_servers
 from cipherbox.cli.postgres_servers import PAUSE
 from cipherbox.portable import other_user
+from cipherbox.store.postgres.driver import Link
 from cipherbox.store.postgres.target import Target
 
-__all__ = ["PAUSE", "Server", "binaries", "new_server", "schema", "shared", "target", "url"]
+__all__ = ["PAUSE", "Server", "binaries", "connect", "new_server", "schema", "shared", "target", "url"]
 
 VERSION = "pginstall18"
 Server = postgres_servers.Server
@@ -75,3 +76,11 @@ def target(server: Server, schema: str = "cipherbox", **more: Any) -> Target:
 def schema() -> str:
     """A name for one test's schema."""
     return f"t_{secrets.token_hex(6)}"
+
+
+def connect(server: Server, schema: str = "cipherbox") -> Link:
+    """A session as a tool has it: PostgreSQL's own settings, HQ's schema."""
+    link = Link(target(server, schema), str(server.directory), server.port, None, None)
+    link.script("RESET ALL")
+    link.script(f'SET search_path = "{schema}"')
+    return link

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
 
 from cipherbox.envelope.kinds import BodyCipher, label
-from cipherbox.errors import CredentialsError, DecryptionFailed
+from cipherbox.errors import CredentialsError, DecryptionFailed, WrongPassword
 from cipherbox.sealing import keyfile, primitives
 from cipherbox.sealing.kept import KeyKeeper
 from cipherbox.wire.token import secret_hash

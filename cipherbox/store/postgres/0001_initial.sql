@@ -119,20 +119,12 @@ CREATE FUNCTION message_id(envelope_id uuid, n integer) RETURNS uuid LANGUAGE sq
 CREATE FUNCTION envelope_of(message_id uuid) RETURNS uuid LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CAST(substr(CAST(message_id AS text), 1, 32) || '0000' AS uuid);
 
--- Every envelope in every queue.  A dead letter whose next generation came has a second entry there, and that counts.
-CREATE VIEW living_entries AS
-SELECT d.accepted_at, d.number, d.queue_no, d.seq, 2 AS state, d.attempts, d.delivered_at, d.acknowledged_at, d.client
-FROM deliveries d
-UNION ALL
-SELECT d.accepted_at, d.number, d.queue_no, d.seq, d.state, d.attempts, d.delivered_at, NULL, d.client
-FROM entries d
-WHERE d.state < 3 OR NOT (
-    EXISTS (SELECT 1 FROM entries x WHERE x.number = d.number AND x.queue_no = d.queue_no AND x.seq > d.seq)
+-- A dead letter whose next generation came has a second entry in its queue, and that one counts.
+CREATE FUNCTION come_again(at timestamptz, n bigint, queue integer, after bigint) RETURNS boolean LANGUAGE sql STABLE
+RETURN EXISTS (SELECT 1 FROM entries y WHERE y.number = n AND y.queue_no = queue AND y.seq > after)
     OR EXISTS (
-        SELECT 1 FROM deliveries x
-        WHERE x.accepted_at = d.accepted_at AND x.number = d.number AND x.queue_no = d.queue_no AND x.seq > d.seq
-    )
-);
+        SELECT 1 FROM deliveries y WHERE y.accepted_at = at AND y.number = n AND y.queue_no = queue AND y.seq > after
+    );
 
 -- `message_lookup` is `message_metadata` with the envelope's id, which has an index; `find_message` goes that way.
 CREATE VIEW message_lookup AS
@@ -144,7 +136,13 @@ CROSS JOIN LATERAL generate_series(0, e.messages - 1) AS m (n)
 LEFT JOIN LATERAL (
     SELECT CASE WHEN bool_and(x.delivered_at IS NOT NULL) THEN max(x.delivered_at) END AS delivered_time,
         CASE WHEN bool_and(x.acknowledged_at IS NOT NULL) THEN max(x.acknowledged_at) END AS acknowledged_time
-    FROM living_entries x WHERE x.accepted_at = e.accepted_at AND x.number = e.number
+    FROM (
+        SELECT x.queue_no, 2 AS state, x.delivered_at, x.acknowledged_at, x.client FROM deliveries x
+        WHERE x.accepted_at = e.accepted_at AND x.number = e.number
+        UNION ALL
+        SELECT x.queue_no, x.state, x.delivered_at, NULL, x.client FROM entries x
+        WHERE x.number = e.number AND (x.state < 3 OR NOT come_again(x.accepted_at, x.number, x.queue_no, x.seq))
+    ) x
 ) d ON true;
 
 CREATE VIEW message_metadata AS
@@ -159,7 +157,13 @@ SELECT
     CASE d.state WHEN 0 THEN 'waiting' WHEN 1 THEN 'delivered' WHEN 2 THEN 'acknowledged' ELSE 'dead letter' END AS state
 FROM envelopes e
 CROSS JOIN LATERAL generate_series(0, e.messages - 1) AS m (n)
-JOIN living_entries d ON d.accepted_at = e.accepted_at AND d.number = e.number
+CROSS JOIN LATERAL (
+    SELECT x.queue_no, 2 AS state, x.delivered_at, x.acknowledged_at, x.client FROM deliveries x
+    WHERE x.accepted_at = e.accepted_at AND x.number = e.number
+    UNION ALL
+    SELECT x.queue_no, x.state, x.delivered_at, NULL, x.client FROM entries x
+    WHERE x.number = e.number AND (x.state < 3 OR NOT come_again(x.accepted_at, x.number, x.queue_no, x.seq))
+) d
 JOIN queues q ON q.queue_no = d.queue_no;
 
 CREATE VIEW message_deliveries AS

@@ -1,0 +1,137 @@
+"""HQ at PostgreSQL as its administrator runs it: made, served, followed by a second HQ, proven."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cipherbox.cli.demo_processes import free_port
+from cipherbox.cli.prove_database import another_hq
+from tests import postgres
+
+from .conftest import ENVIRONMENT, PROGRAM, first_line, serving, shell
+
+Patient = Callable[[Callable[[], bool]], None]
+
+
+def made(tmp_path: Path, server: postgres.Server, *addresses: str) -> tuple[Path, Path]:
+    directory, admin = tmp_path / "hq", tmp_path / "admin"
+    url = f"{postgres.url(server)}&schema={postgres.schema()}"
+    shown = shell("init", str(directory), "--address", ",".join(addresses), "--listen", addresses[0], "--database", url,
+                  home=admin)  # fmt: skip
+    assert shown.code == 0, shown.err
+    return directory, admin
+
+
+def test_a_second_hq_takes_over_and_clients_follow(
+    tmp_path: Path, postgresql: postgres.Server, patient: Patient
+) -> None:
+    """The first one is stopped where it stands, with its sessions open: its lease must run out."""
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    directory, admin = made(tmp_path, postgresql, *addresses)
+    second = tmp_path / "second"
+    another_hq(directory, second, addresses[1])
+    lab, center = tmp_path / "FL-LAB", tmp_path / "CA-RC"
+    with serving(directory) as first, (tmp_path / "second.log").open("wb") as log:
+        for home in (lab, center):
+            assert shell("join", home=home, stdin=shell("enroll", home.name, home=admin).out).code == 0
+        assert shell("send", "--to", "CA-RC", "to the first", home=lab).code == 0
+        waiting = subprocess.Popen(
+            [*PROGRAM, "serve", str(second)], stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT
+        )
+        try:
+            assert "another HQ has the lease" in first_line(waiting)
+            began = time.monotonic()
+            first.send_signal(signal.SIGSTOP)
+            assert " listens on " in first_line(waiting)
+            took_s = time.monotonic() - began
+            sent = shell("send", "--to", "CA-RC", "to the second", "--within", "30s", home=lab)
+            assert sent.code == 0, sent.err
+            first.send_signal(signal.SIGCONT)
+            patient(lambda: first.poll() is not None)
+            assert first.returncode == 6  # the store is another HQ's now
+            assert took_s < 10
+            assert shell("receive", "--count", "2", "--idle", "30", home=center).code == 0
+            assert shell("audit", "verify", home=admin).code == 0
+        finally:
+            waiting.terminate()
+            waiting.wait(30)
+            assert waiting.stdout is not None
+            waiting.stdout.close()
+    lines = (center / "data" / "received_messages.jsonl").read_text().splitlines()
+    assert [json.loads(line)["content"] for line in lines] == ["to the first", "to the second"]
+
+
+def test_hq_waits_for_a_database_that_is_not_there_yet(tmp_path: Path, patient: Patient) -> None:
+    server = postgres.new_server()
+    try:
+        server.start()
+        address = f"127.0.0.1:{free_port()}"
+        directory, admin = made(tmp_path, server, address)
+        server.stop()
+        with (tmp_path / "log").open("wb") as log:
+            hq = subprocess.Popen(
+                [*PROGRAM, "serve", str(directory)], stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT
+            )
+        try:
+            assert "cannot be reached" in first_line(hq)
+            server.start()
+            assert " listens on " in first_line(hq)
+            server.kill()  # under a client that is about to ask
+            server.start()
+            patient(lambda: shell("status", home=admin).code == 0)
+        finally:
+            hq.terminate()
+            assert hq.wait(60) == 0
+            assert hq.stdout is not None
+            hq.stdout.close()
+    finally:
+        server.remove()
+
+
+def test_init_says_what_is_wrong(tmp_path: Path, postgresql: postgres.Server) -> None:
+    admin = tmp_path / "admin"
+
+    def refused(url: str, says: str) -> None:
+        shown = shell("init", str(tmp_path / "hq"), "--database", url, home=admin)
+        assert shown.code not in (0, 70)
+        assert says in shown.err
+        assert "hunter2" not in shown.err + shown.out
+        assert not (tmp_path / "hq").exists()
+
+    port = postgresql.port
+    refused("mysql://here", "postgresql://")
+    refused(f"postgresql://cipherbox:hunter2@127.0.0.1:{port}/postgres", "password does not belong")
+    refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres?password=hunter2", "password does not belong")
+    refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres?tsl=off", "did you mean 'tls'")
+    refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres", "TLS")
+    refused(f"postgresql://cipherbox@127.0.0.1:{port}/nowhere?tls=off", "no such database")
+    refused(f"postgresql://nobody@127.0.0.1:{port}/postgres?tls=off", "does not accept this user")
+    refused(f"postgresql://cipherbox@127.0.0.1:{free_port()}/postgres?tls=off", "cannot be reached")
+    url = f"{postgres.url(postgresql)}&schema={postgres.schema()}"
+    assert shell("init", str(tmp_path / "hq"), "--database", url, home=admin).code == 0
+    again = shell("init", str(tmp_path / "other"), "--database", url, home=tmp_path / "admin2")
+    assert again.code != 0
+    assert "holds an HQ already" in again.err
+
+
+def test_demo_at_postgresql(tmp_path: Path, postgresql: postgres.Server) -> None:
+    shown = shell("demo", "--database", postgres.url(postgresql), "--json", home=tmp_path)
+    assert shown.code == 0, shown.err + shown.out
+    left = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'cipherbox%'"
+    assert postgresql.sql(left) == []
+
+
+@pytest.mark.parametrize("seed", [3])
+def test_proof_with_postgresql_killed_and_failed_over(tmp_path: Path, seed: int) -> None:
+    shown = shell("prove", "--database", "local", "--postgres-bin", str(postgres.binaries()), "--rounds", "6", "--seed",
+                  str(seed), "--json", home=tmp_path)  # fmt: skip
+    assert shown.code == 0, shown.err + shown.out
+    proof = json.loads(shown.out)
+    assert (proof["lost"], proof["duplicated"], proof["unexpected"]) == (0, 0, 0)
+    assert proof["confirmed"] > 0
+    assert proof["database_faults"] > 0
