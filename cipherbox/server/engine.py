@@ -37,6 +37,7 @@ Runner = Callable[..., Awaitable[object]]
 log = get_logger(__name__)
 SWEEP_S = 1.0
 RECOVER_PAUSE_S = 1.0  # between tries to load again while the store does not answer
+SILENT_S = 2.0
 FULL_PAUSE_S = 5.0  # publishes are refused at once for so long after a commit found the disk full
 _PLENTY_BYTES = 256 * 1024 * 1024  # with so much room beside a batch the store is not asked for an exact answer
 _ROW_BYTES = 4096  # what an envelope costs on the disk beside its own bytes
@@ -84,6 +85,7 @@ class Engine:
         self._next_call = 1
         self._full_until = 0.0
         self._disk_full = False
+        self._store_since: float | None = None  # trio time since when the store has not answered a write or a load
         self._journal = Journal()
         self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
@@ -140,6 +142,10 @@ class Engine:
         if self._runner is not None:
             return await self._runner(call, *args)  # type: ignore[return-value]
         return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+
+    def store_away(self, now: float) -> bool:
+        """Whether the store has been silent for so long that those who wait should know."""
+        return self._store_since is not None and now - self._store_since > SILENT_S
 
     async def idle(self) -> None:
         """Waits until nothing is queued and nothing is being committed."""
@@ -221,7 +227,9 @@ class Engine:
         effects = self.broker.handle(batch, facts, self._clock_ms())
         self._proofs = {}
         if effects.changes:
+            self._store_since = trio.current_time()
             self._proofs = await self.in_store(self._write, effects)
+            self._store_since = None
         self._pages = effects.pages
         return effects
 
@@ -320,7 +328,9 @@ class Engine:
         self._queue = deque((c, size) for c, size in self._queue if getattr(c, "connection", 0) == 0)
         self._bytes = sum(size for _, size in self._queue)
         self._room.set()
+        self._store_since = self._store_since or trio.current_time()
         snapshot, last, history = await self._load()
+        self._store_since = None
         if self._audit is not None:
             self._audit.load(last)
         if history != self.history:

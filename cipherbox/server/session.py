@@ -49,6 +49,8 @@ log = get_logger(__name__)
 LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
 AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
 MEMORY_SHORT, MEMORY_FREE = "HQ is short of memory; publishers wait", "HQ has memory again; publishers go on"
+STORE_AWAY = "HQ's database does not answer: what you send waits and is not confirmed"
+STORE_BACK = "HQ's database answers again"
 _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
 
 
@@ -84,6 +86,7 @@ class Session:
         self._scope = trio.CancelScope()  # all of it
         self._reader = trio.CancelScope()  # what listens to the peer
         self._receiving = trio.CancelScope()
+        self._told_away = False
         self._ended: CipherBoxError | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -367,6 +370,9 @@ class Session:
             self.end(IdleTimeout())
         elif self._large_bytes and now - self._large_since > 2 * beat + self._large_bytes / limits.slowest_bytes_per_s:
             self.end(TimedOut("this envelope comes too slowly"))
+        elif self.role != "anonymous" and self.hq.engine.store_away(now) is not self._told_away:
+            self._told_away = not self._told_away
+            self._put(codec.encode(frames.Ping(0, STORE_AWAY if self._told_away else STORE_BACK)))
         elif now - self._out.spoke_at >= beat / 2 and self._out.empty:
             self._put(codec.encode(frames.Ping(0)))
 

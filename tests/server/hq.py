@@ -25,6 +25,7 @@ from cipherbox.server.app import run
 from cipherbox.server.hq import HQ
 from cipherbox.server.setup import init_hq
 from cipherbox.store.files import Files
+from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.tls import TlsStream, client_context
 from cipherbox.transport import connect
@@ -179,13 +180,14 @@ def configured(directory: Path) -> ServerConfig:
 
 @asynccontextmanager
 async def running(
-    directory: Path, *, limits: Limits | None = None, files: Files | None = None
-) -> AsyncIterator[Running]:
+    directory: Path, *, limits: Limits | None = None, files: Files | None = None,
+    opener: Callable[[ServerConfig], Store] | None = None,
+) -> AsyncIterator[Running]:  # fmt: skip
     """Serves ``directory`` (made when it is new) while the block runs; ends it gracefully."""
     config = configured(directory)
     if limits is not None:
         config = attrs.evolve(config, limits=limits)
-    store = open_store(config.directory, files=files, limits=config.limits)
+    store = opener(config) if opener else open_store(config.directory, files=files, limits=config.limits)
     hq = HQ(config, store)
     assert hq.trust.authority is not None
     stopped = trio.Event()

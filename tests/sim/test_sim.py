@@ -16,6 +16,7 @@ import trio.testing
 
 from cipherbox.client import post as post_module
 from cipherbox.envelope import log
+from tests import postgres
 from tests.server.hq import running
 from tests.sim.world import RECEIVERS, SENDERS, Template, World, virtual
 
@@ -44,7 +45,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 def test_what_is_confirmed_arrives_once(
     seed: int, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path, template, seed)
+    play_seed(World(tmp_path, template, seed), seed, monkeypatch)
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + max(1, COUNT // 20)))
+def test_the_same_at_postgresql(
+    seed: int, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: postgres.Server
+) -> None:
+    target = postgres.target(postgresql, postgres.schema())
+    play_seed(World(tmp_path, template, seed, target), seed, monkeypatch)
+
+
+def play_seed(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(post_module, "LOOK_S", 1.0)
 
     async def play() -> None:

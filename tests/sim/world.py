@@ -13,9 +13,9 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import orjson
@@ -37,7 +37,11 @@ from cipherbox.sealing.kept import KeyKeeper
 from cipherbox.server.app import _tick as tick
 from cipherbox.server.hq import HQ
 from cipherbox.server.session import Session
-from cipherbox.store.sqlite.store import SqliteStore, open_store
+from cipherbox.store.copying import copy
+from cipherbox.store.postgres.store import PostgresStore
+from cipherbox.store.postgres.target import Target
+from cipherbox.store.sqlite.copying import SqliteSource
+from cipherbox.store.sqlite.store import DATABASE, SqliteStore, open_store
 from tests.server.hq import Person
 
 BASE_S = 1_800_000_000.0
@@ -94,8 +98,8 @@ class Template:
     people: dict[str, Person]
 
 
-class FaultyStore(SqliteStore):
-    """Fails when the world says so, before a commit took effect or after."""
+class Faulty:
+    """Before a store: fails when the world says so, before a commit took effect or after."""
 
     world: World
 
@@ -105,17 +109,26 @@ class FaultyStore(SqliteStore):
             raise DiskFull("for a test")
         if fault == "before":
             raise StoreUnavailable("for a test: before the commit took effect")
-        super().commit(changes, epoch)
+        super().commit(changes, epoch)  # type: ignore[misc]
         if fault == "after":
             raise StoreUnavailable("for a test: the commit took effect")
         if fault == "crash" and self.world.hq_scope is not None:
             self.world.hq_scope.cancel()
 
 
-class World:
-    """See the module."""
+class FaultyStore(Faulty, SqliteStore):
+    pass
 
-    def __init__(self, path: Path, template: Template, seed: int) -> None:
+
+class FaultyPostgres(Faulty, PostgresStore):
+    pass
+
+
+class World:
+    """See the module.  ``target``: HQ's store is in PostgreSQL."""
+
+    def __init__(self, path: Path, template: Template, seed: int, target: Target | None = None) -> None:
+        self.target = target
         self.path, self.template = path, template
         self.chance = random.Random(seed)
         self.clock_offset_ms = 0
@@ -131,6 +144,10 @@ class World:
         self.inbox_fault = ""
         self.finished: set[str] = set()  # senders that publish nothing more
         shutil.copytree(template.directory, path / "hq")
+        if target is not None:
+            with closing(SqliteSource(path / "hq", DATABASE)) as source:
+                with closing(PostgresStore(target, path / "hq", create=True)) as sink:
+                    copy(source, sink)
 
     def now_ms(self) -> int:
         return int((BASE_S + trio.current_time()) * 1000)
@@ -145,8 +162,11 @@ class World:
                 config.limits, disk_reserve_bytes=65536, disk_resume_bytes=0, key_requests_per_minute=1_000_000
             )
             config = attrs.evolve(config, limits=limits)
-            store = open_store(self.path / "hq", limits=limits, kind=FaultyStore)
-            assert isinstance(store, FaultyStore)
+            store: FaultyStore | FaultyPostgres
+            if self.target is not None:
+                store = FaultyPostgres(self.target, self.path / "hq", force=True, limits=limits)
+            else:
+                store = cast(FaultyStore, open_store(self.path / "hq", limits=limits, kind=FaultyStore))
             store.world = self
             hq = HQ(config, store, clock_ms=lambda: self.now_ms() + self.clock_offset_ms)
             try:

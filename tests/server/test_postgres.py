@@ -1,0 +1,109 @@
+"""A running HQ at PostgreSQL, which stalls, is killed and comes back, under clients that publish and receive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from cipherbox.config import ServerConfig
+from cipherbox.server.session import STORE_AWAY, STORE_BACK
+from cipherbox.store.copying import copy
+from cipherbox.store.port import Store
+from cipherbox.store.postgres.store import PostgresStore
+from cipherbox.store.sqlite.copying import SqliteSource
+from cipherbox.store.sqlite.store import DATABASE
+from cipherbox.wire import frames
+from cipherbox.wire.connection import Deliveries
+from tests import postgres
+from tests.server.hq import Raw, running
+
+STOP, GO_ON = 19, 18  # SIGSTOP, SIGCONT
+
+
+@pytest.fixture
+def own() -> Iterator[postgres.Server]:
+    server = postgres.new_server()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+def at(server: postgres.Server) -> Callable[[ServerConfig], Store]:
+    """Opens HQ's store there; the first time with what `init` put into SQLite."""
+
+    def opened(config: ServerConfig) -> Store:
+        target = postgres.target(server)
+        store = PostgresStore(target, config.directory, create=True, limits=config.limits)
+        if not store.load(1).clients:
+            with closing(SqliteSource(config.directory, DATABASE)) as source:
+                copy(source, store)
+        return store
+
+    return opened
+
+
+async def consume(raw: Raw, queue: str) -> None:
+    await raw.ask(frames.Consume, 1, queue, 100, 1 << 20)
+
+
+async def test_clients_are_told_while_the_database_is_silent(tmp_path: Path, own: postgres.Server) -> None:
+    async with running(tmp_path / "hq", opener=at(own)) as here:
+        lab, center = await here.person("LAB"), await here.person("CENTER")
+        sender = await here.dial(lab)
+        assert isinstance(await sender.publish(lab.seal(center).raw), frames.Confirm)
+        pids = [pid for (pid,) in own.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'cipherbox' "
+                                          "AND pid <> pg_backend_pid()")]  # fmt: skip
+        for pid in pids:
+            os.kill(pid, STOP)
+        try:
+            with trio.move_on_after(3.5) as scope:
+                await sender.publish(lab.seal(center).raw)
+            assert scope.cancelled_caught  # no confirm
+            assert sender.told == [STORE_AWAY]
+        finally:
+            for pid in pids:
+                os.kill(pid, GO_ON)
+        assert isinstance(await sender.next(), frames.Confirm)
+        with trio.fail_after(10):
+            while STORE_BACK not in sender.told:
+                await sender.publish(lab.seal(center).raw)
+
+
+async def test_a_killed_database_loses_nothing_that_was_confirmed(tmp_path: Path, own: postgres.Server) -> None:
+    async with running(tmp_path / "hq", opener=at(own)) as here:
+        lab, center = await here.person("LAB"), await here.person("CENTER")
+        sender = await here.dial(lab)
+        sealed = [lab.seal(center, text=f"{n}" * 30_000) for n in range(6)]
+        for one in sealed[:3]:
+            assert isinstance(await sender.publish(one.raw), frames.Confirm)
+        own.kill()
+        answer = await sender.publish(sealed[3].raw)
+        assert answer is None or isinstance(answer, frames.Error | frames.GoingAway)
+        own.start()
+        with trio.fail_after(30):
+            while True:  # HQ closes what was open when it lost the database
+                again = await here.dial(lab, hello=False)
+                try:
+                    await again.hello()
+                    answer = await again.publish(sealed[3].raw)
+                except (AssertionError, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    answer = None
+                if isinstance(answer, frames.Confirm):
+                    break
+                await trio.sleep(0.2)
+        for one in sealed[3:]:
+            assert isinstance(await again.publish(one.raw), frames.Confirm)  # the first of them once more
+        receiver = await here.dial(center)
+        await consume(receiver, "box.CENTER")
+        found: list[bytes] = []
+        while len(found) < 6:
+            event = await receiver.next()
+            if isinstance(event, Deliveries):
+                found += [item[3] for item in event.entries]
+        assert found == [one.raw for one in sealed]
