@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+import trustme
 
 from cipherbox.cli import postgres_servers
 from cipherbox.config import secret
@@ -22,6 +25,7 @@ from cipherbox.store.postgres.store import PostgresStore
 from cipherbox.store.postgres.target import Target
 from tests import postgres
 from tests.store.suite import acknowledged, published
+from tests.store.tlsfront import TlsFront
 
 Opener = Callable[..., PostgresStore]
 
@@ -373,6 +377,36 @@ def test_what_is_set_up_wrong_is_said(opening: Opener, own: postgres.Server, tmp
         postgres.PAUSE.wait(0.02)
     with pytest.raises(StoreError, match="fsync"):
         opening(postgres.target(own))
+
+
+def test_tls_to_the_server(opening: Opener, postgresql: postgres.Server, tmp_path: Path) -> None:
+    """The certificate is checked against the named CA, and HQ shows its own where the server wants one."""
+    ours, theirs = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    ours.configure_trust(context)
+    ours.issue_cert("127.0.0.1").configure_cert(context)
+    mine = ours.issue_cert("hq@example.org")
+    names = {"ours": ours.cert_pem, "theirs": theirs.cert_pem}
+    names |= {"certificate": mine.cert_chain_pems[0], "key": mine.private_key_pem}
+    for name, blob in names.items():
+        blob.write_to_path(tmp_path / name)
+    with TlsFront(postgresql.port, context) as front:
+        target = attrs.evolve(
+            postgres.target(postgresql, postgres.schema()), hosts=(("127.0.0.1", front.port),), tls="verify",
+            tls_ca=tmp_path / "ours", tls_certificate=tmp_path / "certificate", tls_key=tmp_path / "key",
+        )  # fmt: skip
+        store = opening(target)
+        store.commit(published(1, b"x" * 300_000), store.epoch)
+        assert bodies(store, 1) == [b"x" * 300_000]
+        store.close()
+        with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            opening(attrs.evolve(target, tls_ca=tmp_path / "theirs"))
+        with pytest.raises(StoreUnavailable):
+            opening(attrs.evolve(target, tls_certificate=None, tls_key=None))
+        with pytest.raises(ConfigError, match="tls"):
+            opening(attrs.evolve(target, tls_ca=tmp_path / "nowhere"))
+        opening(attrs.evolve(target, tls="unverified", tls_ca=None)).close()
 
 
 def test_a_newer_schema_is_refused_and_left_alone(opening: Opener, postgresql: postgres.Server) -> None:
