@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +11,21 @@ import attrs
 import pytest
 import trustme
 
+from cipherbox.broker.model import Changes, Cutoffs
 from cipherbox.cli import postgres_servers
 from cipherbox.config import secret
-from cipherbox.errors import ConfigError, DiskFull, Fenced, StoreError, StoreUnavailable
-from cipherbox.store.port import HISTORY, StandbyOnly
-from cipherbox.store.postgres import driver, lease
-from cipherbox.store.postgres import store as store_module
+from cipherbox.errors import ConfigError, DiskFull, StoreError, StoreUnavailable
+from cipherbox.store.port import HISTORY
+from cipherbox.store.postgres import driver, retention
+from cipherbox.store.postgres import schema as schema_module
 from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.postgres.store import PostgresStore
-from cipherbox.store.postgres.target import Target
 from tests import postgres
+from tests.store.conftest import Opener
+from tests.store.postgres_cases import bodies, store_pid
 from tests.store.suite import acknowledged, published
 from tests.store.tlsfront import TlsFront
-
-Opener = Callable[..., PostgresStore]
-
-
-@pytest.fixture
-def opening(tmp_path: Path) -> Iterator[Opener]:
-    """Opens stores that are closed at the end of the test."""
-    with ExitStack() as stack:
-
-        def opened(target: Target, **more: Any) -> PostgresStore:
-            store = PostgresStore(target, tmp_path, **{"create": True, **more})
-            stack.callback(store.close)
-            return store
-
-        yield opened
-
-
-@pytest.fixture
-def own() -> Iterator[postgres.Server]:
-    """A server of one test, which may do with it what it likes."""
-    server = postgres.new_server()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
-
-
-def bodies(store: PostgresStore, *numbers: int) -> list[bytes | None]:
-    return store.read_bodies(numbers)
-
 
 # -- a commit without an answer -----------------------------------------------------------------------------------
 
@@ -90,12 +60,6 @@ def test_a_connection_cut_in_the_middle_of_commit(
     assert bodies(store, 1, 2) == [b"body", b"two"]
     store.commit(acknowledged(1, 2), store.epoch)
     assert bodies(store, 1, 2) == [None, None]
-
-
-def store_pid(store: PostgresStore) -> int:
-    assert store._link is not None
-    found: int = store._link._db.run("SELECT pg_backend_pid()")[0][0]
-    return found
 
 
 def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: postgres.Server) -> None:
@@ -210,139 +174,6 @@ def test_a_session_ended_while_nothing_was_going_on(opening: Opener, postgresql:
     assert store.load(10).next_number == 4
 
 
-# -- failing over -------------------------------------------------------------------------------------------------
-
-
-def both(primary: postgres.Server, standby: postgres.Server) -> Target:
-    hosts = tuple((str(server.directory), server.port) for server in (primary, standby))
-    return Target(hosts, database="postgres", user="cipherbox", tls="off")
-
-
-def test_a_synchronous_standby_takes_over_and_nothing_is_lost(opening: Opener, own: postgres.Server) -> None:
-    standby = own.standby()
-    try:
-        standby.start()
-        own.synchronous()
-        store = opening(both(own, standby))
-        history = store.get_setting(HISTORY)
-        for number in range(1, 6):
-            store.commit(published(number, b"%d" % number), store.epoch)
-        own.kill()
-        with pytest.raises(StoreUnavailable):
-            store.commit(published(6), store.epoch)
-        standby.promote()
-        assert store.load(10).next_number == 6
-        store.commit(published(6, b"6"), store.epoch)
-        assert bodies(store, *range(1, 7)) == [b"%d" % n for n in range(1, 7)]
-        assert store.get_setting(HISTORY) == history
-        own.start()  # back, and still believes that it is the primary
-        postgres_pid = store_pid(store)
-        standby.sql(f"SELECT pg_terminate_backend({postgres_pid})")
-        assert store.load(10).next_number == 7  # the newer timeline is the right one
-    finally:
-        standby.remove()
-
-
-def test_a_standby_that_lagged_behind_begins_a_new_history(opening: Opener, own: postgres.Server) -> None:
-    standby = own.standby()
-    try:
-        standby.start()
-        store = opening(both(own, standby))
-        store.commit(published(1), store.epoch)
-        standby.stop()
-        store.put_setting(HISTORY, b"before")
-        store.commit(published(2), store.epoch)
-        own.kill()
-        standby.start()
-        standby.promote()
-        before = store.epoch
-        assert store.load(10).next_number < 3
-        assert store.epoch > before
-        assert store.get_setting(HISTORY) not in (None, b"before")
-        store.commit(published(store.load(10).next_number), store.epoch)
-    finally:
-        standby.remove()
-
-
-# -- two HQs ------------------------------------------------------------------------------------------------------
-
-
-def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.Server) -> None:
-    target = postgres.target(postgresql, postgres.schema())
-    first = opening(target)
-    first.commit(published(1), first.epoch)
-    with pytest.raises(StandbyOnly, match=first._name.split("/", maxsplit=1)[0]):
-        opening(target)
-    first.close()  # given back
-    second = opening(target)
-    assert second.epoch == first.epoch + 1
-    second.commit(published(2), second.epoch)
-    for write in (lambda: first.commit(published(3), first.epoch), first.renew, lambda: first.put_setting("a", b"b")):
-        with pytest.raises(Fenced):
-            write()
-    assert second.get_setting("a") is None
-
-
-def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.Server) -> None:
-    target = postgres.target(postgresql, postgres.schema())
-    first = opening(target)
-    assert first._link is not None
-    first._link._sock.shutdown(2)  # as the kernel does for a killed process
-    for _ in range(200):
-        try:
-            second = opening(target)
-            break
-        except StandbyOnly:
-            postgres.PAUSE.wait(0.02)
-    second.commit(published(1), second.epoch)
-    with pytest.raises(Fenced):
-        first.commit(published(1), first.epoch)
-
-
-def test_a_stalled_hq_never_writes_again(
-    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stalled in the middle of a commit, holding the row: its session is ended, and its commit fails."""
-    target = postgres.target(postgresql, postgres.schema())
-    first = opening(target)
-    monkeypatch.setattr(lease, "LEASE_S", 0.3)
-    monkeypatch.setattr(store_module, "ANSWER_S", 0.0)
-    go, stalled = threading.Event(), threading.Event()
-    found: list[BaseException] = []
-    original = store_module.commit.write
-
-    def slowly(*arguments: Any) -> list[str]:
-        dropped = original(*arguments)
-        stalled.set()
-        go.wait(20)
-        return dropped
-
-    def write() -> None:
-        try:
-            first.commit(published(1, b"late"), first.epoch)
-        except (StoreUnavailable, Fenced) as error:
-            found.append(error)
-
-    monkeypatch.setattr(store_module.commit, "write", slowly)
-    thread = threading.Thread(target=write)
-    thread.start()
-    assert stalled.wait(20)
-    monkeypatch.setattr(store_module.commit, "write", original)
-    for _ in range(200):
-        try:
-            second = opening(target)
-            break
-        except StandbyOnly:
-            postgres.PAUSE.wait(0.05)
-    second.commit(published(1, b"mine"), second.epoch)
-    go.set()
-    thread.join(20)
-    assert found
-    with pytest.raises(Fenced):
-        first.commit(published(2), first.epoch)
-    assert bodies(second, 1) == [b"mine"]
-
-
 # -- what an administrator may have got wrong ---------------------------------------------------------------------
 
 
@@ -429,3 +260,33 @@ def test_another_machines_spool_is_missed(
         PostgresStore(target, elsewhere)
     again = opening(target)
     assert bodies(again, 1) == [b"x" * 200_000]
+
+
+def test_a_clock_that_was_set_back_gives_no_number_twice(opening: Opener, postgresql: postgres.Server) -> None:
+    store = opening(postgres.target(postgresql, postgres.schema()))
+    store.commit(published(1, b"a", b"b"), store.epoch)
+    changes = published(3)
+    changes.envelopes = [e._replace(accepted_at=e.accepted_at - 86_400_000) for e in changes.envelopes]
+    store.commit(changes, store.epoch)
+    assert store.load(10).next_number == 4
+
+
+def test_somebody_who_reads_a_month_delays_only_its_end(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_LOCK_MS", 50)
+    target = postgres.target(postgresql, postgres.schema())
+    store = opening(target)
+    past = 1_700_000_000_000
+    month = schema_module.month_of(past)
+    assert schema_module.make_month(store._writer(), month)
+    cutoffs = Cutoffs(schema_module.ends_at_ms(month), 0, 0)
+    reader = postgres.connect(postgresql, target.schema)
+    reader.script("BEGIN; SELECT count(*) FROM envelopes")
+    store.commit(Changes(retention=cutoffs), store.epoch)
+    assert not store.older_than(cutoffs)  # not now
+    assert month in schema_module.months(store._writer())
+    reader.script("COMMIT")
+    reader.close()
+    store.commit(Changes(retention=cutoffs), store.epoch)
+    assert month not in schema_module.months(store._writer())

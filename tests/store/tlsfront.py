@@ -1,4 +1,4 @@
-"""TLS in front of a PostgreSQL server whose build has none: answers SSLRequest as PostgreSQL does, and passes bytes on."""
+"""TLS in front of a PostgreSQL server whose build has none: answers SSLRequest as PostgreSQL does, and passes on."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ CREATE TABLE settings (name text COLLATE "C" PRIMARY KEY, value bytea NOT NULL);
 -- One row: who may write.  Every commit changes it, so of two writers one waits, finds another epoch, and writes nothing.
 CREATE TABLE writer (
     one boolean PRIMARY KEY DEFAULT true CHECK (one), epoch bigint NOT NULL, commits bigint NOT NULL,
-    holder text NOT NULL, pid integer NOT NULL, session_began timestamptz, renewed_at timestamptz NOT NULL
+    holder text NOT NULL, pid integer NOT NULL, session_began timestamptz, renewed_at timestamptz NOT NULL,
+    last_number bigint NOT NULL DEFAULT 0 -- the highest envelope number that was given
 ) WITH (fillfactor = 10);
 INSERT INTO writer VALUES (true, 0, 0, '', 0, NULL, '-infinity');
 

@@ -39,6 +39,7 @@ ENTRIES = (
     "entries (queue_no, seq, number, accepted_at, state, attempts, delivered_at, client, bytes, fan, expires_at, "
     "sender, envelope_id)"
 )
+GIVEN = "UPDATE writer SET last_number = greatest(last_number, CAST(? AS bigint))"
 LOG = "log (entry, at, head, signature, body)"
 _NUMBER = struct.Struct(">hiq")  # count of fields, then the first field
 _INT4, _INT8, _INT2 = struct.Struct(">i"), struct.Struct(">q"), struct.Struct(">h")
@@ -166,6 +167,7 @@ def _envelopes(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spo
     if rows:
         link.copy_in(ENVELOPES, stream(rows))
         link.copy_in(BODIES, stream(bodies))
+        link.run(GIVEN, (max(fresh),))
     entries: list[bytes] = []
     again = []
     for entry in changes.entries:

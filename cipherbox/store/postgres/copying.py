@@ -137,6 +137,8 @@ def fill(link: Link, table: str, rows: Sequence[Row]) -> None:
         rows = [row for row in rows if row[at["state"]] != commit.ACKED]
         names.remove("acknowledged_at")
         rows = [tuple(value for n, value in enumerate(row) if n != at["acknowledged_at"]) for row in rows]
+    if table == "envelopes":
+        link.run(commit.GIVEN, (max(row[0] for row in rows),))
     into = f"{table} ({', '.join(map(quoted, names))})"
     _copy(link, into, [[_encoded(kinds[n], v) for n, v in zip(names, row, strict=True)] for row in rows])
 

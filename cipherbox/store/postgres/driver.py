@@ -51,6 +51,7 @@ _SETUP = {
     "3D": "there is no such database; create it, or correct the name",
     "42501": "the user lacks a right",
 }
+_SSL_REQUEST = (8).to_bytes(4, "big") + (80_877_103).to_bytes(4, "big")
 _BROKEN = ("08", "57P", "25006", "25P")  # after these a connection is of no use
 
 
@@ -64,12 +65,14 @@ class Link:
         self.broken = False
         self.state = ""  # SQLSTATE of the last refusal
         self._prepared: dict[str, tuple[Any, list[str]]] = {}
-        self._sock = sock = _dial(host, port)
+        self._sock = _dial(host, port)
         try:
             with self._translated():
+                if context is not None:
+                    self._sock = _secured(self._sock, context, host)
                 self._db = native.Connection(
-                    target.user, host=host, database=target.database, password=password, sock=sock,
-                    ssl_context=context if context is not None else False, application_name="cipherbox",
+                    target.user, host=host, database=target.database, password=password, sock=self._sock,
+                    ssl_context=False, application_name="cipherbox",
                 )  # fmt: skip
                 self._db.run(_SESSION.format(STATEMENT_MS, LOCK_MS, IDLE_MS))
                 self._db.run(f"SET search_path = {quoted(target.schema)}")
@@ -140,10 +143,6 @@ class Link:
                 before = before.__context__
             if before is not None:  # the server said why before it hung up
                 raise self._said(before) from error
-            if "refuses SSL" in str(error):
-                raise StoreUnavailable(
-                    'PostgreSQL does not speak TLS: set it up there, or here tls = "off" if nobody else is on the line'
-                ) from error
             raise StoreUnavailable(f"the connection to PostgreSQL failed: {error}") from error
         except (KeyboardInterrupt, SystemExit):
             self.broken = True
@@ -209,6 +208,16 @@ def _dial_here(path: str) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _secured(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    """TLS as PostgreSQL begins it (its documentation, "SSL Session Encryption")."""
+    sock.sendall(_SSL_REQUEST)
+    if sock.recv(1) != b"S":
+        raise StoreUnavailable(
+            'PostgreSQL does not speak TLS: set it up there, or here tls = "off" if nobody else is on the line'
+        )
+    return context.wrap_socket(sock, server_hostname=host)
 
 
 def tls_context(target: Target) -> ssl.SSLContext | None:

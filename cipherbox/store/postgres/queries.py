@@ -66,10 +66,7 @@ def _entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
 def load(link: Link, head: int) -> Snapshot:
     """Counters are read, never counted; of each queue only the head."""
     snapshot = Snapshot()
-    snapshot.next_number = link.script(
-        "SELECT greatest(coalesce((SELECT number FROM envelopes ORDER BY accepted_at DESC, "
-        "number DESC LIMIT 1), 0), coalesce((SELECT max(number) FROM entries), 0)) + 1"
-    )[0][0]
+    snapshot.next_number = link.script("SELECT last_number + 1 FROM writer")[0][0]
     snapshot.first_seq = link.script("SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1")[0][0]
     settings = {name: bytes(value) for name, value in link.script("SELECT name, value FROM settings")}
     snapshot.bindings_version = int(settings.get("bindings_version", b"1"))

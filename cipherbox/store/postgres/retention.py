@@ -11,11 +11,13 @@ from __future__ import annotations
 import time
 
 from cipherbox.broker.model import DROPPED, Changes, Cutoffs
+from cipherbox.errors import StoreUnavailable
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.postgres.schema import PARTITIONED, ends_at_ms, month_of, months, name_of
 
 MOST = 5000
 BY = "retention"
+_LOCK_MS = 1500  # longer than PostgreSQL waits before it calls off its own vacuuming
 # What an envelope is kept for: it waits, or is a dead letter nobody settled.
 _OPEN = (
     "SELECT d.number FROM entries d WHERE d.accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) AND (d.state < 3 OR "
@@ -51,8 +53,10 @@ def drop_dead_letters(link: Link, changes: Changes, cutoffs: Cutoffs) -> None:
 def drop_records(link: Link, cutoffs: Cutoffs) -> None:
     """Metadata and log older than they are kept."""
     if cutoffs.metadata:
-        for month in _old_months(link, cutoffs.metadata):
-            _drop_month(link, month)
+        old = old_months(link, cutoffs.metadata)
+        if old and _locked(link):
+            for month in old:
+                _drop_month(link, month)
         rows = link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, MOST))
         if rows:
             numbers = [number for (number,) in rows]
@@ -67,10 +71,23 @@ def drop_records(link: Link, cutoffs: Cutoffs) -> None:
         )
 
 
-def _old_months(link: Link, cutoff: int) -> list[int]:
+def old_months(link: Link, cutoff: int) -> list[int]:
     """Never this month or a later one, whatever the cutoff: rows are on their way there."""
     now = month_of(time.time_ns() // 1_000_000)
     return [month for month in months(link) if ends_at_ms(month) <= cutoff and month < now]
+
+
+def _locked(link: Link) -> bool:
+    """Whether the tables could be had for dropping parts of them; a tool with a long query must not hold up HQ."""
+    link.script("SAVEPOINT months")
+    try:
+        link.script(f"SET LOCAL lock_timeout = {_LOCK_MS}; LOCK TABLE {', '.join(PARTITIONED)}")
+    except StoreUnavailable:
+        if link.broken:
+            raise
+        link.script("ROLLBACK TO SAVEPOINT months")
+        return False
+    return True
 
 
 def _drop_month(link: Link, month: int) -> None:
@@ -95,7 +112,7 @@ def _drop_month(link: Link, month: int) -> None:
 def anything(link: Link, cutoffs: Cutoffs) -> bool:
     """Whether there is something to drop."""
     if cutoffs.metadata and (
-        _old_months(link, cutoffs.metadata) or link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
+        old_months(link, cutoffs.metadata) or link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
     ):
         return True
     query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"

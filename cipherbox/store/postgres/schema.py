@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import resources
 
 from cipherbox.errors import SchemaTooNew, StoreError, StoreUnavailable
-from cipherbox.store.postgres.driver import Link, quoted
+from cipherbox.store.postgres.driver import LOCK_MS, Link, quoted
 from cipherbox.store.postgres.target import Target
 
 MARK = "cipherbox"  # comment of the schema: whose it is, and its version
@@ -120,7 +120,7 @@ def make_month(link: Link, month: int) -> bool:
         return False
     finally:
         if not link.broken:
-            link.script("SET lock_timeout = 5000")
+            link.script(f"SET lock_timeout = {LOCK_MS}")
     return True
 
 

@@ -61,6 +61,7 @@ class PostgresStore(Registry):
         self._spool_from = limits.spool_from_bytes
         self._months_at, self._months = 0.0, set[int]()
         self._skip_until = 0.0
+        self._set_back = False  # the server knows less than what was read from it: load first
         self._pause = threading.Event()  # never set: waits out a pause
         self._numbers: QueueNumbers | None = None
         self._inside: Link | None = None  # the session of the transaction that is open
@@ -136,6 +137,7 @@ class PostgresStore(Registry):
         if commits < self._commits:
             self.epoch, self._commits = lease.take(link, self._name, self.epoch, force=True)
             link.run(upsert("settings", ("name", "value")), (HISTORY, secrets.token_bytes(16)))
+            self._set_back = True
         else:
             self._commits = commits
 
@@ -176,7 +178,9 @@ class PostgresStore(Registry):
         def work(link: Link) -> Snapshot:
             lease.renew(link, self.epoch)  # a commit: what is loaded is as safe as what is confirmed
             self._numbers = None
-            return queries.load(link, head)
+            snapshot = queries.load(link, head)
+            self._set_back = False
+            return snapshot
 
         return self._ask(work)
 
@@ -231,6 +235,7 @@ class PostgresStore(Registry):
     def commit(self, changes: Changes, epoch: int) -> None:
         if epoch != self.epoch:
             raise Fenced
+        self._check_history()
         places = self._to_spool(changes)
         try:
             dropped = self._write_once(lambda link: commit.write(link, changes, self._queue_numbers(link), places))
@@ -239,6 +244,13 @@ class PostgresStore(Registry):
             raise
         if dropped and self._spool is not None:
             self._spool.delete(dropped)
+        cutoffs = changes.retention
+        if cutoffs is not None and self._ask(lambda link: retention.old_months(link, cutoffs.metadata)):
+            self._skip_until = time.monotonic() + _SKIP_S  # somebody reads what should go
+
+    def _check_history(self) -> None:
+        if self._set_back:
+            raise StoreUnavailable("PostgreSQL lost commits that it had confirmed; HQ loads its state again")
 
     def _to_spool(self, changes: Changes) -> dict[tuple[int, int], Place]:
         if self._spool is None or self.target.bodies != "spool":
@@ -254,6 +266,9 @@ class PostgresStore(Registry):
     def _write_once(self, work: Callable[[Link], T]) -> T:
         """One transaction; what it returned, once it is known to be committed."""
         link, number = self._begin()
+        if self._set_back:
+            self._roll_back(link)
+            self._check_history()
         self._inside = link
         try:
             result = work(link)
@@ -323,7 +338,8 @@ class PostgresStore(Registry):
         link = self._writer()
         lease.renew(link, self.epoch)
         if time.monotonic() > self._months_at:
-            self._keep_months(link)
+            with suppress(StoreError):  # rows go to the partition `other` then
+                self._keep_months(link)
 
     def _keep_months(self, link: Link) -> None:
         """This month's partitions and the next one's; where they cannot be had, rows go to the partition `other`."""

@@ -1,0 +1,15 @@
+"""Small helpers of the tests of PostgreSQL's faults."""
+
+from __future__ import annotations
+
+from cipherbox.store.postgres.store import PostgresStore
+
+
+def bodies(store: PostgresStore, *numbers: int) -> list[bytes | None]:
+    return store.read_bodies(numbers)
+
+
+def store_pid(store: PostgresStore) -> int:
+    assert store._link is not None
+    found: int = store._link._db.run("SELECT pg_backend_pid()")[0][0]
+    return found

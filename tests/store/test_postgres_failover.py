@@ -1,0 +1,175 @@
+"""PostgreSQL failing over, and two HQs at one database.  Every server here is real."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from cipherbox.errors import Fenced, StoreUnavailable
+from cipherbox.store.port import HISTORY, StandbyOnly
+from cipherbox.store.postgres import lease
+from cipherbox.store.postgres import store as store_module
+from cipherbox.store.postgres.target import Target
+from tests import postgres
+from tests.store.conftest import Opener
+from tests.store.postgres_cases import bodies, store_pid
+from tests.store.suite import published
+
+# -- failing over -------------------------------------------------------------------------------------------------
+
+
+def both(primary: postgres.Server, standby: postgres.Server) -> Target:
+    hosts = tuple((str(server.directory), server.port) for server in (primary, standby))
+    return Target(hosts, database="postgres", user="cipherbox", tls="off")
+
+
+def test_a_synchronous_standby_takes_over_and_nothing_is_lost(opening: Opener, own: postgres.Server) -> None:
+    standby = own.standby()
+    try:
+        standby.start()
+        own.synchronous()
+        store = opening(both(own, standby))
+        history = store.get_setting(HISTORY)
+        for number in range(1, 6):
+            store.commit(published(number, b"%d" % number), store.epoch)
+        own.kill()
+        with pytest.raises(StoreUnavailable):
+            store.commit(published(6), store.epoch)
+        standby.promote()
+        assert store.load(10).next_number == 6
+        store.commit(published(6, b"6"), store.epoch)
+        assert bodies(store, *range(1, 7)) == [b"%d" % n for n in range(1, 7)]
+        assert store.get_setting(HISTORY) == history
+        own.start()  # back, and still believes that it is the primary
+        postgres_pid = store_pid(store)
+        standby.sql(f"SELECT pg_terminate_backend({postgres_pid})")
+        assert store.load(10).next_number == 7  # the newer timeline is the right one
+    finally:
+        standby.remove()
+
+
+def test_a_standby_that_lagged_behind_begins_a_new_history(opening: Opener, own: postgres.Server) -> None:
+    standby = own.standby()
+    try:
+        standby.start()
+        store = opening(both(own, standby))
+        store.commit(published(1), store.epoch)
+        standby.stop()
+        store.put_setting(HISTORY, b"before")
+        store.commit(published(2), store.epoch)
+        own.kill()
+        standby.start()
+        standby.promote()
+        before = store.epoch
+        assert store.load(10).next_number < 3
+        assert store.epoch > before
+        assert store.get_setting(HISTORY) not in (None, b"before")
+        store.commit(published(store.load(10).next_number), store.epoch)
+    finally:
+        standby.remove()
+
+
+# -- two HQs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.Server) -> None:
+    target = postgres.target(postgresql, postgres.schema())
+    first = opening(target)
+    first.commit(published(1), first.epoch)
+    with pytest.raises(StandbyOnly, match=first._name.split("/", maxsplit=1)[0]):
+        opening(target)
+    first.close()  # given back
+    second = opening(target)
+    assert second.epoch == first.epoch + 1
+    second.commit(published(2), second.epoch)
+    for write in (lambda: first.commit(published(3), first.epoch), first.renew, lambda: first.put_setting("a", b"b")):
+        with pytest.raises(Fenced):
+            write()
+    assert second.get_setting("a") is None
+
+
+def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.Server) -> None:
+    target = postgres.target(postgresql, postgres.schema())
+    first = opening(target)
+    assert first._link is not None
+    first._link._sock.shutdown(2)  # as the kernel does for a killed process
+    for _ in range(200):
+        try:
+            second = opening(target)
+            break
+        except StandbyOnly:
+            postgres.PAUSE.wait(0.02)
+    second.commit(published(1), second.epoch)
+    with pytest.raises(Fenced):
+        first.commit(published(1), first.epoch)
+
+
+def test_a_stalled_hq_never_writes_again(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stalled in the middle of a commit, holding the row: its session is ended, and its commit fails."""
+    target = postgres.target(postgresql, postgres.schema())
+    first = opening(target)
+    monkeypatch.setattr(lease, "LEASE_S", 0.3)
+    monkeypatch.setattr(store_module, "ANSWER_S", 0.0)
+    go, stalled = threading.Event(), threading.Event()
+    found: list[BaseException] = []
+    original = store_module.commit.write
+
+    def slowly(*arguments: Any) -> list[str]:
+        dropped = original(*arguments)
+        stalled.set()
+        go.wait(20)
+        return dropped
+
+    def write() -> None:
+        try:
+            first.commit(published(1, b"late"), first.epoch)
+        except (StoreUnavailable, Fenced) as error:
+            found.append(error)
+
+    monkeypatch.setattr(store_module.commit, "write", slowly)
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert stalled.wait(20)
+    monkeypatch.setattr(store_module.commit, "write", original)
+    for _ in range(200):
+        try:
+            second = opening(target)
+            break
+        except StandbyOnly:
+            postgres.PAUSE.wait(0.05)
+    second.commit(published(1, b"mine"), second.epoch)
+    go.set()
+    thread.join(20)
+    assert found
+    with pytest.raises(Fenced):
+        first.commit(published(2), first.epoch)
+    assert bodies(second, 1) == [b"mine"]
+
+
+def test_what_was_read_before_commits_were_lost_is_not_built_upon(opening: Opener, own: postgres.Server) -> None:
+    """The session changes to a standby that lagged behind while nothing was going on."""
+    standby = own.standby()
+    try:
+        standby.start()
+        store = opening(both(own, standby))
+        store.commit(published(1), store.epoch)
+        standby.stop()
+        store.commit(published(2), store.epoch)
+        own.kill()
+        standby.start()
+        standby.promote()
+        with suppress(StoreUnavailable):
+            store.renew()  # finds its session broken
+        store.renew()  # connects again
+        for write in (lambda: store.commit(published(3), store.epoch), lambda: store.put_setting("a", b"b")):
+            with pytest.raises(StoreUnavailable, match="loads its state again"):
+                write()
+        number = store.load(10).next_number
+        store.commit(published(number), store.epoch)
+    finally:
+        standby.remove()
