@@ -15,6 +15,7 @@ from cipherbox import pki
 from cipherbox.config import ServerConfig, parse_listen, secret_key
 from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
 from cipherbox.portable import lock_file, read_private
+from cipherbox.server.storing import reach
 from cipherbox.server.trust import load_certificate
 
 LOCK = "lock"
@@ -80,7 +81,9 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _places(config: ServerConfig) -> Iterator[str]:
-    if not config.database.path.exists():
+    if config.database.kind == "postgresql":
+        yield from _tried(lambda: reach(config))
+    elif not config.database.path.exists():
         yield f"{config.database.path}: there is no database; make one with: cipherbox init"
     for path in filter(None, [config.directory, config.logging.directory]):
         there: Path = path

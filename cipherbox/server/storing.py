@@ -56,6 +56,19 @@ def open_store(
     return open_sqlite(path.parent, create=create, limits=config.limits, kind=kind, name=path.name)
 
 
+def reach(config: ServerConfig) -> None:
+    """Whether PostgreSQL is there and holds this HQ; raises what is wrong."""
+    from cipherbox.store.postgres import schema
+    from cipherbox.store.postgres.connect import Connector
+
+    target = target_of(config.database)
+    link = Connector(target).writable()
+    try:
+        schema.prepare(link, target, create=False, upgrade=False)
+    finally:
+        link.close()
+
+
 def check_whole(store: Store) -> None:
     """StoreError for the remains of a copy that did not come to its end."""
     if store.get_setting(COPYING):

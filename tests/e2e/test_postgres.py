@@ -114,6 +114,13 @@ def test_init_says_what_is_wrong(tmp_path: Path, postgresql: postgres.Server) ->
     refused(f"postgresql://cipherbox@127.0.0.1:{free_port()}/postgres?tls=off", "cannot be reached")
     url = f"{postgres.url(postgresql)}&schema={postgres.schema()}"
     assert shell("init", str(tmp_path / "hq"), "--database", url, home=admin).code == 0
+    checked = shell("config", "check", str(tmp_path / "hq"), home=admin)
+    assert checked.code == 0, checked.err + checked.out
+    config = tmp_path / "hq" / "cipherbox.toml"
+    config.write_text(config.read_text().replace(f":{port}", f":{free_port()}"))
+    checked = shell("config", "check", str(tmp_path / "hq"), home=admin)
+    assert checked.code != 0
+    assert "cannot be reached" in checked.err + checked.out
     again = shell("init", str(tmp_path / "other"), "--database", url, home=tmp_path / "admin2")
     assert again.code != 0
     assert "holds an HQ already" in again.err

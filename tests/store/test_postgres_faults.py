@@ -290,3 +290,27 @@ def test_somebody_who_reads_a_month_delays_only_its_end(
     reader.close()
     store.commit(Changes(retention=cutoffs), store.epoch)
     assert month not in schema_module.months(store._writer())
+
+
+def test_an_older_schema_is_upgraded_when_asked_after_a_copy(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = postgres.target(postgresql, postgres.schema())
+    store = opening(target)
+    store.commit(published(1), store.epoch)
+    store.close()
+    steps = schema_module.scripts()
+    monkeypatch.setattr(schema_module, "scripts", lambda: [*steps, "CREATE TABLE later (x integer); SELECT 1 / 0"])
+    with pytest.raises(StoreError, match="cipherbox store upgrade"):
+        opening(target)
+    with pytest.raises(StoreUnavailable, match="division by zero"):
+        opening(target, upgrade=True)
+    monkeypatch.setattr(schema_module, "scripts", lambda: [*steps, "CREATE TABLE later (x integer)"])
+    store = opening(target, upgrade=True)
+    assert bodies(store, 1) == [b"body"]
+    copy = f"{target.schema}_before_{len(steps) + 1}"
+    assert postgresql.sql(f"SELECT number, data FROM {copy}.bodies") == [[1, b"body"]]
+    assert postgresql.sql(f"SELECT count(*) FROM {copy}.envelopes") == [[1]]
+    store.close()
+    opening(target).close()
+    postgresql.sql(f"DROP SCHEMA {copy} CASCADE")
