@@ -27,6 +27,7 @@ from cipherbox.client.inbox import LINES, Inbox
 from cipherbox.client.lines import Received
 from cipherbox.client.opening import NEVER, OUTCOMES
 from cipherbox.client.owed import OwedReceipts
+from cipherbox.client.pipe_frames import is_frame
 from cipherbox.client.receipts import MENDED
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
@@ -159,6 +160,17 @@ class Receiver:
             if done:
                 await self.client.ack(done)
 
+    async def take(self, deliveries: list[Delivery]) -> None:
+        """Records and acknowledges deliveries of `Client.consume_unopened`, holding the lock for this moment only.
+
+        StoreLocked when another receiver uses this home.  Receipts are owed, and signed by whoever runs `OwedReceipts`.
+        """
+        with self._opened():
+            new, done = await self._open_new(deliveries)
+            await self._record(new)
+        if done:
+            await self.client.ack(done)
+
     # -- for handlers -------------------------------------------------------------------------------------------
 
     @property
@@ -266,7 +278,7 @@ class Receiver:
             text = f"{file.file} from {file.sender} is whole: {file.manifest.size} bytes"
             self._events.say(RECEIVER, text, mark=True)
         for one in new:
-            if not is_file(one):
+            if not is_file(one) and not is_frame(one):
                 self.received += len(one.messages)
                 self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
         if self._on_lines is not None:
@@ -336,4 +348,4 @@ class Receiver:
 
 def _counted(one: Received) -> int:
     """Messages that this will be; a file counts when it is whole."""
-    return 0 if is_file(one) else len(one.messages)
+    return 0 if is_file(one) or is_frame(one) else len(one.messages)
