@@ -39,6 +39,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "send": ("send", "send", "Seal a message or file and send it."),
         "receive": ("receive", "receive", "Receive, open and acknowledge until stopped."),
         "fetch": ("receive", "fetch", "Take what waits now, then stop."),
+        "chat": ("chat", "chat", "Write to somebody, line by line, and read what they write."),
+        "pipe": ("pipe", "pipe", "Standard input here to standard output there: netcat."),
         "agent": ("agent", "agent", "Send from a folder and receive into another, for good."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
         "inbox": ("inbox", "inbox", "Messages whose handler failed: list, try again."),
