@@ -185,7 +185,7 @@ def _report(group: BaseException, arguments: list[str]) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else Exit.OK if error.code is None else Exit.REFUSED
     code = exit_code(error)
-    if code == Exit.INTERRUPTED:
+    if code in (Exit.INTERRUPTED, Exit.OUTPUT):
         return code
     if _wants_traceback(arguments):
         import traceback

@@ -142,10 +142,10 @@ async def test_everybody_and_who_went_away(hq: Any) -> None:
             await to_two.say("who is there?")
         await to_all.say("who is there?")
         assert to_all.others == ["CA-RC"]
-    async with hq.client("CA-RC") as client:
-        (delivery,) = await client.fetch()
-        assert delivery.messages[0].headers == {"chat": "CA-RC"}
-        assert delivery.messages[0].content_type == module.TYPE
+        async with hq.client("CA-RC") as center, center.consume() as deliveries:
+            delivery = await deliveries.__anext__()
+            assert delivery.messages[0].headers == {"chat": "CA-RC"}
+            assert delivery.messages[0].content_type == module.TYPE
 
 
 async def test_a_line_is_no_file(hq: Any) -> None:
@@ -230,3 +230,20 @@ def test_a_file_that_is_cut_back_moved_or_full_of_other_things(
     file.add(8)
     found = [text for _ in range(20) for text in texts(lines.new())]
     assert found == ["line 8"], "nobody typed the long one"
+
+
+async def test_a_receiver_that_starts_waits_for_the_moment_of_a_recording(hq: Any) -> None:
+    async with talking(hq, "CA-RC", "FL-LAB"), talking(hq, "FL-LAB", "CA-RC") as here:
+        async with trio.open_nursery() as nursery:
+
+            async def keep_saying() -> None:
+                for number in range(1000):
+                    await here.chat.say(f"{number}")
+
+            nursery.start_soon(keep_saying)
+            for _ in range(20):
+                async with hq.client("CA-RC") as client:
+                    await Receiver(client).drain()
+            nursery.cancel_scope.cancel()
+    ids = [line["message_id"] for line in inbox(hq, "CA-RC")]
+    assert len(ids) == len(set(ids)) > 0

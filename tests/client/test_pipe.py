@@ -276,6 +276,33 @@ async def test_a_call_given_up_does_not_hold_the_next(hq: Any) -> None:
     assert there.head == b"again"
 
 
+async def test_an_end_that_was_killed_calls_again(hq: Any) -> None:
+    """The listener ends at once, and the call waits for whoever listens next."""
+    there = Memory()
+    async with trio.open_nursery() as nursery:
+
+        async def lost() -> None:
+            async with end(hq, "FL-LAB", "CA-RC", Memory(end=False)) as pipe:
+                pipe._their_break = True  # as SIGKILL: no last word
+                with trio.CancelScope() as killed:
+                    async with trio.open_nursery() as inner:
+                        inner.start_soon(pipe.call)
+                        await pipe._began.wait()
+                        await trio.sleep(0.5)
+                        killed.cancel()
+            async with end(hq, "FL-LAB", "CA-RC", Memory(b"here I am again")) as pipe:
+                await pipe.call()
+
+        nursery.start_soon(lost)
+        with trio.fail_after(30):
+            async with end(hq, "CA-RC", "FL-LAB", Memory(end=False)) as first:
+                with pytest.raises(PeerGone, match="FL-LAB began another pipe"):
+                    await first.listen()
+            async with end(hq, "CA-RC", "FL-LAB", there) as second:
+                await second.listen()
+    assert there.head == b"here I am again"
+
+
 async def test_other_messages_enter_the_inbox(hq: Any) -> None:
     here, there = Memory(end=False), Memory()
     async with trio.open_nursery() as nursery:
