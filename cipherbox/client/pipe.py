@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 CHUNK = 256 * 1024  # bytes of one frame at most
 WINDOW, WINDOW_FRAMES = 4 * 1024 * 1024, 256  # under way and not yet written out at the other end
 IDLE_S, WITHIN_S = 60.0, 60.0
-KEEP_MS = 24 * 3600 * 1000  # HQ drops frames that nobody took for so long
+KEEP_MS = 24 * 3600 * 1000  # HQ delivers no frame that is older
 _LAST_WORD_S = 3.0
 _LOOK_S = 5.0  # between looks at what became of the oldest frame
 _TICK_S = 0.25
