@@ -21,7 +21,7 @@ survives it.  Codes are never reused.
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
     |   +-- Revoked              +-- TokenError
     +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
-    |   +-- TimedOut             +-- GoingAway
+    |   +-- TimedOut             +-- GoingAway            +-- PeerGone
     |       +-- Queued           kept in the outbox; it goes out by itself
     +-- EnvelopeError            bytes that are no envelope, or one that must not be opened
     |   +-- MalformedEnvelope    +-- UnknownVersion       +-- NotRecipient
@@ -221,6 +221,10 @@ class Queued(TimedOut, code=0x0403):
 
 class GoingAway(NetworkError, code=0x0402):
     """HQ is stopping; connect again later."""
+
+
+class PeerGone(NetworkError, code=0x0404):
+    """The other end of a pipe did not answer, fell silent or broke off."""
 
 
 class EnvelopeError(CipherBoxError, code=0x0500):

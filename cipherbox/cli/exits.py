@@ -34,7 +34,7 @@ MEANING: dict[Exit, str] = {
     Exit.OK: "done",
     Exit.REFUSED: "HQ refused the request, or a comparison found a difference",
     Exit.USAGE: "the command was not given what it needs",
-    Exit.NETWORK: "HQ cannot be reached, or the line was cut; trying again later may help",
+    Exit.NETWORK: "HQ, or the other end of a pipe, cannot be reached, or the line was cut; trying again later may help",
     Exit.CREDENTIALS: "the certificate or the enrolment token was not accepted, or the password of the keys is wrong",
     Exit.CONFIG: "a setting or a file it names is not valid",
     Exit.STORE: "this machine's storage failed: a file, a disk, the database, a lock",
@@ -67,6 +67,7 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
 _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.NetworkError: "Is this machine online, is HQ running, and is the address in client.toml right?",
     errors.Queued: "See what waits: cipherbox outbox list",
+    errors.PeerGone: "How the two ends find each other: cipherbox manual tools",
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
     errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
     errors.Revoked: "The admin revoked this client. Ask the admin why.",

@@ -42,6 +42,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "send": ("send", "send", "Seal a message or file and send it."),
         "receive": ("receive", "receive", "Receive, open and acknowledge until stopped."),
         "fetch": ("receive", "fetch", "Take what waits now, then stop."),
+        "chat": ("chat", "chat", "Write to somebody, line by line, and read what they write."),
+        "pipe": ("pipe", "pipe", "Standard input here to standard output there: netcat."),
         "agent": ("agent", "agent", "Send from a folder and receive into another, for good."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
         "inbox": ("inbox", "inbox", "Messages whose handler failed: list, try again."),
@@ -186,7 +188,7 @@ def _report(group: BaseException, arguments: list[str]) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else Exit.OK if error.code is None else Exit.REFUSED
     code = exit_code(error)
-    if code == Exit.INTERRUPTED:
+    if code in (Exit.INTERRUPTED, Exit.OUTPUT):
         return code
     if _wants_traceback(arguments):
         import traceback

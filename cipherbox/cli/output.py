@@ -36,6 +36,7 @@ __all__ = [
     "print_event",
     "print_json",
     "print_raw",
+    "print_trouble",
     "record",
     "rows_table",
     "safe",
@@ -94,6 +95,13 @@ def print_event(event: Event) -> None:
         return
     stamp, bracket, rest = event.partition("] ")
     click.echo(f"{stamp}{bracket}{CHECK} {rest}")
+
+
+def print_trouble(event: Event) -> None:
+    """Only what a person must know while something else has the screen: the line to HQ, keys, who was turned away."""
+    told = event.role in ("LINE", "KEYS") or event.text.startswith("Key of ") or " called; " in event.text
+    if told:
+        warn(event)
 
 
 def print_raw(line: bytes) -> None:

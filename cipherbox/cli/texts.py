@@ -9,7 +9,7 @@ import click
 import cipherbox
 
 FIRST = (
-    "quickstart", "delivery", "files", "commands", "configuration", "exit-codes", "architecture", "operations",
+    "quickstart", "delivery", "files", "tools", "commands", "configuration", "exit-codes", "architecture", "operations",
     "security",
 )  # fmt: skip
 

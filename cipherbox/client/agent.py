@@ -91,6 +91,7 @@ class Agent:
         started = False
         while True:
             try:
+                await self.receiver.lock_free()
                 with self.receiver.locked():
                     if not started:
                         started = True

@@ -23,6 +23,7 @@ from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession,
 from cipherbox.errors import (
     BundleError,
     BundleMalformed,
+    CipherBoxError,
     NetworkError,
     RecipientRevoked,
     SenderNotValid,
@@ -61,16 +62,34 @@ class Directory:
         except NetworkError:
             if not self._revocations.holds or not all(self.pins.get(name) for name in client_ids):
                 raise
-        found = []
-        for name in client_ids:
-            pin = self.pins.get(name)
-            if pin is None:
-                raise UnknownRecipient(f"{name} has published no keys")
-            leaf = self._leaf(pin.bundle, name)
-            if self._revocations.revoked_at(pki.serial(leaf)):
-                raise RecipientRevoked(f"the certificate of {name} was revoked")
-            found.append(pin.bundle)
-        return found
+        return [self._usable(name) for name in client_ids]
+
+    async def reachable(self, client_ids: Sequence[str]) -> tuple[list[str], dict[str, CipherBoxError]]:
+        """Who of these can be sent to now, and why the others cannot.  One request, however many they are."""
+        await self._revocations.ensure()
+        pins = {name: self.pins.get(name) for name in client_ids}
+        answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
+        found: list[str] = []
+        reasons: dict[str, CipherBoxError] = {}
+        for name, answer in zip(pins, answers, strict=True):
+            try:
+                self._take(name, pins[name], answer)
+                self._usable(name)
+            except CipherBoxError as error:
+                reasons[name] = error
+            else:
+                self._asked[name] = trio.current_time()
+                found.append(name)
+        return found, reasons
+
+    def _usable(self, name: str) -> KeyBundle:
+        pin = self.pins.get(name)
+        if pin is None:
+            raise UnknownRecipient(f"{name} has published no keys")
+        leaf = self._leaf(pin.bundle, name)
+        if self._revocations.revoked_at(pki.serial(leaf)):
+            raise RecipientRevoked(f"the certificate of {name} was revoked")
+        return pin.bundle
 
     async def _renew(self, client_ids: Sequence[str]) -> None:
         await self._revocations.ensure()

@@ -25,6 +25,7 @@ from cipherbox.client.arriving import HELD, INCOMING, Arriving, is_file, transfe
 from cipherbox.client.arriving import STEP as ARRIVING
 from cipherbox.client.lines import Received, lines_of
 from cipherbox.client.localdb import open_database
+from cipherbox.client.pipe_frames import is_frame
 from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
@@ -117,8 +118,9 @@ class Inbox:
     def record(self, batch: Sequence[Received]) -> list[bytes]:
         """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded."""
         with self._failing():
-            kept = [received for received in batch if self._keep_contents and not is_file(received)]
-            lines = [] if kept else [lines_of(r, self._beside) for r in batch if not is_file(r)]
+            messages = [received for received in batch if not is_file(received) and not is_frame(received)]
+            kept = messages if self._keep_contents else []
+            lines = [] if kept else [lines_of(received, self._beside) for received in messages]
             taken = self._arriving.take([received for received in batch if is_file(received)])
 
             def work(_: sqlite3.Connection) -> None:

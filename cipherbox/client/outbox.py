@@ -261,6 +261,12 @@ class Outbox(OutboxReading):
             )
         return gone
 
+    def drop(self, envelope_ids: Iterable[bytes]) -> None:
+        """Forgets these altogether: nobody will ask what became of them."""
+        with transaction(self._db, self._path):
+            dropped = [name for one in envelope_ids for name in self._remove(one)]
+        self._delete(dropped)
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _spool(self, fresh: Sequence[Fresh], written: list[Path]) -> list[str | None]:

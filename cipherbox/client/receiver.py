@@ -27,10 +27,11 @@ from cipherbox.client.inbox import LINES, Inbox
 from cipherbox.client.lines import Received
 from cipherbox.client.opening import NEVER, OUTCOMES
 from cipherbox.client.owed import OwedReceipts
+from cipherbox.client.pipe_frames import is_frame
 from cipherbox.client.receipts import MENDED
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden
+from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden, StoreLocked
 from cipherbox.portable import lock_file
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
+PATIENCE_S = 0.5  # for the lock
 Key = tuple[str, bytes]  # sender, envelope id
 OnLines = Callable[[list[bytes]], None]
 
@@ -75,9 +77,19 @@ class Receiver:
         self._acks_open = 0
         self._failure: CipherBoxError | None = None
 
+    async def lock_free(self) -> None:
+        """Waits a little until nobody else holds the lock: a conversation does so for a moment at a time."""
+        end = trio.current_time() + PATIENCE_S
+        while trio.current_time() < end:
+            try:
+                with self.locked():
+                    return
+            except StoreLocked:
+                await trio.sleep(PATIENCE_S / 20)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the home's lock; within it, `run` and `drain` do not take it again."""
+        """Holds the home's lock; within it, `run`, `drain` and `take` do not take it again."""
         if self._locked:
             yield
             return
@@ -121,6 +133,7 @@ class Receiver:
         before = self.received
         self._most = None if count is None else before + count
         self._failure = None
+        await self.lock_free()
         with self._opened():
             names = list(queues) if queues is not None else await self.client.readable_queues()
             async with background() as acks:
@@ -139,6 +152,7 @@ class Receiver:
         """Takes what waits now (`fetch`), at most ``count`` messages; returns how many were recorded."""
         before = self.received
         self._most = None if count is None else before + count
+        await self.lock_free()
         with self._opened():
             async with background() as nursery:
                 assert self._owed is not None
@@ -158,6 +172,17 @@ class Receiver:
             await self._record(new)
             if done:
                 await self.client.ack(done)
+
+    async def take(self, deliveries: list[Delivery]) -> None:
+        """Records and acknowledges deliveries of `Client.consume_unopened`, holding the lock for this moment only.
+
+        StoreLocked when another receiver uses this home.  Receipts are owed, and signed by whoever runs `OwedReceipts`.
+        """
+        with self._opened():
+            new, done = await self._open_new(deliveries)
+            await self._record(new)
+        if done:
+            await self.client.ack(done)
 
     # -- for handlers -------------------------------------------------------------------------------------------
 
@@ -266,7 +291,7 @@ class Receiver:
             text = f"{file.file} from {file.sender} is whole: {file.manifest.size} bytes"
             self._events.say(RECEIVER, text, mark=True)
         for one in new:
-            if not is_file(one):
+            if not is_file(one) and not is_frame(one):
                 self.received += len(one.messages)
                 self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
         if self._on_lines is not None:
@@ -336,4 +361,4 @@ class Receiver:
 
 def _counted(one: Received) -> int:
     """Messages that this will be; a file counts when it is whole."""
-    return 0 if is_file(one) else len(one.messages)
+    return 0 if is_file(one) or is_frame(one) else len(one.messages)

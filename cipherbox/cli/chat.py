@@ -1,0 +1,128 @@
+"""`chat`: write to one, several or all, line by line, and read what they write."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.exits import Exit, exit_code
+from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, run_until_stopped
+
+if TYPE_CHECKING:
+    from cipherbox.cli.chat_screen import Screen
+    from cipherbox.client.api import Client
+    from cipherbox.client.chat import Chat
+
+LAST = 20
+LEAVE_S = 5.0  # for the last line to reach HQ, when somebody waits for the prompt
+
+
+@click.command()
+@click.argument("clients", metavar="CLIENT...", nargs=-1, type=CLIENT_ID)
+@click.option("--all", "to_all", is_flag=True, help="With everybody whose keys HQ lists now and you trust.")
+@click.option("--last", type=click.IntRange(0, 1000), default=LAST, show_default=True, help="Lines of before to show.")
+@click.option("--stay", type=DURATION, default=0.0, help="After the end of the input listen for so long, as 30s.")
+@json_option
+@click.pass_context
+def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, stay: float, as_json: bool) -> int:
+    """Write to CLIENT, or to several, line by line, and read what they write; Ctrl-D ends.
+
+    \b
+    cipherbox chat CA-RC
+    cipherbox chat CA-RC SF-RC
+    cipherbox chat --all
+    echo 'Sample 17 is ready' | cipherbox chat CA-RC --stay 30s --json
+
+    Each line is sealed and sent at once, and kept in the outbox while HQ is away.  What the others wrote before, and
+    write now, is in your inbox like every message; `receive` or the agent may run beside.  On a terminal a note says
+    how far your newest line is: with HQ, opened.  The exit code is 11 when a line still waits in the outbox at the end.
+    [manual: tools]
+    """
+    from cipherbox.cli.chat_screen import Screen
+    from cipherbox.cli.output import warn
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.api import open_client
+    from cipherbox.client.chat import Chat
+
+    if bool(clients) == to_all:
+        raise click.UsageError("Say with whom: client ids, or --all.")
+    home = load_here(ctx)
+    interactive = sys.stdin.isatty() and not as_json
+    screen = Screen(as_json=as_json, interactive=interactive)
+
+    async def main() -> int:
+        async with open_client(home, on_event=screen.event, keep_trying=True) as client:
+            others = list(dict.fromkeys(clients)) or await _everybody(client)
+            await client.bundles(others)
+            talk = Chat(client, others, screen.state, to_all=to_all)
+            senders = None if to_all else others
+            patience_s = LEAVE_S if interactive else client.line.tries * client.line.timeout_s
+            code = await _talk(talk, screen, senders, last, patience_s, stay)
+            if talk.waiting:
+                warn(f"{talk.waiting} line(s) wait in the outbox; the next command of this client sends them.")
+                return code or Exit.QUEUED
+            return code
+
+    return run_until_stopped(main)
+
+
+async def _everybody(client: Client) -> list[str]:
+    from cipherbox.cli.output import safe, warn
+    from cipherbox.client.chat import everybody
+    from cipherbox.errors import UnknownRecipient
+
+    found, reasons = await everybody(client)
+    for name, error in reasons.items():
+        warn(f"Left out: {name}: {safe(str(error))}")
+    if not found:
+        raise UnknownRecipient("there is nobody to write to")
+    return found
+
+
+async def _talk(
+    talk: Chat, screen: Screen, senders: list[str] | None, last: int, patience_s: float, stay: float
+) -> int:
+    import trio
+
+    from cipherbox.cli.chat_screen import lines_of_input
+    from cipherbox.client.chat_lines import Lines
+    from cipherbox.client.tasks import background
+
+    lines = Lines(talk.client.home.path, senders)
+    before = lines.last(max(1, last))
+    for said in before if last else ():
+        screen.said(said, history=True)
+    screen.begin(talk.client.client_id, talk.others)
+    async with background() as nursery:
+        nursery.start_soon(talk.watch)
+        nursery.start_soon(screen.notes)
+        nursery.start_soon(screen.follow, lines)
+        nursery.start_soon(talk.receive)
+        code = 0
+        async for text in lines_of_input():
+            code = await _say(talk, screen, text) or code
+        await talk.settled(patience_s)
+        await trio.sleep(stay)
+    return code
+
+
+async def _say(talk: Chat, screen: Screen, text: str | None) -> int:
+    """Sends a line; the exit code of one that could not be sent."""
+    from cipherbox.client.chat import LINE_BYTES
+    from cipherbox.errors import CipherBoxError, CredentialsError, StoreError
+
+    if text is None:
+        screen.note(f"not sent: a line is UTF-8 text of at most {LINE_BYTES} bytes; send files with: cipherbox send")
+        return Exit.USAGE
+    if not text.strip():
+        return 0
+    try:
+        await talk.say(text)
+    except (CredentialsError, StoreError):
+        raise
+    except CipherBoxError as error:
+        screen.note(f"not sent: {error}")
+        return exit_code(error)
+    return 0

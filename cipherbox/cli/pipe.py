@@ -1,0 +1,112 @@
+"""`pipe`: standard input here to standard output there, and back."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import CLIENT_ID, DURATION, run_until_stopped
+
+IDLE_S = 60.0
+SHORTEST_S = 2.0
+
+
+class StandardEnds:
+    """Standard input and output of this process.  What blocks there blocks a thread of its own, which may be left."""
+
+    async def read(self, most: int) -> bytes:
+        import trio
+
+        return await trio.to_thread.run_sync(os.read, 0, most, abandon_on_cancel=True)
+
+    async def write(self, data: bytes) -> None:
+        import trio
+
+        view = memoryview(data)
+        while view:
+            view = view[await trio.to_thread.run_sync(os.write, 1, view, abandon_on_cancel=True) :]
+
+    async def close(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+
+
+async def _until_stopped(work: Callable[[float], Awaitable[None]], within_s: float) -> None:
+    """A signal ends the pipe and not yet the connection: the other end is told."""
+    import trio
+
+    from cipherbox.client.tasks import background
+    from cipherbox.portable import stop_signals
+
+    with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as scope:
+        async with background() as nursery:
+
+            async def until_stopped() -> None:
+                async for _ in signals:
+                    scope.cancel()
+
+            nursery.start_soon(until_stopped)
+            await work(within_s)
+    if scope.cancelled_caught:
+        raise KeyboardInterrupt
+
+
+@click.command()
+@click.argument("client_id", metavar="CLIENT", type=CLIENT_ID)
+@click.option("--listen", is_flag=True, help="Wait until CLIENT calls, instead of calling it.")
+@click.option(
+    "--within", type=DURATION,
+    help="Give up when CLIENT does not answer, or call, within this time. [default: 60s; --listen: never]",
+)  # fmt: skip
+@click.option(
+    "--idle", type=DURATION, default=IDLE_S,
+    help="Give up when nothing is heard of CLIENT for so long; 0 never. [default: 60s]",
+)  # fmt: skip
+@click.pass_context
+def pipe(ctx: click.Context, client_id: str, listen: bool, within: float | None, idle: float) -> int:
+    """Carry standard input here to standard output there, and back, sealed: netcat between two clients.
+
+    \b
+    cipherbox pipe FL-LAB --listen </dev/null | tar x     at CA-RC
+    tar c run-42 | cipherbox pipe CA-RC                   at FL-LAB
+
+    Any bytes, in order, each once; a slow reader slows the writer down.  The end of the input is carried too, and the
+    command ends with 0 when both inputs have ended and everything is written out.  A cut line and a restart of HQ are
+    waited for.  When the other end breaks off or falls silent the exit code is 3.  While it runs nothing else may
+    receive for this client: stop `receive` and the agent before. [manual: tools]
+    """
+    from cipherbox.cli.output import next_step, print_trouble, warn
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.api import open_client
+    from cipherbox.client.pipe import Pipe
+
+    if 0 < idle < SHORTEST_S:
+        raise click.UsageError(f"--idle is at least {SHORTEST_S:g}s, or 0.")
+    if within is not None and within <= 0:
+        raise click.UsageError("--within is a time to wait: 60s, 15m, 12h.")
+    home = load_here(ctx)
+    if home.config.client_id == client_id:
+        raise click.UsageError("A pipe has two ends: name the other client.")
+
+    async def main() -> None:
+        async with open_client(home, on_event=print_trouble) as client:
+            made = Pipe(client, client_id, StandardEnds(), idle_s=idle)
+            if not listen:
+                await _until_stopped(made.call, within if within is not None else IDLE_S)
+                return
+            if sys.stderr.isatty():
+                next_step(f"there: cipherbox pipe {client.client_id}")
+            await _until_stopped(made.listen, within if within is not None else float("inf"))
+
+    code = Exit.OK
+    try:
+        run_until_stopped(main)
+    except* BrokenPipeError:
+        warn(f"Nobody reads the output here any more; {client_id} was told.")
+        code = Exit.OUTPUT
+    return code
