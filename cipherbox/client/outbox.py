@@ -35,6 +35,8 @@ from cipherbox.client.outbox_rows import (
     Proven,
     Refused,
     Signed,
+    names_text,
+    values_of,
 )
 from cipherbox.portable import private_dir, sync_directory
 
@@ -295,7 +297,7 @@ class Outbox(OutboxReading):
             "INSERT OR IGNORE INTO envelopes (envelope_id, generation, messages, exchange, routing_key, recipients, "
             "flags, route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, "
             "owed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [_values(i, file, now) for i, file in zip(fresh, places, strict=True)],
+            [values_of(i, file, now) for i, file in zip(fresh, places, strict=True)],
         )
 
     def _next_generation(self, item: Fresh, file: str | None, now: int) -> list[str]:
@@ -315,7 +317,7 @@ class Outbox(OutboxReading):
             "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
             "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed) = "
             "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?), state = 0, code = 0, reason = '' WHERE number = ?",
-            (*_values(item, file, now), row[0]),
+            (*values_of(item, file, now), row[0]),
         )
         opened = {name for (name,) in db.execute(
             "SELECT recipient FROM outcomes WHERE number = ? AND outcome = 0", (row[0],))}  # fmt: skip
@@ -327,7 +329,7 @@ class Outbox(OutboxReading):
         self._db.executemany(
             "UPDATE envelopes SET state = 1, accepted_at = ?, queues = ?, code = 0, reason = '', changed_at = ? "
             "WHERE envelope_id = ? AND generation = ? AND state <> 1",
-            [(c.accepted_at, _names(c.queues), now, c.envelope_id, c.generation) for c in confirmed],
+            [(c.accepted_at, names_text(c.queues), now, c.envelope_id, c.generation) for c in confirmed],
         )
         if self._keep_until == UNTIL_CONFIRMED:
             for one in confirmed:
@@ -373,27 +375,6 @@ class Outbox(OutboxReading):
         if old:
             named = {n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")}
             self._delete(name for name in old if name not in named)
-
-
-def _values(i: Fresh, file: str | None, now: int) -> tuple[object, ...]:
-    return (
-        i.envelope_id, i.generation, i.count, i.exchange, i.routing_key, _names(i.recipients), i.flags,
-        i.route_version, i.sealed_at, len(i.raw), i.envelope_hash, i.content_key, i.raw if file is None else None,
-        file, i.transfer, now, len(i.recipients),
-    )  # fmt: skip
-
-
-_NAMES: dict[tuple[str, ...], str] = {}
-
-
-def _names(names: tuple[str, ...]) -> str:
-    """The names as JSON; a busy publisher has the same for every envelope."""
-    found = _NAMES.get(names)
-    if found is None:
-        if len(_NAMES) > 256:
-            _NAMES.clear()
-        found = _NAMES[names] = orjson.dumps(names).decode()
-    return found
 
 
 def _now_ms() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import attrs
+import orjson
 
 WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")
@@ -99,3 +100,25 @@ class Row:
     owed: int  # recipients that have not signed
     file: str | None
     transfer: int | None
+
+
+def values_of(i: Fresh, file: str | None, now: int) -> tuple[object, ...]:
+    """A row of the outbox, in the order of its INSERT."""
+    return (
+        i.envelope_id, i.generation, i.count, i.exchange, i.routing_key, names_text(i.recipients), i.flags,
+        i.route_version, i.sealed_at, len(i.raw), i.envelope_hash, i.content_key, i.raw if file is None else None,
+        file, i.transfer, now, len(i.recipients),
+    )  # fmt: skip
+
+
+_NAMES: dict[tuple[str, ...], str] = {}
+
+
+def names_text(names: tuple[str, ...]) -> str:
+    """The names as JSON; a busy publisher has the same for every envelope."""
+    found = _NAMES.get(names)
+    if found is None:
+        if len(_NAMES) > 256:
+            _NAMES.clear()
+        found = _NAMES[names] = orjson.dumps(names).decode()
+    return found
