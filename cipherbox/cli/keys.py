@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
+from cipherbox.cli.keys_life import renew, rotate
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
 from cipherbox.cli.password import password
 from cipherbox.errors import InvalidRequest, NotFound
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Other parties' keys and your own: list, show, compare by telephone, hand over, pin; the password of yours."""
+    """Keys of others: list, show, compare by telephone, pin.  Your own: hand over, rotate, renew, their password."""
 
 
-keys.add_command(password)
+for _command in (password, rotate, renew):
+    keys.add_command(_command)
 
 
 @keys.command("list")

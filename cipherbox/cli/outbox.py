@@ -91,7 +91,7 @@ def outbox_send(ctx: click.Context) -> int:
     from cipherbox.client.files import send_unfinished
     from cipherbox.errors import CipherBoxError, Queued
 
-    home = load_here(ctx)
+    home = load_here(ctx, renews=True)
 
     async def main() -> list[CipherBoxError]:
         import trio
@@ -210,7 +210,7 @@ def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     home = load_here(ctx)
 
     async def main() -> T:
-        async with open_client(home, keep_trying=True) as client:
+        async with open_client(home, keep_trying=True, renew=False) as client:
             return await work(client)
 
     return run(main)

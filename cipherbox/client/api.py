@@ -28,6 +28,7 @@ from cipherbox.client.consume import Consumer, Delivery, ranges
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, load_home
+from cipherbox.client.keylife import KeyLife
 from cipherbox.client.line import Line
 from cipherbox.client.localkey import Password
 from cipherbox.client.opening import Opener
@@ -42,7 +43,7 @@ from cipherbox.client.routes import Routes
 from cipherbox.client.tasks import background
 from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import Forbidden, StoreError
+from cipherbox.errors import CipherBoxError, Forbidden, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
@@ -61,7 +62,9 @@ class Client(Tracking, AdminCalls):
         self.revocations = Revocations(home.path, home.issuing, line)
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
+        self.life = KeyLife(home, line, events)
         self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
+        self.opener.refresh = self.life.refresh
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper, Routes(home.path))
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
@@ -247,6 +250,11 @@ class Client(Tracking, AdminCalls):
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
+    async def finish_keys(self) -> None:
+        """What a crash or HQ's absence left undone of a rotation or renewal; trouble is left to the next command."""
+        with suppress(CipherBoxError):
+            await self.life.finish()
+
     async def register(self) -> None:
         """Publishes this client's key bundle again; HQ finds it the same."""
         identity = self.home.identity
@@ -295,13 +303,15 @@ class Client(Tracking, AdminCalls):
 @asynccontextmanager
 async def open_client(
     home: Path | str | Home | None = None, *, on_event: OnEvent | None = None, keep_trying: bool = False,
-    password: Password | None = None, **overrides: Any,
+    password: Password | None = None, renew: bool = True, **overrides: Any,
 ) -> AsyncIterator[Client]:  # fmt: skip
     """Opens the client whose files are in ``home`` (None: $CIPHERBOX_HOME, else ~/.cipherbox) and connects it.
 
     ``overrides`` replace settings of client.toml: address, tries, timeout_s, pause_max_s.  ``on_event`` is given each
     line the client says while it works (a str; see `events`).  When HQ cannot be reached: NetworkError after ``tries``
     attempts, or with ``keep_trying`` the block begins at once and the connection is made as soon as it can be.
+
+    ``renew``: the certificate renews by itself when two thirds of its life are over, for as long as the block runs.
 
     ``password`` opens keys that are under one; without it `[client] password_file` or systemd must hold it ready.
     """
@@ -322,6 +332,7 @@ async def open_client(
         nursery.start_soon(line.run, nursery)
         if files.identity is not None:
             nursery.start_soon(client.receipts.run)
+        nursery.start_soon(client.life.run if renew else client.finish_keys)
         if not keep_trying:
             await line.ready(config.tries)
         yield client

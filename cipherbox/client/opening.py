@@ -65,6 +65,7 @@ class Opener:
     ) -> None:
         self.events = events
         self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
+        self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
 
     async def open(self, delivery: Delivery) -> None:
         """Fills the delivery's messages, or raises the EnvelopeError."""
@@ -76,7 +77,13 @@ class Opener:
         sender = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
         if sender is None:
             sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
-        delivery.fill(open_envelope(delivery.sighted, self._identity, sender))
+        try:
+            messages = open_envelope(delivery.sighted, self._identity, sender)
+        except KeyMissing:
+            if not self.refresh():
+                raise
+            messages = open_envelope(delivery.sighted, self._identity, sender)
+        delivery.fill(messages)
         if not delivery.quiet:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
 
