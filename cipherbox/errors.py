@@ -30,6 +30,7 @@ survives it.  Codes are never reused.
     +-- BundleError              a key bundle that must not be trusted
     |   +-- BundleMalformed      +-- BundleNotCertified   +-- BundleForAnother
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
+    |   +-- BundleUnlogged       HQ does not stand behind it in its signed log
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
@@ -293,6 +294,10 @@ class BundleExpired(BundleError, code=0x0606):
 
 class NotAllowed(BundleError, code=0x0607):
     """A recipient behind this route is not on the allow-list."""
+
+
+class BundleUnlogged(BundleError, code=0x0608):
+    """HQ did not prove that its signed log names the key bundle."""
 
 
 class ConfigError(CipherBoxError, code=0x0700):

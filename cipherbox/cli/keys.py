@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.exits import Exit
 from cipherbox.cli.keys_life import renew, rotate
+from cipherbox.cli.keys_verify import verify
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
 from cipherbox.cli.password import password
 from cipherbox.errors import InvalidRequest, NotFound
@@ -24,7 +24,7 @@ def keys() -> None:
     """Keys of others: list, show, compare by telephone, pin.  Your own: hand over, rotate, renew, their password."""
 
 
-for _command in (password, rotate, renew):
+for _command in (password, rotate, renew, verify):
     keys.add_command(_command)
 
 
@@ -81,6 +81,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing secret."""
     from cipherbox.cli.output import print_json, record, rows_table, say
     from cipherbox.client.pins import Pins
+    from cipherbox.client.witness import entry_of
     from cipherbox.envelope.bundle import fingerprint
     from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm, StanzaType
 
@@ -95,6 +96,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     }  # fmt: skip
     if pin is not None:
         thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.verified_at}
+        thing["log_entry"] = entry_of(Pins(home).proof(bundle.client_id))
     parts: list[dict[str, object]] = [
         {"use": "open", "kind": STANZA_NAMES[StanzaType(k.algorithm)], "key_id": k.key_id.hex()}
         for k in bundle.encrypt_keys
@@ -196,42 +198,6 @@ def keys_pin(ctx: click.Context, client_id: str) -> None:
         next_step(f"first contact is as good as HQ's word; compare by telephone: cipherbox keys verify {client_id}")
 
 
-@keys.command("verify")
-@click.argument("client_id", type=CLIENT_ID)
-@click.option("--fingerprint", "heard", help="What the other reads to you; asked for when not given.")
-@click.pass_context
-def keys_verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
-    """Compare the keys HQ shows for CLIENT_ID with what CLIENT_ID says, and pin them as compared.
-
-    Call the other by a way HQ has no part in, and let them run: cipherbox keys fingerprint
-    """
-    from cipherbox.cli.output import fail, say
-    from cipherbox.client.pins import PERSON, Pins
-    from cipherbox.envelope.bundle import fingerprint
-
-    bundle = with_client(ctx, lambda client: _offered(client, client_id))
-    shown = fingerprint(bundle)
-    pins = Pins(home_of(ctx))
-    pin = pins.get(client_id)
-    if pin and pin.fingerprint != shown:
-        say(f"The keys of {client_id} changed, and the old key did not sign the new one.")
-        say(f"Pinned here:   {pin.fingerprint}")
-    if heard is None:
-        heard = click.prompt(f"The fingerprint that {client_id} reads to you", err=True)
-    if _digits(heard) != _digits(shown):
-        fail(
-            f"They differ. HQ shows {shown} for {client_id}.",
-            "Read once more. If it still differs, send nothing and tell the admin: somebody shows you a wrong key.",
-        )
-        return Exit.REFUSED
-    if pin and pin.bundle.hash == bundle.hash:
-        pins.mark_verified(client_id)
-    else:
-        pins.accept(bundle, PERSON)
-    say(f"They agree. The keys of {client_id} are pinned as compared: {shown}")
-    return Exit.OK
-
-
 def _own(ctx: click.Context) -> KeyBundle:
     from cipherbox.cli.password import load_here
 
@@ -243,7 +209,3 @@ def _own(ctx: click.Context) -> KeyBundle:
 
 async def _offered(client: Client, client_id: str) -> KeyBundle:
     return await client.directory.offered(client_id)
-
-
-def _digits(text: str) -> str:
-    return "".join(c for c in text if c.isascii() and c.isdigit())

@@ -62,7 +62,7 @@ class Client(Tracking, AdminCalls):
         self.revocations = Revocations(home.path, home.issuing, line)
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
-        self.life = KeyLife(home, line, events)
+        self.life = KeyLife(home, line, events, self.directory)
         self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
         self.opener.refresh = self.life.refresh
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper, Routes(home.path))

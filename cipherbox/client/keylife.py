@@ -35,7 +35,7 @@ from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, Events
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, put_next_key
 from cipherbox.envelope.bundle import decode_bundle
-from cipherbox.errors import BundleRefused, CipherBoxError, ConfigError, Forbidden, StoreError, StoreLocked
+from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, Forbidden, StoreError, StoreLocked
 from cipherbox.limits import LIMITS
 from cipherbox.portable import lock_file, read_private, write_atomic, write_private
 from cipherbox.sealing import keyfile
@@ -43,6 +43,7 @@ from cipherbox.sealing.identity import SUITES, Identity
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
+    from cipherbox.client.directory import Directory
     from cipherbox.client.line import Line
 
 RENEW_AT = 2 / 3  # of a certificate's life
@@ -76,8 +77,8 @@ def is_due(certificate: x509.Certificate, at: datetime | None = None) -> bool:
 class KeyLife:
     """See the module.  ``home`` and its identity change in place."""
 
-    def __init__(self, home: Home, line: Line, events: Events) -> None:
-        self._home, self._line, self._events = home, line, events
+    def __init__(self, home: Home, line: Line, events: Events, directory: Directory) -> None:
+        self._home, self._line, self._events, self._directory = home, line, events, directory
         self._stamp = self._stamps()
         self._told = ""
         self._turn = trio.Lock()
@@ -123,6 +124,7 @@ class KeyLife:
                 await self._line.ready()
                 self.refresh()
                 await self.finish()
+                await self._check_own()
                 if is_due(self._home.chain[0]):
                     await self._renew_and_say()
                 elif self._home.identity is not None and self._home.local_key is not None:
@@ -223,10 +225,20 @@ class KeyLife:
 
     async def _at_hq(self, sequence: int) -> bytes | None:
         """Hash of this client's bundle of that number at HQ."""
-        query = frames.BundleQuery(self._home.config.client_id, sequence - 1)
-        answer: frames.Bundles = await self._line.request(frames.GetBundles, clients=[query], hashes=[])
-        found = [decode_bundle(raw) for one in answer.answers for raw in one.bundles]
+        answers = await self._directory.ask([(self._home.config.client_id, sequence - 1)])
+        found = [decode_bundle(raw) for one in answers for raw in one.bundles]
         return next((b.hash for b in found if b.sequence == sequence), None)
+
+    async def _check_own(self) -> None:
+        """Says loudly when HQ hands out keys in this client's name that this home did not make."""
+        identity = self._home.identity
+        if identity is None or identity.bundle is None or self._home.local_key is None:
+            return
+        upcoming = identity.upcoming.bundle if identity.upcoming is not None else None
+        try:
+            await self._directory.check_own(identity.bundle, upcoming.hash if upcoming is not None else b"")
+        except BundleError as error:
+            self._say_once(f"WARNING: {error}")
 
     def _destroy(self) -> None:
         identity = self._home.identity

@@ -81,7 +81,7 @@ class HQ:
         self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key, store.last_log()))
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
-        self.directory = Directory(store, self.trust, key, self.engine.in_store)
+        self.directory = Directory(store, self.trust, key, self.engine)
         self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
         self.key_requests = Rate(config.limits.key_requests_per_minute)
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute)

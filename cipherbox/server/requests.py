@@ -7,7 +7,6 @@ refusal is raised and becomes an ERROR; the connection decides by the error whet
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -107,16 +106,8 @@ async def _register(s: Session, x: f.Register) -> object:
 async def _get_bundles(s: Session, x: f.GetBundles) -> object:
     _many(len(x.clients) + len(x.hashes), "clients", _IDS)
     s.hq.key_requests.spend(s.client)
-    answers: list[f.BundleAnswer] = []
-    size = 0
-    directory = s.hq.directory
-    asks = [partial(directory.by_client, q) for q in x.clients] + [partial(directory.by_hash, h) for h in x.hashes]
-    for ask in asks:
-        answers.append(await ask())
-        size += sum(map(len, answers[-1].bundles))
-        if size > s.hq.config.limits.frame_bytes // 2:
-            raise InvalidRequest("these key bundles do not fit into one answer; ask for fewer clients at once")
-    return f.Bundles(x.correlation, answers)
+    answers, proofs = await s.hq.directory.answers(x, s.hq.config.limits.frame_bytes // 2)
+    return f.Bundles(x.correlation, answers, proofs)
 
 
 async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
