@@ -69,8 +69,11 @@ class Client(Tracking, AdminCalls):
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
             outbox = Outbox(home.path, home.config.keep_until)
-            self.post = self.sealer.post = Post(line, outbox, events, self.sealer.seal_again, home.config.client_id)
+            self.post = self.sealer.post = Post(
+                line, outbox, events, self.sealer.seal_again, self.directory.revoked, home.config.client_id
+            )
             nursery.start_soon(self.post.run)
+            line.listed = self._look_at_revocations
             line.opened = self._compare
         self.receipts = ReceiptTaker(self)
         self._welcome: frames.Welcome | None = None
@@ -79,6 +82,14 @@ class Client(Tracking, AdminCalls):
         if self.post is not None:
             with suppress(StoreError):  # it is compared again with the next link
                 await self.post.compare(welcome.history)
+            await self._look_at_revocations()
+
+    async def _look_at_revocations(self, number: int = 0) -> None:
+        """Whoever was revoked gets nothing more; what it has not opened is sealed again for the others."""
+        assert self.post is not None
+        with suppress(CipherBoxError):  # with the next link, or when somebody publishes
+            await self.revocations.ensure(number)
+            await self.post.without_revoked()
 
     @property
     def client_id(self) -> str:
@@ -145,6 +156,16 @@ class Client(Tracking, AdminCalls):
             finally:
                 self.line.window.room_listeners.remove(publisher.room_came)
                 publisher.close()
+
+    async def seal_again(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
+        """Seals again, for the keys of now, what ``client_id`` (None: any recipient) has not opened: how many
+        envelopes, and why others were not.  A revoked recipient is left out; who opened a message gets it once.
+        """
+        post = self.outbox()
+        pinned = [pin.bundle.client_id for pin in self.directory.pins.entries()]
+        for name in pinned if client_id is None else [client_id]:
+            self.directory.refresh(name)
+        return await post.seal_again_all(client_id)
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """Who would read what is published there: ``queues`` (each ``queue`` and ``readers``) and a ``version``."""

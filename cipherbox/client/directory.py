@@ -175,6 +175,15 @@ class Directory:
             f"is sealed for {name}"
         )
 
+    async def revoked(self) -> list[str]:
+        """Whom the CA's signed list names among those pinned here, and who has no later keys at HQ."""
+        listed: dict[str, int] = {}
+        for pin in self.pins.entries() if self._revocations.names_any else ():
+            if self._revocations.revoked_at(pki.serial(pin.bundle.certificate)):
+                listed[pin.bundle.client_id] = pin.bundle.sequence
+        answers = await self.ask(list(listed.items())) if listed else []
+        return [name for name, answer in zip(listed, answers, strict=True) if answer.state == REVOKED]
+
     async def check_own(self, own: KeyBundle, upcoming: bytes = b"") -> None:
         """BundleError when HQ hands out keys in this client's name that it did not make."""
         (answer,) = await self.ask([(own.client_id, own.sequence - 1)])

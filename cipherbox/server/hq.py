@@ -118,6 +118,11 @@ class HQ:
             if not self.sessions:
                 self._deserted.set()
 
+    def tell_revoked(self, news: str, crl_number: int) -> None:
+        """Every connected client hears that somebody was revoked, and of the list that says so."""
+        for session in list(self.sessions):
+            session.tell(news, crl_number)
+
     async def deserted(self) -> None:
         """Waits until no session is left."""
         while self.sessions:

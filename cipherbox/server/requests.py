@@ -186,7 +186,10 @@ async def _approve(s: Session, x: f.Approve) -> object:
 
 async def _revoke(s: Session, x: f.Revoke) -> object:
     s.need_admin()
-    return f.Ok(x.correlation, await s.hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client))
+    count = await s.hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client)
+    number = await s.hq.engine.in_store(s.hq.trust.crl_number)
+    s.hq.tell_revoked(f"{x.client_id} was revoked; nothing is sealed for it any more", number)
+    return f.Ok(x.correlation, count)
 
 
 async def _read_log(s: Session, x: f.ReadLog) -> object:
@@ -205,7 +208,9 @@ async def _export(s: Session, x: f.ExportRequests) -> object:
 
 async def _import(s: Session, x: f.ImportCertificates) -> object:
     s.need_admin()
-    return f.Ok(x.correlation, await s.hq.enrolments.take_signed(x.document))
+    count = await s.hq.enrolments.take_signed(x.document)
+    s.hq.tell_revoked("", await s.hq.engine.in_store(s.hq.trust.crl_number))
+    return f.Ok(x.correlation, count)
 
 
 CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {

@@ -353,6 +353,11 @@ class Session:
             self._ended = self._ended or TimedOut("this client asks and does not read the answers")
             self._scope.cancel()
 
+    def tell(self, news: str, crl_number: int) -> None:
+        """A word from HQ that nobody asked for."""
+        if self._ended is None and self.client:
+            self._put(codec.encode(frames.Ping(0, news, crl_number)))
+
     def _wake(self) -> None:
         self._changed.set()
 
