@@ -326,7 +326,7 @@ class Post:
 
     async def seal_again(self, envelope_id: bytes, without: Collection[str] | None = None) -> bool:
         """Seals in the next generation what is kept of an envelope, for those who read its route now and are not
-        revoked, with the keys they have now, and sends it.  False when its bytes or its key are gone.  What cannot be
+        revoked, with the keys they have now, keeps and sends it.  False when its bytes or its key are gone.  What cannot be
         mended is set aside.
         """
         row = await self.store(self.outbox.find, envelope_id)
@@ -336,12 +336,14 @@ class Post:
         if not isinstance(raw, bytes) or row.content_key is None:
             return False
         try:
-            self.add(await self._reseal(row, raw, await self._revoked() if without is None else without))
+            item = await self._reseal(row, raw, await self._revoked() if without is None else without)
+            self.add(item)
         except CipherBoxError as error:
             if not waits(error):
                 self._refused.append(Refused(envelope_id, row.generation, error.code, str(error)))
                 self._work.set()
             raise
+        await self.kept(item)
         return True
 
 
