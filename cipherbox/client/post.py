@@ -326,8 +326,8 @@ class Post:
 
     async def seal_again(self, envelope_id: bytes, without: Collection[str] | None = None) -> bool:
         """Seals in the next generation what is kept of an envelope, for those who read its route now and are not
-        revoked, with the keys they have now, keeps and sends it.  False when its bytes or its key are gone.  What cannot be
-        mended is set aside.
+        revoked, with the keys they have now; keeps and sends it.  False when its bytes or its key are gone.  What
+        cannot be mended is set aside.
         """
         row = await self.store(self.outbox.find, envelope_id)
         if not isinstance(row, Row):

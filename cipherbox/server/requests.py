@@ -98,6 +98,7 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
 
 
 async def _register(s: Session, x: f.Register) -> object:
+    s.hq.key_requests.spend(s.client)
     new = await s.hq.directory.register(s.client, x.bundle)
     s.log("Key bundle registered" if new else "Key bundle was registered before")
     return f.Ok(x.correlation, int(new))
