@@ -186,6 +186,7 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
 
     async def work(client: Client) -> tuple[int, list[CipherBoxError]]:
         await client.line.ready(client.line.tries)
+        await client.receipts.settle()  # what was opened meanwhile needs nothing
         found = await client.seal_again(client_id)
         await _settled(client)
         return found
