@@ -35,6 +35,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ROLES = ("client", "admin")
 TLS = ("verify", "unverified", "off")
 BODIES = ("database", "spool")
+SIGNATURES = ("ed25519", "ed25519+mldsa65")
 
 
 # -- HQ -----------------------------------------------------------------------------------------------------------
@@ -191,6 +192,16 @@ class OutboxSettings:
 
 
 @attrs.frozen
+class KeySettings:
+    """Table `[keys]`."""
+
+    signatures: str = setting(
+        "ed25519", "how this client signs, from its next `cipherbox keys rotate` on", choices=SIGNATURES
+    )
+    keep_old_days: int = setting(436, "private keys that were rotated out are destroyed after so many days", low=1)
+
+
+@attrs.frozen
 class ClientConfig:
     """Everything a client is told.  ``home`` is its directory, absolute."""
 
@@ -203,9 +214,13 @@ class ClientConfig:
     pause_max_s: float = 60.0
     keep_until: str = "opened"
     password_file: Path | None = None
+    signatures: str = "ed25519"
+    keep_old_days: int = 436
 
 
-CLIENT_TABLES: dict[str, type] = {"client": IdentitySettings, "retry": RetrySettings, "outbox": OutboxSettings}
+CLIENT_TABLES: dict[str, type] = {
+    "client": IdentitySettings, "retry": RetrySettings, "outbox": OutboxSettings, "keys": KeySettings,
+}  # fmt: skip
 
 # -- loading and writing ------------------------------------------------------------------------------------------
 
@@ -274,7 +289,8 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         _check_address(f"{file}: [client] address", part.strip())
     who = _absolute(home, who)
     _check_credential(f"{file}: [client] password_file", who.password_file)
-    return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry), **attrs.asdict(tables["outbox"]))
+    more = attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
+    return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry), **more)
 
 
 def _absolute(directory: Path, table: Any) -> Any:

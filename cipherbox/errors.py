@@ -30,6 +30,7 @@ survives it.  Codes are never reused.
     +-- BundleError              a key bundle that must not be trusted
     |   +-- BundleMalformed      +-- BundleNotCertified   +-- BundleForAnother
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
+    |   +-- BundleUnlogged       HQ does not stand behind it in its signed log
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
@@ -299,6 +300,10 @@ class NotAllowed(BundleError, code=0x0607):
     """A recipient behind this route is not on the allow-list."""
 
 
+class BundleUnlogged(BundleError, code=0x0608):
+    """HQ did not prove that its signed log names the key bundle."""
+
+
 class ConfigError(CipherBoxError, code=0x0700):
     """The configuration is not valid."""
 
@@ -359,3 +364,12 @@ def from_wire(code: int, message: str, detail: bytes = b"") -> CipherBoxError:
     if kind is None:
         return Refused(f"{message} (error code 0x{code:04x})", detail)
     return kind(message, detail)
+
+
+def first_of(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
+    """The first error in a group of ours, however deep."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, CipherBoxError)
+    return found

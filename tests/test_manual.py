@@ -77,3 +77,22 @@ def test_every_error_has_an_exit_code() -> None:
     assert exit_code(KeyboardInterrupt()) == Exit.INTERRUPTED
     assert exit_code(ValueError()) == Exit.BUG
     assert set(MEANING) == set(Exit)
+
+
+def test_the_tests_the_threat_model_names_exist() -> None:
+    named = re.findall(r"`(tests/[a-z0-9_/]+\.py)(?:::(test_\w+))?`", PAGES["threat-model"])
+    assert len(named) > 40
+    for file, function in named:
+        text = (ROOT / file).read_text("utf-8")
+        assert not function or re.search(rf"^(async )?def {function}\(", text, re.MULTILINE), (file, function)
+
+
+def test_every_adversary_of_the_threat_model_has_what_it_can_and_what_it_cannot() -> None:
+    sections = re.split(r"^## ", PAGES["threat-model"], flags=re.MULTILINE)[1:]
+    adversaries = [s for s in sections if s.startswith(("A ", "Another ", "HQ's ", "Who holds "))]
+    assert len(adversaries) == 7
+    for section in adversaries:
+        assert "| can |" in section
+        cannot = [line for line in section.splitlines() if line.startswith("| cannot |")]
+        assert cannot
+        assert all("`tests/" in line for line in cannot), section[:40]

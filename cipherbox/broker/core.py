@@ -71,6 +71,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.Grant: topology.grant,
     m.AddClient: topology.add_client,
     m.RevokeClient: topology.revoke_client,
+    m.NoteBundle: topology.note_bundle,
     m.List: listing.listing,
     m.Retain: _retain,
 }

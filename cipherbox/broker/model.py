@@ -246,6 +246,15 @@ class RevokeClient(Command):
 
 
 @attrs.define
+class NoteBundle(Command):
+    """A key bundle that HQ is about to hand out: the registry has it, the signed log names it."""
+
+    target: str
+    sequence: int
+    bundle_hash: bytes
+
+
+@attrs.define
 class List(Command):
     """what: exchanges, queues, bindings, clients, grants."""
 
@@ -284,7 +293,7 @@ class Lost:
 AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
     | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | RevokeClient | List | Disconnect | Sweep
-    | Lost | SettleDead | Retain
+    | NoteBundle | Lost | SettleDead | Retain
 )  # fmt: skip
 
 
@@ -378,6 +387,15 @@ class Act(NamedTuple):
     detail: dict[str, object]
 
 
+class NewBundle(NamedTuple):
+    """A key bundle for the signed log."""
+
+    correlation: int
+    client: str
+    sequence: int
+    bundle_hash: bytes
+
+
 class LogRow(NamedTuple):
     """One entry of the signed log; the store keeps it with the commit it speaks of."""
 
@@ -443,6 +461,7 @@ class Changes:
     highest: dict[str, bytes] = attrs.Factory(dict)  # sender -> highest envelope id
     usage: dict[tuple[str, str], int] = attrs.Factory(dict)  # (sender, queue) -> bytes waiting, absolute
     bindings_version: int | None = None
+    bundles: list[NewBundle] = attrs.Factory(list)  # for the log alone
     log: LogRow | None = None  # put in by the engine
     retention: Cutoffs | None = None
     watermark: int = 0  # ids of an earlier time are refused from now on; 0: as before

@@ -341,6 +341,12 @@ def add_client(broker: Broker, c: m.AddClient) -> Done:
     return Done(c.correlation, 0 if found else 1)
 
 
+def note_bundle(broker: Broker, c: m.NoteBundle) -> Done:
+    _need_admin(broker, c)
+    broker.effects.changes.bundles.append(m.NewBundle(c.correlation, c.target, c.sequence, c.bundle_hash))
+    return Done(c.correlation, 1)
+
+
 def revoke_client(broker: Broker, c: m.RevokeClient) -> Done:
     _need_admin(broker, c)
     found = broker.rights.clients.get(c.target)

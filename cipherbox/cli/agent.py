@@ -36,7 +36,7 @@ def agent(ctx: click.Context, folder: Path | None) -> None:
     from cipherbox.portable import stop_signals
 
     where = (folder or home_of(ctx)).absolute()
-    home = load_here(ctx)
+    home = load_here(ctx, renews=True)
 
     async def main() -> Agent:
         with trio.open_signal_receiver(*stop_signals()) as signals:

@@ -13,7 +13,7 @@ from cipherbox.cli.options import json_option, with_admin
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.envelope.log import Group
+    from cipherbox.envelope.log import Group, LoggedBundle
     from cipherbox.wire.frames import LogEntry
 
 Entries = AsyncIterator[tuple["LogEntry", int]]
@@ -31,7 +31,8 @@ def audit() -> None:
 def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
     """Read the whole log from HQ and check every entry: its signature, its content, and that none is missing.
 
-    Exit code 1 when an entry was changed, is missing or stands in another place; it is named.
+    Exit code 1 when an entry was changed, is missing or stands in another place, or when two entries name different key
+    bundles of one client under one number; it is named.
     """
     from cipherbox.cli.output import fail, print_json, say
     from cipherbox.envelope.log import head_hash, verify_entry
@@ -45,6 +46,7 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
             raise InvalidRequest("a log key is 64 hexadecimal digits") from None
         found: dict[str, Any] = {"entries": 0, "first": 0, "last": 0, "wrong": [], "key": log_key.hex()}
         before: tuple[int, bytes] | None = None
+        bundles: dict[tuple[str, int], bytes] = {}
         with _progress(as_json) as tell:
             async for entry, newest in _entries(client):
                 number = before[0] + 1 if before is not None else 1
@@ -56,6 +58,10 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
                     before = _skip(entry)
                 else:
                     before = (head.index, head_hash(entry.head, entry.signature))
+                    for one in _bundles(entry):
+                        if bundles.setdefault((one.client_id, one.sequence), one.bundle_hash) != one.bundle_hash:
+                            reason = f"another key bundle {one.sequence} of {one.client_id} than an entry before"
+                            found["wrong"].append({"entry": number, "reason": reason})
                 found["first"] = found["first"] or number
                 found["last"] = number
                 found["entries"] += 1
@@ -132,11 +138,21 @@ def _skip(entry: LogEntry) -> tuple[int, bytes] | None:
         return None
 
 
+def _bundles(entry: LogEntry) -> list[LoggedBundle]:
+    """The key bundles an entry names."""
+    from cipherbox.envelope.log import BUNDLE, decode_groups, read_bundle
+
+    return [read_bundle(group.payload) for group in decode_groups(entry.body) if group.kind == BUNDLE]
+
+
 def _events(group: Group) -> list[dict[str, Any]]:
     from cipherbox.envelope.ids import message_id
-    from cipherbox.envelope.log import ACCEPTED, ACTS, DEAD, DROPPED, KIND_NAMES, read_accepted
+    from cipherbox.envelope.log import ACCEPTED, ACTS, BUNDLE, DEAD, DROPPED, KIND_NAMES, read_accepted, read_bundle
 
     name = KIND_NAMES[group.kind]
+    if group.kind == BUNDLE:
+        one = read_bundle(group.payload)
+        return [{"what": name, "client": one.client_id, "sequence": one.sequence, "hash": one.bundle_hash.hex()}]
     if group.kind == ACCEPTED:
         sender, _, envelopes = read_accepted(group.payload)
         return [
@@ -157,9 +173,11 @@ def _events(group: Group) -> list[dict[str, Any]]:
 
 
 def _lines(group: Group) -> list[str]:
-    from cipherbox.envelope.log import ACCEPTED, ACTS, DEAD, DROPPED
+    from cipherbox.envelope.log import ACCEPTED, ACTS, BUNDLE, DEAD, DROPPED
 
     events = _events(group)
+    if group.kind == BUNDLE:
+        return [f"key bundle {e['sequence']} of {e['client']}, {e['hash'][:16]}" for e in events]
     if group.kind == ACCEPTED:
         first = events[0]
         more = f" and {len(events) - 1} more" if len(events) > 1 else ""

@@ -20,6 +20,7 @@ from cipherbox.cli.options import (
     with_client,
     yes_option,
 )
+from cipherbox.config import SIGNATURES
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -72,8 +73,11 @@ def enroll(ctx: click.Context, client_id: str, role: str, approve: bool, valid: 
 @click.option(
     "--password", "protect", is_flag=True, help="Put the keys under a password: asked for twice, or of --password-file."
 )
+@click.option(
+    "--signatures", type=click.Choice(SIGNATURES), default=SIGNATURES[0], show_default=True, help="How to sign."
+)
 @click.pass_context
-def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool) -> None:
+def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatures: str) -> None:
     """Enrol this machine with the token the admin gave you.
 
     The token comes from a prompt, from standard input or from a file, never from the command's arguments: those are
@@ -101,10 +105,10 @@ def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool) -> None
             say(f"Number of this enrolment: {safe(number)}   (HQ shows the same; compare them)")
 
     try:
-        report = run(lambda: join_hq(home, token, on_number=show_number, password=password))
+        report = run(lambda: join_hq(home, token, on_number=show_number, password=password, signatures=signatures))
     except PasswordNeeded as nobody:  # an earlier attempt began with one
         begun_with = ask(prompt_for(home), nobody)
-        report = run(lambda: join_hq(home, token, on_number=show_number, password=begun_with))
+        report = run(lambda: join_hq(home, token, on_number=show_number, password=begun_with, signatures=signatures))
     under = ", under your password," if is_sealed(home) else ""
     say(f"{report.client_id} is enrolled. Its keys are in {home}{under} and leave it never.")
     if report.role == "admin":

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.exits import Exit
+from cipherbox.cli.keys_life import renew, rotate
 from cipherbox.cli.keys_rsa import export_public, import_private, keys_generate
+from cipherbox.cli.keys_verify import verify
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
 from cipherbox.cli.password import password
 from cipherbox.errors import BundleMalformed, InvalidRequest, NotFound
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Your own keys and other parties': list, show, compare by telephone, hand over, pin; generate; your password."""
+    """Keys of others: list, show, compare by telephone, pin.  Your own: make, hand over, rotate, renew, password."""
 
 
-keys.add_command(password)
-keys.add_command(keys_generate)
+for _command in (password, keys_generate, rotate, renew, verify):
+    keys.add_command(_command)
 
 
 @keys.command("list")
@@ -81,6 +82,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing secret."""
     from cipherbox.cli.output import print_json, record, rows_table, say
     from cipherbox.client.pins import Pins
+    from cipherbox.client.witness import entry_of
     from cipherbox.envelope.bundle import fingerprint
     from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm
 
@@ -95,6 +97,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     }  # fmt: skip
     if pin is not None:
         thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.verified_at}
+        thing["log_entry"] = entry_of(Pins(home).proof(bundle.client_id))
     kinds: dict[int, str] = {int(kind): name for kind, name in STANZA_NAMES.items()}
     signs: dict[int, str] = {int(kind): kind.name.lower() for kind in SignAlgorithm}
     parts: list[dict[str, object]] = [
@@ -220,42 +223,6 @@ def keys_pin(ctx: click.Context, client_id: str) -> None:
         next_step(f"first contact is as good as HQ's word; compare by telephone: cipherbox keys verify {client_id}")
 
 
-@keys.command("verify")
-@click.argument("client_id", type=CLIENT_ID)
-@click.option("--fingerprint", "heard", help="What the other reads to you; asked for when not given.")
-@click.pass_context
-def keys_verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
-    """Compare the keys HQ shows for CLIENT_ID with what CLIENT_ID says, and pin them as compared.
-
-    Call the other by a way HQ has no part in, and let them run: cipherbox keys fingerprint
-    """
-    from cipherbox.cli.output import fail, say
-    from cipherbox.client.pins import PERSON, Pins
-    from cipherbox.envelope.bundle import fingerprint
-
-    bundle = with_client(ctx, lambda client: _offered(client, client_id))
-    shown = fingerprint(bundle)
-    pins = Pins(home_of(ctx))
-    pin = pins.get(client_id)
-    if pin and pin.fingerprint != shown:
-        say(f"The keys of {client_id} changed, and the old key did not sign the new one.")
-        say(f"Pinned here:   {pin.fingerprint}")
-    if heard is None:
-        heard = click.prompt(f"The fingerprint that {client_id} reads to you", err=True)
-    if _digits(heard) != _digits(shown):
-        fail(
-            f"They differ. HQ shows {shown} for {client_id}.",
-            "Read once more. If it still differs, send nothing and tell the admin: somebody shows you a wrong key.",
-        )
-        return Exit.REFUSED
-    if pin and pin.bundle.hash == bundle.hash:
-        pins.mark_verified(client_id)
-    else:
-        pins.accept(bundle, PERSON)
-    say(f"They agree. The keys of {client_id} are pinned as compared: {shown}")
-    return Exit.OK
-
-
 def _own(ctx: click.Context) -> KeyBundle:
     from cipherbox.cli.password import load_here
 
@@ -267,7 +234,3 @@ def _own(ctx: click.Context) -> KeyBundle:
 
 async def _offered(client: Client, client_id: str) -> KeyBundle:
     return await client.directory.offered(client_id)
-
-
-def _digits(text: str) -> str:
-    return "".join(c for c in text if c.isascii() and c.isdigit())

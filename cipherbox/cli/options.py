@@ -144,7 +144,7 @@ def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T
     home = load_here(ctx)
 
     async def main() -> T:
-        async with open_client(home) as client:
+        async with open_client(home, renew=False) as client:
             return await work(client)
 
     return run(main)

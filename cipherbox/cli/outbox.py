@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import json_option, run, run_until_stopped, sure
+from cipherbox.cli.options import CLIENT_ID, json_option, run, run_until_stopped, sure
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cipherbox.client.api import Client
     from cipherbox.client.outbox_rows import Row
     from cipherbox.client.transfers import Transfer
+    from cipherbox.errors import CipherBoxError
 
 FILE_STATES = ("sending", "at HQ", "stopped")
 T = TypeVar("T")
@@ -89,9 +90,9 @@ def outbox_send(ctx: click.Context) -> int:
     from cipherbox.cli.send_files import progress
     from cipherbox.client.api import open_client
     from cipherbox.client.files import send_unfinished
-    from cipherbox.errors import CipherBoxError, Queued
+    from cipherbox.errors import Queued
 
-    home = load_here(ctx)
+    home = load_here(ctx, renews=True)
 
     async def main() -> list[CipherBoxError]:
         import trio
@@ -180,6 +181,31 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
     return Exit.OK if row.state == 1 else Exit.QUEUED if row.state == WAITING else Exit.REFUSED
 
 
+@outbox.command("reseal")
+@click.option("--to", "client_id", type=CLIENT_ID, help="Only what CLIENT_ID has not opened.")
+@click.pass_context
+def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
+    """Seal again, for the keys of now, everything that is not opened yet.
+
+    After a recipient lost its keys and you compared its new ones, or when somebody was revoked: a revoked recipient is
+    left out.  Who has opened a message does not get it twice.
+    """
+    from cipherbox.cli.output import fail, say
+
+    async def work(client: Client) -> tuple[int, list[CipherBoxError]]:
+        await client.line.ready(client.line.tries)
+        await client.receipts.settle()  # what was opened meanwhile needs nothing
+        found = await client.seal_again(client_id)
+        await _settled(client)
+        return found
+
+    done, errors = _offline(ctx, work)
+    for text in dict.fromkeys(str(error) for error in errors):
+        fail(text)
+    say(f"{done} envelope(s) are sealed again." if done else "Nothing was sealed again.")
+    return Exit.REFUSED if errors else Exit.OK
+
+
 @outbox.command("cancel")
 @click.argument("message_id", type=MessageId())
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -203,6 +229,18 @@ def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
     say(f"{message_id} will not be sent.")
 
 
+async def _settled(client: Client) -> None:
+    """Until nothing waits, within the patience of one request."""
+    import trio
+
+    post = client.outbox()
+    with trio.move_on_after(client.line.tries * client.line.timeout_s):
+        while await post.store(post.outbox.waiting, 0, 1 << 62, 1):
+            if client.line.away:
+                break
+            await trio.sleep(0.1)
+
+
 async def _row(client: Client, message_id: uuid.UUID) -> Row:
     row = await client.sent(message_id)
     if row is None:
@@ -218,7 +256,7 @@ def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     home = load_here(ctx)
 
     async def main() -> T:
-        async with open_client(home, keep_trying=True) as client:
+        async with open_client(home, keep_trying=True, renew=False) as client:
             return await work(client)
 
     return run(main)

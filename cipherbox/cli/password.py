@@ -22,14 +22,20 @@ TRIES = 3
 _HOME = "cipherbox.home"
 
 
-def load_here(ctx: click.Context) -> Home:
-    """This command's home with its keys; a password is asked for once, however often the home is needed."""
+def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
+    """This command's home with its keys; a password is asked for once, however often the home is needed.
+
+    ``renews``: the command lives long enough to renew the certificate; others say when it is due.
+    """
+    from cipherbox.cli.keys_life import warn_of_end
     from cipherbox.client.home import home_with
     from cipherbox.config import load_client_config
 
     if _HOME not in ctx.meta:
         config = load_client_config(home_of(ctx))
         ctx.meta[_HOME] = home_with(config, unlock(ctx, config))
+        if not renews and ctx.info_name != "renew":
+            warn_of_end(ctx, ctx.meta[_HOME])
     home: Home = ctx.meta[_HOME]
     return home
 

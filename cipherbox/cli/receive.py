@@ -100,12 +100,12 @@ def _with_receiver(ctx: click.Context, as_json: bool, work: Work, *, keep_trying
         if output_failure() is not None:
             raise BrokenPipeError  # nobody reads any more; what was received is in the file
 
-    home = load_here(ctx)
+    home = load_here(ctx, renews=keep_trying)
 
     async def main() -> Receiver:
         with trio.open_signal_receiver(*stop_signals()) as signals:
             on_event = None if as_json else print_event
-            async with open_client(home, on_event=on_event, keep_trying=keep_trying) as client:
+            async with open_client(home, on_event=on_event, keep_trying=keep_trying, renew=keep_trying) as client:
                 receiver = Receiver(client, on_lines=print_lines if as_json else None)
                 async with trio.open_nursery() as nursery:
 

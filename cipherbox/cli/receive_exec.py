@@ -25,7 +25,8 @@ def execute(ctx: click.Context, command: str, queues: list[str] | None, idle_s: 
     words = shlex.split(command)
     if not words:
         raise click.UsageError("--exec needs a command.")
-    home = load_here(ctx)
+    service = idle_s is None
+    home = load_here(ctx, renews=service)
 
     async def handle(handled: Handled, _: sqlite3.Connection) -> None:
         environment = {
@@ -40,7 +41,7 @@ def execute(ctx: click.Context, command: str, queues: list[str] | None, idle_s: 
             raise RuntimeError(f"{words[0]} ended with {done.returncode}")
 
     async def main() -> Handlers:
-        async with open_client(home, on_event=print_event, keep_trying=idle_s is None) as client:
+        async with open_client(home, on_event=print_event, keep_trying=service, renew=service) as client:
             return await client.process(handle, queues=queues, idle_s=idle_s)
 
     handlers = run_until_stopped(main)

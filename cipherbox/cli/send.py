@@ -104,7 +104,8 @@ def send(
         from cipherbox.client.api import open_client
 
         done: list[Confirmation] = []
-        async with open_client(home, on_event=None if as_json else print_event, keep_trying=True) as client:
+        on_event = None if as_json else print_event
+        async with open_client(home, on_event=on_event, keep_trying=True, renew=False) as client:
             where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
             if messages:
                 more = {

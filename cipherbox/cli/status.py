@@ -60,7 +60,7 @@ def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int |
     home = load_here(ctx)
 
     async def main() -> Timeline | None:
-        async with open_client(home, keep_trying=True) as client:
+        async with open_client(home, keep_trying=True, renew=False) as client:
             try:
                 if await client.sent(message_id) is None:
                     return None

@@ -11,6 +11,7 @@ import cipherbox
 FIRST = (
     "quickstart", "delivery", "files", "tools", "commands", "configuration", "exit-codes", "architecture", "operations",
     "security",
+    "threat-model",
 )  # fmt: skip
 
 

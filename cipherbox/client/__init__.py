@@ -15,6 +15,7 @@
     files      sends files in parts (parts, transfers)                       arriving: takes them in
     agent      folder to folder                                              tracking: where is my message?
     enrol      join an HQ with a token                                       home: the files of a client
+    keylife    renew, rotate, destroy this client's keys                      witness: HQ's log names what it hands out
     localkey   what a home's keys are encrypted under, and its password       blocking: for scripts without trio
     events     the lines a client says while it works                        tasks: background tasks with plain errors
 

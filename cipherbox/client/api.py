@@ -28,11 +28,12 @@ from cipherbox.client.consume import Consumer, Delivery, ranges
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, load_home
+from cipherbox.client.keylife import KeyLife
 from cipherbox.client.line import Line
 from cipherbox.client.localkey import Password
 from cipherbox.client.opening import Opener
 from cipherbox.client.outbox import Outbox
-from cipherbox.client.ownkeys import Added, add_key, reread
+from cipherbox.client.ownkeys import Added, add_key
 from cipherbox.client.pins import Pins
 from cipherbox.client.post import Post
 from cipherbox.client.publish import Address, Confirmation, Content, Sealer, as_messages
@@ -43,7 +44,7 @@ from cipherbox.client.routes import Routes
 from cipherbox.client.tasks import background
 from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import Forbidden, StoreError
+from cipherbox.errors import CipherBoxError, Forbidden, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
@@ -63,15 +64,18 @@ class Client(Tracking, AdminCalls):
         self.revocations = Revocations(home.path, home.issuing, line)
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
-        self.opener = Opener(
-            home.identity, self.directory, events, self._nack, nursery, lambda: reread(home)
-        )  # fmt: skip
+        self.life = KeyLife(home, line, events, self.directory)
+        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
+        self.opener.refresh = self.life.refresh
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper, Routes(home.path))
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
             outbox = Outbox(home.path, home.config.keep_until)
-            self.post = self.sealer.post = Post(line, outbox, events, self.sealer.seal_again, home.config.client_id)
+            self.post = self.sealer.post = Post(
+                line, outbox, events, self.sealer.seal_again, self.directory.revoked, home.config.client_id
+            )
             nursery.start_soon(self.post.run)
+            line.listed = self._look_at_revocations
             line.opened = self._compare
         self.receipts = ReceiptTaker(self)
         self._welcome: frames.Welcome | None = None
@@ -80,6 +84,14 @@ class Client(Tracking, AdminCalls):
         if self.post is not None:
             with suppress(StoreError):  # it is compared again with the next link
                 await self.post.compare(welcome.history)
+            await self._look_at_revocations()
+
+    async def _look_at_revocations(self, number: int = 0) -> None:
+        """Whoever was revoked gets nothing more; what it has not opened is sealed again for the others."""
+        assert self.post is not None
+        with suppress(CipherBoxError):  # with the next link, or when somebody publishes
+            await self.revocations.ensure(number)
+            await self.post.without_revoked()
 
     @property
     def client_id(self) -> str:
@@ -146,6 +158,16 @@ class Client(Tracking, AdminCalls):
             finally:
                 self.line.window.room_listeners.remove(publisher.room_came)
                 publisher.close()
+
+    async def seal_again(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
+        """Seals again, for the keys of now, what ``client_id`` (None: any recipient) has not opened: how many
+        envelopes, and why others were not.  A revoked recipient is left out; who opened a message gets it once.
+        """
+        post = self.outbox()
+        pinned = [pin.bundle.client_id for pin in self.directory.pins.entries()]
+        for name in pinned if client_id is None else [client_id]:
+            self.directory.refresh(name)
+        return await post.seal_again_all(client_id)
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """Who would read what is published there: ``queues`` (each ``queue`` and ``readers``) and a ``version``."""
@@ -251,6 +273,11 @@ class Client(Tracking, AdminCalls):
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
+    async def finish_keys(self) -> None:
+        """What a crash or HQ's absence left undone of a rotation or renewal; trouble is left to the next command."""
+        with suppress(CipherBoxError):
+            await self.life.finish()
+
     async def register(self) -> None:
         """Publishes this client's key bundle again; HQ finds it the same."""
         identity = self.home.identity
@@ -303,13 +330,15 @@ class Client(Tracking, AdminCalls):
 @asynccontextmanager
 async def open_client(
     home: Path | str | Home | None = None, *, on_event: OnEvent | None = None, keep_trying: bool = False,
-    password: Password | None = None, **overrides: Any,
+    password: Password | None = None, renew: bool = True, **overrides: Any,
 ) -> AsyncIterator[Client]:  # fmt: skip
     """Opens the client whose files are in ``home`` (None: $CIPHERBOX_HOME, else ~/.cipherbox) and connects it.
 
     ``overrides`` replace settings of client.toml: address, tries, timeout_s, pause_max_s.  ``on_event`` is given each
     line the client says while it works (a str; see `events`).  When HQ cannot be reached: NetworkError after ``tries``
     attempts, or with ``keep_trying`` the block begins at once and the connection is made as soon as it can be.
+
+    ``renew``: the certificate renews by itself when two thirds of its life are over, for as long as the block runs.
 
     ``password`` opens keys that are under one; without it `[client] password_file` or systemd must hold it ready.
     """
@@ -330,6 +359,7 @@ async def open_client(
         nursery.start_soon(line.run, nursery)
         if files.identity is not None:
             nursery.start_soon(client.receipts.run)
+        nursery.start_soon(client.life.run if renew else client.finish_keys)
         if not keep_trying:
             await line.ready(config.tries)
         yield client

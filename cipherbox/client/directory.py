@@ -19,8 +19,10 @@ from cipherbox.client.events import RECEIVER, SENDER, Events
 from cipherbox.client.line import Line
 from cipherbox.client.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.revocations import Revocations
+from cipherbox.client.witness import Witness
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle, fingerprint
 from cipherbox.errors import (
+    BundleDiscontinuous,
     BundleError,
     BundleMalformed,
     CipherBoxError,
@@ -44,6 +46,7 @@ class Directory:
         self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: Line, events: Events
     ) -> None:
         self.pins = pins
+        self.witness = Witness(pins, line)
         self._root, self._revocations, self._line, self._events = root, revocations, line, events
         self._asked: dict[str, float] = {}
         self._leaves: dict[bytes, x509.Certificate] = {}  # of pinned bundles whose signatures were checked
@@ -139,6 +142,7 @@ class Directory:
             answer: frames.Bundles = await self._line.request(frames.GetBundles, clients=names, hashes=wanted)
             if len(answer.answers) != len(names) + len(wanted):
                 raise BundleMalformed("HQ answered another number of clients than it was asked for")
+            self.witness.check([raw for one in answer.answers for raw in one.bundles], answer.proofs)
             found += answer.answers
         return found
 
@@ -157,21 +161,58 @@ class Directory:
             check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
         if pin is None:
             newest = max(later, key=lambda b: b.sequence)
-            pinned = self.pins.accept(newest, FIRST_USE)
+            pinned = self.pins.accept(newest, FIRST_USE, proof=self.witness.proof(newest))
             self._events.say(
                 role, f"Key of {name} retrieved and pinned at first use; fingerprint {fingerprint(newest)}"
             )
             return pinned
-        newest = check_succession(pin.bundle, later)
+        try:
+            newest = check_succession(pin.bundle, later)
+        except BundleDiscontinuous as error:
+            raise self._explained(pin, max(later, key=lambda b: b.sequence), str(error)) from None
         if newest.hash == pin.bundle.hash:
             return pin
-        pinned = self.pins.accept(newest, SUCCESSION, tuple(b.hash for b in later))
+        between = tuple(b.hash for b in later)
+        pinned = self.pins.accept(newest, SUCCESSION, between, self.witness.proof(newest))
         self._events.say(
             role,
             f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed by the keys before; "
             f"fingerprint {fingerprint(newest)}",
         )
         return pinned
+
+    def _explained(self, pin: Pin, shown: KeyBundle, why: str) -> BundleDiscontinuous:
+        """What happened, for the person who has to find out which it is."""
+        name = shown.client_id
+        compared = f"compared on {day(pin.verified_at)}" if pin.verified_at else "never compared"
+        entry = self.witness.entry(shown)
+        logged = f", entry {entry} of its log" if entry else ""
+        return BundleDiscontinuous(
+            f"{why}. Pinned here: bundle {pin.bundle.sequence}, {compared}, fingerprint {pin.fingerprint}. HQ shows: "
+            f"bundle {shown.sequence} of {day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either "
+            f"{name} lost its keys and joined again, or somebody shows you a wrong key; until you know which, nothing "
+            f"is sealed for {name}"
+        )
+
+    async def revoked(self) -> list[str]:
+        """Whom the CA's signed list names among those pinned here, and who has no later keys at HQ."""
+        listed: dict[str, int] = {}
+        for pin in self.pins.entries() if self._revocations.names_any else ():
+            if self._revocations.revoked_at(pki.serial(pin.bundle.certificate)):
+                listed[pin.bundle.client_id] = pin.bundle.sequence
+        answers = await self.ask(list(listed.items())) if listed else []
+        return [name for name, answer in zip(listed, answers, strict=True) if answer.state == REVOKED]
+
+    async def check_own(self, own: KeyBundle, upcoming: bytes = b"") -> None:
+        """BundleError when HQ hands out keys in this client's name that it did not make."""
+        (answer,) = await self.ask([(own.client_id, own.sequence - 1)])
+        for bundle in self._decoded(own.client_id, answer):
+            if bundle.hash not in (own.hash, upcoming):
+                raise BundleError(
+                    f"HQ hands out key bundle {bundle.sequence} in the name of {own.client_id}, fingerprint "
+                    f"{fingerprint(bundle)}, and this home did not make it. If it was not made by another copy of this "
+                    "home, somebody poses as this client: tell the admin and your correspondents now"
+                )
 
     # -- as a receiver ------------------------------------------------------------------------------------------
 
@@ -238,6 +279,11 @@ class Directory:
 
     def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]:
         return [decode_bundle(raw) for raw in answer.bundles]
+
+
+def day(ms: int) -> str:
+    """A date for people."""
+    return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
 
 
 def _now_ms() -> int:

@@ -37,12 +37,12 @@ from cipherbox.client.localkey import (
     password_bytes,
     put_local_key,
 )
-from cipherbox.config import CLIENT_FILE, ClientConfig, write_client_config
+from cipherbox.config import CLIENT_FILE, SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleNotCertified, CredentialsError, EnrolmentRefused, NetworkError, TokenError
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
 from cipherbox.sealing import keyfile
-from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.identity import SUITES, Identity
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token, decode_token
 
@@ -72,12 +72,12 @@ class JoinReport:
 
 async def join(
     home: Path | str, token_text: str, *, on_number: OnNumber | None = None, timeout_s: float = 10.0,
-    pause_s: float = FIRST_PAUSE_S, password: Password | None = None,
+    pause_s: float = FIRST_PAUSE_S, password: Password | None = None, signatures: str = SIGNATURES[0],
 ) -> JoinReport:  # fmt: skip
     """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes ``home``.
 
-    With ``password`` the keys are under it from the first byte on.  An attempt that was interrupted goes on only with
-    the password it began with: WrongPassword or PasswordNeeded otherwise.
+    ``signatures``: ed25519, or ed25519+mldsa65.  With ``password`` the keys are under it from the first byte on; an
+    attempt that was interrupted goes on only with the one it began with: WrongPassword or PasswordNeeded otherwise.
 
     TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's answer (used twice,
     refused by the admin, ...).  NetworkError: HQ was not reached; join again with the same token.
@@ -100,8 +100,9 @@ async def join(
         if link.welcome.client_id != token.client_id:
             raise CredentialsError(f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}")
         if role != "admin":
-            await _register(link, where, token.client_id, chain, key, local_key, timeout_s)
-    config = ClientConfig(where, token.client_id, token.address, role)
+            fresh = Identity.generate(token.client_id, SUITES[signatures])
+            await _register(link, where, fresh, chain, key, local_key, timeout_s)
+    config = ClientConfig(where, token.client_id, token.address, role, signatures=signatures)
     write_client_config(config)
     (where / PENDING).unlink(missing_ok=True)
     home_with(config, local_key)
@@ -185,7 +186,7 @@ async def _certificate(
         if answer.number and answer.number != number:
             raise EnrolmentRefused(f"HQ shows the number {answer.number}, this machine {number}: somebody is between")
         if answer.state == ISSUED:
-            return _checked(answer.chain, root, key, token.client_id)
+            return checked_chain(answer.chain, root, key, token.client_id)
         if answer.state not in WAITING:
             raise EnrolmentRefused(f"HQ answered with state {answer.state}, which this program does not know")
         if on_number is not None and told != answer.state:
@@ -198,9 +199,10 @@ async def _certificate(
         pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
 
 
-def _checked(
+def checked_chain(
     chain: list[bytes], root: x509.Certificate, key: pki.PrivateKey, client_id: str
 ) -> list[x509.Certificate]:
+    """The certificates HQ gave, if the root stands behind them and they are for this client and this key."""
     try:
         certificates = [pki.load_der(der) for der in chain]
         leaf = pki.verify_chain(chain, root, pki.now())
@@ -213,12 +215,13 @@ def _checked(
 
 
 async def _register(
-    link: Link, home: Path, client_id: str, chain: list[x509.Certificate], key: pki.PrivateKey, local_key: bytes,
+    link: Link, home: Path, fresh: Identity, chain: list[x509.Certificate], key: pki.PrivateKey, local_key: bytes,
     timeout_s: float,
 ) -> None:  # fmt: skip
-    """Makes this client's keys and registers their bundle.  Keys of an interrupted attempt are used again."""
+    """Registers the bundle of this client's keys.  Keys of an interrupted attempt are used again."""
     path = home / IDENTITY
-    identity = keyfile.load(path, local_key=local_key) if path.exists() else Identity.generate(client_id)
+    client_id = fresh.client_id
+    identity = keyfile.load(path, local_key=local_key) if path.exists() else fresh
     if identity.bundle is None:
         answer: frames.Bundles = await link.ask(
             frames.GetBundles, timeout_s, clients=[frames.BundleQuery(client_id, 0)], hashes=[]

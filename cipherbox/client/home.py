@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -25,18 +27,22 @@ from cipherbox.client.localkey import (
 )
 from cipherbox.config import ClientConfig, load_client_config
 from cipherbox.errors import ConfigError, CredentialsError
-from cipherbox.portable import read_private
+from cipherbox.portable import read_private, sync_directory
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import KeyKeeper
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
+NEXT_KEY = "client.key.next"  # of a certificate that is being renewed
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Home:
-    """A loaded home.  ``identity`` is None for an admin: an admin's machine opens nothing."""
+    """A loaded home.  ``identity`` is None for an admin: an admin's machine opens nothing.
+
+    A renewal changes ``chain`` and ``key`` while the client runs, and the next connection uses them.
+    """
 
     config: ClientConfig
     root: x509.Certificate
@@ -45,7 +51,7 @@ class Home:
     key: pki.PrivateKey = attrs.field(repr=False)
     identity: Identity | None
     keeper: KeyKeeper
-    local_key: bytes = attrs.field(repr=False)  # what the key file is encrypted under
+    local_key: bytes | None = attrs.field(default=None, repr=False)  # None: nothing on the disk is changed
 
     @property
     def path(self) -> Path:
@@ -77,12 +83,7 @@ def unlocked(config: ClientConfig, password: Password | None = None, say: Say | 
 def home_with(config: ClientConfig, local_key: bytes) -> Home:
     """As `load_home`, with the local key at hand."""
     where = config.home
-    chain = tuple(_certificates(where / CERTIFICATE))
-    if pki.common_name(chain[0]) != config.client_id:
-        raise CredentialsError(f"{where / CERTIFICATE} is not a certificate of {config.client_id}")
-    key = pki.load_key(read_private(where / KEY), local_key, str(where / KEY))
-    if pki.spki(key.public_key()) != pki.spki(_ecdsa(chain[0])):
-        raise CredentialsError(f"{where / KEY} does not belong to the certificate beside it")
+    chain, key = certificate_of(where, config.client_id, local_key)
     identity = None
     if config.role != "admin":
         identity = keyfile.load(where / IDENTITY, local_key=local_key)
@@ -90,6 +91,39 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
             raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
     return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity,
                 KeyKeeper(local_key), local_key)
+
+
+def certificate_of(
+    where: Path, client_id: str, local_key: bytes
+) -> tuple[tuple[x509.Certificate, ...], pki.PrivateKey]:
+    """The certificate chain and its key.
+
+    A renewal writes the new key beside the old one, then the certificate, then moves the key to its place.  One that
+    was killed in between is brought to its end here; one that is under way is read again.
+    """
+    for last in (False, True):
+        chain = tuple(_certificates(where / CERTIFICATE))
+        if pki.common_name(chain[0]) != client_id:
+            raise CredentialsError(f"{where / CERTIFICATE} is not a certificate of {client_id}")
+        wanted = pki.spki(_ecdsa(chain[0]))
+        key = pki.load_key(read_private(where / KEY), local_key, str(where / KEY))
+        if pki.spki(key.public_key()) == wanted:
+            break
+        if (where / NEXT_KEY).exists():
+            fresh = pki.load_key(read_private(where / NEXT_KEY), local_key, str(where / NEXT_KEY))
+            if pki.spki(fresh.public_key()) == wanted:
+                put_next_key(where)
+                return chain, fresh
+        if last:
+            raise CredentialsError(f"{where / KEY} does not belong to the certificate beside it")
+    return chain, key
+
+
+def put_next_key(where: Path) -> None:
+    """The renewed certificate is there: its key takes its place, unless another process has put it there."""
+    with suppress(FileNotFoundError):
+        os.replace(where / NEXT_KEY, where / KEY)
+    sync_directory(where)
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

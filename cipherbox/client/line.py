@@ -43,6 +43,10 @@ async def _nothing(welcome: frames.Welcome) -> None:
     pass
 
 
+async def _no_list(number: int) -> None:
+    pass
+
+
 class Subscriber(Protocol):
     """A consumer, as the line sees it."""
 
@@ -77,6 +81,7 @@ class Line:
         self._subscribers: dict[int, Subscriber] = {}
         self._tag = 0
         self._changed = trio.Event()
+        self.listed: Callable[[int], Awaitable[None]] = _no_list  # runs when HQ tells of a revocation list
         self.opened: Callable[[frames.Welcome], Awaitable[None]] = _nothing  # runs for each link
         self._nursery: trio.Nursery | None = None
 
@@ -243,6 +248,11 @@ class Line:
     def news(self, text: str) -> None:
         """HQ says why it takes nothing now, or that it goes on."""
         self._events.say(LINE, text)
+
+    def revocations(self, number: int) -> None:
+        """There is a revocation list of this number."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self.listed, number)
 
     def beat(self, link: Link) -> None:
         self.window.overdue(link, self.timeout_s)

@@ -58,6 +58,8 @@ class Handler(Protocol):
 
     def news(self, text: str) -> None: ...
 
+    def revocations(self, number: int) -> None: ...
+
 
 class Link:
     """See the module; made by `open_link`."""
@@ -256,6 +258,8 @@ class Link:
             self._put(self._wire.send(frames.Pong(event.correlation)))
             if event.news and self._handler is not None:
                 self._handler.news(event.news)
+            if event.crl_number and self._handler is not None:
+                self._handler.revocations(event.crl_number)
         elif isinstance(event, frames.GoingAway):
             self.away_s = event.pause_ms / 1000
             self._away = GoingAway(event.message or "HQ is stopping")

@@ -59,17 +59,14 @@ Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
 
 class Opener:
     """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back.
-
-    ``reread`` looks into the key file when a key is missing: True if it has new ones, which ``identity`` then holds.
     """
 
     def __init__(
-        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
-        reread: Callable[[], bool] = lambda: False,
-    ) -> None:  # fmt: skip
+        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery
+    ) -> None:
         self.events = events
-        self._reread = reread
         self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
+        self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
 
     async def open(self, delivery: Delivery) -> None:
         """Fills the delivery's messages, or raises the EnvelopeError."""
@@ -84,7 +81,7 @@ class Opener:
         try:
             messages = open_envelope(delivery.sighted, self._identity, sender)
         except KeyMissing:
-            if not self._reread():
+            if not self.refresh():
                 raise
             messages = open_envelope(delivery.sighted, self._identity, sender)
         delivery.fill(messages)

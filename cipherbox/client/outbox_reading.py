@@ -10,6 +10,7 @@ import orjson
 
 from cipherbox.client.localdb import translated
 from cipherbox.client.outbox_rows import Row
+from cipherbox.errors import RecipientRevoked
 
 _COLUMNS = (
     "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, route_version, sealed_at, "
@@ -52,6 +53,24 @@ class OutboxReading:
     def unsigned(self, most: int) -> list[Row]:
         """Confirmed and not yet signed for by all, oldest first."""
         return self._rows("WHERE state = 1 AND owed > 0 ORDER BY number LIMIT ?", (most,))
+
+    def unopened_by(self, client_id: str | None, most: int, after: int = 0) -> list[Row]:
+        """What is kept and could be sealed again because this recipient (None: any) has not opened it, oldest first.
+
+        Waiting, confirmed, or refused because a recipient was revoked; envelopes without a kept key are not among them.
+        """
+        which, values = "", (after, RecipientRevoked.code)
+        if client_id is not None:
+            which = (
+                " AND EXISTS (SELECT 1 FROM json_each(envelopes.recipients) r WHERE r.value = ?) AND NOT EXISTS "
+                "(SELECT 1 FROM outcomes o WHERE o.number = envelopes.number AND o.outcome = 0 AND o.recipient = ?)"
+            )
+            values += (client_id, client_id)  # type: ignore[assignment]
+        return self._rows(
+            "WHERE number > ? AND (state IN (0, 1) OR (state = 2 AND code = ?)) AND owed > 0 "
+            f"AND content_key IS NOT NULL{which} ORDER BY number LIMIT {int(most)}",
+            values,
+        )
 
     def bytes_of(self, row: Row) -> bytes | None:
         """The envelope's bytes; None when they are gone."""

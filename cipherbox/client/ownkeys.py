@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cipherbox.client.home import IDENTITY, Home
 from cipherbox.envelope.bundle import KeyBundle, check_succession, decode_bundle
-from cipherbox.errors import BundleError, CipherBoxError, Forbidden, KeyMissing
+from cipherbox.errors import BundleError, ConfigError, Forbidden, KeyMissing
 from cipherbox.portable import lock_file
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import DecryptKey, Identity
@@ -56,14 +56,6 @@ async def add_key(client: Client, key: DecryptKey) -> Added:
         return Added(home.identity.bundle, again)
 
 
-def reread(home: Home) -> bool:
-    """Whether the key file has keys that were not known: another process of this home made them."""
-    try:
-        return home.identity is not None and home.identity.follow(_load(home))
-    except CipherBoxError:
-        return False  # what is in memory goes on working
-
-
 async def _caught_up(client: Client, identity: Identity) -> Identity:
     bundle = identity.bundle
     if bundle is None:
@@ -91,11 +83,17 @@ async def _register(client: Client, bundle: KeyBundle) -> None:
     await client.line.request(frames.Register, bundle=bundle.raw)
 
 
+def _local_key(home: Home) -> bytes:
+    if home.local_key is None:
+        raise ConfigError("this home was opened without its local key, so its keys cannot be changed")
+    return home.local_key
+
+
 def _load(home: Home) -> Identity:
-    return keyfile.load(home.path / IDENTITY, local_key=home.local_key)
+    return keyfile.load(home.path / IDENTITY, local_key=_local_key(home))
 
 
 def _save(home: Home, identity: Identity) -> None:
-    keyfile.save(home.path / IDENTITY, identity, local_key=home.local_key)
+    keyfile.save(home.path / IDENTITY, identity, local_key=_local_key(home))
     if home.identity is not None:
         home.identity.follow(identity)

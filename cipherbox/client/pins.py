@@ -3,6 +3,7 @@
 ``certs/<ID>.bundle`` is the pinned bundle and the only thing that decides; ``certs/pins.json`` says how it was pinned,
 whether a person compared fingerprints, and which older bundles were accepted before it (they still open old messages).
 ``certs/<ID>_public.key`` is the bare encryption key, for other programs; nothing here reads it.
+``certs/<ID>.proof`` is HQ's proof that its signed log names the bundle, ``certs/hq-log.key`` the key of that log.
 
 First contact pins what HQ's CA certified ("first use").  From then on a bundle is taken only if the keys of the one
 before signed it ("succession"), or if a person said so ("person").
@@ -22,6 +23,7 @@ from cipherbox.errors import BundleError, BundleForAnother, BundleRolledBack, Ci
 from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, write_atomic
 
+LOG_KEY = "hq-log.key"
 FIRST_USE, SUCCESSION, PERSON = "first use", "succession", "person"
 
 
@@ -61,10 +63,33 @@ class Pins:
         names = sorted(path.stem for path in self._directory.glob("*.bundle"))
         return [pin for pin in map(self._load, names) if pin is not None]
 
-    def accept(self, bundle: KeyBundle, how: str, also: tuple[bytes, ...] = ()) -> Pin:
+    def log_key(self) -> bytes:
+        """The key of HQ's log as it was first seen; empty before."""
+        try:
+            return self._log_key_file.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def remember_log_key(self, key: bytes) -> None:
+        """From now on another key of HQ's log is an error."""
+        private_dir(self._directory)
+        write_atomic(self._log_key_file, key)
+
+    @property
+    def _log_key_file(self) -> Path:
+        return self._directory / LOG_KEY
+
+    def proof(self, client_id: str) -> bytes:
+        """The proof kept beside the pin of a party; empty if there is none."""
+        try:
+            return (self._directory / f"{check_client_id(client_id)}.proof").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def accept(self, bundle: KeyBundle, how: str, also: tuple[bytes, ...] = (), proof: bytes = b"") -> Pin:
         """Pins a bundle that the caller has checked; a lower number is refused, whoever says so.
 
-        ``also``: hashes of bundles between the former pin and it.
+        ``also``: hashes of bundles between the former pin and it.  ``proof``: HQ's, that its signed log names it.
         """
         before = self._load(bundle.client_id)
         if before is not None and bundle.sequence < before.bundle.sequence:
@@ -80,6 +105,7 @@ class Pins:
         pin = Pin(bundle, how, now, verified, accepted)
         private_dir(self._directory)
         write_atomic(self._directory / f"{bundle.client_id}.bundle", bundle.raw)
+        write_atomic(self._directory / f"{bundle.client_id}.proof", proof)
         keys = bundle.encrypt_keys
         if keys:
             write_atomic(self._directory / f"{bundle.client_id}_public.key", keys[0].public)

@@ -9,14 +9,14 @@ behind it.  Rows that changed a moment ago may belong to a process that is sendi
 a while, and sent twice at worst.
 
 Errors are of three kinds.  The network, HQ being busy, credentials: the envelope waits, and goes out when that is
-mended.  A changed route: sealed anew for those who read it now, if the allow-list permits.  Every other refusal: aside,
-with the reason, until a person retries or cancels it.
+mended.  A changed route, a revoked recipient: sealed anew for those who read it now, if the allow-list permits, and for
+those who are left.  Every other refusal: aside, with the reason, until a person retries or cancels it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 import trio
@@ -32,6 +32,7 @@ from cipherbox.errors import (
     CredentialsError,
     NetworkError,
     ProtocolError,
+    RecipientRevoked,
     RouteChanged,
     StoreError,
 )
@@ -43,14 +44,18 @@ LOOK_S = 5.0  # between looks for such rows
 CLOSE_S = 5.0  # for the last write
 PAGE = 256
 in_thread = trio.to_thread.run_sync
-Reseal = Callable[[Row, bytes], Awaitable[Outgoing]]
+Reseal = Callable[[Row, bytes, Collection[str]], Awaitable[Outgoing]]
+Revoked = Callable[[], Awaitable[list[str]]]
 
 
 class Post:
-    """See the module.  ``reseal`` seals a row's bytes again in the next generation."""
+    """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked`` names who was."""
 
-    def __init__(self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, sender: str) -> None:
+    def __init__(
+        self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str
+    ) -> None:
         self.outbox = outbox
+        self._revoked = revoked
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
         self._window.proven = self._check_proof
@@ -270,6 +275,8 @@ class Post:
                 self._nursery.start_soon(self._mend, item.envelope_id)
         elif error is not None and not waits(error):
             self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
+            if isinstance(error, RecipientRevoked) and item.owner is None:
+                self._nursery.start_soon(self._mend_revoked)
         self._work.set()
         if item.owner is not None:
             _tell(item)
@@ -283,9 +290,48 @@ class Post:
         with suppress(CipherBoxError):
             await self.seal_again(envelope_id)
 
-    async def seal_again(self, envelope_id: bytes) -> bool:
-        """Seals in the next generation what is kept of an envelope, for those who read its route now, with the keys
-        they have now, and sends it.  False when its bytes or its key are gone.  What cannot be mended is set aside.
+    async def _mend_revoked(self) -> None:
+        with suppress(CipherBoxError):
+            await self.without_revoked()
+
+    async def seal_again_all(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
+        """Seals again what ``client_id`` (None: somebody) has not opened yet: how many, and why others were not."""
+        done = 0
+        errors: list[CipherBoxError] = []
+        without = await self._revoked()
+        for row in await self._unopened(client_id):
+            try:
+                done += await self.seal_again(row.envelope_id, without)
+            except CipherBoxError as error:
+                if waits(error):
+                    raise
+                errors.append(error)
+        return done, errors
+
+    async def without_revoked(self) -> None:
+        """What a revoked recipient has not opened is sealed again for those who are left; once more does nothing."""
+        for name in await self._revoked():
+            count = 0
+            for row in await self._unopened(name):
+                if len(row.recipients) > 1:
+                    with suppress(CipherBoxError):  # it is set aside with the reason, or waits and is tried again
+                        count += await self.seal_again(row.envelope_id, [name])
+            if count:
+                self._events.say(SENDER, f"{name} was revoked: {count} envelopes are sealed again for the others")
+
+    async def _unopened(self, client_id: str | None) -> list[Row]:
+        found: list[Row] = []
+        while True:
+            page = await self.store(self.outbox.unopened_by, client_id, PAGE, found[-1].number if found else 0)
+            assert isinstance(page, list)
+            if not page:
+                return found
+            found += page
+
+    async def seal_again(self, envelope_id: bytes, without: Collection[str] | None = None) -> bool:
+        """Seals in the next generation what is kept of an envelope, for those who read its route now and are not
+        revoked, with the keys they have now; keeps and sends it.  False when its bytes or its key are gone.  What
+        cannot be mended is set aside.
         """
         row = await self.store(self.outbox.find, envelope_id)
         if not isinstance(row, Row):
@@ -294,12 +340,14 @@ class Post:
         if not isinstance(raw, bytes) or row.content_key is None:
             return False
         try:
-            self.add(await self._reseal(row, raw))
+            item = await self._reseal(row, raw, await self._revoked() if without is None else without)
+            self.add(item)
         except CipherBoxError as error:
             if not waits(error):
                 self._refused.append(Refused(envelope_id, row.generation, error.code, str(error)))
                 self._work.set()
             raise
+        await self.kept(item)
         return True
 
 

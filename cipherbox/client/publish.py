@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -36,6 +36,7 @@ from cipherbox.errors import (
     InvalidRequest,
     NetworkError,
     NoRoute,
+    RecipientRevoked,
     RouteChanged,
     TooLarge,
 )
@@ -242,11 +243,12 @@ class Sealer:
             fresh=fresh, generation=generation,
         )  # fmt: skip
 
-    async def seal_again(self, row: Row, raw: bytes) -> Outgoing:
+    async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> Outgoing:
         """The next generation of an envelope of the outbox, for those who read its route now.
 
-        The same plaintext, id, time and end; fresh keys; what the sender chose or allowed before holds, and where a
-        chosen key is gone its owner's preferred one is used.  Raises what stops a publish, or DecryptionFailed.
+        ``without``: recipients that were revoked.  The same plaintext, id, time and end; fresh keys; what the sender
+        chose or allowed before holds, and where a chosen key is gone its owner's preferred one is used.  Raises what
+        stops a publish, or DecryptionFailed.
         """
         sighted = inspect(raw)
         prefix = sighted.layout.prefix
@@ -254,8 +256,11 @@ class Sealer:
         plain = open_plain(sighted, key)
         by_route = row.routing_key not in BOXES.values() or bool(row.exchange)
         kinds = {StanzaType(r.stanza_type) for r in prefix.recipients}
+        left = row.recipients if by_route else tuple(n for n in row.recipients if n not in without)
+        if not left:
+            raise RecipientRevoked(f"the certificate of {', '.join(row.recipients)} was revoked")
         address = Address(
-            None if by_route else row.recipients, row.exchange, row.routing_key, cipher=BodyCipher(prefix.body_cipher),
+            None if by_route else left, row.exchange, row.routing_key, cipher=BodyCipher(prefix.body_cipher),
             expires_at=prefix.expires_at, flags=row.flags,
             stanza=next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None,
             allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,

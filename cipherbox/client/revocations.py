@@ -49,12 +49,12 @@ class Revocations:
             and time.time() < self._ends_s
         )
 
-    async def ensure(self) -> None:
-        """Makes the list fresh; CredentialsError when HQ has only a stale one."""
-        if self.fresh:
+    async def ensure(self, number: int = 0) -> None:
+        """Makes the list fresh, and of this number at least; CredentialsError when HQ has only a stale one."""
+        if self._serves(number):
             return
         async with self._lock:
-            if self.fresh:
+            if self._serves(number):
                 return
             answer: frames.Revocations = await self._line.request(frames.GetRevocations)
             least = self._list.number if self._list is not None else 0
@@ -64,10 +64,18 @@ class Revocations:
             self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links
             self._ends_s = found.next_update.timestamp()
 
+    def _serves(self, number: int) -> bool:
+        return self.fresh and self._list is not None and self._list.number >= number
+
     @property
     def holds(self) -> bool:
         """Whether there is a list that has not ended, however long ago it was asked for."""
         return self._list is not None and time.time() < self._ends_s
+
+    @property
+    def names_any(self) -> bool:
+        """Whether anybody is on the list."""
+        return self._list is not None and bool(self._list.revoked)
 
     def revoked_at(self, serial: str) -> int:
         """When the certificate of that serial number was revoked, ms since 1970, or 0."""

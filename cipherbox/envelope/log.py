@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import nacl.exceptions
@@ -24,8 +24,8 @@ from cipherbox.envelope.receipt import merkle_path, merkle_root, root_from_path
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 
 MAGIC, VERSION = b"CBXL", 1
-ACCEPTED, DELIVERED, ACKNOWLEDGED, DEAD, DROPPED, ACTS = range(1, 7)
-KIND_NAMES = {1: "accepted", 2: "delivered", 3: "acknowledged", 4: "dead", 5: "dropped", 6: "acts"}
+ACCEPTED, DELIVERED, ACKNOWLEDGED, DEAD, DROPPED, ACTS, BUNDLE = range(1, 8)
+KIND_NAMES = {1: "accepted", 2: "delivered", 3: "acknowledged", 4: "dead", 5: "dropped", 6: "acts", 7: "bundle"}
 NO_HASH = bytes(32)
 SIGNATURE_BYTES = 64
 _HEAD = struct.Struct(">4sBQQ32s32sI")
@@ -56,6 +56,14 @@ class Group(NamedTuple):
     payload: bytes
 
 
+class LoggedBundle(NamedTuple):
+    """A key bundle that HQ hands out, as its log names it."""
+
+    client_id: str
+    sequence: int
+    bundle_hash: bytes
+
+
 class Accepted(NamedTuple):
     """One envelope in a group of ACCEPTED."""
 
@@ -73,6 +81,21 @@ def accepted_head(sender: str, at: int) -> bytes:
 def accepted_payload(head: bytes, leaves: Sequence[bytes]) -> bytes:
     """``leaves``: id, generation (u32) and hash of each envelope, joined."""
     return head + b"".join(leaves)
+
+
+def bundle_payload(client_id: str, sequence: int, bundle_hash: bytes) -> bytes:
+    """The payload of a group of BUNDLE: one key bundle, so that its proof tells nothing of another."""
+    name = client_id.encode()
+    return bytes([len(name)]) + name + sequence.to_bytes(8, "big") + bundle_hash
+
+
+def read_bundle(payload: bytes) -> LoggedBundle:
+    """What a group of BUNDLE names; MalformedEnvelope if its payload is not whole."""
+    size = 1 + payload[0] if payload else 0
+    if not size or len(payload) != size + 8 + 32:
+        raise MalformedEnvelope("a group of the log is not whole")
+    name = payload[1:size].decode("utf-8", "replace")
+    return LoggedBundle(name, int.from_bytes(payload[size : size + 8], "big"), payload[size + 8 :])
 
 
 def leaf(envelope_id: bytes, generation: int, envelope_hash: bytes) -> bytes:
@@ -185,6 +208,16 @@ def verify_proof(proof: bytes, sender: str, leaves: Sequence[bytes], key: bytes)
 
     SignatureInvalid or MalformedEnvelope.
     """
+    return _proven(proof, key, lambda at: group_root(ACCEPTED, accepted_head(sender, at), leaves) if leaves else b"")
+
+
+def verify_bundle_proof(proof: bytes, client_id: str, sequence: int, bundle_hash: bytes, key: bytes) -> Head:
+    """The signed head that holds this key bundle.  SignatureInvalid or MalformedEnvelope."""
+    payload = bundle_payload(client_id, sequence, bundle_hash)
+    return _proven(proof, key, lambda _: group_root(BUNDLE, b"", [payload]))
+
+
+def _proven(proof: bytes, key: bytes, root_at: Callable[[int], bytes]) -> Head:
     at = _HEAD.size + SIGNATURE_BYTES
     if len(proof) < at + _PROOF.size:
         raise MalformedEnvelope("HQ's proof is not whole")
@@ -192,9 +225,9 @@ def verify_proof(proof: bytes, sender: str, leaves: Sequence[bytes], key: bytes)
     index, steps = _PROOF.unpack_from(proof, at)
     at += _PROOF.size
     path = [proof[at + 32 * i : at + 32 * i + 32] for i in range(steps)]
-    if at + 32 * steps != len(proof) or not leaves:
+    own = root_at(head.at)
+    if at + 32 * steps != len(proof) or not own:
         raise MalformedEnvelope("HQ's proof has the wrong length")
-    own = group_root(ACCEPTED, accepted_head(sender, head.at), leaves)
     if not hmac.compare_digest(root_from_path(own, index, head.groups, path), head.root):
-        raise SignatureInvalid("HQ's proof does not hold these envelopes")
+        raise SignatureInvalid("HQ's proof is for something else")
     return head

@@ -1,6 +1,9 @@
 """A client's private keys: the signing keys that are its identity, and the encryption keys, old ones included.
 
-Old encryption keys stay until nothing sealed to them can still arrive.  Nothing here prints a secret.
+Keys change in three steps, so that no crash loses one that somebody may seal to: the next keys and their bundle are
+kept (`upcoming`), then published, then they take the place of the ones before (`promote`), which stay as retired until
+nothing sealed to them can still arrive (`destroy`).  Upcoming and retired keys open what comes; only current ones sign.
+Nothing here prints a secret.
 """
 
 from __future__ import annotations
@@ -24,21 +27,23 @@ from cipherbox.errors import KeyMissing
 from cipherbox.sealing.stanzas import TYPES
 
 DEFAULT_STANZAS = (StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519)
+SUITES = {"ed25519": SignatureSuite.ED25519, "ed25519+mldsa65": SignatureSuite.ED25519_MLDSA65}
 
 
 @attrs.frozen
 class DecryptKey:
-    """One encryption key pair; ``seed`` is the private key."""
+    """One encryption key pair; ``seed`` is the private key.  ``retired_at`` is ms since 1970; 0: in use."""
 
     algorithm: int
     seed: bytes = attrs.field(repr=False)
     public: bytes = attrs.field(repr=False)
     private: Any = attrs.field(repr=False, eq=False)
+    retired_at: int = 0
 
     @classmethod
-    def from_seed(cls, algorithm: int, seed: bytes) -> DecryptKey:
+    def from_seed(cls, algorithm: int, seed: bytes, retired_at: int = 0) -> DecryptKey:
         kind = TYPES[algorithm]
-        return cls(algorithm, seed, kind.public(seed), kind.load_private(seed))
+        return cls(algorithm, seed, kind.public(seed), kind.load_private(seed), retired_at)
 
     @property
     def key_id(self) -> bytes:
@@ -59,6 +64,7 @@ class Identity:
         self._mldsa65 = MLDSA65PrivateKey.from_seed_bytes(mldsa65_seed) if mldsa65_seed else None
         self._by_id = {k.key_id: k for k in (*self.retired, *self.current)}
         self.bundle: KeyBundle | None = None  # the one published, once there is one
+        self.upcoming: Identity | None = None  # kept, and perhaps published already
 
     def __repr__(self) -> str:
         return f"Identity({self.client_id!r}, {len(self.current)} current and {len(self.retired)} retired keys)"
@@ -93,7 +99,39 @@ class Identity:
 
     def decrypt_key(self, wanted: bytes) -> DecryptKey | None:
         """The key pair of this key id, if this client has it."""
-        return self._by_id.get(wanted)
+        found = self._by_id.get(wanted)
+        return self.upcoming.decrypt_key(wanted) if found is None and self.upcoming is not None else found
+
+    def adopt(self, other: Identity) -> None:
+        """Becomes what ``other`` is, in one step, wherever this identity is in use."""
+        self.__dict__.update(other.__dict__)
+
+    def promote(self, now_ms: int) -> None:
+        """The upcoming keys are published: they take the place of these, which only open from now on."""
+        fresh = self.upcoming
+        if fresh is None:
+            return
+        stay = {k.key_id for k in fresh.current}
+        gone = [attrs.evolve(k, retired_at=now_ms) for k in self.current if k.key_id not in stay]
+        retired = [k for k in self.retired if k.key_id not in stay] + gone
+        ed25519, mldsa65 = fresh.seeds()
+        after = Identity(self.client_id, ed25519, mldsa65, fresh.current, retired)
+        after.bundle = fresh.bundle
+        self.adopt(after)
+
+    def destroy(self, before_ms: int) -> int:
+        """Drops what was retired before that time; how many keys."""
+        stay = [k for k in self.retired if not k.retired_at or k.retired_at >= before_ms]
+        count = len(self.retired) - len(stay)
+        if count:
+            after = Identity(self.client_id, *self.seeds(), self.current, stay)
+            after.bundle, after.upcoming = self.bundle, self.upcoming
+            self.adopt(after)
+        return count
+
+    def same_keys(self) -> Identity:
+        """Another identity with these very keys, for a new bundle of them."""
+        return Identity(self.client_id, *self.seeds(), self.current)
 
     def keeping(self, key: DecryptKey) -> Identity:
         """This identity with one more key that only opens: what is on the disk before others see the public key."""

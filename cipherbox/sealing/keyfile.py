@@ -115,30 +115,29 @@ def _stretch(password: bytes, salt: bytes, memory_kib: int, passes: int) -> byte
 
 def save(path: Path, identity: Identity, *, local_key: bytes) -> None:
     """Writes the identity, its keys and its bundle; mode 0600, whole or not at all."""
+    document = _document(identity) | {"upcoming": _document(identity.upcoming) if identity.upcoming else None}
+    portable.write_private(path, encrypt(orjson.dumps(document), local_key=local_key))
+
+
+def _document(identity: Identity) -> dict[str, Any]:
     ed25519, mldsa65 = identity.seeds()
-    document: dict[str, Any] = {
+    return {
         "client_id": identity.client_id,
         "ed25519": ed25519.hex(),
         "mldsa65": mldsa65.hex() if mldsa65 else None,
         "current": [[k.algorithm, k.seed.hex()] for k in identity.current],
-        "retired": [[k.algorithm, k.seed.hex()] for k in identity.retired],
+        "retired": [[k.algorithm, k.seed.hex(), k.retired_at] for k in identity.retired],
         "bundle": identity.bundle.raw.hex() if identity.bundle else None,
     }
-    portable.write_private(path, encrypt(orjson.dumps(document), local_key=local_key))
 
 
 def load(path: Path, *, local_key: bytes) -> Identity:
     """Reads what `save` wrote; ConfigError names the file that is damaged, or does not belong to the key."""
     try:
         document = orjson.loads(decrypt(portable.read_private(path), local_key=local_key))
-        identity = Identity(
-            document["client_id"],
-            bytes.fromhex(document["ed25519"]),
-            bytes.fromhex(document["mldsa65"]) if document["mldsa65"] else None,
-            [DecryptKey.from_seed(kind, bytes.fromhex(seed)) for kind, seed in document["current"]],
-            [DecryptKey.from_seed(kind, bytes.fromhex(seed)) for kind, seed in document["retired"]],
-        )
-        identity.bundle = decode_bundle(bytes.fromhex(document["bundle"])) if document["bundle"] else None
+        identity = _identity(document)
+        if document.get("upcoming"):
+            identity.upcoming = _identity(document["upcoming"])
     except CredentialsError as error:
         raise ConfigError(f"{path}: {error}; {_RESTORE}") from None
     except CipherBoxError:
@@ -146,3 +145,19 @@ def load(path: Path, *, local_key: bytes) -> Identity:
     except Exception:  # whatever is wrong inside, its text could quote a secret
         raise ConfigError(f"{path} is not a whole key file; {_RESTORE}") from None
     return identity
+
+
+def _identity(document: dict[str, Any]) -> Identity:
+    identity = Identity(
+        document["client_id"],
+        bytes.fromhex(document["ed25519"]),
+        bytes.fromhex(document["mldsa65"]) if document["mldsa65"] else None,
+        [_key(*row) for row in document["current"]],
+        [_key(*row) for row in document["retired"]],
+    )
+    identity.bundle = decode_bundle(bytes.fromhex(document["bundle"])) if document["bundle"] else None
+    return identity
+
+
+def _key(algorithm: int, seed: str, retired_at: int = 0) -> DecryptKey:
+    return DecryptKey.from_seed(algorithm, bytes.fromhex(seed), retired_at)

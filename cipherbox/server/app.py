@@ -15,7 +15,7 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import CipherBoxError, GoingAway, StoreUnavailable
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreUnavailable, first_of
 from cipherbox.ops.logs import get_logger
 from cipherbox.portable import lock_file
 from cipherbox.server.hq import HQ
@@ -108,15 +108,7 @@ async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS
         ours, others = group.split(CipherBoxError)
         if ours is None or others is not None:
             raise
-        raise _first(ours) from None
-
-
-def _first(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, CipherBoxError)
-    return found
+        raise first_of(ours) from None
 
 
 async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Served]) -> None:
@@ -191,7 +183,11 @@ async def keep_retention(hq: HQ) -> None:
     while any(days):
         now = hq.clock_ms()
         cutoffs = Cutoffs(*(now - d * _DAY_MS if d else 0 for d in days))
-        if await hq.engine.in_store(hq.store.older_than, cutoffs):
+        try:
+            old = await hq.engine.in_store(hq.store.older_than, cutoffs)
+        except Busy:
+            old = False  # the store is away; there is time
+        if old:
             try:
                 await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
             except CipherBoxError as error:

@@ -60,11 +60,16 @@ class AuditLog:
         """The store's word on what the newest entry is."""
         self._last = last
 
-    def entry(self, effects: Effects, at: int) -> tuple[LogRow, dict[int, bytes]]:
-        """The entry for a batch, and a proof for each connection that published in it."""
+    @property
+    def public(self) -> bytes:
+        """The log key's public half."""
+        return bytes(self._key.verify_key)
+
+    def entry(self, effects: Effects, at: int) -> tuple[LogRow, dict[int | bytes, bytes]]:
+        """The entry for a batch, and its proofs: by connection that published in it, by hash of a key bundle."""
         groups: list[format.Group] = []
         roots: list[bytes] = []
-        of: dict[int, int] = {}
+        of: dict[int | bytes, int] = {}
         for connection, items in effects.accepted.items():
             if not items:
                 continue
@@ -73,6 +78,11 @@ class AuditLog:
             of[connection] = len(groups)
             groups.append(format.Group(format.ACCEPTED, format.accepted_payload(head, leaves)))
             roots.append(format.group_root(format.ACCEPTED, head, leaves))
+        for bundle in effects.changes.bundles:
+            payload = format.bundle_payload(bundle.client, bundle.sequence, bundle.bundle_hash)
+            of[bundle.bundle_hash] = len(groups)
+            groups.append(format.Group(format.BUNDLE, payload))
+            roots.append(format.root_of(groups[-1]))
         for group in _events(effects):
             groups.append(group)
             roots.append(format.root_of(group))
@@ -106,7 +116,7 @@ def _events(effects: Effects) -> list[format.Group]:
         found.append((format.DROPPED, dropped))
     if effects.acts:
         found.append((format.ACTS, [[a.by, a.what, a.detail] for a in effects.acts]))
-    if not found and not any(effects.accepted.values()):
+    if not found and not changes.bundles and not any(effects.accepted.values()):
         found.append((format.ACTS, []))  # counters and the like: the commit has its entry all the same
     return [format.Group(kind, orjson.dumps(value)) for kind, value in found]
 

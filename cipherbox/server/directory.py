@@ -4,46 +4,57 @@ HQ checks what it takes (certified, the owner's own, one number higher, continue
 show at once; senders check all of it again, since HQ is not trusted with it.  A client that lost its keys is enrolled
 again by an admin and may then go on without continuity: its senders must compare fingerprints first.
 
+What is handed out is checked like what is taken: it is the row's own bundle, certified, and HQ's signed log names it;
+the proof of that goes with it.  A bundle that the log does not name yet, or names under a key of the log that was
+replaced, is named before it leaves.
+
 Rows are encrypted with ChaCha20-Poly1305 under the configured 32-byte key, the client id as associated data.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections import OrderedDict
+from functools import partial
 
+import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import pki
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle
-from cipherbox.errors import BundleDiscontinuous, BundleError, BundleRefused, Damaged
+from cipherbox.envelope.log import verify_bundle_proof
+from cipherbox.errors import BundleDiscontinuous, BundleError, BundleRefused, Damaged, EnvelopeError, InvalidRequest
 from cipherbox.ops.logs import get_logger
+from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import DONE, renewal_name
 from cipherbox.server.trust import Trust
 from cipherbox.store.port import BundleRow, Enrolment, Store
-from cipherbox.wire.frames import BundleAnswer, BundleQuery
+from cipherbox.wire.frames import BundleAnswer, BundleQuery, GetBundles
 
-T = TypeVar("T")
 log = get_logger(__name__)
 _TAG = 16
+_PROOF_SETTING = "bundle-proof/"
 KNOWN, NOT_FOUND, REVOKED = 0, 1, 2
+_PROVEN = 65_536  # proofs in memory, a few hundred bytes each
 
 
 class Directory:
-    """See the module.  ``in_store`` runs a store call in the store's thread."""
+    """See the module."""
 
-    def __init__(self, store: Store, trust: Trust, key: bytes, in_store: Callable[..., Awaitable[T]]) -> None:
+    def __init__(self, store: Store, trust: Trust, key: bytes, engine: Engine) -> None:
         self._store = store
         self._trust = trust
         self._aead = ChaCha20Poly1305(key)
-        self._in_store: Callable[..., Awaitable[object]] = in_store
+        self._engine = engine
+        self._in_store = engine.in_store
+        self._proofs: OrderedDict[bytes, bytes] = OrderedDict()  # of what was checked, by hash
+        self._naming = trio.Lock()
 
     async def register(self, client: str, raw: bytes) -> bool:
         """Takes a client's own bundle; True if it is new.  BundleRefused says why not."""
         now = pki.ms(pki.now())
-        held: list[BundleRow] = await self._in_store(self._store.bundles, client, 0)  # type: ignore[assignment]
+        held = await self._in_store(self._store.bundles, client, 0)
         try:
             bundle = decode_bundle(raw)
             if held and held[-1].bundle_hash == bundle.hash:
@@ -59,6 +70,7 @@ class Directory:
             client, bundle.sequence, bundle.hash, sealed[:-_TAG], nonce, sealed[-_TAG:], now, bundle.ends_at
         )
         await self._in_store(self._store.put_bundle, row)
+        await self._proof(bundle)
         return True
 
     async def _check_next(self, last: BundleRow, bundle: KeyBundle) -> None:
@@ -66,33 +78,84 @@ class Directory:
         try:
             check_succession(self._open(last), [bundle])
         except BundleDiscontinuous:
-            rows: list[Enrolment] = await self._in_store(self._store.enrolments, (DONE,))  # type: ignore[assignment]
+            rows: list[Enrolment] = await self._in_store(self._store.enrolments, (DONE,))
             mine = [row for row in rows if row.client == last.client and row.created_at > last.added_at]
             if all(row.secret_hash == renewal_name(row.client, row.csr) for row in mine):
                 raise
             log.warning("Keys begin anew after another enrolment", extra={"client": last.client})
 
-    async def by_client(self, query: BundleQuery) -> BundleAnswer:
+    async def answers(self, query: GetBundles, most_bytes: int) -> tuple[list[BundleAnswer], list[bytes]]:
+        """All that was asked, and for each bundle the proof that the log names it.
+
+        InvalidRequest when the bundles have more than ``most_bytes``.
+        """
+        answers: list[BundleAnswer] = []
+        proofs: list[bytes] = []
+        size = 0
+        asks = [partial(self._by_client, one) for one in query.clients]
+        for ask in (*asks, *(partial(self._by_hash, one) for one in query.hashes)):
+            answer, bundles = await ask()
+            answers.append(answer)
+            proofs += [await self._proof(bundle) for bundle in bundles]
+            size += sum(len(bundle.raw) for bundle in bundles)
+            if size > most_bytes:
+                raise InvalidRequest("these key bundles do not fit into one answer; ask for fewer clients at once")
+        return answers, proofs
+
+    async def _by_client(self, query: BundleQuery) -> tuple[BundleAnswer, list[KeyBundle]]:
         """Every bundle of a client after the one the asker holds."""
-        rows: list[BundleRow] = await self._in_store(  # type: ignore[assignment]
-            self._store.bundles, query.client_id, query.after
-        )
+        rows = await self._in_store(self._store.bundles, query.client_id, query.after)
         revoked_at = self._trust.revoked_at(query.client_id)
         if not rows and not query.after and not revoked_at:
-            return BundleAnswer(query.client_id, NOT_FOUND, 0, [])
-        state = REVOKED if revoked_at else KNOWN
-        return BundleAnswer(query.client_id, state, revoked_at, [self._open(row).raw for row in rows])
+            return BundleAnswer(query.client_id, NOT_FOUND, 0, []), []
+        return self._answer(query.client_id, revoked_at, rows)
 
-    async def by_hash(self, bundle_hash: bytes) -> BundleAnswer:
+    async def _by_hash(self, bundle_hash: bytes) -> tuple[BundleAnswer, list[KeyBundle]]:
         """The one bundle with this hash."""
-        row: BundleRow | None = await self._in_store(self._store.bundle_by_hash, bundle_hash)  # type: ignore[assignment]
+        row = await self._in_store(self._store.bundle_by_hash, bundle_hash)
         if row is None:
-            return BundleAnswer("", NOT_FOUND, 0, [])
-        revoked_at = self._trust.revoked_at(row.client)
-        return BundleAnswer(row.client, REVOKED if revoked_at else KNOWN, revoked_at, [self._open(row).raw])
+            return BundleAnswer("", NOT_FOUND, 0, []), []
+        return self._answer(row.client, self._trust.revoked_at(row.client), [row])
+
+    def _answer(self, client: str, revoked_at: int, rows: list[BundleRow]) -> tuple[BundleAnswer, list[KeyBundle]]:
+        bundles = [self._open(row) for row in rows]
+        state = REVOKED if revoked_at else KNOWN
+        return BundleAnswer(client, state, revoked_at, [bundle.raw for bundle in bundles]), bundles
+
+    async def _proof(self, bundle: KeyBundle) -> bytes:
+        known = self._proofs.get(bundle.hash)
+        if known is not None:
+            return known
+        name = f"{_PROOF_SETTING}{bundle.hash.hex()}"
+        async with self._naming:
+            proof = await self._in_store(self._store.get_setting, name)
+            if proof is None or not self._holds(proof, bundle):
+                proof = await self._engine.log_bundle(bundle.client_id, bundle.sequence, bundle.hash)
+                await self._in_store(self._store.put_setting, name, proof)
+        self._proofs[bundle.hash] = proof
+        if len(self._proofs) > _PROVEN:
+            self._proofs.popitem(last=False)
+        return proof
+
+    def _holds(self, proof: bytes, bundle: KeyBundle) -> bool:
+        if not self._engine.log_key:
+            return not proof
+        try:
+            verify_bundle_proof(proof, bundle.client_id, bundle.sequence, bundle.hash, self._engine.log_key)
+        except EnvelopeError:
+            return False
+        return True
 
     def _open(self, row: BundleRow) -> KeyBundle:
+        what = f"key bundle {row.sequence} of {row.client}"
         try:
-            return decode_bundle(self._aead.decrypt(row.nonce, row.ciphertext + row.tag, row.client.encode()))
+            bundle = decode_bundle(self._aead.decrypt(row.nonce, row.ciphertext + row.tag, row.client.encode()))
+            if (bundle.client_id, bundle.sequence, bundle.hash) != (row.client, row.sequence, row.bundle_hash):
+                raise Damaged(f"{what} is another one than its row says; it is not handed out")
+            if bundle.hash not in self._proofs:
+                check_bundle(bundle, row.client, self._trust.root, 0, ended_is_error=False)
         except InvalidTag:
-            raise Damaged(f"key bundle {row.sequence} of {row.client} does not open with the database key") from None
+            raise Damaged(f"{what} does not open with the database key") from None
+        except BundleError as error:
+            raise Damaged(f"{what} does not hold ({error}); it is not handed out") from None
+        return bundle

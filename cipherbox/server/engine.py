@@ -66,7 +66,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self._store = store
         self._audit = audit
-        self._proofs: dict[int, bytes] = {}
+        self._proofs: dict[int | bytes, bytes] = {}  # by connection, by hash of a key bundle
         self._limits = limits
         self._clock_ms = clock_ms
         self._limiter = trio.CapacityLimiter(1)
@@ -124,6 +124,21 @@ class Engine:
 
     async def call(self, make: Callable[[int], AnyCommand]) -> Answer:
         """Asks as HQ itself (connection 0); ``make`` gets the correlation id.  A refusal is raised."""
+        answer = (await self._called(make)).answer
+        assert answer is not None
+        return answer
+
+    @property
+    def log_key(self) -> bytes:
+        """Public key of the signed log; empty: none is kept."""
+        return self._audit.public if self._audit is not None else b""
+
+    async def log_bundle(self, client: str, sequence: int, bundle_hash: bytes) -> bytes:
+        """Names a key bundle in the signed log; the proof of it, empty when no log is kept."""
+        call = await self._called(lambda n: m.NoteBundle(0, "", n, client, sequence, bundle_hash))
+        return call.proof
+
+    async def _called(self, make: Callable[[int], AnyCommand]) -> _Call:
         number = self._next_call
         self._next_call += 1
         call = self._calls[number] = _Call()
@@ -134,8 +149,7 @@ class Engine:
             del self._calls[number]
         if isinstance(call.answer, Failed):
             raise call.answer.error
-        assert call.answer is not None
-        return call.answer
+        return call
 
     async def in_store(self, call: Callable[..., T], *args: object) -> T:
         """Runs one of the store's methods in its thread; it is not abandoned when the caller is cancelled."""
@@ -233,7 +247,7 @@ class Engine:
         self._pages = effects.pages
         return effects
 
-    def _write(self, effects: Effects) -> dict[int, bytes]:
+    def _write(self, effects: Effects) -> dict[int | bytes, bytes]:
         """In the store's thread: the commit with its entry in the signed log; proofs for those who published."""
         if self._audit is None:
             self._store.commit(effects.changes, self._store.epoch)
@@ -268,6 +282,9 @@ class Engine:
         self._journal.committed(effects.changes)
         self._journal.handed(effects.handed)
         entry = effects.changes.log.index if effects.changes.log is not None else 0
+        for bundle in effects.changes.bundles:
+            if bundle.correlation in self._calls:
+                self._calls[bundle.correlation].proof = self._proofs.get(bundle.bundle_hash, b"")
         for connection, answers in effects.answers.items():
             proof = self._proofs.get(connection)
             self._answer(connection, answers, (entry, proof) if proof is not None else None)
@@ -355,8 +372,9 @@ class Engine:
 
 
 class _Call:
-    __slots__ = ("answer", "done")
+    __slots__ = ("answer", "done", "proof")
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.answer: Answer | None = None
+        self.proof = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -35,8 +36,9 @@ def now_ms() -> int:
 class Rate:
     """So many requests a minute for each name: a bucket that fills evenly."""
 
-    def __init__(self, per_minute: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, per_minute: int, what: str, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
+        self._what = what
         self._clock_s = clock_s
         self._spent: dict[str, tuple[float, float]] = {}  # name -> (tokens left, when)
 
@@ -46,7 +48,8 @@ class Rate:
         left, when = self._spent.get(name, (float(self._per_minute), now))
         left = min(self._per_minute, left + (now - when) * self._per_minute / 60)
         if left < 1:
-            raise Throttled(f"more than {self._per_minute} requests a minute; wait a little")
+            wait_s = math.ceil((1 - left) * 60 / self._per_minute)
+            raise Throttled(f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s")
         if len(self._spent) > 100_000:
             self._spent.clear()
         self._spent[name] = (left - 1, now)
@@ -81,10 +84,10 @@ class HQ:
         self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key, store.last_log()))
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
-        self.directory = Directory(store, self.trust, key, self.engine.in_store)
+        self.directory = Directory(store, self.trust, key, self.engine)
         self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
-        self.key_requests = Rate(config.limits.key_requests_per_minute)
-        self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute)
+        self.key_requests = Rate(config.limits.key_requests_per_minute, "requests for keys and certificates")
+        self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
         self.memory = Watermark(config.limits.memory_high_bytes, config.limits.memory_low_bytes)
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
@@ -117,6 +120,11 @@ class HQ:
             self.engine.detach(session.connection)
             if not self.sessions:
                 self._deserted.set()
+
+    def tell_revoked(self, news: str, crl_number: int) -> None:
+        """Every connected client hears that somebody was revoked, and of the list that says so."""
+        for session in list(self.sessions):
+            session.tell(news, crl_number)
 
     async def deserted(self) -> None:
         """Waits until no session is left."""

@@ -7,7 +7,6 @@ refusal is raised and becomes an ERROR; the connection decides by the error whet
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -99,6 +98,7 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
 
 
 async def _register(s: Session, x: f.Register) -> object:
+    s.hq.key_requests.spend(s.client)
     new = await s.hq.directory.register(s.client, x.bundle)
     s.log("Key bundle registered" if new else "Key bundle was registered before")
     return f.Ok(x.correlation, int(new))
@@ -107,16 +107,8 @@ async def _register(s: Session, x: f.Register) -> object:
 async def _get_bundles(s: Session, x: f.GetBundles) -> object:
     _many(len(x.clients) + len(x.hashes), "clients", _IDS)
     s.hq.key_requests.spend(s.client)
-    answers: list[f.BundleAnswer] = []
-    size = 0
-    directory = s.hq.directory
-    asks = [partial(directory.by_client, q) for q in x.clients] + [partial(directory.by_hash, h) for h in x.hashes]
-    for ask in asks:
-        answers.append(await ask())
-        size += sum(map(len, answers[-1].bundles))
-        if size > s.hq.config.limits.frame_bytes // 2:
-            raise InvalidRequest("these key bundles do not fit into one answer; ask for fewer clients at once")
-    return f.Bundles(x.correlation, answers)
+    answers, proofs = await s.hq.directory.answers(x, s.hq.config.limits.frame_bytes // 2)
+    return f.Bundles(x.correlation, answers, proofs)
 
 
 async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
@@ -195,7 +187,10 @@ async def _approve(s: Session, x: f.Approve) -> object:
 
 async def _revoke(s: Session, x: f.Revoke) -> object:
     s.need_admin()
-    return f.Ok(x.correlation, await s.hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client))
+    count = await s.hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client)
+    number = await s.hq.engine.in_store(s.hq.trust.crl_number)
+    s.hq.tell_revoked(f"{x.client_id} was revoked; nothing is sealed for it any more", number)
+    return f.Ok(x.correlation, count)
 
 
 async def _read_log(s: Session, x: f.ReadLog) -> object:
@@ -214,7 +209,9 @@ async def _export(s: Session, x: f.ExportRequests) -> object:
 
 async def _import(s: Session, x: f.ImportCertificates) -> object:
     s.need_admin()
-    return f.Ok(x.correlation, await s.hq.enrolments.take_signed(x.document))
+    count = await s.hq.enrolments.take_signed(x.document)
+    s.hq.tell_revoked("", await s.hq.engine.in_store(s.hq.trust.crl_number))
+    return f.Ok(x.correlation, count)
 
 
 CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {

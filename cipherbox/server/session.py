@@ -30,6 +30,7 @@ from cipherbox.errors import (
     ProtocolError,
     TimedOut,
     TooManyConnections,
+    first_of,
 )
 from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
@@ -99,7 +100,7 @@ class Session:
                     nursery.start_soon(self._write, nursery)
                     nursery.start_soon(self._listen)
         except* CipherBoxError as group:
-            self._ended = self._ended or _first(group)
+            self._ended = self._ended or first_of(group)
         finally:
             self.hq.leave(self)
             self.hq.memory.add(-self._unconfirmed_bytes - self._large_bytes)
@@ -356,6 +357,11 @@ class Session:
             self._ended = self._ended or TimedOut("this client asks and does not read the answers")
             self._scope.cancel()
 
+    def tell(self, news: str, crl_number: int) -> None:
+        """A word from HQ that nobody asked for."""
+        if self._ended is None and self.client:
+            self._put(codec.encode(frames.Ping(0, news, crl_number)))
+
     def _wake(self) -> None:
         self._changed.set()
 
@@ -387,11 +393,3 @@ class Session:
         for answer in found:
             if isinstance(answer, Failed):
                 log.debug("Refused: %s", answer.error, extra=extra)
-
-
-def _first(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, CipherBoxError)
-    return found

@@ -90,7 +90,7 @@ class Trust:
     def revoked_at(self, client: str) -> int:
         """When the client's newest certificate was revoked; 0 if it is good or there is none."""
         rows = [r for r in self._rows.values() if r.client == client]
-        newest = max(rows, key=lambda r: r.issued_at, default=None)
+        newest = max(rows, key=lambda r: (r.issued_at, not r.revoked_at), default=None)
         return newest.revoked_at if newest is not None else 0
 
     def crl(self) -> bytes:

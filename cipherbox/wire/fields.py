@@ -195,9 +195,12 @@ text8, text16, blob = _maker(_TEXT8), _maker(_TEXT16), _maker(_BLOB)
 _ITEM_KINDS: dict[Any, Kind] = {text8: _TEXT8, text16: _TEXT16, blob: _BLOB, u64: _U64, u32: _U32}
 
 
-def listing(item: Any, doc: str) -> Any:
-    """A u32 count and so many items: another maker, or a record class."""
-    return attrs.field(metadata={"kind": _listing(_ITEM_KINDS.get(item, item)), "doc": doc})
+def listing(item: Any, doc: str, *, later: bool = False) -> Any:
+    """A u32 count and so many items: another maker, or a record class.  ``later``: it was added, and may be missing."""
+    metadata = {"kind": _listing(_ITEM_KINDS.get(item, item)), "doc": doc}
+    if later:
+        return attrs.field(factory=list, metadata=metadata | {"later": ()})
+    return attrs.field(metadata=metadata)
 
 
 def encoder(fields: tuple[FieldSpec, ...]) -> Put:
@@ -271,7 +274,7 @@ def decoder(cls: type, fields: tuple[FieldSpec, ...]) -> Get:
 
 def _or_default(spec: FieldSpec) -> Get:
     def get(buf: bytes, at: int) -> tuple[Any, int]:
-        return (spec.later, at) if at >= len(buf) else spec.kind.get(buf, at)
+        return (list(spec.later) if spec.later == () else spec.later, at) if at >= len(buf) else spec.kind.get(buf, at)
 
     return get
 

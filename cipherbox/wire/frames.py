@@ -158,6 +158,7 @@ class Ping:
 
     correlation: int = u64("returned in PONG")
     news: str = text16("from HQ: why it reads nothing from a publisher now, or that it goes on; else empty", default="")
+    crl_number: int = u64("from HQ: there is a revocation list of this number now, fetch it; else 0", default=0)
 
 
 @frame(0x07, "both")
@@ -360,6 +361,7 @@ class Bundles:
 
     correlation: int = u64("of the request")
     answers: list[BundleAnswer] = listing(BundleAnswer, "one for each asked")
+    proofs: list[bytes] = listing(blob, "for each bundle in order: the proof that HQ's signed log names it", later=True)
 
 
 @frame(0x32, "client", answer="REVOCATIONS")

@@ -123,3 +123,25 @@ def test_the_tree_is_the_rfcs() -> None:
         for index in range(count):
             path = merkle_path(leaves[:count], index)
             assert root_from_path(leaves[index], index, count, path) == root
+
+
+def test_a_proof_of_a_key_bundle_holds_for_that_bundle_alone() -> None:
+    digest = os.urandom(32)
+    bundle = log.Group(log.BUNDLE, log.bundle_payload("CA-RC", 3, digest))
+    groups = [accepted("FL-LAB", 2)[0], bundle, log.Group(log.ACTS, b"[]")]
+    head, signature, _ = entry(None, groups)
+    proof = log.make_proof(head, signature, [log.root_of(g) for g in groups], 1)
+    assert log.verify_bundle_proof(proof, "CA-RC", 3, digest, PUBLIC).index == 1
+    assert log.read_bundle(bundle.payload) == ("CA-RC", 3, digest)
+    for other in (("CA-RB", 3, digest), ("CA-RC", 2, digest), ("CA-RC", 3, bytes(32))):
+        with pytest.raises(SignatureInvalid):
+            log.verify_bundle_proof(proof, *other, PUBLIC)
+    for at in range(len(proof)):
+        with pytest.raises((SignatureInvalid, MalformedEnvelope)):
+            log.verify_bundle_proof(proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], "CA-RC", 3, digest, PUBLIC)
+    for cut in (b"", proof[:-1], proof + b"x"):
+        with pytest.raises(MalformedEnvelope):
+            log.verify_bundle_proof(cut, "CA-RC", 3, digest, PUBLIC)
+    for short in (b"", bundle.payload[:-1], bundle.payload + b"x"):
+        with pytest.raises(MalformedEnvelope):
+            log.read_bundle(short)

@@ -25,6 +25,7 @@ def main() -> None:
             log.Group(log.ACCEPTED, log.accepted_payload(log.accepted_head("FL-LAB", at), leaves)),
             log.Group(log.ACKNOWLEDGED, b'[["box.CA-RC",1,%d,"CA-RC"]]' % number),
             log.Group(log.ACTS, b'[["admin","Grant",{"target":"FL-LAB"}]]'),
+            log.Group(log.BUNDLE, log.bundle_payload("CA-RC", 2, hashlib.sha256(b"a bundle").digest())),
         ][: number + 1]
         roots = [log.root_of(group) for group in groups]
         previous = log.head_hash(*before) if before else log.NO_HASH
@@ -38,7 +39,12 @@ def main() -> None:
                 "proof": log.make_proof(head, signature, roots, 0).hex(),
             }
         )  # fmt: skip
-    files.write("log", {"key": bytes(KEY.verify_key).hex(), "entries": entries})
+    named = log.read_bundle(groups[3].payload)
+    bundle = {
+        "client_id": named.client_id, "sequence": named.sequence, "hash": named.bundle_hash.hex(),
+        "proof": log.make_proof(head, signature, roots, 3).hex(),
+    }  # fmt: skip
+    files.write("log", {"key": bytes(KEY.verify_key).hex(), "entries": entries, "bundle": bundle})
     leaves_of = [Leaf(s, bytes([n]) * 14 + b"\0\0", n, bytes([n]) * 32, 5, Outcome.OPENED) for n, s in
                  enumerate(["FL-LAB", "PA-LAB", "FL-LAB"])]  # fmt: skip
     unsigned = Unsigned.over("CA-RC", 1_800_000_000_000, bytes(32), SignatureSuite.ED25519, leaves_of)

@@ -363,9 +363,17 @@ def test_the_signed_log() -> None:
         steps = [proof.take(32) for _ in range(proof.number(1))]
         assert proof.at == len(proof.raw)
         climbed = roots[0]
-        for step in steps:  # the group is the first of at most three, so always on the left
+        for step in steps:  # the group is the first of at most four, so always on the left
             climbed = sha256(b"\x01" + climbed + step)
         assert climbed == root
+    bundle = document["bundle"]
+    name = bundle["client_id"].encode()
+    payload = bytes([len(name)]) + name + bundle["sequence"].to_bytes(8, "big") + bytes.fromhex(bundle["hash"])
+    assert sha256(b"\x00\x07" + payload) == roots[3]
+    proof = Cursor(bytes.fromhex(bundle["proof"]))
+    assert proof.take(len(head) + 64) == head + signature
+    assert (proof.number(4), proof.number(1)) == (3, 2)
+    assert [proof.take(32) for _ in range(2)] == [roots[2], sha256(b"\x01" + roots[0] + roots[1])]
 
 
 def test_a_group_of_receipts() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
+import pytest
 
 from cipherbox import pki
+from cipherbox.errors import Throttled
 from cipherbox.limits import LIMITS
+from cipherbox.server.hq import Rate
+from cipherbox.store.port import BundleRow
 from cipherbox.wire import frames
 from cipherbox.wire.token import decode_token
-from tests.server.hq import codec_name, running
+from tests.server.hq import codec_name, prepare, running
 
 
 async def test_tokens_open_at_once_and_attempts_a_minute(tmp_path: Path) -> None:
@@ -52,3 +56,89 @@ async def test_connections_in_all(tmp_path: Path) -> None:
         third = await r.dial(await r.person("NY-RC"), hello=False)
         await third.stream.send_all(third.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 30, "")))
         assert codec_name(await third.next()) == "too-many-connections"
+
+
+def test_a_rate_is_a_bucket_that_fills_evenly() -> None:
+    now = 0.0
+    rate = Rate(60, "requests", lambda: now)
+    for _ in range(60):
+        rate.spend("FL-LAB")
+    with pytest.raises(Throttled, match=r"more than 60 requests in a minute; ask again in 1 s"):
+        rate.spend("FL-LAB")
+    rate.spend("CA-RC")  # each has its own
+    now = 10.0
+    for _ in range(10):
+        rate.spend("FL-LAB")
+    with pytest.raises(Throttled):
+        rate.spend("FL-LAB")
+    now = 10_000.0
+    for _ in range(60):  # never more than a minute's worth
+        rate.spend("FL-LAB")
+    with pytest.raises(Throttled):
+        rate.spend("FL-LAB")
+
+
+async def test_sixty_key_requests_a_minute_and_a_batch_counts_once(tmp_path: Path) -> None:
+    assert LIMITS.key_requests_per_minute == 60
+    async with running(tmp_path / "hq") as r:
+        r.hq.key_requests._clock_s = lambda: 0.0
+        lab, other = await r.client("FL-LAB"), await r.client("CA-RC")
+        many = [frames.BundleQuery(f"C{i}", 0) for i in range(LIMITS.names_per_frame)]
+        for _ in range(60):
+            answer = await lab.ask(frames.GetBundles, many, [])
+            assert len(answer.answers) == len(many)
+        refused = await lab.ask(frames.GetBundles, many[:1], [])
+        assert codec_name(refused) == "throttled"
+        assert refused.retryable
+        assert "more than 60 requests for keys and certificates in a minute; ask again in" in refused.message
+        csr = pki.make_csr(pki.new_key(), "FL-LAB")
+        assert await lab.refused(frames.Renew, csr) == "throttled"  # of the same minute
+        assert await lab.refused(frames.Register, b"") == "throttled"
+        assert isinstance(await other.ask(frames.GetBundles, many[:1], []), frames.Bundles)
+        assert isinstance(await lab.ask(frames.Status, "", bytes(16)), frames.StatusReport | frames.Error)  # it lives
+
+
+async def test_key_requests_are_a_setting(tmp_path: Path) -> None:
+    directory = tmp_path / "hq"
+    prepare(directory)
+    file = directory / "cipherbox.toml"
+    file.write_text(file.read_text().replace("[limits]", "[limits]\nkey_requests_per_minute = 2"))
+    async with running(directory) as r:
+        r.hq.key_requests._clock_s = lambda: 0.0
+        lab = await r.client("FL-LAB")
+        answers = [await lab.ask(frames.GetBundles, [], []) for _ in range(3)]
+        assert [type(a) for a in answers] == [frames.Bundles, frames.Bundles, frames.Error]
+        assert "more than 2 requests" in answers[2].message
+
+
+async def test_bundles_that_do_not_fit_into_one_answer(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, frame_bytes=12_000)) as r:
+        lab = await r.client("FL-LAB")
+        for name in ("CA-RC", "NY-RC", "SF-RC", "TX-RC"):
+            person = await r.person(name)
+            assert person.identity.bundle is not None
+            await r.hq.directory.register(name, person.identity.bundle.raw)
+        queries = [frames.BundleQuery(name, 0) for name in ("CA-RC", "NY-RC", "SF-RC", "TX-RC")]
+        refused = await lab.ask(frames.GetBundles, queries, [])
+        assert codec_name(refused) == "invalid-request"
+        assert "ask for fewer clients at once" in refused.message
+        assert len((await lab.ask(frames.GetBundles, queries[:1], [])).answers) == 1
+
+
+async def test_what_hq_hands_out_is_checked(tmp_path: Path) -> None:
+    """A row that was swapped for another one of its client, or is not certified, is not handed out."""
+    async with running(tmp_path / "hq") as r:
+        lab, person = await r.client("FL-LAB"), await r.person("CA-RC")
+        first = person.identity.bundle
+        assert first is not None
+        second = person.identity.make_bundle(person.key, person.chain, first.created_at + 1, first)
+        foreign = attrs.evolve(second, hash=bytes(32))
+        directory = r.hq.directory
+        for shown, sequence in ((second, 7), (foreign, 2)):
+            nonce = bytes(12)
+            sealed = directory._aead.encrypt(nonce, first.raw, b"CA-RC")
+            row = BundleRow("CA-RC", sequence, shown.hash, sealed[:-16], nonce, sealed[-16:], 1, shown.ends_at)
+            await r.hq.engine.in_store(r.hq.store.put_bundle, row)
+            refused = await lab.ask(frames.GetBundles, [frames.BundleQuery("CA-RC", sequence - 1)], [])
+            assert codec_name(refused) == "damaged"
+            assert f"key bundle {sequence} of CA-RC is another one than its row says" in refused.message

@@ -1,0 +1,127 @@
+"""The life of keys as its user sees it: rotate, renew, compare, revoke, seal again."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, shell
+
+
+def contents(home: Path) -> list[str]:
+    lines = (home / "data" / "received_messages.jsonl").read_text().splitlines()
+    return [json.loads(line)["content"] for line in lines]
+
+
+def test_keys_rotate_while_a_backlog_waits(hq: Hq) -> None:
+    lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
+    assert shell("send", "--to", "CA-RC", "to the old keys", home=lab).code == 0
+    before = shell("keys", "fingerprint", home=center).out
+    rotated = shell("keys", "rotate", "--signatures", "ed25519+mldsa65", home=center)
+    assert rotated.code == 0, rotated.err
+    assert "Key bundle 2 of CA-RC is published" in rotated.out
+    assert "2 old keys open what was sealed to them, for 436 days" in rotated.out
+    assert shell("keys", "fingerprint", home=center).out != before
+    assert 'signatures = "ed25519+mldsa65"' in (center / "client.toml").read_text()
+    kinds = [k["kind"] for k in json.loads(shell("keys", "show", "--json", home=center).out)["keys"]]
+    assert kinds == ["hpke-mlkem768-x25519", "hpke-x25519", "ed25519", "mldsa65"]
+    assert shell("send", "--to", "CA-RC", "to the new keys", home=lab).code == 0
+    pinned = json.loads(shell("keys", "show", "CA-RC", "--json", home=lab).out)
+    assert (pinned["bundle"], pinned["pinned_by"]) == (2, "succession")
+    assert pinned["log_entry"] > 0
+    received = shell("receive", "--count", "2", "--idle", "20", home=center)
+    assert received.code == 0, received.err
+    assert contents(center) == ["to the old keys", "to the new keys"]
+    shown = shell("audit", "show", "--last", "1000", home=hq.admin).out
+    assert "key bundle 1 of CA-RC" in shown
+    assert "key bundle 2 of CA-RC" in shown
+    assert shell("audit", "verify", home=hq.admin).code == 0
+
+
+def test_a_certificate_is_renewed_by_hand(hq: Hq) -> None:
+    lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
+    before = (center / "client.crt").read_bytes(), (center / "client.key").read_bytes()
+    for _ in range(2):
+        renewed = shell("keys", "renew", home=center)
+        assert renewed.code == 0, renewed.err
+        assert "The certificate is renewed; it ends on " in renewed.out
+    assert (center / "client.crt").read_bytes() != before[0]
+    assert (center / "client.key").read_bytes() != before[1]
+    assert shell("keys", "renew", home=hq.admin).code == 0
+    assert shell("send", "--to", "CA-RC", "still there", home=lab).code == 0
+    assert shell("receive", "--count", "1", "--idle", "20", home=center).code == 0
+    refused = shell("keys", "rotate", home=hq.admin)
+    assert refused.code == 1
+    assert "An admin's machine holds no keys" in refused.err
+
+
+def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
+    lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
+    number = shell("keys", "fingerprint", home=center).out.strip()
+    assert re.fullmatch(r"(\d{5} ){5}\d{5}", number)
+    agreed = shell("keys", "verify", "CA-RC", home=lab, stdin=f"{number}\n")
+    assert agreed.code == 0, agreed.err
+    assert f"Yours, to read to CA-RC: {shell('keys', 'fingerprint', home=lab).out.strip()}" in agreed.out
+    differs = shell("keys", "verify", "CA-RC", "--fingerprint", number[::-1], home=lab)
+    assert differs.code == 1
+    assert "somebody shows you a wrong key" in differs.err
+    assert shell("keys", "rotate", home=center).code == 0
+    number = shell("keys", "fingerprint", home=center).out
+    followed = shell("keys", "verify", "CA-RC", "--fingerprint", number, home=lab)
+    assert followed.code == 0
+    assert "CA-RC has new keys since then, signed by the ones pinned here: bundle 2, in entry " in followed.out
+    shutil.rmtree(center)
+    hq.join("CA-RC")
+    stopped = shell("send", "--to", "CA-RC", "secret", home=lab)
+    assert stopped.code == 7
+    assert "CA-RC lost its keys and joined again, or somebody shows you a wrong key" in stopped.err
+    assert "keys verify CLIENT_ID" in stopped.err
+
+
+def test_lost_keys_are_compared_and_all_is_sealed_again(hq: Hq) -> None:
+    lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
+    for text in ("one", "two"):
+        assert shell("send", "--to", "CA-RC", text, home=lab).code == 0
+    shutil.rmtree(center)
+    hq.join("CA-RC")
+    stopped = shell("outbox", "reseal", "--to", "CA-RC", home=lab)
+    assert stopped.code == 1
+    assert "not signed by the keys before" in stopped.err
+    compared = shell("keys", "verify", "CA-RC", home=lab, stdin=shell("keys", "fingerprint", home=center).out)
+    assert compared.code == 0, compared.err
+    assert "outbox reseal --to CA-RC" in compared.err + compared.out
+    again = shell("outbox", "reseal", "--to", "CA-RC", home=lab)
+    assert again.code == 0, again.err
+    assert "2 envelope(s) are sealed again" in again.out
+    assert shell("receive", "--count", "2", "--idle", "20", home=center).code == 0
+    assert contents(center) == ["one", "two"]
+    assert "Nothing was sealed again" in shell("outbox", "reseal", home=lab).out
+
+
+def test_a_revoked_client_is_cut_off_while_it_receives(hq: Hq) -> None:
+    lab, center, other = hq.join("FL-LAB"), hq.join("CA-RC"), hq.join("SF-RC")
+    assert shell("send", "--to", "CA-RC", "--to", "SF-RC", "for both", home=lab).code == 0
+    running = subprocess.Popen(
+        [*PROGRAM, "--home", str(center), "receive", "--queue", "box.CA-RC.bulk"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
+    )  # fmt: skip
+    try:
+        assert "Subscribed to queue" in first_line(running)
+        revoked = shell("revoke", "CA-RC", "--reason", "stolen", "--yes", home=hq.admin)
+        assert revoked.code == 0, revoked.err
+        _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.wait(60)
+    assert running.returncode == 4, err.decode()
+    assert "stolen" in err.decode()
+    told = shell("send", "--to", "CA-RC", "too late", home=lab)
+    assert told.code == 1
+    assert "The certificate of CA-RC was revoked" in told.err
+    shell("outbox", "reseal", home=lab)  # unless the command before had the time
+    sent = json.loads(shell("outbox", "list", "--all", "--json", home=lab).out)
+    assert [row["recipients"] for row in sent] == [["SF-RC"]]
+    assert sent[0]["generation"] >= 1
+    assert shell("receive", "--count", "1", "--idle", "20", home=other).code == 0
+    assert contents(other) == ["for both"]
