@@ -17,6 +17,8 @@ import attrs
 from cipherbox.errors import ConfigError
 from cipherbox.limits import Limits
 
+DEFAULT_PORT = 7443
+
 # Both ends must agree on these, so they belong to the protocol version and not to a configuration.
 FIXED_LIMITS = frozenset(
     [
@@ -152,3 +154,30 @@ def toml_value(value: Any) -> str:
     text = "" if value is None else value.as_posix() if isinstance(value, Path) else str(value)
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+def parse_listen(text: str) -> list[tuple[str, int]]:
+    """``host:port, [v6]:port`` as pairs; empty text gives none; port 0 lets the system choose."""
+    found: list[tuple[str, int]] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        host, colon, port = part.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise ConfigError(f"{part!r}: put an IPv6 address in brackets: [::1]:{DEFAULT_PORT}")
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise ConfigError(f"{part!r} is not host:port with a port from 0 to 65535")
+        found.append((host, int(port)))
+    return found
+
+
+def check_loopback(where: str, text: str) -> None:
+    """Nobody has to log in there, so nobody else's machine may reach it."""
+    try:
+        addresses = parse_listen(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    for host, _ in addresses:
+        if host not in ("localhost", "::1") and not host.startswith("127."):
+            raise ConfigError(f"{where}: {host} is no loopback address; say 127.0.0.1, and let a proxy there ask for a "
+                              "password if another machine is to read it")  # fmt: skip

@@ -10,6 +10,7 @@ closes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from cipherbox.errors import (
     ProtocolError,
     TimedOut,
     TooManyConnections,
+    first_of,
 )
 from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
@@ -61,12 +63,15 @@ class Session:
         self.role = "anonymous"
         self.remote = remote
         self.connection = 0
+        self.connected_at = hq.clock_ms()
+        self.asked_at = 0  # when its newest request came, ms since 1970
         self._stream = stream
         self._limits = hq.config.limits
         self._beat_s = self._limits.heartbeat_s
         self._wire = Connection("server", self._limits)
         self._out = Outgoing(
-            stream, hq.engine.bodies, self._limits, hq.memory, given_back=self._give_back, drained=self._wake
+            stream, hq.engine.bodies, self._limits, hq.memory, given_back=self._give_back, drained=self._wake,
+            counts=hq.engine.counts,
         )  # fmt: skip
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
         self._last_correlation = 0
@@ -96,7 +101,7 @@ class Session:
                     nursery.start_soon(self._write, nursery)
                     nursery.start_soon(self._listen)
         except* CipherBoxError as group:
-            self._ended = self._ended or _first(group)
+            self._ended = self._ended or first_of(group)
         finally:
             self.hq.leave(self)
             self.hq.memory.add(-self._unconfirmed_bytes - self._large_bytes)
@@ -187,9 +192,10 @@ class Session:
     # -- in -----------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        wire = self._wire
+        wire, counts = self._wire, self.hq.engine.counts
         while not self._quiet:
             for event in wire.events():
+                counts.frames_received += len(event.items) if type(event) is SendBatch else 1
                 await self._event(event)
                 while self._full():
                     self._changed = trio.Event()
@@ -201,6 +207,7 @@ class Session:
             if not size:
                 wire.receive_eof()
                 return
+            counts.received_bytes += size
         await trio.sleep_forever()
 
     async def _memory(self) -> None:
@@ -252,12 +259,16 @@ class Session:
             await self.submit(m.Credit(self.connection, event.tag, event.envelopes, event.size))
             return
         self._next_correlation(event.correlation)
+        self.asked_at = self.hq.clock_ms()
         try:
             make = COMMANDS.get(type(event))
             if make is not None:
                 await self.ask(make(self.connection, self.client, event))
                 return
+            began = time.perf_counter()
             answer = await CALLS[type(event)](self, event)
+            if answer is not None:
+                self.hq.engine.counts.requests["directory"].observe(time.perf_counter() - began)
         except CipherBoxError as error:
             if isinstance(error, ProtocolError | NetworkError):
                 raise
@@ -282,6 +293,7 @@ class Session:
 
     async def _publish(self, batch: SendBatch) -> None:
         items, failed, size = [], [], 0
+        self.asked_at = self.hq.clock_ms()
         for item in batch.items:
             self._next_correlation(item[0])
             try:
@@ -380,12 +392,4 @@ class Session:
         extra = {"client": self.client, "connection": self.connection}
         for answer in found:
             if isinstance(answer, Failed):
-                log.debug("Refused: %s", answer.error, extra=extra)
-
-
-def _first(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, CipherBoxError)
-    return found
+                log.debug("Refused: %s", answer.error, extra={**extra, "correlation": answer.correlation})

@@ -59,6 +59,7 @@ class PostgresStore(Registry):
         self._pool_lock = threading.Lock()
         self._spool_from = limits.spool_from_bytes
         self._months_at, self._months = 0.0, set[int]()
+        self.synced_s = 0.0
         self._skip_until = 0.0
         self._pause = threading.Event()  # never set: waits out a pause
         self._numbers: QueueNumbers | None = None
@@ -261,6 +262,7 @@ class PostgresStore(Registry):
             raise
         finally:
             self._inside = None
+        began = time.perf_counter()
         try:
             link.settle("COMMIT")
         except StoreUnavailable:
@@ -269,6 +271,8 @@ class PostgresStore(Registry):
             link.close()
             if not self._took_effect(number):
                 raise
+        finally:
+            self.synced_s += time.perf_counter() - began
         self._commits = number
         return result
 
