@@ -32,6 +32,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "config": ("config", "config", "Show the settings, or check whether HQ could start."),
         "dead": ("dead", "dead", "Dead letters: list, show, send again, drop."),
         "audit": ("audit", "audit", "Verify or read HQ's signed log."),
+        "top": ("top", "top", "Watch queues, rates, clients and alerts."),
+        "reload": ("service", "reload", "Let HQ read settings and certificates again."),
+        "drain": ("service", "drain", "Let HQ finish and end, for an upgrade."),
         "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
     },
     "Every client": {
@@ -44,7 +47,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "inbox": ("inbox", "inbox", "Messages whose handler failed: list, try again."),
         "outbox": ("outbox", "outbox", "What was sent from here and is under way; retry, cancel."),
         "receipt": ("receipt", "receipt", "Proof that a recipient opened a message."),
-        "clients": ("enrol", "clients", "List who is enrolled."),
+        "clients": ("clients", "clients", "Who is enrolled and connected; roles; cut a connection."),
+        "doctor": ("doctor", "doctor", "Look for what is wrong on this machine and say what to do."),
     },
     "Routes and keys": {
         "exchange": ("topology", "exchange", "Declare, show, list and delete exchanges."),

@@ -36,10 +36,11 @@ _TICK_S = 0.5  # a heartbeat is 1 s or more
 
 @attrs.frozen
 class Served:
-    """Where HQ listens: (host, port) pairs as bound."""
+    """Where HQ listens, (host, port) pairs as bound; and what reads its settings again, or raises ConfigError."""
 
     addresses: list[tuple[str, int]]
     websocket: list[tuple[str, int]]
+    reload: Callable[[], object]
 
 
 async def serve(
@@ -161,7 +162,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
                     accepting.start_soon(doorman.serve, listener, False)
                 for listener in websocket:
                     accepting.start_soon(doorman.serve, listener, True)
-                served = Served([address_of(x) for x in plain], [address_of(x) for x in websocket])
+                served = Served([address_of(x) for x in plain], [address_of(x) for x in websocket], hq.reload)
                 log.info("HQ is ready", extra={"addresses": served.addresses, "websocket": served.websocket})
                 task_status.started(served)
                 await stop.wait()
