@@ -150,7 +150,8 @@ def _answers(setting: str, host: str, port: int) -> Finding:
         socket.create_connection((target, port), _ANSWER_S).close()
     except OSError as error:
         text = f"{setting}: HQ runs, and {target}:{port} does not answer: {error.strerror or error}"
-        return Finding(BAD, "ports", text, "were settings changed since its start? cipherbox drain, then start it again")
+        todo = "were settings changed since its start? cipherbox drain, then start it again"
+        return Finding(BAD, "ports", text, todo)
     return Finding(GOOD, "ports", f"{setting}: HQ listens on {host}:{port}")
 
 
