@@ -78,7 +78,12 @@ def _handlers(settings: LoggingSettings, stream: Any) -> list[logging.Handler]:
     except OSError as error:
         raise ConfigError(f"[logging] directory: {settings.directory}: {error.strerror or error}") from None
     for name, (low, high) in _FILES.items():
-        handler: logging.Handler = RotatedFile(settings.directory / name, settings)
+        try:
+            handler: logging.Handler = RotatedFile(settings.directory / name, settings)
+        except ConfigError:
+            for one in made:
+                one.close()
+            raise
         handler.setLevel(low)
         handler.addFilter(_Below(high))
         handler.setFormatter(JsonLines())

@@ -56,7 +56,7 @@ METRICS: dict[str, Metric] = {
     "cipherbox_draining": Metric(GAUGE, "1 while HQ takes nothing new and lets what waits go out; else 0."),
     "cipherbox_connected_clients": Metric(GAUGE, "Clients with at least one connection."),
     "cipherbox_connections": Metric(GAUGE, "Connections now, by role of the client.", ("role",)),
-    "cipherbox_connections_total": Metric(COUNTER, "Connections that HQ took up since its start."),
+    "cipherbox_connections_opened_total": Metric(COUNTER, "Connections that HQ took up since its start."),
     "cipherbox_handshakes_failed_total": Metric(COUNTER, "Connections that did not get through TLS and HELLO."),
     "cipherbox_kicked_connections_total": Metric(COUNTER, "Connections that an admin cut."),
     # The wire.
@@ -126,7 +126,7 @@ class Counts:
     """What is added to while HQ runs: the counters of the table, by their names without `cipherbox_` and `_total`."""
 
     def __init__(self) -> None:
-        self.connections = self.handshakes_failed = self.kicked_connections = 0
+        self.connections_opened = self.handshakes_failed = self.kicked_connections = 0
         self.frames_received = self.frames_sent = self.received_bytes = self.sent_bytes = 0
         self.published_messages = self.published_envelopes = self.published_bytes = 0
         self.delivered_envelopes = self.redelivered_envelopes = self.acked_envelopes = 0

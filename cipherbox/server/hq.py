@@ -139,7 +139,7 @@ class HQ:
             return False
         session.connection = self.engine.attach(session)
         self.sessions.add(session)
-        self.engine.counts.connections += 1
+        self.engine.counts.connections_opened += 1
         self._per_client[session.client] += 1
         return True
 
