@@ -68,6 +68,26 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
     return built
 
 
+def tables_of(file: Path) -> frozenset[str]:
+    """The tables that a file has; none if there is no such file."""
+    return frozenset(tomllib.loads(file.read_text("utf-8-sig"))) if file.exists() else frozenset()
+
+
+def whole_tables(file: Path, before: frozenset[str]) -> frozenset[str]:
+    """The tables a file has.  ConfigError if it looks half written: cut in a line, or without tables it had before.
+
+    A file that is cut between two lines is good TOML, and would quietly set the rest to its defaults.
+    """
+    text = file.read_text("utf-8-sig")
+    if text and not text.endswith("\n"):
+        raise ConfigError(f"{file} ends in the middle of a line: is it half written? End its last line")
+    found = tables_of(file)
+    if gone := sorted(before - found):
+        names = ", ".join(f"[{name}]" for name in gone)
+        raise ConfigError(f"{file} has no {names} any more: is it half written? Leave empty tables in if you mean it")
+    return found
+
+
 def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
     """One table's settings from values that do not come from a file."""
     wrong: list[str] = []

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from cipherbox.cli.exits import advice
 from cipherbox.errors import CipherBoxError
 
 GOOD, WARN, BAD = "good", "warning", "wrong"
@@ -39,7 +40,7 @@ def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
         try:
             found += check()
         except (CipherBoxError, OSError, ValueError) as error:
-            found.append(Finding(BAD, about, str(error)))
+            found.append(Finding(BAD, about, str(error), advice(error) or "mend what it names, then run this again"))
     return found
 
 

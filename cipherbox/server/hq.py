@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.config import ServerConfig, secret_key
+from cipherbox.configfile import tables_of
 from cipherbox.errors import CipherBoxError, ConfigError, Throttled
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
@@ -97,6 +98,7 @@ class HQ:
         self._per_client: Counter[str] = Counter()
         self._deserted = trio.Event()
         self.drain = Drain(self)
+        self.tables = tables_of(config.file)  # to notice a file that is half written
         self.stopping = False
 
     def unready(self) -> list[str]:

@@ -30,7 +30,10 @@ class Journal:
         """One batch is on the disk."""
         changes = effects.changes
         for dead in changes.dead:
-            extra = {"queue": dead.queue, "seq": dead.seq, "client": dead.by or "HQ"}
+            extra: dict[str, object] = {"queue": dead.queue, "seq": dead.seq, "client": dead.by or "HQ"}
+            known = self._names.get((dead.queue, dead.seq))
+            if known is not None:
+                extra["message_id"] = message_id(known[0], 0)
             log.warning("Dead letter %d of queue '%s': %s", dead.seq, dead.queue, dead.reason, extra=extra)
         for one in changes.settled:
             extra = {"queue": one.queue, "seq": one.seq, "client": one.by or "HQ"}

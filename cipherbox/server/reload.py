@@ -13,7 +13,8 @@ import attrs
 
 from cipherbox import pki
 from cipherbox.config import ServerConfig, load_server_config, settings_values
-from cipherbox.errors import ConfigError
+from cipherbox.configfile import whole_tables
+from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger, setup_logging
 from cipherbox.server.check import certificates, keys
 from cipherbox.server.trust import Material, read_material
@@ -38,7 +39,17 @@ class Difference(NamedTuple):
 
 def reload(hq: HQ) -> list[Difference]:
     """Takes over what is different.  ConfigError says what is wrong; then everything is as before."""
+    try:
+        return _reload(hq)
+    except ConfigError:
+        raise
+    except (CipherBoxError, OSError, ValueError) as error:  # of a file that cannot be read as what it should be
+        raise ConfigError(str(error)) from error
+
+
+def _reload(hq: HQ) -> list[Difference]:
     config = load_server_config(hq.config.file)
+    tables = whole_tables(hq.config.file, hq.tables)
     if wrong := [*keys(config), *certificates(config)]:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     material = read_material(config)
@@ -49,6 +60,7 @@ def reload(hq: HQ) -> list[Difference]:
     if config.logging != hq.config.logging:
         setup_logging(config.logging)  # the last that can fail
     hq.take_over(_live(hq.config, config), material, context)
+    hq.tables = tables
     for one in found:
         extra = {"setting": one.name, "was": one.was, "now": one.now, "effect": one.effect}
         log.info("Setting read again", extra=extra)

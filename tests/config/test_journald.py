@@ -142,7 +142,7 @@ def test_no_secret_gets_through_whatever_hands_it_over() -> None:
     except ValueError:
         log.exception("A mistake")
     text = stream.getvalue()
-    for secret in (TOKEN[12:40], "hunter2", "MIGHAgEA", "content".encode().hex()):
+    for secret in (TOKEN[12:40], "hunter2", "MIGHAgEA", b"content".hex()):
         assert secret not in text
     lines = [json.loads(line) for line in text.splitlines()]
     assert len(lines) == 3

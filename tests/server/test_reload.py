@@ -117,6 +117,12 @@ def cut(path: Callable[[HQ], Path]) -> Callable[[Running], None]:
     return spoil
 
 
+def first_lines(r: Running) -> None:
+    """Cut between two lines: good TOML, and the rest would quietly be as by default."""
+    file = r.hq.config.file
+    file.write_text(file.read_text().partition("[retention]")[0])
+
+
 def other_key(r: Running) -> None:
     shutil.copy(r.hq.config.ca.issuing_key, r.hq.config.tls.key)
 
@@ -135,7 +141,7 @@ def ended(r: Running) -> None:
 
 
 def other_root(r: Running) -> None:
-    other = prepare(r.hq.config.directory.parent / "other")
+    other = prepare(r.hq.config.directory.parent / "other" / "hq")
     for name in ("tls/server.crt", "tls/server.key", "ca/root.crt", "ca/issuing.crt", "ca/issuing.key",
                  "secrets/service.key"):  # fmt: skip
         shutil.copy(other.directory / name, r.hq.config.directory / name)
@@ -151,6 +157,10 @@ def logs_in_a_file(r: Running) -> None:
     ("spoil", "says"),
     [
         (cut(lambda hq: hq.config.file), "cipherbox.toml"),
+        (first_lines, "has no [limits], [metrics], [retention] any more: is it half written?"),
+        (lambda r: r.hq.config.file.write_bytes(b""), "half written"),
+        (lambda r: r.hq.config.file.write_bytes(r.hq.config.file.read_bytes() + b"[lim"), "cipherbox.toml"),
+        (lambda r: r.hq.config.file.unlink(), "does not exist"),
         (lambda r: edit(r.hq, "level =", "levle ="), "did you mean 'level'"),
         (lambda r: edit(r.hq, '"daily"', '"weekly"'), "one of never, hourly, daily"),
         (cut(lambda hq: hq.config.tls.certificate), "server.crt"),
