@@ -5,21 +5,25 @@ The same conditions, with time to wait, are rules for Prometheus in packaging/ci
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cipherbox.broker.listing import oldest
+from cipherbox.ops.logs import get_logger
 from cipherbox.portable import free_bytes
 from cipherbox.server.gauges import certificates
 
 if TYPE_CHECKING:
     from cipherbox.server.hq import HQ
 
+log = get_logger(__name__)
 WARNING, CRITICAL = "warning", "critical"
 CERTIFICATE_DAYS = 30  # time to carry a new one from an offline CA
 CRL_DAYS = 3  # HQ renews its list long before; an offline CA's is carried by hand
 OLD_S = 24 * 3600  # a mailbox nobody empties for a day
 _MOST = 20  # queues named one by one
-_DAY_S = 86_400
+_DAY_S, _DAY_MS = 86_400, 86_400_000
 
 
 class Alert(NamedTuple):
@@ -37,6 +41,26 @@ def alerts(hq: HQ) -> list[Alert]:
         text = "HQ is short of memory: publishers wait until slow consumers have taken what is held for them"
         found.append(Alert("memory", WARNING, text))
     return sorted(found, key=lambda a: (a.severity != CRITICAL, a.name))
+
+
+class Watch:
+    """Puts into the log what an admin should look at: when it begins, and once a day while it lasts."""
+
+    def __init__(self, hq: HQ) -> None:
+        self._hq = hq
+        self._said: dict[tuple[str, str], int] = {}  # (name, severity) -> when
+
+    def look(self) -> None:
+        now, found = self._hq.clock_ms(), alerts(self._hq)
+        here = Counter((alert.name, alert.severity) for alert in found)
+        for gone in set(self._said) - set(here):
+            del self._said[gone]
+        for alert in found:
+            key = (alert.name, alert.severity)
+            if not 0 <= now - self._said.get(key, -_DAY_MS) < _DAY_MS:
+                self._said[key] = now
+                level = logging.ERROR if alert.severity == CRITICAL else logging.WARNING
+                log.log(level, "To look at: %s", alert.text, extra={"alert": alert.name, "count": here[key]})
 
 
 def _store(hq: HQ) -> list[Alert]:

@@ -18,6 +18,7 @@ from cipherbox.config import ServerConfig, parse_listen
 from cipherbox.errors import CipherBoxError, GoingAway, StoreUnavailable, first_of
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
+from cipherbox.server.alerts import Watch
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, open_listeners
 from cipherbox.server.monitor import Monitor
@@ -28,6 +29,7 @@ from cipherbox.store.sqlite.store import SqliteStore
 log = get_logger(__name__)
 LOCK = "lock"
 _CRL_CHECK_S = 3600.0
+_WATCH_S = 60.0
 _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
 STANDBY_S = 1.0  # a standby looks so often whether it is needed
 _RENEW_S = 2.0
@@ -155,6 +157,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)
+            handlers.start_soon(_keep_watch, hq)
             handlers.start_soon(_keep_writing, hq)
             doorman = Doorman(hq, handlers)
             async with trio.open_nursery() as accepting:
@@ -223,6 +226,14 @@ async def keep_retention(hq: HQ) -> None:
                 log.info("Old records were dropped", extra={"cutoffs": cutoffs._asdict()})
         else:
             await trio.sleep(_RETENTION_S)
+
+
+async def _keep_watch(hq: HQ) -> None:
+    """Says in the log, long before it is too late, what an admin should look at."""
+    watch = Watch(hq)
+    while True:
+        watch.look()
+        await trio.sleep(_WATCH_S)
 
 
 async def _keep_crl(hq: HQ) -> None:
