@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cipherbox.cli.demo_processes import free_port
+from tests import postgres
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Hq, make_hq, serving, shell
+from .terminal import on_terminal
 
 Patient = Callable[[Callable[[], bool]], None]
 
@@ -287,3 +289,53 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
     code, found = doctor(str(directory))
     assert code == 5
     assert any(row["about"] == "store" for row in found["wrong"])
+
+
+def test_top_on_a_terminal_is_live_and_ends_with_ctrl_c(hq: Hq) -> None:
+    lab = hq.join("FL-LAB")
+    hq.join("CA-RC")
+    with on_terminal("top", "--interval", "0.3s", home=hq.admin) as terminal:
+        terminal.expect("HQ is ready")
+        assert shell("send", "--to", "CA-RC", "x", home=lab).code == 0
+        terminal.expect("box.CA-RC")
+        hq.process.terminate()
+        hq.process.wait(LIMIT_S)
+        terminal.expect("HQ does not answer")
+        with serving(hq.directory):
+            terminal.expect("HQ is ready")
+            terminal.process.send_signal(signal.SIGINT)
+            assert terminal.end() == 130
+
+
+def test_an_hq_whose_terminal_is_closed_ends(tmp_path: Path) -> None:
+    directory, admin = make_hq(tmp_path)
+    with on_terminal("serve", str(directory), home=admin) as terminal:
+        terminal.expect(" listens on ")
+        os.kill(terminal.process.pid, signal.SIGHUP)  # the terminal is still there: a reload
+        assert shell("status", home=admin).code == 0
+        terminal.close()
+        assert terminal.process.wait(LIMIT_S) in (0, -signal.SIGHUP)
+
+
+def test_doctor_looks_at_postgresql(tmp_path: Path, postgresql: postgres.Server) -> None:
+    directory, admin = tmp_path / "hq", tmp_path / "admin"
+    url = f"{postgres.url(postgresql)}&schema={postgres.schema()}"
+    made = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", "--database", url, home=admin)
+    assert made.code == 0, made.err
+
+    def store() -> list[dict[str, str]]:
+        shown = shell("doctor", str(directory), "--json", home=admin)
+        assert "Traceback" not in shown.err
+        return [row for row in json.loads(shown.out) if row["about"] == "store"]
+
+    (row,) = store()
+    assert row["level"] == "good"
+    assert "PostgreSQL at 127.0.0.1" in row["text"]
+    with serving(directory):
+        assert [row["level"] for row in store()] == ["good"]
+    file = directory / "cipherbox.toml"
+    text = file.read_text()
+    file.write_text(text.replace(f":{postgresql.port}", f":{free_port()}"))
+    assert [row["level"] for row in store()] == ["wrong"]
+    file.write_text(text.replace('schema = "t_', 'schema = "nobody_'))
+    assert "holds no HQ" in store()[-1]["text"]
