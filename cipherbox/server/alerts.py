@@ -68,7 +68,9 @@ def _store(hq: HQ) -> list[Alert]:
     if hq.engine.away:
         found.append(Alert("store", CRITICAL, f"the store does not answer: {hq.engine.away}"))
     limits, free = hq.config.limits, free_bytes(hq.config.directory)
-    if free < limits.disk_reserve_bytes + limits.disk_resume_bytes:
+    if hq.engine.disk_full:
+        found.append(Alert("disk", CRITICAL, "the disk is full: publishes are refused, acks go on; make room"))
+    elif free < limits.disk_reserve_bytes + limits.disk_resume_bytes:
         text = f"{free // 2**20} MiB are free in {hq.config.directory}: publishes are refused soon; make room"
         found.append(Alert("disk", CRITICAL, text))
     return found

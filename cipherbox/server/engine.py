@@ -155,6 +155,11 @@ class Engine:
             await self._idle.wait()
 
     @property
+    def disk_full(self) -> bool:
+        """Publishes are refused until there is room."""
+        return self._disk_full
+
+    @property
     def waiting(self) -> int:
         """Commands that wait for their batch."""
         return len(self._queue)

@@ -106,6 +106,8 @@ class HQ:
         found = []
         if self.engine.away:
             found.append(f"the store does not answer: {self.engine.away}")
+        if self.engine.disk_full:
+            found.append("the disk is full: publishes are refused")
         if self.engine.draining:
             found.append("HQ drains: it takes nothing new")
         if self.stopping:

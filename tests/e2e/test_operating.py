@@ -339,3 +339,22 @@ def test_doctor_looks_at_postgresql(tmp_path: Path, postgresql: postgres.Server)
     assert [row["level"] for row in store()] == ["wrong"]
     file.write_text(text.replace('schema = "t_', 'schema = "nobody_'))
     assert "holds no HQ" in store()[-1]["text"]
+
+
+def test_a_purge_asks_with_the_number_first(hq: Hq) -> None:
+    lab = hq.join("FL-LAB")
+    hq.join("CA-RC")
+    for _ in range(2):
+        assert shell("send", "--to", "CA-RC", "x", home=lab).code == 0
+    with on_terminal("queue", "purge", "box.CA-RC", home=hq.admin) as terminal:
+        terminal.expect("Move the 2 envelopes that wait in 'box.CA-RC' to the dead letters")
+        terminal.type("n")
+        assert terminal.end() == 130
+    assert json.loads(shell("queue", "show", "box.CA-RC", "--json", home=hq.admin).out)["waiting"] == 2
+    with on_terminal("queue", "purge", "box.CA-RC", home=hq.admin) as terminal:
+        terminal.expect("dead letters")
+        terminal.type("y")
+        assert terminal.end() == 0
+        assert "2 envelopes of 'box.CA-RC' went to the dead letters" in terminal.shown
+    unknown = shell("queue", "purge", "nobody", "--yes", home=hq.admin)
+    assert unknown.code == 1
