@@ -18,7 +18,17 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from cipherbox.configfile import FIXED_LIMITS, build_table, read_tables, setting, toml_value, write_tables
+from cipherbox.configfile import (
+    DEFAULT_PORT,
+    FIXED_LIMITS,
+    build_table,
+    check_loopback,
+    parse_listen,
+    read_tables,
+    setting,
+    toml_value,
+    write_tables,
+)
 from cipherbox.databaseurl import parse_hosts, parse_url
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import Limits, check_client_id
@@ -26,8 +36,8 @@ from cipherbox.limits import Limits, check_client_id
 SERVER_FILE = "cipherbox.toml"
 CLIENT_FILE = "client.toml"
 HOME_VARIABLE = "CIPHERBOX_HOME"
-DEFAULT_PORT = 7443
 CREDENTIAL = "credential:"
+__all__ = ["DEFAULT_PORT", "parse_listen"]  # for those who know settings by this module alone
 
 KEEP_UNTIL = ("opened", "delivered", "confirmed")
 ROTATIONS = ("never", "hourly", "daily")
@@ -123,6 +133,14 @@ class RetentionSettings:
 
 
 @attrs.frozen
+class MetricsSettings:
+    """Table `[metrics]`: figures for Prometheus and what a supervisor asks, over plain HTTP on this machine alone."""
+
+    listen: str = setting("", "loopback host:port of /metrics, /healthz, /readyz: 127.0.0.1:9463; empty: none")
+    queues: int = setting(100, "of so many queues, the deepest, each has figures of its own", low=0)
+
+
+@attrs.frozen
 class ServerConfig:
     """Everything `serve` is told.  ``directory`` is HQ's data directory; all paths below it are absolute."""
 
@@ -134,6 +152,7 @@ class ServerConfig:
     encryption: EncryptionSettings = attrs.Factory(EncryptionSettings)
     ca: CaSettings = attrs.Factory(CaSettings)
     retention: RetentionSettings = attrs.Factory(RetentionSettings)
+    metrics: MetricsSettings = attrs.Factory(MetricsSettings)
     limits: Limits = attrs.Factory(Limits)
 
     def __attrs_post_init__(self) -> None:
@@ -141,6 +160,11 @@ class ServerConfig:
         object.__setattr__(self, "directory", directory)
         for name in ("tls", "logging", "database", "encryption", "ca"):
             object.__setattr__(self, name, _absolute(directory, getattr(self, name)))
+
+    @property
+    def file(self) -> Path:
+        """Where these settings are read from."""
+        return self.directory / SERVER_FILE
 
     @property
     def own_secrets(self) -> Path:
@@ -157,6 +181,7 @@ SERVER_TABLES: dict[str, type] = {
     "encryption": EncryptionSettings,
     "ca": CaSettings,
     "retention": RetentionSettings,
+    "metrics": MetricsSettings,
     "limits": Limits,
 }
 
@@ -241,6 +266,7 @@ def load_server_config(where: Path) -> ServerConfig:
             raise ConfigError(f"{file}: [server] {key}: {error}") from None
         if key == "listen" and not addresses:
             raise ConfigError(f"{file}: [server] listen: say at least one host:port")
+    check_loopback(f"{file}: [metrics] listen", config.metrics.listen)
     if config.database.url:
         named = with_url(config.database, config.database.url, f"{file}: [database] url")
         config = attrs.evolve(config, database=named)
@@ -357,21 +383,6 @@ def secret_key(path: Path, size: int = 32) -> bytes:
     if len(key) != size:
         raise ConfigError(f"{path}: a secret key has exactly {size} bytes, this file has {len(key)}")
     return key
-
-
-def parse_listen(text: str) -> list[tuple[str, int]]:
-    """``host:port, [v6]:port`` as pairs; empty text gives none; port 0 lets the system choose."""
-    found: list[tuple[str, int]] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        host, colon, port = part.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-        elif ":" in host:
-            raise ConfigError(f"{part!r}: put an IPv6 address in brackets: [::1]:{DEFAULT_PORT}")
-        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise ConfigError(f"{part!r} is not host:port with a port from 0 to 65535")
-        found.append((host, int(port)))
-    return found
 
 
 def settings_values(config: ServerConfig | ClientConfig) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,8 @@ import attrs
 from cipherbox.errors import ConfigError
 from cipherbox.limits import Limits
 
+DEFAULT_PORT = 7443
+
 # Both ends must agree on these, so they belong to the protocol version and not to a configuration.
 FIXED_LIMITS = frozenset(
     [
@@ -66,6 +68,26 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
     if wrong:
         raise ConfigError("\n".join(wrong))
     return built
+
+
+def tables_of(file: Path) -> frozenset[str]:
+    """The tables that a file has; none if there is no such file."""
+    return frozenset(tomllib.loads(file.read_text("utf-8-sig"))) if file.exists() else frozenset()
+
+
+def whole_tables(file: Path, before: frozenset[str]) -> frozenset[str]:
+    """The tables a file has.  ConfigError if it looks half written: cut in a line, or without tables it had before.
+
+    A file that is cut between two lines is good TOML, and would quietly set the rest to its defaults.
+    """
+    text = file.read_text("utf-8-sig")
+    if text and not text.endswith("\n"):
+        raise ConfigError(f"{file} ends in the middle of a line: is it half written? End its last line")
+    found = tables_of(file)
+    if gone := sorted(before - found):
+        names = ", ".join(f"[{name}]" for name in gone)
+        raise ConfigError(f"{file} has no {names} any more: is it half written? Leave empty tables in if you mean it")
+    return found
 
 
 def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
@@ -154,3 +176,30 @@ def toml_value(value: Any) -> str:
     text = "" if value is None else value.as_posix() if isinstance(value, Path) else str(value)
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+def parse_listen(text: str) -> list[tuple[str, int]]:
+    """``host:port, [v6]:port`` as pairs; empty text gives none; port 0 lets the system choose."""
+    found: list[tuple[str, int]] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        host, colon, port = part.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise ConfigError(f"{part!r}: put an IPv6 address in brackets: [::1]:{DEFAULT_PORT}")
+        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise ConfigError(f"{part!r} is not host:port with a port from 0 to 65535")
+        found.append((host, int(port)))
+    return found
+
+
+def check_loopback(where: str, text: str) -> None:
+    """Nobody has to log in there, so nobody else's machine may reach it."""
+    try:
+        addresses = parse_listen(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    for host, _ in addresses:
+        if host not in ("localhost", "::1") and not host.startswith("127."):
+            raise ConfigError(f"{where}: {host} is no loopback address; say 127.0.0.1, and let a proxy there ask for a "
+                              "password if another machine is to read it")  # fmt: skip

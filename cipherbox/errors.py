@@ -17,7 +17,7 @@ survives it.  Codes are never reused.
     |   +-- NoRoute              +-- NotReader            +-- BundleRefused
     |   +-- EnrolmentRefused     +-- RecipientRevoked
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
-    |                            +-- QuotaExceeded        +-- Throttled
+    |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
     |   +-- Revoked              +-- TokenError
     +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
@@ -194,6 +194,10 @@ class Throttled(Busy, code=0x0284):
     """Too many requests; slow down."""
 
 
+class Draining(Busy, code=0x0285):
+    """HQ is about to be upgraded and takes nothing new; it goes on afterwards."""
+
+
 class CredentialsError(CipherBoxError, code=0x0300, closes=True):
     """The certificate was not accepted."""
 
@@ -348,6 +352,15 @@ class Fenced(StoreError, code=0x0804):
     """Another HQ took over this database."""
 
 
+def first_of(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
+    """The first error of ours in a group that holds no other."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, CipherBoxError)
+    return found
+
+
 def _tree(base: type[CipherBoxError]) -> dict[int, type[CipherBoxError]]:
     found = {base.code: base}
     for child in base.__subclasses__():
@@ -364,12 +377,3 @@ def from_wire(code: int, message: str, detail: bytes = b"") -> CipherBoxError:
     if kind is None:
         return Refused(f"{message} (error code 0x{code:04x})", detail)
     return kind(message, detail)
-
-
-def first_of(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
-    """The first error in a group of ours, however deep."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, CipherBoxError)
-    return found

@@ -229,3 +229,28 @@ def stop_signals() -> list[signal.Signals]:
     if WINDOWS:
         found.append(signal.Signals["SIGBREAK"])
     return found
+
+
+def reload_signals() -> list[signal.Signals]:
+    """What asks a service to read its settings again; Windows has no such signal."""
+    return [] if sys.platform == "win32" else [signal.SIGHUP]
+
+
+def open_files() -> tuple[int, int] | None:
+    """How many file handles this process has and may have; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    try:
+        return len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        return None
+
+
+def memory_bytes() -> int:
+    """Memory of this process that is in use now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0

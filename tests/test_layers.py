@@ -21,7 +21,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "databaseurl": (BASE, set()),
     "config": (BASE | {"portable", "configfile", "databaseurl"}, {"attrs"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
-    "ops": (BASE | {"portable", "config"}, {"orjson"}),
+    "ops": (BASE | {"portable", "config"}, {"orjson", "prometheus_client"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),
     "transport": (BASE | {"portable", "config", "pki", "tls", "websocket"}, {"attrs", "trio", "cryptography"}),
     "websocket": (BASE | {"tls"}, {"trio", "trio_websocket", "cryptography"}),

@@ -63,12 +63,12 @@ def _queue(broker: Broker, key: Key, admin: bool) -> Row:
     q = broker.queues[key[0]]
     return {
         "name": q.name, "owner": q.owner, "readers": sorted(q.readers), "waiting": q.depth - len(q.out),
-        "unacknowledged": len(q.out), "bytes": q.size, "consumers": len(q.consumers), "oldest_at": _oldest(q),
+        "unacknowledged": len(q.out), "bytes": q.size, "consumers": len(q.consumers), "oldest_at": oldest(q),
         "ttl_s": q.ttl_ms // 1000, "max_length": q.max_length,
     }  # fmt: skip
 
 
-def _oldest(queue: Queue) -> int:
+def oldest(queue: Queue) -> int:
     """When the oldest that is not acknowledged was accepted, ms; 0: there is none."""
     heads = [out.entry.accepted_at for out in queue.out.values()]
     if queue.ready:

@@ -1,4 +1,4 @@
-"""Writes the parts of the manual that are made from code: commands, settings, exit codes.
+"""Writes the parts of the manual that are made from code: commands, settings, exit codes, metrics.
 
     python -m cipherbox.cli.document
 
@@ -21,6 +21,7 @@ from cipherbox import config, limits
 from cipherbox.cli.exits import MEANING
 from cipherbox.cli.main import COMMANDS, cli
 from cipherbox.configfile import FIXED_LIMITS
+from cipherbox.ops.metrics import METRICS
 
 BEGIN, END = "<!-- made: begin -->", "<!-- made: end -->"
 MANUAL = Path(__file__).resolve().parent.parent / "manual"
@@ -65,7 +66,18 @@ def exit_codes() -> str:
     return "\n".join(_table(("code", "meaning"), [(str(int(code)), words) for code, words in MEANING.items()]))
 
 
-PAGES: dict[str, Callable[[], str]] = {"commands": commands, "configuration": settings, "exit-codes": exit_codes}
+def metrics() -> str:
+    """The table of metrics."""
+    rows = [
+        (f"`{name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help)
+        for name, metric in METRICS.items()
+    ]
+    return "\n".join(_table(("metric", "kind", "labels", "meaning"), rows))
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands": commands, "configuration": settings, "exit-codes": exit_codes, "metrics": metrics,
+}  # fmt: skip
 
 
 def renewed(page: str, made: str) -> str:

@@ -1,10 +1,10 @@
-"""Who belongs to this HQ: tokens, joining, approval, revocation, the list."""
+"""Who belongs to this HQ: tokens, joining, approval, revocation."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import click
 
@@ -13,17 +13,12 @@ from cipherbox.cli.options import (
     DURATION,
     command_here,
     home_of,
-    json_option,
     run,
     sure,
     with_admin,
-    with_client,
     yes_option,
 )
 from cipherbox.config import SIGNATURES
-
-if TYPE_CHECKING:
-    from cipherbox.client.api import Client
 
 LONGEST_TOKEN_S = 30 * 24 * 3600  # a secret that lies around longer is found
 TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
@@ -155,45 +150,6 @@ def revoke(ctx: click.Context, client_id: str, reason: str, yes: bool) -> None:
     with_admin(ctx, lambda client: client.revoke(client_id, reason))
     say(f"{client_id} is revoked; its connections are cut.")
     next_step(f"should it come back with new keys: cipherbox enroll {client_id}")
-
-
-@click.command()
-@click.argument("client_id", type=CLIENT_ID, required=False)
-@click.option("--pending", is_flag=True, help="The enrolments that wait for approval or for the CA (admin).")
-@json_option
-@click.pass_context
-def clients(ctx: click.Context, client_id: str | None, pending: bool, as_json: bool) -> None:
-    """List who is enrolled, or show CLIENT_ID with its rights and queues; with --pending, who waits."""
-    from cipherbox.cli.output import next_step, print_json, rows_table
-
-    if client_id is not None:
-        if pending:
-            raise click.UsageError("Either a client id or --pending.")
-        with_client(ctx, lambda client: _one_client(client, client_id, as_json))
-        return
-    opened = with_admin if pending else with_client
-    rows = opened(ctx, lambda client: client.list("pending" if pending else "clients"))
-    if as_json:
-        print_json(rows)
-        return
-    rows_table(rows, empty="nobody waits" if pending else "nobody is enrolled yet")
-    if pending and rows:
-        next_step(f"compare the number with them, then: {command_here(ctx)} approve CLIENT_ID")
-
-
-async def _one_client(client: Client, client_id: str, as_json: bool) -> None:
-    from cipherbox.cli.topology import show_parts
-
-    (row,) = await client.list("clients", client_id)
-    rights = [
-        {"right": r["right"], "resource": r["resource"]} for r in await client.list("grants") if r["name"] == client_id
-    ]
-    queues = [
-        {"queue": q["name"], "owner": q["owner"], "waiting": q["waiting"]}
-        for q in await client.list("queues")
-        if client_id == q["owner"] or client_id in q["readers"]
-    ]
-    show_parts(row, {"rights": rights, "queues": queues}, as_json)
 
 
 def _read_token(token_file: BinaryIO | None) -> str:

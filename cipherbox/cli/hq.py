@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import AsyncIterator
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from cipherbox.cli.options import CLIENT_ID, command_here, home_of, run
 from cipherbox.config import DEFAULT_PORT
+from cipherbox.errors import CipherBoxError
 
 
 @click.command()
@@ -81,31 +83,41 @@ def init(
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--broken-store", is_flag=True, hidden=True)
 def serve(directory: Path, broken_store: bool) -> None:
-    """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM)."""
+    """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM), or has drained.
+
+    SIGHUP, like `cipherbox reload`, reads settings and certificates again.
+    """
     import trio
 
     from cipherbox.cli.output import next_step, say
     from cipherbox.config import ServerConfig, load_server_config
     from cipherbox.ops.logs import get_logger, setup_logging
     from cipherbox.ops.systemd import notify
-    from cipherbox.portable import stop_signals
+    from cipherbox.portable import can_ask, reload_signals, stop_signals
+    from cipherbox.server.app import Served
     from cipherbox.server.app import serve as serve_hq
 
     config: ServerConfig = load_server_config(directory)
     setup_logging(config.logging)
     log = get_logger(__name__)
+    at_terminal = can_ask()
+    running: list[Served] = []
 
     def waiting(why: str) -> None:
         say(f"{config.server.name} waits: {why}. Ctrl-C stops it.")
         notify("READY=1", f"STATUS=waiting: {why}")
 
     async def main() -> None:
-        with trio.open_signal_receiver(*stop_signals()) as signals:
+        with trio.open_signal_receiver(*stop_signals(), *reload_signals()) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stop_on, signals, nursery.cancel_scope)
-                start = partial(serve_hq, broken_store=broken_store, waiting=waiting)
+                nursery.start_soon(heed, signals, nursery.cancel_scope)
+
+                async def start(*, task_status: trio.TaskStatus[Served]) -> None:
+                    await serve_hq(config, broken_store=broken_store, waiting=waiting, task_status=task_status)
+                    nursery.cancel_scope.cancel()  # it ended by itself: it had drained
+
                 try:
-                    served = await nursery.start(start, config)
+                    served = await nursery.start(start)
                 except RuntimeError:
                     if nursery.cancel_scope.cancel_called:
                         return
@@ -115,10 +127,17 @@ def serve(directory: Path, broken_store: bool) -> None:
                 if sys.stdout.isatty():
                     next_step("in another terminal: cipherbox enroll FL-LAB")
                 notify("READY=1", f"STATUS=listening on {listening}")
+                running.append(served)
 
-    async def stop_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-        async for _ in signals:
-            break
+    async def heed(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        async for got in signals:
+            if got not in reload_signals() or (at_terminal and not can_ask()):  # its terminal was closed
+                break
+            if running:
+                notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                with suppress(CipherBoxError):  # the log has it, and everything is as before
+                    running[0].reload()
+                notify("READY=1")
         log.info("Stopping")
         notify("STOPPING=1")
         scope.cancel()

@@ -211,8 +211,13 @@ def queue_purge(ctx: click.Context, name: str, yes: bool) -> None:
     HQ keeps dead letters with envelope, reason and who did it; nobody receives them any more.
     """
     from cipherbox.cli.output import say
+    from cipherbox.portable import can_ask
 
-    sure(f"Move everything that waits in {name!r} to the dead letters?", yes)
+    what = "everything that waits"
+    if not yes and can_ask():
+        (row,) = with_admin(ctx, lambda client: client.list("queues", name))
+        what = f"the {row['waiting'] + row['unacknowledged']} envelopes that wait"
+    sure(f"Move {what} in {name!r} to the dead letters?", yes)
     count = with_admin(ctx, lambda client: client.purge(name))
     say(f"{count} envelope{'' if count == 1 else 's'} of {name!r} went to the dead letters.")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import orjson
+
 from cipherbox.client.line import Line
 from cipherbox.wire import frames
 
@@ -29,6 +33,24 @@ class AdminCalls:
     async def revoke(self, client_id: str, reason: str = "") -> None:
         """Revokes every certificate of a client and cuts its connections."""
         await self.line.request(frames.Revoke, client_id=client_id, reason=reason)
+
+    async def kick(self, client_id: str, connection: int = 0, reason: str = "") -> int:
+        """Cuts a client's connections (0: all of them); how many.  It may come back."""
+        answer: frames.Ok = await self.line.request(
+            frames.Kick, client_id=client_id, connection=connection, reason=reason
+        )
+        return answer.count
+
+    async def reload(self) -> list[dict[str, Any]]:
+        """HQ reads its settings and certificates again; what changed, and when that counts.  ConfigError: nothing."""
+        answer: frames.Listing = await self.line.request(frames.Reload)
+        rows: list[dict[str, Any]] = orjson.loads(answer.rows)
+        return rows
+
+    async def drain(self, begin: bool = True, most_s: int = 0) -> int:
+        """HQ takes nothing new, lets what waits go out, and ends (or that is taken back); how many may go out."""
+        answer: frames.Ok = await self.line.request(frames.Drain, begin=begin, most_s=most_s)
+        return answer.count
 
     async def export_requests(self) -> bytes:
         """The signing requests that wait for an offline CA, as a document to carry there."""

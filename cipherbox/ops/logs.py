@@ -2,18 +2,21 @@
 
     {"timestamp":"2025-09-08T07:03:00.123Z","level":"INFO","logger":"server","message":"...","client":"FL-LAB"}
 
-Lines go to standard error, where systemd's journal takes them, and on request also into `server_info.log`,
-`server_debug.log` and `server_error.log`, each with the lines of its level and above up to the next file's.
+Lines go to standard error, or with their fields to systemd's journal where that is what standard error leads to, and on
+request also into `server_info.log`, `server_debug.log` and `server_error.log`, each with the lines of its level and
+above up to the next file's.
 
-What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a token, a body.
-Extra fields are given by name, ``log.info("...", extra=fields(client=..., connection=...))``, or directly as
-``extra={"client": ...}``; values that JSON does not know are written as text.
+What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a token, a body: what looks
+like one is cut out, should a mistake hand it over.  Extra fields are given by name, ``log.info("...",
+extra=fields(client=..., connection=...))``, or directly as ``extra={"client": ...}``; values that JSON does not know
+are written as text.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -25,10 +28,20 @@ import orjson
 
 from cipherbox.config import LoggingSettings
 from cipherbox.errors import ConfigError
+from cipherbox.ops import flood
+from cipherbox.ops.flood import Flood
+from cipherbox.ops.journald import Journald, in_journal
 
 ROOT = "cipherbox"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOOK_S = 5.0  # how often a file is looked for that was moved away or could not be written
+_LONGEST_BYTES = 64  # an id has 16 bytes, a hash 32, a signature 64; what is longer is content or a key
+# Tokens of enrolment, private keys, passwords in addresses.
+_SECRETS = re.compile(
+    r"(cipherbox-1-)[\w-]{16,}|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
+    r"|(://[^/\s:@\"]{1,200}:)[^/\s@\"]{1,500}(?=@)",
+    re.DOTALL,
+)
 _FILES = {"server_debug.log": (0, 20), "server_info.log": (20, 40), "server_error.log": (40, 1000)}
 
 
@@ -39,29 +52,48 @@ def get_logger(name: str) -> logging.Logger:
 
 def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
     """Sends the lines of all CipherBox loggers where ``settings`` says; calling it again replaces the former choice."""
+    made = _handlers(settings, stream)  # first: when one of them cannot be, everything stays as it was
     root = logging.getLogger(ROOT)
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
     root.setLevel(settings.level)
     root.propagate = False
-    screen = logging.StreamHandler(stream or sys.stderr)
+    for handler in made:
+        handler.addFilter(Flood())
+        root.addHandler(handler)
+
+
+def _handlers(settings: LoggingSettings, stream: Any) -> list[logging.Handler]:
+    """For the screen or the journal, and for each file."""
+    screen: logging.Handler = logging.StreamHandler(stream or sys.stderr)
     screen.setFormatter(JsonLines())
-    root.addHandler(screen)
-    screen.addFilter(Flood())
+    if stream is None and in_journal(sys.stderr):
+        screen = Journald(screen)
+    made = [screen]
     if settings.directory is None:
-        return
+        return made
     try:
         settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"[logging] directory: {settings.directory}: {error.strerror or error}") from None
     for name, (low, high) in _FILES.items():
-        handler = RotatedFile(settings.directory / name, settings)
+        try:
+            handler: logging.Handler = RotatedFile(settings.directory / name, settings)
+        except ConfigError:
+            for one in made:
+                one.close()
+            raise
         handler.setLevel(low)
         handler.addFilter(_Below(high))
         handler.setFormatter(JsonLines())
-        handler.addFilter(Flood())
-        root.addHandler(handler)
+        made.append(handler)
+    return made
+
+
+def settle_floods() -> None:
+    """Says how many lines were left out of floods that are over; HQ's clock calls it."""
+    flood.settle(logging.getLogger(ROOT))
 
 
 def fields(**values: object) -> dict[str, object]:
@@ -69,22 +101,32 @@ def fields(**values: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
+def line_of(record: logging.LogRecord) -> dict[str, Any]:
+    """A record as names and values, without what must not be in a log."""
+    line: dict[str, Any] = {
+        "timestamp": _utc(record.created),
+        "level": record.levelname,
+        "logger": record.name.removeprefix(f"{ROOT}."),
+        "message": without_secrets(record.getMessage()),
+    }
+    for name, value in vars(record).items():
+        if name not in _STANDARD and name not in line:
+            line[name] = _plain(value)
+    if record.exc_info:
+        line["traceback"] = without_secrets(logging.Formatter().formatException(record.exc_info))
+    return line
+
+
+def without_secrets(text: str) -> str:
+    """The text with a mark in place of what looks like a token, a private key or a password in an address."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2] or found[3]}[hidden]", text)
+
+
 class JsonLines(logging.Formatter):
     """One record as one line of JSON; line ends inside values are escaped, so a line cannot be forged."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "timestamp": _utc(record.created),
-            "level": record.levelname,
-            "logger": record.name.removeprefix(f"{ROOT}."),
-            "message": record.getMessage(),
-        }
-        for name, value in vars(record).items():
-            if name not in _STANDARD and name not in line:
-                line[name] = value
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
+        return orjson.dumps(line_of(record), default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 class _Below(logging.Filter):
@@ -96,30 +138,6 @@ class _Below(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno < self._level
-
-
-class Flood(logging.Filter):
-    """At most so many lines a second of one kind; how many were left out is said with the next that is not."""
-
-    def __init__(self, most: int = 50) -> None:
-        super().__init__()
-        self._most = most
-        self._seen: dict[tuple[str, object], list[int]] = {}  # (logger, text) -> second, lines, left out
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        key, second = (record.name, record.msg), int(record.created)
-        if len(self._seen) > 1000:
-            self._seen.clear()
-        seen = self._seen.setdefault(key, [second, 0, 0])
-        if second != seen[0]:
-            if seen[2]:
-                record.left_out = seen[2]
-            seen[:] = [second, 0, 0]
-        seen[1] += 1
-        if seen[1] <= self._most or record.levelno < logging.INFO:
-            return True
-        seen[2] += 1
-        return False
 
 
 class RotatedFile(logging.Handler):
@@ -217,9 +235,18 @@ def _utc(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at * 1000) % 1000:03}Z"
 
 
+def _plain(value: object) -> object:
+    """What JSON knows as it is; anything else as a text that cannot hold a secret or a body."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    return _text(value)
+
+
 def _text(value: object) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).hex()
-    if isinstance(value, Mapping):
-        return repr(dict(value))
-    return str(value)
+        return bytes(value).hex() if len(value) <= _LONGEST_BYTES else f"({len(value)} bytes)"
+    return without_secrets(repr(dict(value)) if isinstance(value, Mapping) else str(value))

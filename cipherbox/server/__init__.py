@@ -14,4 +14,12 @@
     directory.py   key bundles
     enrolment.py   tokens and certificates for new clients
     setup.py       init, and the offline CA's side
+    check.py       what `serve` needs besides the settings themselves
+    counting.py    what the engine counts, once for each batch
+    gauges.py      what HQ is like at this moment
+    alerts.py      what an admin should look at now
+    monitor.py     the metrics port: /metrics, /healthz, /readyz
+    administration.py  an admin's requests that are not the core's: figures, kick, reload, drain
+    reload.py      settings and certificates read again, all or nothing
+    drain.py       before an upgrade: nothing new, what waits goes out, then the end
 """

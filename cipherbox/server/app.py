@@ -7,27 +7,29 @@ are told that HQ goes away, and after a deadline everything left is cancelled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import attrs
 import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreUnavailable, first_of
-from cipherbox.ops.logs import get_logger
+from cipherbox.errors import CipherBoxError, GoingAway, StoreUnavailable, first_of
+from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
+from cipherbox.server.alerts import Watch
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, open_listeners
+from cipherbox.server.monitor import Monitor
 from cipherbox.server.storing import check_whole, open_store
 from cipherbox.store.port import StandbyOnly, Store
 from cipherbox.store.sqlite.store import SqliteStore
-from cipherbox.tls import server_context
 
 log = get_logger(__name__)
 LOCK = "lock"
 _CRL_CHECK_S = 3600.0
+_WATCH_S = 60.0
 _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
 STANDBY_S = 1.0  # a standby looks so often whether it is needed
 _RENEW_S = 2.0
@@ -36,10 +38,11 @@ _TICK_S = 0.5  # a heartbeat is 1 s or more
 
 @attrs.frozen
 class Served:
-    """Where HQ listens: (host, port) pairs as bound."""
+    """Where HQ listens, (host, port) pairs as bound; and what reads its settings again, or raises ConfigError."""
 
     addresses: list[tuple[str, int]]
     websocket: list[tuple[str, int]]
+    reload: Callable[[], object]
 
 
 async def serve(
@@ -59,12 +62,47 @@ async def serve(
         kind = BrokenStore
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         patient = config.database.kind != "sqlite"
-        store = await _open(lambda: open_store(config, kind=kind), waiting, patient=patient)
-        try:
-            check_whole(store)
-            await run(HQ(config, store), task_status=task_status)
-        finally:
-            store.close()
+        async with _monitor(config) as monitor:
+
+            def told(why: str) -> None:
+                monitor.waiting = f"HQ waits: {why}"
+                waiting(why)
+
+            store = await _open(lambda: open_store(config, kind=kind), told, patient=patient)
+            try:
+                check_whole(store)
+                monitor.hq = HQ(config, store)
+                await run(monitor.hq, task_status=task_status)
+            finally:
+                store.close()
+
+
+@asynccontextmanager
+async def _monitor(config: ServerConfig) -> AsyncIterator[Monitor]:
+    """The metrics port, if there is to be one, from before the store is open until the end."""
+    monitor = Monitor()
+    listeners = await open_listeners(parse_listen(config.metrics.listen))
+    if not listeners:
+        yield monitor
+        return
+    with ours_alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(monitor.serve, listeners)
+            log.info("Metrics are served", extra={"addresses": [address_of(x) for x in listeners]})
+            yield monitor
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def ours_alone() -> Iterator[None]:
+    """A group of nothing but our own errors becomes the first of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, others = group.split(CipherBoxError)
+        if ours is None or others is not None:
+            raise
+        raise first_of(ours) from None
 
 
 async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *, patient: bool) -> Store:
@@ -94,26 +132,19 @@ async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS
 
     async def wait_for_stop() -> None:
         try:
-            await trio.sleep_forever()
+            await hq.drain.done.wait()
         finally:
             stop.set()
 
-    try:
+    with ours_alone():
         async with trio.open_nursery() as outer:
             outer.start_soon(wait_for_stop)
             with trio.CancelScope(shield=True):
                 await _serve_until(hq, stop, task_status)
             outer.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        ours, others = group.split(CipherBoxError)
-        if ours is None or others is not None:
-            raise
-        raise first_of(ours) from None
 
 
 async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Served]) -> None:
-    trust = hq.trust
-    context = server_context([trust.server, trust.issuing], trust.server_key, [trust.root, trust.issuing])
     async with AsyncExitStack() as sockets:
         plain: list[trio.SocketListener] = []
         websocket: list[trio.SocketListener] = []
@@ -123,18 +154,19 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
                 found.append(listener)
         async with trio.open_nursery() as handlers:
             handlers.start_soon(hq.engine.run)
-            await hq.engine.in_store(trust.crl)
+            await hq.engine.in_store(hq.trust.crl)
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)
+            handlers.start_soon(_keep_watch, hq)
             handlers.start_soon(_keep_writing, hq)
-            doorman = Doorman(hq, context, handlers)
+            doorman = Doorman(hq, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
                     accepting.start_soon(doorman.serve, listener, False)
                 for listener in websocket:
                     accepting.start_soon(doorman.serve, listener, True)
-                served = Served([address_of(x) for x in plain], [address_of(x) for x in websocket])
+                served = Served([address_of(x) for x in plain], [address_of(x) for x in websocket], hq.reload)
                 log.info("HQ is ready", extra={"addresses": served.addresses, "websocket": served.websocket})
                 task_status.started(served)
                 await stop.wait()
@@ -147,6 +179,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
 
 async def _wind_down(hq: HQ) -> None:
     """What was taken is committed and answered, then every connection is told to come back later."""
+    hq.stopping = True
     with trio.move_on_after(hq.config.limits.stop_s):
         for session in hq.sessions:
             session.quiet()
@@ -164,6 +197,8 @@ async def _tick(hq: HQ) -> None:
         now = trio.current_time()
         for session in list(hq.sessions):
             session.tick(now)
+        hq.drain.tick(now)
+        settle_floods()
 
 
 async def _keep_writing(hq: HQ) -> None:
@@ -178,16 +213,11 @@ async def _keep_writing(hq: HQ) -> None:
 
 async def keep_retention(hq: HQ) -> None:
     """Once an hour, old records go as the settings say."""
-    wanted = hq.config.retention
-    days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)
-    while any(days):
-        now = hq.clock_ms()
+    while True:
+        wanted, now = hq.config.retention, hq.clock_ms()
+        days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)
         cutoffs = Cutoffs(*(now - d * _DAY_MS if d else 0 for d in days))
-        try:
-            old = await hq.engine.in_store(hq.store.older_than, cutoffs)
-        except Busy:
-            old = False  # the store is away; there is time
-        if old:
+        if any(days) and await hq.engine.in_store(hq.store.older_than, cutoffs):
             try:
                 await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
             except CipherBoxError as error:
@@ -197,6 +227,14 @@ async def keep_retention(hq: HQ) -> None:
                 log.info("Old records were dropped", extra={"cutoffs": cutoffs._asdict()})
         else:
             await trio.sleep(_RETENTION_S)
+
+
+async def _keep_watch(hq: HQ) -> None:
+    """Says in the log, long before it is too late, what an admin should look at."""
+    watch = Watch(hq)
+    while True:
+        watch.look()
+        await trio.sleep(_WATCH_S)
 
 
 async def _keep_crl(hq: HQ) -> None:

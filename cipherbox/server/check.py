@@ -24,7 +24,7 @@ LOCK = "lock"
 def problems(config: ServerConfig) -> list[str]:
     """What is wrong, a text each; empty when HQ could start."""
     found: list[str] = []
-    for look in (_keys, _certificates, _places, _addresses):
+    for look in (keys, certificates, _places, _addresses):
         try:
             found += look(config)
         except (CipherBoxError, OSError) as error:
@@ -40,14 +40,16 @@ def _tried(*work: Callable[[], object]) -> Iterator[str]:
             yield str(error)
 
 
-def _keys(config: ServerConfig) -> Iterator[str]:
+def keys(config: ServerConfig) -> Iterator[str]:
+    """What is wrong with the secret keys."""
     encryption = config.encryption
     yield from _tried(
         lambda: secret_key(encryption.database_key_file), lambda: secret_key(encryption.service_key_file)
     )
 
 
-def _certificates(config: ServerConfig) -> Iterator[str]:
+def certificates(config: ServerConfig) -> Iterator[str]:
+    """What is wrong with HQ's certificates and their keys."""
     tls = config.tls
     yield from _tried(
         lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
@@ -99,11 +101,15 @@ def _addresses(config: ServerConfig) -> Iterator[str]:
             pass
     except StoreLocked:
         return  # HQ runs on it: its addresses are taken, by itself
-    for host, port in [*parse_listen(config.server.listen), *parse_listen(config.server.websocket_listen)]:
+    texts = {
+        "[server] listen": config.server.listen, "[server] websocket_listen": config.server.websocket_listen,
+        "[metrics] listen": config.metrics.listen,
+    }  # fmt: skip
+    for setting, host, port in [(name, *pair) for name, text in texts.items() for pair in parse_listen(text)]:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as error:
-                yield str(ConfigError(f"[server] listen: {host}:{port}: {error.strerror or error}"))
+                yield str(ConfigError(f"{setting}: {host}:{port}: {error.strerror or error}"))

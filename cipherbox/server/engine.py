@@ -14,25 +14,28 @@ Rules.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
-from cipherbox.broker.model import Answer, AnyCommand, Effects, Entry, Facts, Failed, FetchedEntries, Wanted
-from cipherbox.errors import Busy, CipherBoxError, DiskFull, GoingAway, StoreError, StoreUnavailable
+from cipherbox.broker.model import Answer, AnyCommand, Effects, Facts, Failed, FetchedEntries, Wanted
+from cipherbox.errors import Busy, CipherBoxError, DiskFull, Draining, GoingAway, StoreError, StoreUnavailable
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
+from cipherbox.ops.metrics import Counts
 from cipherbox.server.auditlog import AuditLog
 from cipherbox.server.bodies import Bodies
+from cipherbox.server.counting import count_batch, count_handed, count_requests
 from cipherbox.server.journal import Journal
+from cipherbox.server.peer import Call, Peer, Proof
 from cipherbox.store.port import HISTORY, Store
 
 T = TypeVar("T")
-Proof = tuple[int, bytes]  # entry of the signed log, and the proof that what one connection published is in it
 Runner = Callable[..., Awaitable[object]]
 log = get_logger(__name__)
 SWEEP_S = 1.0
@@ -41,20 +44,6 @@ SILENT_S = 2.0
 FULL_PAUSE_S = 5.0  # publishes are refused at once for so long after a commit found the disk full
 _PLENTY_BYTES = 256 * 1024 * 1024  # with so much room beside a batch the store is not asked for an exact answer
 _ROW_BYTES = 4096  # what an envelope costs on the disk beside its own bytes
-
-
-class Peer(Protocol):
-    """A connection as the engine sees it; none of these calls blocks."""
-
-    client: str
-
-    def answer(self, answers: Sequence[Answer], proof: Proof | None) -> None: ...
-
-    def hand(self, tag: int, queue: str, entries: list[Entry]) -> None: ...
-
-    def fetched(self, answer: FetchedEntries) -> None: ...
-
-    def end(self, error: CipherBoxError) -> None: ...
 
 
 class Engine:
@@ -72,7 +61,8 @@ class Engine:
         self._limiter = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(store.readers)
         self._runner = runner
-        self._queue: deque[tuple[AnyCommand, int]] = deque()
+        self._queue: deque[tuple[AnyCommand, int, float]] = deque()  # command, bytes, when it came
+        self._times: list[float] = []  # when the commands of the batch under way came
         self._bytes = 0
         self._work = trio.Event()
         self._room = trio.Event()
@@ -81,12 +71,16 @@ class Engine:
         self._pages: list[tuple[str, int]] = []
         self._peers: dict[int, Peer] = {}
         self._next_connection = 1
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._next_call = 1
         self._full_until = 0.0
         self._disk_full = False
         self._store_since: float | None = None  # trio time since when the store has not answered a write or a load
         self._journal = Journal()
+        self.counts = Counts()
+        self.draining = False  # publishes are refused, everything else goes on
+        self.away = ""  # why the store is not there
+        self.turned_at = time.monotonic()  # when the loop last began a batch
         self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
         self.history = store.get_setting(HISTORY) or b""
@@ -138,10 +132,10 @@ class Engine:
         call = await self._called(lambda n: m.NoteBundle(0, "", n, client, sequence, bundle_hash))
         return call.proof
 
-    async def _called(self, make: Callable[[int], AnyCommand]) -> _Call:
+    async def _called(self, make: Callable[[int], AnyCommand]) -> Call:
         number = self._next_call
         self._next_call += 1
-        call = self._calls[number] = _Call()
+        call = self._calls[number] = Call()
         try:
             self._put(make(number), 0)
             await call.done.wait()
@@ -166,8 +160,18 @@ class Engine:
         while self._queue or not self._idle.is_set():
             await self._idle.wait()
 
+    @property
+    def disk_full(self) -> bool:
+        """Publishes are refused until there is room."""
+        return self._disk_full
+
+    @property
+    def waiting(self) -> int:
+        """Commands that wait for their batch."""
+        return len(self._queue)
+
     def _put(self, command: AnyCommand, size: int) -> None:
-        self._queue.append((command, size))
+        self._queue.append((command, size, time.perf_counter()))
         self._bytes += size
         self._work.set()
 
@@ -185,6 +189,7 @@ class Engine:
         """Runs until cancelled; raises when the store is lost for good (damaged, or taken over by another HQ)."""
         while True:
             await self._gather()
+            self.turned_at = time.monotonic()
             batch = self._take()
             try:
                 effects = await self._commit(batch)
@@ -196,7 +201,7 @@ class Engine:
                 log.exception("HQ made a mistake and loads its state again")
                 await self._recover(batch, StoreUnavailable("HQ made a mistake and starts over; nothing was recorded"))
             else:
-                self._distribute(effects)
+                self._distribute(effects, batch)
 
     async def _gather(self) -> None:
         """Waits for work, at most until the next sweep."""
@@ -216,9 +221,11 @@ class Engine:
     def _take(self) -> list[AnyCommand]:
         batch: list[AnyCommand] = []
         size = 0
+        self._times = []
         while self._queue and size <= self._limits.batch_commit_bytes:
-            command, cost = self._queue.popleft()
+            command, cost, came = self._queue.popleft()
             batch.append(command)
+            self._times.append(came)
             size += cost
         self._bytes -= size
         self._room.set()
@@ -236,8 +243,8 @@ class Engine:
             room, facts = await self.in_store(self._look, ask + more, wanted)
         if need:
             self._note_disk(full=not room or trio.current_time() < self._full_until)
-        if need and self._disk_full:
-            batch = self._refuse_publishes(batch)
+        if need and (self._disk_full or self.draining):
+            batch = self._refuse_publishes(batch, Draining() if self.draining else DiskFull())
         effects = self.broker.handle(batch, facts, self._clock_ms())
         self._proofs = {}
         if effects.changes:
@@ -250,12 +257,18 @@ class Engine:
     def _write(self, effects: Effects) -> dict[int | bytes, bytes]:
         """In the store's thread: the commit with its entry in the signed log; proofs for those who published."""
         if self._audit is None:
-            self._store.commit(effects.changes, self._store.epoch)
+            self._timed_commit(effects)
             return {}
         effects.changes.log, proofs = self._audit.entry(effects, self.broker.now)
-        self._store.commit(effects.changes, self._store.epoch)
+        self._timed_commit(effects)
         self._audit.committed(effects.changes.log)
         return proofs
+
+    def _timed_commit(self, effects: Effects) -> None:
+        began, synced = time.perf_counter(), self._store.synced_s
+        self._store.commit(effects.changes, self._store.epoch)
+        self.counts.commit.observe(time.perf_counter() - began)
+        self.counts.sync.observe(self._store.synced_s - synced)
 
     def _note_disk(self, *, full: bool) -> None:
         if full != self._disk_full:
@@ -268,18 +281,19 @@ class Engine:
         """In the store's thread: is there room for so many bytes, and what does the batch want to know?"""
         return not need or self._store.room(need), self._store.facts(wanted, self._limits.page_entries)
 
-    def _refuse_publishes(self, batch: list[AnyCommand]) -> list[AnyCommand]:
-        """No room on the disk: publishes are refused before they touch the core; everything else goes on."""
-        error = DiskFull()
+    def _refuse_publishes(self, batch: list[AnyCommand], error: CipherBoxError) -> list[AnyCommand]:
+        """No room on the disk, or a drain: publishes are refused before they touch the core; all else goes on."""
         for command in batch:
             if isinstance(command, m.Publish):
                 self._answer(command.connection, [Failed(item.correlation, error) for item in command.items])
         return [c for c in batch if not isinstance(c, m.Publish)]
 
-    def _distribute(self, effects: Effects) -> None:
+    def _distribute(self, effects: Effects, batch: Sequence[AnyCommand]) -> None:
         """What a committed batch lets go; no await, so nothing can come between."""
         self._remember(effects)
-        self._journal.committed(effects.changes)
+        self._journal.committed(effects, batch)
+        count_batch(self.counts, effects)
+        count_requests(self.counts, batch, self._times)
         self._journal.handed(effects.handed)
         entry = effects.changes.log.index if effects.changes.log is not None else 0
         for bundle in effects.changes.bundles:
@@ -322,6 +336,7 @@ class Engine:
         if len(plain) < len(answers):
             for answer in answers:
                 if type(answer) is FetchedEntries:
+                    count_handed(self.counts, answer.entries)
                     peer.fetched(answer)
 
     # -- after a failure ----------------------------------------------------------------------------------------
@@ -329,6 +344,8 @@ class Engine:
     async def _recover(self, batch: Sequence[AnyCommand], error: CipherBoxError) -> None:
         """Memory may be ahead of the disk: refuse, close, load again."""
         log.error("The store failed; HQ loads its state again", extra={"error": str(error)})
+        self.away = str(error)
+        self.counts.store_failures += 1
         if isinstance(error, DiskFull):
             self._full_until = trio.current_time() + FULL_PAUSE_S
         for command in batch:
@@ -342,8 +359,8 @@ class Engine:
             peer.end(away)
         self.bodies.clear()
         self._pages = []
-        self._queue = deque((c, size) for c, size in self._queue if getattr(c, "connection", 0) == 0)
-        self._bytes = sum(size for _, size in self._queue)
+        self._queue = deque(one for one in self._queue if getattr(one[0], "connection", 0) == 0)
+        self._bytes = sum(size for _, size, _ in self._queue)
         self._room.set()
         self._store_since = self._store_since or trio.current_time()
         snapshot, last, history = await self._load()
@@ -359,6 +376,7 @@ class Engine:
         self.broker = Broker(snapshot, self._limits)
         for number, peer in self._peers.items():  # those that came meanwhile
             self.broker.connect(number, peer.client)
+        self.away = ""
 
     async def _load(self) -> tuple[m.Snapshot, m.LogRow | None, bytes]:
         while True:
@@ -369,12 +387,3 @@ class Engine:
             except Busy as again:
                 log.error("The store does not answer", extra={"error": str(again)})
             await trio.sleep(RECOVER_PAUSE_S)
-
-
-class _Call:
-    __slots__ = ("answer", "done", "proof")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.answer: Answer | None = None
-        self.proof = b""

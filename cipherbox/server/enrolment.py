@@ -51,7 +51,7 @@ class Enrolments:
         self._engine = engine
         self._trust = trust
         self._limits = limits
-        self._address = address
+        self.address = address  # where clients find HQ; goes into tokens
         self._lock = trio.Lock()
 
     async def token(self, client_id: str, role: str, *, approve: bool, valid_s: int) -> str:
@@ -71,7 +71,7 @@ class Enrolments:
         expires_at = now + 1000 * min(valid_s or self._limits.token_s, _LONGEST_TOKEN_S)
         row = Enrolment(secret_hash(secret), client_id, role, approve, now, expires_at)
         await self._engine.in_store(self._store.put_enrolment, row)
-        return encode_token(Token(client_id, self._address, self._trust.root_fingerprint, expires_at, secret))
+        return encode_token(Token(client_id, self.address, self._trust.root_fingerprint, expires_at, secret))
 
     async def request(self, client_id: str, secret: bytes, csr: bytes) -> Outcome:
         """What a machine without a certificate asks; TokenError, EnrolmentRefused, or where its request stands."""

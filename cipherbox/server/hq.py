@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,16 +15,21 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.config import ServerConfig, secret_key
-from cipherbox.errors import ConfigError, Throttled
+from cipherbox.configfile import tables_of
+from cipherbox.errors import CipherBoxError, ConfigError, Throttled
+from cipherbox.ops.logs import get_logger
 from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
 from cipherbox.server.directory import Directory
+from cipherbox.server.drain import Drain
 from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import Enrolments
+from cipherbox.server.reload import Difference, reload
 from cipherbox.server.session import Session
-from cipherbox.server.trust import Trust
+from cipherbox.server.trust import Material, Trust
 from cipherbox.server.watermark import Watermark
 from cipherbox.store.port import Store
 
+log = get_logger(__name__)
 _KEY_CHECK = "database_key_check"
 _ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
 
@@ -80,7 +86,9 @@ class HQ:
         self.clock_ms = clock_ms
         self.trust = Trust(config, store)
         log_key = load_key(config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file))
+        self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
+        self.context = self.trust.material.context()
         self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key, store.last_log()))
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
@@ -92,6 +100,37 @@ class HQ:
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
         self._deserted = trio.Event()
+        self.drain = Drain(self)
+        self.tables = tables_of(config.file)  # to notice a file that is half written
+        self.stopping = False
+
+    def unready(self) -> list[str]:
+        """Why HQ does not take everything now; empty when it does."""
+        found = []
+        if self.engine.away:
+            found.append(f"the store does not answer: {self.engine.away}")
+        if self.engine.disk_full:
+            found.append("the disk is full: publishes are refused")
+        if self.engine.draining:
+            found.append("HQ drains: it takes nothing new")
+        if self.stopping:
+            found.append("HQ stops")
+        return found
+
+    def reload(self) -> list[Difference]:
+        """Reads settings and certificates again; ConfigError says what is wrong, and then nothing has changed."""
+        try:
+            return reload(self)
+        except CipherBoxError as error:
+            log.error("Settings and certificates stay as they were", extra={"error": str(error)})
+            raise
+
+    def take_over(self, config: ServerConfig, material: Material, context: ssl.SSLContext) -> None:
+        """What a reload found; nothing here can fail."""
+        self.config, self.context = config, context
+        self.trust.adopt(material)
+        self.log_key = certified(self._log_signer, material.server_key)
+        self.enrolments.address = config.server.address
 
     def is_admin(self, client: str) -> bool:
         """Whether a connection's client is an admin; nobody is one without a certificate."""
@@ -107,6 +146,7 @@ class HQ:
             return False
         session.connection = self.engine.attach(session)
         self.sessions.add(session)
+        self.engine.counts.connections_opened += 1
         self._per_client[session.client] += 1
         return True
 
@@ -135,4 +175,10 @@ class HQ:
     def connections(self) -> list[dict[str, object]]:
         """Rows for LIST connections."""
         found = sorted(self.sessions, key=lambda s: s.connection)
-        return [{"name": s.client, "connection": s.connection, "role": s.role, "remote": s.remote} for s in found]
+        return [
+            {
+                "name": s.client, "connection": s.connection, "role": s.role, "remote": s.remote,
+                "connected_at": s.connected_at, "asked_at": s.asked_at,
+            }
+            for s in found
+        ]  # fmt: skip

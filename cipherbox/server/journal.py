@@ -1,7 +1,8 @@
 """What the log says of envelopes: after each commit, in the words the predecessors used.
 
 The hot path writes no line per message.  A batch of few envelopes, as interactive use makes them, gets a line for each;
-a large batch gets one line in all.  At DEBUG every message has its own.
+a large batch gets one line in all.  At DEBUG every message has its own.  A line has the ids of message, client and
+connection as fields; one for many messages has the first and the last.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from cipherbox.broker.model import Changes, Handed, NewEnvelope
+from cipherbox.broker.model import Ack, AnyCommand, Changes, Effects, Handed, NewEnvelope
 from cipherbox.envelope.ids import message_id
 from cipherbox.ops.logs import get_logger
 
@@ -25,10 +26,14 @@ class Journal:
         self._names: dict[tuple[str, int], tuple[bytes, int]] = {}  # (queue, seq) -> (envelope id, messages)
         self._counts: dict[tuple[str, bytes], int] = {}  # (sender, envelope id) -> messages
 
-    def committed(self, changes: Changes) -> None:
+    def committed(self, effects: Effects, batch: Sequence[AnyCommand] = ()) -> None:
         """One batch is on the disk."""
+        changes = effects.changes
         for dead in changes.dead:
-            extra = {"queue": dead.queue, "seq": dead.seq, "client": dead.by or "HQ"}
+            extra: dict[str, object] = {"queue": dead.queue, "seq": dead.seq, "client": dead.by or "HQ"}
+            known = self._names.get((dead.queue, dead.seq))
+            if known is not None:
+                extra["message_id"] = message_id(known[0], 0)
             log.warning("Dead letter %d of queue '%s': %s", dead.seq, dead.queue, dead.reason, extra=extra)
         for one in changes.settled:
             extra = {"queue": one.queue, "seq": one.seq, "client": one.by or "HQ"}
@@ -36,9 +41,9 @@ class Journal:
         if not log.isEnabledFor(logging.INFO):
             return
         if changes.envelopes:
-            self._published(changes)
+            self._published(effects)
         if changes.acked:
-            self._acked(changes)
+            self._acked(changes, batch)
 
     def handed(self, handed: Sequence[Handed]) -> None:
         """These went to consumers."""
@@ -52,50 +57,67 @@ class Journal:
         while len(names) > _REMEMBERED:
             del names[next(iter(names))]
 
-    def _published(self, changes: Changes) -> None:
+    def _published(self, effects: Effects) -> None:
+        changes = effects.changes
         every = log.isEnabledFor(logging.DEBUG)
         if len(changes.envelopes) > FEW and not every:
             count = sum(e.incoming.count for e in changes.envelopes)
-            log.info("Published %d messages in %d envelopes", count, len(changes.envelopes))
+            first, last = changes.envelopes[0].incoming, changes.envelopes[-1].incoming
+            extra = {
+                "message_id": message_id(first.envelope_id, 0),
+                "last_message_id": message_id(last.envelope_id, last.count - 1),
+                "clients": sorted({items[0].sender for items in effects.accepted.values() if items}),
+                "connections": [connection for connection, items in effects.accepted.items() if items],
+            }
+            log.info("Published %d messages in %d envelopes", count, len(changes.envelopes), extra=extra)
             return
+        connections = {(i.sender, i.envelope_id): n for n, items in effects.accepted.items() for i in items}
         queues: dict[int, list[str]] = {}
         for entry in changes.entries:
             queues.setdefault(entry.number, []).append(entry.queue)
         for envelope in changes.envelopes:
-            self._line(envelope, queues.get(envelope.number, []), every=every)
+            incoming = envelope.incoming
+            connection = connections.get((incoming.sender, incoming.envelope_id), 0)
+            self._line(envelope, queues.get(envelope.number, []), connection, every=every)
 
-    def _line(self, envelope: NewEnvelope, queues: list[str], *, every: bool) -> None:
+    def _line(self, envelope: NewEnvelope, queues: list[str], connection: int, *, every: bool) -> None:
         incoming = envelope.incoming
         self._counts[(incoming.sender, incoming.envelope_id)] = incoming.count
         while len(self._counts) > _REMEMBERED:
             del self._counts[next(iter(self._counts))]
         first = message_id(incoming.envelope_id, 0)
-        extra = {"client": incoming.sender, "envelope": first, "messages": incoming.count}
+        extra = {
+            "client": incoming.sender, "connection": connection, "message_id": first, "messages": incoming.count,
+        }  # fmt: skip
         for queue in queues:
             text = "Published message %s to queue '%s' via exchange '%s'"
             log.info(text, first, queue, incoming.exchange, extra=extra)
             if every:
                 for index in range(1, incoming.count):
                     name = message_id(incoming.envelope_id, index)
-                    log.debug(text, name, queue, incoming.exchange, extra=extra)
+                    log.debug(text, name, queue, incoming.exchange, extra={**extra, "message_id": name})
 
-    def _acked(self, changes: Changes) -> None:
+    def _acked(self, changes: Changes, batch: Sequence[AnyCommand]) -> None:
         total = sum(mark.last - mark.first + 1 for mark in changes.acked)
         if total > FEW and not log.isEnabledFor(logging.DEBUG):
-            log.info("%d envelopes acknowledged by clients, removed from queues and status", total)
+            clients = sorted({mark.client for mark in changes.acked})
+            text = "%d envelopes acknowledged by clients, removed from queues and status"
+            log.info(text, total, extra={"clients": clients})
             return
+        connections = {(c.queue, c.client): c.connection for c in batch if type(c) is Ack}
         for mark in changes.acked:
+            connection = connections.get((mark.queue, mark.client), 0)
             for seq in range(mark.first, mark.last + 1):
-                self._ack(mark.queue, seq, mark.client)
+                self._ack(mark.queue, seq, mark.client, connection)
 
-    def _ack(self, queue: str, seq: int, client: str) -> None:
-        extra = {"client": client, "queue": queue, "seq": seq}
+    def _ack(self, queue: str, seq: int, client: str, connection: int) -> None:
+        extra: dict[str, object] = {"client": client, "connection": connection, "queue": queue, "seq": seq}
         envelope_id, count = self._names.pop((queue, seq), (b"", 1))
         if not envelope_id:
             log.info("Envelope %d of queue '%s' acknowledged by client, removed from queues and status", seq, queue,
                      extra=extra)  # fmt: skip
             return
         text = "Message %s acknowledged by client, removed from queues and status"
-        log.info(text, message_id(envelope_id, 0), extra=extra)
-        for index in range(1, count):
-            log.debug(text, message_id(envelope_id, index), extra=extra)
+        for index in range(count if log.isEnabledFor(logging.DEBUG) else 1):
+            name = message_id(envelope_id, index)
+            (log.debug if index else log.info)(text, name, extra={**extra, "message_id": name})

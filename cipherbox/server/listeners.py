@@ -5,7 +5,6 @@ A place among the handshakes is taken when the peer has begun to speak, so those
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -44,9 +43,8 @@ def address_of(listener: trio.SocketListener) -> tuple[str, int]:
 class Doorman:
     """Takes connections, gets them through TLS, and hands them to sessions in ``handlers``."""
 
-    def __init__(self, hq: HQ, context: ssl.SSLContext, handlers: trio.Nursery) -> None:
+    def __init__(self, hq: HQ, handlers: trio.Nursery) -> None:
         self._hq = hq
-        self._context = context
         self._handlers = handlers
         self._slots = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
         self._turn = trio.CapacityLimiter(hq.config.limits.handshake_steps)
@@ -76,7 +74,7 @@ class Doorman:
             with suppress(OSError):
                 host, port = stream.socket.getpeername()[:2]
                 remote = f"{host}:{port}"
-            tls = TlsStream(stream, self._context, server_side=True, peer=remote)
+            tls = TlsStream(stream, self._hq.context, server_side=True, peer=remote)
             if await self._handshake(tls, stream.socket, remote):
                 greeted = True
                 self._greeting -= 1
@@ -103,9 +101,11 @@ class Doorman:
                 finally:
                     slot.set()
             except CipherBoxError as error:
+                self._hq.engine.counts.handshakes_failed += 1
                 log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
                 return False
             return True
+        self._hq.engine.counts.handshakes_failed += 1
         log.error("TLS handshake failed", extra={"remote": remote, "reason": "it took too long"})
         return False
 

@@ -16,6 +16,7 @@ import trio
 from cipherbox.broker.model import Entry, FetchedEntries
 from cipherbox.errors import CipherBoxError, FrameTooLarge, TimedOut
 from cipherbox.limits import Limits
+from cipherbox.ops.metrics import Counts
 from cipherbox.server import answers
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.watermark import Watermark
@@ -84,8 +85,9 @@ class Outgoing:
 
     def __init__(
         self, sink: Sink, bodies: Bodies, limits: Limits, memory: Watermark, *,
-        given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None],
+        given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None], counts: Counts | None = None,
     ) -> None:  # fmt: skip
+        self._counts = counts or Counts()
         self.size = 0  # bytes of answers that wait
         self.spoke_at = trio.current_time()
         self.frame_bytes = limits.frame_bytes  # what the peer takes, once HELLO has said it
@@ -226,5 +228,7 @@ class Outgoing:
                     raise TimedOut("this client does not read what it is sent")
         finally:
             self._memory.add(-len(data))
+        self._counts.frames_sent += len(pieces)
+        self._counts.sent_bytes += len(data)
         self.spoke_at = trio.current_time()
         self._drained()

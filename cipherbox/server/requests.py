@@ -18,6 +18,7 @@ from cipherbox.envelope.ids import split_message_id
 from cipherbox.envelope.layout import split, stored_hashes
 from cipherbox.errors import EnvelopeError, EnvelopeRefused, InvalidRequest, NotFound, TooLarge, WrongSender
 from cipherbox.limits import LIMITS
+from cipherbox.server import administration
 from cipherbox.server.enrolment import Outcome
 from cipherbox.wire import frames as f
 from cipherbox.wire.codec import SendItem
@@ -135,13 +136,13 @@ async def _status(s: Session, x: f.Status) -> object:
 
 
 async def _list(s: Session, x: f.List) -> object | None:
-    """Connections and pending requests are HQ's, everything else the core lists."""
-    if x.what not in ("connections", "pending"):
+    """Connections, pending requests, metrics and alerts are HQ's, everything else the core lists."""
+    make = administration.LISTS.get(x.what)
+    if make is None:
         await s.ask(m.List(s.connection, s.client, x.correlation, x.what, x.name, x.after))
         return None
     s.need_admin()
-    rows = s.hq.connections() if x.what == "connections" else await s.hq.enrolments.pending()
-    rows = [r for r in rows if x.name in ("", r["name"])]
+    rows = [r for r in await make(s) if x.name in ("", r["name"])]
     return f.Listing(x.correlation, "", orjson.dumps(rows))
 
 
@@ -230,5 +231,6 @@ CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
     f.ListDead: _list_dead,
     f.ExportRequests: _export,
     f.ImportCertificates: _import,
+    **administration.CALLS,
 }
 

@@ -10,6 +10,7 @@ closes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,13 @@ from cipherbox.errors import (
 from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
 from cipherbox.server.outgoing import Outgoing
+from cipherbox.server.peer import MEMORY_FREE, MEMORY_SHORT, STORE_AWAY, STORE_BACK, Proof
 from cipherbox.server.requests import CALLS, COMMANDS, incoming
 from cipherbox.transport import fill
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, SendBatch, negotiate
 
 if TYPE_CHECKING:
-    from cipherbox.server.engine import Proof
     from cipherbox.server.hq import HQ
     from cipherbox.tls import TlsStream
     from cipherbox.websocket import WebSocketStream
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
 AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
-MEMORY_SHORT, MEMORY_FREE = "HQ is short of memory; publishers wait", "HQ has memory again; publishers go on"
-STORE_AWAY = "HQ's database does not answer: what you send waits and is not confirmed"
-STORE_BACK = "HQ's database answers again"
 _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read from this peer
 
 
@@ -64,12 +62,15 @@ class Session:
         self.role = "anonymous"
         self.remote = remote
         self.connection = 0
+        self.connected_at = hq.clock_ms()
+        self.asked_at = 0  # when its newest request came, ms since 1970
         self._stream = stream
         self._limits = hq.config.limits
         self._beat_s = self._limits.heartbeat_s
         self._wire = Connection("server", self._limits)
         self._out = Outgoing(
-            stream, hq.engine.bodies, self._limits, hq.memory, given_back=self._give_back, drained=self._wake
+            stream, hq.engine.bodies, self._limits, hq.memory, given_back=self._give_back, drained=self._wake,
+            counts=hq.engine.counts,
         )  # fmt: skip
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
         self._last_correlation = 0
@@ -191,9 +192,10 @@ class Session:
     # -- in -----------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        wire = self._wire
+        wire, counts = self._wire, self.hq.engine.counts
         while not self._quiet:
             for event in wire.events():
+                counts.frames_received += len(event.items) if type(event) is SendBatch else 1
                 await self._event(event)
                 while self._full():
                     self._changed = trio.Event()
@@ -205,6 +207,7 @@ class Session:
             if not size:
                 wire.receive_eof()
                 return
+            counts.received_bytes += size
         await trio.sleep_forever()
 
     async def _memory(self) -> None:
@@ -256,12 +259,16 @@ class Session:
             await self.submit(m.Credit(self.connection, event.tag, event.envelopes, event.size))
             return
         self._next_correlation(event.correlation)
+        self.asked_at = self.hq.clock_ms()
         try:
             make = COMMANDS.get(type(event))
             if make is not None:
                 await self.ask(make(self.connection, self.client, event))
                 return
+            began = time.perf_counter()
             answer = await CALLS[type(event)](self, event)
+            if answer is not None:
+                self.hq.engine.counts.requests["directory"].observe(time.perf_counter() - began)
         except CipherBoxError as error:
             if isinstance(error, ProtocolError | NetworkError):
                 raise
@@ -286,6 +293,7 @@ class Session:
 
     async def _publish(self, batch: SendBatch) -> None:
         items, failed, size = [], [], 0
+        self.asked_at = self.hq.clock_ms()
         for item in batch.items:
             self._next_correlation(item[0])
             try:
@@ -299,7 +307,7 @@ class Session:
         self._publishes = True
         self.hq.memory.add(size)
         if failed:
-            self._put_all(encode.encode(failed))
+            self._put(b"".join(encode.encode(failed)))
         if items:
             await self.submit(m.Publish(self.connection, self.client, items), size)
 
@@ -329,7 +337,8 @@ class Session:
                 self._asked -= 1
         self.hq.memory.add(self._unconfirmed_bytes - before)
         self._changed.set()
-        self._put_all(encode.encode(answers, proof))
+        for data in encode.encode(answers, proof):
+            self._put(data)
         if log.isEnabledFor(logging.DEBUG):
             self._log_answers(answers)
 
@@ -346,10 +355,6 @@ class Session:
         self._returning = True
         for entry in entries:
             self.hq.engine.post(m.Nack(self.connection, self.client, 0, queue, entry.seq, True, 0, ""))
-
-    def _put_all(self, found: list[bytes]) -> None:
-        for data in found:
-            self._put(data)
 
     def _put(self, data: bytes) -> None:
         self._out.put(data)
@@ -378,7 +383,7 @@ class Session:
             self.end(TimedOut("this envelope comes too slowly"))
         elif self.role != "anonymous" and self.hq.engine.store_away(now) is not self._told_away:
             self._told_away = not self._told_away
-            self._put(codec.encode(frames.Ping(0, STORE_AWAY if self._told_away else STORE_BACK)))
+            self.tell(STORE_AWAY if self._told_away else STORE_BACK, 0)
         elif now - self._out.spoke_at >= beat / 2 and self._out.empty:
             self._put(codec.encode(frames.Ping(0)))
 
@@ -392,4 +397,4 @@ class Session:
         extra = {"client": self.client, "connection": self.connection}
         for answer in found:
             if isinstance(answer, Failed):
-                log.debug("Refused: %s", answer.error, extra=extra)
+                log.debug("Refused: %s", answer.error, extra={**extra, "correlation": answer.correlation})

@@ -6,8 +6,10 @@ accepted still needs to be one that HQ issued to a client it knows, and not revo
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime, timedelta
 
+import attrs
 from cryptography import x509
 
 from cipherbox import pki
@@ -15,6 +17,7 @@ from cipherbox.config import ServerConfig, secret_key
 from cipherbox.errors import ConfigError, CredentialsError, Forbidden, Revoked
 from cipherbox.portable import read_private
 from cipherbox.store.port import CertificateRow, Store
+from cipherbox.tls import server_context
 
 CRL_SETTING, CRL_NUMBER_SETTING = "crl", "crl_number"
 _CRL_RENEW = timedelta(days=pki.CRL_DAYS / 2)
@@ -33,22 +36,50 @@ def load_certificate(path: object) -> x509.Certificate:
     return found[0]
 
 
+@attrs.frozen
+class Material:
+    """HQ's certificates and keys, as files hold them."""
+
+    root: x509.Certificate
+    issuing: x509.Certificate
+    server: x509.Certificate
+    server_key: pki.PrivateKey = attrs.field(repr=False)
+    authority: pki.Authority | None = attrs.field(repr=False)
+
+    def context(self) -> ssl.SSLContext:
+        """For the listeners."""
+        return server_context([self.server, self.issuing], self.server_key, [self.root, self.issuing])
+
+
+def read_material(config: ServerConfig) -> Material:
+    """Reads the files that the settings name; ConfigError names the one that is wrong."""
+    service_key = secret_key(config.encryption.service_key_file)
+    issuing = load_certificate(config.tls.issuing)
+    authority = None
+    if not config.ca.offline:
+        key = pki.load_key(read_private(config.ca.issuing_key), service_key, str(config.ca.issuing_key))
+        authority = pki.Authority(issuing, key)
+    return Material(
+        load_certificate(config.tls.root), issuing, load_certificate(config.tls.certificate),
+        pki.load_key(read_private(config.tls.key), service_key, str(config.tls.key)), authority,
+    )  # fmt: skip
+
+
 class Trust:
-    """See the module."""
+    """See the module.  ``crl_ends``: when the revocation list does, once it was read."""
 
     def __init__(self, config: ServerConfig, store: Store) -> None:
-        service_key = secret_key(config.encryption.service_key_file)
-        self.root = load_certificate(config.tls.root)
-        self.issuing = load_certificate(config.tls.issuing)
-        self.server = load_certificate(config.tls.certificate)
-        self.server_key = pki.load_key(read_private(config.tls.key), service_key, str(config.tls.key))
-        self.authority: pki.Authority | None = None
-        if not config.ca.offline:
-            key = pki.load_key(read_private(config.ca.issuing_key), service_key, str(config.ca.issuing_key))
-            self.authority = pki.Authority(self.issuing, key)
+        self.adopt(read_material(config))
+        self.crl_ends: datetime | None = None
         self._store = store
         self._rows = {row.serial: row for row in store.certificates()}
         self.root_fingerprint = pki.fingerprint(self.root)
+
+    def adopt(self, material: Material) -> None:
+        """These are HQ's certificates and keys from now on."""
+        self.material = material
+        self.root, self.issuing, self.server = material.root, material.issuing, material.server
+        self.server_key, self.authority = material.server_key, material.authority
 
     def identify(self, certificate: x509.Certificate) -> str:
         """The client id of a certificate that TLS accepted; CredentialsError or Revoked."""
@@ -96,6 +127,8 @@ class Trust:
     def crl(self) -> bytes:
         """The current revocation list, DER; made anew well before the old one ends when the CA is here."""
         stored = self._store.get_setting(CRL_SETTING)
+        if stored and self.crl_ends is None:
+            self.crl_ends = x509.load_der_x509_crl(stored).next_update_utc
         if stored is not None and (self.authority is None or not self._old(stored)):
             return stored
         return self.new_crl()
@@ -115,6 +148,7 @@ class Trust:
     def put_crl(self, crl: bytes, number: int) -> None:
         self._store.put_setting(CRL_NUMBER_SETTING, str(number).encode())
         self._store.put_setting(CRL_SETTING, crl)
+        self.crl_ends = x509.load_der_x509_crl(crl).next_update_utc
 
     def _old(self, crl: bytes) -> bool:
         end = x509.load_der_x509_crl(crl).next_update_utc

@@ -93,6 +93,7 @@ class Store(Protocol):
     """See the module's rules.  Every method may block on the disk; the server calls them in the store's thread."""
 
     epoch: int
+    synced_s: float  # seconds that commits of this process have waited for stable storage
     readers: int  # so many threads may read bodies at once
 
     def load(self, head: int) -> Snapshot: ...

@@ -449,7 +449,7 @@ class Purge:
 
 @frame(0x48, "client", answer="LISTING")
 class List:
-    """A page of exchanges, queues, bindings, clients, grants, connections or pending requests."""
+    """A page of exchanges, queues, bindings, clients, grants, connections, pending requests, metrics or alerts."""
 
     correlation: int = u64("of this request")
     what: str = text8("one of those words")
@@ -631,6 +631,32 @@ class SettleDead:
     queue: str = text8("whose")
     ranges: list[Range] = listing(Range, "which")
     drop: bool = flag("0 back into the queue, 1 drop: their bytes are deleted for good")
+
+
+@frame(0x64, "admin", answer="OK")
+class Kick:
+    """Cuts a client's connections; it may come back, and loses nothing.  To keep it out: REVOKE."""
+
+    correlation: int = u64("of this request")
+    client_id: str = text8("whose")
+    connection: int = u64("only this one (LIST connections has the numbers); 0: all of them")
+    reason: str = text16("what the client is told")
+
+
+@frame(0x65, "admin", answer="LISTING")
+class Reload:
+    """Reads HQ's settings and certificates again, all or nothing; no connection is dropped.  Rows: what changed."""
+
+    correlation: int = u64("of this request")
+
+
+@frame(0x66, "admin", answer="OK")
+class Drain:
+    """No new publishes; what waits goes out to the consumers that are there; then HQ ends."""
+
+    correlation: int = u64("of this request")
+    begin: bool = flag("1 begin, 0 take it back: publishes are taken again")
+    most_s: int = u32("end after so many seconds, whatever waits still; 0: five minutes")
 
 
 @frame(0x61, "server")

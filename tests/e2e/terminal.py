@@ -40,6 +40,12 @@ class Terminal:
             pass
         return self.process.wait(LIMIT_S)
 
+    def close(self) -> None:
+        """The terminal is gone."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
     def _more(self) -> bool:
         ready, _, _ = select.select([self._master], [], [], LIMIT_S)
         assert ready, f"nothing more came after {self.shown!r}"
@@ -67,12 +73,13 @@ def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None) -> Iter
     os.close(slave)
     if stdin is not None:
         os.close(source)
+    terminal = Terminal(process, master)
     try:
-        yield Terminal(process, master)
+        yield terminal
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(LIMIT_S)
-        os.close(master)
+        terminal.close()
 
 
 __all__ = ["Terminal", "on_terminal"]

@@ -41,6 +41,9 @@ async def test_few_envelopes_have_a_line_each(tmp_path: Path, lines: pytest.LogC
     ]
     record = next(r for r in lines.records if r.name == LOGGER)
     assert (record.__dict__["client"], record.__dict__["messages"]) == ("A", 3)
+    for record, peer in zip([r for r in lines.records if r.name == LOGGER], (a, b), strict=True):
+        assert record.__dict__["message_id"] == first
+        assert (record.__dict__["client"], record.__dict__["connection"]) == (peer.client, peer.connection)
 
 
 async def test_at_debug_every_message_has_a_line(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
@@ -71,6 +74,10 @@ async def test_many_envelopes_have_one_line_together(tmp_path: Path, lines: pyte
         f"Published {3 * (FEW + 1)} messages in {FEW + 1} envelopes",
         f"{FEW + 1} envelopes acknowledged by clients, removed from queues and status",
     ]
+    published, acked = (r.__dict__ for r in lines.records if r.name == LOGGER)
+    assert published["message_id"] == message_id(incoming(1).envelope_id, 0)
+    assert published["last_message_id"] == message_id(incoming(FEW + 1).envelope_id, 2)
+    assert (published["clients"], published["connections"], acked["clients"]) == (["A"], [a.connection], ["B"])
 
 
 async def test_a_dead_letter_is_never_silent(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cipherbox.config import ServerConfig
-from cipherbox.server.session import STORE_AWAY, STORE_BACK
+from cipherbox.server.peer import STORE_AWAY, STORE_BACK
 from cipherbox.store.copying import copy
 from cipherbox.store.port import Store
 from cipherbox.store.postgres.store import PostgresStore

@@ -60,6 +60,7 @@ class PostgresStore(Registry):
         self._pool_lock = threading.Lock()
         self._spool_from = limits.spool_from_bytes
         self._months_at, self._months = 0.0, set[int]()
+        self.synced_s = 0.0
         self._skip_until = 0.0
         self._set_back = False  # the server knows less than what was read from it: load first
         self._pause = threading.Event()  # never set: waits out a pause
@@ -277,6 +278,7 @@ class PostgresStore(Registry):
             raise
         finally:
             self._inside = None
+        began = time.perf_counter()
         try:
             link.settle("COMMIT")
         except StoreUnavailable:
@@ -285,6 +287,8 @@ class PostgresStore(Registry):
             link.close()
             if not self._took_effect(number):
                 raise
+        finally:
+            self.synced_s += time.perf_counter() - began
         self._commits = number
         return result
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
@@ -154,6 +155,7 @@ class Progress:
     """How far a transaction came: once it is ``ending``, an error does not say whether it reached the disk."""
 
     ending = False
+    sync_s = 0.0  # what its end took
 
 
 @contextmanager
@@ -166,7 +168,9 @@ def transaction(db: Connection) -> Iterator[Progress]:
         try:
             yield progress
             progress.ending = True
+            began = time.perf_counter()
             db.execute("COMMIT")
+            progress.sync_s = time.perf_counter() - began
         except BaseException:
             with suppress(sqlite3.Error):
                 settle(db)

@@ -11,6 +11,7 @@ new envelopes gives up the reserve and is tried once more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ class SqliteStore(Registry):
     """See the port for what each method promises."""
 
     readers = 1
+    synced_s = 0.0
 
     def __init__(
         self, directory: Path, *, create: bool, files: Files, limits: Limits, name: str = DATABASE
@@ -149,8 +151,11 @@ class SqliteStore(Registry):
         if max(sizes) >= self._spool_from:
             large = [(e.number, e.incoming) for e in changes.envelopes] + changes.replaced
             large = [(number, i) for number, i in large if i.size >= self._spool_from]
+        began = time.perf_counter()
         with database.translated():
             places = self._spool.write([i.body for _, i in large])  # type: ignore[misc]
+        if large:
+            self.synced_s += time.perf_counter() - began
         spooled = {(number, i.generation): place for (number, i), place in zip(large, places, strict=True)}
         progress = None
         try:
@@ -161,6 +166,7 @@ class SqliteStore(Registry):
             if progress is None or not progress.ending or isinstance(error, DiskFull):
                 self._spool.delete({place.name for place in places})
             raise
+        self.synced_s += progress.sync_s
         self._spool.delete(dropped)
 
     def _write(self, work: Callable[[], T]) -> T:
@@ -175,9 +181,11 @@ class SqliteStore(Registry):
         return self._once(work)
 
     def _once(self, work: Callable[[], T]) -> T:
-        with database.transaction(self.db):
+        with database.transaction(self.db) as progress:
             self._check_epoch()
-            return work()
+            done = work()
+        self.synced_s += progress.sync_s
+        return done
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with database.translated():

@@ -1,0 +1,142 @@
+"""`clients`: who is enrolled, who is connected, who may do what; and cutting a connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cipherbox.cli.options import CLIENT_ID, command_here, json_option, with_admin, with_client
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+_HELP = ("-h", "--help")
+ROLES = ("client", "admin")
+
+
+class Clients(click.Group):
+    """`clients` alone lists, and `clients FL-LAB` shows one, as if `list` and `show` had been said."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = [word for word in args if not word.startswith("-")]
+        if not any(word in args for word in _HELP) and not (words and words[0] in self.commands):
+            args = ["show" if words else "list", *args]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self.commands["list" if cmd_name.startswith("-") else "show"]
+
+
+@click.group(cls=Clients)
+def clients() -> None:
+    """Who is enrolled.  `clients` alone lists them, `clients CLIENT_ID` shows one."""
+
+
+@clients.command("list")
+@click.option("--pending", is_flag=True, help="The enrolments that wait for approval or for the CA (admin).")
+@click.option("--connected", is_flag=True, help="The connections of now (admin).")
+@json_option
+@click.pass_context
+def clients_list(ctx: click.Context, pending: bool, connected: bool, as_json: bool) -> None:
+    """List who is enrolled; with --pending, who waits; with --connected, each connection and its newest request."""
+    from cipherbox.cli.output import next_step, print_json, rows_table
+
+    if pending and connected:
+        raise click.UsageError("Either --pending or --connected.")
+    what = "pending" if pending else "connections" if connected else "clients"
+    rows = (with_client if what == "clients" else with_admin)(ctx, lambda client: client.list(what))
+    if as_json:
+        print_json(rows)
+        return
+    rows_table(rows, empty="nobody waits" if pending else "nobody is enrolled yet")
+    if pending and rows:
+        next_step(f"compare the number with them, then: {command_here(ctx)} approve CLIENT_ID")
+
+
+@clients.command("show")
+@click.argument("client_id", type=CLIENT_ID)
+@json_option
+@click.pass_context
+def clients_show(ctx: click.Context, client_id: str, as_json: bool) -> None:
+    """Show CLIENT_ID with its rights and queues."""
+    from cipherbox.cli.topology import show_parts
+
+    async def work(client: Client) -> None:
+        (row,) = await client.list("clients", client_id)
+        rights = [
+            {"right": r["right"], "resource": r["resource"]}
+            for r in await client.list("grants")
+            if r["name"] == client_id
+        ]
+        queues = [
+            {"queue": q["name"], "owner": q["owner"], "waiting": q["waiting"]}
+            for q in await client.list("queues")
+            if client_id == q["owner"] or client_id in q["readers"]
+        ]
+        show_parts(row, {"rights": rights, "queues": queues}, as_json)
+
+    with_client(ctx, work)
+
+
+@clients.command("roles")
+@click.argument("client_id", type=CLIENT_ID, required=False)
+@click.argument("role", type=click.Choice(ROLES), required=False)
+@json_option
+@click.pass_context
+def clients_roles(ctx: click.Context, client_id: str | None, role: str | None, as_json: bool) -> None:
+    """Show who is an admin and who has which right (admin); with ROLE, make CLIENT_ID an admin, or a client again.
+
+    An admin by its enrolment stays one until it is revoked: cipherbox revoke
+    """
+    from cipherbox.cli.output import print_json, rows_table, say
+    from cipherbox.errors import Conflict
+
+    async def change(client: Client) -> None:
+        assert client_id is not None
+        (row,) = await client.list("clients", client_id)
+        if role == "client" and row["role"] == "admin":
+            raise Conflict(
+                f"{client_id} is an admin by its enrolment; to end that: cipherbox revoke {client_id}, then enroll anew"
+            )
+        await client.grant(client_id, "admin", give=role == "admin")
+        say(f"{client_id} is {'an admin' if role == 'admin' else 'a client'}, from its next connection on.")
+
+    if role is not None:
+        with_admin(ctx, change)
+        return
+    rows = [row for row in with_admin(ctx, _roles) if client_id in (None, row["client"])]
+    if as_json:
+        print_json(rows)
+    else:
+        rows_table(rows, empty=f"there is no client {client_id!r}" if client_id else "nobody is enrolled yet")
+
+
+async def _roles(client: Client) -> list[dict[str, Any]]:
+    rights: dict[str, list[str]] = {}
+    for row in await client.list("grants"):
+        rights.setdefault(row["name"], []).append(f"{row['right']} {row['resource']}".strip())
+    found = []
+    for row in await client.list("clients"):
+        own = rights.get(row["name"], [])
+        is_admin = row["role"] == "admin" or "admin" in own
+        role = "revoked" if row["revoked_at"] else "admin" if is_admin else "client"
+        found.append({"client": row["name"], "role": role, "rights": [r for r in own if r != "admin"]})
+    everybody = [{"client": "*", "role": "-", "rights": rights["*"]}] if "*" in rights else []
+    return [*found, *everybody]
+
+
+@clients.command("kick")
+@click.argument("client_id", type=CLIENT_ID)
+@click.option("--connection", type=click.IntRange(1), help="Only this one; see: cipherbox clients list --connected")
+@click.option("--reason", default="", help="What the client is told.")
+@click.pass_context
+def clients_kick(ctx: click.Context, client_id: str, connection: int | None, reason: str) -> None:
+    """Cut the connections of CLIENT_ID (admin).  Nothing is lost; it may come back at once.
+
+    To keep it out: cipherbox revoke
+    """
+    from cipherbox.cli.output import say
+
+    count = with_admin(ctx, lambda client: client.kick(client_id, connection or 0, reason))
+    say(f"{count} connection{'' if count == 1 else 's'} of {client_id} cut.")

@@ -1,0 +1,207 @@
+"""`doctor` on HQ's machine: looks at everything `serve` needs and changes nothing; HQ may be running."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cipherbox.cli.findings import BAD, GOOD, WARN, Check, Finding, clock, collect, disk, ends, file_rights
+from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
+
+if TYPE_CHECKING:
+    from cipherbox.config import ServerConfig
+
+_ANSWER_S = 5.0
+_SPARE_FILES = 256  # beside one for each connection
+
+
+def look(directory: Path) -> list[Finding]:
+    """All findings about the HQ in ``directory``."""
+    from cipherbox.config import load_server_config
+
+    try:
+        config = load_server_config(directory)
+    except ConfigError as error:
+        todo = "mend the file; cipherbox manual configuration has every setting"
+        return [*collect([("clock", clock)]), *(Finding(BAD, "settings", x, todo) for x in str(error).splitlines())]
+    running = _running(config)
+    checks: list[tuple[str, Check]] = [
+        ("clock", clock),
+        ("settings", lambda: [Finding(GOOD, "settings", f"{config.file} is in order")]),
+        ("files", lambda: _files(config)),
+        ("keys", lambda: _keys(config)),
+        ("certificates", lambda: _certificates(config)),
+        ("disk", lambda: disk([config.database.path.parent, config.logging.directory or config.directory])),
+        ("store", lambda: _store(config, running=running)),
+        ("ports", lambda: _ports(config, running=running)),
+        ("network", lambda: _path(config, running=running)),
+        ("limits", lambda: _limits(config)),
+    ]
+    return collect(checks)
+
+
+def _running(config: ServerConfig) -> bool:
+    from cipherbox.portable import lock_file
+    from cipherbox.server.check import LOCK
+
+    try:
+        with lock_file(config.directory / LOCK, "HQ's directory"):
+            return False
+    except StoreLocked:
+        return True
+    except OSError:
+        return False
+
+
+def _files(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.config import is_credential
+
+    named = [config.encryption.service_key_file, config.encryption.database_key_file, config.tls.key]
+    if not config.ca.offline:
+        named.append(config.ca.issuing_key)
+    yield from file_rights(config.directory, [path for path in named if not is_credential(path)])
+    logs = config.logging.directory
+    if logs is not None and logs.exists():
+        import os
+
+        if not os.access(logs, os.W_OK):
+            todo = f"chown --reference={config.directory} {logs}"
+            yield Finding(BAD, "rights", f"the logs' directory {logs} cannot be written", todo)
+
+
+def _keys(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.server.check import keys
+
+    wrong = list(keys(config))
+    for text in wrong:
+        yield Finding(BAD, "keys", text, "restore the file from the backup, or give this command the credentials")
+    if not wrong:
+        yield Finding(GOOD, "keys", "the secret keys can be read")
+
+
+def _certificates(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.server.check import certificates
+    from cipherbox.server.trust import load_certificate
+
+    renew = "make a new one: cipherbox manual pki"
+    for name, path in (("server", config.tls.certificate), ("issuing", config.tls.issuing), ("root", config.tls.root)):
+        x509 = load_certificate(path)
+        begin, end = x509.not_valid_before_utc, x509.not_valid_after_utc
+        yield ends("certificates", f"the {name} certificate", end, begin, renew)
+    for text in certificates(config):
+        if "ended on" not in text:
+            yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+
+
+def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    if config.database.kind == "postgresql":
+        yield from _postgresql(config, running=running)
+        return
+    from cipherbox.store.sqlite.look import look_at
+
+    found = look_at(config.database.path)
+    yield Finding(GOOD, "store", f"{config.database.path}: schema {found.schema}, {found.size / 1e6:.1f} MB")
+    if found.problem:
+        yield Finding(BAD, "store", found.problem, "stop HQ and restore the newest backup; keep the damaged file")
+    if found.newest_at > time.time_ns() // 1_000_000 + 60_000:
+        ahead = found.newest_at / 1000 - time.time()
+        yield Finding(BAD, "clock", f"the newest entry of HQ's log is {ahead / 3600:.1f} hours in the future: "
+                      "this clock was set back", "set the clock: timedatectl set-ntp true")  # fmt: skip
+
+
+def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    from cipherbox.server.storing import target_of
+    from cipherbox.store.postgres.look import look_at
+
+    todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual operations"
+    try:
+        found = look_at(target_of(config.database))
+    except CipherBoxError as error:
+        yield Finding(BAD, "store", str(error), todo)
+        return
+    yield Finding(GOOD, "store", f"PostgreSQL at {found.where}: version {found.version}, answers in {found.ms:.0f} ms")
+    if found.schema is None:
+        yield Finding(BAD, "store", f"schema {config.database.schema} holds no HQ", "is database.schema right?")
+    elif found.holder and not running:
+        text = f"another HQ writes this database: {found.holder}"
+        yield Finding(WARN, "store", text, "this one would be its standby")
+    if abs(found.clock_s) > 5:
+        yield Finding(WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP")
+
+
+def _ports(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    from cipherbox.config import parse_listen
+
+    settings = {
+        "[server] listen": config.server.listen, "[server] websocket_listen": config.server.websocket_listen,
+        "[metrics] listen": config.metrics.listen,
+    }  # fmt: skip
+    for setting, text in settings.items():
+        for host, port in parse_listen(text):
+            yield _answers(setting, host, port) if running else _free(setting, host, port)
+
+
+def _answers(setting: str, host: str, port: int) -> Finding:
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    try:
+        socket.create_connection((target, port), _ANSWER_S).close()
+    except OSError as error:
+        text = f"{setting}: HQ runs, and {target}:{port} does not answer: {error.strerror or error}"
+        todo = "were settings changed since its start? cipherbox drain, then start it again"
+        return Finding(BAD, "ports", text, todo)
+    return Finding(GOOD, "ports", f"{setting}: HQ listens on {host}:{port}")
+
+
+def _free(setting: str, host: str, port: int) -> Finding:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding(BAD, "ports", f"{setting}: {host}:{port}: {error.strerror or error}",
+                           f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port")  # fmt: skip
+    return Finding(GOOD, "ports", f"{setting}: {host}:{port} is free; HQ is not running")
+
+
+def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    """The way clients take, as far as it can be seen from here."""
+    import trio
+
+    from cipherbox.server.trust import load_certificate
+    from cipherbox.tls import client_context
+    from cipherbox.transport import connect
+
+    if not running:
+        yield Finding(WARN, "network", "HQ is not running here, so the way to it was not tried",
+                      f"start it: cipherbox serve {config.directory}")  # fmt: skip
+        return
+    root = load_certificate(config.tls.root)
+
+    async def reach(address: str) -> None:
+        async with trio.open_nursery() as nursery:
+            stream = await connect(address, client_context(root), nursery, timeout_s=_ANSWER_S)
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+
+    for address in filter(None, (part.strip() for part in config.server.address.split(","))):
+        try:
+            trio.run(reach, address)
+        except (CipherBoxError, BaseExceptionGroup) as error:
+            from cipherbox.cli.main import leaf
+
+            yield Finding(WARN, "network", f"{address}, where clients look for HQ: {leaf(error)}",
+                          "from inside this may be normal; try cipherbox doctor on a client's machine")  # fmt: skip
+        else:
+            yield Finding(GOOD, "network", f"HQ answers at {address}, with its own certificate")
+
+
+def _limits(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.portable import open_files
+
+    found, wanted = open_files(), config.limits.connections + _SPARE_FILES
+    if found and found[1] < wanted:
+        yield Finding(WARN, "limits", f"a process of this user may open {found[1]} files; HQ may need {wanted}",
+                      "the service's unit raises it (LimitNOFILE); by hand: ulimit -n")  # fmt: skip

@@ -1,0 +1,132 @@
+"""What `doctor` finds: one line for each thing it looked at, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from cipherbox.cli.exits import advice
+from cipherbox.errors import CipherBoxError
+
+GOOD, WARN, BAD = "good", "warning", "wrong"
+LOW_BYTES, LEAST_BYTES = 2 * 1024**3, 256 * 1024**2
+LOW_INODES = 1000
+SOON_DAYS = 30
+# No program of ours was built before this; a clock that says so was never set.
+BUILT = datetime(2025, 9, 1, tzinfo=UTC)
+
+
+class Finding(NamedTuple):
+    """``todo`` is empty when nothing is to be done."""
+
+    level: str
+    about: str
+    text: str
+    todo: str = ""
+
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
+    """All findings; a check that fails itself is a finding."""
+    found: list[Finding] = []
+    for about, check in checks:
+        try:
+            found += check()
+        except (CipherBoxError, OSError, ValueError) as error:
+            found.append(Finding(BAD, about, str(error), advice(error) or "mend what it names, then run this again"))
+    return found
+
+
+def clock() -> Iterator[Finding]:
+    """The clock by itself; others say later how far it is off."""
+    now = datetime.now(UTC)
+    if now < BUILT:
+        yield Finding(BAD, "clock", f"it is {now:%Y-%m-%d} by this machine's clock, before CipherBox was made",
+                      "set the clock: timedatectl set-ntp true")  # fmt: skip
+    else:
+        yield Finding(GOOD, "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
+    """Secrets for their user alone, all files of one user, and the directory writable."""
+    from cipherbox.portable import WINDOWS
+
+    wrong = False
+    for path in secrets:
+        if not path.exists():
+            yield Finding(BAD, "files", f"{path} is missing", "restore it from the backup; it cannot be made anew")
+            wrong = True
+        elif not WINDOWS and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            yield Finding(BAD, "rights", f"{path} holds a secret, and others may use it (mode {mode:04o})",
+                          f"chmod 600 {path}")  # fmt: skip
+            wrong = True
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield Finding(BAD, "rights", f"this user may not write {directory}",
+                      "run this as the user it belongs to, for example: sudo -u cipherbox ...")  # fmt: skip
+        wrong = True
+    if not WINDOWS:
+        for finding in _owners(directory):
+            yield finding
+            wrong = True
+    if not wrong:
+        yield Finding(GOOD, "files", f"files and rights in {directory}")
+
+
+def _owners(directory: Path) -> Iterator[Finding]:
+    owner = directory.stat().st_uid
+    if os.geteuid() not in (owner, 0):
+        yield Finding(WARN, "rights", f"{directory} belongs to another user (uid {owner}, you are {os.geteuid()})",
+                      "run CipherBox as that user")  # fmt: skip
+    strangers = []
+    for path in [*directory.iterdir(), *(p for d in ("ca", "tls", "secrets") for p in directory.glob(f"{d}/*"))]:
+        try:
+            if path.lstat().st_uid != owner:
+                strangers.append(path)
+        except FileNotFoundError:
+            continue
+    if strangers:
+        yield Finding(BAD, "rights", f"{len(strangers)} of its files belong to somebody else, {strangers[0]} for one",
+                      f"chown -R --reference={directory} {directory}")  # fmt: skip
+
+
+def disk(places: Iterable[Path]) -> Iterator[Finding]:
+    """Room for bytes and for files, once for each file system."""
+    seen: set[int] = set()
+    for place in places:
+        while not place.exists():
+            place = place.parent
+        device = place.stat().st_dev
+        if device in seen:
+            continue
+        seen.add(device)
+        free = shutil.disk_usage(place).free
+        text = f"{free / 1e9:.1f} GB free at {place}"
+        level = BAD if free < LEAST_BYTES else WARN if free < LOW_BYTES else GOOD
+        todo = "" if level == GOOD else "make room, or move the directory to a larger disk"
+        yield Finding(level, "disk", text, todo)
+        if hasattr(os, "statvfs"):
+            found = os.statvfs(place)
+            if found.f_files and found.f_favail < LOW_INODES:
+                text = f"only {found.f_favail} more files fit on {place}"
+                yield Finding(BAD, "disk", text, "delete small files there")
+
+
+def ends(about: str, what: str, end: datetime, begin: datetime, todo: str) -> Finding:
+    """How long a certificate or list still lives, by this machine's clock."""
+    now = datetime.now(UTC)
+    if now < begin:
+        return Finding(BAD, "clock", f"{what} begins only on {begin:%Y-%m-%d %H:%M} UTC: this clock is behind",
+                       "set the clock: timedatectl set-ntp true")  # fmt: skip
+    days = (end - now).total_seconds() / 86_400
+    if days <= 0:
+        return Finding(BAD, about, f"{what} ended on {end:%Y-%m-%d %H:%M} UTC", todo)
+    text = f"{what} ends on {end:%Y-%m-%d}, in {days:.0f} days"
+    return Finding(WARN, about, text, todo) if days < SOON_DAYS else Finding(GOOD, about, text)

@@ -1,0 +1,90 @@
+"""What an admin asks of the running HQ as a service, from any machine: `reload` and `drain`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.options import DURATION, json_option, sure, with_admin, yes_option
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+LONGEST_S = 24 * 3600
+_LOOK_S = 0.5
+
+
+@click.command()
+@json_option
+@click.pass_context
+def reload(ctx: click.Context, as_json: bool) -> None:
+    """Let HQ read its settings and certificates again (admin).  No connection is dropped.
+
+    All or nothing: when a file is half written or wrong, HQ goes on as it was and this says what is wrong.  What only
+    a start can change is listed as such.  On HQ's machine SIGHUP does the same.
+    """
+    from cipherbox.cli.output import next_step, print_json, rows_table
+
+    rows = with_admin(ctx, lambda client: client.reload())
+    if as_json:
+        print_json(rows)
+        return
+    shown = [{key: str(row[key]) for key in ("name", "was", "now", "effect")} for row in rows]
+    rows_table(shown, empty="nothing is different")
+    if any(row["effect"] != "now" for row in rows):
+        next_step("for what counts at the next start: cipherbox drain, then start HQ again")
+
+
+@click.command()
+@click.option("--most", type=DURATION, default="5m", show_default=True, help="End after so long, whatever still waits.")
+@click.option("--undo", is_flag=True, help="Take it back: HQ takes everything again and goes on.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until HQ has ended.")
+@yes_option
+@click.pass_context
+def drain(ctx: click.Context, most: float, undo: bool, no_wait: bool, yes: bool) -> None:
+    """Let HQ finish and end, for an upgrade (admin).
+
+    HQ takes no new publishes (senders keep theirs and send them afterwards), lets what waits go out to the consumers
+    that are connected, and ends.  What waits for others stays in its store.
+    """
+    from cipherbox.cli.output import say
+
+    if undo:
+        with_admin(ctx, lambda client: client.drain(begin=False))
+        say("HQ takes everything again.")
+        return
+    if not 1 <= most <= LONGEST_S:
+        raise click.UsageError("A drain takes 1s to 24h.")
+    sure("HQ takes nothing new from now on, and ends when what waits has gone out. Drain it?", yes)
+
+    async def work(client: Client) -> bool:
+        count = await client.drain(most_s=int(most))
+        say(f"HQ drains: {count} envelope{'' if count == 1 else 's'} may still go out.")
+        return no_wait or await _ended(client, most)
+
+    if with_admin(ctx, work):
+        if not no_wait:
+            say("HQ has ended.")
+    else:
+        say("HQ drains no longer: somebody took it back, or it was started again.")
+
+
+async def _ended(client: Client, most: float) -> bool:
+    """Waits until HQ goes away; False when it takes everything again."""
+    import trio
+
+    from cipherbox.errors import CipherBoxError
+
+    links = client.line.links
+    while True:
+        await trio.sleep(_LOOK_S)
+        if client.line.link is None or client.line.links != links:
+            return True
+        try:
+            with trio.move_on_after(2.0) as scope:
+                (row,) = await client.list("metrics", "cipherbox_draining")
+            if not scope.cancelled_caught and not row["value"]:
+                return False
+        except CipherBoxError:
+            return True

@@ -1,0 +1,262 @@
+"""`top`: a live view of a running HQ, over the admin's own certificate."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cipherbox.cli.options import DURATION, json_option, run, run_until_stopped
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from cipherbox.client.api import Client
+    from cipherbox.client.home import Home
+
+ONCE_S = 1.0  # between the two looks that a rate needs
+_ROWS = 15  # of each table
+_NUMBERS = ("", "  ", "depth", "oldest", "consumers", "connection")
+# what is shown -> metric
+RATES = {
+    "published messages": "cipherbox_published_messages_total",
+    "published envelopes": "cipherbox_published_envelopes_total",
+    "delivered envelopes": "cipherbox_delivered_envelopes_total",
+    "redelivered": "cipherbox_redelivered_envelopes_total",
+    "acknowledged": "cipherbox_acked_envelopes_total",
+    "dead letters": "cipherbox_dead_lettered_envelopes_total",
+    "frames in": "cipherbox_frames_received_total",
+    "frames out": "cipherbox_frames_sent_total",
+    "bytes in": "cipherbox_received_bytes_total",
+    "bytes out": "cipherbox_sent_bytes_total",
+}
+NOW = {
+    "clients": "cipherbox_connected_clients",
+    "waiting": "cipherbox_waiting_envelopes",
+    "unacknowledged": "cipherbox_unacknowledged_envelopes",
+    "oldest_s": "cipherbox_oldest_age_seconds",
+    "memory_bytes": "process_resident_memory_bytes",
+    "disk_free_bytes": "cipherbox_disk_free_bytes",
+    "receipts_outstanding": "cipherbox_receipts_outstanding_envelopes",
+}
+
+
+class Look:
+    """HQ at one moment, as its lists of metrics, alerts and connections say."""
+
+    def __init__(self, metrics: list[dict[str, Any]], alerts: list[dict[str, Any]], connections: list[dict[str, Any]]):
+        self.at = time.monotonic()
+        self.alerts, self.connections = alerts, connections
+        self.values: dict[str, float] = {m["name"]: m["value"] for m in metrics if "value" in m and not m["labels"]}
+        self.histograms = {m["name"]: m for m in metrics if "count" in m and not m["labels"]}
+        self.queues: dict[str, dict[str, float]] = {}
+        self.days: dict[str, float] = {}
+        for m in metrics:
+            if "queue" in m["labels"]:
+                self.queues.setdefault(m["labels"]["queue"], {})[m["name"]] = m["value"]
+            elif "certificate" in m["labels"]:
+                self.days[m["labels"]["certificate"]] = m["value"]
+
+    def report(self, before: Look) -> dict[str, Any]:
+        """What is shown, with rates since ``before``; also what --json prints."""
+        seconds = max(self.at - before.at, 0.001)
+        rates = {
+            name: round((self.values[metric] - before.values[metric]) / seconds, 1) for name, metric in RATES.items()
+        }
+        times = {}
+        for name in ("commit", "sync"):
+            metric = f"cipherbox_{name}_duration_seconds"
+            count = self.histograms[metric]["count"] - before.histograms[metric]["count"]
+            total = self.histograms[metric]["sum"] - before.histograms[metric]["sum"]
+            times[f"{name}_ms"] = round(1000 * total / count, 2) if count else 0.0
+        return {
+            "ready": bool(self.values["cipherbox_ready"]),
+            "alerts": self.alerts,
+            "rates": rates,
+            "now": {name: self.values.get(metric, 0) for name, metric in NOW.items()},
+            "times": times,
+            "certificate_days": self.days,
+            "queues": [
+                {
+                    "queue": name,
+                    "depth": int(q["cipherbox_queue_depth_envelopes"]),
+                    "oldest_s": round(q["cipherbox_queue_oldest_age_seconds"], 1),
+                    "consumers": int(q["cipherbox_queue_consumers"]),
+                }
+                for name, q in self.queues.items()
+            ],
+            "clients": self.connections,
+        }
+
+
+async def look(client: Client) -> Look:
+    """Asks HQ; Forbidden for who is no admin."""
+    return Look(await client.list("metrics"), await client.list("alerts"), await client.list("connections"))
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Show it once and end, for scripts.")
+@click.option("--interval", type=DURATION, default="2s", show_default=True, help="How often to look.")
+@json_option
+@click.pass_context
+def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
+    """Watch the running HQ: alerts, rates, queues and clients (admin).  Ctrl-C ends it.
+
+    Works from any machine with an admin's certificate, and needs no metrics port.  With --json each look is a line.
+    """
+    import sys
+
+    from cipherbox.cli.output import print_json
+    from cipherbox.cli.password import load_here
+
+    if not 0.2 <= interval <= 3600:
+        raise click.UsageError("An interval is 0.2s to 1h.")
+    home = load_here(ctx)
+    if once:
+        report = run(_once, home)
+        print_json(report) if as_json else _print(report)
+    elif as_json or not sys.stdout.isatty():
+        run_until_stopped(_lines, home, interval, as_json)
+    else:
+        run_until_stopped(_live, home, interval)
+
+
+def _admin_only(client: Client) -> None:
+    from cipherbox.errors import Forbidden
+
+    if client.role != "admin":
+        raise Forbidden(f"only an admin may do that, and {client.client_id} is none; use the admin's --home")
+
+
+async def _once(home: Home) -> dict[str, Any]:
+    import trio
+
+    from cipherbox.client.api import open_client
+
+    async with open_client(home) as client:
+        _admin_only(client)
+        before = await look(client)
+        await trio.sleep(ONCE_S)
+        return (await look(client)).report(before)
+
+
+async def _lines(home: Home, interval: float, as_json: bool) -> None:
+    import trio
+
+    from cipherbox.cli.output import print_json
+    from cipherbox.client.api import open_client
+
+    async with open_client(home) as client:
+        _admin_only(client)
+        before = await look(client)
+        while True:
+            await trio.sleep(interval)
+            now = await look(client)
+            print_json(now.report(before)) if as_json else _print(now.report(before))
+            before = now
+
+
+async def _live(home: Home, interval: float) -> None:
+    import trio
+    from rich.console import Console
+    from rich.live import Live
+
+    from cipherbox.client.api import open_client
+    from cipherbox.errors import NetworkError, Refused
+
+    async with open_client(home) as client:
+        _admin_only(client)
+        before = await look(client)
+        wait = min(interval, ONCE_S)
+        with Live(console=Console(), screen=True, auto_refresh=False) as live:
+            while True:
+                await trio.sleep(wait)
+                wait = interval
+                try:
+                    now = await look(client)
+                except (NetworkError, Refused) as error:  # it may be starting again
+                    live.update(f"HQ does not answer: {error}. It is tried again; Ctrl-C ends this.", refresh=True)
+                    continue
+                if now.values["process_start_time_seconds"] != before.values["process_start_time_seconds"]:
+                    before = now  # another process counts from 0
+                live.update(view(now.report(before)), refresh=True)
+                before = now
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    Console().print(view(report))
+
+
+def view(report: dict[str, Any]) -> RenderableType:
+    """The report as tables; all of another party's text made safe."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from cipherbox.cli.output import safe, size_text
+
+    now, times, rates = report["now"], report["times"], report["rates"]
+    state = "ready" if report["ready"] else "NOT READY"
+    days = min((left for name, left in report["certificate_days"].items() if name != "crl"), default=0.0)
+    head = (
+        f"HQ is {state}: {now['clients']} clients, {now['waiting']} waiting, {now['unacknowledged']} unacknowledged, "
+        f"oldest {_age(now['oldest_s'])}\n"
+        f"memory {size_text(now['memory_bytes'])}, disk free {size_text(now['disk_free_bytes'])}, "
+        f"commit {times['commit_ms']} ms (sync {times['sync_ms']} ms), first certificate ends in {days:.0f} days"
+    )
+    alerts = [Text(f"{a['severity'].upper()}: {safe(a['text'])}", "bold red") for a in report["alerts"]]
+    pairs = [(name, _rate(name, value)) for name, value in rates.items()]
+    half = (len(pairs) + 1) // 2
+    flows = _grid(
+        ("each second", "", " ", "  "), [(*a, *b) for a, b in zip(pairs[:half], pairs[half:], strict=True)], ""
+    )
+    queues = _grid(
+        ("queue", "depth", "oldest", "consumers"),
+        [(safe(q["queue"]), str(q["depth"]), _age(q["oldest_s"]), str(q["consumers"])) for q in report["queues"]],
+        "every queue is empty",
+    )
+    clients = _grid(
+        ("client", "role", "connection", "remote", "since", "newest request"),
+        [
+            (safe(c["name"]) or "-", c["role"], str(c["connection"]), safe(c["remote"]), _clock(c["connected_at"]),
+             _clock(c["asked_at"]))
+            for c in sorted(report["clients"], key=lambda c: -c["asked_at"])
+        ],
+        "nobody is connected",
+    )  # fmt: skip
+    return Group(Text(head), *alerts, Text(), flows, Text(), queues, Text(), clients)
+
+
+def _grid(heads: tuple[str, ...], rows: list[tuple[str, ...]], empty: str) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return Text(empty)
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        grid.add_column(head, justify="right" if head in _NUMBERS else "left")
+    for row in rows[:_ROWS]:
+        grid.add_row(*(Text(cell) for cell in row))
+    if len(rows) > _ROWS:
+        grid.add_row(Text(f"and {len(rows) - _ROWS} more"))
+    return grid
+
+
+def _rate(name: str, value: float) -> str:
+    from cipherbox.cli.output import size_text
+
+    return size_text(max(0, int(value))) if name.startswith("bytes") else f"{value:.0f}"
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _clock(ms: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(ms / 1000)) if ms else "-"

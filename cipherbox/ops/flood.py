@@ -1,0 +1,91 @@
+"""A flood of lines becomes one line with a count, also when nothing comes after it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+MOST = 50  # lines of one kind in a second: more than a person reads
+HOLD_S = 10.0  # while it goes on, one line with a count in so long
+_KINDS = 1000  # remembered
+
+
+class _Kind:
+    """What came of one kind since ``start``."""
+
+    __slots__ = ("left", "length", "level", "most", "passed", "start")
+
+    def __init__(self, start: float, most: int) -> None:
+        self.start, self.length, self.most = start, 1.0, most
+        self.passed = self.left = self.level = 0
+
+    def begin(self, now: float, most: int) -> None:
+        """The next stretch of time: a short one with room, or a long one for a single line while the flood goes on."""
+        flood = self.left > 0
+        self.start, self.length, self.most = now, HOLD_S if flood else 1.0, 1 if flood else most
+        self.passed = self.left = 0
+
+
+class Flood(logging.Filter):
+    """At most so many lines a second of one kind (the text before its values are put in); DEBUG is never cut.
+
+    A line that stands for others has their number as ``left_out``.  `settle` gives the lines that say so when no other
+    of their kind came.
+    """
+
+    def __init__(self, most: int = MOST) -> None:
+        super().__init__()
+        self._most = most
+        self._kinds: dict[tuple[str, str], _Kind] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.INFO or hasattr(record, "left_out"):
+            return True
+        key, now = (record.name, str(record.msg)), record.created
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._kinds) >= _KINDS:
+                self._kinds.clear()
+            kind = self._kinds[key] = _Kind(now, self._most)
+        elif not 0 <= now - kind.start < kind.length:
+            if kind.left:
+                record.left_out = kind.left
+            kind.begin(now, self._most)
+        if kind.passed < kind.most:
+            kind.passed += 1
+            return True
+        kind.left += 1
+        kind.level = max(kind.level, record.levelno)
+        return False
+
+    def settle(self, now: float) -> list[logging.LogRecord]:
+        """What is still to be said of floods whose time is over; forgets the kinds that are quiet."""
+        found: list[logging.LogRecord] = []
+        for key, kind in list(self._kinds.items()):
+            if 0 <= now - kind.start < kind.length:
+                continue
+            if not kind.left:
+                del self._kinds[key]
+                continue
+            found.append(_summary(key, kind))
+            kind.begin(now, self._most)
+        return found
+
+
+def _summary(key: tuple[str, str], kind: _Kind) -> logging.LogRecord:
+    name, text = key
+    record = logging.LogRecord(
+        name, kind.level, "", 0, "%d more lines of one kind were left out: %s", (kind.left, text), None
+    )
+    record.left_out = kind.left
+    return record
+
+
+def settle(logger: logging.Logger) -> None:
+    """Says what floods are over, at every handler of ``logger``; call it every second or so."""
+    now = time.time()
+    for handler in logger.handlers:
+        for one in handler.filters:
+            if isinstance(one, Flood):
+                for record in one.settle(now):
+                    handler.handle(record)

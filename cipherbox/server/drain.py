@@ -1,0 +1,56 @@
+"""Before an upgrade: nothing new is taken, what waits goes out to the consumers that are there, then HQ ends.
+
+What waits for a client that is not here stays in the store, as it does at any stop.  A consumer that takes nothing
+holds it up until the deadline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.ops.logs import get_logger
+
+if TYPE_CHECKING:
+    from cipherbox.server.hq import HQ
+
+log = get_logger(__name__)
+MOST_S = 300
+
+
+class Drain:
+    """Whether HQ drains, and until when."""
+
+    def __init__(self, hq: HQ) -> None:
+        self._hq = hq
+        self._until = 0.0
+        self.done = trio.Event()
+
+    def left(self) -> int:
+        """Envelopes that may still go out: in queues somebody consumes, or with somebody who fetched them."""
+        queues = self._hq.engine.broker.queues.values()
+        return sum(q.depth if q.consumers else len(q.out) for q in queues if q.depth)
+
+    def begin(self, most_s: float, by: str) -> int:
+        """From now on; again sets another deadline."""
+        self._hq.engine.draining = True
+        self._until = trio.current_time() + (most_s or MOST_S)
+        left = self.left()
+        log.warning("HQ drains: nothing new is taken, then it ends", extra={"client": by, "left": left})
+        return left
+
+    def undo(self, by: str) -> None:
+        """Takes publishes again."""
+        if self._hq.engine.draining and not self.done.is_set():
+            self._hq.engine.draining = False
+            log.warning("HQ drains no longer: it takes everything again", extra={"client": by})
+
+    def tick(self, now: float) -> None:
+        """HQ's clock."""
+        if not self._hq.engine.draining or self.done.is_set():
+            return
+        left = self.left()
+        if not self._hq.engine.waiting and (not left or now >= self._until):
+            log.warning("HQ has drained and ends", extra={"left": left})
+            self.done.set()

@@ -1,0 +1,108 @@
+"""What HQ is like at this moment, as samples of the table in `ops.metrics`.  Asked for a few times a minute."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from heapq import nlargest
+from typing import TYPE_CHECKING
+
+import cipherbox
+from cipherbox import pki
+from cipherbox.broker.listing import oldest
+from cipherbox.ops.metrics import Sample
+from cipherbox.portable import free_bytes, memory_bytes, open_files
+
+if TYPE_CHECKING:
+    from cipherbox.server.hq import HQ
+
+_STARTED = time.time()
+_RECEIPTS = ".sys"  # mailboxes for them end so
+ROLES = ("client", "admin", "anonymous")
+_DAY_S = 86_400.0
+
+
+def samples(hq: HQ) -> list[Sample]:
+    """Everything that HQ counts and measures."""
+    return [*hq.engine.counts.samples(), *_people(hq), *_queues(hq), *_store(hq), *_itself(hq), *process_samples()]
+
+
+def _people(hq: HQ) -> list[Sample]:
+    roles = Counter(s.role for s in hq.sessions)
+    clients = {s.client for s in hq.sessions if s.client}
+    found = [Sample("cipherbox_connections", roles[role], (role,)) for role in ROLES]
+    return [*found, Sample("cipherbox_connected_clients", len(clients))]
+
+
+def _queues(hq: HQ) -> list[Sample]:
+    queues, now = hq.engine.broker.queues, hq.clock_ms()
+    full = [q for q in queues.values() if q.depth]
+    depth, out = sum(q.depth for q in full), sum(len(q.out) for q in full)
+    ages = {q.name: max(0, now - (oldest(q) or now)) / 1000 for q in full}
+    found = [
+        Sample("cipherbox_queues", len(queues)),
+        Sample("cipherbox_waiting_envelopes", depth - out),
+        Sample("cipherbox_unacknowledged_envelopes", out),
+        Sample("cipherbox_queued_bytes", sum(q.size for q in full)),
+        Sample("cipherbox_oldest_age_seconds", max(ages.values(), default=0.0)),
+        Sample(
+            "cipherbox_receipts_outstanding_envelopes",
+            sum(q.depth for q in full if q.name.startswith("box.") and q.name.endswith(_RECEIPTS)),
+        ),
+    ]
+    for queue in nlargest(hq.config.metrics.queues, full, key=lambda q: (q.depth, q.name)):
+        label = (queue.name,)
+        found.append(Sample("cipherbox_queue_depth_envelopes", queue.depth, label))
+        found.append(Sample("cipherbox_queue_oldest_age_seconds", ages[queue.name], label))
+        found.append(Sample("cipherbox_queue_consumers", len(queue.consumers), label))
+    return found
+
+
+def _store(hq: HQ) -> list[Sample]:
+    return [
+        Sample("cipherbox_store_up", int(not hq.engine.away)),
+        Sample("cipherbox_disk_free_bytes", free_bytes(hq.config.directory)),
+    ]
+
+
+def _itself(hq: HQ) -> list[Sample]:
+    found = [
+        Sample("cipherbox_build_info", 1, (cipherbox.__version__,)),
+        Sample("cipherbox_ready", int(not hq.unready())),
+        Sample("cipherbox_draining", int(hq.engine.draining)),
+        Sample("cipherbox_engine_commands", hq.engine.waiting),
+        Sample("cipherbox_held_bytes", hq.memory.held),
+        Sample("cipherbox_memory_short", int(hq.memory.closed)),
+        Sample("cipherbox_body_cache_bytes", hq.engine.bodies.size),
+    ]
+    for name, left_s in certificates(hq).items():
+        found.append(Sample("cipherbox_certificate_remaining_days", round(left_s / _DAY_S, 3), (name,)))
+    return found
+
+
+def certificates(hq: HQ) -> dict[str, float]:
+    """Seconds until each of HQ's certificates, and the revocation list, end."""
+    trust, now = hq.trust, pki.now()
+    ends = {
+        "server": trust.server.not_valid_after_utc,
+        "issuing": trust.issuing.not_valid_after_utc,
+        "root": trust.root.not_valid_after_utc,
+    }
+    if trust.crl_ends is not None:
+        ends["crl"] = trust.crl_ends
+    return {name: (end - now).total_seconds() for name, end in ends.items()}
+
+
+def process_samples() -> list[Sample]:
+    """Of this process; what the system does not say is left out."""
+    cpu = os.times()
+    found = [
+        Sample("process_cpu_seconds_total", round(cpu.user + cpu.system, 3)),
+        Sample("process_start_time_seconds", round(_STARTED, 3)),
+    ]
+    if memory := memory_bytes():
+        found.append(Sample("process_resident_memory_bytes", memory))
+    if files := open_files():
+        found += [Sample("process_open_fds", files[0]), Sample("process_max_fds", files[1])]
+    return found

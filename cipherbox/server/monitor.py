@@ -1,0 +1,108 @@
+"""The metrics port: /metrics for Prometheus, /healthz and /readyz for a supervisor; plain HTTP on loopback.
+
+/healthz is about this process: 503 says that starting it again would help.  /readyz is about the service: 503, with
+the reasons, while HQ is a standby, waits for its store, drains or stops; starting it again would not help then.  The
+port is open before the store is, and as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import trio
+
+from cipherbox.ops.metrics import Sample
+from cipherbox.server.gauges import process_samples, samples
+from cipherbox.server.hq import HQ
+
+STUCK_S = 60.0  # the engine begins a batch at least every second
+_HEAD_BYTES = 8192
+_ASK_S = 5.0  # to say what is wanted, and to take the answer
+_AT_ONCE = 16
+_TEXT = "text/plain; charset=utf-8"
+_PHRASES = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+
+
+class Reply(NamedTuple):
+    status: int
+    body: bytes
+    content_type: str = _TEXT
+
+
+class Monitor:
+    """See the module.  ``hq`` is there once the store is open; until then ``waiting`` says why not."""
+
+    def __init__(self) -> None:
+        self.hq: HQ | None = None
+        self.waiting = "HQ is starting"
+        self._places = trio.Semaphore(_AT_ONCE)
+
+    def ill(self) -> str:
+        """Why this process should be started again; empty: it should not."""
+        engine = self.hq.engine if self.hq is not None else None
+        if engine is None or engine.away:
+            return ""
+        still_s = time.monotonic() - engine.turned_at
+        return f"the engine has not moved for {still_s:.0f} s" if still_s > STUCK_S else ""
+
+    def unready(self) -> list[str]:
+        """Why HQ does not take everything now."""
+        return self.hq.unready() if self.hq is not None else [self.waiting]
+
+    def samples(self) -> list[Sample]:
+        if self.hq is not None:
+            return samples(self.hq)
+        return [Sample("cipherbox_ready", 0), Sample("cipherbox_store_up", 0), *process_samples()]
+
+    def answer(self, method: str, path: str, accept: str) -> Reply:
+        """The answer to one request."""
+        if method not in ("GET", "HEAD"):
+            return Reply(405, b"only GET and HEAD\n")
+        if path == "/metrics":
+            from cipherbox.ops.prometheus import exposition
+
+            return Reply(200, *exposition(self.samples(), accept))
+        if path == "/healthz":
+            ill = self.ill()
+            return Reply(503 if ill else 200, f"{ill or 'ok'}\n".encode())
+        if path == "/readyz":
+            reasons = self.unready()
+            return Reply(503 if reasons else 200, ("\n".join(reasons or ["ready"]) + "\n").encode())
+        return Reply(404, b"there are /metrics, /healthz and /readyz\n")
+
+    async def serve(self, listeners: list[trio.SocketListener]) -> None:
+        """Until cancelled."""
+        await trio.serve_listeners(self._handle, listeners)
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
+        """Whatever one peer does, it ends alone."""
+        async with self._places:
+            with trio.move_on_after(_ASK_S):
+                try:
+                    await self._converse(stream)
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+            await trio.aclose_forcefully(stream)
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
+        head = bytearray()
+        while b"\r\n\r\n" not in head:
+            data = await stream.receive_some()
+            head += data
+            if not data or len(head) > _HEAD_BYTES:
+                return
+        lines = bytes(head).partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        words = lines[0].split(" ")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (x.partition(":") for x in lines[1:])}
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            reply, method = Reply(400, b"this is no HTTP request\n"), "GET"
+        else:
+            method = words[0]
+            reply = self.answer(method, words[1].partition("?")[0], headers.get("accept", ""))
+        answer = (
+            f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}\r\nContent-Type: {reply.content_type}\r\n"
+            f"Content-Length: {len(reply.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+        ).encode()
+        await stream.send_all(answer if method == "HEAD" else answer + reply.body)
+        await stream.send_eof()

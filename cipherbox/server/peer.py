@@ -1,0 +1,41 @@
+"""What the engine knows of those it serves: a connection as it sees it, a question of its own, what all are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from cipherbox.broker.model import Answer, Entry, FetchedEntries
+from cipherbox.errors import CipherBoxError
+
+Proof = tuple[int, bytes]  # entry of the signed log, and the proof that what one connection published is in it
+MEMORY_SHORT, MEMORY_FREE = "HQ is short of memory; publishers wait", "HQ has memory again; publishers go on"
+STORE_AWAY = "HQ's database does not answer: what you send waits and is not confirmed"
+STORE_BACK = "HQ's database answers again"
+
+
+class Peer(Protocol):
+    """A connection as the engine sees it; none of these calls blocks."""
+
+    client: str
+
+    def answer(self, answers: Sequence[Answer], proof: Proof | None) -> None: ...
+
+    def hand(self, tag: int, queue: str, entries: list[Entry]) -> None: ...
+
+    def fetched(self, answer: FetchedEntries) -> None: ...
+
+    def end(self, error: CipherBoxError) -> None: ...
+
+
+class Call:
+    """A question HQ asked itself."""
+
+    __slots__ = ("answer", "done", "proof")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: Answer | None = None
+        self.proof = b""

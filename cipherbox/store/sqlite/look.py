@@ -1,0 +1,40 @@
+"""A look at a database from outside, also while HQ has it open; nothing is changed."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from cipherbox.errors import SchemaTooNew, StoreError
+from cipherbox.store.sqlite.database import APPLICATION_ID, scripts, translated
+
+_CHECK_BYTES = 256 * 1024 * 1024  # up to here every page is looked at: a second or two
+
+
+class Looked(NamedTuple):
+    schema: int
+    size: int
+    newest_at: int  # of the signed log, ms since 1970; 0: it has no entry
+    problem: str  # empty: none found
+
+
+def look_at(path: Path) -> Looked:
+    """StoreError if it is no database of ours."""
+    if not path.exists():
+        raise StoreError(f"there is no database {path}; run: cipherbox init")
+    with translated(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        db.execute("PRAGMA busy_timeout = 5000")
+        schema: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise StoreError(f"{path} is a database of another program")
+        if schema > len(scripts()):
+            raise SchemaTooNew(f"{path} was written by a newer program (schema {schema}); use the newer one")
+        size = path.stat().st_size
+        newest = db.execute("SELECT at FROM log ORDER BY entry DESC LIMIT 1").fetchone() if schema > 1 else None
+        problem = ""
+        if size <= _CHECK_BYTES:
+            said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            problem = "" if said == "ok" else f"the database is damaged: {said}"
+    return Looked(schema, size, newest[0] if newest else 0, problem)
