@@ -14,7 +14,8 @@ import pytest
 from cipherbox.cli.demo_processes import free_port
 
 LIMIT_S = 90.0
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CIPHERBOX_", "SHIV_", "CREDENTIALS_"))}
+_ANOTHERS = ("CIPHERBOX_", "CREDENTIALS_", "NOTIFY_", "LISTEN_", "WATCHDOG_")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(_ANOTHERS)}
 ENVIRONMENT["PYTHONIOENCODING"] = "utf-8"
 PROGRAM = [sys.executable, "-m", "cipherbox"]
 # As PROGRAM, and writes the names of all loaded modules to a file when it ends.
