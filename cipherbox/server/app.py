@@ -16,10 +16,11 @@ import trio
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
 from cipherbox.errors import CipherBoxError, GoingAway, StoreUnavailable
+from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger
 from cipherbox.portable import lock_file
 from cipherbox.server.hq import HQ
-from cipherbox.server.listeners import Doorman, address_of, open_listeners
+from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
 from cipherbox.server.storing import open_store
 from cipherbox.store.port import StandbyOnly, Store
 from cipherbox.store.sqlite.store import SqliteStore
@@ -32,6 +33,7 @@ _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
 STANDBY_S = 1.0  # a standby looks so often whether it is needed
 _RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
+_NEWS_S = 10.0  # what `systemctl status` shows may be so old
 
 
 @attrs.frozen
@@ -84,6 +86,7 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
                 log.warning("The database does not answer; HQ waits for it", extra={"error": str(error)})
                 waiting(str(error))
                 said = True
+        systemd.alive()
         await trio.sleep(STANDBY_S)
 
 
@@ -124,8 +127,13 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
     async with AsyncExitStack() as sockets:
         plain: list[trio.SocketListener] = []
         websocket: list[trio.SocketListener] = []
-        for found, text in ((plain, hq.config.server.listen), (websocket, hq.config.server.websocket_listen)):
-            for listener in await open_listeners(parse_listen(text)):
+        given = systemd.passed_sockets()
+        for found, name, text in (
+            (plain, systemd.PLAIN, hq.config.server.listen),
+            (websocket, systemd.WEBSOCKET, hq.config.server.websocket_listen),
+        ):
+            told, here = parse_listen(text), given.get(name)
+            for listener in given_listeners(here, told) if here else await open_listeners(told):
                 sockets.push_async_callback(listener.aclose)
                 found.append(listener)
         async with trio.open_nursery() as handlers:
@@ -135,6 +143,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)
             handlers.start_soon(_keep_writing, hq)
+            handlers.start_soon(_tell_systemd, hq)
             doorman = Doorman(hq, context, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
@@ -171,6 +180,21 @@ async def _tick(hq: HQ) -> None:
         now = trio.current_time()
         for session in list(hq.sessions):
             session.tick(now)
+
+
+async def _tell_systemd(hq: HQ) -> None:
+    """A sign of life as long as the engine's own task takes its turns, and what HQ does in words."""
+    turns, said = -1, ""
+    pause_s = min(_NEWS_S, systemd.watchdog_s() / 3 or _NEWS_S)
+    while True:
+        await trio.sleep(pause_s)
+        if turns != hq.engine.turns:
+            turns = hq.engine.turns
+            systemd.alive()
+        count = len(hq.sessions)
+        text = f"STATUS=serving {count} connection{'' if count == 1 else 's'}"
+        if text != said and systemd.notify(text):
+            said = text
 
 
 async def _keep_writing(hq: HQ) -> None:

@@ -84,6 +84,7 @@ class Engine:
         self._next_call = 1
         self._full_until = 0.0
         self._disk_full = False
+        self.turns = 0  # of the task: at least one each second, unless a commit hangs
         self._journal = Journal()
         self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
@@ -164,6 +165,7 @@ class Engine:
     async def run(self) -> None:
         """Runs until cancelled; raises when the store is lost for good (damaged, or taken over by another HQ)."""
         while True:
+            self.turns += 1
             await self._gather()
             batch = self._take()
             try:
@@ -335,6 +337,7 @@ class Engine:
 
     async def _load(self) -> tuple[m.Snapshot, m.LogRow | None, bytes]:
         while True:
+            self.turns += 1
             try:
                 snapshot = await self.in_store(self._store.load, self._limits.head_entries)
                 history = await self.in_store(self._store.get_setting, HISTORY) or self.history
