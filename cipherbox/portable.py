@@ -198,6 +198,43 @@ def other_user() -> dict[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
+def is_root() -> bool:
+    """Whether this process may change what belongs to the system."""
+    return not WINDOWS and os.geteuid() == 0
+
+
+def ids_of(user: str) -> tuple[int, int] | None:
+    """Number of a user and of its group; None when this machine has no such user."""
+    if WINDOWS:
+        return None
+    import pwd
+
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError:
+        return None
+    return found.pw_uid, found.pw_gid
+
+
+def owner_of(path: Path) -> str:
+    """The name of the user a file belongs to; empty where files have no such owner."""
+    if WINDOWS:
+        return ""
+    import pwd
+
+    uid = path.lstat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def give_to(path: Path, ids: tuple[int, int]) -> None:
+    """Gives a file to a user and its group."""
+    if not WINDOWS:
+        os.chown(path, *ids, follow_symlinks=False)
+
+
 def safe_name(text: str) -> str:
     """A file name made from another party's text: one plain component, never hidden, never a device, 1 to 120 bytes."""
     name = unicodedata.normalize("NFC", text).replace("\\", "/").rsplit("/", 1)[-1]

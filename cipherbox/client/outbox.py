@@ -41,7 +41,7 @@ from cipherbox.portable import private_dir, sync_directory
 DATABASE, FILES = "outbox.sqlite3", "outbox"
 _FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
 _ORPHAN_S = 24 * 3600
-_STEPS = (
+STEPS = (
     """
 CREATE TABLE envelopes (
     number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, messages INTEGER NOT NULL,
@@ -91,7 +91,7 @@ class Outbox(OutboxReading):
         self._path = home / DATABASE
         self._files = home / FILES
         self._keep_until = keep_until
-        self._db = open_database(self._path, _STEPS)
+        self._db = open_database(self._path, STEPS)
         try:
             with translated(self._path):
                 private_dir(self._files)
