@@ -36,7 +36,7 @@ from cipherbox.client.outbox_rows import (
     Refused,
     Signed,
 )
-from cipherbox.portable import private_dir, sync_directory
+from cipherbox.portable import O_BINARY, private_dir, sync_directory
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
 _FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
@@ -270,7 +270,7 @@ class Outbox(OutboxReading):
                 continue
             path = self._files / f"{item.envelope_id.hex()}-{item.generation}"
             written.append(path)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
             try:
                 view = memoryview(item.raw)
                 while view:

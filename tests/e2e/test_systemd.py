@@ -39,15 +39,17 @@ class Manager:
         self._socket.bind(str(path))
         self._socket.settimeout(LIMIT_S)
         self.news: list[str] = []
+        self._lines: list[str] = []
 
     def wait(self, wanted: str) -> str:
         """The first news that begin so; they are gone through one after the other."""
         ends = time.monotonic() + LIMIT_S
         while time.monotonic() < ends:
-            for line in self._socket.recv(4096).decode().splitlines():
-                self.news.append(line)
-                if line.startswith(wanted):
-                    return line
+            if not self._lines:
+                self._lines = self._socket.recv(4096).decode().splitlines()
+            self.news.append(self._lines.pop(0))
+            if self.news[-1].startswith(wanted):
+                return self.news[-1]
         raise AssertionError(f"{wanted} did not come: {self.news}")
 
     def drain(self) -> None:
