@@ -137,6 +137,10 @@ def schema_of(path: Path) -> int:
     try:
         if not path.is_file():
             return 0
+        log = path.with_name(f"{path.name}-wal")
+        if not log.exists() or not log.stat().st_size:  # then the file says it, and nothing is made beside it
+            with path.open("rb") as file:
+                return int.from_bytes(file.read(64)[60:64], "big")
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
         try:
             return int(db.execute("PRAGMA user_version").fetchone()[0])

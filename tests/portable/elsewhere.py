@@ -60,7 +60,7 @@ def _watch_files() -> None:
     import fcntl
 
     open_, fsync = os.open, os.fsync
-    os.O_BINARY = 0o100000  # type: ignore[attr-defined]
+    os.O_BINARY = 0o100000
 
     def ours() -> bool:
         return str(sys._getframe(2).f_globals.get("__name__", "")).startswith("cipherbox")
