@@ -46,11 +46,13 @@ def install(
     from cipherbox.cli.install_checks import base_python, check, check_schemas, known_schemas, runs_systemd
     from cipherbox.cli.install_files import outside
     from cipherbox.cli.install_places import AGENTS, CLIENT, SERVER, read_pointer
-    from cipherbox.cli.install_service import start_service
+    from cipherbox.cli.install_service import make_hq, start_service
     from cipherbox.cli.output import say
     from cipherbox.errors import ConfigError
 
     places = _places(ctx, client, root)
+    if address and (client or not places.real):
+        raise click.UsageError("--address makes HQ on this machine; it does not go with --client or --root.")
     before = read_pointer(places.at(places.current))
     current = steps.manifest_of(places.at(places.base) / before) if before else {}
     parts = steps.parts_of(places, CLIENT if client else SERVER)
@@ -85,8 +87,11 @@ def install(
     moved = _take(steps.listen_steps(places), dry_run) if server and systemd else 0
     if dry_run:
         return
-    if server and places.real and systemd:
-        start_service(places, address, changed=bool(changed), moved=bool(moved), first=not before)
+    if server and places.real:
+        if address:
+            make_hq(places, address)
+        if systemd:
+            start_service(places, start=bool(address), changed=bool(changed), moved=bool(moved), first=not before)
     say(f"CipherBox {name} is installed." if changed + moved else f"CipherBox {name} was installed already.")
     _advise(places, server, systemd)
 
@@ -172,7 +177,8 @@ def _advise(places: Places, server: bool, systemd: bool) -> None:
             warn(f"{places.command.parent} is not in $PATH; add it, or call {places.command}")
         next_step("cipherbox join")
     elif not (places.data / SERVER_FILE).exists():
-        next_step("make HQ and start it: sudo cipherbox install --address hq.example.org:7443")
+        more = "" if systemd else " --no-systemd"
+        next_step(f"make HQ{' and start it' * systemd}: sudo cipherbox install{more} --address hq.example.org:7443")
     elif not systemd:
         next_step(f"start HQ as user {USER}: cipherbox serve {places.data}")
     else:

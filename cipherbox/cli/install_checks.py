@@ -39,6 +39,9 @@ def _problems(places: Places, *, server: bool, python: Path | None, systemd: boo
     wanted = [places.base, places.command.parent, places.share, places.units]
     for path in [*wanted, places.data, places.settings] if server else wanted:
         yield from _place(places.at(path), SPACE if python is not None and path == places.base else 0)
+    command = places.at(places.command)
+    if command.is_file() and not command.is_symlink() and b"cipherbox" not in command.read_bytes()[:4096]:
+        yield f"{command} is another program; move it away"
     if places.system and places.real:
         yield from _foreign(places, server=server)
 

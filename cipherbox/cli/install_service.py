@@ -14,20 +14,21 @@ from cipherbox.portable import ids_of
 SERVICE = "cipherbox.service"
 
 
-def start_service(places: Places, address: str, *, changed: bool, moved: bool, first: bool) -> None:
-    """Units are read again and a running HQ restarts; a new one is made and started if its ``address`` was said.
+def start_service(places: Places, *, start: bool, changed: bool, moved: bool, first: bool) -> None:
+    """Units are read again and a running HQ restarts; ``start``: one that does not run is started, too.
 
     Its sockets stay open over a restart, but when they ``moved``; and the ``first`` time they are HQ's own as yet.
     """
-    if address and not (places.data / SERVER_FILE).exists():
-        _make_hq(places, address)
+    for step in listen_steps(places):
+        if not step.done():
+            step.do()
     call(["systemctl", "daemon-reload"])
     made = (places.data / SERVER_FILE).exists()
     sockets = [unit for unit in SOCKETS if (places.units / f"{unit}.d" / "listen.conf").exists()]
     if made and _stands_by(places):
         sockets.clear()
     running = _asked("is-active")
-    if (address and not running) or (running and (moved or first)):
+    if (start and not running) or (running and (moved or first)):
         call(["systemctl", "stop", SERVICE])
         call(["systemctl", "enable", *sockets, SERVICE])
         if sockets:
@@ -37,13 +38,13 @@ def start_service(places: Places, address: str, *, changed: bool, moved: bool, f
         call(["systemctl", "restart", SERVICE])
 
 
-def _make_hq(places: Places, address: str) -> None:
+def make_hq(places: Places, address: str) -> None:
+    """HQ's directory, as its user; one that is there stays as it is."""
     ids = ids_of(USER)
-    assert ids is not None
+    if ids is None or (places.data / SERVER_FILE).exists():
+        return
     command = [str(places.command), "--home", str(places.data / "admin"), "init", str(places.data)]
-    call([*command, "--address", address], user=ids[0], group=ids[1], extra_groups=[], cwd=str(places.data))
-    for step in listen_steps(places):
-        step.do()
+    call([*command, "--address", address], user=ids[0], group=ids[1], extra_groups=[], umask=0o077, cwd=str(places.data))
 
 
 def _stands_by(places: Places) -> bool:

@@ -310,6 +310,15 @@ def test_a_file_where_a_directory_must_be(tmp_path: Path) -> None:
     assert f"{tmp_path / 'opt'} is no directory" in problems(system_places(tmp_path))
 
 
+def test_another_program_of_the_same_name_stays(tmp_path: Path) -> None:
+    command = tmp_path / "usr/local/bin/cipherbox"
+    command.parent.mkdir(parents=True)
+    command.write_bytes(b"#!/bin/sh\nexec something-else\n")
+    assert f"{command} is another program" in problems(system_places(tmp_path))
+    command.write_bytes(b'#!/bin/sh\nexec python3 /opt/cipherbox/cipherbox.pyz "$@"\n')  # of 0.4
+    check(system_places(tmp_path), server=True, python=Path("/bin/sh"), systemd=False)
+
+
 @pytest.mark.skipif(not is_root(), reason="another user's directory is needed")
 def test_a_directory_that_is_somebody_elses(tmp_path: Path) -> None:
     other = other_user()["user"]
