@@ -44,7 +44,8 @@ def make_hq(places: Places, address: str) -> None:
     if ids is None or (places.data / SERVER_FILE).exists():
         return
     command = [str(places.command), "--home", str(places.data / "admin"), "init", str(places.data)]
-    call([*command, "--address", address], user=ids[0], group=ids[1], extra_groups=[], umask=0o077, cwd=str(places.data))
+    as_user = {"user": ids[0], "group": ids[1], "extra_groups": [], "umask": 0o077, "cwd": str(places.data)}
+    call([*command, "--address", address], **as_user)
 
 
 def _stands_by(places: Places) -> bool:
