@@ -1,6 +1,7 @@
 # make demo    builds the one file and plays the labs scenario with it
 # make test    all tests             make check   style, types, layers
 # make pyz     dist/cipherbox.pyz    make bench   speed, with figures
+# make everywhere   dist/cipherbox-everywhere.pyz: the same for every system and Python
 # make sim     thousands of seeds of the simulation: SEEDS=first:count chooses them
 # make clean   removes what the others made
 #
@@ -16,7 +17,7 @@ SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -
 JOBS ?= 2
 SEEDS ?= 0:2000
 
-.PHONY: demo test check pyz bench sim clean lock
+.PHONY: demo test check pyz everywhere bench sim clean lock
 .DELETE_ON_ERROR:
 
 demo: $(PYZ)
@@ -28,10 +29,13 @@ test: $(STAMP) $(PYZ)
 check: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m mypy packaging/build.py packaging/lock.py
+	$(RUN) -m mypy packaging/build.py packaging/lock.py packaging/platforms.py
 	$(RUN) -m pytest tests/test_layers.py
 
 pyz: $(PYZ)
+
+everywhere: $(STAMP)
+	$(RUN) packaging/build.py --platform all dist/cipherbox-everywhere.pyz
 
 bench: $(STAMP) $(PYZ)
 	@$(RUN) $(PYZ) bench
@@ -55,5 +59,5 @@ $(STAMP): packaging/requirements-dev.txt pyproject.toml
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(PYZ): $(STAMP) packaging/build.py packaging/requirements.txt $(SOURCES)
+$(PYZ): $(STAMP) packaging/build.py packaging/platforms.py packaging/requirements.txt systemd/* $(SOURCES)
 	$(RUN) packaging/build.py $@

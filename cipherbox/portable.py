@@ -21,10 +21,31 @@ from typing import Any
 from cipherbox.errors import ConfigError, StoreLocked
 
 WINDOWS = sys.platform == "win32"
+O_BINARY = getattr(os, "O_BINARY", 0)  # for os.open: Windows would change the ends of lines
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5)
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+def read_at(fd: int, size: int, at: int) -> bytes:
+    """Bytes from a place in a file; one thread at a time, as Windows has one position for them all."""
+    if sys.platform != "win32":
+        return os.pread(fd, size, at)
+    os.lseek(fd, at, os.SEEK_SET)
+    return os.read(fd, size)
+
+
+def write_at(fd: int, data: bytes | memoryview, at: int) -> None:
+    """All the bytes to a place in a file; one thread at a time."""
+    view = memoryview(data)
+    while view:
+        if sys.platform != "win32":
+            size = os.pwrite(fd, view, at)
+        else:
+            os.lseek(fd, at, os.SEEK_SET)
+            size = os.write(fd, view)
+        view, at = view[size:], at + size
 
 
 def sync_directory(path: Path) -> None:
@@ -117,7 +138,7 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
 
     The lock goes with the process, also when it is killed, so a stale file locks nobody out.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
     try:
         if not _try_lock(fd):
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() if not WINDOWS else ""
@@ -201,6 +222,43 @@ def other_user() -> dict[str, Any]:
 
     nobody = pwd.getpwnam("nobody")
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def is_root() -> bool:
+    """Whether this process may change what belongs to the system."""
+    return not WINDOWS and os.geteuid() == 0
+
+
+def ids_of(user: str) -> tuple[int, int] | None:
+    """Number of a user and of its group; None when this machine has no such user."""
+    if WINDOWS:
+        return None
+    import pwd
+
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError:
+        return None
+    return found.pw_uid, found.pw_gid
+
+
+def owner_of(path: Path) -> str:
+    """The name of the user a file belongs to; empty where files have no such owner."""
+    if WINDOWS:
+        return ""
+    import pwd
+
+    uid = path.lstat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def give_to(path: Path, ids: tuple[int, int]) -> None:
+    """Gives a file to a user and its group."""
+    if not WINDOWS:
+        os.chown(path, *ids, follow_symlinks=False)
 
 
 def safe_name(text: str) -> str:

@@ -17,15 +17,18 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from platforms import PYTHONS, SYSTEMS, TAGS
+
 HERE = Path(__file__).resolve().parent
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-# sys_platform -> pip platform tags; runtime targets and those on which the project is developed.
-LINUX = [
-    [f"manylinux{v}_{cpu}" for v in ("_2_17", "2014", "_2_26", "_2_28", "_2_34")] for cpu in ("x86_64", "aarch64")
-]
-MAC = [["macosx_10_9_universal2", *(f"macosx_{v}_0_{cpu}" for v in range(11, 15) for cpu in ("arm64", "universal2"))]]
-RUN = {"linux": LINUX, "darwin": MAC, "win32": [["win_amd64"]]}
-DEV = {"linux": LINUX, "darwin": MAC}
+# sys_platform -> pip's tags of each target; those the file is built for, and those on which the project is developed.
+RUN = {
+    system: [tags for platform, tags in TAGS.items() if SYSTEMS[platform] == system]
+    for system in ("linux", "darwin", "win32")
+}
+DEV = {
+    "linux": [[f"manylinux_2_34_{cpu}", *TAGS[f"linux-{cpu}"]] for cpu in ("x86_64", "aarch64")],
+    "darwin": [TAGS["macos-arm64"]],
+}
 EXTRA = {"win32": ["colorama"]}  # what click needs there; pip reads such markers for the machine it runs on
 BUILD = ["setuptools>=77"]  # builds the project itself, without isolation
 

@@ -17,6 +17,7 @@ from typing import IO
 import trio
 
 from cipherbox.cli.exits import Exit
+from cipherbox.ops.unpack import CACHE_VARIABLE
 
 STOP_S = 15.0
 LOWEST_PORT, PORTS = 12_000, 20_000
@@ -27,9 +28,12 @@ class DemoFailed(Exception):
 
 
 def program() -> list[str]:
-    """How to start this program: the built file when it is one, else the installed package."""
-    if sys.argv and zipfile.is_zipfile(sys.argv[0]):
-        return [sys.executable, str(Path(sys.argv[0]).resolve())]
+    """How to start this program: the built file when it is one, what `install` made of it, else the package."""
+    started = Path(sys.argv[0] if sys.argv else "").resolve()
+    if zipfile.is_zipfile(started):
+        return [sys.executable, str(started)]
+    if (started.parent.parent / "site" / "cipherbox").is_dir():
+        return [sys.executable, "-I", str(started)]
     return [sys.executable, "-m", "cipherbox"]
 
 
@@ -55,7 +59,9 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self._logs = directory / "output"
         self._logs.mkdir()
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("CIPHERBOX_")}
+        self.environment = {
+            k: v for k, v in os.environ.items() if not k.startswith("CIPHERBOX_") or k == CACHE_VARIABLE
+        }
         self.environment["PYTHONIOENCODING"] = "utf-8"
 
     def output(self, name: str) -> Path:

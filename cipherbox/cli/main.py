@@ -67,6 +67,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "prove": ("prove", "prove", "Prove that nothing is lost or doubled, whatever is killed."),
         "bench": ("bench", "bench", "Measure how fast this machine does the whole job."),
         "manual": ("texts", "manual", "Read the manual."),
+        "install": ("install", "install", "Install or upgrade HQ, or a client, on this machine."),
+        "uninstall": ("install", "uninstall", "Remove it again; data stays."),
         "completion": ("texts", "completion", "Print the shell's completion of these commands."),
         "version": ("texts", "version", "Print the version."),
     },

@@ -19,6 +19,7 @@ import trio
 
 from cipherbox.cli.exits import Exit
 from cipherbox.errors import CipherBoxError
+from cipherbox.portable import O_BINARY
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -80,7 +81,7 @@ class _Sender:
     def __init__(self, client: Client, log: Path, recipients: list[str], chance: random.Random) -> None:
         self._client, self._recipients, self._chance = client, recipients, chance
         self._next = max(read_log(log)[0], default=0) + 1
-        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | O_BINARY, 0o600)
         os.write(self._log, b"\n")  # after a line that a kill cut off
 
     def _write(self, what: str, first: int, count: int, to: list[str]) -> None:

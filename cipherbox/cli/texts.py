@@ -36,19 +36,21 @@ def completion(shell: str) -> None:
     eval "$(cipherbox completion zsh)"           in ~/.zshrc
     cipherbox completion fish | source           in ~/.config/fish/config.fish
     """
-    from click.shell_completion import get_completion_class
+    from cipherbox.cli.install_files import completion_script
 
-    from cipherbox.cli.main import COMPLETE_VARIABLE, cli
-
-    kind = get_completion_class(shell)
-    assert kind is not None
-    click.echo(kind(cli, {}, "cipherbox", COMPLETE_VARIABLE).source(), nl=False)
+    click.echo(completion_script(shell), nl=False)
 
 
 @click.command()
 @click.argument("topic", required=False)
-def manual(topic: str | None) -> None:
+@click.option("--man", is_flag=True, help="Print the man page cipherbox(1), made from the commands.")
+def manual(topic: str | None, man: bool) -> None:
     """Read the manual page TOPIC; without one, list the pages."""
+    if man:
+        from cipherbox.cli.manpage import man_page
+
+        click.echo(man_page(), nl=False)
+        return
     pages = manual_pages()
     if topic is None:
         width = max(map(len, pages))

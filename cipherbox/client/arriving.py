@@ -22,7 +22,7 @@ from cipherbox.client.lines import Received, file_line
 from cipherbox.client.parts import MANIFEST, PART, Manifest, Part, read_manifest, read_part
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import MalformedEnvelope
-from cipherbox.portable import private_dir, safe_name, sync_directory
+from cipherbox.portable import O_BINARY, private_dir, safe_name, sync_directory, write_at
 from cipherbox.sealing.body import Message
 
 INCOMING, PARTIAL = "data/incoming", ".partial"
@@ -91,7 +91,7 @@ class Arriving:
                     continue
                 if not self._over(received.sender, part.transfer):
                     fd = self._opened(files, received.sender, part.transfer)
-                    _write_at(fd, part.data, part.number * part.part_bytes)
+                    write_at(fd, part.data, part.number * part.part_bytes)
                 taken.append(Taken(received, part, hashlib.sha256(part.data).digest(), None))
             for fd in files.values():
                 os.fsync(fd)
@@ -173,7 +173,7 @@ class Arriving:
         if partial.exists() or not manifest.hashes:
             private_dir(path.parent)
             private_dir(partial.parent)
-            fd = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
+            fd = os.open(partial, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
             try:
                 os.ftruncate(fd, manifest.size)
                 os.fsync(fd)
@@ -252,7 +252,7 @@ class Arriving:
         path = self._partial(sender, transfer)
         if path not in files:
             private_dir(path.parent)
-            files[path] = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            files[path] = os.open(path, os.O_WRONLY | os.O_CREAT | O_BINARY, 0o600)
         return files[path]
 
 
@@ -270,11 +270,4 @@ def transfer_of(taken: Taken) -> tuple[str, bytes] | None:
         return taken.received.sender, read_manifest(taken.manifest or b"").transfer
     except MalformedEnvelope:
         return None
-
-
-def _write_at(fd: int, data: bytes | memoryview, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        size = os.pwrite(fd, view, at)
-        view, at = view[size:], at + size
 

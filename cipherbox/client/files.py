@@ -26,6 +26,7 @@ from cipherbox.client.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.window import Outgoing
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, Queued
 from cipherbox.limits import LIMITS
+from cipherbox.portable import O_BINARY, read_at
 from cipherbox.sealing.body import BINARY, pack
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class FileSender:
         transfer = self._transfer
         size = _size(transfer, part)
         try:
-            data = os.pread(fd, size, part * transfer.part_bytes)
+            data = read_at(fd, size, part * transfer.part_bytes)
         except OSError as error:
             raise FileError(f"{transfer.file} cannot be read: {error.strerror}") from None
         if len(data) != size:
@@ -257,7 +258,7 @@ def _size(transfer: Transfer, part: int) -> int:
 
 def _open(transfer: Transfer) -> int:
     try:
-        fd = os.open(transfer.file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        fd = os.open(transfer.file, os.O_RDONLY | O_BINARY)
     except OSError as error:
         raise FileChanged(f"{transfer.file} cannot be read any more: {error.strerror}") from None
     try:

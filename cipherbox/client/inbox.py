@@ -29,7 +29,7 @@ from cipherbox.client.pipe_frames import is_frame
 from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
-from cipherbox.portable import private_dir, safe_name, write_private
+from cipherbox.portable import O_BINARY, private_dir, safe_name, write_private
 from cipherbox.sealing.body import Message, pack
 
 DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
@@ -288,4 +288,4 @@ def _joined(lines: Sequence[bytes]) -> Iterator[bytes]:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT, 0o600)
+    return os.open(path, flags | os.O_CREAT | O_BINARY, 0o600)

@@ -38,12 +38,12 @@ from cipherbox.client.outbox_rows import (
     names_text,
     values_of,
 )
-from cipherbox.portable import private_dir, sync_directory
+from cipherbox.portable import O_BINARY, private_dir, sync_directory
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
 _FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
 _ORPHAN_S = 24 * 3600
-_STEPS = (
+STEPS = (
     """
 CREATE TABLE envelopes (
     number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, messages INTEGER NOT NULL,
@@ -94,7 +94,7 @@ class Outbox(OutboxReading):
         self._path = home / DATABASE
         self._files = home / FILES
         self._keep_until = keep_until
-        self._db = open_database(self._path, _STEPS)
+        self._db = open_database(self._path, STEPS)
         try:
             with translated(self._path):
                 private_dir(self._files)
@@ -279,7 +279,7 @@ class Outbox(OutboxReading):
                 continue
             path = self._files / f"{item.envelope_id.hex()}-{item.generation}"
             written.append(path)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
             try:
                 view = memoryview(item.raw)
                 while view:

@@ -20,6 +20,7 @@ from cipherbox.client.localdb import transaction, translated
 from cipherbox.client.outbox import Outbox
 from cipherbox.errors import FileChanged, FileError
 from cipherbox.limits import LIMITS
+from cipherbox.portable import O_BINARY
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
 COPIES = "copies"
@@ -79,7 +80,7 @@ class Transfers:
                 kept = self._copies / transfer_id.hex()
                 shutil.copyfile(file, kept)
                 os.chmod(kept, 0o600)
-                fd = os.open(kept, os.O_RDONLY)
+                fd = os.open(kept, os.O_RDWR | O_BINARY)
                 try:
                     os.fsync(fd)
                 finally:

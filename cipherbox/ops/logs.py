@@ -31,6 +31,7 @@ from cipherbox.errors import ConfigError
 from cipherbox.ops import flood
 from cipherbox.ops.flood import Flood
 from cipherbox.ops.journald import Journald, in_journal
+from cipherbox.portable import O_BINARY
 
 ROOT = "cipherbox"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -187,7 +188,7 @@ class RotatedFile(logging.Handler):
         super().close()
 
     def _open(self) -> None:
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | O_BINARY, 0o600)
         found = os.fstat(self._file)
         self._size = found.st_size
         self._period = self._period_of(found.st_mtime if found.st_size else time.time())

@@ -1,9 +1,19 @@
-"""Tells systemd how the service is doing (sd_notify): a datagram to the socket that $NOTIFY_SOCKET names."""
+"""The service manager's side of a service: news to it (sd_notify), its watchdog, and sockets it listens on for us.
+
+All of it is by environment variables and does nothing without them, so `serve` runs the same under any other manager.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+import time
+
+from cipherbox.errors import ConfigError
+
+PLAIN, WEBSOCKET = "plain", "websocket"  # FileDescriptorName= of the socket units
+_UNITS = {"cipherbox.socket": PLAIN, "cipherbox-websocket.socket": WEBSOCKET, "unknown": PLAIN}
+_FIRST_FD = 3  # sd_listen_fds(3)
 
 
 def notify(*lines: str) -> bool:
@@ -18,3 +28,55 @@ def notify(*lines: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def reloading() -> bool:
+    """Says that settings are being read again; ``READY=1`` says that it is done."""
+    return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def watchdog_s() -> float:
+    """How long systemd waits for a sign of life before it ends the service; 0: for ever."""
+    told = os.environ.get("WATCHDOG_USEC", "")
+    if not told.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    return int(told) / 1e6
+
+
+def alive() -> None:
+    """The sign of life."""
+    if watchdog_s():
+        notify("WATCHDOG=1")
+
+
+def passed_sockets() -> dict[str, list[socket.socket]]:
+    """The listening sockets that systemd hands over, by name; none without it.  ConfigError for what is no such thing.
+
+    They are handed over once: a child process must not take them for its own.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    found: dict[str, list[socket.socket]] = {}
+    if pid != str(os.getpid()) or not count.isdigit():
+        return found
+    for number in range(int(count)):
+        told = names[number] if number < len(names) and names[number] else "unknown"
+        name = _UNITS.get(told, told)
+        if name not in (PLAIN, WEBSOCKET):
+            raise ConfigError(
+                f"systemd hands over a socket named {told!r}; its unit needs FileDescriptorName={PLAIN} or {WEBSOCKET}"
+            )
+        found.setdefault(name, []).append(_taken(_FIRST_FD + number, name))
+    return found
+
+
+def _taken(fd: int, name: str) -> socket.socket:
+    try:
+        os.set_inheritable(fd, False)
+        taken = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ConfigError(f"systemd hands over no socket as {name!r}: {error.strerror}") from None
+    inet = taken.family in (socket.AF_INET, socket.AF_INET6) and taken.type == socket.SOCK_STREAM
+    if not inet or not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ConfigError(f"the socket {name!r} of systemd does not listen on TCP; its unit needs ListenStream=PORT")
+    return taken

@@ -15,12 +15,13 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import CipherBoxError, GoingAway, StoreUnavailable, first_of
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreUnavailable, first_of
+from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
 from cipherbox.server.alerts import Watch
 from cipherbox.server.hq import HQ
-from cipherbox.server.listeners import Doorman, address_of, open_listeners
+from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
 from cipherbox.server.monitor import Monitor
 from cipherbox.server.storing import check_whole, open_store
 from cipherbox.store.port import StandbyOnly, Store
@@ -34,6 +35,7 @@ _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
 STANDBY_S = 1.0  # a standby looks so often whether it is needed
 _RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
+_NEWS_S = 10.0  # what `systemctl status` shows may be so old
 
 
 @attrs.frozen
@@ -123,6 +125,7 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
                 log.warning("The database does not answer; HQ waits for it", extra={"error": str(error)})
                 waiting(str(error))
                 said = True
+        systemd.alive()
         await trio.sleep(STANDBY_S)
 
 
@@ -148,8 +151,13 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
     async with AsyncExitStack() as sockets:
         plain: list[trio.SocketListener] = []
         websocket: list[trio.SocketListener] = []
-        for found, text in ((plain, hq.config.server.listen), (websocket, hq.config.server.websocket_listen)):
-            for listener in await open_listeners(parse_listen(text)):
+        given = systemd.passed_sockets()
+        for found, name, text in (
+            (plain, systemd.PLAIN, hq.config.server.listen),
+            (websocket, systemd.WEBSOCKET, hq.config.server.websocket_listen),
+        ):
+            told, here = parse_listen(text), given.get(name)
+            for listener in given_listeners(here, told) if here else await open_listeners(told):
                 sockets.push_async_callback(listener.aclose)
                 found.append(listener)
         async with trio.open_nursery() as handlers:
@@ -160,6 +168,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(keep_retention, hq)
             handlers.start_soon(_keep_watch, hq)
             handlers.start_soon(_keep_writing, hq)
+            handlers.start_soon(_tell_systemd, hq)
             doorman = Doorman(hq, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
@@ -201,6 +210,21 @@ async def _tick(hq: HQ) -> None:
         settle_floods()
 
 
+async def _tell_systemd(hq: HQ) -> None:
+    """A sign of life as long as the engine's own task takes its turns, and what HQ does in words."""
+    turns, said = -1, ""
+    pause_s = min(_NEWS_S, systemd.watchdog_s() / 3 or _NEWS_S)
+    while True:
+        await trio.sleep(pause_s)
+        if turns != hq.engine.turns:
+            turns = hq.engine.turns
+            systemd.alive()
+        count = len(hq.sessions)
+        text = f"STATUS=serving {count} connection{'' if count == 1 else 's'}"
+        if text != said and systemd.notify(text):
+            said = text
+
+
 async def _keep_writing(hq: HQ) -> None:
     """Tells the store that this HQ is alive; ends HQ when another one took over."""
     while True:
@@ -217,7 +241,11 @@ async def keep_retention(hq: HQ) -> None:
         wanted, now = hq.config.retention, hq.clock_ms()
         days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)
         cutoffs = Cutoffs(*(now - d * _DAY_MS if d else 0 for d in days))
-        if any(days) and await hq.engine.in_store(hq.store.older_than, cutoffs):
+        try:
+            old = any(days) and await hq.engine.in_store(hq.store.older_than, cutoffs)
+        except Busy:
+            old = False  # the store is away; there is time
+        if old:
             try:
                 await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
             except CipherBoxError as error:

@@ -76,6 +76,7 @@ class Engine:
         self._full_until = 0.0
         self._disk_full = False
         self._store_since: float | None = None  # trio time since when the store has not answered a write or a load
+        self.turns = 0  # of the task: at least one each second, unless a commit hangs
         self._journal = Journal()
         self.counts = Counts()
         self.draining = False  # publishes are refused, everything else goes on
@@ -188,6 +189,7 @@ class Engine:
     async def run(self) -> None:
         """Runs until cancelled; raises when the store is lost for good (damaged, or taken over by another HQ)."""
         while True:
+            self.turns += 1
             await self._gather()
             self.turned_at = time.monotonic()
             batch = self._take()
@@ -380,6 +382,7 @@ class Engine:
 
     async def _load(self) -> tuple[m.Snapshot, m.LogRow | None, bytes]:
         while True:
+            self.turns += 1
             try:
                 snapshot = await self.in_store(self._store.load, self._limits.head_entries)
                 history = await self.in_store(self._store.get_setting, HISTORY) or self.history

@@ -5,6 +5,7 @@ A place among the handshakes is taken when the peer has begun to speak, so those
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -19,6 +20,18 @@ from cipherbox.tls import TlsStream
 log = get_logger(__name__)
 _SLOT_S = 0.5  # a good line's handshake takes a tenth
 _ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
+
+
+def given_listeners(sockets: list[socket.socket], addresses: list[tuple[str, int]]) -> list[trio.SocketListener]:
+    """What systemd listens on for HQ; it counts, also where the settings say something else."""
+    found = [trio.SocketListener(trio.socket.from_stdlib_socket(given)) for given in sockets]
+    ports = {address_of(listener)[1] for listener in found}
+    if addresses and ports != {port for _, port in addresses}:
+        log.warning(
+            "systemd listens on other ports than the settings say; `cipherbox install` brings its units up to date",
+            extra={"systemd": sorted(ports), "settings": sorted(port for _, port in addresses)},
+        )
+    return found
 
 
 async def open_listeners(addresses: list[tuple[str, int]]) -> list[trio.SocketListener]:
@@ -89,10 +102,10 @@ class Doorman:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
-    async def _handshake(self, tls: TlsStream, socket: trio.socket.SocketType, remote: str) -> bool:
+    async def _handshake(self, tls: TlsStream, line: trio.socket.SocketType, remote: str) -> bool:
         with trio.move_on_after(self._hq.config.limits.client_hello_s):
             try:
-                await trio.lowlevel.wait_readable(socket)
+                await trio.lowlevel.wait_readable(line)
                 slot = trio.Event()
                 await self._slots.acquire_on_behalf_of(slot)
                 self._handlers.start_soon(self._lose_slot, slot)

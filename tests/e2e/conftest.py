@@ -1,5 +1,7 @@
 """Real processes: an HQ on loopback, and commands as a user types them."""
 
+import fcntl
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import attrs
 import pytest
@@ -14,7 +17,9 @@ import pytest
 from cipherbox.cli.demo_processes import free_port
 
 LIMIT_S = 90.0
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("CIPHERBOX_", "SHIV_", "CREDENTIALS_"))}
+PROJECT = Path(__file__).resolve().parent.parent.parent
+_ANOTHERS = ("CIPHERBOX_", "CREDENTIALS_", "NOTIFY_", "LISTEN_", "WATCHDOG_")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(_ANOTHERS)}
 ENVIRONMENT["PYTHONIOENCODING"] = "utf-8"
 PROGRAM = [sys.executable, "-m", "cipherbox"]
 # As PROGRAM, and writes the names of all loaded modules to a file when it ends.
@@ -47,6 +52,12 @@ def shell(*arguments: str, home: Path, stdin: str = "", **environment: str) -> S
         start_new_session=True,
     )
     return Shown(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def children_s() -> float:
+    """CPU seconds of all processes that ended so far: how long one took, however busy the machine is."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def first_line(process: subprocess.Popen[bytes]) -> str:
@@ -130,3 +141,25 @@ def patient() -> Callable[[Callable[[], bool]], None]:
         raise AssertionError("it did not become so in time")
 
     return wait
+
+
+def builder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("packaging_build", PROJECT / "packaging" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file, built once for all workers of this run."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    target = shared / "built" / "cipherbox.pyz"
+    with (shared / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            builder().build(target)
+    return target

@@ -1,0 +1,90 @@
+"""Where `install` puts things: below the system's directories as root, below a home as anybody else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+
+from cipherbox.portable import WINDOWS
+
+SERVER, CLIENT = "server", "client"
+USER = "cipherbox"
+AGENTS = Path("/var/lib/cipherbox-agent")  # a home each
+SOCKETS = {"cipherbox.socket": "listen", "cipherbox-websocket.socket": "websocket_listen"}
+MANIFEST = "install.json"
+
+
+@attrs.frozen
+class Places:
+    """Absolute paths as the installed system sees them; `at` leads below ``root``, another one than / for a package."""
+
+    root: Path
+    base: Path
+    command: Path
+    share: Path
+    units: Path
+    data: Path
+    settings: Path
+    system: bool
+
+    def at(self, path: Path) -> Path:
+        """Where ``path`` is to be written."""
+        return self.root / path.relative_to(path.anchor) if self.root != Path(path.anchor) else path
+
+    @property
+    def real(self) -> bool:
+        """Whether this is about the running system."""
+        return self.root == Path(self.root.anchor)
+
+    @property
+    def current(self) -> Path:
+        return self.base / "current"
+
+    @property
+    def previous(self) -> Path:
+        return self.base / "previous"
+
+
+def system_places(root: Path) -> Places:
+    """For all users; what `install` as root does."""
+    return Places(
+        root=root, base=Path("/opt/cipherbox"), command=Path("/usr/local/bin/cipherbox"),
+        share=Path("/usr/local/share"), units=Path("/etc/systemd/system"), data=Path("/var/lib/cipherbox"),
+        settings=Path("/etc/cipherbox"), system=True,
+    )  # fmt: skip
+
+
+def own_places(root: Path, client_home: Path) -> Places:
+    """For this user alone."""
+    home = Path.home()
+    if WINDOWS:
+        base = Path(os.environ.get("LOCALAPPDATA", home), "CipherBox")
+        command, share = base / "bin" / "cipherbox.cmd", base / "share"
+    else:
+        base, command = home / ".local/lib/cipherbox", home / ".local/bin/cipherbox"
+        share = home / ".local/share"
+    return Places(
+        root=root, base=base, command=command, share=share, units=home / ".config/systemd/user",
+        data=client_home, settings=client_home, system=False,
+    )  # fmt: skip
+
+
+def read_pointer(pointer: Path) -> str:
+    """The tree that `current` or `previous` names; empty when there is none."""
+    try:
+        return os.readlink(pointer) if not WINDOWS else pointer.read_text("utf-8").strip()
+    except OSError:
+        return ""
+
+
+def write_pointer(pointer: Path, name: str) -> None:
+    """Lets the pointer name another tree, at once."""
+    new = pointer.with_name(f".{pointer.name}.new")
+    new.unlink(missing_ok=True)
+    if WINDOWS:
+        new.write_text(name, "utf-8")
+    else:
+        new.symlink_to(name)
+    new.replace(pointer)

@@ -1,0 +1,156 @@
+"""How the one file unpacks itself.  It runs before anything else of the package can, so it knows Python's library only.
+
+In the file lie `site/` (the same everywhere), `native/PLATFORM/any/` (for every Python) and `native/PLATFORM/cp311/`.
+A first start copies what fits this machine into a folder of this build, under another name until it is whole; later
+starts use the folder.  `cipherbox install` unpacks for every Python at once, into a place that only root can change.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile
+
+CACHE_VARIABLE = "CIPHERBOX_CACHE"
+BUILD_NAME = "build"  # of the entry that names the build
+SITE, NATIVE, ANY = "site/", "native/", "any"
+_PART = ".part-"
+_STALE_S = 24 * 3600.0  # a start that was killed left this behind
+
+
+def python_name() -> str:
+    """`cp311`."""
+    return f"cp{sys.version_info[0]}{sys.version_info[1]}"
+
+
+def platform_name() -> str:
+    """The machine as the build calls it: `linux-x86_64`, `linux-musl-aarch64`, `macos-arm64`, `windows-amd64`."""
+    if os.name == "nt":
+        return "windows-arm64" if "ARM64" in sys.version else "windows-amd64" if sys.maxsize > 2**32 else "windows-x86"
+    machine: str = os.uname().machine
+    if sys.platform == "darwin":
+        return f"macos-{machine}"
+    if machine in ("x86_64", "aarch64") and sys.maxsize < 2**32:
+        machine += "-32bit"
+    return f"{sys.platform}-{'' if sys.platform != 'linux' or _has_glibc() else 'musl-'}{machine}"
+
+
+def _has_glibc() -> bool:
+    try:
+        return bool(os.confstr("CS_GNU_LIBC_VERSION"))
+    except (ValueError, OSError):
+        return False
+
+
+def cache_directory() -> Path:
+    """Where a first start unpacks; for root never in the home that sudo left in the environment."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    if os.name == "nt":
+        local = os.environ.get("LOCALAPPDATA")
+        return Path(local or os.path.expanduser("~"), "CipherBox", "cache")
+    home = os.path.expanduser("~root" if os.geteuid() == 0 else "~")
+    return Path(home, ".cache", "cipherbox")
+
+
+def fits(names: list[str], platform: str, python: str) -> str:
+    """Empty when an archive with these entries has what this machine needs, else what is wrong."""
+    held = sorted({tuple(name.split("/")[1:3]) for name in names if name.startswith(NATIVE)})
+    platforms = sorted({name for name, _ in held})
+    pythons = sorted({tag for name, tag in held if name == platform and tag != ANY})
+    if platform not in platforms:
+        return f"this file is for {', '.join(platforms)}, and this machine is {platform}; take the file that is for it"
+    if pythons and python not in pythons:
+        versions = ", ".join(f"{tag[2]}.{tag[3:]}" for tag in pythons)
+        return f"this file is for Python {versions}, and this is {python[2]}.{python[3:]}; start it with one of those"
+    return ""
+
+
+def unpack(archive: ZipFile, target: Path, platform: str, pythons: tuple[str, ...] | None) -> None:
+    """Copies what fits ``platform`` below ``target``; ``pythons`` None: for every version the archive has."""
+    made: set[Path] = set()
+    for name, inner in _wanted(archive.namelist(), platform, pythons):
+        path = target / inner
+        if path.parent not in made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.add(path.parent)
+        path.write_bytes(archive.read(name))
+
+
+def _wanted(names: list[str], platform: str, pythons: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
+    for name in names:
+        if name.startswith(SITE):
+            yield name, name[len(SITE) :]
+        elif name.startswith(f"{NATIVE}{platform}/"):
+            _, _, tag, inner = name.split("/", 3)
+            if pythons is None or tag == ANY or tag in pythons:
+                yield name, inner
+
+
+def unpacked(file: str, build: str) -> Path:
+    """The folder of this build, made at the first start.  OSError or ValueError say why not."""
+    cache = cache_directory()
+    target = cache / f"{build[:16]}-{python_name()}"
+    if not target.is_dir():
+        _first(file, cache, target)
+    _check_owner(target)
+    return target
+
+
+def _first(file: str, cache: Path, target: Path) -> None:
+    from zipfile import ZipFile
+
+    with ZipFile(file) as archive:
+        wrong = fits(archive.namelist(), platform_name(), python_name())
+        if wrong:
+            raise ValueError(wrong)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(cache)
+        part = Path(tempfile.mkdtemp(prefix=_PART, dir=cache))
+        try:
+            unpack(archive, part, platform_name(), (python_name(),))
+            try:
+                part.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another start was faster
+                    raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    for old in cache.glob(f"{_PART}*"):
+        if time.time() - old.stat().st_mtime > _STALE_S:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_owner(folder: Path) -> None:
+    """Whoever may write there could change what this user runs."""
+    if os.name == "nt":
+        return
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise ValueError(f"{folder} belongs to another user, who could change what you run")
+    if found.st_mode & 0o022:
+        raise ValueError(f"{folder} can be written by others, who could change what you run; run: chmod go-w {folder}")
+
+
+def start(file: str, build: str) -> NoReturn:
+    """What the file does when it is started."""
+    try:
+        folder = unpacked(file, build)
+    except (OSError, ValueError) as error:
+        text = f"{error.filename or cache_directory()}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        sys.stderr.write(f"Error: CipherBox cannot unpack itself: {text}.\n")
+        sys.stderr.write(f"       It may unpack elsewhere: set {CACHE_VARIABLE} to a directory of your own.\n")
+        sys.exit(6)
+    sys.path[0] = str(folder)
+    from cipherbox.__main__ import main
+
+    main()

@@ -1,0 +1,420 @@
+"""`install` below a directory: what it puts where, again, a newer one, back, and away; and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import attrs
+import pytest
+
+import cipherbox
+from cipherbox.cli import install_checks, installing
+from cipherbox.cli.install_checks import check
+from cipherbox.cli.install_places import Places, own_places, read_pointer, system_places
+from cipherbox.errors import ConfigError
+from cipherbox.ops.unpack import CACHE_VARIABLE
+from cipherbox.portable import is_root, other_user
+
+from .conftest import ENVIRONMENT, Shown, children_s
+
+# As a user without rights sees it, whoever runs the tests.
+NOBODY = """
+import sys
+from cipherbox import portable
+portable.is_root = lambda: False
+from cipherbox.cli.main import main
+sys.argv[0] = sys.argv[1]
+main(sys.argv[2:])
+"""
+
+
+@attrs.frozen
+class Machine:
+    """A directory to install below, and a file to install."""
+
+    root: Path
+    pyz: Path
+
+    def run(self, *arguments: str, pyz: Path | None = None, **environment: str) -> Shown:
+        command = [sys.executable, "-I", str(pyz or self.pyz), *arguments, "--root", str(self.root)]
+        environment = {**ENVIRONMENT, CACHE_VARIABLE: str(self.pyz.parent / "cache"), **environment}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert "CipherBox made a mistake" not in done.stderr, done.stderr
+        return Shown(done.returncode, done.stdout, done.stderr)
+
+    @property
+    def base(self) -> Path:
+        return self.root / "opt/cipherbox"
+
+    def newer(self, number: int) -> Path:
+        """The same program as another build."""
+        made = self.root.parent / f"build{number}.pyz"
+        with zipfile.ZipFile(self.pyz) as old, zipfile.ZipFile(made, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, f"{number}" * 64 if name == "build" else old.read(name))
+        return made
+
+    def files(self) -> dict[str, bytes]:
+        """Everything but the trees."""
+        return {
+            str(path.relative_to(self.root)): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file() and not path.is_relative_to(self.base)
+        }
+
+
+@pytest.fixture
+def machine(pyz: Path, tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "root", pyz)
+
+
+OUTSIDE = {
+    "etc/systemd/system/cipherbox.service", "etc/systemd/system/cipherbox.socket",
+    "etc/systemd/system/cipherbox-websocket.socket", "etc/systemd/system/cipherbox-agent@.service",
+    "usr/local/share/man/man1/cipherbox.1", "usr/local/share/bash-completion/completions/cipherbox",
+    "usr/local/share/zsh/site-functions/_cipherbox", "usr/local/share/fish/vendor_completions.d/cipherbox.fish",
+}  # fmt: skip
+
+
+def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(machine: Machine) -> None:
+    dry = machine.run("install", "--dry-run")
+    assert dry.code == 0, dry.err
+    assert not machine.root.exists()
+    before = os.umask(0o077)  # an administrator's; the service's user must read all of it
+    try:
+        first = machine.run("install")
+    finally:
+        os.umask(before)
+    assert first.code == 0, first.err
+    assert [line[8:] for line in dry.out.splitlines()] == [line[8:] for line in first.out.splitlines()[:-1]]
+    assert {*machine.files()} - {"usr/local/bin/cipherbox"} == OUTSIDE
+    (tree,) = [path for path in machine.base.iterdir() if not path.is_symlink()]
+    assert tree.name.startswith(f"{cipherbox.__version__}-")
+    assert read_pointer(machine.base / "current") == tree.name
+    assert read_pointer(machine.root / "usr/local/bin/cipherbox") == "/opt/cipherbox/current/bin/cipherbox"
+    assert read_pointer(machine.root / "etc/cipherbox/cipherbox.toml") == "/var/lib/cipherbox/cipherbox.toml"
+    assert (machine.root / "var/lib/cipherbox").stat().st_mode & 0o777 == 0o700
+    modes = {path.stat().st_mode & 0o777 for path in tree.rglob("*")}
+    assert modes == {0o755, 0o644}
+    for folder in ("opt", "opt/cipherbox", "usr/local/bin", "etc/systemd/system", "usr/local/share/man/man1"):
+        assert (machine.root / folder).stat().st_mode & 0o777 == 0o755
+    again = machine.run("install")
+    assert again.code == 0
+    assert {line[:7] for line in again.out.splitlines()[:-1]} == {"  kept "}
+    assert "was installed already" in again.out
+
+
+def test_the_installed_program_runs_from_its_own_tree(machine: Machine, tmp_path: Path) -> None:
+    assert machine.run("install").code == 0
+    program = str(machine.base / "current/bin/cipherbox")
+    environment = {**ENVIRONMENT, "HOME": str(tmp_path), CACHE_VARIABLE: "/nonexistent"}
+    times = []
+    for _ in range(5):
+        before = children_s()
+        done = subprocess.run([program, "version"], capture_output=True, text=True, env=environment, check=False)
+        times.append(children_s() - before)
+        assert done.stdout.startswith(f"CipherBox {cipherbox.__version__}"), done.stderr
+    assert min(times) < 0.3, times
+    where = f"import sys; sys.path.insert(0, {str(machine.base / 'current/site')!r})\n"
+    where += "import cipherbox, orjson; print(orjson.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-c", where], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(str(machine.base / "current/site/orjson")), done.stderr
+    again = subprocess.run(
+        [program, "install", "--root", str(machine.root)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (again.returncode, "was installed already" in again.stdout) == (0, True), again.stderr
+
+
+def test_sockets_listen_where_the_settings_say(machine: Machine) -> None:
+    assert machine.run("install").code == 0
+    data = machine.root / "var/lib/cipherbox"
+    made = subprocess.run(
+        [str(machine.base / "current/bin/cipherbox"), "--home", str(data / "admin"), "init", str(data),
+         "--address", "hq.example.org:9443", "--websocket-listen", "[::1]:9444"],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert machine.run("install").code == 0
+    units = machine.root / "etc/systemd/system"
+    plain = (units / "cipherbox.socket.d/listen.conf").read_text()
+    assert "ListenStream=\nListenStream=0.0.0.0:9443\n" in plain
+    assert "ListenStream=[::1]:9444\n" in (units / "cipherbox-websocket.socket.d/listen.conf").read_text()
+    settings = data / "cipherbox.toml"
+    settings.write_text(settings.read_text().replace('websocket_listen = "[::1]:9444"', 'websocket_listen = ""'))
+    assert machine.run("install").code == 0
+    assert not (units / "cipherbox-websocket.socket.d/listen.conf").exists()
+
+
+def test_an_upgrade_keeps_a_way_back(machine: Machine) -> None:
+    assert machine.run("install").code == 0
+    first = read_pointer(machine.base / "current")
+    assert machine.run("install", "--rollback").code == 5  # there is nothing before
+    unit = machine.root / "etc/systemd/system/cipherbox.service"
+    unit.write_text("changed by hand")
+    (machine.root / "var/lib/cipherbox/kept").write_text("data")
+    second = machine.newer(2)
+    assert machine.run("install", pyz=second).code == 0
+    assert read_pointer(machine.base / "previous") == first
+    assert unit.read_text() != "changed by hand"
+    name = read_pointer(machine.base / "current")
+    assert name.endswith("-222222222222")
+    back = machine.run("install", "--rollback")
+    assert back.code == 0, back.err
+    assert (read_pointer(machine.base / "current"), read_pointer(machine.base / "previous")) == (first, name)
+    assert machine.run("install", "--rollback").code == 0  # and forth
+    assert machine.run("install", pyz=machine.newer(3)).code == 0
+    trees = {path.name[-12:] for path in machine.base.iterdir() if not path.is_symlink()}
+    assert trees == {"2" * 12, "3" * 12}  # the one before the previous is gone
+    assert (machine.root / "var/lib/cipherbox/kept").read_text() == "data"
+
+
+def test_the_schema_is_found_in_the_log_too(tmp_path: Path) -> None:
+    """A database whose last commit is in its log as yet, as after a crash."""
+    path = tmp_path / "x.sqlite3"
+    database(path, 7)
+    assert install_checks.schema_of(path) == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["x.sqlite3"]
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 9")
+    assert install_checks.schema_of(path) == 9
+    db.close()
+    assert install_checks.schema_of(tmp_path / "none") == 0
+
+
+def database(path: Path, version: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("CREATE TABLE x (y)")
+    db.execute(f"PRAGMA user_version = {version}")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "path", ["var/lib/cipherbox/cipherbox.sqlite3", "var/lib/cipherbox-agent/lab/outbox.sqlite3"]
+)
+def test_an_older_file_over_newer_data_is_refused_and_changes_nothing(machine: Machine, path: str) -> None:
+    assert machine.run("install").code == 0
+    before, current = machine.files(), read_pointer(machine.base / "current")
+    database(machine.root / path, 99)
+    refused = machine.run("install", pyz=machine.newer(2))
+    assert refused.code == 6
+    assert "was written by a newer program (schema 99" in refused.err
+    assert "nothing was changed" in refused.err
+    (machine.root / path).unlink()
+    assert machine.files() == before
+    assert read_pointer(machine.base / "current") == current
+
+
+def test_a_way_back_over_newer_data_is_refused_and_names_the_copy(machine: Machine) -> None:
+    assert machine.run("install").code == 0
+    assert machine.run("install", pyz=machine.newer(2)).code == 0
+    told = machine.base / "previous" / "install.json"
+    older = json.loads(told.read_text())
+    older["schemas"]["hq"] = 1
+    told.write_text(json.dumps(older))
+    database(machine.root / "var/lib/cipherbox/cipherbox.sqlite3", 3)
+    copy = machine.root / "var/lib/cipherbox/cipherbox.sqlite3.schema1"
+    copy.write_bytes(b"")
+    refused = machine.run("install", "--rollback")
+    assert refused.code == 6
+    assert str(copy) in refused.err
+    assert read_pointer(machine.base / "current").endswith("2" * 12)
+
+
+def test_uninstall_leaves_the_data_unless_told(machine: Machine) -> None:
+    assert machine.run("uninstall").code == 5  # nothing is there
+    assert machine.run("install").code == 0
+    data = machine.root / "var/lib/cipherbox"
+    (data / "cipherbox.sqlite3").write_bytes(b"")
+    dry = machine.run("uninstall", "--dry-run")
+    assert (dry.code, {*machine.files()} >= OUTSIDE) == (0, True)
+    done = machine.run("uninstall")
+    assert done.code == 0, done.err
+    assert {*machine.files()} == {"var/lib/cipherbox/cipherbox.sqlite3"}
+    assert not machine.base.exists()
+    assert not os.path.lexists(machine.root / "usr/local/bin/cipherbox")
+    assert machine.run("install").code == 0
+    asked = machine.run("uninstall", "--purge")
+    assert asked.code == 2
+    assert "--yes" in asked.err
+    assert data.exists()
+    assert machine.run("uninstall", "--purge", "--yes").code == 0
+    assert machine.files() == {}
+    assert not data.exists()
+
+
+def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
+    home = tmp_path / "user"
+    home.mkdir()
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**ENVIRONMENT, "HOME": str(home)}
+        command = [sys.executable, "-c", NOBODY, str(pyz), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+    refused = run("install")
+    assert refused.returncode == 5
+    assert "needs root" in refused.stderr
+    assert "install --client" in refused.stderr
+    done = run("install", "--client")
+    assert done.returncode == 0, done.stderr
+    program = home / ".local/bin/cipherbox"
+    version = subprocess.run([str(program), "version"], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert version.stdout.startswith("CipherBox "), version.stderr
+    assert (home / ".local/share/man/man1/cipherbox.1").exists()
+    unit = home / ".config/systemd/user/cipherbox-agent.service"
+    assert unit.exists() == install_checks.runs_systemd()
+    (home / ".cipherbox").mkdir()
+    gone = run("uninstall", "--client")
+    assert gone.returncode == 0, gone.stderr
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    assert (home / ".cipherbox").is_dir()
+
+
+# -- what is in the way -------------------------------------------------------------------------------------------
+
+
+def problems(places: Places, **more: Any) -> str:
+    options = {"server": True, "python": Path("/bin/sh"), "systemd": False, **more}
+    with pytest.raises(ConfigError) as found:
+        check(places, **options)
+    return str(found.value)
+
+
+def test_without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install_checks, "is_root", lambda: True)
+    monkeypatch.setattr(install_checks, "runs_systemd", lambda: False)
+    text = problems(system_places(Path("/")), systemd=True)
+    assert "does not run systemd" in text
+    assert "--no-systemd" in text
+    assert "/usr/local/bin/cipherbox serve /var/lib/cipherbox" in text
+
+
+def test_a_python_that_the_service_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install_checks, "is_root", lambda: True)
+    assert "/usr/bin/python3" in problems(system_places(Path("/")), python=Path("/root/own/python3"))
+
+
+def test_a_file_where_a_directory_must_be(tmp_path: Path) -> None:
+    (tmp_path / "opt").write_text("a file")
+    assert f"{tmp_path / 'opt'} is no directory" in problems(system_places(tmp_path))
+
+
+def test_another_program_of_the_same_name_stays(tmp_path: Path) -> None:
+    command = tmp_path / "usr/local/bin/cipherbox"
+    command.parent.mkdir(parents=True)
+    command.write_bytes(b"#!/bin/sh\nexec something-else\n")
+    assert f"{command} is another program" in problems(system_places(tmp_path))
+    command.write_bytes(b'#!/bin/sh\nexec python3 /opt/cipherbox/cipherbox.pyz "$@"\n')  # of 0.4
+    check(system_places(tmp_path), server=True, python=Path("/bin/sh"), systemd=False)
+
+
+@pytest.mark.skipif(not is_root(), reason="another user's directory is needed")
+def test_a_directory_that_is_somebody_elses(tmp_path: Path) -> None:
+    other = other_user()["user"]
+    places = attrs.evolve(
+        system_places(Path("/")), base=tmp_path / "cipherbox", command=tmp_path / "bin/cipherbox",
+        share=tmp_path / "share", units=tmp_path / "units", data=tmp_path / "data", settings=tmp_path / "etc",
+    )  # fmt: skip
+    places.base.mkdir()
+    check(places, server=True, python=Path("/bin/sh"), systemd=False)
+    os.chown(places.base, other, other)
+    assert f"{places.base} belongs to nobody" in problems(places)
+    os.chown(places.base, 0, 0)
+    places.base.chmod(0o775)
+    assert "can be written by others" in problems(places)
+    places.base.chmod(0o755)
+    places.data.mkdir()
+    os.chown(places.data, other, other)
+    assert f"{places.data} belongs to nobody" in problems(places)
+    assert "chown -R cipherbox:" in problems(places)
+
+
+@pytest.mark.skipif(not is_root(), reason="another user is needed")
+def test_a_directory_that_cannot_be_written() -> None:
+    """Asked by a user without rights, for whom /opt is such a directory."""
+    user = {key: value for key, value in other_user().items() if key != "extra_groups"}
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(user["group"])
+        os.setuid(user["user"])
+        os.write(write, "".join(install_checks._place(Path("/opt/x"), 0)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        assert "cannot be written and belongs to root" in said.read()
+
+
+def test_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert f"{tmp_path} is on a read-only file system; mount it writable" in problems(system_places(tmp_path))
+
+
+def test_a_full_disk_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install_checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert "is full: 200 MB must be free" in problems(system_places(tmp_path))
+    check(system_places(tmp_path), server=True, python=None, systemd=False)  # to remove something needs no room
+
+
+def test_a_disk_that_fills_leaves_the_old_version(pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = system_places(tmp_path)
+    left = [3]
+
+    def write(path: Path, data: bytes) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.touch()
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    step = installing.tree_step(places, "1.0-abc", pyz, Path("/bin/sh"), ["server"], {"etc/x": b"x"})
+    with pytest.raises(OSError, match="No space"):
+        step.do()
+    assert list((tmp_path / "opt/cipherbox").iterdir()) == []
+
+
+def test_what_is_not_the_one_file(tmp_path: Path) -> None:
+    other = tmp_path / "x.pyz"
+    for content in (b"", b"#!/bin/sh\n"):
+        other.write_bytes(content)
+        with pytest.raises(ConfigError, match="is not the one file"):
+            installing.taken_apart(other)
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("build", "0" * 64)
+        archive.writestr("native/plan9-mips/any/x.so", "")
+    with pytest.raises(ConfigError, match="this file is for plan9-mips, and this machine is"):
+        installing.taken_apart(other)
+
+
+def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cipherbox.cli import install_places
+
+    for module in (install_places, installing):
+        monkeypatch.setattr(module, "WINDOWS", True)
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
+    places = own_places(Path("/"), tmp_path / "home")
+    for name in ("1.0-a", "1.1-b"):
+        (places.base / name).mkdir(parents=True)
+        for step in installing.pointer_steps(places, name):
+            assert not step.done()
+            step.do()
+            assert step.done()
+    assert (read_pointer(places.current), read_pointer(places.previous)) == ("1.1-b", "1.0-a")
+    command = places.command.read_text()
+    assert places.command.name == "cipherbox.cmd"
+    assert str(places.base / "1.1-b" / "bin" / "cipherbox") in command
+    assert command.endswith("%*\n")
