@@ -20,13 +20,11 @@ import attrs
 
 from cipherbox.configfile import (
     DEFAULT_PORT,
-    FIXED_LIMITS,
     build_table,
     check_loopback,
     parse_listen,
     read_tables,
     setting,
-    toml_value,
     write_tables,
 )
 from cipherbox.databaseurl import parse_hosts, parse_url
@@ -383,25 +381,3 @@ def secret_key(path: Path, size: int = 32) -> bytes:
     if len(key) != size:
         raise ConfigError(f"{path}: a secret key has exactly {size} bytes, this file has {len(key)}")
     return key
-
-
-def settings_values(config: ServerConfig | ClientConfig) -> dict[str, dict[str, Any]]:
-    """Table -> setting -> value in force; paths as text."""
-    tables = SERVER_TABLES if isinstance(config, ServerConfig) else CLIENT_TABLES
-    return {
-        name: {
-            a.name: str(value) if isinstance(value, Path) else value
-            for a in attrs.fields(kind)
-            if not (kind is Limits and a.name in FIXED_LIMITS)
-            for value in [getattr(getattr(config, name) if isinstance(config, ServerConfig) else config, a.name)]
-        }
-        for name, kind in tables.items()
-    }
-
-
-def settings_text(config: ServerConfig | ClientConfig) -> str:
-    """The same as TOML."""
-    lines: list[str] = []
-    for table, values in settings_values(config).items():
-        lines += [f"[{table}]", *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
-    return "\n".join(lines)

@@ -11,7 +11,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "limits"}
-GROUND = BASE | {"portable", "configfile", "databaseurl", "config", "pki", "ops", "tls", "transport", "websocket"}
+GROUND = BASE | {
+    "portable", "configfile", "databaseurl", "config", "configshow", "pki", "ops", "tls", "transport", "websocket",
+}  # fmt: skip
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
@@ -20,6 +22,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "configfile": (BASE | {"portable"}, {"attrs"}),
     "databaseurl": (BASE, set()),
     "config": (BASE | {"portable", "configfile", "databaseurl"}, {"attrs"}),
+    "configshow": (BASE | {"configfile", "config"}, {"attrs"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
     "ops": (BASE | {"portable", "config"}, {"orjson", "prometheus_client"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),

@@ -25,7 +25,8 @@ def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> No
     The files name secrets and never hold them, so nothing shown is secret.
     """
     from cipherbox.cli.output import print_json, say
-    from cipherbox.config import load_client_config, load_server_config, settings_text, settings_values
+    from cipherbox.config import load_client_config, load_server_config
+    from cipherbox.configshow import settings_text, settings_values
 
     loaded = load_server_config(directory) if directory is not None else load_client_config(home_of(ctx))
     if as_json:

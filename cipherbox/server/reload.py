@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import attrs
 
 from cipherbox import pki
-from cipherbox.config import ServerConfig, load_server_config, settings_values
+from cipherbox.config import ServerConfig, load_server_config
 from cipherbox.configfile import whole_tables
+from cipherbox.configshow import settings_values
 from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger, setup_logging
 from cipherbox.server.check import certificates, keys

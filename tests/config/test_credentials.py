@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cipherbox import config, portable
+from cipherbox.configshow import settings_text
 from cipherbox.errors import ConfigError
 
 KEY = bytes(range(32))
@@ -56,7 +57,7 @@ def test_the_group_may_read_nothing_but_credentials(tmp_path: Path, given: Path)
 def test_without_systemd_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     loaded = hq(tmp_path, "credential:service.key")  # settings can be shown all the same
-    assert 'service_key_file = "credential:service.key"' in config.settings_text(loaded)
+    assert 'service_key_file = "credential:service.key"' in settings_text(loaded)
     with pytest.raises(ConfigError, match="systemd handed over no credential") as caught:
         config.secret_key(loaded.encryption.service_key_file)
     assert "cipherbox manual operations" in str(caught.value)

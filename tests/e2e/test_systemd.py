@@ -122,7 +122,7 @@ def test_a_watchdog_for_another_process_is_not_fed(tmp_path: Path, manager: Mana
     news = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "900000", "WATCHDOG_PID": "1"}
     with started(directory, **news) as process:
         manager.wait("READY=1")
-        time.sleep(1.0)
+        threading.Event().wait(1.0)
         process.terminate()
         assert process.wait(LIMIT_S) == 0
     manager.drain()
@@ -159,7 +159,7 @@ def test_a_restart_refuses_no_connection(tmp_path: Path, manager: Manager) -> No
         knocking.start()
         status = [*PROGRAM, "--home", str(admin), "status"]
         with subprocess.Popen(status, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as ask:
-            time.sleep(1.0)
+            threading.Event().wait(1.0)
             with started(directory, sockets, **news) as process:
                 manager.wait("READY=1")
                 assert ask.wait(LIMIT_S) == 0
