@@ -29,7 +29,7 @@ from cipherbox.client.publish import Confirmation, Content
 from cipherbox.client.publisher import Publisher
 from cipherbox.client.receiver import OnLines, Receiver
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import GoingAway
+from cipherbox.errors import CipherBoxError, GoingAway
 from cipherbox.wire import frames
 
 T = TypeVar("T")
@@ -261,6 +261,10 @@ class BlockingClient:
     def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """As `Client.bundles`."""
         return self._call(self._inner.bundles, client_ids)
+
+    def seal_again(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
+        """As `Client.seal_again`."""
+        return self._call(self._inner.seal_again, client_id)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """The calls about topology and administration, as `Client` has them: declare_queue, bind, status, enrol, …"""

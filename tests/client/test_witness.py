@@ -11,7 +11,7 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.client import home as homes
-from cipherbox.client import witness
+from cipherbox.client import keylife, witness
 from cipherbox.client.pins import LOG_KEY, PERSON, Pins
 from cipherbox.config import secret_key
 from cipherbox.envelope import log
@@ -156,6 +156,7 @@ async def test_its_owner_notices_keys_made_in_its_name(hq: Any, monkeypatch: pyt
     own = homes.load_home(hq.home("CA-RC")).identity.bundle  # type: ignore[union-attr]
     evil = swapped(hq, "CA-RC", own)  # type: ignore[arg-type]
     handing_out(monkeypatch, evil)
+    monkeypatch.setattr(keylife, "LASTING_S", 0.0)
     said: list[str] = []
     async with hq.client("CA-RC", on_event=lambda e: said.append(str(e))):
         await until(lambda: any("this home did not make it" in line for line in said))

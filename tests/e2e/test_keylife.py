@@ -6,6 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from cipherbox import pki
+from cipherbox.client.home import load_home
+from cipherbox.config import secret_key
+
 from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, shell
 
 
@@ -54,6 +58,23 @@ def test_a_certificate_is_renewed_by_hand(hq: Hq) -> None:
     refused = shell("keys", "rotate", home=hq.admin)
     assert refused.code == 1
     assert "An admin's machine holds no keys" in refused.err
+
+
+def test_a_short_command_says_when_the_certificate_is_due(hq: Hq) -> None:
+    lab = hq.join("FL-LAB")
+    key = secret_key(hq.directory / "secrets" / "service.key")
+    issuing = pki.load_pem((hq.directory / "ca" / "issuing.crt").read_bytes(), "issuing")[0]
+    authority = pki.Authority(issuing, pki.load_key((hq.directory / "ca" / "issuing.key").read_bytes(), key, "issuing"))
+    home = load_home(lab)
+    assert shell("keys", "fingerprint", home=lab).err == ""
+    for minutes, said in ((60, ""), (7, "ends on"), (4, "ended on")):
+        short = pki.issue_client(authority, home.key.public_key(), "FL-LAB", minutes / 24 / 60)  # type: ignore[arg-type]
+        (lab / "client.crt").write_bytes(pki.pem(short, issuing))
+        shown = shell("keys", "fingerprint", home=lab)
+        assert shown.code == 0
+        assert len(shown.out.split()) == 6
+        assert f"The certificate of FL-LAB {said}" in shown.err if said else shown.err == ""
+        assert ("keys renew" in shown.err) == (said == "ends on")
 
 
 def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:

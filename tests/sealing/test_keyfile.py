@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import nacl.exceptions
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cipherbox.envelope.kinds import SignatureSuite
 from cipherbox.errors import CipherBoxError, CredentialsError, PasswordError, WrongPassword
 from cipherbox.sealing import keyfile
+from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.open import inspect, open_envelope
 from tests.golden.make_envelopes import MESSAGES, sealed
 from tests.parties import party
@@ -33,6 +36,44 @@ def test_key_files_keep_everything_and_show_nothing(tmp_path: Path) -> None:
         assert secret not in path.read_bytes()
         assert secret.hex() not in shown
         assert repr(secret) not in shown
+
+
+def test_what_comes_and_what_was_is_kept_too(tmp_path: Path) -> None:
+    first = Identity.generate("CA-RC")
+    second = Identity.generate("CA-RC", SignatureSuite.ED25519_MLDSA65)
+    path, key = tmp_path / "keys.cbk", os.urandom(32)
+    first.upcoming = second
+    keyfile.save(path, first, local_key=key)
+    back = keyfile.load(path, local_key=key)
+    assert back.upcoming is not None
+    assert back.upcoming.seeds() == second.seeds()
+    for old_or_new in (*first.current, *second.current):
+        assert back.decrypt_key(old_or_new.key_id) == old_or_new
+    back.promote(77)
+    keyfile.save(path, back, local_key=key)
+    after = keyfile.load(path, local_key=key)
+    assert after.seeds() == second.seeds()
+    assert after.upcoming is None
+    assert [(k.key_id, k.retired_at) for k in after.retired] == [(k.key_id, 77) for k in first.current]
+    assert {k.public for k in after.current}.isdisjoint(k.public for k in after.retired)
+    assert after.destroy(77) == 0
+    assert after.destroy(78) == 2
+    assert after.decrypt_key(first.current[0].key_id) is None
+    assert after.decrypt_key(second.current[0].key_id) is not None
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path, key = tmp_path / "keys.cbk", os.urandom(32)
+    now, old = Identity.generate("CA-RC"), Identity.generate("CA-RC")
+    now.retired = old.current
+    keyfile.save(path, now, local_key=key)
+    document = orjson.loads(keyfile.decrypt(path.read_bytes(), local_key=key))
+    document["retired"] = [row[:2] for row in document["retired"]]
+    del document["upcoming"]
+    path.write_bytes(keyfile.encrypt(orjson.dumps(document), local_key=key))
+    back = keyfile.load(path, local_key=key)
+    assert back.decrypt_key(old.current[0].key_id) is not None
+    assert back.destroy(1 << 60) == 0  # nobody knows since when: they stay
 
 
 def test_a_wrong_key_a_changed_byte_and_a_planted_cost_are_refused() -> None:
