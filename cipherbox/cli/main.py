@@ -33,8 +33,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "dead": ("dead", "dead", "Dead letters: list, show, send again, drop."),
         "audit": ("audit", "audit", "Verify or read HQ's signed log."),
         "top": ("top", "top", "Watch queues, rates, clients and alerts."),
-        "reload": ("service", "reload", "Let HQ read settings and certificates again."),
-        "drain": ("service", "drain", "Let HQ finish and end, for an upgrade."),
+        "reload": ("operate", "reload", "Let HQ read settings and certificates again."),
+        "drain": ("operate", "drain", "Let HQ finish and end, for an upgrade."),
         "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
     },
     "Every client": {
