@@ -152,6 +152,7 @@ class ServerConfig:
     retention: RetentionSettings = attrs.Factory(RetentionSettings)
     metrics: MetricsSettings = attrs.Factory(MetricsSettings)
     limits: Limits = attrs.Factory(Limits)
+    source: Path | None = attrs.field(default=None, eq=False)  # the file, where it is not the directory's own
 
     def __attrs_post_init__(self) -> None:
         directory = self.directory.absolute()
@@ -162,7 +163,7 @@ class ServerConfig:
     @property
     def file(self) -> Path:
         """Where these settings are read from."""
-        return self.directory / SERVER_FILE
+        return self.source or self.directory / SERVER_FILE
 
     @property
     def own_secrets(self) -> Path:
@@ -252,7 +253,7 @@ def load_server_config(where: Path) -> ServerConfig:
     """HQ's configuration from its data directory or from the file itself.  ConfigError says what is wrong."""
     file = where if where.is_file() else where / SERVER_FILE
     tables = read_tables(file, SERVER_TABLES, f"make a data directory with: cipherbox init {where}")
-    config = ServerConfig(directory=file.parent, **tables)
+    config = ServerConfig(directory=file.parent, source=file.absolute(), **tables)
     for key, path in attrs.asdict(config.encryption).items():
         _check_credential(f"{file}: [encryption] {key}", path)
     _check_credential(f"{file}: [database] password_file", config.database.password_file)

@@ -8,7 +8,7 @@
     send        send                        receive   receive, fetch
     topology    exchange, queue, binding, grant       route     route allow, list, resolve
     keys        keys list, fingerprint, pin, verify   status    status
-    clients     clients list, show, roles, kick       service   reload, drain
+    clients     clients list, show, roles, kick       operate   reload, drain
     top         top                         doctor    doctor; what it looks at in doctor_*.py and findings.py
     ca          ca export, sign, import     texts     manual, version
     demo        the labs scenario with real processes; its parts in demo_*.py

@@ -45,7 +45,7 @@ MEANING: dict[Exit, str] = {
     Exit.QUEUED: "kept in this machine's outbox and not yet where it was waited for; it goes on by itself",
     Exit.FILE: "a file changed, vanished, or cannot be sent as it is; nothing of it gets a name at the recipient",
     Exit.BUG: "a mistake in CipherBox itself",
-    Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before it was done (`serve` and `receive` have no end and give 0)",
+    Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before its end (what has none, like `serve` and `top`, gives 0)",
 }
 
 _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (

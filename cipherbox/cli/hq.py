@@ -138,6 +138,8 @@ def serve(directory: Path, broken_store: bool) -> None:
                 with suppress(CipherBoxError):  # the log has it, and everything is as before
                     running[0].reload()
                 notify("READY=1")
+            else:
+                log.info("HQ waits for its store; settings are read again once it serves")
         log.info("Stopping")
         notify("STOPPING=1")
         scope.cancel()

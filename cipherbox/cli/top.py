@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -116,10 +117,12 @@ def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
     if once:
         report = run(_once, home)
         print_json(report) if as_json else _print(report)
-    elif as_json or not sys.stdout.isatty():
-        run_until_stopped(_lines, home, interval, as_json)
-    else:
-        run_until_stopped(_live, home, interval)
+        return
+    with suppress(KeyboardInterrupt):  # there is no other end
+        if as_json or not sys.stdout.isatty():
+            run_until_stopped(_lines, home, interval, as_json)
+        else:
+            run_until_stopped(_live, home, interval)
 
 
 def _admin_only(client: Client) -> None:

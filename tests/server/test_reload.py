@@ -13,11 +13,12 @@ import pytest
 import trio
 
 from cipherbox import pki
-from cipherbox.config import secret_key
+from cipherbox.config import load_server_config, secret_key
 from cipherbox.errors import ConfigError
 from cipherbox.ops.logs import ROOT
 from cipherbox.portable import write_private
 from cipherbox.server.hq import HQ
+from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
 from tests.server.hq import Raw, Running, codec_name, prepare, running
 
@@ -106,6 +107,20 @@ async def test_settings_count_now_or_are_named_for_the_next_start(tmp_path: Path
         assert orjson.loads((await admin.ask(frames.Reload)).rows) == [
             {"name": "database.pool_size", "was": 3, "now": 5, "effect": "at the next start"}
         ]
+
+
+async def test_the_file_that_was_named_is_read_again(tmp_path: Path) -> None:
+    config = prepare(tmp_path / "hq")
+    other = config.file.rename(config.file.with_name("other.toml"))
+    loaded = load_server_config(other)
+    assert loaded.file == other
+    store = open_store(loaded.directory)
+    try:
+        hq = HQ(loaded, store)
+        edit(hq, "keep = 14", "keep = 15")
+        assert [(d.name, d.effect) for d in hq.reload()] == [("logging.keep", "now")]
+    finally:
+        store.close()
 
 
 def cut(path: Callable[[HQ], Path]) -> Callable[[Running], None]:
