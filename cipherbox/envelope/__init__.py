@@ -6,5 +6,6 @@
     layout.py      where the parts of an envelope lie, and its hashes
     signature.py   checks of signatures by a bundle's keys
     bundle.py      key bundles: bytes, certification, succession, fingerprint
+    prekeys.py     what a client leaves at HQ for sessions: bytes, verification
     receipt.py     receipts: bytes, Merkle tree, verification
 """

@@ -72,6 +72,11 @@ class Directory:
                 raise
             log.warning("Keys begin anew after another enrolment", extra={"client": last.client})
 
+    async def newest(self, client: str) -> KeyBundle | None:
+        """The bundle a client registered last."""
+        held: list[BundleRow] = await self._in_store(self._store.bundles, client, 0)  # type: ignore[assignment]
+        return self._open(held[-1]) if held else None
+
     async def by_client(self, query: BundleQuery) -> BundleAnswer:
         """Every bundle of a client after the one the asker holds."""
         rows: list[BundleRow] = await self._in_store(  # type: ignore[assignment]

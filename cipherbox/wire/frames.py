@@ -103,6 +103,15 @@ class BundleAnswer:
 
 
 @record
+class PrekeyAnswer:
+    """Prekeys of one client; a one-time part is handed out once."""
+
+    client_id: str = text8("whose")
+    signed: bytes = blob("the signed part; empty: it left none (or is revoked, or not yours to know)")
+    once: bytes = blob("a one-time part; empty: none left, or you have had too many of this client")
+
+
+@record
 class Trace:
     """What HQ knows of one envelope in one queue."""
 
@@ -375,6 +384,32 @@ class Revocations:
 
     correlation: int = u64("of the request")
     crl: bytes = blob("DER")
+
+
+@frame(0x34, "client", answer="OK")
+class OfferPrekeys:
+    """Leaves prekeys at HQ for those who begin a session; OK counts the one-time ones left.  With neither it asks."""
+
+    correlation: int = u64("of this request")
+    replace: bool = flag("1: the one-time prekeys HQ has are dropped first")
+    signed: bytes = blob("the signed part, or empty: as it is")
+    once: list[bytes] = listing(blob, "one-time parts")
+
+
+@frame(0x35, "client", answer="PREKEYS")
+class GetPrekeys:
+    """Asks for prekeys of clients, to begin a session with each."""
+
+    correlation: int = u64("of this request")
+    clients: list[str] = listing(text8, "client ids")
+
+
+@frame(0x36, "server")
+class Prekeys:
+    """The answer to GET_PREKEYS: one for each client, as asked."""
+
+    correlation: int = u64("of the request")
+    answers: list[PrekeyAnswer] = listing(PrekeyAnswer, "one for each asked")
 
 
 # -- topology -----------------------------------------------------------------------------------------------------
