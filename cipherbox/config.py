@@ -191,6 +191,18 @@ class OutboxSettings:
 
 
 @attrs.frozen
+class SessionTable:
+    """Table `[sessions]`; the manual page `sessions` explains them."""
+
+    max_skipped: int = setting(2000, "keys kept for messages of a session that did not come yet", low=0)
+    rotation_s: int = setting(86_400, "a session older than this is followed by a fresh one", low=60)
+    sessions_per_peer: int = setting(8, "sessions kept with each client, for what is still under way", low=2)
+    one_time_prekeys: int = setting(100, "kept at HQ, each for one first contact; HQ may keep fewer", low=0)
+    signed_prekey_s: int = setting(7 * 86_400, "prekeys at HQ are replaced when they are older", low=60)
+    signed_prekey_kept_s: int = setting(30 * 86_400, "replaced prekeys still open what was begun before", low=60)
+
+
+@attrs.frozen
 class ClientConfig:
     """Everything a client is told.  ``home`` is its directory, absolute."""
 
@@ -203,9 +215,15 @@ class ClientConfig:
     pause_max_s: float = 60.0
     keep_until: str = "opened"
     password_file: Path | None = None
+    sessions: SessionTable = attrs.Factory(SessionTable)
 
 
-CLIENT_TABLES: dict[str, type] = {"client": IdentitySettings, "retry": RetrySettings, "outbox": OutboxSettings}
+CLIENT_TABLES: dict[str, type] = {
+    "client": IdentitySettings,
+    "retry": RetrySettings,
+    "outbox": OutboxSettings,
+    "sessions": SessionTable,
+}
 
 # -- loading and writing ------------------------------------------------------------------------------------------
 
@@ -274,7 +292,8 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         _check_address(f"{file}: [client] address", part.strip())
     who = _absolute(home, who)
     _check_credential(f"{file}: [client] password_file", who.password_file)
-    return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry), **attrs.asdict(tables["outbox"]))
+    flat = {**attrs.asdict(who), **attrs.asdict(retry), **attrs.asdict(tables["outbox"])}
+    return ClientConfig(home=home, **flat, sessions=tables["sessions"])
 
 
 def _absolute(directory: Path, table: Any) -> Any:
@@ -297,7 +316,7 @@ def _check_address(where: str, text: str) -> None:
 def write_client_config(config: ClientConfig) -> Path:
     """Writes ``client.toml`` into the home directory; returns its path."""
     tables = {
-        name: kind(**{a.name: getattr(config, a.name) for a in attrs.fields(kind)})
+        name: kind(**{a.name: getattr(getattr(config, name, config), a.name) for a in attrs.fields(kind)})
         for name, kind in CLIENT_TABLES.items()
     }
     head = "This client's settings. `cipherbox manual configuration` explains them."
@@ -366,7 +385,7 @@ def settings_values(config: ServerConfig | ClientConfig) -> dict[str, dict[str, 
             a.name: str(value) if isinstance(value, Path) else value
             for a in attrs.fields(kind)
             if not (kind is Limits and a.name in FIXED_LIMITS)
-            for value in [getattr(getattr(config, name) if isinstance(config, ServerConfig) else config, a.name)]
+            for value in [getattr(getattr(config, name, config), a.name)]
         }
         for name, kind in tables.items()
     }

@@ -40,6 +40,10 @@ BINARY = "application/octet-stream"
 @click.option("--type", "content_type", default="", help="Content type. [default: from the file's name; text]")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header, sealed too; repeatable.")
 @click.option("--expires", type=DURATION, help="Give up what was not received within this time, for example 7d.")
+@click.option(
+    "--wrap", type=click.Choice(("hpke-mlkem768-x25519", "hpke-x25519", "ratchet")),
+    help="How the key is wrapped; ratchet: in a session with each recipient. [manual: sessions] [default: their wish]",
+)
 @click.option("--partial", is_flag=True, help="Send although some recipients of the route have no queue.")
 @click.option(
     "--wait", "until", type=click.Choice(("queued", "confirmed", "delivered", "opened")), default="confirmed",
@@ -60,6 +64,7 @@ def send(
     content_type: str,
     headers: tuple[str, ...],
     expires: float | None,
+    wrap: str | None,
     partial: bool,
     until: str,
     within: float,
@@ -88,6 +93,8 @@ def send(
         raise click.UsageError("Give the content as an argument or as --file, not both.")
     large = tuple(path for path in files if in_parts(path))
     files = tuple(path for path in files if path not in large)
+    if wrap is not None and large:
+        raise click.UsageError("--wrap is for messages; large files choose by themselves.")
     messages = _messages(content, files, content_type, _headers(headers)) if files or not large else []
     expires_at = int((time.time() + expires) * 1000) if expires else 0
 
@@ -100,7 +107,7 @@ def send(
         async with open_client(home, on_event=None if as_json else print_event, keep_trying=True) as client:
             where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
             if messages:
-                more = {"expires_at": expires_at, "partial": partial, "wait": until != "queued"}
+                more = {"expires_at": expires_at, "partial": partial, "wait": until != "queued", "stanza": wrap}
                 done.append(await client.publish(messages, **where, **more))  # type: ignore[arg-type]
             if large:
                 recipients = list(to) or await client.readers(exchange or "", key or "")

@@ -25,6 +25,7 @@ import trio
 from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges
+from cipherbox.client.contents import Content, as_messages
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, load_home
@@ -34,11 +35,13 @@ from cipherbox.client.opening import Opener
 from cipherbox.client.outbox import Outbox
 from cipherbox.client.pins import Pins
 from cipherbox.client.post import Post
-from cipherbox.client.publish import Address, Confirmation, Content, Sealer, as_messages
+from cipherbox.client.prekeys import Prekeys
+from cipherbox.client.publish import Address, Confirmation, Sealer
 from cipherbox.client.publisher import Publisher, check_publisher
 from cipherbox.client.receipts import ReceiptTaker
 from cipherbox.client.revocations import Revocations
 from cipherbox.client.routes import Routes
+from cipherbox.client.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.tasks import background
 from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
@@ -61,8 +64,16 @@ class Client(Tracking, AdminCalls):
         self.revocations = Revocations(home.path, home.issuing, line)
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
-        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
-        self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper, Routes(home.path))
+        self.sessions: Sessions | None = None
+        self.prekeys: Prekeys | None = None
+        if home.identity is not None:
+            self.sessions = Sessions(home.path, home.keeper.vault, home.identity, settings_of(home.config))
+            self.prekeys = Prekeys(self.sessions, line, events)
+        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery, self.sessions)
+        routes = Routes(home.path)
+        self.sealer = Sealer(
+            home.identity, self.directory, self.allow, line, events, home.keeper, routes, prekeys=self.prekeys
+        )
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
             outbox = Outbox(home.path, home.config.keep_until)
@@ -105,9 +116,10 @@ class Client(Tracking, AdminCalls):
 
         ``to`` names recipients by id, or ``exchange`` and ``routing_key`` name a route; with the default exchange the
         key is a queue's name.  A str is text, bytes are binary, a `Message` says its type and headers.
-        ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the BundleErrors and the
-        other refusals of HQ; Queued when HQ did not confirm in time: it is kept in the outbox and goes out by itself.
-        ``wait`` False: returns when it is kept, with ``accepted_at`` 0.
+        ``stanza``: how the key is wrapped for each recipient; "ratchet" for a session with each (`cipherbox manual
+        sessions`).  ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the
+        BundleErrors and the other refusals of HQ; Queued when HQ did not confirm in time: it is kept in the outbox and
+        goes out by itself.  ``wait`` False: returns when it is kept, with ``accepted_at`` 0.
         """
         address = Address.make(
             to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
@@ -217,6 +229,9 @@ class Client(Tracking, AdminCalls):
                 answer: frames.AckConfirmed = await self.line.request(frames.Ack, queue=queue, ranges=part)
                 counted += answer.count
             self._say(own, "Server confirmed ACK for {}", mark=True)
+            if self.sessions is not None and self.sessions.exists:
+                hashes = [d.sighted.hashes.envelope_hash for d in own if in_sessions(d.sighted)]
+                self.sessions.acknowledged(hashes)
             self._settled(own)
         return counted
 
@@ -254,6 +269,15 @@ class Client(Tracking, AdminCalls):
             raise Forbidden("an admin's machine holds no keys to publish")
         await self.line.request(frames.Register, bundle=identity.bundle.raw)
         self.events.say(RECEIVER, f"Registered key bundle {identity.bundle.sequence} of {self.client_id}")
+
+    async def offer_prekeys(self) -> int:
+        """Leaves prekeys at HQ, so that others can begin sessions with this client; a receiver does it by itself.
+
+        How many one-time prekeys HQ has then.
+        """
+        if self.prekeys is None:
+            raise Forbidden("an admin's machine holds no keys to publish")
+        return await self.prekeys.offer()
 
     async def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """The believed bundle of each client, fetched, checked and pinned as needed."""
@@ -324,9 +348,13 @@ async def open_client(
             nursery.start_soon(client.receipts.run)
         if not keep_trying:
             await line.ready(config.tries)
-        yield client
-        if line.link is not None:
-            await client.receipts.rest()
+        try:
+            yield client
+            if line.link is not None:
+                await client.receipts.rest()
+        finally:
+            if client.sessions is not None:
+                client.sessions.close()
 
 
 __all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Publisher", "open_client"]

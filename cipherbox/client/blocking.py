@@ -25,7 +25,8 @@ import trio
 
 from cipherbox.client import api
 from cipherbox.client.consume import Consumer, Delivery
-from cipherbox.client.publish import Confirmation, Content
+from cipherbox.client.contents import Content
+from cipherbox.client.publish import Confirmation
 from cipherbox.client.publisher import Publisher
 from cipherbox.client.receiver import OnLines, Receiver
 from cipherbox.envelope.bundle import KeyBundle

@@ -15,6 +15,7 @@ import trio
 from cipherbox.client.consume import Delivery
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.sessions import Sessions, in_sessions
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import (
     CipherBoxError,
@@ -61,8 +62,10 @@ class Opener:
     """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back."""
 
     def __init__(
-        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery
-    ) -> None:
+        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
+        sessions: Sessions | None = None,
+    ) -> None:  # fmt: skip
+        self._sessions = sessions
         self.events = events
         self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
 
@@ -76,7 +79,10 @@ class Opener:
         sender = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
         if sender is None:
             sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
-        delivery.fill(open_envelope(delivery.sighted, self._identity, sender))
+        if self._sessions is not None and in_sessions(delivery.sighted):
+            delivery.fill(self._sessions.open(delivery.sighted, sender))
+        else:
+            delivery.fill(open_envelope(delivery.sighted, self._identity, sender))
         if not delivery.quiet:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
 

@@ -4,6 +4,9 @@ Every recorded envelope owes one, and so does every refusal that is final or tha
 stands in the inbox's database, so nothing is forgotten in a crash; what is signed for again does no harm.  One
 signature covers all that is owed now, of all senders; each sender gets a group with its own leaves, sealed, into its
 mailbox `.sys`, and an envelope is marked when HQ has confirmed that group.  Receipts owe no receipts.
+
+Beside the group goes an empty message of the session with that sender, if there is one: so traffic in one direction
+heals too.  It is beside, not around: a receipt opens although a session was lost.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import trio
 from cipherbox.client.inbox import DATABASE, STEPS
 from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.client.publish import Address
+from cipherbox.client.sessions import STEP_TYPE
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.kinds import Outcome
@@ -160,7 +164,11 @@ class OwedReceipts:
         )
         target = await client.sealer.target(address)
         done = trio.Event()
-        item: Outgoing = client.sealer.seal(address, target, pack([Message(group, TYPE)]), 1, lambda _: done.set())
+        messages = [Message(group, TYPE)]
+        turn = client.sessions.turn(sender) if client.sessions is not None else None
+        if turn is not None:
+            messages.append(Message(turn, STEP_TYPE))
+        item: Outgoing = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
         window = client.line.window
         window.add(item)
         try:

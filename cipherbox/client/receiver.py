@@ -126,6 +126,8 @@ class Receiver:
             async with background() as acks:
                 assert self._owed is not None
                 acks.start_soon(self._owed.run)
+                assert self.client.prekeys is not None
+                acks.start_soon(self.client.prekeys.keep)
                 async with background() as nursery:
                     for name in names:
                         await nursery.start(self._consume, name, acks)
@@ -143,6 +145,8 @@ class Receiver:
             async with background() as nursery:
                 assert self._owed is not None
                 nursery.start_soon(self._owed.run)
+                assert self.client.prekeys is not None
+                nursery.start_soon(self.client.prekeys.keep)
                 for name in list(queues) if queues is not None else await self.client.readable_queues():
                     await self._drain(name, count, before)
                 await self._owed.flush()

@@ -1,9 +1,9 @@
 """Prekeys: the public keys a client leaves at HQ, so that others can begin a session with it while it is away.
 
 A *signed* part holds the session's identity key, a prekey and a last-resort ML-KEM key; each *one-time* part holds an
-X25519 and an ML-KEM key for one first contact.  Every part is signed by the signing keys of the client's key bundle, all
-of its suite: who believes the bundle (pinned, certified) can believe the prekeys, and nobody else can make them.  HQ
-checks the same before it takes them.  The bytes are in the manual page `sessions`.
+X25519 and an ML-KEM key for one first contact.  Every part is signed by the signing keys of the client's key
+bundle, all of its suite: who believes the bundle (pinned, certified) can believe the prekeys, and nobody else can make
+them.  HQ checks the same before it takes them.  The bytes are in the manual page `sessions`.
 """
 
 from __future__ import annotations
@@ -78,19 +78,18 @@ def unsigned_once(client_id: str, identity: bytes, prekey_id: int, prekey: bytes
 
 def decode(raw: bytes) -> SignedPrekeys:
     """BundleMalformed for other bytes.  Nothing is verified yet."""
-    client_id, fields, signatures, digest = _parts(raw, MAGIC, _SIGNED)
-    return SignedPrekeys(client_id, *fields, signatures, digest)
+    return SignedPrekeys(*_parts(raw, MAGIC, _SIGNED))
 
 
 def decode_once(raw: bytes) -> OncePrekey:
     """As `decode`, of a one-time part."""
-    client_id, fields, signatures, digest = _parts(raw, ONCE_MAGIC, _ONCE)
-    if not fields[1]:
+    found = OncePrekey(*_parts(raw, ONCE_MAGIC, _ONCE))
+    if not found.prekey_id:
         raise BundleMalformed("a one-time prekey has no number")
-    return OncePrekey(client_id, *fields, signatures, digest)
+    return found
 
 
-def _parts(raw: bytes, magic: bytes, layout: struct.Struct) -> tuple[str, tuple[Any, ...], bytes, bytes]:
+def _parts(raw: bytes, magic: bytes, layout: struct.Struct) -> tuple[Any, ...]:
     try:
         found, version, flags, size = _HEAD.unpack_from(raw)
         if found != magic or version != VERSION or flags:
@@ -104,7 +103,7 @@ def _parts(raw: bytes, magic: bytes, layout: struct.Struct) -> tuple[str, tuple[
         raise BundleMalformed("these bytes are no prekeys") from None
     if len(raw) != at + expected:
         raise BundleMalformed("the prekeys have the wrong length")
-    return client_id, fields, raw[at:], hashlib.sha256(raw[:at]).digest()
+    return client_id, *fields, raw[at:], hashlib.sha256(raw[:at]).digest()
 
 
 def check(prekeys: SignedPrekeys | OncePrekey, client_id: str, sign_keys: Mapping[int, bytes]) -> None:

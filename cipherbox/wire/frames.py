@@ -26,6 +26,7 @@ from cipherbox.wire.fields import (
 
 MAGIC = 0x43425831  # "CBX1"
 VERSION = 1
+PREKEYS = 1  # a bit of WELCOME's features
 KEEP = 0xFFFFFFFF  # of a queue's limit: as it is
 
 # -- records: parts of frames -----------------------------------------------------------------------------------
@@ -159,6 +160,7 @@ class Welcome:
     software: str = text8("name and version")
     log_key: bytes = blob("HQ's log key and its certification, see the log manual page; may be missing", default=b"")
     history: bytes = blob("another value than before: HQ may have lost what it confirmed, send it again", default=b"")
+    features: int = u32("bit 0: HQ keeps prekeys; a client asks for them only then; may be missing", default=0)
 
 
 @frame(0x06, "both", answer="PONG")
