@@ -17,7 +17,6 @@ class SessionSettings:
     signed_prekey_kept_s: int = 30 * 86_400  # and the old one kept so long for first contacts under way
     handshake_s: float = 30.0  # over a stream: all of the handshake
     message_bytes: int = 16 * 1024 * 1024  # over a stream: the largest message
-    message_buffer: int = 1024  # over a stream: messages that wait to be received; then the peer waits
 
 
 SETTINGS = SessionSettings()
