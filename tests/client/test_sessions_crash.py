@@ -29,7 +29,7 @@ from tests.golden.make_envelopes import resigned
 from tests.parties import Party, now_ms, party
 
 NAMES = ("FL-LAB", "CA-RC", "SF-RC")
-PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else None
 IDS = EnvelopeIds(now_ms)
 
 
