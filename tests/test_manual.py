@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -77,3 +79,14 @@ def test_every_error_has_an_exit_code() -> None:
     assert exit_code(KeyboardInterrupt()) == Exit.INTERRUPTED
     assert exit_code(ValueError()) == Exit.BUG
     assert set(MEANING) == set(Exit)
+
+
+@pytest.mark.parametrize("name", ["sessions"])
+def test_examples_in_python_run(name: str, tmp_path: Path) -> None:
+    """In a process of their own, as a reader would run them."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        program = tmp_path / f"{name}{number}.py"
+        program.write_text(block)
+        subprocess.run([sys.executable, str(program)], check=True, timeout=60, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
