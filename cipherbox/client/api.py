@@ -77,7 +77,10 @@ class Client(Tracking, AdminCalls):
         self.post: Post | None = None  # an admin's machine sends nothing
         if home.identity is not None:
             outbox = Outbox(home.path, home.config.keep_until)
-            self.post = self.sealer.post = Post(line, outbox, events, self.sealer.seal_again, home.config.client_id)
+            assert self.sessions is not None
+            self.post = self.sealer.post = Post(
+                line, outbox, events, self.sealer.seal_again, home.config.client_id, self.sessions.sync
+            )
             nursery.start_soon(self.post.run)
             line.opened = self._compare
         self.receipts = ReceiptTaker(self)

@@ -166,7 +166,8 @@ class OwedReceipts:
         done = trio.Event()
         messages = [Message(group, TYPE)]
         turn = client.sessions.turn(sender) if client.sessions is not None else None
-        if turn is not None:
+        if client.sessions is not None and turn is not None:
+            await trio.to_thread.run_sync(client.sessions.sync)
             messages.append(Message(turn, STEP_TYPE))
         item: Outgoing = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
         window = client.line.window

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -155,9 +155,15 @@ class SessionKeys:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _transaction(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Durable: what was offered to others must open later."""
         self._db.execute("PRAGMA synchronous = FULL")
-        return transaction(self._db, self._path)
+        try:
+            with transaction(self._db, self._path):
+                yield
+        finally:
+            self._db.execute("PRAGMA synchronous = NORMAL")
 
     def _signer(self) -> bytes:
         keys = sorted(self._identity.sign_keys.items())

@@ -3,8 +3,9 @@
 Inbox and outbox are files of their own, and SQLite does not commit two files as one.  So the order does it, and no step
 depends on two commits happening together:
 
-1. Sealing: the session's next state is on stable storage before the envelope is in the outbox, and so before it can
-   leave.  A crash in between loses a message number, which the other end skips; no message key is used twice.
+1. Sealing: the session's next state is committed before the envelope is made, and on stable storage (`sync`) before
+   the envelope is in the outbox, and so before it can leave.  A crash in between loses a message number, which the
+   other end skips; no message key is used twice.
 2. Opening: the next state and the opened envelope's content key (*held*, encrypted) are written together.  The held key
    goes when HQ has confirmed the ack, so after the inbox, or the program, has recorded the messages.  A crash in
    between: HQ delivers again, and the held key opens it.  This commit need not be on stable storage before anything
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import attrs
 
-from cipherbox.client.localdb import open_database, transaction
+from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.client.sessionkeys import SessionKeys
 from cipherbox.config import ClientConfig
 from cipherbox.envelope.bundle import KeyBundle
@@ -32,6 +33,7 @@ from cipherbox.envelope.kinds import StanzaType, label
 from cipherbox.envelope.layout import stanza as stanza_of
 from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing
 from cipherbox.limits import LIMITS
+from cipherbox.portable import sync_directory, sync_file
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import Vault
@@ -93,13 +95,16 @@ class Sessions:
         self._vault, self._identity, self._clock_ms = vault, identity, clock_ms
         self._me = identity.client_id
         self._opened: sqlite3.Connection | None = None
+        self._unsynced = False
         self._keys: SessionKeys | None = None
 
     @property
     def _db(self) -> sqlite3.Connection:
         if self._opened is None:
             self._opened = open_database(self._path, _STEPS)
+            sync_directory(self._path.parent)
             self._opened.execute("PRAGMA secure_delete = ON")
+            self._opened.execute("PRAGMA synchronous = NORMAL")
         return self._opened
 
     @property
@@ -120,10 +125,25 @@ class Sessions:
             self._opened = self._keys = None
 
     @contextmanager
-    def _step(self, *, durable: bool) -> Iterator[None]:
-        self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    def _step(self) -> Iterator[None]:
         with transaction(self._db, self._path):
             yield
+
+    def sync(self) -> None:
+        """Puts everything committed so far on stable storage: what is said in a session leaves after this.
+
+        One sync for whatever was sealed meanwhile, and from any thread.  What a checkpoint has moved on is synced by
+        the checkpoint; the rest is in the WAL.
+        """
+        if not self._unsynced:
+            return
+        self._unsynced = False
+        try:
+            with translated(self._path):
+                sync_file(self._path.with_name(f"{DATABASE}-wal"))
+        except BaseException:
+            self._unsynced = True
+            raise
 
     # -- speaking -----------------------------------------------------------------------------------------------
 
@@ -142,7 +162,7 @@ class Sessions:
         parties = handshake.parties(self._me, peer)
         own = self.keys.identity()
         shaken, agreed = handshake.begin(own, prekeys, now, parties)
-        with self._step(durable=False):
+        with self._step():
             self._save(peer, session.started(shaken, agreed, prekeys, now))
             self._forget_old(peer)
 
@@ -152,15 +172,16 @@ class Sessions:
         for index, entry in enumerate(sighted.layout.prefix.recipients):
             if entry.client_id == peer and entry.stanza_type == StanzaType.RATCHET:
                 session_id = session.parse(stanza_of(raw, sighted.layout, index)).session_id
-                with self._step(durable=False):
+                with self._step():
                     self._db.execute(
                         "UPDATE sessions SET retired = 1 WHERE peer = ? AND session_id = ?", (peer, session_id)
                     )
 
     @contextmanager
     def speakers(self, peers: Sequence[str]) -> Iterator[list[_Speaker]]:
-        """A session with each peer to seal in.  Leaving the block puts their next states on stable storage."""
-        with self._step(durable=True):
+        """A session with each peer to seal in.  Leaving the block commits their next states; `sync` comes after it."""
+        self._unsynced = True
+        with self._step():
             found = []
             for peer in peers:
                 row = self._newest(peer)
@@ -173,10 +194,11 @@ class Sessions:
 
     def turn(self, peer: str) -> bytes | None:
         """An empty message of the session, to go beside receipts: it carries this end's new ratchet key, so that the
-        session heals though nobody answers.  None: there is no session in which the peer has spoken."""
+        session heals though nobody answers.  `sync` before it leaves.  None: the peer has spoken in no session."""
         if not self.exists:
             return None
-        with self._step(durable=True):
+        self._unsynced = True
+        with self._step():
             row = self._newest(peer)
             if row is None:
                 return None
@@ -194,7 +216,7 @@ class Sessions:
         if not self.exists:
             raise KeyMissing("there are no sessions here")
         parsed = session.parse(raw)
-        with self._step(durable=False):
+        with self._step():
             row = self._row(peer, parsed.session_id)
             if row is None:
                 raise KeyMissing("there is no such session here")
@@ -221,13 +243,13 @@ class Sessions:
             self._db.execute("INSERT INTO held VALUES (?, ?, ?)", row)
             return content_key
 
-        with self._step(durable=False):
+        with self._step():
             return open_envelope(sighted, self._identity, sender, in_session)
 
     def acknowledged(self, envelope_hashes: Sequence[bytes]) -> None:
         """HQ has confirmed the acks: these envelopes do not come again, and their keys go."""
         if envelope_hashes and self.exists:
-            with self._step(durable=False):
+            with self._step():
                 self._db.executemany("DELETE FROM held WHERE envelope_hash = ?", [(h,) for h in envelope_hashes])
 
     # -- inside -------------------------------------------------------------------------------------------------

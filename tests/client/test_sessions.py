@@ -237,3 +237,27 @@ async def test_no_message_key_is_used_twice_after_a_crash(hq: Any, monkeypatch: 
         await lab.publish("3", to="CA-RC", stanza="ratchet")
     assert [session.parse(s).header.number for s in sent_stanzas(hq)] == [0, 2]
     assert await received(hq, "CA-RC", 2) == ["1", "3"]
+
+
+async def test_a_state_is_safe_before_its_envelope_is_kept(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cipherbox.client.outbox import Outbox
+    from cipherbox.client.sessions import Sessions
+
+    order: list[str] = []
+    write, sync = Outbox.write, Sessions.sync
+
+    def noted_write(self: Any, fresh: Any = (), *more: Any) -> None:
+        order.extend("kept" for _ in fresh)
+        write(self, fresh, *more)
+
+    def noted_sync(self: Any) -> None:
+        order.append("synced" if self._unsynced else "nothing")
+        sync(self)
+
+    monkeypatch.setattr(Outbox, "write", noted_write)
+    monkeypatch.setattr(Sessions, "sync", noted_sync)
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("1", to="CA-RC", stanza="ratchet")
+        await lab.publish("2", to="CA-RC")
+    assert order[:2] == ["synced", "kept"]
+    assert order[2:] == ["nothing", "kept"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cipherbox.client.sessions import Sessions
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing
+from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing, StoreError
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.kept import Vault
 from cipherbox.sealing.open import inspect
@@ -259,3 +259,31 @@ def test_old_sessions_are_forgotten_beyond_a_number(tmp_path: Path) -> None:
     for home in (lab, center):
         assert home.sessions._db.execute("SELECT count(*) FROM sessions").fetchone() == (3,)
     assert len({session.parse(stanza(raw)).session_id for raw in sent}) == 5
+
+
+def test_what_was_sealed_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cipherbox.client import sessions as module
+
+    synced: list[Path] = []
+    monkeypatch.setattr(module, "sync_file", synced.append)
+    here, _ = world(tmp_path)
+    lab = here.homes["FL-LAB"]
+    lab.sessions.sync()
+    assert synced == []
+    for text in (b"1", b"2"):
+        here.seal(lab, "CA-RC", text)
+    assert synced == []
+    lab.sessions.sync()
+    lab.sessions.sync()
+    assert [path.name for path in synced] == ["sessions.sqlite3-wal"]
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    here.seal(lab, "CA-RC", b"3")
+    monkeypatch.setattr(module, "sync_file", full)
+    with pytest.raises(StoreError):
+        lab.sessions.sync()
+    monkeypatch.setattr(module, "sync_file", synced.append)
+    lab.sessions.sync()
+    assert len(synced) == 2  # what failed is tried again
