@@ -344,20 +344,21 @@ async def open_client(
         config.address, files.context, events, tries=config.tries, timeout_s=config.timeout_s,
         pause_max_s=config.pause_max_s,
     )  # fmt: skip
-    async with background() as nursery:
-        client = Client(files, line, events, nursery)
-        nursery.start_soon(line.run, nursery)
-        if files.identity is not None:
-            nursery.start_soon(client.receipts.run)
-        if not keep_trying:
-            await line.ready(config.tries)
-        try:
+    client: Client | None = None
+    try:
+        async with background() as nursery:
+            client = Client(files, line, events, nursery)
+            nursery.start_soon(line.run, nursery)
+            if files.identity is not None:
+                nursery.start_soon(client.receipts.run)
+            if not keep_trying:
+                await line.ready(config.tries)
             yield client
             if line.link is not None:
                 await client.receipts.rest()
-        finally:
-            if client.sessions is not None:
-                client.sessions.close()
+    finally:
+        if client is not None and client.sessions is not None:
+            client.sessions.close()
 
 
 __all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Publisher", "open_client"]

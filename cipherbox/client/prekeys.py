@@ -25,6 +25,7 @@ from cipherbox.wire import frames
 
 CHECK_S = 3600.0
 RETRY_S = 60.0
+LOOK_S = 5.0
 
 
 class Prekeys:
@@ -33,6 +34,7 @@ class Prekeys:
     def __init__(self, sessions: Sessions, line: Line, events: Events) -> None:
         self.sessions = sessions
         self._line, self._events = line, events
+        self._looked = trio.Event()
 
     # -- others' ------------------------------------------------------------------------------------------------
 
@@ -43,9 +45,10 @@ class Prekeys:
             return
         lacking = [name for name in due if not self.sessions.speaks_with(name)]
         try:
-            await self._supported()
+            if not await self._supported():
+                raise UnknownRecipient("this HQ keeps no prekeys; its admin must bring it up to date")
             answer: frames.Prekeys = await self._line.request(frames.GetPrekeys, clients=list(due))
-        except NetworkError:
+        except CipherBoxError:
             if lacking:
                 raise
             return
@@ -73,23 +76,31 @@ class Prekeys:
 
     # -- this client's ------------------------------------------------------------------------------------------
 
+    async def looked(self) -> None:
+        """Waits a little until `keep` has looked once: a short command would end before it."""
+        with trio.move_on_after(LOOK_S):
+            await self._looked.wait()
+
     async def keep(self) -> None:
         """Until cancelled; trouble is tried again later."""
         while True:
             pause = CHECK_S
             try:
                 now = time.time_ns() // 1_000_000
-                if not 0 <= now - self.sessions.keys.checked_at < CHECK_S * 1000:
+                due = not 0 <= now - self.sessions.keys.checked_at < CHECK_S * 1000
+                if due and await self._supported():
                     await self.offer()
             except CipherBoxError as error:
                 pause = RETRY_S
                 if not isinstance(error, NetworkError):
                     self._events.say(KEYS, f"Prekeys could not be left at HQ: {error}")
+            self._looked.set()
             await trio.sleep(pause)
 
     async def offer(self) -> int:
         """Leaves prekeys at HQ as they are due; how many one-time prekeys it has then, of this client."""
-        await self._supported()
+        if not await self._supported():
+            raise UnknownRecipient("this HQ keeps no prekeys; its admin must bring it up to date")
         keys = self.sessions.keys
         if keys.must_replace():
             offer = keys.fresh()
@@ -111,8 +122,8 @@ class Prekeys:
         )
         return answer.count
 
-    async def _supported(self) -> None:
+    async def _supported(self) -> bool:
+        """Whether HQ keeps prekeys: an older one would end the connection at a frame it does not know."""
         await self._line.ready(self._line.tries)
         link = self._line.link
-        if link is not None and not link.welcome.features & frames.PREKEYS:
-            raise UnknownRecipient("this HQ keeps no prekeys; its admin must bring it up to date")
+        return link is not None and bool(link.welcome.features & frames.PREKEYS)

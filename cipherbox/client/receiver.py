@@ -135,6 +135,7 @@ class Receiver:
                     await self._until_done(idle_s)
                 await self._settled()
                 await self._owed.flush()
+                await self.client.prekeys.looked()
         return self.received - before
 
     async def drain(self, queues: Sequence[str] | None = None, *, count: int | None = None) -> int:
@@ -150,6 +151,7 @@ class Receiver:
                 for name in list(queues) if queues is not None else await self.client.readable_queues():
                     await self._drain(name, count, before)
                 await self._owed.flush()
+                await self.client.prekeys.looked()
         return self.received - before
 
     async def _drain(self, name: str, count: int | None, before: int) -> None:

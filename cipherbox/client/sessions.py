@@ -20,7 +20,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -31,7 +31,7 @@ from cipherbox.config import ClientConfig
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.kinds import StanzaType, label
 from cipherbox.envelope.layout import stanza as stanza_of
-from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing
+from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.portable import sync_directory, sync_file
 from cipherbox.sealing.body import Messages
@@ -121,6 +121,8 @@ class Sessions:
 
     def close(self) -> None:
         if self._opened is not None:
+            with suppress(StoreError):
+                self.sync()
             self._opened.close()
             self._opened = self._keys = None
 
@@ -139,7 +141,7 @@ class Sessions:
             return
         self._unsynced = False
         try:
-            with translated(self._path):
+            with translated(self._path), suppress(FileNotFoundError):  # the last to close it has synced and removed it
                 sync_file(self._path.with_name(f"{DATABASE}-wal"))
         except BaseException:
             self._unsynced = True

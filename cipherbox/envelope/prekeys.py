@@ -117,7 +117,9 @@ def check(prekeys: SignedPrekeys | OncePrekey, client_id: str, sign_keys: Mappin
     try:
         signature.verify(sign_keys, prekeys.suite, use, prekeys.digest, prekeys.signatures)
     except SignatureInvalid:
-        raise BundleNotCertified(f"the prekeys of {client_id} are not signed by its keys") from None
+        raise BundleNotCertified(
+            f"the prekeys of {client_id} are not signed by its keys; it leaves new ones when it next receives"
+        ) from None
     try:
         MLKEM768PublicKey.from_public_bytes(prekeys.kem)
         for key in (prekeys.identity, prekeys.prekey):

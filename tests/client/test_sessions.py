@@ -11,6 +11,7 @@ import trio
 
 from cipherbox.client.receiver import Receiver
 from cipherbox.client.sessions import DATABASE
+from cipherbox.config import SessionTable
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.kinds import StanzaType
 from cipherbox.errors import BundleRefused, InvalidRequest, UnknownRecipient
@@ -161,6 +162,39 @@ async def test_a_state_set_back_mends_by_itself(hq: Any) -> None:
     assert [line["content"] for line in hq.lines("CA-RC")] == ["1", "2", "3"]
 
 
+async def test_an_old_session_is_followed_by_a_fresh_one(hq: Any) -> None:
+    async with hq.client("FL-LAB", sessions=SessionTable(rotation_s=0)) as lab:
+        for text in ("1", "2"):
+            await lab.publish(text, to="CA-RC", stanza="ratchet")
+            await trio.sleep(0.01)
+        await hq.stop()  # no prekeys to be had: the old one is used on
+        with trio.fail_after(60):
+            await lab.publish("3", to="CA-RC", stanza="ratchet", wait=False)
+        await hq.start()
+        await until(lambda: lab.line.window.idle and len(sent_stanzas(hq)) == 3)
+    spoken = [session.parse(stanza).session_id for stanza in sent_stanzas(hq)]
+    assert len(set(spoken)) == 2
+    assert spoken[1] == spoken[2]
+    assert sorted(await received(hq, "CA-RC", 3)) == ["1", "2", "3"]
+
+
+async def test_a_short_fetch_leaves_prekeys(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        assert await Receiver(lab).drain() == 0
+    async with hq.client("CA-RC") as center:
+        await center.publish("x", to="FL-LAB", stanza="ratchet")
+
+
+async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hq.client("FL-LAB") as lab:
+        lab.line.link.welcome.features = 0
+        assert await Receiver(lab).drain() == 0
+        for call in (lab.offer_prekeys, lambda: lab.publish("x", to="CA-RC", stanza="ratchet")):
+            with pytest.raises(UnknownRecipient, match="keeps no prekeys"):
+                await call()
+        assert (await lab.publish("x", to="CA-RC")).accepted_at
+
+
 async def test_what_is_refused(hq: Any) -> None:
     await hq.join("SF-RC")
     async with hq.admin() as admin, hq.client("FL-LAB") as lab:
@@ -260,4 +294,4 @@ async def test_a_state_is_safe_before_its_envelope_is_kept(hq: Any, monkeypatch:
         await lab.publish("1", to="CA-RC", stanza="ratchet")
         await lab.publish("2", to="CA-RC")
     assert order[:2] == ["synced", "kept"]
-    assert order[2:] == ["nothing", "kept"]
+    assert order[2:4] == ["nothing", "kept"]
