@@ -259,6 +259,10 @@ class BlockingClient:
         """As `Client.resolve`."""
         return self._call(self._inner.resolve, exchange, routing_key)
 
+    def offer_prekeys(self) -> int:
+        """As `Client.offer_prekeys`."""
+        return self._call(self._inner.offer_prekeys)
+
     def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """As `Client.bundles`."""
         return self._call(self._inner.bundles, client_ids)

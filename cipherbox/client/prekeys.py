@@ -26,6 +26,7 @@ from cipherbox.wire import frames
 CHECK_S = 3600.0
 RETRY_S = 60.0
 LOOK_S = 5.0
+REST_S = 1.0  # between replacements that somebody else can cause
 
 
 class Prekeys:
@@ -35,6 +36,7 @@ class Prekeys:
         self.sessions = sessions
         self._line, self._events = line, events
         self._looked = trio.Event()
+        self._unknown = trio.Event()
 
     # -- others' ------------------------------------------------------------------------------------------------
 
@@ -87,22 +89,29 @@ class Prekeys:
             pause = CHECK_S
             try:
                 now = time.time_ns() // 1_000_000
-                due = not 0 <= now - self.sessions.keys.checked_at < CHECK_S * 1000
-                if due and await self._supported():
+                keys = self.sessions.keys
+                self._unknown = trio.Event()
+                keys.on_unknown = self._unknown.set
+                supported = await self._supported()
+                due = not 0 <= now - keys.checked_at < CHECK_S * 1000
+                if supported and (due or keys.must_replace(self._history)):
                     await self.offer()
             except CipherBoxError as error:
                 pause = RETRY_S
                 if not isinstance(error, NetworkError):
                     self._events.say(KEYS, f"Prekeys could not be left at HQ: {error}")
             self._looked.set()
-            await trio.sleep(pause)
+            with trio.move_on_after(pause):
+                await self._unknown.wait()
+                await trio.sleep(REST_S)
 
     async def offer(self) -> int:
         """Leaves prekeys at HQ as they are due; how many one-time prekeys it has then, of this client."""
         if not await self._supported():
             raise UnknownRecipient("this HQ keeps no prekeys; its admin must bring it up to date")
         keys = self.sessions.keys
-        if keys.must_replace():
+        history = self._history
+        if keys.must_replace(history):
             offer = keys.fresh()
             self._events.say(KEYS, f"Leaving {len(offer.once)} one-time prekeys at HQ")
         else:
@@ -110,10 +119,10 @@ class Prekeys:
             answer = await self._send(first.signed, (), replace=False)
             offer = keys.more(answer)
             if not offer.once:
-                keys.offered(offer)
+                keys.offered(offer, history)
                 return answer
         left = await self._send(offer.signed, offer.once, replace=offer.replace)
-        keys.offered(offer)
+        keys.offered(offer, history)
         return left
 
     async def _send(self, signed: bytes, once: Sequence[bytes], *, replace: bool) -> int:
@@ -121,6 +130,11 @@ class Prekeys:
             frames.OfferPrekeys, replace=replace, signed=signed, once=list(once)
         )
         return answer.count
+
+    @property
+    def _history(self) -> bytes:
+        link = self._line.link
+        return link.welcome.history if link is not None else b""
 
     async def _supported(self) -> bool:
         """Whether HQ keeps prekeys: an older one would end the connection at a frame it does not know."""

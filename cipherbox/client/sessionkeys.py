@@ -3,6 +3,9 @@
 A *signed* prekey is replaced after a week, with all one-time prekeys at HQ; the private ones are kept some weeks more,
 for first contacts under way.  A one-time prekey goes when a first message that used it has opened.  What HQ hands out
 of a client that was away for long still opens: only what was replaced is ever dropped.
+
+All prekeys at HQ are replaced at once when they cannot be right any more: other keys sign now, HQ was set back (it
+would hand out again what was used), or this home was (a first contact names a higher number than any known here).
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from cipherbox.sealing.sessions.ratchet import KEY, public
 from cipherbox.sealing.sessions.settings import SessionSettings
 
 IDENTITY, SIGNED, ONCE = range(3)
+_PLAUSIBLE = 1_000_000  # numbers lost to a restored backup; a jump beyond is somebody's nonsense
+_USED_UP = 0xF0000000
 
 
 @attrs.frozen
@@ -48,6 +53,8 @@ class SessionKeys:
     ) -> None:  # fmt: skip
         self._db, self._path, self._vault, self._identity = db, path, vault, identity
         self._settings, self._clock_ms = settings, clock_ms
+        self._unknown: dict[str, int] = {}  # numbers that were given out, though not as far as this file knows
+        self.on_unknown: Callable[[], None] = lambda: None
 
     def identity(self) -> bytes:
         """The private session identity key, made when first asked for."""
@@ -66,6 +73,8 @@ class SessionKeys:
         if identity is None or session_key_id(public(identity)) != key_id:
             raise KeyMissing("the session was begun with an identity key that is not here")
         signed = self._secret(SIGNED, signed_id)
+        self._look_at("signed_id", signed_id)
+        self._look_at("once_id", once_id)
         if signed is None:
             raise KeyMissing("the session was begun with a prekey that is not here any more")
         one = Pair.decode(signed)
@@ -77,6 +86,11 @@ class SessionKeys:
         two = Pair.decode(once)
         return Secrets(identity, one.dh, two.kem, two.dh)
 
+    def _look_at(self, name: str, number: int) -> None:
+        if 0 < number - int.from_bytes(self._fact(name) or b"", "big") <= _PLAUSIBLE:
+            self._unknown[name] = number
+            self.on_unknown()
+
     def used(self, once_id: int) -> None:
         """A first message with this one-time prekey has opened.  Inside a transaction."""
         if once_id:
@@ -86,13 +100,15 @@ class SessionKeys:
 
     @property
     def checked_at(self) -> int:
-        """When HQ was last asked how many there are, ms since 1970; 0: the offer must be looked at now."""
-        return int.from_bytes(self._fact("checked") or b"", "big") if not self.must_replace() else 0
+        """When HQ was last asked how many there are, ms since 1970."""
+        return int.from_bytes(self._fact("checked") or b"", "big")
 
-    def must_replace(self) -> bool:
-        """Whether all prekeys at HQ are due: none was left there yet, they are old, or other keys signed them."""
+    def must_replace(self, history: bytes = b"") -> bool:
+        """Whether all prekeys at HQ are due; ``history`` is what HQ calls its own."""
         offered = self._fact("offered")
-        if offered is None or self._fact("signer") != self._signer():
+        if offered is None or self._unknown or self._fact("signer") != self._signer():
+            return True
+        if history and self._fact("history") != history:
             return True
         row = self._db.execute(
             "SELECT made_at FROM secrets WHERE kind = ? AND id = ?", (SIGNED, int.from_bytes(offered, "big"))
@@ -111,7 +127,7 @@ class SessionKeys:
     def _most(self) -> int:
         return min(self._settings.one_time_prekeys, LIMITS.prekeys_per_client)
 
-    def offered(self, done: Offer) -> None:
+    def offered(self, done: Offer, history: bytes = b"") -> None:
         """HQ has them."""
         now = self._clock_ms()
         with self._transaction():
@@ -125,19 +141,23 @@ class SessionKeys:
                 )
                 self._know("offered", done.prekey_id.to_bytes(4, "big"))
                 self._know("signer", self._signer())
+                self._know("history", history)
+                self._unknown.clear()
             self._know("checked", now.to_bytes(8, "big"))
             dead = now - self._settings.signed_prekey_kept_s * 1000
             db.execute("DELETE FROM secrets WHERE replaced_at > 0 AND replaced_at < ?", (dead,))
 
-    def look_again(self) -> None:
-        """HQ may have lost what it had."""
-        with self._transaction():
-            self._know("checked", bytes(8))
-
     def _make(self, count: int, *, replace: bool) -> Offer:
+        if replace and any(int.from_bytes(self._fact(n) or b"", "big") > _USED_UP for n in ("signed_id", "once_id")):
+            with self._transaction():  # somebody drove the numbers up: another identity key, and numbers from 1
+                self._db.execute("DELETE FROM secrets")
+                self._db.execute("DELETE FROM facts WHERE name IN ('signed_id', 'once_id', 'first_once')")
+                self._unknown.clear()
         own = self.identity()
         with self._transaction():
             if replace:
+                for name, number in self._unknown.items():
+                    self._know(name, number.to_bytes(4, "big"))
                 prekey_id, pair = self._next("signed_id"), Pair.generate()
                 self._put(SIGNED, prekey_id, pair.encode())
                 first = int.from_bytes(self._fact("once_id") or b"", "big") + 1

@@ -311,6 +311,9 @@ class Sessions:
             " ORDER BY used_at DESC, made_at DESC LIMIT ?)",
             (peer, peer, self.settings.sessions_per_peer),
         )
+        # Of envelopes that never were acknowledged from here; HQ has given them up by then.
+        dead = self._clock_ms() - LIMITS.watermark_ms
+        self._db.execute("DELETE FROM held WHERE held_at < ?", (dead,))
 
 
 def in_sessions(sighted: Sighted) -> bool:

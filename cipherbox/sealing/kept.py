@@ -65,4 +65,6 @@ class Vault:
         try:
             return crypto_aead_xchacha20poly1305_ietf_decrypt(locked[_NONCE:], place, locked[:_NONCE], self._key)
         except (nacl.exceptions.CryptoError, ValueError):
-            raise DecryptionFailed("a secret of the sessions cannot be read") from None
+            raise DecryptionFailed(
+                "the file with the sessions is damaged or belongs to another key; move it away, and they begin anew"
+            ) from None

@@ -195,6 +195,36 @@ async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch
         assert (await lab.publish("x", to="CA-RC")).accepted_at
 
 
+async def test_a_receiver_that_was_set_back_replaces_its_prekeys(hq: Any) -> None:
+    """Its backup knows neither the prekeys HQ hands out nor their numbers."""
+    backup = {f.name: f.read_bytes() for f in hq.home("CA-RC").glob(f"{DATABASE}*")}
+    async with hq.client("CA-RC") as center:
+        keys = center.sessions.keys
+        keys._know("offered", bytes(4))  # as after a week: all are due
+        assert keys.must_replace()
+        await center.offer_prekeys()
+    for file in hq.home("CA-RC").glob(f"{DATABASE}*"):
+        file.unlink()
+    for name, data in backup.items():
+        (hq.home("CA-RC") / name).write_bytes(data)
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+        nursery.start_soon(Receiver(center).run)
+        await lab.publish("x", to="CA-RC", stanza="ratchet")
+        await until(lambda: len(hq.lines("CA-RC")) == 1, 40)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_hq_that_was_set_back_gets_fresh_prekeys(hq: Any) -> None:
+    async with hq.client("CA-RC") as center:
+        keys = center.sessions.keys
+        offered = keys._fact("offered")
+        await center.offer_prekeys()
+        assert keys._fact("offered") == offered
+        center.line.link.welcome.history = b"another history."
+        await center.offer_prekeys()
+        assert keys._fact("offered") != offered
+
+
 async def test_what_is_refused(hq: Any) -> None:
     await hq.join("SF-RC")
     async with hq.admin() as admin, hq.client("FL-LAB") as lab:

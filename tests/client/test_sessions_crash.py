@@ -287,3 +287,25 @@ def test_what_was_sealed_is_synced_once(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "sync_file", synced.append)
     lab.sessions.sync()
     assert len(synced) == 2  # what failed is tried again
+
+
+def test_numbers_driven_up_by_somebody_begin_anew(tmp_path: Path) -> None:
+    here, _ = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    old = here.seal(lab, "CA-RC", b"old")
+    assert here.open(center, "FL-LAB", old) == b"old"
+    keys = center.sessions.keys
+    own = keys.identity()
+    keys._look_at("once_id", 0xFFFFFFFF)
+    assert not keys.must_replace()  # nobody has lost so many
+    keys._look_at("once_id", 1000)
+    assert keys.must_replace()
+    here.offer("CA-RC")
+    assert int.from_bytes(keys._fact("once_id") or b"", "big") == 1003
+    keys._know("once_id", 0xF0000001.to_bytes(4, "big"))
+    here.offer("CA-RC")
+    assert keys.identity() != own
+    assert int.from_bytes(keys._fact("once_id") or b"", "big") == 3
+    assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"on")) == b"on"  # sessions go on
+    lab.sessions._db.execute("DELETE FROM sessions")
+    assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"anew")) == b"anew"
