@@ -163,8 +163,10 @@ class Sessions:
         now = self._clock_ms()
         parties = handshake.parties(self._me, peer)
         own = self.keys.identity()
-        shaken, agreed = handshake.begin(own, prekeys, now, parties)
         with self._step():
+            # Above all sessions there are, or a clock that was set back would begin one that nobody speaks in.
+            (latest,) = self._db.execute("SELECT MAX(made_at) FROM sessions WHERE peer = ?", (peer,)).fetchone()
+            shaken, agreed = handshake.begin(own, prekeys, max(now, (latest or 0) + 1), parties)
             self._save(peer, session.started(shaken, agreed, prekeys, now))
             self._forget_old(peer)
 

@@ -289,6 +289,23 @@ def test_what_was_sealed_is_synced_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(synced) == 2  # what failed is tried again
 
 
+def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """The fresh session is still the one both speak in, and not every message begins another."""
+    here, now = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    now[0] = 1_000_000_000
+    first = here.seal(lab, "CA-RC", b"1")
+    now[0] = 5000
+    lab.sessions._db.execute("UPDATE sessions SET since = -100000000")
+    sent = [first, here.seal(lab, "CA-RC", b"2"), here.seal(lab, "CA-RC", b"3")]
+    spoken = [session.parse(stanza(raw)).session_id for raw in sent]
+    assert spoken[0] != spoken[1] == spoken[2]
+    now[0] = 1_000_000_000
+    assert [here.open(center, "FL-LAB", raw) for raw in sent] == [b"1", b"2", b"3"]
+    answer = session.parse(stanza(here.seal(center, "FL-LAB", b"4")))
+    assert answer.session_id == spoken[2]
+
+
 def test_numbers_driven_up_by_somebody_begin_anew(tmp_path: Path) -> None:
     here, _ = world(tmp_path)
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
