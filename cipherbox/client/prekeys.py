@@ -113,7 +113,6 @@ class Prekeys:
         history = self._history
         if keys.must_replace(history):
             offer = keys.fresh()
-            self._events.say(KEYS, f"Leaving {len(offer.once)} one-time prekeys at HQ")
         else:
             first = keys.more(1 << 30)
             answer = await self._send(first.signed, (), replace=False)
