@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -164,11 +165,7 @@ class OwedReceipts:
         )
         target = await client.sealer.target(address)
         done = trio.Event()
-        messages = [Message(group, TYPE)]
-        turn = client.sessions.turn(sender) if client.sessions is not None else None
-        if client.sessions is not None and turn is not None:
-            await trio.to_thread.run_sync(client.sessions.sync)
-            messages.append(Message(turn, STEP_TYPE))
+        messages = [Message(group, TYPE), *await self._turn(sender)]
         item: Outgoing = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
         window = client.line.window
         window.add(item)
@@ -182,6 +179,16 @@ class OwedReceipts:
             raise item.error
         if item.result is None:
             raise TimedOut("HQ did not confirm a receipt in time")
+
+    async def _turn(self, sender: str) -> list[Message]:
+        """The session's empty message; none when the session has trouble, for no receipt must wait for that."""
+        sessions = self._client.sessions
+        with suppress(CipherBoxError):
+            turn = sessions.turn(sender) if sessions is not None else None
+            if sessions is not None and turn is not None:
+                await trio.to_thread.run_sync(sessions.sync)
+                return [Message(turn, STEP_TYPE)]
+        return []
 
     def _mark(self, owed: Sequence[Owed], sent: dict[str, int], at: int, root: bytes) -> None:
         with transaction(self._db, self._path):

@@ -150,9 +150,19 @@ class Sessions:
     # -- speaking -----------------------------------------------------------------------------------------------
 
     def due(self, peer: str) -> bool:
-        """Whether a fresh session should be begun: there is none to speak in, or it is old."""
-        row = self._newest(peer)
-        return row is None or self._clock_ms() - row[0] > self.settings.rotation_s * 1000
+        """Whether a fresh session should be begun: there is none to speak in, or it is old.
+
+        One whose state cannot be read is nothing to speak in.
+        """
+        while (row := self._newest(peer)) is not None:
+            since, session_id, state = row
+            try:
+                self._load(peer, session_id, state)
+            except (DecryptionFailed, StoreError):
+                self._retire(peer, session_id)
+                continue
+            return self._clock_ms() - since > self.settings.rotation_s * 1000
+        return True
 
     def speaks_with(self, peer: str) -> bool:
         """Whether there is a session to speak in, old or not."""
@@ -176,10 +186,11 @@ class Sessions:
         for index, entry in enumerate(sighted.layout.prefix.recipients):
             if entry.client_id == peer and entry.stanza_type == StanzaType.RATCHET:
                 session_id = session.parse(stanza_of(raw, sighted.layout, index)).session_id
-                with self._step():
-                    self._db.execute(
-                        "UPDATE sessions SET retired = 1 WHERE peer = ? AND session_id = ?", (peer, session_id)
-                    )
+                self._retire(peer, session_id)
+
+    def _retire(self, peer: str, session_id: bytes) -> None:
+        with self._step():
+            self._db.execute("UPDATE sessions SET retired = 1 WHERE peer = ? AND session_id = ?", (peer, session_id))
 
     @contextmanager
     def speakers(self, peers: Sequence[str]) -> Iterator[list[_Speaker]]:

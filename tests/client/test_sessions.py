@@ -88,6 +88,34 @@ async def test_receipts_heal_what_goes_one_way(hq: Any) -> None:
     assert [line["content"] for line in hq.lines("CA-RC")] == ["0", "1", "2"]
 
 
+async def test_a_session_in_trouble_holds_up_no_receipt(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        one = await lab.publish("1", to="CA-RC", stanza="ratchet")
+        await received(hq, "CA-RC", 1)
+        db = sqlite3.connect(hq.home("CA-RC") / DATABASE)
+        db.execute("UPDATE sessions SET state = zeroblob(500)")
+        db.commit()
+        db.close()
+        two = await lab.publish("2", to="CA-RC")
+        await received(hq, "CA-RC", 1)
+        assert await lab.wait_for([one.envelope_id, two.envelope_id], "opened", 10)
+        async with hq.client("CA-RC") as center, trio.open_nursery() as nursery:
+            nursery.start_soon(Receiver(center).run)
+            await lab.publish("3", to="CA-RC", stanza="ratchet")  # does not open, and is sealed in a fresh session
+            await until(lambda: len(hq.lines("CA-RC")) == 3, 30)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_sender_whose_states_are_damaged_begins_anew(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("1", to="CA-RC", stanza="ratchet")
+        lab.sessions._db.execute("UPDATE sessions SET state = zeroblob(500)")
+        await lab.publish("2", to="CA-RC", stanza="ratchet")
+    one, two = map(session.parse, sent_stanzas(hq))
+    assert one.session_id != two.session_id
+    assert await received(hq, "CA-RC", 2) == ["1", "2"]
+
+
 async def test_both_begin_at_once(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         await lab.offer_prekeys()
