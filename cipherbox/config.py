@@ -33,6 +33,7 @@ from cipherbox.limits import Limits, check_client_id
 
 SERVER_FILE = "cipherbox.toml"
 CLIENT_FILE = "client.toml"
+CLIENT_HEAD = "This client's settings. `cipherbox manual configuration` explains them."
 HOME_VARIABLE = "CIPHERBOX_HOME"
 CREDENTIAL = "credential:"
 __all__ = ["DEFAULT_PORT", "parse_listen"]  # for those who know settings by this module alone
@@ -44,7 +45,6 @@ ROLES = ("client", "admin")
 TLS = ("verify", "unverified", "off")
 BODIES = ("database", "spool")
 SIGNATURES = ("ed25519", "ed25519+mldsa65")
-
 
 # -- HQ -----------------------------------------------------------------------------------------------------------
 
@@ -173,16 +173,10 @@ class ServerConfig:
 
 
 SERVER_TABLES: dict[str, type] = {
-    "server": ServerSettings,
-    "tls": TlsSettings,
-    "logging": LoggingSettings,
-    "database": DatabaseSettings,
-    "encryption": EncryptionSettings,
-    "ca": CaSettings,
-    "retention": RetentionSettings,
-    "metrics": MetricsSettings,
+    "server": ServerSettings, "tls": TlsSettings, "logging": LoggingSettings, "database": DatabaseSettings,
+    "encryption": EncryptionSettings, "ca": CaSettings, "retention": RetentionSettings, "metrics": MetricsSettings,
     "limits": Limits,
-}
+}  # fmt: skip
 
 # -- a client -----------------------------------------------------------------------------------------------------
 
@@ -226,6 +220,18 @@ class KeySettings:
 
 
 @attrs.frozen
+class SessionTable:
+    """Table `[sessions]`; the manual page `sessions` explains them."""
+
+    max_skipped: int = setting(2000, "keys kept for messages of a session that did not come yet", low=0)
+    rotation_s: int = setting(86_400, "a session older than this is followed by a fresh one", low=60)
+    sessions_per_peer: int = setting(8, "sessions kept with each client, for what is still under way", low=2)
+    one_time_prekeys: int = setting(100, "kept at HQ, each for one first contact; HQ may keep fewer", low=0)
+    signed_prekey_s: int = setting(7 * 86_400, "prekeys at HQ are replaced when they are older", low=60)
+    signed_prekey_kept_s: int = setting(30 * 86_400, "replaced prekeys still open what was begun before", low=60)
+
+
+@attrs.frozen
 class ClientConfig:
     """Everything a client is told.  ``home`` is its directory, absolute."""
 
@@ -240,10 +246,12 @@ class ClientConfig:
     password_file: Path | None = None
     signatures: str = "ed25519"
     keep_old_days: int = 436
+    sessions: SessionTable = attrs.Factory(SessionTable)
 
 
 CLIENT_TABLES: dict[str, type] = {
     "client": IdentitySettings, "retry": RetrySettings, "outbox": OutboxSettings, "keys": KeySettings,
+    "sessions": SessionTable,
 }  # fmt: skip
 
 # -- loading and writing ------------------------------------------------------------------------------------------
@@ -303,7 +311,6 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     file = home / CLIENT_FILE
     tables = read_tables(file, CLIENT_TABLES, "enrol first with: cipherbox join (the admin gives you a token)")
     who: IdentitySettings = tables["client"]
-    retry: RetrySettings = tables["retry"]
     try:
         check_client_id(who.client_id)
     except InvalidRequest as error:
@@ -314,8 +321,8 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         _check_address(f"{file}: [client] address", part.strip())
     who = _absolute(home, who)
     _check_credential(f"{file}: [client] password_file", who.password_file)
-    more = attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
-    return ClientConfig(home=home, **attrs.asdict(who), **attrs.asdict(retry), **more)
+    more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
+    return ClientConfig(home=home, **attrs.asdict(who), **more, sessions=tables["sessions"])
 
 
 def _absolute(directory: Path, table: Any) -> Any:
@@ -338,11 +345,10 @@ def _check_address(where: str, text: str) -> None:
 def write_client_config(config: ClientConfig) -> Path:
     """Writes ``client.toml`` into the home directory; returns its path."""
     tables = {
-        name: kind(**{a.name: getattr(config, a.name) for a in attrs.fields(kind)})
+        name: kind(**{a.name: getattr(getattr(config, name, config), a.name) for a in attrs.fields(kind)})
         for name, kind in CLIENT_TABLES.items()
     }
-    head = "This client's settings. `cipherbox manual configuration` explains them."
-    return write_tables(config.home / CLIENT_FILE, head, tables)
+    return write_tables(config.home / CLIENT_FILE, CLIENT_HEAD, tables)
 
 
 def is_credential(path: Path) -> bool:
@@ -366,10 +372,8 @@ def secret(path: Path) -> bytes:
     name = str(path).removeprefix(CREDENTIAL)
     found = credential(name)
     if found is None:
-        raise ConfigError(
-            f"{path}: systemd handed over no credential of this name; its unit needs LoadCredential={name}:FILE, or "
-            "name a file instead of credential: (cipherbox manual operations)"
-        )
+        missing = f"{path}: systemd handed over no credential of this name; its unit needs LoadCredential={name}:FILE"
+        raise ConfigError(f"{missing}, or name a file instead of credential: (cipherbox manual operations)")
     return read_private(found)
 
 

@@ -20,7 +20,7 @@ def settings_values(config: ServerConfig | ClientConfig) -> dict[str, dict[str, 
             a.name: str(value) if isinstance(value, Path) else value
             for a in attrs.fields(kind)
             if not (kind is Limits and a.name in FIXED_LIMITS)
-            for value in [getattr(getattr(config, name) if isinstance(config, ServerConfig) else config, a.name)]
+            for value in [getattr(getattr(config, name, config), a.name)]
         }
         for name, kind in tables.items()
     }

@@ -97,6 +97,9 @@ class Limits:
     enrol_attempts_per_minute: int = 60  # all anonymous peers together; a secret has 128 bits anyway
     pending_requests: int = 1000  # more would not be looked at one by one
     key_requests_per_minute: int = 60  # per client, as the relay of the predecessors had it
+    prekey_requests_per_minute: int = 300  # clients asked about, per asker: one envelope for 256 begins 256 sessions
+    prekeys_of_one_per_minute: int = 2  # one-time prekeys of one client for one asker; then the last resort
+    prekeys_per_client: int = 256  # one-time prekeys kept at HQ: 320 KB
     requests_in_flight: int = 1024  # per connection, other than publishes
 
 

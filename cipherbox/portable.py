@@ -59,6 +59,15 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def sync_file(path: Path) -> None:
+    """Puts on stable storage what any process has written into the file."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replaces ``path`` by ``data``, whole or not at all, durable when it returns."""
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

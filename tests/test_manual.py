@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -96,3 +98,14 @@ def test_every_adversary_of_the_threat_model_has_what_it_can_and_what_it_cannot(
         cannot = [line for line in section.splitlines() if line.startswith("| cannot |")]
         assert cannot
         assert all("`tests/" in line for line in cannot), section[:40]
+
+
+@pytest.mark.parametrize("name", ["sessions"])
+def test_examples_in_python_run(name: str, tmp_path: Path) -> None:
+    """In a process of their own, as a reader would run them."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL)
+    assert blocks
+    for number, block in enumerate(blocks):
+        program = tmp_path / f"{name}{number}.py"
+        program.write_text(block)
+        subprocess.run([sys.executable, str(program)], check=True, timeout=60, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
-WRAPS = {"hpke": "hpke-mlkem768-x25519", "hpke-x25519": "hpke-x25519", "rsa": "rsa-oaep"}
+WRAPS = {"hpke": "hpke-mlkem768-x25519", "hpke-x25519": "hpke-x25519", "rsa": "rsa-oaep", "ratchet": "ratchet"}
 
 
 @click.command()
@@ -43,7 +43,8 @@ WRAPS = {"hpke": "hpke-mlkem768-x25519", "hpke-x25519": "hpke-x25519", "rsa": "r
 @click.option("--expires", type=DURATION, help="Give up what was not received within this time, for example 7d.")
 @click.option(
     "--wrap", type=click.Choice(tuple(WRAPS)),
-    help="Seal for keys of this kind: post-quantum, or classical. [default: the kind each recipient prefers]",
+    help="Seal for keys of this kind: post-quantum, or classical; ratchet: in a session with each recipient. [manual: "
+    "sessions] [default: the kind each recipient prefers]",
 )
 @click.option("--partial", is_flag=True, help="Send although some recipients of the route have no queue.")
 @click.option(
@@ -94,6 +95,8 @@ def send(
         raise click.UsageError("Give the content as an argument or as --file, not both.")
     large = tuple(path for path in files if in_parts(path))
     files = tuple(path for path in files if path not in large)
+    if wrap == "ratchet" and large:
+        raise click.UsageError("--wrap ratchet is for messages; large files go outside of sessions.")
     messages = _messages(content, files, content_type, _headers(headers)) if files or not large else []
     expires_at = int((time.time() + expires) * 1000) if expires else 0
     stanza = WRAPS[wrap] if wrap else None

@@ -17,6 +17,8 @@
     enrol      join an HQ with a token                                       home: the files of a client
     keylife    renew, rotate, destroy this client's keys                      witness: HQ's log names what it hands out
     localkey   what a home's keys are encrypted under, and its password       blocking: for scripts without trio
+    sessions   states of sessions, and their crash rules (sessionkeys)       prekeys: kept up at HQ, fetched from it
+    contents   what may be a message, and how many fit                       securesocket: sessions without HQ
     events     the lines a client says while it works                        tasks: background tasks with plain errors
 
 The names below are imported when they are first used.
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from cipherbox.client.publish import Confirmation
     from cipherbox.client.publisher import Publisher
     from cipherbox.client.receiver import Receiver
+    from cipherbox.client.securesocket import SecureSocket, SqliteSessions
     from cipherbox.sealing.body import Message
+    from cipherbox.sealing.secure import HandshakeBuilder, SecureContext, SecureSession, generate_keypair
 
 _WHERE = {
     "AllowList": "cipherbox.client.allow",
@@ -44,9 +48,15 @@ _WHERE = {
     "Consumer": "cipherbox.client.consume",
     "Delivery": "cipherbox.client.consume",
     "JoinReport": "cipherbox.client.enrol",
+    "HandshakeBuilder": "cipherbox.sealing.secure",
     "Message": "cipherbox.sealing.body",
     "Publisher": "cipherbox.client.publisher",
     "Receiver": "cipherbox.client.receiver",
+    "SecureContext": "cipherbox.sealing.secure",
+    "SecureSession": "cipherbox.sealing.secure",
+    "SecureSocket": "cipherbox.client.securesocket",
+    "SqliteSessions": "cipherbox.client.securesocket",
+    "generate_keypair": "cipherbox.sealing.secure",
     "join": "cipherbox.client.enrol",
     "open_client": "cipherbox.client.api",
 }
@@ -57,10 +67,16 @@ __all__ = [
     "Confirmation",
     "Consumer",
     "Delivery",
+    "HandshakeBuilder",
     "JoinReport",
     "Message",
     "Publisher",
     "Receiver",
+    "SecureContext",
+    "SecureSession",
+    "SecureSocket",
+    "SqliteSessions",
+    "generate_keypair",
     "join",
     "open_client",
 ]

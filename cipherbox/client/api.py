@@ -25,6 +25,7 @@ import trio
 from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges
+from cipherbox.client.contents import Content, as_messages
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, load_home
@@ -36,11 +37,13 @@ from cipherbox.client.outbox import Outbox
 from cipherbox.client.ownkeys import Added, add_key
 from cipherbox.client.pins import Pins
 from cipherbox.client.post import Post
-from cipherbox.client.publish import Address, Confirmation, Content, Sealer, as_messages
+from cipherbox.client.prekeys import Prekeys
+from cipherbox.client.publish import Address, Confirmation, Sealer
 from cipherbox.client.publisher import Publisher, check_publisher
 from cipherbox.client.receipts import ReceiptTaker
 from cipherbox.client.revocations import Revocations
 from cipherbox.client.routes import Routes
+from cipherbox.client.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.tasks import background
 from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
@@ -65,15 +68,23 @@ class Client(Tracking, AdminCalls):
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
         self.allow = AllowList(home.path)
         self.life = KeyLife(home, line, events, self.directory)
-        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery)
-        self.opener.refresh = self.life.refresh
-        self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, home.keeper, Routes(home.path))
-        self.post: Post | None = None  # an admin's machine sends nothing
+        self.sessions: Sessions | None = None
+        self.prekeys: Prekeys | None = None
         if home.identity is not None:
+            self.sessions = Sessions(home.path, home.keeper.vault, home.identity, settings_of(home.config))
+            self.prekeys = Prekeys(self.sessions, line, events)
+            self.life.published = self.prekeys.follow
+        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery, self.sessions)
+        self.opener.refresh = self.life.refresh
+        keep = home.keeper, Routes(home.path)
+        self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, *keep, prekeys=self.prekeys)
+        self.post: Post | None = None  # an admin's machine sends nothing
+        if self.sessions is not None:
             outbox = Outbox(home.path, home.config.keep_until)
             self.post = self.sealer.post = Post(
-                line, outbox, events, self.sealer.seal_again, self.directory.revoked, home.config.client_id
-            )
+                line, outbox, events, self.sealer.seal_again, self.directory.revoked, home.config.client_id,
+                self.sessions.sync,
+            )  # fmt: skip
             nursery.start_soon(self.post.run)
             line.listed = self._look_at_revocations
             line.opened = self._compare
@@ -121,9 +132,10 @@ class Client(Tracking, AdminCalls):
 
         ``to`` names recipients by id, or ``exchange`` and ``routing_key`` name a route; with the default exchange the
         key is a queue's name.  A str is text, bytes are binary, a `Message` says its type and headers.
-        ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the BundleErrors and the
-        other refusals of HQ; Queued when HQ did not confirm in time: it is kept in the outbox and goes out by itself.
-        ``wait`` False: returns when it is kept, with ``accepted_at`` 0.
+        ``stanza``: how the key is wrapped for each recipient; "ratchet" for a session with each (`cipherbox manual
+        sessions`).  ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the
+        BundleErrors and the other refusals of HQ; Queued when HQ did not confirm in time: it is kept in the outbox and
+        goes out by itself.  ``wait`` False: returns when it is kept, with ``accepted_at`` 0.
         """
         address = Address.make(
             to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
@@ -243,6 +255,9 @@ class Client(Tracking, AdminCalls):
                 answer: frames.AckConfirmed = await self.line.request(frames.Ack, queue=queue, ranges=part)
                 counted += answer.count
             self._say(own, "Server confirmed ACK for {}", mark=True)
+            if self.sessions is not None and self.sessions.exists:
+                hashes = [d.sighted.hashes.envelope_hash for d in own if in_sessions(d.sighted)]
+                self.sessions.acknowledged(hashes)
             self._settled(own)
         return counted
 
@@ -289,6 +304,15 @@ class Client(Tracking, AdminCalls):
     async def add_key(self, key: DecryptKey) -> Added:
         """Publishes the next key bundle of this client, with ``key`` behind the others; see `ownkeys`."""
         return await add_key(self, key)
+
+    async def offer_prekeys(self) -> int:
+        """Leaves prekeys at HQ, so that others can begin sessions with this client; a receiver does it by itself.
+
+        How many one-time prekeys HQ has then.
+        """
+        if self.prekeys is None:
+            raise Forbidden("an admin's machine holds no keys to publish")
+        return await self.prekeys.offer()
 
     async def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """The believed bundle of each client, fetched, checked and pinned as needed."""
@@ -354,17 +378,22 @@ async def open_client(
         config.address, files.context, events, tries=config.tries, timeout_s=config.timeout_s,
         pause_max_s=config.pause_max_s,
     )  # fmt: skip
-    async with background() as nursery:
-        client = Client(files, line, events, nursery)
-        nursery.start_soon(line.run, nursery)
-        if files.identity is not None:
-            nursery.start_soon(client.receipts.run)
-        nursery.start_soon(client.life.run if renew else client.finish_keys)
-        if not keep_trying:
-            await line.ready(config.tries)
-        yield client
-        if line.link is not None:
-            await client.receipts.rest()
+    client: Client | None = None
+    try:
+        async with background() as nursery:
+            client = Client(files, line, events, nursery)
+            nursery.start_soon(line.run, nursery)
+            if files.identity is not None:
+                nursery.start_soon(client.receipts.run)
+            nursery.start_soon(client.life.run if renew else client.finish_keys)
+            if not keep_trying:
+                await line.ready(config.tries)
+            yield client
+            if line.link is not None:
+                await client.receipts.rest()
+    finally:
+        if client is not None and client.sessions is not None:
+            client.sessions.close()
 
 
 __all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Publisher", "open_client"]

@@ -25,7 +25,8 @@ import trio
 
 from cipherbox.client import api
 from cipherbox.client.consume import Consumer, Delivery
-from cipherbox.client.publish import Confirmation, Content
+from cipherbox.client.contents import Content
+from cipherbox.client.publish import Confirmation
 from cipherbox.client.publisher import Publisher
 from cipherbox.client.receiver import OnLines, Receiver
 from cipherbox.envelope.bundle import KeyBundle
@@ -257,6 +258,10 @@ class BlockingClient:
     def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """As `Client.resolve`."""
         return self._call(self._inner.resolve, exchange, routing_key)
+
+    def offer_prekeys(self) -> int:
+        """As `Client.offer_prekeys`."""
+        return self._call(self._inner.offer_prekeys)
 
     def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """As `Client.bundles`."""

@@ -6,7 +6,7 @@ from cipherbox.envelope.kinds import STANZA_NAMES, BodyCipher, StanzaType
 from cipherbox.errors import InvalidRequest
 from cipherbox.sealing.stanzas import TYPES
 
-STANZAS = {STANZA_NAMES[StanzaType(kind)]: StanzaType(kind) for kind in TYPES}
+STANZAS = {STANZA_NAMES[StanzaType(kind)]: StanzaType(kind) for kind in (*TYPES, StanzaType.RATCHET)}
 CIPHERS = {"aes-256-gcm": BodyCipher.AES_256_GCM, "chacha20-poly1305": BodyCipher.CHACHA20_POLY1305}
 
 

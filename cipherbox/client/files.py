@@ -24,7 +24,8 @@ from cipherbox.client.publish import Address, Confirmation, Target
 from cipherbox.client.tasks import background
 from cipherbox.client.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.window import Outgoing
-from cipherbox.errors import CipherBoxError, FileChanged, FileError, Queued
+from cipherbox.envelope.kinds import StanzaType
+from cipherbox.errors import CipherBoxError, FileChanged, FileError, InvalidRequest, Queued
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, read_at
 from cipherbox.sealing.body import BINARY, pack
@@ -219,6 +220,8 @@ async def send_file(
 ) -> Confirmation:  # fmt: skip
     """Takes a file into the outbox and sends it; see `FileSender.run`.  ``path``: the names the recipients see."""
     kind = int(stanza_type(stanza) or 0)
+    if kind == StanzaType.RATCHET:
+        raise InvalidRequest("sessions are for messages; send a file without stanza 'ratchet'")
     post = client.outbox()
     transfers = Transfers(post.outbox)
     transfer = await post.store(

@@ -4,6 +4,7 @@
     client.key  local.key  keys.cbk   secrets; local.key opens the rest  certs/ allow.json   whom it believes, permits
     inbox.sqlite3 data/               what it received                   issuing.crl lock keys.lock
     outbox.sqlite3 outbox/            what it sent                       routes.json
+    sessions.sqlite3                  sessions, private prekeys: under local.key
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ day more for clocks that differ: 436 days.  With fewer (`[keys] keep_old_days`) 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +83,7 @@ class KeyLife:
         self._stamp = self._stamps()
         self._told = ""
         self._turn = trio.Lock()
+        self.published: Callable[[], Awaitable[None]] | None = None  # called when other keys are in use
 
     # -- what people and long commands ask for ------------------------------------------------------------------
 
@@ -229,6 +230,8 @@ class KeyLife:
         identity.promote(_now_ms())
         self._save()
         self._events.say(KEYS, f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published")
+        if self.published is not None:
+            await self.published()
 
     async def _at_hq(self, sequence: int) -> bytes | None:
         """Hash of this client's bundle of that number at HQ."""

@@ -15,6 +15,8 @@ import trio
 from cipherbox.client.consume import Delivery
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.sessions import Sessions, in_sessions
+from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import (
     CipherBoxError,
@@ -30,8 +32,9 @@ from cipherbox.errors import (
     UnknownVersion,
 )
 from cipherbox.portable import escape_text
+from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.open import open_envelope
+from cipherbox.sealing.open import Sighted, open_envelope
 
 OUTCOMES: dict[type[CipherBoxError], Outcome] = {
     MalformedEnvelope: Outcome.MALFORMED,
@@ -58,12 +61,13 @@ Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
 
 
 class Opener:
-    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back.
-    """
+    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back."""
 
     def __init__(
-        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery
-    ) -> None:
+        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
+        sessions: Sessions | None = None,
+    ) -> None:  # fmt: skip
+        self._sessions = sessions
         self.events = events
         self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
         self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
@@ -79,14 +83,20 @@ class Opener:
         if sender is None:
             sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
         try:
-            messages = open_envelope(delivery.sighted, self._identity, sender)
+            messages = self._opened(delivery.sighted, sender)
         except KeyMissing:
             if not self.refresh():
                 raise
-            messages = open_envelope(delivery.sighted, self._identity, sender)
+            messages = self._opened(delivery.sighted, sender)
         delivery.fill(messages)
         if not delivery.quiet:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
+
+    def _opened(self, sighted: Sighted, sender: KeyBundle) -> Messages:
+        assert self._identity is not None
+        if self._sessions is not None and in_sessions(sighted):
+            return self._sessions.open(sighted, sender)
+        return open_envelope(sighted, self._identity, sender)
 
     async def admit(self, delivery: Delivery) -> bool:
         """Opens the delivery, or refuses it to HQ; whether it is open."""

@@ -4,12 +4,16 @@ Every recorded envelope owes one, and so does every refusal that is final or tha
 stands in the inbox's database, so nothing is forgotten in a crash; what is signed for again does no harm.  One
 signature covers all that is owed now, of all senders; each sender gets a group with its own leaves, sealed, into its
 mailbox `.sys`, and an envelope is marked when HQ has confirmed that group.  Receipts owe no receipts.
+
+Beside the group goes an empty message of the session with that sender, if there is one: so traffic in one direction
+heals too.  It is beside, not around: a receipt opens although a session was lost.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -17,6 +21,7 @@ import trio
 from cipherbox.client.inbox import DATABASE, STEPS
 from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.client.publish import Address
+from cipherbox.client.sessions import STEP_TYPE
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.kinds import Outcome
@@ -160,7 +165,8 @@ class OwedReceipts:
         )
         target = await client.sealer.target(address)
         done = trio.Event()
-        item: Outgoing = client.sealer.seal(address, target, pack([Message(group, TYPE)]), 1, lambda _: done.set())
+        messages = [Message(group, TYPE), *await self._turn(sender)]
+        item: Outgoing = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
         window = client.line.window
         window.add(item)
         try:
@@ -173,6 +179,16 @@ class OwedReceipts:
             raise item.error
         if item.result is None:
             raise TimedOut("HQ did not confirm a receipt in time")
+
+    async def _turn(self, sender: str) -> list[Message]:
+        """The session's empty message; none when the session has trouble, for no receipt must wait for that."""
+        sessions = self._client.sessions
+        with suppress(CipherBoxError):
+            turn = sessions.turn(sender) if sessions is not None else None
+            if sessions is not None and turn is not None:
+                await trio.to_thread.run_sync(sessions.sync)
+                return [Message(turn, STEP_TYPE)]
+        return []
 
     def _mark(self, owed: Sequence[Owed], sent: dict[str, int], at: int, root: bytes) -> None:
         with transaction(self._db, self._path):

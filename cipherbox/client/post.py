@@ -49,13 +49,15 @@ Revoked = Callable[[], Awaitable[list[str]]]
 
 
 class Post:
-    """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked`` names who was."""
+    """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked`` names who was;
+    ``before`` runs in a thread before envelopes are written: what they were sealed with must be safe first."""
 
     def __init__(
-        self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str
-    ) -> None:
+        self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str,
+        before: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         self.outbox = outbox
-        self._revoked = revoked
+        self._revoked, self._before = revoked, before
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
         self._window.proven = self._check_proof
@@ -165,6 +167,8 @@ class Post:
             return
         kept = [item.fresh for item in fresh if item.fresh is not None]
         try:
+            if kept and self._before is not None:
+                await self.store(self._before)
             await self.store(self.outbox.write, kept, confirmed, refused, proven)
         except CipherBoxError as error:
             self._confirmed = confirmed + self._confirmed

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -20,11 +21,14 @@ import trio
 
 from cipherbox.client.allow import AllowList
 from cipherbox.client.choices import body_cipher, stanza_type
+from cipherbox.client.contents import split
 from cipherbox.client.directory import Directory
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.line import Line, Patience
 from cipherbox.client.outbox_rows import Fresh, Row
+from cipherbox.client.prekeys import Prekeys
 from cipherbox.client.routes import Routes
+from cipherbox.client.sessions import in_sessions
 from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
@@ -38,25 +42,20 @@ from cipherbox.errors import (
     NoRoute,
     RecipientRevoked,
     RouteChanged,
-    TooLarge,
 )
 from cipherbox.limits import LIMITS, check_client_id, check_name
-from cipherbox.sealing.body import Message, pack, text_message
+from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import KeyKeeper
 from cipherbox.sealing.open import inspect, open_plain
-from cipherbox.sealing.seal import choose_keys, seal
+from cipherbox.sealing.seal import Speaker, choose_keys, seal
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
     from cipherbox.client.post import Post
 
-Content = Message | bytes | str
 PARTIAL = 1  # flag of SEND
 BOXES = {"": "", "bulk": ".bulk", "sys": ".sys"}
-_MESSAGE_OVERHEAD = 12  # length and time of one message in a body
-_RECIPIENT_OVERHEAD = 1300  # prefix entry and the largest stanza in use
-_FIXED_OVERHEAD = 4608  # prefix, signatures, tag, default type
 
 
 @attrs.frozen
@@ -96,6 +95,7 @@ class Target:
     bundles: tuple[KeyBundle, ...]
     keys: tuple[BundleKey, ...]
     names: tuple[str, ...]
+    in_sessions: bool = False
 
 
 @attrs.frozen
@@ -156,7 +156,9 @@ class Sealer:
     def __init__(
         self, identity: Identity | None, directory: Directory, allow: AllowList, line: Line, events: Events,
         keeper: KeyKeeper, routes: Routes, clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        prekeys: Prekeys | None = None,
     ) -> None:  # fmt: skip
+        self._prekeys = prekeys
         self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
         self.events = events
         self.post: Post | None = None  # set by the client
@@ -194,6 +196,8 @@ class Sealer:
                 self._routes[where] = await self._resolved(where)
             route = self._routes[where]
             version = route.version
+            if address.stanza == StanzaType.RATCHET:
+                _check_one_reader(route)
             if names is None:
                 names = tuple(dict.fromkeys(reader for queue in route.queues for reader in queue.readers))
                 if not names:
@@ -204,6 +208,17 @@ class Sealer:
                     raise InvalidRequest(f"{len(names)} clients read this route; an envelope has {LIMITS.recipients}")
         assert names is not None
         bundles = await self._directory.recipients(names)
+        if address.stanza == StanzaType.RATCHET:
+            if self._prekeys is None:
+                raise Forbidden("this client has no sessions")
+            try:
+                await self._prekeys.ensure(bundles)
+            except BundleError:  # perhaps newer keys than those known here have signed the prekeys
+                for name in names:
+                    self._directory.refresh(name)
+                bundles = await self._directory.recipients(names)
+                await self._prekeys.ensure(bundles)
+            return Target(address.exchange, address.routing_key, version, tuple(bundles), (), names, in_sessions=True)
         keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
         return Target(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names)
 
@@ -225,12 +240,13 @@ class Sealer:
             raise BundleError("this client's own keys have ended; its certificate must be renewed")
         sealed_at = now if before is None else before.sealed_at
         generation = 0 if before is None else before.generation + 1
-        sealed = seal(
-            identity, target.bundles, plain, count,
-            envelope_id=self._ids.next() if before is None else before.envelope_id, sealed_at=sealed_at,
-            exchange=target.exchange, routing_key=target.routing_key, expires_at=address.expires_at,
-            generation=generation, cipher=address.cipher, keys=target.keys,
-        )  # fmt: skip
+        with self._speakers(target) as speakers:
+            sealed = seal(
+                identity, target.bundles, plain, count,
+                envelope_id=self._ids.next() if before is None else before.envelope_id, sealed_at=sealed_at,
+                exchange=target.exchange, routing_key=target.routing_key, expires_at=address.expires_at,
+                generation=generation, cipher=address.cipher, keys=target.keys, speakers=speakers,
+            )  # fmt: skip
         if self.events.heard and target.routing_key not in (".bulk", ".sys"):
             self.events.messages(SENDER, "Encrypted {} for " + ", ".join(target.names), sealed.envelope_id, count)
         fresh = Fresh(
@@ -243,12 +259,20 @@ class Sealer:
             fresh=fresh, generation=generation,
         )  # fmt: skip
 
+    @contextmanager
+    def _speakers(self, target: Target) -> Iterator[Sequence[Speaker] | None]:
+        if not target.in_sessions or self._prekeys is None:
+            yield None
+            return
+        with self._prekeys.sessions.speakers([bundle.client_id for bundle in target.bundles]) as found:
+            yield found
+
     async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> Outgoing:
         """The next generation of an envelope of the outbox, for those who read its route now.
 
         ``without``: recipients that were revoked.  The same plaintext, id, time and end; fresh keys; what the sender
-        chose or allowed before holds, and where a chosen key is gone its owner's preferred one is used.  Raises what
-        stops a publish, or DecryptionFailed.
+        chose or allowed before holds, and where a chosen key is gone its owner's preferred one is used; what went
+        through a session goes through a fresh one.  Raises what stops a publish, or DecryptionFailed.
         """
         sighted = inspect(raw)
         prefix = sighted.layout.prefix
@@ -256,18 +280,24 @@ class Sealer:
         plain = open_plain(sighted, key)
         by_route = row.routing_key not in BOXES.values() or bool(row.exchange)
         kinds = {StanzaType(r.stanza_type) for r in prefix.recipients}
+        stanza = next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None
         left = row.recipients if by_route else tuple(n for n in row.recipients if n not in without)
         if not left:
             raise RecipientRevoked(f"the certificate of {', '.join(row.recipients)} was revoked")
+        if in_sessions(sighted) and self._prekeys is not None:
+            stanza = StanzaType.RATCHET
+            for name in left:
+                self._prekeys.sessions.retire(name, raw)
         address = Address(
-            None if by_route else left, row.exchange, row.routing_key, cipher=BodyCipher(prefix.body_cipher),
+            None if by_route else left, row.exchange, row.routing_key, stanza, BodyCipher(prefix.body_cipher),
             expires_at=prefix.expires_at, flags=row.flags,
-            stanza=next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None,
             allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,
         )  # fmt: skip
         try:
             target = await self.target(address, anew=True)
         except BundleError:
+            if stanza == StanzaType.RATCHET:
+                raise  # whoever hands out bad prekeys does not choose a weaker way
             target = await self.target(attrs.evolve(address, stanza=None), anew=True)
         return self.seal(address, target, plain, row.messages, None, before=row)
 
@@ -341,47 +371,11 @@ class Sealer:
         self.events.messages(SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True)
 
 
-def as_messages(content: Content | Sequence[Content]) -> list[Message]:
-    """One or many of Message, bytes and str as messages; a str is text, bytes are binary."""
-    many = [content] if isinstance(content, Message | bytes | bytearray | memoryview | str) else content
-    found = []
-    for one in many:
-        if isinstance(one, Message):
-            found.append(one)
-        elif isinstance(one, str):
-            found.append(text_message(one))
-        elif isinstance(one, bytes | bytearray | memoryview):
-            found.append(Message(bytes(one)))
-        else:
-            raise InvalidRequest(f"a message is a Message, bytes or str, not {type(one).__name__}")
-    if not found:
-        raise InvalidRequest("there is no message to publish")
-    return found
-
-
-def room_for(envelope_bytes: int, recipients: int) -> int:
-    """How many bytes of messages an envelope for so many recipients can hold at least."""
-    return envelope_bytes - _FIXED_OVERHEAD - recipients * _RECIPIENT_OVERHEAD
-
-
-def cost(message: Message) -> int:
-    """Bytes one message takes in a body, at most."""
-    size = len(message.content) + _MESSAGE_OVERHEAD + len(message.content_type) * 4 + 4
-    for key, value in message.headers.items():
-        size += 3 + len(key.encode()) + len(value.encode())
-    return size
-
-
-def split(messages: Sequence[Message], envelope_bytes: int, recipients: int) -> Iterator[Sequence[Message]]:
-    """Runs of messages that fit into one envelope each; TooLarge for a message that fits into none."""
-    room = room_for(envelope_bytes, recipients)
-    start, size = 0, 0
-    for at, message in enumerate(messages):
-        one = cost(message)
-        if one > room:
-            raise TooLarge(f"message {at + 1} has {len(message.content)} bytes; an envelope holds {room - 1024}")
-        if at > start and (size + one > room or at - start >= LIMITS.messages):
-            yield messages[start:at]
-            start, size = at, 0
-        size += one
-    yield messages[start:]
+def _check_one_reader(route: frames.Route) -> None:
+    """A session is between two: a second reader of the queue could not open what is in it."""
+    for queue in route.queues:
+        if len(queue.readers) != 1:
+            raise InvalidRequest(
+                f"{len(queue.readers)} clients read queue {queue.queue!r}; a session has two ends. Send to each by "
+                "name, or without stanza 'ratchet'"
+            )

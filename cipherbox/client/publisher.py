@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 import trio
 
+from cipherbox.client.contents import Content, as_messages, cost, room_for
 from cipherbox.client.events import SENDER
 from cipherbox.client.line import Line, Patience
 from cipherbox.client.post import Post
-from cipherbox.client.publish import Address, Content, Sealer, Target, as_messages, cost, room_for
+from cipherbox.client.publish import Address, Sealer, Target
 from cipherbox.client.window import Outgoing
 from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, TimedOut, TooLarge
 from cipherbox.limits import LIMITS

@@ -11,6 +11,7 @@ A recipient that lacks the key an envelope was sealed to gets the next generatio
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,6 +19,7 @@ import trio
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import SENDER
 from cipherbox.client.outbox_rows import Signed
+from cipherbox.client.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
@@ -30,6 +32,7 @@ REST_S = 2.0
 _PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
 SETTLE_S = 1.0
 MENDED = frozenset({Outcome.KEY_MISSING})
+MOST_GENERATIONS = 16  # two ends that never agree stop some time
 
 
 class ReceiptTaker:
@@ -93,6 +96,9 @@ class ReceiptTaker:
             await client.opener.refuse(delivery, error)
             return False
         for message in delivery.messages:
+            if message.content_type == STEP_TYPE and client.sessions is not None:
+                with suppress(EnvelopeError):  # of a session that is gone here, or taken in before
+                    client.sessions.take_turn(delivery.sender_id, message.content)
             if message.content_type != TYPE:
                 continue  # of a newer program; it is not for this one
             try:
@@ -122,7 +128,7 @@ class ReceiptTaker:
         self.taken.set()
         self.taken = trio.Event()
         for one in news:
-            if one.outcome in MENDED:
+            if one.outcome in MENDED and one.generation < MOST_GENERATIONS:
                 await self._mend(one)
 
     def _outcomes(self, group: Group) -> list[Signed]:

@@ -139,6 +139,8 @@ class Receiver:
             async with background() as acks:
                 assert self._owed is not None
                 acks.start_soon(self._owed.run)
+                assert self.client.prekeys is not None
+                acks.start_soon(self.client.prekeys.keep)
                 async with background() as nursery:
                     for name in names:
                         await nursery.start(self._consume, name, acks)
@@ -146,6 +148,7 @@ class Receiver:
                     await self._until_done(idle_s)
                 await self._settled()
                 await self._owed.flush()
+                await self.client.prekeys.looked()
         return self.received - before
 
     async def drain(self, queues: Sequence[str] | None = None, *, count: int | None = None) -> int:
@@ -157,9 +160,12 @@ class Receiver:
             async with background() as nursery:
                 assert self._owed is not None
                 nursery.start_soon(self._owed.run)
+                assert self.client.prekeys is not None
+                nursery.start_soon(self.client.prekeys.keep)
                 for name in list(queues) if queues is not None else await self.client.readable_queues():
                     await self._drain(name, count, before)
                 await self._owed.flush()
+                await self.client.prekeys.looked()
         return self.received - before
 
     async def _drain(self, name: str, count: int | None, before: int) -> None:

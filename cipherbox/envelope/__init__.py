@@ -7,5 +7,6 @@
     signature.py   checks of signatures by a bundle's keys
     bundle.py      key bundles: bytes, certification, succession, fingerprint
     rsa.py         RSA public keys: which are taken, and their bytes
+    prekeys.py     what a client leaves at HQ for sessions: bytes, verification
     receipt.py     receipts: bytes, Merkle tree, verification
 """

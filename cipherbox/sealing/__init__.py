@@ -8,4 +8,6 @@
     keyfile.py     private keys at rest
     seal.py        messages -> envelope
     open.py        envelope -> messages
+    sessions/      handshake and Double Ratchet between two clients
+    secure.py      the same without HQ: SecureContext, HandshakeBuilder
 """

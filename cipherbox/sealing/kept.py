@@ -1,4 +1,5 @@
-"""Content keys a sender keeps, so that it can seal its own envelopes again: encrypted under the home's local key.
+"""Secrets in a client's databases, encrypted under the home's local key: content keys a sender keeps, so that it can
+seal its own envelopes again, and what sessions are made of.
 
 An envelope's bytes and its content key together are its plaintext, so the key never lies beside them in clear.
 XChaCha20-Poly1305 under a key that HKDF derives for this use alone; envelope id and generation are associated data.
@@ -25,6 +26,7 @@ class KeyKeeper:
 
     def __init__(self, local_key: bytes) -> None:
         self._key = hkdf(local_key, label("outbox"), 32)
+        self.vault = Vault(hkdf(local_key, label("sessions"), 32))
 
     def __repr__(self) -> str:
         return "KeyKeeper(…)"
@@ -42,3 +44,27 @@ class KeyKeeper:
             return crypto_aead_xchacha20poly1305_ietf_decrypt(wrapped[_NONCE:], bound, wrapped[:_NONCE], self._key)
         except (nacl.exceptions.CryptoError, ValueError):
             raise DecryptionFailed("the kept key of this envelope cannot be read") from None
+
+
+class Vault:
+    """Encrypts states of sessions and private prekeys.  ``key`` has 32 bytes; ``place`` says where the bytes belong."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __repr__(self) -> str:
+        return "Vault(…)"
+
+    def lock(self, secret: bytes, place: bytes) -> bytes:
+        """What may lie on the disk: 40 bytes more."""
+        nonce = nacl.utils.random(_NONCE)
+        return nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(secret, place, nonce, self._key)
+
+    def unlock(self, locked: bytes, place: bytes) -> bytes:
+        """The secret; DecryptionFailed if these bytes were changed, moved, or belong to another home."""
+        try:
+            return crypto_aead_xchacha20poly1305_ietf_decrypt(locked[_NONCE:], place, locked[:_NONCE], self._key)
+        except (nacl.exceptions.CryptoError, ValueError):
+            raise DecryptionFailed(
+                "the file with the sessions is damaged or belongs to another key; move it away, and they begin anew"
+            ) from None

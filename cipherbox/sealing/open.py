@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -17,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope import signature
 from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.envelope.kinds import StanzaType
 from cipherbox.envelope.layout import Hashes, Layout
 from cipherbox.errors import CommitmentMismatch, DecryptionFailed, KeyMissing, NotRecipient, SignatureInvalid
 from cipherbox.sealing import stanzas
@@ -24,6 +26,9 @@ from cipherbox.sealing.body import Messages, unpack
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.primitives import ContentKeys, aead, derive
 from cipherbox.sealing.seal import SIGNATURE_USE
+
+# Opens a stanza of type `ratchet`: (key id, stanza, binding) -> content key.  KeyMissing if no session can.
+OpenInSession = Callable[[bytes, bytes, bytes], bytes]
 
 
 class Sighted(NamedTuple):
@@ -54,19 +59,24 @@ def content_key(sighted: Sighted, identity: Identity) -> bytes:
     return _content_key(sighted, identity)[0]
 
 
-def _content_key(sighted: Sighted, identity: Identity) -> tuple[bytes, ContentKeys]:
+def _content_key(
+    sighted: Sighted, identity: Identity, in_session: OpenInSession | None = None
+) -> tuple[bytes, ContentKeys]:
     prefix = sighted.layout.prefix
     wanted = identity.client_id.casefold()
     index = next((i for i, r in enumerate(prefix.recipients) if r.client_id.casefold() == wanted), None)
     if index is None:
         raise NotRecipient
     entry = prefix.recipients[index]
-    key = identity.decrypt_key(entry.key_id)
-    if key is None or key.algorithm != entry.stanza_type:
-        raise KeyMissing(f"the envelope was sealed to key {entry.key_id.hex()}, which is not here")
     prefix_hash = hashlib.sha256(sighted.raw[: prefix.prefix_length]).digest()
     stanza = layouts.stanza(sighted.raw, sighted.layout, index)
-    unwrapped = stanzas.unwrap(entry.stanza_type, key.private, stanza, prefix_hash, index)
+    if entry.stanza_type == StanzaType.RATCHET and in_session is not None:
+        unwrapped = in_session(entry.key_id, stanza, stanzas.session_binding(prefix_hash, index))
+    else:
+        key = identity.decrypt_key(entry.key_id)
+        if key is None or key.algorithm != entry.stanza_type:
+            raise KeyMissing(f"the envelope was sealed to key {entry.key_id.hex()}, which is not here")
+        unwrapped = stanzas.unwrap(entry.stanza_type, key.private, stanza, prefix_hash, index)
     keys = derive(unwrapped)
     if not hmac.compare_digest(keys.commitment, prefix.commitment):
         raise CommitmentMismatch
@@ -97,8 +107,10 @@ def _plain(sighted: Sighted, keys: ContentKeys) -> bytes:
         raise DecryptionFailed("the body was changed") from None
 
 
-def open_envelope(sighted: Sighted, identity: Identity, sender: KeyBundle) -> Messages:
-    """All checks in their order; the messages."""
+def open_envelope(
+    sighted: Sighted, identity: Identity, sender: KeyBundle, in_session: OpenInSession | None = None
+) -> Messages:
+    """All checks in their order; the messages.  Without ``in_session`` nothing of a session opens (KeyMissing)."""
     verify(sighted, sender)
-    _, keys = _content_key(sighted, identity)
+    _, keys = _content_key(sighted, identity, in_session)
     return _open_body(sighted, keys)

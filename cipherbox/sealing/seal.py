@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import attrs
 
@@ -38,6 +38,18 @@ class Sealed:
     content_key: bytes = attrs.field(repr=False)
 
 
+class Speaker(Protocol):
+    """A session that seals the content key for one recipient."""
+
+    @property
+    def key_id(self) -> bytes: ...
+
+    @property
+    def stanza_bytes(self) -> int: ...
+
+    def wrap(self, content_key: bytes, binding: bytes) -> bytes: ...
+
+
 def choose_keys(
     recipients: Sequence[KeyBundle], *, stanza: int | None = None, allow_mixed: bool = False
 ) -> list[BundleKey]:
@@ -55,6 +67,20 @@ def choose_keys(
         weak = ", ".join(b.client_id for b, ok in zip(recipients, safe, strict=True) if not ok)
         raise UnsafeMix(f"{weak} can only be sealed for classically, others post-quantum; allow it by name, or split")
     return keys
+
+
+def _entries(
+    recipients: Sequence[KeyBundle], keys: Sequence[BundleKey], speakers: Sequence[Speaker] | None
+) -> tuple[Recipient, ...]:
+    if speakers is not None:
+        return tuple(
+            Recipient(speaker.key_id, StanzaType.RATCHET, speaker.stanza_bytes, bundle.client_id)
+            for bundle, speaker in zip(recipients, speakers, strict=True)
+        )
+    return tuple(
+        Recipient(key.key_id, key.algorithm, _usable(bundle, stanzas.size, key), bundle.client_id)
+        for bundle, key in zip(recipients, keys, strict=True)
+    )
 
 
 def _check(prefix: bytes) -> None:
@@ -76,16 +102,23 @@ def seal(
     identity: Identity, recipients: Sequence[KeyBundle], plain: bytes, count: int, *, envelope_id: bytes,
     sealed_at: int, exchange: str = "", routing_key: str = "", generation: int = 0, expires_at: int = 0,
     cipher: BodyCipher = BodyCipher.AES_256_GCM, keys: Sequence[BundleKey] | None = None, allow_mixed: bool = False,
+    speakers: Sequence[Speaker] | None = None,
 ) -> Sealed:  # fmt: skip
     """Seals ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the caller has checked.
 
     ``keys``: what `choose_keys` gave for the same recipients, which is where an unsafe mix is refused; without it the
-    keys are chosen here.  InvalidRequest for what a reader would refuse: such an envelope is not made.
+    keys are chosen here.  ``speakers``: a session with each recipient, which take the place of keys and make stanzas of
+    type `ratchet`.  InvalidRequest for what a reader would refuse: such an envelope is not made.
     """
     if identity.bundle is None:
         raise BundleError("this client has not published its keys yet")
-    keys = choose_keys(recipients, allow_mixed=allow_mixed) if keys is None else keys
-    if len(keys) != len(recipients) or any(k not in b.keys for b, k in zip(recipients, keys, strict=True)):
+    if speakers is not None:
+        keys = ()
+    elif keys is None:
+        keys = choose_keys(recipients, allow_mixed=allow_mixed)
+    if len(keys if speakers is None else speakers) != len(recipients) or any(
+        k not in b.keys for b, k in zip(recipients, keys, strict=False)
+    ):
         raise InvalidRequest("an envelope needs one key of each recipient's own bundle")
     if plain[2:6] != count.to_bytes(4, "big"):
         raise InvalidRequest(f"the body does not hold {count} messages")
@@ -105,17 +138,16 @@ def seal(
         sender=identity.client_id,
         exchange=exchange,
         routing_key=routing_key,
-        recipients=tuple(
-            Recipient(key.key_id, key.algorithm, _usable(bundle, stanzas.size, key), bundle.client_id)
-            for bundle, key in zip(recipients, keys, strict=True)
-        ),
+        recipients=_entries(recipients, keys, speakers),
     )
     _check(prefix)
     prefix_hash = hashlib.sha256(prefix).digest()
     wrapped = [
-        _usable(bundle, stanzas.wrap, key, content_key, prefix_hash, index)
-        for index, (bundle, key) in enumerate(zip(recipients, keys, strict=True))
+        speaker.wrap(content_key, stanzas.session_binding(prefix_hash, index))
+        for index, speaker in enumerate(speakers or ())
     ]
+    for index, (bundle, key) in enumerate(zip(recipients, keys, strict=False)):
+        wrapped.append(_usable(bundle, stanzas.wrap, key, content_key, prefix_hash, index))
     running = hashlib.sha256(prefix)
     running.update(b"".join(wrapped))
     body = aead(cipher, body_key).encrypt(nonce, plain, running.digest())

@@ -117,6 +117,11 @@ def size(stanza_type: int, public_key: bytes) -> int:
     return STANZA_SIZES[StanzaType(stanza_type)]
 
 
+def session_binding(prefix_hash: bytes, index: int) -> bytes:
+    """The binding of a stanza of type `ratchet`, which a session seals and opens, not this module."""
+    return label("stanza/" + STANZA_NAMES[StanzaType.RATCHET]) + prefix_hash + index.to_bytes(2, "big")
+
+
 def wrap(stanza_type: int, public_key: bytes, content_key: bytes, prefix_hash: bytes, index: int) -> bytes:
     """The stanza for recipient ``index``: encapsulated key, then the sealed content key.
 

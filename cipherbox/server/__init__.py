@@ -12,6 +12,7 @@
     answers.py     what the core answered -> frames
     trust.py       certificates: who a connection is, what is revoked, the issuing CA
     directory.py   key bundles
+    prekeys.py     prekeys for sessions, each handed out once
     enrolment.py   tokens and certificates for new clients
     setup.py       init, and the offline CA's side
     check.py       what `serve` needs besides the settings themselves

@@ -84,6 +84,11 @@ class Directory:
                 raise
             log.warning("Keys begin anew after another enrolment", extra={"client": last.client})
 
+    async def newest(self, client: str) -> KeyBundle | None:
+        """The bundle a client registered last."""
+        held = await self._in_store(self._store.bundles, client, 0)
+        return self._open(held[-1]) if held else None
+
     async def answers(self, query: GetBundles, most_bytes: int) -> tuple[list[BundleAnswer], list[bytes]]:
         """All that was asked, and for each bundle the proof that the log names it.
 

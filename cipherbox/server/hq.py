@@ -23,6 +23,7 @@ from cipherbox.server.directory import Directory
 from cipherbox.server.drain import Drain
 from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import Enrolments
+from cipherbox.server.prekeys import PrekeyDesk
 from cipherbox.server.reload import Difference, reload
 from cipherbox.server.session import Session
 from cipherbox.server.trust import Material, Trust
@@ -48,17 +49,17 @@ class Rate:
         self._clock_s = clock_s
         self._spent: dict[str, tuple[float, float]] = {}  # name -> (tokens left, when)
 
-    def spend(self, name: str) -> None:
+    def spend(self, name: str, cost: int = 1) -> None:
         """Throttled when this name has used up its minute."""
         now = self._clock_s()
         left, when = self._spent.get(name, (float(self._per_minute), now))
         left = min(self._per_minute, left + (now - when) * self._per_minute / 60)
-        if left < 1:
-            wait_s = math.ceil((1 - left) * 60 / self._per_minute)
+        if left < cost:
+            wait_s = math.ceil((cost - left) * 60 / self._per_minute)
             raise Throttled(f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s")
         if len(self._spent) > 100_000:
             self._spent.clear()
-        self._spent[name] = (left - 1, now)
+        self._spent[name] = (left - cost, now)
 
 
 def _check_key(store: Store, key: bytes, file: Path) -> None:
@@ -96,6 +97,9 @@ class HQ:
         self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
         self.key_requests = Rate(config.limits.key_requests_per_minute, "requests for keys and certificates")
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
+        self.prekey_requests = Rate(config.limits.prekey_requests_per_minute, "requests for prekeys")
+        of_one = Rate(config.limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
+        self.prekeys = PrekeyDesk(store, self.directory, self.trust, config.limits, of_one, self.engine.in_store)
         self.memory = Watermark(config.limits.memory_high_bytes, config.limits.memory_low_bytes)
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()

@@ -112,6 +112,17 @@ async def _get_bundles(s: Session, x: f.GetBundles) -> object:
     return f.Bundles(x.correlation, answers, proofs)
 
 
+async def _offer_prekeys(s: Session, x: f.OfferPrekeys) -> object:
+    s.hq.key_requests.spend(s.client)
+    return f.Ok(x.correlation, await s.hq.prekeys.offer(s.client, x.signed, x.once, replace=x.replace))
+
+
+async def _get_prekeys(s: Session, x: f.GetPrekeys) -> object:
+    _many(len(x.clients), "clients", LIMITS.recipients)
+    s.hq.prekey_requests.spend(s.client, max(1, len(x.clients)))
+    return f.Prekeys(x.correlation, [await s.hq.prekeys.take(s.client, name) for name in x.clients])
+
+
 async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
     return f.Revocations(x.correlation, await s.hq.engine.in_store(s.hq.trust.crl))
 
@@ -218,6 +229,8 @@ async def _import(s: Session, x: f.ImportCertificates) -> object:
 CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
     f.Register: _register,
     f.GetBundles: _get_bundles,
+    f.OfferPrekeys: _offer_prekeys,
+    f.GetPrekeys: _get_prekeys,
     f.GetRevocations: _get_revocations,
     f.Status: _status,
     f.List: _list,

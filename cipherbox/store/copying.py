@@ -35,6 +35,8 @@ TABLES: dict[str, str] = {
     "senders": "sender:t highest:b",
     "usage": "sender:t queue:t bytes:8",
     "bundles": "client:t sequence:8 bundle_hash:b ciphertext:t nonce:t tag:t added_at:8 ends_at:8",
+    "prekey_offers": "client:t signed:b",
+    "prekeys": "client:t number:8 once:b",
     "enrolments": "secret_hash:b client:t role:t approve:2 created_at:8 expires_at:8 state:t csr:b number:t chain:b",
     "certificates": "serial:t client:t issued_at:8 expires_at:8 revoked_at:8 der:b",
     "log": "entry:8 at:8 head:b signature:b body:b",

@@ -72,6 +72,40 @@ class Registry(ABC):
         rows = self._rows("SELECT * FROM bundles WHERE bundle_hash = ?", (bundle_hash,))
         return _bundle(rows[0]) if rows else None
 
+    def put_prekeys(
+        self, client: str, signed: bytes, once: Sequence[tuple[int, bytes]], most: int, drop: bool
+    ) -> int:
+        """Conflict above ``most``, and then nothing is changed."""
+
+        def work() -> int:
+            if drop:
+                self._rows("DELETE FROM prekeys WHERE client = ?", (client,))
+            if signed:
+                self._rows(upsert("prekey_offers", ("client", "signed")), (client, signed))
+            for number, raw in once:
+                self._rows(upsert("prekeys", ("client", "number", "once"), 2), (client, number, raw))
+            (count,) = self._rows("SELECT count(*) FROM prekeys WHERE client = ?", (client,))[0]
+            if once and count > most:
+                raise Conflict(f"{client} would have {count} one-time prekeys; at most {most} are kept")
+            return int(count)
+
+        return self._write(work)
+
+    def take_prekeys(self, client: str, once: bool) -> tuple[bytes, bytes]:
+        """One transaction: what is handed out is gone, whatever happens to the answer."""
+
+        def work() -> tuple[bytes, bytes]:
+            offers = self._rows("SELECT signed FROM prekey_offers WHERE client = ?", (client,))
+            if not offers:
+                return b"", b""
+            query = "SELECT number, once FROM prekeys WHERE client = ? ORDER BY number LIMIT 1"
+            found = self._rows(query, (client,)) if once else []
+            if found:
+                self._rows("DELETE FROM prekeys WHERE client = ? AND number = ?", (client, found[0][0]))
+            return bytes(offers[0][0]), bytes(found[0][1]) if found else b""
+
+        return self._write(work)
+
     def put_enrolment(self, row: Enrolment) -> None:
         """Inserts or replaces."""
         values = (row.secret_hash, row.client, row.role, int(row.approve), row.created_at, row.expires_at, row.state,

@@ -26,6 +26,7 @@ from cipherbox.wire.fields import (
 
 MAGIC = 0x43425831  # "CBX1"
 VERSION = 1
+PREKEYS = 1  # a bit of WELCOME's features
 KEEP = 0xFFFFFFFF  # of a queue's limit: as it is
 
 # -- records: parts of frames -----------------------------------------------------------------------------------
@@ -103,6 +104,15 @@ class BundleAnswer:
 
 
 @record
+class PrekeyAnswer:
+    """Prekeys of one client; a one-time part is handed out once."""
+
+    client_id: str = text8("whose")
+    signed: bytes = blob("the signed part; empty: it left none (or is revoked, or not yours to know)")
+    once: bytes = blob("a one-time part; empty: none left, or you have had too many of this client")
+
+
+@record
 class Trace:
     """What HQ knows of one envelope in one queue."""
 
@@ -150,6 +160,7 @@ class Welcome:
     software: str = text8("name and version")
     log_key: bytes = blob("HQ's log key and its certification, see the log manual page; may be missing", default=b"")
     history: bytes = blob("another value than before: HQ may have lost what it confirmed, send it again", default=b"")
+    features: int = u32("bit 0: HQ keeps prekeys; a client asks for them only then; may be missing", default=0)
 
 
 @frame(0x06, "both", answer="PONG")
@@ -377,6 +388,32 @@ class Revocations:
 
     correlation: int = u64("of the request")
     crl: bytes = blob("DER")
+
+
+@frame(0x34, "client", answer="OK")
+class OfferPrekeys:
+    """Leaves prekeys at HQ for those who begin a session; OK counts the one-time ones left.  With neither it asks."""
+
+    correlation: int = u64("of this request")
+    replace: bool = flag("1: the one-time prekeys HQ has are dropped first")
+    signed: bytes = blob("the signed part, or empty: as it is")
+    once: list[bytes] = listing(blob, "one-time parts")
+
+
+@frame(0x35, "client", answer="PREKEYS")
+class GetPrekeys:
+    """Asks for prekeys of clients, to begin a session with each."""
+
+    correlation: int = u64("of this request")
+    clients: list[str] = listing(text8, "client ids")
+
+
+@frame(0x36, "server")
+class Prekeys:
+    """The answer to GET_PREKEYS: one for each client, as asked."""
+
+    correlation: int = u64("of the request")
+    answers: list[PrekeyAnswer] = listing(PrekeyAnswer, "one for each asked")
 
 
 # -- topology -----------------------------------------------------------------------------------------------------

@@ -391,6 +391,24 @@ class Suite:
         with pytest.raises(Conflict):
             store.put_bundle(rows[0])
 
+    def test_prekeys_are_handed_out_once(self, opener: Opener) -> None:
+        store = opener()
+        assert store.take_prekeys("A", True) == (b"", b"")
+        assert store.put_prekeys("A", b"", [], 3, False) == 0
+        assert store.put_prekeys("A", b"signed", [(2, b"two"), (1, b"one")], 3, False) == 2
+        assert store.put_prekeys("A", b"", [(3, b"three")], 3, False) == 3
+        with pytest.raises(Conflict):
+            store.put_prekeys("A", b"other", [(4, b"four")], 3, False)
+        assert store.take_prekeys("A", False) == (b"signed", b"")
+        assert store.take_prekeys("A", True) == (b"signed", b"one")
+        store.close()
+        store = opener()
+        assert store.take_prekeys("A", True) == (b"signed", b"two")
+        assert store.take_prekeys("B", True) == (b"", b"")
+        assert store.put_prekeys("A", b"again", [(9, b"nine")], 3, True) == 1
+        assert store.take_prekeys("A", True) == (b"again", b"nine")
+        assert store.take_prekeys("A", True) == (b"again", b"")
+
     def test_enrolments_certificates_and_settings(self, opener: Opener) -> None:
         store = opener()
         row = Enrolment(b"s" * 32, "A", "client", True, AT, AT + 1)

@@ -69,6 +69,7 @@ def lived_in(store: Store) -> Driver:
                m.Nack(2, "B", 3, "box.B", 26, False, 5, "worse"), m.Ack(2, "B", 4, "box.B", [(31, 1)]))  # fmt: skip
     driver.run(m.SettleDead(0, "", 9, "box.B", [(25, 1)], False))
     store.put_bundle(BundleRow("A", 1, b"h" * 32, b"\xff\x00", b"n" * 12, b"t" * 16, AT, AT + 9))
+    store.put_prekeys("A", b"signed", [(2, b"two"), (1, b"\x00one")], 9, False)
     store.put_enrolment(Enrolment(b"s" * 32, "A", "client", True, AT, AT + 9, "waiting", b"csr", "1234", (b"a", b"bb")))
     store.put_certificate(CertificateRow("ab12", "A", AT, AT + 9, 0, b"der"))
     store.put_setting("history", b"\x00\x01")

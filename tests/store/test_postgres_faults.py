@@ -248,6 +248,27 @@ def test_a_newer_schema_is_refused_and_left_alone(opening: Opener, postgresql: p
         opening(postgres.target(postgresql, schema))
 
 
+def test_an_older_schema_waits_for_the_word_and_is_upgraded(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an HQ of before had it: with what waits in it, and without what came later."""
+    from cipherbox.store.postgres import schema as schema_module
+
+    target, steps = postgres.target(postgresql, postgres.schema()), schema_module.scripts()
+    with monkeypatch.context() as patch:
+        patch.setattr(schema_module, "scripts", lambda: steps[:1])
+        first = opening(target)
+        first.commit(published(1, b"x"), first.epoch)
+        first.close()
+    with pytest.raises(StoreError, match="older schema 1"):
+        opening(target)
+    again = opening(target, create=False, upgrade=True)
+    assert bodies(again, 1) == [b"x"]
+    assert again.put_prekeys("A", b"signed", [(1, b"one")], 3, False) == 1
+    again.close()
+    assert opening(target).take_prekeys("A", True) == (b"signed", b"one")
+
+
 def test_another_machines_spool_is_missed(
     opening: Opener, postgresql: postgres.Server, tmp_path: Path
 ) -> None:

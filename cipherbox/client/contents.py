@@ -1,0 +1,60 @@
+"""What a program may give as messages, and how many of them fit into an envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cipherbox.errors import InvalidRequest, TooLarge
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import Message, text_message
+
+Content = Message | bytes | str
+_MESSAGE_OVERHEAD = 12  # length and time of one message in a body
+_RECIPIENT_OVERHEAD = 1300  # prefix entry and the largest stanza in use
+_FIXED_OVERHEAD = 4608  # prefix, signatures, tag, default type
+
+
+def as_messages(content: Content | Sequence[Content]) -> list[Message]:
+    """One or many of Message, bytes and str as messages; a str is text, bytes are binary."""
+    many = [content] if isinstance(content, Message | bytes | bytearray | memoryview | str) else content
+    found = []
+    for one in many:
+        if isinstance(one, Message):
+            found.append(one)
+        elif isinstance(one, str):
+            found.append(text_message(one))
+        elif isinstance(one, bytes | bytearray | memoryview):
+            found.append(Message(bytes(one)))
+        else:
+            raise InvalidRequest(f"a message is a Message, bytes or str, not {type(one).__name__}")
+    if not found:
+        raise InvalidRequest("there is no message to publish")
+    return found
+
+
+def room_for(envelope_bytes: int, recipients: int) -> int:
+    """How many bytes of messages an envelope for so many recipients can hold at least."""
+    return envelope_bytes - _FIXED_OVERHEAD - recipients * _RECIPIENT_OVERHEAD
+
+
+def cost(message: Message) -> int:
+    """Bytes one message takes in a body, at most."""
+    size = len(message.content) + _MESSAGE_OVERHEAD + len(message.content_type) * 4 + 4
+    for key, value in message.headers.items():
+        size += 3 + len(key.encode()) + len(value.encode())
+    return size
+
+
+def split(messages: Sequence[Message], envelope_bytes: int, recipients: int) -> Iterator[Sequence[Message]]:
+    """Runs of messages that fit into one envelope each; TooLarge for a message that fits into none."""
+    room = room_for(envelope_bytes, recipients)
+    start, size = 0, 0
+    for at, message in enumerate(messages):
+        one = cost(message)
+        if one > room:
+            raise TooLarge(f"message {at + 1} has {len(message.content)} bytes; an envelope holds {room - 1024}")
+        if at > start and (size + one > room or at - start >= LIMITS.messages):
+            yield messages[start:at]
+            start, size = at, 0
+        size += one
+    yield messages[start:]

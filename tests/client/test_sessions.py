@@ -1,0 +1,355 @@
+"""Sessions through a real HQ: first contact with somebody away, replies and receipts that heal, lost states."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cipherbox.client.receiver import Receiver
+from cipherbox.client.sessions import DATABASE
+from cipherbox.config import SessionTable
+from cipherbox.envelope import layout as layouts
+from cipherbox.envelope.kinds import StanzaType
+from cipherbox.errors import BundleRefused, InvalidRequest, UnknownRecipient
+from cipherbox.sealing.sessions import session
+from tests.client.real_hq import real_hq
+from tests.client.waiting import until
+
+
+@pytest.fixture
+async def hq(tmp_path: Path) -> Any:
+    async with real_hq(tmp_path) as found:
+        await found.join("FL-LAB", "CA-RC")
+        async with found.client("CA-RC") as center:
+            assert await center.offer_prekeys() == 100
+        yield found
+
+
+def sent_stanzas(hq: Any, client_id: str = "FL-LAB") -> list[bytes]:
+    """The first stanza of every envelope in an outbox, in order."""
+    db = sqlite3.connect(hq.home(client_id) / "outbox.sqlite3")
+    raws = [raw for (raw,) in db.execute("SELECT data FROM envelopes WHERE data IS NOT NULL ORDER BY number")]
+    db.close()
+    found = []
+    for raw in raws:
+        at = layouts.split(raw)
+        assert at.prefix.recipients[0].stanza_type == StanzaType.RATCHET
+        found.append(layouts.stanza(raw, at, 0))
+    return found
+
+
+async def received(hq: Any, client_id: str, count: int) -> list[str]:
+    async with hq.client(client_id) as client:
+        with trio.fail_after(20):
+            await Receiver(client).run(count=count)
+    return [line["content"] for line in hq.lines(client_id)]
+
+
+async def test_first_contact_with_somebody_who_is_away(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        for text in ("one", "two"):
+            await lab.publish(text, to="CA-RC", stanza="ratchet")
+    first, second = map(session.parse, sent_stanzas(hq))
+    assert first.handshake is not None
+    assert first.handshake == second.handshake  # nobody has answered yet
+    assert first.handshake.once_id
+    assert (first.header.number, second.header.number) == (0, 1)
+    assert await received(hq, "CA-RC", 2) == ["one", "two"]
+    async with hq.client("CA-RC") as center:
+        assert await center.offer_prekeys() == 99
+        # a reply goes through the same session
+        await center.publish("back", to="FL-LAB", stanza="ratchet")
+    (reply,) = map(session.parse, sent_stanzas(hq, "CA-RC"))
+    assert (reply.session_id, reply.handshake) == (first.session_id, None)
+    assert await received(hq, "FL-LAB", 1) == ["back"]
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("three", to="CA-RC", stanza="ratchet")
+    third = session.parse(sent_stanzas(hq)[-1])
+    assert third.handshake is None
+    assert third.header.key != second.header.key
+    assert await received(hq, "CA-RC", 1) == ["one", "two", "three"]
+
+
+async def test_receipts_heal_what_goes_one_way(hq: Any) -> None:
+    """The lab only sends, the center only receives: its receipts turn the ratchet."""
+    keys = []
+    for turn in range(3):
+        async with hq.client("FL-LAB") as lab:
+            confirmation = await lab.publish(f"{turn}", to="CA-RC", stanza="ratchet")
+            keys.append(session.parse(sent_stanzas(hq)[-1]).header.key)
+            await received(hq, "CA-RC", 1)
+            with trio.fail_after(10):
+                assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+    assert len(set(keys)) == 3
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["0", "1", "2"]
+
+
+async def test_a_session_in_trouble_holds_up_no_receipt(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        one = await lab.publish("1", to="CA-RC", stanza="ratchet")
+        await received(hq, "CA-RC", 1)
+        db = sqlite3.connect(hq.home("CA-RC") / DATABASE)
+        db.execute("UPDATE sessions SET state = zeroblob(500)")
+        db.commit()
+        db.close()
+        two = await lab.publish("2", to="CA-RC")
+        await received(hq, "CA-RC", 1)
+        assert await lab.wait_for([one.envelope_id, two.envelope_id], "opened", 10)
+        async with hq.client("CA-RC") as center, trio.open_nursery() as nursery:
+            nursery.start_soon(Receiver(center).run)
+            await lab.publish("3", to="CA-RC", stanza="ratchet")  # does not open, and is sealed in a fresh session
+            await until(lambda: len(hq.lines("CA-RC")) == 3, 30)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_sender_whose_states_are_damaged_begins_anew(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("1", to="CA-RC", stanza="ratchet")
+        lab.sessions._db.execute("UPDATE sessions SET state = zeroblob(500)")
+        await lab.publish("2", to="CA-RC", stanza="ratchet")
+    one, two = map(session.parse, sent_stanzas(hq))
+    assert one.session_id != two.session_id
+    assert await received(hq, "CA-RC", 2) == ["1", "2"]
+
+
+async def test_both_begin_at_once(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        await lab.offer_prekeys()
+        await lab.publish("from the lab", to="CA-RC", stanza="ratchet")
+        await center.publish("from the center", to="FL-LAB", stanza="ratchet")
+        for client in (lab, center):
+            (delivery,) = await client.fetch()
+            await client.ack(delivery)
+        for _ in range(2):
+            await lab.publish("on", to="CA-RC", stanza="ratchet")
+            await center.publish("on", to="FL-LAB", stanza="ratchet")
+            for client in (lab, center):
+                (delivery,) = await client.fetch()
+                await client.ack(delivery)
+    spoken = {session.parse(s).session_id for name in ("FL-LAB", "CA-RC") for s in sent_stanzas(hq, name)[1:]}
+    assert len(spoken) == 1
+
+
+async def test_a_delivery_opens_again_until_it_is_acknowledged(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish(["a", "b"], to="CA-RC", stanza="ratchet")
+    for _ in range(3):  # a program that ends before it acknowledges
+        async with hq.client("CA-RC") as center:
+            with trio.fail_after(10):
+                while not (found := await center.fetch()):
+                    await trio.sleep(0.05)
+            assert [m.content for m in found[0].messages] == [b"a", b"b"]
+    async with hq.client("CA-RC") as center:
+        with trio.fail_after(10):
+            while not (found := await center.fetch()):
+                await trio.sleep(0.05)
+        await center.ack(found)
+        db = sqlite3.connect(hq.home("CA-RC") / DATABASE)
+        assert db.execute("SELECT count(*) FROM held").fetchone() == (0,)
+        db.close()
+
+
+@pytest.mark.parametrize("who", ["FL-LAB", "CA-RC"])
+async def test_a_lost_state_mends_by_itself(hq: Any, who: str) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("before", to="CA-RC", stanza="ratchet")
+    await received(hq, "CA-RC", 1)
+    for file in hq.home(who).glob(f"{DATABASE}*"):
+        file.unlink()
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+        await center.offer_prekeys()
+        receiver = Receiver(center)
+        nursery.start_soon(receiver.run)
+        await lab.publish("after", to="CA-RC", stanza="ratchet")
+        await until(lambda: len(hq.lines("CA-RC")) == 2, 30)
+        nursery.cancel_scope.cancel()
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["before", "after"]
+
+
+async def test_a_state_set_back_mends_by_itself(hq: Any) -> None:
+    """The sender's home restored from a backup makes message keys again; the receiver says so, and both go on."""
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("1", to="CA-RC", stanza="ratchet")
+    backup = {f.name: f.read_bytes() for f in hq.home("FL-LAB").glob(f"{DATABASE}*")}
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("2", to="CA-RC", stanza="ratchet")
+    await received(hq, "CA-RC", 2)
+    for file in hq.home("FL-LAB").glob(f"{DATABASE}*"):
+        file.unlink()
+    for name, data in backup.items():
+        (hq.home("FL-LAB") / name).write_bytes(data)
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+        nursery.start_soon(Receiver(center).run)
+        await lab.publish("3", to="CA-RC", stanza="ratchet")
+        await until(lambda: len(hq.lines("CA-RC")) == 3, 30)
+        nursery.cancel_scope.cancel()
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["1", "2", "3"]
+
+
+async def test_an_old_session_is_followed_by_a_fresh_one(hq: Any) -> None:
+    async with hq.client("FL-LAB", sessions=SessionTable(rotation_s=0)) as lab:
+        for text in ("1", "2"):
+            await lab.publish(text, to="CA-RC", stanza="ratchet")
+            await trio.sleep(0.01)
+        await hq.stop()  # no prekeys to be had: the old one is used on
+        with trio.fail_after(60):
+            await lab.publish("3", to="CA-RC", stanza="ratchet", wait=False)
+        await hq.start()
+        await until(lambda: lab.line.window.idle and len(sent_stanzas(hq)) == 3)
+    spoken = [session.parse(stanza).session_id for stanza in sent_stanzas(hq)]
+    assert len(set(spoken)) == 2
+    assert spoken[1] == spoken[2]
+    assert sorted(await received(hq, "CA-RC", 3)) == ["1", "2", "3"]
+
+
+async def test_a_short_fetch_leaves_prekeys(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        assert await Receiver(lab).drain() == 0
+    async with hq.client("CA-RC") as center:
+        await center.publish("x", to="FL-LAB", stanza="ratchet")
+
+
+async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hq.client("FL-LAB") as lab:
+        lab.line.link.welcome.features = 0
+        assert await Receiver(lab).drain() == 0
+        for call in (lab.offer_prekeys, lambda: lab.publish("x", to="CA-RC", stanza="ratchet")):
+            with pytest.raises(UnknownRecipient, match="keeps no prekeys"):
+                await call()
+        assert (await lab.publish("x", to="CA-RC")).accepted_at
+
+
+async def test_a_receiver_that_was_set_back_replaces_its_prekeys(hq: Any) -> None:
+    """Its backup knows neither the prekeys HQ hands out nor their numbers."""
+    backup = {f.name: f.read_bytes() for f in hq.home("CA-RC").glob(f"{DATABASE}*")}
+    async with hq.client("CA-RC") as center:
+        keys = center.sessions.keys
+        keys._know("offered", bytes(4))  # as after a week: all are due
+        assert keys.must_replace()
+        await center.offer_prekeys()
+    for file in hq.home("CA-RC").glob(f"{DATABASE}*"):
+        file.unlink()
+    for name, data in backup.items():
+        (hq.home("CA-RC") / name).write_bytes(data)
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+        nursery.start_soon(Receiver(center).run)
+        await lab.publish("x", to="CA-RC", stanza="ratchet")
+        await until(lambda: len(hq.lines("CA-RC")) == 1, 40)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_hq_that_was_set_back_gets_fresh_prekeys(hq: Any) -> None:
+    async with hq.client("CA-RC") as center:
+        keys = center.sessions.keys
+        offered = keys._fact("offered")
+        await center.offer_prekeys()
+        assert keys._fact("offered") == offered
+        center.line.link.welcome.history = b"another history."
+        await center.offer_prekeys()
+        assert keys._fact("offered") != offered
+
+
+async def test_what_is_refused(hq: Any) -> None:
+    await hq.join("SF-RC")
+    async with hq.admin() as admin, hq.client("FL-LAB") as lab:
+        with pytest.raises(UnknownRecipient, match="left no prekeys"):
+            await lab.publish("x", to="SF-RC", stanza="ratchet")
+        await admin.declare_exchange("labs", "direct")
+        await admin.grant("FL-LAB", "publish", "labs")
+        lab.allow.allow("labs", None)
+        await admin.declare_queue("own", owner="CA-RC")
+        await admin.bind("labs", "own", "k")
+        await lab.publish("x", exchange="labs", routing_key="k", stanza="ratchet")
+        await admin.declare_queue("shared", owner="CA-RC", readers=["SF-RC"])
+        await admin.bind("labs", "shared", "many")
+        with pytest.raises(InvalidRequest, match="two ends"):
+            await lab.publish("x", exchange="labs", routing_key="many", stanza="ratchet")
+        # prekeys of another, or changed on the way
+        assert lab.prekeys is not None
+        good = lab.prekeys.sessions.keys.fresh()
+        async with hq.client("SF-RC") as other:
+            with pytest.raises(BundleRefused):
+                await other.prekeys._send(good.signed, (), replace=False)
+        bad = good.signed[:-1] + bytes([good.signed[-1] ^ 1])
+        with pytest.raises(BundleRefused):
+            await lab.prekeys._send(bad, (), replace=False)
+
+
+async def test_several_recipients_each_in_its_session(hq: Any) -> None:
+    await hq.join("SF-RC")
+    async with hq.client("SF-RC") as other:
+        await other.offer_prekeys()
+    async with hq.client("FL-LAB") as lab:
+        async with lab.publisher(to=["CA-RC", "SF-RC"], stanza="ratchet") as publisher:
+            for i in range(50):
+                publisher.put(f"{i}")
+    for name in ("CA-RC", "SF-RC"):
+        assert await received(hq, name, 50) == [str(i) for i in range(50)]
+
+
+async def test_one_time_prekeys_are_handed_out_once_and_topped_up(hq: Any) -> None:
+    from cipherbox.wire import frames
+
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        seen = set()
+        for _ in range(4):
+            (found,) = (await lab.line.request(frames.GetPrekeys, clients=["CA-RC"])).answers
+            assert found.signed
+            seen.add(found.once)
+        assert len(seen) == 3  # two of them, then the last resort
+        assert b"" in seen
+        assert await center.offer_prekeys() == 98
+        assert (await lab.line.request(frames.GetPrekeys, clients=["NOBODY"])).answers[0].signed == b""
+        # first contact with the last resort works too
+        await lab.publish("x", to="CA-RC", stanza="ratchet")
+    shaken = session.parse(sent_stanzas(hq)[0]).handshake
+    assert shaken is not None
+    assert shaken.once_id == 0
+    assert await received(hq, "CA-RC", 1) == ["x"]
+
+
+async def test_no_message_key_is_used_twice_after_a_crash(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the session's state was written and before the envelope was kept: its number is never used again."""
+    from cipherbox.client.outbox import Outbox
+    from cipherbox.errors import StoreError
+
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("1", to="CA-RC", stanza="ratchet")
+        with monkeypatch.context() as patch:
+            def fail(*_: Any) -> None:
+                raise StoreError("killed")
+
+            patch.setattr(Outbox, "write", fail)
+            with pytest.raises(StoreError):
+                await lab.publish("2", to="CA-RC", stanza="ratchet")
+        await lab.publish("3", to="CA-RC", stanza="ratchet")
+    assert [session.parse(s).header.number for s in sent_stanzas(hq)] == [0, 2]
+    assert await received(hq, "CA-RC", 2) == ["1", "3"]
+
+
+async def test_a_state_is_safe_before_its_envelope_is_kept(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cipherbox.client.outbox import Outbox
+    from cipherbox.client.sessions import Sessions
+
+    order: list[str] = []
+    write, sync = Outbox.write, Sessions.sync
+
+    def noted_write(self: Any, fresh: Any = (), *more: Any) -> None:
+        order.extend("kept" for _ in fresh)
+        write(self, fresh, *more)
+
+    def noted_sync(self: Any) -> None:
+        order.append("synced" if self._unsynced else "nothing")
+        sync(self)
+
+    monkeypatch.setattr(Outbox, "write", noted_write)
+    monkeypatch.setattr(Sessions, "sync", noted_sync)
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("1", to="CA-RC", stanza="ratchet")
+        await lab.publish("2", to="CA-RC")
+    assert order[:2] == ["synced", "kept"]
+    assert order[2:4] == ["nothing", "kept"]

@@ -1,0 +1,328 @@
+"""This home's sessions under loss, doubling, reordering and crashes between any two steps, with two and three parties.
+
+What is kept in an outbox arrives; what was recorded is recorded once; no message key is used for two envelopes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cipherbox.client.sessions import Sessions
+from cipherbox.envelope import layout as layouts
+from cipherbox.envelope.ids import EnvelopeIds
+from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing, StoreError
+from cipherbox.sealing.body import Message, pack
+from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.open import inspect
+from cipherbox.sealing.seal import seal
+from cipherbox.sealing.sessions import session
+from cipherbox.sealing.sessions.prekeys import believed
+from cipherbox.sealing.sessions.settings import SessionSettings
+from tests.golden.make_envelopes import resigned
+from tests.parties import Party, now_ms, party
+
+NAMES = ("FL-LAB", "CA-RC", "SF-RC")
+PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else None
+IDS = EnvelopeIds(now_ms)
+
+
+class Home:
+    """A client's disk, and the program on it, which may end at any time."""
+
+    def __init__(self, name: str, path: Path, clock: Any, numbers: SessionSettings) -> None:
+        self.party: Party = party(name)
+        self.name, self._path, self._clock, self._numbers = name, path, clock, numbers
+        path.mkdir()
+        self.recorded: list[bytes] = []  # the inbox
+        self.known: set[bytes] = set()
+        self.start()
+
+    def start(self) -> None:
+        self.sessions = Sessions(self._path, Vault(bytes(32)), self.party.identity, self._numbers, self._clock)
+
+    def crash(self) -> None:
+        self.sessions.close()
+        self.start()
+
+
+@attrs.define
+class World:
+    """HQ as far as sessions see it: prekeys, and what lies in each mailbox."""
+
+    homes: dict[str, Home]
+    prekeys: dict[str, tuple[bytes, list[bytes]]] = attrs.Factory(dict)
+    boxes: dict[str, list[tuple[str, bytes]]] = attrs.Factory(dict)
+    turns: list[tuple[str, str, bytes]] = attrs.Factory(list)
+    used: dict[tuple[bytes, bytes, int], bytes] = attrs.Factory(dict)
+
+    def offer(self, name: str) -> None:
+        keys = self.homes[name].sessions.keys
+        offer = keys.fresh()
+        keys.offered(offer)
+        self.prekeys[name] = offer.signed, list(offer.once)
+
+    def ensure(self, home: Home, to: str) -> None:
+        if home.sessions.due(to):
+            signed, once = self.prekeys[to]
+            home.sessions.begin(
+                to, believed(to, self.homes[to].party.bundle.sign_keys, signed, once.pop(0) if once else b"")
+            )
+
+    def seal(self, home: Home, to: str, text: bytes) -> bytes:
+        self.ensure(home, to)
+        plain = pack([Message(text)])
+        with home.sessions.speakers([to]) as speakers:
+            raw = seal(
+                home.party.identity, [self.homes[to].party.bundle], plain, 1, envelope_id=IDS.next(),
+                sealed_at=now_ms(), speakers=speakers,
+            ).raw  # fmt: skip
+        parsed = session.parse(stanza(raw))
+        at = (parsed.session_id, parsed.header.key, parsed.header.number)
+        assert self.used.setdefault(at, raw) == raw, "a message key was used twice"
+        return raw
+
+    def open(self, home: Home, sender: str, raw: bytes) -> bytes:
+        messages = home.sessions.open(inspect(raw), self.homes[sender].party.bundle)
+        return messages[0].content
+
+
+def stanza(raw: bytes) -> bytes:
+    return layouts.stanza(raw, layouts.split(raw), 0)
+
+
+def world(path: Path, count: int = 2, numbers: SessionSettings | None = None) -> tuple[World, list[int]]:
+    now = [1_000_000]
+    used = numbers or SessionSettings(one_time_prekeys=3)
+    homes = {n: Home(n, path / n, lambda: now[0], used) for n in NAMES[:count]}
+    made = World(homes, boxes={n: [] for n in homes})
+    for name in homes:
+        made.offer(name)
+    return made, now
+
+
+WHATS = ["send", "send", "hear", "hear", "hear", "turn", "day", "offer"]
+STEPS = st.tuples(st.sampled_from(WHATS), st.integers(0, 1 << 20))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(STEPS, max_size=40), st.integers(2, 3))
+def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) -> None:
+    with tempfile.TemporaryDirectory(dir=PLACE) as directory:
+        here, now = world(Path(directory), count, SessionSettings(one_time_prekeys=3, sessions_per_peer=100))
+        kept: dict[bytes, tuple[str, bytes]] = {}
+        names = list(here.homes)
+        for number, (what, chance) in enumerate(plan):
+            now[0] += 1000
+            home = here.homes[names[chance % count]]
+            to = names[(chance + 1 + chance // count % (count - 1)) % count]
+            if what == "send":
+                text = b"%d" % number
+                raw = here.seal(home, to, text)
+                if chance % 5 == 0:  # crashed before the outbox had it: it never was
+                    home.crash()
+                    continue
+                kept[text] = to, raw
+                here.boxes[to] += [(home.name, raw)] * (1 + (chance % 3 == 0))
+            elif what == "hear":
+                hear(here, home, chance)
+            elif what == "turn":
+                raw_turn = home.sessions.turn(to)
+                if raw_turn is not None and chance % 3:
+                    here.turns.append((home.name, to, raw_turn))
+                if here.turns:
+                    sender, reader, raw_turn = here.turns.pop(chance % len(here.turns))
+                    try:
+                        here.homes[reader].sessions.take_turn(sender, raw_turn)
+                    except KeyMissing:
+                        pass  # its session is not known there yet, or it was dropped
+            elif what == "day":
+                now[0] += 90_000_000
+            else:
+                here.offer(home.name)
+        for name in names:  # in the end everything is delivered
+            home = here.homes[name]
+            while here.boxes[name]:
+                hear(here, home, 1)
+            assert sorted(home.recorded) == sorted(text for text, (to, _) in kept.items() if to == name)
+            home.crash()
+
+
+def hear(here: World, home: Home, chance: int) -> None:
+    """One delivery: opened, recorded, acknowledged; a crash may come after each of these."""
+    box = here.boxes[home.name]
+    if not box:
+        return
+    sender, raw = box[chance % len(box)]
+    digest = inspect(raw).hashes.envelope_hash
+    if digest not in home.known:
+        text = here.open(home, sender, raw)
+        if chance % 7 == 2:
+            home.crash()
+            return
+        home.recorded.append(text)
+        home.known.add(digest)
+    if chance % 7 == 3:
+        home.crash()
+        return
+    box.remove((sender, raw))
+    if (sender, raw) not in box:
+        home.sessions.acknowledged([digest])
+
+
+def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
+    """A sender who signs changed stanzas, of a first contact and of a session: nothing opens, nothing is different."""
+    here, _ = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    for text in (b"first", b"second"):
+        raw = here.seal(lab, "CA-RC", text)
+        before = dump(center)
+        start = layouts.split(raw).stanzas_at
+        size = len(stanza(raw))
+        for at in [*range(0, size, 1 if size < 200 else 13), size - 1]:
+            changed = resigned(
+                raw[: start + at] + bytes([raw[start + at] ^ 2]) + raw[start + at + 1 :], lab.party.identity
+            )
+            with pytest.raises(CipherBoxError):
+                here.open(center, "FL-LAB", changed)
+        # a stanza that opens, with a body that does not: what the stanza turned is turned back
+        body = layouts.split(raw).body_at
+        broken = resigned(raw[:body] + bytes([raw[body] ^ 1]) + raw[body + 1 :], lab.party.identity)
+        with pytest.raises(DecryptionFailed):
+            here.open(center, "FL-LAB", broken)
+        assert dump(center) == before
+        assert here.open(center, "FL-LAB", raw) == text
+        assert dump(center) != before
+        turn = center.sessions.turn("FL-LAB")
+        assert turn is not None
+        lab.sessions.take_turn("CA-RC", turn)
+
+
+def dump(home: Home) -> list[Any]:
+    db = home.sessions._db
+    return [db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in ("sessions", "secrets", "held")]
+
+
+def test_nothing_secret_lies_in_clear(tmp_path: Path) -> None:
+    here, _ = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"x"))
+    own = center.sessions.keys.identity()
+    for home in (lab, center):
+        home.sessions.close()
+    raw = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
+    assert own not in raw
+    assert len(raw) > 10_000
+
+
+def test_one_time_secrets_go_when_used_and_replaced_ones_after_a_while(tmp_path: Path) -> None:
+    here, now = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+
+    def count(kind: int) -> int:
+        db = center.sessions._db
+        return int(db.execute("SELECT count(*) FROM secrets WHERE kind = ?", (kind,)).fetchone()[0])
+
+    early = here.seal(lab, "CA-RC", b"early")
+    assert (count(1), count(2)) == (1, 3)
+    here.open(center, "FL-LAB", early)
+    assert count(2) == 2
+    lab.sessions._db.execute("DELETE FROM sessions")
+    late = here.seal(lab, "CA-RC", b"late")
+    for _ in range(2):
+        now[0] += 8 * 86_400_000
+        assert center.sessions.keys.must_replace()
+        here.offer("CA-RC")
+        assert not center.sessions.keys.must_replace()
+    assert here.open(center, "FL-LAB", late) == b"late"  # begun with what was replaced
+    lab.sessions._db.execute("DELETE FROM sessions")
+    now[0] += 31 * 86_400_000
+    here.offer("CA-RC")
+    assert (count(1), count(2)) == (2, 6)  # the newest, and those replaced just now
+
+
+def test_old_sessions_are_forgotten_beyond_a_number(tmp_path: Path) -> None:
+    here, now = world(tmp_path, numbers=SessionSettings(one_time_prekeys=0, sessions_per_peer=3))
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    sent = []
+    for i in range(5):
+        now[0] += 90_000_000
+        sent.append(here.seal(lab, "CA-RC", b"%d" % i))
+    for raw in sent:
+        here.open(center, "FL-LAB", raw)
+    for home in (lab, center):
+        assert home.sessions._db.execute("SELECT count(*) FROM sessions").fetchone() == (3,)
+    assert len({session.parse(stanza(raw)).session_id for raw in sent}) == 5
+
+
+def test_what_was_sealed_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cipherbox.client import sessions as module
+
+    synced: list[Path] = []
+    monkeypatch.setattr(module, "sync_file", synced.append)
+    here, _ = world(tmp_path)
+    lab = here.homes["FL-LAB"]
+    lab.sessions.sync()
+    assert synced == []
+    for text in (b"1", b"2"):
+        here.seal(lab, "CA-RC", text)
+    assert synced == []
+    lab.sessions.sync()
+    lab.sessions.sync()
+    assert [path.name for path in synced] == ["sessions.sqlite3-wal"]
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    here.seal(lab, "CA-RC", b"3")
+    monkeypatch.setattr(module, "sync_file", full)
+    with pytest.raises(StoreError):
+        lab.sessions.sync()
+    monkeypatch.setattr(module, "sync_file", synced.append)
+    lab.sessions.sync()
+    assert len(synced) == 2  # what failed is tried again
+
+
+def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """The fresh session is still the one both speak in, and not every message begins another."""
+    here, now = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    now[0] = 1_000_000_000
+    first = here.seal(lab, "CA-RC", b"1")
+    now[0] = 5000
+    lab.sessions._db.execute("UPDATE sessions SET since = -100000000")
+    sent = [first, here.seal(lab, "CA-RC", b"2"), here.seal(lab, "CA-RC", b"3")]
+    spoken = [session.parse(stanza(raw)).session_id for raw in sent]
+    assert spoken[0] != spoken[1] == spoken[2]
+    now[0] = 1_000_000_000
+    assert [here.open(center, "FL-LAB", raw) for raw in sent] == [b"1", b"2", b"3"]
+    answer = session.parse(stanza(here.seal(center, "FL-LAB", b"4")))
+    assert answer.session_id == spoken[2]
+
+
+def test_numbers_driven_up_by_somebody_begin_anew(tmp_path: Path) -> None:
+    here, _ = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    old = here.seal(lab, "CA-RC", b"old")
+    assert here.open(center, "FL-LAB", old) == b"old"
+    keys = center.sessions.keys
+    own = keys.identity()
+    keys._look_at("once_id", 0xFFFFFFFF)
+    assert not keys.must_replace()  # nobody has lost so many
+    keys._look_at("once_id", 1000)
+    assert keys.must_replace()
+    here.offer("CA-RC")
+    assert int.from_bytes(keys._fact("once_id") or b"", "big") == 1003
+    keys._know("once_id", 0xF0000001.to_bytes(4, "big"))
+    here.offer("CA-RC")
+    assert keys.identity() != own
+    assert int.from_bytes(keys._fact("once_id") or b"", "big") == 3
+    assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"on")) == b"on"  # sessions go on
+    lab.sessions._db.execute("DELETE FROM sessions")
+    assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"anew")) == b"anew"
