@@ -1,8 +1,8 @@
 """Prekeys at HQ: taken from their owners if the owner's own keys signed them, each one-time part handed out once.
 
 HQ checks signatures when it takes them, so that a mistake shows at the owner and not at whoever writes to it, and when
-it hands them out; who receives them checks again.  A handed-out part is deleted before the answer leaves.  One asker gets
-few one-time parts of one client; then it gets the last resort, so that nobody can use up another's prekeys quickly.
+it hands them out; who receives them checks again.  A handed-out part is deleted before the answer leaves.  One asker
+gets few one-time parts of one client; then it gets the last resort, so that nobody uses up another's prekeys quickly.
 """
 
 from __future__ import annotations
