@@ -1,8 +1,8 @@
 """Prekeys at HQ: taken from their owners if the owner's own keys signed them, each one-time part handed out once.
 
-HQ checks signatures when it takes them, so that a mistake shows at the owner and not at whoever writes to it; who
-receives them checks again.  A handed-out part is deleted before the answer leaves.  One asker gets few one-time parts
-of one client; then it gets the last resort, so that nobody can use up another's prekeys quickly.
+HQ checks signatures when it takes them, so that a mistake shows at the owner and not at whoever writes to it, and when
+it hands them out; who receives them checks again.  A handed-out part is deleted before the answer leaves.  One asker
+gets few one-time parts of one client; then it gets the last resort, so that nobody uses up another's prekeys quickly.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class PrekeyDesk:
         return count
 
     async def take(self, asker: str, client: str) -> PrekeyAnswer:
-        """Prekeys of one client; a revoked one and one without look the same."""
-        if self._trust.revoked_at(client):
+        """Prekeys of one client; one that is revoked, one without, and one whose keys have changed look the same."""
+        bundle = await self._directory.newest(client)
+        if bundle is None or self._trust.revoked_at(client):
             return PrekeyAnswer(client, b"", b"")
         once = True
         try:
@@ -64,7 +65,13 @@ class PrekeyDesk:
             once = False
         found = await self._in_store(self._store.take_prekeys, client, once)
         assert isinstance(found, tuple)
-        return PrekeyAnswer(client, *found)
+        signed, part = found
+        try:
+            if signed:
+                prekeys.check(prekeys.decode(signed), client, bundle.sign_keys)
+        except BundleError:  # other keys sign now; the owner leaves new prekeys when it next receives
+            return PrekeyAnswer(client, b"", b"")
+        return PrekeyAnswer(client, signed, part)
 
 
 def _checked(client: str, bundle: KeyBundle, signed: bytes, once: list[bytes]) -> list[tuple[int, bytes]]:

@@ -95,3 +95,21 @@ async def test_a_revoked_client_has_none(tmp_path: Path) -> None:
         admin = await r.dial(await r.person("BOSS", role="admin"))
         await admin.ask(frames.Revoke, "CA-RC", "stolen")
         assert (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers[0].signed == b""
+
+
+async def test_what_other_keys_signed_is_not_handed_out(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        lab, rc = await two(r)
+        person = r.people["CA-RC"]
+        first = person.identity.bundle
+        await rc.ask(frames.Register, first.raw)
+        await rc.ask(frames.OfferPrekeys, False, signed(person.identity), once(person.identity, 1))
+        fresh = Identity.generate("CA-RC")
+        fresh.bundle = fresh.make_bundle(person.key, person.chain, first.created_at + 1, first, person.identity)
+        assert (await rc.ask(frames.Register, fresh.bundle.raw)).count == 1
+        (found,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
+        assert (found.signed, found.once) == (b"", b"")
+        assert await rc.refused(frames.OfferPrekeys, False, signed(person.identity), []) == "bundle-refused"
+        await rc.ask(frames.OfferPrekeys, True, signed(fresh), once(fresh, 2))
+        (found,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
+        assert decode_once(found.once).prekey_id == 2
