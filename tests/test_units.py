@@ -15,7 +15,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.ops import systemd
 
 FOLDER = Path(__file__).resolve().parent.parent / "systemd"
-ALL = sorted(path.name for path in FOLDER.iterdir())
+ALL = sorted(path.name for path in FOLDER.iterdir() if path.suffix in (".service", ".socket"))
 ANALYZE = shutil.which("systemd-analyze")
 SECTIONS = {"Unit", "Service", "Socket", "Install"}
 
