@@ -50,11 +50,16 @@ def ask(wanted: list[str], python: str, tags: list[str], pins: Path | None) -> l
         return packages
 
 
+def _fitting(wanted: list[str], system: str) -> list[str]:
+    """What is asked for on a system: a marker in pyproject.toml names the one system it is for."""
+    return [one.split(";")[0] for one in wanted if ";" not in one or repr(system) in one] + EXTRA.get(system, [])
+
+
 def collect(wanted: list[str], targets: dict[str, list[list[str]]], pins: Path | None) -> Found:
     """Versions, hashes and systems of everything ``wanted`` needs; refuses two versions of one package."""
     jobs = [(system, python, tags) for system, all_tags in targets.items() for tags in all_tags for python in PYTHONS]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda job: ask([*wanted, *EXTRA.get(job[0], [])], job[1], job[2], pins), jobs))
+        answers = list(pool.map(lambda job: ask(_fitting(wanted, job[0]), job[1], job[2], pins), jobs))
     found: Found = {}
     for (system, _, _), packages in zip(jobs, answers, strict=True):
         for package in packages:

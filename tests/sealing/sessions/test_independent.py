@@ -1,8 +1,7 @@
-"""Our ratchet and handshake beside implementations by others: `DoubleRatchet` and `X3DH` of the package index.
+"""Our ratchet and handshake beside implementations by others: `DoubleRatchet` of the package index.
 
 The Double Ratchet leaves KDFs, AEAD and header encoding to the application: with ours in their place, an end of theirs
-and an end of ours must understand each other in any order, with loss, and reach the same keys.  Of the handshake, X3DH
-is the part without the KEM: the same Diffie-Hellman values, in the same order, into the same KDF.
+and an end of ours must understand each other in any order, with loss, and reach the same keys.
 """
 
 from __future__ import annotations
@@ -14,14 +13,8 @@ import pytest
 from doubleratchet import AEAD, DoubleRatchet, EncryptedMessage, Header
 from doubleratchet.recommended import HashFunction, kdf_hkdf, kdf_separate_hmacs
 from doubleratchet.recommended import diffie_hellman_ratchet_curve25519 as curve
-from x3dh import Bundle, IdentityKeyFormat
-from x3dh import HashFunction as X3dhHash
-from x3dh.base_state import BaseState
-from x3dh.identity_key_pair import IdentityKeyPairPriv
-from x3dh.pre_key_pair import PreKeyPair
-from x3dh.signed_pre_key_pair import SignedPreKeyPair
 
-from cipherbox.sealing.sessions import handshake, ratchet
+from cipherbox.sealing.sessions import ratchet
 from cipherbox.sealing.sessions.ratchet import HEADER, ROOT_INFO, Ratchet, public
 
 
@@ -152,35 +145,3 @@ async def test_the_same_bytes() -> None:
     assert ratchet.turn_root(ROOT, b"\x07" * 32) == (made[:32], made[32:])
     made = await ChainKdf.derive(ROOT, b"\x02\x01", 64)
     assert ratchet.turn_chain(ROOT) == (made[:32], made[32:])
-
-
-class X3dh(BaseState):
-    @staticmethod
-    def _encode_public_key(key_format: IdentityKeyFormat, pub: bytes) -> bytes:
-        return b"\x05" + pub
-
-
-@pytest.mark.parametrize("once", [True, False])
-async def test_the_handshake_without_its_kem_is_x3dh(once: bool) -> None:
-    me, you = (
-        X3dh.create(IdentityKeyFormat.CURVE_25519, X3dhHash.SHA_256, handshake.INFO, IdentityKeyPairPriv(key))
-        for key in (bytes([1]) * 32, bytes([2]) * 32)
-    )
-    if once:
-        you.generate_pre_keys(1)
-    bundle: Bundle = you.bundle
-    secret, associated, header = await me.get_shared_secret_active(bundle, require_pre_key=once)
-    again, _, signed = await you.get_shared_secret_passive(header, require_pre_key=once)
-    assert secret == again
-    assert isinstance(signed, SignedPreKeyPair)
-    parts = [
-        ratchet.shared(signed.priv, header.identity_key),
-        ratchet.shared(bytes([2]) * 32, header.ephemeral_key),
-        ratchet.shared(signed.priv, header.ephemeral_key),
-    ]
-    if once:
-        (private,) = you.model.pre_keys
-        assert PreKeyPair(private).pub == header.pre_key
-        parts.append(ratchet.shared(private, header.ephemeral_key))
-    assert handshake.dh_secrets(tuple(parts), b"") == secret
-    assert associated == b"\x05" + header.identity_key + b"\x05" + bundle.identity_key
