@@ -18,6 +18,7 @@ import click
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import json_option, run, run_until_stopped
 from cipherbox.cli.scratch import database_option, scratch
+from cipherbox.cli.send import WRAPS
 
 if TYPE_CHECKING:
     from cipherbox.cli.bench_play import Result
@@ -38,6 +39,7 @@ class Work:
     recipients: int = 1
     presealed: bool = False
     rate: float = 0.0
+    wrap: str = ""  # how the content key is wrapped; "": as each recipient prefers
 
     @property
     def title(self) -> str:
@@ -46,6 +48,8 @@ class Work:
         how = "sealed beforehand, opened by nobody" if self.presealed else f"{self.batch} in an envelope"
         how = "automatic batches" if not self.batch and not self.presealed else how
         parts = [f"{size}, {how}"]
+        if self.wrap:
+            parts.append(f"wrapped by {self.wrap}")
         if self.rate:
             parts.append(f"{self.rate:g}/s")
         if self.senders > 1:
@@ -117,6 +121,7 @@ class Batch(click.ParamType[int]):
 @click.option("--recipients", type=click.IntRange(1, 64), help="Receivers that get each message. [default: 1]")
 @click.option("--presealed", is_flag=True, help="HQ alone: envelopes sealed beforehand, opened by nobody.")
 @click.option("--rate", type=click.FloatRange(0.1, 100_000), help="So many messages a second: latency at this rate.")
+@click.option("--wrap", type=click.Choice(tuple(WRAPS)), help="Keys are wrapped like that, as `send --wrap` does.")
 @click.option(
     "--directory", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Measure on this directory's disk. [default: the system's place for temporary files]",
@@ -128,7 +133,7 @@ class Batch(click.ParamType[int]):
 def bench(
     ctx: click.Context, size: int | None, messages: int | None, batch: int | None, senders: int | None,
     receivers: int | None, recipients: int | None, presealed: bool, rate: float | None, directory: Path | None,
-    url: str, as_json: bool, worker: bool,
+    wrap: str | None, url: str, as_json: bool, worker: bool,
 ) -> int:  # fmt: skip
     """Measure this machine: sender, HQ and receiver as processes of their own, always durable and end to end.
 
@@ -143,7 +148,7 @@ def bench(
         from cipherbox.cli.bench_worker import work
 
         return run(work, ctx.find_root().obj)
-    given = [size, messages, batch, senders, receivers, recipients, rate]
+    given = [size, messages, batch, senders, receivers, recipients, rate, wrap]
     works: tuple[Work, ...] = STANDARD
     if presealed or any(value is not None for value in given):
         each = recipients or 1
@@ -154,7 +159,9 @@ def bench(
             batch = 1 if presealed or rate else 0
         if presealed and rate:
             raise click.UsageError("--presealed measures how much HQ can take; it does not go with --rate.")
-        works = (Work(size or 100, messages or 0, batch, senders or 1, many, each, presealed, rate or 0.0),)
+        if presealed and wrap:
+            raise click.UsageError("--presealed measures HQ, which sees no difference; it does not go with --wrap.")
+        works = (Work(size or 100, messages or 0, batch, senders or 1, many, each, presealed, rate or 0.0, wrap or ""),)
     return _measure(works, directory, url, as_json)
 
 

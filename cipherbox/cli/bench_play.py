@@ -93,6 +93,9 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
     server, _ = await stage.start("HQ", "serve", str(hq))
     try:
         await _enrol(stage, directory, [*names[0], *names[1]])
+        if work.wrap == "rsa":
+            for name in names[1]:
+                await stage.run(name, "--home", str(directory / name), "keys", "generate", "--rsa")
         groups = [names[1][at : at + work.recipients] for at in range(0, work.receivers, work.recipients)]
         tasks = _tasks(work, names, groups)
         for name, task in tasks.items():
@@ -128,7 +131,8 @@ async def _enrol(stage: Stage, directory: Path, names: list[str]) -> None:
 
 def _tasks(work: Work, names: tuple[list[str], list[str]], groups: list[list[str]]) -> dict[str, dict[str, Any]]:
     senders, receivers = names
-    same: dict[str, Any] = {"size": work.size, "batch": work.batch, "rate": work.rate / work.senders / len(groups)}
+    same: dict[str, Any] = {"size": work.size, "batch": work.batch, "rate": work.rate / work.senders / len(groups),
+                            "wrap": work.wrap}  # fmt: skip
     share, rest = divmod(work.count, work.senders)
     sent = {name: share + (n < rest) for n, name in enumerate(senders)}
     due = dict.fromkeys(receivers, 0)

@@ -56,10 +56,13 @@ async def _measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
 
 
 async def _send(client: Client, task: dict[str, Any]) -> None:
+    from cipherbox.cli.send import WRAPS
+
     groups, size, batch = task["groups"], task["size"], task["batch"] or None
+    stanza = WRAPS[task["wrap"]] if task["wrap"] else None
 
     async def one_group(to: list[str], count: int) -> None:
-        async with client.publisher(to=to, batch=batch) as publisher:
+        async with client.publisher(to=to, batch=batch, stanza=stanza) as publisher:
             if task["rate"]:
                 begin = trio.current_time()
                 offset = time.monotonic_ns() - int(begin * 1e9)
@@ -169,6 +172,8 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
             told = now
             _say(received=receiver.received)
 
+    if task["wrap"] == "ratchet":
+        await client.offer_prekeys()
     receiver = Receiver(client, on_lines=lines_came)
 
     async def body() -> None:
