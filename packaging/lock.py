@@ -47,11 +47,18 @@ def ask(wanted: list[str], python: str, tags: list[str], pins: Path | None) -> l
         return packages
 
 
+def fitting(line: str, system: str) -> str:
+    """A requirement without its marker; nothing if the marker names another system."""
+    requirement, _, marker = line.partition(";")
+    return requirement.strip() if not marker or f'"{system}"' in marker else ""
+
+
 def collect(wanted: list[str], targets: dict[str, list[list[str]]], pins: Path | None) -> Found:
     """Versions, hashes and systems of everything ``wanted`` needs; refuses two versions of one package."""
+    lines = {system: [fit for line in wanted if (fit := fitting(line, system))] for system in targets}
     jobs = [(system, python, tags) for system, all_tags in targets.items() for tags in all_tags for python in PYTHONS]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda job: ask([*wanted, *EXTRA.get(job[0], [])], job[1], job[2], pins), jobs))
+        answers = list(pool.map(lambda job: ask([*lines[job[0]], *EXTRA.get(job[0], [])], job[1], job[2], pins), jobs))
     found: Found = {}
     for (system, _, _), packages in zip(jobs, answers, strict=True):
         for package in packages:

@@ -3,8 +3,9 @@
 import json
 import sqlite3
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 from .conftest import ENVIRONMENT, PROGRAM, Hq, shell
 
@@ -53,14 +54,15 @@ def test_a_receiver_that_is_killed_loses_nothing(hq: Hq) -> None:
             shown = shell("send", "--to", "CA-RC", "--wrap", "ratchet", text, home=lab)
             assert shown.code == 0, shown.err
             wanted.append(text)
-        time.sleep(0.05 * turn)
+        with suppress(subprocess.TimeoutExpired):
+            receiver.wait(0.05 * turn)
         receiver.kill()
         receiver.wait()
     for _ in range(20):
         assert shell("fetch", home=center).code == 0
         if len(texts(center)) == len(wanted):
             break
-        time.sleep(0.5)
+        Event().wait(0.5)
     assert sorted(texts(center)) == sorted(wanted)
     db = sqlite3.connect(center / "sessions.sqlite3")
     assert db.execute("SELECT count(DISTINCT session_id) FROM sessions").fetchone() == (1,)
