@@ -71,7 +71,7 @@ async def test_a_new_key_is_in_the_next_bundle_and_opens(hq: Any) -> None:
         for stanza, kind in zip([*KINDS, 3, None], [1, 2, 3, 3, 1], strict=True):
             assert (await sent(lab, str(stanza), stanza=stanza)).recipients[0].stanza_type == kind
         with pytest.raises(InvalidRequest, match="rsa-oaep"):
-            await lab.publish("x", to="CA-RC", stanza="ratchet")
+            await lab.publish("x", to="CA-RC", stanza="letter")
     assert (await offered(hq)).hash == added.bundle.hash
     kept = identity_of(hq)
     assert kept.bundle == added.bundle

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from cipherbox.client.files import send_file
 from cipherbox.client.receiver import Receiver
 from cipherbox.client.sessions import DATABASE
 from cipherbox.config import SessionTable
@@ -353,3 +354,23 @@ async def test_a_state_is_safe_before_its_envelope_is_kept(hq: Any, monkeypatch:
         await lab.publish("2", to="CA-RC")
     assert order[:2] == ["synced", "kept"]
     assert order[2:4] == ["nothing", "kept"]
+
+
+async def test_rotated_keys_take_their_prekeys_along(hq: Any) -> None:
+    """The lab has pinned the keys before; what HQ hands out is signed by those of now."""
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("usual", to="CA-RC")
+        async with hq.client("CA-RC") as center:
+            await center.publish("begun before", to="FL-LAB")
+            await center.life.rotate()
+            assert await center.offer_prekeys() == 100
+        await lab.publish("in a session", to="CA-RC", stanza="ratchet")
+        assert lab.directory.pins.get("CA-RC").bundle.sequence == 2
+    assert await received(hq, "CA-RC", 2) == ["usual", "in a session"]
+
+
+async def test_files_go_outside_of_sessions(hq: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    async with hq.client("FL-LAB") as lab:
+        with pytest.raises(InvalidRequest, match="without stanza 'ratchet'"):
+            await send_file(lab, tmp_path / "file", ["file"], ["CA-RC"], "text/plain", stanza="ratchet")
