@@ -61,7 +61,7 @@ def sync_directory(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Puts on stable storage what any process has written into the file."""
-    fd = os.open(path, os.O_RDWR)
+    fd = os.open(path, os.O_RDWR | O_BINARY)
     try:
         os.fsync(fd)
     finally:

@@ -130,7 +130,13 @@ class Server:
         self.sql("SELECT pg_reload_conf()")
 
     def promote(self) -> None:
+        """Makes a standby the primary; it is when this returns."""
         self.sql("SELECT pg_promote(true, 20)")
+        deadline = time.monotonic() + PATIENCE_S
+        while self.sql("SELECT pg_is_in_recovery()") != [[False]]:
+            if time.monotonic() > deadline:
+                raise ConfigError("the standby was not promoted in time")
+            PAUSE.wait(0.02)
 
     def remove(self) -> None:
         self.stop(AT_ONCE)

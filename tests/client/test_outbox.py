@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from cipherbox.client.localdb import open_database
-from cipherbox.client.outbox import _STEPS, DATABASE, FILES, Outbox
+from cipherbox.client.outbox import DATABASE, FILES, STEPS, Outbox
 from cipherbox.client.outbox_rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
 from cipherbox.client.receiver import Receiver
 from cipherbox.client.transfers import Transfers
@@ -136,7 +136,7 @@ def test_damaged_and_newer_databases_are_named(tmp_path: Path) -> None:
 
 
 def test_a_database_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    db = open_database(tmp_path / DATABASE, _STEPS[:1])
+    db = open_database(tmp_path / DATABASE, STEPS[:1])
     db.execute(
         "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, "
         "copied, made_at) VALUES (x'01', '/f', '[\"f\"]', 1, 1, 1, '[\"CA-RC\"]', '', 0, 0, 1)"
