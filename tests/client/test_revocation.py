@@ -43,7 +43,7 @@ async def test_it_cuts_live_connections_and_tells_every_sender(hq: Any) -> None:
             with trio.fail_after(5):
                 while center.line.failure is None:
                     await trio.sleep(0.01)
-            with pytest.raises(CredentialsError, match="its laptop was stolen|CA-RC was revoked"):
+            with pytest.raises(CredentialsError, match=r"its laptop was stolen|CA-RC was revoked"):
                 await center.fetch()
         # the sender asked for nothing, and knows
         await until(lambda: lab.revocations.revoked_at(serial) > 0)
