@@ -39,6 +39,7 @@ survives it.  Codes are never reused.
     |   +-- FileChanged          it changed or vanished while it was sent
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
+        +-- StoreLeased
 """
 
 from __future__ import annotations
@@ -346,6 +347,10 @@ class SchemaTooNew(StoreError, code=0x0802):
 
 class Damaged(StoreError, code=0x0803):
     """Stored bytes do not match their hash."""
+
+
+class StoreLeased(StoreError, code=0x0805):
+    """Another HQ serves this database."""
 
 
 class Fenced(StoreError, code=0x0804):

@@ -15,7 +15,7 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreUnavailable, first_of
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreLeased, StoreUnavailable, first_of
 from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
@@ -24,7 +24,7 @@ from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
 from cipherbox.server.monitor import Monitor
 from cipherbox.server.storing import check_whole, open_store
-from cipherbox.store.port import StandbyOnly, Store
+from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import SqliteStore
 
 log = get_logger(__name__)
@@ -113,7 +113,7 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
     while True:
         try:
             return await trio.to_thread.run_sync(attempt)
-        except StandbyOnly as error:
+        except StoreLeased as error:
             if not said:
                 log.info("Standby: another HQ serves this database", extra={"holder": str(error)})
                 waiting(str(error))

@@ -46,7 +46,7 @@ def open_source(config: ServerConfig) -> Source:
 def open_store(
     config: ServerConfig, *, create: bool = False, upgrade: bool = False, kind: type[SqliteStore] = SqliteStore
 ) -> Store:
-    """The caller holds the data directory's lock.  StandbyOnly while another HQ writes this database."""
+    """The caller holds the data directory's lock.  StoreLeased while another HQ writes this database."""
     if config.database.kind == "postgresql":
         from cipherbox.store.postgres.store import PostgresStore
 

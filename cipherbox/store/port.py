@@ -30,10 +30,6 @@ from cipherbox.store.copying import Row
 HISTORY = "history"
 
 
-class StandbyOnly(Exception):
-    """Another HQ has the store; wait and try again."""
-
-
 class BundleRow(NamedTuple):
     """One key bundle, encrypted for the store by the server's directory."""
 

@@ -15,12 +15,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from cipherbox.config import MetricsSettings
-from cipherbox.errors import ConfigError, StoreUnavailable
+from cipherbox.errors import ConfigError, StoreLeased, StoreUnavailable
 from cipherbox.ops.metrics import COUNTER, HISTOGRAM, METRICS
 from cipherbox.server import app
 from cipherbox.server.app import serve
 from cipherbox.server.monitor import STUCK_S, Monitor
-from cipherbox.store.port import StandbyOnly
 from cipherbox.wire import frames
 from tests.server.hq import Running, prepare, running
 
@@ -176,7 +175,7 @@ async def test_ready_means_ready(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"), [(StandbyOnly("hq-2"), "hq-2"), (StoreUnavailable("no database answers"), "no database answers")]
+    ("error", "says"), [(StoreLeased("hq-2"), "hq-2"), (StoreUnavailable("no database answers"), "no database answers")]
 )
 async def test_the_port_is_open_while_hq_waits_for_its_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cipherbox.errors import Fenced, StoreUnavailable
-from cipherbox.store.port import HISTORY, StandbyOnly
-from cipherbox.store.postgres import lease
+from cipherbox.cli import postgres_servers
+from cipherbox.errors import Fenced, StoreLeased, StoreUnavailable
+from cipherbox.store.port import HISTORY
+from cipherbox.store.postgres import lease, schema
 from cipherbox.store.postgres import store as store_module
 from cipherbox.store.postgres.target import Target
 from tests import postgres
@@ -47,6 +48,15 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(opening: Opener, o
         postgres_pid = store_pid(store)
         standby.sql(f"SELECT pg_terminate_backend({postgres_pid})")
         assert store.load(10).next_number == 7  # the newer timeline is the right one
+        standby.stop(postgres_servers.AT_ONCE)
+        with pytest.raises(StoreUnavailable):
+            store.commit(published(7), store.epoch)
+        with pytest.raises(StoreUnavailable, match="is an old primary"):
+            store.load(10)  # alone it is not enough
+        with pytest.raises(StoreUnavailable, match="is an old primary"):
+            bodies(store, 1)
+        standby.start()
+        assert store.load(10).next_number == 7
     finally:
         standby.remove()
 
@@ -79,7 +89,7 @@ def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.
     target = postgres.target(postgresql, postgres.schema())
     first = opening(target)
     first.commit(published(1), first.epoch)
-    with pytest.raises(StandbyOnly, match=first._name.split("/", maxsplit=1)[0]):
+    with pytest.raises(StoreLeased, match=first._name.split("/", maxsplit=1)[0]):
         opening(target)
     first.close()  # given back
     second = opening(target)
@@ -100,7 +110,7 @@ def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.S
         try:
             second = opening(target)
             break
-        except StandbyOnly:
+        except StoreLeased:
             postgres.PAUSE.wait(0.02)
     second.commit(published(1), second.epoch)
     with pytest.raises(Fenced):
@@ -140,7 +150,7 @@ def test_a_stalled_hq_never_writes_again(
         try:
             second = opening(target)
             break
-        except StandbyOnly:
+        except StoreLeased:
             postgres.PAUSE.wait(0.05)
     second.commit(published(1, b"mine"), second.epoch)
     go.set()
@@ -173,3 +183,18 @@ def test_what_was_read_before_commits_were_lost_is_not_built_upon(opening: Opene
         store.commit(published(number), store.epoch)
     finally:
         standby.remove()
+
+
+def test_a_schema_is_not_upgraded_under_a_running_hq(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = postgres.target(postgresql, postgres.schema())
+    first = opening(target)
+    steps = schema.scripts()
+    monkeypatch.setattr(schema, "scripts", lambda: [*steps, "CREATE TABLE later (x integer)"])
+    with pytest.raises(StoreLeased, match="stop it before the upgrade"):
+        opening(target, upgrade=True)
+    first.commit(published(1), first.epoch)
+    first.close()
+    assert bodies(opening(target, upgrade=True), 1) == [b"body"]
+    postgresql.sql(f"DROP SCHEMA {target.schema}_before_{len(steps) + 1} CASCADE")

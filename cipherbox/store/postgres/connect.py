@@ -2,7 +2,8 @@
 
 All hosts are asked.  One that is in recovery is a standby and passed over; of several that can be written the one with
 the highest timeline is right: a standby that is promoted begins a new timeline, and the old primary, back again without
-knowing, still has the old one.
+knowing, still has the old one.  Once a timeline was seen, none below it is ever taken: while only the old primary can
+be reached, nothing can be written.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Connector:
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self._newest = ""  # timeline
         self._context: ssl.SSLContext | None = tls_context(target)
 
     def writable(self) -> Link:
@@ -43,7 +45,8 @@ class Connector:
                 found.append(("", link))
                 found[-1] = (self._timeline(link), link)
             best = max(found, key=lambda f: f[0], default=("", None))
-            if best[0] and best[1] is not None:
+            if best[0] and best[1] is not None and best[0] >= self._newest:
+                self._newest = best[0]
                 found.remove((best[0], best[1]))
                 return best[1]
         finally:
@@ -51,8 +54,10 @@ class Connector:
                 link.close()
         if wrong and all(isinstance(error, StoreError) for error in wrong):
             raise wrong[0]
-        standby = "" if wrong else ": every host is a standby"
-        raise StoreUnavailable("; ".join(str(error) for error in wrong) or f"no PostgreSQL can be written{standby}")
+        why = [str(error) for error in wrong]
+        for timeline, link in found:
+            why.append(f"{link.host}:{link.port} is {'an old primary' if timeline else 'a standby'}")
+        raise StoreUnavailable("no PostgreSQL can be written: " + "; ".join(why))
 
     def _timeline(self, link: Link) -> str:
         """'' for a standby.  StoreError for a server that must not be used."""

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
-from cipherbox.errors import CipherBoxError, Fenced, StoreError, StoreUnavailable
+from cipherbox.errors import CipherBoxError, Fenced, StoreError, StoreLeased, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import HISTORY, StandbyOnly, TraceReport
+from cipherbox.store.port import HISTORY, TraceReport
 from cipherbox.store.postgres import commit, copying, lease, queries, retention, schema
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.connect import Connector
@@ -51,7 +51,7 @@ class PostgresStore(Registry):
         self, target: Target, directory: Path, *, create: bool = False, upgrade: bool = False, force: bool = False,
         files: Files | None = None, limits: Limits = LIMITS,
     ) -> None:  # fmt: skip
-        """StandbyOnly while another HQ has the lease, unless ``force``."""
+        """StoreLeased while another HQ has the lease, unless ``force``."""
         self._connector = Connector(target)
         self.target = target
         self.readers = max(1, target.pool_size - 1)
@@ -69,11 +69,13 @@ class PostgresStore(Registry):
         self.epoch = self._commits = 0
         self._link: Link | None = self._connector.writable()
         try:
+            if upgrade and schema.version_of(self._link, target.schema) and lease.look(self._link).alive:
+                raise StoreLeased("another HQ serves this database; stop it before the upgrade")
             schema.prepare(self._link, target, create=create, upgrade=upgrade)
             try:
                 self.epoch, self._commits = lease.take(self._link, self._name, 0, force=force)
             except StoreUnavailable as error:
-                raise StandbyOnly(str(error)) from None
+                raise StoreLeased(str(error)) from None
             self._spool = self._open_spool(directory, files or Files())
             self._keep_months(self._link)
         except BaseException:
@@ -113,12 +115,7 @@ class PostgresStore(Registry):
         if self._link is None or self._link.broken:
             if self._link is not None:
                 self._link.close()
-            try:
-                link = self._connector.writable()
-            except StoreUnavailable:
-                raise
-            except StoreError as error:  # it was right once: an administrator is at work
-                raise StoreUnavailable(str(error)) from error
+            link = self._connect()
             try:
                 self._resume(link)
             except BaseException:
@@ -127,6 +124,13 @@ class PostgresStore(Registry):
             self._drop_pool()
             self._link = link
         return self._link
+
+    def _connect(self) -> Link:
+        """Another session at the primary; what is set up wrong now was right once: an administrator is at work."""
+        try:
+            return self._connector.writable()
+        except StoreError as error:
+            raise StoreUnavailable(str(error)) from error
 
     def _resume(self, link: Link) -> None:
         """Takes the lease up again on a new session, and sees whether this is the same history."""
@@ -147,7 +151,7 @@ class PostgresStore(Registry):
         with self._pool_lock:
             link = self._pool.pop() if self._pool else None
         if link is None or link.broken:
-            link = self._connector.writable()
+            link = self._connect()
         try:
             yield link
         finally:
@@ -245,9 +249,14 @@ class PostgresStore(Registry):
             raise
         if dropped and self._spool is not None:
             self._spool.delete(dropped)
-        cutoffs = changes.retention
-        if cutoffs is not None and self._ask(lambda link: retention.old_months(link, cutoffs.metadata)):
-            self._skip_until = time.monotonic() + _SKIP_S  # somebody reads what should go
+        if changes.retention is not None:
+            self._note_what_stayed(changes.retention)
+
+    def _note_what_stayed(self, cutoffs: Cutoffs) -> None:
+        """Months somebody reads are left for later; what is committed stays committed, whatever the answer is."""
+        with suppress(StoreUnavailable):
+            if self._ask(lambda link: retention.old_months(link, cutoffs.metadata)):
+                self._skip_until = time.monotonic() + _SKIP_S
 
     def _check_history(self) -> None:
         if self._set_back:
