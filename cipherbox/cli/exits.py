@@ -92,6 +92,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.UnsafeMix: "Ask the recipient with the older key to join again, or send to each separately.",
     errors.FileChanged: "Send it again when it is complete, or with --copy, which keeps a copy of it as it is now.",
     errors.StoreLocked: "Stop the other process that uses this directory, or choose another directory.",
+    errors.StoreLeased: "Stop that HQ first (cipherbox drain), or choose another database or schema.",
     errors.SchemaTooNew: "Install the newer cipherbox.pyz that wrote it.",
     errors.VersionMismatch: "Install the same cipherbox.pyz on both machines.",
 }

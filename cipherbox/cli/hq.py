@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, command_here, home_of, run
+from cipherbox.cli.options import CLIENT_ID, command_here, database_settings, home_of, run
 from cipherbox.config import DEFAULT_PORT
 from cipherbox.errors import CipherBoxError
 
@@ -54,7 +54,6 @@ def init(
     The admin's certificate goes into --home, so that the admin's commands work on this machine at once.
     """
     from cipherbox.cli.output import next_step, say, warn
-    from cipherbox.config import DatabaseSettings, with_url
     from cipherbox.server.setup import init_hq
 
     report = init_hq(
@@ -66,7 +65,7 @@ def init(
         offline_ca=offline_ca,
         admin_id=admin_id,
         admin_home=home_of(ctx),
-        database=with_url(DatabaseSettings(), url) if url else None,
+        database=database_settings(url) if url else None,
     )
     say(f"HQ {name!r} is ready in {directory}.")
     say(f"Admin {admin_id!r}: certificate in {home_of(ctx)}.")

@@ -18,6 +18,7 @@ from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
+    from cipherbox.config import DatabaseSettings
 
 T = TypeVar("T")
 
@@ -159,3 +160,17 @@ def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
         return await work(client)
 
     return with_client(ctx, checked)
+
+
+def database_settings(text: str) -> DatabaseSettings:
+    """`[database]` from a command line: postgresql://..., or sqlite:PATH.  Files are named as seen from here."""
+    import attrs
+
+    from cipherbox.config import DatabaseSettings, is_credential, with_url
+
+    if text.startswith("sqlite:"):
+        return DatabaseSettings(path=Path(text.removeprefix("sqlite:")).absolute())
+    found = with_url(DatabaseSettings(), text)
+    files = ("password_file", "tls_ca", "tls_certificate", "tls_key")
+    named = {name: path for name in files if (path := getattr(found, name)) is not None and not is_credential(path)}
+    return attrs.evolve(found, **{name: path.absolute() for name, path in named.items()})

@@ -11,6 +11,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import click
 
+from cipherbox.cli.options import database_settings
+
 database_option = click.option(
     "--database", "url", default="", metavar="URL",
     help="HQ keeps everything in PostgreSQL: postgresql://user@host:port/name; a schema is made and dropped again.",
@@ -23,13 +25,12 @@ class Scratch:
     def __init__(self, url: str) -> None:
         self.url = ""
         if url:
-            from cipherbox.config import DatabaseSettings, with_url
             from cipherbox.server.storing import target_of
 
             parts = urlsplit(url)
             query = dict(parse_qsl(parts.query), schema=f"cipherbox_{secrets.token_hex(6)}")
             self.url = parts._replace(query=urlencode(query)).geturl()
-            self.target = target_of(with_url(DatabaseSettings(), self.url))
+            self.target = target_of(database_settings(self.url))
 
     @property
     def arguments(self) -> list[str]:

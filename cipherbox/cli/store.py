@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import json_option
+from cipherbox.cli.options import database_settings, json_option
 
 if TYPE_CHECKING:
-    from cipherbox.config import DatabaseSettings, ServerConfig
+    from cipherbox.config import ServerConfig
     from cipherbox.server.backup import Summary
 
 DIRECTORY = click.Path(path_type=Path)
@@ -77,7 +77,7 @@ def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
     from cipherbox.server.backup import restore as bring_back
 
     with progress(silent=as_json) as tell:
-        done = bring_back(backup.absolute(), directory.absolute(), _database(url) if url else None, tell)
+        done = bring_back(backup.absolute(), directory.absolute(), database_settings(url) if url else None, tell)
     _report(done, as_json)
     if not as_json:
         when = time_text(done.made_at)
@@ -113,7 +113,7 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
     from cipherbox.server.backup import copy_store
 
     config = load_server_config(directory)
-    target: ServerConfig = attrs.evolve(config, database=_database(to))
+    target: ServerConfig = attrs.evolve(config, database=database_settings(to))
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         with progress(silent=as_json) as tell:
             sums = copy_store(config, target, tell)
@@ -147,14 +147,6 @@ def store_upgrade(directory: Path) -> None:
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         open_store(config, upgrade=True).close()
     say("The store has this program's schema.")
-
-
-def _database(to: str) -> DatabaseSettings:
-    from cipherbox.config import DatabaseSettings, with_url
-
-    if to.startswith("sqlite:"):
-        return DatabaseSettings(path=Path(to.removeprefix("sqlite:")).absolute())
-    return with_url(DatabaseSettings(), to)
 
 
 def _report(done: Summary, as_json: bool) -> None:

@@ -5,7 +5,7 @@
     files/          configuration, certificates and keys
 
 Rules.
-1. A backup gets its name when it is whole and synced; before that it is called `.part`.
+1. A backup gets its name when it is whole and synced; before that its name ends in `.part`.
 2. A restore goes into a new directory and an empty database.  It is done when what it wrote was read back and is what
    the manifest says, every envelope matches its hash, and the signed log is whole from its first entry on.
 3. A restored store begins a new history, so clients learn that HQ may have lost what it confirmed after the backup.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -59,8 +60,7 @@ def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> 
     """Writes the backup ``to``, which must not exist.  HQ may run meanwhile."""
     if to.exists():
         raise ConfigError(f"{to} exists already; give each backup a name of its own")
-    part = to.with_name(f"{to.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = to.with_name(f"{to.name}.{secrets.token_hex(4)}.part")
     private_dir(part)
     try:
         made_at = now_ms()

@@ -40,7 +40,9 @@ class Shown:
     err: str
 
 
-def shell(*arguments: str, home: Path, stdin: str = "", **environment: str) -> Shown:
+def shell(
+    *arguments: str, home: Path, stdin: str = "", cwd: Path | None = None, **environment: str
+) -> Shown:
     """Runs one command to its end, without a terminal."""
     done = subprocess.run(
         [*PROGRAM, "--home", str(home), *arguments],
@@ -50,6 +52,7 @@ def shell(*arguments: str, home: Path, stdin: str = "", **environment: str) -> S
         timeout=LIMIT_S,
         check=False,
         start_new_session=True,
+        cwd=cwd,
     )
     return Shown(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -13,7 +13,7 @@ from cipherbox.cli.demo_processes import free_port
 from cipherbox.cli.prove_database import another_hq
 from tests import postgres
 
-from .conftest import ENVIRONMENT, PROGRAM, first_line, serving, shell
+from .conftest import ENVIRONMENT, PROGRAM, Shown, first_line, serving, shell
 
 Patient = Callable[[Callable[[], bool]], None]
 
@@ -40,6 +40,9 @@ def test_a_second_hq_takes_over_and_clients_follow(
         for home in (lab, center):
             assert shell("join", home=home, stdin=shell("enroll", home.name, home=admin).out).code == 0
         assert shell("send", "--to", "CA-RC", "to the first", home=lab).code == 0
+        busy = shell("store", "copy", str(tmp_path / "second"), f"sqlite:{tmp_path / 'copy'}", home=admin)
+        assert busy.code == 6
+        assert "Stop that HQ first" in busy.err
         waiting = subprocess.Popen(
             [*PROGRAM, "serve", str(second)], stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT
         )
@@ -142,3 +145,36 @@ def test_proof_with_postgresql_killed_and_failed_over(tmp_path: Path, seed: int)
     assert (proof["lost"], proof["duplicated"], proof["unexpected"]) == (0, 0, 0)
     assert proof["confirmed"] > 0
     assert proof["database_faults"] > 0
+
+
+def test_a_password_from_a_file(tmp_path: Path) -> None:
+    """The server wants SCRAM; the file is named as seen from where the command was typed."""
+    server = postgres.new_server()
+    admin, password = tmp_path / "admin", tmp_path / "db.password"
+    try:
+        server.start()
+        server.sql("ALTER ROLE cipherbox PASSWORD 'correct horse'")
+        (server.data / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+        server.sql("SELECT pg_reload_conf()")
+        url = f"{postgres.url(server)}&password_file=db.password"
+
+        def init(name: str) -> Shown:
+            password.chmod(0o600)
+            return shell("init", str(tmp_path / name), "--address", f"127.0.0.1:{free_port()}", "--database", url,
+                         home=admin, cwd=tmp_path)  # fmt: skip
+
+        for wrong in ("", "battery staple\n"):
+            password.write_text(wrong)
+            shown = init("hq")
+            assert shown.code not in (0, 70), shown.out
+            assert "does not accept this user" in shown.err
+            assert not wrong or wrong.strip() not in shown.err
+        password.write_text("correct horse\n")
+        shown = init("hq")
+        assert shown.code == 0, shown.err
+        with serving(tmp_path / "hq"):
+            assert shell("status", home=admin).code == 0
+        assert "horse" not in (tmp_path / "hq" / "cipherbox.toml").read_text()
+        assert "horse" not in (tmp_path / "serve.log").read_text()
+    finally:
+        server.remove()
