@@ -1,4 +1,4 @@
-"""Sessions as they were kept before version 0.6: in a file of their own, `sessions.sqlite3`, with both halves in one.
+"""Sessions as they were kept before version 0.5: in a file of their own, `sessions.sqlite3`, with both halves in one.
 
 They move once: the chains into the outbox, then everything else into the inbox, then the file goes.  After a crash in
 between it is done again; what is there already stays.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -92,17 +92,21 @@ class Sessions:
     def hearing(self) -> Hearing:
         """The halves that hear."""
         if self._hearing is None:
-            self._db = open_database(self._path, inbox.STEPS)
-            self._outbox = open_database(self._outbox_path, outbox.STEPS)
-            sync_directory(self._home)
-            self._db.execute("PRAGMA secure_delete = ON")
-            for db in (self._db, self._outbox):
-                db.execute("PRAGMA synchronous = NORMAL")
-            take_over(self._home, self._vault, self._db, self._path, self._outbox)
-            keys = SessionKeys(self._db, self._path, self._vault, self._identity, self.settings, self._clock_ms)
-            self._hearing = Hearing(
-                self._db, self._path, self._vault, self._identity, keys, self.settings, self._clock_ms
-            )
+            with ExitStack() as undo:
+                self._db = open_database(self._path, inbox.STEPS)
+                undo.callback(self._db.close)
+                self._outbox = open_database(self._outbox_path, outbox.STEPS)
+                undo.callback(self._outbox.close)
+                sync_directory(self._home)
+                self._db.execute("PRAGMA secure_delete = ON")
+                take_over(self._home, self._vault, self._db, self._path, self._outbox)
+                for db in (self._db, self._outbox):
+                    db.execute("PRAGMA synchronous = NORMAL")
+                keys = SessionKeys(self._db, self._path, self._vault, self._identity, self.settings, self._clock_ms)
+                self._hearing = Hearing(
+                    self._db, self._path, self._vault, self._identity, keys, self.settings, self._clock_ms
+                )
+                undo.pop_all()
         return self._hearing
 
     @property
