@@ -4,8 +4,9 @@ Each envelope that is sealed in a session turns its chain by one.  Where the cha
 transaction that puts the envelope into the outbox, so a crash loses both or neither, and no message key is used for
 two envelopes that left.  Until then it stands in memory.
 
-Another process of this home may have turned the same chain meanwhile.  So a batch is written only over the place its
-first step started from; otherwise its envelopes did not leave, and are sealed again (SessionMoved).
+Another process of this home may have turned the same chain meanwhile, or a step between may not have been written.  So
+a batch is written only if its steps follow one on the other from where the chain stands; otherwise its envelopes do not
+leave, and are sealed again (SessionMoved).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable
+from operator import attrgetter
 
 import attrs
 
@@ -58,24 +60,26 @@ class Chains:
         self._vault = vault
 
     def read(self, db: sqlite3.Connection, session_id: bytes) -> Chain | None:
-        """As far as it was written; DecryptionFailed or StoreError when it cannot be read."""
+        """As far as it was written; DecryptionFailed or Damaged when it cannot be read."""
         row = db.execute("SELECT state FROM chains WHERE session_id = ?", (session_id,)).fetchone()
         return None if row is None else session.decode_chain(self._vault.unlock(row[0], b"chain" + session_id))
 
     def write(self, db: sqlite3.Connection, steps: Iterable[Turned]) -> set[bytes]:
-        """Within a transaction; the ids of sessions that another process has spoken in meanwhile."""
-        first: dict[bytes, At] = {}
-        last: dict[bytes, Chain] = {}
+        """Within a transaction; the ids of sessions whose steps do not follow: nothing of these is written."""
+        by_session: dict[bytes, list[Turned]] = {}
         for step in steps:
-            name = step.session_id
-            first[name] = min(step.before, first.get(name, step.before))
-            if name not in last or at(last[name]) < at(step.after):
-                last[name] = step.after
+            by_session.setdefault(step.session_id, []).append(step)
         moved = set()
-        for name, chain in last.items():
+        for name, several in by_session.items():
             row = db.execute("SELECT turn, sent FROM chains WHERE session_id = ?", (name,)).fetchone()
-            if (row or _BEGINNING) != first[name]:
-                moved.add(name)
+            place = row or _BEGINNING
+            for step in sorted(several, key=attrgetter("before")):
+                if step.before != place:
+                    moved.add(name)
+                    break
+                chain = step.after
+                place = at(chain)
+            if name in moved:
                 continue
             now = int(time.time() * 1000)
             if row is None:  # rarely: sessions that nobody can have spoken in for so long go

@@ -9,7 +9,8 @@ envelope: a crash loses both or neither, and HQ delivers again.
    (*held*, encrypted), which goes when HQ has confirmed the ack.  After a crash in between HQ delivers again, and the
    held key opens it.
 3. Several processes, and several parts of one, may hear in one session.  A state is written over the very one it was
-   made from; when that is not there any more, what was heard is heard again from the one that is (`_heard_again`).
+   made from; when that is not there any more, what was heard is heard again on top of the one that is.  So is what is
+   in memory, when something does not open in it.
 4. What does not open, for whatever reason behind the session's own too, changes nothing.
 """
 
@@ -50,7 +51,7 @@ CREATE TABLE secrets (
 CREATE TABLE held (envelope_hash BLOB PRIMARY KEY, held_at INTEGER NOT NULL, content_key BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-_NOT_THERE, _UNKNOWN = 0, -1  # versions: no row yet; another row than the one this was made from
+_NOT_THERE = 0  # the version of a session that has no row yet
 Place = tuple[str, bytes]  # peer, session id
 
 
@@ -63,6 +64,7 @@ class _Ear:
     log: list[tuple[Parsed, bytes]] = attrs.Factory(list)  # messages and what binds them, in order
     keys: dict[bytes, bytes] = attrs.field(factory=dict, repr=False)  # envelope hash -> content key, not recorded yet
     once_id: int = 0
+    passed: int = 0  # a version on the disk that did not help either
 
 
 @attrs.frozen(eq=False)
@@ -71,7 +73,6 @@ class Heard:
 
     ears: dict[Place, _Ear]
     next_version: int
-    moved: set[Place] = attrs.Factory(set)  # written after having been heard again
 
 
 class Hearing:
@@ -100,10 +101,7 @@ class Hearing:
             parsed = session.parse(stanza)
             place = sender.client_id, parsed.session_id
             try:
-                ear = self._ear(place, parsed, key_id)
-                following, content_key = session.open_(
-                    ear.session, parsed, binding, max_skipped=self._settings.max_skipped
-                )
+                ear, following, content_key = self._next(place, parsed, binding, key_id)
             except (KeyMissing, DecryptionFailed) as error:
                 kept = self._held_key(place, digest)
                 if kept is not None:
@@ -115,7 +113,8 @@ class Hearing:
             taken.append((place, ear, following, (parsed, binding), content_key))
             return content_key
 
-        messages = open_envelope(sighted, self._identity, sender, in_session)
+        with translated(self._path):
+            messages = open_envelope(sighted, self._identity, sender, in_session)
         for place, ear, following, step, content_key in taken:
             self._took(place, ear, following, step)
             ear.keys[digest] = content_key
@@ -130,10 +129,8 @@ class Hearing:
     def take_turn(self, peer: str, parsed: Parsed, binding: bytes) -> None:
         """An empty message of a session that is known here; KeyMissing."""
         place = peer, parsed.session_id
-        ear = self._ears.get(place) or self._loaded(place)
-        if ear is None:
-            raise KeyMissing("there is no such session here")
-        following, _ = session.open_(ear.session, parsed, binding, max_skipped=self._settings.max_skipped)
+        with translated(self._path):
+            ear, following, _ = self._next(place, parsed, binding)
         self._took(place, ear, following, (parsed, binding))
         self._commit()
 
@@ -149,12 +146,12 @@ class Hearing:
 
     def heard(self) -> Heard:
         """What was heard and not written yet: to be written, then `recorded`, or all is to be forgotten."""
-        following = int.from_bytes(os.urandom(7), "big") + 1
+        following = _fresh_version()
         taken: dict[Place, _Ear] = {}
         for place, ear in self._ears.items():
             if ear.log:
                 taken[place] = attrs.evolve(ear)
-                ear.version, ear.log, ear.keys, ear.once_id = following, [], {}, 0
+                ear.version, ear.log, ear.keys = following, [], {}
                 ear.session = _without_start(ear.session)
         return Heard(taken, following)
 
@@ -162,8 +159,7 @@ class Hearing:
         """Within the transaction of ``db`` that records the envelopes; ``hold``: nothing here records them."""
         for place, ear in heard.ears.items():
             if not self._put(db, place, ear.session, ear.version, heard.next_version):
-                heard.moved.add(place)
-                self._heard_again(db, place, ear, heard.next_version)
+                self._put_on_top(db, place, ear)
             if ear.once_id:
                 db.execute(*self.keys.spent(ear.once_id))
             if ear.version == _NOT_THERE:
@@ -177,12 +173,8 @@ class Hearing:
         """It is on the disk."""
         for place in heard.ears:
             ear = self._ears.get(place)
-            if ear is None or ear.version != heard.next_version:
-                continue
-            if not ear.log:
+            if ear is not None and not ear.log and ear.version == heard.next_version:
                 del self._ears[place]
-            elif place in heard.moved:
-                ear.version = _UNKNOWN
 
     def forget(self) -> None:
         """What was heard and not written counts as not heard: those envelopes come again."""
@@ -199,22 +191,24 @@ class Hearing:
         self._held.update(digest for ear in heard.ears.values() for digest in ear.keys)
         self.recorded(heard)
 
-    def _heard_again(self, db: sqlite3.Connection, place: Place, ear: _Ear, version: int) -> None:
-        """The row is another by now: what was heard is put on top of it."""
-        found = self._read(db, place)
-        if found is None:  # forgotten meanwhile, for newer sessions
-            self._put(db, place, ear.session, _NOT_THERE, version)
-            return
-        current, before = found
+    def _put_on_top(self, db: sqlite3.Connection, place: Place, ear: _Ear) -> None:
+        """The row is another by now.  The version is one that nothing in memory was made from."""
+        found, before = self._read(db, place) or (ear.session, _NOT_THERE)  # it may be forgotten, for newer sessions
+        self._put(db, place, self._on_top(found, ear) if before else found, before, _fresh_version())
+
+    def _on_top(self, found: Session, ear: _Ear) -> Session:
         for parsed, binding in ear.log:
             with suppress(KeyMissing, DecryptionFailed):  # heard by the other, too
-                current, _ = session.open_(current, parsed, binding, max_skipped=self._settings.max_skipped)
-        self._put(db, place, current, before, version)
+                found, _ = self._opened(found, parsed, binding)
+        return found
 
     def _put(self, db: sqlite3.Connection, place: Place, found: Session, before: int, version: int) -> bool:
         """Writes over version ``before``; False when that is not there."""
         peer, session_id = place
-        state, now = found.state, self._clock_ms()
+        state = found.state
+        # In order, whatever the clock does: what is used now is the last to be forgotten.
+        latest = "SELECT coalesce(MAX(used_at), 0) FROM sessions WHERE peer = ?"
+        now = max(self._clock_ms(), db.execute(latest, (peer,)).fetchone()[0] + 1)
         locked = self._vault.lock(session.encode(_without_start(found)), _bound(place))
         start = self._vault.lock(state.start, _bound(place) + b"start") if state.start else None
         if before == _NOT_THERE:
@@ -244,13 +238,14 @@ class Hearing:
 
         One whose state cannot be read is nothing to speak in.
         """
-        (state_of_file,) = self._db.execute("PRAGMA data_version").fetchone()
-        if state_of_file != self._newest_of:
-            self._newest.clear()
-            self._newest_of = state_of_file
-        if peer not in self._newest:
-            self._newest[peer] = self._read_newest(peer)
-        return self._newest[peer]
+        with translated(self._path):
+            (state_of_file,) = self._db.execute("PRAGMA data_version").fetchone()
+            if state_of_file != self._newest_of:
+                self._newest.clear()
+                self._newest_of = state_of_file
+            if peer not in self._newest:
+                self._newest[peer] = self._read_newest(peer)
+            return self._newest[peer]
 
     def _read_newest(self, peer: str) -> Session | None:
         while True:
@@ -293,13 +288,33 @@ class Hearing:
         ear.log.append(step)
         self._ears[place] = ear
 
-    def _ear(self, place: Place, parsed: Parsed, key_id: bytes) -> _Ear:
-        return self._ears.get(place) or self._loaded(place) or self._answer(place[0], key_id, parsed)
-
-    def _loaded(self, place: Place) -> _Ear | None:
-        with translated(self._path):
+    def _next(
+        self, place: Place, parsed: Parsed, binding: bytes, key_id: bytes | None = None
+    ) -> tuple[_Ear, Session, bytes]:
+        """The session as it is known, its next state, the plaintext.  ``key_id``: a handshake may begin it."""
+        ear = self._ears.get(place)
+        if ear is not None:
+            try:
+                return ear, *self._opened(ear.session, parsed, binding)
+            except (KeyMissing, DecryptionFailed):
+                ear = self._caught_up(place, ear)
+                if ear is None:
+                    raise
+        else:
             found = self._read(self._db, place)
-        return _Ear(*found) if found is not None else None
+            ear = _Ear(*found) if found is not None else self._answer(place[0], key_id, parsed)
+        return ear, *self._opened(ear.session, parsed, binding)
+
+    def _opened(self, found: Session, parsed: Parsed, binding: bytes) -> tuple[Session, bytes]:
+        return session.open_(found, parsed, binding, max_skipped=self._settings.max_skipped)
+
+    def _caught_up(self, place: Place, ear: _Ear) -> _Ear | None:
+        """The same on top of what another process has written; None: it has not, since this was asked before."""
+        found, version = self._read(self._db, place) or (None, _NOT_THERE)
+        if found is None or version in (ear.version, ear.passed):
+            return None
+        ear.passed = version
+        return attrs.evolve(ear, session=self._on_top(found, ear), version=version)
 
     def _read(self, db: sqlite3.Connection, place: Place) -> tuple[Session, int] | None:
         row = db.execute("SELECT state, version FROM sessions WHERE peer = ? AND session_id = ?", place).fetchone()
@@ -309,16 +324,15 @@ class Hearing:
         ear = self._ears.get(place)
         if ear is not None and digest in ear.keys:
             return ear.keys[digest]
-        with translated(self._path):
-            row = self._db.execute("SELECT content_key FROM held WHERE envelope_hash = ?", (digest,)).fetchone()
+        row = self._db.execute("SELECT content_key FROM held WHERE envelope_hash = ?", (digest,)).fetchone()
         if row is None:
             return None
         self._held.add(digest)
         return self._vault.unlock(row[0], b"held" + digest)
 
-    def _answer(self, peer: str, key_id: bytes, parsed: Parsed) -> _Ear:
+    def _answer(self, peer: str, key_id: bytes | None, parsed: Parsed) -> _Ear:
         shaken = parsed.handshake
-        if shaken is None:
+        if shaken is None or key_id is None:
             raise KeyMissing(f"a session with {peer} that is not known here")
         now = self._clock_ms()
         if shaken.made_at > now + LIMITS.clock_ahead_ms:
@@ -338,6 +352,10 @@ class Hearing:
         # Of envelopes that never were acknowledged from here; HQ has given them up by then.
         dead = self._clock_ms() - LIMITS.watermark_ms
         db.execute("DELETE FROM held WHERE held_at < ?", (dead,))
+
+
+def _fresh_version() -> int:
+    return int.from_bytes(os.urandom(7), "big") + 1
 
 
 def _bound(place: Place) -> bytes:

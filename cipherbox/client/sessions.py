@@ -27,7 +27,7 @@ from cipherbox.config import ClientConfig
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.kinds import StanzaType, label
 from cipherbox.envelope.layout import stanza as stanza_of
-from cipherbox.errors import CipherBoxError, InvalidRequest, KeyMissing, StoreError
+from cipherbox.errors import Damaged, DecryptionFailed, InvalidRequest, KeyMissing, StoreError
 from cipherbox.portable import sync_directory, sync_file
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
@@ -185,28 +185,22 @@ class Sessions:
         """
         found = []
         for peer in peers:
-            newest = self._newest(peer)
-            if newest is None:
-                raise InvalidRequest(f"there is no session with {peer}; send again, and one is begun")
-            if reserve:
-                found.append(Speaker(peer, newest[0], self._reserved(peer, newest[0]), reserved=True))
-            else:
-                found.append(Speaker(peer, *newest))
+            found.append(self._reserved(peer) if reserve else Speaker(peer, *self._to_speak_in(peer)))
         yield found
         for speaker in found:
             self._turned(speaker.turned)
 
-    def _reserved(self, peer: str, found: Session) -> Chain:
-        """The chain to say one message in; in the outbox it is a message further."""
+    def _reserved(self, peer: str) -> Speaker:
+        self._to_speak_in(peer)  # all that another process holds is waited for before the transaction
         with transaction(self._outbox, self._outbox_path):
-            before = self.chains.read(self._outbox, found.session_id)
+            found, before = self._to_speak_in(peer, said=False)
             chain = ratchet.sending(found.state, before)
             step = Turned(peer, found.session_id, at(before), ratchet.skip(chain))
             self.chains.write(self._outbox, [step])
         self.lost([step])
         self.unsynced |= step.begins
         self.kept([step])
-        return chain
+        return Speaker(peer, found, chain, reserved=True)
 
     def turn(self, peer: str) -> tuple[bytes, Turned] | None:
         """An empty message of the session, to go beside receipts: it carries this end's new ratchet key, so that the
@@ -238,14 +232,29 @@ class Sessions:
             self._said[step.session_id] = step.after
             self.unsynced |= step.begins
 
-    def _newest(self, peer: str) -> tuple[Session, Chain | None] | None:
-        """The session to speak in, and its chain as far as there was one."""
+    def _to_speak_in(self, peer: str, *, said: bool = True) -> tuple[Session, Chain | None]:
+        newest = self._newest(peer, said=said)
+        if newest is None:
+            raise InvalidRequest(f"there is no session with {peer}; send again, and one is begun")
+        return newest
+
+    def _newest(self, peer: str, *, said: bool = True) -> tuple[Session, Chain | None] | None:
+        """The session to speak in, and its chain as far as there was one; ``said``: what is not in the outbox, too."""
         while self.exists and (found := self.hearing.newest(peer)) is not None:
-            with suppress(CipherBoxError):
-                chain = self._said.get(found.session_id) or self.chains.read(self._outbox, found.session_id)
+            place = peer, found.session_id
+            chain = self._said.get(found.session_id) if said else None
+            kept = chain is None
+            with suppress(DecryptionFailed, Damaged, InvalidRequest), translated(self._outbox_path):
+                if kept:
+                    chain = self.chains.read(self._outbox, found.session_id)
                 ratchet.sending(found.state, chain)
+                if kept and chain is not None and found.state.start and chain.turn == found.state.turn:
+                    self.hearing.started(place, chain.turn)  # a crash came between the two
                 return found, chain
-            self.hearing.retire((peer, found.session_id))  # its chain is gone, with an outbox that was moved away
+            if not kept:
+                del self._said[found.session_id]  # another process speaks in a later turn, and this will not be taken
+            elif self.hearing.newest(peer) is found:  # not another process that went on between the two looks
+                self.hearing.retire(place)  # its chain is gone or set back, with an outbox that was moved away
         return None
 
     # -- hearing ------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Home:
     def __init__(self, name: str, path: Path, clock: Any, numbers: SessionSettings) -> None:
         self.party: Party = party(name)
         self.name, self._path, self._clock, self._numbers = name, path, clock, numbers
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         self.recorded: list[bytes] = []  # the inbox
         self.known: set[bytes] = set()
         self.start()
@@ -55,6 +55,10 @@ class Home:
     def crash(self) -> None:
         self.end()
         self.start()
+
+    def beside(self) -> Home:
+        """Another process of this home."""
+        return Home(self.name, self._path, self._clock, self._numbers)
 
     def forget(self) -> None:
         """All sessions, as if they had not been."""

@@ -165,6 +165,8 @@ def sending(state: Ratchet, before: Chain | None) -> Chain:
         return before
     if not state.start:
         raise InvalidRequest("this end of the session speaks second; it waits for the first message")
+    if before is not None and before.turn > state.turn:
+        raise InvalidRequest("the session was set back behind what was said in it; begin another session")
     previous = before.sent if before is not None and before.turn == state.turn - 1 else 0
     return Chain(state.turn, public(state.own), state.start, 0, previous)
 

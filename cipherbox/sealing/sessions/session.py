@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from cipherbox.errors import KeyMissing, MalformedEnvelope, StoreError
+from cipherbox.errors import Damaged, KeyMissing, MalformedEnvelope, StoreError
 from cipherbox.sealing.sessions import handshake as shake
 from cipherbox.sealing.sessions import ratchet
 from cipherbox.sealing.sessions.handshake import Agreed, Handshake
@@ -164,7 +164,7 @@ def encode(session: Session) -> bytes:
 
 
 def decode(raw: bytes) -> Session:
-    """What `encode` made, here or in an earlier version; StoreError for anything else."""
+    """What `encode` made, here or in an earlier version; Damaged for anything else."""
     try:
         if raw[:1] == b"\x01":
             return _decode_1(raw)
@@ -179,9 +179,9 @@ def decode(raw: bytes) -> Session:
             at += _SAYING.size
         skipped = _skipped(raw, at, count)
     except struct.error:
-        raise StoreError("a session's state is damaged") from None
+        raise Damaged("a session's state is damaged") from None
     if length not in (0, shake.SIZE):
-        raise StoreError("a session's state is damaged")
+        raise Damaged("a session's state is damaged")
     state = Ratchet(
         root, own, peer if flags & _HEARD else b"", receiving if flags & _RECEIVES else b"", received, turn,
         start if flags & _STARTS else b"", skipped,
@@ -199,7 +199,7 @@ def _skipped(raw: bytes, at: int, count: int) -> dict[tuple[bytes, int], bytes]:
             found[(key, number)] = message_key
             at += _ENTRY.size
     if at != len(raw) or len(found) != count:
-        raise StoreError("a session's state is damaged")
+        raise Damaged("a session's state is damaged")
     return found
 
 
@@ -223,7 +223,7 @@ def encode_chain(chain: Chain) -> bytes:
 
 
 def decode_chain(raw: bytes) -> Chain:
-    """What `encode_chain` made; StoreError for anything else."""
+    """What `encode_chain` made; Damaged for anything else."""
     if len(raw) != _SAYING.size:
-        raise StoreError("a session's state is damaged")
+        raise Damaged("a session's state is damaged")
     return Chain(*_SAYING.unpack(raw))

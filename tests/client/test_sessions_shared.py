@@ -1,0 +1,260 @@
+"""Sessions that several processes of one home, and several parts of one, use at once; and a disk that fails meanwhile."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cipherbox.client import hearing as hearing_module
+from cipherbox.client.chains import Turned
+from cipherbox.client.outbox_rows import Fresh
+from cipherbox.envelope import layout as layouts
+from cipherbox.errors import StoreError
+from cipherbox.sealing.body import Message, pack
+from cipherbox.sealing.open import inspect
+from cipherbox.sealing.seal import seal
+from cipherbox.sealing.sessions import session
+from cipherbox.sealing.sessions.settings import SessionSettings
+from tests.client.test_sessions_crash import IDS, Home, World, stanza, world
+from tests.parties import now_ms
+
+Sealed = tuple[bytes, tuple[Turned, ...]]
+
+
+def sealed(here: World, home: Home, to: str, text: bytes, *, reserve: bool = False) -> Sealed:
+    """In memory alone: not in the outbox yet."""
+    here.ensure(home, to)
+    with home.sessions.speakers([to], reserve=reserve) as speakers:
+        raw = seal(
+            home.party.identity, [here.homes[to].party.bundle], pack([Message(text)]), 1, envelope_id=IDS.next(),
+            sealed_at=now_ms(), speakers=speakers,
+        ).raw  # fmt: skip
+    return raw, tuple(step for speaker in speakers for step in speaker.turned)
+
+
+def write(home: Home, *batch: Sealed) -> list[bytes]:
+    """As the post does; what is in the outbox now."""
+    moved = home.outbox.write([
+        Fresh(raw, layouts.split(raw).prefix.envelope_id, 0, 1, "", "", ("CA-RC",), 0, 0, 0, bytes(32), b"",
+              turned=turned)
+        for raw, turned in batch
+    ])  # fmt: skip
+    left = []
+    for raw, turned in batch:
+        if any(step.session_id in moved for step in turned):
+            home.sessions.lost(turned)
+        else:
+            home.sessions.kept(turned)
+            left.append(raw)
+    return left
+
+
+def number(raw: bytes) -> int:
+    return session.parse(stanza(raw)).header.number
+
+
+def first_of(here: World) -> tuple[Home, Home]:
+    """A lab and a center that have heard each other."""
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"to"))
+    here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"fro"))
+    return lab, center
+
+
+def test_no_number_twice_after_another_process_came_first(tmp_path: Path) -> None:
+    """What was sealed on top of a step that was not taken must not leave beside what was sealed after it."""
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    other = lab.beside()
+    mine = sealed(here, lab, "CA-RC", b"mine")
+    on_top = sealed(here, lab, "CA-RC", b"on top")
+    theirs = sealed(here, other, "CA-RC", b"theirs")
+    left = write(other, theirs)
+    left += write(lab, mine)
+    after = sealed(here, lab, "CA-RC", b"after")
+    left += write(lab, on_top, after)
+    for text in (b"again", b"and again"):
+        left += write(lab, sealed(here, lab, "CA-RC", text, reserve=True))
+    numbers = [number(raw) for raw in left]
+    assert len(set(numbers)) == len(numbers) >= 3
+    for raw in left:
+        here.open(center, "FL-LAB", raw)
+
+
+def test_no_number_twice_after_a_full_disk(tmp_path: Path) -> None:
+    here, _ = world(tmp_path)
+    lab, _ = first_of(here)
+    one, two = (sealed(here, lab, "CA-RC", text) for text in (b"1", b"2"))
+    lab.sessions.lost(one[1])  # its write failed while the second was sealed
+    three, four = (sealed(here, lab, "CA-RC", text) for text in (b"3", b"4"))
+    numbers = [number(raw) for raw in write(lab, two, three, four)]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_a_session_that_another_process_turns_meanwhile_is_not_retired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what is heard and the look at what is said the other hears, and speaks in the new turn."""
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    other = lab.beside()
+    here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"0"))
+    answer = here.seal(center, "FL-LAB", b"turns")
+    read = lab.sessions.chains.read
+
+    def meanwhile(db: Any, session_id: bytes) -> Any:
+        monkeypatch.setattr(lab.sessions.chains, "read", read)
+        here.open(other, "CA-RC", answer)
+        here.seal(other, "CA-RC", b"1")
+        return read(db, session_id)
+
+    monkeypatch.setattr(lab.sessions.chains, "read", meanwhile)
+    raw = here.seal(lab, "CA-RC", b"2")
+    assert session.parse(stanza(raw)).session_id == session.parse(stanza(answer)).session_id
+    assert number(raw) == 1
+
+
+@pytest.mark.parametrize("reserve", [False, True])
+def test_what_is_said_and_not_kept_yet_does_not_end_a_session(tmp_path: Path, reserve: bool) -> None:
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    other = lab.beside()
+    here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"0"))
+    early = sealed(here, lab, "CA-RC", b"early")
+    here.open(other, "CA-RC", here.seal(center, "FL-LAB", b"turns"))
+    left = write(other, sealed(here, other, "CA-RC", b"theirs"))
+    late = sealed(here, lab, "CA-RC", b"late", reserve=reserve)
+    left += write(lab, early) + write(lab, late)
+    assert late[0] in left or not reserve
+    spoken = {session.parse(stanza(raw)).session_id for raw in [*left, late[0]]}
+    assert len(spoken) == 1
+    for raw in left:
+        here.open(center, "FL-LAB", raw)
+
+
+def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> None:
+    """One reader always has something that is not recorded yet; the other turns the root, and the peer goes on there."""
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    other = center.beside()
+    bundle = lab.party.bundle
+    one, two, three = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"3"))
+    center.sessions.hear(inspect(one), bundle)
+    batch = center.sessions.heard()
+    assert batch is not None
+    center.sessions.hear(inspect(two), bundle)  # while the first is written
+    here.open(other, "FL-LAB", three)
+    record(center, batch)
+    here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"back"))
+    four = here.seal(lab, "CA-RC", b"4")
+    here.open(other, "FL-LAB", four)
+    here.open(lab, "CA-RC", here.seal(other, "FL-LAB", b"back"))
+    five = here.seal(lab, "CA-RC", b"5")
+    assert center.sessions.hear(inspect(five), bundle)[0].content == b"5"
+    batch = center.sessions.heard()
+    assert batch is not None
+    record(center, batch)
+    center.crash()
+    with center.sessions.hearing._transaction():
+        center.sessions._db.execute("DELETE FROM held")
+    for raw in (one, two, three, four, five):
+        with pytest.raises(hearing_module.KeyMissing):
+            center.sessions.hear(inspect(raw), bundle)
+    assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"6")) == b"6"
+
+
+def record(home: Home, batch: Any, *, told: bool = True) -> None:
+    with home.sessions.hearing._transaction():
+        home.sessions.hearing.write(home.sessions._db, batch)
+    if told:
+        home.sessions.recorded(batch)
+
+
+def test_what_was_heard_again_is_not_written_over(tmp_path: Path) -> None:
+    """A batch is written on top of what another process heard; before anybody is told, the next one is written."""
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    other = center.beside()
+    bundle = lab.party.bundle
+    one, two, theirs = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"theirs"))
+    center.sessions.hear(inspect(one), bundle)
+    batch = center.sessions.heard()
+    here.open(other, "FL-LAB", theirs)
+    record(center, batch, told=False)
+    here.open(center, "FL-LAB", two)  # a program of the same process
+    center.sessions.recorded(batch)
+    center.crash()
+    with center.sessions.hearing._transaction():
+        center.sessions._db.execute("DELETE FROM held")
+    for raw in (one, two, theirs):
+        with pytest.raises(hearing_module.KeyMissing):
+            center.sessions.hear(inspect(raw), bundle)
+
+
+def test_sessions_outlast_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """As many as are kept are there, all used later than now: the one begun now is not the oldest."""
+    here, now = world(tmp_path, numbers=SessionSettings(one_time_prekeys=20, sessions_per_peer=2, rotation_s=1))
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    now[0] = 1_000_000_000
+    for _ in range(3):
+        now[0] += 10_000
+        here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"x"))
+    now[0] = 1_000_000_000
+    for home in (lab, center):
+        with home.sessions.hearing._transaction():
+            home.sessions._db.execute("UPDATE sessions SET retired = 1")
+    sent = [here.seal(lab, "CA-RC", text) for text in (b"1", b"2")]
+    assert len({session.parse(stanza(raw)).session_id for raw in sent}) == 1
+    assert [here.open(center, "FL-LAB", raw) for raw in sent] == [b"1", b"2"]
+    assert here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"3")) == b"3"
+
+
+def test_an_outbox_ahead_of_the_inbox_is_not_spoken_from(tmp_path: Path) -> None:
+    """The inbox alone was set back to where a chain had not begun: its first keys would be made again."""
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    backup = lab.sessions._db.execute("SELECT * FROM sessions").fetchall()
+    for text in (b"1", b"2"):
+        here.seal(lab, "CA-RC", text)
+        here.open(lab, "CA-RC", here.seal(center, "FL-LAB", text))
+        here.open(center, "FL-LAB", here.seal(lab, "CA-RC", text + b" on"))
+    with lab.sessions.hearing._transaction():
+        lab.sessions._db.executemany("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", backup)
+    raw = here.seal(lab, "CA-RC", b"after")  # World.seal says if a number is used again
+    assert here.open(center, "FL-LAB", raw) == b"after"
+
+
+def test_the_first_key_of_a_chain_goes_though_a_crash_came_between(tmp_path: Path) -> None:
+    here, _ = world(tmp_path)
+    lab, _ = first_of(here)
+    raw, turned = sealed(here, lab, "CA-RC", b"1")
+    lab.outbox.write(turned=turned)
+    starts = "SELECT count(*) FROM sessions WHERE start IS NOT NULL"
+    assert lab.sessions._db.execute(starts).fetchone() == (1,)
+    lab.crash()
+    assert number(here.seal(lab, "CA-RC", b"2")) == number(raw) + 1
+    assert lab.sessions._db.execute(starts).fetchone() == (0,)
+
+
+def test_errors_of_the_disk_are_told_as_ours_and_end_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    answer = here.seal(center, "FL-LAB", b"x")
+
+    class Broken:
+        def execute(self, *_: Any) -> Any:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    for owner, name in ((lab.sessions, "_outbox"), (lab.sessions.hearing, "_db")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, Broken())
+            with pytest.raises(StoreError, match="disk I/O error"):
+                sealed(here, lab, "CA-RC", b"1")
+            if name == "_db":
+                with pytest.raises(StoreError, match="disk I/O error"):
+                    lab.sessions.hear(inspect(answer), center.party.bundle)
+    assert session.parse(stanza(here.seal(lab, "CA-RC", b"2"))).session_id == session.parse(stanza(answer)).session_id
+    assert here.open(lab, "CA-RC", answer) == b"x"
