@@ -71,7 +71,12 @@ CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, 
 """
     + ARRIVING,
     HEARING,
+    # length -1: no inbox has looked at the lines yet; sessions may have made this database.
+    """
+UPDATE state SET value = -1 WHERE name = 'length' AND value = 0 AND NOT EXISTS (SELECT 1 FROM senders);
+""",
 )
+_NOT_YET = -1
 
 
 class Inbox:
@@ -89,11 +94,11 @@ class Inbox:
         self._highest: dict[str, bytes] = {}
         try:
             private_dir(home / "data")
-            begins = not (home / DATABASE).exists()
             self._db = open_database(home / DATABASE, STEPS)
+            self._db.execute("PRAGMA secure_delete = ON")  # sessions and contents outgrow their pages
             self._prepare()
             self._file = open(home / LINES, "r+b", buffering=0, opener=_private)  # noqa: SIM115
-            cut = self._cut_back(begins)
+            cut = self._cut_back()
             self._arriving = Arriving(incoming or home / INCOMING, home / "data", self._db, self._step)
             self.arrived = self._arriving.resume()  # files that got their names; the receiver says so
         except (OSError, sqlite3.Error) as error:
@@ -213,13 +218,13 @@ class Inbox:
         if self._watermark + LIMITS.watermark_ms < now and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone():
             self.forget(now - LIMITS.watermark_ms)
 
-    def _cut_back(self, begins: bool) -> int:
+    def _cut_back(self) -> int:
         """Makes the JSONL file as long as recorded; how many bytes were beyond it.
 
-        When the file was emptied or moved away, or the database was and ``begins`` anew, it goes on from what is there.
+        When the file was emptied or moved away, or the database was and is a new one, it goes on from what is there.
         """
         size = self._file.seek(0, os.SEEK_END)
-        if size < self._length or (begins and size):
+        if size < self._length or self._length == _NOT_YET:
             self._length = size
             self._file.seek(max(0, size - 1))
             if self._file.read(1) not in (b"", b"\n"):

@@ -1,7 +1,8 @@
 """Sessions as they were kept before version 0.5: in a file of their own, `sessions.sqlite3`, with both halves in one.
 
 They move once: the chains into the outbox, then everything else into the inbox, then the file goes.  After a crash in
-between it is done again; what is there already stays.
+between it is done again; what is there already stays.  All of it under the inbox's lock, so that no other process reads
+a file that is about to go.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sqlite3
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -28,19 +30,11 @@ def take_over(home: Path, vault: Vault, inbox: sqlite3.Connection, path: Path, o
     old = home / DATABASE
     if not old.exists():
         return
-    with translated(old):
-        found = sqlite3.connect(old, isolation_level=None, timeout=30.0)
-        try:
-            sessions = found.execute(
-                "SELECT peer, session_id, made_at, since, retired, used_at, state FROM sessions"
-            ).fetchall()
-            secrets = found.execute("SELECT * FROM secrets").fetchall()
-            held = found.execute("SELECT * FROM held").fetchall()
-            facts = found.execute("SELECT * FROM facts").fetchall()
-        finally:
-            found.close()
     now = int(time.time() * 1000)
     with transaction(inbox, path):
+        if not old.exists():
+            return
+        sessions, secrets, held, facts = _read(old)
         for peer, session_id, made_at, since, retired, used_at, locked in sessions:
             bound = peer.encode() + b"\x00" + session_id
             with suppress(CipherBoxError):  # one that cannot be read is no session; a fresh one is begun
@@ -57,7 +51,20 @@ def take_over(home: Path, vault: Vault, inbox: sqlite3.Connection, path: Path, o
         inbox.executemany("INSERT OR IGNORE INTO secrets VALUES (?, ?, ?, ?, ?)", secrets)
         inbox.executemany("INSERT OR IGNORE INTO held VALUES (?, ?, ?)", held)
         inbox.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", facts)
-    with translated(old):
+    with transaction(inbox, path), translated(old):
         for ending in ("", "-wal", "-shm"):
             old.with_name(DATABASE + ending).unlink(missing_ok=True)
         sync_directory(home)
+
+
+def _read(old: Path) -> list[list[tuple[Any, ...]]]:
+    with translated(old):
+        found = sqlite3.connect(old, isolation_level=None, timeout=30.0)
+        try:
+            if found.execute("PRAGMA schema_version").fetchone() == (0,):
+                return [[], [], [], []]  # a crash came before it had tables
+            columns = "peer, session_id, made_at, since, retired, used_at, state"
+            places = (f"{columns} FROM sessions", "* FROM secrets", "* FROM held", "* FROM facts")
+            return [found.execute(f"SELECT {place}").fetchall() for place in places]
+        finally:
+            found.close()

@@ -317,14 +317,14 @@ class Receiver:
     async def _finish(self, new: list[Received], done: list[Delivery], heard: Heard | None) -> None:
         """Records a batch and acknowledges it."""
         try:
-            await self._record(new, heard)
-        except CipherBoxError as error:
-            self._failure = self._failure or error
-            done = []
-        finally:
-            self._set_out([])
-            self._move()
-        try:
+            try:
+                await self._record(new, heard)
+            except CipherBoxError as error:
+                self._failure = self._failure or error
+                return
+            finally:
+                self._set_out([])
+                self._move()
             if done:
                 await self.client.ack(done)
         except CipherBoxError as error:

@@ -21,6 +21,7 @@ from cipherbox.client import inbox, outbox
 from cipherbox.client.chains import Chains, Turned, at
 from cipherbox.client.hearing import Heard, Hearing
 from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.oldsessions import DATABASE as BEFORE
 from cipherbox.client.oldsessions import take_over
 from cipherbox.client.sessionkeys import SessionKeys
 from cipherbox.config import ClientConfig
@@ -112,7 +113,7 @@ class Sessions:
     @property
     def exists(self) -> bool:
         """Whether this home ever had a session or prekeys."""
-        if not self._exists and (self._hearing is not None or self._path.exists()):
+        if not self._exists and (self._hearing or self._path.exists() or (self._home / BEFORE).exists()):
             self._exists = self.keys.any()
         return self._exists
 

@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox import Inbox
+from cipherbox.client.inbox import DATABASE, STEPS, Inbox
 from cipherbox.client.lines import Received, as_text, timestamp
+from cipherbox.client.localdb import open_database
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import SchemaTooNew, StoreError
 from cipherbox.portable import WINDOWS
@@ -147,7 +148,8 @@ def test_a_file_that_was_moved_away_begins_anew(tmp_path: Path) -> None:
     assert [line["content"] for line in lines(tmp_path)] == ["new"]
 
 
-def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sessions_first", [False, True])
+def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path, sessions_first: bool) -> None:
     inbox = Inbox(tmp_path)
     inbox.record([received(b"one")])
     inbox.close()
@@ -156,6 +158,8 @@ def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path) -> None:
     before = lines.read_bytes()
     for file in tmp_path.glob("inbox.sqlite3*"):
         file.unlink()
+    if sessions_first:
+        open_database(tmp_path / DATABASE, STEPS).close()
     cut: list[int] = []
     inbox = Inbox(tmp_path, cut.append)
     inbox.record([received(b"two")])

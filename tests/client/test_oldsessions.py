@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,38 @@ def test_a_damaged_file_stays(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match=r"sessions\.sqlite3 is damaged"):
         _ = opened(tmp_path).keys
     assert (tmp_path / oldsessions.DATABASE).exists()
+
+
+def test_a_home_that_never_received_has_them_too(tmp_path: Path) -> None:
+    old_file(tmp_path)
+    sessions = opened(tmp_path)
+    assert sessions.speaks_with("CA-RC")
+    sessions.close()
+
+
+def test_a_file_without_tables_is_nothing_to_take_over(tmp_path: Path) -> None:
+    (tmp_path / oldsessions.DATABASE).touch()
+    sessions = opened(tmp_path)
+    assert not sessions.exists
+    assert not (tmp_path / oldsessions.DATABASE).exists()
+    sessions.close()
+
+
+def test_two_processes_take_over_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other has seen the file, and waits for its turn; then the file is gone."""
+    old_file(tmp_path)
+    taken: list[Sessions] = []
+    locked = oldsessions.transaction
+
+    def late(*places: Any) -> Any:
+        monkeypatch.setattr(oldsessions, "transaction", locked)
+        taken.append(opened(tmp_path))
+        check(taken[0])
+        return locked(*places)
+
+    monkeypatch.setattr(oldsessions, "transaction", late)
+    sessions = opened(tmp_path)
+    check(sessions)
+    assert not list(tmp_path.glob(f"{oldsessions.DATABASE}*"))
+    for one in (sessions, *taken):
+        one.close()

@@ -1,4 +1,4 @@
-"""Sessions that several processes of one home, and several parts of one, use at once; and a disk that fails meanwhile."""
+"""Sessions that several processes of one home, and several parts of one, use at once; a disk that fails meanwhile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from cipherbox.client import hearing as hearing_module
 from cipherbox.client.chains import Turned
+from cipherbox.client.inbox import Inbox
+from cipherbox.client.lines import Received
 from cipherbox.client.outbox_rows import Fresh
 from cipherbox.envelope import layout as layouts
 from cipherbox.errors import StoreError
@@ -136,7 +138,7 @@ def test_what_is_said_and_not_kept_yet_does_not_end_a_session(tmp_path: Path, re
 
 
 def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> None:
-    """One reader always has something that is not recorded yet; the other turns the root, and the peer goes on there."""
+    """It always has something that is not recorded yet; the other turns the root, and the peer goes on from there."""
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     other = center.beside()
@@ -239,7 +241,7 @@ def test_the_first_key_of_a_chain_goes_though_a_crash_came_between(tmp_path: Pat
     assert lab.sessions._db.execute(starts).fetchone() == (0,)
 
 
-def test_errors_of_the_disk_are_told_as_ours_and_end_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_disk_are_ours_and_end_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     answer = here.seal(center, "FL-LAB", b"x")
@@ -258,3 +260,34 @@ def test_errors_of_the_disk_are_told_as_ours_and_end_no_session(tmp_path: Path, 
                     lab.sessions.hear(inspect(answer), center.party.bundle)
     assert session.parse(stanza(here.seal(lab, "CA-RC", b"2"))).session_id == session.parse(stanza(answer)).session_id
     assert here.open(lab, "CA-RC", answer) == b"x"
+
+
+def test_keys_that_were_used_are_not_left_in_the_inbox(tmp_path: Path) -> None:
+    """The keys of many missing messages fill pages of their own; what those pages held does not stay in the file."""
+    here, _ = world(tmp_path)
+    lab, center = first_of(here)
+    sent = [here.seal(lab, "CA-RC", b"%d" % i) for i in range(300)]
+    inbox = Inbox(tmp_path / "CA-RC", sessions=center.sessions)
+    before = take(inbox, here, center, sent[-1:])
+    assert len(before) > 299 * 36
+    assert len(take(inbox, here, center, sent[:-1])) < 1000
+    inbox.close()
+    center.end()
+    (file,) = (tmp_path / "CA-RC").glob("inbox.sqlite3*")  # the log is gone with the last who had it open
+    whole = file.read_bytes()
+    assert not [at for at in range(0, len(before) - 64, 64) if before[at : at + 64] in whole]
+    center.start()
+
+
+def take(inbox: Inbox, here: World, center: Home, raws: list[bytes]) -> bytes:
+    """Records envelopes, as a receiver does; the session's row, as it is on the disk."""
+    new = []
+    for raw in raws:
+        messages = center.sessions.hear(inspect(raw), here.homes["FL-LAB"].party.bundle)
+        new.append(Received("FL-LAB", layouts.split(raw).prefix.envelope_id, 0, "box.CA-RC", 1, 1, messages))
+    heard = center.sessions.heard()
+    assert heard is not None
+    inbox.record(new, heard)
+    center.sessions.recorded(heard)
+    db = center.sessions._db
+    return bytes(db.execute("SELECT state FROM sessions ORDER BY used_at DESC LIMIT 1").fetchone()[0])
