@@ -26,7 +26,8 @@ def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
     """
     try:
         private_dir(path.parent)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600))
+        with suppress(FileExistsError):  # one that is open here must not be opened and closed: that ends its locks
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600))
         os.chmod(path, 0o600)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
     except (OSError, sqlite3.Error) as error:

@@ -1,0 +1,39 @@
+"""A database that several parts of one process, and several processes, have open at once."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from cipherbox.client.localdb import open_database
+from cipherbox.portable import WINDOWS
+
+STEPS = ("CREATE TABLE numbers (n INTEGER);\n",)
+LOOK = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+print(*(n for (n,) in db.execute("SELECT n FROM numbers")))
+db.close()
+"""
+
+
+def look(path: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", LOOK, str(path)], capture_output=True, check=True, timeout=60)
+    return done.stdout.decode().strip()
+
+
+def test_commits_stay_though_another_process_ends_between(tmp_path: Path) -> None:
+    """Opened twice here: the locks of the first must outlast that, or the other takes the log for nobody's."""
+    path = tmp_path / "x.sqlite3"
+    first = open_database(path, STEPS)
+    second = open_database(path, STEPS)
+    assert look(path) == ""
+    first.execute("INSERT INTO numbers VALUES (1)")
+    second.execute("INSERT INTO numbers VALUES (2)")
+    assert look(path) == "1 2"
+    if not WINDOWS:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    first.close()
+    second.close()
