@@ -70,6 +70,22 @@ def test_bytes_stay_until_all_have_signed(tmp_path: Path, size: int) -> None:
     outbox.close()
 
 
+def test_what_all_have_opened_waits_for_nothing(tmp_path: Path) -> None:
+    """The process that sent it was killed before HQ's word was written: the receipts say it too."""
+    outbox = Outbox(tmp_path)
+    item = fresh(1)
+    outbox.write([item])
+    sign(outbox, 1, signed(item, "CA-RC"))
+    assert [row.owed for row in outbox.rows([WAITING])] == [1]
+    sign(outbox, 2, signed(item, "SF-RC"))
+    assert outbox.rows([WAITING]) == []
+    outbox.write(refused=[Refused(item.envelope_id, 0, 0, "its bytes are gone from the outbox")])
+    outbox.write(confirmed=[Confirmed(item.envelope_id, 0, 7, ("box.CA-RC",))])  # late
+    (row,) = outbox.rows([CONFIRMED])
+    assert (row.accepted_at, row.queues) == (7, ("box.CA-RC",))
+    outbox.close()
+
+
 def test_kept_only_until_confirmed(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, "confirmed")
     outbox.write([fresh(1), fresh(2, size=100_000)])
