@@ -1,7 +1,9 @@
 """A client's small databases: SQLite files of this user alone, durable at every commit, upgraded in a transaction.
 
 A commit is on stable storage when it returns (WAL, synchronous FULL).  Several processes of one home may have the same
-file open; each waits for the other's transaction.
+file open, and several parts of one; each waits for the other's transaction.  Nothing else here may open and close such
+a file: on Unix that ends the locks of the whole process, and who closes the file next elsewhere takes its log away,
+with every commit that is still to come.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
     """
     try:
         private_dir(path.parent)
-        with suppress(FileExistsError):  # one that is open here must not be opened and closed: that ends its locks
+        with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600))
         os.chmod(path, 0o600)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)

@@ -1,4 +1,4 @@
-"""Private prekeys in the sessions' database, and the offers for HQ.
+"""Private prekeys in the inbox's database, and the offers for HQ.
 
 A *signed* prekey is replaced after a week, with all one-time prekeys at HQ; the private ones are kept some weeks more,
 for first contacts under way.  A one-time prekey goes when a first message that used it has opened.  What HQ hands out
@@ -68,7 +68,7 @@ class SessionKeys:
         return raw
 
     def secrets(self, key_id: bytes, signed_id: int, once_id: int) -> Secrets:
-        """The private keys a handshake names; KeyMissing if they are not here (any more).  Inside a transaction."""
+        """The private keys a handshake names; KeyMissing if they are not here (any more)."""
         identity = self._secret(IDENTITY, 1)
         if identity is None or session_key_id(public(identity)) != key_id:
             raise KeyMissing("the session was begun with an identity key that is not here")
