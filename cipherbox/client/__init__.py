@@ -3,7 +3,7 @@
     api        open_client, Client: everything below behind one object        admin, topology: its less used calls
     line       the lasting connection to HQ: one `link` after another         link: one connection
     window     what was sent and is not yet confirmed                        post: outbox before it, outcomes after it
-    outbox     what was sealed, on disk (outbox_rows, outbox_reading)        localdb: small durable databases
+    outbox     what was sealed, on disk (outbox_rows, _reading, _signed)     localdb: small durable databases
     publish    who receives, which keys, seal, wait for the confirm           publisher: the same in batches
     consume    deliveries of a queue                                         opening: verify and open them
     directory  other parties' bundles, from disk or HQ                       pins: what this machine believes of them
@@ -17,7 +17,8 @@
     enrol      join an HQ with a token                                       home: the files of a client
     keylife    renew, rotate, destroy this client's keys                      witness: HQ's log names what it hands out
     localkey   what a home's keys are encrypted under, and its password       blocking: for scripts without trio
-    sessions   states of sessions, and their crash rules (sessionkeys)       prekeys: kept up at HQ, fetched from it
+    sessions   this home's: chains says, hearing hears (sessionkeys)         prekeys: kept up at HQ, fetched from it
+    resealing  what cannot be opened as it is, sealed again                  oldsessions: those of versions before 0.5
     contents   what may be a message, and how many fit                       securesocket: sessions without HQ
     events     the lines a client says while it works                        tasks: background tasks with plain errors
 

@@ -118,12 +118,12 @@ class FileSender:
         return await self._confirmed(kept)
 
     async def _confirmed(self, kept: Confirmation) -> Confirmation:
-        from cipherbox.client.outbox_rows import WAITING, Row
+        from cipherbox.client.outbox_rows import CONFIRMED, WAITING, Row
 
         while True:
             row = await self._post.store(self._post.outbox.find, kept.envelope_id)
             if isinstance(row, Row) and row.state != WAITING:
-                if not row.accepted_at:
+                if row.state != CONFIRMED:
                     raise FileError(f"HQ refused the manifest of {self._transfer.file}: {row.reason}")
                 return Confirmation(row.accepted_at, row.queues, (), False, kept.envelopes)
             self._give_up()

@@ -297,7 +297,7 @@ class Outbox(OutboxSigned):
     def _confirm(self, confirmed: Sequence[Confirmed], now: int, dropped: list[str]) -> None:
         self._db.executemany(
             "UPDATE envelopes SET state = 1, accepted_at = ?, queues = ?, code = 0, reason = '', changed_at = ? "
-            "WHERE envelope_id = ? AND generation = ? AND (state <> 1 OR accepted_at = 0)",
+            "WHERE envelope_id = ? AND generation = ? AND state <> 1",
             [(c.accepted_at, names_text(c.queues), now, c.envelope_id, c.generation) for c in confirmed],
         )
         if self._keep_until == UNTIL_CONFIRMED:

@@ -68,11 +68,7 @@ class OutboxSigned(OutboxReading):
             (number, one.recipient, one.generation, one.outcome, one.signed_at, receipt, one.leaf),
         )
         if one.outcome == 0:
-            # Whoever opened it had it from HQ, though the process that waited for the confirm may be gone.
-            db.execute(
-                "UPDATE envelopes SET owed = owed - 1, state = iif(state = 0 AND owed = 1, 1, state) WHERE number = ?",
-                (number,),
-            )
+            db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
             if self._keep_until == UNTIL_OPENED:
                 dropped += self._forget_bytes(number, "owed <= 0")
         return True

@@ -70,22 +70,6 @@ def test_bytes_stay_until_all_have_signed(tmp_path: Path, size: int) -> None:
     outbox.close()
 
 
-def test_what_all_have_opened_waits_for_nothing(tmp_path: Path) -> None:
-    """The process that sent it was killed before HQ's word was written: the receipts say it too."""
-    outbox = Outbox(tmp_path)
-    item = fresh(1)
-    outbox.write([item])
-    sign(outbox, 1, signed(item, "CA-RC"))
-    assert [row.owed for row in outbox.rows([WAITING])] == [1]
-    sign(outbox, 2, signed(item, "SF-RC"))
-    assert outbox.rows([WAITING]) == []
-    outbox.write(refused=[Refused(item.envelope_id, 0, 0, "its bytes are gone from the outbox")])
-    outbox.write(confirmed=[Confirmed(item.envelope_id, 0, 7, ("box.CA-RC",))])  # late
-    (row,) = outbox.rows([CONFIRMED])
-    assert (row.accepted_at, row.queues) == (7, ("box.CA-RC",))
-    outbox.close()
-
-
 def test_kept_only_until_confirmed(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, "confirmed")
     outbox.write([fresh(1), fresh(2, size=100_000)])
@@ -279,3 +263,18 @@ async def test_a_lost_key_is_answered_by_the_next_generation(hq: Any, monkeypatc
             assert await Receiver(center).run(count=1) == 1
         assert refused
     assert [line["content"] for line in hq.lines("CA-RC")] == ["for the new key"]
+
+
+async def test_what_all_have_opened_waits_for_nothing(hq: Any) -> None:
+    """The process that sent it was killed before HQ's word was written: the receipts say it too."""
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        done = await lab.publish("x", to="CA-RC")
+        await Receiver(center).run(count=1)
+        assert await lab.wait_for([done.envelope_id], "opened", 10)
+    db = sqlite3.connect(hq.home("FL-LAB") / DATABASE, isolation_level=None)
+    db.execute("UPDATE envelopes SET state = 0, accepted_at = 0, changed_at = 0")
+    db.close()
+    async with hq.client("FL-LAB") as lab:
+        with trio.fail_after(20):
+            while (await lab.post.store(lab.post.outbox.counts)) != {CONFIRMED: 1}:
+                await trio.sleep(0.05)
