@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -129,6 +130,25 @@ def cli(ctx: click.Context, home: Path | None, password_file: Path | None, debug
     """CipherBox: a blind message broker in one file."""
     ctx.obj = home
     ctx.meta[PASSWORD_FILE] = password_file
+
+
+def every_command(section: str) -> Iterator[tuple[click.Command, click.Context]]:
+    """A section's commands, a group before what it holds; a context's `info_name` is the name in full."""
+    for name in COMMANDS[section]:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        yield from _within(command, f"cipherbox {name}")
+
+
+def _within(command: click.Command, name: str) -> Iterator[tuple[click.Command, click.Context]]:
+    context = click.Context(command, info_name=name)
+    if not command.hidden:
+        yield command, context
+    if isinstance(command, click.Group):
+        for sub in command.list_commands(context):
+            found = command.get_command(context, sub)
+            assert found is not None
+            yield from _within(found, f"{name} {sub}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -21,7 +21,9 @@ from cipherbox.config import ClientConfig
 from cipherbox.envelope.layout import split
 from cipherbox.errors import CipherBoxError
 from cipherbox.portable import private_dir
+from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import KeyKeeper
+from cipherbox.sealing.open import inspect, open_envelope
 from cipherbox.wire import frames
 from cipherbox.wire.connection import SendBatch
 from tests.client.fake_hq import FakeHq, Session, no_context
@@ -155,3 +157,7 @@ async def client_on(
 async def settle() -> None:
     """Lets every task do what it can do now."""
     await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+def opened(raw: bytes, sender: Party, recipient: Party) -> list[Message]:
+    return open_envelope(inspect(raw), recipient.identity, sender.bundle)

@@ -18,13 +18,12 @@ from cipherbox.errors import BundleDiscontinuous, CredentialsError, EnrolmentRef
 from cipherbox.portable import WINDOWS
 from cipherbox.server.setup import sign_offline
 from cipherbox.wire.token import decode_token, encode_token
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq, real_hq
 
 
 @pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        yield found
+def hq(empty_hq: RealHq) -> RealHq:
+    return empty_hq
 
 
 async def token_for(hq: Any, client_id: str, **options: Any) -> str:

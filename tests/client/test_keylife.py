@@ -41,13 +41,6 @@ def suppress_killed() -> Iterator[None]:
         pass
 
 
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
-
-
 def retire_since(hq: Any, name: str, days: int) -> None:
     """Makes the retired keys of a home so many days older."""
     home = load_home(hq.home(name))
