@@ -379,10 +379,7 @@ def secret(path: Path) -> bytes:
 
 def secret_key(path: Path, size: int = 32) -> bytes:
     """The secret a setting names: exactly ``size`` bytes, readable by its user alone.  ConfigError otherwise."""
-    try:
-        key = secret(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: the secret key cannot be read: {error.strerror or error}") from None
+    key = secret(path)
     if len(key) != size:
         raise ConfigError(f"{path}: a secret key has exactly {size} bytes, this file has {len(key)}")
     return key

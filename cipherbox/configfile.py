@@ -53,8 +53,12 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
         document = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist; {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        from cipherbox.portable import unreadable
+
+        raise ConfigError(unreadable(file, error)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not text in UTF-8: {error}; write it anew or restore it") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
     wrong = []

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.findings import BAD, GOOD, WARN, Check, Finding, clock, collect, disk, ends, file_rights
+from cipherbox.cli.findings import (
+    BAD,
+    GOOD,
+    WARN,
+    Check,
+    Finding,
+    clock,
+    closed,
+    collect,
+    disk,
+    ends,
+    file_rights,
+    finding,
+)
 from cipherbox.errors import CipherBoxError, ConfigError, NetworkError, PasswordError
 
 if TYPE_CHECKING:
@@ -24,14 +37,18 @@ _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 
 def look(ctx: click.Context, home: Path) -> list[Finding]:
     """All findings about the client in ``home``."""
-    from cipherbox.config import load_client_config
+    from cipherbox.config import CLIENT_FILE, load_client_config
 
+    begun = collect([("clock", clock)])
+    if closed(home):
+        return [*begun, *collect([("rights", lambda: file_rights(home, []))])]
     try:
         config = load_client_config(home)
     except ConfigError as error:
-        return [*collect([("clock", clock)]), Finding(BAD, "settings", str(error), _JOIN)]
+        todo = "mend the file; cipherbox manual configuration has every setting"
+        todo = todo if (home / CLIENT_FILE).exists() else _JOIN
+        return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
     checks: list[tuple[str, Check]] = [
-        ("clock", clock),
         ("settings", lambda: [Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})")]),
         ("files", lambda: _files(config)),
         ("certificates", lambda: _certificates(config)),
@@ -39,7 +56,7 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
         ("network", lambda: _addresses(config)),
         ("network", lambda: _hq(ctx, config)),
     ]
-    return collect(checks)
+    return [*begun, *collect(checks)]
 
 
 def _files(config: ClientConfig) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, command_here, database_settings, home_of, run
+from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, command_here, database_settings, home_of, run
 from cipherbox.config import DEFAULT_PORT
 from cipherbox.errors import CipherBoxError
 
@@ -79,7 +79,7 @@ def init(
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=HQ_DIRECTORY)
 @click.option("--broken-store", is_flag=True, hidden=True)
 def serve(directory: Path, broken_store: bool) -> None:
     """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM), or has drained.

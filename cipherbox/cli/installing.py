@@ -22,8 +22,8 @@ import attrs
 import orjson
 
 import cipherbox
-from cipherbox.cli.install_checks import known_schemas
 from cipherbox.cli.install_places import MANIFEST, SERVER, SOCKETS, USER, Places, read_pointer, write_pointer
+from cipherbox.cli.install_schemas import known_schemas
 from cipherbox.errors import ConfigError
 from cipherbox.ops.unpack import BUILD_NAME, fits, platform_name, python_name, unpack
 from cipherbox.portable import WINDOWS, give_to, ids_of, sync_directory, write_atomic

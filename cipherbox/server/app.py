@@ -15,11 +15,12 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreLeased, StoreUnavailable, first_of
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased, StoreUnavailable, first_of
 from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
 from cipherbox.server.alerts import Watch
+from cipherbox.server.check import LOCK, require_places
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
 from cipherbox.server.monitor import Monitor
@@ -28,7 +29,6 @@ from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import SqliteStore
 
 log = get_logger(__name__)
-LOCK = "lock"
 _CRL_CHECK_S = 3600.0
 _WATCH_S = 60.0
 _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
@@ -62,6 +62,7 @@ async def serve(
         from cipherbox.store.broken import BrokenStore
 
         kind = BrokenStore
+    require_places(config)
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         patient = config.database.kind != "sqlite"
         async with _monitor(config) as monitor:
@@ -120,7 +121,7 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
                 said = True
         except StoreUnavailable as error:
             if not patient:
-                raise
+                raise StoreError(f"{error}; cipherbox doctor DIRECTORY looks for the reason") from error
             if not said:
                 log.warning("The database does not answer; HQ waits for it", extra={"error": str(error)})
                 waiting(str(error))

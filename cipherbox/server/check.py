@@ -3,8 +3,6 @@ that can be written.  Every mistake is found in one go, before anything is start
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +10,13 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from cipherbox import pki
-from cipherbox.config import ServerConfig, parse_listen, secret_key
-from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
-from cipherbox.portable import lock_file, read_private
+from cipherbox.config import ServerConfig, secret_key
+from cipherbox.errors import CipherBoxError, StoreError, StoreLocked
+from cipherbox.portable import lock_file, read_private, unwritable
+from cipherbox.server.ports import taken, wanted
 from cipherbox.server.storing import reach
 from cipherbox.server.trust import load_certificate
+from cipherbox.store.sqlite.store import RESERVE, SPOOL
 
 LOCK = "lock"
 
@@ -24,7 +24,7 @@ LOCK = "lock"
 def problems(config: ServerConfig) -> list[str]:
     """What is wrong, a text each; empty when HQ could start."""
     found: list[str] = []
-    for look in (keys, certificates, _places, _addresses):
+    for look in (keys, certificates, _places, _database, _addresses):
         try:
             found += look(config)
         except (CipherBoxError, OSError) as error:
@@ -82,17 +82,48 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
-def _places(config: ServerConfig) -> Iterator[str]:
+def _database(config: ServerConfig) -> Iterator[str]:
     if config.database.kind == "postgresql":
         yield from _tried(lambda: reach(config))
     elif not config.database.path.exists():
         yield f"{config.database.path}: there is no database; make one with: cipherbox init"
-    for path in filter(None, [config.directory, config.logging.directory]):
-        there: Path = path
+
+
+def places(config: ServerConfig) -> Iterator[str]:
+    """What HQ must write and this user cannot."""
+    directories: list[Path] = [config.directory]
+    files: list[Path] = [config.directory / LOCK]
+    if config.logging.directory is not None:
+        directories.append(config.logging.directory)
+    if config.database.kind == "sqlite":
+        database = config.database.path
+        directories.append(database.parent)
+        files += [database.with_name(database.name + end) for end in ("", "-wal", "-shm")]
+        files += [database.with_name(RESERVE), database.with_name(SPOOL)]
+    closed = False
+    for directory in dict.fromkeys(directories):
+        there = directory
         while not there.exists():
             there = there.parent
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            yield f"{path} cannot be written"
+        why = unwritable(there) if there.is_dir() else f"{there} is no directory; move it away"
+        closed = closed or bool(why)
+        yield why
+    if not closed:
+        yield from (unwritable(file) for file in files if file.exists())
+
+
+def require_places(config: ServerConfig) -> None:
+    """StoreError with everything that could not be written, before anything is."""
+    try:
+        wrong = [text for text in places(config) if text]
+    except OSError as error:
+        raise StoreError(f"{error.filename}: {error.strerror}") from None
+    if wrong:
+        raise StoreError("; ".join(wrong))
+
+
+def _places(config: ServerConfig) -> Iterator[str]:
+    return filter(None, places(config))
 
 
 def _addresses(config: ServerConfig) -> Iterator[str]:
@@ -101,15 +132,8 @@ def _addresses(config: ServerConfig) -> Iterator[str]:
             pass
     except StoreLocked:
         return  # HQ runs on it: its addresses are taken, by itself
-    texts = {
-        "[server] listen": config.server.listen, "[server] websocket_listen": config.server.websocket_listen,
-        "[metrics] listen": config.metrics.listen,
-    }  # fmt: skip
-    for setting, host, port in [(name, *pair) for name, text in texts.items() for pair in parse_listen(text)]:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                yield str(ConfigError(f"{setting}: {host}:{port}: {error.strerror or error}"))
+    except OSError:
+        return  # the places say it
+    for setting, host, port in wanted(config):
+        if why := taken(host, port):
+            yield f"{setting}: {why}"

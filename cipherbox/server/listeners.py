@@ -14,6 +14,7 @@ import trio
 from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.hq import HQ
+from cipherbox.server.ports import why_not
 from cipherbox.server.session import Session
 from cipherbox.tls import TlsStream
 
@@ -43,7 +44,7 @@ async def open_listeners(addresses: list[tuple[str, int]]) -> list[trio.SocketLi
         except OSError as error:
             for listener in found:
                 await listener.aclose()
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+            raise ConfigError(why_not(host, port, error)) from None
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import attrs
 from cryptography import x509
@@ -15,7 +16,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.errors import ConfigError, CredentialsError, Forbidden, Revoked
-from cipherbox.portable import read_private
+from cipherbox.portable import read_private, unreadable
 from cipherbox.store.port import CertificateRow, Store
 from cipherbox.tls import server_context
 
@@ -23,14 +24,12 @@ CRL_SETTING, CRL_NUMBER_SETTING = "crl", "crl_number"
 _CRL_RENEW = timedelta(days=pki.CRL_DAYS / 2)
 
 
-def load_certificate(path: object) -> x509.Certificate:
+def load_certificate(path: Path) -> x509.Certificate:
     """The first certificate of a PEM file; ConfigError names it."""
-    from pathlib import Path
-
     try:
-        found = pki.load_pem(Path(str(path)).read_bytes(), str(path))
+        found = pki.load_pem(path.read_bytes(), str(path))
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        raise ConfigError(unreadable(path, error)) from None
     if not found:
         raise ConfigError(f"{path} holds no certificate")
     return found[0]

@@ -14,8 +14,10 @@ import attrs
 import pytest
 
 import cipherbox
-from cipherbox.cli import install_checks, installing
+from cipherbox.cli import installing
+from cipherbox.cli.install_checks import runs_systemd
 from cipherbox.cli.install_places import own_places, read_pointer
+from cipherbox.cli.install_schemas import schema_of
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 from .conftest import ENVIRONMENT, Shown, children_s
@@ -175,13 +177,13 @@ def test_the_schema_is_found_in_the_log_too(tmp_path: Path) -> None:
     """A database whose last commit is in its log as yet, as after a crash."""
     path = tmp_path / "x.sqlite3"
     database(path, 7)
-    assert install_checks.schema_of(path) == 7
+    assert schema_of(path) == 7
     assert [p.name for p in tmp_path.iterdir()] == ["x.sqlite3"]
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 9")
-    assert install_checks.schema_of(path) == 9
+    assert schema_of(path) == 9
     db.close()
-    assert install_checks.schema_of(tmp_path / "none") == 0
+    assert schema_of(tmp_path / "none") == 0
 
 
 def database(path: Path, version: int) -> None:
@@ -267,7 +269,7 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
     assert version.stdout.startswith("CipherBox "), version.stderr
     assert (home / ".local/share/man/man1/cipherbox.1").exists()
     unit = home / ".config/systemd/user/cipherbox-agent.service"
-    assert unit.exists() == install_checks.runs_systemd()
+    assert unit.exists() == runs_systemd()
     (home / ".cipherbox").mkdir()
     gone = run("uninstall", "--client")
     assert gone.returncode == 0, gone.stderr
