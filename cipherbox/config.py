@@ -259,8 +259,9 @@ CLIENT_TABLES: dict[str, type] = {
 
 def load_server_config(where: Path) -> ServerConfig:
     """HQ's configuration from its data directory or from the file itself.  ConfigError says what is wrong."""
-    file = where if where.is_file() else where / SERVER_FILE
-    tables = read_tables(file, SERVER_TABLES, f"make a data directory with: cipherbox init {where}")
+    file = where if where.suffix == ".toml" and not where.is_dir() else where / SERVER_FILE
+    missing = f"restore it, or make a new data directory with: cipherbox init {file.parent}"
+    tables = read_tables(file, SERVER_TABLES, missing)
     config = ServerConfig(directory=file.parent, source=file.absolute(), **tables)
     for key, path in attrs.asdict(config.encryption).items():
         _check_credential(f"{file}: [encryption] {key}", path)

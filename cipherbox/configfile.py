@@ -129,7 +129,7 @@ def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *,
     value: Any = given
     choices = metadata.get("choices")
     if choices and value not in choices:
-        raise ConfigError(f"{where} is one of {', '.join(choices)}, not {value!r}{_nearest(value, choices)}")
+        raise ConfigError(f"{where} is one of {', '.join(choices)}, not {value!r}")
     low = (0.001 if hint is float else 1) if limit else metadata.get("low")
     if low is not None and not value >= low:
         raise ConfigError(f"{where} is at least {low}, not {value}")

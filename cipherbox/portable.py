@@ -161,6 +161,18 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
         os.close(fd)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on ``path``; nothing is made or changed, whoever asks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | O_BINARY)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(fd)
+    finally:
+        os.close(fd)
+
+
 def _try_lock(fd: int) -> bool:
     try:
         if sys.platform == "win32":

@@ -22,7 +22,7 @@ from cipherbox.cli.findings import (
     file_rights,
     finding,
 )
-from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
+from cipherbox.errors import Busy, CipherBoxError, ConfigError
 
 if TYPE_CHECKING:
     from cipherbox.config import ServerConfig
@@ -34,6 +34,8 @@ _SPARE_FILES = 256  # beside one for each connection
 def look(directory: Path) -> list[Finding]:
     """All findings about the HQ in ``directory``."""
     from cipherbox.config import load_server_config
+    from cipherbox.portable import is_locked
+    from cipherbox.server.check import LOCK
 
     begun = collect([("clock", clock)])
     if closed(directory):
@@ -45,7 +47,7 @@ def look(directory: Path) -> list[Finding]:
         return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
     begun.append(Finding(GOOD, "settings", f"{config.file} is in order"))
     files = collect([("files", lambda: _files(config))])
-    running = _running(config)
+    running = is_locked(config.directory / LOCK)
     secrets: list[tuple[str, Check]] = [
         ("keys", lambda: _keys(config)),
         ("certificates", lambda: _certificates(config)),
@@ -54,8 +56,8 @@ def look(directory: Path) -> list[Finding]:
     if any(f.level == BAD and f.about == "rights" for f in files):  # each would say the same again
         secrets = [("rights", _not_looked)]
     checks: list[tuple[str, Check]] = [
-        *secrets,
         ("disk", lambda: disk([config.database.path.parent, config.logging.directory or config.directory])),
+        *secrets,
         ("ports", lambda: _ports(config, running=running)),
         ("network", lambda: _path(config, running=running)),
         ("limits", lambda: _limits(config)),
@@ -66,19 +68,6 @@ def look(directory: Path) -> list[Finding]:
 def _not_looked() -> Iterator[Finding]:
     text = "keys, certificates and the store were not looked at, for want of rights"
     yield Finding(WARN, "rights", text, "mend the rights, then run this again")
-
-
-def _running(config: ServerConfig) -> bool:
-    from cipherbox.portable import lock_file
-    from cipherbox.server.check import LOCK
-
-    try:
-        with lock_file(config.directory / LOCK, "HQ's directory"):
-            return False
-    except StoreLocked:
-        return True
-    except OSError:
-        return False
 
 
 def _files(config: ServerConfig) -> Iterator[Finding]:
@@ -126,7 +115,11 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
         return
     from cipherbox.store.sqlite.look import look_at
 
-    found = look_at(config.database.path)
+    try:
+        found = look_at(config.database.path)
+    except Busy as error:
+        yield Finding(BAD, "store", str(error), "make room if the disk is full; else see the system's log: dmesg")
+        return
     yield Finding(GOOD, "store", f"{config.database.path}: schema {found.schema}, {found.size / 1e6:.1f} MB")
     if found.problem:
         yield Finding(BAD, "store", found.problem, "stop HQ and restore the newest backup; keep the damaged file")

@@ -123,7 +123,7 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
             continue
         seen.add(device)
         free = shutil.disk_usage(place).free
-        text = f"{free / 1e9:.1f} GB free at {place}"
+        text = f"{free / 1e9:.1f} GB free at {place}" if free >= 1e9 else f"{free / 1e6:.0f} MB free at {place}"
         level = BAD if free < LEAST_BYTES else WARN if free < LOW_BYTES else GOOD
         todo = "" if level == GOOD else "make room, or move the directory to a larger disk"
         yield Finding(level, "disk", text, todo)

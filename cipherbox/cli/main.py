@@ -18,6 +18,7 @@ from cipherbox.errors import CipherBoxError
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
 PASSWORD_FILE = "cipherbox.password_file"  # noqa: S105 - where a context's meta has the option
+_LINES = 20  # of an error; a file with more mistakes than that is another file
 COMPLETE_VARIABLE = "_CIPHERBOX_COMPLETE"  # set by the shell's completion script
 
 # section -> command -> (module below cipherbox.cli, attribute, one line)
@@ -229,7 +230,8 @@ def _report(group: BaseException, arguments: list[str]) -> int:
         text = f"CipherBox made a mistake ({type(error).__name__}: {text})"
         fail(safe(text), "Please report it with what this shows: cipherbox --debug ...")
     else:
-        fail(safe(sentence(text)), advice(error))
+        lines = [safe(line) for line in sentence(text).splitlines()[:_LINES]]
+        fail("\n       ".join(lines), advice(error))
     return code
 
 

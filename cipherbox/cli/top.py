@@ -251,7 +251,7 @@ def _grid(heads: tuple[str, ...], rows: list[tuple[str, ...]], empty: str) -> Re
         return Text(empty)
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for head in heads:
-        grid.add_column(head, justify="right" if head in _NUMBERS else "left")
+        grid.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=True)
     for row in rows[:_ROWS]:
         grid.add_row(*(Text(cell) for cell in row))
     if len(rows) > _ROWS:

@@ -11,8 +11,8 @@ from cryptography.exceptions import InvalidSignature
 
 from cipherbox import pki
 from cipherbox.config import ServerConfig, secret_key
-from cipherbox.errors import CipherBoxError, StoreError, StoreLocked
-from cipherbox.portable import lock_file, read_private, unwritable
+from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.portable import is_locked, read_private, unwritable
 from cipherbox.server.ports import taken, wanted
 from cipherbox.server.storing import reach
 from cipherbox.server.trust import load_certificate
@@ -127,13 +127,8 @@ def _places(config: ServerConfig) -> Iterator[str]:
 
 
 def _addresses(config: ServerConfig) -> Iterator[str]:
-    try:
-        with lock_file(config.directory / LOCK, "HQ's directory"):
-            pass
-    except StoreLocked:
+    if is_locked(config.directory / LOCK):
         return  # HQ runs on it: its addresses are taken, by itself
-    except OSError:
-        return  # the places say it
     for setting, host, port in wanted(config):
         if why := taken(host, port):
             yield f"{setting}: {why}"

@@ -42,10 +42,8 @@ def reload(hq: HQ) -> list[Difference]:
     """Takes over what is different.  ConfigError says what is wrong; then everything is as before."""
     try:
         return _reload(hq)
-    except ConfigError:
-        raise
     except (CipherBoxError, OSError, ValueError) as error:  # of a file that cannot be read as what it should be
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}\nNothing was taken over: HQ goes on with the settings it has") from error
 
 
 def _reload(hq: HQ) -> list[Difference]:

@@ -6,7 +6,11 @@ The admin gets a certificate and no encryption keys: HQ's machine holds nothing 
 from __future__ import annotations
 
 import base64
+import errno
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +31,7 @@ from cipherbox.config import (
     write_client_config,
     write_server_config,
 )
-from cipherbox.errors import ConfigError, InvalidRequest
+from cipherbox.errors import ConfigError, DiskFull, InvalidRequest, StoreError, StoreUnavailable
 from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
 from cipherbox.server.auditlog import KEY_FILE, load_key
@@ -75,6 +79,32 @@ def init_hq(
     )  # fmt: skip
     if config.database.kind != "sqlite":
         _try_store(config)  # before anything is made
+    with _whole_or_nothing(directory, admin_home, *filter(None, [offline_ca])):
+        return _make(config, admin_id, admin_home, offline_ca)
+
+
+@contextmanager
+def _whole_or_nothing(*directories: Path) -> Iterator[None]:
+    """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken for one."""
+    before = {path: set(path.iterdir()) if path.exists() else None for path in directories}
+    try:
+        yield
+    except BaseException as error:
+        for path, kept in before.items():
+            for one in set(path.iterdir() if path.exists() else ()) - (kept or set()):
+                shutil.rmtree(one) if one.is_dir() else one.unlink()
+            if kept is None and path.exists():
+                path.rmdir()
+        full = isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        if full:
+            raise StoreError(f"the disk of {directories[0]} is full; make room, then run it again") from error
+        if isinstance(error, StoreUnavailable):
+            raise StoreError(f"{error}; what was begun is away again: look at the disk, then run it again") from error
+        raise
+
+
+def _make(config: ServerConfig, admin_id: str, admin_home: Path, offline_ca: Path | None) -> InitReport:
+    directory, name, address = config.directory, config.server.name, config.server.address
     private_dir(directory)
     for part in ("ca", "tls", "secrets"):
         private_dir(directory / part)

@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import termios
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ class Terminal:
         while self._more():
             pass
         return self.process.wait(LIMIT_S)
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:
         """The terminal is gone."""

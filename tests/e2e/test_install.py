@@ -19,8 +19,10 @@ from cipherbox.cli.install_checks import runs_systemd
 from cipherbox.cli.install_places import own_places, read_pointer
 from cipherbox.cli.install_schemas import schema_of
 from cipherbox.ops.unpack import CACHE_VARIABLE
+from cipherbox.store.postgres import schema
+from tests import postgres
 
-from .conftest import ENVIRONMENT, Shown, children_s
+from .conftest import ENVIRONMENT, Shown, children_s, shell
 
 # As a user without rights sees it, whoever runs the tests.
 NOBODY = """
@@ -295,3 +297,55 @@ def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pyte
     assert places.command.name == "cipherbox.cmd"
     assert str(places.base / "1.1-b" / "bin" / "cipherbox") in command
     assert command.endswith("%*\n")
+
+
+def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.Server) -> None:
+    """A newer one is a refusal; an older one, or a server that does not answer, is told and stops nothing."""
+    assert machine.run("install").code == 0
+    data, name = machine.root / "var/lib/cipherbox", postgres.schema()
+    url = f"{postgres.url(own)}&schema={name}"
+    made = shell("init", str(data), "--address", "127.0.0.1:7443", "--database", url, home=machine.root.parent / "home")
+    assert made.code == 0, made.err
+    known = len(schema.scripts())
+
+    def version(number: int) -> None:
+        own.sql(f"COMMENT ON SCHEMA {name} IS 'cipherbox {number}'")
+
+    second = machine.newer(2)
+    before, current = machine.files(), read_pointer(machine.base / "current")
+    version(known + 7)
+    refused = machine.run("install", pyz=second)
+    assert refused.code == 6
+    assert f"was written by a newer program (version {known + 7}; this file knows {known})" in refused.err
+    assert (machine.files(), read_pointer(machine.base / "current")) == (before, current)
+    version(known - 1)
+    older = machine.run("install", "--dry-run", pyz=second)
+    assert older.code == 0, older.err
+    assert f"is of the older version {known - 1}" in older.err
+    assert f"sudo -u cipherbox cipherbox store upgrade {data}" in older.err
+    version(known)
+    assert "PostgreSQL" not in machine.run("install", "--dry-run", pyz=second).err
+    own.stop()
+    away = machine.run("install", pyz=second)
+    assert away.code == 0, away.err
+    assert "cannot be asked for its schema" in away.err
+    assert "install the newer file then" in away.err
+    told = machine.base / "previous" / "install.json"
+    older_program = json.loads(told.read_text())
+    older_program["schemas"]["postgresql"] = known - 1
+    told.write_text(json.dumps(older_program))
+    back = machine.run("install", "--rollback")
+    assert back.code == 6
+    assert "cannot be asked for its schema" in back.err
+    assert read_pointer(machine.base / "current").endswith("2" * 12)
+
+
+def test_the_database_is_the_one_that_the_settings_name(machine: Machine) -> None:
+    assert machine.run("install").code == 0
+    elsewhere = machine.root / "srv" / "hq.sqlite3"
+    database(elsewhere, 99)
+    file = machine.root / "var/lib/cipherbox/cipherbox.toml"
+    file.write_text(f'[server]\nname = "HQ"\naddress = "hq:1"\n[database]\npath = "{elsewhere}"\n')
+    refused = machine.run("install", pyz=machine.newer(2))
+    assert refused.code == 6
+    assert f"{elsewhere} was written by a newer program (schema 99" in refused.err
