@@ -51,7 +51,8 @@ def _listen(places: Places, sockets: list[str]) -> None:
         call(["systemctl", "restart", *sockets])
     except ConfigError as error:
         why = [taken(host, port) for _, host, port in wanted(load_server_config(places.data))]
-        raise ConfigError("; ".join([str(error), *filter(None, why), "then say this again"])) from None
+        todo = f"then say: systemctl restart {' '.join(sockets)} {SERVICE}"
+        raise ConfigError("; ".join([str(error), *filter(None, why), todo])) from None
 
 
 def make_hq(places: Places, address: str) -> None:
