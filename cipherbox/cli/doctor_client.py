@@ -24,7 +24,7 @@ from cipherbox.cli.findings import (
     file_rights,
     finding,
 )
-from cipherbox.errors import CipherBoxError, ConfigError, NetworkError, PasswordError
+from cipherbox.errors import CipherBoxError, ConfigError, NetworkError, PasswordError, StoreError
 
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
@@ -48,15 +48,16 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
         todo = "mend the file; cipherbox manual configuration has every setting"
         todo = todo if (home / CLIENT_FILE).exists() else _JOIN
         return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
+    begun.append(Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})"))
+    files = collect([("files", lambda: _files(config))])
     checks: list[tuple[str, Check]] = [
-        ("settings", lambda: [Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})")]),
-        ("files", lambda: _files(config)),
         ("certificates", lambda: _certificates(config)),
         ("disk", lambda: disk([config.home])),
         ("network", lambda: _addresses(config)),
-        ("network", lambda: _hq(ctx, config)),
     ]
-    return [*begun, *collect(checks)]
+    if not any(f.level == BAD and f.about == "rights" for f in files):  # else it could only say the same again
+        checks.append(("network", lambda: _hq(ctx, config)))
+    return [*begun, *files, *collect(checks)]
 
 
 def _files(config: ClientConfig) -> Iterator[Finding]:
@@ -124,7 +125,9 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         one = leaf(group)
         if not isinstance(one, CipherBoxError):
             raise
-        yield Finding(BAD, "network" if isinstance(one, NetworkError) else "certificates", str(one), advice(one))
+        kinds = {NetworkError: "network", StoreError: "files"}
+        about = next((name for kind, name in kinds.items() if isinstance(one, kind)), "certificates")
+        yield finding(about, str(one), advice(one) or "mend what it names, then run this again")
 
 
 async def _meet(home: Home) -> list[Finding]:

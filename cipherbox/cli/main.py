@@ -116,7 +116,7 @@ class LazyGroup(click.Group):
 @click.option(
     "--home",
     envvar="CIPHERBOX_HOME",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
     help="This client's directory. [default: $CIPHERBOX_HOME, else ~/.cipherbox]",
 )
 @click.option(

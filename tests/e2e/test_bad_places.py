@@ -19,7 +19,9 @@ import pytest
 import cipherbox.server.app  # here, so that the other user need not read this one's modules
 from cipherbox.cli import doctor, doctor_hq, main
 from cipherbox.cli import hq as commands
-from cipherbox.portable import as_user, give_to, ids_of, is_root
+from cipherbox.client.localdb import open_database
+from cipherbox.errors import StoreError
+from cipherbox.portable import as_user, give_to, ids_of, is_root, owner_of
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, Shown, make_hq, serving, shell
 
@@ -180,3 +182,52 @@ def test_several_mistakes_of_a_file_have_a_line_each(tmp_path: Path) -> None:
         assert f"{file} does not exist; restore it" in gone.err
         assert process.poll() is None
         assert shell("status", home=admin).code == 0
+
+
+def test_a_clients_home_that_cannot_be_used(directory: Path) -> None:
+    home = directory.parent / "admin"
+    for path in [home, *home.iterdir()] if is_root() else ():
+        give_to(path, ids_of("nobody") or (0, 0))
+
+    def found() -> list[tuple[str, str, str]]:
+        in_process("--home", str(home), "doctor")
+        shown = as_user("nobody", in_process, "--home", str(home), "doctor", "--json")
+        rows = [(f["about"], f["text"], f["todo"]) for f in orjson.loads(shown.out) if f["level"] == "wrong"]
+        return [row for row in rows if row[0] != "network"]  # HQ is not there
+
+    assert found() == []
+    home.chmod(0o500)
+    assert found() == [("rights", f"{home} cannot be written", f"it has mode 0500, run: chmod u+rwX {home}")]
+    home.chmod(0o000)
+    ((about, text, todo),) = found()
+    assert (about, text) == ("rights", f"{home} belongs to {owner_of(home)}, and this user may not look into it")
+    home.chmod(0o700)
+    (home / "client.toml").write_text("[client]\nrotatoin = 1\n")
+    ((about, text, todo),) = found()
+    assert "has no key 'rotatoin'" in text
+    assert todo
+
+
+def opened(path: Path) -> str:
+    """Why a client's database cannot be opened."""
+    try:
+        open_database(path, ["CREATE TABLE x (y)"]).close()
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+def test_an_outbox_that_cannot_be_written(directory: Path) -> None:
+    home = directory / "home"
+    home.mkdir()
+    path = home / "outbox.sqlite3"
+    assert opened(path) == ""
+    for one in [home, *home.iterdir()] if is_root() else ():
+        give_to(one, ids_of("nobody") or (0, 0))
+    home.chmod(0o500)
+    assert as_user("nobody", opened, path) == f"{home} cannot be written; it has mode 0500, run: chmod u+rwX {home}"
+    home.chmod(0o700)
+    path.chmod(0o400)
+    assert as_user("nobody", opened, path) == f"{path} cannot be written; it has mode 0400, run: chmod u+rwX {path}"
+    path.chmod(0o600)
+    assert as_user("nobody", opened, path) == ""
