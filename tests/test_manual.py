@@ -13,7 +13,7 @@ from cipherbox import errors
 from cipherbox.cli import document
 from cipherbox.cli.exits import MEANING, Exit, exit_code
 from cipherbox.cli.main import cli
-from cipherbox.cli.texts import manual_pages, title
+from cipherbox.cli.manual import INDEX, PAGES as INDEXED, manual_pages, title
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = manual_pages()
