@@ -71,12 +71,14 @@ def test_a_table_that_lacks_a_file_is_noticed(tmp_path: Path) -> None:
 def test_what_hq_and_clients_leave(umasked_hq: Hq, tmp_path: Path) -> None:
     hq = umasked_hq
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
-    large = tmp_path / "scan.tif"
+    run42 = tmp_path / "run-42"
+    run42.mkdir()
+    large = run42 / "scan.tif"
     large.write_bytes(os.urandom(2_500_000))
     run("receive", "--idle", "1s", home=center)  # leaves the prekeys that a session begins with
     run("send", "--to", "CA-RC", "text", home=lab)
     run("send", "--to", "CA-RC", "--type", "application/pdf", home=lab, stdin="not text")
-    run("send", "--to", "CA-RC", "--file", str(large), "--copy", home=lab)
+    run("send", "--to", "CA-RC", "--file", str(large), "--file", str(run42), "--copy", home=lab)
     run("send", "--to", "CA-RC", "--wrap", "ratchet", "in a session", home=lab)
     for arguments in (
         ("exchange", "declare", "results"),
@@ -109,8 +111,8 @@ def test_what_hq_and_clients_leave(umasked_hq: Hq, tmp_path: Path) -> None:
     assert undocumented(center, rows("A client's home"), modes=True) == []
     first_seven = list(rows("A client's home"))[:7]
     assert undocumented(hq.admin, {name: rows("A client's home")[name] for name in first_seven}, modes=True) == []
-    assert (center / "data" / "files").is_dir(), "a large file and content that is not text were received"
-    assert (center / "data" / "incoming" / "FL-LAB" / "scan.tif").is_file()
+    assert (center / "data" / "files").is_dir(), "content that is not text, and files of up to 8 MiB"
+    assert (center / "data" / "incoming" / "FL-LAB" / "run-42" / "scan.tif").is_file()
 
     kept = {path.relative_to(tmp_path / "backup/files").as_posix() for path in (tmp_path / "backup/files").rglob("*.*")}
     told = {name for name, cells in rows("HQ's directory").items() if cells[-1] == "yes" and not name.endswith("/")}
