@@ -143,9 +143,10 @@ def laid_out(page: str) -> str:
     import io
     import re
     import shutil
+    from typing import ClassVar
 
     from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.markdown import CodeBlock, Heading, Markdown
+    from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
     from rich.text import Text
     from rich.theme import Theme
 
@@ -161,7 +162,9 @@ def laid_out(page: str) -> str:
             yield Text(str(self.text).upper() if self.tag == "h1" else str(self.text), style="bold")
 
     class Page(Markdown):
-        elements = {**Markdown.elements, "fence": Code, "code_block": Code, "heading_open": Title}
+        elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+            **Markdown.elements, "fence": Code, "code_block": Code, "heading_open": Title,
+        }  # fmt: skip
 
     console = Console(
         file=io.StringIO(), force_terminal=True, legacy_windows=False, highlight=False,
