@@ -85,6 +85,8 @@ def test_commands_in_examples_parse(page: str, words: list[str], whole: bool) ->
         found = command.get_command(context, rest[0])
         if found is None and command.name != "cipherbox" and command.invoke_without_command:
             break  # `clients FL-LAB`
+        if found is None and rest[-1] == "COMMAND":
+            return
         assert found is not None, f"{page}: {words}"
         command, rest = found, rest[1:]
     if isinstance(command, click.Group):
@@ -107,7 +109,8 @@ def test_commands_in_examples_parse(page: str, words: list[str], whole: bool) ->
 def test_a_wrong_command_is_noticed() -> None:
     good = ["dead", "show", "box.CA-RC/17"]
     test_commands_in_examples_parse("here", good, True)
-    for words in (["dead", "show"], [*good, "x"], ["dead", "shew", "x"], [*good, "--wrong"], ["enroll", "A", "--role", "x"]):
+    wrong_role = ["enroll", "FL-LAB", "--role", "x"]
+    for words in (["dead", "show"], [*good, "x"], ["dead", "shew", "x"], [*good, "--wrong"], wrong_role):
         with pytest.raises((AssertionError, click.UsageError)):
             test_commands_in_examples_parse("here", words, True)
     assert list(_shown(["a | sudo -u lab cipherbox --home x join || echo cipherbox"])) == [["--home", "x", "join"], []]

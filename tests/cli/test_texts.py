@@ -51,8 +51,8 @@ def test_topics_are_completed() -> None:
 
 def test_a_page_is_laid_out_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    page = "# A page\n\nLong words " + "and " * 30 + "\n\n```sh\n" + "x" * 90 + "\n```\n\n| a | b |\n|---|---|\n| `c` | "
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", laid_out(page + "word " * 20 + "|\n"))
+    page = f"# A page\n\nLong {'and ' * 30}\n\n```sh\n{'x' * 90}\n```\n\n| a | b |\n|---|---|\n| `c` | {'word ' * 20} |\n"
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", laid_out(page))
     assert shown.startswith("A PAGE\n")
     assert f"\n    {'x' * 90}\n" in shown, "code stays in one line, to be copied"
     others = [line for line in shown.splitlines() if "xx" not in line]

@@ -1,9 +1,9 @@
 """The tutorials, played as a reader plays them: HQ's, the center's and the lab's against each other, with the one file.
 
-How a page is read.  A block `sh` is run; the block `text` after it is what it prints: each line is there, in this order,
-`...` stands for anything, other lines may stand between.  A command that stays (serve, receive, agent) is left running;
-a `text` block after nothing new was printed is about it, and is waited for; with a first line `^C` it is interrupted first.
-Replaced are HQ's address, and MESSAGE_ID by the id that was printed last.
+How a page is read.  A block `sh` is run; the block `text` after it is what it prints: each line is there, in this
+order, `...` stands for anything, other lines may stand between.  A command that stays (serve, receive, agent) is left
+running; a `text` block after nothing new was printed is about it, and is waited for; with a first line `^C` it is
+interrupted first.  Replaced are HQ's address, and MESSAGE_ID by the id that was printed last.
 """
 
 import os
@@ -54,9 +54,8 @@ class Reader:
             python.parent.mkdir()
             python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I "$@"\n')
             python.chmod(python.stat().st_mode | stat.S_IXUSR)
-        self.environment = ENVIRONMENT | {
-            "HOME": str(folder), "PATH": f"{python.parent}:{os.environ['PATH']}", CACHE_VARIABLE: str(folder.parent / "c"),
-        }  # fmt: skip
+        path, cache = f"{python.parent}:{os.environ['PATH']}", str(folder.parent / "cache")
+        self.environment = ENVIRONMENT | {"HOME": str(folder), "PATH": path, CACHE_VARIABLE: cache}
 
     def play(self, until: str = "") -> None:
         """Goes on to the section ``until``, or to the end."""
@@ -139,7 +138,8 @@ def test_a_missing_line_is_noticed() -> None:
 @pytest.fixture
 def readers(pyz: Path, tmp_path: Path, patient: Patient) -> Iterator[dict[str, Reader]]:
     address = f"127.0.0.1:{free_port()}"
-    found = {name: Reader(f"tutorial-{name}", tmp_path / name, pyz, address, patient) for name in ("hq", "lab", "center")}
+    names = ("hq", "lab", "center")
+    found = {name: Reader(f"tutorial-{name}", tmp_path / name, pyz, address, patient) for name in names}
     try:
         yield found
     finally:
