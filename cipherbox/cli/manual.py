@@ -12,18 +12,18 @@ import click
 # kind -> page -> what it is for; four kinds, of which reference has the formats apart
 INDEX: dict[str, dict[str, str]] = {
     "Tutorials: learn it by doing": {
-        "quickstart": "from nothing to a received message, on one machine, in five minutes",
-        "tutorial-hq": "your first HQ: made, started, two clients enrolled, looked at, backed up",
-        "tutorial-lab": "your first lab: joined, keys compared, messages and files sent, with proof",
-        "tutorial-center": "your first research center: joined, what comes received, files, a program of yours",
+        "quickstart": "from nothing to a received message, on one machine",
+        "tutorial-hq": "your first HQ: made, started, clients let in, backed up",
+        "tutorial-lab": "your first lab: joined, keys compared, files sent, proof",
+        "tutorial-center": "your first center: joined, received, a program of yours",
     },
     "How-to: one task each": {
-        "howto-hq": "for HQ's admin: clients, routes, two HQs, dead letters, watching, moving to another machine",
-        "howto-lab": "for who sends: scripts, folders, bad lines, another machine, proof for others",
-        "howto-center": "for who receives: into a program or a database, several machines, what failed",
-        "howto-keys": "compare, rotate, put under a password, what to do when a machine is lost",
-        "migrate": "from RabbitMQ, SFTP, AS2, mail, or one of CipherBox's predecessors: what replaces what",
-        "operations": "install, size, watch, back up, upgrade, and what to do in each disaster",
+        "howto-hq": "clients, routes, two HQs, dead letters, watching, moving",
+        "howto-lab": "sending: scripts, folders, bad lines, proof for others",
+        "howto-center": "receiving: into a program, a database, several machines",
+        "howto-keys": "compare, rotate, passwords, a machine that is lost",
+        "migrate": "from RabbitMQ, SFTP, AS2, mail, CipherBox's predecessors",
+        "operations": "install, size, back up, upgrade, each disaster",
         "tools": "chat and pipe",
     },
     "Reference: look it up": {
@@ -46,15 +46,15 @@ INDEX: dict[str, dict[str, str]] = {
         "token": "what enrols a client",
         "files": "files of any size, in parts",
         "rsa": "RSA keys, from OpenSSL and back",
-        "pki": "certificates, enrolment, rotation, revocation, keys on disk",
+        "pki": "certificates, enrolment, rotation, revocation, key files",
     },
     "Explanation: how and why": {
-        "architecture": "layers, the path of a message, connections, commits, failover; with diagrams",
-        "delivery": "why nothing is lost and nothing comes twice, and how it is proven",
+        "architecture": "layers, a message's path, commits, failover; diagrams",
+        "delivery": "why nothing is lost, nothing comes twice, and the proof",
         "broker": "exchanges, queues, routes, order, what is checked",
         "sessions": "the Double Ratchet between two clients",
         "security": "who can do what, in short, and what you must do",
-        "threat-model": "who could attack, what each can and cannot, and the test that shows it",
+        "threat-model": "who could attack, what each can, and cannot, with tests",
     },
 }  # fmt: skip
 PAGES = [page for kind in INDEX.values() for page in kind]
@@ -103,11 +103,14 @@ def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> No
 
 
 def _list() -> None:
-    width = max(map(len, PAGES))
+    import shutil
+
+    name = max(map(len, PAGES)) + 4
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
     for kind, entries in INDEX.items():
-        click.secho(kind, bold=True)
+        click.secho(f"\n{kind}" if kind != next(iter(INDEX)) else kind, bold=True)
         for page, line in entries.items():
-            click.echo(f"  {page:<{width}}  {line}")
+            click.echo(click.wrap_text(line, width, f"  {page}".ljust(name), " " * name))
     click.secho("Next: cipherbox manual quickstart", err=True, fg="cyan")
 
 
