@@ -149,7 +149,8 @@ def laid_out(page: str) -> str:
     from typing import ClassVar
 
     from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement
+    from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableElement
+    from rich.table import Table
     from rich.text import Text
     from rich.theme import Theme
 
@@ -164,9 +165,21 @@ def laid_out(page: str) -> str:
                 yield Text("")
             yield Text(str(self.text).upper() if self.tag == "h1" else str(self.text), style="bold")
 
+    class Rows(TableElement):
+        """Nothing of a cell is left out; what is looked up, in the first column, stays in one piece, if it can."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for table in super().__rich_console__(console, options):
+                assert isinstance(table, Table)
+                for column in table.columns:
+                    column.overflow = "fold"
+                longest = max((len(str(cell)) for cell in table.columns[0].cells), default=0)
+                table.columns[0].no_wrap = longest <= options.max_width // 2
+                yield table
+
     class Page(Markdown):
         elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-            **Markdown.elements, "fence": Code, "code_block": Code, "heading_open": Title,
+            **Markdown.elements, "fence": Code, "code_block": Code, "heading_open": Title, "table_open": Rows,
         }  # fmt: skip
 
     console = Console(

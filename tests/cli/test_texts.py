@@ -52,13 +52,15 @@ def test_topics_are_completed() -> None:
 
 def test_a_page_is_laid_out_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    table = f"| a | b |\n|---|---|\n| `c` | {'word ' * 20} |\n"
+    table = f"| a | b | c |\n|---|---|---|\n| `{'k' * 25}` | {'word ' * 20} | `{'z' * 40}` |\n"
     page = f"# A page\n\nLong {'and ' * 30}\n\n```sh\n{'x' * 90}\n```\n\n{table}"
     shown = re.sub(r"\x1b\[[0-9;]*m", "", laid_out(page))
     assert shown.startswith("A PAGE\n")
     assert f"\n    {'x' * 90}\n" in shown, "code stays in one line, to be copied"
     others = [line for line in shown.splitlines() if "xx" not in line]
     assert max(map(len, others)) <= 60
+    assert f" {'k' * 25} " in shown, "what is looked up stays in one piece"
+    assert shown.count("z") == 40, "nothing is left out"
     assert "|" not in shown
     assert "`" not in shown
 
