@@ -134,7 +134,7 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     from cipherbox.store.postgres import schema
     from cipherbox.store.postgres.look import look_at
 
-    todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual operations"
+    todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual howto-hq"
     try:
         found = look_at(target_of(config.database))
     except CipherBoxError as error:

@@ -68,7 +68,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "demo": ("demo", "demo", "Play the labs scenario on this machine."),
         "prove": ("prove", "prove", "Prove that nothing is lost or doubled, whatever is killed."),
         "bench": ("bench", "bench", "Measure how fast this machine does the whole job."),
-        "manual": ("texts", "manual", "Read the manual."),
+        "manual": ("manual", "manual", "Read the manual."),
         "install": ("install", "install", "Install or upgrade HQ, or a client, on this machine."),
         "uninstall": ("install", "uninstall", "Remove it again; data stays."),
         "completion": ("texts", "completion", "Print the shell's completion of these commands."),

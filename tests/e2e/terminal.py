@@ -62,7 +62,7 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None) -> Iterator[Terminal]:
+def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None, **environment: str) -> Iterator[Terminal]:
     """Starts a command on a terminal; with ``stdin`` its standard input is a pipe with these bytes all the same."""
     master, slave = pty.openpty()
     source = slave
@@ -71,7 +71,8 @@ def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None) -> Iter
         os.write(end, stdin)
         os.close(end)
     process = subprocess.Popen(
-        [*PROGRAM, "--home", str(home), *arguments], stdin=source, stdout=slave, stderr=slave, env=ENVIRONMENT,
+        [*PROGRAM, "--home", str(home), *arguments], stdin=source, stdout=slave, stderr=slave,
+        env=ENVIRONMENT | environment,
         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(slave)
