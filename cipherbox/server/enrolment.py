@@ -18,6 +18,7 @@ import trio
 
 from cipherbox import pki
 from cipherbox.broker import model as m
+from cipherbox.crl import check_crl
 from cipherbox.errors import CipherBoxError, Conflict, EnrolmentRefused, Forbidden, InvalidRequest, NotFound, TokenError
 from cipherbox.limits import Limits, check_client_id
 from cipherbox.ops.logs import get_logger
@@ -215,7 +216,7 @@ class Enrolments:
                 if row is not None:
                     await self._issued(row, tuple(chain))
                     issued += 1
-            checked = pki.check_crl(crl, self._trust.issuing, pki.now())
+            checked = check_crl(crl, self._trust.issuing, pki.now())
             await self._engine.in_store(self._trust.put_crl, crl, checked.number)
             return issued
 

@@ -27,6 +27,7 @@ from cipherbox.config import (
     write_client_config,
     write_server_config,
 )
+from cipherbox.crl import make_crl
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
@@ -91,7 +92,7 @@ def init_hq(
     write_private(directory / "tls" / "server.key", pki.key_pem(server_key, service_key))
     admin = _write_admin(admin_home, admin_id, address, root, issuing)
     crl_days = pki.OFFLINE_CRL_DAYS if offline_ca else pki.CRL_DAYS
-    _fill_store(config, admin_id, admin, pki.make_crl(issuing, [], 1, crl_days))
+    _fill_store(config, admin_id, admin, make_crl(issuing, [], 1, crl_days))
     write_server_config(config)
     return InitReport(directory, admin_home, pki.fingerprint(root.certificate).hex())
 
@@ -191,6 +192,6 @@ def sign_offline(directory: Path, document: bytes) -> bytes:
         chain = [base64.b64encode(pki.der(c)).decode() for c in (leaf, certificate)]
         signed.append({"client_id": request.client_id, "chain": chain})
     revoked = [(str(serial), datetime.fromtimestamp(at / 1000, UTC)) for serial, at in data["revoked"]]
-    crl = pki.make_crl(issuing, revoked, int(data["crl_number"]), pki.OFFLINE_CRL_DAYS)
+    crl = make_crl(issuing, revoked, int(data["crl_number"]), pki.OFFLINE_CRL_DAYS)
     answer = {"format": CERTIFICATES_FORMAT, "certificates": signed, "crl": base64.b64encode(crl).decode()}
     return orjson.dumps(answer, option=orjson.OPT_INDENT_2)

@@ -14,6 +14,7 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.config import ServerConfig, secret_key
+from cipherbox.crl import make_crl
 from cipherbox.errors import ConfigError, CredentialsError, Forbidden, Revoked
 from cipherbox.portable import read_private
 from cipherbox.store.port import CertificateRow, Store
@@ -138,7 +139,7 @@ class Trust:
         if self.authority is None:
             return self._store.get_setting(CRL_SETTING) or b""
         number = self.crl_number() + 1
-        crl = pki.make_crl(self.authority, self.revoked(), number)
+        crl = make_crl(self.authority, self.revoked(), number)
         self.put_crl(crl, number)
         return crl
 

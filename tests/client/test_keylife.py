@@ -15,7 +15,8 @@ import trio
 from cipherbox import pki
 from cipherbox.client import keylife
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, load_home
-from cipherbox.client.keylife import OLD_KEY_DAYS, is_due, renew_at
+from cipherbox.client.keylife import OLD_KEY_DAYS
+from cipherbox.pki import is_due, renew_at
 from cipherbox.client.pins import SUCCESSION, Pins
 from cipherbox.envelope.kinds import SignatureSuite
 from cipherbox.errors import BundleRefused, CredentialsError, Forbidden, KeyMissing, StoreLocked
