@@ -49,10 +49,8 @@ class RevocationList:
     revoked: dict[str, int]
 
 
-def check_crl(
-    data: bytes, issuing: x509.Certificate, at: datetime.datetime, least_number: int = 0
-) -> RevocationList:
-    """Checks signature, number and end.  A stale list, or one older than ``least_number``, is a CredentialsError."""
+def read_crl(data: bytes, issuing: x509.Certificate) -> RevocationList:
+    """What a list of this CA says, even one that has ended; CredentialsError if it is no list, or not of this CA."""
     try:
         crl = x509.load_der_x509_crl(data)
         key = issuing.public_key()
@@ -61,17 +59,28 @@ def check_crl(
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         end = crl.next_update_utc
         revoked = {f"{entry.serial_number:x}": ms(entry.revocation_date_utc) for entry in crl}
+    except x509.ExtensionNotFound:
+        raise CredentialsError("the revocation list has no number (crlNumber)") from None
     except Exception:
         raise CredentialsError("this is not a revocation list") from None
     if not good or crl.issuer != issuing.subject or end is None:
         raise CredentialsError("the revocation list was not signed by this HQ's CA")
-    if number < least_number:
-        raise CredentialsError(f"the revocation list has number {number}; number {least_number} was seen before")
-    if at > end:
-        raise CredentialsError(
-            f"the revocation list ended on {end:%Y-%m-%d %H:%M} UTC; HQ's administrator must issue a new one"
-        )
     return RevocationList(number, end, revoked)
+
+
+def check_crl(
+    data: bytes, issuing: x509.Certificate, at: datetime.datetime, least_number: int = 0
+) -> RevocationList:
+    """Checks signature, number and end.  A stale list, or one older than ``least_number``, is a CredentialsError."""
+    found = read_crl(data, issuing)
+    if found.number < least_number:
+        raise CredentialsError(f"the revocation list has number {found.number}; number {least_number} was seen before")
+    if at > found.next_update:
+        raise CredentialsError(
+            f"the revocation list ended on {found.next_update:%Y-%m-%d %H:%M} UTC (it is {at:%Y-%m-%d %H:%M} by this "
+            "machine's clock); HQ's administrator must issue a new one"
+        )
+    return found
 
 
 def lists_in(data: bytes, where: str) -> list[bytes]:

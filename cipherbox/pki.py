@@ -84,7 +84,7 @@ def _builder(
     end = start + datetime.timedelta(days=days)
     if signer is not None:
         end = min(end, signer.not_valid_after_utc)
-        if end <= start:
+        if signer.not_valid_after_utc <= now():
             raise CredentialsError(
                 f"{common_name(signer) or 'the CA'} ended on {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this "
                 "machine's clock and can sign nothing more; if the clock is right, renew it: cipherbox ca renew"
@@ -184,6 +184,11 @@ def make_ca_csr(key: PrivateKey, name: str) -> bytes:
     return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
 
 
+def csr_pem(csr: bytes) -> bytes:
+    """A signing request as other tools read it."""
+    return x509.load_der_x509_csr(csr).public_bytes(serialization.Encoding.PEM)
+
+
 def key_of_csr(csr: bytes) -> PublicKey:
     """The public key of a signing request whose own signature verifies; nothing else is taken from it."""
     try:
@@ -199,6 +204,12 @@ def key_of_csr(csr: bytes) -> PublicKey:
 
 def spki(key: PublicKey) -> bytes:
     """SubjectPublicKeyInfo, DER."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def spki_of(certificate: x509.Certificate) -> bytes:
+    """SubjectPublicKeyInfo of a certificate, DER, whatever kind of key it is."""
+    key = certificate.public_key()
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 

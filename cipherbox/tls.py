@@ -32,8 +32,8 @@ _FLIGHTS = 4  # of a handshake, and one to spare
 
 _ALERTS = {
     "UNKNOWN_CA": "HQ did not accept this certificate: it was issued by another CA. Enrol again with HQ's token",
-    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: by HQ's clock it has ended. If this machine's clock says "
-    "otherwise, one of the two is wrong; else ask HQ for a new token and join again",
+    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: by HQ's clock it has expired. If not by this machine's, "
+    "one of the two clocks is wrong; else ask HQ for a new token and join again",
     "CERTIFICATE_REVOKED": "HQ did not accept this certificate: it was revoked",
     "BAD_CERTIFICATE": "HQ did not accept this certificate; if it is new, HQ's clock or this machine's may be wrong",
     "CERTIFICATE_UNKNOWN": "HQ did not accept this certificate",
@@ -70,11 +70,11 @@ def plain(error: Exception, peer: str) -> Cut | NotAccepted:
             return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
         here = f"{pki.now():%Y-%m-%d %H:%M} UTC by this machine's clock"
         if error.verify_code == _HAS_EXPIRED:
-            return NotAccepted(f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the clock; else "
-                               "HQ's administrator must renew it (cipherbox ca)")  # fmt: skip
+            return NotAccepted(f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the clock; "
+                               "else HQ's administrator must renew it (cipherbox ca)")  # fmt: skip
         if error.verify_code == _NOT_YET_VALID:
-            return NotAccepted(f"a certificate of {peer} is not valid yet: it is {here}. This clock is probably behind: "
-                               "set it; else HQ's was ahead when the certificate was made")  # fmt: skip
+            return NotAccepted(f"a certificate of {peer} is not valid yet: it is {here}. If that is wrong, set the "
+                               "clock; else HQ's was ahead when the certificate was made")  # fmt: skip
         return NotAccepted(f"the certificate of {peer} was not accepted: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
         reason = error.reason or ""

@@ -84,7 +84,7 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.check import certificates
-    from cipherbox.server.trust import load_certificate
+    from cipherbox.server.material import load_certificate
 
     renew = "make a new one: cipherbox manual pki"
     for name, path in (("server", config.tls.certificate), ("issuing", config.tls.issuing), ("root", config.tls.root)):
@@ -170,7 +170,7 @@ def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     """The way clients take, as far as it can be seen from here."""
     import trio
 
-    from cipherbox.server.trust import load_certificate
+    from cipherbox.server.material import load_certificate
     from cipherbox.tls import client_context
     from cipherbox.transport import connect
 

@@ -162,7 +162,11 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
                 found.append(listener)
         async with trio.open_nursery() as handlers:
             handlers.start_soon(hq.engine.run)
+            await hq.certificate.begin()
             await hq.engine.in_store(hq.trust.crl)
+            await hq.lists.obey()
+            handlers.start_soon(hq.certificate.run)
+            handlers.start_soon(hq.lists.run)
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)
