@@ -32,7 +32,7 @@ _FLIGHTS = 4  # of a handshake, and one to spare
 
 _ALERTS = {
     "UNKNOWN_CA": "HQ did not accept this certificate: it was issued by another CA. Enrol again with HQ's token",
-    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: by HQ's clock it has expired. If not by this machine's, "
+    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: by HQ's clock it has expired. If not by this one's, "
     "one of the two clocks is wrong; else ask HQ for a new token and join again",
     "CERTIFICATE_REVOKED": "HQ did not accept this certificate: it was revoked",
     "BAD_CERTIFICATE": "HQ did not accept this certificate; if it is new, HQ's clock or this machine's may be wrong",

@@ -211,7 +211,8 @@ async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Pa
         key, next_key = pki.new_key(), pki.new_key()
         csr, renewal = pki.make_csr(key, "FL-LAB"), pki.make_csr(next_key, "FL-LAB")
         assert (await hq.enrolments.request("FL-LAB", token.secret, csr)).state == WAITS_FOR_CA
-        assert await hq.carried.take(sign_offline(open_vault(tmp_path / "ca"), await hq.carried.export())) == 2  # and a list
+        signed = sign_offline(open_vault(tmp_path / "ca"), await hq.carried.export())
+        assert await hq.carried.take(signed) == 2  # a certificate and a list
         issued = await hq.enrolments.request("FL-LAB", token.secret, csr)
         assert issued.state == ISSUED
         chain = [pki.load_der(c) for c in issued.chain]
