@@ -146,9 +146,10 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
         return
     from cipherbox.config import load_server_config
     from cipherbox.server import organization
+    from cipherbox.server.material import is_waiting
 
     config = load_server_config(hq)
-    if organization.is_waiting(config):
+    if is_waiting(config):
         organization.finish(config, home_of(ctx), document)
         say(f"HQ {config.server.name!r} is ready in {config.directory}. Admin's certificate in {home_of(ctx)}.")
         next_step(f"start HQ: cipherbox serve {hq}")

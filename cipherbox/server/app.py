@@ -22,6 +22,7 @@ from cipherbox.portable import lock_file
 from cipherbox.server.alerts import Watch
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
+from cipherbox.server.material import check_answered
 from cipherbox.server.monitor import Monitor
 from cipherbox.server.storing import check_whole, open_store
 from cipherbox.store.port import Store
@@ -62,6 +63,7 @@ async def serve(
         from cipherbox.store.broken import BrokenStore
 
         kind = BrokenStore
+    check_answered(config)
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         patient = config.database.kind != "sqlite"
         async with _monitor(config) as monitor:

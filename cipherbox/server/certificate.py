@@ -46,7 +46,8 @@ class OwnCertificate:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await trio.sleep(RETRY_S if self.trouble else LOOK_S)
+            due_s = (pki.renew_at(self._hq.trust.server) - pki.now()).total_seconds()
+            await trio.sleep(RETRY_S if self.trouble else min(LOOK_S, due_s) if due_s > 0 else LOOK_S)
             await self.look()
 
     async def look(self) -> None:

@@ -13,7 +13,14 @@ from cipherbox.config import ServerConfig, parse_listen, secret_key
 from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
 from cipherbox.portable import lock_file
 from cipherbox.server.lists import read_lists
-from cipherbox.server.material import certificates_in, checked_issuing, issued, load_certificate, read_material
+from cipherbox.server.material import (
+    certificates_in,
+    check_answered,
+    checked_issuing,
+    issued,
+    load_certificate,
+    read_material,
+)
 from cipherbox.server.storing import reach
 
 LOCK = "lock"
@@ -49,6 +56,7 @@ def keys(config: ServerConfig) -> Iterator[str]:
 def certificates(config: ServerConfig) -> Iterator[str]:
     """What is wrong with HQ's certificates and their keys."""
     tls = config.tls
+    check_answered(config)
     yield from _tried(
         lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
         lambda: load_certificate(tls.certificate),

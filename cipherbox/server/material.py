@@ -75,11 +75,7 @@ class Material:
 
 def read_material(config: ServerConfig, *, settle: bool = True) -> Material:
     """Reads the files that the settings name; ConfigError names the one that is wrong."""
-    if not config.tls.certificate.exists() and (config.directory / CA_REQUEST).exists():
-        raise ConfigError(
-            "the organization's answer is missing: let it sign what `cipherbox init` wrote to "
-            f"{config.directory / 'ca'}, then: cipherbox ca import FILE --hq {config.directory}"
-        )
+    check_answered(config)
     service_key = secret_key(config.encryption.service_key_file)
     chain = certificates_in(config.tls.issuing)
     authority = None
@@ -90,6 +86,20 @@ def read_material(config: ServerConfig, *, settle: bool = True) -> Material:
     server = load_certificate(config.tls.certificate)
     key = server_key(config, service_key, server, settle=settle)
     return Material(load_certificate(config.tls.root), tuple(chain), server, key, authority)
+
+
+def is_waiting(config: ServerConfig) -> bool:
+    """Whether the organization's answer to `init` is still missing."""
+    return config.ca.organization and not config.tls.certificate.exists()
+
+
+def check_answered(config: ServerConfig) -> None:
+    """ConfigError while it is."""
+    if is_waiting(config):
+        raise ConfigError(
+            "the organization's answer is missing: let it sign what `cipherbox init` wrote to "
+            f"{config.directory / 'ca'}, then: cipherbox ca import FILE --hq {config.directory}"
+        )
 
 
 def key_at(path: Path, key: bytes) -> pki.PrivateKey:

@@ -93,11 +93,6 @@ def _check_root(root: x509.Certificate, where: Path) -> None:
             raise ConfigError(f"{where}: {error}") from None
 
 
-def is_waiting(config: ServerConfig) -> bool:
-    """Whether the organization's answer is still missing."""
-    return not config.tls.certificate.exists() and config.ca.organization
-
-
 def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
     """Takes the organization's answer: from here on HQ can be served.  ConfigError or a BundleError: nothing taken."""
     signed, root = read_signed(document), certificates_in(config.tls.root)[0]
