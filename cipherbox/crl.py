@@ -15,8 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from cipherbox import pki
 from cipherbox.errors import CredentialsError
-from cipherbox.pki import BACKDATED, CRL_DAYS, Authority, ms, now
+from cipherbox.pki import BACKDATED, CRL_DAYS, Authority, ms
 
 _PEM = re.compile(b"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
@@ -25,7 +26,7 @@ def make_crl(
     issuing: Authority, revoked: Sequence[tuple[str, datetime.datetime]], number: int, days: int = CRL_DAYS
 ) -> bytes:
     """The revocation list, DER: ``revoked`` holds (serial, when); ``number`` only rises."""
-    start = now()
+    start = pki.now()
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuing.certificate.subject)
