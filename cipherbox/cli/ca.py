@@ -13,22 +13,35 @@ from cipherbox.cli.options import home_of, json_option, with_admin
 READABLE = click.Path(path_type=Path, exists=True, dir_okay=False)
 ANYTHING = click.Path(path_type=Path)
 HQ_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+_HELP = ("-h", "--help")
 _OTHERS = 12  # rows of clients that are named one by one
 
 
-@click.group(invoke_without_command=True)
+class Ca(click.Group):
+    """`ca` alone shows, as if `show` had been said."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not {*args} & {*self.commands, *_HELP}:
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or (self.commands["show"] if cmd_name.startswith("-") else None)
+
+
+@click.group(cls=Ca)
+def ca() -> None:
+    """Show HQ's certificates; renew them, take keys off this machine, carry requests to a CA that is elsewhere.
+
+    `ca` alone shows. What HQ does by itself is in the manual page `pki`; the rest is done with the commands below.
+    """
+
+
+@ca.command("show")
 @json_option
 @click.pass_context
-def ca(ctx: click.Context, as_json: bool) -> None:
-    """Show HQ's certificates, where their keys are and when they end (admin); renew them, take keys off this machine.
-
-    What HQ does by itself it says in the manual page `pki`; the rest is done with the commands below.
-    """
-    if ctx.invoked_subcommand is None:
-        _show(ctx, as_json)
-
-
-def _show(ctx: click.Context, as_json: bool) -> None:
+def ca_show(ctx: click.Context, as_json: bool) -> None:
+    """Show every certificate and list of HQ, where its private key is, when it ends, and what waits (admin)."""
     from cipherbox.cli.output import next_step, print_json, record, safe, say, time_text, warn
 
     rows: list[dict[str, Any]] = with_admin(ctx, lambda client: client.list("certificates"))

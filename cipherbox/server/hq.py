@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.configfile import tables_of
-from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, GoingAway, Revoked, Throttled
+from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, Revoked, Throttled
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
 from cipherbox.server.carried import Carried
@@ -147,7 +147,7 @@ class HQ:
         self.enrolments.address = config.server.address
 
     def admit(self, certificate: x509.Certificate) -> tuple[str, str]:
-        """Client id and role of who shows this certificate; Revoked or CredentialsError, GoingAway: not now."""
+        """Client id and role of who shows this certificate; Revoked or CredentialsError; Busy: not now."""
         if self.lists.condemned:
             raise Revoked(self.lists.condemned)
         client = self.trust.identify(certificate)
@@ -155,7 +155,7 @@ class HQ:
         if row is None or row.revoked_at:
             raise CredentialsError("HQ does not know this client any more")
         if why := self.lists.refusal():
-            raise GoingAway(f"HQ lets nobody in before it has a newer revocation list: {why}")
+            raise Busy(f"HQ lets nobody in before it has a newer revocation list: {why}")
         return client, "admin" if self.is_admin(client) else "client"
 
     def end_certificates(self, serials: Mapping[str, str]) -> None:
