@@ -169,7 +169,10 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
         return
     organization.put_by_hand(config, document)
     say(f"The certificate is in {config.directory}.")
-    next_step("make HQ notice: cipherbox reload" if organization.runs(config) else f"start HQ: cipherbox serve {hq}")
+    if organization.runs(config):
+        next_step("make HQ notice: cipherbox reload, or where it lets nobody in: systemctl reload cipherbox (SIGHUP)")
+    else:
+        next_step(f"start HQ: cipherbox serve {hq}")
 
 
 for command in (ca_keys.take_off, ca_keys.bring_back, ca_keys.renew):

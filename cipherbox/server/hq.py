@@ -143,6 +143,7 @@ class HQ:
         """What a reload found; nothing here can fail."""
         self.config, self.context = config, context
         self.trust.adopt(material)
+        self.lists.judge()
         self.log_key = certified(self._log_signer, material.server_key)
         self.enrolments.address = config.server.address
 

@@ -99,8 +99,8 @@ class Lists:
     def __init__(self, hq: HQ) -> None:
         self._hq = hq
         self.found = read_lists(hq.config, hq.trust.material)
-        self.condemned = condemned(self.found.values(), hq.trust.material)
-        self.trouble = ""
+        self.trouble = self.condemned = ""
+        self.judge()
         self._stamp = _stamp(hq.config)
         self._changed = trio.Event()
 
@@ -130,9 +130,13 @@ class Lists:
     def adopt(self, found: dict[bytes, Listed]) -> None:
         """These count from now on."""
         self.found, self.trouble = found, ""
-        self.condemned = condemned(found.values(), self._hq.trust.material)
+        self.judge()
         self._stamp = _stamp(self._hq.config)
         self._changed.set()
+
+    def judge(self) -> None:
+        """Whether HQ's chain, as it is now, is on one of them."""
+        self.condemned = condemned(self.found.values(), self._hq.trust.material)
 
     async def run(self) -> None:
         """Until cancelled: looks for files that were replaced, and does what the lists say."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -292,6 +293,12 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
         openssl("ca", *by, "-gencrl", "-out", "new.crl", cwd=org)
         os.replace(org / "new.crl", lists / "org.crl")
         patient(lambda: "organization revoked" in shell("ca", home=admin).err)
+        sign(org, directory / "ca" / "issuing.csr", signer, SUBORDINATE, "issuing3.pem")
+        again = shell("ca", "import", str(org / "issuing3.pem"), *whole[1:], "--hq", str(directory), home=admin)
+        assert (again.code, "SIGHUP" in again.err) == (0, True), again.err
+        process.send_signal(signal.SIGHUP)
+        patient(lambda: shell("ca", home=admin).code == 0)
+        assert shell("send", "--to", "CA-RC", "with a new one", home=lab).code == 0
 
 
 def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -> None:
