@@ -39,7 +39,7 @@ survives it.  Codes are never reused.
     |   +-- FileChanged          it changed or vanished while it was sent
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
-        +-- StoreLeased
+        +-- StoreLeased          +-- SessionMoved (retry)
 """
 
 from __future__ import annotations
@@ -351,6 +351,10 @@ class Damaged(StoreError, code=0x0803):
 
 class StoreLeased(StoreError, code=0x0805):
     """Another HQ serves this database."""
+
+
+class SessionMoved(StoreError, code=0x0806, retryable=True):
+    """Another process of this home has spoken in the session meanwhile; seal again."""
 
 
 class Fenced(StoreError, code=0x0804):

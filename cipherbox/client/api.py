@@ -80,10 +80,10 @@ class Client(Tracking, AdminCalls):
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, *keep, prekeys=self.prekeys)
         self.post: Post | None = None  # an admin's machine sends nothing
         if self.sessions is not None:
-            outbox = Outbox(home.path, home.config.keep_until)
+            outbox = Outbox(home.path, home.config.keep_until, self.sessions.chains)
             self.post = self.sealer.post = Post(
                 line, outbox, events, self.sealer.seal_again, self.directory.revoked, home.config.client_id,
-                self.sessions.sync,
+                self.sessions,
             )  # fmt: skip
             nursery.start_soon(self.post.run)
             line.listed = self._look_at_revocations
@@ -255,7 +255,7 @@ class Client(Tracking, AdminCalls):
                 answer: frames.AckConfirmed = await self.line.request(frames.Ack, queue=queue, ranges=part)
                 counted += answer.count
             self._say(own, "Server confirmed ACK for {}", mark=True)
-            if self.sessions is not None and self.sessions.exists:
+            if self.sessions is not None:
                 hashes = [d.sighted.hashes.envelope_hash for d in own if in_sessions(d.sighted)]
                 self.sessions.acknowledged(hashes)
             self._settled(own)

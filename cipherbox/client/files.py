@@ -19,8 +19,8 @@ import trio
 from cipherbox.client.choices import stanza_type
 from cipherbox.client.events import SENDER
 from cipherbox.client.parts import Manifest, manifest_message, part_message
-from cipherbox.client.post import waits
 from cipherbox.client.publish import Address, Confirmation, Target
+from cipherbox.client.resealing import waits
 from cipherbox.client.tasks import background
 from cipherbox.client.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.window import Outgoing

@@ -2,9 +2,11 @@
 
     client.toml                       ca.crt issuing.crt client.crt      certificates
     client.key  local.key  keys.cbk   secrets; local.key opens the rest  certs/ allow.json   whom it believes, permits
-    inbox.sqlite3 data/               what it received                   issuing.crl lock keys.lock
-    outbox.sqlite3 outbox/            what it sent                       routes.json
-    sessions.sqlite3                  sessions, private prekeys: under local.key
+    inbox.sqlite3 data/               what it received, and heard        issuing.crl lock keys.lock
+    outbox.sqlite3 outbox/            what it sent, and said             routes.json
+
+Sessions lie with the messages: sending chains in the outbox, the rest and the private prekeys in the inbox, under
+local.key.
 """
 
 from __future__ import annotations

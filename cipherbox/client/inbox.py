@@ -19,10 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cipherbox.client.arriving import HELD, INCOMING, Arriving, is_file, transfer_of
 from cipherbox.client.arriving import STEP as ARRIVING
+from cipherbox.client.hearing import STEP as HEARING
+from cipherbox.client.hearing import Heard
 from cipherbox.client.lines import Received, lines_of
 from cipherbox.client.localdb import open_database
 from cipherbox.client.pipe_frames import is_frame
@@ -31,6 +33,9 @@ from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, private_dir, safe_name, write_private
 from cipherbox.sealing.body import Message, pack
+
+if TYPE_CHECKING:
+    from cipherbox.client.sessions import Sessions
 
 DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
 _LARGE = 64 * 1024
@@ -65,6 +70,7 @@ CREATE TABLE refusals (
 CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, root BLOB NOT NULL);
 """
     + ARRIVING,
+    HEARING,
 )
 
 
@@ -73,8 +79,9 @@ class Inbox:
 
     def __init__(
         self, home: Path, on_cut: Callable[[int], None] | None = None, incoming: Path | None = None,
-        *, keep_contents: bool = False,
+        *, keep_contents: bool = False, sessions: Sessions | None = None,
     ) -> None:  # fmt: skip
+        self._sessions = sessions
         self._home = home
         self._keep_contents = keep_contents
         self._unsure = False
@@ -82,10 +89,11 @@ class Inbox:
         self._highest: dict[str, bytes] = {}
         try:
             private_dir(home / "data")
+            begins = not (home / DATABASE).exists()
             self._db = open_database(home / DATABASE, STEPS)
             self._prepare()
             self._file = open(home / LINES, "r+b", buffering=0, opener=_private)  # noqa: SIM115
-            cut = self._cut_back()
+            cut = self._cut_back(begins)
             self._arriving = Arriving(incoming or home / INCOMING, home / "data", self._db, self._step)
             self.arrived = self._arriving.resume()  # files that got their names; the receiver says so
         except (OSError, sqlite3.Error) as error:
@@ -115,8 +123,11 @@ class Inbox:
         ).fetchone()
         return found is not None
 
-    def record(self, batch: Sequence[Received]) -> list[bytes]:
-        """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded."""
+    def record(self, batch: Sequence[Received], heard: Heard | None = None) -> list[bytes]:
+        """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded.
+
+        ``heard``: what opening them has changed in sessions.
+        """
         with self._failing():
             messages = [received for received in batch if not is_file(received) and not is_frame(received)]
             kept = messages if self._keep_contents else []
@@ -127,6 +138,8 @@ class Inbox:
                 self._insert(batch)
                 self._arriving.record(self._db, taken)
                 self._keep(kept)
+                if heard is not None and self._sessions is not None:
+                    self._sessions.hearing.write(self._db, heard)
 
             self._step(work, lines)
             for received in batch:
@@ -200,10 +213,13 @@ class Inbox:
         if self._watermark + LIMITS.watermark_ms < now and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone():
             self.forget(now - LIMITS.watermark_ms)
 
-    def _cut_back(self) -> int:
-        """Makes the JSONL file as long as recorded; how many bytes were beyond it."""
+    def _cut_back(self, begins: bool) -> int:
+        """Makes the JSONL file as long as recorded; how many bytes were beyond it.
+
+        When the file was emptied or moved away, or the database was and ``begins`` anew, it goes on from what is there.
+        """
         size = self._file.seek(0, os.SEEK_END)
-        if size < self._length:  # somebody moved it away or emptied it: go on from what is there
+        if size < self._length or (begins and size):
             self._length = size
             self._file.seek(max(0, size - 1))
             if self._file.read(1) not in (b"", b"\n"):

@@ -35,6 +35,7 @@ def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
         with translated(path):
             db.execute("PRAGMA journal_mode = WAL")
             db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
+            db.execute("PRAGMA secure_delete = FAST")  # what is overwritten is zeros, where that costs no more writing
             db.execute("BEGIN IMMEDIATE")
             try:
                 _upgrade(db, path, steps)

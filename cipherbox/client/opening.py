@@ -72,8 +72,11 @@ class Opener:
         self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
         self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
 
-    async def open(self, delivery: Delivery) -> None:
-        """Fills the delivery's messages, or raises the EnvelopeError."""
+    async def open(self, delivery: Delivery, *, later: bool = False) -> None:
+        """Fills the delivery's messages, or raises the EnvelopeError.
+
+        ``later``: the caller records them, and with them what this changed in sessions (`Sessions.heard`).
+        """
         if delivery.opened:
             return
         if self._identity is None:
@@ -83,19 +86,19 @@ class Opener:
         if sender is None:
             sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
         try:
-            messages = self._opened(delivery.sighted, sender)
+            messages = self._opened(delivery.sighted, sender, later)
         except KeyMissing:
             if not self.refresh():
                 raise
-            messages = self._opened(delivery.sighted, sender)
+            messages = self._opened(delivery.sighted, sender, later)
         delivery.fill(messages)
         if not delivery.quiet:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
 
-    def _opened(self, sighted: Sighted, sender: KeyBundle) -> Messages:
+    def _opened(self, sighted: Sighted, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
         if self._sessions is not None and in_sessions(sighted):
-            return self._sessions.open(sighted, sender)
+            return (self._sessions.hear if later else self._sessions.open)(sighted, sender)
         return open_envelope(sighted, self._identity, sender)
 
     async def admit(self, delivery: Delivery) -> bool:

@@ -22,10 +22,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import orjson
-
+from cipherbox.client.chains import STEP as CHAINS
+from cipherbox.client.chains import Chains, Turned
 from cipherbox.client.localdb import open_database, transaction, translated
-from cipherbox.client.outbox_reading import OutboxReading
 from cipherbox.client.outbox_rows import (
     UNTIL_CONFIRMED,
     UNTIL_DELIVERED,
@@ -34,10 +33,11 @@ from cipherbox.client.outbox_rows import (
     Fresh,
     Proven,
     Refused,
-    Signed,
     names_text,
+    now_ms,
     values_of,
 )
+from cipherbox.client.outbox_signed import OutboxSigned
 from cipherbox.portable import O_BINARY, private_dir, sync_directory
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
@@ -86,11 +86,13 @@ CREATE TABLE proofs (
 CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NOT NULL);
 """,
     "ALTER TABLE transfers ADD COLUMN stanza INTEGER NOT NULL DEFAULT 0;\n",
+    CHAINS,
 )
-class Outbox(OutboxReading):
+class Outbox(OutboxSigned):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
 
-    def __init__(self, home: Path, keep_until: str = UNTIL_OPENED) -> None:
+    def __init__(self, home: Path, keep_until: str = UNTIL_OPENED, chains: Chains | None = None) -> None:
+        self._chains = chains
         self._path = home / DATABASE
         self._files = home / FILES
         self._keep_until = keep_until
@@ -121,16 +123,23 @@ class Outbox(OutboxReading):
 
     def write(
         self, fresh: Sequence[Fresh] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = (),
-        proven: Sequence[Proven] = (),
-    ) -> None:  # fmt: skip
-        """All of it durable, or none of it: StoreError."""
+        proven: Sequence[Proven] = (), turned: Sequence[Turned] = (),
+    ) -> set[bytes]:  # fmt: skip
+        """All of it durable, or none of it: StoreError.
+
+        ``turned``: of sessions, beside what the envelopes have turned.  Returns the ids of sessions that another
+        process has spoken in meanwhile: of their steps, and of the envelopes made with them, nothing was written.
+        """
         dropped: list[str] = []
         written: list[Path] = []
         try:
             with translated(self._path):
                 places = self._spool(fresh, written)
             with transaction(self._db, self._path):
-                now = _now_ms()
+                now = now_ms()
+                moved = self._turn([*turned, *(step for item in fresh for step in item.turned)])
+                if moved:
+                    fresh, places = self._unmoved(fresh, places, moved, dropped)
                 for item, file in zip(fresh, places, strict=True):
                     if item.replaces is not None:
                         dropped += self._remove(item.replaces)
@@ -150,61 +159,7 @@ class Outbox(OutboxReading):
             self._delete([path.name for path in written])
             raise
         self._delete(dropped)
-
-    def sign(self, bundle: bytes, bundle_hash: bytes, recipient: str, group: bytes, digest: bytes,
-             outcomes: Sequence[Signed]) -> list[Signed]:  # fmt: skip
-        """Keeps a verified receipt and what it says; returns what was news.  Bytes nobody owes a word on go."""
-        news: list[Signed] = []
-        dropped: list[str] = []
-        with transaction(self._db, self._path):
-            db, now = self._db, _now_ms()
-            found = db.execute("SELECT receipt FROM receipts WHERE hash = ?", (digest,)).fetchone()
-            if found is not None:
-                return []
-            db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (bundle_hash, bundle))
-            row = (recipient, bundle_hash, now, digest, group)
-            receipt = db.execute(
-                "INSERT INTO receipts (recipient, bundle_hash, taken_at, hash, bytes) VALUES (?, ?, ?, ?, ?)", row
-            ).lastrowid
-            for one in outcomes:
-                if self._take(one, receipt or 0, dropped):
-                    news.append(one)
-            if not news:
-                db.execute("DELETE FROM receipts WHERE receipt = ?", (receipt,))
-        self._delete(dropped)
-        return news
-
-    def _take(self, one: Signed, receipt: int, dropped: list[str]) -> bool:
-        db = self._db
-        row = db.execute(
-            "SELECT number, recipients, generation, envelope_hash FROM envelopes WHERE envelope_id = ?",
-            (one.envelope_id,),
-        ).fetchone()
-        if row is None or one.recipient not in orjson.loads(row[1]):
-            return False
-        number, _, generation, digest = row
-        if generation != one.generation:
-            earlier = db.execute(
-                "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?",
-                (one.envelope_id, one.generation),
-            ).fetchone()
-            digest = earlier[0] if earlier else None
-        if digest != one.envelope_hash:
-            return False
-        before = db.execute(
-            "SELECT outcome, generation FROM outcomes WHERE number = ? AND recipient = ?", (number, one.recipient)
-        ).fetchone()
-        if before is not None and (before[0] == 0 or before[1] >= one.generation):
-            return False  # what was opened stays opened, whatever comes again
-        db.execute(
-            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (number, one.recipient, one.generation, one.outcome, one.signed_at, receipt, one.leaf),
-        )
-        if one.outcome == 0:
-            db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
-            if self._keep_until == UNTIL_OPENED:
-                dropped += self._forget_bytes(number, "owed <= 0")
-        return True
+        return moved
 
     def delivered(self, envelope_id: bytes) -> None:
         """HQ delivered it to all; with ``keep_until`` delivered its bytes go."""
@@ -221,7 +176,7 @@ class Outbox(OutboxReading):
             changed = self._db.execute(
                 "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
                 "WHERE envelope_id = ? AND (data IS NOT NULL OR file IS NOT NULL)",
-                (_now_ms(), envelope_id),
+                (now_ms(), envelope_id),
             ).rowcount
         return changed > 0
 
@@ -246,7 +201,7 @@ class Outbox(OutboxReading):
             return db.execute(
                 "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
                 "WHERE state = 1 AND owed > 0 AND (data IS NOT NULL OR file IS NOT NULL)",
-                (_now_ms(),),
+                (now_ms(),),
             ).rowcount
 
     def forget(self, before_ms: int) -> int:
@@ -270,6 +225,20 @@ class Outbox(OutboxReading):
         self._delete(dropped)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _turn(self, steps: Sequence[Turned]) -> set[bytes]:
+        return self._chains.write(self._db, steps) if steps and self._chains is not None else set()
+
+    def _unmoved(
+        self, fresh: Sequence[Fresh], places: Sequence[str | None], moved: set[bytes], dropped: list[str]
+    ) -> tuple[list[Fresh], list[str | None]]:
+        kept: list[tuple[Fresh, str | None]] = []
+        for item, file in zip(fresh, places, strict=True):
+            if not any(step.session_id in moved for step in item.turned):
+                kept.append((item, file))
+            elif file is not None:
+                dropped.append(file)
+        return [item for item, _ in kept], [file for _, file in kept]
 
     def _spool(self, fresh: Sequence[Fresh], written: list[Path]) -> list[str | None]:
         places: list[str | None] = []
@@ -347,16 +316,6 @@ class Outbox(OutboxReading):
         row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
         return self._forget_bytes(row[0], "state = 1") if row else []
 
-    def _forget_bytes(self, number: int, when: str) -> list[str]:
-        """Drops key and bytes; the names of files to delete after the commit."""
-        row = self._db.execute(f"SELECT file FROM envelopes WHERE number = ? AND {when}", (number,)).fetchone()
-        if row is None:
-            return []
-        self._db.execute(
-            "UPDATE envelopes SET content_key = NULL, data = NULL, file = NULL WHERE number = ?", (number,)
-        )
-        return [row[0]] if row[0] else []
-
     def _remove(self, envelope_id: bytes) -> list[str]:
         row = self._db.execute("SELECT number, file FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
         if row is None:
@@ -364,19 +323,9 @@ class Outbox(OutboxReading):
         self._db.execute("DELETE FROM envelopes WHERE number = ?", (row[0],))
         return [row[1]] if row[1] else []
 
-    def _delete(self, names: Iterable[str]) -> None:
-        for name in names:
-            with suppress(OSError):
-                os.unlink(self._files / name)
-
     def _sweep(self) -> None:
         oldest = time.time() - _ORPHAN_S
         old = [e.name for e in os.scandir(self._files) if e.is_file() and e.stat().st_mtime < oldest]
         if old:
             named = {n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")}
             self._delete(name for name in old if name not in named)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
-

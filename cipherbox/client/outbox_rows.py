@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import attrs
 import orjson
+
+from cipherbox.client.chains import Turned
 
 WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")
@@ -32,6 +35,7 @@ class Fresh(NamedTuple):
     content_key: bytes  # encrypted
     transfer: int | None = None
     replaces: bytes | None = None  # envelope id
+    turned: tuple[Turned, ...] = ()  # what it was sealed with, in sessions
 
 
 class Confirmed(NamedTuple):
@@ -122,3 +126,8 @@ def names_text(names: tuple[str, ...]) -> str:
             _NAMES.clear()
         found = _NAMES[names] = orjson.dumps(names).decode()
     return found
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)

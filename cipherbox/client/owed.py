@@ -185,9 +185,10 @@ class OwedReceipts:
         sessions = self._client.sessions
         with suppress(CipherBoxError):
             turn = sessions.turn(sender) if sessions is not None else None
-            if sessions is not None and turn is not None:
-                await trio.to_thread.run_sync(sessions.sync)
-                return [Message(turn, STEP_TYPE)]
+            if turn is not None and self._client.post is not None:
+                raw, step = turn
+                await self._client.post.turned(step)
+                return [Message(raw, STEP_TYPE)]
         return []
 
     def _mark(self, owed: Sequence[Owed], sent: dict[str, int], at: int, root: bytes) -> None:

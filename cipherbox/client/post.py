@@ -16,48 +16,41 @@ those who are left.  Every other refusal: aside, with the reason, until a person
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 
+import attrs
 import trio
 
+from cipherbox.client.chains import Turned
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.line import Line
 from cipherbox.client.outbox import Outbox
 from cipherbox.client.outbox_rows import Confirmed, Proven, Refused, Row
+from cipherbox.client.resealing import PAGE, Reseal, Resealing, Revoked, waits
+from cipherbox.client.sessions import Sessions
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.log import leaf, verify_proof
-from cipherbox.errors import (
-    CipherBoxError,
-    CredentialsError,
-    NetworkError,
-    ProtocolError,
-    RecipientRevoked,
-    RouteChanged,
-    StoreError,
-)
+from cipherbox.errors import CipherBoxError, RecipientRevoked, RouteChanged, SessionMoved, StoreError
 from cipherbox.wire.frames import Confirm
 
 OUTCOME_PAUSE_S = 0.2  # outcomes alone wait so long for company
 ABANDONED_MS = 30_000  # a row that waits so long unchanged belongs to no process that sends
 LOOK_S = 5.0  # between looks for such rows
 CLOSE_S = 5.0  # for the last write
-PAGE = 256
 in_thread = trio.to_thread.run_sync
-Reseal = Callable[[Row, bytes, Collection[str]], Awaitable[Outgoing]]
-Revoked = Callable[[], Awaitable[list[str]]]
 
 
-class Post:
+class Post(Resealing):
     """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked`` names who was;
-    ``before`` runs in a thread before envelopes are written: what they were sealed with must be safe first."""
+    ``sessions``: what some of the envelopes were sealed with."""
 
     def __init__(
         self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str,
-        before: Callable[[], None] | None = None,
+        sessions: Sessions,
     ) -> None:  # fmt: skip
         self.outbox = outbox
-        self._revoked, self._before = revoked, before
+        self._revoked, self._sessions = revoked, sessions
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
         self._window.proven = self._check_proof
@@ -68,6 +61,7 @@ class Post:
         self._confirmed: list[Confirmed] = []
         self._refused: list[Refused] = []
         self._proven: list[Proven] = []
+        self._steps: list[_Step] = []
         self._turn = trio.Lock()  # the outbox takes one call at a time
         self._work = trio.Event()
         self._look = trio.Event()
@@ -99,12 +93,26 @@ class Post:
         self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
         self._work.set()
 
+    def refuse(self, row: Row, error: CipherBoxError) -> None:
+        """It cannot be mended: kept aside with the reason."""
+        self._refused.append(Refused(row.envelope_id, row.generation, error.code, str(error)))
+        self._work.set()
+
     async def kept(self, item: Outgoing) -> None:
         """Waits until the envelope is on this machine's disk; StoreError if it could not be."""
         while not item.kept and item.error is None:
             await self._written.wait()
         if not item.kept and item.error is not None:
             raise item.error
+
+    async def turned(self, step: Turned) -> None:
+        """Keeps a step of a session that no envelope of the outbox made; SessionMoved, StoreError: it was not made."""
+        told = _Step(step)
+        self._steps.append(told)
+        self._work.set()
+        await told.done.wait()
+        if told.error is not None:
+            raise told.error
 
     def look(self) -> None:
         """Something in the outbox waits again: look now."""
@@ -141,7 +149,7 @@ class Post:
                 self._nursery = nursery
                 while True:
                     await self._work.wait()
-                    if not self._fresh:
+                    if not self._fresh and not self._steps:
                         with trio.move_on_after(OUTCOME_PAUSE_S):
                             await self._until_fresh()
                     await self._write()
@@ -153,7 +161,7 @@ class Post:
                     self.outbox.close()
 
     async def _until_fresh(self) -> None:
-        while not self._fresh:
+        while not self._fresh and not self._steps:
             self._work = trio.Event()
             await self._work.wait()
 
@@ -163,38 +171,56 @@ class Post:
         confirmed, self._confirmed = self._confirmed, []
         refused, self._refused = self._refused, []
         proven, self._proven = self._proven, []
-        if not (fresh or confirmed or refused or proven):
+        steps, self._steps = self._steps, []
+        if not (fresh or confirmed or refused or proven or steps):
             return
+        batch: list[Outgoing | _Step] = [*fresh, *steps]
         kept = [item.fresh for item in fresh if item.fresh is not None]
+        turned = [step.turned for step in steps]
         try:
-            if kept and self._before is not None:
-                await self.store(self._before)
-            await self.store(self.outbox.write, kept, confirmed, refused, proven)
+            if self._sessions.unsynced:
+                await self.store(self._sessions.sync)
+            moved = await self.store(self.outbox.write, kept, confirmed, refused, proven, turned)
+            assert isinstance(moved, set)
         except CipherBoxError as error:
             self._confirmed = confirmed + self._confirmed
             self._refused = refused + self._refused
             self._proven = proven + self._proven
             failure = StoreError(f"the outbox cannot keep what was sealed, so it was not sent: {error}")
-            for item in fresh:
-                self._known.pop(item.envelope_id, None)
-                item.error, item.gone = failure, True
-                _tell(item)
-            self._written.set()
-            self._written = trio.Event()
+            for one in batch:
+                self._unkept(one, failure)
             if not fresh:
                 await trio.sleep(1.0)
                 self._work.set()
             return
         finally:
             self._fresh_bytes -= sum(len(item.raw) for item in fresh)
-        for item in fresh:
-            item.kept = True
+            self._written.set()
+            self._written = trio.Event()
+        for one in batch:
+            if any(step.session_id in moved for step in _turned(one)):
+                self._unkept(one, SessionMoved())
+                continue
+            self._sessions.kept(_turned(one))
+            if isinstance(one, _Step):
+                one.done.set()
+                continue
+            one.kept = True
             if self._behind is not None:
-                self._behind.append(item)
+                self._behind.append(one)
             else:
-                self._send(item)
-        self._written.set()
-        self._written = trio.Event()
+                self._send(one)
+
+    def _unkept(self, one: Outgoing | _Step, error: CipherBoxError) -> None:
+        """It is not in the outbox, and does not leave."""
+        self._sessions.lost(_turned(one))
+        if isinstance(one, _Step):
+            one.error = error
+            one.done.set()
+            return
+        self._known.pop(one.envelope_id, None)
+        one.error, one.gone = error, True
+        _tell(one)
 
     def _send(self, item: Outgoing) -> None:
         try:
@@ -276,11 +302,11 @@ class Post:
             )
         elif isinstance(error, RouteChanged):
             if item.owner is None:
-                self._nursery.start_soon(self._mend, item.envelope_id)
+                self._nursery.start_soon(self.mend, item.envelope_id)
         elif error is not None and not waits(error):
             self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
             if isinstance(error, RecipientRevoked) and item.owner is None:
-                self._nursery.start_soon(self._mend_revoked)
+                self._nursery.start_soon(self.mend_revoked)
         self._work.set()
         if item.owner is not None:
             _tell(item)
@@ -290,69 +316,20 @@ class Post:
                 item.envelope_id, item.count, mark=error is None,
             )  # fmt: skip
 
-    async def _mend(self, envelope_id: bytes) -> None:
-        with suppress(CipherBoxError):
-            await self.seal_again(envelope_id)
 
-    async def _mend_revoked(self) -> None:
-        with suppress(CipherBoxError):
-            await self.without_revoked()
+@attrs.define(eq=False)
+class _Step:
+    """A step of a session by itself."""
 
-    async def seal_again_all(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
-        """Seals again what ``client_id`` (None: somebody) has not opened yet: how many, and why others were not."""
-        done = 0
-        errors: list[CipherBoxError] = []
-        without = await self._revoked()
-        for row in await self._unopened(client_id):
-            try:
-                done += await self.seal_again(row.envelope_id, without)
-            except CipherBoxError as error:
-                if waits(error):
-                    raise
-                errors.append(error)
-        return done, errors
+    turned: Turned
+    done: trio.Event = attrs.Factory(trio.Event)
+    error: CipherBoxError | None = None
 
-    async def without_revoked(self) -> None:
-        """What a revoked recipient has not opened is sealed again for those who are left; once more does nothing."""
-        for name in await self._revoked():
-            count = 0
-            for row in await self._unopened(name):
-                if len(row.recipients) > 1:
-                    with suppress(CipherBoxError):  # it is set aside with the reason, or waits and is tried again
-                        count += await self.seal_again(row.envelope_id, [name])
-            if count:
-                self._events.say(SENDER, f"{name} was revoked: {count} envelopes are sealed again for the others")
 
-    async def _unopened(self, client_id: str | None) -> list[Row]:
-        found: list[Row] = []
-        while True:
-            page = await self.store(self.outbox.unopened_by, client_id, PAGE, found[-1].number if found else 0)
-            assert isinstance(page, list)
-            if not page:
-                return found
-            found += page
-
-    async def seal_again(self, envelope_id: bytes, without: Collection[str] | None = None) -> bool:
-        """Seals in the next generation what is kept of an envelope, for those who read its route now and are not
-        revoked, with the keys they have now; keeps and sends it.  False when its bytes or its key are gone.  What
-        cannot be mended is set aside.
-        """
-        row = await self.store(self.outbox.find, envelope_id)
-        if not isinstance(row, Row):
-            return False
-        raw = await self.store(self.outbox.bytes_of, row)
-        if not isinstance(raw, bytes) or row.content_key is None:
-            return False
-        try:
-            item = await self._reseal(row, raw, await self._revoked() if without is None else without)
-            self.add(item)
-        except CipherBoxError as error:
-            if not waits(error):
-                self._refused.append(Refused(envelope_id, row.generation, error.code, str(error)))
-                self._work.set()
-            raise
-        await self.kept(item)
-        return True
+def _turned(one: Outgoing | _Step) -> tuple[Turned, ...]:
+    if isinstance(one, _Step):
+        return (one.turned,)
+    return one.fresh.turned if one.fresh is not None else ()
 
 
 def _tell(item: Outgoing) -> None:
@@ -363,8 +340,3 @@ def _tell(item: Outgoing) -> None:
 def again(error: CipherBoxError) -> CipherBoxError:
     """The same error, to be raised once more."""
     return type(error)(str(error), error.detail)
-
-
-def waits(error: CipherBoxError) -> bool:
-    """Whether an envelope stays in the outbox and goes out by itself when this is mended."""
-    return error.retryable or isinstance(error, CredentialsError | NetworkError | ProtocolError | StoreError)

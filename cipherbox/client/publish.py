@@ -28,7 +28,7 @@ from cipherbox.client.line import Line, Patience
 from cipherbox.client.outbox_rows import Fresh, Row
 from cipherbox.client.prekeys import Prekeys
 from cipherbox.client.routes import Routes
-from cipherbox.client.sessions import in_sessions
+from cipherbox.client.sessions import Speaker, in_sessions
 from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
@@ -42,13 +42,14 @@ from cipherbox.errors import (
     NoRoute,
     RecipientRevoked,
     RouteChanged,
+    SessionMoved,
 )
 from cipherbox.limits import LIMITS, check_client_id, check_name
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import KeyKeeper
 from cipherbox.sealing.open import inspect, open_plain
-from cipherbox.sealing.seal import Speaker, choose_keys, seal
+from cipherbox.sealing.seal import choose_keys, seal
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
@@ -224,9 +225,9 @@ class Sealer:
 
     def seal(
         self, address: Address, target: Target, plain: bytes, count: int, settled: Callable[[Outgoing], None] | None,
-        *, replaces: bytes | None = None, before: Row | None = None,
+        *, replaces: bytes | None = None, before: Row | None = None, reserve: bool = False,
     ) -> Outgoing:  # fmt: skip
-        """One envelope, ready for the post.
+        """One envelope, ready for the post.  ``reserve``: see `Sessions.speakers`.
 
         ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is its next generation.
         """
@@ -240,7 +241,7 @@ class Sealer:
             raise BundleError("this client's own keys have ended; its certificate must be renewed")
         sealed_at = now if before is None else before.sealed_at
         generation = 0 if before is None else before.generation + 1
-        with self._speakers(target) as speakers:
+        with self._speakers(target, reserve) as speakers:
             sealed = seal(
                 identity, target.bundles, plain, count,
                 envelope_id=self._ids.next() if before is None else before.envelope_id, sealed_at=sealed_at,
@@ -253,6 +254,7 @@ class Sealer:
             sealed.raw, sealed.envelope_id, generation, count, target.exchange, target.routing_key, target.names,
             address.flags, target.version, sealed_at, sealed.envelope_hash,
             self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation), None, replaces,
+            tuple(step for speaker in speakers or () for step in speaker.turned),
         )  # fmt: skip
         return Outgoing(
             sealed.raw, sealed.envelope_id, count, settled, flags=address.flags, route_version=target.version,
@@ -260,11 +262,12 @@ class Sealer:
         )  # fmt: skip
 
     @contextmanager
-    def _speakers(self, target: Target) -> Iterator[Sequence[Speaker] | None]:
+    def _speakers(self, target: Target, reserve: bool) -> Iterator[list[Speaker] | None]:
         if not target.in_sessions or self._prekeys is None:
             yield None
             return
-        with self._prekeys.sessions.speakers([bundle.client_id for bundle in target.bundles]) as found:
+        names = [bundle.client_id for bundle in target.bundles]
+        with self._prekeys.sessions.speakers(names, reserve=reserve) as found:
             yield found
 
     async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> Outgoing:
@@ -299,7 +302,7 @@ class Sealer:
             if stanza == StanzaType.RATCHET:
                 raise  # whoever hands out bad prekeys does not choose a weaker way
             target = await self.target(attrs.evolve(address, stanza=None), anew=True)
-        return self.seal(address, target, plain, row.messages, None, before=row)
+        return self.seal(address, target, plain, row.messages, None, before=row, reserve=True)
 
     # -- publish ------------------------------------------------------------------------------------------------
 
@@ -314,15 +317,19 @@ class Sealer:
         for part in split(messages, self._line.window.envelope_bytes, len(target.bundles)):
             plain = pack(part)
             replaces: bytes | None = None
-            for attempt in range(self._line.tries):
-                item = self.seal(address, target, plain, len(part), None, replaces=replaces)
+            moved, changes = False, 0
+            while True:
+                item = self.seal(address, target, plain, len(part), None, replaces=replaces, reserve=moved)
                 try:
                     await self._send(item, wait)
                     break
+                except SessionMoved:
+                    moved = True
                 except RouteChanged as error:
                     replaces = item.envelope_id
+                    changes += 1
                     try:
-                        if attempt + 1 == self._line.tries:
+                        if changes == self._line.tries:
                             raise
                         target = await self.target(address, anew=True)
                     except CipherBoxError:

@@ -22,7 +22,7 @@ from cipherbox.client.line import Line, Patience
 from cipherbox.client.post import Post
 from cipherbox.client.publish import Address, Sealer, Target
 from cipherbox.client.window import Outgoing
-from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, TimedOut, TooLarge
+from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, SessionMoved, TimedOut, TooLarge
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import BINARY, TEXT, Message, pack, pack_contents, text_message
 
@@ -201,7 +201,7 @@ class Publisher:
         try:
             item = self._sealer.seal(
                 self._address, self._target, batch.pack(), len(batch), settled,
-                replaces=refused.envelope_id if refused is not None else None,
+                replaces=refused.envelope_id if refused is not None else None, reserve=refused is not None,
             )  # fmt: skip
             self._post.add(item)
         except CipherBoxError as error:  # often in the link's reader, which must go on: the next call raises it
@@ -222,7 +222,7 @@ class Publisher:
             self._sealer.events.messages(
                 SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True
             )
-        elif isinstance(item.error, RouteChanged):
+        elif isinstance(item.error, RouteChanged | SessionMoved):
             self._rerouting.append((batch, item))
             if self._target is not None:
                 self._target = None
@@ -265,7 +265,7 @@ class Publisher:
         except CipherBoxError as error:
             batches, self._rerouting = self._rerouting, []
             for batch, item in batches:
-                if item is not None:
+                if item is not None and item.kept:
                     self._post.aside(item, error)
                 self._fail(error, batch)
         self._wake()

@@ -22,6 +22,7 @@ import trio
 from cipherbox.client.arriving import is_file
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
+from cipherbox.client.hearing import Heard
 from cipherbox.client.home import LOCK
 from cipherbox.client.inbox import LINES, Inbox
 from cipherbox.client.lines import Received
@@ -109,7 +110,10 @@ class Receiver:
                 text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
                 self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
 
-            inbox = Inbox(self._home, was_cut, self._incoming, keep_contents=self._keep_contents)
+            sessions = self.client.sessions
+            inbox = Inbox(
+                self._home, was_cut, self._incoming, keep_contents=self._keep_contents, sessions=sessions
+            )
             self._inbox = inbox
             try:
                 self._owed = OwedReceipts(self.client)
@@ -117,6 +121,8 @@ class Receiver:
             finally:
                 self._inbox = None
                 inbox.close()
+                if sessions is not None:
+                    sessions.unheard()
                 if self._owed is not None:
                     self._owed.close()
                     self._owed = None
@@ -175,7 +181,7 @@ class Receiver:
             if not deliveries:
                 return
             new, done = await self._open_new(deliveries)
-            await self._record(new)
+            await self._record(new, self._heard())
             if done:
                 await self.client.ack(done)
 
@@ -186,7 +192,7 @@ class Receiver:
         """
         with self._opened():
             new, done = await self._open_new(deliveries)
-            await self._record(new)
+            await self._record(new, self._heard())
         if done:
             await self.client.ack(done)
 
@@ -224,7 +230,7 @@ class Receiver:
                         await self._recorded()
                         self._set_out(new)
                         self._acks_open += 1
-                        acks.start_soon(self._finish, new, done)
+                        acks.start_soon(self._finish, new, done, self._heard())
             except CipherBoxError as error:
                 self._failure = error
                 self._move()
@@ -282,12 +288,17 @@ class Receiver:
         if self._failure is not None:
             raise self._failure
 
-    async def _record(self, new: list[Received]) -> None:
+    def _heard(self) -> Heard | None:
+        return self.client.sessions.heard() if self.client.sessions is not None else None
+
+    async def _record(self, new: list[Received], heard: Heard | None) -> None:
         if not new:
             return
         inbox = self._inbox
         assert inbox is not None
-        lines = await trio.to_thread.run_sync(inbox.record, new)
+        lines = await trio.to_thread.run_sync(inbox.record, new, heard)
+        if heard is not None and self.client.sessions is not None:
+            self.client.sessions.recorded(heard)
         if self._owed is not None:
             self._owed.came()
         arrived, inbox.arrived = inbox.arrived, []
@@ -303,10 +314,10 @@ class Receiver:
         if self._on_lines is not None:
             self._on_lines(lines)
 
-    async def _finish(self, new: list[Received], done: list[Delivery]) -> None:
+    async def _finish(self, new: list[Received], done: list[Delivery], heard: Heard | None) -> None:
         """Records a batch and acknowledges it."""
         try:
-            await self._record(new)
+            await self._record(new, heard)
         except CipherBoxError as error:
             self._failure = self._failure or error
             done = []
@@ -327,7 +338,7 @@ class Receiver:
         if not delivery.quiet:
             text = f"Received {{}} from {prefix.sender}"
             self._events.messages(RECEIVER, text, prefix.envelope_id, prefix.message_count)
-        await self.client.opener.open(delivery)
+        await self.client.opener.open(delivery, later=True)
         return Received(
             prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
             prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash,

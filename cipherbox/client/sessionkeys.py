@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 
-from cipherbox.client.localdb import transaction
+from cipherbox.client.localdb import transaction, translated
 from cipherbox.errors import KeyMissing
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
@@ -91,10 +91,9 @@ class SessionKeys:
             self._unknown[name] = number
             self.on_unknown()
 
-    def used(self, once_id: int) -> None:
-        """A first message with this one-time prekey has opened.  Inside a transaction."""
-        if once_id:
-            self._db.execute("DELETE FROM secrets WHERE kind = ? AND id = ?", (ONCE, once_id))
+    def spent(self, once_id: int) -> tuple[str, tuple[int, int]]:
+        """The statement for when a first message with this one-time prekey has opened."""
+        return "DELETE FROM secrets WHERE kind = ? AND id = ?", (ONCE, once_id)
 
     # -- offers -------------------------------------------------------------------------------------------------
 
@@ -196,6 +195,14 @@ class SessionKeys:
     def _put(self, kind: int, number: int, secret: bytes) -> None:
         row = (kind, number, self._clock_ms(), self._vault.lock(secret, _place(kind, number)))
         self._db.execute("INSERT INTO secrets VALUES (?, ?, ?, 0, ?)", row)
+
+    def any(self) -> bool:
+        """Whether there are any, or sessions."""
+        with translated(self._path):
+            (found,) = self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM secrets) OR EXISTS (SELECT 1 FROM sessions)"
+            ).fetchone()
+        return bool(found)
 
     def _fact(self, name: str) -> bytes | None:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()

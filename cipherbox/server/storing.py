@@ -6,12 +6,10 @@ from cipherbox.config import DatabaseSettings, ServerConfig, secret
 from cipherbox.databaseurl import parse_hosts
 from cipherbox.errors import StoreError
 from cipherbox.store.copying import COPYING, Source
-from cipherbox.store.files import Files
 from cipherbox.store.port import Store
 from cipherbox.store.postgres.target import Target
-from cipherbox.store.spool import NAME
 from cipherbox.store.sqlite.copying import SqliteSource
-from cipherbox.store.sqlite.store import SPOOL, SqliteStore
+from cipherbox.store.sqlite.store import SqliteStore
 from cipherbox.store.sqlite.store import open_store as open_sqlite
 
 
@@ -35,11 +33,7 @@ def open_source(config: ServerConfig) -> Source:
     if config.database.kind == "postgresql":
         from cipherbox.store.postgres.copying import PostgresSource
 
-        def spooled(name: str, at: int, size: int) -> bytes | None:
-            good = NAME.fullmatch(name)
-            return Files().read(config.directory / SPOOL / name, at, size) if good else None
-
-        return PostgresSource(target_of(config.database), spooled)
+        return PostgresSource(target_of(config.database), config.directory)
     return SqliteSource(config.database.path.parent, config.database.path.name)
 
 

@@ -11,16 +11,22 @@ A file stays until all its bodies are gone, so shared files are small.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from cipherbox.errors import StoreUnavailable
+from cipherbox.portable import private_dir
 from cipherbox.store.files import Files
 
 SHARED_BYTES = 4 * 1024 * 1024  # of bodies in one file: a mebibyte each gains nothing from more company
 _SUFFIX = ".spool"
+_TRIES = 10  # snapshots beside a busy HQ
 NAME = re.compile(r"[0-9]+-[0-9]+\.spool", re.ASCII)  # what a row may name
 
 
@@ -77,6 +83,49 @@ class Spool:
         orphans = [n for n in self._files.names(self.path) if n.endswith(_SUFFIX) and n not in named]
         self.delete(orphans)
         return orphans
+
+
+class SpoolSnapshot:
+    """The spool as one snapshot of the database names it, while HQ goes on and deletes: hard links to its files.
+
+    All files are linked before the database's snapshot begins and once more after.  If the snapshot names one that came
+    and went in between, another is begun.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._spool = directory / "spool"
+        self._links = directory / f"spool.{secrets.token_hex(6)}"
+        self._files = Files()
+
+    def take(self, begin: Callable[[], Iterable[str]], undo: Callable[[], None]) -> None:
+        """``begin`` begins a snapshot and gives the files it names; ``undo`` ends it again.  StoreUnavailable."""
+        private_dir(self._links)
+        missing: set[str] = set()
+        for _ in range(_TRIES):
+            self._link()
+            named = set(begin())
+            self._link()
+            before, missing = missing, {name for name in named if not (self._links / name).exists()}
+            if not missing - before:  # what is missing in two snapshots is lost: whoever reads it says so
+                return
+            undo()
+        raise StoreUnavailable("HQ is too busy for a snapshot now; try again")
+
+    def _link(self) -> None:
+        for name in os.listdir(self._spool) if self._spool.exists() else []:
+            with suppress(FileExistsError, FileNotFoundError):
+                try:
+                    os.link(self._spool / name, self._links / name)
+                except PermissionError:
+                    shutil.copyfile(self._spool / name, self._links / name)
+
+    def read(self, place: Place, size: int) -> bytes | None:
+        """As `Spool.read`."""
+        return self._files.read(self._links / place.name, place.at, size) if NAME.fullmatch(place.name) else None
+
+    def close(self) -> None:
+        """The links go."""
+        shutil.rmtree(self._links, ignore_errors=True)
 
 
 def _groups(bodies: Sequence[bytes]) -> Iterable[list[bytes]]:

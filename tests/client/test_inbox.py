@@ -147,6 +147,24 @@ def test_a_file_that_was_moved_away_begins_anew(tmp_path: Path) -> None:
     assert [line["content"] for line in lines(tmp_path)] == ["new"]
 
 
+def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.record([received(b"one")])
+    inbox.close()
+    lines = tmp_path / "data/received_messages.jsonl"
+    lines.write_bytes(lines.read_bytes()[:-1])  # and its last line lost its end
+    before = lines.read_bytes()
+    for file in tmp_path.glob("inbox.sqlite3*"):
+        file.unlink()
+    cut: list[int] = []
+    inbox = Inbox(tmp_path, cut.append)
+    inbox.record([received(b"two")])
+    inbox.close()
+    assert cut == []
+    assert lines.read_bytes().startswith(before + b"\n")
+    assert [orjson.loads(line)["content"] for line in lines.read_bytes().splitlines()] == ["one", "two"]
+
+
 def test_one_sender_cannot_replace_anothers_file(tmp_path: Path) -> None:
     same = IDS.next()
     inbox = Inbox(tmp_path)

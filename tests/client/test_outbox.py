@@ -252,11 +252,11 @@ async def test_a_lost_key_is_answered_by_the_next_generation(hq: Any, monkeypatc
         real = center.opener.open
         refused: list[int] = []
 
-        async def no_key_at_first(delivery: Any) -> None:
+        async def no_key_at_first(delivery: Any, **how: Any) -> None:
             if delivery.sighted.layout.prefix.generation == 0:
                 refused.append(1)
                 raise KeyMissing("the envelope was sealed to a key which is not here")
-            await real(delivery)
+            await real(delivery, **how)
 
         monkeypatch.setattr(center.opener, "open", no_key_at_first)
         with trio.fail_after(30):

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from cipherbox.client.files import send_file
+from cipherbox.client.inbox import DATABASE
 from cipherbox.client.receiver import Receiver
-from cipherbox.client.sessions import DATABASE
 from cipherbox.config import SessionTable
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.kinds import StanzaType
@@ -41,6 +41,25 @@ def sent_stanzas(hq: Any, client_id: str = "FL-LAB") -> list[bytes]:
         assert at.prefix.recipients[0].stanza_type == StanzaType.RATCHET
         found.append(layouts.stanza(raw, at, 0))
     return found
+
+
+def change(home: Path, *statements: str, database: str = DATABASE) -> None:
+    db = sqlite3.connect(home / database, isolation_level=None)
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+
+
+def copies(home: Path) -> dict[str, bytes]:
+    """All databases of a home, as a backup has them."""
+    return {f.name: f.read_bytes() for f in home.glob("*.sqlite3*")}
+
+
+def set_back(home: Path, backup: dict[str, bytes]) -> None:
+    for file in home.glob("*.sqlite3*"):
+        file.unlink()
+    for name, data in backup.items():
+        (home / name).write_bytes(data)
 
 
 async def received(hq: Any, client_id: str, count: int) -> list[str]:
@@ -93,10 +112,7 @@ async def test_a_session_in_trouble_holds_up_no_receipt(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         one = await lab.publish("1", to="CA-RC", stanza="ratchet")
         await received(hq, "CA-RC", 1)
-        db = sqlite3.connect(hq.home("CA-RC") / DATABASE)
-        db.execute("UPDATE sessions SET state = zeroblob(500)")
-        db.commit()
-        db.close()
+        change(hq.home("CA-RC"), "UPDATE sessions SET state = zeroblob(500)")
         two = await lab.publish("2", to="CA-RC")
         await received(hq, "CA-RC", 1)
         assert await lab.wait_for([one.envelope_id, two.envelope_id], "opened", 10)
@@ -110,7 +126,7 @@ async def test_a_session_in_trouble_holds_up_no_receipt(hq: Any) -> None:
 async def test_a_sender_whose_states_are_damaged_begins_anew(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         await lab.publish("1", to="CA-RC", stanza="ratchet")
-        lab.sessions._db.execute("UPDATE sessions SET state = zeroblob(500)")
+        change(hq.home("FL-LAB"), "UPDATE sessions SET state = zeroblob(500)")
         await lab.publish("2", to="CA-RC", stanza="ratchet")
     one, two = map(session.parse, sent_stanzas(hq))
     assert one.session_id != two.session_id
@@ -159,8 +175,8 @@ async def test_a_lost_state_mends_by_itself(hq: Any, who: str) -> None:
     async with hq.client("FL-LAB") as lab:
         await lab.publish("before", to="CA-RC", stanza="ratchet")
     await received(hq, "CA-RC", 1)
-    for file in hq.home(who).glob(f"{DATABASE}*"):
-        file.unlink()
+    change(hq.home(who), "DELETE FROM sessions", "DELETE FROM secrets", "DELETE FROM facts")
+    change(hq.home(who), "DELETE FROM chains", database="outbox.sqlite3")
     async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
         await center.offer_prekeys()
         receiver = Receiver(center)
@@ -175,14 +191,11 @@ async def test_a_state_set_back_mends_by_itself(hq: Any) -> None:
     """The sender's home restored from a backup makes message keys again; the receiver says so, and both go on."""
     async with hq.client("FL-LAB") as lab:
         await lab.publish("1", to="CA-RC", stanza="ratchet")
-    backup = {f.name: f.read_bytes() for f in hq.home("FL-LAB").glob(f"{DATABASE}*")}
+    backup = copies(hq.home("FL-LAB"))
     async with hq.client("FL-LAB") as lab:
         await lab.publish("2", to="CA-RC", stanza="ratchet")
     await received(hq, "CA-RC", 2)
-    for file in hq.home("FL-LAB").glob(f"{DATABASE}*"):
-        file.unlink()
-    for name, data in backup.items():
-        (hq.home("FL-LAB") / name).write_bytes(data)
+    set_back(hq.home("FL-LAB"), backup)
     async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
         nursery.start_soon(Receiver(center).run)
         await lab.publish("3", to="CA-RC", stanza="ratchet")
@@ -226,16 +239,13 @@ async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch
 
 async def test_a_receiver_that_was_set_back_replaces_its_prekeys(hq: Any) -> None:
     """Its backup knows neither the prekeys HQ hands out nor their numbers."""
-    backup = {f.name: f.read_bytes() for f in hq.home("CA-RC").glob(f"{DATABASE}*")}
+    backup = copies(hq.home("CA-RC"))
     async with hq.client("CA-RC") as center:
         keys = center.sessions.keys
         keys._know("offered", bytes(4))  # as after a week: all are due
         assert keys.must_replace()
         await center.offer_prekeys()
-    for file in hq.home("CA-RC").glob(f"{DATABASE}*"):
-        file.unlink()
-    for name, data in backup.items():
-        (hq.home("CA-RC") / name).write_bytes(data)
+    set_back(hq.home("CA-RC"), backup)
     async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
         nursery.start_soon(Receiver(center).run)
         await lab.publish("x", to="CA-RC", stanza="ratchet")
@@ -313,8 +323,7 @@ async def test_one_time_prekeys_are_handed_out_once_and_topped_up(hq: Any) -> No
     assert await received(hq, "CA-RC", 1) == ["x"]
 
 
-async def test_no_message_key_is_used_twice_after_a_crash(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after the session's state was written and before the envelope was kept: its number is never used again."""
+async def test_what_the_outbox_could_not_keep_was_never_said(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from cipherbox.client.outbox import Outbox
     from cipherbox.errors import StoreError
 
@@ -322,38 +331,101 @@ async def test_no_message_key_is_used_twice_after_a_crash(hq: Any, monkeypatch: 
         await lab.publish("1", to="CA-RC", stanza="ratchet")
         with monkeypatch.context() as patch:
             def fail(*_: Any) -> None:
-                raise StoreError("killed")
+                raise StoreError("full")
 
-            patch.setattr(Outbox, "write", fail)
+            patch.setattr(Outbox, "_insert", fail)
             with pytest.raises(StoreError):
                 await lab.publish("2", to="CA-RC", stanza="ratchet")
         await lab.publish("3", to="CA-RC", stanza="ratchet")
-    assert [session.parse(s).header.number for s in sent_stanzas(hq)] == [0, 2]
+    assert [session.parse(s).header.number for s in sent_stanzas(hq)] == [0, 1]
     assert await received(hq, "CA-RC", 2) == ["1", "3"]
 
 
-async def test_a_state_is_safe_before_its_envelope_is_kept(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_processes_speak_in_one_session(hq: Any) -> None:
+    """Each seals from where it knows the chain to stand; who comes second seals again, and no number is used twice."""
+    async with hq.client("FL-LAB") as one, hq.client("FL-LAB") as other:
+        await one.publish("0", to="CA-RC", stanza="ratchet")
+
+        async def some(client: Any, name: str) -> None:
+            for turn in range(10):
+                await client.publish(f"{name}{turn}", to="CA-RC", stanza="ratchet")
+
+        async def many(client: Any) -> None:
+            async with client.publisher(to="CA-RC", stanza="ratchet", batch=1) as publisher:
+                for number in range(200):
+                    await publisher.send(f"c{number}")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(some, one, "a")
+            nursery.start_soon(some, other, "b")
+            nursery.start_soon(many, other)
+    said = [session.parse(s) for s in sent_stanzas(hq)]
+    assert len({s.session_id for s in said}) == 1
+    assert sorted(s.header.number for s in said) == list(range(221))
+    texts = await received(hq, "CA-RC", 221)
+    assert sorted(texts) == sorted(["0", *(f"{n}{i}" for n in "ab" for i in range(10)), *(f"c{i}" for i in range(200))])
+
+
+async def test_two_readers_of_one_home_hear_in_one_session(hq: Any) -> None:
+    """A receiver, and a program that takes from another queue: both open what comes in the same session."""
+    async with hq.admin() as admin:
+        await admin.declare_exchange("labs", "direct")
+        await admin.grant("FL-LAB", "publish", "labs")
+        await admin.declare_queue("own", owner="CA-RC")
+        await admin.bind("labs", "own", "k")
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center, hq.client("CA-RC") as program:
+        lab.allow.allow("labs", None)
+        taken: list[bytes] = []
+
+        async def take() -> None:
+            async with program.consume("own") as consumer:
+                async for delivery in consumer:
+                    taken.extend(m.content for m in delivery.messages)
+                    await program.ack(delivery)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Receiver(center).run, [center.mailbox])
+            nursery.start_soon(take)
+            for number in range(40):
+                await lab.publish(f"{number}", to="CA-RC", stanza="ratchet")
+                await lab.publish(f"{number}", exchange="labs", routing_key="k", stanza="ratchet")
+            await until(lambda: len(hq.lines("CA-RC")) == 40 and len(taken) == 40, 30)
+            nursery.cancel_scope.cancel()
+    assert sorted(map(int, taken)) == list(range(40))
+    spoken = {session.parse(s).session_id for s in sent_stanzas(hq)}
+    assert len(spoken) == 1  # nothing had to be mended
+
+
+async def test_a_fresh_turn_is_safe_before_it_is_spoken_in(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from cipherbox.client.outbox import Outbox
     from cipherbox.client.sessions import Sessions
 
     order: list[str] = []
     write, sync = Outbox.write, Sessions.sync
 
-    def noted_write(self: Any, fresh: Any = (), *more: Any) -> None:
+    def noted_write(self: Any, fresh: Any = (), *more: Any) -> Any:
         order.extend("kept" for _ in fresh)
-        write(self, fresh, *more)
+        return write(self, fresh, *more)
 
     def noted_sync(self: Any) -> None:
-        order.append("synced" if self._unsynced else "nothing")
+        order.append("synced" if self.unsynced else "nothing")
         sync(self)
 
     monkeypatch.setattr(Outbox, "write", noted_write)
     monkeypatch.setattr(Sessions, "sync", noted_sync)
     async with hq.client("FL-LAB") as lab:
         await lab.publish("1", to="CA-RC", stanza="ratchet")
-        await lab.publish("2", to="CA-RC")
-    assert order[:2] == ["synced", "kept"]
-    assert order[2:4] == ["nothing", "kept"]
+        await lab.publish("2", to="CA-RC", stanza="ratchet")
+        await lab.publish("3", to="CA-RC")
+        assert order == ["synced", "kept", "kept", "kept"]
+
+
+async def test_the_first_key_of_a_chain_goes_when_the_outbox_has_it(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("1", to="CA-RC", stanza="ratchet")
+        db = sqlite3.connect(hq.home("FL-LAB") / DATABASE)
+        assert db.execute("SELECT turn, start FROM sessions").fetchall() == [(1, None)]
+        db.close()
 
 
 async def test_rotated_keys_take_their_prekeys_along(hq: Any) -> None:

@@ -6,6 +6,7 @@ What is kept in an outbox arrives; what was recorded is recorded once; no messag
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cipherbox.client.chains import Turned
+from cipherbox.client.outbox import Outbox
+from cipherbox.client.outbox_rows import Fresh
 from cipherbox.client.sessions import Sessions
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
@@ -46,10 +50,29 @@ class Home:
 
     def start(self) -> None:
         self.sessions = Sessions(self._path, Vault(bytes(32)), self.party.identity, self._numbers, self._clock)
+        self.outbox = Outbox(self._path, chains=self.sessions.chains)
 
     def crash(self) -> None:
-        self.sessions.close()
+        self.end()
         self.start()
+
+    def forget(self) -> None:
+        """All sessions, as if they had not been."""
+        with self.sessions.hearing._transaction():
+            self.sessions._db.execute("DELETE FROM sessions")
+
+    def end(self) -> None:
+        self.sessions.close()
+        self.outbox.close()
+
+    def keep(self, raw: bytes, turned: Sequence[Turned]) -> None:
+        """The envelope is in the outbox."""
+        self.sessions.sync()
+        prefix = layouts.split(raw).prefix
+        names = tuple(r.client_id for r in prefix.recipients)
+        fresh = Fresh(raw, prefix.envelope_id, 0, 1, "", "", names, 0, 0, 0, bytes(32), b"", turned=tuple(turned))
+        assert self.outbox.write([fresh]) == set()
+        self.sessions.kept(turned)
 
 
 @attrs.define
@@ -75,7 +98,8 @@ class World:
                 to, believed(to, self.homes[to].party.bundle.sign_keys, signed, once.pop(0) if once else b"")
             )
 
-    def seal(self, home: Home, to: str, text: bytes) -> bytes:
+    def seal(self, home: Home, to: str, text: bytes, *, keep: bool = True) -> bytes:
+        """``keep``: it is in the outbox; otherwise it never left."""
         self.ensure(home, to)
         plain = pack([Message(text)])
         with home.sessions.speakers([to]) as speakers:
@@ -83,6 +107,9 @@ class World:
                 home.party.identity, [self.homes[to].party.bundle], plain, 1, envelope_id=IDS.next(),
                 sealed_at=now_ms(), speakers=speakers,
             ).raw  # fmt: skip
+        if not keep:
+            return raw
+        home.keep(raw, [step for speaker in speakers for step in speaker.turned])
         parsed = session.parse(stanza(raw))
         at = (parsed.session_id, parsed.header.key, parsed.header.number)
         assert self.used.setdefault(at, raw) == raw, "a message key was used twice"
@@ -124,7 +151,7 @@ def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) 
             to = names[(chance + 1 + chance // count % (count - 1)) % count]
             if what == "send":
                 text = b"%d" % number
-                raw = here.seal(home, to, text)
+                raw = here.seal(home, to, text, keep=chance % 5 != 0)
                 if chance % 5 == 0:  # crashed before the outbox had it: it never was
                     home.crash()
                     continue
@@ -133,9 +160,12 @@ def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) 
             elif what == "hear":
                 hear(here, home, chance)
             elif what == "turn":
-                raw_turn = home.sessions.turn(to)
-                if raw_turn is not None and chance % 3:
-                    here.turns.append((home.name, to, raw_turn))
+                turned = home.sessions.turn(to)
+                if turned is not None:
+                    assert home.outbox.write(turned=[turned[1]]) == set()
+                    home.sessions.kept([turned[1]])
+                    if chance % 3:
+                        here.turns.append((home.name, to, turned[0]))
                 if here.turns:
                     sender, reader, raw_turn = here.turns.pop(chance % len(here.turns))
                     try:
@@ -201,7 +231,9 @@ def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
         assert dump(center) != before
         turn = center.sessions.turn("FL-LAB")
         assert turn is not None
-        lab.sessions.take_turn("CA-RC", turn)
+        center.outbox.write(turned=[turn[1]])
+        center.sessions.kept([turn[1]])
+        lab.sessions.take_turn("CA-RC", turn[0])
 
 
 def dump(home: Home) -> list[Any]:
@@ -215,7 +247,7 @@ def test_nothing_secret_lies_in_clear(tmp_path: Path) -> None:
     here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"x"))
     own = center.sessions.keys.identity()
     for home in (lab, center):
-        home.sessions.close()
+        home.end()
     raw = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
     assert own not in raw
     assert len(raw) > 10_000
@@ -233,7 +265,7 @@ def test_one_time_secrets_go_when_used_and_replaced_ones_after_a_while(tmp_path:
     assert (count(1), count(2)) == (1, 3)
     here.open(center, "FL-LAB", early)
     assert count(2) == 2
-    lab.sessions._db.execute("DELETE FROM sessions")
+    lab.forget()
     late = here.seal(lab, "CA-RC", b"late")
     for _ in range(2):
         now[0] += 8 * 86_400_000
@@ -241,7 +273,7 @@ def test_one_time_secrets_go_when_used_and_replaced_ones_after_a_while(tmp_path:
         here.offer("CA-RC")
         assert not center.sessions.keys.must_replace()
     assert here.open(center, "FL-LAB", late) == b"late"  # begun with what was replaced
-    lab.sessions._db.execute("DELETE FROM sessions")
+    lab.forget()
     now[0] += 31 * 86_400_000
     here.offer("CA-RC")
     assert (count(1), count(2)) == (2, 6)  # the newest, and those replaced just now
@@ -261,42 +293,46 @@ def test_old_sessions_are_forgotten_beyond_a_number(tmp_path: Path) -> None:
     assert len({session.parse(stanza(raw)).session_id for raw in sent}) == 5
 
 
-def test_what_was_sealed_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_heard_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before something is said: a ratchet key that a crash could take back must not have left."""
     from cipherbox.client import sessions as module
 
     synced: list[Path] = []
-    monkeypatch.setattr(module, "sync_file", synced.append)
     here, _ = world(tmp_path)
-    lab = here.homes["FL-LAB"]
-    lab.sessions.sync()
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    sent = [here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"3")]
+    monkeypatch.setattr(module, "sync_file", synced.append)
+    center.sessions.sync()
     assert synced == []
-    for text in (b"1", b"2"):
-        here.seal(lab, "CA-RC", text)
+    for raw in sent[:2]:
+        here.open(center, "FL-LAB", raw)
     assert synced == []
-    lab.sessions.sync()
-    lab.sessions.sync()
-    assert [path.name for path in synced] == ["sessions.sqlite3-wal"]
+    center.sessions.sync()
+    center.sessions.sync()
+    assert [path.name for path in synced] == ["inbox.sqlite3-wal"]
 
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    here.seal(lab, "CA-RC", b"3")
+    here.open(center, "FL-LAB", sent[2])
     monkeypatch.setattr(module, "sync_file", full)
     with pytest.raises(StoreError):
-        lab.sessions.sync()
+        center.sessions.sync()
     monkeypatch.setattr(module, "sync_file", synced.append)
-    lab.sessions.sync()
+    center.sessions.sync()
     assert len(synced) == 2  # what failed is tried again
 
 
 def test_a_clock_that_was_set_back(tmp_path: Path) -> None:
     """The fresh session is still the one both speak in, and not every message begins another."""
-    here, now = world(tmp_path)
+    here, now = world(tmp_path, numbers=SessionSettings(one_time_prekeys=3, rotation_s=1))
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
     now[0] = 1_000_000_000
     first = here.seal(lab, "CA-RC", b"1")
     now[0] = 5000
-    lab.sessions._db.execute("UPDATE sessions SET since = -100000000")
+    with lab.sessions.hearing._transaction():
+        state = attrs.evolve(lab.sessions._newest("CA-RC")[0], since=1000)
+        lab.sessions.hearing._put(lab.sessions._db, ("CA-RC", state.session_id), state, 1, 2)
     sent = [first, here.seal(lab, "CA-RC", b"2"), here.seal(lab, "CA-RC", b"3")]
     spoken = [session.parse(stanza(raw)).session_id for raw in sent]
     assert spoken[0] != spoken[1] == spoken[2]
@@ -324,5 +360,5 @@ def test_numbers_driven_up_by_somebody_begin_anew(tmp_path: Path) -> None:
     assert keys.identity() != own
     assert int.from_bytes(keys._fact("once_id") or b"", "big") == 3
     assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"on")) == b"on"  # sessions go on
-    lab.sessions._db.execute("DELETE FROM sessions")
+    lab.forget()
     assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"anew")) == b"anew"

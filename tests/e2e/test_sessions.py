@@ -64,6 +64,6 @@ def test_a_receiver_that_is_killed_loses_nothing(hq: Hq) -> None:
             break
         PAUSE.wait(0.5)
     assert sorted(texts(center)) == sorted(wanted)
-    db = sqlite3.connect(center / "sessions.sqlite3")
+    db = sqlite3.connect(center / "inbox.sqlite3")
     assert db.execute("SELECT count(DISTINCT session_id) FROM sessions").fetchone() == (1,)
     db.close()

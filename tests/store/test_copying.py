@@ -10,12 +10,14 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow
-from cipherbox.errors import Damaged
+from cipherbox.errors import Damaged, StoreUnavailable
 from cipherbox.store.copying import TABLES, Source, copy, sums_of
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment, Store
 from cipherbox.store.postgres.copying import PostgresSource
 from cipherbox.store.postgres.store import PostgresStore
 from cipherbox.store.postgres.target import Target
+from cipherbox.store.spool import Place as SpoolPlace
+from cipherbox.store.spool import SpoolSnapshot
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE
 from tests import postgres
@@ -42,13 +44,7 @@ class Place:
     def source(self) -> Source:
         if self.kind == "sqlite":
             return SqliteSource(self.path, DATABASE)
-
-        def spooled(name: str, at: int, size: int) -> bytes:
-            with (self.path / "spool" / name).open("rb") as file:
-                file.seek(at)
-                return file.read(size)
-
-        return PostgresSource(self.target, spooled)
+        return PostgresSource(self.target, self.path)
 
 
 @pytest.fixture
@@ -131,8 +127,6 @@ def test_a_snapshot_stays_as_it_was(
     driver.run(m.Ack(2, "B", 7, "box.B", [(21, 10)]))
     driver.publish(incoming(41))
     assert store.read_bodies([30]) == [None]
-    if kind == "postgresql with a spool":
-        return  # its spool is on one machine, and HQ's own; a copy is made while HQ stands still
     bodies = {row[0]: row[3] for batch in before.rows("bodies") for row in batch}
     assert bodies[30] == b"L" * LARGE
     assert 41 not in bodies
@@ -141,14 +135,52 @@ def test_a_snapshot_stays_as_it_was(
     assert [p.name for p in (tmp_path / "a").iterdir() if p.name.startswith("spool.")] == []
 
 
-def test_a_damaged_body_is_not_passed_on(tmp_path: Path, postgresql: postgres.Server, closing: ExitStack) -> None:
-    place = Place("sqlite", tmp_path / "a", postgresql)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql with a spool"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_damaged_body_is_not_passed_on(
+    tmp_path: Path, postgresql: postgres.Server, closing: ExitStack, kind: str, lost: bool
+) -> None:
+    place = Place(kind, tmp_path / "a", postgresql)
     store = place.open()
     lived_in(store)
     store.close()
     (file,) = (tmp_path / "a" / "spool").iterdir()
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    if lost:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
     source = place.source()
     closing.callback(source.close)
-    with pytest.raises(Damaged, match="envelope number 31"):
+    with pytest.raises(Damaged, match="envelope number 3[01]"):
         sums_of(source)
+
+
+def test_a_snapshot_that_names_what_went_meanwhile_is_begun_again(tmp_path: Path) -> None:
+    """HQ writes a file after the first links, and deletes it before the second ones."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "1-1.spool").write_bytes(b"one")
+    taken = SpoolSnapshot(tmp_path)
+    begun = 0
+
+    def begin() -> list[str]:
+        nonlocal begun
+        begun += 1
+        return ["1-1.spool", f"1-{begun + 1}.spool"] if begun < 3 else ["1-1.spool"]
+
+    undone: list[int] = []
+    taken.take(begin, lambda: undone.append(begun))
+    assert undone == [1, 2]
+    (spool / "1-1.spool").unlink()
+    assert taken.read(SpoolPlace("1-1.spool", 1), 2) == b"ne"
+    assert taken.read(SpoolPlace("../secret", 0), 2) is None
+    taken.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["spool"]
+
+    def never() -> list[str]:
+        nonlocal begun
+        begun += 1
+        return [f"1-{begun}.spool"]
+
+    with pytest.raises(StoreUnavailable, match="too busy"):
+        SpoolSnapshot(tmp_path).take(never, lambda: None)

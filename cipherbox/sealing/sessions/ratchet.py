@@ -5,6 +5,9 @@ Two ratchets.  Each message turns a *chain*: HMAC-SHA256 makes the message's key
 a fresh X25519 pair, its shared secret and HKDF-SHA256 make new chains, so who stole everything learns nothing of
 messages after the next turn on both sides.
 
+One end's state has two halves, since what it says and what it hears is kept in two places.  `Ratchet` hears, and
+turns the root, which starts a sending chain; `Chain` is that chain from then on.  Saying changes the chain alone.
+
 Rules.
 1. A state never changes: `encrypt` and `decrypt` return the next one.  What fails has changed nothing.
 2. A message key is used once.  Key and nonce come from it by HKDF together with the hash of all associated data, so
@@ -16,6 +19,7 @@ Rules.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import struct
 from collections.abc import Callable, Mapping
@@ -23,10 +27,8 @@ from typing import NamedTuple
 
 import attrs
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hmac import HMAC
 
 from cipherbox.envelope.kinds import label
 from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing
@@ -55,24 +57,41 @@ class Header(NamedTuple):
 
 
 @attrs.frozen(repr=False)
-class Ratchet:
-    """One end's state.  ``sending`` and ``receiving`` are chain keys, empty where there is no chain yet.
+class Chain:
+    """The half that speaks: the sending chain of one turn of the root.
 
-    ``skipped``: (ratchet key, number) -> message key, oldest first.
+    ``key`` is this end's public ratchet key, ``previous`` how many messages the chain before had.
+    """
+
+    turn: int
+    key: bytes
+    chain: bytes
+    sent: int = 0
+    previous: int = 0
+
+    def __repr__(self) -> str:
+        return f"Chain(turn={self.turn}, sent={self.sent})"
+
+
+@attrs.frozen(repr=False)
+class Ratchet:
+    """The half that hears.  ``receiving`` is a chain key, empty where there is no chain yet.
+
+    ``turn`` counts the sending chains begun so far; ``start`` is the newest one's first chain key, until a `Chain` has
+    it.  ``skipped``: (ratchet key, number) -> message key, oldest first.
     """
 
     root: bytes
     own: bytes  # private ratchet key
     peer: bytes  # the peer's ratchet key; empty before the first message from it
-    sending: bytes = b""
     receiving: bytes = b""
-    sent: int = 0
     received: int = 0
-    previous: int = 0  # messages of the sending chain before
+    turn: int = 0
+    start: bytes = b""
     skipped: Mapping[tuple[bytes, int], bytes] = attrs.Factory(dict)
 
     def __repr__(self) -> str:
-        return f"Ratchet(sent={self.sent}, received={self.received}, {len(self.skipped)} skipped)"
+        return f"Ratchet(turn={self.turn}, received={self.received}, {len(self.skipped)} skipped)"
 
 
 def public(private: bytes) -> bytes:
@@ -100,9 +119,7 @@ def turn_chain(chain: bytes) -> tuple[bytes, bytes]:
 
 
 def _hmac(key: bytes, data: bytes) -> bytes:
-    mac = HMAC(key, hashes.SHA256())
-    mac.update(data)
-    return mac.finalize()
+    return hmac.digest(key, data, "sha256")
 
 
 def bound(associated: bytes, header: Header) -> bytes:
@@ -133,8 +150,8 @@ def open_message(message_key: bytes, ciphertext: bytes, data: bytes) -> bytes:
 def first(root: bytes, peer: bytes, random: Random = os.urandom) -> Ratchet:
     """The state of who speaks first; ``peer`` is the other's first ratchet key, its signed prekey."""
     own = random(KEY)
-    root, sending = turn_root(root, shared(own, peer))
-    return Ratchet(root, own, peer, sending)
+    root, start = turn_root(root, shared(own, peer))
+    return Ratchet(root, own, peer, turn=1, start=start)
 
 
 def second(root: bytes, own: bytes) -> Ratchet:
@@ -142,16 +159,29 @@ def second(root: bytes, own: bytes) -> Ratchet:
     return Ratchet(root, own, b"")
 
 
-def encrypt(state: Ratchet, plaintext: bytes, associated: bytes) -> tuple[Ratchet, Header, bytes]:
-    """The next state, the header and the ciphertext.  InvalidRequest when this end cannot speak yet, or no more."""
-    if not state.sending:
+def sending(state: Ratchet, before: Chain | None) -> Chain:
+    """The chain to speak in; ``before`` is the last one that was spoken in.  InvalidRequest: it cannot speak (yet)."""
+    if before is not None and before.turn == state.turn:
+        return before
+    if not state.start:
         raise InvalidRequest("this end of the session speaks second; it waits for the first message")
-    if state.sent >= _MOST:
+    previous = before.sent if before is not None and before.turn == state.turn - 1 else 0
+    return Chain(state.turn, public(state.own), state.start, 0, previous)
+
+
+def encrypt(chain: Chain, plaintext: bytes, associated: bytes) -> tuple[Chain, Header, bytes]:
+    """The next state, the header and the ciphertext.  InvalidRequest when the chain is used up."""
+    if chain.sent >= _MOST:
         raise InvalidRequest("the session's chain is used up; begin another session")
-    chain, key = turn_chain(state.sending)
-    header = Header(public(state.own), state.previous, state.sent)
+    following, key = turn_chain(chain.chain)
+    header = Header(chain.key, chain.previous, chain.sent)
     ciphertext = seal_message(key, plaintext, bound(associated, header))
-    return attrs.evolve(state, sending=chain, sent=state.sent + 1), header, ciphertext
+    return Chain(chain.turn, chain.key, following, chain.sent + 1, chain.previous), header, ciphertext
+
+
+def skip(chain: Chain) -> Chain:
+    """The chain after its next message, for who keeps the one before to say that message in."""
+    return Chain(chain.turn, chain.key, turn_chain(chain.chain)[0], chain.sent + 1, chain.previous)
 
 
 def decrypt(
@@ -169,18 +199,21 @@ def decrypt(
     if kept is not None:
         plaintext = open_message(kept, ciphertext, data)
         return attrs.evolve(state, skipped={k: v for k, v in state.skipped.items() if k != at}), plaintext
-    skipped = dict(state.skipped)
-    if header.key != state.peer:
-        state = _skip(state, header.previous, skipped, max_skipped) if state.receiving else state
-        state = _step(state, header.key, random)
-    elif header.number < state.received:
-        raise KeyMissing("the message's key in the session was used before, or dropped")
-    state = _skip(state, header.number, skipped, max_skipped)
+    skipped = state.skipped
+    if header.key != state.peer or header.number != state.received:
+        skipped = dict(skipped)
+        if header.key != state.peer:
+            state = _skip(state, header.previous, skipped, max_skipped) if state.receiving else state
+            state = _step(state, header.key, random)
+        elif header.number < state.received:
+            raise KeyMissing("the message's key in the session was used before, or dropped")
+        state = _skip(state, header.number, skipped, max_skipped)
+        for old in list(skipped)[: max(0, len(skipped) - max_skipped)]:
+            del skipped[old]
     chain, key = turn_chain(state.receiving)
     plaintext = open_message(key, ciphertext, data)
-    for old in list(skipped)[: max(0, len(skipped) - max_skipped)]:
-        del skipped[old]
-    return attrs.evolve(state, receiving=chain, received=state.received + 1, skipped=skipped), plaintext
+    number = state.received + 1
+    return Ratchet(state.root, state.own, state.peer, chain, number, state.turn, state.start, skipped), plaintext
 
 
 def _skip(state: Ratchet, until: int, skipped: dict[tuple[bytes, int], bytes], most: int) -> Ratchet:
@@ -196,8 +229,5 @@ def _skip(state: Ratchet, until: int, skipped: dict[tuple[bytes, int], bytes], m
 def _step(state: Ratchet, peer: bytes, random: Random) -> Ratchet:
     root, receiving = turn_root(state.root, shared(state.own, peer))
     own = random(KEY)
-    root, sending = turn_root(root, shared(own, peer))
-    return attrs.evolve(
-        state, root=root, own=own, peer=peer, sending=sending, receiving=receiving, sent=0, received=0,
-        previous=state.sent,
-    )  # fmt: skip
+    root, start = turn_root(root, shared(own, peer))
+    return Ratchet(root, own, peer, receiving, 0, state.turn + 1, start, state.skipped)

@@ -23,22 +23,27 @@ from cipherbox.errors import KeyMissing, MalformedEnvelope, StoreError
 from cipherbox.sealing.sessions import handshake as shake
 from cipherbox.sealing.sessions import ratchet
 from cipherbox.sealing.sessions.handshake import Agreed, Handshake
-from cipherbox.sealing.sessions.ratchet import HEADER, TAG, Header, Random, Ratchet
+from cipherbox.sealing.sessions.ratchet import HEADER, TAG, Chain, Header, Random, Ratchet
 from cipherbox.sealing.sessions.settings import SETTINGS
 
 PLAIN, FIRST = 1, 2
 ID = 16
 _HEAD = 1 + ID
-_VERSION = 1
-_STATE = struct.Struct(">BB16sQQ32s32sH32s32s32s32s32sIIII")
+_VERSION = 2
+_STATE = struct.Struct(">BB16sQQ32s32sH32s32s32s32sIII32s")
+_STATE_1 = struct.Struct(">BB16sQQ32s32sH32s32s32s32s32sIIII")
+_SAYING = struct.Struct(">I32s32sII")
 _ENTRY = struct.Struct(">I32s")
 _CHAIN = struct.Struct(">32sI")
-_SENDS, _RECEIVES, _HEARD = 1, 2, 4
+_STARTS, _RECEIVES, _HEARD, _SAYS = 1, 2, 4, 8
 
 
 @attrs.frozen
 class Session:
-    """``since``: when this end made it or first saw it; ``handshake`` is empty once the peer has answered."""
+    """``since``: when this end made it or first saw it; ``handshake`` is empty once the peer has answered.
+
+    ``chain`` is the half that speaks, once it has.  Who keeps the halves apart leaves it out, and `say`s with its own.
+    """
 
     session_id: bytes
     made_at: int
@@ -47,6 +52,7 @@ class Session:
     associated: bytes = attrs.field(repr=False)
     handshake: bytes = attrs.field(repr=False)
     state: Ratchet
+    chain: Chain | None = None
 
     @property
     def order(self) -> tuple[int, bytes]:
@@ -55,7 +61,7 @@ class Session:
 
     @property
     def can_send(self) -> bool:
-        return bool(self.state.sending)
+        return self.state.turn > 0
 
     def size(self, plaintext: int) -> int:
         """Bytes of its next message with so many bytes of plaintext."""
@@ -104,11 +110,17 @@ def parse(raw: bytes) -> Parsed:
     return Parsed(raw[1:_HEAD], handshake, header, raw[:at], raw[at + HEADER.size :])
 
 
-def seal(session: Session, plaintext: bytes, binding: bytes) -> tuple[Session, bytes]:
-    """The next state, and the message, which opens only with the same ``binding``."""
+def say(session: Session, chain: Chain, plaintext: bytes, binding: bytes) -> tuple[Chain, bytes]:
+    """The chain's next state, and the message, which opens only with the same ``binding``; `ratchet.sending` has it."""
     head = bytes([FIRST if session.handshake else PLAIN]) + session.session_id + session.handshake
-    state, header, ciphertext = ratchet.encrypt(session.state, plaintext, session.associated + head + binding)
-    return attrs.evolve(session, state=state), head + header.encode() + ciphertext
+    chain, header, ciphertext = ratchet.encrypt(chain, plaintext, session.associated + head + binding)
+    return chain, head + header.encode() + ciphertext
+
+
+def seal(session: Session, plaintext: bytes, binding: bytes) -> tuple[Session, bytes]:
+    """`say` with both halves in one."""
+    chain, raw = say(session, ratchet.sending(session.state, session.chain), plaintext, binding)
+    return attrs.evolve(session, state=attrs.evolve(session.state, start=b""), chain=chain), raw
 
 
 def open_(
@@ -122,7 +134,10 @@ def open_(
     state, plaintext = ratchet.decrypt(
         session.state, parsed.header, parsed.ciphertext, associated, max_skipped=max_skipped, random=random
     )
-    return attrs.evolve(session, state=state, handshake=b""), plaintext
+    return Session(
+        session.session_id, session.made_at, session.since, session.peer_identity, session.associated, b"", state,
+        session.chain,
+    ), plaintext  # fmt: skip
 
 
 def newest(sessions: Iterable[Session]) -> Session | None:
@@ -132,12 +147,12 @@ def newest(sessions: Iterable[Session]) -> Session | None:
 
 def encode(session: Session) -> bytes:
     """A session's bytes at rest, all of them secret: encrypt them."""
-    state = session.state
-    flags = _SENDS * bool(state.sending) | _RECEIVES * bool(state.receiving) | _HEARD * bool(state.peer)
+    state, chain = session.state, session.chain
+    flags = _STARTS * bool(state.start) | _RECEIVES * bool(state.receiving) | _HEARD * bool(state.peer)
     fixed = _STATE.pack(
-        _VERSION, flags, session.session_id, session.made_at, session.since, session.peer_identity,
-        session.associated, len(session.handshake), state.root, state.own, state.peer, state.sending,
-        state.receiving, state.sent, state.received, state.previous, len(state.skipped),
+        _VERSION, flags | _SAYS * (chain is not None), session.session_id, session.made_at, session.since,
+        session.peer_identity, session.associated, len(session.handshake), state.root, state.own, state.peer,
+        state.receiving, state.received, state.turn, len(state.skipped), state.start,
     )  # fmt: skip
     chains: list[tuple[bytes, list[bytes]]] = []
     for (key, number), message_key in state.skipped.items():
@@ -145,32 +160,70 @@ def encode(session: Session) -> bytes:
             chains.append((key, []))
         chains[-1][1].append(_ENTRY.pack(number, message_key))
     skipped = b"".join(_CHAIN.pack(key, len(entries)) + b"".join(entries) for key, entries in chains)
-    return fixed + session.handshake + skipped
+    return fixed + session.handshake + (encode_chain(chain) if chain is not None else b"") + skipped
 
 
 def decode(raw: bytes) -> Session:
-    """What `encode` made; StoreError for anything else."""
+    """What `encode` made, here or in an earlier version; StoreError for anything else."""
     try:
-        (version, flags, session_id, made_at, since, identity, associated, length, root, own, peer, sending,
-         receiving, sent, received, previous, count) = _STATE.unpack_from(raw)  # fmt: skip
+        if raw[:1] == b"\x01":
+            return _decode_1(raw)
+        (version, flags, session_id, made_at, since, identity, associated, length, root, own, peer, receiving,
+         received, turn, count, start) = _STATE.unpack_from(raw)  # fmt: skip
         if version != _VERSION:
             raise StoreError(f"the session was written in version {version}; update this program")
         at = _STATE.size + length
-        handshake = raw[_STATE.size : at]
-        skipped: dict[tuple[bytes, int], bytes] = {}
-        while at < len(raw):
-            key, entries = _CHAIN.unpack_from(raw, at)
-            at += _CHAIN.size
-            for _ in range(entries):
-                number, message_key = _ENTRY.unpack_from(raw, at)
-                skipped[(key, number)] = message_key
-                at += _ENTRY.size
-        if at != len(raw) or len(skipped) != count or length not in (0, shake.SIZE):
-            raise StoreError("a session's state is damaged")
+        handshake, chain = raw[_STATE.size : at], None
+        if flags & _SAYS:
+            chain = decode_chain(raw[at : at + _SAYING.size])
+            at += _SAYING.size
+        skipped = _skipped(raw, at, count)
     except struct.error:
         raise StoreError("a session's state is damaged") from None
+    if length not in (0, shake.SIZE):
+        raise StoreError("a session's state is damaged")
     state = Ratchet(
-        root, own, peer if flags & _HEARD else b"", sending if flags & _SENDS else b"",
-        receiving if flags & _RECEIVES else b"", sent, received, previous, skipped,
+        root, own, peer if flags & _HEARD else b"", receiving if flags & _RECEIVES else b"", received, turn,
+        start if flags & _STARTS else b"", skipped,
     )  # fmt: skip
-    return Session(session_id, made_at, since, identity, associated, handshake, state)
+    return Session(session_id, made_at, since, identity, associated, handshake, state, chain)
+
+
+def _skipped(raw: bytes, at: int, count: int) -> dict[tuple[bytes, int], bytes]:
+    found: dict[tuple[bytes, int], bytes] = {}
+    while at < len(raw):
+        key, entries = _CHAIN.unpack_from(raw, at)
+        at += _CHAIN.size
+        for _ in range(entries):
+            number, message_key = _ENTRY.unpack_from(raw, at)
+            found[(key, number)] = message_key
+            at += _ENTRY.size
+    if at != len(raw) or len(found) != count:
+        raise StoreError("a session's state is damaged")
+    return found
+
+
+def _decode_1(raw: bytes) -> Session:
+    """Version 1 had no halves."""
+    (_, flags, session_id, made_at, since, identity, associated, length, root, own, peer, sends, receiving, sent,
+     received, previous, count) = _STATE_1.unpack_from(raw)  # fmt: skip
+    at = _STATE_1.size + length
+    turn = flags & 1
+    chain = Chain(turn, ratchet.public(own), sends, sent, previous) if turn else None
+    state = Ratchet(
+        root, own, peer if flags & _HEARD else b"", receiving if flags & _RECEIVES else b"", received, turn, b"",
+        _skipped(raw, at, count),
+    )  # fmt: skip
+    return Session(session_id, made_at, since, identity, associated, raw[_STATE_1.size : at], state, chain)
+
+
+def encode_chain(chain: Chain) -> bytes:
+    """The speaking half at rest, 76 bytes; secret."""
+    return _SAYING.pack(chain.turn, chain.key, chain.chain, chain.sent, chain.previous)
+
+
+def decode_chain(raw: bytes) -> Chain:
+    """What `encode_chain` made; StoreError for anything else."""
+    if len(raw) != _SAYING.size:
+        raise StoreError("a session's state is damaged")
+    return Chain(*_SAYING.unpack(raw))

@@ -5,7 +5,8 @@ The source is one read-only transaction of the isolation level REPEATABLE READ: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from struct import Struct
 from typing import Any
 
@@ -16,6 +17,7 @@ from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.copybinary import EPOCH_MS, micros, row_of, stream, text
 from cipherbox.store.postgres.driver import Link, quoted
 from cipherbox.store.postgres.target import Target
+from cipherbox.store.spool import Place, SpoolSnapshot
 
 _INT = {"8": Struct(">q"), "4": Struct(">i"), "2": Struct(">h")}
 _WAITING = (
@@ -48,20 +50,27 @@ _OF_DELIVERY = ("queue_no", "seq", "number", "accepted_at", "attempts", "deliver
 class PostgresSource:
     """See the module."""
 
-    def __init__(self, target: Target, spooled: Callable[[str, int, int], bytes | None]) -> None:
-        """``spooled(name, at, size)`` reads from the spool, where large bodies may lie."""
-        self._spooled = spooled
+    def __init__(self, target: Target, directory: Path) -> None:
+        """``directory``: HQ's, which holds the spool, where large bodies may lie."""
+        self._spool = SpoolSnapshot(directory)
         self._link: Link = Connector(target).writable()
         try:
             if schema.version_of(self._link, target.schema) != len(schema.scripts()):
                 raise StoreError(f"there is no HQ of this program's schema in {target}")
             self._link.script("RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin")
             self._link.script("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
-            self._link.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            self._link.script("SELECT count(*) FROM writer")
+            self._spool.take(self._begin, self._undo)
         except BaseException:
-            self._link.close()
+            self.close()
             raise
+
+    def _begin(self) -> list[str]:
+        self._link.script("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        named = self._link.copy_out("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")
+        return [name.decode() for (name,) in named if name is not None]
+
+    def _undo(self) -> None:
+        self._link.script("ROLLBACK")
 
     def rows(self, table: str) -> Iterator[list[Row]]:
         kinds = [kind for _, kind in columns(table)]
@@ -96,11 +105,12 @@ class PostgresSource:
 
     def _whole(self, rows: Iterator[Row]) -> Iterator[Row]:
         for number, pending, stored_hash, data, size, name, at in rows:
-            raw = self._spooled(name, at, size) if name is not None else data
+            raw = self._spool.read(Place(name, at), size) if name is not None else data
             yield number, pending, stored_hash, raw, size
 
     def close(self) -> None:
         self._link.close()
+        self._spool.close()
 
 
 def _literal(name: str, field: bytes | None) -> str:

@@ -1,28 +1,19 @@
 """SQLite as the source and the target of a copy; see `cipherbox.store.copying`.
 
-The source is one long read transaction: a snapshot beside which HQ goes on writing.  Files of the spool that HQ deletes
-meanwhile are kept by hard links: all files are linked before the snapshot begins and once more after, and if the
-snapshot names one that came and went in between, it is begun again.
+The source is one long read transaction: a snapshot beside which HQ goes on writing.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from cipherbox.errors import StoreError, StoreUnavailable
-from cipherbox.portable import private_dir
+from cipherbox.errors import StoreError
 from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
-from cipherbox.store.files import Files
-from cipherbox.store.spool import Place, Spool
+from cipherbox.store.spool import Place, Spool, SpoolSnapshot
 from cipherbox.store.sqlite import database
 from cipherbox.store.sqlite.database import Connection
 
-_TRIES = 10
 _FROM = {
     "entries": "entries d JOIN envelopes e ON e.number = d.number",
     "dead_letters": "dead_letters d JOIN envelopes e ON e.number = d.number",
@@ -38,37 +29,24 @@ class SqliteSource:
         path = directory / name
         if not path.exists():
             raise StoreError(f"there is no database {path}")
-        self._links = directory / f"spool.{secrets.token_hex(6)}"
+        self._spool = SpoolSnapshot(directory)
         self._db = database.connect_reader(path)
         try:
             with database.translated():
                 version = self._db.execute("PRAGMA user_version").fetchone()[0]
                 if version != len(database.scripts()):
                     raise StoreError(f"{path} has schema {version}: serve it once with this program, or use that one")
-                self._snapshot(directory / "spool")
+                self._spool.take(self._begin, self._undo)
         except BaseException:
             self.close()
             raise
 
-    def _snapshot(self, spool: Path) -> None:
-        private_dir(self._links)
-        for _ in range(_TRIES):
-            self._link(spool)
-            self._db.execute("BEGIN")
-            named = {n for (n,) in self._db.execute("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")}
-            self._link(spool)
-            if all((self._links / name).exists() for name in named):
-                return
-            self._db.execute("ROLLBACK")
-        raise StoreUnavailable("HQ is too busy for a snapshot now; try again")
+    def _begin(self) -> list[str]:
+        self._db.execute("BEGIN")
+        return [name for (name,) in self._db.execute("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")]
 
-    def _link(self, spool: Path) -> None:
-        for name in os.listdir(spool) if spool.exists() else []:
-            with suppress(FileExistsError, FileNotFoundError):
-                try:
-                    os.link(spool / name, self._links / name)
-                except PermissionError:
-                    shutil.copyfile(spool / name, self._links / name)
+    def _undo(self) -> None:
+        self._db.execute("ROLLBACK")
 
     def rows(self, table: str) -> Iterator[list[Row]]:
         if table == "bodies":
@@ -88,18 +66,17 @@ class SqliteSource:
         return f"e.{name}" if table in _FROM and name in _OF_ENVELOPE else f'd."{name}"'
 
     def _bodies(self) -> Iterator[Row]:
-        spool = Files()
         query = (
             "SELECT b.number, e.pending, b.stored_hash, b.data, b.spool, b.at, b.bytes, e.bytes FROM bodies b "
             "JOIN envelopes e ON e.number = b.number ORDER BY b.number"
         )
         for number, pending, stored_hash, data, name, at, size, envelope_bytes in self._db.execute(query):
-            raw = spool.read(self._links / name, at, size) if name is not None else data
+            raw = self._spool.read(Place(name, at), size) if name is not None else data
             yield number, pending, stored_hash, raw, envelope_bytes
 
     def close(self) -> None:
         self._db.close()
-        shutil.rmtree(self._links, ignore_errors=True)
+        self._spool.close()
 
 
 def fill(db: Connection, table: str, rows: Sequence[Row], spool: Spool, spool_from: int) -> None:

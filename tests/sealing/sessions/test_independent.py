@@ -15,7 +15,7 @@ from doubleratchet.recommended import HashFunction, kdf_hkdf, kdf_separate_hmacs
 from doubleratchet.recommended import diffie_hellman_ratchet_curve25519 as curve
 
 from cipherbox.sealing.sessions import ratchet
-from cipherbox.sealing.sessions.ratchet import HEADER, ROOT_INFO, Ratchet, public
+from cipherbox.sealing.sessions.ratchet import HEADER, ROOT_INFO, Chain, Ratchet, public
 
 
 class RootKdf(kdf_hkdf.KDF):
@@ -73,9 +73,10 @@ def to_ours(message: EncryptedMessage) -> Wire:
 class Ours:
     def __init__(self, state: Ratchet) -> None:
         self.state = state
+        self.chain: Chain | None = None
 
     async def say(self, text: bytes) -> Wire:
-        self.state, header, ciphertext = ratchet.encrypt(self.state, text, b"ad")
+        self.chain, header, ciphertext = ratchet.encrypt(ratchet.sending(self.state, self.chain), text, b"ad")
         return header, ciphertext
 
     async def hear(self, wire: Wire) -> bytes:
@@ -134,12 +135,12 @@ async def test_the_same_transcript(we_begin: bool, seed: int) -> None:
 async def test_the_same_bytes() -> None:
     """Not only understood: with the same message key both make the same ciphertext."""
     ours, other = await pair(True)
-    state = ours.state
-    chain, key = ratchet.turn_chain(state.sending)
-    header = ratchet.Header(public(state.own), state.previous, state.sent)
+    state, before = ours.state, ours.chain
+    chain, key = ratchet.turn_chain(before.chain)
+    header = ratchet.Header(public(state.own), before.previous, before.sent)
     data = ratchet.bound(b"ad", header)
     assert await ours.say(b"x") == (header, await OurAead.encrypt(b"x", key, data))
-    assert ours.state.sending == chain
+    assert ours.chain.chain == chain
     assert await other.hear((header, ratchet.seal_message(key, b"x", data))) == b"x"
     made = await RootKdf.derive(ROOT, b"\x07" * 32, 64)
     assert ratchet.turn_root(ROOT, b"\x07" * 32) == (made[:32], made[32:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -187,7 +189,7 @@ def test_no_secret_is_shown() -> None:
     alice, _ = session.seal(alice, b"x", b"")
     bob = attrs.evolve(bob, state=attrs.evolve(bob.state, skipped={(bytes(32), 1): b"k" * 32}))
     shown = [repr(x) for x in (alice, bob, alice.state, person("B").secrets(), person("B").signed)]
-    for secret in (alice.state.root, alice.state.own, alice.state.sending, bob.state.receiving, person("B").identity,
+    for secret in (alice.state.root, alice.state.own, alice.chain.chain, bob.state.receiving, person("B").identity,
                    person("B").signed.kem, alice.associated, b"k" * 32):  # fmt: skip
         for text in shown:
             assert secret.hex() not in text
@@ -200,7 +202,7 @@ def test_damaged_states_are_refused() -> None:
     alice, bob, _ = hand(alice, bob, b"x")
     raw = session.encode(bob)
     assert len(bob.state.skipped) == 1
-    for bad in (b"", raw[:-1], raw + b"x", b"\x02" + raw[1:], raw[: len(raw) // 2]):
+    for bad in (b"", raw[:-1], raw + b"x", b"\x03" + raw[1:], raw[: len(raw) // 2]):
         with pytest.raises(StoreError):
             session.decode(bad)
 
@@ -294,3 +296,43 @@ def test_chains_are_those_of_the_specification() -> None:
     assert len(root) == len(chain) == 32
     following, key = ratchet.turn_chain(chain)
     assert len({root, chain, following, key}) == 4
+
+
+def test_states_of_version_1_go_on() -> None:
+    """As they were written when both halves of a session were kept as one."""
+    old = json.loads((Path(__file__).parent / "states_version_1.json").read_text())
+    alice, bob = (session.decode(bytes.fromhex(old[name])) for name in "ab")
+    bob, plain = session.open_(bob, session.parse(bytes.fromhex(old["late"])), b"")
+    assert plain == b"late"
+    assert len(bob.state.skipped) == 0
+    after, raw = session.seal(alice, b"next", b"")
+    assert raw.hex() == old["next"]  # what the program of then would have said
+    bob, _ = session.open_(bob, session.parse(raw), b"")
+    bob, after, _ = hand(bob, after, b"and back")
+    assert session.decode(session.encode(after)) == after
+    with pytest.raises(StoreError):
+        session.decode(bytes.fromhex(old["a"])[:-1])
+
+
+def test_saying_leaves_nothing_to_say_it_again_with() -> None:
+    """The first key of a chain makes all its keys: it goes when the chain is there, and the chain keeps none."""
+    alice = begin(person("B"), person("A"))
+    start = alice.state.start
+    assert start
+    alice, _ = session.seal(alice, b"1", b"")
+    assert start not in session.encode(alice)
+
+
+def test_a_half_that_speaks_late_says_how_many_went_before() -> None:
+    """Turns in which nothing was said have no messages; the other end must not wait for any."""
+    alice, bob = pair()
+    for _ in range(3):
+        bob, alice, _ = hand(bob, alice, b"back")
+        alice, bob, _ = hand(alice, bob, b"on")
+    first = alice.chain
+    bob, alice, _ = hand(bob, alice, b"a turn")
+    once = ratchet.sending(alice.state, first)
+    assert (once.turn, once.sent, once.previous) == (first.turn + 1, 0, first.sent)
+    late = attrs.evolve(alice.state, turn=alice.state.turn + 1)
+    assert ratchet.sending(late, first).previous == 0
+    assert ratchet.sending(late, None).previous == 0

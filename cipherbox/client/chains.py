@@ -1,0 +1,85 @@
+"""The halves of this home's sessions that speak: sending chains, in the outbox's database, under the local key.
+
+Each envelope that is sealed in a session turns its chain by one.  Where the chain stands then is written in the
+transaction that puts the envelope into the outbox, so a crash loses both or neither, and no message key is used for
+two envelopes that left.  Until then it stands in memory.
+
+Another process of this home may have turned the same chain meanwhile.  So a batch is written only over the place its
+first step started from; otherwise its envelopes did not leave, and are sealed again (SessionMoved).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+
+import attrs
+
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.sessions import session
+from cipherbox.sealing.sessions.ratchet import Chain
+
+STEP = """
+CREATE TABLE chains (
+    session_id BLOB PRIMARY KEY, turn INTEGER NOT NULL, sent INTEGER NOT NULL, used_at INTEGER NOT NULL,
+    state BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+At = tuple[int, int]  # turn of the root, messages sent in it
+_BEGINNING: At = (0, 0)
+
+
+@attrs.frozen(eq=False)
+class Turned:
+    """A message sealed in a session: where its chain stood before, and the chain after it."""
+
+    peer: str
+    session_id: bytes
+    before: At
+    after: Chain
+
+    @property
+    def begins(self) -> bool:
+        """Whether this was the first of its chain."""
+        return self.before[0] != self.after.turn
+
+
+def at(chain: Chain | None) -> At:
+    """Where a chain stands."""
+    return _BEGINNING if chain is None else (chain.turn, chain.sent)
+
+
+class Chains:
+    """Reads and writes the table; the connection is the caller's."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    def read(self, db: sqlite3.Connection, session_id: bytes) -> Chain | None:
+        """As far as it was written; DecryptionFailed or StoreError when it cannot be read."""
+        row = db.execute("SELECT state FROM chains WHERE session_id = ?", (session_id,)).fetchone()
+        return None if row is None else session.decode_chain(self._vault.unlock(row[0], b"chain" + session_id))
+
+    def write(self, db: sqlite3.Connection, steps: Iterable[Turned]) -> set[bytes]:
+        """Within a transaction; the ids of sessions that another process has spoken in meanwhile."""
+        first: dict[bytes, At] = {}
+        last: dict[bytes, Chain] = {}
+        for step in steps:
+            name = step.session_id
+            first[name] = min(step.before, first.get(name, step.before))
+            if name not in last or at(last[name]) < at(step.after):
+                last[name] = step.after
+        moved = set()
+        for name, chain in last.items():
+            row = db.execute("SELECT turn, sent FROM chains WHERE session_id = ?", (name,)).fetchone()
+            if (row or _BEGINNING) != first[name]:
+                moved.add(name)
+                continue
+            now = int(time.time() * 1000)
+            if row is None:  # rarely: sessions that nobody can have spoken in for so long go
+                db.execute("DELETE FROM chains WHERE used_at < ?", (now - LIMITS.watermark_ms,))
+            locked = self._vault.lock(session.encode_chain(chain), b"chain" + name)
+            db.execute("INSERT OR REPLACE INTO chains VALUES (?, ?, ?, ?, ?)", (name, *at(chain), now, locked))
+        return moved
