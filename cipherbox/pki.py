@@ -344,7 +344,7 @@ def _check_limits(authority: x509.Certificate, usage: x509.ObjectIdentifier | No
         value, oid = extension.value, extension.oid
         if extension.critical and oid not in _UNDERSTOOD:
             raise BundleNotCertified(f"a CA in the chain makes a condition unknown here: {oid.dotted_string}")
-        if isinstance(value, x509.ExtendedKeyUsage) and not {usage, _ANY} & {*value}:
+        if usage is not None and isinstance(value, x509.ExtendedKeyUsage) and not {usage, _ANY} & {*value}:
             raise BundleNotCertified("a CA in the chain may not certify for this purpose")
         if isinstance(value, x509.NameConstraints):
             names = [*(value.permitted_subtrees or ()), *(value.excluded_subtrees or ())]

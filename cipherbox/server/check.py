@@ -67,7 +67,8 @@ def certificates(config: ServerConfig) -> Iterator[str]:
     if not issued(server, issuing[0]):
         yield f"{tls.certificate} was not issued by {tls.issuing}"
     if server.not_valid_after_utc <= pki.now():
-        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}"
+        renews = "" if config.ca.offline else "; HQ renews it when it starts"
+        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
     yield from _tried(lambda: read_lists(config, read_material(config, settle=False)))
 
 

@@ -204,4 +204,4 @@ async def obey_list(hq: HQ, says: RevocationList, der: bytes) -> None:
     elif not rows:
         return
     number = await hq.engine.in_store(hq.trust.crl_number)
-    hq.tell_revoked(f"{', '.join(gone)} revoked; nothing is sealed for them any more" if gone else "", number)
+    hq.tell_revoked(f"revoked: {', '.join(gone)}; nothing is sealed for them any more" if gone else "", number)
