@@ -144,14 +144,14 @@ def test_a_damaged_body_is_not_passed_on(
     store = place.open()
     lived_in(store)
     store.close()
-    (file,) = (tmp_path / "a" / "spool").iterdir()
+    file = max((tmp_path / "a" / "spool").iterdir(), key=lambda found: found.stat().st_size)
     if lost:
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     source = place.source()
     closing.callback(source.close)
-    with pytest.raises(Damaged, match="envelope number 3[01]"):
+    with pytest.raises(Damaged, match=r"envelope number 3[01]"):
         sums_of(source)
 
 
