@@ -6,6 +6,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import textwrap
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.cli.demo_processes import free_port
+from cipherbox.cli.texts import manual_pages
 from cipherbox.config import load_client_config, secret_key
 from cipherbox.crl import make_crl
 from cipherbox.portable import write_private
@@ -220,16 +222,15 @@ RSA, EC = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"], ["-algorith
                                                                      "ec_paramgen_curve:P-256"]  # fmt: skip
 
 
-def sign(base: Path, csr: Path, signer: str, extensions: str, out: str) -> None:
-    (base / "one.ext").write_text(extensions)
+def sign(base: Path, csr: Path, signer: str, section: str, out: str) -> None:
+    """As an administrator does who copies the manual's extensions."""
+    (base / "ca.ext").write_text(textwrap.dedent(EXTENSIONS))
     openssl("x509", "-req", "-in", str(csr), "-CA", f"{signer}.pem", "-CAkey", f"{signer}.key", "-CAcreateserial",
-            "-days", "700", "-sha384", "-extfile", "one.ext", "-out", out, cwd=base)  # fmt: skip
+            "-days", "700", "-sha384", "-extfile", "ca.ext", "-extensions", section, "-out", out, cwd=base)  # fmt: skip
 
 
-SUBORDINATE = (
-    "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n"
-    "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
-)
+EXTENSIONS = manual_pages()["pki"].partition("    [issuing]")[2].partition("\n\n")[0]
+EXTENSIONS = f"    [issuing]{EXTENSIONS}\n"
 
 
 def begin(base: Path, *options: str) -> tuple[Path, Path]:
@@ -248,10 +249,10 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
     early = shell("serve", str(directory), home=admin)
     assert (early.code, "organization's answer is missing" in early.err) == (5, True)
     signer = "between" if between else "root"
-    sign(org, directory / "ca" / "issuing.csr", signer, "basicConstraints=critical,CA:FALSE\n", "leaf.pem")
+    sign(org, directory / "ca" / "issuing.csr", signer, "client", "leaf.pem")
     leaf = shell("ca", "import", str(org / "leaf.pem"), str(org / "chain.pem"), "--hq", str(directory), home=admin)
     assert leaf.code != 0
-    sign(org, directory / "ca" / "issuing.csr", signer, SUBORDINATE, "issuing.pem")
+    sign(org, directory / "ca" / "issuing.csr", signer, "issuing", "issuing.pem")
     whole = [str(org / "issuing.pem"), *([str(org / "chain.pem")] if between else [])]
     if between:
         swapped = shell("ca", "import", *whole[::-1], "--hq", str(directory), home=admin)
@@ -272,7 +273,7 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
         # our request once more: the answer is taken under way
         again = shell("ca", "renew", str(directory), home=admin)
         assert "issuing.csr" in again.out
-        sign(org, directory / "ca" / "issuing.csr", signer, SUBORDINATE, "issuing2.pem")
+        sign(org, directory / "ca" / "issuing.csr", signer, "issuing", "issuing2.pem")
         taken = shell("ca", "import", str(org / "issuing2.pem"), *whole[1:], home=admin)
         assert (taken.code, "HQ took 1" in taken.out) == (0, True), taken.err
         assert shell("send", "--to", "CA-RC", "still", home=lab).code == 0
@@ -293,7 +294,7 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
         openssl("ca", *by, "-gencrl", "-out", "new.crl", cwd=org)
         os.replace(org / "new.crl", lists / "org.crl")
         patient(lambda: "organization revoked" in shell("ca", home=admin).err)
-        sign(org, directory / "ca" / "issuing.csr", signer, SUBORDINATE, "issuing3.pem")
+        sign(org, directory / "ca" / "issuing.csr", signer, "issuing", "issuing3.pem")
         again = shell("ca", "import", str(org / "issuing3.pem"), *whole[1:], "--hq", str(directory), home=admin)
         assert (again.code, "SIGHUP" in again.err) == (0, True), again.err
         process.send_signal(signal.SIGHUP)
@@ -311,11 +312,8 @@ def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -
     by = ("-config", "ca.cnf", "-cert", "between.pem", "-keyfile", "between.key")
     openssl("ca", *by, "-gencrl", "-out", "issuing.crl", cwd=org)
     directory, admin = begin(tmp_path, "--org-issues", str(org / "both.pem"))
-    leaf = "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\nauthorityKeyIdentifier=keyid\n"
-    server = f"{leaf}extendedKeyUsage=serverAuth\nsubjectAltName=DNS:{pki.SERVER_NAME}\n"
-    client = f"{leaf}extendedKeyUsage=clientAuth\n"
-    sign(org, directory / "ca" / "hq.csr", "between", server, "hq.pem")
-    sign(org, directory / "ca" / "admin.csr", "between", client, "admin.pem")
+    sign(org, directory / "ca" / "hq.csr", "between", "hq", "hq.pem")
+    sign(org, directory / "ca" / "admin.csr", "between", "client", "admin.pem")
     missing = shell("ca", "import", str(org / "hq.pem"), "--hq", str(directory), home=admin)
     assert (missing.code, "ca/admin.csr" in missing.err) == (5, True)
     files = [str(org / name) for name in ("hq.pem", "admin.pem", "issuing.crl")]
@@ -347,7 +345,7 @@ def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -
                     return bool(found)
 
                 patient(exported)
-                sign(org, found[0], "between", client, f"{name}.pem")
+                sign(org, found[0], "between", "client", f"{name}.pem")
                 taken = shell("ca", "import", str(org / f"{name}.pem"), home=admin)
                 assert taken.code == 0, taken.err
                 _, err = joining.communicate(timeout=90)
