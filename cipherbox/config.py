@@ -44,6 +44,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ROLES = ("client", "admin")
 TLS = ("verify", "unverified", "off")
 BODIES = ("database", "spool")
+STALE = ("warn", "refuse")
 SIGNATURES = ("ed25519", "ed25519+mldsa65")
 
 # -- HQ -----------------------------------------------------------------------------------------------------------
@@ -117,8 +118,16 @@ class CaSettings:
     """Table `[ca]`."""
 
     offline: bool = setting(False, "true: the CA's keys are elsewhere, requests are carried there and back")
+    organization: bool = setting(False, "true: the root is an organization's own, and signs what HQ asks for")
     root_key: Path = setting(Path("ca/root.key"), "private key of the root CA; may be taken off the machine")
     issuing_key: Path = setting(Path("ca/issuing.key"), "private key of the issuing CA")
+    revocation_lists: Path | None = setting(
+        None, "revocation lists of an organization's CAs: a file, or a directory of *.crl; read again when they change"
+    )
+    stale_lists: str = setting(
+        "warn", "when one of them has ended: warn, or refuse new connections until there is a newer one",
+        choices=STALE,
+    )  # fmt: skip
 
 
 @attrs.frozen

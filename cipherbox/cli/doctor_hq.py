@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from cipherbox.cli.findings import (
     BAD,
+    BUILT,
     GOOD,
+    SOON_DAYS,
     WARN,
     Check,
     Finding,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from cipherbox.config import ServerConfig
 
 _ANSWER_S = 5.0
+CA_SOON_DAYS = 365  # a root key has to come out of a safe
 _SPARE_FILES = 256  # beside one for each connection
 
 
@@ -97,16 +100,28 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.check import certificates
-    from cipherbox.server.trust import load_certificate
+    from cipherbox.server.lists import read_lists
+    from cipherbox.server.material import certificates_in, check_answered, load_certificate, read_material
 
-    renew = "make a new one: cipherbox manual pki"
-    for name, path in (("server", config.tls.certificate), ("issuing", config.tls.issuing), ("root", config.tls.root)):
-        x509 = load_certificate(path)
-        begin, end = x509.not_valid_before_utc, x509.not_valid_after_utc
-        yield ends("certificates", f"the {name} certificate", end, begin, renew)
-    for text in certificates(config):
-        if "ended on" not in text:
-            yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+    check_answered(config)
+    server = "HQ renews it when it starts, and while it runs; its log says why not"
+    if config.ca.offline:
+        server = f"carry its request to the CA: cipherbox ca export FILE --hq {config.directory}"
+    issuing = "renew it with the root's key: cipherbox ca renew"
+    if config.ca.organization:
+        issuing = "have the organization renew it: cipherbox manual pki"
+    named = [("the server certificate", load_certificate(config.tls.certificate), server, SOON_DAYS)]
+    named += [("a CA's certificate", c, issuing, CA_SOON_DAYS) for c in certificates_in(config.tls.issuing)]
+    todo = "every client must join an HQ with a new root before: cipherbox manual pki"
+    named.append(("the root certificate", load_certificate(config.tls.root), todo, CA_SOON_DAYS))
+    for what, one, advice, soon in named:
+        yield ends("certificates", what, one.not_valid_after_utc, one.not_valid_before_utc, advice, soon)
+    wrong = [text for text in certificates(config) if "ended on" not in text]
+    for text in wrong:
+        yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+    for listed in read_lists(config, read_material(config, settle=False)).values() if not wrong else ():
+        end = listed.says.next_update
+        yield ends("lists", f"the revocation list {listed.file}", end, min(end, BUILT), "put a newer one there", 3)
 
 
 def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
@@ -187,7 +202,7 @@ def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     """The way clients take, as far as it can be seen from here."""
     import trio
 
-    from cipherbox.server.trust import load_certificate
+    from cipherbox.server.material import load_certificate
     from cipherbox.tls import client_context
     from cipherbox.transport import connect
 

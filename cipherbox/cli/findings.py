@@ -134,7 +134,9 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
                 yield Finding(BAD, "disk", text, "delete small files there")
 
 
-def ends(about: str, what: str, end: datetime, begin: datetime, todo: str) -> Finding:
+def ends(
+    about: str, what: str, end: datetime, begin: datetime, todo: str, soon_days: int = SOON_DAYS
+) -> Finding:
     """How long a certificate or list still lives, by this machine's clock."""
     now = datetime.now(UTC)
     if now < begin:
@@ -142,6 +144,7 @@ def ends(about: str, what: str, end: datetime, begin: datetime, todo: str) -> Fi
                        "set the clock: timedatectl set-ntp true")  # fmt: skip
     days = (end - now).total_seconds() / 86_400
     if days <= 0:
-        return Finding(BAD, about, f"{what} ended on {end:%Y-%m-%d %H:%M} UTC", todo)
+        text = f"{what} ended on {end:%Y-%m-%d %H:%M} UTC; it is {now:%Y-%m-%d %H:%M} by this clock"
+        return Finding(BAD, about, text, todo)
     text = f"{what} ends on {end:%Y-%m-%d}, in {days:.0f} days"
-    return Finding(WARN, about, text, todo) if days < SOON_DAYS else Finding(GOOD, about, text)
+    return Finding(WARN, about, text, todo) if days < soon_days else Finding(GOOD, about, text)

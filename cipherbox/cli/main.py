@@ -37,7 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "top": ("top", "top", "Watch queues, rates, clients and alerts."),
         "reload": ("operate", "reload", "Let HQ read settings and certificates again."),
         "drain": ("operate", "drain", "Let HQ finish and end, for an upgrade."),
-        "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
+        "ca": ("ca", "ca", "Show HQ's certificates; renew them; an offline CA, or an organization's."),
         "backup": ("store", "backup", "Back up everything HQ is, while it runs."),
         "restore": ("store", "restore", "Make an HQ from a backup, and prove that it is whole."),
         "store": ("store", "store", "Copy HQ's store to another database; upgrade it."),

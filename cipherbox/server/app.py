@@ -23,6 +23,7 @@ from cipherbox.server.alerts import Watch
 from cipherbox.server.check import LOCK, require_places
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
+from cipherbox.server.material import check_answered
 from cipherbox.server.monitor import Monitor
 from cipherbox.server.storing import check_whole, open_store
 from cipherbox.store.port import Store
@@ -63,6 +64,7 @@ async def serve(
 
         kind = BrokenStore
     require_places(config)
+    check_answered(config)
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         patient = config.database.kind != "sqlite"
         async with _monitor(config) as monitor:
@@ -163,7 +165,11 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
                 found.append(listener)
         async with trio.open_nursery() as handlers:
             handlers.start_soon(hq.engine.run)
+            await hq.certificate.begin()
             await hq.engine.in_store(hq.trust.crl)
+            await hq.lists.obey()
+            handlers.start_soon(hq.certificate.run)
+            handlers.start_soon(hq.lists.run)
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)

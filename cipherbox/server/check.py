@@ -6,16 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-
 from cipherbox import pki
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.errors import CipherBoxError, StoreError
-from cipherbox.portable import is_locked, read_private, unwritable
+from cipherbox.portable import is_locked, unwritable
+from cipherbox.server.lists import read_lists
+from cipherbox.server.material import (
+    certificates_in,
+    check_answered,
+    checked_issuing,
+    issued,
+    load_certificate,
+    read_material,
+)
 from cipherbox.server.ports import taken, wanted
 from cipherbox.server.storing import reach
-from cipherbox.server.trust import load_certificate
 from cipherbox.store.sqlite.store import RESERVE, SPOOL
 
 LOCK = "lock"
@@ -51,35 +56,20 @@ def keys(config: ServerConfig) -> Iterator[str]:
 def certificates(config: ServerConfig) -> Iterator[str]:
     """What is wrong with HQ's certificates and their keys."""
     tls = config.tls
+    check_answered(config)
     yield from _tried(
         lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
         lambda: load_certificate(tls.certificate),
     )  # fmt: skip
-    root, issuing = load_certificate(tls.root), load_certificate(tls.issuing)
+    root, issuing = load_certificate(tls.root), certificates_in(tls.issuing)
     server = load_certificate(tls.certificate)
-    if not _issued(issuing, root):
-        yield f"{tls.issuing} was not issued by {tls.root}"
-    if not _issued(server, issuing):
+    yield from _tried(lambda: checked_issuing(issuing, root, str(tls.issuing)))
+    if not issued(server, issuing[0]):
         yield f"{tls.certificate} was not issued by {tls.issuing}"
     if server.not_valid_after_utc <= pki.now():
-        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}"
-    service = secret_key(config.encryption.service_key_file)
-    pairs = [(tls.key, tls.certificate, server)]
-    if not config.ca.offline:
-        pairs.append((config.ca.issuing_key, tls.issuing, issuing))
-    for path, beside, certificate in pairs:
-        key = pki.load_key(read_private(path), service, str(path))
-        public = certificate.public_key()
-        if not isinstance(public, pki.PublicKey) or pki.spki(key.public_key()) != pki.spki(public):
-            yield f"{path} is not the key of {beside}"
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+        renews = "" if config.ca.offline else "; HQ renews it when it starts"
+        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
+    yield from _tried(lambda: read_lists(config, read_material(config, settle=False)))
 
 
 def _database(config: ServerConfig) -> Iterator[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.client.pins import PERSON, SUCCESSION, Pins
+from cipherbox.crl import make_crl
 from cipherbox.envelope.bundle import fingerprint
 from cipherbox.errors import (
     BundleDiscontinuous,
@@ -116,15 +117,15 @@ async def test_a_revoked_recipient_is_not_sealed_for(
     revoked = [(pki.serial(center.chain[0]), pki.now())]
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         await client.publish("x", to="CA-RC")
-        scripted.crl = pki.make_crl(authority.issuing, revoked, 2)
+        scripted.crl = make_crl(authority.issuing, revoked, 2)
         client.revocations._asked_at = float("-inf")
         with pytest.raises(RecipientRevoked):
             await client.publish("x", to="CA-RC")
-        scripted.crl = pki.make_crl(authority.issuing, [], 1)  # HQ shows the list of yesterday
+        scripted.crl = make_crl(authority.issuing, [], 1)  # HQ shows the list of yesterday
         client.revocations._asked_at = float("-inf")
         with pytest.raises(CredentialsError, match="number 2 was seen before"):
             await client.publish("x", to="CA-RC")
-        scripted.crl = pki.make_crl(authority.issuing, [], 3, days=0)
+        scripted.crl = make_crl(authority.issuing, [], 3, days=0)
         with pytest.raises(CredentialsError, match="ended"):
             await client.publish("x", to="CA-RC")
     assert len(scripted.envelopes) == 1
@@ -172,7 +173,7 @@ async def test_a_sender_must_have_been_valid_when_hq_accepted(
             with pytest.raises(SenderNotValid, match="were not valid"):
                 await sender("FL-LAB", bundle.hash, accepted_at)
         when = datetime.datetime.fromtimestamp(bundle.created_at // 1000 + 100, datetime.UTC)
-        scripted.crl = pki.make_crl(authority.issuing, [(pki.serial(lab.chain[0]), when)], 2)
+        scripted.crl = make_crl(authority.issuing, [(pki.serial(lab.chain[0]), when)], 2)
         client.revocations._asked_at = float("-inf")
         assert client.directory.known_sender("FL-LAB", bundle.hash, now_ms()) is None
         await sender("FL-LAB", bundle.hash, pki.ms(when) - 1)
