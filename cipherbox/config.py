@@ -44,6 +44,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ROLES = ("client", "admin")
 TLS = ("verify", "unverified", "off")
 BODIES = ("database", "spool")
+STALE = ("warn", "refuse")
 SIGNATURES = ("ed25519", "ed25519+mldsa65")
 
 # -- HQ -----------------------------------------------------------------------------------------------------------
@@ -117,8 +118,16 @@ class CaSettings:
     """Table `[ca]`."""
 
     offline: bool = setting(False, "true: the CA's keys are elsewhere, requests are carried there and back")
+    organization: bool = setting(False, "true: the root is an organization's own, and signs what HQ asks for")
     root_key: Path = setting(Path("ca/root.key"), "private key of the root CA; may be taken off the machine")
     issuing_key: Path = setting(Path("ca/issuing.key"), "private key of the issuing CA")
+    revocation_lists: Path | None = setting(
+        None, "revocation lists of an organization's CAs: a file, or a directory of *.crl; read again when they change"
+    )
+    stale_lists: str = setting(
+        "warn", "when one of them has ended: warn, or refuse new connections until there is a newer one",
+        choices=STALE,
+    )  # fmt: skip
 
 
 @attrs.frozen
@@ -259,8 +268,9 @@ CLIENT_TABLES: dict[str, type] = {
 
 def load_server_config(where: Path) -> ServerConfig:
     """HQ's configuration from its data directory or from the file itself.  ConfigError says what is wrong."""
-    file = where if where.is_file() else where / SERVER_FILE
-    tables = read_tables(file, SERVER_TABLES, f"make a data directory with: cipherbox init {where}")
+    file = where if where.suffix == ".toml" and not where.is_dir() else where / SERVER_FILE
+    missing = f"restore it, or make a new data directory with: cipherbox init {file.parent}"
+    tables = read_tables(file, SERVER_TABLES, missing)
     config = ServerConfig(directory=file.parent, source=file.absolute(), **tables)
     for key, path in attrs.asdict(config.encryption).items():
         _check_credential(f"{file}: [encryption] {key}", path)
@@ -379,10 +389,7 @@ def secret(path: Path) -> bytes:
 
 def secret_key(path: Path, size: int = 32) -> bytes:
     """The secret a setting names: exactly ``size`` bytes, readable by its user alone.  ConfigError otherwise."""
-    try:
-        key = secret(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: the secret key cannot be read: {error.strerror or error}") from None
+    key = secret(path)
     if len(key) != size:
         raise ConfigError(f"{path}: a secret key has exactly {size} bytes, this file has {len(key)}")
     return key

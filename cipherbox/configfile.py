@@ -53,8 +53,12 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
         document = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist; {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        from cipherbox.portable import unreadable
+
+        raise ConfigError(unreadable(file, error)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not text in UTF-8: {error}; write it anew or restore it") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
     wrong = []
@@ -125,7 +129,7 @@ def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *,
     value: Any = given
     choices = metadata.get("choices")
     if choices and value not in choices:
-        raise ConfigError(f"{where} is one of {', '.join(choices)}, not {value!r}{_nearest(value, choices)}")
+        raise ConfigError(f"{where} is one of {', '.join(choices)}, not {value!r}")
     low = (0.001 if hint is float else 1) if limit else metadata.get("low")
     if low is not None and not value >= low:
         raise ConfigError(f"{where} is at least {low}, not {value}")

@@ -1,9 +1,11 @@
 """Certificates: a root, an issuing CA, one certificate per party, and the revocation list.
 
 The root signs the issuing CA and nothing else, so its key can leave the machine after `init`.  The issuing CA signs
-HQ's server certificate, the clients' certificates and the revocation list.  All keys are ECDSA P-384 (RFC 5480), all
-signatures ECDSA with SHA-384.  A client's id is its certificate's common name and comes from HQ's records; from a
-signing request only the public key is taken.  Clients check HQ by one fixed logical name, so its addresses may change.
+HQ's server certificate, the clients' certificates and the revocation list.  All keys made here are ECDSA P-384 (RFC
+5480), all signatures ECDSA with SHA-384; the CAs of an organization above ours may be RSA.  The issuing CA keeps name
+and key when it is renewed, so what it signed before stays good and its revocation list is one.  Nothing is issued that
+would outlive its issuer.  A client's id is its certificate's common name and comes from HQ's records; from a signing
+request only the public key is taken.  Clients check HQ by one fixed logical name, so its addresses may change.
 The profile follows RFC 5280; the manual page `pki` has it in words.
 """
 
@@ -17,7 +19,7 @@ import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest
 from cipherbox.limits import check_client_id
@@ -27,8 +29,14 @@ CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 ROOT_DAYS, ISSUING_DAYS, LEAF_DAYS = 7305, 3652, 398
 CRL_DAYS, OFFLINE_CRL_DAYS = 7, 35
+RENEW_AT = 2 / 3  # of a certificate's life
 _LABEL_NUMBER = b"cipherbox/v1/enrol-number\x00"
-_BACKDATED = datetime.timedelta(minutes=5)  # a new machine's clock may lag a little
+BACKDATED = datetime.timedelta(minutes=5)  # a new machine's clock may lag a little
+_ANY = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
+_UNDERSTOOD = frozenset(
+    [ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE,
+     ExtensionOID.CERTIFICATE_POLICIES, ExtensionOID.NAME_CONSTRAINTS]
+)  # fmt: skip
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -57,10 +65,30 @@ def new_key() -> PrivateKey:
     return ec.generate_private_key(ec.SECP384R1())
 
 
+def renew_at(certificate: x509.Certificate) -> datetime.datetime:
+    """From when on a certificate is renewed."""
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return begin + (end - begin) * RENEW_AT
+
+
+def is_due(certificate: x509.Certificate, at: datetime.datetime | None = None) -> bool:
+    """Whether two thirds of its life are over."""
+    return (at or now()) >= renew_at(certificate)
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PublicKey, issuer_key: PublicKey, days: int
-) -> x509.CertificateBuilder:
-    start = now() - _BACKDATED
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, issuer_key: PublicKey, days: float,
+    signer: x509.Certificate | None,
+) -> x509.CertificateBuilder:  # fmt: skip
+    start = now() - BACKDATED
+    end = start + datetime.timedelta(days=days)
+    if signer is not None:
+        end = min(end, signer.not_valid_after_utc)
+        if signer.not_valid_after_utc <= now():
+            raise CredentialsError(
+                f"{common_name(signer) or 'the CA'} ended on {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this "
+                "machine's clock and can sign nothing more; if the clock is right, renew it: cipherbox ca renew"
+            )
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -68,7 +96,7 @@ def _builder(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=days))
+        .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
@@ -85,12 +113,15 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )  # fmt: skip
 
 
-def _authority(name: str, signer: Authority | None, days: int, depth: int) -> Authority:
-    key = new_key()
-    issuer = signer.certificate.subject if signer else _name(name)
+def _authority(
+    subject: x509.Name, signer: Authority | None, days: int, depth: int, key: PrivateKey | None = None
+) -> Authority:
+    key = key or new_key()
+    issuer = signer.certificate.subject if signer else subject
     issuer_key = signer.key if signer else key
+    above = signer.certificate if signer else None
     certificate = (
-        _builder(_name(name), issuer, key.public_key(), issuer_key.public_key(), days)
+        _builder(subject, issuer, key.public_key(), issuer_key.public_key(), days, above)
         .add_extension(x509.BasicConstraints(ca=True, path_length=depth), critical=True)
         .add_extension(_usage(ca=True), critical=True)
         .sign(issuer_key, hashes.SHA384())
@@ -100,17 +131,26 @@ def _authority(name: str, signer: Authority | None, days: int, depth: int) -> Au
 
 def new_root(name: str) -> Authority:
     """A self-signed root that may sign one level of issuing CAs."""
-    return _authority(f"{name} root", None, ROOT_DAYS, 1)
+    return _authority(_name(f"{name} root"), None, ROOT_DAYS, 1)
 
 
 def new_issuing(name: str, root: Authority) -> Authority:
     """An issuing CA under ``root``."""
-    return _authority(f"{name} issuing CA", root, ISSUING_DAYS, 0)
+    return _authority(_name(f"{name} issuing CA"), root, ISSUING_DAYS, 0)
 
 
-def _leaf(issuing: Authority, key: PublicKey, name: str, purpose: x509.ObjectIdentifier, days: int) -> x509.Certificate:
+def renew_issuing(issuing: Authority, root: Authority) -> Authority:
+    """The same issuing CA, same name and key, for ten years from now."""
+    return _authority(issuing.certificate.subject, root, ISSUING_DAYS, 0, issuing.key)
+
+
+def _leaf(
+    issuing: Authority, key: PublicKey, name: str, purpose: x509.ObjectIdentifier, days: float
+) -> x509.Certificate:
     builder = (
-        _builder(_name(name), issuing.certificate.subject, key, issuing.key.public_key(), days)
+        _builder(
+            _name(name), issuing.certificate.subject, key, issuing.key.public_key(), days, issuing.certificate
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
@@ -120,12 +160,12 @@ def _leaf(issuing: Authority, key: PublicKey, name: str, purpose: x509.ObjectIde
     return builder.sign(issuing.key, hashes.SHA384())
 
 
-def issue_client(issuing: Authority, key: PublicKey, client_id: str, days: int = LEAF_DAYS) -> x509.Certificate:
+def issue_client(issuing: Authority, key: PublicKey, client_id: str, days: float = LEAF_DAYS) -> x509.Certificate:
     """A client's certificate; its id becomes the common name."""
     return _leaf(issuing, key, check_client_id(client_id), CLIENT, days)
 
 
-def issue_server(issuing: Authority, key: PublicKey, name: str, days: int = LEAF_DAYS) -> x509.Certificate:
+def issue_server(issuing: Authority, key: PublicKey, name: str, days: float = LEAF_DAYS) -> x509.Certificate:
     """HQ's certificate, with the one logical name clients check."""
     return _leaf(issuing, key, name, SERVER, days)
 
@@ -134,6 +174,19 @@ def make_csr(key: PrivateKey, client_id: str) -> bytes:
     """A PKCS#10 signing request, DER."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(client_id))
     return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+
+def make_ca_csr(key: PrivateKey, name: str) -> bytes:
+    """A PKCS#10 request, DER, of an issuing CA to the CA of an organization."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(f"{name} issuing CA"))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(ca=True), critical=True)
+    return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+
+def csr_pem(csr: bytes) -> bytes:
+    """A signing request as other tools read it."""
+    return x509.load_der_x509_csr(csr).public_bytes(serialization.Encoding.PEM)
 
 
 def key_of_csr(csr: bytes) -> PublicKey:
@@ -151,6 +204,12 @@ def key_of_csr(csr: bytes) -> PublicKey:
 
 def spki(key: PublicKey) -> bytes:
     """SubjectPublicKeyInfo, DER."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def spki_of(certificate: x509.Certificate) -> bytes:
+    """SubjectPublicKeyInfo of a certificate, DER, whatever kind of key it is."""
+    key = certificate.public_key()
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -241,7 +300,8 @@ def verify_chain(
         raise BundleNotCertified("a chain has 1 to 4 certificates")
     leaf = certificates[0]
     for depth, (child, parent) in enumerate(zip(certificates, [*certificates[1:], root], strict=True)):
-        _check_step(child, parent, depth, at)
+        check_step(child, parent, depth, at)
+        _check_limits(parent, usage)
     if at is not None:
         _check_dates(root, at)
     try:
@@ -258,9 +318,10 @@ def verify_chain(
     return leaf
 
 
-def _check_step(
+def check_step(
     child: x509.Certificate, parent: x509.Certificate, depth: int, at: datetime.datetime | None
 ) -> None:
+    """BundleNotCertified unless ``parent`` issued ``child`` and may, with ``depth`` CAs below it."""
     try:
         child.verify_directly_issued_by(parent)
         basic = parent.extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -273,61 +334,27 @@ def _check_step(
         _check_dates(child, at)
 
 
+def _check_limits(authority: x509.Certificate, usage: x509.ObjectIdentifier | None) -> None:
+    """What an organization may have written into a CA's certificate to bound what is below it.
+
+    A client's certificate has one name, its subject's, so only constraints of subjects concern it; TLS checks those of
+    DNS names for HQ's.
+    """
+    for extension in authority.extensions:
+        value, oid = extension.value, extension.oid
+        if extension.critical and oid not in _UNDERSTOOD:
+            raise BundleNotCertified(f"a CA in the chain makes a condition unknown here: {oid.dotted_string}")
+        if usage is not None and isinstance(value, x509.ExtendedKeyUsage) and not {usage, _ANY} & {*value}:
+            raise BundleNotCertified("a CA in the chain may not certify for this purpose")
+        if isinstance(value, x509.NameConstraints):
+            names = [*(value.permitted_subtrees or ()), *(value.excluded_subtrees or ())]
+            if any(isinstance(name, x509.DirectoryName) for name in names):
+                raise BundleNotCertified("a CA in the chain may certify for certain subjects only")
+
+
 def _check_dates(certificate: x509.Certificate, at: datetime.datetime) -> None:
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if at < first:
         raise BundleNotCertified(f"the certificate begins only on {first:%Y-%m-%d %H:%M} UTC")
     if at > last:
         raise BundleNotCertified(f"the certificate ended on {last:%Y-%m-%d %H:%M} UTC")
-
-
-def make_crl(
-    issuing: Authority, revoked: Sequence[tuple[str, datetime.datetime]], number: int, days: int = CRL_DAYS
-) -> bytes:
-    """The revocation list, DER: ``revoked`` holds (serial, when); ``number`` only rises."""
-    start = now()
-    builder = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(issuing.certificate.subject)
-        .last_update(start - _BACKDATED)
-        .next_update(start + datetime.timedelta(days=days))
-        .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing.key.public_key()), critical=False)
-    )
-    for number_text, when in revoked:
-        entry = x509.RevokedCertificateBuilder().serial_number(int(number_text, 16)).revocation_date(when).build()
-        builder = builder.add_revoked_certificate(entry)
-    return builder.sign(issuing.key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
-
-
-@attrs.frozen
-class RevocationList:
-    """A checked revocation list: its number, its end, and when each serial was revoked (ms since 1970)."""
-
-    number: int
-    next_update: datetime.datetime
-    revoked: dict[str, int]
-
-
-def check_crl(
-    data: bytes, issuing: x509.Certificate, at: datetime.datetime, least_number: int = 0
-) -> RevocationList:
-    """Checks signature, number and end.  A stale list, or one older than ``least_number``, is a CredentialsError."""
-    try:
-        crl = x509.load_der_x509_crl(data)
-        key = issuing.public_key()
-        good = isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
-        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        end = crl.next_update_utc
-        revoked = {f"{entry.serial_number:x}": ms(entry.revocation_date_utc) for entry in crl}
-    except Exception:
-        raise CredentialsError("this is not a revocation list") from None
-    if not good or crl.issuer != issuing.subject or end is None:
-        raise CredentialsError("the revocation list was not signed by this HQ's CA")
-    if number < least_number:
-        raise CredentialsError(f"the revocation list has number {number}; number {least_number} was seen before")
-    if at > end:
-        raise CredentialsError(
-            f"the revocation list ended on {end:%Y-%m-%d %H:%M} UTC; HQ's administrator must issue a new one"
-        )
-    return RevocationList(number, end, revoked)

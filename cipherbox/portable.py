@@ -13,14 +13,15 @@ import stat
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cipherbox.errors import ConfigError, StoreLocked
 
 WINDOWS = sys.platform == "win32"
+T = TypeVar("T")
 O_BINARY = getattr(os, "O_BINARY", 0)  # for os.open: Windows would change the ends of lines
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5)
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
@@ -103,7 +104,7 @@ def read_private(path: Path) -> bytes:
                     )
             return file.read()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        raise ConfigError(unreadable(path, error)) from None
 
 
 def credential(name: str) -> Path | None:
@@ -156,6 +157,18 @@ def lock_file(path: Path, what: str) -> Iterator[None]:
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
         yield
+    finally:
+        os.close(fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on ``path``; nothing is made or changed, whoever asks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | O_BINARY)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(fd)
     finally:
         os.close(fd)
 
@@ -262,6 +275,63 @@ def owner_of(path: Path) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Why a file could not be read, and what to do when it is another user's."""
+    text = f"cannot read {path}: {error.strerror or error}"
+    if not isinstance(error, PermissionError):
+        return text
+    for place in (path, *path.absolute().parents):
+        try:
+            return f"{text}; {_anothers(place)}"
+        except OSError:  # it lies in a directory that this user may not look into
+            continue
+    return text
+
+
+def unwritable(path: Path) -> str:
+    """What keeps this user from writing a file, or into a directory, and what to do; empty when nothing does."""
+    folder = path.is_dir()
+    if os.access(path, os.W_OK | (os.X_OK if folder else 0)):
+        return ""
+    if not WINDOWS and os.statvfs(path).f_flag & os.ST_RDONLY:
+        return f"{path} is on a read-only file system; mount it writable"
+    return f"{path} cannot be written; {_anothers(path)}"
+
+
+def _anothers(path: Path) -> str:
+    """What to do about a file that this user may not use."""
+    if WINDOWS:
+        return "look at its properties: who may use it?"
+    if path.stat().st_uid == os.geteuid():
+        return f"it has mode {stat.S_IMODE(path.stat().st_mode):04o}, run: chmod u+rwX {path}"
+    if path.absolute().parent.stat().st_uid == os.geteuid():
+        return f"it belongs to {owner_of(path)}, run as root: chown --reference={path.absolute().parent} {path}"
+    return f"{path} belongs to {owner_of(path)}, run this as that user"
+
+
+def as_user(user: str, work: Callable[..., T], *values: object) -> T:
+    """What ``work`` gives, done in a process of that user, where this is root and there is such a user."""
+    ids = ids_of(user)
+    if ids is None or not is_root():
+        return work(*values)
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    try:
+        with ProcessPoolExecutor(1, get_context("fork"), _become, ids) as other:
+            return other.submit(work, *values).result()
+    except BrokenProcessPool:
+        raise OSError(f"a process of user {user} ended before its work was done") from None
+
+
+def _become(uid: int, gid: int) -> None:
+    if sys.platform != "win32":
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
 
 
 def give_to(path: Path, ids: tuple[int, int]) -> None:

@@ -28,12 +28,14 @@ ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
 _RECORD = 16 * 1024  # what TLS encrypts at once
 CLOSE_S = 2.0
+_FLIGHTS = 4  # of a handshake, and one to spare
 
 _ALERTS = {
     "UNKNOWN_CA": "HQ did not accept this certificate: it was issued by another CA. Enrol again with HQ's token",
-    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: it has expired. Ask HQ for a new token and join again",
+    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: by HQ's clock it has expired. If not by this one's, "
+    "one of the two clocks is wrong; else ask HQ for a new token and join again",
     "CERTIFICATE_REVOKED": "HQ did not accept this certificate: it was revoked",
-    "BAD_CERTIFICATE": "HQ did not accept this certificate",
+    "BAD_CERTIFICATE": "HQ did not accept this certificate; if it is new, HQ's clock or this machine's may be wrong",
     "CERTIFICATE_UNKNOWN": "HQ did not accept this certificate",
     "CERTIFICATE_REQUIRED": "HQ asks for a certificate and this client sent none",
     "ACCESS_DENIED": "HQ did not accept this certificate",
@@ -45,6 +47,9 @@ _FAULTS = {
     "HTTP_REQUEST": "the other end sent a plain HTTP request",
     "NO_APPLICATION_PROTOCOL": "the other end speaks another protocol",
 }
+
+
+_NOT_YET_VALID, _HAS_EXPIRED = 9, 10  # OpenSSL's x509_vfy.h
 
 
 class Cut(NetworkError, trio.BrokenResourceError, code=NetworkError.code):
@@ -63,6 +68,13 @@ def plain(error: Exception, peer: str) -> Cut | NotAccepted:
     if isinstance(error, ssl.SSLCertVerificationError):
         if "hostname" in error.verify_message.lower():
             return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
+        here = f"{pki.now():%Y-%m-%d %H:%M} UTC by this machine's clock"
+        if error.verify_code == _HAS_EXPIRED:
+            return NotAccepted(f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the clock; "
+                               "else HQ's administrator must renew it (cipherbox ca)")  # fmt: skip
+        if error.verify_code == _NOT_YET_VALID:
+            return NotAccepted(f"a certificate of {peer} is not valid yet: it is {here}. If that is wrong, set the "
+                               "clock; else HQ's was ahead when the certificate was made")  # fmt: skip
         return NotAccepted(f"the certificate of {peer} was not accepted: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
         reason = error.reason or ""
@@ -86,6 +98,7 @@ def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None
     context = ssl.SSLContext(purpose)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([ALPN, "http/1.1"])
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an organization's CA that is trusted may have one above it
     if certificate is not None and key is not None:
         # `ssl` takes certificates from files alone: an encrypted key and its one-time password, in a private directory.
         once = os.urandom(32)
@@ -123,6 +136,22 @@ def first_contact_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """A handshake in memory, to see what a client would see; NotAccepted or Cut says what is wrong."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(down, up, server_hostname=pki.SERVER_NAME), server.wrap_bio(up, down, server_side=True)
+    ]  # fmt: skip
+    for _ in range(_FLIGHTS):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError as error:
+                raise plain(error, "HQ") from None
 
 
 # -- TLS ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "limits"}
 GROUND = BASE | {
-    "portable", "configfile", "databaseurl", "config", "configshow", "pki", "ops", "tls", "transport", "websocket",
+    "portable", "configfile", "databaseurl", "config", "configshow", "pki", "crl", "ops", "tls", "transport",
+    "websocket",
 }  # fmt: skip
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
@@ -24,6 +25,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "config": (BASE | {"portable", "configfile", "databaseurl"}, {"attrs"}),
     "configshow": (BASE | {"configfile", "config"}, {"attrs"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
+    "crl": (BASE | {"pki"}, {"attrs", "cryptography"}),
     "ops": (BASE | {"portable", "config"}, {"orjson", "prometheus_client"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),
     "transport": (BASE | {"portable", "config", "pki", "tls", "websocket"}, {"attrs", "trio", "cryptography"}),

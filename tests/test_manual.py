@@ -4,7 +4,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -13,7 +15,8 @@ from cipherbox import errors
 from cipherbox.cli import document
 from cipherbox.cli.exits import MEANING, Exit, exit_code
 from cipherbox.cli.main import cli
-from cipherbox.cli.texts import manual_pages, title
+from cipherbox.cli.manual import INDEX, manual_pages, title
+from cipherbox.cli.manual import PAGES as INDEXED
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = manual_pages()
@@ -35,39 +38,89 @@ def test_every_page_has_one_title(name: str) -> None:
 
 def test_pages_named_in_texts_exist() -> None:
     for name, page in {**PAGES, "README": (ROOT / "README.md").read_text("utf-8")}.items():
-        for topic in re.findall(r"cipherbox manual ([a-z-]+)", page):
+        for topic in re.findall(r"cipherbox manual ([a-z][a-z-]*)", page):
             assert topic in PAGES, (name, topic)
         for topics in re.findall(r"\b[Pp]ages? ((?:`[a-z-]+`(?:, | and )?)+)", page):
             for topic in re.findall(r"`([a-z-]+)`", topics):
                 assert topic in PAGES, (name, topic)
 
 
-def _commands() -> list[tuple[str, str]]:
-    """Every line `cipherbox ...` in a code block of the manual and the README."""
+def _shown(lines: list[str]) -> Iterator[list[str]]:
+    """The words of every command `cipherbox ...` in lines of a shell."""
+    for line in lines:
+        lexer = shlex.shlex(re.sub(r"\bsudo (-u ?\w+ )?", "", line), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if not set(word) <= set("();<>|&"):
+                words.append(word)
+                continue
+            for at, one in enumerate(words):
+                if one == "cipherbox" or one.endswith("cipherbox.pyz"):
+                    yield words[at + 1 :]
+                    break
+            words = []
+
+
+def _commands() -> list[Any]:
+    """Those in a block of the manual and the README, whole; and those in a sentence, which may leave words out."""
     found = []
     for name, page in {**PAGES, "README": (ROOT / "README.md").read_text("utf-8")}.items():
-        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                where = re.search(r"\bcipherbox(?:\.pyz)? ", line.partition("#")[0])
-                if where:
-                    found.append((name, "cipherbox " + line[where.end() :]))
-    return found
+        blocks = [block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+        blocks = [re.sub(r"(?s)<<'EOF'.*?^EOF$", "", block, flags=re.MULTILINE) for block in blocks]
+        found += [(name, words, True) for block in blocks for words in _shown(block.splitlines())]
+        text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+        sentences = [" ".join(one.split()) for one in re.findall(r"`(cipherbox [^`]+)`", text)]
+        found += [(name, words, False) for words in _shown(sentences)]
+    return [pytest.param(*one, id=f"{number}-{one[0]}") for number, one in enumerate(found)]
 
 
-@pytest.mark.parametrize(("page", "line"), _commands())
-def test_commands_in_examples_parse(page: str, line: str) -> None:
-    """Commands, options and the number of arguments are those of the program; nothing is run."""
-    words = shlex.split(re.split(r"[|;&]| #", line)[0])[1:]
-    context = cli.make_context("cipherbox", list(words))
+@pytest.mark.parametrize(("page", "words", "whole"), _commands())
+def test_commands_in_examples_parse(page: str, words: list[str], whole: bool) -> None:
+    """Commands, options, their choices and the number of arguments are those of the program; nothing is run."""
+    context = cli.make_context("cipherbox", [word for word in words if word != "..."], resilient_parsing=True)
     command: click.Command = cli
     rest = [*context._protected_args, *context.args]
-    while isinstance(command, click.Group):
-        assert rest, line
+    while isinstance(command, click.Group) and rest:
         found = command.get_command(context, rest[0])
-        assert found is not None, f"{page}: {line}"
+        if found is None and command.name != "cipherbox" and command.invoke_without_command:
+            break  # `clients FL-LAB`
+        if found is None and rest[-1] == "COMMAND":
+            return
+        assert found is not None, f"{page}: {words}"
         command, rest = found, rest[1:]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word.partition("=")[0] for word in rest if word.startswith("-") and len(word) > 1} <= known, line
+    if isinstance(command, click.Group):
+        assert not whole or command.invoke_without_command or not rest, (page, words)
+        return
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)} <= known, (page, words)
+    if not whole:
+        return
+    values, extra, _ = command.make_parser(click.Context(command)).parse_args(rest)
+    assert extra == [], (page, words)
+    for parameter in command.params:
+        value = values.get(parameter.name)
+        if isinstance(parameter, click.Argument) and parameter.required:
+            assert isinstance(value, str) or (isinstance(value, tuple) and value), (page, words, parameter.name)
+        if isinstance(parameter.type, click.Choice) and isinstance(value, str):
+            assert value in parameter.type.choices, (page, words)
+
+
+def test_a_wrong_command_is_noticed() -> None:
+    good = ["dead", "show", "box.CA-RC/17"]
+    test_commands_in_examples_parse("here", good, True)
+    wrong_role = ["enroll", "FL-LAB", "--role", "x"]
+    for words in (["dead", "show"], [*good, "x"], ["dead", "shew", "x"], [*good, "--wrong"], wrong_role):
+        with pytest.raises((AssertionError, click.UsageError)):
+            test_commands_in_examples_parse("here", words, True)
+    assert list(_shown(["a | sudo -u lab cipherbox --home x join || echo cipherbox"])) == [["--home", "x", "join"], []]
+
+
+def test_every_page_is_in_the_index_and_in_the_readme() -> None:
+    assert sorted(INDEXED) == sorted(PAGES)
+    assert [kind.partition(":")[0] for kind in INDEX] == ["Tutorials", "How-to", "Reference", "Formats", "Explanation"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert [page for page in PAGES if f"(cipherbox/manual/{page}.md)" not in readme] == []
 
 
 def test_every_error_has_an_exit_code() -> None:

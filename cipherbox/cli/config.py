@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import home_of, json_option
+from cipherbox.cli.options import HQ_DIRECTORY, home_of, json_option
 
 
 @click.group("config")
@@ -16,7 +16,7 @@ def config() -> None:
 
 
 @config.command("show")
-@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.argument("directory", type=HQ_DIRECTORY, required=False)
 @json_option
 @click.pass_context
 def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> None:
@@ -36,7 +36,7 @@ def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> No
 
 
 @config.command("check")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=HQ_DIRECTORY)
 @json_option
 def config_check(directory: Path, as_json: bool) -> int:
     """Check HQ's settings in DIRECTORY, and the keys, certificates, places and addresses they name."""

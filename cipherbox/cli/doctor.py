@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import home_of, json_option
+from cipherbox.cli.options import HQ_DIRECTORY, home_of, json_option
 
 _MARKS = {"good": "ok", "warning": "!!", "wrong": "XX"}
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.argument("directory", type=HQ_DIRECTORY, required=False)
 @click.option("--all", "everything", is_flag=True, help="Show also what is in order.")
 @json_option
 @click.pass_context

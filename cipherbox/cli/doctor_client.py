@@ -10,8 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.findings import BAD, GOOD, WARN, Check, Finding, clock, collect, disk, ends, file_rights
-from cipherbox.errors import CipherBoxError, ConfigError, NetworkError, PasswordError
+from cipherbox.cli.findings import (
+    BAD,
+    GOOD,
+    WARN,
+    Check,
+    Finding,
+    clock,
+    closed,
+    collect,
+    disk,
+    ends,
+    file_rights,
+    finding,
+)
+from cipherbox.errors import CipherBoxError, ConfigError, NetworkError, PasswordError, StoreError
 
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
@@ -24,22 +37,27 @@ _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 
 def look(ctx: click.Context, home: Path) -> list[Finding]:
     """All findings about the client in ``home``."""
-    from cipherbox.config import load_client_config
+    from cipherbox.config import CLIENT_FILE, load_client_config
 
+    begun = collect([("clock", clock)])
+    if closed(home):
+        return [*begun, *collect([("rights", lambda: file_rights(home, []))])]
     try:
         config = load_client_config(home)
     except ConfigError as error:
-        return [*collect([("clock", clock)]), Finding(BAD, "settings", str(error), _JOIN)]
+        todo = "mend the file; cipherbox manual configuration has every setting"
+        todo = todo if (home / CLIENT_FILE).exists() else _JOIN
+        return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
+    begun.append(Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})"))
+    files = collect([("files", lambda: _files(config))])
     checks: list[tuple[str, Check]] = [
-        ("clock", clock),
-        ("settings", lambda: [Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})")]),
-        ("files", lambda: _files(config)),
         ("certificates", lambda: _certificates(config)),
         ("disk", lambda: disk([config.home])),
         ("network", lambda: _addresses(config)),
-        ("network", lambda: _hq(ctx, config)),
     ]
-    return collect(checks)
+    if not any(f.level == BAD and f.about == "rights" for f in files):  # else it could only say the same again
+        checks.append(("network", lambda: _hq(ctx, config)))
+    return [*begun, *files, *collect(checks)]
 
 
 def _files(config: ClientConfig) -> Iterator[Finding]:
@@ -107,7 +125,9 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         one = leaf(group)
         if not isinstance(one, CipherBoxError):
             raise
-        yield Finding(BAD, "network" if isinstance(one, NetworkError) else "certificates", str(one), advice(one))
+        kinds = {NetworkError: "network", StoreError: "files"}
+        about = next((name for kind, name in kinds.items() if isinstance(one, kind)), "certificates")
+        yield finding(about, str(one), advice(one) or "mend what it names, then run this again")
 
 
 async def _meet(home: Home) -> list[Finding]:

@@ -8,68 +8,84 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cipherbox.cli.findings import BAD, GOOD, WARN, Check, Finding, clock, collect, disk, ends, file_rights
-from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
+from cipherbox.cli.findings import (
+    BAD,
+    BUILT,
+    GOOD,
+    SOON_DAYS,
+    WARN,
+    Check,
+    Finding,
+    clock,
+    closed,
+    collect,
+    disk,
+    ends,
+    file_rights,
+    finding,
+)
+from cipherbox.errors import Busy, CipherBoxError, ConfigError
 
 if TYPE_CHECKING:
     from cipherbox.config import ServerConfig
 
 _ANSWER_S = 5.0
+CA_SOON_DAYS = 365  # a root key has to come out of a safe
 _SPARE_FILES = 256  # beside one for each connection
 
 
 def look(directory: Path) -> list[Finding]:
     """All findings about the HQ in ``directory``."""
     from cipherbox.config import load_server_config
+    from cipherbox.portable import is_locked
+    from cipherbox.server.check import LOCK
 
+    begun = collect([("clock", clock)])
+    if closed(directory):
+        return [*begun, *collect([("rights", lambda: file_rights(directory, []))])]
     try:
         config = load_server_config(directory)
     except ConfigError as error:
         todo = "mend the file; cipherbox manual configuration has every setting"
-        return [*collect([("clock", clock)]), *(Finding(BAD, "settings", x, todo) for x in str(error).splitlines())]
-    running = _running(config)
-    checks: list[tuple[str, Check]] = [
-        ("clock", clock),
-        ("settings", lambda: [Finding(GOOD, "settings", f"{config.file} is in order")]),
-        ("files", lambda: _files(config)),
+        return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
+    begun.append(Finding(GOOD, "settings", f"{config.file} is in order"))
+    files = collect([("files", lambda: _files(config))])
+    running = is_locked(config.directory / LOCK)
+    secrets: list[tuple[str, Check]] = [
         ("keys", lambda: _keys(config)),
         ("certificates", lambda: _certificates(config)),
-        ("disk", lambda: disk([config.database.path.parent, config.logging.directory or config.directory])),
         ("store", lambda: _store(config, running=running)),
+    ]
+    if any(f.level == BAD and f.about == "rights" for f in files):  # each would say the same again
+        secrets = [("rights", _not_looked)]
+    checks: list[tuple[str, Check]] = [
+        ("disk", lambda: disk([config.database.path.parent, config.logging.directory or config.directory])),
+        *secrets,
         ("ports", lambda: _ports(config, running=running)),
         ("network", lambda: _path(config, running=running)),
         ("limits", lambda: _limits(config)),
     ]
-    return collect(checks)
+    return [*begun, *files, *collect(checks)]
 
 
-def _running(config: ServerConfig) -> bool:
-    from cipherbox.portable import lock_file
-    from cipherbox.server.check import LOCK
-
-    try:
-        with lock_file(config.directory / LOCK, "HQ's directory"):
-            return False
-    except StoreLocked:
-        return True
-    except OSError:
-        return False
+def _not_looked() -> Iterator[Finding]:
+    text = "keys, certificates and the store were not looked at, for want of rights"
+    yield Finding(WARN, "rights", text, "mend the rights, then run this again")
 
 
 def _files(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.config import is_credential
+    from cipherbox.server.check import places
 
     named = [config.encryption.service_key_file, config.encryption.database_key_file, config.tls.key]
     if not config.ca.offline:
         named.append(config.ca.issuing_key)
-    yield from file_rights(config.directory, [path for path in named if not is_credential(path)])
-    logs = config.logging.directory
-    if logs is not None and logs.exists():
-        import os
-
-        if not os.access(logs, os.W_OK):
-            todo = f"chown --reference={config.directory} {logs}"
-            yield Finding(BAD, "rights", f"the logs' directory {logs} cannot be written", todo)
+    found = list(file_rights(config.directory, [path for path in named if not is_credential(path)]))
+    yield from found
+    if any(f.level == BAD and f.about == "rights" for f in found):
+        return
+    for why in filter(None, places(config)):
+        yield finding("rights", why)
 
 
 def _keys(config: ServerConfig) -> Iterator[Finding]:
@@ -84,16 +100,28 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.check import certificates
-    from cipherbox.server.trust import load_certificate
+    from cipherbox.server.lists import read_lists
+    from cipherbox.server.material import certificates_in, check_answered, load_certificate, read_material
 
-    renew = "make a new one: cipherbox manual pki"
-    for name, path in (("server", config.tls.certificate), ("issuing", config.tls.issuing), ("root", config.tls.root)):
-        x509 = load_certificate(path)
-        begin, end = x509.not_valid_before_utc, x509.not_valid_after_utc
-        yield ends("certificates", f"the {name} certificate", end, begin, renew)
-    for text in certificates(config):
-        if "ended on" not in text:
-            yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+    check_answered(config)
+    server = "HQ renews it when it starts, and while it runs; its log says why not"
+    if config.ca.offline:
+        server = f"carry its request to the CA: cipherbox ca export FILE --hq {config.directory}"
+    issuing = "renew it with the root's key: cipherbox ca renew"
+    if config.ca.organization:
+        issuing = "have the organization renew it: cipherbox manual pki"
+    named = [("the server certificate", load_certificate(config.tls.certificate), server, SOON_DAYS)]
+    named += [("a CA's certificate", c, issuing, CA_SOON_DAYS) for c in certificates_in(config.tls.issuing)]
+    todo = "every client must join an HQ with a new root before: cipherbox manual pki"
+    named.append(("the root certificate", load_certificate(config.tls.root), todo, CA_SOON_DAYS))
+    for what, one, advice, soon in named:
+        yield ends("certificates", what, one.not_valid_after_utc, one.not_valid_before_utc, advice, soon)
+    wrong = [text for text in certificates(config) if "ended on" not in text]
+    for text in wrong:
+        yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+    for listed in read_lists(config, read_material(config, settle=False)).values() if not wrong else ():
+        end = listed.says.next_update
+        yield ends("lists", f"the revocation list {listed.file}", end, min(end, BUILT), "put a newer one there", 3)
 
 
 def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
@@ -102,7 +130,11 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
         return
     from cipherbox.store.sqlite.look import look_at
 
-    found = look_at(config.database.path)
+    try:
+        found = look_at(config.database.path)
+    except Busy as error:
+        yield Finding(BAD, "store", str(error), "make room if the disk is full; else see the system's log: dmesg")
+        return
     yield Finding(GOOD, "store", f"{config.database.path}: schema {found.schema}, {found.size / 1e6:.1f} MB")
     if found.problem:
         yield Finding(BAD, "store", found.problem, "stop HQ and restore the newest backup; keep the damaged file")
@@ -114,15 +146,23 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
 
 def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     from cipherbox.server.storing import target_of
+    from cipherbox.store.postgres import schema
     from cipherbox.store.postgres.look import look_at
 
-    todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual operations"
+    todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual howto-hq"
     try:
         found = look_at(target_of(config.database))
     except CipherBoxError as error:
         yield Finding(BAD, "store", str(error), todo)
         return
     yield Finding(GOOD, "store", f"PostgreSQL at {found.where}: version {found.version}, answers in {found.ms:.0f} ms")
+    newest = len(schema.scripts())
+    if found.schema is not None and found.schema > newest:
+        text = f"the database is of a newer program (version {found.schema}; this one knows {newest})"
+        yield Finding(BAD, "store", text, "install the newer cipherbox.pyz that wrote it")
+    elif found.schema is not None and found.schema < newest:
+        text = f"the database is of version {found.schema}, this program needs {newest}: HQ does not start on it"
+        yield Finding(BAD, "store", text, f"once no HQ runs at it: cipherbox store upgrade {config.directory}")
     if found.schema is None:
         yield Finding(BAD, "store", f"schema {config.database.schema} holds no HQ", "is database.schema right?")
     elif found.holder and not running:
@@ -133,15 +173,10 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
 
 
 def _ports(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
-    from cipherbox.config import parse_listen
+    from cipherbox.server.ports import wanted
 
-    settings = {
-        "[server] listen": config.server.listen, "[server] websocket_listen": config.server.websocket_listen,
-        "[metrics] listen": config.metrics.listen,
-    }  # fmt: skip
-    for setting, text in settings.items():
-        for host, port in parse_listen(text):
-            yield _answers(setting, host, port) if running else _free(setting, host, port)
+    for setting, host, port in wanted(config):
+        yield _answers(setting, host, port) if running else _free(setting, host, port)
 
 
 def _answers(setting: str, host: str, port: int) -> Finding:
@@ -156,21 +191,18 @@ def _answers(setting: str, host: str, port: int) -> Finding:
 
 
 def _free(setting: str, host: str, port: int) -> Finding:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return Finding(BAD, "ports", f"{setting}: {host}:{port}: {error.strerror or error}",
-                           f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port")  # fmt: skip
-    return Finding(GOOD, "ports", f"{setting}: {host}:{port} is free; HQ is not running")
+    from cipherbox.server.ports import taken
+
+    if why := taken(host, port):
+        return finding("ports", f"{setting}: {why}", "set another address or port")
+    return Finding(GOOD, "ports", f"{setting}: {host}:{port} is free for HQ, which is not running")
 
 
 def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     """The way clients take, as far as it can be seen from here."""
     import trio
 
-    from cipherbox.server.trust import load_certificate
+    from cipherbox.server.material import load_certificate
     from cipherbox.tls import client_context
     from cipherbox.transport import connect
 

@@ -19,7 +19,7 @@ import click
 
 from cipherbox import config, limits
 from cipherbox.cli.exits import MEANING
-from cipherbox.cli.main import COMMANDS, cli
+from cipherbox.cli.main import COMMANDS, cli, every_command
 from cipherbox.configfile import FIXED_LIMITS
 from cipherbox.ops.metrics import METRICS
 
@@ -30,12 +30,10 @@ MANUAL = Path(__file__).resolve().parent.parent / "manual"
 def commands() -> str:
     """Every command with its arguments, options and help."""
     parts = ["Before any command:\n", *_options(cli, click.Context(cli, info_name="cipherbox"))]
-    for section, names in COMMANDS.items():
+    for section in COMMANDS:
         parts.append(f"\n## {section}\n")
-        for name in names:
-            command = cli.get_command(click.Context(cli), name)
-            assert command is not None
-            parts += _command(command, f"cipherbox {name}")
+        for command, context in every_command(section):
+            parts += _command(command, context)
     return "\n".join(parts)
 
 
@@ -87,18 +85,12 @@ def renewed(page: str, made: str) -> str:
     return f"{head}{BEGIN}\n\n{made.strip()}\n\n{END}{tail}"
 
 
-def _command(command: click.Command, name: str) -> Iterator[str]:
-    context = click.Context(command, info_name=name)
-    if isinstance(command, click.Group):
-        yield f"### `{name}`\n\n{_help(command)}\n"
-        for sub in command.list_commands(context):
-            found = command.get_command(context, sub)
-            assert found is not None
-            yield from _command(found, f"{name} {sub}")
-        return
-    words = [piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
-    yield f"### `{' '.join([name, *words])}`\n\n{_help(command)}\n"
-    yield from _options(command, context)
+def _command(command: click.Command, context: click.Context) -> Iterator[str]:
+    group = isinstance(command, click.Group)
+    words = [] if group else [w for w in command.collect_usage_pieces(context) if w != "[OPTIONS]"]
+    yield f"### `{' '.join([str(context.info_name), *words])}`\n\n{_help(command)}\n"
+    if not group:
+        yield from _options(command, context)
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:

@@ -6,6 +6,7 @@ Scripts may rely on the numbers; the manual page `exit-codes` says the same, and
 from __future__ import annotations
 
 import enum
+import errno
 
 from cipherbox import errors
 
@@ -77,7 +78,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.PasswordNeeded: "Run it on a terminal, or keep the password in a file that only you can read and name it: "
     "--password-file FILE before the command, or [client] password_file in client.toml. (cipherbox manual security)",
     errors.Forbidden: "The admin can permit it: cipherbox grant",
-    errors.NotFound: "See what there is: cipherbox exchange list, cipherbox queue list",
+    errors.NotFound: "See what there is: cipherbox clients list, cipherbox exchange list, cipherbox queue list",
     errors.UnknownRecipient: "See who is enrolled: cipherbox clients",
     errors.RecipientRevoked: "See who is enrolled: cipherbox clients",
     errors.NoRoute: "See where it would go: cipherbox route resolve EXCHANGE KEY; bindings: cipherbox binding list",
@@ -98,6 +99,16 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
 }
 
 
+_SYSTEM_ADVICE = {
+    errno.ENOSPC: "Make room on that disk, then run it again.",
+    errno.EDQUOT: "This user's share of the disk is used up: make room, then run it again.",
+    errno.EFBIG: "A file may not grow that large here: ulimit -f, or the file system's own limit.",
+    errno.EROFS: "That file system is read-only: mount it writable, or choose another directory.",
+    errno.EACCES: "Run it as the user whose file that is, or choose another directory.",
+    errno.EMFILE: "Too many files are open: raise ulimit -n.",
+}
+
+
 def exit_code(error: BaseException) -> Exit:
     """The code for an error; what is no error of ours and not about files is a bug."""
     if isinstance(error, errors.CipherBoxError):
@@ -111,4 +122,6 @@ def exit_code(error: BaseException) -> Exit:
 
 def advice(error: BaseException) -> str:
     """What to do next, or nothing when the message says it already."""
+    if isinstance(error, OSError):
+        return _SYSTEM_ADVICE.get(error.errno or 0, "")
     return next((_ADVICE[kind] for kind in type(error).__mro__ if kind in _ADVICE), "")

@@ -30,6 +30,12 @@ class Finding(NamedTuple):
     todo: str = ""
 
 
+def finding(about: str, why: str, todo: str = "") -> Finding:
+    """What is wrong, from words as errors have them: the cause; what to do, or else ``todo``."""
+    text, _, way = why.partition("; ")
+    return Finding(BAD, about, text, way or todo)
+
+
 Check = Callable[[], Iterable[Finding]]
 
 
@@ -54,10 +60,20 @@ def clock() -> Iterator[Finding]:
         yield Finding(GOOD, "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC")
 
 
+def closed(directory: Path) -> bool:
+    """Whether this user may not even look what is there."""
+    return directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK)
+
+
 def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
     """Secrets for their user alone, all files of one user, and the directory writable."""
-    from cipherbox.portable import WINDOWS
+    from cipherbox.portable import WINDOWS, owner_of, unwritable
 
+    if closed(directory):
+        owner = owner_of(directory)
+        yield Finding(BAD, "rights", f"{directory} belongs to {owner}, and this user may not look into it",
+                      f"run this as that user: sudo -u {owner} cipherbox ...")  # fmt: skip
+        return
     wrong = False
     for path in secrets:
         if not path.exists():
@@ -68,13 +84,12 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
             yield Finding(BAD, "rights", f"{path} holds a secret, and others may use it (mode {mode:04o})",
                           f"chmod 600 {path}")  # fmt: skip
             wrong = True
-    if not os.access(directory, os.W_OK | os.X_OK):
-        yield Finding(BAD, "rights", f"this user may not write {directory}",
-                      "run this as the user it belongs to, for example: sudo -u cipherbox ...")  # fmt: skip
+    if why := unwritable(directory):
+        yield finding("rights", why)
         wrong = True
     if not WINDOWS:
-        for finding in _owners(directory):
-            yield finding
+        for one in _owners(directory):
+            yield one
             wrong = True
     if not wrong:
         yield Finding(GOOD, "files", f"files and rights in {directory}")
@@ -108,7 +123,7 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
             continue
         seen.add(device)
         free = shutil.disk_usage(place).free
-        text = f"{free / 1e9:.1f} GB free at {place}"
+        text = f"{free / 1e9:.1f} GB free at {place}" if free >= 1e9 else f"{free / 1e6:.0f} MB free at {place}"
         level = BAD if free < LEAST_BYTES else WARN if free < LOW_BYTES else GOOD
         todo = "" if level == GOOD else "make room, or move the directory to a larger disk"
         yield Finding(level, "disk", text, todo)
@@ -119,7 +134,9 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
                 yield Finding(BAD, "disk", text, "delete small files there")
 
 
-def ends(about: str, what: str, end: datetime, begin: datetime, todo: str) -> Finding:
+def ends(
+    about: str, what: str, end: datetime, begin: datetime, todo: str, soon_days: int = SOON_DAYS
+) -> Finding:
     """How long a certificate or list still lives, by this machine's clock."""
     now = datetime.now(UTC)
     if now < begin:
@@ -127,6 +144,7 @@ def ends(about: str, what: str, end: datetime, begin: datetime, todo: str) -> Fi
                        "set the clock: timedatectl set-ntp true")  # fmt: skip
     days = (end - now).total_seconds() / 86_400
     if days <= 0:
-        return Finding(BAD, about, f"{what} ended on {end:%Y-%m-%d %H:%M} UTC", todo)
+        text = f"{what} ended on {end:%Y-%m-%d %H:%M} UTC; it is {now:%Y-%m-%d %H:%M} by this clock"
+        return Finding(BAD, about, text, todo)
     text = f"{what} ends on {end:%Y-%m-%d}, in {days:.0f} days"
-    return Finding(WARN, about, text, todo) if days < SOON_DAYS else Finding(GOOD, about, text)
+    return Finding(WARN, about, text, todo) if days < soon_days else Finding(GOOD, about, text)

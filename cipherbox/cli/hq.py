@@ -8,10 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, command_here, database_settings, home_of, run
+from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, command_here, database_settings, home_of, run
 from cipherbox.config import DEFAULT_PORT
 from cipherbox.errors import CipherBoxError
 
@@ -34,6 +35,16 @@ from cipherbox.errors import CipherBoxError
     help="Keep the CA's keys in this directory, to be carried off this machine.",
 )
 @click.option(
+    "--org-ca",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Let an organization's CA certify HQ's: its root certificate (PEM). Writes a request for it to sign.",
+)
+@click.option(
+    "--org-issues",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Let an organization's CA certify HQ and every client: that CA, then those up to the root (PEM).",
+)
+@click.option(
     "--database", "url", default="", metavar="URL",
     help="Keep everything in PostgreSQL: postgresql://user@host:port/name?password_file=FILE. [default: SQLite]",
 )
@@ -47,6 +58,8 @@ def init(
     name: str,
     admin_id: str,
     offline_ca: Path | None,
+    org_ca: Path | None,
+    org_issues: Path | None,
     url: str,
 ) -> None:
     """Make HQ's data directory DIRECTORY, its certification authority and the first admin.
@@ -56,17 +69,26 @@ def init(
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.server.setup import init_hq
 
-    report = init_hq(
-        directory,
-        address=address,
-        name=name,
-        listen=listen if listen is not None else _listen_for(address, websocket_only=bool(websocket_listen)),
-        websocket_listen=websocket_listen,
-        offline_ca=offline_ca,
-        admin_id=admin_id,
-        admin_home=home_of(ctx),
-        database=database_settings(url) if url else None,
-    )
+    if sum(x is not None for x in (offline_ca, org_ca, org_issues)) > 1:
+        raise click.UsageError("One of --offline-ca, --org-ca and --org-issues.")
+    options: dict[str, Any] = {
+        "address": address,
+        "name": name,
+        "listen": listen if listen is not None else _listen_for(address, websocket_only=bool(websocket_listen)),
+        "websocket_listen": websocket_listen,
+        "admin_id": admin_id,
+        "admin_home": home_of(ctx),
+        "database": database_settings(url) if url else None,
+    }
+    if (organization := org_ca or org_issues) is not None:
+        from cipherbox.server.organization import ask
+
+        for path in ask(directory, org=organization, issues=org_issues is not None, **options):
+            say(f"{path}: let the organization's CA sign this request (cipherbox manual pki).")
+        here = f"{command_here(ctx)} ca import FILE.pem --hq {shlex.quote(str(directory))}"
+        next_step(f"with what it signed, and the CAs between it and the root: {here}")
+        return
+    report = init_hq(directory, offline_ca=offline_ca, **options)
     say(f"HQ {name!r} is ready in {directory}.")
     say(f"Admin {admin_id!r}: certificate in {home_of(ctx)}.")
     say(f"Root certificate, SHA-256: {report.root_fingerprint}")
@@ -79,7 +101,7 @@ def init(
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=HQ_DIRECTORY)
 @click.option("--broken-store", is_flag=True, hidden=True)
 def serve(directory: Path, broken_store: bool) -> None:
     """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM), or has drained.

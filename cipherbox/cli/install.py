@@ -43,11 +43,12 @@ def install(
     version before in place: --rollback goes back to it.  A file that is older than the data here is refused.
     """
     from cipherbox.cli import installing as steps
-    from cipherbox.cli.install_checks import base_python, check, check_schemas, known_schemas, runs_systemd
+    from cipherbox.cli.install_checks import base_python, check, runs_systemd
     from cipherbox.cli.install_files import outside
     from cipherbox.cli.install_places import AGENTS, CLIENT, SERVER, read_pointer
+    from cipherbox.cli.install_schemas import check_schemas, known_schemas
     from cipherbox.cli.install_service import make_hq, start_service
-    from cipherbox.cli.output import say
+    from cipherbox.cli.output import say, warn
     from cipherbox.errors import ConfigError
 
     places = _places(ctx, client, root)
@@ -62,22 +63,24 @@ def install(
     check(places, server=server, python=program, systemd=systemd)
     base = places.at(places.base)
     homes = [places.at(places.data), *(places.at(AGENTS).glob("*") if places.system else ())]
-    todo = []
+    todo, told = [], []
     if rollback:
         name = read_pointer(places.at(places.previous))
-        told = steps.manifest_of(base / name) if name else {}
-        if not told:
+        older = steps.manifest_of(base / name) if name else {}
+        if not older:
             raise ConfigError(f"there is no version before the one in {places.base}; install an older file instead")
-        check_schemas(homes, told["schemas"], f"CipherBox {told['version']}", {})
+        told = check_schemas(homes, older["schemas"], f"CipherBox {older['version']}", current.get("schemas", {}))
         files = steps.files_of(base / name)
     elif current and Path(sys.argv[0]).resolve().is_relative_to(base.resolve()):
         name, files = before, steps.files_of(base / before)
     else:
         file = Path(sys.argv[0]).absolute()
         name = steps.taken_apart(file)
-        check_schemas(homes, known_schemas(), "this file", current.get("schemas", {}))
+        told = check_schemas(homes, known_schemas(), "this file", current.get("schemas", {}))
         files = outside(places, parts, units=systemd)
         todo.append(steps.tree_step(places, name, file, program, parts, files))
+    for one in told:
+        warn(one.text)
     todo += [*steps.file_steps(places, name, files), *steps.pointer_steps(places, name)]
     if not rollback:
         todo += steps.old_steps(places, name)
@@ -91,7 +94,9 @@ def install(
         if address:
             make_hq(places, address)
         if systemd:
-            start_service(places, start=bool(address), changed=bool(changed), moved=bool(moved), first=not before)
+            ready = not any(one.outdated for one in told)
+            done = {"changed": bool(changed), "moved": bool(moved), "first": not before}
+            start_service(places, ready=ready, start=bool(address), **done)
     say(f"CipherBox {name} is installed." if changed + moved else f"CipherBox {name} was installed already.")
     _advise(places, server, systemd)
 

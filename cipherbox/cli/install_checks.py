@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sqlite3
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from cipherbox.cli.install_places import USER, Places
-from cipherbox.errors import ConfigError, SchemaTooNew, StoreError
-from cipherbox.portable import WINDOWS, ids_of, is_root, owner_of
+from cipherbox.errors import ConfigError
+from cipherbox.portable import ids_of, is_root, owner_of, unwritable
 
 SPACE = 200_000_000  # for a tree with its compiled modules while the one before it is still there
-DATABASES = {"cipherbox.sqlite3": "hq", "inbox.sqlite3": "inbox", "outbox.sqlite3": "outbox"}
 
 
 def check(places: Places, *, server: bool, python: Path | None, systemd: bool) -> None:
@@ -66,10 +63,8 @@ def _place(path: Path, room: int) -> Iterator[str]:
         there = there.parent
     if not there.is_dir():
         yield f"{there} is no directory; move it away"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        readonly = not WINDOWS and bool(os.statvfs(there).f_flag & os.ST_RDONLY)
-        why = "is on a read-only file system" if readonly else f"cannot be written and belongs to {owner_of(there)}"
-        yield f"{there} {why}; {'mount it writable' if readonly else 'run this as that user, or as root'}"
+    elif why := unwritable(there):
+        yield why
     elif shutil.disk_usage(there).free < room:
         yield f"the disk of {there} is full: {room // 1_000_000} MB must be free"
 
@@ -92,74 +87,6 @@ def _foreign(places: Places, *, server: bool) -> Iterator[str]:
             f"{places.data} belongs to {owner_of(places.data)}; if it is HQ's data, run: "
             f"chown -R {USER}: {places.data}"
         )
-
-
-def known_schemas() -> dict[str, int]:
-    """The newest schema of each database that this program can use."""
-    from cipherbox.client import inbox, outbox
-    from cipherbox.store.postgres import schema
-    from cipherbox.store.sqlite import database
-
-    return {
-        "hq": len(database.scripts()), "postgresql": len(schema.scripts()), "inbox": len(inbox.STEPS),
-        "outbox": len(outbox.STEPS),
-    }  # fmt: skip
-
-
-def check_schemas(
-    homes: list[Path], known: Mapping[str, int], whose: str, current: Mapping[str, int]
-) -> None:
-    """SchemaTooNew when data that is here was written by a newer program than ``whose``.
-
-    A PostgreSQL database is not asked: what the current program knows stands for it.
-    """
-    for data in homes:
-        _check_schemas(data, known, whose, current)
-
-
-def _check_schemas(data: Path, known: Mapping[str, int], whose: str, current: Mapping[str, int]) -> None:
-    for name, kind in DATABASES.items():
-        path, newest = data / name, known.get(kind, 0)
-        written = schema_of(path)
-        if written > newest:
-            older = data / f"{name}.schema{newest}"
-            way = f" A copy from before the upgrade is {older}." if older.exists() else ""
-            raise SchemaTooNew(
-                f"{path} was written by a newer program (schema {written}; {whose} knows {newest}): "
-                f"nothing was changed; install the newer file.{way}"
-            )
-    if _on_postgresql(data) and current.get("postgresql", 0) > known.get("postgresql", 0):
-        raise SchemaTooNew(
-            f"HQ's PostgreSQL database may have schema {current['postgresql']}, and {whose} knows "
-            f"{known.get('postgresql', 0)}: nothing was changed; install the newer file"
-        )
-
-
-def schema_of(path: Path) -> int:
-    """The schema's number in a database; 0 when there is none."""
-    try:
-        if not path.is_file():
-            return 0
-        log = path.with_name(f"{path.name}-wal")
-        if not log.exists() or not log.stat().st_size:  # then the file says it, and nothing is made beside it
-            with path.open("rb") as file:
-                return int.from_bytes(file.read(64)[60:64], "big")
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
-        try:
-            return int(db.execute("PRAGMA user_version").fetchone()[0])
-        finally:
-            db.close()
-    except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{path} cannot be read, so its schema is not known: {error}; nothing was changed") from None
-
-
-def _on_postgresql(data: Path) -> bool:
-    from cipherbox.config import SERVER_FILE, load_server_config
-
-    try:
-        return (data / SERVER_FILE).exists() and load_server_config(data).database.kind == "postgresql"
-    except ConfigError:
-        return False
 
 
 def base_python() -> Path:

@@ -9,20 +9,24 @@ from cipherbox.cli.install_checks import runs_systemd
 from cipherbox.cli.install_places import SOCKETS, USER, Places
 from cipherbox.cli.installing import call, listen_steps
 from cipherbox.config import SERVER_FILE
+from cipherbox.errors import ConfigError
 from cipherbox.portable import ids_of
 
 SERVICE = "cipherbox.service"
 
 
-def start_service(places: Places, *, start: bool, changed: bool, moved: bool, first: bool) -> None:
+def start_service(places: Places, *, ready: bool, start: bool, changed: bool, moved: bool, first: bool) -> None:
     """Units are read again and a running HQ restarts; ``start``: one that does not run is started, too.
 
-    Its sockets stay open over a restart, but when they ``moved``; and the ``first`` time they are HQ's own as yet.
+    One whose store is not ``ready`` for the new program is left alone.  Its sockets stay open over a restart, but when
+    they ``moved``; and the ``first`` time they are HQ's own as yet.
     """
     for step in listen_steps(places):
         if not step.done():
             step.do()
     call(["systemctl", "daemon-reload"])
+    if not ready:
+        return
     made = (places.data / SERVER_FILE).exists()
     sockets = [unit for unit in SOCKETS if (places.units / f"{unit}.d" / "listen.conf").exists()]
     if made and _stands_by(places):
@@ -32,10 +36,23 @@ def start_service(places: Places, *, start: bool, changed: bool, moved: bool, fi
         call(["systemctl", "stop", SERVICE])
         call(["systemctl", "enable", *sockets, SERVICE])
         if sockets:
-            call(["systemctl", "restart", *sockets])
+            _listen(places, sockets)
         call(["systemctl", "start", SERVICE])
     elif changed and running:
         call(["systemctl", "restart", SERVICE])
+
+
+def _listen(places: Places, sockets: list[str]) -> None:
+    """ConfigError names what has the port that systemd cannot listen on."""
+    from cipherbox.config import load_server_config
+    from cipherbox.server.ports import taken, wanted
+
+    try:
+        call(["systemctl", "restart", *sockets])
+    except ConfigError as error:
+        why = [taken(host, port) for _, host, port in wanted(load_server_config(places.data))]
+        todo = f"then say: systemctl restart {' '.join(sockets)} {SERVICE}"
+        raise ConfigError("; ".join([str(error), *filter(None, why), todo])) from None
 
 
 def make_hq(places: Places, address: str) -> None:

@@ -22,8 +22,8 @@ import attrs
 import orjson
 
 import cipherbox
-from cipherbox.cli.install_checks import known_schemas
 from cipherbox.cli.install_places import MANIFEST, SERVER, SOCKETS, USER, Places, read_pointer, write_pointer
+from cipherbox.cli.install_schemas import known_schemas
 from cipherbox.errors import ConfigError
 from cipherbox.ops.unpack import BUILD_NAME, fits, platform_name, python_name, unpack
 from cipherbox.portable import WINDOWS, give_to, ids_of, sync_directory, write_atomic
@@ -245,8 +245,9 @@ def _make_user(places: Places) -> None:
 
 
 def listen_steps(places: Places) -> Iterator[Step]:
-    """systemd's sockets listen where cipherbox.toml says."""
+    """systemd's sockets listen where cipherbox.toml says; ConfigError if somebody else has a port that is new there."""
     from cipherbox.config import SERVER_FILE, load_server_config, parse_listen
+    from cipherbox.server.ports import taken
 
     if not (places.at(places.data) / SERVER_FILE).exists():
         return
@@ -256,6 +257,10 @@ def listen_steps(places: Places) -> Iterator[Step]:
         path = places.units / f"{unit}.d" / "listen.conf"
         if addresses:
             lines = [f"ListenStream={f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses]
+            before = places.at(path).read_text("utf-8").splitlines() if places.at(path).exists() else lines
+            for line, (host, port) in zip(lines, addresses, strict=True):
+                if line not in before and places.real and (why := taken(host, port)):
+                    raise ConfigError(f"{SERVER_FILE}: [server] {setting}: {why}; HQ goes on where it listens")
             text = "\n".join([f"# [server] {setting} of cipherbox.toml", "[Socket]", "ListenStream=", *lines, ""])
             yield _file_step(places, path, text.encode())
         elif places.at(path).exists():

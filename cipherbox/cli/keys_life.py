@@ -69,7 +69,7 @@ def warn_of_end(ctx: click.Context, home: Home) -> None:
     from datetime import UTC, datetime
 
     from cipherbox.cli.output import warn
-    from cipherbox.client.keylife import is_due
+    from cipherbox.pki import is_due
 
     certificate = home.chain[0]
     if is_due(certificate):

@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from cipherbox.errors import CipherBoxError
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
 PASSWORD_FILE = "cipherbox.password_file"  # noqa: S105 - where a context's meta has the option
+_LINES = 20  # of an error; a file with more mistakes than that is another file
 COMPLETE_VARIABLE = "_CIPHERBOX_COMPLETE"  # set by the shell's completion script
 
 # section -> command -> (module below cipherbox.cli, attribute, one line)
@@ -35,7 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "top": ("top", "top", "Watch queues, rates, clients and alerts."),
         "reload": ("operate", "reload", "Let HQ read settings and certificates again."),
         "drain": ("operate", "drain", "Let HQ finish and end, for an upgrade."),
-        "ca": ("ca", "ca", "Carry requests to an offline CA and back."),
+        "ca": ("ca", "ca", "Show HQ's certificates; renew them; an offline CA, or an organization's."),
         "backup": ("store", "backup", "Back up everything HQ is, while it runs."),
         "restore": ("store", "restore", "Make an HQ from a backup, and prove that it is whole."),
         "store": ("store", "store", "Copy HQ's store to another database; upgrade it."),
@@ -66,7 +68,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "demo": ("demo", "demo", "Play the labs scenario on this machine."),
         "prove": ("prove", "prove", "Prove that nothing is lost or doubled, whatever is killed."),
         "bench": ("bench", "bench", "Measure how fast this machine does the whole job."),
-        "manual": ("texts", "manual", "Read the manual."),
+        "manual": ("manual", "manual", "Read the manual."),
         "install": ("install", "install", "Install or upgrade HQ, or a client, on this machine."),
         "uninstall": ("install", "uninstall", "Remove it again; data stays."),
         "completion": ("texts", "completion", "Print the shell's completion of these commands."),
@@ -114,7 +116,7 @@ class LazyGroup(click.Group):
 @click.option(
     "--home",
     envvar="CIPHERBOX_HOME",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
     help="This client's directory. [default: $CIPHERBOX_HOME, else ~/.cipherbox]",
 )
 @click.option(
@@ -129,6 +131,25 @@ def cli(ctx: click.Context, home: Path | None, password_file: Path | None, debug
     """CipherBox: a blind message broker in one file."""
     ctx.obj = home
     ctx.meta[PASSWORD_FILE] = password_file
+
+
+def every_command(section: str) -> Iterator[tuple[click.Command, click.Context]]:
+    """A section's commands, a group before what it holds; a context's `info_name` is the name in full."""
+    for name in COMMANDS[section]:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        yield from _within(command, f"cipherbox {name}")
+
+
+def _within(command: click.Command, name: str) -> Iterator[tuple[click.Command, click.Context]]:
+    context = click.Context(command, info_name=name)
+    if not command.hidden:
+        yield command, context
+    if isinstance(command, click.Group):
+        for sub in command.list_commands(context):
+            found = command.get_command(context, sub)
+            assert found is not None
+            yield from _within(found, f"{name} {sub}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -209,7 +230,8 @@ def _report(group: BaseException, arguments: list[str]) -> int:
         text = f"CipherBox made a mistake ({type(error).__name__}: {text})"
         fail(safe(text), "Please report it with what this shows: cipherbox --debug ...")
     else:
-        fail(safe(sentence(text)), advice(error))
+        lines = [safe(line) for line in sentence(text).splitlines()[:_LINES]]
+        fail("\n       ".join(lines), advice(error))
     return code
 
 

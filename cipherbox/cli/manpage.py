@@ -9,7 +9,7 @@ import click
 
 import cipherbox
 from cipherbox.cli.exits import MEANING
-from cipherbox.cli.main import COMMANDS, cli
+from cipherbox.cli.main import COMMANDS, cli, every_command
 
 
 def man_page() -> str:
@@ -24,12 +24,11 @@ def man_page() -> str:
         ".SH OPTIONS",
         *_options(cli, click.Context(cli, info_name="cipherbox")),
     ]
-    for section, names in COMMANDS.items():
+    for section in COMMANDS:
         lines.append(f".SH {_text(section.upper())}")
-        for name in names:
-            command = cli.get_command(click.Context(cli), name)
-            assert command is not None
-            lines += _command(command, f"cipherbox {name}")
+        for command, context in every_command(section):
+            if not isinstance(command, click.Group):
+                lines += _command(command, context)
     lines.append(".SH EXIT STATUS")
     for code, words in MEANING.items():
         lines += [".TP", str(int(code)), _text(words)]
@@ -40,17 +39,10 @@ def man_page() -> str:
     return "\n".join(lines)
 
 
-def _command(command: click.Command, name: str) -> Iterator[str]:
-    context = click.Context(command, info_name=name)
-    if isinstance(command, click.Group):
-        for sub in command.list_commands(context):
-            found = command.get_command(context, sub)
-            if found is not None and not found.hidden:
-                yield from _command(found, f"{name} {sub}")
-        return
-    words = " ".join(command.collect_usage_pieces(context))
-    yield f".SS {_text(name)}"
-    yield rf"\fB{_text(name)}\fR {_text(words)}"
+def _command(command: click.Command, context: click.Context) -> Iterator[str]:
+    name = _text(str(context.info_name))
+    yield f".SS {name}"
+    yield rf"\fB{name}\fR {_text(' '.join(command.collect_usage_pieces(context)))}"
     yield from _help(command.help or "")
     yield from _options(command, context)
 

@@ -65,6 +65,8 @@ class Duration(click.ParamType[float]):
         return float(found[1]) * _UNITS[found[2] or "s"]
 
 
+# A directory that this user may not read has an error of its own, which names whose it is.
+HQ_DIRECTORY = click.Path(path_type=Path, readable=False)
 CLIENT_ID = ClientId()
 EXCHANGE = Name("name of an exchange")
 QUEUE = Name("name of a queue")

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import database_settings, json_option
+from cipherbox.cli.options import HQ_DIRECTORY, database_settings, json_option
 
 if TYPE_CHECKING:
     from cipherbox.config import ServerConfig
     from cipherbox.server.backup import Summary
 
-DIRECTORY = click.Path(path_type=Path)
 
 
 @contextmanager
@@ -37,8 +36,10 @@ def progress(*, silent: bool) -> Iterator[Callable[[str, int], None]]:
 
 
 @click.command()
-@click.argument("directory", type=DIRECTORY)
-@click.option("--to", type=DIRECTORY, help="A new directory. [default: DIRECTORY-backup-TIME, beside it]")
+@click.argument("directory", type=HQ_DIRECTORY)
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="A new directory. [default: DIRECTORY-backup-TIME, beside it]"
+)
 @json_option
 def backup(directory: Path, to: Path | None, as_json: bool) -> None:
     """Back up the HQ in DIRECTORY: its store, configuration, certificates and keys.  It may run meanwhile.
@@ -63,8 +64,8 @@ def backup(directory: Path, to: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("backup", type=DIRECTORY)
-@click.argument("directory", type=DIRECTORY)
+@click.argument("backup", type=click.Path(path_type=Path))
+@click.argument("directory", type=HQ_DIRECTORY)
 @click.option("--database", "url", default="", metavar="URL", help="Into PostgreSQL. [default: SQLite in DIRECTORY]")
 @json_option
 def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
@@ -94,7 +95,7 @@ def store() -> None:
 
 
 @store.command("copy")
-@click.argument("directory", type=DIRECTORY)
+@click.argument("directory", type=HQ_DIRECTORY)
 @click.argument("to", metavar="TO")
 @click.option("--switch", is_flag=True, help="Afterwards let DIRECTORY's configuration name the copy.")
 @json_option
@@ -109,8 +110,8 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
     from cipherbox.cli.output import next_step, print_json, say
     from cipherbox.config import load_server_config, write_server_config
     from cipherbox.portable import lock_file
-    from cipherbox.server.app import LOCK
     from cipherbox.server.backup import copy_store
+    from cipherbox.server.check import LOCK
 
     config = load_server_config(directory)
     target: ServerConfig = attrs.evolve(config, database=database_settings(to))
@@ -130,7 +131,7 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
 
 
 @store.command("upgrade")
-@click.argument("directory", type=DIRECTORY)
+@click.argument("directory", type=HQ_DIRECTORY)
 def store_upgrade(directory: Path) -> None:
     """Bring the store of the HQ in DIRECTORY to this program's schema.  HQ must not run meanwhile.
 
@@ -140,7 +141,7 @@ def store_upgrade(directory: Path) -> None:
     from cipherbox.cli.output import say
     from cipherbox.config import load_server_config
     from cipherbox.portable import lock_file
-    from cipherbox.server.app import LOCK
+    from cipherbox.server.check import LOCK
     from cipherbox.server.storing import open_store
 
     config = load_server_config(directory)

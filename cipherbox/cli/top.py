@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -144,47 +145,57 @@ async def _once(home: Home) -> dict[str, Any]:
         return (await look(client)).report(before)
 
 
-async def _lines(home: Home, interval: float, as_json: bool) -> None:
+async def _looks(client: Client, first_s: float, interval: float) -> AsyncGenerator[dict[str, Any] | str, None]:
+    """A report each time, or in words why there is none: HQ may be starting again."""
     import trio
 
-    from cipherbox.cli.output import print_json
+    from cipherbox.errors import Forbidden, NetworkError, Refused
+
+    before, wait = await look(client), first_s
+    while True:
+        await trio.sleep(wait)
+        wait = interval
+        try:
+            now = await look(client)
+        except Forbidden:  # no admin any more
+            raise
+        except (NetworkError, Refused) as error:
+            yield f"HQ does not answer: {error}. It is tried again; Ctrl-C ends this."
+            continue
+        if now.values["process_start_time_seconds"] != before.values["process_start_time_seconds"]:
+            before = now  # another process counts from 0
+        yield now.report(before)
+        before = now
+
+
+async def _lines(home: Home, interval: float, as_json: bool) -> None:
+    from cipherbox.cli.output import print_json, warn
     from cipherbox.client.api import open_client
 
     async with open_client(home) as client:
         _admin_only(client)
-        before = await look(client)
-        while True:
-            await trio.sleep(interval)
-            now = await look(client)
-            print_json(now.report(before)) if as_json else _print(now.report(before))
-            before = now
+        async with aclosing(_looks(client, interval, interval)) as found:
+            async for one in found:
+                if isinstance(one, str):
+                    warn(one)
+                else:
+                    print_json(one) if as_json else _print(one)
 
 
 async def _live(home: Home, interval: float) -> None:
-    import trio
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
+    from cipherbox.cli.output import safe
     from cipherbox.client.api import open_client
-    from cipherbox.errors import NetworkError, Refused
 
     async with open_client(home) as client:
         _admin_only(client)
-        before = await look(client)
-        wait = min(interval, ONCE_S)
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
-            while True:
-                await trio.sleep(wait)
-                wait = interval
-                try:
-                    now = await look(client)
-                except (NetworkError, Refused) as error:  # it may be starting again
-                    live.update(f"HQ does not answer: {error}. It is tried again; Ctrl-C ends this.", refresh=True)
-                    continue
-                if now.values["process_start_time_seconds"] != before.values["process_start_time_seconds"]:
-                    before = now  # another process counts from 0
-                live.update(view(now.report(before)), refresh=True)
-                before = now
+            async with aclosing(_looks(client, min(interval, ONCE_S), interval)) as found:
+                async for one in found:
+                    live.update(Text(safe(one)) if isinstance(one, str) else view(one), refresh=True)
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -240,7 +251,7 @@ def _grid(heads: tuple[str, ...], rows: list[tuple[str, ...]], empty: str) -> Re
         return Text(empty)
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for head in heads:
-        grid.add_column(head, justify="right" if head in _NUMBERS else "left")
+        grid.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=True)
     for row in rows[:_ROWS]:
         grid.add_row(*(Text(cell) for cell in row))
     if len(rows) > _ROWS:

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.client.enrol import ISSUED, checked_chain
@@ -37,6 +36,7 @@ from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, ce
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, Forbidden, StoreError, StoreLocked
 from cipherbox.limits import LIMITS
+from cipherbox.pki import is_due
 from cipherbox.portable import lock_file, read_private, write_atomic, write_private
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import SUITES, Identity
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from cipherbox.client.directory import Directory
     from cipherbox.client.line import Line
 
-RENEW_AT = 2 / 3  # of a certificate's life
 LOOK_S = 3600.0
 RETRY_S = 60.0
 LASTING_S = 10.0  # a program that lives so long asks what HQ hands out in its name; others save HQ the question
@@ -62,17 +61,6 @@ class Renewal:
 
     number: str
     ends_at: int
-
-
-def renew_at(certificate: x509.Certificate) -> datetime:
-    """From when on a certificate is renewed."""
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return begin + (end - begin) * RENEW_AT
-
-
-def is_due(certificate: x509.Certificate, at: datetime | None = None) -> bool:
-    """Whether two thirds of its life are over."""
-    return (at or datetime.now(UTC)) >= renew_at(certificate)
 
 
 class KeyLife:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cipherbox.errors import Damaged, SchemaTooNew, StoreError
-from cipherbox.portable import O_BINARY, private_dir
+from cipherbox.portable import O_BINARY, private_dir, unwritable
 
 SYNCHRONOUS = "FULL"
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
@@ -28,12 +28,15 @@ def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
     """
     try:
         private_dir(path.parent)
+        if why := unwritable(path.parent) or (path.exists() and unwritable(path)):
+            raise StoreError(why)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600))
         os.chmod(path, 0o600)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{path} cannot be opened: {error}") from None
+        text = getattr(error, "strerror", None) or error
+        raise StoreError(f"{path} cannot be opened: {text}") from None
     try:
         with translated(path):
             db.execute("PRAGMA journal_mode = WAL")

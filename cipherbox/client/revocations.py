@@ -15,6 +15,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.client.home import REVOCATIONS
 from cipherbox.client.line import Line
+from cipherbox.crl import RevocationList, check_crl
 from cipherbox.errors import CredentialsError
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
@@ -28,13 +29,13 @@ class Revocations:
     def __init__(self, home: Path, issuing: x509.Certificate, line: Line) -> None:
         self._path = Path(home) / REVOCATIONS
         self._issuing, self._line = issuing, line
-        self._list: pki.RevocationList | None = None
+        self._list: RevocationList | None = None
         self._asked_at = float("-inf")
         self._ends_s = 0.0  # when the list ends, in seconds since 1970
         self._link = 0
         self._lock = trio.Lock()
         try:
-            self._list = pki.check_crl(self._path.read_bytes(), issuing, pki.now())
+            self._list = check_crl(self._path.read_bytes(), issuing, pki.now())
             self._ends_s = self._list.next_update.timestamp()
         except (OSError, CredentialsError):
             pass  # none yet, or ended: HQ has a newer one
@@ -58,7 +59,7 @@ class Revocations:
                 return
             answer: frames.Revocations = await self._line.request(frames.GetRevocations)
             least = self._list.number if self._list is not None else 0
-            found = pki.check_crl(answer.crl, self._issuing, pki.now(), least)
+            found = check_crl(answer.crl, self._issuing, pki.now(), least)
             if self._list is None or found.number != least:
                 write_atomic(self._path, answer.crl)
             self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links

@@ -107,7 +107,8 @@ METRICS: dict[str, Metric] = {
     "cipherbox_memory_short": Metric(GAUGE, "1 while publishers wait because HQ is short of memory; else 0."),
     "cipherbox_body_cache_bytes": Metric(GAUGE, "Bytes of envelopes kept in memory for consumers that keep up."),
     "cipherbox_certificate_remaining_days": Metric(
-        GAUGE, "Days until it ends: server, issuing, root, or crl (the revocation list); negative: it has ended.",
+        GAUGE, "Days until it ends: server, issuing, root, crl (the revocation list), or lists (the first of an "
+        "organization's); negative: it has ended.",
         ("certificate",),
     ),
     "process_resident_memory_bytes": Metric(GAUGE, "Memory of HQ's process."),

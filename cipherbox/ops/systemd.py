@@ -6,7 +6,10 @@ All of it is by environment variables and does nothing without them, so `serve` 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
+import subprocess
 import time
 
 from cipherbox.errors import ConfigError
@@ -14,6 +17,7 @@ from cipherbox.errors import ConfigError
 PLAIN, WEBSOCKET = "plain", "websocket"  # FileDescriptorName= of the socket units
 _UNITS = {"cipherbox.socket": PLAIN, "cipherbox-websocket.socket": WEBSOCKET, "unknown": PLAIN}
 _FIRST_FD = 3  # sd_listen_fds(3)
+_ASK_S = 10.0
 
 
 def notify(*lines: str) -> bool:
@@ -68,6 +72,19 @@ def passed_sockets() -> dict[str, list[socket.socket]]:
             )
         found.setdefault(name, []).append(_taken(_FIRST_FD + number, name))
     return found
+
+
+def listens_on(port: int) -> bool:
+    """Whether systemd holds the port for HQ, which need not run for that."""
+    if shutil.which("systemctl") is None:
+        return False
+    command = ["systemctl", "show", "--property=ActiveState,Listen", *(u for u in _UNITS if u.endswith(".socket"))]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ASK_S).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    active = [unit for unit in shown.split("\n\n") if "ActiveState=active" in unit.splitlines()]
+    return any(re.search(rf"^Listen=\S*:{port} \(Stream\)$", unit, re.MULTILINE) for unit in active)
 
 
 def _taken(fd: int, name: str) -> socket.socket:

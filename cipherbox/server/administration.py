@@ -11,6 +11,7 @@ from cipherbox.errors import GoingAway, NotFound
 from cipherbox.ops.metrics import METRICS, Histogram, Sample
 from cipherbox.server.alerts import alerts
 from cipherbox.server.gauges import samples
+from cipherbox.server.inventory import inventory
 from cipherbox.wire import frames as f
 
 if TYPE_CHECKING:
@@ -44,9 +45,14 @@ async def _alerts(s: Session) -> Rows:
     return [one._asdict() for one in alerts(s.hq)]
 
 
+async def _certificates(s: Session) -> Rows:
+    return await inventory(s.hq)
+
+
 # Lists that are not the core's.
 LISTS: dict[str, Callable[[Session], Awaitable[Rows]]] = {
     "connections": _connections, "pending": _pending, "metrics": _metrics, "alerts": _alerts,
+    "certificates": _certificates,
 }  # fmt: skip
 
 

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 WARNING, CRITICAL = "warning", "critical"
-CERTIFICATE_DAYS = 30  # time to carry a new one from an offline CA
-CRL_DAYS = 3  # HQ renews its list long before; an offline CA's is carried by hand
+# HQ renews its certificate and its list long before; what an offline CA makes is carried by hand, and a CA's own
+# certificate needs a root key from a safe.
+_SOON_DAYS = {"server": 30, "issuing": 365, "root": 365, "crl": 3, "lists": 3}
+_WHAT = {
+    "server": "the server certificate", "issuing": "the issuing CA's certificate", "root": "the root certificate",
+    "crl": "the revocation list", "lists": "a revocation list of the organization",
+}  # fmt: skip
 OLD_S = 24 * 3600  # a mailbox nobody empties for a day
 _MOST = 20  # queues named one by one
 _DAY_S, _DAY_MS = 86_400, 86_400_000
@@ -80,13 +85,35 @@ def _certificates(hq: HQ) -> list[Alert]:
     found = []
     for name, left_s in certificates(hq).items():
         days = left_s / _DAY_S
-        if days < (CRL_DAYS if name == "crl" else CERTIFICATE_DAYS):
-            what = "the revocation list" if name == "crl" else f"the {name} certificate"
+        if days < _SOON_DAYS[name]:
             when = f"ends in {days:.1f} days" if days > 0 else f"ended {-days:.1f} days ago"
-            advice = "carry a new one: cipherbox ca export" if name == "crl" else "renew it: cipherbox manual pki"
             severity = CRITICAL if days < 1 else WARNING
-            found.append(Alert(f"certificate-{name}", severity, f"{what} {when}; {advice}"))
+            found.append(Alert(f"certificate-{name}", severity, f"{_WHAT[name]} {when}; {_advice(hq, name)}"))
+    own, lists = hq.certificate, hq.lists
+    if own.trouble:
+        text = f"HQ's certificate could not be renewed and is tried again every minute: {own.trouble}"
+        found.append(Alert("certificate-renewal", WARNING, text))
+    if own.waiting:
+        text = f"HQ's own certificate waits for the CA, number {own.waiting}; carry the request: cipherbox ca export"
+        found.append(Alert("certificate-waiting", WARNING, text))
+    if lists.trouble:
+        found.append(Alert("lists", WARNING, f"the revocation lists could not be read again: {lists.trouble}"))
+    if lists.condemned:
+        found.append(Alert("revoked-ca", CRITICAL, f"nobody is let in: {lists.condemned}"))
     return found
+
+
+def _advice(hq: HQ, name: str) -> str:
+    ca = hq.config.ca
+    if name == "crl" or (name == "server" and ca.offline):
+        return "carry the requests to the CA, and its answer back: cipherbox ca export"
+    if name == "lists":
+        return f"put a newer one in {ca.revocation_lists}"
+    if name == "issuing":
+        return "have the organization renew it: cipherbox manual pki" if ca.organization else "cipherbox ca renew"
+    return "every client must join an HQ with a new root before: cipherbox manual pki" if name == "root" else (
+        "HQ renews it by itself; why not, is in its log"
+    )
 
 
 def _queues(hq: HQ) -> list[Alert]:

@@ -15,20 +15,21 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreLeased, StoreUnavailable, first_of
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased, StoreUnavailable, first_of
 from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
 from cipherbox.server.alerts import Watch
+from cipherbox.server.check import LOCK, require_places
 from cipherbox.server.hq import HQ
 from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
+from cipherbox.server.material import check_answered
 from cipherbox.server.monitor import Monitor
 from cipherbox.server.storing import check_whole, open_store
 from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import SqliteStore
 
 log = get_logger(__name__)
-LOCK = "lock"
 _CRL_CHECK_S = 3600.0
 _WATCH_S = 60.0
 _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
@@ -62,6 +63,8 @@ async def serve(
         from cipherbox.store.broken import BrokenStore
 
         kind = BrokenStore
+    require_places(config)
+    check_answered(config)
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):
         patient = config.database.kind != "sqlite"
         async with _monitor(config) as monitor:
@@ -120,7 +123,7 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
                 said = True
         except StoreUnavailable as error:
             if not patient:
-                raise
+                raise StoreError(f"{error}; cipherbox doctor DIRECTORY looks for the reason") from error
             if not said:
                 log.warning("The database does not answer; HQ waits for it", extra={"error": str(error)})
                 waiting(str(error))
@@ -162,7 +165,11 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
                 found.append(listener)
         async with trio.open_nursery() as handlers:
             handlers.start_soon(hq.engine.run)
+            await hq.certificate.begin()
             await hq.engine.in_store(hq.trust.crl)
+            await hq.lists.obey()
+            handlers.start_soon(hq.certificate.run)
+            handlers.start_soon(hq.lists.run)
             handlers.start_soon(_keep_crl, hq)
             handlers.start_soon(_tick, hq)
             handlers.start_soon(keep_retention, hq)

@@ -3,20 +3,25 @@ that can be written.  Every mistake is found in one go, before anything is start
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-
 from cipherbox import pki
-from cipherbox.config import ServerConfig, parse_listen, secret_key
-from cipherbox.errors import CipherBoxError, ConfigError, StoreLocked
-from cipherbox.portable import lock_file, read_private
+from cipherbox.config import ServerConfig, secret_key
+from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.portable import is_locked, unwritable
+from cipherbox.server.lists import read_lists
+from cipherbox.server.material import (
+    certificates_in,
+    check_answered,
+    checked_issuing,
+    issued,
+    load_certificate,
+    read_material,
+)
+from cipherbox.server.ports import taken, wanted
 from cipherbox.server.storing import reach
-from cipherbox.server.trust import load_certificate
+from cipherbox.store.sqlite.store import RESERVE, SPOOL
 
 LOCK = "lock"
 
@@ -24,7 +29,7 @@ LOCK = "lock"
 def problems(config: ServerConfig) -> list[str]:
     """What is wrong, a text each; empty when HQ could start."""
     found: list[str] = []
-    for look in (keys, certificates, _places, _addresses):
+    for look in (keys, certificates, _places, _database, _addresses):
         try:
             found += look(config)
         except (CipherBoxError, OSError) as error:
@@ -51,65 +56,69 @@ def keys(config: ServerConfig) -> Iterator[str]:
 def certificates(config: ServerConfig) -> Iterator[str]:
     """What is wrong with HQ's certificates and their keys."""
     tls = config.tls
+    check_answered(config)
     yield from _tried(
         lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
         lambda: load_certificate(tls.certificate),
     )  # fmt: skip
-    root, issuing = load_certificate(tls.root), load_certificate(tls.issuing)
+    root, issuing = load_certificate(tls.root), certificates_in(tls.issuing)
     server = load_certificate(tls.certificate)
-    if not _issued(issuing, root):
-        yield f"{tls.issuing} was not issued by {tls.root}"
-    if not _issued(server, issuing):
+    yield from _tried(lambda: checked_issuing(issuing, root, str(tls.issuing)))
+    if not issued(server, issuing[0]):
         yield f"{tls.certificate} was not issued by {tls.issuing}"
     if server.not_valid_after_utc <= pki.now():
-        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}"
-    service = secret_key(config.encryption.service_key_file)
-    pairs = [(tls.key, tls.certificate, server)]
-    if not config.ca.offline:
-        pairs.append((config.ca.issuing_key, tls.issuing, issuing))
-    for path, beside, certificate in pairs:
-        key = pki.load_key(read_private(path), service, str(path))
-        public = certificate.public_key()
-        if not isinstance(public, pki.PublicKey) or pki.spki(key.public_key()) != pki.spki(public):
-            yield f"{path} is not the key of {beside}"
+        renews = "" if config.ca.offline else "; HQ renews it when it starts"
+        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
+    yield from _tried(lambda: read_lists(config, read_material(config, settle=False)))
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _places(config: ServerConfig) -> Iterator[str]:
+def _database(config: ServerConfig) -> Iterator[str]:
     if config.database.kind == "postgresql":
         yield from _tried(lambda: reach(config))
     elif not config.database.path.exists():
         yield f"{config.database.path}: there is no database; make one with: cipherbox init"
-    for path in filter(None, [config.directory, config.logging.directory]):
-        there: Path = path
+
+
+def places(config: ServerConfig) -> Iterator[str]:
+    """What HQ must write and this user cannot."""
+    directories: list[Path] = [config.directory]
+    files: list[Path] = [config.directory / LOCK]
+    if config.logging.directory is not None:
+        directories.append(config.logging.directory)
+    if config.database.kind == "sqlite":
+        database = config.database.path
+        directories.append(database.parent)
+        files += [database.with_name(database.name + end) for end in ("", "-wal", "-shm")]
+        files += [database.with_name(RESERVE), database.with_name(SPOOL)]
+    closed = False
+    for directory in dict.fromkeys(directories):
+        there = directory
         while not there.exists():
             there = there.parent
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            yield f"{path} cannot be written"
+        why = unwritable(there) if there.is_dir() else f"{there} is no directory; move it away"
+        closed = closed or bool(why)
+        yield why
+    if not closed:
+        yield from (unwritable(file) for file in files if file.exists())
+
+
+def require_places(config: ServerConfig) -> None:
+    """StoreError with everything that could not be written, before anything is."""
+    try:
+        wrong = [text for text in places(config) if text]
+    except OSError as error:
+        raise StoreError(f"{error.filename}: {error.strerror}") from None
+    if wrong:
+        raise StoreError("; ".join(wrong))
+
+
+def _places(config: ServerConfig) -> Iterator[str]:
+    return filter(None, places(config))
 
 
 def _addresses(config: ServerConfig) -> Iterator[str]:
-    try:
-        with lock_file(config.directory / LOCK, "HQ's directory"):
-            pass
-    except StoreLocked:
+    if is_locked(config.directory / LOCK):
         return  # HQ runs on it: its addresses are taken, by itself
-    texts = {
-        "[server] listen": config.server.listen, "[server] websocket_listen": config.server.websocket_listen,
-        "[metrics] listen": config.metrics.listen,
-    }  # fmt: skip
-    for setting, host, port in [(name, *pair) for name, text in texts.items() for pair in parse_listen(text)]:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                yield str(ConfigError(f"{setting}: {host}:{port}: {error.strerror or error}"))
+    for setting, host, port in wanted(config):
+        if why := taken(host, port):
+            yield f"{setting}: {why}"

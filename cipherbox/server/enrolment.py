@@ -1,4 +1,4 @@
-"""Tokens and certificates for new clients, renewals, and the requests of an offline CA.
+"""Tokens and certificates for new clients, and renewals.
 
 A token works once, for one id, until it ends; HQ keeps SHA-256 of its secret.  What is taken from a request is its key.
 The same secret with the same key again gets the same answer, so a lost answer costs nothing; with another key it is
@@ -8,17 +8,14 @@ requests at once take turns.
 
 from __future__ import annotations
 
-import base64
 import os
-from collections.abc import Sequence
 
 import attrs
-import orjson
 import trio
 
 from cipherbox import pki
 from cipherbox.broker import model as m
-from cipherbox.errors import CipherBoxError, Conflict, EnrolmentRefused, Forbidden, InvalidRequest, NotFound, TokenError
+from cipherbox.errors import Conflict, EnrolmentRefused, InvalidRequest, NotFound, TokenError
 from cipherbox.limits import Limits, check_client_id
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.engine import Engine
@@ -27,7 +24,6 @@ from cipherbox.store.port import CertificateRow, Enrolment, Store
 from cipherbox.wire.token import Token, encode_token, secret_hash
 
 log = get_logger(__name__)
-REQUESTS_FORMAT, CERTIFICATES_FORMAT = "cipherbox-requests-1", "cipherbox-certificates-1"
 ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA = 0, 1, 2
 OPEN, WAITING, APPROVED, REFUSED, DONE = "open", "waiting", "approved", "refused", "issued"
 _RENEWAL_MS = 90 * 24 * 3600 * 1000  # how long a request to renew waits for the offline CA
@@ -52,7 +48,7 @@ class Enrolments:
         self._trust = trust
         self._limits = limits
         self.address = address  # where clients find HQ; goes into tokens
-        self._lock = trio.Lock()
+        self.lock = trio.Lock()
 
     async def token(self, client_id: str, role: str, *, approve: bool, valid_s: int) -> str:
         """A new token as text: the only time its secret is said."""
@@ -75,7 +71,7 @@ class Enrolments:
 
     async def request(self, client_id: str, secret: bytes, csr: bytes) -> Outcome:
         """What a machine without a certificate asks; TokenError, EnrolmentRefused, or where its request stands."""
-        async with self._lock:
+        async with self.lock:
             row = await self._engine.in_store(self._store.enrolment, secret_hash(secret))
             if row is None or row.client != client_id:
                 raise TokenError("HQ does not know this token; ask the admin for a new one")
@@ -103,10 +99,11 @@ class Enrolments:
         if self._trust.authority is None:
             return Outcome(WAITS_FOR_CA, row.number)
         certificate = self._trust.issue(pki.key_of_csr(row.csr), row.client)
-        await self._issued(row, (pki.der(certificate), pki.der(self._trust.issuing)))
+        await self.issued(row, (pki.der(certificate), *self._trust.chain))
         return Outcome(ISSUED, row.number, row.chain)
 
-    async def _issued(self, row: Enrolment, chain: tuple[bytes, ...]) -> None:
+    async def issued(self, row: Enrolment, chain: tuple[bytes, ...]) -> None:
+        """There is a certificate for this request: the client gets it when it asks again."""
         await self._welcome(row)  # first: a client that cannot be gets no certificate
         await self._record(chain[0])
         row.chain = chain
@@ -127,7 +124,7 @@ class Enrolments:
 
     async def approve(self, client_id: str, *, accept: bool) -> int:
         """An admin's word on what waits for a client; how many requests it touched."""
-        async with self._lock:
+        async with self.lock:
             rows = await self._engine.in_store(self._store.enrolments, (WAITING,))
             rows = [r for r in rows if r.client == client_id]
             if not rows:
@@ -146,13 +143,13 @@ class Enrolments:
             return await self._renew_later(client_id, csr, number)
         certificate = self._trust.issue(key, client_id)
         await self._record(pki.der(certificate))
-        return Outcome(ISSUED, number, (pki.der(certificate), pki.der(self._trust.issuing)))
+        return Outcome(ISSUED, number, (pki.der(certificate), *self._trust.chain))
 
     async def _renew_later(self, client_id: str, csr: bytes, number: str) -> Outcome:
         """A request like an enrolment's, under a name of its own."""
         known = self._engine.broker.rights.clients[client_id]
         name = renewal_name(client_id, csr)
-        async with self._lock:
+        async with self.lock:
             row = await self._engine.in_store(self._store.enrolment, name)
             if row is None:
                 now = pki.ms(pki.now())
@@ -177,6 +174,14 @@ class Enrolments:
         log.warning("Certificates revoked", extra={"client": client_id, "reason": reason})
         return len(rows)
 
+    async def cut_off(self, client_id: str, reason: str) -> None:
+        """A client without any good certificate left is refused everywhere; the last admin stays on the books."""
+        if self._engine.broker.rights.admins() == {client_id}:
+            log.error("The last admin has no good certificate any more", extra={"client": client_id})
+            return
+        await self._engine.call(lambda n: m.RevokeClient(0, "", n, client_id, reason))
+        log.warning("Certificates revoked", extra={"client": client_id, "reason": reason})
+
     async def pending(self) -> list[dict[str, object]]:
         """Rows for LIST pending."""
         rows = await self._engine.in_store(self._store.enrolments, (OPEN, WAITING, APPROVED))
@@ -187,57 +192,7 @@ class Enrolments:
             if r.expires_at > now
         ]
 
-    async def export(self) -> bytes:
-        """The requests that wait for an offline CA, and what its next revocation list must hold."""
-        rows = await self._engine.in_store(self._store.enrolments, (APPROVED,))
-        number = await self._engine.in_store(self._trust.crl_number)
-        document = {
-            "format": REQUESTS_FORMAT,
-            "root": self._trust.root_fingerprint.hex(),
-            "requests": [_request(r) for r in rows if r.csr],
-            "revoked": [[serial, pki.ms(when)] for serial, when in self._trust.revoked()],
-            "crl_number": number + 1,
-        }
-        return orjson.dumps(document, option=orjson.OPT_INDENT_2)
-
-    async def take_signed(self, document: bytes) -> int:
-        """What the offline CA signed; each certificate is checked before it is believed."""
-        if self._trust.authority is not None:
-            raise Forbidden("the CA of this HQ is here; nothing is carried")
-        chains, crl = read_signed(document)
-        async with self._lock:
-            rows = await self._engine.in_store(self._store.enrolments, (APPROVED,))
-            issued = 0
-            for chain in chains:
-                leaf = pki.verify_chain(chain, self._trust.root, pki.now())
-                name, key = pki.common_name(leaf), leaf.public_key()
-                row = next((r for r in rows if r.client == name and r.csr and pki.key_of_csr(r.csr) == key), None)
-                if row is not None:
-                    await self._issued(row, tuple(chain))
-                    issued += 1
-            checked = pki.check_crl(crl, self._trust.issuing, pki.now())
-            await self._engine.in_store(self._trust.put_crl, crl, checked.number)
-            return issued
-
 
 def renewal_name(client_id: str, csr: bytes) -> bytes:
     """What stands for the secret's hash in the row of a renewal; no token's secret is that long."""
     return secret_hash(b"renew" + client_id.encode() + pki.spki(pki.key_of_csr(csr)))
-
-
-def _request(row: Enrolment) -> dict[str, str]:
-    return {"client_id": row.client, "number": row.number, "csr": base64.b64encode(row.csr).decode()}
-
-
-def read_signed(document: bytes) -> tuple[Sequence[list[bytes]], bytes]:
-    """(chains, revocation list) of a document the offline CA made; InvalidRequest if it is none."""
-    try:
-        data = orjson.loads(document)
-        if data["format"] != CERTIFICATES_FORMAT:
-            raise InvalidRequest(f"this file is not of the format {CERTIFICATES_FORMAT}")
-        chains = [[base64.b64decode(c, validate=True) for c in item["chain"]] for item in data["certificates"]]
-        return chains, base64.b64decode(data["crl"], validate=True)
-    except CipherBoxError:
-        raise
-    except (ValueError, KeyError, TypeError):
-        raise InvalidRequest("this file is not what the offline CA signed") from None

@@ -82,15 +82,17 @@ def _itself(hq: HQ) -> list[Sample]:
 
 
 def certificates(hq: HQ) -> dict[str, float]:
-    """Seconds until each of HQ's certificates, and the revocation list, end."""
+    """Seconds until each of HQ's certificates ends, the revocation list, and the first of an organization's lists."""
     trust, now = hq.trust, pki.now()
     ends = {
         "server": trust.server.not_valid_after_utc,
-        "issuing": trust.issuing.not_valid_after_utc,
+        "issuing": min(c.not_valid_after_utc for c in trust.material.chain),
         "root": trust.root.not_valid_after_utc,
     }
     if trust.crl_ends is not None:
         ends["crl"] = trust.crl_ends
+    if hq.lists.ends is not None:
+        ends["lists"] = hq.lists.ends
     return {name: (end - now).total_seconds() for name, end in ends.items()}
 
 

@@ -7,26 +7,31 @@ import os
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
+from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.configfile import tables_of
-from cipherbox.errors import CipherBoxError, ConfigError, Throttled
+from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, Revoked, Throttled
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
+from cipherbox.server.carried import Carried
+from cipherbox.server.certificate import OwnCertificate
 from cipherbox.server.directory import Directory
 from cipherbox.server.drain import Drain
 from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import Enrolments
+from cipherbox.server.lists import Lists
+from cipherbox.server.material import Material
 from cipherbox.server.prekeys import PrekeyDesk
 from cipherbox.server.reload import Difference, reload
 from cipherbox.server.session import Session
-from cipherbox.server.trust import Material, Trust
+from cipherbox.server.trust import Trust
 from cipherbox.server.watermark import Watermark
 from cipherbox.store.port import Store
 
@@ -95,6 +100,9 @@ class HQ:
         _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine)
         self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
+        self.carried = Carried(self)
+        self.certificate = OwnCertificate(self)
+        self.lists = Lists(self)
         self.key_requests = Rate(config.limits.key_requests_per_minute, "requests for keys and certificates")
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
         self.prekey_requests = Rate(config.limits.prekey_requests_per_minute, "requests for prekeys")
@@ -117,6 +125,8 @@ class HQ:
             found.append("the disk is full: publishes are refused")
         if self.engine.draining:
             found.append("HQ drains: it takes nothing new")
+        if why := self.lists.condemned or self.lists.refusal():
+            found.append(f"nobody is let in: {why}")
         if self.stopping:
             found.append("HQ stops")
         return found
@@ -133,8 +143,31 @@ class HQ:
         """What a reload found; nothing here can fail."""
         self.config, self.context = config, context
         self.trust.adopt(material)
+        self.lists.judge()
         self.log_key = certified(self._log_signer, material.server_key)
         self.enrolments.address = config.server.address
+
+    def admit(self, certificate: x509.Certificate) -> tuple[str, str]:
+        """Client id and role of who shows this certificate; Revoked or CredentialsError; Busy: not now."""
+        if self.lists.condemned:
+            raise Revoked(self.lists.condemned)
+        client = self.trust.identify(certificate)
+        row = self.engine.broker.rights.clients.get(client)
+        if row is None or row.revoked_at:
+            raise CredentialsError("HQ does not know this client any more")
+        if why := self.lists.refusal():
+            raise Busy(f"HQ lets nobody in before it has a newer revocation list: {why}")
+        return client, "admin" if self.is_admin(client) else "client"
+
+    def end_certificates(self, serials: Mapping[str, str]) -> None:
+        """Connections that were opened with these certificates (serial -> client) end now."""
+        for session in [s for s in self.sessions if s.serial in serials]:
+            session.end(Revoked(f"the certificate of {session.client} was revoked"))
+
+    def end_all(self, why: str) -> None:
+        """Nobody's certificate counts any more."""
+        for session in [s for s in self.sessions if s.client]:
+            session.end(Revoked(why))
 
     def is_admin(self, client: str) -> bool:
         """Whether a connection's client is an admin; nobody is one without a certificate."""

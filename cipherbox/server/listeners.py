@@ -1,6 +1,7 @@
 """Listeners: TCP, then TLS within a deadline and a bounded number at once, then (WebSocket and) a session.
 
-A place among the handshakes is taken when the peer has begun to speak, so those who only connect hold none.
+A place among the handshakes is taken when the peer has begun to speak, so those who only connect hold none.  The log
+key goes with the certificate a connection was begun with: HQ may have another certificate before it is open.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import trio
 from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.hq import HQ
+from cipherbox.server.ports import why_not
 from cipherbox.server.session import Session
 from cipherbox.tls import TlsStream
 
 log = get_logger(__name__)
+Handle = Callable[[TlsStream, str, bytes], Awaitable[None]]  # a connection, from where, HQ's log key
 _SLOT_S = 0.5  # a good line's handshake takes a tenth
 _ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
 
@@ -43,7 +46,7 @@ async def open_listeners(addresses: list[tuple[str, int]]) -> list[trio.SocketLi
         except OSError as error:
             for listener in found:
                 await listener.aclose()
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+            raise ConfigError(why_not(host, port, error)) from None
     return found
 
 
@@ -79,7 +82,7 @@ class Doorman:
             self._greeting += 1
             self._handlers.start_soon(self._guard, handle, stream)
 
-    async def _guard(self, handle: Callable[[TlsStream, str], Awaitable[None]], stream: trio.SocketStream) -> None:
+    async def _guard(self, handle: Handle, stream: trio.SocketStream) -> None:
         """Whatever one connection does, it ends alone."""
         greeted = False
         remote = "?"
@@ -87,11 +90,12 @@ class Doorman:
             with suppress(OSError):
                 host, port = stream.socket.getpeername()[:2]
                 remote = f"{host}:{port}"
+            log_key = self._hq.log_key
             tls = TlsStream(stream, self._hq.context, server_side=True, peer=remote)
             if await self._handshake(tls, stream.socket, remote):
                 greeted = True
                 self._greeting -= 1
-                await handle(tls, remote)
+                await handle(tls, remote, log_key)
         except* (CipherBoxError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
             log.info("A connection ended early", extra={"remote": remote, "reason": str(group.exceptions[0])})
         except* Exception:
@@ -128,10 +132,10 @@ class Doorman:
             await slot.wait()
         self._slots.release_on_behalf_of(slot)
 
-    async def _tls(self, tls: TlsStream, remote: str) -> None:
-        await Session(self._hq, tls, remote).run()
+    async def _tls(self, tls: TlsStream, remote: str, log_key: bytes) -> None:
+        await Session(self._hq, tls, remote, log_key).run()
 
-    async def _websocket(self, tls: TlsStream, remote: str) -> None:
+    async def _websocket(self, tls: TlsStream, remote: str, log_key: bytes) -> None:
         from cipherbox.websocket import accept_websocket
 
         async with trio.open_nursery() as nursery:
@@ -139,5 +143,5 @@ class Doorman:
                 stream = await accept_websocket(nursery, tls)
             if opening.cancelled_caught:
                 raise HandshakeTimeout("no WebSocket was opened")
-            await Session(self._hq, stream, remote).run()
+            await Session(self._hq, stream, remote, log_key).run()
             nursery.cancel_scope.cancel()

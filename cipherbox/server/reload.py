@@ -18,14 +18,14 @@ from cipherbox.configshow import settings_values
 from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger, setup_logging
 from cipherbox.server.check import certificates, keys
-from cipherbox.server.trust import Material, read_material
+from cipherbox.server.material import Material, read_material
 
 if TYPE_CHECKING:
     from cipherbox.server.hq import HQ
 
 log = get_logger(__name__)
 NOW, AT_START = "now", "at the next start"
-_TABLES_NOW = ("logging", "retention", "tls")
+_TABLES_NOW = ("logging", "retention", "tls", "ca")
 _SETTINGS_NOW = frozenset({("server", "name"), ("server", "address"), ("metrics", "queues")})
 
 
@@ -42,10 +42,8 @@ def reload(hq: HQ) -> list[Difference]:
     """Takes over what is different.  ConfigError says what is wrong; then everything is as before."""
     try:
         return _reload(hq)
-    except ConfigError:
-        raise
     except (CipherBoxError, OSError, ValueError) as error:  # of a file that cannot be read as what it should be
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}\nNothing was taken over: HQ goes on with the settings it has") from error
 
 
 def _reload(hq: HQ) -> list[Difference]:
@@ -56,11 +54,13 @@ def _reload(hq: HQ) -> list[Difference]:
     material = read_material(config)
     if pki.fingerprint(material.root) != hq.trust.root_fingerprint:
         raise ConfigError(f"{config.tls.root} is another root CA: no client would be let in any more, or trust HQ")
-    context = material.context()
+    material.try_out()
+    context, lists = material.context(), hq.lists.read(config, material)
     found = [*_settings(hq.config, config), *_certificates(hq, material)]
     if config.logging != hq.config.logging:
         setup_logging(config.logging)  # the last that can fail
     hq.take_over(_live(hq.config, config), material, context)
+    hq.lists.adopt(lists)
     hq.tables = tables
     for one in found:
         extra = {"setting": one.name, "was": one.was, "now": one.now, "effect": one.effect}
@@ -73,7 +73,7 @@ def _live(old: ServerConfig, new: ServerConfig) -> ServerConfig:
     server = attrs.evolve(old.server, name=new.server.name, address=new.server.address)
     metrics = attrs.evolve(old.metrics, queues=new.metrics.queues)
     return attrs.evolve(
-        old, server=server, metrics=metrics, logging=new.logging, retention=new.retention, tls=new.tls
+        old, server=server, metrics=metrics, logging=new.logging, retention=new.retention, tls=new.tls, ca=new.ca
     )
 
 
@@ -87,6 +87,9 @@ def _settings(old: ServerConfig, new: ServerConfig) -> Iterator[Difference]:
 
 
 def _certificates(hq: HQ, material: Material) -> Iterator[Difference]:
+    if (hq.trust.authority is None) != (material.authority is None):
+        was, now = ("here", "elsewhere") if material.authority is None else ("elsewhere", "here")
+        yield Difference("the issuing CA's key", was, now, NOW)
     for name in ("server", "issuing", "root"):
         old, new = getattr(hq.trust, name), getattr(material, name)
         if pki.der(old) != pki.der(new):

@@ -216,14 +216,12 @@ async def _read_log(s: Session, x: f.ReadLog) -> object:
 
 async def _export(s: Session, x: f.ExportRequests) -> object:
     s.need_admin()
-    return f.Requests(x.correlation, await s.hq.enrolments.export())
+    return f.Requests(x.correlation, await s.hq.carried.export())
 
 
 async def _import(s: Session, x: f.ImportCertificates) -> object:
     s.need_admin()
-    count = await s.hq.enrolments.take_signed(x.document)
-    s.hq.tell_revoked("", await s.hq.engine.in_store(s.hq.trust.crl_number))
-    return f.Ok(x.correlation, count)
+    return f.Ok(x.correlation, await s.hq.carried.take(x.document))
 
 
 CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cipherbox import __version__
+from cipherbox import __version__, pki
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Answer, AnyCommand, Confirmed, Entry, Failed, FetchedEntries
 from cipherbox.errors import (
     CipherBoxError,
-    CredentialsError,
     Forbidden,
     GoingAway,
     HandshakeTimeout,
@@ -56,9 +55,10 @@ _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read fro
 class Session:
     """See the module; also the engine's `Peer`."""
 
-    def __init__(self, hq: HQ, stream: TlsStream | WebSocketStream, remote: str) -> None:
+    def __init__(self, hq: HQ, stream: TlsStream | WebSocketStream, remote: str, log_key: bytes) -> None:
         self.hq = hq
-        self.client = ""
+        self.client = self.serial = ""  # who, and by which certificate
+        self._log_key = log_key
         self.role = "anonymous"
         self.remote = remote
         self.connection = 0
@@ -169,11 +169,8 @@ class Session:
         version = negotiate(hello)
         certificate = self._stream.peer_certificate()
         if certificate is not None:
-            self.client = self.hq.trust.identify(certificate)
-            row = self.hq.engine.broker.rights.clients.get(self.client)
-            if row is None or row.revoked_at:
-                raise CredentialsError("HQ does not know this client any more")
-            self.role = "admin" if self.hq.is_admin(self.client) else "client"
+            self.client, self.role = self.hq.admit(certificate)
+            self.serial = pki.serial(certificate)
         if not self.hq.enter(self):
             raise TooManyConnections
         limits = self._limits
@@ -183,7 +180,7 @@ class Session:
             version, limits.frame_bytes, limits.envelope_bytes, self._beat_s, limits.publish_window,
             limits.publish_window_bytes, limits.credit_envelopes, limits.credit_bytes, self.connection,
             self.hq.clock_ms(), self.hq.engine.broker.watermark, self.client, self.role, f"cipherbox {__version__}",
-            self.hq.log_key, self.hq.engine.history, frames.PREKEYS,
+            self._log_key, self.hq.engine.history, frames.PREKEYS,
         )  # fmt: skip
         self._put(self._wire.send(welcome))
         self.log("Client connected", software=hello.software[:80], remote=self.remote)

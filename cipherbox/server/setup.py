@@ -1,17 +1,18 @@
-"""`init`: HQ's directory, its CA, its first admin.  And the offline CA's side of carried requests.
+"""`init`: HQ's directory, its CA, its first admin.
 
 The admin gets a certificate and no encryption keys: HQ's machine holds nothing that opens a message.
 """
 
 from __future__ import annotations
 
-import base64
+import errno
 import os
-from datetime import UTC, datetime
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
-import orjson
 from cryptography import x509
 
 from cipherbox import pki
@@ -23,21 +24,20 @@ from cipherbox.config import (
     DatabaseSettings,
     ServerConfig,
     ServerSettings,
-    secret_key,
     write_client_config,
     write_server_config,
 )
-from cipherbox.errors import ConfigError, InvalidRequest
+from cipherbox.crl import make_crl
+from cipherbox.errors import ConfigError, DiskFull, StoreError, StoreUnavailable
 from cipherbox.limits import check_client_id
-from cipherbox.portable import private_dir, read_private, write_atomic, write_private
+from cipherbox.portable import private_dir, write_atomic, write_private
 from cipherbox.server.auditlog import KEY_FILE, load_key
-from cipherbox.server.enrolment import CERTIFICATES_FORMAT, REQUESTS_FORMAT
 from cipherbox.server.hq import now_ms
+from cipherbox.server.material import next_key, put_server
+from cipherbox.server.offline import CA_KEY
 from cipherbox.server.storing import open_store
 from cipherbox.server.trust import CRL_NUMBER_SETTING, CRL_SETTING
 from cipherbox.store.port import CertificateRow
-
-CA_KEY = "ca.key"  # encrypts the keys of an offline CA; carried away with them
 
 
 @attrs.frozen
@@ -49,30 +49,44 @@ class InitReport:
     root_fingerprint: str
 
 
-@attrs.frozen
-class Request:
-    """A request that was carried to the offline CA."""
-
-    client_id: str
-    number: str
-    csr: bytes
-
-
 def init_hq(
     directory: Path, *, address: str, name: str, listen: str, websocket_listen: str = "",
     offline_ca: Path | None = None, admin_id: str = "admin", admin_home: Path, database: DatabaseSettings | None = None,
 ) -> InitReport:  # fmt: skip
     """Makes everything HQ needs in ``directory``; refuses a directory that has an HQ, or a home that has a client."""
-    check_client_id(admin_id)
-    if (directory / SERVER_FILE).exists() or (directory / "cipherbox.sqlite3").exists():
-        raise ConfigError(f"{directory} holds an HQ already; to run it: cipherbox serve {directory}")
-    if (admin_home / "client.toml").exists():
-        raise ConfigError(f"{admin_home} belongs to a client already; choose another with --home")
+    check_free(directory, admin_id, admin_home)
     settings = ServerSettings(name=name, listen=listen, websocket_listen=websocket_listen, address=address)
     config = ServerConfig(
         directory=directory, server=settings, ca=CaSettings(offline=offline_ca is not None),
         database=database or DatabaseSettings(),
     )  # fmt: skip
+    with whole_or_nothing(directory, admin_home, *filter(None, [offline_ca])):
+        service_key = make_directory(config)
+        root = pki.new_root(name)
+        issuing = pki.new_issuing(name, root)
+        _write_ca(directory / "ca", root, issuing, service_key, offline_ca)
+        put_server(config, pki.issue_server(issuing, next_key(config).public_key(), name))
+        admin_key = write_admin(admin_home, admin_id, address)
+        admin = pki.issue_client(issuing, admin_key.public_key(), admin_id)
+        write_admin_certificates(admin_home, admin, [issuing.certificate], root.certificate)
+        crl_days = pki.OFFLINE_CRL_DAYS if offline_ca else pki.CRL_DAYS
+        fill_store(config, admin_id, admin, make_crl(issuing, [], 1, crl_days), 1)
+        write_server_config(config)
+    return InitReport(directory, admin_home, pki.fingerprint(root.certificate).hex())
+
+
+def check_free(directory: Path, admin_id: str, admin_home: Path) -> None:
+    """ConfigError when there is an HQ, or a client, where one is to be made."""
+    check_client_id(admin_id)
+    if (directory / SERVER_FILE).exists() or (directory / "cipherbox.sqlite3").exists():
+        raise ConfigError(f"{directory} holds an HQ already; to run it: cipherbox serve {directory}")
+    if (admin_home / "client.toml").exists():
+        raise ConfigError(f"{admin_home} belongs to a client already; choose another with --home")
+
+
+def make_directory(config: ServerConfig) -> bytes:
+    """HQ's directory with its secrets, and nothing certified yet; the service key."""
+    directory = config.directory
     if config.database.kind != "sqlite":
         _try_store(config)  # before anything is made
     private_dir(directory)
@@ -82,18 +96,27 @@ def init_hq(
     write_private(directory / "secrets" / "service.key", service_key)
     write_private(directory / "secrets" / "database.key", os.urandom(32))
     load_key(directory / "secrets" / KEY_FILE, service_key)
-    root = pki.new_root(name)
-    issuing = pki.new_issuing(name, root)
-    _write_ca(directory / "ca", root, issuing, service_key, offline_ca)
-    server_key = pki.new_key()
-    server = pki.issue_server(issuing, server_key.public_key(), name)
-    write_atomic(directory / "tls" / "server.crt", pki.pem(server))
-    write_private(directory / "tls" / "server.key", pki.key_pem(server_key, service_key))
-    admin = _write_admin(admin_home, admin_id, address, root, issuing)
-    crl_days = pki.OFFLINE_CRL_DAYS if offline_ca else pki.CRL_DAYS
-    _fill_store(config, admin_id, admin, pki.make_crl(issuing, [], 1, crl_days))
-    write_server_config(config)
-    return InitReport(directory, admin_home, pki.fingerprint(root.certificate).hex())
+    return service_key
+
+
+@contextmanager
+def whole_or_nothing(*directories: Path) -> Iterator[None]:
+    """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken for one."""
+    before = {path: set(path.iterdir()) if path.exists() else None for path in directories}
+    try:
+        yield
+    except BaseException as error:
+        for path, kept in before.items():
+            for one in set(path.iterdir() if path.exists() else ()) - (kept or set()):
+                shutil.rmtree(one) if one.is_dir() else one.unlink()
+            if kept is None and path.exists():
+                path.rmdir()
+        full = isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        if full:
+            raise StoreError(f"the disk of {directories[0]} is full; make room, then run it again") from error
+        if isinstance(error, StoreUnavailable):
+            raise StoreError(f"{error}; what was begun is away again: look at the disk, then run it again") from error
+        raise
 
 
 def _write_ca(
@@ -111,19 +134,23 @@ def _write_ca(
     write_private(where / "issuing.key", pki.key_pem(issuing.key, key))
 
 
-def _write_admin(
-    home: Path, admin_id: str, address: str, root: pki.Authority, issuing: pki.Authority
-) -> x509.Certificate:
+def write_admin(home: Path, admin_id: str, address: str) -> pki.PrivateKey:
+    """The first admin's home but for its certificates; the key they are for."""
     private_dir(home)
     local_key, key = os.urandom(32), pki.new_key()
-    certificate = pki.issue_client(issuing, key.public_key(), admin_id)
     write_private(home / "local.key", local_key)
     write_private(home / "client.key", pki.key_pem(key, local_key))
-    write_atomic(home / "client.crt", pki.pem(certificate, issuing.certificate))
-    write_atomic(home / "ca.crt", pki.pem(root.certificate))
-    write_atomic(home / "issuing.crt", pki.pem(issuing.certificate))
     write_client_config(ClientConfig(home=home, client_id=admin_id, address=address, role=m.ADMIN))
-    return certificate
+    return key
+
+
+def write_admin_certificates(
+    home: Path, certificate: x509.Certificate, chain: Sequence[x509.Certificate], root: x509.Certificate
+) -> None:
+    """What makes the home whole."""
+    write_atomic(home / "ca.crt", pki.pem(root))
+    write_atomic(home / "issuing.crt", pki.pem(*chain))
+    write_atomic(home / "client.crt", pki.pem(certificate, *chain))
 
 
 def _try_store(config: ServerConfig) -> None:
@@ -136,7 +163,9 @@ def _try_store(config: ServerConfig) -> None:
         store.close()
 
 
-def _fill_store(config: ServerConfig, admin_id: str, certificate: x509.Certificate, crl: bytes) -> None:
+def fill_store(
+    config: ServerConfig, admin_id: str, certificate: x509.Certificate, crl: bytes, crl_number: int
+) -> None:
     """The first commit: the admin, default_exchange, default_queue and default_key, open to every publisher."""
     store = open_store(config, create=True)
     try:
@@ -147,7 +176,8 @@ def _fill_store(config: ServerConfig, admin_id: str, certificate: x509.Certifica
             bindings=[("default_exchange", "default_queue", "default_key")],
             grants=[(m.EVERYBODY, "publish", "default_exchange")],
         )
-        store.commit(changes, store.epoch)
+        if not store.load(1).clients:
+            store.commit(changes, store.epoch)
         store.put_certificate(
             CertificateRow(
                 pki.serial(certificate), admin_id, pki.ms(certificate.not_valid_before_utc),
@@ -155,42 +185,6 @@ def _fill_store(config: ServerConfig, admin_id: str, certificate: x509.Certifica
             )
         )
         store.put_setting(CRL_SETTING, crl)
-        store.put_setting(CRL_NUMBER_SETTING, b"1")
+        store.put_setting(CRL_NUMBER_SETTING, str(crl_number).encode())
     finally:
         store.close()
-
-
-def read_requests(document: bytes) -> list[Request]:
-    """The requests in a document HQ exported; InvalidRequest if it is none."""
-    try:
-        data = orjson.loads(document)
-        if data["format"] != REQUESTS_FORMAT:
-            raise InvalidRequest(f"this file is not of the format {REQUESTS_FORMAT}")
-        return [
-            Request(check_client_id(r["client_id"]), str(r["number"]), base64.b64decode(r["csr"], validate=True))
-            for r in data["requests"]
-        ]
-    except (ValueError, KeyError, TypeError):
-        raise InvalidRequest("this file holds no requests of an HQ") from None
-
-
-def sign_offline(directory: Path, document: bytes) -> bytes:
-    """Signs every request of the document with the CA in ``directory``, and a new revocation list."""
-    requests = read_requests(document)
-    password = secret_key(directory / CA_KEY)
-    certificate = pki.load_pem((directory / "issuing.crt").read_bytes(), str(directory / "issuing.crt"))[0]
-    root = pki.load_pem((directory / "root.crt").read_bytes(), str(directory / "root.crt"))[0]
-    key = pki.load_key(read_private(directory / "issuing.key"), password, str(directory / "issuing.key"))
-    issuing = pki.Authority(certificate, key)
-    data = orjson.loads(document)
-    if data["root"] != pki.fingerprint(root).hex():
-        raise InvalidRequest("these requests are for another CA")
-    signed = []
-    for request in requests:
-        leaf = pki.issue_client(issuing, pki.key_of_csr(request.csr), request.client_id)
-        chain = [base64.b64encode(pki.der(c)).decode() for c in (leaf, certificate)]
-        signed.append({"client_id": request.client_id, "chain": chain})
-    revoked = [(str(serial), datetime.fromtimestamp(at / 1000, UTC)) for serial, at in data["revoked"]]
-    crl = pki.make_crl(issuing, revoked, int(data["crl_number"]), pki.OFFLINE_CRL_DAYS)
-    answer = {"format": CERTIFICATES_FORMAT, "certificates": signed, "crl": base64.b64encode(crl).decode()}
-    return orjson.dumps(answer, option=orjson.OPT_INDENT_2)

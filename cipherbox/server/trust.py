@@ -6,63 +6,21 @@ accepted still needs to be one that HQ issued to a client it knows, and not revo
 
 from __future__ import annotations
 
-import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-import attrs
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.config import ServerConfig, secret_key
-from cipherbox.errors import ConfigError, CredentialsError, Forbidden, Revoked
-from cipherbox.portable import read_private
+from cipherbox.config import ServerConfig
+from cipherbox.crl import make_crl
+from cipherbox.errors import CredentialsError, Forbidden, Revoked
+from cipherbox.server.material import Material, read_material
 from cipherbox.store.port import CertificateRow, Store
-from cipherbox.tls import server_context
 
 CRL_SETTING, CRL_NUMBER_SETTING = "crl", "crl_number"
 _CRL_RENEW = timedelta(days=pki.CRL_DAYS / 2)
-
-
-def load_certificate(path: object) -> x509.Certificate:
-    """The first certificate of a PEM file; ConfigError names it."""
-    from pathlib import Path
-
-    try:
-        found = pki.load_pem(Path(str(path)).read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if not found:
-        raise ConfigError(f"{path} holds no certificate")
-    return found[0]
-
-
-@attrs.frozen
-class Material:
-    """HQ's certificates and keys, as files hold them."""
-
-    root: x509.Certificate
-    issuing: x509.Certificate
-    server: x509.Certificate
-    server_key: pki.PrivateKey = attrs.field(repr=False)
-    authority: pki.Authority | None = attrs.field(repr=False)
-
-    def context(self) -> ssl.SSLContext:
-        """For the listeners."""
-        return server_context([self.server, self.issuing], self.server_key, [self.root, self.issuing])
-
-
-def read_material(config: ServerConfig) -> Material:
-    """Reads the files that the settings name; ConfigError names the one that is wrong."""
-    service_key = secret_key(config.encryption.service_key_file)
-    issuing = load_certificate(config.tls.issuing)
-    authority = None
-    if not config.ca.offline:
-        key = pki.load_key(read_private(config.ca.issuing_key), service_key, str(config.ca.issuing_key))
-        authority = pki.Authority(issuing, key)
-    return Material(
-        load_certificate(config.tls.root), issuing, load_certificate(config.tls.certificate),
-        pki.load_key(read_private(config.tls.key), service_key, str(config.tls.key)), authority,
-    )  # fmt: skip
+_SOON_MS = 30 * 24 * 3600 * 1000
 
 
 class Trust:
@@ -79,6 +37,7 @@ class Trust:
         """These are HQ's certificates and keys from now on."""
         self.material = material
         self.root, self.issuing, self.server = material.root, material.issuing, material.server
+        self.chain = tuple(pki.der(c) for c in material.chain)  # what follows a certificate that was issued here
         self.server_key, self.authority = material.server_key, material.authority
 
     def identify(self, certificate: x509.Certificate) -> str:
@@ -107,6 +66,25 @@ class Trust:
 
     def put(self, row: CertificateRow) -> None:
         self._rows[row.serial] = row
+
+    def good(self, client: str) -> bool:
+        """Whether the client has a certificate that is neither revoked nor over."""
+        now = pki.ms(pki.now())
+        return any(r.client == client and not r.revoked_at and r.expires_at > now for r in self._rows.values())
+
+    def named_by(self, serials: Mapping[str, int]) -> list[CertificateRow]:
+        """Certificates that a revocation list names and that were good here, with their time of revocation."""
+        rows = (self._rows.get(serial) for serial in serials)
+        return [r._replace(revoked_at=serials[r.serial]) for r in rows if r is not None and not r.revoked_at]
+
+    def count(self) -> tuple[int, list[CertificateRow]]:
+        """How many certificates of clients are good, and those that end within 30 days and have no successor."""
+        now = pki.ms(pki.now())
+        good = [r for r in self._rows.values() if not r.revoked_at and r.expires_at > now]
+        last: dict[str, CertificateRow] = {}
+        for row in sorted(good, key=lambda r: r.expires_at):
+            last[row.client] = row
+        return len(good), [r for r in last.values() if r.expires_at < now + _SOON_MS]
 
     def put_revoked(self, rows: list[CertificateRow]) -> None:
         for row in rows:
@@ -138,7 +116,7 @@ class Trust:
         if self.authority is None:
             return self._store.get_setting(CRL_SETTING) or b""
         number = self.crl_number() + 1
-        crl = pki.make_crl(self.authority, self.revoked(), number)
+        crl = make_crl(self.authority, self.revoked(), number)
         self.put_crl(crl, number)
         return crl
 
@@ -151,8 +129,10 @@ class Trust:
         self.crl_ends = x509.load_der_x509_crl(crl).next_update_utc
 
     def _old(self, crl: bytes) -> bool:
-        end = x509.load_der_x509_crl(crl).next_update_utc
-        return end is None or pki.now() > end - _CRL_RENEW
+        """Also one that begins later: it was made while the clock was ahead."""
+        made = x509.load_der_x509_crl(crl)
+        end = made.next_update_utc
+        return end is None or not made.last_update_utc <= pki.now() <= end - _CRL_RENEW
 
 
 def _day(ms: int) -> str:

@@ -486,7 +486,7 @@ class Purge:
 
 @frame(0x48, "client", answer="LISTING")
 class List:
-    """A page of exchanges, queues, bindings, clients, grants, connections, pending requests, metrics or alerts."""
+    """A page of exchanges, queues, bindings, clients, grants, connections, pending, metrics, alerts or certificates."""
 
     correlation: int = u64("of this request")
     what: str = text8("one of those words")
@@ -620,7 +620,7 @@ class Revoke:
 
 @frame(0x5D, "admin", answer="REQUESTS")
 class ExportRequests:
-    """The signing requests that wait for an offline CA."""
+    """The signing requests that wait for a CA that is elsewhere."""
 
     correlation: int = u64("of this request")
 
@@ -635,10 +635,10 @@ class Requests:
 
 @frame(0x5F, "admin", answer="OK")
 class ImportCertificates:
-    """What the offline CA signed: certificates and its revocation list."""
+    """What a CA that is elsewhere signed: certificates and its revocation list."""
 
     correlation: int = u64("of this request")
-    document: bytes = blob("a JSON document; see the pki manual page")
+    document: bytes = blob("a JSON document, or PEM; see the pki manual page")
 
 
 @frame(0x60, "admin", answer="LOG_ENTRIES")

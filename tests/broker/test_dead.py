@@ -6,9 +6,8 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import Acked, Done
 from cipherbox.limits import LIMITS
 from tests.broker.test_generations import fetched, newer
-from tests.broker.world import SMALL, World
+from tests.broker.world import HQ, SMALL, World
 
-HQ = (0, "")
 BOX = "box.B"
 
 

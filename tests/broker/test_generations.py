@@ -8,9 +8,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import Acked, Confirmed, Done, Failed, FetchedEntries, Incoming
 from cipherbox.broker.publish import RouteDetail
 from cipherbox.limits import LIMITS
-from tests.broker.world import SMALL, World
-
-BIG = 1 << 30
+from tests.broker.world import BIG, SMALL, World
 
 
 def newer(item: Incoming, size: int = 150, generation: int = 1, **more: object) -> Incoming:

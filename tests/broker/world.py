@@ -6,11 +6,13 @@ import attrs
 
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
-from cipherbox.broker.model import Changes, Entry, Facts, Incoming, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Entry, ExchangeType, Facts, Incoming, Snapshot, Wanted
 from cipherbox.limits import LIMITS, Limits
 
 SMALL = attrs.evolve(LIMITS, head_entries=4, page_entries=4, deliveries=5, quota_bytes=2000, names_per_frame=5)
 START = 1_800_000_000_000
+HQ = (0, "")
+BIG = 1 << 30
 
 
 class ModelStore:
@@ -227,3 +229,51 @@ class World:
         answer = self.publish(item)
         assert isinstance(answer, m.Failed), answer
         return answer.error.name
+
+
+def seqs(effects: m.Effects) -> list[int]:
+    return [e.seq for h in effects.handed for e in h.entries]
+
+
+def labs(*more: str) -> World:
+    """Three clients, an exchange `labs`, a queue for each center."""
+    w = World(LIMITS, "FL-LAB", "CA-RC", "NY-RC", *more)
+    w.ok(m.DeclareExchange(*HQ, w.next(), "labs", ExchangeType.TOPIC))
+    for rc, key in (("CA-RC", "*.dat"), ("NY-RC", "fl.#")):
+        queue = rc.replace("-", "_").lower() + "_queue"
+        w.ok(m.DeclareQueue(*HQ, w.next(), queue, rc, ()))
+        w.ok(m.Bind(*HQ, w.next(), "labs", queue, key))
+    w.ok(m.Grant(*HQ, w.next(), "FL-LAB", "publish", "labs", True))
+    return w
+
+
+def consumer(w: World, client: str, queue: str, envelopes: int = 100, size: int = BIG, tag: int = 1) -> m.Effects:
+    c = w.connection_of[client]
+    return w.run(m.Consume(c, client, w.next(), tag, queue, envelopes, size))
+
+
+def bound() -> World:
+    """A publishes by exchange `e` into queue `q` of B."""
+    w = World(LIMITS, "A", "B")
+    w.ok(m.DeclareExchange(*HQ, 1, "e", ExchangeType.DIRECT))
+    w.ok(m.DeclareQueue(*HQ, 1, "q", "B", ()))
+    w.ok(m.Bind(*HQ, 1, "e", "q", "k"))
+    w.ok(m.Grant(*HQ, 1, "A", "publish", "e", True))
+    return w
+
+
+def durable(broker: Broker) -> dict[str, object]:
+    """What a core must know again after a restart."""
+    return {
+        "queues": {
+            q.name: (q.owner, q.readers, q.depth, q.size, q.next, {s: n for s, n in q.used.items() if n}, q.bindings)
+            for q in broker.queues.values()
+        },
+        "exchanges": {e.name: (e.kind, e.bindings) for e in broker.exchanges.values()},
+        "routes": {e.name: [e.route(key) for key in ("k", "a.b", "")] for e in broker.exchanges.values()},
+        "grants": broker.rights.grants,
+        "clients": broker.rights.clients,
+        "highest": broker.highest,
+        "numbers": (broker.next_number, broker.bindings_version),
+        "reads": {client: names for client, names in broker.reads.items() if names},
+    }

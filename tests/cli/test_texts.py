@@ -5,17 +5,64 @@ import re
 import pytest
 
 from cipherbox.cli import output
+from cipherbox.cli.manual import laid_out
 from cipherbox.client.events import Event
 
 from .conftest import Run
 
 
-def test_the_manual_lists_its_pages_and_prints_one(cipherbox: Run) -> None:
+def test_the_manual_lists_its_pages_by_kind_and_prints_one(cipherbox: Run) -> None:
     shown = cipherbox("manual")
     assert shown.code == 0
-    assert shown.out.splitlines()[0].split() == ["quickstart", "Quickstart"]
+    lines = shown.out.splitlines()
+    assert lines[0] == "Tutorials: learn it by doing"
+    assert lines[1].split()[0] == "quickstart"
+    assert max(map(len, lines)) <= 80
+    assert all(re.match(r"  [a-z0-9-]+ {2,}\S|\S|$", line) for line in lines), "one line for each page"
     assert "Next: cipherbox manual quickstart" in shown.err
     assert cipherbox("manual", "exit-codes").out.startswith("# Exit codes\n")
+
+
+def test_the_manual_is_searched(cipherbox: Run) -> None:
+    shown = cipherbox("manual", "--search", "disk_resume_BYTES")
+    assert shown.code == 0
+    assert "configuration: 1 lines" in shown.out
+    assert "[The disk is full]" in shown.out
+    assert "configuration" not in cipherbox("manual", "operations", "--search", "disk_resume_bytes").out
+    shown = cipherbox("manual", "--search", "no such word")
+    assert shown.code == 2
+    assert "No page has 'no such word'" in shown.err
+
+
+def test_an_unknown_page_names_the_nearest(cipherbox: Run) -> None:
+    shown = cipherbox("manual", "tutorial")
+    assert shown.code == 2
+    assert "'tutorial-hq'" in shown.err
+    assert "'exit-codes'" in cipherbox("manual", "exitcodes").err
+
+
+def test_topics_are_completed() -> None:
+    from click.shell_completion import ShellComplete
+
+    from cipherbox.cli.main import cli
+
+    found = ShellComplete(cli, {}, "cipherbox", "_X").get_completions(["manual"], "tutorial-")
+    assert [one.value for one in found] == ["tutorial-hq", "tutorial-lab", "tutorial-center"]
+
+
+def test_a_page_is_laid_out_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    table = f"| a | b | c |\n|---|---|---|\n| `{'k' * 25}` | {'word ' * 20} | `{'z' * 40}` |\n"
+    page = f"# A page\n\nLong {'and ' * 30}\n\n```sh\n{'x' * 90}\n```\n\n{table}"
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", laid_out(page))
+    assert shown.startswith("A PAGE\n")
+    assert f"\n    {'x' * 90}\n" in shown, "code stays in one line, to be copied"
+    others = [line for line in shown.splitlines() if "xx" not in line]
+    assert max(map(len, others)) <= 60
+    assert f" {'k' * 25} " in shown, "what is looked up stays in one piece"
+    assert shown.count("z") == 40, "nothing is left out"
+    assert "|" not in shown
+    assert "`" not in shown
 
 
 def test_log_lines_look_like_the_seeds(capsys: pytest.CaptureFixture[str]) -> None:

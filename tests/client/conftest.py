@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import pytest
 
 from tests.client.parties import Authority, Party
+from tests.client.real_hq import RealHq, real_hq
 from tests.client.scripted import ScriptedHq
 
 
@@ -14,7 +18,21 @@ def authority() -> Authority:
 
 
 @pytest.fixture
-def hq(authority: Authority) -> ScriptedHq:
+async def empty_hq(tmp_path: Path) -> AsyncIterator[RealHq]:
+    """It serves, and nobody has joined."""
+    async with real_hq(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def hq(empty_hq: RealHq) -> RealHq:
+    """A lab and a center have joined; a module that wants more has its own `hq`, made from this one."""
+    await empty_hq.join("FL-LAB", "CA-RC")
+    return empty_hq
+
+
+@pytest.fixture
+def scripted(authority: Authority) -> ScriptedHq:
     return ScriptedHq(authority)
 
 
@@ -24,7 +42,7 @@ def lab(authority: Authority) -> Party:
 
 
 @pytest.fixture
-def center(authority: Authority, hq: ScriptedHq) -> Party:
+def center(authority: Authority, scripted: ScriptedHq) -> Party:
     party = authority.party("CA-RC")
-    hq.offer(party)
+    scripted.offer(party)
     return party

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox import pki, transport
+from cipherbox import transport
 from cipherbox.client import post
 from cipherbox.client.api import Client
 from cipherbox.client.events import Events
@@ -18,10 +18,13 @@ from cipherbox.client.home import Home
 from cipherbox.client.line import Line
 from cipherbox.client.tasks import background
 from cipherbox.config import ClientConfig
+from cipherbox.crl import make_crl
 from cipherbox.envelope.layout import split
 from cipherbox.errors import CipherBoxError
 from cipherbox.portable import private_dir
+from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import KeyKeeper
+from cipherbox.sealing.open import inspect, open_envelope
 from cipherbox.wire import frames
 from cipherbox.wire.connection import SendBatch
 from tests.client.fake_hq import FakeHq, Session, no_context
@@ -37,7 +40,7 @@ class ScriptedHq(FakeHq):
         self.offers: dict[str, list[bytes]] = {}
         self.hashes: dict[bytes, tuple[str, bytes]] = {}
         self.revoked: dict[str, int] = {}
-        self.crl = pki.make_crl(authority.issuing, [], 1)
+        self.crl = make_crl(authority.issuing, [], 1)
         self.readers: list[str] = []
         self.route_version = 1
         self.confirm_at_once = True
@@ -155,3 +158,7 @@ async def client_on(
 async def settle() -> None:
     """Lets every task do what it can do now."""
     await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+def opened(raw: bytes, sender: Party, recipient: Party) -> list[Message]:
+    return open_envelope(inspect(raw), recipient.identity, sender.bundle)

@@ -13,17 +13,15 @@ import trio
 from cipherbox.client import agent as module
 from cipherbox.client.agent import Agent
 from cipherbox.errors import StoreLocked
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
 
 @pytest.fixture
-async def hq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
     monkeypatch.setattr(module, "SETTLE_S", 0.1)
     monkeypatch.setattr(module, "LOOK_S", 0.05)
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
+    return hq
 
 
 @asynccontextmanager

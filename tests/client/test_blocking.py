@@ -14,16 +14,8 @@ import trio
 import cipherbox.client
 from cipherbox.client.blocking import connect
 from cipherbox.errors import ConfigError, GoingAway, NotFound, UnknownRecipient
-from tests.client.real_hq import real_hq
 
 MANUAL = Path(cipherbox.client.__file__).parent.parent / "manual" / "python-api.md"
-
-
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
 
 
 async def in_thread(work: Any, *arguments: Any) -> Any:

@@ -18,16 +18,15 @@ from cipherbox.client.chat import AT_HQ, OPENED, SEALED, Chat, Line, everybody
 from cipherbox.client.chat_lines import Lines, Said
 from cipherbox.client.receiver import Receiver
 from cipherbox.errors import RecipientRevoked, TooLarge
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
 
 @pytest.fixture
-async def hq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+async def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
     monkeypatch.setattr(module, "_OTHER_S", 0.1)
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC", "NY-RC")
-        yield found
+    await hq.join("NY-RC")
+    return hq
 
 
 class Talk:

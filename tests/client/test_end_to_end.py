@@ -22,15 +22,7 @@ from cipherbox.errors import (
     StoreLocked,
 )
 from cipherbox.sealing.body import Message
-from tests.client.real_hq import real_hq
 from tests.client.waiting import until
-
-
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
 
 
 async def test_publish_consume_ack(hq: Any) -> None:

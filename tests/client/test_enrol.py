@@ -16,15 +16,14 @@ from cipherbox.client.home import load_home
 from cipherbox.client.pins import PERSON
 from cipherbox.errors import BundleDiscontinuous, CredentialsError, EnrolmentRefused, NetworkError, TokenError
 from cipherbox.portable import WINDOWS
-from cipherbox.server.setup import sign_offline
+from cipherbox.server.offline import open_vault, sign_offline
 from cipherbox.wire.token import decode_token, encode_token
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq, real_hq
 
 
 @pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        yield found
+def hq(empty_hq: RealHq) -> RealHq:
+    return empty_hq
 
 
 async def token_for(hq: Any, client_id: str, **options: Any) -> str:
@@ -184,7 +183,7 @@ async def test_it_waits_for_the_offline_ca(tmp_path: Path) -> None:
             with trio.fail_after(10):
                 await waits.wait()
             document = await admin.export_requests()
-            await admin.import_certificates(sign_offline(tmp_path / "carried_away", document))
+            await admin.import_certificates(sign_offline(open_vault(tmp_path / "carried_away"), document))
         async with hq.client("FL-LAB") as lab:
             await lab.publish("it works", to="FL-LAB")
 

@@ -18,16 +18,8 @@ from cipherbox.client.transfers import Transfers
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
-from tests.client.real_hq import real_hq
 
 PART = LIMITS.part_bytes
-
-
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
 
 
 def made(path: Path, size: int) -> Path:

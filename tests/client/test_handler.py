@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +10,14 @@ import trio
 
 from cipherbox.client import handler as module
 from cipherbox.client.handler import Handled, Handlers
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq
 
 
 @pytest.fixture
-async def hq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
     monkeypatch.setattr(module, "_LOOK_S", 0.02)
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
+    return hq
 
 
 def results(hq: Any) -> list[str]:

@@ -15,11 +15,12 @@ import trio
 from cipherbox import pki
 from cipherbox.client import keylife
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, load_home
-from cipherbox.client.keylife import OLD_KEY_DAYS, is_due, renew_at
+from cipherbox.client.keylife import OLD_KEY_DAYS
 from cipherbox.client.pins import SUCCESSION, Pins
 from cipherbox.envelope.kinds import SignatureSuite
 from cipherbox.errors import BundleRefused, CredentialsError, Forbidden, KeyMissing, StoreLocked
 from cipherbox.limits import LIMITS
+from cipherbox.pki import is_due, renew_at
 from cipherbox.portable import lock_file
 from cipherbox.sealing import keyfile
 from cipherbox.server.trust import Trust
@@ -39,13 +40,6 @@ def suppress_killed() -> Iterator[None]:
         yield
     except* Killed:
         pass
-
-
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
 
 
 def retire_since(hq: Any, name: str, days: int) -> None:
@@ -231,7 +225,7 @@ async def test_an_admin_renews_too(hq: Any) -> None:
 
 
 async def test_an_offline_ca_renews_when_the_request_was_carried(tmp_path: Path) -> None:
-    from cipherbox.server.setup import sign_offline
+    from cipherbox.server.offline import open_vault, sign_offline
 
     async with real_hq(tmp_path, offline_ca=tmp_path / "ca") as hq, hq.admin() as admin:
         before = admin.home.chain[0]
@@ -239,7 +233,7 @@ async def test_an_offline_ca_renews_when_the_request_was_carried(tmp_path: Path)
         assert (admin.home.path / NEXT_KEY).exists()
         assert (await admin.life.renew()).ends_at == 0  # the same request
         requests = await admin.export_requests()
-        await admin.import_certificates(sign_offline(tmp_path / "ca", requests))
+        await admin.import_certificates(sign_offline(open_vault(tmp_path / "ca"), requests))
         assert (await admin.life.renew()).ends_at
         assert admin.home.chain[0] != before
         assert not (admin.home.path / NEXT_KEY).exists()

@@ -10,6 +10,7 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.client.pins import PERSON, SUCCESSION, Pins
+from cipherbox.crl import make_crl
 from cipherbox.envelope.bundle import fingerprint
 from cipherbox.errors import (
     BundleDiscontinuous,
@@ -27,10 +28,10 @@ from tests.client.scripted import ScriptedHq, client_on
 
 
 async def test_first_use_is_pinned_and_said(
-    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[Any] = []
-    async with client_on(hq, lab, tmp_path, monkeypatch, said) as client:
+    async with client_on(scripted, lab, tmp_path, monkeypatch, said) as client:
         await client.publish("x", to="CA-RC")
     (pin,) = Pins(tmp_path).entries()
     assert pin.bundle.hash == center.bundle.hash
@@ -40,15 +41,15 @@ async def test_first_use_is_pinned_and_said(
 
 
 async def test_keys_that_the_old_ones_signed_are_taken_and_shown(
-    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[Any] = []
-    async with client_on(hq, lab, tmp_path, monkeypatch, said) as client:
+    async with client_on(scripted, lab, tmp_path, monkeypatch, said) as client:
         await client.publish("x", to="CA-RC")
         Pins(tmp_path).mark_verified("CA-RC")
         center.rotate()
         center.rotate()
-        hq.offer(center)
+        scripted.offer(center)
         client.directory._asked.clear()
         await client.publish("y", to="CA-RC")
     pin = Pins(tmp_path).get("CA-RC")
@@ -60,82 +61,84 @@ async def test_keys_that_the_old_ones_signed_are_taken_and_shown(
 
 
 async def test_a_swapped_bundle_stops_the_sender_until_a_person_compared(
-    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with client_on(hq, lab, tmp_path, monkeypatch) as client:
+    async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         await client.publish("x", to="CA-RC")
         center.rotate(signed_by_the_old=False)  # certified by HQ's own CA, and yet
-        hq.offer(center)
+        scripted.offer(center)
         client.directory._asked.clear()
         for _ in range(2):
             with pytest.raises(BundleDiscontinuous, match="compare fingerprints"):
                 await client.publish("secret", to="CA-RC")
-        assert len(hq.envelopes) == 1
+        assert len(scripted.envelopes) == 1
         offered = await client.directory.offered("CA-RC")
         assert fingerprint(offered) == fingerprint(center.bundle)
         client.directory.pins.accept(offered, PERSON)
         await client.publish("y", to="CA-RC")
-    assert len(hq.envelopes) == 2
+    assert len(scripted.envelopes) == 2
     pin = Pins(tmp_path).get("CA-RC")
     assert pin is not None
     assert pin.verified_at > 0
 
 
 async def test_a_malicious_directory_is_refused(
-    hq: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     center.rotate()
-    hq.offer(center)
+    scripted.offer(center)
     other = authority.party("SF-RC")
     foreign = Authority("Another HQ").party("CA-RC")
-    async with client_on(hq, lab, tmp_path, monkeypatch) as client:
+    async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         for raw, kind in ((other.bundle.raw, BundleForAnother), (foreign.bundle.raw, BundleNotCertified)):
-            hq.offers["CA-RC"] = [raw]
+            scripted.offers["CA-RC"] = [raw]
             with pytest.raises(kind):
                 await client.publish("x", to="CA-RC")
         damaged = bytearray(center.bundle.raw)
         damaged[200] ^= 1
-        hq.offers["CA-RC"] = [bytes(damaged)]
+        scripted.offers["CA-RC"] = [bytes(damaged)]
         with pytest.raises(BundleError):
             await client.publish("x", to="CA-RC")
         assert not Pins(tmp_path).entries()
-        hq.offer(center)
+        scripted.offer(center)
         await client.publish("x", to="CA-RC")
         client.directory._asked.clear()
-        hq.offers["CA-RC"] = [b"", b"", center.bundles[0].raw]  # number 2 is pinned; number 1 is shown again
+        scripted.offers["CA-RC"] = [b"", b"", center.bundles[0].raw]  # number 2 is pinned; number 1 is shown again
         with pytest.raises(BundleRolledBack):
             await client.publish("x", to="CA-RC")
-    assert len(hq.envelopes) == 1
+    assert len(scripted.envelopes) == 1
 
 
 async def test_a_revoked_recipient_is_not_sealed_for(
-    hq: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     revoked = [(pki.serial(center.chain[0]), pki.now())]
-    async with client_on(hq, lab, tmp_path, monkeypatch) as client:
+    async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         await client.publish("x", to="CA-RC")
-        hq.crl = pki.make_crl(authority.issuing, revoked, 2)
+        scripted.crl = make_crl(authority.issuing, revoked, 2)
         client.revocations._asked_at = float("-inf")
         with pytest.raises(RecipientRevoked):
             await client.publish("x", to="CA-RC")
-        hq.crl = pki.make_crl(authority.issuing, [], 1)  # HQ shows the list of yesterday
+        scripted.crl = make_crl(authority.issuing, [], 1)  # HQ shows the list of yesterday
         client.revocations._asked_at = float("-inf")
         with pytest.raises(CredentialsError, match="number 2 was seen before"):
             await client.publish("x", to="CA-RC")
-        hq.crl = pki.make_crl(authority.issuing, [], 3, days=0)
+        scripted.crl = make_crl(authority.issuing, [], 3, days=0)
         with pytest.raises(CredentialsError, match="ended"):
             await client.publish("x", to="CA-RC")
-    assert len(hq.envelopes) == 1
+    assert len(scripted.envelopes) == 1
 
 
 async def test_a_senders_bundle_is_found_and_must_lead_to_the_pin(
-    hq: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = lab.bundle
     lab.rotate()
     second = lab.bundle
-    hq.offer(lab)
-    async with client_on(hq, center, tmp_path, monkeypatch) as client:
+    scripted.offer(lab)
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client:
         directory = client.directory
         assert directory.known_sender("FL-LAB", second.hash, now_ms()) is None
         assert (await directory.sender("FL-LAB", second.hash, now_ms())).hash == second.hash
@@ -143,13 +146,13 @@ async def test_a_senders_bundle_is_found_and_must_lead_to_the_pin(
         # the pin is number 2; number 1 is reached backwards by its hash
         assert (await directory.sender("FL-LAB", first.hash, now_ms())).hash == first.hash
         lab.rotate()
-        hq.offer(lab)
+        scripted.offer(lab)
         assert (await directory.sender("FL-LAB", lab.bundle.hash, now_ms())).sequence == 3
         pin = Pins(tmp_path).get("FL-LAB")
         assert pin is not None
         assert pin.bundle.sequence == 3
         lab.rotate(signed_by_the_old=False)
-        hq.offer(lab)
+        scripted.offer(lab)
         with pytest.raises(SenderNotValid, match="not signed by the keys before"):
             await directory.sender("FL-LAB", lab.bundle.hash, now_ms())
         with pytest.raises(SenderNotValid, match="does not have"):
@@ -157,19 +160,20 @@ async def test_a_senders_bundle_is_found_and_must_lead_to_the_pin(
 
 
 async def test_a_sender_must_have_been_valid_when_hq_accepted(
-    hq: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hq.offer(lab)
+    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    scripted.offer(lab)
     bundle = lab.bundle
     day = 24 * 3600 * 1000
-    async with client_on(hq, center, tmp_path, monkeypatch) as client:
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client:
         sender = client.directory.sender
         await sender("FL-LAB", bundle.hash, bundle.created_at)
         for accepted_at in (bundle.created_at - 2 * day, bundle.ends_at + 1):
             with pytest.raises(SenderNotValid, match="were not valid"):
                 await sender("FL-LAB", bundle.hash, accepted_at)
         when = datetime.datetime.fromtimestamp(bundle.created_at // 1000 + 100, datetime.UTC)
-        hq.crl = pki.make_crl(authority.issuing, [(pki.serial(lab.chain[0]), when)], 2)
+        scripted.crl = make_crl(authority.issuing, [(pki.serial(lab.chain[0]), when)], 2)
         client.revocations._asked_at = float("-inf")
         assert client.directory.known_sender("FL-LAB", bundle.hash, now_ms()) is None
         await sender("FL-LAB", bundle.hash, pki.ms(when) - 1)

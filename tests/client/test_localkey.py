@@ -28,7 +28,7 @@ from cipherbox.errors import (
 )
 from cipherbox.portable import CREDENTIALS_VARIABLE, lock_file, write_private
 from cipherbox.sealing import keyfile
-from tests.client.real_hq import RealHq, real_hq
+from tests.client.real_hq import RealHq
 
 KEY = bytes(range(32))
 
@@ -41,9 +41,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        yield found
+def hq(empty_hq: RealHq) -> RealHq:
+    return empty_hq
 
 
 def sealed(home: Path, password: str | bytes = "first") -> bytes:

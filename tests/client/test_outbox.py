@@ -18,15 +18,7 @@ from cipherbox.client.receiver import Receiver
 from cipherbox.client.transfers import Transfers
 from cipherbox.envelope.receiptfile import verify_file
 from cipherbox.errors import CipherBoxError, Damaged, Queued, SchemaTooNew, SignatureInvalid, UnknownRecipient
-from tests.client.real_hq import real_hq
 from tests.client.waiting import until
-
-
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
 
 
 def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> Fresh:

@@ -20,17 +20,9 @@ from cipherbox.limits import LIMITS
 from cipherbox.portable import lock_file
 from cipherbox.sealing.identity import Identity
 from cipherbox.wire import frames
-from tests.client.real_hq import real_hq
 from tests.golden.make_rsa import rsa_key
 
 KINDS = ["hpke-mlkem768-x25519", "hpke-x25519", "rsa-oaep"]
-
-
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
 
 
 def identity_of(hq: Any, client_id: str = "CA-RC") -> Identity:

@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from cipherbox.client import pipe as module
 from cipherbox.client.pipe import Pipe
 from cipherbox.client.pipe_frames import Frame, Kind, read_frame
 from cipherbox.errors import MalformedEnvelope, PeerGone, ProtocolError, StoreLocked, UnknownRecipient
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
 
@@ -60,10 +59,9 @@ class Memory:
 
 
 @pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC", "NY-RC")
-        yield found
+async def hq(hq: RealHq) -> RealHq:
+    await hq.join("NY-RC")
+    return hq
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +12,13 @@ from cipherbox.envelope.group import TYPE, Unsigned
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.receipt import USE, Leaf
 from cipherbox.sealing.body import Message
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq
 
 
 @pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC", "SF-RC")
-        yield found
+async def hq(hq: RealHq) -> RealHq:
+    await hq.join("SF-RC")
+    return hq
 
 
 async def test_many_short_commands_take_receipts_in_and_spoil_none(hq: Any) -> None:

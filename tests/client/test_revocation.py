@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +14,14 @@ from cipherbox.client.pins import PERSON
 from cipherbox.client.receiver import Receiver
 from cipherbox.envelope.layout import split
 from cipherbox.errors import BundleDiscontinuous, CredentialsError, RecipientRevoked
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
 
 @pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC", "SF-RC")
-        yield found
+async def hq(hq: RealHq) -> RealHq:
+    await hq.join("SF-RC")
+    return hq
 
 
 async def received(hq: Any, name: str) -> list[Any]:

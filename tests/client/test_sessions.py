@@ -17,17 +17,15 @@ from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.kinds import StanzaType
 from cipherbox.errors import BundleRefused, InvalidRequest, UnknownRecipient
 from cipherbox.sealing.sessions import session
-from tests.client.real_hq import real_hq
+from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
 
 @pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        async with found.client("CA-RC") as center:
-            assert await center.offer_prekeys() == 100
-        yield found
+async def hq(hq: RealHq) -> RealHq:
+    async with hq.client("CA-RC") as center:
+        assert await center.offer_prekeys() == 100
+    return hq
 
 
 def sent_stanzas(hq: Any, client_id: str = "FL-LAB") -> list[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import nacl.signing
@@ -21,17 +20,9 @@ from cipherbox.sealing.identity import Identity
 from cipherbox.server.directory import Directory
 from cipherbox.server.engine import Engine
 from cipherbox.wire import frames
-from tests.client.real_hq import real_hq
 from tests.client.waiting import until
 
 Answers = tuple[list[frames.BundleAnswer], list[bytes]]
-
-
-@pytest.fixture
-async def hq(tmp_path: Path) -> Any:
-    async with real_hq(tmp_path) as found:
-        await found.join("FL-LAB", "CA-RC")
-        yield found
 
 
 def swapped(hq: Any, name: str, before: KeyBundle) -> KeyBundle:

@@ -18,19 +18,10 @@ from cipherbox.ops import flood, logs
 from cipherbox.ops.journald import Journald, datagram, field_name, in_journal
 from cipherbox.ops.logs import ROOT, JsonLines, get_logger, setup_logging
 
+pytestmark = pytest.mark.usefixtures("logs_as_before")
+
 TOKEN = "cipherbox-1-" + "AbC_-9" * 20
 KEY = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49\n-----END PRIVATE KEY-----"
-
-
-@pytest.fixture(autouse=True)
-def _quiet_afterwards() -> Iterator[None]:
-    yield
-    root = logging.getLogger(ROOT)
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.NOTSET)
-    root.propagate = True
 
 
 @pytest.fixture

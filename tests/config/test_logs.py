@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -14,19 +13,10 @@ import pytest
 
 from cipherbox.config import LoggingSettings
 from cipherbox.errors import ConfigError
-from cipherbox.ops.logs import ROOT, Flood, JsonLines, RotatedFile, fields, get_logger, setup_logging
+from cipherbox.ops.logs import Flood, JsonLines, RotatedFile, fields, get_logger, setup_logging
 from cipherbox.ops.systemd import notify
 
-
-@pytest.fixture(autouse=True)
-def _quiet_afterwards() -> Iterator[None]:
-    yield
-    root = logging.getLogger(ROOT)
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.NOTSET)
-    root.propagate = True
+pytestmark = pytest.mark.usefixtures("logs_as_before")
 
 
 def test_a_line_is_json_with_its_fields() -> None:

@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import termios
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ class Terminal:
             pass
         return self.process.wait(LIMIT_S)
 
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
     def close(self) -> None:
         """The terminal is gone."""
         if self._master >= 0:
@@ -58,7 +62,7 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None) -> Iterator[Terminal]:
+def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None, **environment: str) -> Iterator[Terminal]:
     """Starts a command on a terminal; with ``stdin`` its standard input is a pipe with these bytes all the same."""
     master, slave = pty.openpty()
     source = slave
@@ -67,7 +71,8 @@ def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None) -> Iter
         os.write(end, stdin)
         os.close(end)
     process = subprocess.Popen(
-        [*PROGRAM, "--home", str(home), *arguments], stdin=source, stdout=slave, stderr=slave, env=ENVIRONMENT,
+        [*PROGRAM, "--home", str(home), *arguments], stdin=source, stdout=slave, stderr=slave,
+        env=ENVIRONMENT | environment,
         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(slave)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sqlite3
@@ -10,21 +9,20 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import attrs
 import pytest
 
 import cipherbox
-from cipherbox.cli import install_checks, installing
-from cipherbox.cli.install_checks import check
-from cipherbox.cli.install_places import Places, own_places, read_pointer, system_places
-from cipherbox.errors import ConfigError
+from cipherbox.cli import installing
+from cipherbox.cli.install_checks import runs_systemd
+from cipherbox.cli.install_places import own_places, read_pointer
+from cipherbox.cli.install_schemas import schema_of
 from cipherbox.ops.unpack import CACHE_VARIABLE
-from cipherbox.portable import is_root, other_user
+from cipherbox.store.postgres import schema
+from tests import postgres
 
-from .conftest import ENVIRONMENT, Shown, children_s
+from .conftest import ENVIRONMENT, Shown, children_s, shell
 
 # As a user without rights sees it, whoever runs the tests.
 NOBODY = """
@@ -181,13 +179,13 @@ def test_the_schema_is_found_in_the_log_too(tmp_path: Path) -> None:
     """A database whose last commit is in its log as yet, as after a crash."""
     path = tmp_path / "x.sqlite3"
     database(path, 7)
-    assert install_checks.schema_of(path) == 7
+    assert schema_of(path) == 7
     assert [p.name for p in tmp_path.iterdir()] == ["x.sqlite3"]
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 9")
-    assert install_checks.schema_of(path) == 9
+    assert schema_of(path) == 9
     db.close()
-    assert install_checks.schema_of(tmp_path / "none") == 0
+    assert schema_of(tmp_path / "none") == 0
 
 
 def database(path: Path, version: int) -> None:
@@ -273,133 +271,12 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
     assert version.stdout.startswith("CipherBox "), version.stderr
     assert (home / ".local/share/man/man1/cipherbox.1").exists()
     unit = home / ".config/systemd/user/cipherbox-agent.service"
-    assert unit.exists() == install_checks.runs_systemd()
+    assert unit.exists() == runs_systemd()
     (home / ".cipherbox").mkdir()
     gone = run("uninstall", "--client")
     assert gone.returncode == 0, gone.stderr
     assert [path for path in home.rglob("*") if path.is_file()] == []
     assert (home / ".cipherbox").is_dir()
-
-
-# -- what is in the way -------------------------------------------------------------------------------------------
-
-
-def problems(places: Places, **more: Any) -> str:
-    options = {"server": True, "python": Path("/bin/sh"), "systemd": False, **more}
-    with pytest.raises(ConfigError) as found:
-        check(places, **options)
-    return str(found.value)
-
-
-def test_without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install_checks, "is_root", lambda: True)
-    monkeypatch.setattr(install_checks, "runs_systemd", lambda: False)
-    text = problems(system_places(Path("/")), systemd=True)
-    assert "does not run systemd" in text
-    assert "--no-systemd" in text
-    assert "/usr/local/bin/cipherbox serve /var/lib/cipherbox" in text
-
-
-def test_a_python_that_the_service_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install_checks, "is_root", lambda: True)
-    assert "/usr/bin/python3" in problems(system_places(Path("/")), python=Path("/r" "oot/own/python3"))
-
-
-def test_a_file_where_a_directory_must_be(tmp_path: Path) -> None:
-    (tmp_path / "opt").write_text("a file")
-    assert f"{tmp_path / 'opt'} is no directory" in problems(system_places(tmp_path))
-
-
-def test_another_program_of_the_same_name_stays(tmp_path: Path) -> None:
-    command = tmp_path / "usr/local/bin/cipherbox"
-    command.parent.mkdir(parents=True)
-    command.write_bytes(b"#!/bin/sh\nexec something-else\n")
-    assert f"{command} is another program" in problems(system_places(tmp_path))
-    command.write_bytes(b'#!/bin/sh\nexec python3 /opt/cipherbox/cipherbox.pyz "$@"\n')  # of 0.4
-    check(system_places(tmp_path), server=True, python=Path("/bin/sh"), systemd=False)
-
-
-def test_a_directory_that_is_somebody_elses(tmp_path: Path) -> None:
-    if not is_root():
-        return  # only root can make one
-    other = other_user()["user"]
-    places = attrs.evolve(
-        system_places(Path("/")), base=tmp_path / "cipherbox", command=tmp_path / "bin/cipherbox",
-        share=tmp_path / "share", units=tmp_path / "units", data=tmp_path / "data", settings=tmp_path / "etc",
-    )  # fmt: skip
-    places.base.mkdir()
-    check(places, server=True, python=Path("/bin/sh"), systemd=False)
-    os.chown(places.base, other, other)
-    assert f"{places.base} belongs to nobody" in problems(places)
-    os.chown(places.base, 0, 0)
-    places.base.chmod(0o775)
-    assert "can be written by others" in problems(places)
-    places.base.chmod(0o755)
-    places.data.mkdir()
-    os.chown(places.data, other, other)
-    assert f"{places.data} belongs to nobody" in problems(places)
-    assert "chown -R cipherbox:" in problems(places)
-
-
-def test_a_directory_that_cannot_be_written() -> None:
-    """Asked by a user without rights, for whom /opt is such a directory."""
-    if not is_root():
-        return  # only root can become another user
-    user = {key: value for key, value in other_user().items() if key != "extra_groups"}
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setgroups([])
-        os.setgid(user["group"])
-        os.setuid(user["user"])
-        os.write(write, "".join(install_checks._place(Path("/opt/x"), 0)).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(write)
-    with os.fdopen(read) as said:
-        assert "cannot be written and belongs to root" in said.read()
-
-
-def test_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
-    assert f"{tmp_path} is on a read-only file system; mount it writable" in problems(system_places(tmp_path))
-
-
-def test_a_full_disk_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install_checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    assert "is full: 200 MB must be free" in problems(system_places(tmp_path))
-    check(system_places(tmp_path), server=True, python=None, systemd=False)  # to remove something needs no room
-
-
-def test_a_disk_that_fills_leaves_the_old_version(pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = system_places(tmp_path)
-    left = [3]
-
-    def write(path: Path, data: bytes) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        path.touch()
-
-    monkeypatch.setattr(Path, "write_bytes", write)
-    step = installing.tree_step(places, "1.0-abc", pyz, Path("/bin/sh"), ["server"], {"etc/x": b"x"})
-    with pytest.raises(OSError, match="No space"):
-        step.do()
-    assert list((tmp_path / "opt/cipherbox").iterdir()) == []
-
-
-def test_what_is_not_the_one_file(tmp_path: Path) -> None:
-    other = tmp_path / "x.pyz"
-    for content in (b"", b"#!/bin/sh\n"):
-        other.write_bytes(content)
-        with pytest.raises(ConfigError, match="is not the one file"):
-            installing.taken_apart(other)
-    with zipfile.ZipFile(other, "w") as archive:
-        archive.writestr("build", "0" * 64)
-        archive.writestr("native/plan9-mips/any/x.so", "")
-    with pytest.raises(ConfigError, match="this file is for plan9-mips, and this machine is"):
-        installing.taken_apart(other)
 
 
 def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,3 +297,55 @@ def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pyte
     assert places.command.name == "cipherbox.cmd"
     assert str(places.base / "1.1-b" / "bin" / "cipherbox") in command
     assert command.endswith("%*\n")
+
+
+def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.Server) -> None:
+    """A newer one is a refusal; an older one, or a server that does not answer, is told and stops nothing."""
+    assert machine.run("install").code == 0
+    data, name = machine.root / "var/lib/cipherbox", postgres.schema()
+    url = f"{postgres.url(own)}&schema={name}"
+    made = shell("init", str(data), "--address", "127.0.0.1:7443", "--database", url, home=machine.root.parent / "home")
+    assert made.code == 0, made.err
+    known = len(schema.scripts())
+
+    def version(number: int) -> None:
+        own.sql(f"COMMENT ON SCHEMA {name} IS 'cipherbox {number}'")
+
+    second = machine.newer(2)
+    before, current = machine.files(), read_pointer(machine.base / "current")
+    version(known + 7)
+    refused = machine.run("install", pyz=second)
+    assert refused.code == 6
+    assert f"was written by a newer program (version {known + 7}; this file knows {known})" in refused.err
+    assert (machine.files(), read_pointer(machine.base / "current")) == (before, current)
+    version(known - 1)
+    older = machine.run("install", "--dry-run", pyz=second)
+    assert older.code == 0, older.err
+    assert f"is of the older version {known - 1}" in older.err
+    assert f"sudo -u cipherbox cipherbox store upgrade {data}" in older.err
+    version(known)
+    assert "PostgreSQL" not in machine.run("install", "--dry-run", pyz=second).err
+    own.stop()
+    away = machine.run("install", pyz=second)
+    assert away.code == 0, away.err
+    assert "cannot be asked for its schema" in away.err
+    assert "install the newer file then" in away.err
+    told = machine.base / "previous" / "install.json"
+    older_program = json.loads(told.read_text())
+    older_program["schemas"]["postgresql"] = known - 1
+    told.write_text(json.dumps(older_program))
+    back = machine.run("install", "--rollback")
+    assert back.code == 6
+    assert "cannot be asked for its schema" in back.err
+    assert read_pointer(machine.base / "current").endswith("2" * 12)
+
+
+def test_the_database_is_the_one_that_the_settings_name(machine: Machine) -> None:
+    assert machine.run("install").code == 0
+    elsewhere = machine.root / "srv" / "hq.sqlite3"
+    database(elsewhere, 99)
+    file = machine.root / "var/lib/cipherbox/cipherbox.toml"
+    file.write_text(f'[server]\nname = "HQ"\naddress = "hq:1"\n[database]\npath = "{elsewhere}"\n')
+    refused = machine.run("install", pyz=machine.newer(2))
+    assert refused.code == 6
+    assert f"{elsewhere} was written by a newer program (schema 99" in refused.err

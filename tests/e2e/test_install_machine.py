@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,14 @@ mount -t tmpfs none /run
 [ "$5" = try ] && exit 0
 rm -rf /opt/cipherbox /etc/cipherbox /var/lib/cipherbox
 mkdir -p "$base/bin"
-printf '#!/bin/sh\necho "systemctl $*" >>%s/calls\n[ "$1" != is-active ] || [ -e %s/running ]\n' "$base" "$base" \
-    >"$base/bin/systemctl"
+cat >"$base/bin/systemctl" <<END
+#!/bin/sh
+echo "systemctl \$*" >>$base/calls
+case "\$1 \$2" in
+"is-active "*) [ -e $base/running ];;
+"restart cipherbox.socket") [ ! -e $base/refused ] || { echo "Job for cipherbox.socket failed." >&2; exit 1; };;
+esac
+END
 chmod 755 "$base/bin/systemctl"
 export PATH="$base/bin:$PATH" CIPHERBOX_CACHE="$base/cache"
 mark() { echo "== $1"; [ ! -e "$base/calls" ] || cat "$base/calls"; rm -f "$base/calls"; }
@@ -43,6 +50,11 @@ touch "$base/running"
 cipherbox install; mark again
 sed -i "s/^listen = .*/listen = \"127.0.0.1:1$port\"/" /var/lib/cipherbox/cipherbox.toml
 cipherbox install; mark moved
+sed -i "s/^listen = .*/listen = \"127.0.0.1:$6\"/" /var/lib/cipherbox/cipherbox.toml
+echo "== said"; cipherbox install 2>&1 || echo "code $?"; mark taken
+sed -i "s/^listen = .*/listen = \"127.0.0.1:$port\"/" /var/lib/cipherbox/cipherbox.toml
+touch "$base/refused"
+echo "== failed"; cipherbox install 2>&1 || echo "code $?"; mark tried
 "$python" "$pyz" uninstall; mark gone
 [ -e /var/lib/cipherbox/cipherbox.sqlite3 ] && echo "the data is there"
 "$python" "$pyz" uninstall --purge --yes >"$base/out"; mark purged
@@ -51,10 +63,10 @@ cipherbox install; mark moved
 PYTHON = Path(shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable)
 
 
-def run(base: Path, pyz: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(base: Path, pyz: Path, mode: str, taken: int = 0) -> subprocess.CompletedProcess[str]:
     base.mkdir(exist_ok=True)
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"]
-    command += [str(base), str(pyz), str(PYTHON), "7443", *more, ""]
+    command += [str(base), str(pyz), str(PYTHON), "7443", mode, str(taken)]
     return subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False, cwd="/"
     )
@@ -67,7 +79,11 @@ def test_a_whole_machine(pyz: Path, tmp_path: Path) -> None:
         return  # it needs root, a machine without HQ, and a system's Python of the version that built the file
     if not usable_by_all(PYTHON) or run(tmp_path / "try", pyz, "try").returncode != 0:
         return  # it needs a system's Python and namespaces with overlays
-    done = run(tmp_path / "machine", pyz)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = run(tmp_path / "machine", pyz, "all", port)
     assert done.returncode == 0, done.stdout + done.stderr
     parts = dict(part.split("\n", 1) for part in ("start\n" + done.stdout).split("== "))
     assert "does not run systemd" in parts["start"]
@@ -86,6 +102,12 @@ def test_a_whole_machine(pyz: Path, tmp_path: Path) -> None:
     assert "was installed already" in parts["first"]
     assert "restart" not in parts["again"]
     assert "restart cipherbox.socket" in parts["moved"]
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; see who has it: ss -ltnp" in parts["said"]
+    assert "HQ goes on where it listens" in parts["said"]
+    assert "code 5" in parts["said"]
+    assert "stop" not in parts["taken"]
+    assert "Job for cipherbox.socket failed" in parts["failed"]
+    assert "then say: systemctl restart cipherbox.socket cipherbox.service" in parts["failed"]
     assert "disable --now cipherbox.socket cipherbox-websocket.socket cipherbox.service" in parts["gone"]
     assert "the data is there" in parts["gone"]
     assert "nothing is left" in parts["purged"]

@@ -73,17 +73,42 @@ def test_top_shows_what_is_so(hq: Hq) -> None:
     assert "nly an admin may do that" in refused.err
 
 
-def test_top_without_a_terminal_prints_lines_until_it_is_stopped(hq: Hq) -> None:
-    process = subprocess.Popen(
-        [*PROGRAM, "--home", str(hq.admin), "top", "--json", "--interval", "0.3s"], stdout=subprocess.PIPE,
-        env=ENVIRONMENT,
-    )  # fmt: skip
+def test_top_without_a_terminal_prints_lines_until_it_is_stopped(hq: Hq, patient: Patient) -> None:
+    errors = hq.directory.parent / "top.err"
+    with errors.open("wb") as file:
+        process = subprocess.Popen(
+            [*PROGRAM, "--home", str(hq.admin), "top", "--json", "--interval", "0.3s"], stdout=subprocess.PIPE,
+            stderr=file, env=ENVIRONMENT,
+        )  # fmt: skip
     assert process.stdout is not None
     for _ in range(3):
         assert json.loads(process.stdout.readline())["ready"] is True
-    process.send_signal(signal.SIGINT)
-    assert process.wait(LIMIT_S) == 0
+    hq.process.terminate()
+    hq.process.wait(LIMIT_S)
+    patient(lambda: "HQ does not answer" in errors.read_text())
+    with serving(hq.directory):
+        reports = [json.loads(process.stdout.readline()) for _ in range(10)]  # the first may be from before
+        assert all(rate >= 0 for report in reports for rate in report["rates"].values())
+        assert reports[-1]["rates"]["frames in"] > 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_S) == 0
     process.stdout.close()
+
+
+def test_top_fits_on_any_terminal(hq: Hq) -> None:
+    hq.join("A-CLIENT-WITH-A-LONG-NAME-" + "X" * 30)
+    for columns in ("10", "40", "200"):
+        shown = shell("top", "--once", home=hq.admin, COLUMNS=columns, LINES="4")
+        assert shown.code == 0, shown.err
+        assert "HQ is" in shown.out
+        assert max(len(line) for line in shown.out.splitlines()) <= int(columns)
+    with on_terminal("top", "--interval", "0.2s", home=hq.admin) as terminal:
+        for rows, columns in ((4, 12), (50, 200), (1, 1), (24, 80)):
+            terminal.resize(rows, columns)
+            terminal.expect(r"\x1b\[H")  # shown anew
+        terminal.expect("HQ is ready")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 0
 
 
 def test_a_kicked_client_comes_back_and_roles_change(hq: Hq, patient: Patient) -> None:
@@ -215,6 +240,8 @@ def test_the_metrics_port_of_a_real_hq(tmp_path: Path) -> None:
         refused = shell("serve", str(directory), home=admin)
         assert refused.code == 5
         assert f"listen on 127.0.0.1:{port}" in refused.err
+        assert f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port" in refused.err
+        assert "ss -ltnp" in shell("config", "check", str(directory), home=admin).err
     edited = (directory / "cipherbox.toml").read_text().replace(f"127.0.0.1:{port}", f"0.0.0.0:{port}")
     (directory / "cipherbox.toml").write_text(edited)
     refused = shell("serve", str(directory), home=admin)
@@ -319,7 +346,8 @@ def test_an_hq_whose_terminal_is_closed_ends(tmp_path: Path) -> None:
 
 def test_doctor_looks_at_postgresql(tmp_path: Path, postgresql: postgres.Server) -> None:
     directory, admin = tmp_path / "hq", tmp_path / "admin"
-    url = f"{postgres.url(postgresql)}&schema={postgres.schema()}"
+    name = postgres.schema()
+    url = f"{postgres.url(postgresql)}&schema={name}"
     made = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", "--database", url, home=admin)
     assert made.code == 0, made.err
 
@@ -339,6 +367,11 @@ def test_doctor_looks_at_postgresql(tmp_path: Path, postgresql: postgres.Server)
     assert [row["level"] for row in store()] == ["wrong"]
     file.write_text(text.replace('schema = "t_', 'schema = "nobody_'))
     assert "holds no HQ" in store()[-1]["text"]
+    file.write_text(text)
+    for version, todo in ((99, "install the newer cipherbox.pyz"), (1, "cipherbox store upgrade")):
+        postgresql.sql(f"COMMENT ON SCHEMA {name} IS 'cipherbox {version}'")
+        assert store()[-1]["level"] == "wrong"
+        assert todo in store()[-1]["todo"]
 
 
 def test_a_purge_asks_with_the_number_first(hq: Hq) -> None:

@@ -204,3 +204,25 @@ def test_sockets_for_another_process_are_left_alone(tmp_path: Path, manager: Man
         manager.wait("READY=1")
         process.terminate()
         assert process.wait(LIMIT_S) == 0
+
+
+def test_a_port_that_systemd_holds_for_hq_is_not_taken(tmp_path: Path) -> None:
+    """With its socket units on, HQ's port is in use while HQ is not there; the same by anybody else is a finding."""
+    directory, admin = make_hq(tmp_path)
+    port = int((directory / "cipherbox.toml").read_text().split('listen = "127.0.0.1:')[1].split('"')[0])
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    path = {"PATH": f"{systemctl.parent}:{os.environ['PATH']}"}
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", port))
+        held.listen()
+        for state, address, code in (
+            ("active", f"127.0.0.1:{port}", 0), ("active", f"[::]:{port}", 0), ("failed", f"127.0.0.1:{port}", 5),
+            ("active", f"127.0.0.1:1{port}", 5),
+        ):  # fmt: skip
+            shown = f"Listen={address} (Stream)\nActiveState={state}\n\nListen=[::]:1 (Stream)\nActiveState=inactive\n"
+            systemctl.write_text(f"#!/bin/sh\ncat <<END\n{shown}END\n")
+            systemctl.chmod(0o755)
+            for command in (["doctor", str(directory)], ["config", "check", str(directory)]):
+                assert shell(*command, home=admin, **path).code == code, (state, address, command)

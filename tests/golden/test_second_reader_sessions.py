@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tests.golden.test_second_reader import (
+from tests.golden.second_reader import (
     Cursor,
     check_signatures,
     golden,
@@ -148,21 +148,3 @@ def test_an_envelope() -> None:
     binding = label("stanza/ratchet") + sha256(raw[: e["length"]]) + bytes(2)
     content_key = open_message(stanza, message_key(chain, 0), associated, binding)
     assert [m["content"] for m in open_body(e, content_key)] == [row["content"]]
-
-
-@pytest.mark.parametrize("row", DOCUMENT["fails"], ids=lambda r: f"{r['part']} {r['name']}")
-def test_prekeys_that_must_not_be_believed(row: dict[str, str]) -> None:
-    """Here the program itself reads, for the names of the failures."""
-    from cipherbox.envelope import prekeys
-    from cipherbox.envelope.bundle import decode_bundle
-    from cipherbox.errors import BundleError
-
-    sign = decode_bundle(bytes.fromhex(DOCUMENT["bundle"])).sign_keys
-    read: Any = prekeys.decode if row["part"] == "signed" else prekeys.decode_once
-
-    def believe() -> None:
-        prekeys.check(read(bytes.fromhex(row["prekeys"])), "CA-RC", sign)
-
-    with pytest.raises(BundleError) as caught:
-        believe()
-    assert caught.value.name == row["error"]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox import pki
+from cipherbox.crl import check_crl, make_crl
 from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest
 from tests.parties import party, world
 
@@ -93,19 +94,19 @@ def test_any_bytes_are_a_request_or_refused(raw: bytes) -> None:
 def test_revocation_lists() -> None:
     here = world()
     issuing = here.issuing.certificate
-    crl = pki.make_crl(here.issuing, [("ab12", NOW)], 7)
-    checked = pki.check_crl(crl, issuing, NOW, 7)
+    crl = make_crl(here.issuing, [("ab12", NOW)], 7)
+    checked = check_crl(crl, issuing, NOW, 7)
     assert (checked.number, list(checked.revoked)) == (7, ["ab12"])
     with pytest.raises(CredentialsError, match="ended"):
-        pki.check_crl(crl, issuing, NOW + 8 * DAY)
+        check_crl(crl, issuing, NOW + 8 * DAY)
     with pytest.raises(CredentialsError, match="seen before"):
-        pki.check_crl(crl, issuing, NOW, 8)
+        check_crl(crl, issuing, NOW, 8)
     with pytest.raises(CredentialsError, match="not signed"):
-        pki.check_crl(crl, world("OTHER").issuing.certificate, NOW)
+        check_crl(crl, world("OTHER").issuing.certificate, NOW)
     for offset in range(0, len(crl), 7):
         changed = crl[:offset] + bytes([crl[offset] ^ 1]) + crl[offset + 1 :]
         try:
-            same = pki.check_crl(changed, issuing, NOW, 7)
+            same = check_crl(changed, issuing, NOW, 7)
         except CredentialsError:
             continue
         assert same == checked, offset  # how many bits of a string are unused can change without changing anything

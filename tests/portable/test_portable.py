@@ -44,6 +44,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
 
 def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
+    assert not portable.is_locked(path)
+    assert not path.exists()
     script = (
         "import sys, pathlib\nfrom cipherbox import portable\n"
         "with portable.lock_file(pathlib.Path(sys.argv[1]), 'this place'):\n    print('held', flush=True)\n"
@@ -54,11 +56,13 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
+        assert portable.is_locked(path)
         with pytest.raises(StoreLocked, match=f"this place is in use .*process {child.pid}"):
             with portable.lock_file(path, "this place"):
                 pass
         child.kill()
         child.wait()
+        assert not portable.is_locked(path)
         with portable.lock_file(path, "this place"):
             pass
 

@@ -34,6 +34,7 @@ from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries
 
 PATIENCE_S = 10.0
+BIG = 1 << 25
 
 
 def now_ms() -> int:
@@ -214,3 +215,12 @@ async def running(
             nursery.cancel_scope.cancel()
     finally:
         store.close()
+
+
+async def two(r: Running) -> tuple[Raw, Raw]:
+    """A sender and a recipient."""
+    return await r.client("FL-LAB"), await r.client("CA-RC")
+
+
+async def consumed(raw: Raw, queue: str, tag: int = 1) -> None:
+    assert isinstance(await raw.ask(frames.Consume, tag, queue, 100, BIG), frames.Ok)

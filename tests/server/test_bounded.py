@@ -14,10 +14,9 @@ from cipherbox.limits import LIMITS
 from cipherbox.server.watermark import Watermark
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
-from tests.server.hq import PATIENCE_S, Raw, codec_name, running
+from tests.server.hq import BIG, PATIENCE_S, Raw, codec_name, running
 from tests.server.test_connections import held, opened
 
-BIG = 1 << 25
 MIB = 1 << 20
 
 

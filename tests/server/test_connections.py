@@ -16,9 +16,7 @@ import trio
 from cipherbox.limits import LIMITS
 from cipherbox.tls import client_context
 from cipherbox.wire import codec, frames
-from tests.server.hq import PATIENCE_S, Raw, Running, codec_name, running
-
-BIG = 1 << 25
+from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, running
 
 
 def hello(frame_bytes: int = 1 << 25, heartbeat_s: int = 30) -> frames.Hello:

@@ -17,7 +17,8 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
 from cipherbox.server.enrolment import ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA
 from cipherbox.server.hq import HQ
-from cipherbox.server.setup import init_hq, sign_offline
+from cipherbox.server.offline import open_vault, sign_offline
+from cipherbox.server.setup import init_hq
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.tls import client_context
 from cipherbox.wire import frames
@@ -210,7 +211,8 @@ async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Pa
         key, next_key = pki.new_key(), pki.new_key()
         csr, renewal = pki.make_csr(key, "FL-LAB"), pki.make_csr(next_key, "FL-LAB")
         assert (await hq.enrolments.request("FL-LAB", token.secret, csr)).state == WAITS_FOR_CA
-        assert await hq.enrolments.take_signed(sign_offline(tmp_path / "ca", await hq.enrolments.export())) == 1
+        signed = sign_offline(open_vault(tmp_path / "ca"), await hq.carried.export())
+        assert await hq.carried.take(signed) == 2  # a certificate and a list
         issued = await hq.enrolments.request("FL-LAB", token.secret, csr)
         assert issued.state == ISSUED
         chain = [pki.load_der(c) for c in issued.chain]
@@ -220,9 +222,9 @@ async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Pa
         assert (waiting.state, waiting.chain) == (WAITS_FOR_CA, ())
         assert await hq.enrolments.renew("FL-LAB", renewal) == waiting
         assert [row["name"] for row in await hq.enrolments.pending()] == ["FL-LAB"]
-        signed = sign_offline(tmp_path / "ca", await hq.enrolments.export())
-        assert await hq.enrolments.take_signed(signed) == 1
-        assert await hq.enrolments.take_signed(signed) == 0
+        signed = sign_offline(open_vault(tmp_path / "ca"), await hq.carried.export())
+        assert await hq.carried.take(signed) == 2
+        assert await hq.carried.take(signed) == 0
         renewed = await hq.enrolments.renew("FL-LAB", renewal)
         assert renewed.state == ISSUED
         leaf = pki.load_der(renewed.chain[0])
@@ -234,7 +236,7 @@ async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Pa
         with pytest.raises(BundleRefused):  # a renewal is no admin's word that keys were lost
             await hq.directory.register("FL-LAB", anew.raw)
         with pytest.raises(InvalidRequest):
-            await hq.enrolments.take_signed(b"{}")
+            await hq.carried.take(b"{}")
 
 
 async def test_what_another_ca_signed_is_not_believed(tmp_path: Path) -> None:
@@ -243,9 +245,9 @@ async def test_what_another_ca_signed_is_not_believed(tmp_path: Path) -> None:
         for here in (hq, other):
             token = decode_token(await here.enrolments.token("FL-LAB", "client", approve=False, valid_s=0))
             await here.enrolments.request("FL-LAB", token.secret, csr)
-        foreign = sign_offline(tmp_path / "other" / "ca", await other.enrolments.export())
+        foreign = sign_offline(open_vault(tmp_path / "other" / "ca"), await other.carried.export())
         with pytest.raises(CipherBoxError):
-            await hq.enrolments.take_signed(foreign)
+            await hq.carried.take(foreign)
         with pytest.raises(InvalidRequest, match="another CA"):
-            sign_offline(tmp_path / "other" / "ca", await hq.enrolments.export())
+            sign_offline(open_vault(tmp_path / "other" / "ca"), await hq.carried.export())
         assert [row["state"] for row in await hq.enrolments.pending()] == ["approved"]

@@ -21,9 +21,7 @@ from cipherbox.server import app
 from cipherbox.server.app import serve
 from cipherbox.server.monitor import STUCK_S, Monitor
 from cipherbox.wire import frames
-from tests.server.hq import Running, prepare, running
-
-BIG = 1 << 25
+from tests.server.hq import BIG, Running, prepare, running
 
 
 @asynccontextmanager

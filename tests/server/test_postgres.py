@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 import trio
 
 from cipherbox.config import ServerConfig
@@ -23,15 +22,6 @@ from tests import postgres
 from tests.server.hq import Raw, running
 
 STOP, GO_ON = 19, 18  # SIGSTOP, SIGCONT
-
-
-@pytest.fixture
-def own() -> Iterator[postgres.Server]:
-    server = postgres.new_server()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
 
 
 def at(server: postgres.Server) -> Callable[[ServerConfig], Store]:

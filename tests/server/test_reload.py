@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,20 +20,9 @@ from cipherbox.portable import write_private
 from cipherbox.server.hq import HQ
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
-from tests.server.hq import Raw, Running, codec_name, prepare, running
+from tests.server.hq import BIG, Raw, Running, codec_name, prepare, running
 
-BIG = 1 << 25
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    yield
-    root = logging.getLogger(ROOT)
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.NOTSET)
-    root.propagate = True
+pytestmark = pytest.mark.usefixtures("logs_as_before")
 
 
 def edit(hq: HQ, old: str, new: str) -> None:

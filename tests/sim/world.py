@@ -194,7 +194,7 @@ class World:
         ours, theirs = trio.testing.memory_stream_pair()
         near, far = SimStream(ours, self, None), SimStream(theirs, self, self.template.people[name])
         self.streams += [near, far]
-        self.hq_nursery.start_soon(Session(hq, far, name).run)  # type: ignore[arg-type]
+        self.hq_nursery.start_soon(Session(hq, far, name, hq.log_key).run)  # type: ignore[arg-type]
         return near
 
     # -- clients ------------------------------------------------------------------------------------------------

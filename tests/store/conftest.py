@@ -11,7 +11,6 @@ import pytest
 
 from cipherbox.store.postgres.store import PostgresStore
 from cipherbox.store.postgres.target import Target
-from tests import postgres
 
 Opener = Callable[..., PostgresStore]
 
@@ -27,13 +26,3 @@ def opening(tmp_path: Path) -> Iterator[Opener]:
             return store
 
         yield opened
-
-
-@pytest.fixture
-def own() -> Iterator[postgres.Server]:
-    """A server of one test, which may do with it what it likes."""
-    server = postgres.new_server()
-    try:
-        yield server.start()
-    finally:
-        server.remove()

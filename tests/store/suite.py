@@ -10,9 +10,9 @@ import pytest
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
 from cipherbox.broker.model import Changes, EntryState, Facts, Incoming, Wanted
-from cipherbox.errors import Conflict, Fenced, InvalidRequest
+from cipherbox.errors import Fenced, InvalidRequest
 from cipherbox.limits import LIMITS
-from cipherbox.store.port import BundleRow, CertificateRow, Enrolment, Store
+from cipherbox.store.port import BundleRow, Store
 
 AT = 1_800_000_000_000
 Opener = Callable[[], Store]
@@ -376,54 +376,3 @@ class Suite:
         Driver(store).clients().publish(incoming(1))
         assert store.trace("B", incoming(1).envelope_id) is None
         assert store.facts(Wanted(), 10) == Facts()
-
-    # -- the registry -----------------------------------------------------------------------------------------------
-
-    def test_bundles(self, opener: Opener) -> None:
-        store = opener()
-        rows = [BundleRow("A", n, bytes([n]) * 32, b"c", b"n" * 12, b"t" * 16, AT, AT + 1) for n in (1, 2, 3)]
-        for row in rows:
-            store.put_bundle(row)
-        assert store.bundles("A", 1) == rows[1:]
-        assert store.bundles("B", 0) == []
-        assert store.bundle_by_hash(bytes([2]) * 32) == rows[1]
-        assert store.bundle_by_hash(bytes(32)) is None
-        with pytest.raises(Conflict):
-            store.put_bundle(rows[0])
-
-    def test_prekeys_are_handed_out_once(self, opener: Opener) -> None:
-        store = opener()
-        assert store.take_prekeys("A", True) == (b"", b"")
-        assert store.put_prekeys("A", b"", [], 3, False) == 0
-        assert store.put_prekeys("A", b"signed", [(2, b"two"), (1, b"one")], 3, False) == 2
-        assert store.put_prekeys("A", b"", [(3, b"three")], 3, False) == 3
-        with pytest.raises(Conflict):
-            store.put_prekeys("A", b"other", [(4, b"four")], 3, False)
-        assert store.take_prekeys("A", False) == (b"signed", b"")
-        assert store.take_prekeys("A", True) == (b"signed", b"one")
-        store.close()
-        store = opener()
-        assert store.take_prekeys("A", True) == (b"signed", b"two")
-        assert store.take_prekeys("B", True) == (b"", b"")
-        assert store.put_prekeys("A", b"again", [(9, b"nine")], 3, True) == 1
-        assert store.take_prekeys("A", True) == (b"again", b"nine")
-        assert store.take_prekeys("A", True) == (b"again", b"")
-
-    def test_enrolments_certificates_and_settings(self, opener: Opener) -> None:
-        store = opener()
-        row = Enrolment(b"s" * 32, "A", "client", True, AT, AT + 1)
-        store.put_enrolment(row)
-        row.state, row.csr, row.chain = "issued", b"csr", (b"leaf", b"issuing")
-        store.put_enrolment(row)
-        assert store.enrolment(b"s" * 32) == row
-        assert store.enrolment(b"x" * 32) is None
-        assert store.enrolments(("issued",)) == [row]
-        assert store.enrolments(("open",)) == []
-        certificate = CertificateRow("f" * 40, "A", AT, AT + 1, 0, b"der")
-        store.put_certificate(certificate)
-        assert store.revoke_certificates("A", AT + 5) == [certificate._replace(revoked_at=AT + 5)]
-        assert store.revoke_certificates("A", AT + 9)[0].revoked_at == AT + 5
-        assert store.certificates("B") == []
-        store.put_setting("crl", b"\x00\x01")
-        assert store.get_setting("crl") == b"\x00\x01"
-        assert store.get_setting("none") is None

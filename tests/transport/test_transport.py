@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from datetime import timedelta
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ import trio.testing
 
 from cipherbox import pki
 from cipherbox.errors import CredentialsError, NetworkError, TimedOut
-from cipherbox.tls import Cut, TlsStream, client_context, first_contact_context, server_context
+from cipherbox.tls import Cut, TlsStream, client_context, first_contact_context, server_context, shake_hands
 from cipherbox.transport import connect, parse_address
 from tests.parties import party, world
 
@@ -177,6 +178,23 @@ async def test_the_second_address_is_taken_when_the_first_does_not_answer() -> N
         assert await stream.receive_some() == b"here"
         await stream.aclose()
     await listener.aclose()
+
+
+@pytest.mark.parametrize(("ahead_days", "says"), [(-500, "has ended"), (500, "is not valid yet")])
+def test_a_clock_is_named_when_dates_do_not_fit(
+    ahead_days: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HQ's certificate as this clock sees it when it, or HQ's, is off by so much."""
+    here, now, key = world(), pki.now(), pki.new_key()
+    monkeypatch.setattr(pki, "now", lambda: now + timedelta(days=ahead_days))
+    leaf = pki.issue_server(here.issuing, key.public_key(), "DC-HQ")
+    monkeypatch.setattr(pki, "now", lambda: now)
+    server = server_context([leaf, here.issuing.certificate], key, [here.root.certificate])
+    with pytest.raises(CredentialsError, match=says) as caught:
+        shake_hands(server, lab_context())
+    assert f"it is {now:%Y-%m-%d}" in str(caught.value)
+    assert "clock" in str(caught.value)
+    shake_hands(hq_context(), lab_context())
 
 
 def test_contexts_are_strict() -> None:

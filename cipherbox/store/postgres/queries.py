@@ -14,9 +14,9 @@ from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts
 from cipherbox.store.port import TraceReport, TraceRow
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.driver import Link
+from cipherbox.store.rows import MOST, as_known, dead_page
 from cipherbox.store.spool import Place
 
-_MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
 _ENTRY = (
     "SELECT d.seq, d.number, d.bytes, d.attempts, d.fan, d.sender, d.envelope_id, ms_of(d.accepted_at), d.expires_at "
     "FROM entries d WHERE d.queue_no = ? "
@@ -52,10 +52,6 @@ _DEAD_ROWS = (
     "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number "
     "JOIN queues q ON q.queue_no = x.queue_no "
 )
-_DEAD_KEYS = (
-    "queue", "seq", "sender", "message_id", "messages", "bytes", "exchange", "routing_key", "accepted_at",
-    "deliveries", "last_client", "delivered_at", "reason", "by", "dead_at", "settled", "settled_by", "settled_at",
-)  # fmt: skip
 Spooled = Callable[[Place, int], bytes | None]
 
 
@@ -99,8 +95,8 @@ def facts(link: Link, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts
         found.known = _known(link, wanted.known)
     for what, spans, into in ((_WAITS, wanted.entries, found.entries), (f"AND {_OPEN_DEAD}", wanted.dead, found.dead)):
         for queue, first, count in spans:
-            if queue in numbers.of and first <= _MOST:
-                span = (numbers.of[queue], first, min(first + count - 1, _MOST))
+            if queue in numbers.of and first <= MOST:
+                span = (numbers.of[queue], first, min(first + count - 1, MOST))
                 rows = _entries(link.run(_ENTRY + what + "AND d.seq BETWEEN ? AND ?", span))
                 into.setdefault(queue, {}).update({entry.seq: entry for entry in rows})
     for queue, sender, envelope_id in wanted.envelopes:
@@ -126,13 +122,8 @@ def _known(link: Link, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, b
         places[number].append((name, seq, state))
     found = {}
     for sender, envelope_id, number, generation, envelope_hash, accepted_at, size in rows:
-        entries = places[number]
-        waiting = tuple((name, seq) for name, seq, state in entries if state < EntryState.ACKNOWLEDGED)
-        alive = {name for name, _, state in entries if state != EntryState.DEAD}
-        queues = tuple(dict.fromkeys(name for name, _, _ in entries))
-        dead = tuple(name for name in queues if name not in alive)
-        found[(sender, envelope_id.bytes)] = Known(
-            number, generation, bytes(envelope_hash), accepted_at, queues, waiting, size, dead
+        found[(sender, envelope_id.bytes)] = as_known(
+            number, generation, bytes(envelope_hash), accepted_at, size, places[number]
         )
     return found
 
@@ -175,19 +166,5 @@ def trace(link: Link, sender: str, envelope_id: bytes) -> TraceReport | None:
 
 
 def dead_letters(link: Link, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
-    """See the port; the cursor is the queue's number and the seq of the last row."""
-    number, _, seq = after.partition("/")
-    where = "WHERE (x.queue_no, x.seq) > (CAST(? AS integer), CAST(? AS bigint))"
-    values: list[object] = [int(number or 0), int(seq or 0)]
-    if queue:
-        where += " AND q.name = ? AND q.dropped = 0"
-        values.append(queue)
-    if not settled:
-        where += f" AND {_OPEN_DEAD}"
-    rows = link.run(f"{_DEAD_ROWS}{where} ORDER BY x.queue_no, x.seq LIMIT ?", (*values, most + 1))
-    found = []
-    for row in rows[:most]:
-        one = dict(zip(_DEAD_KEYS, row, strict=False))
-        one["message_id"] = str(row[3])
-        found.append(one)
-    return found, f"{rows[most - 1][-1]}/{rows[most - 1][1]}" if len(rows) > most else ""
+    """See the port."""
+    return dead_page(link.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Sequence
 
 import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
 from cipherbox.store.port import TraceReport, TraceRow
+from cipherbox.store.rows import MOST, Row, as_known, dead_page
 from cipherbox.store.spool import NAME, Place, Spool
 from cipherbox.store.sqlite.commit import QueueNumbers
 from cipherbox.store.sqlite.database import Connection
 
-_MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
 _COLUMNS = "d.seq, d.number, e.bytes, d.attempts, e.fan, e.sender, e.envelope_id, e.accepted_at, e.expires_at "
 _ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
@@ -36,10 +35,6 @@ _DEAD_ROWS = (
     "FROM dead_letters x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
     "JOIN envelopes e ON e.number = x.number JOIN queues q ON q.queue_no = x.queue_no "
 )
-_DEAD_KEYS = (
-    "queue", "seq", "sender", "message_id", "messages", "bytes", "exchange", "routing_key", "accepted_at",
-    "deliveries", "last_client", "delivered_at", "reason", "by", "dead_at", "settled", "settled_by", "settled_at",
-)  # fmt: skip
 _BY_ID = (
     f"SELECT {_COLUMNS} FROM envelopes e CROSS JOIN entries d ON d.number = e.number "
     "WHERE e.envelope_id = ? AND e.sender = ? AND d.queue_no = ? AND d.state < 2"
@@ -82,8 +77,8 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
         if known is not None:
             found.known[(sender, envelope_id)] = known
     for queue, first, count in wanted.entries:
-        if queue in numbers.of and first <= _MOST:
-            span = (numbers.of[queue], first, min(first + count - 1, _MOST))
+        if queue in numbers.of and first <= MOST:
+            span = (numbers.of[queue], first, min(first + count - 1, MOST))
             rows = db.execute(_ENTRY + "AND d.seq BETWEEN ? AND ?", span)
             found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
     for queue, sender, envelope_id in wanted.envelopes:
@@ -91,8 +86,8 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
             rows = db.execute(_BY_ID, (envelope_id, sender, numbers.of[queue]))
             found.entries.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
     for queue, first, count in wanted.dead:
-        if queue in numbers.of and first <= _MOST:
-            span = (numbers.of[queue], first, min(first + count - 1, _MOST))
+        if queue in numbers.of and first <= MOST:
+            span = (numbers.of[queue], first, min(first + count - 1, MOST))
             rows = db.execute(_DEAD_ENTRY + "AND d.seq BETWEEN ? AND ?", span)
             found.dead.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
     for queue, after in wanted.pages:
@@ -115,12 +110,8 @@ def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
         "WHERE d.number = ? ORDER BY q.name, d.seq",
         (row[0],),
     ).fetchall()
-    waiting = tuple((name, seq) for name, seq, state in entries if state < EntryState.ACKNOWLEDGED)
-    alive = {name for name, _, state in entries if state != EntryState.DEAD}
     number, generation, envelope_hash, accepted_at, size = row
-    queues = tuple(dict.fromkeys(name for name, _, _ in entries))
-    dead = tuple(name for name in queues if name not in alive)
-    return Known(number, generation, envelope_hash, accepted_at, queues, waiting, size, dead)
+    return as_known(number, generation, envelope_hash, accepted_at, size, entries)
 
 
 def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[bytes | None]:
@@ -174,19 +165,9 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
 def dead_letters(
     db: Connection, queue: str, after: str, most: int, settled: bool
 ) -> tuple[list[dict[str, object]], str]:
-    """See the port; the cursor is the queue's number and the seq of the last row."""
-    number, _, seq = after.partition("/")
-    where = "WHERE (x.queue_no, x.seq) > (?, ?)"
-    values: list[object] = [int(number or 0), int(seq or 0)]
-    if queue:
-        where += " AND q.name = ? AND q.dropped = 0"
-        values.append(queue)
-    if not settled:
-        where += f" AND {_OPEN_DEAD}"
-    rows = db.execute(f"{_DEAD_ROWS}{where} ORDER BY x.queue_no, x.seq LIMIT ?", (*values, most + 1)).fetchall()
-    found = []
-    for row in rows[:most]:
-        one = dict(zip(_DEAD_KEYS, row, strict=False))
-        one["message_id"] = str(uuid.UUID(bytes=row[3]))
-        found.append(one)
-    return found, f"{rows[most - 1][-1]}/{rows[most - 1][1]}" if len(rows) > most else ""
+    """See the port."""
+
+    def run(query: str, values: Sequence[object]) -> list[Row]:
+        return db.execute(query, values).fetchall()
+
+    return dead_page(run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)

@@ -1,0 +1,210 @@
+"""`manual`: the pages inside the package, by kind, searched, and on a terminal laid out for it and through the pager.
+
+A pipe gets the Markdown as it is.  A page is in the index below, with the question it answers, or it is not found.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+# kind -> page -> what it is for; four kinds, of which reference has the formats apart
+INDEX: dict[str, dict[str, str]] = {
+    "Tutorials: learn it by doing": {
+        "quickstart": "from nothing to a received message, on one machine",
+        "tutorial-hq": "your first HQ: made, started, clients let in, backed up",
+        "tutorial-lab": "your first lab: joined, keys compared, files sent, proof",
+        "tutorial-center": "your first center: joined, received, a program of yours",
+    },
+    "How-to: one task each": {
+        "howto-hq": "clients, routes, two HQs, dead letters, watching, moving",
+        "howto-lab": "sending: scripts, folders, bad lines, proof for others",
+        "howto-center": "receiving: into a program, a database, several machines",
+        "howto-keys": "compare, rotate, passwords, a machine that is lost",
+        "migrate": "from RabbitMQ, SFTP, AS2, mail, CipherBox's predecessors",
+        "operations": "install, size, back up, upgrade, each disaster",
+        "tools": "chat and pipe",
+    },
+    "Reference: look it up": {
+        "commands": "every command and option",
+        "configuration": "every setting of HQ and of a client",
+        "exit-codes": "what a script can rely on",
+        "metrics": "every metric, health checks, Prometheus and Grafana",
+        "files-on-disk": "every file of HQ, of a client and of an installed system",
+        "permissions": "who may do what, and every limit",
+        "python-api": "for programs",
+        "store": "the database: tables, views, queries, retention",
+    },
+    "Formats: reference, to the byte": {
+        "protocol": "frames between a client and HQ",
+        "envelope": "the sealed unit that travels",
+        "ids": "ids of envelopes and messages, and generations",
+        "bundle": "a client's public keys",
+        "receipt": "what a recipient signed",
+        "log": "HQ's signed log",
+        "token": "what enrols a client",
+        "files": "files of any size, in parts",
+        "rsa": "RSA keys, from OpenSSL and back",
+        "pki": "certificates, enrolment, rotation, revocation, key files",
+    },
+    "Explanation: how and why": {
+        "architecture": "layers, a message's path, commits, failover; diagrams",
+        "delivery": "why nothing is lost, nothing comes twice, and the proof",
+        "broker": "exchanges, queues, routes, order, what is checked",
+        "sessions": "the Double Ratchet between two clients",
+        "security": "who can do what, in short, and what you must do",
+        "threat-model": "who could attack, what each can, and cannot, with tests",
+    },
+}  # fmt: skip
+PAGES = [page for kind in INDEX.values() for page in kind]
+_LINES_SHOWN = 4  # of a page that a search finds
+_WIDEST = 120  # columns; longer lines are hard to read
+
+
+def _topics(context: click.Context, argument: click.Parameter, begun: str) -> list[str]:
+    return [page for page in PAGES if page.startswith(begun)]
+
+
+@click.command()
+@click.argument("topic", required=False, shell_complete=_topics)
+@click.option("--search", "word", metavar="WORD", help="Show where WORD occurs, in all pages or in TOPIC.")
+@click.option("--no-pager", is_flag=True, help="Print the page at once; else $PAGER shows it on a terminal.")
+@click.option("--man", is_flag=True, help="Print the man page cipherbox(1), made from the commands.")
+def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> None:
+    """Read the manual page TOPIC; without one, list the pages.
+
+    On a terminal a page is laid out for its width; into a pipe or a file it goes as Markdown.
+    """
+    if man:
+        from cipherbox.cli.manpage import man_page
+
+        click.echo(man_page(), nl=False)
+        return
+    pages = manual_pages()
+    if topic is not None and topic not in pages:
+        import difflib
+
+        near = difflib.get_close_matches(topic, PAGES, n=3) or [p for p in PAGES if topic and topic in p]
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise click.UsageError(
+            f"There is no page {topic!r}.{hint} `cipherbox manual` lists them; `--search` looks into them."
+        )
+    if word is not None:
+        _search([topic] if topic else PAGES, pages, word)
+    elif topic is None:
+        _list()
+    elif not sys.stdout.isatty():
+        click.echo(pages[topic], nl=False)
+    elif no_pager:
+        click.echo(laid_out(pages[topic]), nl=False)
+    else:
+        click.echo_via_pager(laid_out(pages[topic]))
+
+
+def _list() -> None:
+    import shutil
+
+    name = max(map(len, PAGES)) + 4
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    for kind, entries in INDEX.items():
+        click.secho(f"\n{kind}" if kind != next(iter(INDEX)) else kind, bold=True)
+        for page, line in entries.items():
+            click.echo(click.wrap_text(line, width, f"  {page}".ljust(name), " " * name))
+    click.secho("Next: cipherbox manual quickstart", err=True, fg="cyan")
+
+
+def _search(names: list[str], pages: dict[str, str], word: str) -> None:
+    """Each page with the first lines that have the word, and the section they stand in."""
+    found = False
+    for name in names:
+        section, hits = "", []
+        for line in pages[name].splitlines():
+            if line.startswith("#"):
+                section = line.lstrip("# ")
+            if word.lower() in line.lower():
+                hits.append((section, line.strip(" #")))
+        if not hits:
+            continue
+        found = True
+        click.secho(f"{name}: {len(hits)} lines", bold=True)
+        for section, line in hits[:_LINES_SHOWN]:
+            click.echo(f"  [{section}] {_around(line, word)}")
+    if not found:
+        raise click.UsageError(f"No page has {word!r}. Try a shorter word; `cipherbox manual` lists the pages.")
+
+
+def _around(line: str, word: str) -> str:
+    """The line, or as much of it as shows the word."""
+    start = max(0, line.lower().index(word.lower()) - 50)
+    end = start + 100
+    return ("…" if start else "") + line[start:end] + ("…" if len(line) > end else "")
+
+
+def laid_out(page: str) -> str:
+    """The page for a terminal: text and tables as wide as it is, code as it stands so that it can be copied."""
+    import io
+    import re
+    import shutil
+    from typing import ClassVar
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableElement
+    from rich.table import Table
+    from rich.text import Text
+    from rich.theme import Theme
+
+    class Code(CodeBlock):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            code = str(self.text).rstrip()
+            yield Text("\n".join(f"    {line}" for line in code.splitlines()), no_wrap=True, overflow="ignore")
+
+    class Title(Heading):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            if self.tag != "h1":
+                yield Text("")
+            yield Text(str(self.text).upper() if self.tag == "h1" else str(self.text), style="bold")
+
+    class Rows(TableElement):
+        """Nothing of a cell is left out; what is looked up, in the first column, stays in one piece, if it can."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for table in super().__rich_console__(console, options):
+                assert isinstance(table, Table)
+                for column in table.columns:
+                    column.overflow = "fold"
+                longest = max((len(str(cell)) for cell in table.columns[0].cells), default=0)
+                table.columns[0].no_wrap = longest <= options.max_width // 2
+                yield table
+
+    class Page(Markdown):
+        elements: ClassVar[dict[str, type[MarkdownElement]]] = {
+            **Markdown.elements, "fence": Code, "code_block": Code, "heading_open": Title, "table_open": Rows,
+        }  # fmt: skip
+
+    console = Console(
+        file=io.StringIO(), force_terminal=True, legacy_windows=False, highlight=False,
+        width=min(shutil.get_terminal_size().columns, _WIDEST),
+        theme=Theme({"markdown.code": "bold", "markdown.table.border": "none", "markdown.table.header": "underline"}),
+    )  # fmt: skip
+    with console.capture() as capture:
+        console.print(Page(page, hyperlinks=False), crop=False)
+    lines = "\n".join(line.rstrip() for line in capture.get().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines) + "\n"
+
+
+def manual_pages() -> dict[str, str]:
+    """Every page of the manual: name -> Markdown."""
+    from importlib.resources import files
+
+    folder = files("cipherbox").joinpath("manual")
+    return {
+        entry.name.removesuffix(".md"): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".md")
+    }
+
+
+def title(page: str) -> str:
+    """The page's heading."""
+    return page.lstrip().splitlines()[0].lstrip("# ").strip() if page.strip() else ""

@@ -1,0 +1,55 @@
+"""Rows that both databases give alike, as the port's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from cipherbox.broker.model import EntryState, Known
+
+MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
+_DEAD_KEYS = (
+    "queue", "seq", "sender", "message_id", "messages", "bytes", "exchange", "routing_key", "accepted_at",
+    "deliveries", "last_client", "delivered_at", "reason", "by", "dead_at", "settled", "settled_by", "settled_at",
+)  # fmt: skip
+Row = Sequence[Any]
+
+
+def as_known(
+    number: int, generation: int, envelope_hash: bytes, accepted_at: int, size: int,
+    entries: Iterable[tuple[str, int, int]],
+) -> Known:  # fmt: skip
+    """An envelope and its ``entries``: queue, seq and state, in the queues' order."""
+    states: dict[str, set[int]] = {}
+    waiting = []
+    for name, seq, state in entries:
+        states.setdefault(name, set()).add(state)
+        if state < EntryState.ACKNOWLEDGED:
+            waiting.append((name, seq))
+    dead = tuple(name for name, found in states.items() if found == {EntryState.DEAD})
+    return Known(number, generation, envelope_hash, accepted_at, tuple(states), tuple(waiting), size, dead)
+
+
+def dead_page(
+    run: Callable[[str, Sequence[object]], Sequence[Row]], select: str, is_open: str, queue: str, after: str,
+    most: int, settled: bool,
+) -> tuple[list[dict[str, object]], str]:  # fmt: skip
+    """A page of what ``select`` finds, and the cursor of the next: the queue's number and the seq of the last row.
+
+    ``is_open`` is the condition on a dead letter that is not settled.
+    """
+    number, _, seq = after.partition("/")
+    where = "WHERE (x.queue_no, x.seq) > (CAST(? AS integer), CAST(? AS bigint))"
+    values: list[object] = [int(number or 0), int(seq or 0)]
+    if queue:
+        where += " AND q.name = ? AND q.dropped = 0"
+        values.append(queue)
+    if not settled:
+        where += f" AND {is_open}"
+    rows = run(f"{select}{where} ORDER BY x.queue_no, x.seq LIMIT ?", (*values, most + 1))
+    found: list[dict[str, object]] = []
+    for row in rows[:most]:
+        envelope_id = row[3] if isinstance(row[3], UUID) else UUID(bytes=row[3])
+        found.append({**dict(zip(_DEAD_KEYS, row, strict=False)), "message_id": str(envelope_id)})
+    return found, f"{rows[most - 1][-1]}/{rows[most - 1][1]}" if len(rows) > most else ""

@@ -1,0 +1,156 @@
+"""The core: who may do what, and topology."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import Confirmed, Done, ExchangeType, Failed, Listed
+from cipherbox.limits import LIMITS
+from tests.broker.world import HQ, SMALL, World, consumer, labs, seqs
+
+
+def test_only_readers_touch_a_queue_and_unknown_looks_like_forbidden() -> None:
+    w = labs()
+    c = w.connection_of["FL-LAB"]
+    for queue in ("ca_rc_queue", "nothing"):
+        for command in (
+            m.Consume(c, "FL-LAB", 1, 1, queue, 1, 1), m.Fetch(c, "FL-LAB", 1, queue, 1, 1),
+            m.Ack(c, "FL-LAB", 1, queue, [(1, 1)]), m.Nack(c, "FL-LAB", 1, queue, 1, True, 0, ""),
+            m.Resend(c, "FL-LAB", 1, queue, "", bytes(16)), m.DeleteQueue(c, "FL-LAB", 1, queue),
+        ):  # fmt: skip
+            answer = w.ask(command)
+            assert isinstance(answer, Failed)
+            assert str(answer.error) == f"there is no queue {queue!r} that you may use"
+
+
+def test_what_needs_an_admin() -> None:
+    w = labs()
+    c = w.connection_of["CA-RC"]
+    for command in (
+        m.DeclareExchange(c, "CA-RC", 1, "mine", ExchangeType.DIRECT), m.DeleteExchange(c, "CA-RC", 1, "labs"),
+        m.DeclareQueue(c, "CA-RC", 1, "for-ny", "NY-RC", ()), m.DeclareQueue(c, "CA-RC", 1, "shared", "", ("NY-RC",)),
+        m.Bind(c, "CA-RC", 1, "labs", "ca_rc_queue", "x"), m.Purge(c, "CA-RC", 1, "ca_rc_queue"),
+        m.Grant(c, "CA-RC", 1, "CA-RC", "admin", "", True), m.AddClient(c, "CA-RC", 1, "X", "admin"),
+        m.RevokeClient(c, "CA-RC", 1, "NY-RC", ""),
+    ):  # fmt: skip
+        assert w.fails(command) == "forbidden"
+    w.ok(m.Grant(*HQ, w.next(), "CA-RC", "bind", "labs", True))
+    w.ok(m.Bind(c, "CA-RC", 1, "labs", "ca_rc_queue", "x"))
+    w.ok(m.Grant(*HQ, w.next(), "CA-RC", "declare", "", True))
+    w.ok(m.DeclareExchange(c, "CA-RC", 1, "mine", ExchangeType.DIRECT))
+    w.ok(m.Grant(*HQ, w.next(), "CA-RC", "admin", "", True))
+    w.ok(m.Purge(c, "CA-RC", 1, "ny_rc_queue"))
+    assert w.fails(m.Fetch(c, "CA-RC", 1, "ny_rc_queue", 1, 1)) == "not-found"  # an admin reads nobody's queue
+
+
+def test_a_reader_who_loses_the_right_loses_the_deliveries() -> None:
+    w = labs()
+    w.ok(m.Grant(*HQ, w.next(), "NY-RC", "read", "ca_rc_queue", True))
+    w.publish(w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "pa.dat"))
+    assert seqs(consumer(w, "NY-RC", "ca_rc_queue")) == [1]
+    w.ok(m.Grant(*HQ, w.next(), "NY-RC", "read", "ca_rc_queue", False))
+    assert not w.broker.queues["ca_rc_queue"].out
+    assert seqs(consumer(w, "CA-RC", "ca_rc_queue")) == [1]
+
+
+def test_a_revoked_client_is_cut_off_and_gets_nothing() -> None:
+    w = labs()
+    effects = w.run(m.RevokeClient(*HQ, w.next(), "CA-RC", "stolen"))
+    assert {c: e.name for c, e in effects.closed.items()} == {w.connection_of["CA-RC"]: "revoked"}
+    assert w.refused(w.item("FL-LAB", ("CA-RC",))) == "recipient-revoked"
+    assert w.refused(w.item("FL-LAB", ("CA-RC",), "labs", "pa.dat")) == "no-route"
+    w.ok(m.AddClient(*HQ, w.next(), "CA-RC", "client"))
+    assert isinstance(w.publish(w.item("FL-LAB", ("CA-RC",))), Confirmed)
+
+
+def test_client_ids_are_unique_without_case() -> None:
+    w = labs()
+    assert w.fails(m.AddClient(*HQ, w.next(), "ca-rc", "client")) == "conflict"
+
+
+# -- topology -----------------------------------------------------------------------------------------------------
+
+
+def test_declaring_again() -> None:
+    w = labs()
+    assert w.ok(m.DeclareExchange(*HQ, 1, "labs", ExchangeType.TOPIC)) == Done(1, 0)
+    assert w.fails(m.DeclareExchange(*HQ, 1, "labs", ExchangeType.FANOUT)) == "conflict"
+    c = w.connection_of["CA-RC"]
+    assert w.ok(m.DeclareQueue(c, "CA-RC", 1, "ca_rc_queue", "", ())) == Done(1, 0)
+    assert w.fails(m.DeclareQueue(w.connection_of["NY-RC"], "NY-RC", 1, "ca_rc_queue", "", ())) == "conflict"
+    assert w.fails(m.DeclareQueue(c, "CA-RC", 1, "box.CA-RC", "", ())) == "invalid-request"
+
+
+def test_a_hundred_clients_declare_the_same_queue_at_once() -> None:
+    w = World(LIMITS, *[f"C{i}" for i in range(100)])
+    effects = w.run(*[m.DeclareQueue(c, name, 1, "q", "", ()) for name, c in w.connection_of.items()])
+    answers = [effects.answers[c][0] for c in w.connection_of.values()]
+    assert answers[0] == Done(1, 1)
+    assert all(isinstance(a, Failed) and a.error.name == "conflict" for a in answers[1:])
+
+
+@pytest.mark.parametrize("name", ["", "x" * 128, "a\x00b", "a\nb", "a\u200bb", "\u202e"])
+def test_names_that_are_none(name: str) -> None:
+    w = World(LIMITS, "A")
+    w.ok(m.DeclareExchange(*HQ, 1, "e", ExchangeType.DIRECT))
+    assert w.fails(m.DeclareExchange(*HQ, 1, name, ExchangeType.DIRECT)) == "invalid-request"
+    assert w.fails(m.DeclareQueue(1, "A", 1, name, "", ())) == "invalid-request"
+    assert w.fails(m.Bind(*HQ, 1, "e", "box.A", name)) == "invalid-request"
+    w.ok(m.DeclareExchange(*HQ, 1, "x" * 127, ExchangeType.DIRECT))
+
+
+def test_a_queue_with_envelopes_is_not_deleted_and_an_empty_one_goes_with_its_bindings() -> None:
+    w = labs()
+    w.publish(w.item("FL-LAB", ("CA-RC",), "labs", "pa.dat"))
+    assert w.fails(m.DeleteQueue(w.connection_of["CA-RC"], "CA-RC", 1, "ca_rc_queue")) == "conflict"
+    w.ok(m.Purge(*HQ, 1, "ca_rc_queue"))
+    assert w.store.dead[0].reason.startswith("purged")
+    w.ok(m.DeleteQueue(w.connection_of["CA-RC"], "CA-RC", 1, "ca_rc_queue"))
+    assert not [b for b in w.store.bindings if b[1] == "ca_rc_queue"]
+    assert w.refused(w.item("FL-LAB", ("CA-RC",), "labs", "pa.dat")) == "no-route"
+
+
+def test_a_client_has_a_bounded_number_of_queues() -> None:
+    w = World(attrs.evolve(LIMITS, queues_per_client=2), "A")
+    for i in range(2):
+        w.ok(m.DeclareQueue(1, "A", 1, f"q{i}", "", ()))
+    assert w.fails(m.DeclareQueue(1, "A", 1, "q2", "", ())) == "invalid-request"
+
+
+def test_lists_show_what_one_may_see_in_pages() -> None:
+    w = World(SMALL, *[f"C{i}" for i in range(8)])
+
+    def rows(client: str, what: str, name: str = "") -> list[dict[str, object]]:
+        found: list[dict[str, object]] = []
+        after = ""
+        while True:
+            answer = w.ok(m.List(w.connection_of.get(client, 0), client, 1, what, name, after))
+            assert isinstance(answer, Listed)
+            found += answer.rows
+            after = answer.after
+            if not after:
+                return found
+
+    assert [r["name"] for r in rows("C1", "clients")] == [f"C{i}" for i in range(8)]
+    assert set(rows("C1", "clients")[0]) == {"name"}
+    assert "role" in rows("", "clients")[0]
+    assert [r["name"] for r in rows("C1", "queues")] == ["box.C1", "box.C1.bulk", "box.C1.sys"]
+    assert len(rows("", "queues")) == 24
+    assert len(rows("", "queues", "box.C3")) == 1
+    assert w.fails(m.List(1, "C0", 1, "queues", "box.C3", "")) == "not-found"
+    assert w.fails(m.List(1, "C0", 1, "secrets", "", "")) == "invalid-request"
+
+
+def test_the_same_input_gives_the_same_effects() -> None:
+    def play() -> list[str]:
+        w = labs("SF-RC", "MA-LAB")
+        consumer(w, "CA-RC", "ca_rc_queue", 3)
+        shown = []
+        for i in range(20):
+            effects = w.run(m.Publish(1, "FL-LAB", [w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "fl.dat")]))
+            shown.append(repr(effects) + str(i))
+        return shown
+
+    assert play() == play()

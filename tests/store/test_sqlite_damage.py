@@ -1,0 +1,191 @@
+"""Damage on the disk is never handed out, and a crash between any two steps leaves nothing half."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cipherbox.errors import Damaged, StoreUnavailable
+from cipherbox.store.files import Files
+from cipherbox.store.spool import Spool
+from cipherbox.store.sqlite import database, queries
+from cipherbox.store.sqlite.store import DATABASE
+from tests.store.faults import opened, spool_names
+from tests.store.suite import published
+
+LARGE = 100_000
+
+
+@pytest.mark.parametrize("size", [1435, LARGE])
+def test_a_damaged_body_is_never_handed_out(tmp_path: Path, size: int) -> None:
+    store = opened(tmp_path)
+    body = os.urandom(size)
+    store.commit(published(1, body, body[::-1]), store.epoch)
+    store.close()
+    target = tmp_path / "spool" / spool_names(tmp_path)[0] if size == LARGE else tmp_path / DATABASE
+    raw = target.read_bytes()
+    for at, bit in ((0, 1), (size // 2, 128), (size - 1, 4)):
+        damaged = bytearray(raw)
+        damaged[raw.index(body) + at] ^= bit
+        target.write_bytes(damaged)
+        again = opened(tmp_path)
+        assert again.read_bodies([1, 2]) == [None, body[::-1]]
+        again.close()
+    target.write_bytes(raw)
+    assert opened(tmp_path).read_bodies([1, 2]) == [body, body[::-1]]
+
+
+def test_any_damaged_byte_of_a_body_row_gives_none_or_says_so(tmp_path: Path) -> None:
+    """Lengths and types too: each byte of the row's header, hash and place, with several wrong values."""
+    store = opened(tmp_path)
+    body, large = os.urandom(40), os.urandom(LARGE)
+    store.commit(published(1, body, large), store.epoch)
+    store.close()
+    target = tmp_path / DATABASE
+    raw = target.read_bytes()
+    name = spool_names(tmp_path)[0].encode()
+    spool = Spool(tmp_path / "spool", Files(), 1)
+    places = [*range(raw.index(body) - 48, raw.index(body) + 4)]
+    places += range(raw.index(name) - 48, raw.index(name) + len(name) + 8)
+    seen = set()
+    for at in places:
+        for flip in (1, 0x0C, 0xFF):
+            damaged = bytearray(raw)
+            damaged[at] ^= flip
+            target.write_bytes(damaged)
+            db = sqlite3.connect(target)
+            try:
+                with database.translated():
+                    one, two = queries.read_bodies(db, spool, [1, 2])
+            except Damaged:
+                seen.add("said so")
+                continue
+            finally:
+                db.close()
+            assert one in (body, None)
+            assert two in (large, None)
+            seen |= {one, two}
+    assert seen == {"said so", None, body, large}
+
+
+@pytest.mark.parametrize(
+    ("code", "gone"), [(errno.EMFILE, False), (errno.EACCES, False), (errno.EIO, True), (errno.ENOENT, True)]
+)
+def test_only_what_is_lost_counts_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, gone: bool
+) -> None:
+    store = opened(tmp_path)
+    store.commit(published(1, b"L" * LARGE), store.epoch)
+
+    def fails(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fails)
+        if gone:
+            assert store.read_bodies([1]) == [None]
+        else:
+            with pytest.raises(StoreUnavailable):
+                store.read_bodies([1])
+    assert store.read_bodies([1]) == [b"L" * LARGE]
+
+
+def test_a_spool_file_that_was_cut_or_is_gone_is_none(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.commit(published(1, b"L" * LARGE), store.epoch)
+    path = tmp_path / "spool" / spool_names(tmp_path)[0]
+    os.truncate(path, LARGE - 1)
+    assert store.read_bodies([1]) == [None]
+    path.unlink()
+    assert store.read_bodies([1]) == [None]
+
+
+# -- crashes ------------------------------------------------------------------------------------------------------
+
+DYING = """
+import os, sys
+from pathlib import Path
+from cipherbox.store.files import Files
+from tests.store.faults import opened
+from tests.store.suite import acknowledged, published
+
+class Dying(Files):
+    def sync_directory(self, path):
+        super().sync_directory(path)
+        if sys.argv[2] == "between":
+            os._exit(9)
+    def delete(self, path):
+        if path.suffix == ".spool":
+            os._exit(9)
+        super().delete(path)
+
+store = opened(Path(sys.argv[1]), Dying())
+store.commit(acknowledged(1) if sys.argv[2] == "after" else published(2, b"M" * 100_000), store.epoch)
+"""
+
+
+@pytest.mark.parametrize("when", ["between", "after"])
+def test_a_crash_around_the_spool_leaves_orphans_that_are_swept(tmp_path: Path, when: str) -> None:
+    """``between`` the spool and the commit that names it; ``after`` the commit that drops a file."""
+    store = opened(tmp_path)
+    store.commit(published(1, b"L" * LARGE), store.epoch)
+    store.close()
+    done = subprocess.run([sys.executable, "-c", DYING, str(tmp_path), when], timeout=60)
+    assert done.returncode == 9
+    assert len(spool_names(tmp_path)) == (2 if when == "between" else 1)
+    again = opened(tmp_path)
+    kept = [b"L" * LARGE] if when == "between" else [None]
+    assert again.read_bodies([1, 2]) == [*kept, None]
+    assert len(spool_names(tmp_path)) == (1 if when == "between" else 0)
+    again.commit(published(2, b"N" * LARGE), again.epoch)
+    assert again.read_bodies([2]) == [b"N" * LARGE]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.store.faults import opened
+from tests.store.suite import acknowledged, published
+
+store = opened(Path(sys.argv[1]))
+first = int(sys.argv[2])
+for n in range(first, first + 1_000_000, 2):
+    changes = published(n, b"%d" % n * 10, (b"%d" % n * 70_000)[:70_000])
+    if n > 2:
+        before = acknowledged(n - 2, n - 1)
+        changes.acked, changes.finished = before.acked, before.finished
+    store.commit(changes, store.epoch)
+    print(n, flush=True)
+"""
+
+
+def test_what_was_committed_survives_sigkill(tmp_path: Path) -> None:
+    """Each commit takes two envelopes and acknowledges the two before."""
+    opened(tmp_path).close()
+    first = 1
+    for _ in range(3):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(tmp_path), str(first)], stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        lines = [child.stdout.readline() for _ in range(15)]
+        child.send_signal(signal.SIGKILL)
+        lines += child.communicate(timeout=60)[0].splitlines(keepends=True)
+        said = int([line for line in lines if line.endswith("\n")][-1])
+        again = opened(tmp_path)
+        numbers = [e.number for e in again.load(100_000).heads["box.B"]]
+        assert numbers in ([said, said + 1], [said + 2, said + 3])  # killed after the commit and before its word
+        n = numbers[0]
+        assert again.read_bodies(numbers) == [b"%d" % n * 10, (b"%d" % n * 70_000)[:70_000]]
+        assert again.read_bodies(range(1, n)) == [None] * (n - 1)
+        assert len(spool_names(tmp_path)) == 1
+        assert again.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        first = n + 2
+        again.close()
