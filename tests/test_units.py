@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli.install_files import UNITS, unit
-from cipherbox.cli.install_places import SERVER, SOCKETS, system_places
+from cipherbox.cli.install.files import UNITS, unit
+from cipherbox.cli.install.places import SERVER, SOCKETS, system_places
 from cipherbox.limits import LIMITS
 from cipherbox.ops import systemd
 

@@ -13,7 +13,7 @@ from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, run_until_st
 if TYPE_CHECKING:
     from cipherbox.cli.chat_screen import Screen
     from cipherbox.client.api import Client
-    from cipherbox.client.chat import Chat
+    from cipherbox.client.chat.conversation import Chat
 
 LAST = 20
 LEAVE_S = 5.0  # for the last line to reach HQ, when somebody waits for the prompt
@@ -44,7 +44,7 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
     from cipherbox.cli.output import warn
     from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
-    from cipherbox.client.chat import Chat
+    from cipherbox.client.chat.conversation import Chat
 
     if bool(clients) == to_all:
         raise click.UsageError("Say with whom: client ids, or --all.")
@@ -70,7 +70,7 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
 
 async def _everybody(client: Client) -> list[str]:
     from cipherbox.cli.output import safe, warn
-    from cipherbox.client.chat import everybody
+    from cipherbox.client.chat.conversation import everybody
     from cipherbox.errors import UnknownRecipient
 
     found, reasons = await everybody(client)
@@ -87,7 +87,7 @@ async def _talk(
     import trio
 
     from cipherbox.cli.chat_screen import lines_of_input
-    from cipherbox.client.chat_lines import Lines
+    from cipherbox.client.chat.lines import Lines
     from cipherbox.client.tasks import background
 
     lines = Lines(talk.client.home.path, senders)
@@ -110,7 +110,7 @@ async def _talk(
 
 async def _say(talk: Chat, screen: Screen, text: str | None) -> int:
     """Sends a line; the exit code of one that could not be sent."""
-    from cipherbox.client.chat import LINE_BYTES
+    from cipherbox.client.chat.conversation import LINE_BYTES
     from cipherbox.errors import CipherBoxError, CredentialsError, StoreError
 
     if text is None:

@@ -14,8 +14,8 @@ import trio
 
 from cipherbox.cli.output import print_json, safe, say
 from cipherbox.cli.stdout import output_failure
-from cipherbox.client.chat import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, Line
-from cipherbox.client.chat_lines import Lines, Said
+from cipherbox.client.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, Line
+from cipherbox.client.chat.lines import Lines, Said
 
 if TYPE_CHECKING:
     from cipherbox.client.events import Event

@@ -84,7 +84,7 @@ def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatu
     from cipherbox.cli.output import next_step, safe, say, warn
     from cipherbox.cli.password import ask, named_password, new_password, prompt_for
     from cipherbox.client.enrol import join as join_hq
-    from cipherbox.client.localkey import is_sealed
+    from cipherbox.client.keys.local import is_sealed
     from cipherbox.errors import PasswordNeeded
 
     home = home_of(ctx)

@@ -14,7 +14,7 @@ from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.client.handler import SetAside
+    from cipherbox.client.inbox.handler import SetAside
 
 
 @click.group()
@@ -28,7 +28,7 @@ def inbox() -> None:
 def inbox_list(ctx: click.Context, as_json: bool) -> None:
     """List what was set aside, with the reason."""
     from cipherbox.cli.output import next_step, print_json, safe, table
-    from cipherbox.client.handler import Handlers
+    from cipherbox.client.inbox.handler import Handlers
 
     async def work(client: Client) -> list[SetAside]:
         handlers = Handlers(client)
@@ -58,7 +58,7 @@ def inbox_list(ctx: click.Context, as_json: bool) -> None:
 def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
     """Let the handler try MESSAGE_ID again, or everything that was set aside."""
     from cipherbox.cli.output import say
-    from cipherbox.client.handler import Handlers
+    from cipherbox.client.inbox.handler import Handlers
 
     async def work(client: Client) -> int:
         handlers = Handlers(client)

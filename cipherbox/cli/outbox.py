@@ -15,8 +15,8 @@ from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.client.outbox_rows import Row
-    from cipherbox.client.transfers import Transfer
+    from cipherbox.client.outbox.rows import Row
+    from cipherbox.client.outbox.transfers import Transfer
     from cipherbox.errors import CipherBoxError
 
 FILE_STATES = ("sending", "at HQ", "stopped")
@@ -36,10 +36,10 @@ def outbox() -> None:
 def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) -> None:
     """List what is not confirmed yet, or was refused; with --all everything, newest last."""
     from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
-    from cipherbox.client.outbox_rows import ASIDE, WAITING
+    from cipherbox.client.outbox.rows import ASIDE, WAITING
 
     async def work(client: Client) -> tuple[list[Row], list[Transfer]]:
-        from cipherbox.client.transfers import SENT, Transfers
+        from cipherbox.client.outbox.transfers import SENT, Transfers
 
         kept = client.outbox().outbox
         call = (lambda: kept.newest(last)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=last))
@@ -151,7 +151,7 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
     Harmless when HQ has it: it is stored once, and its recipients open it once.
     """
     from cipherbox.cli.output import say
-    from cipherbox.client.outbox_rows import WAITING
+    from cipherbox.client.outbox.rows import WAITING
 
     async def work(client: Client) -> bool:
         row = await _row(client, message_id)
@@ -213,7 +213,7 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
 def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
     """Give up MESSAGE_ID, which HQ has not confirmed.  If it reached HQ all the same, it is delivered."""
     from cipherbox.cli.output import say
-    from cipherbox.client.outbox_rows import CANCELLED, CONFIRMED, Refused
+    from cipherbox.client.outbox.rows import CANCELLED, CONFIRMED, Refused
 
     row = _offline(ctx, lambda client: _row(client, message_id))
     if row.state == CONFIRMED:
@@ -274,7 +274,7 @@ def _first(row: Row) -> str:
 
 
 def _state(row: Row) -> str:
-    from cipherbox.client.outbox_rows import CONFIRMED, STATES
+    from cipherbox.client.outbox.rows import CONFIRMED, STATES
 
     if row.state == CONFIRMED:
         return "opened by all" if row.owed <= 0 else f"confirmed, {row.owed} not signed"

@@ -27,7 +27,7 @@ def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
 
     ``renews``: the command lives long enough to renew the certificate; others say when it is due.
     """
-    from cipherbox.cli.keys_life import warn_of_end
+    from cipherbox.cli.keys.life import warn_of_end
     from cipherbox.client.home import home_with
     from cipherbox.config import load_client_config
 
@@ -44,7 +44,7 @@ def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
     """The local key.  On a terminal somebody may mistype; what a file says is final."""
     from cipherbox.cli.output import warn
     from cipherbox.client.home import unlocked
-    from cipherbox.client.localkey import is_sealed
+    from cipherbox.client.keys.local import is_sealed
     from cipherbox.errors import PasswordError, PasswordNeeded
 
     if not is_sealed(config.home):
@@ -71,7 +71,7 @@ def prompt_for(home: Path) -> str:
 
 def named_password(ctx: click.Context) -> bytes | None:
     """What --password-file holds; None when it was not given."""
-    from cipherbox.client.localkey import read_password
+    from cipherbox.client.keys.local import read_password
 
     named: Path | None = ctx.meta.get(PASSWORD_FILE)
     return read_password(named.absolute()) if named is not None else None
@@ -80,7 +80,7 @@ def named_password(ctx: click.Context) -> bytes | None:
 def new_password(instead: str) -> bytes:
     """A password typed for the first time: twice, so that it is the one that was meant; ``instead`` needs nobody."""
     from cipherbox.cli.output import warn
-    from cipherbox.client.localkey import password_bytes
+    from cipherbox.client.keys.local import password_bytes
     from cipherbox.errors import PasswordError
 
     nobody = click.UsageError(f"Nobody can be asked for a new password here: say {instead}")
@@ -136,7 +136,7 @@ def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> 
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.home import home_with
-    from cipherbox.client.localkey import configured_password, is_sealed, put_local_key, read_password
+    from cipherbox.client.keys.local import configured_password, is_sealed, put_local_key, read_password
     from cipherbox.config import load_client_config
 
     if remove and file is not None:

@@ -83,7 +83,7 @@ def pipe(ctx: click.Context, client_id: str, listen: bool, within: float | None,
     from cipherbox.cli.output import next_step, print_trouble, warn
     from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
-    from cipherbox.client.pipe import Pipe
+    from cipherbox.client.pipe.pipe import Pipe
 
     if 0 < idle < SHORTEST_S:
         raise click.UsageError(f"--idle is at least {SHORTEST_S:g}s, or 0.")

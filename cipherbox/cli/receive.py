@@ -11,7 +11,7 @@ from cipherbox.cli.options import DURATION, QUEUE, home_of, json_option, run
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.client.receiver import Receiver
+    from cipherbox.client.inbox.receiver import Receiver
 
     Work = Callable[[Client, Receiver], Awaitable[None]]
 
@@ -91,7 +91,7 @@ def _with_receiver(ctx: click.Context, as_json: bool, work: Work, *, keep_trying
     from cipherbox.cli.password import load_here
     from cipherbox.cli.stdout import output_failure
     from cipherbox.client.api import open_client
-    from cipherbox.client.receiver import Receiver
+    from cipherbox.client.inbox.receiver import Receiver
     from cipherbox.portable import stop_signals
 
     def print_lines(lines: list[bytes]) -> None:

@@ -13,7 +13,7 @@ import trio
 from cipherbox.cli.options import run_until_stopped
 
 if TYPE_CHECKING:
-    from cipherbox.client.handler import Handled, Handlers
+    from cipherbox.client.inbox.handler import Handled, Handlers
 
 
 def execute(ctx: click.Context, command: str, queues: list[str] | None, idle_s: float | None) -> None:

@@ -14,8 +14,8 @@ from cipherbox.limits import LIMITS
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
     from cipherbox.client.files import OnProgress
+    from cipherbox.client.outbox.transfers import Transfer
     from cipherbox.client.publish import Confirmation
-    from cipherbox.client.transfers import Transfer
 
 _TENTH = 10  # plain progress: a line for each tenth
 

@@ -54,7 +54,7 @@ def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int |
     from cipherbox.cli.output import print_json, safe, say, time_text, warn
     from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
-    from cipherbox.client.tracking import Timeline
+    from cipherbox.client.outbox.tracking import Timeline
     from cipherbox.errors import Forbidden, NotFound
 
     home = load_here(ctx)

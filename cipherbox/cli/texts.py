@@ -30,6 +30,6 @@ def completion(shell: str) -> None:
     eval "$(cipherbox completion zsh)"           in ~/.zshrc
     cipherbox completion fish | source           in ~/.config/fish/config.fish
     """
-    from cipherbox.cli.install_files import completion_script
+    from cipherbox.cli.install.files import completion_script
 
     click.echo(completion_script(shell), nl=False)

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from cipherbox.client.api import Client, open_client
     from cipherbox.client.consume import Consumer, Delivery
     from cipherbox.client.enrol import JoinReport, join
+    from cipherbox.client.inbox.receiver import Receiver
     from cipherbox.client.publish import Confirmation
     from cipherbox.client.publisher import Publisher
-    from cipherbox.client.receiver import Receiver
-    from cipherbox.client.securesocket import SecureSocket, SqliteSessions
+    from cipherbox.client.sessions.securesocket import SecureSocket, SqliteSessions
     from cipherbox.sealing.body import Message
     from cipherbox.sealing.secure import HandshakeBuilder, SecureContext, SecureSession, generate_keypair
 
@@ -52,11 +52,11 @@ _WHERE = {
     "HandshakeBuilder": "cipherbox.sealing.secure",
     "Message": "cipherbox.sealing.body",
     "Publisher": "cipherbox.client.publisher",
-    "Receiver": "cipherbox.client.receiver",
+    "Receiver": "cipherbox.client.inbox.receiver",
     "SecureContext": "cipherbox.sealing.secure",
     "SecureSession": "cipherbox.sealing.secure",
-    "SecureSocket": "cipherbox.client.securesocket",
-    "SqliteSessions": "cipherbox.client.securesocket",
+    "SecureSocket": "cipherbox.client.sessions.securesocket",
+    "SqliteSessions": "cipherbox.client.sessions.securesocket",
     "generate_keypair": "cipherbox.sealing.secure",
     "join": "cipherbox.client.enrol",
     "open_client": "cipherbox.client.api",

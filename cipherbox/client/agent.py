@@ -22,8 +22,8 @@ import trio
 
 from cipherbox.client.events import RECEIVER, SENDER
 from cipherbox.client.files import FileSender, OnProgress, guess_type
-from cipherbox.client.receiver import Receiver
-from cipherbox.client.transfers import SENDING, Transfer, Transfers
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.outbox.transfers import SENDING, Transfer, Transfers
 from cipherbox.errors import CipherBoxError, CredentialsError, FileChanged, InvalidRequest, StoreError
 from cipherbox.limits import check_client_id, check_name
 from cipherbox.portable import private_dir, write_private

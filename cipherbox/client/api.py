@@ -26,26 +26,26 @@ from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges
 from cipherbox.client.contents import Content, as_messages
-from cipherbox.client.directory import Directory
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, load_home
-from cipherbox.client.keylife import KeyLife
+from cipherbox.client.inbox.opening import Opener
+from cipherbox.client.keys.directory import Directory
+from cipherbox.client.keys.life import KeyLife
+from cipherbox.client.keys.local import Password
+from cipherbox.client.keys.own import Added, add_key
+from cipherbox.client.keys.pins import Pins
+from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.line import Line
-from cipherbox.client.localkey import Password
-from cipherbox.client.opening import Opener
-from cipherbox.client.outbox import Outbox
-from cipherbox.client.ownkeys import Added, add_key
-from cipherbox.client.pins import Pins
-from cipherbox.client.post import Post
-from cipherbox.client.prekeys import Prekeys
+from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.outbox.post import Post
+from cipherbox.client.outbox.tracking import Tracking
 from cipherbox.client.publish import Address, Confirmation, Sealer
 from cipherbox.client.publisher import Publisher, check_publisher
 from cipherbox.client.receipts import ReceiptTaker
-from cipherbox.client.revocations import Revocations
 from cipherbox.client.routes import Routes
-from cipherbox.client.sessions import Sessions, in_sessions, settings_of
+from cipherbox.client.sessions.prekeys import Prekeys
+from cipherbox.client.sessions.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.tasks import background
-from cipherbox.client.tracking import Tracking
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import CipherBoxError, Forbidden, StoreError
 from cipherbox.limits import LIMITS
@@ -53,7 +53,7 @@ from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
-    from cipherbox.client.handler import Handler, Handlers
+    from cipherbox.client.inbox.handler import Handler, Handlers
 
 CONSUME_ENVELOPES = LIMITS.credit_envelopes
 CONSUME_BYTES = 16 * 1024 * 1024
@@ -282,7 +282,7 @@ class Client(Tracking, AdminCalls):
         that raises is tried again, ``tries`` times in all, then the message is set aside.  Until cancelled, or until
         nothing came for ``idle_s``.
         """
-        from cipherbox.client.handler import process
+        from cipherbox.client.inbox.handler import process
 
         return await process(self, handler, queues=queues, tries=tries, idle_s=idle_s)
 

@@ -26,9 +26,9 @@ import trio
 from cipherbox.client import api
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.contents import Content
+from cipherbox.client.inbox.receiver import OnLines, Receiver
 from cipherbox.client.publish import Confirmation
 from cipherbox.client.publisher import Publisher
-from cipherbox.client.receiver import OnLines, Receiver
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import CipherBoxError, GoingAway
 from cipherbox.wire import frames

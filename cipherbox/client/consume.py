@@ -30,7 +30,7 @@ from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
 if TYPE_CHECKING:
-    from cipherbox.client.opening import Opener
+    from cipherbox.client.inbox.opening import Opener
 
 
 class Delivery:

@@ -27,8 +27,7 @@ from cryptography import x509
 
 from cipherbox import pki, tls
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
-from cipherbox.client.link import Link, open_link
-from cipherbox.client.localkey import (
+from cipherbox.client.keys.local import (
     LOCAL_KEY,
     Password,
     is_sealed,
@@ -37,6 +36,7 @@ from cipherbox.client.localkey import (
     password_bytes,
     put_local_key,
 )
+from cipherbox.client.link import Link, open_link
 from cipherbox.config import CLIENT_FILE, SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleNotCertified, CredentialsError, EnrolmentRefused, NetworkError, TokenError

@@ -18,11 +18,11 @@ import trio
 
 from cipherbox.client.choices import stanza_type
 from cipherbox.client.events import SENDER
+from cipherbox.client.outbox.resealing import waits
+from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.parts import Manifest, manifest_message, part_message
 from cipherbox.client.publish import Address, Confirmation, Target
-from cipherbox.client.resealing import waits
 from cipherbox.client.tasks import background
-from cipherbox.client.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.kinds import StanzaType
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, InvalidRequest, Queued
@@ -118,7 +118,7 @@ class FileSender:
         return await self._confirmed(kept)
 
     async def _confirmed(self, kept: Confirmation) -> Confirmation:
-        from cipherbox.client.outbox_rows import CONFIRMED, WAITING, Row
+        from cipherbox.client.outbox.rows import CONFIRMED, WAITING, Row
 
         while True:
             row = await self._post.store(self._post.outbox.find, kept.envelope_id)

@@ -20,7 +20,7 @@ import attrs
 from cryptography import x509
 
 from cipherbox import pki, tls
-from cipherbox.client.localkey import (
+from cipherbox.client.keys.local import (
     Password,
     Say,
     configured_password,

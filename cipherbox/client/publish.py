@@ -22,13 +22,13 @@ import trio
 from cipherbox.client.allow import AllowList
 from cipherbox.client.choices import body_cipher, stanza_type
 from cipherbox.client.contents import split
-from cipherbox.client.directory import Directory
 from cipherbox.client.events import SENDER, Events
+from cipherbox.client.keys.directory import Directory
 from cipherbox.client.line import Line, Patience
-from cipherbox.client.outbox_rows import Fresh, Row
-from cipherbox.client.prekeys import Prekeys
+from cipherbox.client.outbox.rows import Fresh, Row
 from cipherbox.client.routes import Routes
-from cipherbox.client.sessions import Speaker, in_sessions
+from cipherbox.client.sessions.prekeys import Prekeys
+from cipherbox.client.sessions.sessions import Speaker, in_sessions
 from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
@@ -53,7 +53,7 @@ from cipherbox.sealing.seal import choose_keys, seal
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
-    from cipherbox.client.post import Post
+    from cipherbox.client.outbox.post import Post
 
 PARTIAL = 1  # flag of SEND
 BOXES = {"": "", "bulk": ".bulk", "sys": ".sys"}

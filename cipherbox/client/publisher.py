@@ -19,7 +19,7 @@ import trio
 from cipherbox.client.contents import Content, as_messages, cost, room_for
 from cipherbox.client.events import SENDER
 from cipherbox.client.line import Line, Patience
-from cipherbox.client.post import Post
+from cipherbox.client.outbox.post import Post
 from cipherbox.client.publish import Address, Sealer, Target
 from cipherbox.client.window import Outgoing
 from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, SessionMoved, TimedOut, TooLarge

@@ -18,8 +18,8 @@ import trio
 
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import SENDER
-from cipherbox.client.outbox_rows import Signed
-from cipherbox.client.sessions import STEP_TYPE
+from cipherbox.client.outbox.rows import Signed
+from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid

@@ -21,7 +21,7 @@ from cipherbox.wire.frames import Confirm
 
 if TYPE_CHECKING:
     from cipherbox.client.link import Link
-    from cipherbox.client.outbox_rows import Fresh
+    from cipherbox.client.outbox.rows import Fresh
 
 SLOWEST_BYTES_PER_S = 32 * 1024  # a line slower than this is taken for dead; 16 MiB may take nine minutes
 

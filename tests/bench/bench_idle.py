@@ -20,7 +20,7 @@ from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
 from cipherbox.broker.model import Facts
-from cipherbox.cli.demo_processes import free_port
+from cipherbox.cli.demo.processes import free_port
 from cipherbox.config import load_server_config
 from cipherbox.portable import process_usage
 from cipherbox.server.hq import HQ

@@ -15,7 +15,7 @@ import trio
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
 from cipherbox.broker.model import Facts, Incoming
-from cipherbox.cli.demo_processes import free_port
+from cipherbox.cli.demo.processes import free_port
 from cipherbox.limits import LIMITS
 from cipherbox.portable import process_usage
 from cipherbox.store.sqlite.store import open_store

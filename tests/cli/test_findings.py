@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli import findings
-from cipherbox.cli.findings import BAD, GOOD, WARN, Finding, clock, collect, disk, ends, file_rights
+from cipherbox.cli.doctor import findings
+from cipherbox.cli.doctor.findings import BAD, GOOD, WARN, Finding, clock, collect, disk, ends, file_rights
 from cipherbox.errors import StoreError
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -65,7 +65,7 @@ def test_a_clock_that_is_years_off_is_told(at: type[Frozen]) -> None:
 
 def test_a_log_from_the_future_is_a_clock_set_back(tmp_path: Path) -> None:
     from cipherbox.broker.model import Changes, LogRow
-    from cipherbox.cli.doctor_hq import _store
+    from cipherbox.cli.doctor.hq import _store
     from cipherbox.config import ServerConfig
     from cipherbox.store.sqlite.store import open_store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cipherbox.client.pins import PERSON, Pins
+from cipherbox.client.keys.pins import PERSON, Pins
 from cipherbox.envelope.bundle import BundleKey, decode_bundle
 from tests.cli.conftest import Run
 from tests.envelope.test_bundle import LAB_KEYS, crafted

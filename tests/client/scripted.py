@@ -11,11 +11,11 @@ import pytest
 import trio
 
 from cipherbox import transport
-from cipherbox.client import post
 from cipherbox.client.api import Client
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.line import Line
+from cipherbox.client.outbox import post
 from cipherbox.client.tasks import background
 from cipherbox.config import ClientConfig
 from cipherbox.crl import make_crl

@@ -12,11 +12,11 @@ import orjson
 import pytest
 import trio
 
-from cipherbox.client import chat as module
-from cipherbox.client import chat_lines
-from cipherbox.client.chat import AT_HQ, OPENED, SEALED, Chat, Line, everybody
-from cipherbox.client.chat_lines import Lines, Said
-from cipherbox.client.receiver import Receiver
+from cipherbox.client.chat import conversation as module
+from cipherbox.client.chat import lines as chat_lines
+from cipherbox.client.chat.conversation import AT_HQ, OPENED, SEALED, Chat, Line, everybody
+from cipherbox.client.chat.lines import Lines, Said
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.errors import RecipientRevoked, TooLarge
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from cipherbox.client.consume import ranges
-from cipherbox.client.receiver import Receiver
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.layout import split

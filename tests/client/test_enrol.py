@@ -13,7 +13,7 @@ import trio
 from cipherbox.client import enrol
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
-from cipherbox.client.pins import PERSON
+from cipherbox.client.keys.pins import PERSON
 from cipherbox.errors import BundleDiscontinuous, CredentialsError, EnrolmentRefused, NetworkError, TokenError
 from cipherbox.portable import WINDOWS
 from cipherbox.server.offline import open_vault, sign_offline

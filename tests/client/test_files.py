@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from cipherbox.client import files as sending
-from cipherbox.client.arriving import INCOMING
 from cipherbox.client.files import FileSender, send_file, send_unfinished
+from cipherbox.client.inbox.arriving import INCOMING
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.outbox.transfers import Transfers
 from cipherbox.client.parts import Manifest, manifest_message, part_message, read_manifest, read_part
-from cipherbox.client.receiver import Receiver
-from cipherbox.client.transfers import Transfers
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
@@ -173,7 +173,7 @@ async def test_a_copy_is_sent_whatever_becomes_of_the_file(hq: Any, tmp_path: Pa
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    from cipherbox.client.outbox import Outbox
+    from cipherbox.client.outbox.outbox import Outbox
 
     outbox = Outbox(tmp_path)
     for bad in (tmp_path, tmp_path / "missing"):

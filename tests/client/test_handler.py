@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client import handler as module
-from cipherbox.client.handler import Handled, Handlers
+from cipherbox.client.inbox import handler as module
+from cipherbox.client.inbox.handler import Handled, Handlers
 from tests.client.real_hq import RealHq
 
 

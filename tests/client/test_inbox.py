@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox import DATABASE, STEPS, Inbox
-from cipherbox.client.lines import Received, as_text, timestamp
+from cipherbox.client.inbox.inbox import DATABASE, STEPS, Inbox
+from cipherbox.client.inbox.lines import Received, as_text, timestamp
 from cipherbox.client.localdb import open_database
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import SchemaTooNew, StoreError

@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from cipherbox import pki
-from cipherbox.client import keylife
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, load_home
-from cipherbox.client.keylife import OLD_KEY_DAYS
-from cipherbox.client.pins import SUCCESSION, Pins
+from cipherbox.client.keys import life as keylife
+from cipherbox.client.keys.life import OLD_KEY_DAYS
+from cipherbox.client.keys.pins import SUCCESSION, Pins
 from cipherbox.envelope.kinds import SignatureSuite
 from cipherbox.errors import BundleRefused, CredentialsError, Forbidden, KeyMissing, StoreLocked
 from cipherbox.limits import LIMITS

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cipherbox import pki
-from cipherbox.client.pins import PERSON, SUCCESSION, Pins
+from cipherbox.client.keys.pins import PERSON, SUCCESSION, Pins
 from cipherbox.crl import make_crl
 from cipherbox.envelope.bundle import fingerprint
 from cipherbox.errors import (

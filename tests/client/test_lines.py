@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherbox.client.lines import Received, lines_of
+from cipherbox.client.inbox.lines import Received, lines_of
 from cipherbox.sealing.body import TEXT, Message, pack, unpack
 
 ENVELOPE = bytes.fromhex("019a8c3e0b1e70008000012345670000")

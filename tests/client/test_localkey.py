@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client import localkey
 from cipherbox.client.blocking import connect
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
-from cipherbox.client.localkey import is_sealed, open_local_key, put_local_key, read_password
+from cipherbox.client.keys import local as localkey
+from cipherbox.client.keys.local import is_sealed, open_local_key, put_local_key, read_password
 from cipherbox.errors import (
     CipherBoxError,
     ConfigError,
@@ -187,7 +187,7 @@ DYING = """
 import os, sys, tempfile
 from pathlib import Path
 from cipherbox import portable
-from cipherbox.client.localkey import put_local_key
+from cipherbox.client.keys.local import put_local_key
 from cipherbox.sealing import keyfile
 keyfile.MEMORY_KIB, keyfile.PASSES = 8, 1
 home, step, when, password = sys.argv[1:]

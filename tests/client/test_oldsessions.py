@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cipherbox.client import oldsessions
-from cipherbox.client.sessions import Sessions
+from cipherbox.client.sessions import old as oldsessions
+from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.errors import Damaged
 from cipherbox.sealing.kept import Vault
 from cipherbox.sealing.sessions import session

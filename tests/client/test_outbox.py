@@ -11,11 +11,11 @@ import attrs
 import pytest
 import trio
 
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.localdb import open_database
-from cipherbox.client.outbox import DATABASE, FILES, STEPS, Outbox
-from cipherbox.client.outbox_rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
-from cipherbox.client.receiver import Receiver
-from cipherbox.client.transfers import Transfers
+from cipherbox.client.outbox.outbox import DATABASE, FILES, STEPS, Outbox
+from cipherbox.client.outbox.rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
+from cipherbox.client.outbox.transfers import Transfers
 from cipherbox.envelope.receiptfile import verify_file
 from cipherbox.errors import CipherBoxError, Damaged, Queued, SchemaTooNew, SignatureInvalid, UnknownRecipient
 from tests.client.waiting import until

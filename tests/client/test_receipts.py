@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.receiver import Receiver
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.envelope.group import TYPE, Unsigned
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.receipt import USE, Leaf

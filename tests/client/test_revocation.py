@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from cipherbox import pki
-from cipherbox.client.outbox_rows import ASIDE, CONFIRMED
-from cipherbox.client.pins import PERSON
-from cipherbox.client.receiver import Receiver
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.keys.pins import PERSON
+from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
 from cipherbox.envelope.layout import split
 from cipherbox.errors import BundleDiscontinuous, CredentialsError, RecipientRevoked
 from tests.client.real_hq import RealHq

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from cipherbox.client.securesocket import SecureSocket, SqliteSessions
+from cipherbox.client.sessions.securesocket import SecureSocket, SqliteSessions
 from cipherbox.errors import (
     CipherBoxError,
     DecryptionFailed,

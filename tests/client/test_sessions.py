@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from cipherbox.client.files import send_file
-from cipherbox.client.inbox import DATABASE
-from cipherbox.client.receiver import Receiver
+from cipherbox.client.inbox.inbox import DATABASE
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.config import SessionTable
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.kinds import StanzaType
@@ -322,7 +322,7 @@ async def test_one_time_prekeys_are_handed_out_once_and_topped_up(hq: Any) -> No
 
 
 async def test_what_the_outbox_could_not_keep_was_never_said(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cipherbox.client.outbox import Outbox
+    from cipherbox.client.outbox.outbox import Outbox
     from cipherbox.errors import StoreError
 
     async with hq.client("FL-LAB") as lab:
@@ -395,8 +395,8 @@ async def test_two_readers_of_one_home_hear_in_one_session(hq: Any) -> None:
 
 
 async def test_a_fresh_turn_is_safe_before_it_is_spoken_in(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cipherbox.client.outbox import Outbox
-    from cipherbox.client.sessions import Sessions
+    from cipherbox.client.outbox.outbox import Outbox
+    from cipherbox.client.sessions.sessions import Sessions
 
     order: list[str] = []
     write, sync = Outbox.write, Sessions.sync

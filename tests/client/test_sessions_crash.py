@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cipherbox.client.chains import Turned
-from cipherbox.client.outbox import Outbox
-from cipherbox.client.outbox_rows import Fresh
-from cipherbox.client.sessions import Sessions
+from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.outbox.rows import Fresh
+from cipherbox.client.sessions.chains import Turned
+from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing, StoreError
@@ -299,7 +299,7 @@ def test_old_sessions_are_forgotten_beyond_a_number(tmp_path: Path) -> None:
 
 def test_what_was_heard_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before something is said: a ratchet key that a crash could take back must not have left."""
-    from cipherbox.client import sessions as module
+    from cipherbox.client.sessions import sessions as module
 
     synced: list[Path] = []
     here, _ = world(tmp_path)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox import Inbox
-from cipherbox.client.receiver import Receiver
+from cipherbox.client.inbox.inbox import Inbox
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.config import SessionTable
 from cipherbox.envelope import layout as layouts
 from cipherbox.errors import StoreError

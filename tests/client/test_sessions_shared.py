@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cipherbox.client import hearing as hearing_module
-from cipherbox.client.chains import Turned
-from cipherbox.client.inbox import Inbox
-from cipherbox.client.lines import Received
-from cipherbox.client.outbox_rows import Fresh
+from cipherbox.client.inbox.inbox import Inbox
+from cipherbox.client.inbox.lines import Received
+from cipherbox.client.outbox.rows import Fresh
+from cipherbox.client.sessions import hearing as hearing_module
+from cipherbox.client.sessions.chains import Turned
 from cipherbox.envelope import layout as layouts
 from cipherbox.errors import StoreError
 from cipherbox.sealing.body import Message, pack

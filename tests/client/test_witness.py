@@ -10,8 +10,9 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.client import home as homes
-from cipherbox.client import keylife, witness
-from cipherbox.client.pins import LOG_KEY, PERSON, Pins
+from cipherbox.client.keys import life as keylife
+from cipherbox.client.keys import witness
+from cipherbox.client.keys.pins import LOG_KEY, PERSON, Pins
 from cipherbox.config import secret_key
 from cipherbox.envelope import log
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle, fingerprint

@@ -17,8 +17,10 @@ import orjson
 import pytest
 
 import cipherbox.server.app  # here, so that the other user need not read this one's modules
-from cipherbox.cli import doctor, doctor_hq, main
 from cipherbox.cli import hq as commands
+from cipherbox.cli import main
+from cipherbox.cli.doctor import command as doctor
+from cipherbox.cli.doctor import hq as doctor_hq
 from cipherbox.client.localdb import open_database
 from cipherbox.errors import StoreError
 from cipherbox.portable import as_user, give_to, ids_of, is_root, owner_of

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cipherbox import pki
-from cipherbox.cli.demo_processes import free_port
+from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.texts import manual_pages
 from cipherbox.config import load_client_config, secret_key
 from cipherbox.crl import make_crl

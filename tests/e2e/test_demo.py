@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli import demo as demo_module
-from cipherbox.cli.demo_blind import blocks, search
-from cipherbox.cli.demo_items import BINDINGS, QUEUES, make_items
+from cipherbox.cli.demo import command as demo_module
+from cipherbox.cli.demo.blind import blocks, search
+from cipherbox.cli.demo.items import BINDINGS, QUEUES, make_items
 
 from .conftest import ENVIRONMENT, PROGRAM
 

@@ -14,10 +14,10 @@ import attrs
 import pytest
 
 import cipherbox
-from cipherbox.cli import installing
-from cipherbox.cli.install_checks import runs_systemd
-from cipherbox.cli.install_places import own_places, read_pointer
-from cipherbox.cli.install_schemas import schema_of
+from cipherbox.cli.install import steps as installing
+from cipherbox.cli.install.checks import runs_systemd
+from cipherbox.cli.install.places import own_places, read_pointer
+from cipherbox.cli.install.schemas import schema_of
 from cipherbox.ops.unpack import CACHE_VARIABLE
 from cipherbox.store.postgres import schema
 from tests import postgres
@@ -280,7 +280,7 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
 
 
 def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cipherbox.cli import install_places
+    from cipherbox.cli.install import places as install_places
 
     for module in (install_places, installing):
         monkeypatch.setattr(module, "WINDOWS", True)

@@ -12,9 +12,10 @@ from typing import Any
 import attrs
 import pytest
 
-from cipherbox.cli import install_checks, installing
-from cipherbox.cli.install_checks import check
-from cipherbox.cli.install_places import Places, system_places
+from cipherbox.cli.install import checks as install_checks
+from cipherbox.cli.install import steps as installing
+from cipherbox.cli.install.checks import check
+from cipherbox.cli.install.places import Places, system_places
 from cipherbox.errors import ConfigError
 from cipherbox.portable import as_user, is_root, other_user
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cipherbox.cli.install_checks import usable_by_all
+from cipherbox.cli.install.checks import usable_by_all
 from cipherbox.portable import ids_of, is_root
 
 from .conftest import ENVIRONMENT

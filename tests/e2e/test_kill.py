@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from cipherbox.client.api import Client, open_client
-from cipherbox.client.receiver import Receiver
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.errors import CipherBoxError
 
 from .conftest import Hq, make_hq, serving

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cipherbox.cli.exits import Exit
-from cipherbox.client.localkey import open_local_key, put_local_key
+from cipherbox.client.keys.local import open_local_key, put_local_key
 from cipherbox.portable import write_private
 from cipherbox.sealing import keyfile
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.cli.demo_processes import free_port
+from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.manual import manual_pages
 from cipherbox.ops.unpack import CACHE_VARIABLE
 

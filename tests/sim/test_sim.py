@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from cipherbox.client import post as post_module
+from cipherbox.client.outbox import post as post_module
 from cipherbox.envelope import log
 from tests import postgres
 from tests.server.hq import running

@@ -27,9 +27,9 @@ from cipherbox.client import line as line_module
 from cipherbox.client.api import Client
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
-from cipherbox.client.inbox import Inbox
+from cipherbox.client.inbox.inbox import Inbox
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.line import Line
-from cipherbox.client.receiver import Receiver
 from cipherbox.client.tasks import background
 from cipherbox.config import ClientConfig, load_server_config
 from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavailable
@@ -317,7 +317,8 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
     """Time, threads, chance and the network as the world has them."""
     import time
 
-    from cipherbox.client import localdb, post
+    from cipherbox.client import localdb
+    from cipherbox.client.outbox import post
     from cipherbox.store.sqlite import database
 
     async def connect(address: str, context: Any, nursery: Any, *, timeout_s: float) -> SimStream:

@@ -1,0 +1,1 @@
+"""`bench`: this machine's speed at the whole job."""

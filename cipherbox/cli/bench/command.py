@@ -1,0 +1,215 @@
+"""`bench`: how fast this machine is at the whole job, measured from first publish to last confirmed acknowledgement.
+
+Sender, HQ and receiver are processes of this same program; everything is durable, sealed, signed and over mutual TLS,
+and the receiver writes its messages to disk before it acknowledges.  This file is the command and its table; the
+measurement is `bench_play`, what the measured processes do is `bench_worker`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import json_option, run, run_until_stopped
+from cipherbox.cli.scratch import database_option, scratch
+from cipherbox.cli.send import WRAPS
+
+if TYPE_CHECKING:
+    from cipherbox.cli.bench.play import Result
+
+LARGEST = 8 * 1024 * 1024
+SECONDS = 5  # about what one measurement lasts without --messages
+
+
+@attrs.frozen
+class Work:
+    """One measurement.  ``batch`` 0: automatic; ``rate`` 0: as fast as it goes; sizes in bytes, counts a run."""
+
+    size: int = 100
+    messages: int = 0
+    batch: int = 0
+    senders: int = 1
+    receivers: int = 1
+    recipients: int = 1
+    presealed: bool = False
+    rate: float = 0.0
+    wrap: str = ""  # how the content key is wrapped; "": as each recipient prefers
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        size = _size_words(self.size)
+        how = "sealed beforehand, opened by nobody" if self.presealed else f"{self.batch} in an envelope"
+        how = "automatic batches" if not self.batch and not self.presealed else how
+        parts = [f"{size}, {how}"]
+        if self.wrap:
+            parts.append(f"wrapped by {self.wrap}")
+        if self.rate:
+            parts.append(f"{self.rate:g}/s")
+        if self.senders > 1:
+            parts.append(f"{self.senders} senders")
+        if self.receivers > 1:
+            parts.append(f"{self.receivers} receivers")
+        if self.recipients > 1:
+            parts.append(f"{self.recipients} recipients each")
+        return ", ".join(parts)
+
+    @property
+    def count(self) -> int:
+        """Messages of the run, all senders together: as asked, or what a usual machine does in a few seconds."""
+        if self.messages:
+            return self.messages
+        if self.rate:
+            return max(1, int(self.rate * SECONDS))
+        if self.presealed:
+            return 30_000
+        if self.batch:
+            return max(100, min(20_000 * self.batch, 1_000_000_000 // self.size, 2_000_000))
+        return max(100, min(2_000_000, 1_000_000_000 // max(self.size, 500)))
+
+
+STANDARD = (
+    Work(100),
+    Work(1024),
+    Work(1024 * 1024),
+    Work(100, batch=1),
+    Work(100, presealed=True, batch=1),
+    Work(100, batch=1, rate=200),
+)
+
+
+class Size(click.ParamType[int]):
+    """``100``, ``1KiB``, ``64k`` or ``1MiB``, as bytes."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+)\s*(?:([km])(?:i?b)?|b)?", str(value).strip().lower())
+        if not found:
+            self.fail(f"{value!r} is no size; say for example 100, 64KiB or 1MiB", param, ctx)
+        size = int(found[1]) * {"k": 1024, "m": 1024**2}.get(found[2] or "", 1)
+        if not 1 <= size <= LARGEST:
+            self.fail(f"a message of this measurement has 1 byte to {_size_words(LARGEST)}", param, ctx)
+        return size
+
+
+class Batch(click.ParamType[int]):
+    """``auto``, or how many messages go into one envelope."""
+
+    name = "batch"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value) == "auto":
+            return 0
+        if not str(value).isdigit() or not 1 <= int(str(value)) <= 65_536:
+            self.fail("a batch is auto, or 1 to 65536 messages", param, ctx)
+        return int(str(value))
+
+
+@click.command()
+@click.option("--size", type=Size(), help="Bytes of one message, for example 100, 1KiB, 1MiB. [default: 100]")
+@click.option("--messages", type=click.IntRange(1), help="How many in all. [default: some seconds' worth]")
+@click.option("--batch", type=Batch(), help="auto, or how many messages go into one envelope. [default: auto]")
+@click.option("--senders", type=click.IntRange(1, 64), help="Sending processes. [default: 1]")
+@click.option("--receivers", type=click.IntRange(1, 64), help="Receiving processes. [default: --recipients]")
+@click.option("--recipients", type=click.IntRange(1, 64), help="Receivers that get each message. [default: 1]")
+@click.option("--presealed", is_flag=True, help="HQ alone: envelopes sealed beforehand, opened by nobody.")
+@click.option("--rate", type=click.FloatRange(0.1, 100_000), help="So many messages a second: latency at this rate.")
+@click.option("--wrap", type=click.Choice(tuple(WRAPS)), help="Keys are wrapped like that, as `send --wrap` does.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Measure on this directory's disk. [default: the system's place for temporary files]",
+)  # fmt: skip
+@database_option
+@json_option
+@click.option("--worker", is_flag=True, hidden=True)
+@click.pass_context
+def bench(
+    ctx: click.Context, size: int | None, messages: int | None, batch: int | None, senders: int | None,
+    receivers: int | None, recipients: int | None, presealed: bool, rate: float | None, directory: Path | None,
+    wrap: str | None, url: str, as_json: bool, worker: bool,
+) -> int:  # fmt: skip
+    """Measure this machine: sender, HQ and receiver as processes of their own, always durable and end to end.
+
+    Without options it runs six measurements, about a minute; with any of --size to --rate just that one.
+
+    \b
+    cipherbox bench
+    cipherbox bench --size 1KiB
+    cipherbox bench --size 100 --batch 1 --rate 200
+    """
+    if worker:
+        from cipherbox.cli.bench.worker import work
+
+        return run(work, ctx.find_root().obj)
+    given = [size, messages, batch, senders, receivers, recipients, rate, wrap]
+    works: tuple[Work, ...] = STANDARD
+    if presealed or any(value is not None for value in given):
+        each = recipients or 1
+        many = receivers or each
+        if many % each:
+            raise click.UsageError("--receivers must be a multiple of --recipients: each message goes to one group.")
+        if batch is None:
+            batch = 1 if presealed or rate else 0
+        if presealed and rate:
+            raise click.UsageError("--presealed measures how much HQ can take; it does not go with --rate.")
+        if presealed and wrap:
+            raise click.UsageError("--presealed measures HQ, which sees no difference; it does not go with --wrap.")
+        works = (Work(size or 100, messages or 0, batch, senders or 1, many, each, presealed, rate or 0.0, wrap or ""),)
+    return _measure(works, directory, url, as_json)
+
+
+def _measure(works: tuple[Work, ...], directory: Path | None, url: str, as_json: bool) -> int:
+    from cipherbox.cli.bench.play import play
+    from cipherbox.cli.demo.processes import DemoFailed
+    from cipherbox.cli.main import leaf
+    from cipherbox.cli.output import fail, print_json, table
+
+    results: list[Result] = []
+    for one in works:
+        with tempfile.TemporaryDirectory(prefix="cipherbox-bench-", dir=directory) as place, scratch(url) as database:
+            try:
+                result = run_until_stopped(play, Path(place), one, database.arguments)
+            except (DemoFailed, BaseExceptionGroup) as error:
+                failed = leaf(error)
+                if not isinstance(failed, DemoFailed):
+                    raise
+                fail(str(failed))
+                return Exit.REFUSED
+        results.append(result)
+        if as_json:
+            print_json({"work": one.title, **result.as_json()})
+    if not as_json:
+        table(HEADS, [_row(result) for result in results])
+    return Exit.OK
+
+
+HEADS = (
+    "work", "messages/s", "MB/s", "p50 ms", "p99 ms", "HQ peak MB", "CPU s per million: sender", "HQ", "receiver",
+)  # fmt: skip
+
+
+def _row(result: Result) -> list[object]:
+    cpu = result.cpu_s_per_million
+    numbers = [
+        f"{result.messages_per_s:,.0f}", f"{result.mb_per_s:,.1f}", _number(result.latency_ms["p50"]),
+        _number(result.latency_ms["p99"]), _number(result.hq_peak_rss_mb), *map(_number, cpu.values()),
+    ]  # fmt: skip
+    return [result.work.title, *numbers]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+
+def _size_words(size: int) -> str:
+    for unit, name in ((1024**2, "MiB"), (1024, "KiB")):
+        if size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} B"

@@ -1,0 +1,215 @@
+"""One measurement: HQ, senders and receivers are started, told to go together, and asked what they saw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import orjson
+import trio
+
+from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
+from cipherbox.portable import process_usage
+
+if TYPE_CHECKING:
+    from cipherbox.cli.bench.command import Work
+
+STALLED_S = 60.0  # a measurement in which nothing moves for so long has failed
+
+
+@attrs.frozen
+class Result:
+    """What was measured.  MB are 10^6 bytes of messages; CPU in seconds for a million messages; None: not known."""
+
+    work: Work
+    messages: int
+    seconds: float
+    messages_per_s: float
+    confirmed_per_s: float  # by the time the senders were done
+    mb_per_s: float
+    latency_ms: dict[str, float | None]
+    hq_peak_rss_mb: float | None
+    cpu_s_per_million: dict[str, float | None]
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        return {**attrs.asdict(self, recurse=False), "work": self.work.title, "options": attrs.asdict(self.work)}
+
+
+class Worker:
+    """A measured process: a task in, lines of JSON out."""
+
+    def __init__(self, name: str, process: trio.Process, log: Path) -> None:
+        self.name, self._process, self._log = name, process, log
+        self._rest = b""
+        self.last: dict[str, Any] = {}
+
+    async def tell(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send_all(data + b"\n")
+        except trio.BrokenResourceError:
+            raise self._failed() from None
+
+    async def hear(self) -> dict[str, Any]:
+        """The next line."""
+        assert self._process.stdout is not None
+        while b"\n" not in self._rest:
+            with trio.move_on_after(STALLED_S) as scope:
+                piece = await self._process.stdout.receive_some(65536)
+            if scope.cancelled_caught or not piece:
+                raise self._failed()
+            self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        self.last = orjson.loads(line)
+        return self.last
+
+    async def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        with trio.CancelScope(shield=True):
+            await self._process.wait()
+
+    def _failed(self) -> DemoFailed:
+        text = self._log.read_text("utf-8", "replace").strip().splitlines()
+        return DemoFailed("\n".join([f"{self.name} failed or stood still:", *text[-12:]]))
+
+
+async def play(directory: Path, work: Work, database: list[str]) -> Result:
+    """Measures ``work`` in an empty directory; ``database`` are arguments for `init`."""
+    stage = Stage(directory)
+    names = [f"S{n + 1}" for n in range(work.senders)], [f"R{n + 1}" for n in range(work.receivers)]
+    progress = Progress(work)
+    workers: list[Worker] = []
+    progress.say("enrolling")
+    address = f"127.0.0.1:{free_port()}"
+    admin, hq = directory / "admin", directory / "hq"
+    await stage.run("HQ", "--home", str(admin), "init", str(hq), "--address", address, "--listen", address,
+                    *database)  # fmt: skip
+    server, _ = await stage.start("HQ", "serve", str(hq))
+    try:
+        await _enrol(stage, directory, [*names[0], *names[1]])
+        if work.wrap == "rsa":
+            for name in names[1]:
+                await stage.run(name, "--home", str(directory / name), "keys", "generate", "--rsa")
+        groups = [names[1][at : at + work.recipients] for at in range(0, work.receivers, work.recipients)]
+        tasks = _tasks(work, names, groups)
+        for name, task in tasks.items():
+            workers.append(await _start(stage, directory, name, task))
+        for worker in workers:
+            while "ready" not in await worker.hear():
+                progress.say(f"sealing {worker.last['sealed']:,}")
+        before = process_usage(server.pid)
+        for worker in workers:  # receivers first
+            await worker.tell(b"go")
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                nursery.start_soon(_until_done, worker, workers, progress)
+        after = process_usage(server.pid)
+    finally:
+        progress.end()
+        for worker in workers:
+            await worker.end()
+        await stage.stop(server)
+    return _result(work, workers, before, after)
+
+
+async def _enrol(stage: Stage, directory: Path, names: list[str]) -> None:
+    from cipherbox.client.api import open_client
+
+    async def join(name: str, token: str) -> None:
+        await stage.run(name, "--home", str(directory / name), "join", stdin=token.encode())
+
+    async with open_client(directory / "admin") as admin, trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(join, name, await admin.enrol(name))
+
+
+def _tasks(work: Work, names: tuple[list[str], list[str]], groups: list[list[str]]) -> dict[str, dict[str, Any]]:
+    senders, receivers = names
+    same: dict[str, Any] = {"size": work.size, "batch": work.batch, "rate": work.rate / work.senders / len(groups),
+                            "wrap": work.wrap}  # fmt: skip
+    share, rest = divmod(work.count, work.senders)
+    sent = {name: share + (n < rest) for n, name in enumerate(senders)}
+    due = dict.fromkeys(receivers, 0)
+    for count in sent.values():
+        if work.presealed:  # whole envelopes, given to the groups in turn
+            envelopes = -(-count // (work.batch or 1))
+            parts = [(envelopes - n + len(groups) - 1) // len(groups) * (work.batch or 1) for n in range(len(groups))]
+        else:
+            parts = [count // len(groups) + (n < count % len(groups)) for n in range(len(groups))]
+        for group, part in zip(groups, parts, strict=True):
+            for name in group:
+                due[name] += part
+    tasks = {n: {**same, "do": "take" if work.presealed else "receive", "messages": due[n]} for n in receivers}
+    for name, count in sent.items():
+        do = "send-presealed" if work.presealed else "send"
+        tasks[name] = {**same, "do": do, "messages": count, "groups": groups}
+    return tasks
+
+
+async def _start(stage: Stage, directory: Path, name: str, task: dict[str, Any]) -> Worker:
+    with stage.output(name).open("ab") as log:
+        process = await trio.lowlevel.open_process(
+            [*program(), "--home", str(directory / name), "bench", "--worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=stage.environment,
+        )  # fmt: skip
+    worker = Worker(name, process, stage.output(name))
+    await worker.tell(orjson.dumps(task))
+    return worker
+
+
+async def _until_done(worker: Worker, workers: list[Worker], progress: Progress) -> None:
+    while "ended" not in await worker.hear():
+        progress.count(sum(w.last.get("received", 0) for w in workers))
+
+
+def _result(
+    work: Work, workers: list[Worker], before: tuple[float, int] | None, after: tuple[float, int] | None
+) -> Result:
+    senders = [w.last for w in workers if w.name.startswith("S")]
+    receivers = [w.last for w in workers if w.name.startswith("R")]
+    messages = sum(r["received"] for r in receivers) // work.recipients
+    seconds = (max(r["ended"] for r in receivers) - min(s["began"] for s in senders)) / 1e9
+    sending = (max(s["ended"] for s in senders) - min(s["began"] for s in senders)) / 1e9
+    million = messages / 1e6
+    took = sorted(t for r in receivers for t in r["took_ms"])
+    p50, p99 = (round(took[int((len(took) - 1) * part)], 3) if took else None for part in (0.5, 0.99))
+    return Result(
+        work, messages, round(seconds, 4), round(messages / seconds, 1), round(messages / sending, 1),
+        round(messages * work.size / seconds / 1e6, 3),
+        {"p50": p50, "p99": p99},
+        round(after[1] / 1e6, 1) if after else None,
+        {
+            "sender": round(sum(s["cpu_s"] for s in senders) / million, 3),
+            "hq": round((after[0] - before[0]) / million, 3) if before and after else None,
+            "receiver": round(sum(r["cpu_s"] for r in receivers) / million, 3),
+        },
+    )  # fmt: skip
+
+
+class Progress:
+    """A line on the terminal that says how far it is; silent elsewhere."""
+
+    def __init__(self, work: Work) -> None:
+        self._title, self._total = work.title, work.count * work.recipients
+        self._shown = sys.stderr.isatty()
+        self._at = 0.0
+
+    def say(self, text: str) -> None:
+        if self._shown:
+            print(f"\r\x1b[K{self._title}: {text}", end="", file=sys.stderr, flush=True)
+
+    def count(self, received: int) -> None:
+        if self._shown and time.monotonic() - self._at > 0.1:
+            self._at = time.monotonic()
+            full = 24 * received // max(1, self._total)
+            self.say(f"[{'#' * full}{'.' * (24 - full)}] {received:,} of {self._total:,}")
+
+    def end(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

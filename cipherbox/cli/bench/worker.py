@@ -1,0 +1,203 @@
+"""What a measured process does: it gets its task as one line of JSON, says that it is ready, waits for the word, works,
+and says in one line of JSON when it began, when it ended, and what CPU time that took.
+
+A message begins with the time it was published, in nanoseconds of the machine's monotonic clock, which all its
+processes share; that is how the receiver knows how long it was under way.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import trio
+
+from cipherbox.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+STAMP = 20  # digits of a time
+_RESTAMP = 64  # messages that share one stamp when they are sent as fast as it goes
+_TELL_S = 0.2
+_MARK = b'"content":"'
+SAMPLES = 20_000
+
+
+async def work(home: Path | None) -> int:
+    """Reads the task from standard input and does it."""
+    from cipherbox.client.api import open_client
+
+    task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
+    async with open_client(home) as client:
+        await {"send": _send, "send-presealed": _send_presealed, "receive": _receive, "take": _take}[task["do"]](
+            client, task
+        )
+    return Exit.OK
+
+
+def _say(**values: object) -> None:
+    print(orjson.dumps(values).decode(), flush=True)
+
+
+async def _measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
+    _say(ready=True)
+    await trio.to_thread.run_sync(sys.stdin.buffer.readline)
+    cpu, began = time.process_time(), time.monotonic_ns()
+    await body()
+    return {"began": began, "ended": time.monotonic_ns(), "cpu_s": time.process_time() - cpu}
+
+
+# -- senders ------------------------------------------------------------------------------------------------------
+
+
+async def _send(client: Client, task: dict[str, Any]) -> None:
+    from cipherbox.cli.send import WRAPS
+
+    groups, size, batch = task["groups"], task["size"], task["batch"] or None
+    stanza = WRAPS[task["wrap"]] if task["wrap"] else None
+
+    async def one_group(to: list[str], count: int) -> None:
+        async with client.publisher(to=to, batch=batch, stanza=stanza) as publisher:
+            if task["rate"]:
+                begin = trio.current_time()
+                offset = time.monotonic_ns() - int(begin * 1e9)
+                for number in range(count):
+                    at = begin + number / task["rate"]
+                    await trio.sleep_until(at)
+                    await publisher.send(_message(int(at * 1e9) + offset, size))
+                return
+            put = publisher.put
+            for number in range(count):
+                if number % _RESTAMP == 0:
+                    message = _message(time.monotonic_ns(), size)
+                if not put(message):
+                    await publisher.room()
+
+    async def all_groups() -> None:
+        async with trio.open_nursery() as nursery:
+            for group, count in zip(groups, _shares(task["messages"], len(groups)), strict=True):
+                nursery.start_soon(one_group, group, count)
+
+    for group in groups:
+        await client.bundles(group)
+    _say(**await _measured(all_groups))
+
+
+async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
+    from cipherbox.client.window import Outgoing
+    from cipherbox.envelope.ids import EnvelopeIds
+    from cipherbox.sealing.body import TEXT, pack_contents
+    from cipherbox.sealing.seal import seal
+
+    window, identity = client.line.window, client.home.identity
+    assert identity is not None
+    now = int(time.time() * 1000)
+    ids = EnvelopeIds(lambda: now)
+    bundles = [await client.bundles(group) for group in task["groups"]]
+    settled = 0
+    moved = trio.Event()
+
+    def done(item: Outgoing) -> None:
+        nonlocal settled, moved
+        if item.error is not None:
+            raise item.error
+        settled += 1
+        if not window.full:
+            moved.set()
+
+    def sealed(number: int) -> Outgoing:
+        raw = seal(
+            identity, bundles[number % len(bundles)], plain, count, envelope_id=ids.next(), sealed_at=now
+        )  # fmt: skip
+        return Outgoing(raw.raw, raw.envelope_id, raw.count, done)
+
+    count = task["batch"] or 1
+    plain = pack_contents([_message(0, task["size"]).encode()] * count, TEXT)
+    items = []
+    for number in range(-(-task["messages"] // count)):
+        items.append(sealed(number))
+        if number % 1000 == 0:
+            _say(sealed=number * count)
+            await trio.lowlevel.checkpoint()
+
+    async def body() -> None:
+        nonlocal moved
+        total = len(items)
+        items.reverse()
+        while settled < total:
+            while items and not window.full:
+                window.add(items.pop())
+            moved = trio.Event()
+            if settled < total:
+                await moved.wait()
+
+    def room_came() -> None:
+        moved.set()
+
+    window.room_listeners.append(room_came)
+    _say(**await _measured(body))
+
+
+def _message(stamp: int, size: int) -> str:
+    return f"{stamp:020d}".ljust(size, "x")[:size]
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+# -- receivers ----------------------------------------------------------------------------------------------------
+
+
+async def _receive(client: Client, task: dict[str, Any]) -> None:
+    from cipherbox.client.inbox.receiver import Receiver
+
+    took: list[float] = []
+    told = 0.0
+    stamped, every = task["size"] >= STAMP, bool(task["rate"])
+
+    def lines_came(lines: list[bytes]) -> None:
+        nonlocal told
+        now = time.monotonic_ns()
+        if stamped and len(took) < SAMPLES:
+            for line in b"".join(lines).splitlines() if every else lines[-1:]:
+                at = line.rindex(_MARK) + len(_MARK)
+                took.append((now - int(line[at : at + STAMP])) / 1e6)
+        if now - told > _TELL_S * 1e9:
+            told = now
+            _say(received=receiver.received)
+
+    if task["wrap"] == "ratchet":
+        await client.offer_prekeys()
+    receiver = Receiver(client, on_lines=lines_came)
+
+    async def body() -> None:
+        await receiver.run([client.mailbox], count=task["messages"])
+
+    result = await _measured(body)
+    _say(**result, took_ms=took, received=receiver.received)
+
+
+async def _take(client: Client, task: dict[str, Any]) -> None:
+    """Acknowledges what comes, unopened: what HQ alone can do."""
+    took = 0
+    told = 0.0
+
+    async def body() -> None:
+        nonlocal took, told
+        async with client.consume_unopened() as consumer, trio.open_nursery() as acks:
+            while took < task["messages"]:
+                batch = await consumer.batch()
+                took += len(batch) * (task["batch"] or 1)
+                acks.start_soon(client.ack, batch)
+                if time.monotonic() - told > _TELL_S:
+                    told = time.monotonic()
+                    _say(received=took)
+
+    result = await _measured(body)
+    _say(**result, took_ms=[], received=took)

@@ -1,0 +1,1 @@
+"""`ca`: HQ's certificates and keys."""

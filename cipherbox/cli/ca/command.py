@@ -1,0 +1,179 @@
+"""`ca`: what HQ's certificates are, and what is carried to a CA that is elsewhere, and back.  See also `ca_keys`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cipherbox.cli.ca import keys as ca_keys
+from cipherbox.cli.options import home_of, json_option, with_admin
+
+READABLE = click.Path(path_type=Path, exists=True, dir_okay=False)
+ANYTHING = click.Path(path_type=Path)
+HQ_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+_HELP = ("-h", "--help")
+_OTHERS = 12  # rows of clients that are named one by one
+
+
+class Ca(click.Group):
+    """`ca` alone shows, as if `show` had been said."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not {*args} & {*self.commands, *_HELP}:
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or (self.commands["show"] if cmd_name.startswith("-") else None)
+
+
+@click.group(cls=Ca)
+def ca() -> None:
+    """Show HQ's certificates; renew them, take keys off this machine, carry requests to a CA that is elsewhere.
+
+    `ca` alone shows. What HQ does by itself is in the manual page `pki`; the rest is done with the commands below.
+    """
+
+
+@ca.command("show")
+@json_option
+@click.pass_context
+def ca_show(ctx: click.Context, as_json: bool) -> None:
+    """Show every certificate and list of HQ, where its private key is, when it ends, and what waits (admin)."""
+    from cipherbox.cli.output import next_step, print_json, record, safe, say, time_text, warn
+
+    rows: list[dict[str, Any]] = with_admin(ctx, lambda client: client.list("certificates"))
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        shown = {k: v for k, v in row.items() if k not in ("name", "ending", "waiting", "days")}
+        if "ends_at" in row:
+            shown["days_left"] = f"{row['days']:.0f}"
+        say(_TITLES.get(row["name"], safe(row["name"])))
+        record({f"  {key}": value for key, value in shown.items()})
+        for one in row.get("ending", [])[:_OTHERS]:
+            warn(f"  {safe(one['client'])} ends on {time_text(one['ends_at'])}, in {one['days']:.0f} days")
+        for one in row.get("waiting", [])[:_OTHERS]:
+            say(f"  {safe(one['client'])}: {safe(one['state'])}, number {safe(one['number'])}")
+        say()
+    if any(row["name"] == "requests" and row["count"] for row in rows):
+        next_step("let go what waits for you: cipherbox approve; what waits for the CA: cipherbox ca export FILE")
+
+
+_TITLES = {
+    "root": "Root CA", "CA between": "CA between", "issuing": "Issuing CA", "server": "HQ",
+    "revocations": "Revocation list that clients get", "list": "Revocation list from a file",
+    "clients": "Certificates of clients", "requests": "Requests that wait",
+}  # fmt: skip
+
+
+@ca.command("export")
+@click.argument("file", type=ANYTHING)
+@click.option("--pem", is_flag=True, help="Make FILE a directory with a PKCS#10 request each, for other tools.")
+@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory: its own request, when HQ does not run.")
+@click.pass_context
+def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> None:
+    """Write the signing requests that wait at HQ to FILE."""
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.portable import write_atomic
+
+    if hq is not None:
+        from cipherbox.config import load_server_config
+        from cipherbox.server.organization import own_request
+
+        document = own_request(load_server_config(hq))
+    else:
+        document = with_admin(ctx, lambda client: client.export_requests())
+    if pem:
+        _write_pem(file, document)
+        next_step("let the CA sign them (cipherbox manual pki), then: cipherbox ca import FILE.pem ...")
+        return
+    write_atomic(file, document)
+    say(f"The waiting requests are in {file}.")
+    next_step(f"carry it to the CA's machine and there: cipherbox ca sign {file.name} signed.json --ca DIRECTORY")
+
+
+def _write_pem(directory: Path, document: bytes) -> None:
+    from cipherbox.cli.output import say
+    from cipherbox.pki import csr_pem
+    from cipherbox.portable import write_atomic
+    from cipherbox.server.offline import read_requests
+
+    directory.mkdir(exist_ok=True)
+    for request in read_requests(document):
+        path = directory / f"{request.client_id}{'-server' if request.hq else ''}-{request.number.replace(' ', '')}.csr"
+        write_atomic(path, csr_pem(request.csr))
+        what = "a server's certificate" if request.hq else "a client's certificate"
+        say(f"{path}: {what}, common name {request.hq or request.client_id}, number {request.number}")
+
+
+@ca.command("sign")
+@click.argument("requests", type=READABLE)
+@click.argument("signed", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--ca",
+    "directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="The directory with the CA: of `init --offline-ca`, or `ca take-off --all`.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def ca_sign(ctx: click.Context, requests: Path, signed: Path, directory: Path, yes: bool) -> None:
+    """Sign REQUESTS with the CA in its directory; write certificates and revocation list to SIGNED."""
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.portable import write_atomic
+    from cipherbox.server.offline import read_requests, sign_offline
+
+    document = requests.read_bytes()
+    for request in read_requests(document):
+        say(f"{request.client_id}: number {request.number}{' (HQ itself)' if request.hq else ''}")
+    if not yes:
+        click.confirm("Do the numbers agree with what these clients see?", abort=True, err=True)
+    write_atomic(signed, sign_offline(ca_keys.vault_at(ctx, directory), document))
+    say(f"Signed: {signed}")
+    next_step(f"carry it to HQ's admin and there: cipherbox ca import {signed.name}")
+
+
+@ca.command("import")
+@click.argument("files", type=READABLE, nargs=-1, required=True, metavar="FILE...")
+@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory: certificates of HQ itself, when it does not run.")
+@click.pass_context
+def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> None:
+    """Hand FILE, which a CA signed, to HQ: the offline CA's answer, or certificates and revocation lists in PEM.
+
+    With --hq after `init --org-ca` it finishes HQ; the first admin's certificate goes into --home.
+    """
+    from cipherbox.cli.output import next_step, say
+
+    parts = [file.read_bytes() for file in files]
+    if len(parts) > 1 and not all(b"-----BEGIN" in part for part in parts):
+        raise click.UsageError("Several files at once are in PEM; an offline CA's answer comes alone.")
+    document = b"\n".join(parts)
+    if hq is None:
+        count = with_admin(ctx, lambda client: client.import_certificates(document))
+        say(f"HQ took {count} of them; clients that wait get theirs now." if count else "HQ had all of it already.")
+        return
+    from cipherbox.config import load_server_config
+    from cipherbox.server import organization
+    from cipherbox.server.material import is_waiting
+
+    config = load_server_config(hq)
+    if is_waiting(config):
+        organization.finish(config, home_of(ctx), document)
+        say(f"HQ {config.server.name!r} is ready in {config.directory}. Admin's certificate in {home_of(ctx)}.")
+        next_step(f"start HQ: cipherbox serve {hq}")
+        return
+    organization.put_by_hand(config, document)
+    say(f"The certificate is in {config.directory}.")
+    if organization.runs(config):
+        next_step("make HQ notice: cipherbox reload, or where it lets nobody in: systemctl reload cipherbox (SIGHUP)")
+    else:
+        next_step(f"start HQ: cipherbox serve {hq}")
+
+
+for command in (ca_keys.take_off, ca_keys.bring_back, ca_keys.renew):
+    ca.add_command(command)

@@ -1,0 +1,175 @@
+"""`ca take-off`, `ca bring-back`, `ca renew`: the CA's private keys, on HQ's machine and off it.
+
+These work on HQ's directory, as the user HQ runs as; HQ may run meanwhile.  The keys in the other directory are under
+`ca.key`, which may be under a password: typed, or in the file --password-file names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.options import yes_option
+
+if TYPE_CHECKING:
+    from cipherbox.server.offline import Vault
+
+HQ_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+_SIZE = 32
+
+
+def vault_at(ctx: click.Context, directory: Path) -> Vault:
+    """A CA's directory, opened; a password is asked for where it needs one."""
+    from cipherbox.portable import read_private
+    from cipherbox.server.offline import CA_KEY, Vault
+
+    return Vault(directory, _open(ctx, directory, read_private(directory / CA_KEY)))
+
+
+def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | None = None) -> bytes:
+    """The 32 bytes that a `ca.key` stands for."""
+    from cipherbox.cli.password import ask, named_password
+    from cipherbox.client.keys.local import password_bytes
+    from cipherbox.errors import ConfigError, CredentialsError, PasswordNeeded
+    from cipherbox.sealing import keyfile
+
+    if len(data) == _SIZE:
+        return data
+    path = directory / "ca.key"
+    if not keyfile.is_key_file(data):
+        raise ConfigError(f"{path} is no key: it has {len(data)} bytes; take your second copy of this directory")
+    given = password or named_password(ctx)
+    if given is None:
+        nobody = PasswordNeeded(f"{path} is under a password, and none was given")
+        given = password_bytes(ask(f"Password of the CA in {directory}", nobody))
+    try:
+        key = keyfile.decrypt(data, password=given)
+    except CredentialsError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if len(key) != _SIZE:
+        raise ConfigError(f"{path} holds something else than a CA's key")
+    return key
+
+
+@click.command("take-off")
+@click.argument("hq", type=HQ_DIRECTORY)
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--all", "whole", is_flag=True, help="The issuing CA's key too: HQ's CA is offline from then on.")
+@click.option("--password", "protect", is_flag=True, help="Put the copy under a password: asked for twice.")
+@yes_option
+@click.pass_context
+def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect: bool, yes: bool) -> None:
+    """Move the root's private key from HQ's data directory HQ to DIRECTORY, for example on a USB stick.
+
+    It is removed here only when the copy is written, synced, read back and signs. HQ does without it until the issuing
+    CA is renewed. With --all certificates are then signed where DIRECTORY is: cipherbox ca export, sign, import.
+    """
+    from cipherbox.cli.options import sure
+    from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.cli.password import named_password, new_password
+    from cipherbox.config import load_server_config
+    from cipherbox.portable import read_private
+    from cipherbox.sealing import keyfile
+    from cipherbox.server import authority
+
+    config = load_server_config(hq)
+    directory, password = directory.absolute(), named_password(ctx)
+    if directory.is_relative_to(config.directory):
+        raise click.UsageError(f"{directory} is in HQ's own directory: choose one that can be carried away.")
+    what = "The CA's private keys go" if whole else "The root's private key goes"
+    sure(f"{what} to {directory} and from this machine. Go on?", yes)
+    if (directory / "ca.key").exists():
+        key_file = read_private(directory / "ca.key")
+        if protect and len(key_file) == _SIZE:
+            raise click.UsageError(f"{directory} holds a CA's key without a password; choose another directory.")
+    else:
+        if protect and password is None:
+            password = new_password("cipherbox --password-file FILE ca take-off")
+        key = os.urandom(_SIZE)
+        key_file = keyfile.encrypt(key, password=password) if password is not None else key
+    opened = _open(ctx, directory, key_file, password)
+    keys = {key_file: opened}
+
+    def open_key(data: bytes) -> bytes:
+        return keys[data] if data in keys else _open(ctx, directory, data, password)
+
+    gone = authority.take_off(config, directory, key_file, open_key, whole=whole)
+    for path in gone:
+        say(f"{path}: its copy in {directory} was read back and signs; it is removed here.")
+    warn(f"Keep {directory} safe, and a second copy of it elsewhere: nothing can replace it.")
+    if len(key_file) == _SIZE:
+        warn("Its keys are under no password: who has the directory has the CA.")
+    if whole:
+        next_step(
+            "make HQ notice: cipherbox reload", "a revocation list for the time to come, within 3 days: "
+            f"cipherbox ca export requests.json; cipherbox ca sign requests.json signed.json --ca {directory}; "
+            "cipherbox ca import signed.json",
+        )  # fmt: skip
+
+
+@click.command("bring-back")
+@click.argument("hq", type=HQ_DIRECTORY)
+@click.argument("directory", type=HQ_DIRECTORY)
+@click.option("--all", "whole", is_flag=True, help="The issuing CA's key too: HQ signs by itself from then on.")
+@click.pass_context
+def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> None:
+    """Copy the root's private key from DIRECTORY back into HQ's data directory HQ.
+
+    To renew the issuing CA this is not needed: cipherbox ca renew HQ --root DIRECTORY
+    """
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.config import load_server_config
+    from cipherbox.server import authority
+
+    config = load_server_config(hq)
+    for path in authority.bring_back(config, vault_at(ctx, directory.absolute()), whole=whole):
+        say(f"{path} is here again; what is in {directory} stays there.")
+    if whole:
+        next_step("make HQ notice: cipherbox reload")
+
+
+@click.command("renew")
+@click.argument("directory", type=HQ_DIRECTORY)
+@click.option("--root", type=HQ_DIRECTORY, help="Where the root's key is, if it was taken off.")
+@click.pass_context
+def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
+    """Renew the issuing CA for ten years. DIRECTORY is HQ's data directory, or that of an offline CA.
+
+    Its name and key stay, so everything it signed stays good and nobody notices. HQ's own certificate renews by itself.
+    """
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.config import load_server_config
+    from cipherbox.server import authority
+    from cipherbox.server.offline import CA_KEY
+
+    if (directory / CA_KEY).exists():
+        if root is not None:
+            raise click.UsageError("An offline CA has its root's key with it: leave --root out.")
+        renewed = vault_at(ctx, directory.absolute()).renew_issuing()
+        step = "HQ gets it with the next answer: cipherbox ca export, ca sign, ca import"
+    else:
+        config = load_server_config(directory)
+        if config.ca.organization:
+            _ask_organization(directory)
+            return
+        renewed = authority.renew(config, vault_at(ctx, root.absolute()) if root is not None else None)
+        step = "make HQ notice: cipherbox reload"
+    say(f"The issuing CA is renewed until {renewed.not_valid_after_utc:%Y-%m-%d}.")
+    next_step(step)
+
+
+def _ask_organization(directory: Path) -> None:
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.config import load_server_config
+    from cipherbox.errors import ConfigError
+    from cipherbox.server.authority import ask_organization
+
+    config = load_server_config(directory)
+    if config.ca.offline:
+        raise ConfigError("the issuing CA is the organization's: it renews it with its own tools, with the same key; "
+                          "then: cipherbox ca import CHAIN.pem")  # fmt: skip
+    say(f"The request is in {ask_organization(config)}: let the organization sign it.")
+    next_step("then, with the new certificate and those up to the root: cipherbox ca import CHAIN.pem")

@@ -1,0 +1,1 @@
+"""`demo`: the labs scenario with real processes."""

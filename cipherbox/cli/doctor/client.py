@@ -1,0 +1,158 @@
+"""`doctor` on a client's machine: its files, its clock, its certificate, and the way to HQ step by step."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.doctor.findings import (
+    BAD,
+    GOOD,
+    WARN,
+    Check,
+    Finding,
+    clock,
+    closed,
+    collect,
+    disk,
+    ends,
+    file_rights,
+    finding,
+)
+from cipherbox.errors import CipherBoxError, ConfigError, NetworkError, PasswordError, StoreError
+
+if TYPE_CHECKING:
+    from cipherbox.client.home import Home
+    from cipherbox.config import ClientConfig
+
+_ANSWER_S = 10.0
+_SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in the future
+_JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
+
+
+def look(ctx: click.Context, home: Path) -> list[Finding]:
+    """All findings about the client in ``home``."""
+    from cipherbox.config import CLIENT_FILE, load_client_config
+
+    begun = collect([("clock", clock)])
+    if closed(home):
+        return [*begun, *collect([("rights", lambda: file_rights(home, []))])]
+    try:
+        config = load_client_config(home)
+    except ConfigError as error:
+        todo = "mend the file; cipherbox manual configuration has every setting"
+        todo = todo if (home / CLIENT_FILE).exists() else _JOIN
+        return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
+    begun.append(Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})"))
+    files = collect([("files", lambda: _files(config))])
+    checks: list[tuple[str, Check]] = [
+        ("certificates", lambda: _certificates(config)),
+        ("disk", lambda: disk([config.home])),
+        ("network", lambda: _addresses(config)),
+    ]
+    if not any(f.level == BAD and f.about == "rights" for f in files):  # else it could only say the same again
+        checks.append(("network", lambda: _hq(ctx, config)))
+    return [*begun, *files, *collect(checks)]
+
+
+def _files(config: ClientConfig) -> Iterator[Finding]:
+    names = ["local.key", "client.key", *(["keys.cbk"] if config.role != "admin" else [])]
+    yield from file_rights(config.home, [config.home / name for name in names])
+
+
+def _certificates(config: ClientConfig) -> Iterator[Finding]:
+    from cipherbox import pki
+
+    for name, file in (("this client's", "client.crt"), ("the root", "ca.crt")):
+        path = config.home / file
+        if not path.exists():
+            yield Finding(BAD, "files", f"{path} is missing", _JOIN)
+            continue
+        found = pki.load_pem(path.read_bytes(), str(path))[0]
+        yield ends("certificates", f"{name} certificate", found.not_valid_after_utc, found.not_valid_before_utc, _JOIN)
+
+
+def _addresses(config: ClientConfig) -> Iterator[Finding]:
+    """Name and port of each address, without TLS, so that a firewall and a wrong name look different."""
+    from cipherbox.transport import parse_address
+
+    for address in (part.strip() for part in config.address.split(",")):
+        host, port, _ = parse_address(address)
+        try:
+            places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            yield Finding(BAD, "network", f"the name {host} is not known here: {error.strerror or error}",
+                          "is the address in client.toml right, does this machine's DNS work?")  # fmt: skip
+            continue
+        began = time.monotonic()
+        try:
+            socket.create_connection((host, port), _ANSWER_S).close()
+        except OSError as error:
+            yield Finding(BAD, "network", f"{address} ({places[0][4][0]}) does not answer: {error.strerror or error}",
+                          "is HQ running, does a firewall stand between? A WebSocket address may pass it")  # fmt: skip
+        else:
+            took = (time.monotonic() - began) * 1000
+            yield Finding(GOOD, "network", f"{address} ({places[0][4][0]}) takes connections, in {took:.0f} ms")
+
+
+def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
+    """With this client's certificate as far as HQ lets it: TLS, WELCOME, the clocks compared, a PING."""
+    import trio
+
+    from cipherbox.cli.password import load_here
+
+    try:
+        home = load_here(ctx)
+    except PasswordError as error:
+        yield Finding(WARN, "keys", f"{error}; HQ was not tried with this client's certificate",
+                      "run it on a terminal, or with --password-file")  # fmt: skip
+        return
+    except CipherBoxError as error:
+        yield Finding(BAD, "keys", str(error), "restore the home from its backup, or join again")
+        return
+    yield Finding(GOOD, "keys", "the keys open, and belong to the certificate")
+    try:
+        yield from trio.run(_meet, home)
+    except (CipherBoxError, BaseExceptionGroup) as group:
+        from cipherbox.cli.exits import advice
+        from cipherbox.cli.main import leaf
+
+        one = leaf(group)
+        if not isinstance(one, CipherBoxError):
+            raise
+        kinds = {NetworkError: "network", StoreError: "files"}
+        about = next((name for kind, name in kinds.items() if isinstance(one, kind)), "certificates")
+        yield finding(about, str(one), advice(one) or "mend what it names, then run this again")
+
+
+async def _meet(home: Home) -> list[Finding]:
+    import trio
+
+    from cipherbox.client.api import open_client
+
+    async with open_client(home, tries=1, timeout_s=_ANSWER_S) as client:
+        began = trio.current_time()
+        await client.ping()
+        took = (trio.current_time() - began) * 1000
+        assert client.hq is not None
+        text = f"HQ ({client.hq.software}) knows {client.client_id}; a PING takes {took:.0f} ms"
+        found = [Finding(GOOD, "network", text)]
+        skew_s = client.hq.server_time / 1000 - time.time()
+        if abs(skew_s) > _SKEW_S:
+            way = "behind" if skew_s > 0 else "ahead"
+            level = BAD if abs(skew_s) > _SKEW_BAD_S else WARN
+            found.append(Finding(level, "clock", f"this clock is {abs(skew_s):.0f} s {way} of HQ's",
+                                 "set the clock: timedatectl set-ntp true"))  # fmt: skip
+        else:
+            found.append(Finding(GOOD, "clock", f"within {abs(skew_s):.0f} s of HQ's"))
+        if client.post is not None:
+            rows = await client.list("queues", client.mailbox)
+            waiting = sum(int(row["waiting"]) for row in rows)
+            if waiting:
+                found.append(Finding(GOOD, "mailbox", f"{waiting} envelopes wait at HQ; take them: cipherbox receive"))
+        return found

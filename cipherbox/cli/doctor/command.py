@@ -1,0 +1,49 @@
+"""`doctor`: looks for what is wrong on this machine, and says what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import HQ_DIRECTORY, home_of, json_option
+
+_MARKS = {"good": "ok", "warning": "!!", "wrong": "XX"}
+
+
+@click.command()
+@click.argument("directory", type=HQ_DIRECTORY, required=False)
+@click.option("--all", "everything", is_flag=True, help="Show also what is in order.")
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, directory: Path | None, everything: bool, as_json: bool) -> int:
+    """Look for what is wrong and say what to do: at HQ in DIRECTORY, or at this client (--home).
+
+    Looks at settings, files, rights, keys, certificates, clock, disk, ports, the store and the way to HQ.  Changes
+    nothing, and works while HQ runs.  Ends with 5 when something is wrong, with 0 when there are warnings at most.
+    """
+    from cipherbox.cli.doctor.findings import BAD, GOOD
+    from cipherbox.cli.output import as_called, print_json, safe, say
+
+    if directory is not None:
+        from cipherbox.cli.doctor.hq import look
+
+        found = look(directory)
+    else:
+        from cipherbox.cli.doctor import client as doctor_client
+
+        found = doctor_client.look(ctx, home_of(ctx))
+    wrong = sum(f.level == BAD for f in found)
+    if as_json:
+        print_json([f._asdict() for f in found])
+        return Exit.CONFIG if wrong else Exit.OK
+    for finding in found:
+        if everything or finding.level != GOOD:
+            say(f"{_MARKS[finding.level]}  {finding.about + ':':<14}{safe(finding.text)}")
+            if finding.todo:
+                say(f"    {'':<14}-> {safe(as_called(finding.todo))}")
+    warnings = sum(f.level == "warning" for f in found)
+    good = len(found) - wrong - warnings
+    say(f"{good} good, {warnings} to look at, {wrong} wrong.")
+    return Exit.CONFIG if wrong else Exit.OK

@@ -1,0 +1,239 @@
+"""`doctor` on HQ's machine: looks at everything `serve` needs and changes nothing; HQ may be running."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cipherbox.cli.doctor.findings import (
+    BAD,
+    BUILT,
+    GOOD,
+    SOON_DAYS,
+    WARN,
+    Check,
+    Finding,
+    clock,
+    closed,
+    collect,
+    disk,
+    ends,
+    file_rights,
+    finding,
+)
+from cipherbox.errors import Busy, CipherBoxError, ConfigError
+
+if TYPE_CHECKING:
+    from cipherbox.config import ServerConfig
+
+_ANSWER_S = 5.0
+CA_SOON_DAYS = 365  # a root key has to come out of a safe
+_SPARE_FILES = 256  # beside one for each connection
+
+
+def look(directory: Path) -> list[Finding]:
+    """All findings about the HQ in ``directory``."""
+    from cipherbox.config import load_server_config
+    from cipherbox.portable import is_locked
+    from cipherbox.server.check import LOCK
+
+    begun = collect([("clock", clock)])
+    if closed(directory):
+        return [*begun, *collect([("rights", lambda: file_rights(directory, []))])]
+    try:
+        config = load_server_config(directory)
+    except ConfigError as error:
+        todo = "mend the file; cipherbox manual configuration has every setting"
+        return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
+    begun.append(Finding(GOOD, "settings", f"{config.file} is in order"))
+    files = collect([("files", lambda: _files(config))])
+    running = is_locked(config.directory / LOCK)
+    secrets: list[tuple[str, Check]] = [
+        ("keys", lambda: _keys(config)),
+        ("certificates", lambda: _certificates(config)),
+        ("store", lambda: _store(config, running=running)),
+    ]
+    if any(f.level == BAD and f.about == "rights" for f in files):  # each would say the same again
+        secrets = [("rights", _not_looked)]
+    checks: list[tuple[str, Check]] = [
+        ("disk", lambda: disk([config.database.path.parent, config.logging.directory or config.directory])),
+        *secrets,
+        ("ports", lambda: _ports(config, running=running)),
+        ("network", lambda: _path(config, running=running)),
+        ("limits", lambda: _limits(config)),
+    ]
+    return [*begun, *files, *collect(checks)]
+
+
+def _not_looked() -> Iterator[Finding]:
+    text = "keys, certificates and the store were not looked at, for want of rights"
+    yield Finding(WARN, "rights", text, "mend the rights, then run this again")
+
+
+def _files(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.config import is_credential
+    from cipherbox.server.check import places
+
+    named = [config.encryption.service_key_file, config.encryption.database_key_file, config.tls.key]
+    if not config.ca.offline:
+        named.append(config.ca.issuing_key)
+    found = list(file_rights(config.directory, [path for path in named if not is_credential(path)]))
+    yield from found
+    if any(f.level == BAD and f.about == "rights" for f in found):
+        return
+    for why in filter(None, places(config)):
+        yield finding("rights", why)
+
+
+def _keys(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.server.check import keys
+
+    wrong = list(keys(config))
+    for text in wrong:
+        yield Finding(BAD, "keys", text, "restore the file from the backup, or give this command the credentials")
+    if not wrong:
+        yield Finding(GOOD, "keys", "the secret keys can be read")
+
+
+def _certificates(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.server.check import certificates
+    from cipherbox.server.lists import read_lists
+    from cipherbox.server.material import certificates_in, check_answered, load_certificate, read_material
+
+    check_answered(config)
+    server = "HQ renews it when it starts, and while it runs; its log says why not"
+    if config.ca.offline:
+        server = f"carry its request to the CA: cipherbox ca export FILE --hq {config.directory}"
+    issuing = "renew it with the root's key: cipherbox ca renew"
+    if config.ca.organization:
+        issuing = "have the organization renew it: cipherbox manual pki"
+    named = [("the server certificate", load_certificate(config.tls.certificate), server, SOON_DAYS)]
+    named += [("a CA's certificate", c, issuing, CA_SOON_DAYS) for c in certificates_in(config.tls.issuing)]
+    todo = "every client must join an HQ with a new root before: cipherbox manual pki"
+    named.append(("the root certificate", load_certificate(config.tls.root), todo, CA_SOON_DAYS))
+    for what, one, advice, soon in named:
+        yield ends("certificates", what, one.not_valid_after_utc, one.not_valid_before_utc, advice, soon)
+    wrong = [text for text in certificates(config) if "ended on" not in text]
+    for text in wrong:
+        yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+    for listed in read_lists(config, read_material(config, settle=False)).values() if not wrong else ():
+        end = listed.says.next_update
+        yield ends("lists", f"the revocation list {listed.file}", end, min(end, BUILT), "put a newer one there", 3)
+
+
+def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    if config.database.kind == "postgresql":
+        yield from _postgresql(config, running=running)
+        return
+    from cipherbox.store.sqlite.look import look_at
+
+    try:
+        found = look_at(config.database.path)
+    except Busy as error:
+        yield Finding(BAD, "store", str(error), "make room if the disk is full; else see the system's log: dmesg")
+        return
+    yield Finding(GOOD, "store", f"{config.database.path}: schema {found.schema}, {found.size / 1e6:.1f} MB")
+    if found.problem:
+        yield Finding(BAD, "store", found.problem, "stop HQ and restore the newest backup; keep the damaged file")
+    if found.newest_at > time.time_ns() // 1_000_000 + 60_000:
+        ahead = found.newest_at / 1000 - time.time()
+        yield Finding(BAD, "clock", f"the newest entry of HQ's log is {ahead / 3600:.1f} hours in the future: "
+                      "this clock was set back", "set the clock: timedatectl set-ntp true")  # fmt: skip
+
+
+def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    from cipherbox.server.storing import target_of
+    from cipherbox.store.postgres import schema
+    from cipherbox.store.postgres.look import look_at
+
+    todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual howto-hq"
+    try:
+        found = look_at(target_of(config.database))
+    except CipherBoxError as error:
+        yield Finding(BAD, "store", str(error), todo)
+        return
+    yield Finding(GOOD, "store", f"PostgreSQL at {found.where}: version {found.version}, answers in {found.ms:.0f} ms")
+    newest = len(schema.scripts())
+    if found.schema is not None and found.schema > newest:
+        text = f"the database is of a newer program (version {found.schema}; this one knows {newest})"
+        yield Finding(BAD, "store", text, "install the newer cipherbox.pyz that wrote it")
+    elif found.schema is not None and found.schema < newest:
+        text = f"the database is of version {found.schema}, this program needs {newest}: HQ does not start on it"
+        yield Finding(BAD, "store", text, f"once no HQ runs at it: cipherbox store upgrade {config.directory}")
+    if found.schema is None:
+        yield Finding(BAD, "store", f"schema {config.database.schema} holds no HQ", "is database.schema right?")
+    elif found.holder and not running:
+        text = f"another HQ writes this database: {found.holder}"
+        yield Finding(WARN, "store", text, "this one would be its standby")
+    if abs(found.clock_s) > 5:
+        yield Finding(WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP")
+
+
+def _ports(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    from cipherbox.server.ports import wanted
+
+    for setting, host, port in wanted(config):
+        yield _answers(setting, host, port) if running else _free(setting, host, port)
+
+
+def _answers(setting: str, host: str, port: int) -> Finding:
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    try:
+        socket.create_connection((target, port), _ANSWER_S).close()
+    except OSError as error:
+        text = f"{setting}: HQ runs, and {target}:{port} does not answer: {error.strerror or error}"
+        todo = "were settings changed since its start? cipherbox drain, then start it again"
+        return Finding(BAD, "ports", text, todo)
+    return Finding(GOOD, "ports", f"{setting}: HQ listens on {host}:{port}")
+
+
+def _free(setting: str, host: str, port: int) -> Finding:
+    from cipherbox.server.ports import taken
+
+    if why := taken(host, port):
+        return finding("ports", f"{setting}: {why}", "set another address or port")
+    return Finding(GOOD, "ports", f"{setting}: {host}:{port} is free for HQ, which is not running")
+
+
+def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
+    """The way clients take, as far as it can be seen from here."""
+    import trio
+
+    from cipherbox.server.material import load_certificate
+    from cipherbox.tls import client_context
+    from cipherbox.transport import connect
+
+    if not running:
+        yield Finding(WARN, "network", "HQ is not running here, so the way to it was not tried",
+                      f"start it: cipherbox serve {config.directory}")  # fmt: skip
+        return
+    root = load_certificate(config.tls.root)
+
+    async def reach(address: str) -> None:
+        async with trio.open_nursery() as nursery:
+            stream = await connect(address, client_context(root), nursery, timeout_s=_ANSWER_S)
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+
+    for address in filter(None, (part.strip() for part in config.server.address.split(","))):
+        try:
+            trio.run(reach, address)
+        except (CipherBoxError, BaseExceptionGroup) as error:
+            from cipherbox.cli.main import leaf
+
+            yield Finding(WARN, "network", f"{address}, where clients look for HQ: {leaf(error)}",
+                          "from inside this may be normal; try cipherbox doctor on a client's machine")  # fmt: skip
+        else:
+            yield Finding(GOOD, "network", f"HQ answers at {address}, with its own certificate")
+
+
+def _limits(config: ServerConfig) -> Iterator[Finding]:
+    from cipherbox.portable import open_files
+
+    found, wanted = open_files(), config.limits.connections + _SPARE_FILES
+    if found and found[1] < wanted:
+        yield Finding(WARN, "limits", f"a process of this user may open {found[1]} files; HQ may need {wanted}",
+                      "the service's unit raises it (LimitNOFILE); by hand: ulimit -n")  # fmt: skip

@@ -1,0 +1,94 @@
+"""What must be so before `install` touches anything; every problem is found in one go, with what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cipherbox.cli.install.places import USER, Places
+from cipherbox.errors import ConfigError
+from cipherbox.portable import ids_of, is_root, owner_of, unwritable
+
+SPACE = 200_000_000  # for a tree with its compiled modules while the one before it is still there
+
+
+def check(places: Places, *, server: bool, python: Path | None, systemd: bool) -> None:
+    """ConfigError with everything that is in the way; without ``python`` nothing new is to be put in place."""
+    found = list(_problems(places, server=server, python=python, systemd=systemd))
+    if found:
+        raise ConfigError("; ".join(found))
+
+
+def _problems(places: Places, *, server: bool, python: Path | None, systemd: bool) -> Iterator[str]:
+    if places.system and places.real and not is_root():
+        yield "this changes the system and needs root; say: sudo, or for this user alone: install --client"
+        return
+    if server and systemd and places.real and not runs_systemd():
+        yield (
+            "this machine does not run systemd, so nothing would start HQ; with --no-systemd all but the units is put "
+            f"in place, and your own init starts as user {USER}: {places.command} serve {places.data}"
+        )
+    if places.system and places.real and python is not None and not usable_by_all(python):
+        yield f"the service could not run {python}, which lies in a private directory; run this with /usr/bin/python3"
+    wanted = [places.base, places.command.parent, places.share, places.units]
+    for path in [*wanted, places.data, places.settings] if server else wanted:
+        yield from _place(places.at(path), SPACE if python is not None and path == places.base else 0)
+    command = places.at(places.command)
+    if command.is_file() and not command.is_symlink() and b"cipherbox" not in command.read_bytes()[:4096]:
+        yield f"{command} is another program; move it away"
+    if places.system and places.real:
+        yield from _foreign(places, server=server)
+
+
+def runs_systemd() -> bool:
+    """Whether systemd manages this machine."""
+    return Path("/run/systemd/system").is_dir() and shutil.which("systemctl") is not None
+
+
+def usable_by_all(program: Path) -> bool:
+    """Whether every user may run it, and sandboxed services, which see no homes."""
+    real = program.resolve()
+    if any(real.is_relative_to(private) for private in ("/root", "/home", "/run/user")):
+        return False
+    return all(parent.stat().st_mode & stat.S_IXOTH for parent in [real, *real.parents])
+
+
+def _place(path: Path, room: int) -> Iterator[str]:
+    """Whether the directory is one, or can be made, and has room."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        yield f"{there} is no directory; move it away"
+    elif why := unwritable(there):
+        yield why
+    elif shutil.disk_usage(there).free < room:
+        yield f"the disk of {there} is full: {room // 1_000_000} MB must be free"
+
+
+def _foreign(places: Places, *, server: bool) -> Iterator[str]:
+    """Whoever owns the tree could change what HQ runs; whoever owns the data can read HQ's keys."""
+    base = places.base
+    while base != base.parent:
+        if base.exists():
+            found = base.stat()
+            if found.st_uid != 0 or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+                yield (
+                    f"{base} belongs to {owner_of(base)} or can be written by others, who could change what HQ runs; "
+                    f"run: chown root:root {base} && chmod 755 {base}"
+                )
+        base = base.parent
+    ids = ids_of(USER)
+    if server and places.data.exists() and owner_of(places.data) not in (USER, "root" if ids is None else USER):
+        yield (
+            f"{places.data} belongs to {owner_of(places.data)}; if it is HQ's data, run: "
+            f"chown -R {USER}: {places.data}"
+        )
+
+
+def base_python() -> Path:
+    """The Python that runs this, without a virtual environment around it."""
+    return Path(getattr(sys, "_base_executable", "") or sys.executable)

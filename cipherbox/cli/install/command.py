@@ -1,0 +1,192 @@
+"""`install` and `uninstall`: the one file becomes a service or a command of this machine, and goes again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.options import home_of, sure, yes_option
+
+if TYPE_CHECKING:
+    from cipherbox.cli.install.places import Places
+    from cipherbox.cli.install.steps import Step
+
+_root = click.option(
+    "--root", type=click.Path(path_type=Path, file_okay=False), default=Path("/"),
+    help="Put everything below this directory and leave users and services alone, for a package or an image.",
+)  # fmt: skip
+_client = click.option("--client", is_flag=True, help="Only what a client needs; without root, for this user alone.")
+_dry = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+
+
+@click.command()
+@_client
+@click.option("--address", default="", help="Make HQ too, which clients find at this host:port, and start it.")
+@click.option("--rollback", is_flag=True, help="Go back to the version before.")
+@click.option("--no-systemd", is_flag=True, help="No units; you start HQ yourself.")
+@click.option("--python", type=click.Path(path_type=Path), help="The Python that runs it. [default: this one]")
+@_root
+@_dry
+@click.pass_context
+def install(
+    ctx: click.Context, client: bool, address: str, rollback: bool, no_systemd: bool, python: Path | None, root: Path,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    """Install HQ on this machine, as root, or with --client the command and the agent's unit; again for an upgrade.
+
+    The file is unpacked into a directory of its version, which only its owner can change.  An upgrade leaves the
+    version before in place: --rollback goes back to it.  A file that is older than the data here is refused.
+    """
+    from cipherbox.cli.install import steps
+    from cipherbox.cli.install.checks import base_python, check, runs_systemd
+    from cipherbox.cli.install.files import outside
+    from cipherbox.cli.install.places import AGENTS, CLIENT, SERVER, read_pointer
+    from cipherbox.cli.install.schemas import check_schemas, known_schemas
+    from cipherbox.cli.install.service import make_hq, start_service
+    from cipherbox.cli.output import say, warn
+    from cipherbox.errors import ConfigError
+
+    places = _places(ctx, client, root)
+    if address and (client or not places.real):
+        raise click.UsageError("--address makes HQ on this machine; it does not go with --client or --root.")
+    before = read_pointer(places.at(places.current))
+    current = steps.manifest_of(places.at(places.base) / before) if before else {}
+    parts = steps.parts_of(places, CLIENT if client else SERVER)
+    server = steps.is_server(parts)
+    systemd = not no_systemd and (not client or runs_systemd() or not places.real)
+    program = python or base_python()
+    check(places, server=server, python=program, systemd=systemd)
+    base = places.at(places.base)
+    homes = [places.at(places.data), *(places.at(AGENTS).glob("*") if places.system else ())]
+    todo, told = [], []
+    if rollback:
+        name = read_pointer(places.at(places.previous))
+        older = steps.manifest_of(base / name) if name else {}
+        if not older:
+            raise ConfigError(f"there is no version before the one in {places.base}; install an older file instead")
+        told = check_schemas(homes, older["schemas"], f"CipherBox {older['version']}", current.get("schemas", {}))
+        files = steps.files_of(base / name)
+    elif current and Path(sys.argv[0]).resolve().is_relative_to(base.resolve()):
+        name, files = before, steps.files_of(base / before)
+    else:
+        file = Path(sys.argv[0]).absolute()
+        name = steps.taken_apart(file)
+        told = check_schemas(homes, known_schemas(), "this file", current.get("schemas", {}))
+        files = outside(places, parts, units=systemd)
+        todo.append(steps.tree_step(places, name, file, program, parts, files))
+    for one in told:
+        warn(one.text)
+    todo += [*steps.file_steps(places, name, files), *steps.pointer_steps(places, name)]
+    if not rollback:
+        todo += steps.old_steps(places, name)
+    if server:
+        todo += steps.server_steps(places)
+    changed = _take(todo, dry_run)
+    moved = _take(steps.listen_steps(places), dry_run) if server and systemd else 0
+    if dry_run:
+        return
+    if server and places.real:
+        if address:
+            make_hq(places, address)
+        if systemd:
+            ready = not any(one.outdated for one in told)
+            done = {"changed": bool(changed), "moved": bool(moved), "first": not before}
+            start_service(places, ready=ready, start=bool(address), **done)
+    say(f"CipherBox {name} is installed." if changed + moved else f"CipherBox {name} was installed already.")
+    _advise(places, server, systemd)
+
+
+@click.command()
+@_client
+@click.option("--purge", is_flag=True, help="Remove the data too: HQ's, or with --client this client's --home.")
+@_root
+@_dry
+@yes_option
+@click.pass_context
+def uninstall(ctx: click.Context, client: bool, purge: bool, root: Path, dry_run: bool, yes: bool) -> None:
+    """Remove what `install` put in place; data, keys and settings stay unless --purge is said."""
+    from cipherbox.cli.install import steps
+    from cipherbox.cli.install.checks import check
+    from cipherbox.cli.install.places import AGENTS, SOCKETS, read_pointer
+    from cipherbox.cli.install.service import forget_service, stop_service
+    from cipherbox.cli.output import say
+    from cipherbox.errors import ConfigError
+
+    places = _places(ctx, client, root)
+    check(places, server=not client, python=None, systemd=False)
+    told = steps.manifest_of(places.at(places.base) / (read_pointer(places.at(places.current)) or "none"))
+    if not told and not purge:
+        raise ConfigError(f"nothing is installed in {places.base}")
+    server = places.system and (steps.is_server(told.get("parts", [])) or not client)
+    if server and client:
+        raise ConfigError("this machine is HQ too; to remove both say: uninstall")
+    data = places.data if server or not places.system else AGENTS
+    if purge and not dry_run:
+        sure(f"Remove {data} with all keys and messages in it, for good?", yes)
+    if server and places.real and not dry_run:
+        stop_service(places)
+    gone = [Path("/", path) for path in told.get("files", ())]
+    gone += [places.units / f"{unit}.d" / "listen.conf" for unit in SOCKETS] if server else []
+    gone += [places.command, places.base]
+    if purge:
+        gone += [data, places.settings] if server else [data]
+    _take([steps.gone_step(places, path) for path in gone], dry_run)
+    if dry_run:
+        return
+    if server and places.real:
+        forget_service(user=purge)
+    say("CipherBox is removed." if purge else f"CipherBox is removed; {data} is as it was.")
+
+
+def _places(ctx: click.Context, client: bool, root: Path) -> Places:
+    from cipherbox.cli.install.places import own_places, system_places
+    from cipherbox.errors import ConfigError
+    from cipherbox.portable import WINDOWS, is_root
+
+    root = root.absolute()
+    if client and (WINDOWS or not is_root()):
+        return own_places(root, home_of(ctx))
+    if WINDOWS:
+        raise ConfigError("HQ runs on Linux; on this machine say: install --client")
+    return system_places(root)
+
+
+def _take(todo: Iterable[Step], dry_run: bool) -> int:
+    """Takes the steps that are not done yet, and says of each what became of it; how many were taken."""
+    from cipherbox.cli.output import say
+
+    taken = 0
+    for step in todo:
+        done = step.done()
+        if not done and not dry_run:
+            step.do()
+        say(f"  {'kept ' if done else 'would' if dry_run else 'done '} {step.what}")
+        taken += not done
+    return taken
+
+
+def _advise(places: Places, server: bool, systemd: bool) -> None:
+    from cipherbox.cli.install.places import USER
+    from cipherbox.cli.output import next_step, warn
+    from cipherbox.config import SERVER_FILE
+
+    if not places.real:
+        return
+    if not server:
+        if str(places.command.parent) not in os.environ.get("PATH", "").split(os.pathsep):
+            warn(f"{places.command.parent} is not in $PATH; add it, or call {places.command}")
+        next_step("cipherbox join")
+    elif not (places.data / SERVER_FILE).exists():
+        more = "" if systemd else " --no-systemd"
+        next_step(f"make HQ{' and start it' * systemd}: sudo cipherbox install{more} --address hq.example.org:7443")
+    elif not systemd:
+        next_step(f"start HQ as user {USER}: cipherbox serve {places.data}")
+    else:
+        admin = places.data / "admin"
+        next_step("systemctl status cipherbox", f"sudo -u {USER} cipherbox --home {admin} enroll FL-LAB")
+

@@ -1,0 +1,52 @@
+"""What an installed version has outside of its tree: units, man page, shell completion."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from click.shell_completion import get_completion_class
+
+from cipherbox.cli.install.places import CLIENT, SERVER, Places
+from cipherbox.cli.manpage import man_page
+from cipherbox.portable import WINDOWS
+
+UNITS = {
+    SERVER: ("cipherbox.service", "cipherbox.socket", "cipherbox-websocket.socket", "cipherbox-agent@.service"),
+    CLIENT: ("cipherbox-agent@.service",),
+}
+COMPLETION = {
+    "bash": "bash-completion/completions/cipherbox",
+    "zsh": "zsh/site-functions/_cipherbox",
+    "fish": "fish/vendor_completions.d/cipherbox.fish",
+}
+
+
+def outside(places: Places, parts: list[str], *, units: bool) -> dict[str, bytes]:
+    """Path without its first slash -> bytes."""
+    if WINDOWS:
+        return {}
+    found = {places.share / "man/man1/cipherbox.1": man_page().encode()}
+    for shell, path in COMPLETION.items():
+        found[places.share / path] = completion_script(shell).encode()
+    if units:
+        names = {name for part in parts for name in UNITS[part]} if places.system else {"cipherbox-agent.service"}
+        for name in names:
+            found[places.units / name] = unit(name)
+    return {path.relative_to(path.anchor).as_posix(): data for path, data in found.items()}
+
+
+def unit(name: str) -> bytes:
+    """A unit of systemd as the program brings it."""
+    packed = files("cipherbox").joinpath("units", name)
+    if packed.is_file():
+        return packed.read_bytes()
+    return files("cipherbox").joinpath("..", "systemd", name).read_bytes()  # the source tree
+
+
+def completion_script(shell: str) -> str:
+    """What makes the shell complete the commands."""
+    from cipherbox.cli.main import COMPLETE_VARIABLE, cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    return str(kind(cli, {}, "cipherbox", COMPLETE_VARIABLE).source())

@@ -1,0 +1,127 @@
+"""Whether the program that is to be installed knows the data that is here: every database says its schema.
+
+A newer schema than the program's is a refusal before anything is changed.  Of PostgreSQL two more things may be found,
+which `install` tells and which stop nothing: it cannot be asked now (HQ itself refuses a newer schema at its start), or
+its schema is older, and `cipherbox store upgrade` must be said before HQ starts.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cipherbox.cli.install.places import USER
+from cipherbox.config import SERVER_FILE, ServerConfig, load_server_config
+from cipherbox.errors import CipherBoxError, ConfigError, SchemaTooNew, StoreError
+from cipherbox.portable import as_user
+
+DATABASES = {"cipherbox.sqlite3": "hq", "inbox.sqlite3": "inbox", "outbox.sqlite3": "outbox"}
+
+
+class Told(NamedTuple):
+    """What to tell the admin; ``outdated``: HQ must not start before its store is upgraded."""
+
+    text: str
+    outdated: bool
+
+
+def known_schemas() -> dict[str, int]:
+    """The newest schema of each database that this program can use."""
+    from cipherbox.client.inbox import inbox
+    from cipherbox.client.outbox import outbox
+    from cipherbox.store.postgres import schema
+    from cipherbox.store.sqlite import database
+
+    return {
+        "hq": len(database.scripts()), "postgresql": len(schema.scripts()), "inbox": len(inbox.STEPS),
+        "outbox": len(outbox.STEPS),
+    }  # fmt: skip
+
+
+def check_schemas(homes: list[Path], known: Mapping[str, int], whose: str, current: Mapping[str, int]) -> list[Told]:
+    """SchemaTooNew when data that is here was written by a newer program than ``whose``.
+
+    ``current`` is what the installed program knows: it stands for a PostgreSQL that cannot be asked.
+    """
+    found = []
+    for data in homes:
+        config = _config(data)
+        paths = {data / name: kind for name, kind in DATABASES.items()}
+        if config is not None and config.database.kind == "sqlite":
+            paths[config.database.path] = "hq"
+        for path, kind in paths.items():
+            _check_file(path, known.get(kind, 0), whose)
+        if config is not None and config.database.kind == "postgresql":
+            newest = known.get("postgresql", 0)
+            found += _check_postgresql(config, newest, whose, older=newest < current.get("postgresql", 0))
+    return found
+
+
+def _check_file(path: Path, newest: int, whose: str) -> None:
+    written = schema_of(path)
+    if written > newest:
+        older = path.with_name(f"{path.name}.schema{newest}")
+        way = f" A copy from before the upgrade is {older}." if older.exists() else ""
+        raise SchemaTooNew(
+            f"{path} was written by a newer program (schema {written}; {whose} knows {newest}): "
+            f"nothing was changed; install the newer file.{way}"
+        )
+
+
+def schema_of(path: Path) -> int:
+    """The schema's number in a database; 0 when there is none."""
+    try:
+        if not path.is_file():
+            return 0
+        log = path.with_name(f"{path.name}-wal")
+        if not log.exists() or not log.stat().st_size:  # then the file says it, and nothing is made beside it
+            with path.open("rb") as file:
+                return int.from_bytes(file.read(64)[60:64], "big")
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+        try:
+            return int(db.execute("PRAGMA user_version").fetchone()[0])
+        finally:
+            db.close()
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{path} cannot be read, so its schema is not known: {error}; nothing was changed") from None
+
+
+def _config(data: Path) -> ServerConfig | None:
+    """HQ's settings; None where there are none, or none that HQ could start with."""
+    try:
+        return load_server_config(data) if (data / SERVER_FILE).exists() else None
+    except ConfigError:
+        return None
+
+
+def _check_postgresql(config: ServerConfig, newest: int, whose: str, *, older: bool) -> list[Told]:
+    where = f"HQ's PostgreSQL ({config.database.hosts}, schema {config.database.schema})"
+    try:
+        written = as_user(USER, _ask, config)
+    except (CipherBoxError, OSError) as error:
+        if older:
+            raise SchemaTooNew(
+                f"{where} cannot be asked for its schema ({error}), and {whose} knows an older one than the installed "
+                "program: nothing was changed; install the newer file, or let PostgreSQL answer first"
+            ) from None
+        text = f"{where} cannot be asked for its schema: {error}. If it is newer than {whose} knows, HQ will not start"
+        return [Told(f"{text}, and change nothing: install the newer file then", False)]
+    if written > newest:
+        raise SchemaTooNew(
+            f"{where} was written by a newer program (version {written}; {whose} knows {newest}): "
+            "nothing was changed; install the newer file"
+        )
+    if 0 < written < newest:
+        text = f"{where} is of the older version {written}, and {whose} needs {newest}: HQ goes on as it is. Stop it"
+        command = f"sudo -u {USER} cipherbox store upgrade {config.directory}"
+        return [Told(f"{text} and any standby, then say: {command}; then start HQ", True)]
+    return []
+
+
+def _ask(config: ServerConfig) -> int:
+    from cipherbox.server.storing import target_of
+    from cipherbox.store.postgres.look import look_at
+
+    return look_at(target_of(config.database)).schema or 0

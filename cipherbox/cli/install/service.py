@@ -1,0 +1,91 @@
+"""What `install` and `uninstall` tell systemd, once everything is in place."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from cipherbox.cli.install.checks import runs_systemd
+from cipherbox.cli.install.places import SOCKETS, USER, Places
+from cipherbox.cli.install.steps import call, listen_steps
+from cipherbox.config import SERVER_FILE
+from cipherbox.errors import ConfigError
+from cipherbox.portable import ids_of
+
+SERVICE = "cipherbox.service"
+
+
+def start_service(places: Places, *, ready: bool, start: bool, changed: bool, moved: bool, first: bool) -> None:
+    """Units are read again and a running HQ restarts; ``start``: one that does not run is started, too.
+
+    One whose store is not ``ready`` for the new program is left alone.  Its sockets stay open over a restart, but when
+    they ``moved``; and the ``first`` time they are HQ's own as yet.
+    """
+    for step in listen_steps(places):
+        if not step.done():
+            step.do()
+    call(["systemctl", "daemon-reload"])
+    if not ready:
+        return
+    made = (places.data / SERVER_FILE).exists()
+    sockets = [unit for unit in SOCKETS if (places.units / f"{unit}.d" / "listen.conf").exists()]
+    if made and _stands_by(places):
+        sockets.clear()
+    running = _asked("is-active")
+    if (start and not running) or (running and (moved or first)):
+        call(["systemctl", "stop", SERVICE])
+        call(["systemctl", "enable", *sockets, SERVICE])
+        if sockets:
+            _listen(places, sockets)
+        call(["systemctl", "start", SERVICE])
+    elif changed and running:
+        call(["systemctl", "restart", SERVICE])
+
+
+def _listen(places: Places, sockets: list[str]) -> None:
+    """ConfigError names what has the port that systemd cannot listen on."""
+    from cipherbox.config import load_server_config
+    from cipherbox.server.ports import taken, wanted
+
+    try:
+        call(["systemctl", "restart", *sockets])
+    except ConfigError as error:
+        why = [taken(host, port) for _, host, port in wanted(load_server_config(places.data))]
+        todo = f"then say: systemctl restart {' '.join(sockets)} {SERVICE}"
+        raise ConfigError("; ".join([str(error), *filter(None, why), todo])) from None
+
+
+def make_hq(places: Places, address: str) -> None:
+    """HQ's directory, as its user; one that is there stays as it is."""
+    ids = ids_of(USER)
+    if ids is None or (places.data / SERVER_FILE).exists():
+        return
+    command = [str(places.command), "--home", str(places.data / "admin"), "init", str(places.data)]
+    as_user = {"user": ids[0], "group": ids[1], "extra_groups": [], "umask": 0o077, "cwd": str(places.data)}
+    call([*command, "--address", address], **as_user)
+
+
+def _stands_by(places: Places) -> bool:
+    """Whether another HQ may serve the same database: then clients must be refused here while that one does."""
+    from cipherbox.config import load_server_config
+
+    return load_server_config(places.data).database.kind == "postgresql"
+
+
+def _asked(what: str) -> bool:
+    return subprocess.run(["systemctl", what, "--quiet", SERVICE], check=False).returncode == 0
+
+
+def stop_service(places: Places) -> None:
+    """HQ ends, and does not start with the machine any more."""
+    units = [unit for unit in [*SOCKETS, SERVICE] if (places.units / unit).exists()]
+    if runs_systemd() and units:
+        call(["systemctl", "disable", "--now", *units])
+
+
+def forget_service(*, user: bool) -> None:
+    """systemd sees that the units are gone; ``user``: HQ's user goes, too."""
+    if runs_systemd():
+        call(["systemctl", "daemon-reload"])
+    if user and ids_of(USER) is not None:
+        call(["userdel" if shutil.which("userdel") else "deluser", USER])

@@ -1,0 +1,1 @@
+"""`keys`: keys of this machine and of others."""

@@ -1,0 +1,236 @@
+"""`keys`: what this machine believes of other parties' keys, and how a person makes sure of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.keys.life import renew, rotate
+from cipherbox.cli.keys.rsa import export_public, import_private, keys_generate
+from cipherbox.cli.keys.verify import verify
+from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
+from cipherbox.cli.password import password
+from cipherbox.errors import BundleMalformed, InvalidRequest, NotFound
+from cipherbox.limits import LIMITS
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+    from cipherbox.envelope.bundle import KeyBundle
+
+
+@click.group()
+def keys() -> None:
+    """Keys of others: list, show, compare by telephone, pin.  Your own: make, hand over, rotate, renew, password."""
+
+
+for _command in (password, keys_generate, rotate, renew, verify):
+    keys.add_command(_command)
+
+
+@keys.command("list")
+@json_option
+@click.pass_context
+def keys_list(ctx: click.Context, as_json: bool) -> None:
+    """List the pinned keys: whose, since when, and on whose word."""
+    from cipherbox.cli.output import next_step, print_json, table, time_text
+    from cipherbox.client.keys.pins import Pins
+
+    pins = Pins(home_of(ctx)).entries()
+    if as_json:
+        print_json(
+            [
+                {
+                    "client_id": pin.bundle.client_id,
+                    "fingerprint": pin.fingerprint,
+                    "sequence": pin.bundle.sequence,
+                    "how": pin.how,
+                    "pinned_at": pin.pinned_at,
+                    "verified_at": pin.verified_at,
+                    "ends_at": pin.bundle.ends_at,
+                }
+                for pin in pins
+            ]
+        )
+        return
+    table(
+        ("client", "fingerprint", "bundle", "pinned", "by", "compared", "ends"),
+        [
+            (
+                pin.bundle.client_id,
+                pin.fingerprint,
+                pin.bundle.sequence,
+                time_text(pin.pinned_at),
+                pin.how,
+                time_text(pin.verified_at) if pin.verified_at else "no",
+                time_text(pin.bundle.ends_at),
+            )
+            for pin in pins
+        ],
+        empty="no key is pinned yet: the first message to a client pins its key, or: cipherbox keys pin CLIENT_ID",
+    )
+    if any(not pin.verified_at for pin in pins):
+        next_step("compare by telephone what matters: cipherbox keys verify CLIENT_ID")
+
+
+@keys.command("show")
+@click.argument("client_id", type=CLIENT_ID, required=False)
+@json_option
+@click.pass_context
+def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
+    """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing secret."""
+    from cipherbox.cli.output import print_json, record, rows_table, say
+    from cipherbox.client.keys.pins import Pins
+    from cipherbox.client.keys.witness import entry_of
+    from cipherbox.envelope.bundle import fingerprint
+    from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm
+
+    home = home_of(ctx)
+    pin = Pins(home).get(client_id) if client_id is not None else None
+    if client_id is not None and pin is None:
+        raise NotFound(f"no keys of {client_id} are pinned here; fetch them with: cipherbox keys pin {client_id}")
+    bundle = pin.bundle if pin is not None else _own(ctx)
+    thing: dict[str, object] = {
+        "client": bundle.client_id, "fingerprint": fingerprint(bundle), "bundle": bundle.sequence,
+        "created_at": bundle.created_at, "ends_at": bundle.ends_at,
+    }  # fmt: skip
+    if pin is not None:
+        thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.verified_at}
+        thing["log_entry"] = entry_of(Pins(home).proof(bundle.client_id))
+    kinds: dict[int, str] = {int(kind): name for kind, name in STANZA_NAMES.items()}
+    signs: dict[int, str] = {int(kind): kind.name.lower() for kind in SignAlgorithm}
+    parts: list[dict[str, object]] = [
+        {"use": "open", "kind": kinds.get(k.algorithm, f"unknown ({k.algorithm})"), "key_id": k.key_id.hex()}
+        for k in bundle.encrypt_keys
+    ]
+    parts += [
+        {"use": "sign", "kind": signs.get(kind, f"unknown ({kind})"), "key_id": "-"} for kind in bundle.sign_keys
+    ]
+    if as_json:
+        print_json({**thing, "keys": parts})
+        return
+    record(thing)
+    say()
+    rows_table(parts)
+
+
+@keys.command("export")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--rsa", is_flag=True, help="Write your RSA public key as PEM instead, for other programs.")
+@click.pass_context
+def keys_export(ctx: click.Context, file: Path, rsa: bool) -> None:
+    """Write your public key bundle to FILE, to hand to somebody in person.  It holds no secret."""
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.envelope.bundle import fingerprint
+    from cipherbox.portable import write_atomic
+
+    bundle = _own(ctx)
+    if rsa:
+        export_public(bundle, file)
+        return
+    write_atomic(file, bundle.raw)
+    say(f"The public keys of {bundle.client_id} are in {file}: {fingerprint(bundle)}")
+    next_step(f"the other runs: cipherbox keys import {file}")
+
+
+@keys.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option(
+    "--pem-password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Read the password of an encrypted private key from this file instead of asking for it.",
+)
+@yes_option
+@click.pass_context
+def keys_import(ctx: click.Context, file: Path, pem_password_file: Path | None, yes: bool) -> None:
+    """Take in FILE: another's key bundle, or an RSA private key of your own.
+
+    A key bundle, which its owner gave you in person (keys export), is pinned as compared.  It must be certified by this
+    HQ's root; its fingerprint is shown before it is pinned.
+
+    An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate --rsa` would make one.
+    """
+    import time
+
+    from cipherbox.cli.output import say
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.keys.pins import PERSON, Pins
+    from cipherbox.envelope.bundle import MAGIC, check_bundle, decode_bundle, fingerprint
+    from cipherbox.sealing.rsa import PEM_BYTES, is_pem
+
+    with file.open("rb") as opened:
+        data = opened.read(max(LIMITS.bundle_bytes, PEM_BYTES) + 1)
+    if data[: len(MAGIC)] != MAGIC:
+        if not is_pem(data):
+            raise BundleMalformed(f"{file} is neither a key bundle (keys export) nor a private key as PEM")
+        import_private(ctx, file, data, pem_password_file)
+        return
+    if pem_password_file is not None:
+        raise click.UsageError("A key bundle holds no secret, so it has no password.")
+    home = load_here(ctx)
+    bundle = decode_bundle(data)
+    check_bundle(bundle, bundle.client_id, home.root, int(time.time() * 1000))
+    say(f"{bundle.client_id}, bundle {bundle.sequence}: {fingerprint(bundle)}")
+    pins = Pins(home.path)
+    pin = pins.get(bundle.client_id)
+    if pin is not None and pin.bundle.sequence > bundle.sequence:
+        raise InvalidRequest(f"bundle {pin.bundle.sequence} of {bundle.client_id} is pinned, and this one is older")
+    sure(f"Did {bundle.client_id} give you this file, or say this fingerprint?", yes)
+    if pin is not None and pin.bundle.hash == bundle.hash:
+        pins.mark_verified(bundle.client_id)
+    else:
+        pins.accept(bundle, PERSON)
+    say(f"The keys of {bundle.client_id} are pinned as compared.")
+
+
+@keys.command("fingerprint")
+@click.argument("client_id", type=CLIENT_ID, required=False)
+@click.pass_context
+def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
+    """Print the fingerprint of CLIENT_ID's keys, or your own to read to the other by telephone."""
+    from cipherbox.cli.output import say
+    from cipherbox.client.keys.pins import Pins
+    from cipherbox.envelope.bundle import fingerprint
+
+    home = home_of(ctx)
+    if client_id is not None:
+        pin = Pins(home).get(client_id)
+        say(pin.fingerprint if pin else fingerprint(with_client(ctx, lambda client: _offered(client, client_id))))
+        return
+    say(fingerprint(_own(ctx)))
+
+
+@keys.command("pin")
+@click.argument("client_id", type=CLIENT_ID)
+@click.pass_context
+def keys_pin(ctx: click.Context, client_id: str) -> None:
+    """Fetch CLIENT_ID's keys from HQ and pin them, or follow them when they changed as they should.
+
+    A change that the old key did not sign is refused: see `keys verify`.
+    """
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.client.keys.pins import Pins
+
+    async def work(client: Client) -> None:
+        await client.directory.recipients([client_id])
+
+    with_client(ctx, work)
+    pin = Pins(home_of(ctx)).get(client_id)
+    assert pin is not None
+    say(f"Pinned for {client_id}: {pin.fingerprint}")
+    if not pin.verified_at:
+        next_step(f"first contact is as good as HQ's word; compare by telephone: cipherbox keys verify {client_id}")
+
+
+def _own(ctx: click.Context) -> KeyBundle:
+    from cipherbox.cli.password import load_here
+
+    identity = load_here(ctx).identity
+    if identity is None or identity.bundle is None:
+        raise NotFound("this client has no keys of its own: an admin opens nothing, so there is nothing to compare")
+    return identity.bundle
+
+
+async def _offered(client: Client, client_id: str) -> KeyBundle:
+    return await client.directory.offered(client_id)

@@ -1,0 +1,1 @@
+"""`prove`: load, kills and cut lines, then every confirmed message is looked for."""

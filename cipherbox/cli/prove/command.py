@@ -1,0 +1,86 @@
+"""`prove`: that nothing confirmed is lost and nothing comes twice, on this machine, whatever is killed."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import home_of, json_option, run, run_until_stopped
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(1, 100_000), default=12, show_default=True, help="So many faults.")
+@click.option("--seconds", type=click.FloatRange(0), default=0.0, help="Instead: faults for so long.")
+@click.option("--senders", type=click.IntRange(1, 20), default=2, show_default=True)
+@click.option("--receivers", type=click.IntRange(1, 20), default=2, show_default=True)
+@click.option("--seed", type=int, help="The order of faults, as an earlier run printed it.")
+@click.option(
+    "--database", "url", metavar="URL|local", default="",
+    help="HQ and a second one that waits for its turn, at PostgreSQL: at URL, whose sessions are cut; or local: two "
+    "servers of our own, which are killed too, and fail over.",
+)
+@click.option(
+    "--postgres-bin", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where PostgreSQL's programs are, for local. [default: looked for]",
+)
+@json_option
+@click.option("--worker", is_flag=True, hidden=True)
+@click.option("--broken-store", is_flag=True, hidden=True)
+@click.pass_context
+def prove(
+    ctx: click.Context, rounds: int, seconds: float, senders: int, receivers: int, seed: int | None, url: str,
+    postgres_bin: Path | None, as_json: bool, worker: bool, broken_store: bool,
+) -> int:  # fmt: skip
+    """Prove that no confirmed message is lost and none comes twice, whatever is killed.
+
+    Starts an HQ, senders and receivers as processes here, puts them under load, kills them (SIGKILL) and cuts their
+    connections at random moments, lets everything settle, and compares what HQ confirmed with what arrived.  It also
+    checks the whole of HQ's signed log.  Exit code 1 if anything is wrong.  The same seed gives the same order of
+    faults; the moments still differ a little.
+    """
+    if worker:
+        from cipherbox.cli.prove.worker import work
+
+        return run(work, home_of(ctx))
+    from cipherbox.cli.output import fail, print_json, say, warn
+    from cipherbox.cli.prove.database import database_for
+    from cipherbox.cli.prove.play import Proof, Trial
+
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    shown = sys.stderr.isatty() and not as_json
+
+    def tell(text: str) -> None:
+        if shown:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    place = tempfile.TemporaryDirectory(prefix="cipherbox-prove-", ignore_cleanup_errors=True)
+    with place as directory, database_for(url, postgres_bin) as database:
+        trial = Trial(
+            Path(directory), senders=senders, receivers=receivers, rounds=rounds, seconds=seconds, seed=seed,
+            broken=broken_store, say=tell, database=database,
+        )  # fmt: skip
+        proof: Proof = run_until_stopped(trial.run)
+    tell("")
+    if as_json:
+        import attrs
+
+        print_json(attrs.asdict(proof))
+    else:
+        say(
+            f"confirmed {proof.confirmed}, lost {proof.lost}, duplicated {proof.duplicated}, "
+            f"unexpected {proof.unexpected}, recovered {proof.recovered}"
+        )
+        faults = f" and {proof.database_faults} faults of PostgreSQL" if url else ""
+        again = f"--seed {proof.seed}" + (f" --database '{url}'" if url else "")
+        warn(
+            f"{proof.kills} kills, {proof.cuts} cuts{faults} in {proof.rounds} rounds, {proof.seconds:g} s; "
+            f"again with: cipherbox prove {again}"
+        )
+        for example in proof.examples:
+            fail(example)
+    return Exit.OK if proof.good else Exit.REFUSED

@@ -1,0 +1,302 @@
+"""The trial: senders and receivers under load, while HQ, senders and receivers are killed and connections cut.
+
+Everything is real: processes of this program, mutual TLS, disks, SIGKILL.  Clients reach HQ through a gate here, which
+can cut or freeze what passes.  At the end the faults stop, everything gets the time to settle, and what the senders
+wrote down as confirmed is compared with what the receivers' files hold.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+import trio
+
+from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
+from cipherbox.cli.prove.database import Database, another_hq
+from cipherbox.cli.prove.worker import LOG, read_content, read_log
+
+SETTLE_S, BROKEN_SETTLE_S = 120.0, 10.0
+_CALM_S = (0.2, 1.2)  # between two faults
+_DOWN_S = (0.0, 0.6)  # that what was killed stays down
+Say = Callable[[str], None]
+
+
+@attrs.define
+class Proof:
+    """What the comparison found; ``confirmed`` and the others count messages for each recipient."""
+
+    confirmed: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    unexpected: int = 0
+    recovered: int = 0  # whose sender did not live to see the confirm, and which arrived
+    kills: int = 0
+    cuts: int = 0
+    database_faults: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    seed: int = 0
+    examples: list[str] = attrs.Factory(list)
+
+    @property
+    def good(self) -> bool:
+        return not (self.lost or self.duplicated or self.unexpected) and self.confirmed > 0
+
+
+class Gate:
+    """Passes TCP on to HQ; may cut what passes, or let nothing through for a while."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._open: set[trio.SocketStream] = set()
+        self._thawed = trio.Event()
+        self._thawed.set()
+
+    async def serve(self, port: int, *, task_status: trio.TaskStatus[object]) -> None:
+        await trio.serve_tcp(self._pass, port, host="127.0.0.1", task_status=task_status)
+
+    def freeze(self) -> None:
+        self._thawed = trio.Event()
+
+    def thaw(self) -> None:
+        self._thawed.set()
+
+    async def cut(self) -> None:
+        for stream in list(self._open):
+            await trio.aclose_forcefully(stream)
+
+    async def _pass(self, client: trio.SocketStream) -> None:
+        self._open.add(client)
+        try:
+            hq = await trio.open_tcp_stream("127.0.0.1", self._target)
+            async with hq, trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, client, hq, nursery.cancel_scope)
+                nursery.start_soon(self._pump, hq, client, nursery.cancel_scope)
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self._open.discard(client)
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(client)
+
+    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
+        try:
+            while data := await source.receive_some(65536):
+                await self._thawed.wait()
+                await target.send_all(data)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        scope.cancel()
+
+
+class Trial:
+    """See the module.  ``rounds`` faults, or as many as fit into ``seconds``."""
+
+    def __init__(
+        self, directory: Path, *, senders: int, receivers: int, rounds: int, seconds: float, seed: int, broken: bool,
+        say: Say, database: Database | None = None,
+    ) -> None:  # fmt: skip
+        self._stage = Stage(directory)
+        self._directory, self._say, self._broken = directory, say, broken
+        self._senders = [f"S{n + 1}" for n in range(senders)]
+        self._receivers = [f"R{n + 1}" for n in range(receivers)]
+        self._rounds, self._seconds = rounds, seconds
+        self._chance = random.Random(seed)  # noqa: S311
+        self._database = database
+        self._hqs = ["HQ"] if database is None else ["HQ", "HQ2"]  # the second one waits for its turn
+        self._ports = {name: free_port() for name in self._hqs}
+        self._gate_ports = {name: free_port() for name in self._hqs}
+        self._gates = [Gate(self._ports[name]) for name in self._hqs]
+        self._processes: dict[str, trio.Process] = {}
+        self.proof = Proof(seed=seed)
+
+    async def run(self) -> Proof:
+        began = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            for gate, port in zip(self._gates, self._gate_ports.values(), strict=True):
+                await nursery.start(gate.serve, port)
+            try:
+                await self._begin()
+                await self._faults(began)
+                await self._settle()
+            finally:
+                with trio.CancelScope(shield=True):
+                    for process in self._processes.values():
+                        await _kill(process)
+            nursery.cancel_scope.cancel()
+        self.proof.seconds = round(time.monotonic() - began, 1)
+        self._compare()
+        return self.proof
+
+    # -- processes ----------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        from cipherbox.cli.bench.play import _enrol as enrol
+
+        stage, directory = self._stage, self._directory
+        self._say("enrolling")
+        hq, admin = str(directory / "HQ"), str(directory / "admin")
+        address = ",".join(f"127.0.0.1:{port}" for port in self._gate_ports.values())
+        addresses = ("--address", address, "--listen", f"127.0.0.1:{self._ports['HQ']}")
+        database = self._database.arguments if self._database else []
+        await stage.run("HQ", "--home", admin, "init", hq, *addresses, *database)
+        for name in self._hqs[1:]:
+            another_hq(directory / "HQ", directory / name, f"127.0.0.1:{self._ports[name]}")
+        for name in self._hqs:
+            await self._start(name)
+        await enrol(stage, directory, [*self._senders, *self._receivers])
+        for name in (*self._receivers, *self._senders):
+            await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        stage, home = self._stage, ("--home", str(self._directory / name))
+        if name in self._hqs:
+            broken = ["--broken-store"] if self._broken else []
+            for attempt in range(3):
+                try:
+                    self._processes[name], _ = await stage.start(name, "serve", str(self._directory / name), *broken)
+                    return
+                except DemoFailed:
+                    if attempt == 2:
+                        raise
+                    await trio.sleep(0.5)
+        arguments = ["prove", "--worker"] if name in self._senders else ["receive", "--json"]
+        with stage.output(name).open("ab") as log:
+            process = await trio.lowlevel.open_process(
+                [*program(), *home, *arguments], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
+                env=stage.environment,
+            )  # fmt: skip
+        self._processes[name] = process
+        if name in self._senders:
+            assert process.stdin is not None
+            task = {"recipients": self._receivers, "seed": self._chance.random()}
+            await process.stdin.send_all(orjson.dumps(task) + b"\n")
+
+    # -- faults -------------------------------------------------------------------------------------------------
+
+    async def _faults(self, began: float) -> None:
+        proof, chance = self.proof, self._chance
+        await trio.sleep(1.0)
+        while proof.rounds < self._rounds if not self._seconds else time.monotonic() - began < self._seconds:
+            proof.rounds += 1
+            victims = [*self._hqs, self._hqs[0], chance.choice(self._senders), chance.choice(self._receivers),
+                       "cut", "freeze"]  # fmt: skip
+            if self._database is not None:
+                victims += self._database.faults
+            victim = chance.choice(victims)
+            self._say(f"round {proof.rounds}: {'killing ' if victim in self._processes else ''}{victim}")
+            if victim == "cut":
+                await self._each_gate(Gate.cut)
+                proof.cuts += 1
+            elif victim == "freeze":
+                for gate in self._gates:
+                    gate.freeze()
+                await trio.sleep(chance.uniform(*_CALM_S))
+                await self._each_gate(Gate.cut)
+                for gate in self._gates:
+                    gate.thaw()
+                proof.cuts += 1
+            elif self._database is not None and victim in self._database.faults:
+                await trio.to_thread.run_sync(self._database.fault, victim, chance.uniform(*_DOWN_S))
+                proof.database_faults += 1
+            else:
+                await _kill(self._processes[victim])
+                proof.kills += 1
+                await trio.sleep(chance.uniform(*_DOWN_S))
+                await self._start(victim)
+            await trio.sleep(chance.uniform(*_CALM_S))
+
+    async def _each_gate(self, act: Callable[[Gate], Awaitable[None]]) -> None:
+        for gate in self._gates:
+            await act(gate)
+
+    async def _settle(self) -> None:
+        """No more faults: senders empty their outboxes, receivers take what waits."""
+        self._say("settling")
+        limit_s = BROKEN_SETTLE_S if self._broken else SETTLE_S
+        with trio.move_on_after(limit_s) as scope:
+            for name in self._senders:
+                process = self._processes[name]
+                assert process.stdin is not None
+                await process.stdin.aclose()
+            for name in self._senders:
+                code = await self._processes[name].wait()
+                if code:
+                    raise DemoFailed(f"{name} ended with {code}{self._stage._tail(name)}")
+            await self._drained()
+        if scope.cancelled_caught:
+            self.proof.examples.append(f"after {limit_s:.0f} s without faults not everything had arrived")
+        for name in self._receivers:
+            await self._stage.stop(self._processes[name])
+        await self._stage.run("HQ", "--home", str(self._directory / "admin"), "audit", "verify")
+        for name in self._hqs:
+            await self._stage.stop(self._processes[name])
+
+    async def _drained(self) -> None:
+        from cipherbox.client.api import open_client
+
+        async with open_client(self._directory / "admin") as admin:
+            names = {f"box.{name}" for name in self._receivers}
+            while True:
+                rows = [r for r in await admin.list("queues") if r["name"] in names]
+                if not any(r["waiting"] + r["unacknowledged"] for r in rows):
+                    return
+                await trio.sleep(0.2)
+
+    # -- the comparison -----------------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        proof = self.proof
+        logs = {name: read_log(self._directory / name / LOG) for name in self._senders}
+        for receiver in self._receivers:
+            found: Counter[tuple[str, int]] = Counter()
+            ids: Counter[str] = Counter()
+            for line in _lines(self._directory / receiver / "data" / "received_messages.jsonl"):
+                ids[line["message_id"]] += 1
+                what = read_content(line["content"]) if isinstance(line["content"], str) else None
+                begun = logs.get(what[0], ({}, set()))[0] if what is not None else {}
+                if what is None or line["sender_id"] != what[0] or receiver not in begun.get(what[1], []):
+                    self._found("unexpected", f"{receiver} has message {line['message_id']}, which nobody sent it")
+                    continue
+                found[what] += 1
+            for what, count in found.items():
+                if count > 1:
+                    self._found("duplicated", f"{receiver} has number {what[1]} of {what[0]} {count} times", count - 1)
+            for message_id, count in ids.items():
+                if count > 1 and not proof.duplicated:
+                    self._found("duplicated", f"{receiver} has message {message_id} {count} times", count - 1)
+            for sender, (begun, confirmed) in logs.items():
+                for number, to in begun.items():
+                    if receiver not in to:
+                        continue
+                    here = (sender, number) in found
+                    if number in confirmed:
+                        proof.confirmed += 1
+                        if not here:
+                            self._found("lost", f"{receiver} never got number {number} of {sender}, which HQ confirmed")
+                    else:
+                        proof.recovered += here
+
+    def _found(self, what: str, text: str, count: int = 1) -> None:
+        setattr(self.proof, what, getattr(self.proof, what) + count)
+        if len(self.proof.examples) < 10:
+            self.proof.examples.append(text)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+async def _kill(process: trio.Process) -> None:
+    if process.poll() is None:
+        process.kill()
+    with trio.CancelScope(shield=True):
+        await process.wait()

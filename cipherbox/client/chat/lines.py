@@ -1,0 +1,127 @@
+"""The lines of a conversation in the inbox's readable file: the last of them, and what is added.
+
+The file grows at its end, whoever writes it.  After a crash its end may be cut back and written anew, and somebody may
+move it away: so the ids of the lines shown last are kept, and a file that is another one is read from its beginning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import attrs
+import orjson
+
+from cipherbox.client.chat.conversation import HEADER
+from cipherbox.client.inbox.inbox import LINES
+
+LAST = 20
+_BLOCK = 1024 * 1024
+_LOOK_BACK = 64 * _BLOCK
+_KEPT_IDS = 4096
+_MARK = b'"headers":'
+
+
+@attrs.frozen
+class Said:
+    """A line of another party; every text is as that party chose it."""
+
+    message_id: str
+    sender_id: str
+    sent_timestamp: str
+    text: str
+    to: str  # as its sender says
+
+
+class Lines:
+    """See the module.  ``senders``: whose lines; None: everybody's."""
+
+    def __init__(self, home: Path, senders: Iterable[str] | None) -> None:
+        self._path = home / LINES
+        self._senders = None if senders is None else frozenset(senders)
+        self._at = 0
+        self._file_id: tuple[int, int] | None = None
+        self._skipping = False
+        self._shown: dict[str, None] = {}
+
+    def last(self, most: int = LAST) -> list[Said]:
+        """The last lines so far, oldest first; `new` goes on after them."""
+        try:
+            with self._path.open("rb") as file:
+                self._file_id, end = _identity(file)
+                return self._back(file, end, most)
+        except FileNotFoundError:
+            return []
+
+    def new(self) -> list[Said]:
+        """What was added since."""
+        try:
+            with self._path.open("rb") as file:
+                file_id, size = _identity(file)
+                if file_id != self._file_id:
+                    self._file_id, self._at = file_id, 0
+                self._at = min(self._at, size)
+                file.seek(self._at)
+                data = file.read(_BLOCK)
+        except FileNotFoundError:
+            return []
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) == _BLOCK:  # a long message: nobody typed that
+            self._skipping = True
+            self._at += len(data)
+            return []
+        self._at += end
+        lines = data[:end].split(b"\n")[:-1]
+        if self._skipping and lines:
+            self._skipping = False
+            del lines[0]
+        return self._said(lines)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _back(self, file: BinaryIO, size: int, most: int) -> list[Said]:
+        found: list[Said] = []
+        rest = b""
+        start = size
+        while start > 0 and size - start < _LOOK_BACK and len(found) < most:
+            begin = max(0, start - _BLOCK)
+            file.seek(begin)
+            data = file.read(start - begin) + rest
+            if start == size:  # what has no end yet is being written
+                data = data[: data.rfind(b"\n") + 1]
+                self._at = begin + len(data)
+            start = begin
+            cut = data.find(b"\n") + 1 if start else 0
+            if start and not cut:
+                rest = data
+                continue
+            rest, whole = data[:cut], data[cut:]
+            found = self._said(whole.split(b"\n")) + found
+        return found[max(0, len(found) - most) :]
+
+    def _said(self, lines: Iterable[bytes]) -> list[Said]:
+        found = []
+        for raw in lines:
+            if _MARK in raw and (said := self._one(raw)) is not None and said.message_id not in self._shown:
+                self._shown[said.message_id] = None
+                found.append(said)
+        while len(self._shown) > _KEPT_IDS:
+            del self._shown[next(iter(self._shown))]
+        return found
+
+    def _one(self, raw: bytes) -> Said | None:
+        try:
+            line: dict[str, Any] = orjson.loads(raw)
+            to, text, sender = line["headers"][HEADER], line["content"], line["sender_id"]
+            said = Said(line["message_id"], sender, line["sent_timestamp"], text, to)
+        except (ValueError, KeyError, TypeError):
+            return None
+        mine = self._senders is None or sender in self._senders
+        return said if mine and all(isinstance(part, str) for part in attrs.astuple(said)) else None
+
+
+def _identity(file: BinaryIO) -> tuple[tuple[int, int], int]:
+    stat = os.fstat(file.fileno())
+    return (stat.st_dev, stat.st_ino), stat.st_size

@@ -1,0 +1,1 @@
+"""What this home receives: opened, recorded once, acknowledged, signed for."""

@@ -1,0 +1,221 @@
+"""Handlers: a program's own function runs once for each message, in one transaction with its result.
+
+What arrives is recorded first, with its content, and acknowledged; so HQ need not wait for the program.  Then each
+message goes through: a transaction of the inbox's database begins, the handler runs and may write into it, the message
+is marked done, all is committed.  A crash at any instruction leaves either all of that or nothing, and then the handler
+runs again: what it wrote with ``tx`` is there exactly once.  What it does elsewhere can happen again.
+
+A handler that raises is tried again after pauses that double, so often; then its message is set aside with the reason,
+for a person to look at and try again.  The receipt is signed when every message of an envelope is done or set aside.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sqlite3
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from cipherbox.client.events import RECEIVER
+from cipherbox.client.inbox.inbox import DATABASE, STEPS
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.tasks import background
+from cipherbox.envelope.ids import message_id
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.sealing.body import Message, unpack
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+TRIES = 5
+PAUSE_S, PAUSE_MAX_S = 1.0, 60.0
+WAITING, DONE, ASIDE = 0, 1, 2
+_LOOK_S = 1.0
+
+
+@attrs.frozen
+class Handled:
+    """One message as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts from 1."""
+
+    message_id: uuid.UUID
+    sender_id: str
+    sealed_at: int
+    message: Message
+    attempt: int
+
+
+@attrs.frozen
+class SetAside:
+    """A message whose handler failed for good."""
+
+    message_id: uuid.UUID
+    sender_id: str
+    attempts: int
+    reason: str
+
+
+Handler = Callable[[Handled, sqlite3.Connection], Awaitable[None] | None]
+
+
+class Handlers:
+    """What waits for a handler in one home's inbox.  Uses a connection of its own."""
+
+    def __init__(self, client: Client, *, tries: int = TRIES) -> None:
+        self._client = client
+        self._path = client.home.path / DATABASE
+        self._db = open_database(self._path, STEPS)
+        self._tries = tries
+        self.done = 0
+        self.aside = 0
+
+    def close(self) -> None:
+        self._db.close()
+
+    def next(self) -> tuple[int, int, Handled] | None:
+        """The oldest message whose time has come: (row, index, message)."""
+        now = _now_ms()
+        with translated(self._path):
+            for number, sender, envelope_id, count, sealed_at, plain, states in self._db.execute(
+                "SELECT e.number, e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.states FROM contents c "
+                "JOIN envelopes e ON e.number = c.number ORDER BY c.number"
+            ):
+                later = dict(
+                    self._db.execute("SELECT message, next_at FROM failures WHERE number = ?", (number,)).fetchall()
+                )
+                for index, state in enumerate(states):
+                    if state != WAITING or later.get(index, 0) > now:
+                        continue
+                    attempts = self._db.execute(
+                        "SELECT attempts FROM failures WHERE number = ? AND message = ?", (number, index)
+                    ).fetchone()
+                    message = unpack(plain, count, sealed_at)[index]
+                    name = message_id(envelope_id, index)
+                    attempt = attempts[0] + 1 if attempts else 1
+                    return number, index, Handled(name, sender, sealed_at, message, attempt)
+        return None
+
+    async def run(self, handler: Handler, number: int, index: int, handled: Handled) -> None:
+        """One message through the handler."""
+        db = self._db
+        try:
+            with translated(self._path):
+                db.execute("BEGIN IMMEDIATE")
+            try:
+                found = handler(handled, db)
+                if inspect.isawaitable(found):
+                    await found
+                self._mark(number, index, DONE)
+                db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            self.done += 1
+        except Exception as error:
+            self._failed(number, index, handled, error)
+
+    def _failed(self, number: int, index: int, handled: Handled, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"[:1000]
+        over = handled.attempt >= self._tries
+        pause = min(PAUSE_S * 2 ** (handled.attempt - 1), PAUSE_MAX_S)
+        with transaction(self._db, self._path):
+            self._db.execute(
+                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?)",
+                (number, index, handled.attempt, _now_ms() + int(pause * 1000), reason),
+            )
+            if over:
+                self._mark(number, index, ASIDE)
+        self.aside += over
+        what = "set aside" if over else f"tried again in {pause:.0f} s"
+        text = f"The handler failed at message {handled.message_id} (attempt {handled.attempt}): {reason}; it is {what}"
+        self._client.events.say(RECEIVER, text)
+
+    def _mark(self, number: int, index: int, state: int) -> None:
+        """Inside a transaction: this message is done or aside; the envelope too, when it was the last."""
+        db = self._db
+        states = self._set_state(number, index, state)
+        if WAITING in states:
+            return
+        failed = ASIDE in states
+        outcomes = bytes(Outcome.HANDLER_FAILED if s == ASIDE else Outcome.OPENED for s in states) if failed else None
+        db.execute("UPDATE envelopes SET receipt = NULL, outcomes = ? WHERE number = ?", (outcomes, number))
+        if not failed:
+            db.execute("DELETE FROM contents WHERE number = ?", (number,))
+
+    def _set_state(self, number: int, index: int, state: int) -> bytes:
+        (before,) = self._db.execute("SELECT states FROM contents WHERE number = ?", (number,)).fetchone()
+        states = bytearray(before)
+        states[index] = state
+        self._db.execute("UPDATE contents SET states = ? WHERE number = ?", (bytes(states), number))
+        return bytes(states)
+
+    def set_aside(self) -> list[SetAside]:
+        """Messages whose handler failed for good, oldest first."""
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM failures f "
+                "JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number "
+                "ORDER BY f.number, f.message"
+            ).fetchall()
+        return [
+            SetAside(message_id(envelope_id, index), sender, attempts, reason)
+            for envelope_id, index, sender, attempts, reason, states in rows
+            if states[index] == ASIDE
+        ]
+
+    def retry(self, wanted: uuid.UUID | None = None) -> int:
+        """Lets the handler try again, one message or all that were set aside; how many."""
+        count = 0
+        with transaction(self._db, self._path):
+            for number, index, envelope_id, states in self._db.execute(
+                "SELECT f.number, f.message, e.envelope_id, c.states FROM failures f "
+                "JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number"
+            ).fetchall():
+                if states[index] == ASIDE and wanted in (None, message_id(envelope_id, index)):
+                    self._db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
+                    self._set_state(number, index, WAITING)
+                    count += 1
+        return count
+
+
+async def process(
+    client: Client, handler: Handler, *, queues: list[str] | None = None, tries: int = TRIES,
+    idle_s: float | None = None,
+) -> Handlers:  # fmt: skip
+    """Receives and runs the handler on each message, until cancelled or nothing came for ``idle_s``."""
+    handlers = Handlers(client, tries=tries)
+    receiver = Receiver(client, keep_contents=True)
+    idle_since = trio.current_time()
+    try:
+        async with background() as nursery:
+            await nursery.start(_receive, receiver, queues)
+            while True:
+                found = handlers.next()
+                if found is not None:
+                    await handlers.run(handler, *found)
+                    receiver.owe()
+                    idle_since = trio.current_time()
+                    await trio.lowlevel.checkpoint()
+                    continue
+                if idle_s is not None and trio.current_time() - idle_since >= idle_s and not receiver.busy:
+                    await receiver.flush()
+                    return handlers
+                with trio.move_on_after(min(_LOOK_S, idle_s or _LOOK_S)):
+                    await receiver.wait_for_more()
+    finally:
+        handlers.close()
+
+
+async def _receive(receiver: Receiver, queues: list[str] | None, *, task_status: Any) -> None:
+    await receiver.run(queues, task_status=task_status)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,140 @@
+"""Verifies and opens deliveries, and says to HQ what cannot be.
+
+Whatever fails gives the outcome of the receipt format.  What can never be opened here (malformed, not for us, a wrong
+signature, a body that does not decrypt, a broken commitment) becomes a dead letter at HQ, with the reason.  What may
+open later (a key that is not here yet, keys of the sender that a person must compare first, a newer version) goes back
+to the queue, after a pause that grows with each attempt: returning it at once would only use up its deliveries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from cipherbox.client.consume import Delivery
+from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.keys.directory import Directory
+from cipherbox.client.sessions.sessions import Sessions, in_sessions
+from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.errors import (
+    CipherBoxError,
+    CommitmentMismatch,
+    DecryptionFailed,
+    EnvelopeError,
+    Forbidden,
+    KeyMissing,
+    MalformedEnvelope,
+    NotRecipient,
+    SenderNotValid,
+    SignatureInvalid,
+    UnknownVersion,
+)
+from cipherbox.portable import escape_text
+from cipherbox.sealing.body import Messages
+from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.open import Sighted, open_envelope
+
+OUTCOMES: dict[type[CipherBoxError], Outcome] = {
+    MalformedEnvelope: Outcome.MALFORMED,
+    UnknownVersion: Outcome.UNKNOWN_VERSION,
+    NotRecipient: Outcome.NOT_RECIPIENT,
+    KeyMissing: Outcome.KEY_MISSING,
+    SignatureInvalid: Outcome.SIGNATURE_INVALID,
+    DecryptionFailed: Outcome.DECRYPTION_FAILED,
+    CommitmentMismatch: Outcome.COMMITMENT_MISMATCH,
+    SenderNotValid: Outcome.SENDER_NOT_VALID,
+}
+NEVER = frozenset(
+    [
+        Outcome.MALFORMED,
+        Outcome.NOT_RECIPIENT,
+        Outcome.SIGNATURE_INVALID,
+        Outcome.DECRYPTION_FAILED,
+        Outcome.COMMITMENT_MISMATCH,
+        Outcome.TOO_OLD,
+    ]
+)
+PAUSE_MAX_S = 60.0
+Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
+
+
+class Opener:
+    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back."""
+
+    def __init__(
+        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
+        sessions: Sessions | None = None,
+    ) -> None:  # fmt: skip
+        self._sessions = sessions
+        self.events = events
+        self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
+        self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
+
+    async def open(self, delivery: Delivery, *, later: bool = False) -> None:
+        """Fills the delivery's messages, or raises the EnvelopeError.
+
+        ``later``: the caller records them, and with them what this changed in sessions (`Sessions.heard`).
+        """
+        if delivery.opened:
+            return
+        if self._identity is None:
+            raise Forbidden("an admin's machine holds no key that opens a message")
+        prefix = delivery.sighted.layout.prefix
+        sender = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+        if sender is None:
+            sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+        try:
+            messages = self._opened(delivery.sighted, sender, later)
+        except KeyMissing:
+            if not self.refresh():
+                raise
+            messages = self._opened(delivery.sighted, sender, later)
+        delivery.fill(messages)
+        if not delivery.quiet:
+            self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
+
+    def _opened(self, sighted: Sighted, sender: KeyBundle, later: bool) -> Messages:
+        assert self._identity is not None
+        if self._sessions is not None and in_sessions(sighted):
+            return (self._sessions.hear if later else self._sessions.open)(sighted, sender)
+        return open_envelope(sighted, self._identity, sender)
+
+    async def admit(self, delivery: Delivery) -> bool:
+        """Opens the delivery, or refuses it to HQ; whether it is open."""
+        try:
+            await self.open(delivery)
+        except EnvelopeError as error:
+            await self.refuse(delivery, error)
+            return False
+        return True
+
+    async def refuse(
+        self, delivery: Delivery, error: EnvelopeError, *, outcome: Outcome | None = None, pause: bool = True
+    ) -> None:
+        """Tells HQ why this envelope was not opened; ``outcome`` when the error's class does not say it."""
+        outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
+        final = outcome in NEVER
+        what = "becomes a dead letter" if final else "goes back to the queue"
+        self.events.say(RECEIVER, f"Refused {_name(delivery)}: {error}; it {what}")
+        reason = escape_text(f"{outcome.name.lower().replace('_', '-')}: {error}")
+        if final or not pause:
+            await self._nack(delivery, not final, outcome, reason)
+        else:
+            self._nursery.start_soon(self._return_later, delivery, outcome, reason)
+
+    async def _return_later(self, delivery: Delivery, outcome: int, reason: str) -> None:
+        await trio.sleep(min(2.0 ** min(delivery.attempt - 1, 6), PAUSE_MAX_S))
+        try:
+            await self._nack(delivery, True, outcome, reason)
+        except CipherBoxError as error:
+            self.events.say(RECEIVER, f"could not give {_name(delivery)} back: {error}")
+
+
+def _name(delivery: Delivery) -> str:
+    where = f"number {delivery.seq} of queue {delivery.queue}"
+    try:
+        return f"{where} from {delivery.sender_id}"
+    except EnvelopeError:
+        return where

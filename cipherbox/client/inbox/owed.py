@@ -1,0 +1,219 @@
+"""Receipts this client owes: its signed word to each sender on what became of the sender's envelopes.
+
+Every recorded envelope owes one, and so does every refusal that is final or that the sender can mend.  What is owed
+stands in the inbox's database, so nothing is forgotten in a crash; what is signed for again does no harm.  One
+signature covers all that is owed now, of all senders; each sender gets a group with its own leaves, sealed, into its
+mailbox `.sys`, and an envelope is marked when HQ has confirmed that group.  Receipts owe no receipts.
+
+Beside the group goes an empty message of the session with that sender, if there is one: so traffic in one direction
+heals too.  It is beside, not around: a receipt opens although a session was lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from cipherbox.client.inbox.inbox import DATABASE, STEPS
+from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.publish import Address
+from cipherbox.client.sessions.sessions import STEP_TYPE
+from cipherbox.client.window import Outgoing
+from cipherbox.envelope.group import TYPE, USE, Unsigned
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.envelope.receipt import Leaf
+from cipherbox.errors import CipherBoxError, TimedOut
+from cipherbox.sealing.body import Message, pack
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+    from cipherbox.client.consume import Delivery
+
+MOST = 4096  # leaves of one signature: 300 KB of a group
+PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many at once
+RETRY_MAX_S = 60.0
+FLUSH_S = 5.0
+_GIVEN_UP = 0
+
+
+class Owed(NamedTuple):
+    """One envelope to sign for; ``number`` is its row, None for a refusal."""
+
+    number: int | None
+    leaf: Leaf
+
+
+class OwedReceipts:
+    """See the module.  Has the inbox's database open beside the inbox itself."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._path = client.home.path / DATABASE
+        self._db = open_database(self._path, STEPS)
+        self._news = trio.Event()
+        self._idle = trio.Event()
+        self.signed = 0  # envelopes signed for
+
+    def close(self) -> None:
+        self._db.close()
+
+    def came(self) -> None:
+        """Something was recorded."""
+        self._idle = trio.Event()
+        self._news.set()
+
+    def refuse(self, delivery: Delivery, outcome: Outcome, reason: str) -> None:
+        """Owes the sender the word that this was not opened."""
+        sighted = delivery.sighted
+        prefix = sighted.layout.prefix
+        row = (prefix.sender, prefix.envelope_id, prefix.generation, outcome, sighted.hashes.envelope_hash,
+               delivery.accepted_at, reason, _now_ms())  # fmt: skip
+        with transaction(self._db, self._path):
+            self._db.execute(
+                "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
+                " reason, refused_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+        self.came()
+
+    async def run(self) -> None:
+        """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried again."""
+        pause = PAUSE_S
+        while True:
+            self._news = trio.Event()
+            owed = self._owed()
+            if not owed:
+                self._idle.set()
+                await self._news.wait()
+                continue
+            try:
+                await self._sign(owed)
+                pause = PAUSE_S
+            except CipherBoxError:  # the line says what is wrong; what is owed stays owed
+                pause = min(pause * 2, RETRY_MAX_S)
+            await trio.sleep(pause)
+
+    async def flush(self) -> None:
+        """Waits a little until nothing is owed; the rest is sent by the next command."""
+        with trio.move_on_after(FLUSH_S):
+            await self._idle.wait()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _owed(self) -> list[Owed]:
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes"
+                " FROM envelopes WHERE receipt IS NULL ORDER BY number LIMIT ?",
+                (MOST,),
+            ).fetchall()
+            rows += self._db.execute(
+                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL FROM refusals"
+                " WHERE receipt IS NULL LIMIT ?",
+                (MOST - len(rows),),
+            ).fetchall()
+        return [
+            Owed(
+                number,
+                Leaf(
+                    sender, envelope_id, generation, digest or bytes(32), accepted_at, Outcome(outcome),
+                    tuple(map(Outcome, outcomes or b"")),
+                ),
+            )
+            for number, sender, envelope_id, generation, digest, accepted_at, outcome, outcomes in rows
+        ]  # fmt: skip
+
+    async def _sign(self, owed: Sequence[Owed]) -> None:
+        identity = self._client.home.identity
+        assert identity is not None
+        assert identity.bundle is not None
+        at = _now_ms()
+        unsigned = Unsigned.over(
+            identity.client_id, at, identity.bundle.hash, identity.suite, [one.leaf for one in owed]
+        )
+        signatures = identity.sign(USE, unsigned.digest)
+        senders = list(dict.fromkeys(unsigned.senders))
+        sent: dict[str, int] = {}
+        trouble: list[CipherBoxError] = []
+
+        async def one(sender: str) -> None:
+            try:
+                await self._send(sender, unsigned.group(signatures, sender))
+                sent[sender] = 1
+            except CipherBoxError as error:
+                if error.retryable or error.closes:
+                    trouble.append(error)
+                else:  # it is gone, or its keys are not trusted: nobody could read it
+                    sent[sender] = _GIVEN_UP
+
+        async with trio.open_nursery() as nursery:
+            for sender in senders:
+                nursery.start_soon(one, sender)
+        if sent:
+            self._mark(owed, sent, at, unsigned.root)
+        if trouble:
+            raise trouble[0]
+
+    async def _send(self, sender: str, group: bytes) -> None:
+        client = self._client
+        address = Address.make(
+            [sender], "", "", "sys", stanza=None, cipher=None, allow_mixed=True, expires_at=0, partial=False
+        )
+        target = await client.sealer.target(address)
+        done = trio.Event()
+        messages = [Message(group, TYPE), *await self._turn(sender)]
+        item: Outgoing = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
+        window = client.line.window
+        window.add(item)
+        try:
+            with trio.move_on_after(client.line.tries * client.line.timeout_s):
+                await done.wait()
+        finally:
+            if not item.gone:
+                window.forget(item)
+        if item.error is not None:
+            raise item.error
+        if item.result is None:
+            raise TimedOut("HQ did not confirm a receipt in time")
+
+    async def _turn(self, sender: str) -> list[Message]:
+        """The session's empty message; none when the session has trouble, for no receipt must wait for that."""
+        sessions = self._client.sessions
+        with suppress(CipherBoxError):
+            turn = sessions.turn(sender) if sessions is not None else None
+            if turn is not None and self._client.post is not None:
+                raw, step = turn
+                await self._client.post.turned(step)
+                return [Message(raw, STEP_TYPE)]
+        return []
+
+    def _mark(self, owed: Sequence[Owed], sent: dict[str, int], at: int, root: bytes) -> None:
+        with transaction(self._db, self._path):
+            db = self._db
+            receipt = db.execute("INSERT INTO receipts (signed_at, root) VALUES (?, ?)", (at, root)).lastrowid or 0
+            numbers, refusals = [], []
+            for one in owed:
+                state = sent.get(one.leaf.sender)
+                if state is None:
+                    continue
+                mark = receipt if state else _GIVEN_UP
+                self.signed += bool(state)
+                leaf = one.leaf
+                if one.number is not None:
+                    numbers.append((mark, one.number))
+                else:
+                    refusals.append((mark, leaf.sender, leaf.envelope_id, leaf.generation, leaf.outcome))
+            db.executemany("UPDATE envelopes SET receipt = ? WHERE number = ?", numbers)
+            db.executemany(
+                "UPDATE refusals SET receipt = ? WHERE sender = ? AND envelope_id = ? AND generation = ?"
+                " AND outcome = ?",
+                refusals,
+            )
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,381 @@
+"""The receiver: every message once into ``data/received_messages.jsonl``, whatever is cut off or sent again.
+
+For each batch: what the inbox already has is acknowledged again and not written; what is new is verified and opened;
+what cannot be is refused with its reason; the rest is recorded (see `inbox`), and then acknowledged.  The lookup comes
+before the verification: an id that is recorded is only acknowledged, whatever bytes came with it.
+
+While one batch is written to the disk the next one is opened.  So at most one batch is under way, and what it holds is
+neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for it first.
+
+One receiver per home: the home's lock is held while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.client.consume import Consumer, Delivery
+from cipherbox.client.events import RECEIVER
+from cipherbox.client.home import LOCK
+from cipherbox.client.inbox.arriving import is_file
+from cipherbox.client.inbox.inbox import LINES, Inbox
+from cipherbox.client.inbox.lines import Received
+from cipherbox.client.inbox.opening import NEVER, OUTCOMES
+from cipherbox.client.inbox.owed import OwedReceipts
+from cipherbox.client.pipe.frames import is_frame
+from cipherbox.client.receipts import MENDED
+from cipherbox.client.sessions.hearing import Heard
+from cipherbox.client.tasks import background
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden, StoreLocked
+from cipherbox.portable import lock_file
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
+FETCH_ENVELOPES = 256
+BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
+PATIENCE_S = 0.5  # for the lock
+Key = tuple[str, bytes]  # sender, envelope id
+OnLines = Callable[[list[bytes]], None]
+
+
+class Receiver:
+    """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope.
+
+    ``incoming``: where files from others get their names; None: data/incoming.  ``keep_contents``: messages are kept
+    for a handler (see `handler`) and not written as lines.
+    """
+
+    def __init__(
+        self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | None = None,
+        keep_contents: bool = False,
+    ) -> None:  # fmt: skip
+        self.client = client
+        self._keep_contents = keep_contents
+        self._incoming = incoming
+        self.received = 0  # messages recorded
+        self.duplicates = 0  # envelopes that came again
+        self.files = 0  # files that became whole
+        self.refused = 0  # envelopes that could not be opened
+        self._home = client.home.path
+        self._events = client.events
+        self._on_lines = on_lines
+        self._inbox: Inbox | None = None
+        self._owed: OwedReceipts | None = None
+        self._locked = False
+        self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
+        self._under_way: set[Key] = set()  # ids of the batch that is being written
+        self._under_way_count = 0  # and its messages
+        self._moved = trio.Event()
+        self._most: int | None = None
+        self._acks_open = 0
+        self._failure: CipherBoxError | None = None
+
+    async def lock_free(self) -> None:
+        """Waits a little until nobody else holds the lock: a conversation does so for a moment at a time."""
+        end = trio.current_time() + PATIENCE_S
+        while trio.current_time() < end:
+            try:
+                with self.locked():
+                    return
+            except StoreLocked:
+                await trio.sleep(PATIENCE_S / 20)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the home's lock; within it, `run`, `drain` and `take` do not take it again."""
+        if self._locked:
+            yield
+            return
+        with lock_file(self._home / LOCK, f"the inbox in {self._home}"):
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+
+    @contextmanager
+    def _opened(self) -> Iterator[Inbox]:
+        if self.client.home.identity is None:
+            raise Forbidden("an admin's machine holds no key that opens a message; enrol a client for that")
+        with self.locked():
+            def was_cut(cut: int) -> None:
+                text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
+                self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
+
+            sessions = self.client.sessions
+            inbox = Inbox(
+                self._home, was_cut, self._incoming, keep_contents=self._keep_contents, sessions=sessions
+            )
+            self._inbox = inbox
+            try:
+                self._owed = OwedReceipts(self.client)
+                yield inbox
+            finally:
+                self._inbox = None
+                inbox.close()
+                if sessions is not None:
+                    sessions.unheard()
+                if self._owed is not None:
+                    self._owed.close()
+                    self._owed = None
+
+    async def run(
+        self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> int:  # fmt: skip
+        """Receives until cancelled, until ``count`` messages were recorded, or until nothing came for ``idle_s``.
+
+        ``queues``: None for all this client reads.  Returns how many messages were recorded.  StoreLocked when another
+        receiver uses this home.
+        """
+        before = self.received
+        self._most = None if count is None else before + count
+        self._failure = None
+        await self.lock_free()
+        with self._opened():
+            names = list(queues) if queues is not None else await self.client.readable_queues()
+            async with background() as acks:
+                assert self._owed is not None
+                acks.start_soon(self._owed.run)
+                assert self.client.prekeys is not None
+                acks.start_soon(self.client.prekeys.keep)
+                async with background() as nursery:
+                    for name in names:
+                        await nursery.start(self._consume, name, acks)
+                    task_status.started()
+                    await self._until_done(idle_s)
+                await self._settled()
+                await self._owed.flush()
+                await self.client.prekeys.looked()
+        return self.received - before
+
+    async def drain(self, queues: Sequence[str] | None = None, *, count: int | None = None) -> int:
+        """Takes what waits now (`fetch`), at most ``count`` messages; returns how many were recorded."""
+        before = self.received
+        self._most = None if count is None else before + count
+        await self.lock_free()
+        with self._opened():
+            async with background() as nursery:
+                assert self._owed is not None
+                nursery.start_soon(self._owed.run)
+                assert self.client.prekeys is not None
+                nursery.start_soon(self.client.prekeys.keep)
+                for name in list(queues) if queues is not None else await self.client.readable_queues():
+                    await self._drain(name, count, before)
+                await self._owed.flush()
+                await self.client.prekeys.looked()
+        return self.received - before
+
+    async def _drain(self, name: str, count: int | None, before: int) -> None:
+        while not self._enough():
+            most = FETCH_ENVELOPES if count is None else min(FETCH_ENVELOPES, before + count - self.received)
+            deliveries = await self.client.fetch_unopened(name, most)
+            if not deliveries:
+                return
+            new, done = await self._open_new(deliveries)
+            await self._record(new, self._heard())
+            if done:
+                await self.client.ack(done)
+
+    async def take(self, deliveries: list[Delivery]) -> None:
+        """Records and acknowledges deliveries of `Client.consume_unopened`, holding the lock for this moment only.
+
+        StoreLocked when another receiver uses this home.  Receipts are owed, and signed by whoever runs `OwedReceipts`.
+        """
+        with self._opened():
+            new, done = await self._open_new(deliveries)
+            await self._record(new, self._heard())
+        if done:
+            await self.client.ack(done)
+
+    # -- for handlers -------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being opened or written."""
+        return self._turn.locked() or bool(self._under_way) or bool(self._acks_open)
+
+    async def wait_for_more(self) -> None:
+        """Waits until something was recorded."""
+        await self._moved.wait()
+
+    def owe(self) -> None:
+        """A handler is done with something: a receipt may be owed."""
+        if self._owed is not None:
+            self._owed.came()
+
+    async def flush(self) -> None:
+        """Waits a little until no receipt is owed."""
+        if self._owed is not None:
+            await self._owed.flush()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _consume(self, name: str, acks: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        async with self.client.consume_unopened(name) as consumer:
+            task_status.started()
+            try:
+                while not self._enough_with(0):
+                    deliveries = await self._next(consumer)
+                    async with self._turn:
+                        new, done = await self._open_new(deliveries)
+                        await self._recorded()
+                        self._set_out(new)
+                        self._acks_open += 1
+                        acks.start_soon(self._finish, new, done, self._heard())
+            except CipherBoxError as error:
+                self._failure = error
+                self._move()
+
+    async def _next(self, consumer: Consumer) -> list[Delivery]:
+        most = 4096 if self._most is None else max(1, self._most - self.received - self._under_way_count)
+        return await consumer.batch(most, BATCH_BYTES)
+
+    async def _open_new(self, deliveries: list[Delivery]) -> tuple[list[Received], list[Delivery]]:
+        """What is new, opened; and what may be acknowledged once that is recorded."""
+        inbox = self._inbox
+        assert inbox is not None
+        new: list[Received] = []
+        done: list[Delivery] = []
+        seen: set[Key] = set()
+        count = 0
+        for delivery in deliveries:
+            if self._enough_with(count):
+                break  # what is left returns to its queue when the consumer ends
+            try:
+                if await self._is_old(inbox, delivery, seen):
+                    done.append(delivery)
+                elif inbox.too_old(delivery.envelope_id):
+                    error = EnvelopeError("its id is older than this inbox's records reach")
+                    await self._refuse(delivery, error, Outcome.TOO_OLD)
+                else:
+                    new.append(await self._open(delivery))
+                    count += _counted(new[-1])
+                    seen.add((delivery.sender_id, delivery.envelope_id))
+                    done.append(delivery)
+            except EnvelopeError as error:
+                await self._refuse(delivery, error)
+        return new, done
+
+    async def _is_old(self, inbox: Inbox, delivery: Delivery, seen: set[Key]) -> bool:
+        key = (delivery.sender_id, delivery.envelope_id)
+        if key not in seen:
+            if key not in self._under_way and inbox.surely_new(*key):
+                return False
+            await self._recorded()
+            if not inbox.knows(*key):
+                return False
+        self.duplicates += 1
+        self._events.messages(RECEIVER, "Received {} again; it is stored already", key[1], delivery.count)
+        return True
+
+    def _set_out(self, new: list[Received]) -> None:
+        self._under_way = {(one.sender, one.envelope_id) for one in new}
+        self._under_way_count = sum(map(_counted, new))
+
+    async def _recorded(self) -> None:
+        """Waits until nothing is being written; raises what went wrong with it."""
+        while self._under_way and self._failure is None:
+            await self._moved.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _heard(self) -> Heard | None:
+        return self.client.sessions.heard() if self.client.sessions is not None else None
+
+    async def _record(self, new: list[Received], heard: Heard | None) -> None:
+        if not new:
+            return
+        inbox = self._inbox
+        assert inbox is not None
+        lines = await trio.to_thread.run_sync(inbox.record, new, heard)
+        if heard is not None and self.client.sessions is not None:
+            self.client.sessions.recorded(heard)
+        if self._owed is not None:
+            self._owed.came()
+        arrived, inbox.arrived = inbox.arrived, []
+        for file in arrived:
+            self.files += 1
+            self.received += 1
+            text = f"{file.file} from {file.sender} is whole: {file.manifest.size} bytes"
+            self._events.say(RECEIVER, text, mark=True)
+        for one in new:
+            if not is_file(one) and not is_frame(one):
+                self.received += len(one.messages)
+                self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
+        if self._on_lines is not None:
+            self._on_lines(lines)
+
+    async def _finish(self, new: list[Received], done: list[Delivery], heard: Heard | None) -> None:
+        """Records a batch and acknowledges it."""
+        try:
+            try:
+                await self._record(new, heard)
+            except CipherBoxError as error:
+                self._failure = self._failure or error
+                return
+            finally:
+                self._set_out([])
+                self._move()
+            if done:
+                await self.client.ack(done)
+        except CipherBoxError as error:
+            self._events.say(RECEIVER, f"HQ did not confirm an ACK: {error}; the messages are stored and come again")
+        finally:
+            self._acks_open -= 1
+            self._move()
+
+    async def _open(self, delivery: Delivery) -> Received:
+        prefix = delivery.sighted.layout.prefix
+        if not delivery.quiet:
+            text = f"Received {{}} from {prefix.sender}"
+            self._events.messages(RECEIVER, text, prefix.envelope_id, prefix.message_count)
+        await self.client.opener.open(delivery, later=True)
+        return Received(
+            prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
+            prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash,
+        )  # fmt: skip
+
+    async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
+        self.refused += 1
+        outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
+        if self._owed is not None and outcome in TOLD:
+            self._owed.refuse(delivery, outcome, str(error))
+        await self.client.opener.refuse(delivery, error, outcome=outcome)
+
+    def _enough(self) -> bool:
+        return self._most is not None and self.received >= self._most
+
+    def _enough_with(self, new: int) -> bool:
+        return self._most is not None and self.received + self._under_way_count + new >= self._most
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def _until_done(self, idle_s: float | None) -> None:
+        while not self._enough():
+            if self._failure is not None:
+                raise self._failure
+            with trio.move_on_after(float("inf") if idle_s is None else idle_s) as scope:
+                await self._moved.wait()
+            if scope.cancelled_caught and not self._turn.locked() and not self._under_way:
+                return
+
+    async def _settled(self) -> None:
+        """Waits for HQ's word on the acks that are out; each has its own bound."""
+        while self._acks_open:
+            await self._moved.wait()
+
+
+def _counted(one: Received) -> int:
+    """Messages that this will be; a file counts when it is whole."""
+    return 0 if is_file(one) or is_frame(one) else len(one.messages)

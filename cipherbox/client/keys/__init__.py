@@ -1,0 +1,1 @@
+"""This client's keys and certificate, and whose keys of others it believes."""

@@ -1,0 +1,290 @@
+"""Other parties' key bundles: from this machine's pins, or from HQ, and never believed because HQ says so.
+
+As a sender: ask HQ for what came after the pin; take it if every step is signed by the keys before it; pin the newest.
+As a receiver: an envelope names its sender's bundle by hash.  That bundle must be the pinned one, one accepted before
+it, one that follows it by succession, or one that the hash chain of the pinned bundle reaches backwards.  And the
+sender must have been valid when HQ accepted the envelope: within the bundle's time, before a revocation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import trio
+from cryptography import x509
+
+from cipherbox import pki
+from cipherbox.client.events import RECEIVER, SENDER, Events
+from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
+from cipherbox.client.keys.revocations import Revocations
+from cipherbox.client.keys.witness import Witness
+from cipherbox.client.line import Line
+from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle, fingerprint
+from cipherbox.errors import (
+    BundleDiscontinuous,
+    BundleError,
+    BundleMalformed,
+    CipherBoxError,
+    NetworkError,
+    RecipientRevoked,
+    SenderNotValid,
+    UnknownRecipient,
+)
+from cipherbox.limits import LIMITS
+from cipherbox.wire import frames
+
+FRESH_S = 300.0  # a recipient's new keys are used at the latest after this
+KNOWN, NOT_FOUND, REVOKED = 0, 1, 2
+_SENDERS = 4096  # bundles of senders in memory
+
+
+class Directory:
+    """See the module.  ``pins`` may be used directly, for `keys list` and the like."""
+
+    def __init__(
+        self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: Line, events: Events
+    ) -> None:
+        self.pins = pins
+        self.witness = Witness(pins, line)
+        self._root, self._revocations, self._line, self._events = root, revocations, line, events
+        self._asked: dict[str, float] = {}
+        self._leaves: dict[bytes, x509.Certificate] = {}  # of pinned bundles whose signatures were checked
+        self._senders: dict[bytes, tuple[KeyBundle, str, int]] = {}  # bundle, its certificate's serial, revoked at
+
+    # -- as a sender --------------------------------------------------------------------------------------------
+
+    async def recipients(self, client_ids: Sequence[str]) -> list[KeyBundle]:
+        """The believed bundle of each, in this order.
+
+        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.  While HQ cannot be reached the
+        pins are used as they are, as long as the revocation list holds.
+        """
+        try:
+            await self._renew(client_ids)
+        except NetworkError:
+            if not self._revocations.holds or not all(self.pins.get(name) for name in client_ids):
+                raise
+        return [self._usable(name) for name in client_ids]
+
+    async def reachable(self, client_ids: Sequence[str]) -> tuple[list[str], dict[str, CipherBoxError]]:
+        """Who of these can be sent to now, and why the others cannot.  One request, however many they are."""
+        await self._revocations.ensure()
+        pins = {name: self.pins.get(name) for name in client_ids}
+        answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
+        found: list[str] = []
+        reasons: dict[str, CipherBoxError] = {}
+        for name, answer in zip(pins, answers, strict=True):
+            try:
+                self._take(name, pins[name], answer)
+                self._usable(name)
+            except CipherBoxError as error:
+                reasons[name] = error
+            else:
+                self._asked[name] = trio.current_time()
+                found.append(name)
+        return found, reasons
+
+    def _usable(self, name: str) -> KeyBundle:
+        pin = self.pins.get(name)
+        if pin is None:
+            raise UnknownRecipient(f"{name} has published no keys")
+        leaf = self._leaf(pin.bundle, name)
+        if self._revocations.revoked_at(pki.serial(leaf)):
+            raise RecipientRevoked(f"the certificate of {name} was revoked")
+        return pin.bundle
+
+    async def _renew(self, client_ids: Sequence[str]) -> None:
+        await self._revocations.ensure()
+        now = trio.current_time()
+        old = [name for name in client_ids if now - self._asked.get(name, float("-inf")) > FRESH_S]
+        if old:
+            pins = {name: self.pins.get(name) for name in old}
+            answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
+            for name, answer in zip(pins, answers, strict=True):
+                self._take(name, pins[name], answer)
+                self._asked[name] = now
+
+    def refresh(self, client_id: str) -> None:
+        """HQ is asked for this client's newest keys before they are used again."""
+        self._asked.pop(client_id, None)
+
+    def _leaf(self, bundle: KeyBundle, name: str) -> x509.Certificate:
+        """The bundle's certificate.  Its signatures are checked once, its end every time."""
+        leaf = self._leaves.get(bundle.hash)
+        if leaf is None or bundle.client_id != name or _now_ms() > bundle.ends_at:
+            leaf = self._leaves[bundle.hash] = check_bundle(bundle, name, self._root, _now_ms())
+        return leaf
+
+    async def offered(self, client_id: str) -> KeyBundle:
+        """The newest bundle HQ has of a client: certified, but not compared with the pin.  For a person to look at."""
+        (answer,) = await self.ask([(client_id, 0)])
+        if answer.state == NOT_FOUND or not answer.bundles:
+            raise UnknownRecipient(f"HQ has no keys of {client_id}")
+        bundle = max(self._decoded(client_id, answer), key=lambda b: b.sequence)
+        check_bundle(bundle, client_id, self._root, _now_ms())
+        return bundle
+
+    async def ask(
+        self, clients: Sequence[tuple[str, int]], hashes: Sequence[bytes] = ()
+    ) -> list[frames.BundleAnswer]:
+        """HQ's answers: first for the clients, then for the hashes, each in order."""
+        found: list[frames.BundleAnswer] = []
+        queries: list[tuple[list[frames.BundleQuery], list[bytes]]] = []
+        for at in range(0, len(clients), LIMITS.names_per_frame):
+            part = clients[at : at + LIMITS.names_per_frame]
+            queries.append(([frames.BundleQuery(name, after) for name, after in part], []))
+        if hashes:
+            if not queries:
+                queries.append(([], []))
+            queries[-1][1].extend(hashes)
+        for names, wanted in queries:
+            answer: frames.Bundles = await self._line.request(frames.GetBundles, clients=names, hashes=wanted)
+            if len(answer.answers) != len(names) + len(wanted):
+                raise BundleMalformed("HQ answered another number of clients than it was asked for")
+            self.witness.check([raw for one in answer.answers for raw in one.bundles], answer.proofs)
+            found += answer.answers
+        return found
+
+    def _take(self, name: str, pin: Pin | None, answer: frames.BundleAnswer) -> None:
+        if answer.state == REVOKED:
+            raise RecipientRevoked(f"the certificate of {name} was revoked")
+        if answer.state == NOT_FOUND:
+            raise UnknownRecipient(f"HQ knows no client {name}")
+        self._advance(name, pin, self._decoded(name, answer), SENDER)
+
+    def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None:
+        """The pin after what HQ showed: moved on, made, or as it was."""
+        if not later:
+            return pin
+        for bundle in later:
+            check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
+        if pin is None:
+            newest = max(later, key=lambda b: b.sequence)
+            pinned = self.pins.accept(newest, FIRST_USE, proof=self.witness.proof(newest))
+            self._events.say(
+                role, f"Key of {name} retrieved and pinned at first use; fingerprint {fingerprint(newest)}"
+            )
+            return pinned
+        try:
+            newest = check_succession(pin.bundle, later)
+        except BundleDiscontinuous as error:
+            raise self._explained(pin, max(later, key=lambda b: b.sequence), str(error)) from None
+        if newest.hash == pin.bundle.hash:
+            return pin
+        between = tuple(b.hash for b in later)
+        pinned = self.pins.accept(newest, SUCCESSION, between, self.witness.proof(newest))
+        self._events.say(
+            role,
+            f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed by the keys before; "
+            f"fingerprint {fingerprint(newest)}",
+        )
+        return pinned
+
+    def _explained(self, pin: Pin, shown: KeyBundle, why: str) -> BundleDiscontinuous:
+        """What happened, for the person who has to find out which it is."""
+        name = shown.client_id
+        compared = f"compared on {day(pin.verified_at)}" if pin.verified_at else "never compared"
+        entry = self.witness.entry(shown)
+        logged = f", entry {entry} of its log" if entry else ""
+        return BundleDiscontinuous(
+            f"{why}. Pinned here: bundle {pin.bundle.sequence}, {compared}, fingerprint {pin.fingerprint}. HQ shows: "
+            f"bundle {shown.sequence} of {day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either "
+            f"{name} lost its keys and joined again, or somebody shows you a wrong key; until you know which, nothing "
+            f"is sealed for {name}"
+        )
+
+    async def revoked(self) -> list[str]:
+        """Whom the CA's signed list names among those pinned here, and who has no later keys at HQ."""
+        listed: dict[str, int] = {}
+        for pin in self.pins.entries() if self._revocations.names_any else ():
+            if self._revocations.revoked_at(pki.serial(pin.bundle.certificate)):
+                listed[pin.bundle.client_id] = pin.bundle.sequence
+        answers = await self.ask(list(listed.items())) if listed else []
+        return [name for name, answer in zip(listed, answers, strict=True) if answer.state == REVOKED]
+
+    async def check_own(self, own: KeyBundle, upcoming: bytes = b"") -> None:
+        """BundleError when HQ hands out keys in this client's name that it did not make."""
+        (answer,) = await self.ask([(own.client_id, own.sequence - 1)])
+        for bundle in self._decoded(own.client_id, answer):
+            if bundle.hash not in (own.hash, upcoming):
+                raise BundleError(
+                    f"HQ hands out key bundle {bundle.sequence} in the name of {own.client_id}, fingerprint "
+                    f"{fingerprint(bundle)}, and this home did not make it. If it was not made by another copy of this "
+                    "home, somebody poses as this client: tell the admin and your correspondents now"
+                )
+
+    # -- as a receiver ------------------------------------------------------------------------------------------
+
+    def known_sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle | None:
+        """The bundle if it was checked before and the revocation list is fresh; else ask `sender`."""
+        found = self._senders.get(bundle_hash)
+        if found is None or not self._revocations.fresh or found[0].client_id != client_id:
+            return None
+        self._check_time(*found, accepted_at)
+        return found[0]
+
+    async def sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
+        """The bundle an envelope names, believed and valid at HQ's acceptance time; else SenderNotValid."""
+        await self._revocations.ensure()
+        if bundle_hash not in self._senders:
+            try:
+                await self._learn(client_id, bundle_hash)
+            except BundleError as error:
+                raise SenderNotValid(f"the keys of {client_id} are not trusted: {error}") from error
+        found = self._senders[bundle_hash]
+        if found[0].client_id != client_id:
+            raise SenderNotValid(f"the envelope of {client_id} names the keys of {found[0].client_id}")
+        self._check_time(*found, accepted_at)
+        return found[0]
+
+    async def _learn(self, name: str, bundle_hash: bytes) -> None:
+        pin = self.pins.get(name)
+        revoked_at = 0
+        if pin is not None and pin.bundle.hash == bundle_hash:
+            bundle = pin.bundle
+        else:
+            by_client, by_hash = await self.ask([(name, pin.bundle.sequence if pin else 0)], [bundle_hash])
+            bundle = next((b for b in self._decoded(name, by_hash) if b.hash == bundle_hash), None)  # type: ignore[assignment]
+            if bundle is None:
+                raise BundleError("HQ does not have the bundle the envelope names")
+            revoked_at = by_hash.revoked_at if by_hash.state == REVOKED else 0
+            pin = self._advance(name, pin, self._decoded(name, by_client), RECEIVER)
+            if pin is None or (bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)):
+                raise BundleError("the bundle does not lead to the keys pinned here; compare fingerprints")
+        leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
+        if len(self._senders) >= _SENDERS:
+            self._senders.pop(next(iter(self._senders)))
+        self._senders[bundle_hash] = (bundle, pki.serial(leaf), revoked_at)
+
+    async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
+        """Whether the hash chain of the pinned bundle reaches ``bundle``: then its owner stands behind it."""
+        name = pin.bundle.client_id
+        (answer,) = await self.ask([(name, 0)])
+        by_hash = {b.hash: b for b in self._decoded(name, answer)}
+        at: KeyBundle | None = pin.bundle
+        while at is not None and at.sequence > bundle.sequence:
+            before = by_hash.get(at.previous_hash)
+            at = before if before is not None and before.sequence < at.sequence else None
+        return at is not None and at.hash == bundle.hash
+
+    def _check_time(self, bundle: KeyBundle, serial: str, revoked_at: int, accepted_at: int) -> None:
+        name = bundle.client_id
+        if not bundle.created_at - LIMITS.clock_ahead_ms <= accepted_at <= bundle.ends_at:
+            raise SenderNotValid(f"HQ accepted it when these keys of {name} were not valid")
+        listed = self._revocations.revoked_at(serial)
+        for moment in (listed, revoked_at):
+            if moment and accepted_at >= moment:
+                raise SenderNotValid(f"HQ accepted it after the certificate of {name} was revoked")
+
+    def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]:
+        return [decode_bundle(raw) for raw in answer.bundles]
+
+
+def day(ms: int) -> str:
+    """A date for people."""
+    return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

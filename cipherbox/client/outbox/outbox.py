@@ -1,0 +1,331 @@
+"""The outbox: every envelope this home sealed, on disk before the first try on the network.
+
+A row says what became of it: waiting, confirmed by HQ, aside (refused, with the reason) or cancelled.  Its bytes stay
+until the recipients have signed for it (or only until HQ confirmed or delivered it, as `keep_until` says), with the
+content key encrypted under the home's local key: so it can be sealed again, in the next generation, when a recipient's
+key was lost or HQ was restored from an older backup.  Then the bytes go and the row stays, as the message's history.
+
+Rules.
+1. `write` is one transaction for all that gathered: new envelopes and outcomes together.
+2. Large envelopes are files in ``outbox/``, written and synced before the commit that names them, deleted after the
+   commit that drops them.  A file no row names is left by a crash; it is swept once it is a day old, since another
+   process of this home may be about to name it.
+3. An outcome belongs to a generation: news about an earlier one changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.outbox.rows import (
+    UNTIL_CONFIRMED,
+    UNTIL_DELIVERED,
+    UNTIL_OPENED,
+    Confirmed,
+    Fresh,
+    Proven,
+    Refused,
+    names_text,
+    now_ms,
+    values_of,
+)
+from cipherbox.client.outbox.signed import OutboxSigned
+from cipherbox.client.sessions.chains import STEP as CHAINS
+from cipherbox.client.sessions.chains import Chains, Turned
+from cipherbox.portable import O_BINARY, private_dir, sync_directory
+
+DATABASE, FILES = "outbox.sqlite3", "outbox"
+_FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
+_ORPHAN_S = 24 * 3600
+STEPS = (
+    """
+CREATE TABLE envelopes (
+    number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, messages INTEGER NOT NULL,
+    exchange TEXT NOT NULL, routing_key TEXT NOT NULL, recipients TEXT NOT NULL, flags INTEGER NOT NULL,
+    route_version INTEGER NOT NULL, sealed_at INTEGER NOT NULL, bytes INTEGER NOT NULL, envelope_hash BLOB NOT NULL,
+    content_key BLOB, data BLOB, file TEXT, transfer INTEGER,
+    state INTEGER NOT NULL DEFAULT 0, accepted_at INTEGER NOT NULL DEFAULT 0, queues TEXT NOT NULL DEFAULT '',
+    code INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at INTEGER NOT NULL,
+    owed INTEGER NOT NULL, proof INTEGER
+);
+CREATE UNIQUE INDEX envelopes_by_id ON envelopes (envelope_id);
+CREATE INDEX envelopes_waiting ON envelopes (number) WHERE state = 0;
+CREATE TABLE generations (envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, envelope_hash BLOB NOT NULL);
+CREATE TABLE outcomes (
+    number INTEGER NOT NULL, recipient TEXT NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
+    signed_at INTEGER NOT NULL, receipt INTEGER NOT NULL, leaf INTEGER NOT NULL, PRIMARY KEY (number, recipient)
+) WITHOUT ROWID;
+CREATE TABLE receipts (
+    receipt INTEGER PRIMARY KEY, recipient TEXT NOT NULL, bundle_hash BLOB NOT NULL, taken_at INTEGER NOT NULL,
+    hash BLOB NOT NULL, bytes BLOB NOT NULL
+);
+CREATE UNIQUE INDEX receipts_by_hash ON receipts (hash);
+CREATE TABLE bundles (hash BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE transfers (
+    number INTEGER PRIMARY KEY, id BLOB NOT NULL, file TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL, part_bytes INTEGER NOT NULL, recipients TEXT NOT NULL, content_type TEXT NOT NULL,
+    compress INTEGER NOT NULL, copied INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '', manifest BLOB, made_at INTEGER NOT NULL, done_bytes INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE parts (
+    transfer INTEGER NOT NULL, part INTEGER NOT NULL, hash BLOB NOT NULL, envelope_id BLOB NOT NULL,
+    PRIMARY KEY (transfer, part)
+) WITHOUT ROWID;
+CREATE INDEX parts_by_envelope ON parts (envelope_id);
+CREATE TABLE proofs (
+    proof INTEGER PRIMARY KEY, entry INTEGER NOT NULL, bytes BLOB NOT NULL, leaves BLOB NOT NULL
+);
+""",
+    """
+CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NOT NULL);
+""",
+    "ALTER TABLE transfers ADD COLUMN stanza INTEGER NOT NULL DEFAULT 0;\n",
+    CHAINS,
+)
+class Outbox(OutboxSigned):
+    """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
+
+    def __init__(self, home: Path, keep_until: str = UNTIL_OPENED, chains: Chains | None = None) -> None:
+        self._chains = chains
+        self._path = home / DATABASE
+        self._files = home / FILES
+        self._keep_until = keep_until
+        self._db = open_database(self._path, STEPS)
+        try:
+            with translated(self._path):
+                private_dir(self._files)
+                self._sweep()
+        except BaseException:
+            self._db.close()
+            raise
+
+    @property
+    def database(self) -> tuple[sqlite3.Connection, Path]:
+        """The connection and its file, for the tables of `transfers`."""
+        return self._db, self._path
+
+    @property
+    def directory(self) -> Path:
+        """Where envelopes and copies of files lie."""
+        return self._files
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._db.close()
+
+    # -- what the sender writes ---------------------------------------------------------------------------------
+
+    def write(
+        self, fresh: Sequence[Fresh] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = (),
+        proven: Sequence[Proven] = (), turned: Sequence[Turned] = (),
+    ) -> set[bytes]:  # fmt: skip
+        """All of it durable, or none of it: StoreError.
+
+        ``turned``: of sessions, beside what the envelopes have turned.  Returns the ids of sessions that another
+        process has spoken in meanwhile: of their steps, and of the envelopes made with them, nothing was written.
+        """
+        dropped: list[str] = []
+        written: list[Path] = []
+        try:
+            with translated(self._path):
+                places = self._spool(fresh, written)
+            with transaction(self._db, self._path):
+                now = now_ms()
+                moved = self._turn([*turned, *(step for item in fresh for step in item.turned)])
+                if moved:
+                    fresh, places = self._unmoved(fresh, places, moved, dropped)
+                for item, file in zip(fresh, places, strict=True):
+                    if item.replaces is not None:
+                        dropped += self._remove(item.replaces)
+                    if item.generation:
+                        dropped += self._next_generation(item, file, now)
+                self._insert(fresh, places, now)
+                self._confirm(confirmed, now, dropped)
+                for one in proven:
+                    self._prove(one)
+                for out in refused:
+                    self._db.execute(
+                        "UPDATE envelopes SET state = ?, code = ?, reason = ?, changed_at = ? "
+                        "WHERE envelope_id = ? AND generation = ? AND state IN (0, 2)",
+                        (out.state, out.code, out.reason, now, out.envelope_id, out.generation),
+                    )
+        except BaseException:
+            self._delete([path.name for path in written])
+            raise
+        self._delete(dropped)
+        return moved
+
+    def delivered(self, envelope_id: bytes) -> None:
+        """HQ delivered it to all; with ``keep_until`` delivered its bytes go."""
+        if self._keep_until != UNTIL_DELIVERED:
+            return
+        with transaction(self._db, self._path):
+            row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+            dropped = self._forget_bytes(row[0], "state = 1") if row else []
+        self._delete(dropped)
+
+    def again(self, envelope_id: bytes) -> bool:
+        """Back to waiting: it is sent once more, as it is.  False when its bytes are gone."""
+        with transaction(self._db, self._path):
+            changed = self._db.execute(
+                "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
+                "WHERE envelope_id = ? AND (data IS NOT NULL OR file IS NOT NULL)",
+                (now_ms(), envelope_id),
+            ).rowcount
+        return changed > 0
+
+    def rewound(self, history: bytes) -> int:
+        """Compares what HQ calls its history with what it was.  Another one: HQ may have lost what it confirmed, so all
+        that nobody signed for waits again, with its parts if it is a file.  How many envelopes wait again."""
+        with transaction(self._db, self._path):
+            db = self._db
+            known = db.execute("SELECT history FROM histories").fetchone()
+            if known is not None and known[0] == history:
+                return 0
+            db.execute("INSERT OR REPLACE INTO histories VALUES (1, ?)", (history,))
+            if known is None:
+                return 0
+            open_files = (
+                "SELECT t.number FROM transfers t LEFT JOIN envelopes e ON e.envelope_id = t.manifest "
+                "WHERE t.state = 0 OR (t.state = 1 AND e.owed > 0)"
+            )
+            numbers = [number for (number,) in db.execute(open_files)]
+            db.executemany("DELETE FROM parts WHERE transfer = ?", [(n,) for n in numbers])
+            db.executemany("UPDATE transfers SET state = 0, done_bytes = 0 WHERE number = ?", [(n,) for n in numbers])
+            return db.execute(
+                "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
+                "WHERE state = 1 AND owed > 0 AND (data IS NOT NULL OR file IS NOT NULL)",
+                (now_ms(),),
+            ).rowcount
+
+    def forget(self, before_ms: int) -> int:
+        """Drops the history of what was settled before that time; how many rows."""
+        with transaction(self._db, self._path):
+            which = "state IN (1, 3) AND data IS NULL AND file IS NULL AND changed_at < ?"
+            self._db.execute(
+                f"DELETE FROM outcomes WHERE number IN (SELECT number FROM envelopes WHERE {which})", (before_ms,)
+            )
+            gone = self._db.execute(f"DELETE FROM envelopes WHERE {which}", (before_ms,)).rowcount
+            self._db.execute("DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)")
+            self._db.execute(
+                "DELETE FROM proofs WHERE proof NOT IN (SELECT proof FROM envelopes WHERE proof IS NOT NULL)"
+            )
+        return gone
+
+    def drop(self, envelope_ids: Iterable[bytes]) -> None:
+        """Forgets these altogether: nobody will ask what became of them."""
+        with transaction(self._db, self._path):
+            dropped = [name for one in envelope_ids for name in self._remove(one)]
+        self._delete(dropped)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _turn(self, steps: Sequence[Turned]) -> set[bytes]:
+        return self._chains.write(self._db, steps) if steps and self._chains is not None else set()
+
+    def _unmoved(
+        self, fresh: Sequence[Fresh], places: Sequence[str | None], moved: set[bytes], dropped: list[str]
+    ) -> tuple[list[Fresh], list[str | None]]:
+        kept: list[tuple[Fresh, str | None]] = []
+        for item, file in zip(fresh, places, strict=True):
+            if not any(step.session_id in moved for step in item.turned):
+                kept.append((item, file))
+            elif file is not None:
+                dropped.append(file)
+        return [item for item, _ in kept], [file for _, file in kept]
+
+    def _spool(self, fresh: Sequence[Fresh], written: list[Path]) -> list[str | None]:
+        places: list[str | None] = []
+        for item in fresh:
+            if len(item.raw) < _FILE_FROM:
+                places.append(None)
+                continue
+            path = self._files / f"{item.envelope_id.hex()}-{item.generation}"
+            written.append(path)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
+            try:
+                view = memoryview(item.raw)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            places.append(path.name)
+        if written:
+            sync_directory(self._files)
+        return places
+
+    def _insert(self, fresh: Sequence[Fresh], places: Sequence[str | None], now: int) -> None:
+        self._db.executemany(
+            "INSERT OR IGNORE INTO envelopes (envelope_id, generation, messages, exchange, routing_key, recipients, "
+            "flags, route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, "
+            "owed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [values_of(i, file, now) for i, file in zip(fresh, places, strict=True)],
+        )
+
+    def _next_generation(self, item: Fresh, file: str | None, now: int) -> list[str]:
+        """In the place of the generation before; who opened that one need not sign again."""
+        db = self._db
+        row = db.execute(
+            "SELECT number, file FROM envelopes WHERE envelope_id = ? AND generation < ?",
+            (item.envelope_id, item.generation),
+        ).fetchone()
+        if row is None:
+            return []
+        db.execute(
+            "INSERT INTO generations SELECT envelope_id, generation, envelope_hash FROM envelopes WHERE number = ?",
+            (row[0],),
+        )
+        db.execute(
+            "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
+            "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed) = "
+            "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?), state = 0, code = 0, reason = '' WHERE number = ?",
+            (*values_of(item, file, now), row[0]),
+        )
+        opened = {name for (name,) in db.execute(
+            "SELECT recipient FROM outcomes WHERE number = ? AND outcome = 0", (row[0],))}  # fmt: skip
+        owed = sum(name not in opened for name in item.recipients)
+        db.execute("UPDATE envelopes SET owed = ? WHERE number = ?", (owed, row[0]))
+        return [row[1]] if row[1] else []
+
+    def _confirm(self, confirmed: Sequence[Confirmed], now: int, dropped: list[str]) -> None:
+        self._db.executemany(
+            "UPDATE envelopes SET state = 1, accepted_at = ?, queues = ?, code = 0, reason = '', changed_at = ? "
+            "WHERE envelope_id = ? AND generation = ? AND state <> 1",
+            [(c.accepted_at, names_text(c.queues), now, c.envelope_id, c.generation) for c in confirmed],
+        )
+        if self._keep_until == UNTIL_CONFIRMED:
+            for one in confirmed:
+                dropped += self._forget_bytes_of(one.envelope_id)
+
+    def _prove(self, one: Proven) -> None:
+        proof = self._db.execute(
+            "INSERT INTO proofs (entry, bytes, leaves) VALUES (?, ?, ?)", (one.entry, one.proof, one.leaves)
+        ).lastrowid
+        self._db.executemany(
+            "UPDATE envelopes SET proof = ? WHERE envelope_id = ?", [(proof, name) for name in one.envelope_ids]
+        )
+
+    def _forget_bytes_of(self, envelope_id: bytes) -> list[str]:
+        row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+        return self._forget_bytes(row[0], "state = 1") if row else []
+
+    def _remove(self, envelope_id: bytes) -> list[str]:
+        row = self._db.execute("SELECT number, file FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+        if row is None:
+            return []
+        self._db.execute("DELETE FROM envelopes WHERE number = ?", (row[0],))
+        return [row[1]] if row[1] else []
+
+    def _sweep(self) -> None:
+        oldest = time.time() - _ORPHAN_S
+        old = [e.name for e in os.scandir(self._files) if e.is_file() and e.stat().st_mtime < oldest]
+        if old:
+            named = {n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")}
+            self._delete(name for name in old if name not in named)

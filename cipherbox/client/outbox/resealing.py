@@ -1,0 +1,107 @@
+"""What is in the outbox and cannot be opened as it is: sealed again in the next generation, from the copy that is kept.
+
+For recipients with other keys than it was sealed for, for those who are left when one was revoked, for those who read
+its route now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+
+from cipherbox.client.events import SENDER, Events
+from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.client.outbox.rows import Row
+from cipherbox.client.window import Outgoing
+from cipherbox.errors import (
+    CipherBoxError,
+    CredentialsError,
+    NetworkError,
+    ProtocolError,
+    StoreError,
+)
+
+PAGE = 256
+Reseal = Callable[[Row, bytes, Collection[str]], Awaitable[Outgoing]]
+Revoked = Callable[[], Awaitable[list[str]]]
+
+
+class Resealing:
+    """Mixed into `Post`."""
+
+    outbox: Outbox
+    _events: Events
+    _reseal: Reseal
+    _revoked: Revoked
+    add: Callable[[Outgoing], None]
+    kept: Callable[[Outgoing], Awaitable[None]]
+    refuse: Callable[[Row, CipherBoxError], None]
+    store: Callable[..., Awaitable[object]]
+
+    async def mend(self, envelope_id: bytes) -> None:
+        with suppress(CipherBoxError):
+            await self.seal_again(envelope_id)
+
+    async def mend_revoked(self) -> None:
+        with suppress(CipherBoxError):
+            await self.without_revoked()
+
+    async def seal_again_all(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
+        """Seals again what ``client_id`` (None: somebody) has not opened yet: how many, and why others were not."""
+        done = 0
+        errors: list[CipherBoxError] = []
+        without = await self._revoked()
+        for row in await self._unopened(client_id):
+            try:
+                done += await self.seal_again(row.envelope_id, without)
+            except CipherBoxError as error:
+                if waits(error):
+                    raise
+                errors.append(error)
+        return done, errors
+
+    async def without_revoked(self) -> None:
+        """What a revoked recipient has not opened is sealed again for those who are left; once more does nothing."""
+        for name in await self._revoked():
+            count = 0
+            for row in await self._unopened(name):
+                if len(row.recipients) > 1:
+                    with suppress(CipherBoxError):  # it is set aside with the reason, or waits and is tried again
+                        count += await self.seal_again(row.envelope_id, [name])
+            if count:
+                self._events.say(SENDER, f"{name} was revoked: {count} envelopes are sealed again for the others")
+
+    async def _unopened(self, client_id: str | None) -> list[Row]:
+        found: list[Row] = []
+        while True:
+            page = await self.store(self.outbox.unopened_by, client_id, PAGE, found[-1].number if found else 0)
+            assert isinstance(page, list)
+            if not page:
+                return found
+            found += page
+
+    async def seal_again(self, envelope_id: bytes, without: Collection[str] | None = None) -> bool:
+        """Seals in the next generation what is kept of an envelope, for those who read its route now and are not
+        revoked, with the keys they have now; keeps and sends it.  False when its bytes or its key are gone.  What
+        cannot be mended is set aside.
+        """
+        row = await self.store(self.outbox.find, envelope_id)
+        if not isinstance(row, Row):
+            return False
+        raw = await self.store(self.outbox.bytes_of, row)
+        if not isinstance(raw, bytes) or row.content_key is None:
+            return False
+        try:
+            item = await self._reseal(row, raw, await self._revoked() if without is None else without)
+            self.add(item)
+        except CipherBoxError as error:
+            if not waits(error):
+                self.refuse(row, error)
+            raise
+        await self.kept(item)
+        return True
+
+
+def waits(error: CipherBoxError) -> bool:
+    """Whether an envelope stays in the outbox and goes out by itself when this is mended."""
+    return error.retryable or isinstance(error, CredentialsError | NetworkError | ProtocolError | StoreError)

@@ -1,0 +1,133 @@
+"""What goes into the outbox and what is read from it."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import attrs
+import orjson
+
+from cipherbox.client.sessions.chains import Turned
+
+WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
+STATES = ("waiting", "confirmed", "aside", "cancelled")
+UNTIL_OPENED, UNTIL_DELIVERED, UNTIL_CONFIRMED = "opened", "delivered", "confirmed"
+
+
+class Fresh(NamedTuple):
+    """A sealed envelope to be kept; a generation above the one that is kept takes its place.
+
+    ``replaces`` names another envelope whose place it takes: the same messages sealed anew under a fresh id.
+    """
+
+    raw: bytes
+    envelope_id: bytes
+    generation: int
+    count: int  # type: ignore[assignment]  # messages; tuple.count is not used
+    exchange: str
+    routing_key: str
+    recipients: tuple[str, ...]
+    flags: int
+    route_version: int
+    sealed_at: int
+    envelope_hash: bytes
+    content_key: bytes  # encrypted
+    transfer: int | None = None
+    replaces: bytes | None = None  # envelope id
+    turned: tuple[Turned, ...] = ()  # what it was sealed with, in sessions
+
+
+class Confirmed(NamedTuple):
+    """HQ has it on stable storage."""
+
+    envelope_id: bytes
+    generation: int
+    accepted_at: int
+    queues: tuple[str, ...]
+
+
+class Proven(NamedTuple):
+    """HQ's proof that these envelopes are in its signed log; ``leaves``: theirs, joined, in order."""
+
+    entry: int
+    proof: bytes
+    leaves: bytes
+    envelope_ids: tuple[bytes, ...]
+
+
+class Refused(NamedTuple):
+    """HQ will never take these bytes; ``state`` is ASIDE or CANCELLED."""
+
+    envelope_id: bytes
+    generation: int
+    code: int
+    reason: str
+    state: int = ASIDE
+
+
+class Signed(NamedTuple):
+    """A recipient's word on one envelope: leaf ``leaf`` of a receipt."""
+
+    envelope_id: bytes
+    generation: int
+    recipient: str
+    outcome: int
+    signed_at: int
+    leaf: int
+    envelope_hash: bytes
+
+
+@attrs.frozen
+class Row:
+    """One envelope as the outbox knows it; times are ms since 1970."""
+
+    number: int
+    envelope_id: bytes
+    generation: int
+    messages: int
+    exchange: str
+    routing_key: str
+    recipients: tuple[str, ...]
+    flags: int
+    route_version: int
+    sealed_at: int
+    size: int  # bytes
+    envelope_hash: bytes
+    content_key: bytes | None = attrs.field(repr=False)
+    state: int
+    accepted_at: int
+    queues: tuple[str, ...]
+    code: int
+    reason: str
+    changed_at: int
+    owed: int  # recipients that have not signed
+    file: str | None
+    transfer: int | None
+
+
+def values_of(i: Fresh, file: str | None, now: int) -> tuple[object, ...]:
+    """A row of the outbox, in the order of its INSERT."""
+    return (
+        i.envelope_id, i.generation, i.count, i.exchange, i.routing_key, names_text(i.recipients), i.flags,
+        i.route_version, i.sealed_at, len(i.raw), i.envelope_hash, i.content_key, i.raw if file is None else None,
+        file, i.transfer, now, len(i.recipients),
+    )  # fmt: skip
+
+
+_NAMES: dict[tuple[str, ...], str] = {}
+
+
+def names_text(names: tuple[str, ...]) -> str:
+    """The names as JSON; a busy publisher has the same for every envelope."""
+    found = _NAMES.get(names)
+    if found is None:
+        if len(_NAMES) > 256:
+            _NAMES.clear()
+        found = _NAMES[names] = orjson.dumps(names).decode()
+    return found
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)

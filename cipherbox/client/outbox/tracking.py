@@ -1,0 +1,190 @@
+"""Where a message is, from its sender's view: what the outbox knows, what HQ says, what the recipients signed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
+from cipherbox.client.receipts import words
+from cipherbox.client.topology import TopologyCalls
+from cipherbox.envelope.bundle import decode_bundle
+from cipherbox.envelope.group import decode_group
+from cipherbox.envelope.ids import message_id, split_message_id
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.envelope.receiptfile import make_file
+from cipherbox.errors import CipherBoxError, Forbidden, NetworkError, NotFound
+from cipherbox.wire import frames
+
+if TYPE_CHECKING:
+    from cipherbox.client.home import Home
+    from cipherbox.client.outbox.post import Post
+    from cipherbox.client.receipts import ReceiptTaker
+
+DELIVERED, ACKNOWLEDGED, DEAD = 1, 2, 3  # states of a StatusReport's traces
+MAILBOX = "box."
+_ASK_S = 0.5  # between questions to HQ while waiting for a delivery
+
+
+@attrs.frozen
+class Step:
+    """One thing that happened; ``at`` is ms since 1970, 0 unknown; ``what`` is a fixed word for scripts."""
+
+    at: int
+    what: str
+    text: str
+    client_id: str = ""
+
+
+@attrs.frozen
+class Timeline:
+    """What is known of one message.  ``open_for``: who has not signed.  ``report``: what HQ says; None: it is away."""
+
+    message_id: uuid.UUID
+    recipients: tuple[str, ...]
+    steps: tuple[Step, ...]
+    open_for: tuple[str, ...]
+    report: frames.StatusReport | None
+
+
+class Tracking(TopologyCalls):
+    """Mixed into `Client`."""
+
+    home: Home
+    post: Post | None
+    receipts: ReceiptTaker
+
+    def outbox(self) -> Post:
+        """The post with its outbox; Forbidden on an admin's machine, which sends nothing."""
+        if self.post is None:
+            raise Forbidden("an admin's machine sends nothing, so it has no outbox")
+        return self.post
+
+    async def sent(self, message: uuid.UUID | str) -> Row | None:
+        """What the outbox knows of a message; None if it was not sent from here."""
+        envelope_id, index = split_message_id(message)
+        row = await self.outbox().store(self.outbox().outbox.find, envelope_id)
+        return row if isinstance(row, Row) and index < row.messages else None
+
+    async def timeline(self, message: uuid.UUID | str) -> Timeline:
+        """All that is known of a message sent from here, in order; NotFound if it was not."""
+        row = await self.sent(message)
+        if row is None:
+            raise NotFound(f"message {message} was not sent from this home, or its history was dropped")
+        steps = [Step(row.sealed_at, "sealed", "sealed on this machine and kept in the outbox")]
+        signed = await self._signed(row)
+        report = await self._asked(row)
+        accepted_at = row.accepted_at or (report.accepted_at if report is not None and report.found else 0)
+        if accepted_at:
+            proof = await self.outbox().store(self.outbox().outbox.proof, row.number)
+            entry = f", entry {proof[0]} of its signed log" if isinstance(proof, tuple) else ""
+            steps.append(Step(accepted_at, "confirmed", f"confirmed by HQ: on its stable storage{entry}"))
+        else:
+            steps.append(_not_confirmed(row, self.line.trouble))
+        if report is not None and report.found:
+            steps += _traces(report)
+        steps += signed
+        steps.sort(key=lambda step: step.at or 1 << 62)
+        done = {step.client_id for step in signed if step.what == "opened"}
+        shown = message_id(row.envelope_id, split_message_id(message)[1])
+        return Timeline(
+            shown, row.recipients, tuple(steps), tuple(r for r in row.recipients if r not in done), report
+        )
+
+    async def _signed(self, row: Row) -> list[Step]:
+        outcomes = await self.outbox().store(self.outbox().outbox.outcomes, row.number)
+        assert isinstance(outcomes, list)
+        steps = []
+        for recipient, outcome, signed_at, _, _ in outcomes:
+            opened = outcome == Outcome.OPENED
+            text = f"opened by {recipient}" if opened else f"refused by {recipient}: {words(outcome)}"
+            what = "opened" if opened else "refused"
+            steps.append(Step(signed_at, what, f"{text} (receipt verified)", recipient))
+        return steps
+
+    async def _asked(self, row: Row) -> frames.StatusReport | None:
+        try:
+            return await self.status(message_id(row.envelope_id, 0))
+        except NetworkError:
+            return None
+
+    async def wait_for(self, envelope_ids: Sequence[bytes], what: str, within_s: float) -> bool:
+        """Waits until all of these were delivered, or opened, by every recipient; False when time is up.
+
+        ``what``: delivered or opened.  Raises what a recipient refused as EnvelopeError's text would say it.
+        """
+        with trio.move_on_after(within_s):
+            for envelope_id in envelope_ids:
+                await (self._opened(envelope_id) if what == "opened" else self._delivered(envelope_id))
+            return True
+        return False
+
+    async def _opened(self, envelope_id: bytes) -> None:
+        while True:
+            news = self.receipts.taken
+            row = await self.outbox().store(self.outbox().outbox.find, envelope_id)
+            if isinstance(row, Row) and row.owed <= 0:
+                return
+            await news.wait()
+
+    async def _delivered(self, envelope_id: bytes) -> None:
+        while True:
+            try:
+                report = await self.status(message_id(envelope_id, 0))
+            except CipherBoxError as error:
+                if not error.retryable:
+                    raise
+                report = None
+            if report is not None and report.found and all(t.state in (DELIVERED, ACKNOWLEDGED) for t in report.traces):
+                await self.outbox().store(self.outbox().outbox.delivered, envelope_id)
+                return
+            await trio.sleep(_ASK_S)
+
+    async def export_receipts(self, message: uuid.UUID | str) -> dict[str, bytes]:
+        """Recipient -> receipt file, for everybody who has signed for this message so far."""
+        row = await self.sent(message)
+        if row is None:
+            raise NotFound(f"message {message} was not sent from this home, or its history was dropped")
+        _, index = split_message_id(message)
+        outbox = self.outbox().outbox
+        found: dict[str, bytes] = {}
+        outcomes: Any = await self.outbox().store(outbox.outcomes, row.number)
+        for recipient, _, _, receipt, leaf in outcomes:
+            kept: Any = await self.outbox().store(outbox.receipt, receipt)
+            if kept is not None:
+                group, bundle = kept
+                exported = decode_group(group).export(leaf)
+                found[recipient] = make_file(exported, index, decode_bundle(bundle), self.home.root)
+        return found
+
+
+def _not_confirmed(row: Row, trouble: CipherBoxError | None) -> Step:
+    if row.state == WAITING:
+        why = f": {trouble}" if trouble is not None else ""
+        return Step(0, "waiting", f"waits in the outbox of this machine{why}; it goes out by itself")
+    if row.state == ASIDE:
+        return Step(row.changed_at, "aside", f"refused by HQ and set aside: {row.reason}")
+    if row.state == CANCELLED:
+        return Step(row.changed_at, "cancelled", "cancelled on this machine before HQ confirmed it")
+    return Step(row.accepted_at, "confirmed", "confirmed by HQ")
+
+
+def _traces(report: frames.StatusReport) -> list[Step]:
+    steps = []
+    for trace in report.traces:
+        who = trace.client_id or trace.queue.removeprefix(MAILBOX).removesuffix(".bulk")
+        if trace.delivered_at:
+            steps.append(Step(trace.delivered_at, "delivered", f"delivered to {who}", who))
+        elif trace.state == DEAD:
+            pass
+        else:
+            steps.append(Step(0, "queued", f"waits at HQ for {who}", who))
+        if trace.acknowledged_at:
+            steps.append(Step(trace.acknowledged_at, "acknowledged", f"acknowledged by {who}", who))
+        if trace.state == DEAD:
+            steps.append(Step(0, "dead", f"dead letter of {trace.queue}: {trace.reason}", who))
+    return steps

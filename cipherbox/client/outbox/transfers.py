@@ -1,0 +1,196 @@
+"""The outbox's files under way: a reference to each file, and which of its parts HQ has.
+
+A row of `transfers` keeps what the file was when it was taken: where, how large, when last changed; a row of `parts`
+the hash of each part HQ confirmed and the envelope it went in.  The bytes stay in the file.  So a crash costs the parts
+that were in flight, which are read, sealed and sent again under fresh ids; the recipient takes each part once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import orjson
+
+from cipherbox.client.localdb import transaction, translated
+from cipherbox.client.outbox.outbox import Outbox
+from cipherbox.errors import FileChanged, FileError
+from cipherbox.limits import LIMITS
+from cipherbox.portable import O_BINARY
+
+SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
+COPIES = "copies"
+_COLUMNS = (
+    "number, id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, copied, state, reason, "
+    "manifest, made_at, done_bytes, stanza"
+)
+
+
+@attrs.frozen
+class Transfer:
+    """One file on its way; ``path`` is what the recipient sees, ``made_at`` ms since 1970."""
+
+    number: int
+    id: bytes
+    file: str
+    path: tuple[str, ...]
+    size: int  # bytes
+    modified_ns: int
+    part_bytes: int
+    recipients: tuple[str, ...]
+    content_type: str
+    compress: bool
+    copied: bool
+    state: int
+    reason: str
+    manifest: bytes | None  # envelope id
+    made_at: int
+    done_bytes: int
+    stanza: int  # the type the sender chose; 0: each recipient's preferred one
+
+    @property
+    def parts(self) -> int:
+        """How many; an empty file has none."""
+        return -(-self.size // self.part_bytes)
+
+
+class Transfers:
+    """See the module; uses the outbox's database, so calls come one at a time with the outbox's own."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._db, self._path = outbox.database
+        self._copies = outbox.directory / COPIES
+
+    def begin(
+        self, file: Path, path: Sequence[str], recipients: Sequence[str], content_type: str, *, compress: bool,
+        copy: bool, stanza: int = 0,
+    ) -> Transfer:  # fmt: skip
+        """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while it is copied."""
+        file = file.absolute()
+        stat = _stat(file)
+        transfer_id = os.urandom(16)
+        kept = file
+        if copy:
+            with translated(self._path):
+                self._copies.mkdir(mode=0o700, exist_ok=True)
+                kept = self._copies / transfer_id.hex()
+                shutil.copyfile(file, kept)
+                os.chmod(kept, 0o600)
+                fd = os.open(kept, os.O_RDWR | O_BINARY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            if (_stat(file).st_mtime_ns, kept.stat().st_size) != (stat.st_mtime_ns, stat.st_size):
+                kept.unlink()
+                raise FileChanged(f"{file} changed while it was copied")
+        part_bytes = LIMITS.part_bytes
+        while stat.st_size > part_bytes * LIMITS.parts and part_bytes < LIMITS.part_bytes_most:
+            part_bytes *= 2
+        if stat.st_size > part_bytes * LIMITS.parts:
+            raise FileError(f"{file} has {stat.st_size} bytes; at most {part_bytes * LIMITS.parts} can be sent")
+        with transaction(self._db, self._path):
+            number = self._db.execute(
+                "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, "
+                "compress, copied, made_at, stanza) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    transfer_id, str(kept), orjson.dumps(list(path)).decode(), stat.st_size,
+                    kept.stat().st_mtime_ns, part_bytes, orjson.dumps(list(recipients)).decode(), content_type,
+                    compress, copy, int(time.time() * 1000), stanza,
+                ),
+            ).lastrowid  # fmt: skip
+        found = self.find(number or 0)
+        assert found is not None
+        return found
+
+    def find(self, number: int) -> Transfer | None:
+        rows = self._rows("WHERE number = ?", (number,))
+        return rows[0] if rows else None
+
+    def of_file(self, file: str, size: int, modified_ns: int) -> Transfer | None:
+        """The newest transfer of this very file that was not stopped."""
+        rows = self._rows(
+            "WHERE file = ? AND size = ? AND modified_ns = ? AND state < 2 ORDER BY number DESC LIMIT 1",
+            (file, size, modified_ns),
+        )
+        return rows[0] if rows else None
+
+    def unfinished(self) -> list[Transfer]:
+        """What still has parts to send, oldest first."""
+        return self._rows("WHERE state = 0 ORDER BY number", ())
+
+    def all(self, most: int) -> list[Transfer]:
+        """The newest, oldest of them first."""
+        return self._rows("ORDER BY number DESC LIMIT ?", (most,))[::-1]
+
+    def hashes(self, number: int) -> dict[int, bytes]:
+        """Part -> SHA-256, of those HQ has."""
+        with translated(self._path):
+            return dict(self._db.execute("SELECT part, hash FROM parts WHERE transfer = ?", (number,)).fetchall())
+
+    def confirmed(self, number: int, parts: Sequence[tuple[int, bytes, bytes, int]]) -> None:
+        """HQ has these: (part, hash, envelope id, bytes)."""
+        with transaction(self._db, self._path):
+            self._db.executemany(
+                "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)",
+                [(number, part, digest, envelope_id) for part, digest, envelope_id, _ in parts],
+            )
+            self._db.execute(
+                "UPDATE transfers SET done_bytes = done_bytes + ? WHERE number = ?",
+                (sum(size for *_, size in parts), number),
+            )
+
+    def lost(self, envelope_id: bytes) -> int | None:
+        """A recipient could not open this part: it is to be sent again.  The transfer's number, None: no part."""
+        with transaction(self._db, self._path):
+            row = self._db.execute(
+                "SELECT transfer, part FROM parts WHERE envelope_id = ?", (envelope_id,)
+            ).fetchone()
+            if row is None:
+                return None
+            self._db.execute("DELETE FROM parts WHERE transfer = ? AND part = ?", row)
+            self._db.execute("UPDATE transfers SET state = 0, reason = '' WHERE number = ? AND state = 1", (row[0],))
+            return int(row[0])
+
+    def finish(self, transfer: Transfer, state: int, *, manifest: bytes | None = None, reason: str = "") -> None:
+        """SENT with the manifest's envelope, or STOPPED with the reason; a copy goes when it is no longer needed."""
+        with transaction(self._db, self._path):
+            self._db.execute(
+                "UPDATE transfers SET state = ?, manifest = coalesce(?, manifest), reason = ? WHERE number = ?",
+                (state, manifest, reason, transfer.number),
+            )
+
+    def opened(self, manifest: bytes) -> None:
+        """All recipients have signed for the manifest: what was kept for the file goes."""
+        rows = self._rows("WHERE manifest = ?", (manifest,))
+        for row in rows:
+            if row.copied:
+                Path(row.file).unlink(missing_ok=True)
+
+    def _rows(self, where: str, values: Sequence[object]) -> list[Transfer]:
+        with translated(self._path):
+            found = self._db.execute(f"SELECT {_COLUMNS} FROM transfers {where}", values).fetchall()
+        return [_transfer(row) for row in found]
+
+
+def _transfer(row: Sequence[object]) -> Transfer:
+    fields = list(row)
+    for at in (3, 7):
+        fields[at] = tuple(orjson.loads(str(fields[at])))
+    for at in (9, 10):
+        fields[at] = bool(fields[at])
+    return Transfer(*fields)  # type: ignore[arg-type]
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise FileError(f"{file} cannot be read: {error.strerror}") from None
+    if not file.is_file():
+        raise FileError(f"{file} is no regular file")
+    return stat

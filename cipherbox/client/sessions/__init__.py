@@ -1,0 +1,1 @@
+"""Sessions of this home with other clients, and their prekeys."""

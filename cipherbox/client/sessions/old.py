@@ -1,0 +1,70 @@
+"""Sessions as they were kept before version 0.5: in a file of their own, `sessions.sqlite3`, with both halves in one.
+
+They move once: the chains into the outbox, then everything else into the inbox, then the file goes.  After a crash in
+between it is done again; what is there already stays.  All of it under the inbox's lock, so that no other process reads
+a file that is about to go.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from cipherbox.client.localdb import transaction, translated
+from cipherbox.client.sessions.chains import at
+from cipherbox.errors import CipherBoxError
+from cipherbox.portable import sync_directory
+from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.sessions import session
+
+DATABASE = "sessions.sqlite3"
+
+
+def take_over(home: Path, vault: Vault, inbox: sqlite3.Connection, path: Path, outbox: sqlite3.Connection) -> None:
+    """Moves what that file has into the databases of inbox and outbox, and removes it; nothing if there is none."""
+    old = home / DATABASE
+    if not old.exists():
+        return
+    now = int(time.time() * 1000)
+    with transaction(inbox, path):
+        if not old.exists():
+            return
+        sessions, secrets, held, facts = _read(old)
+        for peer, session_id, made_at, since, retired, used_at, locked in sessions:
+            bound = peer.encode() + b"\x00" + session_id
+            with suppress(CipherBoxError):  # one that cannot be read is no session; a fresh one is begun
+                state = session.decode(vault.unlock(locked, bound))
+                chain = state.chain
+                if chain is not None:
+                    row = (session_id, *at(chain), now, vault.lock(session.encode_chain(chain), b"chain" + session_id))
+                    outbox.execute("INSERT OR IGNORE INTO chains VALUES (?, ?, ?, ?, ?)", row)
+                half = vault.lock(session.encode(attrs.evolve(state, chain=None)), bound)
+                inbox.execute(
+                    "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, NULL)",
+                    (peer, session_id, made_at, since, state.state.turn, retired, used_at, half),
+                )
+        inbox.executemany("INSERT OR IGNORE INTO secrets VALUES (?, ?, ?, ?, ?)", secrets)
+        inbox.executemany("INSERT OR IGNORE INTO held VALUES (?, ?, ?)", held)
+        inbox.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", facts)
+    with transaction(inbox, path), translated(old):
+        for ending in ("", "-wal", "-shm"):
+            old.with_name(DATABASE + ending).unlink(missing_ok=True)
+        sync_directory(home)
+
+
+def _read(old: Path) -> list[list[tuple[Any, ...]]]:
+    with translated(old):
+        found = sqlite3.connect(old, isolation_level=None, timeout=30.0)
+        try:
+            if found.execute("PRAGMA schema_version").fetchone() == (0,):
+                return [[], [], [], []]  # a crash came before it had tables
+            columns = "peer, session_id, made_at, since, retired, used_at, state"
+            places = (f"{columns} FROM sessions", "* FROM secrets", "* FROM held", "* FROM facts")
+            return [found.execute(f"SELECT {place}").fetchall() for place in places]
+        finally:
+            found.close()
