@@ -55,6 +55,12 @@ def _retain(broker: Broker, c: m.Retain) -> m.Done:
     return m.Done(c.correlation, 1)
 
 
+def _enrol_here(broker: Broker, c: m.EnrolHere) -> m.Done:
+    broker.effects.changes.noted += 1
+    broker.effects.acts.append(m.Act("", "EnrolHere", _detail(c)))
+    return m.Done(c.correlation, 1)
+
+
 _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.Consume: consume.consume,
     m.Cancel: consume.cancel,
@@ -74,6 +80,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.NoteBundle: topology.note_bundle,
     m.List: listing.listing,
     m.Retain: _retain,
+    m.EnrolHere: _enrol_here,
 }
 
 # What the signed log has a line for, when it changed something.

@@ -240,6 +240,14 @@ class AddClient(Command):
 
 
 @attrs.define
+class EnrolHere(Command):
+    """On HQ's own machine, without an admin, a token was made: the signed log says so, whatever becomes of it."""
+
+    target: str
+    role: str
+
+
+@attrs.define
 class RevokeClient(Command):
     target: str
     reason: str
@@ -293,7 +301,7 @@ class Lost:
 AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
     | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | RevokeClient | List | Disconnect | Sweep
-    | NoteBundle | Lost | SettleDead | Retain
+    | NoteBundle | Lost | SettleDead | Retain | EnrolHere
 )  # fmt: skip
 
 
@@ -462,6 +470,7 @@ class Changes:
     usage: dict[tuple[str, str], int] = attrs.Factory(dict)  # (sender, queue) -> bytes waiting, absolute
     bindings_version: int | None = None
     bundles: list[NewBundle] = attrs.Factory(list)  # for the log alone
+    noted: int = 0  # acts that change nothing else, for the log alone
     log: LogRow | None = None  # put in by the engine
     retention: Cutoffs | None = None
     watermark: int = 0  # ids of an earlier time are refused from now on; 0: as before

@@ -328,7 +328,9 @@ def add_client(broker: Broker, c: m.AddClient) -> Done:
     if c.role not in (CLIENT, ADMIN):
         raise InvalidRequest(f"a role is {CLIENT} or {ADMIN}, not {c.role!r}")
     found = broker.rights.clients.get(c.target)
-    if found is None or found.revoked_at or found.role != c.role:
+    if found is not None and not found.revoked_at and found.role != c.role:
+        raise Conflict(f"{c.target!r} is there with the role {found.role}; revoke it first")
+    if found is None or found.revoked_at:
         row = ClientRow(c.target, c.role, found.added_at if found else broker.now)
         broker.rights.add(row)
         broker.effects.changes.clients.append(row)

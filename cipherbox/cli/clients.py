@@ -50,7 +50,7 @@ def clients_list(ctx: click.Context, pending: bool, connected: bool, as_json: bo
         print_json(rows)
         return
     rows_table(rows, empty="nobody waits" if pending else "nobody is enrolled yet")
-    if pending and rows:
+    if any(row["state"] == "waiting" for row in rows if pending):
         next_step(f"compare the number with them, then: {command_here(ctx)} approve CLIENT_ID")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -11,8 +12,10 @@ import click
 from cipherbox.cli.options import (
     CLIENT_ID,
     DURATION,
+    HQ_DIRECTORY,
     command_here,
     home_of,
+    hq_settings,
     run,
     sure,
     with_admin,
@@ -30,18 +33,32 @@ TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 @click.option("--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID")
 @click.option("--valid", type=DURATION, default="24h", show_default=True, help="How long the token lives, 1m to 30d.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the token to this file.")
+@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory, while it does not run: when no admin's key is left.")
 @click.pass_context
-def enroll(ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, output: Path | None) -> None:
-    """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once."""
+def enroll(
+    ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, output: Path | None, hq: Path | None
+) -> None:
+    """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once.
+
+    With --hq no admin is needed, but the user HQ runs as, and HQ stopped: it is for a new admin alone, and HQ's signed
+    log says that it was done.
+    """
+    if hq is not None and (role != "admin" or approve):
+        raise click.UsageError("--hq makes an admin, whom nobody has to approve: --role admin, without --approve.")
     if not 60 <= valid <= LONGEST_TOKEN_S:
         raise click.UsageError("A token lives between 1m and 30d.")
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.cli.stdout import output_failure
     from cipherbox.portable import write_private
 
-    token = with_admin(
-        ctx, lambda client: client.enrol(client_id, role=role, approve=approve, valid_s=max(1, int(valid)))
-    )
+    if hq is not None:
+        from cipherbox.server.closed import admin_token
+
+        token = run(admin_token, hq_settings(hq), client_id, int(valid))
+    else:
+        token = with_admin(
+            ctx, lambda client: client.enrol(client_id, role=role, approve=approve, valid_s=max(1, int(valid)))
+        )
     if output:
         write_private(output, f"{token}\n".encode())
         say(f"The token for {client_id} is in {output}.")
@@ -52,6 +69,9 @@ def enroll(ctx: click.Context, client_id: str, role: str, approve: bool, valid: 
             warn(f"The token could not be printed. It ends by itself; make another: cipherbox enroll {client_id}")
             return
     steps = [f"on the machine of {client_id}: cipherbox join   (it asks for the token)"]
+    if hq is not None:
+        steps = [f"start HQ: cipherbox serve {shlex.quote(str(hq))}", *steps,
+                 "from there revoke whom the lost key belongs to: cipherbox revoke CLIENT_ID"]  # fmt: skip
     if approve:
         here = command_here(ctx)
         steps.append(f"see its short number: {here} clients --pending")

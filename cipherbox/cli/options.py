@@ -18,7 +18,7 @@ from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.config import DatabaseSettings
+    from cipherbox.config import DatabaseSettings, ServerConfig
 
 T = TypeVar("T")
 
@@ -83,6 +83,19 @@ def home_of(ctx: click.Context) -> Path:
 
     home: Path | None = ctx.find_root().obj
     return (home or default_home()).absolute()
+
+
+def hq_settings(directory: Path) -> ServerConfig:
+    """The settings of an HQ whose files are about to be changed; ConfigError for root, where HQ is another user's."""
+    from cipherbox.config import load_server_config
+    from cipherbox.errors import ConfigError
+    from cipherbox.portable import is_root, owner_of
+
+    config = load_server_config(directory)
+    if is_root() and config.tls.root.exists() and (owner := owner_of(config.tls.root)) != "root":
+        raise ConfigError(f"HQ's files belong to {owner}, who could not use what root writes; say it as that user: "
+                          f"sudo -u {owner} cipherbox ...")  # fmt: skip
+    return config
 
 
 def command_here(ctx: click.Context) -> str:

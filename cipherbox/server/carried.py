@@ -25,14 +25,13 @@ from cipherbox.portable import write_atomic
 from cipherbox.server.enrolment import APPROVED, DONE, renewal_name
 from cipherbox.server.lists import obey_list
 from cipherbox.server.material import put_server, server_key
-from cipherbox.server.signed import Signed, for_hq, issuing_chain, read_signed
+from cipherbox.server.signed import REQUESTS_FORMAT, Signed, for_hq, issuing_chain, read_signed
 from cipherbox.store.port import Enrolment
 
 if TYPE_CHECKING:
     from cipherbox.server.hq import HQ
 
 log = get_logger(__name__)
-REQUESTS_FORMAT = "cipherbox-requests-1"
 HQ_ROLE, HQ_NAME = "hq", "HQ"  # of the row with HQ's own request
 _YEAR_MS = 365 * 24 * 3600 * 1000
 
@@ -51,10 +50,12 @@ class Carried:
             await hq.engine.in_store(hq.store.put_enrolment, row)
         return row.number
 
-    async def export(self) -> bytes:
-        """The requests that wait for the CA, and what its next revocation list must hold."""
+    async def export(self, own: Enrolment | None = None) -> bytes:
+        """The requests that wait for the CA, and what its next revocation list must hold; ``own``: HQ's, if not due."""
         hq = self._hq
         rows = await hq.engine.in_store(hq.store.enrolments, (APPROVED,))
+        if own is not None:
+            rows = [own, *(row for row in rows if row.role != HQ_ROLE)]
         number = await hq.engine.in_store(hq.trust.crl_number)
         return requests_document(
             rows, hq.config.server.name, hq.trust.root_fingerprint, hq.trust.revoked(), number + 1
@@ -105,14 +106,14 @@ class Carried:
 
     async def _take_own(self, leaf: x509.Certificate, rows: list[Enrolment]) -> bool:
         hq = self._hq
-        if leaf == hq.trust.server:
-            return False
-        put_server(hq.config, leaf)
-        hq.certificate.adopt()
         row = _row_of(rows, HQ_NAME, leaf)
         if row is not None:
             row.state = DONE
             await hq.engine.in_store(hq.store.put_enrolment, row)
+        if leaf == hq.trust.server:
+            return False
+        put_server(hq.config, leaf)
+        hq.certificate.adopt()
         await hq.certificate.look()
         log.info("HQ's certificate was renewed", extra={"serial": pki.serial(leaf)})
         return True

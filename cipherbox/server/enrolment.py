@@ -27,6 +27,7 @@ log = get_logger(__name__)
 ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA = 0, 1, 2
 OPEN, WAITING, APPROVED, REFUSED, DONE = "open", "waiting", "approved", "refused", "issued"
 _RENEWAL_MS = 90 * 24 * 3600 * 1000  # how long a request to renew waits for the offline CA
+_A = {m.CLIENT: "a client", m.ADMIN: "an admin"}
 _LONGEST_TOKEN_S = 90 * 24 * 3600
 
 
@@ -59,6 +60,12 @@ class Enrolments:
         twin = rights.twin(client_id)
         if twin is not None and twin != client_id:
             raise Conflict(f"a client {twin!r} exists; ids differ in more than upper and lower case")
+        known = rights.clients.get(client_id)
+        if known is not None and not known.revoked_at and known.role != role:
+            raise Conflict(
+                f"{client_id!r} is {_A[known.role]} and stays one; choose another name, or first: "
+                f"cipherbox revoke {client_id}"
+            )
         waiting = await self._engine.in_store(self._store.enrolments, (OPEN, WAITING, APPROVED))
         now = pki.ms(pki.now())
         if len([e for e in waiting if e.expires_at > now]) >= self._limits.pending_requests:

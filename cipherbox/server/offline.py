@@ -23,9 +23,8 @@ from cipherbox.crl import make_crl
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import check_client_id
 from cipherbox.portable import write_atomic
-from cipherbox.server.carried import REQUESTS_FORMAT
 from cipherbox.server.material import belongs, certificates_in, key_at, load_certificate
-from cipherbox.server.signed import CERTIFICATES_FORMAT
+from cipherbox.server.signed import CERTIFICATES_FORMAT, REQUESTS_FORMAT
 
 CA_KEY, ROOT, ISSUING = "ca.key", "root.crt", "issuing.crt"
 ROOT_KEY, ISSUING_KEY = "root.key", "issuing.key"

@@ -16,8 +16,10 @@ from pathlib import Path
 from cryptography import x509
 
 from cipherbox import pki
+from cipherbox.broker import model as m
 from cipherbox.config import (
     CaSettings,
+    ClientConfig,
     DatabaseSettings,
     ServerConfig,
     ServerSettings,
@@ -26,7 +28,7 @@ from cipherbox.config import (
     write_server_config,
 )
 from cipherbox.crl import check_crl, make_crl
-from cipherbox.errors import BundleNotCertified, ConfigError, InvalidRequest, StoreLocked
+from cipherbox.errors import BundleNotCertified, ConfigError, StoreLocked
 from cipherbox.portable import lock_file, write_atomic, write_private
 from cipherbox.server.carried import HQ_NAME, HQ_ROLE, request_row, requests_document
 from cipherbox.server.check import LOCK
@@ -49,6 +51,7 @@ from cipherbox.server.setup import (
     write_admin_certificates,
 )
 from cipherbox.server.signed import Signed, for_hq, issuing_chain, read_signed
+from cipherbox.store.port import Enrolment
 
 HQ_REQUEST, ADMIN_REQUEST = "ca/hq.csr", "ca/admin.csr"
 
@@ -105,6 +108,7 @@ def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
     """Takes the organization's answer: from here on HQ can be served.  ConfigError or a BundleError: nothing taken."""
     signed, root = read_signed(document), certificates_in(config.tls.root)[0]
     admin = load_client_config(admin_home)
+    _check_admin(admin, root, config.server.address)
     admin_key = key_at(admin_home / "client.key", secret_key(admin_home / "local.key"))
     key = next_key(config)
     if config.ca.offline:
@@ -122,6 +126,16 @@ def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
     write_admin_certificates(admin_home, person, chain, root)
     write_atomic(config.tls.issuing, pki.pem(*chain))
     put_server(config, server)
+
+
+def _check_admin(admin: ClientConfig, root: x509.Certificate, address: str) -> None:
+    """ConfigError when the home is not the one that `init` made beside this HQ: it would be overwritten."""
+    known = admin.home / "ca.crt"
+    if admin.role != m.ADMIN or admin.address != address or (known.exists() and certificates_in(known) != [root]):
+        raise ConfigError(
+            f"{admin.home} is the home of {admin.client_id} at {admin.address}, and not of the admin that "
+            "`cipherbox init` made with this HQ; name that one: cipherbox --home DIRECTORY ca import ..."
+        )
 
 
 def _issuing(
@@ -163,15 +177,16 @@ def _list_of(signed: Signed, issuing: x509.Certificate) -> bytes:
     return signed.lists[0]
 
 
-def put_by_hand(config: ServerConfig, document: bytes) -> None:
-    """HQ's own certificate, or that of the issuing CA, into the files of an HQ that cannot be reached."""
+def put_by_hand(config: ServerConfig, document: bytes) -> int:
+    """HQ's own certificate, or that of the issuing CA, into the files of an HQ that cannot be reached; how many."""
     signed, root = read_signed(document), certificates_in(config.tls.root)[0]
     current, key = certificates_in(config.tls.issuing), secret_key(config.encryption.service_key_file)
     chain = issuing_chain(signed, pki.spki_of(current[0]), root) or current
-    own = [leaf for leaf in signed.leaves if for_hq(leaf)]
+    before = certificates_in(config.tls.certificate)[0]
+    own = [leaf for leaf in signed.leaves if for_hq(leaf) and leaf != before]
     if not own and chain == current:
-        raise InvalidRequest("this file holds nothing new for HQ itself; clients' certificates are taken while it runs")
-    server = own[-1] if own else certificates_in(config.tls.certificate)[0]
+        return 0
+    server = own[-1] if own else before
     pki.verify_chain([server, *chain], root, pki.now(), pki.SERVER)
     its_key = server_key(config, key, server, settle=False)
     Material(root, tuple(chain), server, its_key, None).try_out()
@@ -179,13 +194,19 @@ def put_by_hand(config: ServerConfig, document: bytes) -> None:
         write_atomic(config.tls.issuing, pki.pem(*chain))
     if own:
         put_server(config, server)
+    return len(own) + (chain != current)
+
+
+def own_row(config: ServerConfig) -> Enrolment:
+    """HQ's own request, for its next key."""
+    root = certificates_in(config.tls.root)[0]
+    return request_row(HQ_NAME, HQ_ROLE, pki.make_csr(next_key(config), config.server.name), pki.fingerprint(root))
 
 
 def own_request(config: ServerConfig) -> bytes:
-    """As `Carried.export`, with HQ's own request alone and no list asked for: for an HQ that does not run."""
-    root = certificates_in(config.tls.root)[0]
-    row = request_row(HQ_NAME, HQ_ROLE, pki.make_csr(next_key(config), config.server.name), pki.fingerprint(root))
-    return requests_document([row], config.server.name, pki.fingerprint(root), [], 0)
+    """As `Carried.export`, with HQ's own request alone and no list asked for: for an HQ that cannot be reached."""
+    fingerprint = pki.fingerprint(certificates_in(config.tls.root)[0])
+    return requests_document([own_row(config)], config.server.name, fingerprint, [], 0)
 
 
 def runs(config: ServerConfig) -> bool:

@@ -14,9 +14,10 @@ import orjson
 from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.model import AnyCommand, ExchangeType
+from cipherbox.broker.rights import MAILBOX
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.envelope.layout import split, stored_hashes
-from cipherbox.errors import EnvelopeError, EnvelopeRefused, InvalidRequest, NotFound, TooLarge, WrongSender
+from cipherbox.errors import EnvelopeError, EnvelopeRefused, Forbidden, InvalidRequest, NotFound, TooLarge, WrongSender
 from cipherbox.limits import LIMITS
 from cipherbox.server import administration
 from cipherbox.server.enrolment import Outcome
@@ -162,6 +163,9 @@ async def _list_dead(s: Session, x: f.ListDead) -> object:
     broker = s.hq.engine.broker
     queue = broker.queues.get(x.queue)
     if not s.hq.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
+        if not x.queue:
+            raise Forbidden("the dead letters of all queues are an admin's; name a queue of yours, for example "
+                            f"{MAILBOX}{s.client}")  # fmt: skip
         raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
     rows, after = await s.hq.engine.in_store(s.hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
     return f.Listing(x.correlation, after, orjson.dumps(rows))

@@ -17,7 +17,7 @@ from cipherbox.crl import lists_in
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError, InvalidRequest
 from cipherbox.server.material import checked_issuing, is_ca
 
-CERTIFICATES_FORMAT = "cipherbox-certificates-1"
+CERTIFICATES_FORMAT, REQUESTS_FORMAT = "cipherbox-certificates-1", "cipherbox-requests-1"
 
 
 class Signed(NamedTuple):
@@ -49,6 +49,9 @@ def _pem(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
 def _document(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
     try:
         data = orjson.loads(document)
+        if data["format"] == REQUESTS_FORMAT:
+            raise InvalidRequest("these are the requests; carry them to the CA: cipherbox ca sign, then import what it "
+                                 "wrote")  # fmt: skip
         if data["format"] != CERTIFICATES_FORMAT:
             raise InvalidRequest(f"this file is not of the format {CERTIFICATES_FORMAT}")
         ders = [base64.b64decode(c, validate=True) for item in data["certificates"] for c in item["chain"]]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cipherbox.cli.ca import keys as ca_keys
-from cipherbox.cli.options import home_of, json_option, with_admin
+from cipherbox.cli.options import home_of, hq_settings, json_option, run, with_admin
 
 READABLE = click.Path(path_type=Path, exists=True, dir_okay=False)
 ANYTHING = click.Path(path_type=Path)
@@ -73,7 +73,7 @@ _TITLES = {
 @ca.command("export")
 @click.argument("file", type=ANYTHING)
 @click.option("--pem", is_flag=True, help="Make FILE a directory with a PKCS#10 request each, for other tools.")
-@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory: its own request, when HQ does not run.")
+@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory, when HQ cannot be reached: its own request too.")
 @click.pass_context
 def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> None:
     """Write the signing requests that wait at HQ to FILE."""
@@ -81,10 +81,9 @@ def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> Non
     from cipherbox.portable import write_atomic
 
     if hq is not None:
-        from cipherbox.config import load_server_config
-        from cipherbox.server.organization import own_request
+        from cipherbox.server import closed
 
-        document = own_request(load_server_config(hq))
+        document = run(closed.export, hq_settings(hq))
     else:
         document = with_admin(ctx, lambda client: client.export_requests())
     if pem:
@@ -140,7 +139,7 @@ def ca_sign(ctx: click.Context, requests: Path, signed: Path, directory: Path, y
 
 @ca.command("import")
 @click.argument("files", type=READABLE, nargs=-1, required=True, metavar="FILE...")
-@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory: certificates of HQ itself, when it does not run.")
+@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory, when HQ cannot be reached or is not finished.")
 @click.pass_context
 def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> None:
     """Hand FILE, which a CA signed, to HQ: the offline CA's answer, or certificates and revocation lists in PEM.
@@ -157,18 +156,17 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
         count = with_admin(ctx, lambda client: client.import_certificates(document))
         say(f"HQ took {count} of them; clients that wait get theirs now." if count else "HQ had all of it already.")
         return
-    from cipherbox.config import load_server_config
-    from cipherbox.server import organization
+    from cipherbox.server import closed, organization
     from cipherbox.server.material import is_waiting
 
-    config = load_server_config(hq)
+    config = hq_settings(hq)
     if is_waiting(config):
         organization.finish(config, home_of(ctx), document)
         say(f"HQ {config.server.name!r} is ready in {config.directory}. Admin's certificate in {home_of(ctx)}.")
         next_step(f"start HQ: cipherbox serve {hq}")
         return
-    organization.put_by_hand(config, document)
-    say(f"The certificate is in {config.directory}.")
+    count = run(closed.take, config, document)
+    say(f"HQ took {count} of them, into {config.directory}." if count else "HQ had all of it already.")
     if organization.runs(config):
         next_step("make HQ notice: cipherbox reload, or where it lets nobody in: systemctl reload cipherbox (SIGHUP)")
     else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import yes_option
+from cipherbox.cli.options import hq_settings, yes_option
 
 if TYPE_CHECKING:
     from cipherbox.server.offline import Vault
@@ -33,7 +33,7 @@ def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | No
     """The 32 bytes that a `ca.key` stands for."""
     from cipherbox.cli.password import ask, named_password
     from cipherbox.client.keys.local import password_bytes
-    from cipherbox.errors import ConfigError, CredentialsError, PasswordNeeded
+    from cipherbox.errors import ConfigError, CredentialsError, PasswordNeeded, WrongPassword
     from cipherbox.sealing import keyfile
 
     if len(data) == _SIZE:
@@ -47,6 +47,8 @@ def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | No
         given = password_bytes(ask(f"Password of the CA in {directory}", nobody))
     try:
         key = keyfile.decrypt(data, password=given)
+    except WrongPassword:
+        raise WrongPassword(f"this is not the password of {path}") from None
     except CredentialsError as error:
         raise ConfigError(f"{path}: {error}") from None
     if len(key) != _SIZE:
@@ -70,12 +72,11 @@ def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect
     from cipherbox.cli.options import sure
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.cli.password import named_password, new_password
-    from cipherbox.config import load_server_config
     from cipherbox.portable import read_private
     from cipherbox.sealing import keyfile
     from cipherbox.server import authority
 
-    config = load_server_config(hq)
+    config = hq_settings(hq)
     directory, password = directory.absolute(), named_password(ctx)
     if directory.is_relative_to(config.directory):
         raise click.UsageError(f"{directory} is in HQ's own directory: choose one that can be carried away.")
@@ -121,10 +122,9 @@ def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> No
     To renew the issuing CA this is not needed: cipherbox ca renew HQ --root DIRECTORY
     """
     from cipherbox.cli.output import next_step, say
-    from cipherbox.config import load_server_config
     from cipherbox.server import authority
 
-    config = load_server_config(hq)
+    config = hq_settings(hq)
     for path in authority.bring_back(config, vault_at(ctx, directory.absolute()), whole=whole):
         say(f"{path} is here again; what is in {directory} stays there.")
     if whole:
@@ -141,7 +141,6 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
     Its name and key stay, so everything it signed stays good and nobody notices. HQ's own certificate renews by itself.
     """
     from cipherbox.cli.output import next_step, say
-    from cipherbox.config import load_server_config
     from cipherbox.server import authority
     from cipherbox.server.offline import CA_KEY
 
@@ -151,7 +150,7 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
         renewed = vault_at(ctx, directory.absolute()).renew_issuing()
         step = "HQ gets it with the next answer: cipherbox ca export, ca sign, ca import"
     else:
-        config = load_server_config(directory)
+        config = hq_settings(directory)
         if config.ca.organization:
             _ask_organization(directory)
             return
@@ -163,11 +162,10 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
 
 def _ask_organization(directory: Path) -> None:
     from cipherbox.cli.output import next_step, say
-    from cipherbox.config import load_server_config
     from cipherbox.errors import ConfigError
     from cipherbox.server.authority import ask_organization
 
-    config = load_server_config(directory)
+    config = hq_settings(directory)
     if config.ca.offline:
         raise ConfigError("the issuing CA is the organization's: it renews it with its own tools, with the same key; "
                           "then: cipherbox ca import CHAIN.pem")  # fmt: skip
