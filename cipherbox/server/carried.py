@@ -84,6 +84,9 @@ class Carried:
         rows = await hq.engine.in_store(hq.store.enrolments, (APPROVED,))
         key = secret_key(hq.config.encryption.service_key_file)
         for leaf in own or [trust.server]:
+            if any(_row_of(rows, row.client, leaf) for row in rows if row.role != HQ_ROLE):
+                raise InvalidRequest("a client's request was signed as a server's; sign it with the extensions of a "
+                                     "client (cipherbox manual pki)")  # fmt: skip
             its_key = server_key(hq.config, key, leaf, settle=False)
             attrs.evolve(trust.material, chain=tuple(above), server=leaf, server_key=its_key).try_out()
         count = 0

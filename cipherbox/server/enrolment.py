@@ -62,9 +62,9 @@ class Enrolments:
             raise Conflict(f"a client {twin!r} exists; ids differ in more than upper and lower case")
         known = rights.clients.get(client_id)
         if known is not None and not known.revoked_at and known.role != role:
+            other = f"revoke {client_id}" if role == m.CLIENT else f"grant {client_id} admin"
             raise Conflict(
-                f"{client_id!r} is {_A[known.role]} and stays one; choose another name, or first: "
-                f"cipherbox revoke {client_id}"
+                f"{client_id!r} is {_A[known.role]} and stays one; choose another name, or: cipherbox {other}"
             )
         waiting = await self._engine.in_store(self._store.enrolments, (OPEN, WAITING, APPROVED))
         now = pki.ms(pki.now())

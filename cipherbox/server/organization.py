@@ -163,8 +163,11 @@ def _both(
             raise ConfigError(f"there is no certificate for the key in {file}; give both, and the revocation list")
     assert server is not None
     assert person is not None
-    pki.verify_chain([server, *chain], root, pki.now(), pki.SERVER)
-    pki.verify_chain([person, *chain], root, pki.now(), pki.CLIENT)
+    for found, file, purpose in ((server, HQ_REQUEST, pki.SERVER), (person, ADMIN_REQUEST, pki.CLIENT)):
+        try:
+            pki.verify_chain([found, *chain], root, pki.now(), purpose)
+        except BundleNotCertified as error:
+            raise ConfigError(f"the answer to {file}: {error}") from None
     if not for_hq(server) or pki.common_name(person) != admin_id:
         raise ConfigError(f"the common name of the admin's certificate is to be {admin_id}")
     return server, person

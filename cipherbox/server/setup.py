@@ -6,9 +6,10 @@ The admin gets a certificate and no encryption keys: HQ's machine holds nothing 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from cipherbox.server.offline import CA_KEY
 from cipherbox.server.storing import open_store
 from cipherbox.server.trust import CRL_NUMBER_SETTING, CRL_SETTING
 from cipherbox.store.port import CertificateRow
+
+UNFINISHED = ".init-unfinished"  # names that were in HQ's directory before; there while `init` is under way
 
 
 @attrs.frozen
@@ -76,8 +79,9 @@ def init_hq(
 
 
 def check_free(directory: Path, admin_id: str, admin_home: Path) -> None:
-    """ConfigError when there is an HQ, or a client, where one is to be made."""
+    """ConfigError when there is an HQ, or a client, where one is to be made; a killed `init` is cleared away."""
     check_client_id(admin_id)
+    _clear_unfinished(directory, admin_home)
     if (directory / SERVER_FILE).exists() or (directory / "cipherbox.sqlite3").exists():
         raise ConfigError(f"{directory} holds an HQ already; to run it: cipherbox serve {directory}")
     if (admin_home / "client.toml").exists():
@@ -99,21 +103,45 @@ def make_directory(config: ServerConfig) -> bytes:
     return service_key
 
 
+def _clear_unfinished(directory: Path, admin_home: Path) -> None:
+    marker, client = directory / UNFINISHED, admin_home / "client.toml"
+    if not marker.exists() or (directory / SERVER_FILE).exists():
+        return
+    known = admin_home / "ca.crt"
+    if not (admin_home / "client.crt").exists() or (
+        known.exists() and known.read_bytes() == (directory / "ca" / "root.crt").read_bytes()
+    ):
+        client.unlink(missing_ok=True)
+    kept = {UNFINISHED, *json.loads(marker.read_text())}
+    _remove(path for path in directory.iterdir() if path.name not in kept)
+    marker.unlink()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
-def whole_or_nothing(*directories: Path) -> Iterator[None]:
-    """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken for one."""
-    before = {path: set(path.iterdir()) if path.exists() else None for path in directories}
+def whole_or_nothing(directory: Path, *others: Path) -> Iterator[None]:
+    """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken for one.
+
+    A marker in HQ's directory lets the next `init` do that for one that was killed; with settings it is an HQ.
+    """
+    before = {path: set(path.iterdir()) if path.exists() else None for path in (directory, *others)}
     try:
+        names = sorted(path.name for path in before[directory] or ())
+        write_private(private_dir(directory) / UNFINISHED, json.dumps(names).encode())
         yield
+        (directory / UNFINISHED).unlink()
     except BaseException as error:
         for path, kept in before.items():
-            for one in set(path.iterdir() if path.exists() else ()) - (kept or set()):
-                shutil.rmtree(one) if one.is_dir() else one.unlink()
+            _remove(set(path.iterdir() if path.exists() else ()) - (kept or set()))
             if kept is None and path.exists():
                 path.rmdir()
         full = isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
         if full:
-            raise StoreError(f"the disk of {directories[0]} is full; make room, then run it again") from error
+            raise StoreError(f"the disk of {directory} is full; make room, then run it again") from error
         if isinstance(error, StoreUnavailable):
             raise StoreError(f"{error}; what was begun is away again: look at the disk, then run it again") from error
         raise
