@@ -33,7 +33,10 @@ TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 @click.option("--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID")
 @click.option("--valid", type=DURATION, default="24h", show_default=True, help="How long the token lives, 1m to 30d.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the token to this file.")
-@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory, while it does not run: when no admin's key is left.")
+@click.option(
+    "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY",
+    help="HQ's directory, while it does not run: when no admin's key is left.",
+)  # fmt: skip
 @click.pass_context
 def enroll(
     ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, output: Path | None, hq: Path | None
@@ -79,7 +82,7 @@ def enroll(
     next_step(*steps)
 
 
-@click.command()
+@click.command(context_settings={"allow_extra_args": True})
 @click.option(
     "--token-file",
     type=click.File("rb", lazy=False),
@@ -107,6 +110,11 @@ def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatu
     from cipherbox.client.keys.local import is_sealed
     from cipherbox.errors import PasswordNeeded
 
+    if ctx.args:
+        raise click.UsageError(
+            "join takes no arguments: a token there is seen by every user of this machine. If it was one, ask the "
+            "admin for another, say cipherbox join, and type it when you are asked."
+        )
     home = home_of(ctx)
     password = named_password(ctx)
     token = _read_token(token_file)

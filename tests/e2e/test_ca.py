@@ -116,6 +116,9 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         renew = ("ca", "renew", str(directory))
         assert "bring the root key back" in shell(*renew, home=admin).err
         assert shell(*renew, "--root", str(stick), home=admin).code == 4  # nobody said the password
+        write_private(tmp_path / "guess", b"battery staple\n")
+        guessed = shell("--password-file", str(tmp_path / "guess"), *renew, "--root", str(stick), home=admin)
+        assert (guessed.code, f"not the password of {stick / 'ca.key'}" in guessed.err) == (4, True), guessed.err
         foreign = make_hq(tmp_path / "foreign")[0]
         assert shell("ca", "take-off", str(foreign), str(tmp_path / "wrong"), "--yes", home=admin).code == 0
         refused = shell(*renew, "--root", str(tmp_path / "wrong"), home=admin)
@@ -257,6 +260,12 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
     if between:
         swapped = shell("ca", "import", *whole[::-1], "--hq", str(directory), home=admin)
         assert (swapped.code, "wrong order" in swapped.err) == (5, True)
+    (tmp_path / "third").mkdir()
+    _, stranger = begin(tmp_path / "third")  # the admin of another HQ, whose home is to stay as it is
+    before = {path: path.read_bytes() for path in stranger.iterdir()}
+    wrong = shell("ca", "import", *whole, "--hq", str(directory), home=stranger)
+    assert (wrong.code, "name that one: cipherbox --home" in wrong.err) == (5, True), wrong.err
+    assert {path: path.read_bytes() for path in stranger.iterdir()} == before
     done = shell("ca", "import", *whole, "--hq", str(directory), home=admin)
     assert done.code == 0, done.err
     text = (directory / "cipherbox.toml").read_text()

@@ -30,6 +30,8 @@ def test_from_dead_to_delivered_or_dropped(hq: Hq, tmp_path: Path) -> None:
     letters = [f"{row['queue']}/{row['seq']}" for row in (first, second)]
     assert dead(hq, "short", home=center) == [first, second]
     assert shell("dead", "list", "short", home=lab).code == 1  # not its queue
+    everybodys = shell("dead", "list", home=lab)
+    assert (everybodys.code, "name a queue of yours, for example box.FL-LAB" in everybodys.err) == (1, True)
     assert shell("dead", "drop", "--yes", letters[0], home=center).code == 1  # an admin's alone
     assert shell("dead", "redrive", letters[0], home=hq.admin).code == 0  # which pushes out the next
     assert len(dead(hq)) == 2

@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from cipherbox.cli.ca import keys as ca_keys
-from cipherbox.cli.options import home_of, hq_settings, json_option, run, with_admin
+from cipherbox.cli.options import HQ_DIRECTORY, home_of, hq_settings, json_option, run, with_admin
 
 READABLE = click.Path(path_type=Path, exists=True, dir_okay=False)
 ANYTHING = click.Path(path_type=Path)
-HQ_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
 _HELP = ("-h", "--help")
 _OTHERS = 12  # rows of clients that are named one by one
 
@@ -21,7 +20,7 @@ class Ca(click.Group):
     """`ca` alone shows, as if `show` had been said."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not {*args} & {*self.commands, *_HELP}:
+        if all(arg.startswith("-") and arg not in _HELP for arg in args):
             args = ["show", *args]
         return super().parse_args(ctx, args)
 
@@ -73,7 +72,10 @@ _TITLES = {
 @ca.command("export")
 @click.argument("file", type=ANYTHING)
 @click.option("--pem", is_flag=True, help="Make FILE a directory with a PKCS#10 request each, for other tools.")
-@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory, when HQ cannot be reached: its own request too.")
+@click.option(
+    "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY",
+    help="HQ's directory, when HQ cannot be reached: its own request too.",
+)  # fmt: skip
 @click.pass_context
 def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> None:
     """Write the signing requests that wait at HQ to FILE."""
@@ -139,7 +141,10 @@ def ca_sign(ctx: click.Context, requests: Path, signed: Path, directory: Path, y
 
 @ca.command("import")
 @click.argument("files", type=READABLE, nargs=-1, required=True, metavar="FILE...")
-@click.option("--hq", type=HQ_DIRECTORY, help="HQ's directory, when HQ cannot be reached or is not finished.")
+@click.option(
+    "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY",
+    help="HQ's directory, when HQ cannot be reached or is not finished.",
+)  # fmt: skip
 @click.pass_context
 def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> None:
     """Hand FILE, which a CA signed, to HQ: the offline CA's answer, or certificates and revocation lists in PEM.

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import hq_settings, yes_option
+from cipherbox.cli.options import HQ_DIRECTORY, hq_settings, yes_option
 
 if TYPE_CHECKING:
     from cipherbox.server.offline import Vault
 
-HQ_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+CA_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
 _SIZE = 32
 
 
@@ -113,7 +113,7 @@ def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect
 
 @click.command("bring-back")
 @click.argument("hq", type=HQ_DIRECTORY)
-@click.argument("directory", type=HQ_DIRECTORY)
+@click.argument("directory", type=CA_DIRECTORY)
 @click.option("--all", "whole", is_flag=True, help="The issuing CA's key too: HQ signs by itself from then on.")
 @click.pass_context
 def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> None:
@@ -133,7 +133,7 @@ def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> No
 
 @click.command("renew")
 @click.argument("directory", type=HQ_DIRECTORY)
-@click.option("--root", type=HQ_DIRECTORY, help="Where the root's key is, if it was taken off.")
+@click.option("--root", type=CA_DIRECTORY, help="Where the root's key is, if it was taken off.")
 @click.pass_context
 def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
     """Renew the issuing CA for ten years. DIRECTORY is HQ's data directory, or that of an offline CA.
@@ -144,7 +144,7 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
     from cipherbox.server import authority
     from cipherbox.server.offline import CA_KEY
 
-    if (directory / CA_KEY).exists():
+    if os.path.exists(directory / CA_KEY):  # not Path.exists, which fails where it may not look
         if root is not None:
             raise click.UsageError("An offline CA has its root's key with it: leave --root out.")
         renewed = vault_at(ctx, directory.absolute()).renew_issuing()
