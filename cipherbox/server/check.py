@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cipherbox import pki
 from cipherbox.config import ServerConfig, secret_key
-from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.errors import CipherBoxError, ConfigError, StoreError
 from cipherbox.portable import is_locked, unwritable
 from cipherbox.server.lists import read_lists
 from cipherbox.server.material import (
@@ -28,6 +28,10 @@ LOCK = "lock"
 
 def problems(config: ServerConfig) -> list[str]:
     """What is wrong, a text each; empty when HQ could start."""
+    try:
+        check_answered(config)  # what comes with the answer is not missing
+    except ConfigError as error:
+        return [str(error)]
     found: list[str] = []
     for look in (keys, certificates, _places, _database, _addresses):
         try:
@@ -56,7 +60,6 @@ def keys(config: ServerConfig) -> Iterator[str]:
 def certificates(config: ServerConfig) -> Iterator[str]:
     """What is wrong with HQ's certificates and their keys."""
     tls = config.tls
-    check_answered(config)
     yield from _tried(
         lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
         lambda: load_certificate(tls.certificate),

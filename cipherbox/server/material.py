@@ -97,7 +97,7 @@ def check_answered(config: ServerConfig) -> None:
     """ConfigError while it is."""
     if is_waiting(config):
         raise ConfigError(
-            "the organization's answer is missing: let it sign what `cipherbox init` wrote to "
+            "the organization's answer is missing; let it sign what `cipherbox init` wrote to "
             f"{config.directory / 'ca'}, then: cipherbox ca import FILE --hq {config.directory}"
         )
 

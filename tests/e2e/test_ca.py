@@ -251,6 +251,10 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
     directory, admin = begin(tmp_path, "--org-ca", str(org / "root.pem"))
     early = shell("serve", str(directory), home=admin)
     assert (early.code, "organization's answer is missing" in early.err) == (5, True)
+    for look in ("doctor", "config check"):
+        looked = shell(*look.split(), str(directory), home=admin)
+        assert (looked.code, "answer is missing" in looked.out + looked.err) == (5, True)
+        assert "database" not in looked.out + looked.err  # nor does it name what only comes with the answer
     signer = "between" if between else "root"
     sign(org, directory / "ca" / "issuing.csr", signer, "client", "leaf.pem")
     leaf = shell("ca", "import", str(org / "leaf.pem"), str(org / "chain.pem"), "--hq", str(directory), home=admin)

@@ -39,6 +39,7 @@ def look(directory: Path) -> list[Finding]:
     from cipherbox.config import load_server_config
     from cipherbox.portable import is_locked
     from cipherbox.server.check import LOCK
+    from cipherbox.server.material import check_answered
 
     begun = collect([("clock", clock)])
     if closed(directory):
@@ -49,6 +50,10 @@ def look(directory: Path) -> list[Finding]:
         todo = "mend the file; cipherbox manual configuration has every setting"
         return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
     begun.append(Finding(GOOD, "settings", f"{config.file} is in order"))
+    try:
+        check_answered(config)  # the files that come with the answer are not missing
+    except ConfigError as error:
+        return [*begun, finding("certificates", str(error))]
     files = collect([("files", lambda: _files(config))])
     running = is_locked(config.directory / LOCK)
     secrets: list[tuple[str, Check]] = [
@@ -101,9 +106,8 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.check import certificates
     from cipherbox.server.lists import read_lists
-    from cipherbox.server.material import certificates_in, check_answered, load_certificate, read_material
+    from cipherbox.server.material import certificates_in, load_certificate, read_material
 
-    check_answered(config)
     server = "HQ renews it when it starts, and while it runs; its log says why not"
     if config.ca.offline:
         server = f"carry its request to the CA: cipherbox ca export FILE --hq {config.directory}"
