@@ -91,7 +91,7 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
 @click.argument("name", type=EXCHANGE)
 @json_option
 @click.pass_context
-def exchangeshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+def exchange_show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show exchange NAME, where it leads, and who has which right on it."""
 
     async def work(client: Client) -> None:
@@ -170,7 +170,7 @@ def queue_declare(
 @click.argument("name", type=QUEUE)
 @json_option
 @click.pass_context
-def queueshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+def queue_show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show queue NAME: what waits and since when, who reads it, what leads into it."""
 
     async def work(client: Client) -> None:
@@ -259,7 +259,7 @@ def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> 
 @click.argument("name", type=QUEUE)
 @json_option
 @click.pass_context
-def bindingshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+def binding_show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show the bindings of the exchange or queue NAME."""
     from cipherbox.cli.output import print_json, rows_table
     from cipherbox.errors import NotFound
