@@ -2,7 +2,7 @@
 
 What a session says is kept in the outbox, what it hears in the inbox, and each of its halves lies with the messages it
 belongs to: the sending chain in the outbox's database (`chains`), the rest in the inbox's, with the private prekeys
-(`hearing`, `sessionkeys`).  So every step of a session is in one transaction with the envelope it was made for.
+(`hearing`, `keys`).  So every step of a session is in one transaction with the envelope it was made for.
 
 Only what the inbox's database holds on stable storage is spoken from: a fresh ratchet key that a crash could take back
 must not have left.  `sync` sees to that, before the outbox is written.
