@@ -13,6 +13,7 @@ from cipherbox.cli.options import (
     KEY,
     QUEUE,
     ClientId,
+    command_here,
     json_option,
     sure,
     with_admin,
@@ -84,7 +85,7 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
 
     with_client(ctx, lambda client: client.declare_exchange(name, kind))
     say(f"Exchange {name!r} ({kind}) is there.")
-    next_step(f"lead a routing key into a queue: cipherbox binding declare {name} QUEUE KEY")
+    next_step(f"lead a routing key into a queue: {command_here(ctx)} binding declare {name} QUEUE KEY")
 
 
 @exchange.command("show")
@@ -163,7 +164,7 @@ def queue_declare(
         ),
     )
     say(f"Queue {name!r} is there.")
-    next_step(f"lead a routing key into it: cipherbox binding declare EXCHANGE {name} KEY")
+    next_step(f"lead a routing key into it: {command_here(ctx)} binding declare EXCHANGE {name} KEY")
 
 
 @queue.command("show")
