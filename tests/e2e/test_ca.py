@@ -15,7 +15,7 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.cli.demo.processes import free_port
-from cipherbox.cli.texts import manual_pages
+from cipherbox.cli.manual import manual_pages
 from cipherbox.config import load_client_config, secret_key
 from cipherbox.crl import make_crl
 from cipherbox.portable import write_private

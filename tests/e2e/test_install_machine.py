@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.install.checks import usable_by_all
 from cipherbox.portable import ids_of, is_root
 
@@ -48,7 +49,7 @@ cat /etc/cipherbox/cipherbox.toml /etc/systemd/system/cipherbox.socket.d/listen.
 id -u cipherbox
 touch "$base/running"
 cipherbox install; mark again
-sed -i "s/^listen = .*/listen = \"127.0.0.1:1$port\"/" /var/lib/cipherbox/cipherbox.toml
+sed -i "s/^listen = .*/listen = \"127.0.0.1:$7\"/" /var/lib/cipherbox/cipherbox.toml
 cipherbox install; mark moved
 sed -i "s/^listen = .*/listen = \"127.0.0.1:$6\"/" /var/lib/cipherbox/cipherbox.toml
 echo "== said"; cipherbox install 2>&1 || echo "code $?"; mark taken
@@ -60,13 +61,14 @@ echo "== failed"; cipherbox install 2>&1 || echo "code $?"; mark tried
 "$python" "$pyz" uninstall --purge --yes >"$base/out"; mark purged
 [ ! -e /var/lib/cipherbox ] && ! id cipherbox 2>/dev/null && echo "nothing is left"
 """
+PORT, MOVED = free_port(), free_port()
 PYTHON = Path(shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable)
 
 
 def run(base: Path, pyz: Path, mode: str, taken: int = 0) -> subprocess.CompletedProcess[str]:
     base.mkdir(exist_ok=True)
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "sh"]
-    command += [str(base), str(pyz), str(PYTHON), "7443", mode, str(taken)]
+    command += [str(base), str(pyz), str(PYTHON), str(PORT), mode, str(taken), str(MOVED)]
     return subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False, cwd="/"
     )
