@@ -19,24 +19,15 @@ from cipherbox.limits import Limits
 
 DEFAULT_PORT = 7443
 
-# Both ends must agree on these, so they belong to the protocol version and not to a configuration.
+# Both ends must agree on these, or a client keeps them for itself: HQ's configuration would change nothing.
 FIXED_LIMITS = frozenset(
     [
-        "first_frame_bytes",
-        "prefix_bytes",
-        "recipients",
-        "messages",
-        "stanza_bytes",
-        "rsa_bits_least",
-        "rsa_bits_most",
-        "message_headers",
-        "header_key_bytes",
-        "header_value_bytes",
-        "content_type_bytes",
-        "bundle_bytes",
-        "receipt_bytes",
-        "name_bytes",
-        "token_bytes",
+        *("first_frame_bytes", "prefix_bytes", "recipients", "messages", "stanza_bytes", "rsa_bits_least"),
+        *("rsa_bits_most", "message_headers", "header_key_bytes", "header_value_bytes", "content_type_bytes"),
+        *("bundle_bytes", "receipt_bytes", "name_bytes", "token_bytes"),
+        *("ranges_per_frame", "names_per_frame", "ack_entries", "watermark_ms"),
+        *("file_from_bytes", "part_bytes", "part_bytes_most", "parts", "path_names", "parts_in_flight"),
+        *("batch_bytes", "batch_messages", "open_batches"),
     ]
 )
 
@@ -111,7 +102,7 @@ def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: 
     for key, value in values.items():
         where = f"{file}: [{table}] {key}"
         if kind is Limits and key in FIXED_LIMITS:
-            wrong.append(f"{where}: this bound is fixed by the protocol and cannot be set")
+            wrong.append(f"{where}: this bound is fixed and cannot be set: take the line away")
         elif key not in fields:
             wrong.append(f"{file}: [{table}] has no key {key!r}{_nearest(key, fields)}")
         else:

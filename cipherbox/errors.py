@@ -14,8 +14,8 @@ survives it.  Codes are never reused.
     |   +-- EnvelopeRefused      +-- WrongSender          +-- IdReused
     |   +-- TooOld               +-- ClockSkew            +-- TooLarge
     |   +-- UnknownRecipient     +-- RouteChanged         +-- AmbiguousRoute
-    |   +-- NoRoute              +-- NotReader            +-- BundleRefused
-    |   +-- EnrolmentRefused     +-- RecipientRevoked
+    |   +-- NoRoute              +-- BundleRefused        +-- EnrolmentRefused
+    |   +-- RecipientRevoked
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
@@ -157,10 +157,6 @@ class AmbiguousRoute(Refused, code=0x0218):
 
 class NoRoute(Refused, code=0x0219):
     """No queue with a reader is bound to this route."""
-
-
-class NotReader(Refused, code=0x021A):
-    """This client is not a reader of the queue."""
 
 
 class BundleRefused(Refused, code=0x021B):

@@ -1,7 +1,8 @@
 """Every bound of the system in one place, each with its reason, and the rules for names.
 
-Sizes are bytes, times are milliseconds or seconds as the name's ending says.  What both ends must agree on is
-fixed by the protocol version; the rest can be set in HQ's configuration and is told to clients in WELCOME.
+Sizes are bytes, times are milliseconds or seconds as the name's ending says.  What both ends must agree on, and what
+clients keep for themselves, is fixed (`configfile.FIXED_LIMITS`); the rest can be set in HQ's configuration, and what
+clients must know of it is told to them in WELCOME.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cipherbox.cli.options import json_option, sure, with_client
+from cipherbox.cli.options import command_here, json_option, sure, with_client
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def dead_list(ctx: click.Context, queue: str | None, settled: bool, as_json: boo
     if rows and not settled:
         first = safe(f"{rows[0]['queue']}/{rows[0]['seq']}")
         next_step(
-            f"what happened to one: cipherbox dead show {first}",
-            f"deliver it again:     cipherbox dead redrive {first}",
+            f"what happened to one: {command_here(ctx)} dead show {first}",
+            f"deliver it again:     {command_here(ctx)} dead redrive {first}",
         )
 
 

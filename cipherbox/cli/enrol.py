@@ -177,7 +177,7 @@ def revoke(ctx: click.Context, client_id: str, reason: str, yes: bool) -> None:
         sure(f"{client_id} is you. Revoke yourself?", yes)
     with_admin(ctx, lambda client: client.revoke(client_id, reason))
     say(f"{client_id} is revoked; its connections are cut.")
-    next_step(f"should it come back with new keys: cipherbox enroll {client_id}")
+    next_step(f"should it come back with new keys: {command_here(ctx)} enroll {client_id}")
 
 
 def _read_token(token_file: BinaryIO | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -113,7 +112,7 @@ def serve(directory: Path, broken_store: bool) -> None:
     from cipherbox.cli.output import next_step, say
     from cipherbox.config import ServerConfig, load_server_config
     from cipherbox.ops.logs import get_logger, setup_logging
-    from cipherbox.ops.systemd import notify
+    from cipherbox.ops.systemd import notify, reloading
     from cipherbox.portable import can_ask, reload_signals, stop_signals
     from cipherbox.server.app import Served
     from cipherbox.server.app import serve as serve_hq
@@ -155,7 +154,7 @@ def serve(directory: Path, broken_store: bool) -> None:
             if got not in reload_signals() or (at_terminal and not can_ask()):  # its terminal was closed
                 break
             if running:
-                notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                reloading()
                 with suppress(CipherBoxError):  # the log has it, and everything is as before
                     running[0].reload()
                 notify("READY=1")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import home_of, json_option
+from cipherbox.cli.options import command_here, home_of, json_option
 from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
@@ -49,7 +49,7 @@ def inbox_list(ctx: click.Context, as_json: bool) -> None:
         empty="nothing was set aside",
     )
     if rows:
-        next_step("try all again, with the next receive --exec: cipherbox inbox retry")
+        next_step(f"try all again, with the next receive --exec: {command_here(ctx)} inbox retry")
 
 
 @inbox.command("retry")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import DURATION, json_option, sure, with_admin, yes_option
+from cipherbox.cli.options import DURATION, command_here, json_option, sure, with_admin, yes_option
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -33,7 +33,7 @@ def reload(ctx: click.Context, as_json: bool) -> None:
     shown = [{key: str(row[key]) for key in ("name", "was", "now", "effect")} for row in rows]
     rows_table(shown, empty="nothing is different")
     if any(row["effect"] != "now" for row in rows):
-        next_step("for what counts at the next start: cipherbox drain, then start HQ again")
+        next_step(f"for what counts at the next start: {command_here(ctx)} drain, then start HQ again")
 
 
 @click.command()

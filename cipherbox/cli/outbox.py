@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, json_option, run, run_until_stopped, sure
+from cipherbox.cli.options import CLIENT_ID, command_here, json_option, run, run_until_stopped, sure
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
@@ -76,9 +76,10 @@ def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) 
             ],
         )  # fmt: skip
     if any(row.state == WAITING for row in rows) or any(one.state == 0 for one in files):
-        next_step("send what waits now: cipherbox outbox send")
+        next_step(f"send what waits now: {command_here(ctx)} outbox send")
     if any(row.state == ASIDE for row in rows):
-        next_step(f"try one again: cipherbox outbox retry {_first(next(r for r in rows if r.state == ASIDE))}")
+        aside = _first(next(r for r in rows if r.state == ASIDE))
+        next_step(f"try one again: {command_here(ctx)} outbox retry {aside}")
 
 
 @outbox.command("send")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import DURATION, QUEUE, home_of, json_option, run
+from cipherbox.cli.options import DURATION, QUEUE, command_here, home_of, json_option, run
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -79,7 +79,7 @@ def fetch(ctx: click.Context, queues: tuple[str, ...], count: int | None, as_jso
     if not as_json:
         say(f"{receiver.received} message(s) received: {home_of(ctx) / 'data' / 'received_messages.jsonl'}")
         if not receiver.received:
-            next_step("wait for messages as they come: cipherbox receive")
+            next_step(f"wait for messages as they come: {command_here(ctx)} receive")
     _tell(receiver)
 
 

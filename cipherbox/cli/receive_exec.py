@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from cipherbox.cli.options import run_until_stopped
+from cipherbox.cli.options import command_here, run_until_stopped
 
 if TYPE_CHECKING:
     from cipherbox.client.inbox.handler import Handled, Handlers
@@ -47,4 +47,4 @@ def execute(ctx: click.Context, command: str, queues: list[str] | None, idle_s: 
     handlers = run_until_stopped(main)
     say(f"{handlers.done} message(s) handled.")
     if handlers.aside:
-        next_step(f"{handlers.aside} were set aside; see: cipherbox inbox list")
+        next_step(f"{handlers.aside} were set aside; see: {command_here(ctx)} inbox list")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, EXCHANGE, KEY, home_of, json_option, with_client
+from cipherbox.cli.options import CLIENT_ID, EXCHANGE, KEY, command_here, home_of, json_option, with_client
 
 
 @click.group()
@@ -34,7 +34,7 @@ def route_allow(
         lists.allow(exchange, None if anybody else client_ids)
     say(f"{exchange}: {_words(lists.entries().get(exchange))}")
     if not remove:
-        next_step(f"see who would get it now: cipherbox route resolve {exchange} KEY")
+        next_step(f"see who would get it now: {command_here(ctx)} route resolve {exchange} KEY")
 
 
 @route.command("list")

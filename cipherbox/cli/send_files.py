@@ -33,7 +33,12 @@ def in_parts(path: Path) -> bool:
 
 
 def collect(paths: Sequence[Path]) -> list[Taken]:
-    """Every file, those of directories with the directory's name before; links are followed to files only."""
+    """Every file, those of directories with the directory's name before; links are followed to files only.
+
+    FileError for one that lies too deep.
+    """
+    from cipherbox.client.outbox.transfers import check_depth
+
     found: list[Taken] = []
     for path in paths:
         if not path.is_dir():
@@ -44,6 +49,8 @@ def collect(paths: Sequence[Path]) -> list[Taken]:
             names.sort()
             inside = Path(folder).relative_to(top).parts
             found += [Taken(Path(folder, name), (top.name, *inside, name)) for name in sorted(files)]
+    for one in found:  # before the first of them is sent
+        check_depth(one.file, one.path)
     return found
 
 

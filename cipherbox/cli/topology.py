@@ -13,6 +13,7 @@ from cipherbox.cli.options import (
     KEY,
     QUEUE,
     ClientId,
+    command_here,
     json_option,
     sure,
     with_admin,
@@ -84,14 +85,14 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
 
     with_client(ctx, lambda client: client.declare_exchange(name, kind))
     say(f"Exchange {name!r} ({kind}) is there.")
-    next_step(f"lead a routing key into a queue: cipherbox binding declare {name} QUEUE KEY")
+    next_step(f"lead a routing key into a queue: {command_here(ctx)} binding declare {name} QUEUE KEY")
 
 
 @exchange.command("show")
 @click.argument("name", type=EXCHANGE)
 @json_option
 @click.pass_context
-def exchangeshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+def exchange_show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show exchange NAME, where it leads, and who has which right on it."""
 
     async def work(client: Client) -> None:
@@ -163,14 +164,14 @@ def queue_declare(
         ),
     )
     say(f"Queue {name!r} is there.")
-    next_step(f"lead a routing key into it: cipherbox binding declare EXCHANGE {name} KEY")
+    next_step(f"lead a routing key into it: {command_here(ctx)} binding declare EXCHANGE {name} KEY")
 
 
 @queue.command("show")
 @click.argument("name", type=QUEUE)
 @json_option
 @click.pass_context
-def queueshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+def queue_show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show queue NAME: what waits and since when, who reads it, what leads into it."""
 
     async def work(client: Client) -> None:
@@ -259,7 +260,7 @@ def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> 
 @click.argument("name", type=QUEUE)
 @json_option
 @click.pass_context
-def bindingshow_parts(ctx: click.Context, name: str, as_json: bool) -> None:
+def binding_show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show the bindings of the exchange or queue NAME."""
     from cipherbox.cli.output import print_json, rows_table
     from cipherbox.errors import NotFound

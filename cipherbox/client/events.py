@@ -16,7 +16,7 @@ from typing import Any
 from cipherbox.envelope.ids import message_id
 from cipherbox.portable import escape_text
 
-SENDER, RECEIVER, LINE, KEYS, JOIN = "SENDER", "RECEIVER", "LINE", "KEYS", "JOIN"
+SENDER, RECEIVER, LINE, KEYS = "SENDER", "RECEIVER", "LINE", "KEYS"
 ONE_LINE_EACH = 16  # messages of one envelope; more are named as a run
 
 OnEvent = Callable[[Any], None]

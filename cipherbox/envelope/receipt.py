@@ -149,14 +149,6 @@ def read_receipt(raw: bytes) -> tuple[Receipt, int]:
     return _receipt(raw)
 
 
-def decode_receipt(raw: bytes) -> Receipt:
-    """A receipt alone; MalformedEnvelope unless every byte is accounted for."""
-    receipt, at = _receipt(raw)
-    if at != len(raw):
-        raise MalformedEnvelope("bytes follow the receipt")
-    return receipt
-
-
 def decode_leaf(raw: bytes, at: int) -> tuple[Leaf, int]:
     """The leaf that begins at ``at``, and where it ends."""
     try:

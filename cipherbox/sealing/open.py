@@ -83,11 +83,6 @@ def _content_key(
     return unwrapped, keys
 
 
-def open_body(sighted: Sighted, key: bytes) -> Messages:
-    """Decrypts the body with its content key."""
-    return _open_body(sighted, derive(key))
-
-
 def open_plain(sighted: Sighted, key: bytes) -> bytes:
     """The body's plaintext as `body.pack` made it: what a sender seals again."""
     return _plain(sighted, derive(key))

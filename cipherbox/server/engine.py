@@ -296,7 +296,7 @@ class Engine:
         self._journal.committed(effects, batch)
         count_batch(self.counts, effects)
         count_requests(self.counts, batch, self._times)
-        self._journal.handed(effects.handed)
+        self._journal.handed(effects)
         entry = effects.changes.log.index if effects.changes.log is not None else 0
         for bundle in effects.changes.bundles:
             if bundle.correlation in self._calls:

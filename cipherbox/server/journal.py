@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from cipherbox.broker.model import Ack, AnyCommand, Changes, Effects, Handed, NewEnvelope
+from cipherbox.broker.model import Ack, AnyCommand, Changes, Effects, FetchedEntries, Handed, NewEnvelope
 from cipherbox.envelope.ids import message_id
 from cipherbox.ops.logs import get_logger
 
@@ -45,12 +45,14 @@ class Journal:
         if changes.acked:
             self._acked(changes, batch)
 
-    def handed(self, handed: Sequence[Handed]) -> None:
-        """These went to consumers."""
+    def handed(self, effects: Effects) -> None:
+        """What it holds of envelopes went to clients."""
         if not log.isEnabledFor(logging.INFO):
             return
         names = self._names
-        for run in handed:
+        runs: list[Handed | FetchedEntries] = [*effects.handed]
+        runs += (a for answers in effects.answers.values() for a in answers if type(a) is FetchedEntries)
+        for run in runs:
             for entry in run.entries[-FEW:]:
                 count = self._counts.get((entry.sender, entry.envelope_id), 1)
                 names[(run.queue, entry.seq)] = (entry.envelope_id, count)

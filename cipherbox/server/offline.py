@@ -18,7 +18,6 @@ import orjson
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.config import secret_key
 from cipherbox.crl import make_crl
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import check_client_id
@@ -71,11 +70,6 @@ class Vault:
         renewed = pki.renew_issuing(issuing, self.authority(ROOT_KEY, self.root())).certificate
         write_atomic(self.directory / ISSUING, pki.pem(renewed))
         return renewed
-
-
-def open_vault(directory: Path) -> Vault:
-    """With a `ca.key` that is under no password."""
-    return Vault(directory, secret_key(directory / CA_KEY))
 
 
 def read_requests(document: bytes) -> list[Request]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 PARTIAL = 1
 _IDS = LIMITS.names_per_frame
 _LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
-_ACKS = 65_536  # of one ACK; a consumer's credit is far below
 
 
 def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
@@ -69,7 +68,7 @@ def _many(count: int, what: str, most: int) -> None:
 def _ack(n: int, c: str, x: f.Ack) -> m.Ack:
     _many(len(x.ranges), "ranges", LIMITS.ranges_per_frame)
     ranges = [(r.first, r.count) for r in x.ranges]
-    _many(sum(count for _, count in ranges), "envelopes", _ACKS)
+    _many(sum(count for _, count in ranges), "envelopes", LIMITS.ack_entries)
     return m.Ack(n, c, x.correlation, x.queue, ranges)
 
 

@@ -29,7 +29,7 @@ from cipherbox.wire.fields import TABLE, kind_of
 from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
 
 LARGE = 256 * 1024  # frames above it get a buffer of their own
-HELLO, WELCOME, PING, PONG, ERROR, GOING_AWAY = 0x04, 0x05, 0x06, 0x07, 0x08, 0x09
+HELLO, WELCOME, ERROR = 0x04, 0x05, 0x08
 
 
 class State(enum.Enum):
@@ -119,10 +119,6 @@ class Connection:
     def send_batch(self, items: list[SendItem]) -> bytes:
         """The bytes of many SENDs."""
         return codec.encode_sends(items)
-
-    def send_deliveries(self, tag: int, entries: list[DeliveredItem]) -> bytes:
-        """The bytes of one DELIVER."""
-        return codec.encode_deliver(tag, entries)
 
     # -- in -----------------------------------------------------------------------------------------------------
 

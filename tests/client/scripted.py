@@ -25,7 +25,7 @@ from cipherbox.portable import private_dir
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import KeyKeeper
 from cipherbox.sealing.open import inspect, open_envelope
-from cipherbox.wire import frames
+from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import SendBatch
 from tests.client.fake_hq import FakeHq, Session, no_context
 from tests.client.parties import Authority, Party
@@ -68,7 +68,7 @@ class ScriptedHq(FakeHq):
     async def deliver(self, *items: tuple[int, int, int, bytes]) -> None:
         """Pushes (seq, attempt, accepted_at, envelope) to the consumer."""
         session = self.sessions[-1]
-        await session.send_bytes(session.wire.send_deliveries(self.tag, list(items)))
+        await session.send_bytes(codec.encode_deliver(self.tag, list(items)))
 
     async def answer(self, session: Session, event: Any) -> None:
         self.asked.append(event)

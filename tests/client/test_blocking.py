@@ -141,3 +141,4 @@ async def test_the_examples_of_the_manual_run(hq: Any, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "1000 messages in" in said
     assert "2 messages received" in said
+    assert "FL-LAB in a session: Sample 17 is ready\nCA-RC in a session: Thank you\n" in said

@@ -182,6 +182,31 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     outbox.close()
 
 
+def test_what_lies_too_deep_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    from cipherbox.cli.send_files import collect
+    from cipherbox.client.outbox.outbox import Outbox
+
+    names = ["d"] * LIMITS.path_names
+    content = manifest_message(Manifest(b"t" * 16, (*names, "f"), 0, PART, (), 0, "")).content
+    assert read_manifest(content).path == (*names, "f")
+    with pytest.raises(MalformedEnvelope, match="path"):
+        read_manifest(content.replace(b'"path":[', b'"path":["d",'))
+    last = tmp_path.joinpath(*names)
+    (last / "d").mkdir(parents=True)
+    (last / "f").write_bytes(b"1")
+    assert [one.path for one in collect([tmp_path / "d"])] == [(*names, "f")]
+    (last / "d" / "f").write_bytes(b"2")
+    with pytest.raises(FileError, match="33 directories deep; 32 can be sent: pack them"):
+        collect([tmp_path / "d"])
+    outbox = Outbox(tmp_path)
+    for copy in (True, False):
+        with pytest.raises(FileError, match="directories deep"):
+            Transfers(outbox).begin(last / "f", [*names, "d", "f"], ["CA-RC"], "", compress=False, copy=copy)
+    assert Transfers(outbox).unfinished() == []
+    assert not list((tmp_path / "outbox").glob("*"))
+    outbox.close()
+
+
 async def test_a_manifest_that_does_not_fit_its_parts_is_refused_with_a_receipt(hq: Any) -> None:
     part = part_message(b"t" * 16, 0, PART, b"one thing", compress=False)
     manifest = Manifest(b"t" * 16, ("x",), 9, PART, (bytes(32),), 0, "")

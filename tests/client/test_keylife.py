@@ -225,7 +225,8 @@ async def test_an_admin_renews_too(hq: Any) -> None:
 
 
 async def test_an_offline_ca_renews_when_the_request_was_carried(tmp_path: Path) -> None:
-    from cipherbox.server.offline import open_vault, sign_offline
+    from cipherbox.server.offline import sign_offline
+    from tests.server.hq import open_vault
 
     async with real_hq(tmp_path, offline_ca=tmp_path / "ca") as hq, hq.admin() as admin:
         before = admin.home.chain[0]

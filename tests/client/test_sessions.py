@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,14 @@ async def test_both_begin_at_once(hq: Any) -> None:
                 await client.ack(delivery)
     spoken = {session.parse(s).session_id for name in ("FL-LAB", "CA-RC") for s in sent_stanzas(hq, name)[1:]}
     assert len(spoken) == 1
+
+
+async def test_first_messages_at_once_begin_one_session(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(partial(lab.publish, str(number), to="CA-RC", stanza="ratchet"))
+    assert len({session.parse(s).session_id for s in sent_stanzas(hq, "FL-LAB")}) == 1
+    assert sorted(await received(hq, "CA-RC", 5)) == list("01234")
 
 
 async def test_a_delivery_opens_again_until_it_is_acknowledged(hq: Any) -> None:

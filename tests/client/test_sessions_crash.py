@@ -22,6 +22,7 @@ from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing, StoreError
+from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.kept import Vault
 from cipherbox.sealing.open import inspect
@@ -297,8 +298,8 @@ def test_old_sessions_are_forgotten_beyond_a_number(tmp_path: Path) -> None:
     assert len({session.parse(stanza(raw)).session_id for raw in sent}) == 5
 
 
-def test_what_was_heard_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before something is said: a ratchet key that a crash could take back must not have left."""
+def test_what_was_heard_is_synced_before_a_chain_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ratchet key that a crash could take back must not have left; hearing alone costs no sync."""
     from cipherbox.client.sessions import sessions as module
 
     synced: list[Path] = []
@@ -306,25 +307,61 @@ def test_what_was_heard_is_synced_once(tmp_path: Path, monkeypatch: pytest.Monke
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
     sent = [here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"3")]
     monkeypatch.setattr(module, "sync_file", synced.append)
-    center.sessions.sync()
-    assert synced == []
     for raw in sent[:2]:
         here.open(center, "FL-LAB", raw)
+    center.sessions.sync()
     assert synced == []
-    center.sessions.sync()
-    center.sessions.sync()
+    for text in (b"4", b"5"):
+        here.seal(center, "FL-LAB", text)
+    here.open(center, "FL-LAB", sent[2])
+    here.seal(center, "FL-LAB", b"6")
     assert [path.name for path in synced] == ["inbox.sqlite3-wal"]
 
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    here.open(center, "FL-LAB", sent[2])
+    here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"7"))
     monkeypatch.setattr(module, "sync_file", full)
+    here.seal(lab, "CA-RC", b"8", keep=False)
     with pytest.raises(StoreError):
-        center.sessions.sync()
+        lab.sessions.sync()
     monkeypatch.setattr(module, "sync_file", synced.append)
-    center.sessions.sync()
+    lab.sessions.sync()
+    lab.sessions.sync()
     assert len(synced) == 2  # what failed is tried again
+
+
+def test_a_clock_that_was_days_ahead(tmp_path: Path) -> None:
+    """The session begun meanwhile is not taken, the one that follows is, though the clock is right only now."""
+    here, now = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    now[0] += 3 * LIMITS.clock_ahead_ms
+    ahead = here.seal(lab, "CA-RC", b"ahead")
+    now[0] -= 3 * LIMITS.clock_ahead_ms
+    with pytest.raises(KeyMissing, match="begun in the future"):
+        here.open(center, "FL-LAB", ahead)
+    lab.sessions.retire("CA-RC", ahead)  # as the receipt says
+    assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"now")) == b"now"
+    assert here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"back")) == b"back"
+
+
+def test_a_power_cut_takes_back_what_was_heard(tmp_path: Path) -> None:
+    """What was acknowledged and not synced: the state before opens all that follows, and both go on in the session."""
+    here, _ = world(tmp_path)
+    lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
+    here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"1"))
+    here.open(lab, "CA-RC", here.seal(center, "FL-LAB", b"2"))
+    before = center.sessions._db.execute("SELECT * FROM sessions").fetchall()
+    for text in (b"3", b"4"):
+        here.open(center, "FL-LAB", here.seal(lab, "CA-RC", text))
+    with center.sessions.hearing._transaction():
+        row = f"({', '.join('?' * len(before[0]))})"
+        center.sessions._db.executemany(f"INSERT OR REPLACE INTO sessions VALUES {row}", before)
+    center.crash()
+    for text in (b"5", b"6"):
+        assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", text)) == text
+        assert here.open(lab, "CA-RC", here.seal(center, "FL-LAB", text)) == text
+    assert len({name for name, *_ in here.used}) == 1
 
 
 def test_a_clock_that_was_set_back(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Settings: what a file may say, and what it says when it says something else."""
 
+import ast
 from pathlib import Path
 
 import attrs
@@ -55,7 +56,7 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
         ("[logging]\nlevel = 'info'\n", ["[logging] level", "DEBUG, INFO, WARNING, ERROR", "'info'"]),
         ("[logging]\nlargest_bytes = 12\n", ["largest_bytes", "at least 4096"]),
         ("[tls]\nkey = ''\n", ["[tls] key", "cannot be empty"]),
-        ("[limits]\nrecipients = 5\n", ["[limits] recipients", "fixed by the protocol"]),
+        ("[limits]\nrecipients = 5\n", ["[limits] recipients", "fixed", "take the line away"]),
         ("[limits]\nquota_bytes = 0\n", ["[limits] quota_bytes", "at least 1"]),
         ("[limits]\nquota_bytes = 1.5\n", ["[limits] quota_bytes", "a whole number"]),
         ("[server]\nlisten = 'localhost'\n", ["[server] listen", "not host:port"]),
@@ -87,6 +88,22 @@ def test_every_limit_is_either_fixed_or_settable(tmp_path: Path) -> None:
     settable = sorted(names - FIXED_LIMITS)
     loaded = hq(tmp_path, "[limits]\n" + "".join(f"{name} = 7\n" for name in settable))
     assert {getattr(loaded.limits, name) for name in settable} == {7}
+
+
+def test_every_settable_limit_is_obeyed_by_hq() -> None:
+    """It is read from HQ's own limits somewhere, and nowhere at HQ from the defaults."""
+    package = Path(config.__file__).parent
+    files = [file for layer in ("server", "broker", "store", "wire") for file in (package / layer).rglob("*.py")]
+    own, defaults = set(), set()
+    for file in [*files, *package.glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute):
+                default = isinstance(node.value, ast.Name) and node.value.id == "LIMITS"
+                (defaults if default else own).add(node.attr)
+    settable = {a.name for a in attrs.fields(Limits)} - FIXED_LIMITS
+    assert settable - own == set()
+    # What a client says at first has no connection's limits yet; PostgreSQL's own machine says how much disk it has.
+    assert settable & defaults == {"client_hello_s", "disk_resume_bytes"}
 
 
 def test_a_client_is_read_back(tmp_path: Path) -> None:

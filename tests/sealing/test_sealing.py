@@ -31,7 +31,7 @@ from cipherbox.sealing import primitives, stanzas
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import Message, pack, text_message
 from cipherbox.sealing.identity import DecryptKey, Identity
-from cipherbox.sealing.open import inspect, open_body, open_envelope
+from cipherbox.sealing.open import inspect, open_envelope, open_plain
 from tests.golden import files
 from tests.golden.make_envelopes import MESSAGES, damaged, dishonest, resigned, sealed, stripped
 from tests.parties import Party, now_ms, party
@@ -61,7 +61,7 @@ def test_golden_envelopes_open_for_every_recipient(row: dict[str, object]) -> No
     assert sighted.hashes.envelope_hash.hex() == row["envelope_hash"]
     keys = primitives.derive(bytes.fromhex(str(row["content_key"])))
     assert [keys.body_key.hex(), keys.nonce.hex()] == [row["body_key"], row["body_nonce"]]
-    assert open_body(sighted, bytes.fromhex(str(row["content_key"])))
+    assert open_plain(sighted, bytes.fromhex(str(row["content_key"])))
     assert sighted.hashes.stored_hash.hex() == row["stored_hash"]
     for recipient in sighted.layout.prefix.recipients:
         messages = open_envelope(sighted, golden_identity(recipient.client_id), sender)

@@ -15,7 +15,7 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.broker import model as m
-from cipherbox.config import ServerConfig, load_server_config
+from cipherbox.config import ServerConfig, load_server_config, secret_key
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.limits import Limits
 from cipherbox.sealing.body import pack, text_message
@@ -23,6 +23,7 @@ from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.seal import Sealed, choose_keys, seal
 from cipherbox.server.app import run
 from cipherbox.server.hq import HQ
+from cipherbox.server.offline import CA_KEY, Vault
 from cipherbox.server.setup import init_hq
 from cipherbox.store.files import Files
 from cipherbox.store.port import Store
@@ -35,6 +36,11 @@ from cipherbox.wire.connection import Connection, Deliveries
 
 PATIENCE_S = 10.0
 BIG = 1 << 25
+
+
+def open_vault(directory: Path) -> Vault:
+    """A CA's directory, with a `ca.key` that is under no password."""
+    return Vault(directory, secret_key(directory / CA_KEY))
 
 
 def now_ms() -> int:

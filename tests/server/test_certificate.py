@@ -32,11 +32,11 @@ from cipherbox.server.material import (
     put_server,
     read_material,
 )
-from cipherbox.server.offline import CA_KEY, ROOT_KEY, open_vault, sign_offline
+from cipherbox.server.offline import CA_KEY, ROOT_KEY, sign_offline
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.tls import client_context
 from cipherbox.wire import frames
-from tests.server.hq import Raw, Running, prepare, running
+from tests.server.hq import Raw, Running, open_vault, prepare, running
 from tests.server.test_reload import admin_of, alive, shown
 
 DUE_DAYS = 6 / 24 / 60  # certificates begin five minutes ago: of six minutes two thirds are over

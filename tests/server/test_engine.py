@@ -189,6 +189,22 @@ async def test_a_commit_that_finds_the_disk_full_is_followed_by_a_pause_for_publ
         await a.until(lambda: bool(correlations(a, m.Confirmed)))
 
 
+async def test_a_commit_takes_so_many_bytes_and_no_more(tmp_path: Path) -> None:
+    async with world(tmp_path, attrs.evolve(SMALL, batch_commit_bytes=1000)) as w:
+        a = w.peer("A")
+        w.runner.held = trio.Event()
+        await w.publish(a, 1)
+        with trio.fail_after(5):
+            await w.runner.reached.wait()
+        for index in (2, 3, 4, 5):
+            await w.publish(a, index, body=b"x" * 600)
+        w.runner.calls.clear()
+        w.runner.held.set()
+        w.runner.held = None
+        await a.until(lambda: len(a.answers) == 5)
+        assert w.runner.calls.count("commit") == 2  # two each: the second passes the bound
+
+
 async def test_submit_waits_while_there_is_no_room(tmp_path: Path) -> None:
     limits = attrs.evolve(SMALL, engine_commands=3, engine_bytes=1000)
     async with world(tmp_path, limits) as w:

@@ -17,13 +17,13 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
 from cipherbox.server.enrolment import ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA
 from cipherbox.server.hq import HQ
-from cipherbox.server.offline import open_vault, sign_offline
+from cipherbox.server.offline import sign_offline
 from cipherbox.server.setup import init_hq
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.tls import client_context
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token, decode_token, secret_hash
-from tests.server.hq import Raw, Running, codec_name, now_ms, running
+from tests.server.hq import Raw, Running, codec_name, now_ms, open_vault, running
 
 
 async def admin(r: Running) -> Raw:

@@ -46,6 +46,19 @@ async def test_few_envelopes_have_a_line_each(tmp_path: Path, lines: pytest.LogC
         assert (record.__dict__["client"], record.__dict__["connection"]) == (peer.client, peer.connection)
 
 
+async def test_what_was_fetched_is_acknowledged_by_its_name(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+    async with world(tmp_path) as w:
+        a, b = w.peer("A"), w.peer("B")
+        await w.publish(a, 1)
+        await a.until(lambda: bool(a.answers))
+        await w.engine.submit(m.Fetch(b.connection, "B", 1, "box.B", 10, 1 << 20))
+        await b.until(lambda: len(b.answers) == 1)
+        await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, 1)]))
+        await b.until(lambda: len(b.answers) == 2)
+    first = message_id(incoming(1).envelope_id, 0)
+    assert said(lines)[1:] == [f"Message {first} acknowledged by client, removed from queues and status"]
+
+
 async def test_at_debug_every_message_has_a_line(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     lines.set_level(logging.DEBUG, LOGGER)
     async with world(tmp_path) as w:

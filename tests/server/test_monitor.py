@@ -109,6 +109,41 @@ async def test_every_metric_of_the_table_is_served_with_kind_and_help(tmp_path: 
     assert found["cipherbox_ready", ""] == 1
 
 
+async def test_what_goes_wrong_and_what_an_admin_does_is_counted(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        lab, center = await r.client("FL-LAB"), await r.client("CA-RC")
+        admin = await r.dial(await r.person("BOSS", role="admin"))
+        sent = [r.people["FL-LAB"].seal(r.people["CA-RC"]).raw for _ in range(2)]
+        for seq, drop in ((1, True), (2, False)):
+            await lab.publish(sent[seq - 1])
+            await center.ask(frames.Fetch, "box.CA-RC", 1, BIG)
+            await center.ask(frames.Nack, "box.CA-RC", seq, False, 4, "not readable")
+            await admin.ask(frames.SettleDead, "box.CA-RC", [frames.Range(seq, 1)], drop)
+        opened = r.hq.engine.counts.connections_opened
+        host, _, number = r.address.rpartition(":")
+        async with await trio.open_tcp_stream(host, int(number)) as stranger:
+            await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            with trio.fail_after(10):
+                while not r.hq.engine.counts.handshakes_failed:
+                    await trio.sleep(0.01)
+        monitor = Monitor()
+        monitor.hq = r.hq
+        async with port(monitor) as at:
+            found = values((await get(at, "/metrics"))[1])
+    assert opened == found["cipherbox_connections_opened_total", ""] == 3
+    assert found["cipherbox_handshakes_failed_total", ""] == 1
+    assert found["cipherbox_dead_lettered_envelopes_total", ""] == 2
+    assert found["cipherbox_settled_dead_letters_total", "dropped"] == 1
+    assert found["cipherbox_settled_dead_letters_total", "redriven"] == 1
+    assert found["cipherbox_frames_sent_total", ""] >= found["cipherbox_frames_received_total", ""] > 0
+    assert found["cipherbox_published_bytes_total", ""] == 2 * len(sent[0])
+    assert found["cipherbox_received_bytes_total", ""] > found["cipherbox_published_bytes_total", ""]
+    assert found["cipherbox_sent_bytes_total", ""] > found["cipherbox_published_bytes_total", ""]
+    assert found["cipherbox_queued_bytes", ""] * 2 == found["cipherbox_published_bytes_total", ""]
+    assert found["cipherbox_disk_free_bytes", ""] > 0
+    assert found["cipherbox_store_failures_total", ""] == 0
+
+
 def test_names_are_those_of_the_field() -> None:
     units = ("_seconds", "_bytes", "_days", "_envelopes", "_messages", "_total", "_info")
     plain = {"cipherbox_ready", "cipherbox_draining", "cipherbox_store_up", "cipherbox_memory_short"}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox.errors import TokenError
+from cipherbox.limits import LIMITS
 from cipherbox.wire.token import PREFIX, Token, decode_token, encode_token
 from tests.golden import files
 
@@ -23,6 +24,13 @@ def test_golden_tokens(row: dict[str, str]) -> None:
 def test_white_space_from_mail_does_not_matter() -> None:
     text = GOLDEN[0]["text"]
     assert decode_token(f"  {text[:30]}\r\n{text[30:]}\n") == decode_token(text)
+
+
+def test_a_token_that_is_too_long_is_not_even_read() -> None:
+    with pytest.raises(TokenError, match="too long"):
+        decode_token(PREFIX + "A" * (LIMITS.token_bytes + 1))
+    with pytest.raises(TokenError, match="damaged"):
+        decode_token(PREFIX + "A" * LIMITS.token_bytes)
 
 
 def test_the_secret_is_never_shown() -> None:

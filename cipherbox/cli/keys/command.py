@@ -10,7 +10,7 @@ import click
 from cipherbox.cli.keys.life import renew, rotate
 from cipherbox.cli.keys.rsa import export_public, import_private, keys_generate
 from cipherbox.cli.keys.verify import verify
-from cipherbox.cli.options import CLIENT_ID, home_of, json_option, sure, with_client, yes_option
+from cipherbox.cli.options import CLIENT_ID, command_here, home_of, json_option, sure, with_client, yes_option
 from cipherbox.cli.password import password
 from cipherbox.errors import BundleMalformed, InvalidRequest, NotFound
 from cipherbox.limits import LIMITS
@@ -71,7 +71,7 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
         empty="no key is pinned yet: the first message to a client pins its key, or: cipherbox keys pin CLIENT_ID",
     )
     if any(not pin.verified_at for pin in pins):
-        next_step("compare by telephone what matters: cipherbox keys verify CLIENT_ID")
+        next_step(f"compare by telephone what matters: {command_here(ctx)} keys verify CLIENT_ID")
 
 
 @keys.command("show")
@@ -220,7 +220,8 @@ def keys_pin(ctx: click.Context, client_id: str) -> None:
     assert pin is not None
     say(f"Pinned for {client_id}: {pin.fingerprint}")
     if not pin.verified_at:
-        next_step(f"first contact is as good as HQ's word; compare by telephone: cipherbox keys verify {client_id}")
+        here = command_here(ctx)
+        next_step(f"first contact is as good as HQ's word; compare by telephone: {here} keys verify {client_id}")
 
 
 def _own(ctx: click.Context) -> KeyBundle:

@@ -65,7 +65,6 @@ class Post(Resealing):
         self._turn = trio.Lock()  # the outbox takes one call at a time
         self._work = trio.Event()
         self._look = trio.Event()
-        self._mending: list[Outgoing] = []
         self._written = trio.Event()
         self.compared = trio.Event()  # HQ's history was looked at: nothing it may have lost counts as confirmed
         self.opened_ms = int(time.time() * 1000)

@@ -58,6 +58,14 @@ class Transfer:
         return -(-self.size // self.part_bytes)
 
 
+def check_depth(file: Path, path: Sequence[str]) -> None:
+    """FileError if recipients would not take this path."""
+    if len(path) > LIMITS.path_names + 1:
+        raise FileError(
+            f"{file} lies {len(path) - 1} directories deep; {LIMITS.path_names} can be sent: pack them into one file"
+        )
+
+
 class Transfers:
     """See the module; uses the outbox's database, so calls come one at a time with the outbox's own."""
 
@@ -72,6 +80,12 @@ class Transfers:
         """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while it is copied."""
         file = file.absolute()
         stat = _stat(file)
+        check_depth(file, path)
+        part_bytes = LIMITS.part_bytes
+        while stat.st_size > part_bytes * LIMITS.parts and part_bytes < LIMITS.part_bytes_most:
+            part_bytes *= 2
+        if stat.st_size > part_bytes * LIMITS.parts:
+            raise FileError(f"{file} has {stat.st_size} bytes; at most {part_bytes * LIMITS.parts} can be sent")
         transfer_id = os.urandom(16)
         kept = file
         if copy:
@@ -88,11 +102,6 @@ class Transfers:
             if (_stat(file).st_mtime_ns, kept.stat().st_size) != (stat.st_mtime_ns, stat.st_size):
                 kept.unlink()
                 raise FileChanged(f"{file} changed while it was copied")
-        part_bytes = LIMITS.part_bytes
-        while stat.st_size > part_bytes * LIMITS.parts and part_bytes < LIMITS.part_bytes_most:
-            part_bytes *= 2
-        if stat.st_size > part_bytes * LIMITS.parts:
-            raise FileError(f"{file} has {stat.st_size} bytes; at most {part_bytes * LIMITS.parts} can be sent")
         with transaction(self._db, self._path):
             number = self._db.execute(
                 "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, "

@@ -227,8 +227,12 @@ class Hearing:
     def begin(self, peer: str, made: Callable[[int], Session]) -> None:
         """Writes a session that begins here; ``made`` gets the least time it may have in its handshake."""
         with self._transaction():
-            # Above all sessions there are, or a clock that was set back would begin one that nobody speaks in.
-            (latest,) = self._db.execute("SELECT MAX(made_at) FROM sessions WHERE peer = ?", (peer,)).fetchone()
+            # Above all sessions there are, or a clock that was set back would begin one that nobody speaks in.  But
+            # not above one that the peer did not take because the clock was far ahead: it would take no later one.
+            (latest,) = self._db.execute(
+                "SELECT MAX(made_at) FROM sessions WHERE peer = ? AND NOT (retired AND made_at > ?)",
+                (peer, self._clock_ms() + LIMITS.clock_ahead_ms // 2),
+            ).fetchone()
             found = made((latest or 0) + 1)
             self._put(self._db, (peer, found.session_id), found, _NOT_THERE, 1)
             self._forget_old(self._db, peer)

@@ -4,7 +4,8 @@ A client that receives looks after its prekeys: once an hour, and at once when t
 many one-time prekeys are left; below half they are filled up.  The signed part goes with every question, so an HQ that
 was restored from an older backup has it again within the hour.
 
-A session that is due (there is none, or it is old) is begun anew before something is sealed.  When that cannot be
+A session that is due (there is none, or it is old) is begun anew before something is sealed, once for all who wait for
+it.  When that cannot be
 done, an old session is used on: what was agreed is still better than nothing sent.
 """
 
@@ -36,6 +37,7 @@ class Prekeys:
     def __init__(self, sessions: Sessions, line: Line, events: Events) -> None:
         self.sessions = sessions
         self._line, self._events = line, events
+        self._beginning: dict[str, trio.Event] = {}  # a session with this client is being begun
         self._looked = trio.Event()
         self._unknown = trio.Event()
 
@@ -43,9 +45,20 @@ class Prekeys:
 
     async def ensure(self, bundles: Sequence[KeyBundle]) -> None:
         """A session with each owner of these believed bundles.  UnknownRecipient: it left no prekeys at HQ."""
+        for begun in [self._beginning[b.client_id] for b in bundles if b.client_id in self._beginning]:
+            await begun.wait()
         due = {b.client_id: b for b in bundles if self.sessions.due(b.client_id)}
         if not due:
             return
+        begun = trio.Event()
+        self._beginning.update(dict.fromkeys(due, begun))
+        try:
+            await self._begin_with(due)
+        finally:
+            begun.set()
+            self._beginning = {name: event for name, event in self._beginning.items() if event is not begun}
+
+    async def _begin_with(self, due: dict[str, KeyBundle]) -> None:
         lacking = [name for name in due if not self.sessions.speaks_with(name)]
         try:
             if not await self._supported():

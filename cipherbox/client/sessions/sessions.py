@@ -2,7 +2,7 @@
 
 What a session says is kept in the outbox, what it hears in the inbox, and each of its halves lies with the messages it
 belongs to: the sending chain in the outbox's database (`chains`), the rest in the inbox's, with the private prekeys
-(`hearing`, `sessionkeys`).  So every step of a session is in one transaction with the envelope it was made for.
+(`hearing`, `keys`).  So every step of a session is in one transaction with the envelope it was made for.
 
 Only what the inbox's database holds on stable storage is spoken from: a fresh ratchet key that a crash could take back
 must not have left.  `sync` sees to that, before the outbox is written.
@@ -87,7 +87,7 @@ class Sessions:
         self._outbox_path = home / outbox.DATABASE
         self._hearing: Hearing | None = None
         self._exists = False
-        self.unsynced = False  # something was heard that `sync` has to see to
+        self.unsynced = False  # a chain begins that stands on what was heard; `sync` has to see to that
         self._said: dict[bytes, Chain] = {}  # session id -> chain, of what is not in the outbox yet
 
     @property
@@ -132,10 +132,11 @@ class Sessions:
             self._hearing = None
 
     def sync(self) -> None:
-        """Puts everything committed so far on stable storage: what is said in a session leaves after this.
+        """Puts everything committed so far on stable storage: the first of a chain leaves after this.
 
-        One sync for whatever was heard meanwhile, and from any thread.  What a checkpoint has moved on is synced by
-        the checkpoint; the rest is in the WAL.
+        What was heard and is not synced yet may be lost with the power: nothing stands on it, and the state before
+        opens what comes next.  One sync for all of it, and from any thread.  What a checkpoint has moved on is synced
+        by the checkpoint; the rest is in the WAL.
         """
         if not self.unsynced:
             return
@@ -265,12 +266,10 @@ class Sessions:
         """Takes in what `turn` made at the other end; EnvelopeError if it is of no session known here."""
         if not self.exists:
             raise KeyMissing("there are no sessions here")
-        self.unsynced = True
         self.hearing.take_turn(peer, session.parse(raw), _STEP)
 
     def open(self, sighted: Sighted, sender: KeyBundle) -> Messages:
         """As `open_envelope`, with this home's sessions; what does not open changes nothing."""
-        self.unsynced = True
         return self.hearing.open(sighted, sender)
 
     def hear(self, sighted: Sighted, sender: KeyBundle) -> Messages:

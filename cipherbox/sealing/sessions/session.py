@@ -15,7 +15,6 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-from collections.abc import Iterable
 
 import attrs
 
@@ -53,15 +52,6 @@ class Session:
     handshake: bytes = attrs.field(repr=False)
     state: Ratchet
     chain: Chain | None = None
-
-    @property
-    def order(self) -> tuple[int, bytes]:
-        """The highest is the one to speak in."""
-        return self.made_at, self.session_id
-
-    @property
-    def can_send(self) -> bool:
-        return self.state.turn > 0
 
     def size(self, plaintext: int) -> int:
         """Bytes of its next message with so many bytes of plaintext."""
@@ -138,11 +128,6 @@ def open_(
         session.session_id, session.made_at, session.since, session.peer_identity, session.associated, b"", state,
         session.chain,
     ), plaintext  # fmt: skip
-
-
-def newest(sessions: Iterable[Session]) -> Session | None:
-    """The one to speak in, of those this end can speak in."""
-    return max((s for s in sessions if s.can_send), key=lambda s: s.order, default=None)
 
 
 def encode(session: Session) -> bytes:

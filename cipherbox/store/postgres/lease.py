@@ -3,10 +3,10 @@
 Rules.
 1. Every transaction of a writer begins by changing this row where its own epoch is still in it, and so holds the row's
    lock to its end.  If the row has another epoch, another HQ took over: nothing is written.
-2. The lease is renewed by every commit, and every `RENEW_S` when there is none, on the database's clock.  Another HQ
-   takes over when it has not been renewed for `LEASE_S`, or at once when it was given back, or when the holder's
-   session is gone: that is what a killed process leaves.  It ends the old holder's session first, so a transaction that
-   is stalled half way cannot hold the row.
+2. The lease is renewed by every commit, and by HQ every two seconds when there is none, on the database's clock.
+   Another HQ takes over when it has not been renewed for `LEASE_S`, or at once when it was given back, or when the
+   holder's session is gone: that is what a killed process leaves.  It ends the old holder's session first, so a
+   transaction that is stalled half way cannot hold the row.
 3. `commits` counts.  After a COMMIT that got no answer the count says whether it took effect; the row's lock makes the
    question wait until the old session is done.
 """
@@ -18,7 +18,7 @@ import attrs
 from cipherbox.errors import Fenced, StoreUnavailable
 from cipherbox.store.postgres.driver import Link
 
-LEASE_S, RENEW_S = 6.0, 2.0
+LEASE_S = 6.0
 
 
 @attrs.frozen
