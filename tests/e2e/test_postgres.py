@@ -69,6 +69,24 @@ def test_a_second_hq_takes_over_and_clients_follow(
     assert [json.loads(line)["content"] for line in lines] == ["to the first", "to the second"]
 
 
+def test_a_new_admin_without_an_admin(tmp_path: Path, postgresql: postgres.Server) -> None:
+    """Only while nobody serves the database, from whichever directory."""
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    directory, admin = made(tmp_path, postgresql, *addresses)
+    second, anew = tmp_path / "second", tmp_path / "anew"
+    another_hq(directory, second, addresses[1])
+    words = ("enroll", "admin2", "--role", "admin", "--hq", str(directory))
+    with serving(second):
+        refused = shell(*words, home=admin)
+        assert (refused.code, "HQ has the lease" in refused.err) == (6, True), refused.err
+    token = shell(*words, home=admin)
+    assert token.code == 0, token.err
+    with serving(second):
+        assert shell("join", home=anew, stdin=token.out).code == 0
+        assert shell("revoke", "admin", home=anew).code == 0
+        assert "EnrolHere target=admin2" in shell("audit", "show", home=anew).out
+
+
 def test_hq_waits_for_a_database_that_is_not_there_yet(tmp_path: Path, patient: Patient) -> None:
     server = postgres.new_server()
     try:
