@@ -16,7 +16,7 @@ from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.config import SessionTable
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.kinds import StanzaType
-from cipherbox.errors import BundleRefused, InvalidRequest, UnknownRecipient
+from cipherbox.errors import InvalidRequest
 from cipherbox.sealing.sessions import session
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
@@ -227,76 +227,6 @@ async def test_an_old_session_is_followed_by_a_fresh_one(hq: Any) -> None:
     assert sorted(await received(hq, "CA-RC", 3)) == ["1", "2", "3"]
 
 
-async def test_a_short_fetch_leaves_prekeys(hq: Any) -> None:
-    async with hq.client("FL-LAB") as lab:
-        assert await Receiver(lab).drain() == 0
-    async with hq.client("CA-RC") as center:
-        await center.publish("x", to="FL-LAB", stanza="ratchet")
-
-
-async def test_an_older_hq_is_not_asked(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with hq.client("FL-LAB") as lab:
-        lab.line.link.welcome.features = 0
-        assert await Receiver(lab).drain() == 0
-        for call in (lab.offer_prekeys, lambda: lab.publish("x", to="CA-RC", stanza="ratchet")):
-            with pytest.raises(UnknownRecipient, match="keeps no prekeys"):
-                await call()
-        assert (await lab.publish("x", to="CA-RC")).accepted_at
-
-
-async def test_a_receiver_that_was_set_back_replaces_its_prekeys(hq: Any) -> None:
-    """Its backup knows neither the prekeys HQ hands out nor their numbers."""
-    backup = copies(hq.home("CA-RC"))
-    async with hq.client("CA-RC") as center:
-        keys = center.sessions.keys
-        keys._know("offered", bytes(4))  # as after a week: all are due
-        assert keys.must_replace()
-        await center.offer_prekeys()
-    set_back(hq.home("CA-RC"), backup)
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
-        nursery.start_soon(Receiver(center).run)
-        await lab.publish("x", to="CA-RC", stanza="ratchet")
-        await until(lambda: len(hq.lines("CA-RC")) == 1, 40)
-        nursery.cancel_scope.cancel()
-
-
-async def test_an_hq_that_was_set_back_gets_fresh_prekeys(hq: Any) -> None:
-    async with hq.client("CA-RC") as center:
-        keys = center.sessions.keys
-        offered = keys._fact("offered")
-        await center.offer_prekeys()
-        assert keys._fact("offered") == offered
-        center.line.link.welcome.history = b"another history."
-        await center.offer_prekeys()
-        assert keys._fact("offered") != offered
-
-
-async def test_what_is_refused(hq: Any) -> None:
-    await hq.join("SF-RC")
-    async with hq.admin() as admin, hq.client("FL-LAB") as lab:
-        with pytest.raises(UnknownRecipient, match="left no prekeys"):
-            await lab.publish("x", to="SF-RC", stanza="ratchet")
-        await admin.declare_exchange("labs", "direct")
-        await admin.grant("FL-LAB", "publish", "labs")
-        lab.allow.allow("labs", None)
-        await admin.declare_queue("own", owner="CA-RC")
-        await admin.bind("labs", "own", "k")
-        await lab.publish("x", exchange="labs", routing_key="k", stanza="ratchet")
-        await admin.declare_queue("shared", owner="CA-RC", readers=["SF-RC"])
-        await admin.bind("labs", "shared", "many")
-        with pytest.raises(InvalidRequest, match="two ends"):
-            await lab.publish("x", exchange="labs", routing_key="many", stanza="ratchet")
-        # prekeys of another, or changed on the way
-        assert lab.prekeys is not None
-        good = lab.prekeys.sessions.keys.fresh()
-        async with hq.client("SF-RC") as other:
-            with pytest.raises(BundleRefused):
-                await other.prekeys._send(good.signed, (), replace=False)
-        bad = good.signed[:-1] + bytes([good.signed[-1] ^ 1])
-        with pytest.raises(BundleRefused):
-            await lab.prekeys._send(bad, (), replace=False)
-
-
 async def test_several_recipients_each_in_its_session(hq: Any) -> None:
     await hq.join("SF-RC")
     async with hq.client("SF-RC") as other:
@@ -307,27 +237,6 @@ async def test_several_recipients_each_in_its_session(hq: Any) -> None:
                 publisher.put(f"{i}")
     for name in ("CA-RC", "SF-RC"):
         assert await received(hq, name, 50) == [str(i) for i in range(50)]
-
-
-async def test_one_time_prekeys_are_handed_out_once_and_topped_up(hq: Any) -> None:
-    from cipherbox.wire import frames
-
-    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
-        seen = set()
-        for _ in range(4):
-            (found,) = (await lab.line.request(frames.GetPrekeys, clients=["CA-RC"])).answers
-            assert found.signed
-            seen.add(found.once)
-        assert len(seen) == 3  # two of them, then the last resort
-        assert b"" in seen
-        assert await center.offer_prekeys() == 98
-        assert (await lab.line.request(frames.GetPrekeys, clients=["NOBODY"])).answers[0].signed == b""
-        # first contact with the last resort works too
-        await lab.publish("x", to="CA-RC", stanza="ratchet")
-    shaken = session.parse(sent_stanzas(hq)[0]).handshake
-    assert shaken is not None
-    assert shaken.once_id == 0
-    assert await received(hq, "CA-RC", 1) == ["x"]
 
 
 async def test_what_the_outbox_could_not_keep_was_never_said(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,19 +342,6 @@ async def test_the_first_key_of_a_chain_goes_when_the_outbox_has_it(hq: Any) -> 
         db = sqlite3.connect(hq.home("FL-LAB") / DATABASE)
         assert db.execute("SELECT turn, start FROM sessions").fetchall() == [(1, None)]
         db.close()
-
-
-async def test_rotated_keys_take_their_prekeys_along(hq: Any) -> None:
-    """The lab has pinned the keys before; what HQ hands out is signed by those of now."""
-    async with hq.client("FL-LAB") as lab:
-        await lab.publish("usual", to="CA-RC")
-        async with hq.client("CA-RC") as center:
-            await center.publish("begun before", to="FL-LAB")
-            await center.life.rotate()
-            assert await center.offer_prekeys() == 100
-        await lab.publish("in a session", to="CA-RC", stanza="ratchet")
-        assert lab.directory.pins.get("CA-RC").bundle.sequence == 2
-    assert await received(hq, "CA-RC", 2) == ["usual", "in a session"]
 
 
 async def test_files_go_outside_of_sessions(hq: Any, tmp_path: Path) -> None:
