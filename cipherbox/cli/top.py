@@ -213,7 +213,7 @@ def view(report: dict[str, Any]) -> RenderableType:
 
     now, times, rates = report["now"], report["times"], report["rates"]
     state = "ready" if report["ready"] else "NOT READY"
-    days = min((left for name, left in report["certificate_days"].items() if name != "crl"), default=0.0)
+    days = min((left for name, left in report["certificate_days"].items() if name not in ("crl", "lists")), default=0.0)
     head = (
         f"HQ is {state}: {now['clients']} clients, {now['waiting']} waiting, {now['unacknowledged']} unacknowledged, "
         f"oldest {_age(now['oldest_s'])}\n"
