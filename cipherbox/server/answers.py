@@ -8,7 +8,7 @@ import orjson
 
 from cipherbox.broker.model import Acked, Answer, Confirmed, Done, Failed, FetchedEntries, Listed, Routed
 from cipherbox.broker.publish import RouteDetail
-from cipherbox.errors import CipherBoxError
+from cipherbox.errors import CipherBoxError, Fenced, GoingAway
 from cipherbox.wire import codec, frames
 from cipherbox.wire.codec import DeliveredItem
 
@@ -16,7 +16,12 @@ _NAMES_PER_CONFIRM = 4096  # queues and clients, 128 bytes each at most; so at m
 
 
 def error_frame(correlation: int, error: CipherBoxError) -> frames.Error:
-    """An ERROR for any of our errors; route-changed carries the route as it is now."""
+    """An ERROR for any of our errors; route-changed carries the route as it is now.
+
+    That another HQ took over is HQ's own end, and no verdict on the request: the client asks there.
+    """
+    if isinstance(error, Fenced):
+        error = GoingAway(str(error))
     detail = error.detail
     if isinstance(error.__cause__, RouteDetail):
         detail = codec.encode_body(_route(error.__cause__.routed))

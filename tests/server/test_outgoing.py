@@ -11,8 +11,9 @@ import trio
 
 from cipherbox.broker import model as m
 from cipherbox.client.tasks import background
-from cipherbox.errors import FrameTooLarge, StoreUnavailable, TimedOut
+from cipherbox.errors import Fenced, FrameTooLarge, GoingAway, NotFound, StoreUnavailable, TimedOut
 from cipherbox.limits import LIMITS, Limits
+from cipherbox.server.answers import error_frame
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.outgoing import Outgoing
 from cipherbox.server.watermark import Watermark
@@ -205,3 +206,10 @@ async def test_a_read_ahead_that_fails_ends_the_connection_when_its_turn_has_com
     with pytest.raises(StoreUnavailable):
         await run_to_end(line)
     assert [[e[0] for e in d.entries] for d in line.peer.events] == [[1]]
+
+
+def test_another_hq_is_no_verdict_on_a_request() -> None:
+    """A client that was told so would end for good; this HQ goes away, and the client asks the other one."""
+    told = error_frame(7, Fenced())
+    assert (told.correlation, told.code, told.retryable) == (7, GoingAway.code, True)
+    assert error_frame(7, NotFound("no such queue")).code == NotFound.code

@@ -76,7 +76,7 @@ class Pipe:
         self._beat_s = (idle_s or IDLE_S) / 4
         self._pipe = b""
         self._opening = b""  # envelope id of the OPEN that is answered
-        self._calling = self._open = self._ended = self._their_break = False
+        self._calling = self._open = self._ended = self._their_break = self._closing = False
         self._also_calls = False
         self._began = trio.Event()
         self._over = trio.Event()
@@ -147,6 +147,9 @@ class Pipe:
                     try:
                         await self._over.wait()
                     finally:
+                        with trio.move_on_after(_LAST_WORD_S, shield=True):
+                            async with self._turn:  # a frame on its way to the outbox is there, and will be dropped
+                                self._closing = True
                         nursery.cancel_scope.cancel()
                         with trio.move_on_after(_LAST_WORD_S, shield=True), suppress(CipherBoxError):
                             await self._drop([sent for sent in self._under_way if sent.envelope_id])
@@ -254,6 +257,8 @@ class Pipe:
 
     async def _post(self, kind: Kind, data: bytes = b"", *, keep_ms: int = KEEP_MS, wait: bool = False) -> None:
         async with self._turn:
+            if self._closing and kind != Kind.BREAK:
+                return
             number = 0
             if kind in (Kind.DATA, Kind.END):
                 self._number += 1
@@ -274,7 +279,8 @@ class Pipe:
 
     async def _tidy(self) -> None:
         """Nobody needs what is done with in the outbox: as a file it may be large, as a row there would be many."""
-        gone = [s for s in self._done if s.envelope_id and (s.number or not await self._waits(s))]
+        over = self._ended  # then HQ has the last word, and those before it need not be kept for it
+        gone = [s for s in self._done if s.envelope_id and (s.number or over or not await self._waits(s))]
         await self._drop(gone)
         self._done = [sent for sent in self._done if sent not in gone]
 
