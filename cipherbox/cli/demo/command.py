@@ -51,10 +51,6 @@ DELIVERIES = """
 @json_option
 def demo(keep: bool, directory: Path | None, url: str, as_json: bool) -> int:
     """Play the labs scenario on this machine, in about ten seconds, and check every promise."""
-    from cipherbox.cli.demo.processes import DemoFailed
-    from cipherbox.cli.main import leaf
-    from cipherbox.cli.output import fail
-
     with ExitStack() as stack:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
@@ -63,14 +59,7 @@ def demo(keep: bool, directory: Path | None, url: str, as_json: bool) -> int:
         else:
             directory.mkdir(mode=0o700, parents=True)
             keep = True
-        try:
-            report = run_until_stopped(play, directory.absolute(), not as_json, stack.enter_context(scratch(url)))
-        except (DemoFailed, BaseExceptionGroup) as error:
-            failed = leaf(error)
-            if not isinstance(failed, DemoFailed):
-                raise
-            fail(str(failed))
-            return Exit.REFUSED
+        report = run_until_stopped(play, directory.absolute(), not as_json, stack.enter_context(scratch(url)))
         if as_json:
             show_json(report)
         else:

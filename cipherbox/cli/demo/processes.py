@@ -16,14 +16,14 @@ from typing import IO
 
 import trio
 
-from cipherbox.cli.exits import Exit
+from cipherbox.cli.exits import Exit, Failed
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 STOP_S = 15.0
 LOWEST_PORT, PORTS = 12_000, 20_000
 
 
-class DemoFailed(Exception):
+class DemoFailed(Failed):
     """A process of the demo failed; the text says which, and the end of what it printed."""
 
 

@@ -13,18 +13,19 @@ import click
 from cipherbox.cli.doctor.findings import (
     BAD,
     GOOD,
+    SETTINGS,
     WARN,
     Check,
     Finding,
-    clock,
     closed,
     collect,
     disk,
     ends,
     file_rights,
     finding,
+    opening,
 )
-from cipherbox.errors import CipherBoxError, ConfigError, NetworkError, PasswordError, StoreError
+from cipherbox.errors import CipherBoxError, NetworkError, PasswordError, StoreError
 
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
@@ -39,15 +40,10 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
     """All findings about the client in ``home``."""
     from cipherbox.config import CLIENT_FILE, load_client_config
 
-    begun = collect([("clock", clock)])
-    if closed(home):
-        return [*begun, *collect([("rights", lambda: file_rights(home, []))])]
-    try:
-        config = load_client_config(home)
-    except ConfigError as error:
-        todo = "mend the file; cipherbox manual configuration has every setting"
-        todo = todo if (home / CLIENT_FILE).exists() else _JOIN
-        return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
+    todo = _JOIN if not closed(home) and not (home / CLIENT_FILE).exists() else SETTINGS
+    begun, config = opening(home, load_client_config, todo)
+    if config is None:
+        return begun
     begun.append(Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})"))
     files = collect([("files", lambda: _files(config))])
     checks: list[tuple[str, Check]] = [

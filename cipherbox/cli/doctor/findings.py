@@ -8,15 +8,17 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cipherbox.cli.exits import advice
-from cipherbox.errors import CipherBoxError
+from cipherbox.errors import CipherBoxError, ConfigError
 
 GOOD, WARN, BAD = "good", "warning", "wrong"
 LOW_BYTES, LEAST_BYTES = 2 * 1024**3, 256 * 1024**2
 LOW_INODES = 1000
 SOON_DAYS = 30
+SETTINGS = "mend the file; cipherbox manual configuration has every setting"
+T = TypeVar("T")
 # No program of ours was built before this; a clock that says so was never set.
 BUILT = datetime(2025, 9, 1, tzinfo=UTC)
 
@@ -63,6 +65,17 @@ def clock() -> Iterator[Finding]:
 def closed(directory: Path) -> bool:
     """Whether this user may not even look what is there."""
     return directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK)
+
+
+def opening(directory: Path, load: Callable[[Path], T], todo: str = SETTINGS) -> tuple[list[Finding], T | None]:
+    """What is looked at first on every machine: clock, the right to look, settings.  None: there it ends."""
+    found = collect([("clock", clock)])
+    if closed(directory):
+        return [*found, *collect([("rights", lambda: file_rights(directory, []))])], None
+    try:
+        return found, load(directory)
+    except ConfigError as error:
+        return [*found, *(finding("settings", line, todo) for line in str(error).splitlines())], None
 
 
 def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:

@@ -16,13 +16,12 @@ from cipherbox.cli.doctor.findings import (
     WARN,
     Check,
     Finding,
-    clock,
-    closed,
     collect,
     disk,
     ends,
     file_rights,
     finding,
+    opening,
 )
 from cipherbox.errors import Busy, CipherBoxError, ConfigError
 
@@ -41,14 +40,9 @@ def look(directory: Path) -> list[Finding]:
     from cipherbox.server.check import LOCK
     from cipherbox.server.material import check_answered
 
-    begun = collect([("clock", clock)])
-    if closed(directory):
-        return [*begun, *collect([("rights", lambda: file_rights(directory, []))])]
-    try:
-        config = load_server_config(directory)
-    except ConfigError as error:
-        todo = "mend the file; cipherbox manual configuration has every setting"
-        return [*begun, *(finding("settings", x, todo) for x in str(error).splitlines())]
+    begun, config = opening(directory, load_server_config)
+    if config is None:
+        return begun
     begun.append(Finding(GOOD, "settings", f"{config.file} is in order"))
     try:
         check_answered(config)  # the files that come with the answer are not missing
