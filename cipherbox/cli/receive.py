@@ -52,12 +52,15 @@ def receive(
 
     async def work(client: Client, receiver: Receiver) -> None:
         await client.line.ready()
-        if not as_json and count is None and idle is None:
+        if not lasting:
+            await receiver.run(list(queues) or None, count=count, idle_s=idle)
+            return
+        if not as_json:
             warn("Waiting for messages; Ctrl-C stops.")
-        await receiver.run(list(queues) or None, count=count, idle_s=idle)
+        await receiver.keep(list(queues) or None)
 
-    # Without an end of its own it is a service: it waits for HQ as long as it takes.
-    receiver = _with_receiver(ctx, as_json, work, keep_trying=count is None and idle is None)
+    lasting = count is None and idle is None  # without an end of its own it waits for HQ as long as it takes
+    receiver = _with_receiver(ctx, as_json, work, keep_trying=lasting)
     if not as_json:
         say(f"{receiver.received} message(s) received: {home_of(ctx) / 'data' / 'received_messages.jsonl'}")
     _tell(receiver)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from cipherbox.client.events import RECEIVER, SENDER
+from cipherbox.client.events import SENDER
 from cipherbox.client.files import FileSender, OnProgress, guess_type
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.outbox.transfers import SENDING, Transfer, Transfers
@@ -76,7 +77,7 @@ class Agent:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled.  StoreLocked when another receiver uses this home; CredentialsError when HQ shuts it out."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._receive)
+            await nursery.start(partial(self.receiver.keep, own_trouble=True))
             await self._resume(nursery)
             task_status.started()
             while True:
@@ -84,28 +85,6 @@ class Agent:
                     self._busy.add(found.file)
                     nursery.start_soon(self._send, found)
                 await trio.sleep(LOOK_S)
-
-    async def _receive(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Receives for ever: an error of this machine's disk, or of HQ, is said and waited out."""
-        pause = 1.0
-        started = False
-        while True:
-            try:
-                await self.receiver.lock_free()
-                with self.receiver.locked():
-                    if not started:
-                        started = True
-                        task_status.started()
-                    began = trio.current_time()
-                    await self.receiver.run()
-            except CipherBoxError as error:
-                if not started or isinstance(error, CredentialsError):
-                    raise
-                if trio.current_time() - began > PAUSE_MAX_S:
-                    pause = 1.0
-                self._events.say(RECEIVER, f"{error}; going on in {pause:.0f} s")
-                await trio.sleep(pause)
-                pause = min(pause * 2, PAUSE_MAX_S)
 
     # -- outgoing -----------------------------------------------------------------------------------------------
 

@@ -252,8 +252,16 @@ class BlockingClient:
         self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,
         on_lines: OnLines | None = None,
     ) -> int:  # fmt: skip
-        """Runs a `Receiver`; returns how many messages were recorded.  ``on_lines`` is called in another thread."""
-        return self._call(lambda: Receiver(self._inner, on_lines=on_lines).run(queues, count=count, idle_s=idle_s))
+        """Runs a `Receiver`; returns how many messages were recorded.  ``on_lines`` is called in another thread.
+
+        With neither ``count`` nor ``idle_s`` until the client is closed (`Receiver.keep`).
+        """
+        receiver = Receiver(self._inner, on_lines=on_lines)
+        if count is None and idle_s is None:
+            self._call(receiver.keep, queues)
+        else:
+            self._call(lambda: receiver.run(queues, count=count, idle_s=idle_s))
+        return receiver.received
 
     def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """As `Client.resolve`."""

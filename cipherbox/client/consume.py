@@ -22,7 +22,7 @@ from cipherbox.client.events import RECEIVER
 from cipherbox.client.line import Line
 from cipherbox.client.link import Link, fresh
 from cipherbox.envelope.ids import message_id
-from cipherbox.errors import CipherBoxError, EnvelopeError, GoingAway, NetworkError, TimedOut
+from cipherbox.errors import CipherBoxError, EnvelopeError, GoingAway, TimedOut
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.open import Sighted, inspect
@@ -31,6 +31,8 @@ from cipherbox.wire.codec import DeliveredItem
 
 if TYPE_CHECKING:
     from cipherbox.client.inbox.opening import Opener
+
+AGAIN_S = 1.0  # before a subscription that HQ could not take is tried again
 
 
 class Delivery:
@@ -127,6 +129,7 @@ class Consumer:
         self._back_envelopes = self._back_bytes = 0
         self._waiting: deque[Delivery] = deque()
         self._failure: CipherBoxError | None = None
+        self._trouble: CipherBoxError | None = None  # why HQ did not take the newest subscription, for now
         self._changed = trio.Event()
         self._link: Link | None = None
         self.started = trio.Event()
@@ -140,9 +143,9 @@ class Consumer:
             try:
                 if await self._opener.admit(delivery):
                     return delivery
-            except trio.Cancelled:
+            except (trio.Cancelled, CipherBoxError):
                 if delivery.link is self._link:
-                    self._waiting.appendleft(delivery)  # a caller's time limit must not lose it
+                    self._waiting.appendleft(delivery)  # a caller's time limit, or HQ's silence, must not lose it
                 raise
 
     @property
@@ -188,12 +191,22 @@ class Consumer:
             min(self._envelopes, max(1, link.welcome.credit_envelopes)),
             min(self._size, max(1, link.welcome.credit_bytes)),
         )
+        self._subscribe(link)
 
+    def _subscribe(self, link: Link) -> None:
         def done(answer: frames.Ok | None, error: CipherBoxError | None) -> None:
-            if error is not None and not isinstance(error, NetworkError) and self._link is link:
-                self.fail(error)
-            elif error is None:
+            if error is None:
+                self._trouble = None
                 self.started.set()
+            elif error.retryable:
+                self._trouble = error
+                self._line.later(AGAIN_S, again)
+            elif self._link is link:
+                self.fail(error)
+
+        def again() -> None:
+            if self._link is link and self._failure is None and link.error is None:
+                self._subscribe(link)
 
         link.post(frames.Consume, done, tag=self.tag, queue=self.queue, envelopes=self._given[0], size=self._given[1])
 
@@ -223,7 +236,7 @@ class Consumer:
         if self._failure is not None:
             raise fresh(self._failure)
         if not self.started.is_set():
-            raise fresh(self._line.trouble) if self._line.trouble is not None else TimedOut("HQ did not answer CONSUME")
+            raise fresh(self._line.trouble or self._trouble or TimedOut("HQ did not answer CONSUME"))
         self._opener.events.say(RECEIVER, f"Subscribed to queue {self.queue}")
 
     async def stop(self) -> None:

@@ -68,7 +68,7 @@ class Line:
     ) -> None:  # fmt: skip
         self.tries, self.timeout_s = tries, timeout_s
         self.window = Window()
-        self.window.pause = self._pause_window
+        self.window.pause = lambda seconds: self.later(seconds, self.window.resume)
         self.link: Link | None = None
         self.failure: CipherBoxError | None = None
         self.trouble: CipherBoxError | None = None
@@ -157,14 +157,15 @@ class Line:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _pause_window(self, seconds: float) -> None:
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Calls it after a pause, if the line is still there."""
         assert self._nursery is not None
 
-        async def later() -> None:
+        async def wait() -> None:
             await trio.sleep(seconds)
-            self.window.resume()
+            act()
 
-        self._nursery.start_soon(later)
+        self._nursery.start_soon(wait)
 
     @property
     def away(self) -> bool:

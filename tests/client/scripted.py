@@ -45,6 +45,7 @@ class ScriptedHq(FakeHq):
         self.route_version = 1
         self.confirm_at_once = True
         self.refuse_sends: list[CipherBoxError] = []
+        self.refuse: dict[type, list[CipherBoxError]] = {}  # the next answers to frames of a kind
         self.held: list[tuple[Session, int]] = []
         self.envelopes: list[bytes] = []
         self.asked: list[Any] = []
@@ -72,7 +73,10 @@ class ScriptedHq(FakeHq):
 
     async def answer(self, session: Session, event: Any) -> None:
         self.asked.append(event)
-        if isinstance(event, SendBatch):
+        if refused := self.refuse.get(type(event)):
+            error = refused.pop(0)
+            await session.send(frames.Error(event.correlation, error.code, error.retryable, str(error), error.detail))
+        elif isinstance(event, SendBatch):
             await self._sends(session, event)
         elif isinstance(event, frames.GetBundles):
             await session.send(frames.Bundles(event.correlation, self._bundles(event)))

@@ -1,7 +1,16 @@
 """`cipherbox prove` with real processes: it finds nothing wrong here, and it finds what a broken store does."""
 
 import json
+import sys
 from pathlib import Path
+
+import pytest
+import trio
+
+from cipherbox.cli.demo.processes import DemoFailed
+from cipherbox.cli.prove.database import Database
+from cipherbox.cli.prove.play import Trial
+from cipherbox.cli.scratch import Scratch
 
 from .conftest import shell
 
@@ -21,3 +30,38 @@ def test_a_store_that_loses_is_found_out(tmp_path: Path) -> None:
     words = shown.out.replace(",", "").split()
     assert int(words[words.index("lost") + 1]) > 0
     assert "which HQ confirmed" in shown.err
+
+
+@pytest.mark.parametrize("name", ["R1", "S1", "HQ"])
+async def test_a_process_that_ends_by_itself_is_named(tmp_path: Path, name: str) -> None:
+    trial = Trial(tmp_path, senders=1, receivers=1, rounds=1, seconds=0, seed=1, broken=False, say=print)
+    trial._stage.output(name).write_text("the last thing it said")
+    trial._processes[name] = await _ended(3)
+    with pytest.raises(DemoFailed, match=rf"{name} ended with 3:\nthe last thing it said"):
+        await trial._look_after()
+
+
+async def test_an_hq_that_another_one_took_over_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(Scratch("postgresql://nobody@127.0.0.1/nothing"))
+    trial = Trial(tmp_path, senders=1, receivers=1, rounds=1, seconds=0, seed=1, broken=False, say=print,
+                  database=database)  # fmt: skip
+    trial._processes = {"HQ": await _ended(6), "HQ2": await _ended(0)}
+    started: list[str] = []
+
+    async def start(name: str) -> None:
+        started.append(name)
+
+    monkeypatch.setattr(trial, "_start", start)
+    await trial._look_after()
+    assert started == ["HQ"]
+    trial._processes["R1"] = await _ended(6)
+    with pytest.raises(DemoFailed, match="R1 ended with 6"):
+        await trial._look_after()
+
+
+async def _ended(code: int) -> trio.Process:
+    process = await trio.lowlevel.open_process([sys.executable, "-c", f"raise SystemExit({code})"])
+    await process.wait()
+    return process

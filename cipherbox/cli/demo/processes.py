@@ -111,6 +111,12 @@ class Stage:
             raise DemoFailed(f"{name} did not start{self._tail(name)}")
         return process, line.decode().strip()
 
+    def check(self, name: str, process: trio.Process) -> None:
+        """DemoFailed if the process ended with an error."""
+        code = process.poll()
+        if code:
+            raise DemoFailed(f"{name} ended with {code}{self._tail(name)}")
+
     async def stop(self, process: trio.Process) -> int:
         """Ends one process gracefully, then not; its exit code."""
         if process.poll() is None:

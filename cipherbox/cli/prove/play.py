@@ -20,11 +20,14 @@ import orjson
 import trio
 
 from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
+from cipherbox.cli.exits import Exit
 from cipherbox.cli.prove.database import Database, another_hq
 from cipherbox.cli.prove.worker import LOG, read_content, read_log
+from cipherbox.errors import CipherBoxError
 
-SETTLE_S, BROKEN_SETTLE_S = 120.0, 10.0
+SETTLE_S, BROKEN_SETTLE_S = 60.0, 10.0
 _CALM_S = (0.2, 1.2)  # between two faults
+_LOOK_S = 0.2
 _DOWN_S = (0.0, 0.6)  # that what was killed stays down
 Say = Callable[[str], None]
 
@@ -186,6 +189,7 @@ class Trial:
         proof, chance = self.proof, self._chance
         await trio.sleep(1.0)
         while proof.rounds < self._rounds if not self._seconds else time.monotonic() - began < self._seconds:
+            await self._look_after()
             proof.rounds += 1
             victims = [*self._hqs, self._hqs[0], chance.choice(self._senders), chance.choice(self._receivers),
                        "cut", "freeze"]  # fmt: skip
@@ -227,10 +231,10 @@ class Trial:
                 process = self._processes[name]
                 assert process.stdin is not None
                 await process.stdin.aclose()
-            for name in self._senders:
-                code = await self._processes[name].wait()
-                if code:
-                    raise DemoFailed(f"{name} ended with {code}{self._stage._tail(name)}")
+            while any(self._processes[name].poll() is None for name in self._senders):
+                await self._look_after()
+                await trio.sleep(_LOOK_S)
+            await self._look_after()
             await self._drained()
         if scope.cancelled_caught:
             self.proof.examples.append(f"after {limit_s:.0f} s without faults not everything had arrived")
@@ -240,16 +244,30 @@ class Trial:
         for name in self._hqs:
             await self._stage.stop(self._processes[name])
 
+    async def _look_after(self) -> None:
+        """No process may end by itself, whatever HQ and the network went through; but an HQ that another one has taken
+        over does, and is started again, as systemd does."""
+        for name, process in list(self._processes.items()):
+            if len(self._hqs) > 1 and name in self._hqs and process.poll() == Exit.STORE:
+                await self._start(name)
+            else:
+                self._stage.check(name, process)
+
     async def _drained(self) -> None:
         from cipherbox.client.api import open_client
 
-        async with open_client(self._directory / "admin") as admin:
+        async with open_client(self._directory / "admin", keep_trying=True) as admin:
             names = {f"box.{name}" for name in self._receivers}
             while True:
-                rows = [r for r in await admin.list("queues") if r["name"] in names]
-                if not any(r["waiting"] + r["unacknowledged"] for r in rows):
-                    return
-                await trio.sleep(0.2)
+                try:
+                    rows = [r for r in await admin.list("queues") if r["name"] in names]
+                    if not any(r["waiting"] + r["unacknowledged"] for r in rows):
+                        return
+                except CipherBoxError as error:
+                    if not error.retryable:  # the last fault may not be over yet
+                        raise
+                await self._look_after()
+                await trio.sleep(_LOOK_S)
 
     # -- the comparison -----------------------------------------------------------------------------------------
 

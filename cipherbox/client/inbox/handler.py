@@ -16,7 +16,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -195,7 +195,7 @@ async def process(
     idle_since = trio.current_time()
     try:
         async with background() as nursery:
-            await nursery.start(_receive, receiver, queues)
+            await nursery.start(receiver.keep if idle_s is None else receiver.run, queues)
             while True:
                 found = handlers.next()
                 if found is not None:
@@ -211,10 +211,6 @@ async def process(
                     await receiver.wait_for_more()
     finally:
         handlers.close()
-
-
-async def _receive(receiver: Receiver, queues: list[str] | None, *, task_status: Any) -> None:
-    await receiver.run(queues, task_status=task_status)
 
 
 def _now_ms() -> int:

@@ -7,7 +7,8 @@ before the verification: an id that is recorded is only acknowledged, whatever b
 While one batch is written to the disk the next one is opened.  So at most one batch is under way, and what it holds is
 neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for it first.
 
-One receiver per home: the home's lock is held while it runs.
+One receiver per home: the home's lock is held while it runs.  `run` ends with the first error; `keep`, for what runs as
+a service, waits out each that passes and begins again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK
 from cipherbox.client.inbox.arriving import is_file
 from cipherbox.client.inbox.inbox import LINES, Inbox
+from cipherbox.client.inbox.lasting import lasting
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.opening import NEVER, OUTCOMES
 from cipherbox.client.inbox.owed import OwedReceipts
@@ -126,6 +128,20 @@ class Receiver:
                 if self._owed is not None:
                     self._owed.close()
                     self._owed = None
+
+    async def keep(
+        self, queues: Sequence[str] | None = None, *, own_trouble: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:  # fmt: skip
+        """Receives until cancelled: what may pass by itself is said, waited out, and it begins again.
+
+        That is HQ's trouble and the network's (`retryable`); with ``own_trouble`` also that of this machine, as a full
+        disk.  Everything else is raised, and StoreLocked when another receiver uses this home.
+        """
+        await self.lock_free()
+        with self.locked():
+            task_status.started()
+            await lasting(lambda: self.run(queues), self.client, own_trouble=own_trouble)
 
     async def run(
         self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,

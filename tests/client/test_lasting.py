@@ -1,0 +1,152 @@
+"""What a consumer and a receiver wait out, and what ends them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from cipherbox.client.inbox.lasting import PAUSE_MAX_S, PAUSE_S
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.errors import CipherBoxError, Forbidden, NotFound, Revoked, StoreError, StoreUnavailable, Throttled
+from cipherbox.wire import frames
+from tests.client.parties import Party, now_ms
+from tests.client.scripted import ScriptedHq, client_on, inline
+from tests.client.test_consume import sealed
+from tests.client.waiting import until
+
+QUEUES = ["box.CA-RC"]
+
+
+@pytest.fixture(autouse=True)
+def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jumping clock does not wait for them."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
+
+
+async def test_a_subscription_that_hq_cannot_take_now_is_made_later(
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:  # fmt: skip
+    scripted.offer(lab)
+    scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away"), Throttled()]
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client, client.consume() as deliveries:
+        await scripted.deliver((1, 1, now_ms(), sealed(lab, center, "one")))
+        assert (await deliveries.__anext__()).messages[0].content == b"one"
+        scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away")]
+        await scripted.sessions[-1].cut()  # and when it subscribes again on the next link
+        await until(lambda: not scripted.refuse[frames.Consume] and len(scripted.sessions) == 2)
+        await until(lambda: _subscriptions(scripted) == 5)
+        await scripted.deliver((2, 1, now_ms(), sealed(lab, center, "two")))
+        assert (await deliveries.__anext__()).messages[0].content == b"two"
+
+
+async def test_a_subscription_that_hq_never_takes_says_why(
+    scripted: ScriptedHq, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:  # fmt: skip
+    scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away")] * 100
+    async with client_on(scripted, center, tmp_path, monkeypatch, tries=2, timeout_s=5) as client:
+        began = trio.current_time()
+        with pytest.raises(StoreUnavailable, match="the store is away"):
+            async with client.consume():
+                pass
+        assert trio.current_time() - began == pytest.approx(10, abs=0.5)
+        scripted.refuse[frames.Consume] = [NotFound("no such queue")]
+        with pytest.raises(NotFound, match="no such queue"):
+            async with client.consume("elsewhere"):
+                pass
+
+
+async def test_a_delivery_that_could_not_be_verified_now_is_given_next(
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:  # fmt: skip
+    scripted.offer(lab)
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client, client.consume() as deliveries:
+        scripted.refuse[frames.GetBundles] = [StoreUnavailable("the store is away")] * 3
+        await scripted.deliver((1, 1, now_ms(), sealed(lab, center)))
+        with pytest.raises(StoreUnavailable):
+            await deliveries.__anext__()
+        assert (await deliveries.__anext__()).seq == 1
+
+
+async def test_a_lasting_receiver_waits_out_what_passes_with_pauses_that_grow(
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:  # fmt: skip
+    scripted.offer(lab)
+    said: list[Any] = []
+    async with client_on(scripted, center, tmp_path, monkeypatch, said) as client:
+        scripted.refuse[frames.GetBundles] = [StoreUnavailable("the store is away")] * 18  # six times three tries
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Receiver(client).keep, QUEUES)
+            for seq in range(1, 8):
+                await until(lambda n=seq: _subscriptions(scripted) == n, 2 * PAUSE_MAX_S)
+                await scripted.deliver((1, seq, now_ms(), sealed(lab, center, "hello")))
+            await until(lambda: bool(scripted.acked))
+            nursery.cancel_scope.cancel()
+    assert _pauses(said) == [1, 2, 4, 8, 16, 30]
+    assert scripted.acked == [1]
+    (line,) = (tmp_path / "data" / "received_messages.jsonl").read_text().splitlines()
+    assert json.loads(line)["content"] == "hello"
+
+
+def _subscriptions(scripted: ScriptedHq) -> int:
+    return sum(isinstance(event, frames.Consume) for event in scripted.asked)
+
+
+def _pauses(said: list[Any]) -> list[int]:
+    return [int(e.text.split()[-2]) for e in said if "going on in" in e.text]
+
+
+@pytest.mark.parametrize("error", [Forbidden("it is not yours"), NotFound("no such queue"), Revoked("on the list")])
+async def test_a_lasting_receiver_ends_with_what_does_not_pass(
+    scripted: ScriptedHq, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: CipherBoxError,
+    autojump_clock: MockClock,
+) -> None:  # fmt: skip
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client:
+        scripted.refuse[frames.Consume] = [error]
+        with trio.fail_after(60), pytest.raises(type(error), match=str(error)):
+            await Receiver(client).keep(QUEUES)
+        with Receiver(client).locked():
+            pass  # it is free again
+
+
+async def test_trouble_of_this_machine_is_waited_out_only_when_asked_to(
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:  # fmt: skip
+    scripted.offer(lab)
+    said: list[Any] = []
+    async with client_on(scripted, center, tmp_path, monkeypatch, said) as client:
+
+        async def failing(receiver: Receiver, *arguments: Any) -> None:
+            if len(_pauses(said)) < 2:
+                raise StoreError("no space left on device")
+            await record(receiver, *arguments)
+
+        record = Receiver._record
+        monkeypatch.setattr(Receiver, "_record", failing)
+        async with trio.open_nursery() as nursery:
+
+            async def delivered() -> None:
+                await until(lambda: _subscriptions(scripted) == 1)
+                await scripted.deliver((1, 1, now_ms(), sealed(lab, center)))
+
+            nursery.start_soon(delivered)
+            with pytest.raises(StoreError, match="no space left"):
+                await Receiver(client).keep(QUEUES)
+        async with trio.open_nursery() as nursery:
+            receiver = Receiver(client)
+            await nursery.start(lambda task_status: receiver.keep(QUEUES, own_trouble=True, task_status=task_status))
+            for count in range(2, 5):
+                await until(lambda n=count: _subscriptions(scripted) == n)
+                await scripted.deliver((1, count, now_ms(), sealed(lab, center)))
+            await until(lambda: scripted.acked == [1])
+            nursery.cancel_scope.cancel()
+    assert _pauses(said) == [PAUSE_S, 2 * PAUSE_S]
