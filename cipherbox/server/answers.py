@@ -8,20 +8,24 @@ import orjson
 
 from cipherbox.broker.model import Acked, Answer, Confirmed, Done, Failed, FetchedEntries, Listed, Routed
 from cipherbox.broker.publish import RouteDetail
-from cipherbox.errors import CipherBoxError, Fenced, GoingAway
+from cipherbox.errors import CipherBoxError, DiskFull, Fenced, GoingAway, StoreError, StoreUnavailable
 from cipherbox.wire import codec, frames
 from cipherbox.wire.codec import DeliveredItem
 
+STORES = (StoreError, StoreUnavailable, DiskFull)
 _NAMES_PER_CONFIRM = 4096  # queues and clients, 128 bytes each at most; so at most so many ranges too
 
 
 def error_frame(correlation: int, error: CipherBoxError) -> frames.Error:
     """An ERROR for any of our errors; route-changed carries the route as it is now.
 
-    That another HQ took over is HQ's own end, and no verdict on the request: the client asks there.
+    That another HQ took over is HQ's own end, and no verdict on the request: the client asks there.  Why the store
+    failed is for HQ's log: its hosts, paths and statements are nothing to a client.
     """
     if isinstance(error, Fenced):
         error = GoingAway(str(error))
+    elif type(error) in STORES:
+        error = type(error)()
     detail = error.detail
     if isinstance(error.__cause__, RouteDetail):
         detail = codec.encode_body(_route(error.__cause__.routed))

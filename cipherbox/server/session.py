@@ -278,6 +278,8 @@ class Session:
             self._put(data)
 
     def _refuse(self, correlation: int, error: CipherBoxError) -> None:
+        if type(error) in encode.STORES:
+            log.warning("The store failed a request", extra={"client": self.client or "-", "error": str(error)})
         self._put(codec.encode(encode.error_frame(correlation, error)))
         if error.closes:
             self._ended = self._ended or error

@@ -11,7 +11,17 @@ import trio
 
 from cipherbox.broker import model as m
 from cipherbox.client.tasks import background
-from cipherbox.errors import Fenced, FrameTooLarge, GoingAway, NotFound, StoreUnavailable, TimedOut
+from cipherbox.errors import (
+    CipherBoxError,
+    DiskFull,
+    Fenced,
+    FrameTooLarge,
+    GoingAway,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+    TimedOut,
+)
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.server.answers import error_frame
 from cipherbox.server.bodies import Bodies
@@ -213,3 +223,12 @@ def test_another_hq_is_no_verdict_on_a_request() -> None:
     told = error_frame(7, Fenced())
     assert (told.correlation, told.code, told.retryable) == (7, GoingAway.code, True)
     assert error_frame(7, NotFound("no such queue")).code == NotFound.code
+
+
+@pytest.mark.parametrize("kind", [StoreError, StoreUnavailable, DiskFull])
+def test_why_the_store_failed_is_for_hqs_log_alone(kind: type[CipherBoxError]) -> None:
+    told = error_frame(7, kind("PostgreSQL at db1.example.org: /srv/db is full"))
+    assert (told.code, told.retryable) == (kind.code, kind.retryable)
+    assert "example.org" not in told.message
+    assert "/srv" not in told.message
+    assert told.message
