@@ -15,7 +15,7 @@ from cipherbox.sealing.identity import DecryptKey
 from cipherbox.sealing.open import inspect, open_envelope
 from cipherbox.sealing.seal import seal
 from cipherbox.sealing.sessions import session
-from tests.client.test_sessions_crash import world
+from tests.client.session_world import world
 from tests.parties import now_ms
 from tests.sealing.sessions.pairs import answer, begin, person
 

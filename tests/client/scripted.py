@@ -20,7 +20,7 @@ from cipherbox.client.tasks import background
 from cipherbox.config import ClientConfig
 from cipherbox.crl import make_crl
 from cipherbox.envelope.layout import split
-from cipherbox.errors import CipherBoxError
+from cipherbox.errors import CipherBoxError, RouteChanged
 from cipherbox.portable import private_dir
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import KeyKeeper
@@ -59,6 +59,11 @@ class ScriptedHq(FakeHq):
         self.offers[party.identity.client_id] = [b.raw for b in party.bundles]
         for bundle in party.bundles:
             self.hashes[bundle.hash] = (bundle.client_id, bundle.raw)
+
+    def change_route(self, *readers: str, refused: int) -> None:
+        """Others read there now; so many envelopes that were sealed for those before are refused."""
+        self.readers, self.route_version = list(readers), self.route_version + 1
+        self.refuse_sends = [RouteChanged("changed") for _ in range(refused)]
 
     async def release(self, count: int | None = None) -> None:
         """Confirms what was held back."""

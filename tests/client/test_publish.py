@@ -120,8 +120,7 @@ async def test_a_changed_route_is_resolved_checked_and_sealed_anew_under_a_fresh
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         client.allow.allow("labs", ["CA-RC", "SF-RC"])
         await client.publish("one", exchange="labs", routing_key="k")
-        scripted.readers, scripted.route_version = ["CA-RC", "SF-RC"], 2
-        scripted.refuse_sends = [RouteChanged("changed")]
+        scripted.change_route("CA-RC", "SF-RC", refused=1)
         await client.publish("two", exchange="labs", routing_key="k")
         ids = [split(raw).prefix.envelope_id for *_, raw in scripted.sent()]
         assert len(set(ids)) == 3

@@ -12,7 +12,6 @@ from cipherbox.envelope.layout import split
 from cipherbox.errors import (
     Busy,
     Forbidden,
-    RouteChanged,
     TimedOut,
     TooLarge,
 )
@@ -169,8 +168,7 @@ async def test_a_publisher_follows_a_changed_route(
         async with client.publisher(exchange="labs", routing_key="k") as publisher:
             await publisher.send("one")
             await publisher.flush()
-            scripted.readers, scripted.route_version = ["CA-RC", "SF-RC"], 2
-            scripted.refuse_sends = [RouteChanged("changed")] * 2
+            scripted.change_route("CA-RC", "SF-RC", refused=2)
             await publisher.send("two")
             await publisher.send("three")
             await publisher.flush()

@@ -11,16 +11,16 @@ import pytest
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.outbox.rows import Fresh
-from cipherbox.client.sessions import hearing as hearing_module
 from cipherbox.client.sessions.chains import Turned
 from cipherbox.envelope import layout as layouts
-from cipherbox.errors import StoreError
+from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.errors import KeyMissing, StoreError
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.open import inspect
 from cipherbox.sealing.seal import seal
 from cipherbox.sealing.sessions import session
 from cipherbox.sealing.sessions.settings import SessionSettings
-from tests.client.test_sessions_crash import IDS, Home, World, stanza, world
+from tests.client.session_world import IDS, Home, World, stanza, world
 from tests.parties import now_ms
 
 Sealed = tuple[bytes, tuple[Turned, ...]]
@@ -137,16 +137,37 @@ def test_what_is_said_and_not_kept_yet_does_not_end_a_session(tmp_path: Path, re
         here.open(center, "FL-LAB", raw)
 
 
+def beside_each_other(path: Path) -> tuple[World, Home, Home, Home]:
+    """The world, a lab, a center it has begun a session with, and another process of that center."""
+    here, _ = world(path)
+    lab, center = first_of(here)
+    return here, lab, center, center.beside()
+
+
+def heard(home: Home, raw: bytes, bundle: KeyBundle) -> Any:
+    """What a recording has to write after this."""
+    home.sessions.hear(inspect(raw), bundle)
+    batch = home.sessions.heard()
+    assert batch is not None
+    return batch
+
+
+def none_opens_again(home: Home, bundle: KeyBundle, *raws: bytes) -> None:
+    """After a crash, and without what is held for a second delivery: each message key is gone."""
+    home.crash()
+    with home.sessions.hearing._transaction():
+        home.sessions._db.execute("DELETE FROM held")
+    for raw in raws:
+        with pytest.raises(KeyMissing):
+            home.sessions.hear(inspect(raw), bundle)
+
+
 def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> None:
     """It always has something that is not recorded yet; the other turns the root, and the peer goes on from there."""
-    here, _ = world(tmp_path)
-    lab, center = first_of(here)
-    other = center.beside()
+    here, lab, center, other = beside_each_other(tmp_path)
     bundle = lab.party.bundle
     one, two, three = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"3"))
-    center.sessions.hear(inspect(one), bundle)
-    batch = center.sessions.heard()
-    assert batch is not None
+    batch = heard(center, one, bundle)
     center.sessions.hear(inspect(two), bundle)  # while the first is written
     here.open(other, "FL-LAB", three)
     record(center, batch)
@@ -159,12 +180,7 @@ def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> Non
     batch = center.sessions.heard()
     assert batch is not None
     record(center, batch)
-    center.crash()
-    with center.sessions.hearing._transaction():
-        center.sessions._db.execute("DELETE FROM held")
-    for raw in (one, two, three, four, five):
-        with pytest.raises(hearing_module.KeyMissing):
-            center.sessions.hear(inspect(raw), bundle)
+    none_opens_again(center, bundle, one, two, three, four, five)
     assert here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"6")) == b"6"
 
 
@@ -177,23 +193,15 @@ def record(home: Home, batch: Any, *, told: bool = True) -> None:
 
 def test_what_was_heard_again_is_not_written_over(tmp_path: Path) -> None:
     """A batch is written on top of what another process heard; before anybody is told, the next one is written."""
-    here, _ = world(tmp_path)
-    lab, center = first_of(here)
-    other = center.beside()
+    here, lab, center, other = beside_each_other(tmp_path)
     bundle = lab.party.bundle
     one, two, theirs = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"theirs"))
-    center.sessions.hear(inspect(one), bundle)
-    batch = center.sessions.heard()
+    batch = heard(center, one, bundle)
     here.open(other, "FL-LAB", theirs)
     record(center, batch, told=False)
     here.open(center, "FL-LAB", two)  # a program of the same process
     center.sessions.recorded(batch)
-    center.crash()
-    with center.sessions.hearing._transaction():
-        center.sessions._db.execute("DELETE FROM held")
-    for raw in (one, two, theirs):
-        with pytest.raises(hearing_module.KeyMissing):
-            center.sessions.hear(inspect(raw), bundle)
+    none_opens_again(center, bundle, one, two, theirs)
 
 
 def test_sessions_outlast_a_clock_that_was_set_back(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cipherbox.cli import postgres_servers
 from cipherbox.errors import Fenced, StoreLeased, StoreUnavailable
-from cipherbox.store.port import HISTORY
+from cipherbox.store.port import HISTORY, Store
 from cipherbox.store.postgres import lease, schema
 from cipherbox.store.postgres import store as store_module
 from cipherbox.store.postgres.target import Target
@@ -61,18 +61,24 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(opening: Opener, o
         standby.remove()
 
 
+def lagging(opening: Opener, own: postgres.Server, standby: postgres.Server) -> Store:
+    """A store whose primary died after a commit that the standby, which is the primary now, never got."""
+    standby.start()
+    store = opening(both(own, standby))
+    store.commit(published(1), store.epoch)
+    standby.stop()
+    store.put_setting(HISTORY, b"before")
+    store.commit(published(2), store.epoch)
+    own.kill()
+    standby.start()
+    standby.promote()
+    return store
+
+
 def test_a_standby_that_lagged_behind_begins_a_new_history(opening: Opener, own: postgres.Server) -> None:
     standby = own.standby()
     try:
-        standby.start()
-        store = opening(both(own, standby))
-        store.commit(published(1), store.epoch)
-        standby.stop()
-        store.put_setting(HISTORY, b"before")
-        store.commit(published(2), store.epoch)
-        own.kill()
-        standby.start()
-        standby.promote()
+        store = lagging(opening, own, standby)
         before = store.epoch
         assert store.load(10).next_number < 3
         assert store.epoch > before
@@ -165,14 +171,7 @@ def test_what_was_read_before_commits_were_lost_is_not_built_upon(opening: Opene
     """The session changes to a standby that lagged behind while nothing was going on."""
     standby = own.standby()
     try:
-        standby.start()
-        store = opening(both(own, standby))
-        store.commit(published(1), store.epoch)
-        standby.stop()
-        store.commit(published(2), store.epoch)
-        own.kill()
-        standby.start()
-        standby.promote()
+        store = lagging(opening, own, standby)
         with suppress(StoreUnavailable):
             store.renew()  # finds its session broken
         store.renew()  # connects again
