@@ -12,7 +12,17 @@ from trio.testing import MockClock
 
 from cipherbox.client.inbox.lasting import PAUSE_MAX_S, PAUSE_S
 from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.errors import CipherBoxError, Forbidden, NotFound, Revoked, StoreError, StoreUnavailable, Throttled
+from cipherbox.client.pipe import mail
+from cipherbox.errors import (
+    CipherBoxError,
+    Forbidden,
+    NotFound,
+    NotRecipient,
+    Revoked,
+    StoreError,
+    StoreUnavailable,
+    Throttled,
+)
 from cipherbox.wire import frames
 from tests.client.parties import Party, now_ms
 from tests.client.scripted import ScriptedHq, client_on, inline
@@ -73,6 +83,22 @@ async def test_a_delivery_that_could_not_be_verified_now_is_given_next(
         with pytest.raises(StoreUnavailable):
             await deliveries.__anext__()
         assert (await deliveries.__anext__()).seq == 1
+
+
+async def test_a_pipe_asks_again_for_its_peers_keys(
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:  # fmt: skip
+    scripted.offer(lab)
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client, client.consume_unopened() as consumer:
+        await scripted.deliver((1, 1, now_ms(), sealed(lab, center)), (2, 1, now_ms(), sealed(center, lab)))
+        good, bad = await consumer.batch()
+        scripted.refuse[frames.GetBundles] = [StoreUnavailable("the store is away")] * 4  # three are one try
+        await mail._open(client, good)
+        assert good.opened
+        assert not scripted.refuse[frames.GetBundles]
+        with pytest.raises(NotRecipient):
+            await mail._open(client, bad)
 
 
 async def test_a_lasting_receiver_waits_out_what_passes_with_pauses_that_grow(

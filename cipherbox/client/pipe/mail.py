@@ -16,7 +16,7 @@ from cipherbox.client.inbox.owed import OwedReceipts
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.pipe.frames import Frame, Kind, is_frame, read_frame
 from cipherbox.client.tasks import background
-from cipherbox.errors import EnvelopeError, MalformedEnvelope, NetworkError, Refused
+from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, NetworkError, Refused
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -80,5 +80,7 @@ async def _open(client: Client, delivery: Delivery) -> None:
         try:
             await client.open(delivery)
             return
-        except NetworkError:  # HQ had to be asked for the sender's keys
-            await trio.sleep(_PAUSE_S)
+        except CipherBoxError as error:
+            if not error.retryable:
+                raise
+            await trio.sleep(_PAUSE_S)  # HQ had to be asked for the sender's keys
