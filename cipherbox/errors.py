@@ -45,6 +45,8 @@ survives it.  Codes are never reused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -364,6 +366,18 @@ def first_of(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
         found = found.exceptions[0]
     assert isinstance(found, CipherBoxError)
     return found
+
+
+@contextmanager
+def ours_alone() -> Iterator[None]:
+    """A group of nothing but our own errors becomes the first of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, others = group.split(CipherBoxError)
+        if ours is None or others is not None:
+            raise
+        raise first_of(ours) from None
 
 
 def _tree(base: type[CipherBoxError]) -> dict[int, type[CipherBoxError]]:

@@ -7,15 +7,15 @@ are told that HQ goes away, and after a deadline everything left is cancelled.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased, StoreUnavailable, first_of
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased, StoreUnavailable, ours_alone
 from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
@@ -96,18 +96,6 @@ async def _monitor(config: ServerConfig) -> AsyncIterator[Monitor]:
             log.info("Metrics are served", extra={"addresses": [address_of(x) for x in listeners]})
             yield monitor
             nursery.cancel_scope.cancel()
-
-
-@contextmanager
-def ours_alone() -> Iterator[None]:
-    """A group of nothing but our own errors becomes the first of them."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        ours, others = group.split(CipherBoxError)
-        if ours is None or others is not None:
-            raise
-        raise first_of(ours) from None
 
 
 async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *, patient: bool) -> Store:

@@ -15,9 +15,8 @@ import trio
 
 from cipherbox.broker import model as m
 from cipherbox.config import ServerConfig
-from cipherbox.errors import Conflict, InvalidRequest, StoreLeased, StoreLocked
+from cipherbox.errors import Conflict, InvalidRequest, StoreLeased, StoreLocked, ours_alone
 from cipherbox.portable import lock_file
-from cipherbox.server.app import ours_alone
 from cipherbox.server.check import LOCK, require_places
 from cipherbox.server.hq import HQ
 from cipherbox.server.material import check_answered

@@ -10,7 +10,10 @@ import trio
 
 from cipherbox.client.inbox import handler as module
 from cipherbox.client.inbox.handler import Handled, Handlers
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.errors import NotFound
 from tests.client.real_hq import RealHq
+from tests.client.waiting import until
 
 
 @pytest.fixture
@@ -42,6 +45,36 @@ async def test_once_for_each_message_with_its_result(hq: Any) -> None:
             assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
     assert results(hq) == ["one", "two", "three"]
     assert hq.lines("CA-RC") == []
+
+
+@pytest.mark.parametrize("idle_s", [None, 5.0])
+async def test_a_queue_that_is_not_there_is_said_plainly(hq: Any, idle_s: float | None) -> None:
+    async with hq.client("CA-RC") as center:
+        with trio.fail_after(20), pytest.raises(NotFound):
+            await center.process(keep, queues=["nowhere"], idle_s=idle_s)
+        with pytest.raises(NotFound):
+            await Receiver(center).keep(["nowhere"])
+
+
+async def test_what_waits_is_handled_also_while_hq_is_away(hq: Any) -> None:
+    handled: list[bytes] = []
+
+    async def once(one: Handled, tx: sqlite3.Connection) -> None:
+        handled.append(one.message.content)
+        if one.attempt == 1:
+            raise ValueError("not yet")
+
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        await lab.publish("here already", to="CA-RC")
+        receiver = Receiver(center, keep_contents=True)
+        with trio.fail_after(20):
+            assert await receiver.run(count=1) == 1
+        await hq.stop()
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(center.process, once)
+                await until(lambda: handled == [b"here already"] * 2)
+                nursery.cancel_scope.cancel()
 
 
 async def test_a_failure_leaves_nothing_and_is_tried_again(hq: Any) -> None:
