@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/ready
 PYZ := dist/cipherbox.pyz
 SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql')
-JOBS ?= 3  # two cores wait half of the time
+JOBS ?= 2
 SEEDS ?= 0:2000
 
 .PHONY: demo test check pyz everywhere bench sim clean lock
