@@ -15,7 +15,7 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased, StoreUnavailable, ours_alone
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased, ours_alone
 from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
@@ -109,7 +109,7 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
                 log.info("Standby: another HQ serves this database", extra={"holder": str(error)})
                 waiting(str(error))
                 said = True
-        except StoreUnavailable as error:
+        except Busy as error:
             if not patient:
                 raise StoreError(f"{error}; cipherbox doctor DIRECTORY looks for the reason") from error
             if not said:
@@ -226,7 +226,7 @@ async def _keep_writing(hq: HQ) -> None:
         await trio.sleep(_RENEW_S)
         try:
             await hq.engine.in_store(hq.store.renew)
-        except StoreUnavailable:
+        except Busy:
             pass  # whoever wants to commit says so
 
 

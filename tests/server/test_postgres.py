@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 import trio
 
 from cipherbox.config import ServerConfig
+from cipherbox.errors import DiskFull
+from cipherbox.server import app
 from cipherbox.server.peer import STORE_AWAY, STORE_BACK
 from cipherbox.store.copying import copy
 from cipherbox.store.port import Store
+from cipherbox.store.postgres import schema as schema_module
+from cipherbox.store.postgres import store
 from cipherbox.store.postgres.store import PostgresStore
 from cipherbox.store.sqlite.copying import SqliteSource
 from cipherbox.store.sqlite.store import DATABASE
@@ -97,3 +103,40 @@ async def test_a_killed_database_loses_nothing_that_was_confirmed(tmp_path: Path
             if isinstance(event, Deliveries):
                 found += [item[3] for item in event.entries]
         assert found == [one.raw for one in sealed]
+
+
+async def test_a_full_disk_of_the_database_ends_no_hq(
+    tmp_path: Path, own: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when it says that it lives, nor when it makes the tables of the months ahead."""
+    monkeypatch.setattr(app, "_RENEW_S", 0.05)
+    monkeypatch.setattr(store, "_MONTHS_S", 0.0)
+    async with running(tmp_path / "hq", opener=at(own)) as here:
+        lab, center = await here.person("LAB"), await here.person("CENTER")
+        sender = await here.dial(lab)
+        own.sql(
+            "CREATE FUNCTION public.full_disk() RETURNS event_trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE 'no space left' USING ERRCODE = '53100'; END$$; "
+            "CREATE FUNCTION public.full_row() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE 'no space left' USING ERRCODE = '53100'; END$$"
+        )
+        schema = postgres.target(own).schema
+        ahead = schema_module.month_of(time.time_ns() // 1_000_000 + 31 * 86_400_000)
+        for table in schema_module.PARTITIONED:
+            own.sql(f"DROP TABLE {schema}.{schema_module.name_of(table, ahead)}")
+        own.sql("CREATE EVENT TRIGGER t ON ddl_command_start WHEN TAG IN ('CREATE TABLE') "
+                "EXECUTE FUNCTION public.full_disk()")  # fmt: skip
+        await trio.sleep(0.5)
+        assert isinstance(await sender.publish(lab.seal(center).raw), frames.Confirm)
+        own.sql(f"CREATE TRIGGER t BEFORE UPDATE ON {schema}.writer FOR EACH ROW EXECUTE FUNCTION public.full_row()")
+        await trio.sleep(0.5)
+        refused = await sender.publish(lab.seal(center).raw)
+        assert isinstance(refused, frames.Error)
+        assert refused.code == DiskFull.code
+        own.sql(f"DROP EVENT TRIGGER t; DROP TRIGGER t ON {schema}.writer")
+        with trio.fail_after(20):
+            while not isinstance(await (await here.dial(lab)).publish(lab.seal(center).raw), frames.Confirm):
+                await trio.sleep(0.1)
+            name = schema_module.name_of("envelopes", ahead)
+            while not own.sql(f"SELECT 1 FROM pg_tables WHERE schemaname = '{schema}' AND tablename = '{name}'"):
+                await trio.sleep(0.1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib import resources
 
-from cipherbox.errors import SchemaTooNew, StoreError, StoreUnavailable
+from cipherbox.errors import Busy, SchemaTooNew, StoreError
 from cipherbox.store.postgres.driver import LOCK_MS, Link, quoted
 from cipherbox.store.postgres.target import Target
 
@@ -116,7 +116,7 @@ def make_month(link: Link, month: int) -> bool:
                 f"SET lock_timeout = 1000; CREATE TABLE IF NOT EXISTS {name_of(table, month)} PARTITION OF {table} "
                 f"FOR VALUES FROM ('{_first(month)}') TO ('{_first(month + 1)}')"
             )
-    except StoreUnavailable:
+    except Busy:
         return False
     finally:
         if not link.broken:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
-from cipherbox.errors import CipherBoxError, Fenced, StoreError, StoreLeased, StoreUnavailable
+from cipherbox.errors import Busy, CipherBoxError, Fenced, StoreError, StoreLeased, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
 from cipherbox.store.copying import Row
@@ -254,7 +254,7 @@ class PostgresStore(Registry):
 
     def _note_what_stayed(self, cutoffs: Cutoffs) -> None:
         """Months somebody reads are left for later; what is committed stays committed, whatever the answer is."""
-        with suppress(StoreUnavailable):
+        with suppress(Busy):
             if self._ask(lambda link: retention.old_months(link, cutoffs.metadata)):
                 self._skip_until = time.monotonic() + _SKIP_S
 
@@ -327,7 +327,7 @@ class PostgresStore(Registry):
             try:
                 self._writer()
                 return self._commits >= number and self.epoch == epoch
-            except StoreUnavailable:
+            except Busy:
                 if time.monotonic() > deadline:
                     raise
             self._pause.wait(_PAUSE_S)
@@ -351,7 +351,7 @@ class PostgresStore(Registry):
         link = self._writer()
         lease.renew(link, self.epoch)
         if time.monotonic() > self._months_at:
-            with suppress(StoreError):  # rows go to the partition `other` then
+            with suppress(StoreError, Busy):  # rows go to the partition `other` then
                 self._keep_months(link)
 
     def _keep_months(self, link: Link) -> None:
