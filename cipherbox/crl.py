@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from cipherbox import pki
-from cipherbox.errors import CredentialsError
+from cipherbox.errors import CredentialsError, ListOverdue
 from cipherbox.pki import BACKDATED, CRL_DAYS, Authority, ms
 
 _PEM = re.compile(b"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
@@ -72,12 +72,12 @@ def read_crl(data: bytes, issuing: x509.Certificate) -> RevocationList:
 def check_crl(
     data: bytes, issuing: x509.Certificate, at: datetime.datetime, least_number: int = 0
 ) -> RevocationList:
-    """Checks signature, number and end.  A stale list, or one older than ``least_number``, is a CredentialsError."""
+    """Checks signature, number and end.  ListOverdue: it has ended, or is older than ``least_number``."""
     found = read_crl(data, issuing)
     if found.number < least_number:
-        raise CredentialsError(f"the revocation list has number {found.number}; number {least_number} was seen before")
+        raise ListOverdue(f"the revocation list has number {found.number}; number {least_number} was seen before")
     if at > found.next_update:
-        raise CredentialsError(
+        raise ListOverdue(
             f"the revocation list ended on {found.next_update:%Y-%m-%d %H:%M} UTC (it is {at:%Y-%m-%d %H:%M} by this "
             "machine's clock); HQ's administrator must issue a new one"
         )

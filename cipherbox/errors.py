@@ -19,7 +19,7 @@ survives it.  Codes are never reused.
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
-    |   +-- Revoked              +-- TokenError
+    |   +-- Revoked              +-- TokenError           +-- ListOverdue (retry)
     +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
     |   +-- TimedOut             +-- GoingAway            +-- PeerGone
     |       +-- Queued           kept in the outbox; it goes out by itself
@@ -45,8 +45,6 @@ survives it.  Codes are never reused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -209,6 +207,10 @@ class TokenError(CredentialsError, code=0x0302):
     """The enrolment token is not valid."""
 
 
+class ListOverdue(CredentialsError, code=0x0303, retryable=True, closes=False):
+    """HQ's revocation list has ended, or is older than one seen; nobody is trusted until a newer one comes."""
+
+
 class NetworkError(CipherBoxError, code=0x0400, retryable=True, closes=True):
     """HQ cannot be reached."""
 
@@ -357,27 +359,6 @@ class SessionMoved(StoreError, code=0x0806, retryable=True):
 
 class Fenced(StoreError, code=0x0804):
     """Another HQ took over this database."""
-
-
-def first_of(group: BaseExceptionGroup[CipherBoxError]) -> CipherBoxError:
-    """The first error of ours in a group that holds no other."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, CipherBoxError)
-    return found
-
-
-@contextmanager
-def ours_alone() -> Iterator[None]:
-    """A group of nothing but our own errors becomes the first of them."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        ours, others = group.split(CipherBoxError)
-        if ours is None or others is not None:
-            raise
-        raise first_of(ours) from None
 
 
 def _tree(base: type[CipherBoxError]) -> dict[int, type[CipherBoxError]]:

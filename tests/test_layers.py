@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
-BASE = {"errors", "limits"}
+BASE = {"errors", "groups", "limits"}
 GROUND = BASE | {
     "portable", "configfile", "databaseurl", "config", "configshow", "pki", "crl", "ops", "tls", "transport",
     "websocket",
@@ -18,6 +18,7 @@ GROUND = BASE | {
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
+    "groups": ({"errors"}, set()),
     "limits": ({"errors"}, {"attrs"}),
     "portable": (BASE, set()),
     "configfile": (BASE | {"portable"}, {"attrs"}),

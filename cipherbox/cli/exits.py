@@ -71,6 +71,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.PeerGone: "How the two ends find each other: cipherbox manual tools",
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
     errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
+    errors.ListOverdue: "Look at this machine's clock. If it is right, tell HQ's admin: cipherbox ca shows the list.",
     errors.Revoked: "The admin revoked this client. Ask the admin why.",
     errors.TokenError: "A token works once, for one id, for a day. Ask the admin for a new one (cipherbox enroll).",
     errors.EnrolmentRefused: "Ask the admin for a new token (cipherbox enroll).",
@@ -128,6 +129,7 @@ def exit_code(error: BaseException) -> Exit:
 
 def advice(error: BaseException) -> str:
     """What to do next, or nothing when the message says it already."""
-    if isinstance(error, OSError):
-        return _SYSTEM_ADVICE.get(error.errno or 0, "")
+    system = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(system, OSError) and isinstance(error, OSError | errors.StoreError):
+        return _SYSTEM_ADVICE.get(system.errno or 0, "")
     return next((_ADVICE[kind] for kind in type(error).__mro__ if kind in _ADVICE), "")

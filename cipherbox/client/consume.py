@@ -143,8 +143,9 @@ class Consumer:
             try:
                 if await self._opener.admit(delivery):
                     return delivery
-            except (trio.Cancelled, CipherBoxError):
-                if delivery.link is self._link:
+            except (trio.Cancelled, CipherBoxError) as error:
+                lasts = isinstance(error, CipherBoxError) and not error.retryable
+                if delivery.link is self._link and not lasts:
                     self._waiting.appendleft(delivery)  # a caller's time limit, or HQ's silence, must not lose it
                 raise
 
@@ -200,7 +201,9 @@ class Consumer:
                 self.started.set()
             elif error.retryable:
                 self._trouble = error
-                self._line.later(AGAIN_S, again)
+                if self._link is link and link.error is None:
+                    self._opener.events.say(RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again")
+                    self._line.later(AGAIN_S, again)
             elif self._link is link:
                 self.fail(error)
 

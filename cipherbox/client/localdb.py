@@ -78,7 +78,7 @@ def translated(path: Path) -> Iterator[None]:
             raise Damaged(f"{path} is damaged ({text}); move it away, or restore it from a backup") from None
         raise StoreError(f"{path}: {text}") from None
     except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from None
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
 @contextmanager

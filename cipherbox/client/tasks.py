@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from cipherbox.errors import ours_alone
+from cipherbox.groups import ours_alone
 
 
 @asynccontextmanager

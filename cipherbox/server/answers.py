@@ -25,7 +25,7 @@ def error_frame(correlation: int, error: CipherBoxError) -> frames.Error:
     if isinstance(error, Fenced):
         error = GoingAway(str(error))
     elif type(error) in STORES:
-        error = type(error)()
+        error = DiskFull() if isinstance(error, DiskFull) else StoreUnavailable()
     detail = error.detail
     if isinstance(error.__cause__, RouteDetail):
         detail = codec.encode_body(_route(error.__cause__.routed))

@@ -15,7 +15,8 @@ import trio
 
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
-from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased, ours_alone
+from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased
+from cipherbox.groups import ours_alone
 from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file

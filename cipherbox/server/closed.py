@@ -15,7 +15,8 @@ import trio
 
 from cipherbox.broker import model as m
 from cipherbox.config import ServerConfig
-from cipherbox.errors import Conflict, InvalidRequest, StoreLeased, StoreLocked, ours_alone
+from cipherbox.errors import Conflict, InvalidRequest, StoreLeased, StoreLocked
+from cipherbox.groups import ours_alone
 from cipherbox.portable import lock_file
 from cipherbox.server.check import LOCK, require_places
 from cipherbox.server.hq import HQ

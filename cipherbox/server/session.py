@@ -30,8 +30,8 @@ from cipherbox.errors import (
     ProtocolError,
     TimedOut,
     TooManyConnections,
-    first_of,
 )
+from cipherbox.groups import first_of
 from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
 from cipherbox.server.outgoing import Outgoing

@@ -306,3 +306,19 @@ async def test_the_same_inside_websocket(hq: Any) -> None:
     # several addresses: the first that answers
     async with hq.client("FL-LAB", address=f"127.0.0.1:1, {hq.websocket}") as lab:
         await lab.ping()
+
+
+async def test_a_queue_that_was_taken_away_ends_only_who_named_it(hq: Any) -> None:
+    async with hq.admin() as admin, hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        await admin.declare_queue("extra", owner="CA-RC")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Receiver(center).keep)
+            await lab.publish("one", to="CA-RC")
+            await until(lambda: len(hq.lines("CA-RC")) == 1)
+            await admin.delete_queue("extra")
+            await hq.restart()
+            await lab.publish("two", to="CA-RC")
+            await until(lambda: len(hq.lines("CA-RC")) == 2)
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(20), pytest.raises(NotFound):
+            await Receiver(center).keep(["extra"])

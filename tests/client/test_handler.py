@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -75,6 +76,31 @@ async def test_what_waits_is_handled_also_while_hq_is_away(hq: Any) -> None:
                 nursery.start_soon(center.process, once)
                 await until(lambda: handled == [b"here already"] * 2)
                 nursery.cancel_scope.cancel()
+
+
+async def test_messages_are_recorded_while_a_handler_waits(hq: Any) -> None:
+    """It reads, waits until another one is recorded, and writes: what it had read is old, so it begins once more."""
+    runs: list[tuple[bytes, int]] = []
+
+    async def slow(handled: Handled, tx: sqlite3.Connection) -> None:
+        runs.append((handled.message.content, handled.attempt))
+        tx.execute("SELECT count(*) FROM envelopes").fetchone()
+        if len(runs) == 1:
+            await lab.publish("two", to="CA-RC")
+            await until(lambda: recorded() == 2)
+        keep(handled, tx)
+
+    def recorded() -> int:
+        with closing(sqlite3.connect(hq.home("CA-RC") / "inbox.sqlite3")) as db:
+            return int(db.execute("SELECT count(*) FROM envelopes").fetchone()[0])
+
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        confirmation = await lab.publish("one", to="CA-RC")
+        with trio.fail_after(20):
+            assert (await center.process(slow, idle_s=0.5)).done == 2
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+    assert runs == [(b"one", 1), (b"one", 1), (b"two", 1)]
+    assert results(hq) == ["one", "two"]
 
 
 async def test_a_failure_leaves_nothing_and_is_tried_again(hq: Any) -> None:

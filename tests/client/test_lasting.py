@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cipherbox.client.inbox.lasting import PAUSE_MAX_S, PAUSE_S
+from cipherbox.cli.exits import advice
+from cipherbox.client.inbox.lasting import PAUSE_MAX_S, PAUSE_S, lasting
 from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.keys import pins, revocations
 from cipherbox.client.pipe import mail
 from cipherbox.errors import (
     CipherBoxError,
     Forbidden,
+    ListOverdue,
     NotFound,
     NotRecipient,
     Revoked,
@@ -130,6 +136,36 @@ def _pauses(said: list[Any]) -> list[int]:
     return [int(e.text.split()[-2]) for e in said if "going on in" in e.text]
 
 
+@pytest.mark.parametrize(
+    ("error", "passing", "waits"),
+    [
+        (StoreUnavailable(), (), True),
+        (ListOverdue("it ended yesterday"), (), True),
+        (NotFound(), (), False),
+        (NotFound(), (NotFound,), True),
+        (StoreError("no space left"), (NotFound,), False),
+        (StoreError("no space left"), (CipherBoxError,), True),
+        (Revoked(), (CipherBoxError,), False),
+    ],
+)
+async def test_what_passes(
+    scripted: ScriptedHq, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock, error: CipherBoxError, passing: tuple[type[CipherBoxError], ...], waits: bool,
+) -> None:  # fmt: skip
+    calls: list[int] = []
+
+    async def work() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        await trio.sleep_forever()
+
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client:
+        with trio.move_on_after(100), nullcontext() if waits else pytest.raises(type(error)):
+            await lasting(work, client, passing)
+    assert len(calls) == 1 + waits
+
+
 @pytest.mark.parametrize("error", [Forbidden("it is not yours"), NotFound("no such queue"), Revoked("on the list")])
 async def test_a_lasting_receiver_ends_with_what_does_not_pass(
     scripted: ScriptedHq, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: CipherBoxError,
@@ -176,3 +212,26 @@ async def test_trouble_of_this_machine_is_waited_out_only_when_asked_to(
             await until(lambda: scripted.acked == [1])
             nursery.cancel_scope.cancel()
     assert _pauses(said) == [PAUSE_S, 2 * PAUSE_S]
+
+
+async def test_a_disk_that_takes_no_list_and_no_pin_is_an_error_of_ours(
+    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    async with client_on(scripted, center, tmp_path, monkeypatch) as client:
+        for module in (revocations, pins):
+            monkeypatch.setattr(module, "write_atomic", full)
+        for work in (
+            lambda: client.revocations.ensure(2),
+            lambda: _at_once(client.directory.pins.accept, lab.bundle, "first"),
+            lambda: _at_once(client.directory.pins.remember_log_key, bytes(32)),
+        ):
+            with pytest.raises(StoreError, match="No space left on device") as found:
+                await work()
+            assert "Make room" in advice(found.value)
+
+
+async def _at_once(call: Callable[..., Any], *arguments: Any) -> None:
+    call(*arguments)

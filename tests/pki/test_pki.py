@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cipherbox import pki
 from cipherbox.crl import check_crl, make_crl
-from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest
+from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest, ListOverdue
 from tests.parties import party, world
 
 NOW = pki.now()
@@ -97,9 +97,9 @@ def test_revocation_lists() -> None:
     crl = make_crl(here.issuing, [("ab12", NOW)], 7)
     checked = check_crl(crl, issuing, NOW, 7)
     assert (checked.number, list(checked.revoked)) == (7, ["ab12"])
-    with pytest.raises(CredentialsError, match="ended"):
+    with pytest.raises(ListOverdue, match="ended"):
         check_crl(crl, issuing, NOW + 8 * DAY)
-    with pytest.raises(CredentialsError, match="seen before"):
+    with pytest.raises(ListOverdue, match="seen before"):
         check_crl(crl, issuing, NOW, 8)
     with pytest.raises(CredentialsError, match="not signed"):
         check_crl(crl, world("OTHER").issuing.certificate, NOW)

@@ -250,6 +250,8 @@ class Trial:
         for name, process in list(self._processes.items()):
             if len(self._hqs) > 1 and name in self._hqs and process.poll() == Exit.STORE:
                 await self._start(name)
+            elif name in self._receivers and process.poll() == Exit.OK:
+                raise DemoFailed(f"{name} ended by itself")
             else:
                 self._stage.check(name, process)
 

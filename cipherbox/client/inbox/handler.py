@@ -105,13 +105,14 @@ class Handlers:
         db = self._db
         try:
             with translated(self._path):
-                db.execute("BEGIN IMMEDIATE")
+                # One that awaits takes the lock when it first writes: what else is recorded here must not wait for it.
+                db.execute("BEGIN" if inspect.iscoroutinefunction(handler) else "BEGIN IMMEDIATE")
             try:
                 found = handler(handled, db)
                 if inspect.isawaitable(found):
                     await found
-                self._mark(number, index, DONE)
                 db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
+                self._mark(number, index, DONE)  # after a write, which had the lock, it reads what is newest
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
@@ -119,6 +120,8 @@ class Handlers:
                 raise
             self.done += 1
         except Exception as error:
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT":
+                return  # it wrote by what it had read before something else was recorded: once more, from the start
             self._failed(number, index, handled, error)
 
     def _failed(self, number: int, index: int, handled: Handled, error: Exception) -> None:

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 PAUSE_S, PAUSE_MAX_S = 1.0, 30.0
 
 
-async def lasting(work: Callable[[], Awaitable[object]], client: Client, *, own_trouble: bool) -> None:
+async def lasting(
+    work: Callable[[], Awaitable[object]], client: Client, passing: tuple[type[CipherBoxError], ...] = ()
+) -> None:
     """Until cancelled, or until ``work`` raises what does not pass: retryable errors are said and waited out.
 
-    ``own_trouble``: all errors of ours but CredentialsError; what is wrong on this machine may be mended meanwhile.
+    So are those of ``passing``; but of what is wrong with this client's certificate only what is retryable.
     """
     pause = PAUSE_S
     while True:
@@ -27,7 +29,7 @@ async def lasting(work: Callable[[], Awaitable[object]], client: Client, *, own_
         try:
             await work()
         except CipherBoxError as error:
-            if isinstance(error, CredentialsError) or not (error.retryable or own_trouble):
+            if not error.retryable and (isinstance(error, CredentialsError) or not isinstance(error, passing)):
                 raise
             if trio.current_time() - began > PAUSE_MAX_S:
                 pause = PAUSE_S

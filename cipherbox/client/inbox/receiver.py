@@ -34,7 +34,7 @@ from cipherbox.client.receipts import MENDED
 from cipherbox.client.sessions.hearing import Heard
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden, StoreLocked
+from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden, NotFound, StoreLocked
 from cipherbox.portable import lock_file
 
 if TYPE_CHECKING:
@@ -136,12 +136,14 @@ class Receiver:
         """Receives until cancelled: what may pass by itself is said, waited out, and it begins again.
 
         That is HQ's trouble and the network's (`retryable`); with ``own_trouble`` also that of this machine, as a full
-        disk.  Everything else is raised, and StoreLocked when another receiver uses this home.
+        disk.  A queue that an admin took away meanwhile is missed only if it was named in ``queues``.  Everything else
+        is raised, and StoreLocked when another receiver uses this home.
         """
         await self.lock_free()
         with self.locked():
             task_status.started()
-            await lasting(lambda: self.run(queues), self.client, own_trouble=own_trouble)
+            passing = (CipherBoxError,) if own_trouble else (NotFound,) if queues is None else ()
+            await lasting(lambda: self.run(queues), self.client, passing)
 
     async def run(
         self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,

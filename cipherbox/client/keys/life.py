@@ -33,6 +33,7 @@ from cipherbox import pki
 from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, Events
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, put_next_key
+from cipherbox.client.localdb import translated
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, Forbidden, StoreError, StoreLocked
 from cipherbox.limits import LIMITS
@@ -163,8 +164,9 @@ class KeyLife:
         if answer.state != ISSUED:
             return Renewal(answer.number, 0)
         chain = checked_chain(answer.chain, home.root, key, client_id)
-        write_atomic(path / CERTIFICATE, pki.pem(*chain))
-        put_next_key(path)
+        with translated(path):
+            write_atomic(path / CERTIFICATE, pki.pem(*chain))
+            put_next_key(path)
         home.chain, home.key = tuple(chain), key
         self._stamp = self._stamps()
         return Renewal(answer.number, pki.ms(chain[0].not_valid_after_utc))
@@ -176,7 +178,8 @@ class KeyLife:
             with suppress(ConfigError):  # one that cannot be read never had an answer
                 return pki.load_key(read_private(path), local_key, str(path))
         key = pki.new_key()
-        write_private(path, pki.key_pem(key, local_key))
+        with translated(path):
+            write_private(path, pki.key_pem(key, local_key))
         return key
 
     def _left_undone(self) -> bool:

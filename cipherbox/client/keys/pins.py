@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 import orjson
 
+from cipherbox.client.localdb import translated
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle, fingerprint
 from cipherbox.errors import BundleError, BundleForAnother, BundleRolledBack, CipherBoxError, NotFound
 from cipherbox.limits import check_client_id
@@ -72,8 +73,9 @@ class Pins:
 
     def remember_log_key(self, key: bytes) -> None:
         """From now on another key of HQ's log is an error."""
-        private_dir(self._directory)
-        write_atomic(self._log_key_file, key)
+        with translated(self._log_key_file):
+            private_dir(self._directory)
+            write_atomic(self._log_key_file, key)
 
     @property
     def _log_key_file(self) -> Path:
@@ -103,12 +105,13 @@ class Pins:
             verified = before.verified_at  # the verified key signed for the new one
         accepted = frozenset([bundle.hash, *also]) | (before.accepted if before else frozenset())
         pin = Pin(bundle, how, now, verified, accepted)
-        private_dir(self._directory)
-        write_atomic(self._directory / f"{bundle.client_id}.bundle", bundle.raw)
-        write_atomic(self._directory / f"{bundle.client_id}.proof", proof)
-        keys = bundle.encrypt_keys
-        if keys:
-            write_atomic(self._directory / f"{bundle.client_id}_public.key", keys[0].public)
+        with translated(self._directory):
+            private_dir(self._directory)
+            write_atomic(self._directory / f"{bundle.client_id}.bundle", bundle.raw)
+            write_atomic(self._directory / f"{bundle.client_id}.proof", proof)
+            keys = bundle.encrypt_keys
+            if keys:
+                write_atomic(self._directory / f"{bundle.client_id}_public.key", keys[0].public)
         self._note(pin)
         return pin
 
@@ -162,5 +165,6 @@ class Pins:
             "verified_at": pin.verified_at,
             "accepted": sorted(h.hex() for h in pin.accepted),
         }
-        write_atomic(self._directory / "pins.json", orjson.dumps(notes, option=orjson.OPT_INDENT_2))
+        with translated(self._directory):
+            write_atomic(self._directory / "pins.json", orjson.dumps(notes, option=orjson.OPT_INDENT_2))
         self._cache[pin.bundle.client_id] = pin

@@ -15,6 +15,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.client.home import REVOCATIONS
 from cipherbox.client.line import Line
+from cipherbox.client.localdb import translated
 from cipherbox.crl import RevocationList, check_crl
 from cipherbox.errors import CredentialsError
 from cipherbox.portable import write_atomic
@@ -51,7 +52,7 @@ class Revocations:
         )
 
     async def ensure(self, number: int = 0) -> None:
-        """Makes the list fresh, and of this number at least; CredentialsError when HQ has only a stale one."""
+        """Makes the list fresh, and of this number at least; ListOverdue when HQ has only a stale one."""
         if self._serves(number):
             return
         async with self._lock:
@@ -61,7 +62,8 @@ class Revocations:
             least = self._list.number if self._list is not None else 0
             found = check_crl(answer.crl, self._issuing, pki.now(), least)
             if self._list is None or found.number != least:
-                write_atomic(self._path, answer.crl)
+                with translated(self._path):
+                    write_atomic(self._path, answer.crl)
             self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links
             self._ends_s = found.next_update.timestamp()
 
