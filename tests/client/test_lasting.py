@@ -50,7 +50,9 @@ async def test_a_subscription_that_hq_cannot_take_now_is_made_later(
 ) -> None:  # fmt: skip
     scripted.offer(lab)
     scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away"), Throttled()]
-    async with client_on(scripted, center, tmp_path, monkeypatch) as client, client.consume() as deliveries:
+    said: list[Any] = []
+    async with client_on(scripted, center, tmp_path, monkeypatch, said) as client, client.consume() as deliveries:
+        assert len([e for e in said if "HQ cannot hand out box.CA-RC now" in e.text]) == 2
         await scripted.deliver((1, 1, now_ms(), sealed(lab, center, "one")))
         assert (await deliveries.__anext__()).messages[0].content == b"one"
         scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away")]
@@ -89,6 +91,11 @@ async def test_a_delivery_that_could_not_be_verified_now_is_given_next(
         with pytest.raises(StoreUnavailable):
             await deliveries.__anext__()
         assert (await deliveries.__anext__()).seq == 1
+        scripted.refuse[frames.Nack] = [NotFound("it is not here any more")]
+        await scripted.deliver((2, 1, now_ms(), b"junk"), (3, 1, now_ms(), sealed(lab, center)))
+        with pytest.raises(NotFound):
+            await deliveries.__anext__()
+        assert (await deliveries.__anext__()).seq == 3  # what would be refused again and again is left
 
 
 async def test_a_pipe_asks_again_for_its_peers_keys(
@@ -118,8 +125,7 @@ async def test_a_lasting_receiver_waits_out_what_passes_with_pauses_that_grow(
         async with trio.open_nursery() as nursery:
             await nursery.start(Receiver(client).keep, QUEUES)
             for seq in range(1, 8):
-                await until(lambda n=seq: _subscriptions(scripted) == n, 2 * PAUSE_MAX_S)
-                await scripted.deliver((1, seq, now_ms(), sealed(lab, center, "hello")))
+                await _deliver_at(scripted, seq, seq, sealed(lab, center, "hello"))
             await until(lambda: bool(scripted.acked))
             nursery.cancel_scope.cancel()
     assert _pauses(said) == [1, 2, 4, 8, 16, 30]
@@ -130,6 +136,12 @@ async def test_a_lasting_receiver_waits_out_what_passes_with_pauses_that_grow(
 
 def _subscriptions(scripted: ScriptedHq) -> int:
     return sum(isinstance(event, frames.Consume) for event in scripted.asked)
+
+
+async def _deliver_at(scripted: ScriptedHq, subscription: int, attempt: int, raw: bytes) -> None:
+    """Hands out one envelope as soon as the client has subscribed so many times."""
+    await until(lambda: _subscriptions(scripted) == subscription, 2 * PAUSE_MAX_S)
+    await scripted.deliver((1, attempt, now_ms(), raw))
 
 
 def _pauses(said: list[Any]) -> list[int]:
@@ -196,19 +208,14 @@ async def test_trouble_of_this_machine_is_waited_out_only_when_asked_to(
         monkeypatch.setattr(Receiver, "_record", failing)
         async with trio.open_nursery() as nursery:
 
-            async def delivered() -> None:
-                await until(lambda: _subscriptions(scripted) == 1)
-                await scripted.deliver((1, 1, now_ms(), sealed(lab, center)))
-
-            nursery.start_soon(delivered)
+            nursery.start_soon(_deliver_at, scripted, 1, 1, sealed(lab, center))
             with pytest.raises(StoreError, match="no space left"):
                 await Receiver(client).keep(QUEUES)
         async with trio.open_nursery() as nursery:
             receiver = Receiver(client)
             await nursery.start(lambda task_status: receiver.keep(QUEUES, own_trouble=True, task_status=task_status))
             for count in range(2, 5):
-                await until(lambda n=count: _subscriptions(scripted) == n)
-                await scripted.deliver((1, count, now_ms(), sealed(lab, center)))
+                await _deliver_at(scripted, count, count, sealed(lab, center))
             await until(lambda: scripted.acked == [1])
             nursery.cancel_scope.cancel()
     assert _pauses(said) == [PAUSE_S, 2 * PAUSE_S]

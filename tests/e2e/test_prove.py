@@ -56,6 +56,9 @@ async def test_an_hq_that_another_one_took_over_is_started_again(
     monkeypatch.setattr(trial, "_start", start)
     await trial._look_after()
     assert started == ["HQ"]
+    trial._processes["R1"] = await _ended(0)
+    with pytest.raises(DemoFailed, match="R1 ended by itself"):
+        await trial._look_after()
     trial._processes["R1"] = await _ended(6)
     with pytest.raises(DemoFailed, match="R1 ended with 6"):
         await trial._look_after()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import trio
 
-from cipherbox.errors import ConfigError, StoreLocked
+from cipherbox.errors import CipherBoxError, ConfigError, DiskFull, StoreError, StoreLocked, StoreUnavailable
 from cipherbox.limits import LIMITS
+from cipherbox.server import app
 from cipherbox.server.app import serve
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
@@ -176,3 +178,26 @@ async def test_another_key_for_the_database_is_refused_at_start(tmp_path: Path) 
     file.write_bytes(right)
     async with running(tmp_path / "hq"):
         pass
+
+
+@pytest.mark.parametrize("error", [DiskFull("no space left"), StoreUnavailable("it does not answer")])
+async def test_a_store_that_cannot_be_opened_now_is_said_or_waited_for(
+    monkeypatch: pytest.MonkeyPatch, error: CipherBoxError
+) -> None:
+    """SQLite's disk is this machine's, and somebody must look; a database server comes back by itself."""
+    monkeypatch.setattr(app, "STANDBY_S", 0.01)
+    opened: Any = object()
+    said: list[str] = []
+
+    def attempt() -> Any:
+        tries.append(1)
+        if len(tries) < 3:
+            raise error
+        return opened
+
+    tries: list[int] = []
+    with pytest.raises(StoreError, match=f"{error}; cipherbox doctor DIRECTORY"):
+        await app._open(attempt, said.append, patient=False)
+    assert said == []
+    assert await app._open(attempt, said.append, patient=True) is opened
+    assert said == [str(error)]
