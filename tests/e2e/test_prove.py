@@ -1,12 +1,14 @@
 """`cipherbox prove` with real processes: it finds nothing wrong here, and it finds what a broken store does."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import trio
 
+from cipherbox.cli.demo import processes
 from cipherbox.cli.demo.processes import DemoFailed
 from cipherbox.cli.prove.database import Database
 from cipherbox.cli.prove.play import Trial
@@ -68,3 +70,17 @@ async def _ended(code: int) -> trio.Process:
     process = await trio.lowlevel.open_process([sys.executable, "-c", f"raise SystemExit({code})"])
     await process.wait()
     return process
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "program", lambda: [sys.executable, "-c"])
+    note = tmp_path / "pid"
+    silent = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(600)"
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(processes.Stage(tmp_path).start, "HQ", silent)
+            while not (note.exists() and note.read_text().endswith(".")):
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()[:-1]), 0)

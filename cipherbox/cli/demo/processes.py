@@ -99,13 +99,17 @@ class Stage:
                 env=self.environment,
             )
         line = b""
-        with trio.move_on_after(limit_s):
-            assert process.stdout is not None
-            while not line.endswith(b"\n"):
-                piece = await process.stdout.receive_some(4096)
-                if not piece:
-                    break
-                line += piece
+        try:
+            with trio.move_on_after(limit_s):
+                assert process.stdout is not None
+                while not line.endswith(b"\n"):
+                    piece = await process.stdout.receive_some(4096)
+                    if not piece:
+                        break
+                    line += piece
+        except trio.Cancelled:  # nobody else knows of it yet
+            await self.stop(process)
+            raise
         if not line.endswith(b"\n"):
             await self.stop(process)
             raise DemoFailed(f"{name} did not start{self._tail(name)}")
