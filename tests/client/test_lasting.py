@@ -91,7 +91,7 @@ async def test_a_delivery_that_could_not_be_verified_now_is_given_next(
         with pytest.raises(StoreUnavailable):
             await deliveries.__anext__()
         assert (await deliveries.__anext__()).seq == 1
-        scripted.refuse[frames.Nack] = [NotFound("it is not here any more")]
+        scripted.refuse[frames.Nack] = [NotFound("it is not here any more")] * 2
         await scripted.deliver((2, 1, now_ms(), b"junk"), (3, 1, now_ms(), sealed(lab, center)))
         with pytest.raises(NotFound):
             await deliveries.__anext__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,25 @@ def test_a_clock_that_was_set_back_gives_no_number_twice(opening: Opener, postgr
     changes.envelopes = [e._replace(accepted_at=e.accepted_at - 86_400_000) for e in changes.envelopes]
     store.commit(changes, store.epoch)
     assert store.load(10).next_number == 4
+
+
+def test_it_opens_where_there_is_no_room_for_the_months_ahead(opening: Opener, own: postgres.Server) -> None:
+    """Rows of a month without a table of its own go to the partition `other`."""
+    target = postgres.target(own)
+    opening(target).close()
+    month = schema_module.month_of(time.time_ns() // 1_000_000)
+    for table in schema_module.PARTITIONED:
+        for one in (month, schema_module.month_of(time.time_ns() // 1_000_000 + 31 * 86_400_000)):
+            own.sql(f"DROP TABLE {target.schema}.{schema_module.name_of(table, one)}")
+    own.sql(
+        "CREATE FUNCTION public.full_up() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE 'no space left' USING ERRCODE = '53100'; END$$; CREATE EVENT TRIGGER t ON ddl_command_start "
+        "WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.full_up()"
+    )
+    store = opening(target)
+    assert month not in schema_module.months(store._writer())
+    store.commit(published(1), store.epoch)
+    assert bodies(store, 1) == [b"body"]
 
 
 def test_somebody_who_reads_a_month_delays_only_its_end(
