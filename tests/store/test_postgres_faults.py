@@ -67,14 +67,24 @@ def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: post
     """An administrator who cancels the wait for a standby does not make a commit safe."""
     store = opening(postgres.target(own))
     store.commit(published(1), store.epoch)
-    own.synchronous("nobody")
-    thread = threading.Thread(target=lambda: store.commit(published(2), store.epoch))
+    done = [1]
+    enough = threading.Event()
+
+    def commit() -> None:
+        while not enough.is_set():
+            store.commit(published(done[-1] + 1), store.epoch)
+            done.append(done[-1] + 1)
+
+    own.synchronous("nobody")  # the server takes it up a moment later
+    thread = threading.Thread(target=commit)
     thread.start()
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'cipherbox'"
     for _ in range(500):
         if own.sql(waiting):
             break
         postgres.PAUSE.wait(0.02)
+    enough.set()
+    held = done[-1] + 1
     thread.join(0.2)
     assert thread.is_alive()  # held back, not confirmed
     own.sql(f"SELECT pg_cancel_backend(pid) FROM ({waiting}) w")
@@ -83,9 +93,10 @@ def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: post
     own.synchronous("")
     thread.join(20)
     assert not thread.is_alive()
-    assert bodies(store, 2) == [b"body"]
-    assert store.load(10).next_number == 3
-    store.commit(published(3), store.epoch)
+    assert done[-1] == held
+    assert bodies(store, held) == [b"body"]
+    assert store.load(10).next_number == held + 1
+    store.commit(published(held + 1), store.epoch)
 
 
 # -- away, and back -----------------------------------------------------------------------------------------------
