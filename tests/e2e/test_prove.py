@@ -75,7 +75,8 @@ async def _ended(code: int) -> trio.Process:
 async def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "program", lambda: [sys.executable, "-c"])
     note = tmp_path / "pid"
-    silent = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid()) + '.'); time.sleep(600)"
+    written = f"open({str(note)!r}, 'w').write(str(os.getpid()) + '.')"
+    silent = f"import os, threading; {written}; threading.Event().wait(600)"
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(processes.Stage(tmp_path).start, "HQ", silent)
