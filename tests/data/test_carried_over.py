@@ -1,0 +1,113 @@
+"""Data of every published version opens in this one: HQ's directory and clients' homes, with what waits in them.
+
+How the data was made, and how long its certificates last, is in `make_0_5_0.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cipherbox.client.api import open_client
+from cipherbox.client.files import send_unfinished
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.envelope.receiptfile import verify_file
+from cipherbox.limits import LIMITS
+from tests.client.real_hq import RealHq
+from tests.data.unpack import PASSWORD, old_hq, skip_when_too_old, unpack
+
+LABS, CENTERS = ("FL-LAB", "MA-LAB"), ("CA-RC", "NY-RC")
+
+
+def opened(hq: RealHq, name: str) -> Any:
+    return open_client(hq.home(name), password=PASSWORD if name == "NY-RC" else None)
+
+
+async def sent(hq: RealHq, expected: dict[str, Any], name: str) -> None:
+    """Everything in this client's outbox is at HQ."""
+    async with opened(hq, name) as client:
+        own = [row["id"] for rows in expected["outbox"].values() for row in rows if row["sender"] == name]
+        own += [row["id"] for row in expected["waiting"]["CA-RC"] if "does not know" in row["content"]]
+        with trio.fail_after(60):
+            for one in own:
+                while (row := await client.sent(one)) is not None and not row.accepted_at:
+                    await trio.sleep(0.05)
+        assert await send_unfinished(client) == []
+
+
+async def received(hq: RealHq, name: str, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    """The lines of this client's inbox by message id, once those wanted are there."""
+    async with opened(hq, name) as client:
+        receiver = Receiver(client)
+        with trio.fail_after(60):
+            while True:
+                found = {line["message_id"]: line for line in hq.lines(name)}
+                if wanted <= found.keys():
+                    return found
+                await receiver.run(idle_s=0.3)
+
+
+def text_of(hq: RealHq, name: str, line: dict[str, Any]) -> str:
+    """A line's content, as what is expected says it."""
+    content = line["content"]
+    if isinstance(content, str):
+        return content
+    raw = (hq.home(name) / "data" / content["file"]).read_bytes()
+    return f"sha256:{hashlib.sha256(raw).hexdigest()}"
+
+
+async def test_what_waited_in_0_5_0_is_delivered(tmp_path: Path) -> None:
+    expected = unpack("0.5.0", tmp_path)
+    skip_when_too_old(expected)
+    async with old_hq(tmp_path) as hq:
+        for name in (*LABS, "NY-RC"):
+            await sent(hq, expected, name)
+        for name in CENTERS:
+            rows = expected["waiting"][name] + expected["outbox"].get(name, []) + expected["received"][name]
+            if name == "CA-RC":  # who comes first gets what waits in a queue of both
+                rows += expected["waiting"]["reports"]
+            found = await received(hq, name, {row["id"] for row in rows})
+            lines = (hq.home(name) / "data" / "received_messages.jsonl").read_bytes().splitlines()
+            assert len(lines) == len(found)  # each exactly once
+            for row in rows:
+                line = found[row["id"]]
+                assert (line["sender_id"], text_of(hq, name, line)) == (row["sender"], row["content"])
+        whole = hq.home("CA-RC") / "data" / "incoming" / "FL-LAB" / "run.bin"
+        assert whole.read_bytes() == b"".join(bytes([n]) * LIMITS.part_bytes for n in range(6))
+        async with hq.admin() as admin:
+            dead = await admin.dead_letters()
+            assert [row["queue"] for row in dead] == [expected["dead"]["queue"]]
+        async with opened(hq, "FL-LAB") as lab:  # and life goes on, in the same sessions too
+            for kind in ("hpke-mlkem768-x25519", "rsa-oaep", "ratchet"):
+                done = await lab.publish(f"new, {kind}", to="CA-RC", stanza=kind)
+                assert str(done.message_ids[0]) in await received(hq, "CA-RC", {str(done.message_ids[0])})
+
+
+async def test_what_was_pinned_and_compared_in_0_5_0_still_is(tmp_path: Path) -> None:
+    unpack("0.5.0", tmp_path)
+    async with old_hq(tmp_path) as hq, opened(hq, "FL-LAB") as lab:
+        await lab.bundles(["CA-RC", "NY-RC"])
+        pins = {pin.bundle.client_id: bool(pin.verified_at) for pin in lab.directory.pins.entries()}
+        assert pins == {"CA-RC": True, "NY-RC": False}
+
+
+async def test_hq_of_0_5_0_is_whole_after_the_upgrade(tmp_path: Path) -> None:
+    unpack("0.5.0", tmp_path)
+    async with old_hq(tmp_path) as hq, hq.admin() as admin:
+        rows = {row["name"]: row for row in await admin.list("clients")}
+        assert {name for name, row in rows.items() if row["revoked_at"]} == {"TX-LAB"}
+        entries = await admin.read_log()
+        assert len(entries.entries) >= 20
+
+
+def test_receipts_of_0_5_0_still_verify(tmp_path: Path) -> None:
+    expected = unpack("0.5.0", tmp_path)
+    assert len(expected["receipts"]) == 5
+    for name in expected["receipts"]:
+        statement = verify_file((tmp_path / "receipts" / name).read_bytes())
+        assert statement.outcome == "opened"
+        assert name == f"{statement.message_id}-{statement.recipient}.receipt.json"
