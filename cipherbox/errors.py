@@ -15,7 +15,7 @@ survives it.  Codes are never reused.
     |   +-- TooOld               +-- ClockSkew            +-- TooLarge
     |   +-- UnknownRecipient     +-- RouteChanged         +-- AmbiguousRoute
     |   +-- NoRoute              +-- BundleRefused        +-- EnrolmentRefused
-    |   +-- RecipientRevoked
+    |   +-- RecipientRevoked     +-- KeyReused
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
@@ -169,6 +169,10 @@ class EnrolmentRefused(Refused, code=0x021C, closes=True):
 
 class RecipientRevoked(Refused, code=0x021D):
     """A recipient's certificate was revoked."""
+
+
+class KeyReused(Refused, code=0x0224):
+    """This idempotency key was used before with other content."""
 
 
 class Busy(Refused, code=0x0280, retryable=True):

@@ -40,6 +40,10 @@ WRAPS = {"hpke": "hpke-mlkem768-x25519", "hpke-x25519": "hpke-x25519", "rsa": "r
 @click.option("--copy", is_flag=True, help="Keep a copy of large files until they are opened; else they must stay.")
 @click.option("--type", "content_type", default="", help="Content type. [default: from the file's name; text]")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header, sealed too; repeatable.")
+@click.option(
+    "--idempotency-key", "once", metavar="TEXT",
+    help="A name of your own for this message: sent again with it, the message goes once. [manual: howto-lab]",
+)
 @click.option("--expires", type=DURATION, help="Give up what was not received within this time, for example 7d.")
 @click.option(
     "--wrap", type=click.Choice(tuple(WRAPS)),
@@ -65,6 +69,7 @@ def send(
     copy: bool,
     content_type: str,
     headers: tuple[str, ...],
+    once: str | None,
     expires: float | None,
     wrap: str | None,
     partial: bool,
@@ -84,7 +89,7 @@ def send(
     The sealed message is on this machine's disk before the first try.  When HQ cannot be reached it stays in the
     outbox, goes out by itself later, and the exit code is 11.
     """
-    from cipherbox.cli.output import next_step, print_event, print_json, warn
+    from cipherbox.cli.output import next_step, print_event, print_json, say, warn
     from cipherbox.cli.password import load_here
 
     if bool(to) == bool(exchange):
@@ -97,6 +102,8 @@ def send(
     files = tuple(path for path in files if path not in large)
     if wrap == "ratchet" and large:
         raise click.UsageError("--wrap ratchet is for messages; large files go outside of sessions.")
+    if once is not None and large:
+        raise click.UsageError("--idempotency-key goes with messages, and files that fit into one.")
     messages = _messages(content, files, content_type, _headers(headers)) if files or not large else []
     expires_at = int((time.time() + expires) * 1000) if expires else 0
     stanza = WRAPS[wrap] if wrap else None
@@ -113,6 +120,7 @@ def send(
             if messages:
                 more = {
                     "expires_at": expires_at, "partial": partial, "stanza": stanza, "wait": until != "queued",
+                    "key": once,
                 }  # fmt: skip
                 done.append(await client.publish(messages, **where, **more))  # type: ignore[arg-type]
             if large:
@@ -146,8 +154,11 @@ def send(
                 "queues": list(confirmation.queues),
                 "missing": list(confirmation.missing),
                 "again": confirmation.again,
+                "duplicate": confirmation.duplicate,
             }
         )
+    if confirmation.duplicate and not as_json:
+        say("This was sent before with this idempotency key; nothing was sent again.")
     if confirmation.missing and not as_json:
         warn(f"Not reached, for they have no queue: {', '.join(confirmation.missing)}")
     if not arrived:

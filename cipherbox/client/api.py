@@ -36,6 +36,7 @@ from cipherbox.client.keys.own import Added, add_key
 from cipherbox.client.keys.pins import Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.line import Line
+from cipherbox.client.once import publish_once
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.post import Post
 from cipherbox.client.outbox.tracking import Tracking
@@ -125,22 +126,23 @@ class Client(Tracking, AdminCalls):
     async def publish(
         self, messages: Content | Sequence[Content], *, to: str | Sequence[str] | None = None, exchange: str = "",
         routing_key: str = "", box: str = "", expires_at: int = 0, stanza: int | str | None = None,
-        cipher: int | str | None = None, allow_mixed: bool = False, partial: bool = False,
-        wait: bool = True,
+        cipher: int | str | None = None, allow_mixed: bool = False, partial: bool = False, wait: bool = True,
+        key: str | None = None,
     ) -> Confirmation:  # fmt: skip
         """Seals and sends messages, and waits until HQ has them on stable storage.
 
         ``to`` names recipients by id, or ``exchange`` and ``routing_key`` name a route; with the default exchange the
-        key is a queue's name.  A str is text, bytes are binary, a `Message` says its type and headers.
-        ``stanza``: how the key is wrapped for each recipient; "ratchet" for a session with each (`cipherbox manual
-        sessions`).  ``expires_at``: ms since 1970, 0 never.  Raises UnknownRecipient, NotAllowed, NoRoute, the
-        BundleErrors and the other refusals of HQ; Queued when HQ did not confirm in time: it is kept in the outbox and
-        goes out by itself.  ``wait`` False: returns when it is kept, with ``accepted_at`` 0.
+        key is a queue's name.  A str is text, bytes are binary, a `Message` says its type and headers.  ``stanza``:
+        how the key is wrapped; "ratchet" for sessions (`cipherbox manual sessions`).  ``expires_at``: ms since 1970, 0
+        never.  Raises what refuses it; Queued when HQ did not confirm in time: it goes out from the outbox.  ``wait``
+        False: returns when it is kept, with ``accepted_at`` 0.  ``key``: an idempotency key (see `once`).
         """
         address = Address.make(
             to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
             expires_at=expires_at, partial=partial,
         )  # fmt: skip
+        if key is not None:
+            return await publish_once(self, as_messages(messages), address, key, wait=wait)
         return await self.sealer.publish(as_messages(messages), address, wait=wait)
 
     @asynccontextmanager
@@ -172,9 +174,8 @@ class Client(Tracking, AdminCalls):
                 publisher.close()
 
     async def seal_again(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
-        """Seals again, for the keys of now, what ``client_id`` (None: any recipient) has not opened: how many
-        envelopes, and why others were not.  A revoked recipient is left out; who opened a message gets it once.
-        """
+        """Seals again, for the keys of now, what ``client_id`` (None: any) has not opened: how many envelopes, and why
+        others were not.  A revoked recipient is left out; who opened a message gets it once."""
         post = self.outbox()
         pinned = [pin.bundle.client_id for pin in self.directory.pins.entries()]
         for name in pinned if client_id is None else [client_id]:

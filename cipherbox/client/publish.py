@@ -25,6 +25,7 @@ from cipherbox.client.contents import split
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.line import Line, Patience
+from cipherbox.client.outbox.beside import Beside
 from cipherbox.client.outbox.rows import Fresh, Row
 from cipherbox.client.routes import Routes
 from cipherbox.client.sessions.prekeys import Prekeys
@@ -43,6 +44,7 @@ from cipherbox.errors import (
     RecipientRevoked,
     RouteChanged,
     SessionMoved,
+    TooLarge,
 )
 from cipherbox.limits import LIMITS, check_client_id, check_name
 from cipherbox.sealing.body import Message, pack
@@ -65,7 +67,7 @@ class Confirmation:
 
     ``accepted_at`` is ms since 1970 by HQ's clock; ``again``: HQ had it already; ``missing``: recipients a partial
     publish did not reach.  ``envelopes`` holds (id, number of messages) in order; ``more`` has the confirmations of
-    further groups when there were more than 256 recipients.
+    further groups when there were more than 256 recipients.  ``duplicate``: published before with this idempotency key.
     """
 
     accepted_at: int
@@ -74,6 +76,7 @@ class Confirmation:
     again: bool
     envelopes: tuple[tuple[bytes, int], ...]
     more: tuple[Confirmation, ...] = ()
+    duplicate: bool = False
 
     @property
     def envelope_id(self) -> bytes:
@@ -308,18 +311,26 @@ class Sealer:
 
     async def publish(self, messages: Sequence[Message], address: Address, *, wait: bool = True) -> Confirmation:
         """Seals, sends, waits for HQ's word; see `Client.publish`."""
-        first, *others = [await self._publish_group(messages, group, wait) for group in address.groups()]
+        first, *others = [await self.publish_group(messages, group, wait) for group in address.groups()]
         return attrs.evolve(first, more=tuple(others))
 
-    async def _publish_group(self, messages: Sequence[Message], address: Address, wait: bool) -> Confirmation:
+    async def publish_group(
+        self, messages: Sequence[Message], address: Address, wait: bool, *, beside: Beside | None = None,
+        replaces: bytes | None = None,
+    ) -> Confirmation:  # fmt: skip
+        """As `publish`, for at most 256 recipients.  ``beside`` is recorded with the envelope, which then is one."""
         done: list[tuple[bytes, int, Confirmed]] = []
         target = await self.target(address)
-        for part in split(messages, self._line.window.envelope_bytes, len(target.bundles)):
+        parts = list(split(messages, self._line.window.envelope_bytes, len(target.bundles)))
+        if beside is not None and len(parts) > 1:
+            raise TooLarge(f"{len(messages)} messages that belong together do not fit into one envelope")
+        for part in parts:
             plain = pack(part)
-            replaces: bytes | None = None
             moved, changes = False, 0
             while True:
                 item = self.seal(address, target, plain, len(part), None, replaces=replaces, reserve=moved)
+                if item.fresh is not None and beside is not None:
+                    item.fresh = item.fresh._replace(beside=beside)
                 try:
                     await self._send(item, wait)
                     break
@@ -335,6 +346,7 @@ class Sealer:
                     except CipherBoxError:
                         self._kept_by().aside(item, error)
                         raise
+            replaces = None
             done.append((item.envelope_id, item.count, item.result or Confirmed(0, False, (), ())))
         last = done[-1][2]
         return Confirmation(

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.outbox import beside
 from cipherbox.client.outbox.rows import (
     UNTIL_CONFIRMED,
     UNTIL_DELIVERED,
@@ -87,6 +88,7 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
 """,
     "ALTER TABLE transfers ADD COLUMN stanza INTEGER NOT NULL DEFAULT 0;\n",
     CHAINS,
+    beside.STEP,
 )
 class Outbox(OutboxSigned):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
@@ -128,7 +130,8 @@ class Outbox(OutboxSigned):
         """All of it durable, or none of it: StoreError.
 
         ``turned``: of sessions, beside what the envelopes have turned.  Returns the ids of sessions that another
-        process has spoken in meanwhile: of their steps, and of the envelopes made with them, nothing was written.
+        process has spoken in meanwhile, and of envelopes whose idempotency key another envelope has: of these, of the
+        sessions' steps, and of the envelopes made with them, nothing was written.
         """
         dropped: list[str] = []
         written: list[Path] = []
@@ -140,6 +143,9 @@ class Outbox(OutboxSigned):
                 moved = self._turn([*turned, *(step for item in fresh for step in item.turned)])
                 if moved:
                     fresh, places = self._unmoved(fresh, places, moved, dropped)
+                taken = beside.insert(self._db, fresh, now)
+                if taken:
+                    fresh, places = self._unmoved(fresh, places, taken, dropped)
                 for item, file in zip(fresh, places, strict=True):
                     if item.replaces is not None:
                         dropped += self._remove(item.replaces)
@@ -159,7 +165,7 @@ class Outbox(OutboxSigned):
             self._delete([path.name for path in written])
             raise
         self._delete(dropped)
-        return moved
+        return moved | taken
 
     def delivered(self, envelope_id: bytes) -> None:
         """HQ delivered it to all; with ``keep_until`` delivered its bytes go."""
@@ -212,6 +218,7 @@ class Outbox(OutboxSigned):
                 f"DELETE FROM outcomes WHERE number IN (SELECT number FROM envelopes WHERE {which})", (before_ms,)
             )
             gone = self._db.execute(f"DELETE FROM envelopes WHERE {which}", (before_ms,)).rowcount
+            beside.forget(self._db)
             self._db.execute("DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)")
             self._db.execute(
                 "DELETE FROM proofs WHERE proof NOT IN (SELECT proof FROM envelopes WHERE proof IS NOT NULL)"
@@ -234,7 +241,7 @@ class Outbox(OutboxSigned):
     ) -> tuple[list[Fresh], list[str | None]]:
         kept: list[tuple[Fresh, str | None]] = []
         for item, file in zip(fresh, places, strict=True):
-            if not any(step.session_id in moved for step in item.turned):
+            if item.envelope_id not in moved and not any(step.session_id in moved for step in item.turned):
                 kept.append((item, file))
             elif file is not None:
                 dropped.append(file)
@@ -321,6 +328,7 @@ class Outbox(OutboxSigned):
         if row is None:
             return []
         self._db.execute("DELETE FROM envelopes WHERE number = ?", (row[0],))
+        self._db.execute("DELETE FROM publish_keys WHERE envelope_id = ?", (envelope_id,))
         return [row[1]] if row[1] else []
 
     def _sweep(self) -> None:

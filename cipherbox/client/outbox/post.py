@@ -31,7 +31,7 @@ from cipherbox.client.sessions.chains import Turned
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.log import leaf, verify_proof
-from cipherbox.errors import CipherBoxError, RecipientRevoked, RouteChanged, SessionMoved, StoreError
+from cipherbox.errors import CipherBoxError, KeyReused, RecipientRevoked, RouteChanged, SessionMoved, StoreError
 from cipherbox.wire.frames import Confirm
 
 OUTCOME_PAUSE_S = 0.2  # outcomes alone wait so long for company
@@ -199,6 +199,9 @@ class Post(Resealing):
         for one in batch:
             if any(step.session_id in moved for step in _turned(one)):
                 self._unkept(one, SessionMoved())
+                continue
+            if isinstance(one, Outgoing) and one.envelope_id in moved:
+                self._unkept(one, KeyReused())
                 continue
             self._sessions.kept(_turned(one))
             if isinstance(one, _Step):

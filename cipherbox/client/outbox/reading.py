@@ -110,6 +110,14 @@ class OutboxReading:
             ).fetchone()
         return row
 
+    def key_of(self, route: str, key: str) -> tuple[bytes, bytes] | None:
+        """(digest of the content, envelope id) that an idempotency key stands for."""
+        with translated(self._path):
+            row: tuple[bytes, bytes] | None = self._db.execute(
+                "SELECT digest, envelope_id FROM publish_keys WHERE route = ? AND key = ?", (route, key)
+            ).fetchone()
+        return row
+
     def size_bytes(self) -> int:
         """Bytes of all envelopes that are still here."""
         with translated(self._path):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import attrs
 import orjson
 
+from cipherbox.client.outbox.beside import Beside
 from cipherbox.client.sessions.chains import Turned
 
 WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
@@ -36,6 +37,7 @@ class Fresh(NamedTuple):
     transfer: int | None = None
     replaces: bytes | None = None  # envelope id
     turned: tuple[Turned, ...] = ()  # what it was sealed with, in sessions
+    beside: Beside | None = None  # recorded with it
 
 
 class Confirmed(NamedTuple):
