@@ -39,7 +39,7 @@ survives it.  Codes are never reused.
     |   +-- FileChanged          it changed or vanished while it was sent
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
-        +-- StoreLeased          +-- SessionMoved (retry)
+        +-- StoreLeased          +-- SessionMoved (retry) +-- SchemaTooOld
 """
 
 from __future__ import annotations
@@ -347,6 +347,10 @@ class StoreLocked(StoreError, code=0x0801):
 
 class SchemaTooNew(StoreError, code=0x0802):
     """The database was written by a newer program."""
+
+
+class SchemaTooOld(StoreError, code=0x0807):
+    """The database was written by a version before 0.5.0, which this one does not understand."""
 
 
 class Damaged(StoreError, code=0x0803):

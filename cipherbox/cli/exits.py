@@ -96,6 +96,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.StoreLocked: "Stop the other process that uses this directory, or choose another directory.",
     errors.StoreLeased: "Stop that HQ first (cipherbox drain), or choose another database or schema.",
     errors.SchemaTooNew: "Install the newer cipherbox.pyz that wrote it.",
+    errors.SchemaTooOld: "Keep using the version that wrote it, or start anew: cipherbox init, cipherbox join.",
     errors.VersionMismatch: "Install the same cipherbox.pyz on both machines.",
 }
 

@@ -14,17 +14,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cipherbox.errors import Damaged, SchemaTooNew, StoreError
+from cipherbox.errors import Damaged, SchemaTooNew, SchemaTooOld, StoreError
 from cipherbox.portable import O_BINARY, private_dir, unwritable
 
 SYNCHRONOUS = "FULL"
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
 
 
-def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
+def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.Connection:
     """Opens or makes the database; ``steps[n]`` is the SQL that brings version n to version n + 1.
 
-    SchemaTooNew when a newer program wrote it, Damaged when it is no database any more, StoreError for the rest.
+    SchemaTooNew when a newer program wrote it, SchemaTooOld when it is below ``oldest``, Damaged when it is no database
+    any more, StoreError for the rest.
     """
     try:
         private_dir(path.parent)
@@ -44,7 +45,7 @@ def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
             db.execute("PRAGMA secure_delete = FAST")  # what is overwritten is zeros, where that costs no more writing
             db.execute("BEGIN IMMEDIATE")
             try:
-                _upgrade(db, path, steps)
+                _upgrade(db, path, steps, oldest)
             except BaseException:
                 with suppress(sqlite3.Error):
                     db.execute("ROLLBACK")
@@ -56,10 +57,15 @@ def open_database(path: Path, steps: Sequence[str]) -> sqlite3.Connection:
     return db
 
 
-def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str]) -> None:
+def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str], oldest: int) -> None:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > len(steps):
         raise SchemaTooNew(f"{path} was written by a newer program")
+    if 0 < version < oldest:
+        raise SchemaTooOld(
+            f"{path} was written by a version of CipherBox before 0.5.0, and this one does not understand it; nothing "
+            "was changed"
+        )
     for step in steps[version:]:
         for statement in step.split(";\n"):
             if statement.strip():

@@ -13,11 +13,18 @@ import trio
 
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.localdb import open_database
-from cipherbox.client.outbox.outbox import DATABASE, FILES, STEPS, Outbox
+from cipherbox.client.outbox.outbox import DATABASE, FILES, OLDEST, STEPS, Outbox
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
-from cipherbox.client.outbox.transfers import Transfers
 from cipherbox.envelope.receiptfile import verify_file
-from cipherbox.errors import CipherBoxError, Damaged, Queued, SchemaTooNew, SignatureInvalid, UnknownRecipient
+from cipherbox.errors import (
+    CipherBoxError,
+    Damaged,
+    Queued,
+    SchemaTooNew,
+    SchemaTooOld,
+    SignatureInvalid,
+    UnknownRecipient,
+)
 from tests.client.waiting import until
 
 
@@ -127,17 +134,12 @@ def test_damaged_and_newer_databases_are_named(tmp_path: Path) -> None:
         Outbox(tmp_path)
 
 
-def test_a_database_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    db = open_database(tmp_path / DATABASE, STEPS[:1])
-    db.execute(
-        "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, "
-        "copied, made_at) VALUES (x'01', '/f', '[\"f\"]', 1, 1, 1, '[\"CA-RC\"]', '', 0, 0, 1)"
-    )
-    db.close()
-    outbox = Outbox(tmp_path)
-    (transfer,) = Transfers(outbox).unfinished()
-    assert (transfer.recipients, transfer.stanza) == (("CA-RC",), 0)
-    outbox.close()
+def test_a_database_of_before_0_5_0_is_refused_and_left_alone(tmp_path: Path) -> None:
+    open_database(tmp_path / DATABASE, STEPS[: OLDEST - 1]).close()
+    with pytest.raises(SchemaTooOld, match=r"before 0\.5\.0"):
+        Outbox(tmp_path)
+    open_database(tmp_path / DATABASE, STEPS[:OLDEST]).close()
+    Outbox(tmp_path).close()
 
 
 async def test_what_was_sealed_while_hq_was_away_goes_out_with_the_next_client(hq: Any) -> None:

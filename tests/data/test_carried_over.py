@@ -9,7 +9,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 
 from cipherbox.client.api import open_client

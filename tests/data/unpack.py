@@ -50,16 +50,20 @@ def skip_when_too_old(expected: dict[str, Any]) -> None:
         pytest.skip("what waits in this sample data is older than any inbox takes: make data of a newer version")
 
 
+def _tell_address(place: Path, address: str) -> None:
+    for settings in (*place.glob("homes/*/client.toml"), place / "admin" / "client.toml"):
+        lines = settings.read_text().splitlines()
+        lines = [f'address = "{address}"' if line.startswith("address = ") else line for line in lines]
+        settings.write_text("\n".join(lines) + "\n")
+
+
 @asynccontextmanager
 async def old_hq(place: Path) -> AsyncIterator[RealHq]:
     """The HQ that was unpacked there, serving, behind a gate whose address its clients know."""
     async with trio.open_nursery() as nursery:
         gate = Gate(nursery)
         await gate.start()
-        for settings in (*place.glob("homes/*/client.toml"), place / "admin" / "client.toml"):
-            lines = settings.read_text().splitlines()
-            lines = [f'address = "{gate.address}"' if line.startswith("address = ") else line for line in lines]
-            settings.write_text("\n".join(lines) + "\n")
+        _tell_address(place, gate.address)
         config = load_server_config(place / "hq")
         config = attrs.evolve(config, limits=attrs.evolve(config.limits, stop_s=1.0))
         hq = RealHq(place / "hq", place / "homes", gate, nursery, config, place / "admin")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
 _LARGE = 64 * 1024
+OLDEST = 4  # what 0.5.0 wrote
 STEPS = (
     """
 CREATE TABLE envelopes (
@@ -94,7 +95,7 @@ class Inbox:
         self._highest: dict[str, bytes] = {}
         try:
             private_dir(home / "data")
-            self._db = open_database(home / DATABASE, STEPS)
+            self._db = open_database(home / DATABASE, STEPS, OLDEST)
             self._db.execute("PRAGMA secure_delete = ON")  # sessions and contents outgrow their pages
             self._prepare()
             self._file = open(home / LINES, "r+b", buffering=0, opener=_private)  # noqa: SIM115

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from cipherbox.client.inbox.inbox import DATABASE, STEPS
+from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
 from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.client.publish import Address
 from cipherbox.client.sessions.sessions import STEP_TYPE
@@ -53,7 +53,7 @@ class OwedReceipts:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._path = client.home.path / DATABASE
-        self._db = open_database(self._path, STEPS)
+        self._db = open_database(self._path, STEPS, OLDEST)
         self._news = trio.Event()
         self._idle = trio.Event()
         self.signed = 0  # envelopes signed for

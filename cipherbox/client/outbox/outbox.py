@@ -44,6 +44,7 @@ from cipherbox.portable import O_BINARY, private_dir, sync_directory
 DATABASE, FILES = "outbox.sqlite3", "outbox"
 _FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
 _ORPHAN_S = 24 * 3600
+OLDEST = 4  # what 0.5.0 wrote
 STEPS = (
     """
 CREATE TABLE envelopes (
@@ -98,7 +99,7 @@ class Outbox(OutboxSigned):
         self._path = home / DATABASE
         self._files = home / FILES
         self._keep_until = keep_until
-        self._db = open_database(self._path, STEPS)
+        self._db = open_database(self._path, STEPS, OLDEST)
         try:
             with translated(self._path):
                 private_dir(self._files)

@@ -95,9 +95,9 @@ class Sessions:
         """The halves that hear."""
         if self._hearing is None:
             with ExitStack() as undo:
-                self._db = open_database(self._path, inbox.STEPS)
+                self._db = open_database(self._path, inbox.STEPS, inbox.OLDEST)
                 undo.callback(self._db.close)
-                self._outbox = open_database(self._outbox_path, outbox.STEPS)
+                self._outbox = open_database(self._outbox_path, outbox.STEPS, outbox.OLDEST)
                 undo.callback(self._outbox.close)
                 sync_directory(self._home)
                 self._db.execute("PRAGMA secure_delete = ON")

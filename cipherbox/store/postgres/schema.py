@@ -9,10 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib import resources
 
-from cipherbox.errors import Busy, SchemaTooNew, StoreError
+from cipherbox.errors import Busy, SchemaTooNew, SchemaTooOld, StoreError
 from cipherbox.store.postgres.driver import LOCK_MS, Link, quoted
 from cipherbox.store.postgres.target import Target
 
+OLDEST = 2  # what 0.5.0 wrote
 MARK = "cipherbox"  # comment of the schema: whose it is, and its version
 PARTITIONED = ("envelopes", "deliveries")
 _LOCK = 0x43425831
@@ -51,6 +52,11 @@ def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
         )
     if version == len(steps):
         return
+    if version and version < OLDEST:
+        raise SchemaTooOld(
+            f"{target} was written by a version of CipherBox before 0.5.0, and this one does not understand it; "
+            "nothing was changed"
+        )
     if version and not upgrade:
         raise StoreError(
             f"{target} has the older schema {version}, this program needs {len(steps)}; run: cipherbox store upgrade"

@@ -18,6 +18,7 @@ from typing import Any
 
 from cipherbox.errors import Damaged, DiskFull, InvalidRequest, SchemaTooNew, StoreError, StoreUnavailable
 from cipherbox.store.files import Files
+from cipherbox.store.sqlite.shape import check_shape
 
 APPLICATION_ID = 0x43425831  # "CBX1"
 _ROWS = 50  # rows of one INSERT: more gains nothing
@@ -107,12 +108,19 @@ def _prepare(db: Connection, path: Path, files: Files) -> None:
         raise SchemaTooNew(
             f"{path} was written by a newer program (schema {version}; this one knows {len(steps)}); use the newer one"
         )
+    if version:
+        check_age(db, path, version)
     for setting in _SETTINGS:
         db.execute(f"PRAGMA {setting}")
     if version < len(steps):
         if version:
             _copy(db, path.with_name(f"{path.name}.schema{version}"), files)
         _upgrade(db, version, steps)
+
+
+def check_age(db: Connection, path: Path, version: int) -> None:
+    """SchemaTooOld if the database is older than this program can upgrade."""
+    check_shape(db, path, version, [list(_statements(step)) for step in scripts()])
 
 
 def _upgrade(db: Connection, version: int, steps: Sequence[str]) -> None:

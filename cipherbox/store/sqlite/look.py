@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cipherbox.errors import SchemaTooNew, StoreError
-from cipherbox.store.sqlite.database import APPLICATION_ID, scripts, translated
+from cipherbox.store.sqlite.database import APPLICATION_ID, check_age, scripts, translated
 
 _CHECK_BYTES = 256 * 1024 * 1024  # up to here every page is looked at: a second or two
 
@@ -31,8 +31,9 @@ def look_at(path: Path) -> Looked:
             raise StoreError(f"{path} is a database of another program")
         if schema > len(scripts()):
             raise SchemaTooNew(f"{path} was written by a newer program (schema {schema}); use the newer one")
+        check_age(db, path, schema)
         size = path.stat().st_size
-        newest = db.execute("SELECT at FROM log ORDER BY entry DESC LIMIT 1").fetchone() if schema > 1 else None
+        newest = db.execute("SELECT at FROM log ORDER BY entry DESC LIMIT 1").fetchone()
         problem = ""
         if size <= _CHECK_BYTES:
             said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
