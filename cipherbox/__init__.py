@@ -17,4 +17,4 @@ The layers, from the ground up; each imports only what stands above it in this l
     cli               commands; the only place that prints
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

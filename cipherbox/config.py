@@ -30,13 +30,15 @@ from cipherbox.configfile import (
 from cipherbox.databaseurl import parse_hosts, parse_url
 from cipherbox.errors import ConfigError, InvalidRequest
 from cipherbox.limits import Limits, check_client_id
+from cipherbox.proxyurl import DIRECT, LineSettings, parse_proxy
+from cipherbox.secretfile import CREDENTIAL, check_credential, is_credential, secret, secret_key
 
 SERVER_FILE = "cipherbox.toml"
 CLIENT_FILE = "client.toml"
 CLIENT_HEAD = "This client's settings. `cipherbox manual configuration` explains them."
 HOME_VARIABLE = "CIPHERBOX_HOME"
-CREDENTIAL = "credential:"
-__all__ = ["DEFAULT_PORT", "parse_listen"]  # for those who know settings by this module alone
+# For those who know settings by this module alone.
+__all__ = ["CREDENTIAL", "DEFAULT_PORT", "is_credential", "parse_listen", "secret", "secret_key"]
 
 KEEP_UNTIL = ("opened", "delivered", "confirmed")
 ROTATIONS = ("never", "hourly", "daily")
@@ -255,11 +257,13 @@ class ClientConfig:
     password_file: Path | None = None
     signatures: str = "ed25519"
     keep_old_days: int = 436
+    line: LineSettings = attrs.Factory(LineSettings)
     sessions: SessionTable = attrs.Factory(SessionTable)
 
 
 CLIENT_TABLES: dict[str, type] = {
-    "client": IdentitySettings, "retry": RetrySettings, "outbox": OutboxSettings, "keys": KeySettings,
+    "client": IdentitySettings, "line": LineSettings, "retry": RetrySettings, "outbox": OutboxSettings,
+    "keys": KeySettings,
     "sessions": SessionTable,
 }  # fmt: skip
 
@@ -273,8 +277,8 @@ def load_server_config(where: Path) -> ServerConfig:
     tables = read_tables(file, SERVER_TABLES, missing)
     config = ServerConfig(directory=file.parent, source=file.absolute(), **tables)
     for key, path in attrs.asdict(config.encryption).items():
-        _check_credential(f"{file}: [encryption] {key}", path)
-    _check_credential(f"{file}: [database] password_file", config.database.password_file)
+        check_credential(f"{file}: [encryption] {key}", path)
+    check_credential(f"{file}: [database] password_file", config.database.password_file)
     for key in ("listen", "websocket_listen"):
         text = getattr(config.server, key)
         try:
@@ -330,9 +334,13 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     for part in who.address.split(","):
         _check_address(f"{file}: [client] address", part.strip())
     who = _absolute(home, who)
-    _check_credential(f"{file}: [client] password_file", who.password_file)
+    check_credential(f"{file}: [client] password_file", who.password_file)
+    line = _absolute(home, tables["line"])
+    check_credential(f"{file}: [line] proxy_credentials_file", line.proxy_credentials_file)
+    if line.proxy and line.proxy.lower() != DIRECT:
+        parse_proxy(line.proxy, f"{file}: [line] proxy")
     more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
-    return ClientConfig(home=home, **attrs.asdict(who), **more, sessions=tables["sessions"])
+    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, sessions=tables["sessions"])
 
 
 def _absolute(directory: Path, table: Any) -> Any:
@@ -359,37 +367,3 @@ def write_client_config(config: ClientConfig) -> Path:
         for name, kind in CLIENT_TABLES.items()
     }
     return write_tables(config.home / CLIENT_FILE, CLIENT_HEAD, tables)
-
-
-def is_credential(path: Path) -> bool:
-    """Whether a setting names what systemd hands over, and no file."""
-    return str(path).startswith(CREDENTIAL)
-
-
-def _check_credential(where: str, path: Path | None) -> None:
-    if path is not None and is_credential(path):
-        name = str(path).removeprefix(CREDENTIAL)
-        if name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise ConfigError(f"{where}: after {CREDENTIAL} comes the plain name of a credential, not {name!r}")
-
-
-def secret(path: Path) -> bytes:
-    """What is in the file, or the credential, that a setting names.  ConfigError if others may read it."""
-    from cipherbox.portable import credential, read_private
-
-    if not is_credential(path):
-        return read_private(path)
-    name = str(path).removeprefix(CREDENTIAL)
-    found = credential(name)
-    if found is None:
-        missing = f"{path}: systemd handed over no credential of this name; its unit needs LoadCredential={name}:FILE"
-        raise ConfigError(f"{missing}, or name a file instead of credential: (cipherbox manual operations)")
-    return read_private(found)
-
-
-def secret_key(path: Path, size: int = 32) -> bytes:
-    """The secret a setting names: exactly ``size`` bytes, readable by its user alone.  ConfigError otherwise."""
-    key = secret(path)
-    if len(key) != size:
-        raise ConfigError(f"{path}: a secret key has exactly {size} bytes, this file has {len(key)}")
-    return key

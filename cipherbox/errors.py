@@ -21,7 +21,7 @@ survives it.  Codes are never reused.
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
     |   +-- Revoked              +-- TokenError           +-- ListOverdue (retry)
     +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
-    |   +-- TimedOut             +-- GoingAway            +-- PeerGone
+    |   +-- TimedOut             +-- GoingAway            +-- PeerGone             +-- ProxyFailed
     |       +-- Queued           kept in the outbox; it goes out by itself
     +-- EnvelopeError            bytes that are no envelope, or one that must not be opened
     |   +-- MalformedEnvelope    +-- UnknownVersion       +-- NotRecipient
@@ -235,6 +235,10 @@ class GoingAway(NetworkError, code=0x0402):
 
 class PeerGone(NetworkError, code=0x0404):
     """The other end of a pipe did not answer, fell silent or broke off."""
+
+
+class ProxyFailed(NetworkError, code=0x0405):
+    """The proxy on the way to HQ cannot be reached, or refuses."""
 
 
 class EnvelopeError(CipherBoxError, code=0x0500):

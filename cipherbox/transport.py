@@ -10,10 +10,14 @@ import trio
 
 from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError, TimedOut
 from cipherbox.limits import LIMITS
+from cipherbox.proxyurl import LineSettings, Way, way_to
 from cipherbox.tls import TlsStream
 
 if TYPE_CHECKING:
     from cipherbox.websocket import WebSocketStream
+
+
+_DIRECT = Way(None, "")
 
 
 class Framing(Protocol):
@@ -40,19 +44,25 @@ async def fill(stream: trio.abc.ReceiveStream, framing: Framing) -> int:
 
 
 async def connect(
-    addresses: str, context: ssl.SSLContext, nursery: trio.Nursery, *, timeout_s: float = LIMITS.client_hello_s
-) -> TlsStream | WebSocketStream:
+    addresses: str, context: ssl.SSLContext, nursery: trio.Nursery, *, timeout_s: float = LIMITS.client_hello_s,
+    line: LineSettings | None = None,
+) -> TlsStream | WebSocketStream:  # fmt: skip
     """Connects to the first address that answers: "host:port", several with commas, "wss://host:port/" for WebSocket.
 
-    ``nursery`` carries the WebSocket's background task.  The last address's error is raised when none answers.
+    ``nursery`` carries the WebSocket's background task; ``line`` says through which proxy, None: directly, whatever
+    the environment says.  The last address's error is raised when none answers.
     """
     failure: CipherBoxError = NetworkError("there is no address of HQ")
     for address in [a.strip() for a in addresses.split(",") if a.strip()]:
+        through = ""
         try:
+            host, port, _ = parse_address(address)
+            way = way_to(host, port, line) if line is not None else _DIRECT
+            through = f" through the proxy {way.proxy}" if way.proxy is not None else ""
             with trio.fail_after(timeout_s):
-                return await _connect_one(address, context, nursery)
+                return await _connect_one(address, context, nursery, way)
         except trio.TooSlowError:
-            failure = TimedOut(f"{address} did not answer within {timeout_s:g} s")
+            failure = TimedOut(f"{address} did not answer within {timeout_s:g} s{through}")
         except CredentialsError:
             raise
         except CipherBoxError as error:
@@ -60,13 +70,25 @@ async def connect(
     raise failure
 
 
-async def _connect_one(address: str, context: ssl.SSLContext, nursery: trio.Nursery) -> TlsStream | WebSocketStream:
-    host, port, websocket = parse_address(address)
+async def _open(address: str, way: Way) -> trio.SocketStream:
+    """TCP to an address, or through the proxy on the way."""
+    host, port, _ = parse_address(address)
+    if way.proxy is not None:
+        from cipherbox.proxy import connect_through
+
+        return await connect_through(way.proxy, host, port)
     try:
-        below = await trio.open_tcp_stream(host, port)
+        return await trio.open_tcp_stream(host, port)
     except OSError as error:
         detail = error.strerror or "no connection"
         raise NetworkError(f"{address} cannot be reached: {detail}; is HQ running, is the address right?") from error
+
+
+async def _connect_one(
+    address: str, context: ssl.SSLContext, nursery: trio.Nursery, way: Way
+) -> TlsStream | WebSocketStream:
+    host, _, websocket = parse_address(address)
+    below = await _open(address, way)
     stream = TlsStream(below, context, server_side=False, peer=address)
     try:
         await stream.do_handshake()

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "groups", "limits"}
 GROUND = BASE | {
-    "portable", "configfile", "databaseurl", "config", "configshow", "pki", "crl", "ops", "tls", "transport",
-    "websocket",
+    "portable", "configfile", "databaseurl", "secretfile", "proxyurl", "config", "configshow", "pki", "crl", "ops",
+    "tls", "proxy", "transport", "websocket",
 }  # fmt: skip
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
@@ -23,13 +23,19 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "portable": (BASE, set()),
     "configfile": (BASE | {"portable"}, {"attrs"}),
     "databaseurl": (BASE, set()),
-    "config": (BASE | {"portable", "configfile", "databaseurl"}, {"attrs"}),
+    "secretfile": (BASE | {"portable"}, set()),
+    "proxyurl": (BASE | {"configfile", "secretfile"}, {"attrs"}),
+    "config": (BASE | {"portable", "configfile", "databaseurl", "secretfile", "proxyurl"}, {"attrs"}),
     "configshow": (BASE | {"configfile", "config"}, {"attrs"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
     "crl": (BASE | {"pki"}, {"attrs", "cryptography"}),
     "ops": (BASE | {"portable", "config"}, {"orjson", "prometheus_client"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),
-    "transport": (BASE | {"portable", "config", "pki", "tls", "websocket"}, {"attrs", "trio", "cryptography"}),
+    "proxy": (BASE | {"portable", "proxyurl"}, {"trio", "h11", "python_socks"}),
+    "transport": (
+        BASE | {"portable", "config", "pki", "tls", "websocket", "proxyurl", "proxy"},
+        {"attrs", "trio", "cryptography"},
+    ),
     "websocket": (BASE | {"tls"}, {"trio", "trio_websocket", "cryptography"}),
     "wire": (BASE, {"attrs"}),
     "envelope": (BASE | {"pki"}, {"attrs", "cryptography", "nacl"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -22,6 +22,10 @@ from cipherbox.cli.options import (
     yes_option,
 )
 from cipherbox.config import SIGNATURES
+
+if TYPE_CHECKING:
+    from cipherbox.client.enrol import JoinReport
+    from cipherbox.client.keys.local import Password
 
 LONGEST_TOKEN_S = 30 * 24 * 3600  # a secret that lies around longer is found
 TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
@@ -94,8 +98,19 @@ def enroll(
 @click.option(
     "--signatures", type=click.Choice(SIGNATURES), default=SIGNATURES[0], show_default=True, help="How to sign."
 )
+@click.option(
+    "--proxy", metavar="URL", help="Reach HQ through this proxy, now and later: http://host:port, socks5://host:port, "
+    "or none. [default: $HTTPS_PROXY]",
+)
+@click.option(
+    "--proxy-credentials", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with USER:PASSWORD for the proxy; only you may read it.",
+)
 @click.pass_context
-def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatures: str) -> None:
+def join(
+    ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatures: str, proxy: str | None,
+    proxy_credentials: Path | None,
+) -> None:  # fmt: skip
     """Enrol this machine with the token the admin gave you.
 
     The token comes from a prompt, from standard input or from a file, never from the command's arguments: those are
@@ -109,6 +124,7 @@ def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatu
     from cipherbox.client.enrol import join as join_hq
     from cipherbox.client.keys.local import is_sealed
     from cipherbox.errors import PasswordNeeded
+    from cipherbox.proxyurl import DIRECT, LineSettings, parse_proxy
 
     if ctx.args:
         raise click.UsageError(
@@ -116,6 +132,9 @@ def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatu
             "admin for another, say cipherbox join, and type it when you are asked."
         )
     home = home_of(ctx)
+    line = LineSettings(proxy or "", proxy_credentials.absolute() if proxy_credentials is not None else None)
+    if proxy and proxy.lower() != DIRECT:
+        parse_proxy(proxy, "--proxy")
     password = named_password(ctx)
     token = _read_token(token_file)
     if protect and password is None:
@@ -127,11 +146,16 @@ def join(ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatu
         else:
             say(f"Number of this enrolment: {safe(number)}   (HQ shows the same; compare them)")
 
+    async def attempt(password: Password | None) -> JoinReport:
+        return await join_hq(
+            home, token, on_number=show_number, password=password, signatures=signatures, line=line
+        )  # fmt: skip
+
     try:
-        report = run(lambda: join_hq(home, token, on_number=show_number, password=password, signatures=signatures))
+        report = run(attempt, password)
     except PasswordNeeded as nobody:  # an earlier attempt began with one
         begun_with = ask(prompt_for(home), nobody)
-        report = run(lambda: join_hq(home, token, on_number=show_number, password=begun_with, signatures=signatures))
+        report = run(attempt, begun_with)
     under = ", under your password," if is_sealed(home) else ""
     say(f"{report.client_id} is enrolled. Its keys are in {home}{under} and leave it never.")
     if report.role == "admin":

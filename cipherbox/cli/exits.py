@@ -69,6 +69,8 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.NetworkError: "Is this machine online, is HQ running, and is the address in client.toml right?",
     errors.Queued: "See what waits: cipherbox outbox list",
     errors.PeerGone: "How the two ends find each other: cipherbox manual tools",
+    errors.ProxyFailed: "See which way is taken: cipherbox doctor --all. The settings: [line] in client.toml, "
+    "HTTPS_PROXY, NO_PROXY (cipherbox manual configuration)",
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
     errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
     errors.ListOverdue: "Look at this machine's clock. If it is right, tell HQ's admin: cipherbox ca shows the list.",

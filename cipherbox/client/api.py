@@ -377,7 +377,7 @@ async def open_client(
     config = files.config
     line = Line(
         config.address, files.context, events, tries=config.tries, timeout_s=config.timeout_s,
-        pause_max_s=config.pause_max_s,
+        pause_max_s=config.pause_max_s, settings=config.line,
     )  # fmt: skip
     client: Client | None = None
     try:

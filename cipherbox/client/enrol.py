@@ -41,6 +41,7 @@ from cipherbox.config import CLIENT_FILE, SIGNATURES, ClientConfig, write_client
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleNotCertified, CredentialsError, EnrolmentRefused, NetworkError, TokenError
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
+from cipherbox.proxyurl import LineSettings
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import SUITES, Identity
 from cipherbox.wire import frames
@@ -73,11 +74,13 @@ class JoinReport:
 async def join(
     home: Path | str, token_text: str, *, on_number: OnNumber | None = None, timeout_s: float = 10.0,
     pause_s: float = FIRST_PAUSE_S, password: Password | None = None, signatures: str = SIGNATURES[0],
+    line: LineSettings | None = None,
 ) -> JoinReport:  # fmt: skip
     """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes ``home``.
 
     ``signatures``: ed25519, or ed25519+mldsa65.  With ``password`` the keys are under it from the first byte on; an
     attempt that was interrupted goes on only with the one it began with: WrongPassword or PasswordNeeded otherwise.
+    ``line``: the proxy to go through, now and from then on; without it the environment's, if it names one.
 
     TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's answer (used twice,
     refused by the admin, ...).  NetworkError: HQ was not reached; join again with the same token.
@@ -87,22 +90,23 @@ async def join(
     _check_time(token)
     key, local_key = _keys(where, token, password)
     number = pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key()))
-    root = await _fetch_root(token, timeout_s)
+    line = line or LineSettings()
+    root = await _fetch_root(token, timeout_s, line)
     if on_number is not None:
         on_number(number)
-    chain = await _certificate(token, root, key, number, on_number, timeout_s, pause_s)
+    chain = await _certificate(token, root, key, number, on_number, timeout_s, pause_s, line)
     write_atomic(where / ROOT, pki.pem(root))
     write_atomic(where / ISSUING, pki.pem(*chain[1:]))
     write_atomic(where / CERTIFICATE, pki.pem(*chain))
     context = tls.client_context(root, chain, key)
-    async with open_link(token.address, context, timeout_s=timeout_s) as link:
+    async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
         role, hq = link.welcome.role, link.welcome.software
         if link.welcome.client_id != token.client_id:
             raise CredentialsError(f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}")
         if role != "admin":
             fresh = Identity.generate(token.client_id, SUITES[signatures])
             await _register(link, where, fresh, chain, key, local_key, timeout_s)
-    config = ClientConfig(where, token.client_id, token.address, role, signatures=signatures)
+    config = ClientConfig(where, token.client_id, token.address, role, signatures=signatures, line=line)
     write_client_config(config)
     (where / PENDING).unlink(missing_ok=True)
     home_with(config, local_key)
@@ -149,12 +153,12 @@ def _keys(home: Path, token: Token, password: Password | None) -> tuple[pki.Priv
     return key, local_key
 
 
-async def _fetch_root(token: Token, timeout_s: float) -> x509.Certificate:
+async def _fetch_root(token: Token, timeout_s: float, line: LineSettings) -> x509.Certificate:
     async def ask(link: Link) -> frames.Root:
         answer: frames.Root = await link.ask(frames.GetRoot, timeout_s)
         return answer
 
-    answer = await _connected(token, tls.first_contact_context(), timeout_s, ask)
+    answer = await _connected(token, tls.first_contact_context(), timeout_s, ask, line)
     if hashlib.sha256(answer.root).digest() != token.root_fingerprint:
         raise TokenError(
             "the server at this address is not the HQ that made the token: its root certificate has another fingerprint"
@@ -164,7 +168,7 @@ async def _fetch_root(token: Token, timeout_s: float) -> x509.Certificate:
 
 async def _certificate(
     token: Token, root: x509.Certificate, key: pki.PrivateKey, number: str, on_number: OnNumber | None,
-    timeout_s: float, pause_s: float,
+    timeout_s: float, pause_s: float, line: LineSettings,
 ) -> list[x509.Certificate]:  # fmt: skip
     context = tls.client_context(root, None, None)
     csr = pki.make_csr(key, token.client_id)
@@ -177,7 +181,7 @@ async def _certificate(
 
     told = None
     while True:
-        answer = await _connected(token, context, timeout_s, ask)
+        answer = await _connected(token, context, timeout_s, ask, line)
         if answer.number and answer.number != number:
             raise EnrolmentRefused(f"HQ shows the number {answer.number}, this machine {number}: somebody is between")
         if answer.state == ISSUED:
@@ -230,11 +234,13 @@ async def _register(
     await link.ask(frames.Register, timeout_s, bundle=identity.bundle.raw)
 
 
-async def _connected(token: Token, context: Any, timeout_s: float, ask: Callable[[Link], Any]) -> Any:
+async def _connected(
+    token: Token, context: Any, timeout_s: float, ask: Callable[[Link], Any], line: LineSettings
+) -> Any:
     """One short connection and one request; tried again when the network fails."""
     for attempt in range(1, NETWORK_TRIES + 1):
         try:
-            async with open_link(token.address, context, timeout_s=timeout_s) as link:
+            async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
                 return await ask(link)
         except NetworkError:
             if attempt == NETWORK_TRIES:

@@ -28,6 +28,7 @@ from cipherbox.errors import (
     TimedOut,
     VersionMismatch,
 )
+from cipherbox.proxyurl import LineSettings
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
@@ -64,7 +65,7 @@ class Line:
 
     def __init__(
         self, address: str, context: Callable[[], ssl.SSLContext], events: Events, *,
-        tries: int = 3, timeout_s: float = 10.0, pause_max_s: float = 60.0,
+        tries: int = 3, timeout_s: float = 10.0, pause_max_s: float = 60.0, settings: LineSettings | None = None,
     ) -> None:  # fmt: skip
         self.tries, self.timeout_s = tries, timeout_s
         self.window = Window()
@@ -78,6 +79,7 @@ class Line:
         self.links = 0  # opened so far
         self._address, self._context, self._events = address, context, events
         self._pause_max_s = pause_max_s
+        self._settings = settings
         self._subscribers: dict[int, Subscriber] = {}
         self._tag = 0
         self._changed = trio.Event()
@@ -107,7 +109,9 @@ class Line:
     async def _one_link(self) -> tuple[CipherBoxError, float]:
         away_s = 0.0
         try:
-            async with open_link(self._address, self._context(), timeout_s=self.timeout_s, handler=self) as link:
+            async with open_link(
+                self._address, self._context(), timeout_s=self.timeout_s, handler=self, line=self._settings
+            ) as link:
                 self._up(link)
                 try:
                     await link.closed.wait()

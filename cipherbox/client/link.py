@@ -35,6 +35,7 @@ from cipherbox.errors import (
     from_wire,
 )
 from cipherbox.limits import LIMITS
+from cipherbox.proxyurl import LineSettings
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem, SendItem
 from cipherbox.wire.connection import Connection, Deliveries
@@ -286,14 +287,17 @@ class Link:
 
 @asynccontextmanager
 async def open_link(
-    address: str, context: Any, *, timeout_s: float, handler: Handler | None = None
+    address: str, context: Any, *, timeout_s: float, handler: Handler | None = None, line: LineSettings | None = None
 ) -> AsyncIterator[Link]:
     """Connects, opens, and gives the link while the block runs; NetworkError or CredentialsError says why not.
 
-    ``address`` is one or more of host:port and wss://host:port/, separated by commas; they are tried in turn.
+    ``address`` is one or more of host:port and wss://host:port/, separated by commas; they are tried in turn, through
+    the proxy that ``line`` or the environment names.
     """
     async with background() as nursery:
-        stream = await transport.connect(address, context, nursery, timeout_s=timeout_s)
+        stream = await transport.connect(
+            address, context, nursery, timeout_s=timeout_s, line=line or LineSettings()
+        )
         link = Link(stream, handler, timeout_s / 2)
         nursery.start_soon(link.run)
         try:

@@ -56,7 +56,9 @@ class FakeHq:
     async def ignore(self, session: Session, event: Any) -> None:
         """Says nothing."""
 
-    async def connect(self, address: str, context: Any, nursery: trio.Nursery, *, timeout_s: float) -> trio.abc.Stream:
+    async def connect(
+        self, address: str, context: Any, nursery: trio.Nursery, *, timeout_s: float, line: Any
+    ) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         if self.refusals:
             raise self.refusals.pop(0)

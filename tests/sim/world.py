@@ -321,7 +321,7 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
     from cipherbox.client.outbox import post
     from cipherbox.store.sqlite import database
 
-    async def connect(address: str, context: Any, nursery: Any, *, timeout_s: float) -> SimStream:
+    async def connect(address: str, context: Any, nursery: Any, *, timeout_s: float, line: Any) -> SimStream:
         return await world.connect(address, timeout_s)
 
     def faulty_commit(inbox: Inbox) -> None:

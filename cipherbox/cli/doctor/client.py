@@ -30,6 +30,7 @@ from cipherbox.errors import CipherBoxError, NetworkError, PasswordError, StoreE
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
     from cipherbox.config import ClientConfig
+    from cipherbox.proxyurl import Proxy
 
 _ANSWER_S = 10.0
 _SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in the future
@@ -75,10 +76,19 @@ def _certificates(config: ClientConfig) -> Iterator[Finding]:
 
 def _addresses(config: ClientConfig) -> Iterator[Finding]:
     """Name and port of each address, without TLS, so that a firewall and a wrong name look different."""
+    from cipherbox.proxyurl import way_to
     from cipherbox.transport import parse_address
 
     for address in (part.strip() for part in config.address.split(",")):
         host, port, _ = parse_address(address)
+        try:
+            way = way_to(host, port, config.line)
+        except CipherBoxError as error:
+            yield finding("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
+            continue
+        if way.proxy is not None:
+            yield _through(way.proxy, address, host, port)
+            continue
         try:
             places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -93,7 +103,31 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
                           "is HQ running, does a firewall stand between? A WebSocket address may pass it")  # fmt: skip
         else:
             took = (time.monotonic() - began) * 1000
-            yield Finding(GOOD, "network", f"{address} ({places[0][4][0]}) takes connections, in {took:.0f} ms")
+            text = f"{address} ({places[0][4][0]}) takes connections, in {took:.0f} ms; directly, {way.why}"
+            yield Finding(GOOD, "network", text)
+
+
+def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
+    """The proxy, and the way through it as far as the proxy says."""
+    import trio
+
+    from cipherbox.proxy import connect_through
+
+    async def attempt() -> None:
+        with trio.fail_after(_ANSWER_S):
+            await trio.aclose_forcefully(await connect_through(proxy, host, port))
+
+    began = time.monotonic()
+    try:
+        trio.run(attempt)
+    except trio.TooSlowError:
+        return Finding(BAD, "network", f"{address} does not answer through the proxy {proxy} ({proxy.source})",
+                       "is HQ running, is the proxy the right one?")  # fmt: skip
+    except CipherBoxError as error:
+        return finding("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
+    took = (time.monotonic() - began) * 1000
+    return Finding(GOOD, "network", f"{address} takes connections through the proxy {proxy} ({proxy.source}), "
+                                    f"in {took:.0f} ms")  # fmt: skip
 
 
 def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
