@@ -34,7 +34,7 @@ survives it.  Codes are never reused.
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
-    |   +-- WrongPassword        +-- PasswordNeeded
+    |   +-- WrongPassword        +-- PasswordNeeded       +-- WeakPassword
     +-- FileError                a file that cannot be sent as it is
     |   +-- FileChanged          it changed or vanished while it was sent
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
@@ -331,6 +331,10 @@ class WrongPassword(PasswordError, code=0x0A01):
 
 class PasswordNeeded(PasswordError, code=0x0A02):
     """The keys are under a password, and none was given."""
+
+
+class WeakPassword(PasswordError, code=0x0A03):
+    """The password is too easy to guess."""
 
 
 class FileError(CipherBoxError, code=0x0900):

@@ -49,7 +49,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "client": (
         (GROUND - {"ops"}) | {"wire", "envelope", "sealing"},
-        {"attrs", "trio", "cryptography", "nacl", "orjson", "zstandard"},
+        {"attrs", "trio", "cryptography", "nacl", "orjson", "zstandard", "zxcvbn"},
     ),
 }
 CLI_ONLY = {"click", "rich"}

@@ -78,6 +78,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.TokenError: "A token works once, for one id, for a day. Ask the admin for a new one (cipherbox enroll).",
     errors.EnrolmentRefused: "Ask the admin for a new token (cipherbox enroll).",
     errors.WrongPassword: "Try again. If you are sure of it, the file was changed: restore it from your backup.",
+    errors.WeakPassword: "Choose another: there is no way to set this one. (cipherbox manual security)",
     errors.PasswordNeeded: "Run it on a terminal, or keep the password in a file that only you can read and name it: "
     "--password-file FILE before the command, or [client] password_file in client.toml. (cipherbox manual security)",
     errors.Forbidden: "The admin can permit it: cipherbox grant",

@@ -6,6 +6,7 @@ or the environment: other users of the machine, and every program started from h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cipherbox.config import ClientConfig
 
 TRIES = 3
+CHOICES = 5  # of a new password: some are refused, some are mistyped
 _HOME = "cipherbox.home"
 
 
@@ -77,22 +79,38 @@ def named_password(ctx: click.Context) -> bytes | None:
     return read_password(named.absolute()) if named is not None else None
 
 
-def new_password(instead: str) -> bytes:
-    """A password typed for the first time: twice, so that it is the one that was meant; ``instead`` needs nobody."""
+def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
+    """A password typed for the first time: twice, so that it is the one that was meant; ``instead`` needs nobody.
+
+    One that is easy to guess is refused, with the reason, before it is typed again.  ``about``: see `check_strength`.
+    """
     from cipherbox.cli.output import warn
-    from cipherbox.client.keys.local import password_bytes
-    from cipherbox.errors import PasswordError
+    from cipherbox.client.keys.strength import check_strength
+    from cipherbox.errors import PasswordError, WeakPassword
 
     nobody = click.UsageError(f"Nobody can be asked for a new password here: say {instead}")
-    for _ in range(TRIES):
+    for _ in range(CHOICES):
         typed = ask("New password", nobody)
         if not typed:
             warn("An empty password protects nothing.")
-        elif typed != ask("The same again", nobody):
-            warn("These were two different passwords.")
-        else:
-            return password_bytes(typed)
+            continue
+        try:
+            good = check_strength(typed, about)
+        except WeakPassword as weak:
+            warn(f"{sentence(str(weak))}.")
+            continue
+        if typed == ask("The same again", nobody):
+            return good
+        warn("These were two different passwords.")
     raise PasswordError("no password was set")
+
+
+def chosen_password(file: Path, about: Sequence[str] = ()) -> bytes:
+    """The password in a file that protects something from now on; WeakPassword if it is easy to guess."""
+    from cipherbox.client.keys.local import read_password
+    from cipherbox.client.keys.strength import check_strength
+
+    return check_strength(read_password(file.absolute()), about, str(file))
 
 
 def ask(prompt: str, nobody: Exception) -> str:
@@ -136,7 +154,7 @@ def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> 
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.home import home_with
-    from cipherbox.client.keys.local import configured_password, is_sealed, put_local_key, read_password
+    from cipherbox.client.keys.local import configured_password, is_sealed, put_local_key
     from cipherbox.config import load_client_config
 
     if remove and file is not None:
@@ -154,7 +172,8 @@ def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> 
         put_local_key(config.home, local_key, None)
         say(f"The keys in {config.home} are under no password any more.")
         return
-    new = read_password(file.absolute()) if file is not None else new_password("--new-password-file FILE")
+    about = [config.client_id]
+    new = chosen_password(file, about) if file is not None else new_password("--new-password-file FILE", about)
     put_local_key(config.home, local_key, new)
     say(f"The keys in {config.home} are under {'the new' if sealed else 'your'} password from now on.")
     held_ready = configured_password(config)

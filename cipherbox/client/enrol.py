@@ -36,6 +36,7 @@ from cipherbox.client.keys.local import (
     password_bytes,
     put_local_key,
 )
+from cipherbox.client.keys.strength import check_strength
 from cipherbox.client.link import Link, open_link
 from cipherbox.config import CLIENT_FILE, SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
@@ -132,7 +133,6 @@ def _keys(home: Path, token: Token, password: Password | None) -> tuple[pki.Priv
     """The key of this enrolment and the local key: of an interrupted attempt with the same token, else new ones."""
     if password is not None:
         password = password_bytes(password)
-    private_dir(home)
     mark = {"client_id": token.client_id, "token": hashlib.sha256(token.secret).hexdigest()}
     try:
         pending = orjson.loads((home / PENDING).read_bytes())
@@ -141,8 +141,11 @@ def _keys(home: Path, token: Token, password: Password | None) -> tuple[pki.Priv
     if pending == mark and (home / KEY).exists():
         local_key = open_local_key(home, password)
         if password is not None and not is_sealed(home):
-            put_local_key(home, local_key, password)
+            put_local_key(home, local_key, check_strength(password, [token.client_id]))
         return pki.load_key(read_private(home / KEY), local_key, str(home / KEY)), local_key
+    if password is not None:
+        check_strength(password, [token.client_id])
+    private_dir(home)
     local_key = os.urandom(32)
     key = pki.new_key()
     for name in (PENDING, IDENTITY):

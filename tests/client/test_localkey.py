@@ -16,7 +16,8 @@ from cipherbox.client.blocking import connect
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
 from cipherbox.client.keys import local as localkey
-from cipherbox.client.keys.local import is_sealed, open_local_key, put_local_key, read_password
+from cipherbox.client.keys.local import is_sealed, open_local_key, password_bytes, put_local_key, read_password
+from cipherbox.client.keys.strength import weakness
 from cipherbox.errors import (
     CipherBoxError,
     ConfigError,
@@ -24,6 +25,7 @@ from cipherbox.errors import (
     PasswordError,
     PasswordNeeded,
     StoreLocked,
+    WeakPassword,
     WrongPassword,
 )
 from cipherbox.portable import CREDENTIALS_VARIABLE, lock_file, write_private
@@ -342,16 +344,16 @@ async def test_an_interrupted_join_goes_on_with_the_same_password(
     with monkeypatch.context() as patch:
         patch.setattr(enrol, "_fetch_root", cut)
         with pytest.raises(NetworkError):
-            await join(home, token, password="first")
+            await join(home, token, password="an open sesame")
         key = (home / "client.key").read_bytes()
         with pytest.raises(PasswordNeeded):
             await join(home, token)
         with pytest.raises(WrongPassword):
-            await join(home, token, password="second")
+            await join(home, token, password="another sesame")
     assert is_sealed(home)
-    await join(home, token, password="first")
+    await join(home, token, password="an open sesame")
     assert (home / "client.key").read_bytes() == key
-    assert load_home(home, password="first").identity is not None
+    assert load_home(home, password="an open sesame").identity is not None
 
 
 async def test_a_join_that_began_without_a_password_ends_with_one(
@@ -369,8 +371,25 @@ async def test_a_join_that_began_without_a_password_ends_with_one(
         patch.setattr(enrol, "_fetch_root", cut)
         with pytest.raises(NetworkError):
             await join(hq.home("FL-LAB"), token)
-    await join(hq.home("FL-LAB"), token, password="first")
-    assert load_home(hq.home("FL-LAB"), password="first").identity is not None
+    await join(hq.home("FL-LAB"), token, password="an open sesame")
+    assert load_home(hq.home("FL-LAB"), password="an open sesame").identity is not None
+
+
+async def test_a_password_that_is_easy_to_guess_makes_no_home_and_the_reason_is_said(hq: RealHq) -> None:
+    async with hq.admin() as admin:
+        token = await admin.enrol("FL-LAB")
+    for weak in ("x", "hunter2", "fl-lab 2026", b"aaaaaaaaaaaaaaaaaaaaaaaa"):
+        with pytest.raises(WeakPassword, match="too easy to guess: .+ Add another word or two") as caught:
+            await join(hq.home("FL-LAB"), token, password=weak)
+        assert len(weak) == 1 or str(weak) not in str(caught.value)
+    assert not hq.home("FL-LAB").exists()
+
+
+def test_what_makes_a_password_good_enough() -> None:
+    for good in ("correct horse battery staple", os.urandom(16), "e3b0c44298fc1c149afbf4c8996fb924", "kräuter 7 sesame"):
+        assert weakness(password_bytes(good)) == ""
+    assert "similar to a commonly used password" in weakness(b"p4ssword1")
+    assert weakness(b"LAB-OF-FLORIDA", ["LAB-OF-FLORIDA"])  # what everybody knows of its owner is no secret
 
 
 async def test_an_empty_password_makes_no_home(hq: RealHq) -> None:

@@ -101,6 +101,12 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
         assert "say --yes" in shell("ca", "take-off", str(directory), str(stick), home=admin).err
         assert (directory / "ca" / "root.key").exists()
+        write_private(tmp_path / "weak", b"secret")
+        words = ("--password-file", str(tmp_path / "weak"), "ca", "take-off", str(directory), str(stick), "--yes")
+        weak = shell(*words, home=admin)
+        assert "too easy to guess" in weak.err
+        assert (directory / "ca" / "root.key").exists()
+        assert not stick.exists()
         take_off = ("--password-file", str(password), "ca", "take-off", str(directory), str(stick), "--yes")
         gone = shell(*take_off, home=admin)
         assert gone.code == 0, gone.err

@@ -100,6 +100,11 @@ def test_a_password_file_from_join_to_remove(lab: Path, first: Path, second: Pat
     refused = shell("keys", "password", "--new-password-file", str(empty), home=lab)
     assert refused.code == Exit.CREDENTIALS
     assert "an empty password protects nothing" in refused.err
+    write_private(empty, b"x\n")
+    weak = shell("keys", "password", "--new-password-file", str(empty), home=lab)
+    assert weak.code == Exit.CREDENTIALS
+    assert "too easy to guess: " in weak.err
+    assert "under no password" in shell("keys", "password", "--remove", "--yes", home=lab).out
     assert (lab / "local.key").read_bytes() == key
 
 
@@ -174,6 +179,9 @@ def test_on_a_terminal_it_is_asked_for_and_not_shown(hq: Hq, tmp_path: Path) -> 
         screen.expect("New password: ")
         screen.type("")
         screen.expect("empty password protects nothing")
+        screen.expect("New password: ")
+        screen.type("hunter2")
+        screen.expect("too easy to guess: This is a very common password")
         screen.expect("New password: ")
         screen.type(FIRST)
         screen.expect("The same again: ")

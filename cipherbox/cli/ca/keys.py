@@ -72,6 +72,7 @@ def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect
     from cipherbox.cli.options import sure
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.cli.password import named_password, new_password
+    from cipherbox.client.keys.strength import check_strength
     from cipherbox.portable import read_private
     from cipherbox.sealing import keyfile
     from cipherbox.server import authority
@@ -89,6 +90,8 @@ def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect
     else:
         if protect and password is None:
             password = new_password("cipherbox --password-file FILE ca take-off")
+        elif password is not None:
+            check_strength(password)
         key = os.urandom(_SIZE)
         key_file = keyfile.encrypt(key, password=password) if password is not None else key
     opened = _open(ctx, directory, key_file, password)

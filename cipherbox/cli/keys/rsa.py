@@ -60,12 +60,22 @@ def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> No
 def import_private(ctx: click.Context, file: Path, data: bytes, password_file: Path | None) -> None:
     """Takes the RSA private key of a PEM file as this client's own."""
     from cipherbox.cli.output import warn
+    from cipherbox.client.keys.strength import weakness
     from cipherbox.envelope.kinds import StanzaType
     from cipherbox.portable import others_may_read
     from cipherbox.sealing.identity import DecryptKey
     from cipherbox.sealing.rsa import import_pem
 
-    seed = import_pem(data, str(file), lambda: _password(file, password_file))
+    given: list[bytes] = []
+
+    def asked() -> bytes:
+        given.append(_password(file, password_file))
+        return given[-1]
+
+    seed = import_pem(data, str(file), asked)
+    if given and (why := weakness(given[-1])):
+        warn(f"The password {file} is under is easy to guess: {why}. Here the key is kept under this home's own; "
+             f"delete {file}.")  # fmt: skip
     if others_may_read(file):
         warn(f"Other users of this machine may read {file}; if one did, make a new key: cipherbox keys generate --rsa")
     publish(ctx, DecryptKey.from_seed(StanzaType.RSA_OAEP, seed), file)
