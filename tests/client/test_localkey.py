@@ -379,14 +379,14 @@ async def test_a_password_that_is_easy_to_guess_makes_no_home_and_the_reason_is_
     async with hq.admin() as admin:
         token = await admin.enrol("FL-LAB")
     for weak in ("x", "hunter2", "fl-lab 2026", b"aaaaaaaaaaaaaaaaaaaaaaaa"):
-        with pytest.raises(WeakPassword, match="too easy to guess: .+ Add another word or two") as caught:
+        with pytest.raises(WeakPassword, match=r"too easy to guess: .+ Add another word or two") as caught:
             await join(hq.home("FL-LAB"), token, password=weak)
         assert len(weak) == 1 or str(weak) not in str(caught.value)
     assert not hq.home("FL-LAB").exists()
 
 
 def test_what_makes_a_password_good_enough() -> None:
-    for good in ("correct horse battery staple", os.urandom(16), "e3b0c44298fc1c149afbf4c8996fb924", "kräuter 7 sesame"):
+    for good in ("correct horse battery staple", os.urandom(16), "e3b0c44298fc1c149afbf4c8996fb924", "kraut 7 sesame"):
         assert weakness(password_bytes(good)) == ""
     assert "similar to a commonly used password" in weakness(b"p4ssword1")
     assert weakness(b"LAB-OF-FLORIDA", ["LAB-OF-FLORIDA"])  # what everybody knows of its owner is no secret

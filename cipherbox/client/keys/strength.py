@@ -1,4 +1,4 @@
-"""How easily a new password is guessed, by zxcvbn: against lists of leaked passwords, words, names, dates and keyboards.
+"""How easily a new password is guessed, by zxcvbn: it knows leaked passwords, words, names, dates and keyboards.
 
 A password is refused below score 3 of 4, which stands for 10^8 guesses.  Each guess costs an attacker who has the file
 64 MiB and about 0.1 s of Argon2id, so that is most of a CPU year.  There is no way around it: whoever wants no password
