@@ -15,7 +15,7 @@ survives it.  Codes are never reused.
     |   +-- TooOld               +-- ClockSkew            +-- TooLarge
     |   +-- UnknownRecipient     +-- RouteChanged         +-- AmbiguousRoute
     |   +-- NoRoute              +-- BundleRefused        +-- EnrolmentRefused
-    |   +-- RecipientRevoked     +-- KeyReused
+    |   +-- RecipientRevoked     +-- KeyReused            +-- CommitmentChanged
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
@@ -27,6 +27,7 @@ survives it.  Codes are never reused.
     |   +-- MalformedEnvelope    +-- UnknownVersion       +-- NotRecipient
     |   +-- KeyMissing           +-- SignatureInvalid     +-- DecryptionFailed
     |   +-- CommitmentMismatch   +-- UnsafeMix            +-- SenderNotValid
+    |   +-- PlaintextMismatch    +-- AnotherPlaintext
     +-- BundleError              a key bundle that must not be trusted
     |   +-- BundleMalformed      +-- BundleNotCertified   +-- BundleForAnother
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
@@ -171,6 +172,10 @@ class RecipientRevoked(Refused, code=0x021D):
     """A recipient's certificate was revoked."""
 
 
+class CommitmentChanged(Refused, code=0x0220):
+    """This envelope id was accepted before with a commitment to another plaintext."""
+
+
 class KeyReused(Refused, code=0x0224):
     """This idempotency key was used before with other content."""
 
@@ -279,6 +284,14 @@ class UnsafeMix(EnvelopeError, code=0x0508):
 
 class SenderNotValid(EnvelopeError, code=0x0509):
     """The sender's keys were not valid when HQ accepted the envelope."""
+
+
+class PlaintextMismatch(EnvelopeError, code=0x050A):
+    """The plaintext is not the one the prefix commits to."""
+
+
+class AnotherPlaintext(EnvelopeError, code=0x050B):
+    """This envelope id was recorded before with a commitment to another plaintext."""
 
 
 class BundleError(CipherBoxError, code=0x0600):

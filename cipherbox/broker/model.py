@@ -62,6 +62,7 @@ class Incoming(NamedTuple):
     expires_at: int  # 0: never
     size: int  # bytes of the envelope
     body: object  # the envelope's bytes; carried, never looked at
+    commitment: bytes = b""  # to the plaintext
 
 
 class Entry(NamedTuple):
@@ -89,6 +90,7 @@ class Known(NamedTuple):
     waiting: tuple[tuple[str, int], ...]  # (queue, seq) not yet acknowledged
     size: int  # bytes of the generation that HQ has
     dead: tuple[str, ...] = ()  # queues where it is a dead letter and nothing else
+    commitment: bytes = b""  # to the plaintext; empty where none was made yet (0.5.0)
 
 
 # -- commands -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from cipherbox.errors import (
     AmbiguousRoute,
     CipherBoxError,
     ClockSkew,
+    CommitmentChanged,
     Forbidden,
     IdReused,
     InvalidRequest,
@@ -99,6 +100,8 @@ def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
         return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
     if item.generation <= known.generation:
         raise IdReused
+    if known.commitment and item.commitment != known.commitment:
+        raise CommitmentChanged
     waiting, dead = _unacknowledged(broker, known)
     rights = broker.rights
     recipients = set(item.recipients)
@@ -119,7 +122,7 @@ def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
     broker.effects.changes.replaced.append((known.number, item))
     broker.fresh[(item.sender, item.envelope_id)] = known._replace(
         generation=item.generation, envelope_hash=item.envelope_hash, size=item.size, waiting=tuple(places),
-        dead=tuple(name for name in known.dead if name not in [q.name for q in dead]),
+        dead=tuple(name for name in known.dead if name not in [q.name for q in dead]), commitment=item.commitment,
     )  # fmt: skip
     return Confirmed(item.correlation, False, known.queues, missing, known.accepted_at)
 
@@ -168,7 +171,7 @@ def _replace(broker: Broker, queue: Queue, seq: int, item: Incoming, known: Know
 def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) -> Confirmed:
     (
         correlation, _, _, sender, envelope_id, generation, _, envelope_hash, _, exchange, key, recipients, _,
-        expires_at, size, _,
+        expires_at, size, _, commitment,
     ) = item  # fmt: skip
     now = broker.now
     if envelope_id < broker.earliest:
@@ -192,7 +195,7 @@ def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) 
     if top is None or envelope_id > top:
         broker.highest[sender] = changes.highest[sender] = envelope_id
     broker.fresh[(sender, envelope_id)] = _new(
-        Known, (number, generation, envelope_hash, now, names, places, size, ())
+        Known, (number, generation, envelope_hash, now, names, places, size, (), commitment)
     )
     return _new(Confirmed, (correlation, False, names, missing, now))
 

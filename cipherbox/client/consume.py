@@ -77,6 +77,11 @@ class Delivery:
         return self.sighted.layout.prefix.envelope_id
 
     @property
+    def commitment(self) -> bytes:
+        """The sender's commitment to the plaintext, the same in every generation; empty in version 1."""
+        return self.sighted.layout.prefix.plain_commitment
+
+    @property
     def sealed_at(self) -> int:
         """When the sender sealed it, ms since 1970, by its clock."""
         return self.sighted.layout.prefix.sealed_at

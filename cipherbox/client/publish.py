@@ -47,7 +47,7 @@ from cipherbox.errors import (
     TooLarge,
 )
 from cipherbox.limits import LIMITS, check_client_id, check_name
-from cipherbox.sealing.body import Message, pack
+from cipherbox.sealing.body import Message, pack, salted
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import KeyKeeper
 from cipherbox.sealing.open import inspect, open_plain
@@ -257,7 +257,7 @@ class Sealer:
             sealed.raw, sealed.envelope_id, generation, count, target.exchange, target.routing_key, target.names,
             address.flags, target.version, sealed_at, sealed.envelope_hash,
             self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation), None, replaces,
-            tuple(step for speaker in speakers or () for step in speaker.turned),
+            tuple(step for speaker in speakers or () for step in speaker.turned), commitment=sealed.commitment,
         )  # fmt: skip
         return Outgoing(
             sealed.raw, sealed.envelope_id, count, settled, flags=address.flags, route_version=target.version,
@@ -276,14 +276,14 @@ class Sealer:
     async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> Outgoing:
         """The next generation of an envelope of the outbox, for those who read its route now.
 
-        ``without``: recipients that were revoked.  The same plaintext, id, time and end; fresh keys; what the sender
-        chose or allowed before holds, and where a chosen key is gone its owner's preferred one is used; what went
-        through a session goes through a fresh one.  Raises what stops a publish, or DecryptionFailed.
+        ``without``: recipients that were revoked.  The same plaintext and commitment, id, time and end; fresh keys.  What
+        the sender chose or allowed before holds, and where a chosen key is gone its owner's preferred one is used; what
+        went through a session goes through a fresh one.  Raises what stops a publish, or DecryptionFailed.
         """
         sighted = inspect(raw)
         prefix = sighted.layout.prefix
         key = self._keeper.unwrap(row.content_key or b"", row.envelope_id, row.generation)
-        plain = open_plain(sighted, key)
+        plain = salted(open_plain(sighted, key))
         by_route = row.routing_key not in BOXES.values() or bool(row.exchange)
         kinds = {StanzaType(r.stanza_type) for r in prefix.recipients}
         stanza = next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None

@@ -49,6 +49,12 @@ class SignatureSuite(enum.IntEnum):
 SIGNATURE_SIZES = {SignatureSuite.ED25519: 64, SignatureSuite.ED25519_MLDSA65: 64 + 3309}
 
 
+class HashSuite(enum.IntEnum):
+    """The hash of an envelope: of its bytes, its stanzas' binding and its commitments."""
+
+    SHA256 = 1
+
+
 class KeyUsage(enum.IntEnum):
     """What a key in a bundle is for."""
 
@@ -80,6 +86,9 @@ class Outcome(enum.IntEnum):
     SENDER_NOT_VALID = 8
     HANDLER_FAILED = 9
     TOO_OLD = 10
+    PLAINTEXT_MISMATCH = 11
+    COMMITMENT_CHANGED = 12
+    NOT_ACCEPTED = 13
     OTHER = 255
 
 

@@ -3,6 +3,10 @@
 Decoding is total: any bytes give a Prefix or MalformedEnvelope / UnknownVersion, and counts are checked against the
 bytes that are there before anything is made of them.  HQ decodes one for every envelope it takes, so names that were
 checked once are remembered (bounded).  The byte table is in the manual page `envelope`.
+
+Version 2 is what is made.  Version 1 (0.5.0 and before) is still read by recipients, for what waits at HQ.  Of the
+flags, the low four may be passed over by a reader that does not know them, the high four may not; bytes between the
+last recipient and the prefix's end belong to flags, so without a flag there are none.
 """
 
 from __future__ import annotations
@@ -12,17 +16,21 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cipherbox.envelope.ids import is_envelope_id
-from cipherbox.envelope.kinds import SEALED_KEY, STANZA_SIZES, BodyCipher, SignatureSuite, StanzaType
+from cipherbox.envelope.kinds import SEALED_KEY, STANZA_SIZES, BodyCipher, HashSuite, SignatureSuite, StanzaType
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, UnknownVersion
 from cipherbox.limits import LIMITS, check_client_id, check_name
 
 MAGIC = b"CBXE"
-VERSION = 1
+VERSION, FIRST_VERSION = 2, 1
+CRITICAL_FLAGS = 0xF0
 TAG_BYTES = 16
-FIXED = struct.Struct(">4sBBIIQQ16sIIBB32s32sHBBB")
+COMMITMENT_BYTES = 32
+FIXED = struct.Struct(">4sBBIIQQ16sIIBBB32s32s32sHBBB")
+_FIXED_1 = struct.Struct(">4sBBIIQQ16sIIBB32s32sHBBB")
 RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))
+_SHA256 = int(HashSuite.SHA256)
 _STANZA_BOUNDS = {  # a type's least and largest stanza; plain numbers, since enum members cost HQ time
     **{int(kind): (size, size) for kind, size in STANZA_SIZES.items()},
     int(StanzaType.RSA_OAEP): (LIMITS.rsa_bits_least // 8 + SEALED_KEY, LIMITS.rsa_bits_most // 8 + SEALED_KEY),
@@ -55,7 +63,9 @@ class Prefix(NamedTuple):
     body_cipher: int
     signature_suite: int
     bundle_hash: bytes
-    commitment: bytes
+    commitment: bytes  # to the content key
+    plain_commitment: bytes  # to the plaintext, the same in every generation; empty in version 1
+    version: int
     sender: str
     exchange: str
     routing_key: str
@@ -93,8 +103,8 @@ def _name(raw: bytes) -> str:
 
 def encode_prefix(
     *, body_length: int, sealed_at: int, expires_at: int, envelope_id: bytes, generation: int, message_count: int,
-    body_cipher: int, signature_suite: int, bundle_hash: bytes, commitment: bytes, sender: str, exchange: str,
-    routing_key: str, recipients: tuple[Recipient, ...],
+    body_cipher: int, signature_suite: int, bundle_hash: bytes, commitment: bytes, plain_commitment: bytes, sender: str,
+    exchange: str, routing_key: str, recipients: tuple[Recipient, ...],
 ) -> bytes:  # fmt: skip
     """The prefix's bytes; InvalidRequest if a value has no place in its field.  `decode_prefix` judges the rest."""
     try:
@@ -107,24 +117,44 @@ def encode_prefix(
         length = FIXED.size + sum(map(len, tail))
         head = FIXED.pack(
             MAGIC, VERSION, 0, length, body_length, sealed_at, expires_at, envelope_id, generation, message_count,
-            body_cipher, signature_suite, bundle_hash, commitment, len(recipients), *map(len, names),
+            body_cipher, signature_suite, HashSuite.SHA256, bundle_hash, commitment, plain_commitment, len(recipients),
+            *map(len, names),
         )  # fmt: skip
     except (struct.error, UnicodeEncodeError):
         raise InvalidRequest("a name, a time or a number of the envelope does not fit into its field") from None
     return head + b"".join(tail)
 
 
+def version_of(raw: bytes) -> int:
+    """The version an envelope says; 0 for bytes that are none."""
+    return raw[4] if len(raw) > 4 and raw[:4] == MAGIC else 0
+
+
 def decode_prefix(buf: bytes) -> Prefix:
     """The prefix at the start of ``buf``; MalformedEnvelope or UnknownVersion, never another error."""
-    if len(buf) < FIXED.size or buf[:4] != MAGIC:
+    if len(buf) < _FIXED_1.size or buf[:4] != MAGIC:
         raise MalformedEnvelope("these bytes do not begin like an envelope")
-    (
-        _, version, flags, length, body_length, sealed_at, expires_at, envelope_id, generation, count,
-        cipher, suite, bundle_hash, commitment, recipient_count, sender_size, exchange_size, key_size,
-    ) = FIXED.unpack_from(buf)  # fmt: skip
-    if version != VERSION or flags:
+    version, flags = buf[4], buf[5]
+    if version == VERSION:
+        fixed = FIXED.size
+        if len(buf) < fixed:
+            raise MalformedEnvelope("the prefix does not fit into the bytes")
+        (
+            _, _, _, length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite,
+            hash_suite, bundle_hash, commitment, plain_commitment, recipient_count, sender_size, exchange_size,
+            key_size,
+        ) = FIXED.unpack_from(buf)  # fmt: skip
+        known = not flags & CRITICAL_FLAGS and hash_suite == _SHA256
+    else:
+        fixed = _FIXED_1.size
+        (
+            _, _, _, length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite,
+            bundle_hash, commitment, recipient_count, sender_size, exchange_size, key_size,
+        ) = _FIXED_1.unpack_from(buf)  # fmt: skip
+        plain_commitment, known = b"", version == FIRST_VERSION and not flags
+    if not known:
         raise UnknownVersion(f"the envelope is of version {version} with flags {flags}; update this program")
-    if not FIXED.size < length <= min(len(buf), LIMITS.prefix_bytes):
+    if not fixed < length <= min(len(buf), LIMITS.prefix_bytes):
         raise MalformedEnvelope("the prefix does not fit into the bytes")
     if cipher not in _CIPHERS or suite not in _SUITES:
         raise UnknownVersion(f"the envelope uses body cipher {cipher} and signature suite {suite}; update this program")
@@ -135,15 +165,17 @@ def decode_prefix(buf: bytes) -> Prefix:
     if not 1 <= recipient_count <= LIMITS.recipients:
         raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
     read = _known_parties if length <= _KNOWN_BYTES else _parties
-    parties = read(buf[FIXED.size : length], recipient_count, sender_size, exchange_size, key_size)
+    parties = read(buf[fixed:length], recipient_count, sender_size, exchange_size, key_size, bool(flags))
     return _new(
         Prefix,
         (length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite, bundle_hash,
-         commitment, *parties),
+         commitment, plain_commitment, version, *parties),
     )  # fmt: skip
 
 
-def _parties(raw: bytes, recipient_count: int, sender_size: int, exchange_size: int, key_size: int) -> Parties:
+def _parties(
+    raw: bytes, recipient_count: int, sender_size: int, exchange_size: int, key_size: int, flagged: bool
+) -> Parties:
     at = sender_size
     sender = _client_id(raw[:at])
     exchange = _name(raw[at : at + exchange_size])
@@ -163,7 +195,7 @@ def _parties(raw: bytes, recipient_count: int, sender_size: int, exchange_size: 
             raise MalformedEnvelope(f"a stanza of type {stanza_type} does not have {stanza_length} bytes")
         recipients.append(Recipient(key_id, stanza_type, stanza_length, _client_id(raw[at : at + id_size])))
         at += id_size
-    if at != len(raw):
+    if at > len(raw) or (at < len(raw) and not flagged):
         raise MalformedEnvelope("the prefix has another length than it says")
     ids = tuple(r.client_id for r in recipients)
     if recipient_count > 1 and len({name.casefold() for name in ids}) != recipient_count:

@@ -2,10 +2,14 @@
 
 Packing many small messages is one `struct.pack` and one join; nothing is done twice per message.  The bytes are in the
 manual page `envelope`.
+
+Layout 2 begins with a random salt, so that the prefix can commit to a plaintext without giving it away.  Layout 1, of
+envelopes of version 1, had none.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from itertools import accumulate
@@ -16,7 +20,8 @@ import attrs
 from cipherbox.errors import InvalidRequest, MalformedEnvelope
 from cipherbox.limits import LIMITS
 
-LAYOUT = 1
+LAYOUT, FIRST_LAYOUT = 2, 1
+SALT_BYTES = 32
 SENT_TIMES, TYPES, HEADERS = 1, 2, 4
 BINARY = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
@@ -73,7 +78,15 @@ def _join(contents: Sequence[bytes], flags: int, columns: list[bytes]) -> bytes:
     if not 1 <= count <= LIMITS.messages:
         raise InvalidRequest(f"an envelope has 1 to {LIMITS.messages} messages, not {count}")
     head = _HEAD.pack(LAYOUT, flags, count)
-    return b"".join([head, struct.pack(f">{count}I", *map(len, contents)), *columns, *contents])
+    salt = os.urandom(SALT_BYTES)
+    return b"".join([head, salt, struct.pack(f">{count}I", *map(len, contents)), *columns, *contents])
+
+
+def salted(plain: bytes) -> bytes:
+    """The plaintext in layout 2; one of layout 1 gets a salt."""
+    if plain[:1] != bytes([FIRST_LAYOUT]):
+        return plain
+    return b"".join([bytes([LAYOUT]), plain[1 : _HEAD.size], os.urandom(SALT_BYTES), plain[_HEAD.size :]])
 
 
 def _times(sent: Sequence[int]) -> bytes:
@@ -183,8 +196,10 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     """The messages; MalformedEnvelope unless the plaintext is exactly ``count`` messages."""
     reader = _Reader(plain)
     layout, flags, found = _HEAD.unpack(reader.take(_HEAD.size))
-    if layout != LAYOUT or flags & ~(SENT_TIMES | TYPES | HEADERS):
+    if layout not in (LAYOUT, FIRST_LAYOUT) or flags & ~(SENT_TIMES | TYPES | HEADERS):
         raise MalformedEnvelope(f"the body has layout {layout} with flags {flags}; update this program")
+    if layout == LAYOUT:
+        reader.take(SALT_BYTES)
     if found != count:
         raise MalformedEnvelope(f"the body has {found} messages; the prefix says {count}")
     sizes = struct.unpack(f">{count}I", reader.take(4 * count))

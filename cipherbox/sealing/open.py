@@ -3,7 +3,9 @@
 1. the layout (MalformedEnvelope, UnknownVersion)      4. a stanza for this client (NotRecipient, KeyMissing)
 2. the sender's bundle is the one named                5. the stanza opens (DecryptionFailed)
 3. the signature (SignatureInvalid)                    6. the commitment (CommitmentMismatch)
-                                                       7. the body opens and is well formed
+                                                       7. the body opens (DecryptionFailed)
+                                                       8. it is the plaintext committed to (PlaintextMismatch)
+                                                       9. it is well formed (MalformedEnvelope)
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ from cipherbox.envelope import signature
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.kinds import StanzaType
 from cipherbox.envelope.layout import Hashes, Layout
-from cipherbox.errors import CommitmentMismatch, DecryptionFailed, KeyMissing, NotRecipient, SignatureInvalid
+from cipherbox.envelope.prefix import VERSION
+from cipherbox.errors import (
+    CommitmentMismatch,
+    DecryptionFailed,
+    KeyMissing,
+    MalformedEnvelope,
+    NotRecipient,
+    PlaintextMismatch,
+    SignatureInvalid,
+)
 from cipherbox.sealing import stanzas
-from cipherbox.sealing.body import Messages, unpack
+from cipherbox.sealing.body import FIRST_LAYOUT, LAYOUT, Messages, unpack
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.primitives import ContentKeys, aead, derive
+from cipherbox.sealing.primitives import ContentKeys, aead, commit_to, derive
 from cipherbox.sealing.seal import SIGNATURE_USE
 
 # Opens a stanza of type `ratchet`: (key id, stanza, binding) -> content key.  KeyMissing if no session can.
@@ -90,7 +101,15 @@ def open_plain(sighted: Sighted, key: bytes) -> bytes:
 
 def _open_body(sighted: Sighted, keys: ContentKeys) -> Messages:
     prefix = sighted.layout.prefix
-    return unpack(_plain(sighted, keys), prefix.message_count, prefix.sealed_at)
+    plain = _plain(sighted, keys)
+    layout = FIRST_LAYOUT
+    if prefix.version == VERSION:
+        layout = LAYOUT
+        if not hmac.compare_digest(commit_to(plain, prefix.sealed_at), prefix.plain_commitment):
+            raise PlaintextMismatch
+    if plain[:1] != bytes([layout]):
+        raise MalformedEnvelope("the body is not of its envelope's version")
+    return unpack(plain, prefix.message_count, prefix.sealed_at)
 
 
 def _plain(sighted: Sighted, keys: ContentKeys) -> bytes:

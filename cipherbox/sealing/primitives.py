@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives import hashes
@@ -13,6 +14,7 @@ from cipherbox.envelope.kinds import BodyCipher, label
 CONTENT_KEY_BYTES = 32
 SALT = b"cipherbox/v1"
 _BODY_KEY, _BODY_NONCE, _COMMITMENT = label("body-key"), label("body-nonce"), label("commitment")
+_PLAINTEXT = label("plaintext-commitment")
 
 
 class ContentKeys(NamedTuple):
@@ -36,6 +38,13 @@ def derive(content_key: bytes) -> ContentKeys:
     return ContentKeys(
         hkdf(content_key, _BODY_KEY, 32), hkdf(content_key, _BODY_NONCE, 12), hkdf(content_key, _COMMITMENT, 32)
     )
+
+
+def commit_to(plain: bytes, sealed_at: int) -> bytes:
+    """The commitment to a plaintext, which holds its own salt, and to the time its messages have from the prefix."""
+    running = hashlib.sha256(_PLAINTEXT + sealed_at.to_bytes(8, "big"))
+    running.update(plain)
+    return running.digest()
 
 
 def aead(cipher: int, key: bytes) -> AESGCM | ChaCha20Poly1305:

@@ -1,8 +1,8 @@
 """Messages -> envelope.
 
-The order is the format's: content key and what is derived from it; the prefix, which commits to it; one stanza for each
-recipient, bound to the prefix; the body, with the hash of all before as associated data; the signature over the hash of
-all.  A content key seals one body once: sealing again means a fresh key.
+The order is the format's: content key and what is derived from it; the prefix, which commits to both the key and the
+plaintext; one stanza for each recipient, bound to the prefix; the body, with the hash of all before as associated data;
+the signature over the hash of all.  A content key seals one body once: sealing again means a fresh key.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encod
 from cipherbox.errors import BundleError, BundleMalformed, EnvelopeError, InvalidRequest, TooLarge, UnsafeMix
 from cipherbox.limits import LIMITS
 from cipherbox.sealing import stanzas
+from cipherbox.sealing.body import LAYOUT
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.primitives import CONTENT_KEY_BYTES, aead, derive
+from cipherbox.sealing.primitives import CONTENT_KEY_BYTES, aead, commit_to, derive
 
 SIGNATURE_USE = "envelope-signature"
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class Sealed:
     raw: bytes = attrs.field(repr=False)
     envelope_id: bytes
     envelope_hash: bytes
+    commitment: bytes  # to the plaintext
     count: int
     content_key: bytes = attrs.field(repr=False)
 
@@ -120,10 +122,14 @@ def seal(
         k not in b.keys for b, k in zip(recipients, keys, strict=False)
     ):
         raise InvalidRequest("an envelope needs one key of each recipient's own bundle")
-    if plain[2:6] != count.to_bytes(4, "big"):
+    if plain[:1] != bytes([LAYOUT]) or plain[2:6] != count.to_bytes(4, "big"):
         raise InvalidRequest(f"the body does not hold {count} messages")
     content_key = os.urandom(CONTENT_KEY_BYTES)
     body_key, nonce, commitment = derive(content_key)
+    try:
+        plain_commitment = commit_to(plain, sealed_at)
+    except OverflowError:
+        raise InvalidRequest("the time of sealing is in milliseconds since 1970, from 0 to 2^64 - 1") from None
     prefix = encode_prefix(
         body_length=len(plain) + TAG_BYTES,
         sealed_at=sealed_at,
@@ -135,6 +141,7 @@ def seal(
         signature_suite=identity.suite,
         bundle_hash=identity.bundle.hash,
         commitment=commitment,
+        plain_commitment=plain_commitment,
         sender=identity.client_id,
         exchange=exchange,
         routing_key=routing_key,
@@ -156,4 +163,4 @@ def seal(
     raw = b"".join([prefix, *wrapped, body, identity.sign(SIGNATURE_USE, envelope_hash)])
     if len(raw) > LIMITS.envelope_bytes:
         raise TooLarge(f"the envelope has {len(raw)} bytes; at most {LIMITS.envelope_bytes} are allowed")
-    return Sealed(raw, envelope_id, envelope_hash, count, content_key)
+    return Sealed(raw, envelope_id, envelope_hash, plain_commitment, count, content_key)

@@ -17,6 +17,7 @@ from cipherbox.broker.model import AnyCommand, ExchangeType
 from cipherbox.broker.rights import MAILBOX
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.envelope.layout import split, stored_hashes
+from cipherbox.envelope.prefix import VERSION
 from cipherbox.errors import EnvelopeError, EnvelopeRefused, Forbidden, InvalidRequest, NotFound, TooLarge, WrongSender
 from cipherbox.limits import LIMITS
 from cipherbox.server import administration
@@ -41,15 +42,17 @@ def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
         layout = split(raw)
     except EnvelopeError as error:
         raise EnvelopeRefused(str(error)) from None
-    (_, _, sealed_at, expires_at, envelope_id, generation, count, _, _, _, _, sender, exchange, routing_key, _, readers,
-     _) = layout.prefix  # fmt: skip
+    (_, _, sealed_at, expires_at, envelope_id, generation, count, _, _, _, _, commitment, version, sender, exchange,
+     routing_key, _, readers, _) = layout.prefix  # fmt: skip
+    if version != VERSION:
+        raise EnvelopeRefused(f"the envelope is of version {version}; this HQ takes version {VERSION} only")
     if sender != client:
         raise WrongSender(f"this connection is {client}; the envelope says it is from {sender}")
     envelope_hash, stored_hash = stored_hashes(raw, layout)
     return tuple.__new__(
         m.Incoming,
         (correlation, bool(flags & PARTIAL), route_version, sender, envelope_id, generation, count, envelope_hash,
-         stored_hash, exchange, routing_key, readers, sealed_at, expires_at, len(raw), raw),
+         stored_hash, exchange, routing_key, readers, sealed_at, expires_at, len(raw), raw, commitment),
     )  # fmt: skip
 
 

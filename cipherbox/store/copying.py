@@ -28,7 +28,7 @@ TABLES: dict[str, str] = {
     "bindings": "exchange:t queue:t routing_key:t",
     "grants": "client:t right:t resource:t",
     "envelopes": "number:8 sender:t envelope_id:u generation:8 messages:4 envelope_hash:b exchange:t routing_key:t "
-    "sealed_at:8 expires_at:8 accepted_at:T fan:4 bytes:8",
+    "sealed_at:8 expires_at:8 accepted_at:T fan:4 bytes:8 commitment:b",
     "entries": "queue_no:4 seq:8 number:8 accepted_at:T state:2 attempts:4 delivered_at:T acknowledged_at:T client:t "
     "bytes:8 fan:4 expires_at:8 sender:t envelope_id:u",
     "dead_letters": "queue_no:4 seq:8 number:8 accepted_at:T at:8 reason:t by:t settled:t settled_at:8 settled_by:t",

@@ -18,7 +18,7 @@ Row = Sequence[Any]
 
 def as_known(
     number: int, generation: int, envelope_hash: bytes, accepted_at: int, size: int,
-    entries: Iterable[tuple[str, int, int]],
+    commitment: bytes, entries: Iterable[tuple[str, int, int]],
 ) -> Known:  # fmt: skip
     """An envelope and its ``entries``: queue, seq and state, in the queues' order."""
     states: dict[str, set[int]] = {}
@@ -28,7 +28,7 @@ def as_known(
         if state < EntryState.ACKNOWLEDGED:
             waiting.append((name, seq))
     dead = tuple(name for name, found in states.items() if found == {EntryState.DEAD})
-    return Known(number, generation, envelope_hash, accepted_at, tuple(states), tuple(waiting), size, dead)
+    return Known(number, generation, envelope_hash, accepted_at, tuple(states), tuple(waiting), size, dead, commitment)
 
 
 def dead_page(

@@ -182,3 +182,30 @@ def test_the_same_bytes_again_tell_who_was_left_out() -> None:
     assert (answer.again, answer.missing) == (True, ("NOBODY",))
     assert w.ok(m.Ack(2, "B", 1, "box.B", [(1, 1)])) == Acked(1, 1, 0)
     assert w.ok(m.Nack(2, "B", 1, "box.B", 1, True, 0, "")) == Done(1, 0)
+
+
+def test_one_id_has_one_text_in_every_generation() -> None:
+    """Generation 0 to one recipient, generation 1 with another text to another: refused, wherever the first one is."""
+    w = World(LIMITS, "A", "B", "C")
+    item = w.item("A", ("B", "C"), commitment=b"1" * 32)
+    w.publish(item)
+    for wrong in (b"2" * 32, b""):
+        assert w.refused(newer(item, recipients=("C",), commitment=wrong)) == "commitment-changed"
+    w.ok(m.Ack(2, "B", 1, "box.B", [(1, 1)]))
+    w.recover()
+    for name in ("A", "B", "C"):
+        w.connect(name)
+    assert w.refused(newer(item, recipients=("C",), commitment=b"2" * 32)) == "commitment-changed"
+    assert fetched(w, "C", "box.C") == [(1, 100)]
+    assert isinstance(w.publish(newer(item, recipients=("B", "C"), commitment=b"1" * 32)), Confirmed)
+    w.ok(m.Ack(3, "C", 1, "box.C", [(1, 1)]))
+    assert w.refused(newer(item, generation=2, commitment=b"2" * 32)) == "commitment-changed"
+
+
+def test_what_0_5_0_sealed_gets_its_commitment_with_the_next_generation() -> None:
+    w = World(LIMITS, "A", "B")
+    item = w.item("A", ("B",))
+    w.publish(item)
+    assert isinstance(w.publish(newer(item, commitment=b"1" * 32)), Confirmed)
+    assert w.refused(newer(item, generation=2, commitment=b"2" * 32)) == "commitment-changed"
+    assert isinstance(w.publish(newer(item, generation=3, commitment=b"1" * 32)), Confirmed)

@@ -136,7 +136,7 @@ class ModelStore:
                     alive = {q for q, _ in places if any(self.entries[p][2] != "dead" for p in places if p[0] == q)}
                     dead = tuple(q for q in queues if q not in alive)
                     facts.known[(sender, envelope_id)] = m.Known(
-                        number, i.generation, i.envelope_hash, at, queues, left, i.size, dead
+                        number, i.generation, i.envelope_hash, at, queues, left, i.size, dead, i.commitment
                     )
         for queue, first, count in wanted.entries:
             found = {s: self.entry(queue, s) for s in self.waiting(queue) if first <= s < first + count}

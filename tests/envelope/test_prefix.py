@@ -40,6 +40,7 @@ def a_prefix(**more: object) -> bytes:
     values = {
         "body_length": 16, "sealed_at": 5, "expires_at": 0, "envelope_id": EnvelopeIds(now_ms).next(), "generation": 0,
         "message_count": 1, "body_cipher": 1, "signature_suite": 1, "bundle_hash": bytes(32), "commitment": bytes(32),
+        "plain_commitment": bytes(32),
         "sender": "FL-LAB", "exchange": "", "routing_key": "",
         "recipients": (Recipient(bytes(16), 2, 80, "CA-RC"),), **more,
     }  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from typing import Any
+from unittest import mock
 
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope import receipt as receipts
 from cipherbox.envelope.bundle import KeyBundle, fingerprint
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.kinds import BodyCipher, Outcome, StanzaType
+from cipherbox.sealing import seal as seal_module
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.identity import DecryptKey, Identity
@@ -56,7 +58,8 @@ def opened_row(
         "prefix_hash": hashlib.sha256(raw[: at.stanzas_at]).hexdigest(), "header_hash": hashes.header_hash.hex(),
         "envelope_hash": hashes.envelope_hash.hex(), "stored_hash": hashes.stored_hash.hex(),
         "content_key": key.hex(), "body_key": keys.body_key.hex(), "body_nonce": keys.nonce.hex(),
-        "body": plain.hex(), "messages": files.plain(messages),
+        "plaintext_commitment": at.prefix.plain_commitment.hex(), "body": plain.hex(),
+        "messages": files.plain(messages),
     }  # fmt: skip
 
 
@@ -90,23 +93,44 @@ def dishonest(sender: Party, to: Party) -> list[tuple[str, bytes, str]]:
             sender.identity, [to.bundle], plain, 1, envelope_id=EnvelopeIds(now_ms).next(), sealed_at=now_ms()
         ).raw  # fmt: skip
 
-    one = bytes.fromhex("0100 00000001 00000001 00") + b"x"
-    twice = bytes.fromhex("0104 00000001 00000001 00 0009 02 01610000 01610000") + b"x"
+    def lied(plain: bytes, *more: Any) -> bytes:
+        return lying(sender, to, plain, *more)
+
+    salt = bytes(range(32))
+    one = bytes.fromhex("0200 00000001") + salt + bytes.fromhex("00000001 00") + b"x"
+    twice = bytes.fromhex("0204 00000001") + salt + bytes.fromhex("00000001 00 0009 02 01610000 01610000") + b"x"
     return [
-        ("signed: key id", flip(125 + len(at.prefix.sender)), "key-missing"),
+        ("signed: key id", flip(158 + len(at.prefix.sender)), "key-missing"),
         ("signed: generation", flip(49), "decryption-failed"),
         ("signed: stanza", flip(at.stanzas_at), "decryption-failed"),
         ("signed: body", flip(at.body_at), "decryption-failed"),
         ("signed: tag", flip(at.signatures_at - 1), "decryption-failed"),
         ("signed: other content key",
          resigned(raw[: at.stanzas_at] + other + raw[at.body_at :], sender.identity), "commitment-mismatch"),
-        ("signed: body layout 2", body(b"\x02" + one[1:]), "malformed-envelope"),
+        ("signed: body layout 3", lied(b"\x03" + one[1:]), "malformed-envelope"),
+        ("signed: body layout 1", lied(b"\x01" + one[1:6] + one[38:]), "malformed-envelope"),
+        ("signed: another plaintext", lied(one, one[:-1] + b"y"), "plaintext-mismatch"),
+        ("signed: another time", lied(one, one, 1), "plaintext-mismatch"),
+        ("signed: plaintext commitment", flip(121), "decryption-failed"),
         ("signed: body flag 8", body(one[:1] + b"\x08" + one[2:]), "malformed-envelope"),
         ("signed: body one byte more", body(one + b"x"), "malformed-envelope"),
         ("signed: body one byte short", body(one[:-1]), "malformed-envelope"),
         ("signed: header twice", body(twice), "malformed-envelope"),
-        ("signed: text not UTF-8", body(one[:10] + b"\x01\xff" + b"x"), "malformed-envelope"),
+        ("signed: text not UTF-8", body(one[:42] + b"\x01\xff" + b"x"), "malformed-envelope"),
     ]  # fmt: skip
+
+
+def lying(sender: Party, to: Party, plain: bytes, committed: bytes | None = None, later: int = 0) -> bytes:
+    """An envelope of this plaintext that commits to another one, or to another time."""
+    right = seal_module.commit_to
+    wrong = plain if committed is None else committed
+    with (
+        mock.patch.object(seal_module, "commit_to", lambda _, at: right(wrong, at + later)),
+        mock.patch.object(seal_module, "LAYOUT", plain[0]),
+    ):
+        return seal(
+            sender.identity, [to.bundle], plain, 1, envelope_id=EnvelopeIds(now_ms).next(), sealed_at=now_ms()
+        ).raw  # fmt: skip
 
 
 def damaged(raw: bytes) -> list[tuple[str, bytes, str]]:
@@ -119,12 +143,15 @@ def damaged(raw: bytes) -> list[tuple[str, bytes, str]]:
     return [
         ("magic", flip(0), "malformed-envelope"),
         ("version", flip(4), "unknown-version"),
-        ("flags", flip(5), "unknown-version"),
+        ("a critical flag", raw[:5] + b"\x10" + raw[6:], "unknown-version"),
+        ("a flag that may be passed over", flip(5), "signature-invalid"),
+        ("hash suite 2", raw[:56] + b"\x02" + raw[57:], "unknown-version"),
         ("generation", flip(49), "signature-invalid"),
         ("body cipher 3", raw[:54] + b"\x03" + raw[55:], "unknown-version"),
         ("signature suite", raw[:55] + b"\x02" + raw[56:], "malformed-envelope"),
-        ("bundle hash", flip(56), "signature-invalid"),
-        ("commitment", flip(88), "signature-invalid"),
+        ("bundle hash", flip(57), "signature-invalid"),
+        ("commitment", flip(89), "signature-invalid"),
+        ("plaintext commitment", flip(121), "signature-invalid"),
         ("stanza", flip(at.stanzas_at), "signature-invalid"),
         ("body", flip(at.body_at), "signature-invalid"),
         ("signature", flip(at.signatures_at), "signature-invalid"),
@@ -135,6 +162,12 @@ def damaged(raw: bytes) -> list[tuple[str, bytes, str]]:
 
 
 def main() -> None:
+    lab, strong, ca = write_envelopes()
+    write_bundles(lab, strong)
+    write_receipts(ca, lab, sealed(lab, [ca], MESSAGES))
+
+
+def write_envelopes() -> tuple[Party, Party, Party]:
     lab, strong, ca, ny = party("FL-LAB"), party("PA-LAB", 2), party("CA-RC"), party("NY-RC")
     rows = [
         opened_row("one recipient", raw := sealed(lab, [ca], MESSAGES), lab, MESSAGES),
@@ -163,8 +196,7 @@ def main() -> None:
             "fails": bad,
         },
     )
-    write_bundles(lab, strong)
-    write_receipts(ca, lab, raw)
+    return lab, strong, ca
 
 
 def _failed(sender: Party, what: str, raw: bytes, error: str) -> dict[str, Any]:

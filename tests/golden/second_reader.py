@@ -74,17 +74,19 @@ def check_signatures(sign: dict[int, bytes], suite: int, message: bytes, signatu
     assert len(signature) == {1: 64, 2: 64 + 3309}[suite]
 
 
-PREFIX = ">4sBBIIQQ16sIIBB32s32sHBBB"
+PREFIX = ">4sBBIIQQ16sIIBBB32s32s32sHBBB"
 
 
 def read_envelope(raw: bytes) -> dict[str, Any]:
     names = (
         "magic", "version", "flags", "length", "body", "sealed_at", "expires_at", "id", "generation", "count", "cipher",
-        "suite", "bundle", "commitment", "recipients", "sender_size", "exchange_size", "key_size",
+        "suite", "hash_suite", "bundle", "commitment", "plain_commitment", "recipients", "sender_size",
+        "exchange_size", "key_size",
     )  # fmt: skip
     e: dict[str, Any] = dict(zip(names, struct.unpack_from(PREFIX, raw), strict=True))
-    assert (e["magic"], e["version"], e["flags"], struct.calcsize(PREFIX)) == (b"CBXE", 1, 0, 125)
-    c = Cursor(raw, 125)
+    assert (e["magic"], e["version"], e["flags"], struct.calcsize(PREFIX)) == (b"CBXE", 2, 0, 158)
+    assert e["hash_suite"] == 1
+    c = Cursor(raw, 158)
     e["sender"], e["exchange"] = c.take(e["sender_size"]).decode(), c.take(e["exchange_size"]).decode()
     e["key"] = c.take(e["key_size"]).decode()
     entries = []
@@ -134,9 +136,11 @@ def open_body(e: dict[str, Any], content_key: bytes) -> list[dict[str, Any]]:
     assert derived("commitment", 32) == e["commitment"]
     cipher: Any = {1: AESGCM, 2: ChaCha20Poly1305}[e["cipher"]]
     plain = cipher(derived("body-key", 32)).decrypt(derived("body-nonce", 12), e["ciphertext"], e["header_hash"])
+    assert sha256(label("plaintext-commitment"), e["sealed_at"].to_bytes(8, "big"), plain) == e["plain_commitment"]
     c = Cursor(plain)
-    assert c.number(1) == 1
+    assert c.number(1) == 2
     flags, count = c.number(1), c.number(4)
+    c.take(32)
     assert count == e["count"]
     sizes = [c.number(4) for _ in range(count)]
     sent = [c.number(8) for _ in range(count)] if flags & 1 else [0] * count

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox.errors import InvalidRequest, MalformedEnvelope
-from cipherbox.sealing.body import Message, pack, pack_contents, text_message, unpack
+from cipherbox.sealing.body import Message, pack, pack_contents, salted, text_message, unpack
 from tests.golden.make_envelopes import MESSAGES
 
 
@@ -32,7 +32,7 @@ def test_bodies_round_trip(messages: list[Message]) -> None:
 
 @given(st.binary(max_size=200), st.integers(1, 65_536))
 def test_any_plaintext_is_messages_or_refused(plain: bytes, count: int) -> None:
-    for buf in (plain, b"\x01\x07" + count.to_bytes(4, "big") + plain):
+    for buf in (plain, b"\x01\x07" + count.to_bytes(4, "big") + plain, b"\x02\x07" + count.to_bytes(4, "big") + plain):
         try:
             unpack(buf, count, 0)
         except MalformedEnvelope:
@@ -41,7 +41,19 @@ def test_any_plaintext_is_messages_or_refused(plain: bytes, count: int) -> None:
 
 def test_the_fast_way_of_packing_makes_the_same_bytes() -> None:
     contents = [b"a", b"", b"ccc"]
-    assert pack_contents(contents, "x/y") == pack([Message(c, "x/y") for c in contents])
+    one, two = pack_contents(contents, "x/y"), pack([Message(c, "x/y") for c in contents])
+    assert (one[:6], one[38:]) == (two[:6], two[38:])
+    assert one[6:38] != two[6:38]  # a salt of its own
+
+
+def test_a_body_of_the_first_layout_gets_a_salt_and_holds_the_same() -> None:
+    plain = pack(MESSAGES)
+    first = b"\x01" + plain[1:6] + plain[38:]
+    again = salted(first)
+    assert (again[:6], again[38:]) == (plain[:6], plain[38:])
+    assert again[6:38] != plain[6:38]
+    assert unpack(first, len(MESSAGES), 7) == unpack(again, len(MESSAGES), 7)
+    assert salted(plain) is plain
 
 
 @pytest.mark.parametrize(

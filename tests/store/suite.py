@@ -18,11 +18,13 @@ AT = 1_800_000_000_000
 Opener = Callable[[], Store]
 
 
-def incoming(index: int, body: bytes = b"body", to: tuple[str, ...] = ("B",), generation: int = 0) -> Incoming:
+def incoming(
+    index: int, body: bytes = b"body", to: tuple[str, ...] = ("B",), generation: int = 0, commitment: bytes = b"",
+) -> Incoming:
     envelope_id = (AT << 80 | 7 << 76 | 2 << 62 | index << 16).to_bytes(16, "big")
     return Incoming(
         index, False, 0, "A", envelope_id, generation, 3, hashlib.sha256(b"e" + body).digest(),
-        hashlib.sha256(body).digest(), "", "", to, AT, 0, len(body), body,
+        hashlib.sha256(body).digest(), "", "", to, AT, 0, len(body), body, commitment,
     )  # fmt: skip
 
 
@@ -122,14 +124,14 @@ class Suite:
     def test_known_ids_say_where_they_went_and_what_still_waits(self, opener: Opener) -> None:
         store = opener()
         driver = Driver(store).clients()
-        item = incoming(1, to=("B", "C"))
+        item = incoming(1, to=("B", "C"), commitment=b"c" * 32)
         driver.publish(item)
         driver.consume()
         driver.run(m.Ack(2, "B", 1, "box.B", [(1, 1)]))
         facts = store.facts(Wanted(known=[("A", item.envelope_id), ("B", item.envelope_id)]), 10)
         (known,) = facts.known.values()
         assert (known.number, known.envelope_hash, known.size) == (1, item.envelope_hash, item.size)
-        assert known.dead == ()
+        assert (known.dead, known.commitment) == ((), b"c" * 32)
         assert known.queues == ("box.B", "box.C")
         assert known.waiting == (("box.C", 1),)
 
@@ -185,11 +187,12 @@ class Suite:
         (known,) = store.facts(wanted, 10).known.values()
         assert (known.queues, known.waiting, known.dead) == (("box.B", "other"), (("other", 1),), ("box.B",))
         changes = Changes(entries=[m.NewEntry("box.B", 2, 1, 0, "")])
-        changes.replaced = [(1, incoming(1, b"next", generation=1))]
+        changes.replaced = [(1, incoming(1, b"next", generation=1, commitment=b"d" * 32))]
         changes.counters = [m.Counters("box.B", 1, 4, 2, 3)]
         store.commit(changes, store.epoch)
         (known,) = store.facts(wanted, 10).known.values()
         assert (known.queues, known.dead, known.generation) == (("box.B", "other"), (), 1)
+        assert known.commitment == b"d" * 32
         assert known.waiting == (("box.B", 2), ("other", 1))
         assert [(e.seq, e.number) for e in store.load(10).heads["box.B"]] == [(2, 1)]
         report = store.trace("A", incoming(1).envelope_id)

@@ -76,6 +76,7 @@ CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, 
     """
 UPDATE state SET value = -1 WHERE name = 'length' AND value = 0 AND NOT EXISTS (SELECT 1 FROM senders);
 """,
+    "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
 )
 _NOT_YET = -1
 
@@ -122,12 +123,16 @@ class Inbox:
 
     def knows(self, sender: str, envelope_id: bytes) -> bool:
         """Whether the envelope is recorded."""
+        return self.commitment(sender, envelope_id) is not None
+
+    def commitment(self, sender: str, envelope_id: bytes) -> bytes | None:
+        """The commitment to the plaintext under which an envelope is recorded; empty: none was known; None: unknown."""
         if self.surely_new(sender, envelope_id):
-            return False
+            return None
         found = self._db.execute(
-            "SELECT 1 FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, envelope_id)
+            "SELECT commitment FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, envelope_id)
         ).fetchone()
-        return found is not None
+        return bytes(found[0]) if found is not None else None
 
     def record(self, batch: Sequence[Received], heard: Heard | None = None) -> list[bytes]:
         """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded.
@@ -242,9 +247,12 @@ class Inbox:
         now = int(time.time() * 1000)
         self._db.executemany(
             "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, accepted_at, received_at,"
-            " envelope_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            " envelope_hash, commitment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, r.accepted_at, now, r.envelope_hash)
+                (
+                    r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, r.accepted_at, now,
+                    r.envelope_hash, r.commitment,
+                )
                 for r in batch
             ],
         )
@@ -294,6 +302,11 @@ class Inbox:
             "sha256": hashlib.sha256(message.content).hexdigest(),
             "content_type": message.content_type,
         }
+
+
+def counted(one: Received) -> int:
+    """How many messages this will be; a file counts when it is whole."""
+    return 0 if is_file(one) or is_frame(one) else len(one.messages)
 
 
 def _joined(lines: Sequence[bytes]) -> Iterator[bytes]:

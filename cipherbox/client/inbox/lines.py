@@ -39,6 +39,7 @@ class Received(NamedTuple):
     sealed_at: int
     messages: Sequence[Message]
     envelope_hash: bytes = bytes(32)
+    commitment: bytes = b""  # to the plaintext; empty in envelopes of version 1
 
 
 def lines_of(received: Received, beside: Beside) -> bytes:

@@ -19,6 +19,7 @@ from cipherbox.client.sessions.sessions import Sessions, in_sessions
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import (
+    AnotherPlaintext,
     CipherBoxError,
     CommitmentMismatch,
     DecryptionFailed,
@@ -27,6 +28,7 @@ from cipherbox.errors import (
     KeyMissing,
     MalformedEnvelope,
     NotRecipient,
+    PlaintextMismatch,
     SenderNotValid,
     SignatureInvalid,
     UnknownVersion,
@@ -34,7 +36,7 @@ from cipherbox.errors import (
 from cipherbox.portable import escape_text
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.open import Sighted, open_envelope
+from cipherbox.sealing.open import Sighted, open_envelope, verify
 
 OUTCOMES: dict[type[CipherBoxError], Outcome] = {
     MalformedEnvelope: Outcome.MALFORMED,
@@ -45,6 +47,8 @@ OUTCOMES: dict[type[CipherBoxError], Outcome] = {
     DecryptionFailed: Outcome.DECRYPTION_FAILED,
     CommitmentMismatch: Outcome.COMMITMENT_MISMATCH,
     SenderNotValid: Outcome.SENDER_NOT_VALID,
+    PlaintextMismatch: Outcome.PLAINTEXT_MISMATCH,
+    AnotherPlaintext: Outcome.COMMITMENT_CHANGED,
 }
 NEVER = frozenset(
     [
@@ -54,6 +58,8 @@ NEVER = frozenset(
         Outcome.DECRYPTION_FAILED,
         Outcome.COMMITMENT_MISMATCH,
         Outcome.TOO_OLD,
+        Outcome.PLAINTEXT_MISMATCH,
+        Outcome.COMMITMENT_CHANGED,
     ]
 )
 PAUSE_MAX_S = 60.0
@@ -82,9 +88,7 @@ class Opener:
         if self._identity is None:
             raise Forbidden("an admin's machine holds no key that opens a message")
         prefix = delivery.sighted.layout.prefix
-        sender = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
-        if sender is None:
-            sender = await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+        sender = await self._sender(delivery)
         try:
             messages = self._opened(delivery.sighted, sender, later)
         except KeyMissing:
@@ -94,6 +98,17 @@ class Opener:
         delivery.fill(messages)
         if not delivery.quiet:
             self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
+
+    async def verify(self, delivery: Delivery) -> None:
+        """The sender's signature alone; the EnvelopeError if it does not hold."""
+        verify(delivery.sighted, await self._sender(delivery))
+
+    async def _sender(self, delivery: Delivery) -> KeyBundle:
+        prefix = delivery.sighted.layout.prefix
+        known = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+        if known is not None:
+            return known
+        return await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
 
     def _opened(self, sighted: Sighted, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None

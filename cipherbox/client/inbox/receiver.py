@@ -2,7 +2,8 @@
 
 For each batch: what the inbox already has is acknowledged again and not written; what is new is verified and opened;
 what cannot be is refused with its reason; the rest is recorded (see `inbox`), and then acknowledged.  The lookup comes
-before the verification: an id that is recorded is only acknowledged, whatever bytes came with it.
+before the verification: an id that is recorded is only acknowledged, whatever bytes came with it.  If they commit to
+another plaintext than the recorded one, and the sender signed that, they are refused with a receipt.
 
 While one batch is written to the disk the next one is opened.  So at most one batch is under way, and what it holds is
 neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for it first.
@@ -24,7 +25,7 @@ from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK
 from cipherbox.client.inbox.arriving import is_file
-from cipherbox.client.inbox.inbox import LINES, Inbox
+from cipherbox.client.inbox.inbox import LINES, Inbox, counted
 from cipherbox.client.inbox.lasting import lasting
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.opening import NEVER, OUTCOMES
@@ -34,7 +35,7 @@ from cipherbox.client.receipts import MENDED
 from cipherbox.client.sessions.hearing import Heard
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import CipherBoxError, EnvelopeError, Forbidden, NotFound, StoreLocked
+from cipherbox.errors import AnotherPlaintext, CipherBoxError, EnvelopeError, Forbidden, NotFound, StoreLocked
 from cipherbox.portable import lock_file
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ class Receiver:
         assert inbox is not None
         new: list[Received] = []
         done: list[Delivery] = []
-        seen: set[Key] = set()
+        seen: dict[Key, bytes] = {}  # commitments to the plaintexts
         count = 0
         for delivery in deliveries:
             if self._enough_with(count):
@@ -276,28 +277,33 @@ class Receiver:
                     await self._refuse(delivery, error, Outcome.TOO_OLD)
                 else:
                     new.append(await self._open(delivery))
-                    count += _counted(new[-1])
-                    seen.add((delivery.sender_id, delivery.envelope_id))
+                    count += counted(new[-1])
+                    seen[(delivery.sender_id, delivery.envelope_id)] = delivery.commitment
                     done.append(delivery)
             except EnvelopeError as error:
                 await self._refuse(delivery, error)
         return new, done
 
-    async def _is_old(self, inbox: Inbox, delivery: Delivery, seen: set[Key]) -> bool:
+    async def _is_old(self, inbox: Inbox, delivery: Delivery, seen: dict[Key, bytes]) -> bool:
         key = (delivery.sender_id, delivery.envelope_id)
-        if key not in seen:
+        known = seen.get(key)
+        if known is None:
             if key not in self._under_way and inbox.surely_new(*key):
                 return False
             await self._recorded()
-            if not inbox.knows(*key):
+            known = inbox.commitment(*key)
+            if known is None:
                 return False
+        if known and delivery.commitment and known != delivery.commitment:
+            await self.client.opener.verify(delivery)
+            raise AnotherPlaintext
         self.duplicates += 1
         self._events.messages(RECEIVER, "Received {} again; it is stored already", key[1], delivery.count)
         return True
 
     def _set_out(self, new: list[Received]) -> None:
         self._under_way = {(one.sender, one.envelope_id) for one in new}
-        self._under_way_count = sum(map(_counted, new))
+        self._under_way_count = sum(map(counted, new))
 
     async def _recorded(self) -> None:
         """Waits until nothing is being written; raises what went wrong with it."""
@@ -359,7 +365,7 @@ class Receiver:
         await self.client.opener.open(delivery, later=True)
         return Received(
             prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
-            prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash,
+            prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash, delivery.commitment,
         )  # fmt: skip
 
     async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
@@ -392,8 +398,3 @@ class Receiver:
         """Waits for HQ's word on the acks that are out; each has its own bound."""
         while self._acks_open:
             await self._moved.wait()
-
-
-def _counted(one: Received) -> int:
-    """Messages that this will be; a file counts when it is whole."""
-    return 0 if is_file(one) or is_frame(one) else len(one.messages)

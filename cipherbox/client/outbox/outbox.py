@@ -90,6 +90,7 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
     "ALTER TABLE transfers ADD COLUMN stanza INTEGER NOT NULL DEFAULT 0;\n",
     CHAINS,
     beside.STEP,
+    "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
 )
 class Outbox(OutboxSigned):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
@@ -273,7 +274,7 @@ class Outbox(OutboxSigned):
         self._db.executemany(
             "INSERT OR IGNORE INTO envelopes (envelope_id, generation, messages, exchange, routing_key, recipients, "
             "flags, route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, "
-            "owed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "owed, commitment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [values_of(i, file, now) for i, file in zip(fresh, places, strict=True)],
         )
 
@@ -292,8 +293,9 @@ class Outbox(OutboxSigned):
         )
         db.execute(
             "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
-            "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed) = "
-            "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?), state = 0, code = 0, reason = '' WHERE number = ?",
+            "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed, "
+            "commitment) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?), "
+            "state = 0, code = 0, reason = '' WHERE number = ?",
             (*values_of(item, file, now), row[0]),
         )
         opened = {name for (name,) in db.execute(

@@ -31,6 +31,7 @@ from cipherbox.client.sessions.chains import Turned
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.log import leaf, verify_proof
+from cipherbox.envelope.prefix import VERSION, version_of
 from cipherbox.errors import CipherBoxError, KeyReused, RecipientRevoked, RouteChanged, SessionMoved, StoreError
 from cipherbox.wire.frames import Confirm
 
@@ -273,6 +274,9 @@ class Post(Resealing):
             self._work.set()
             return
         await self._line.ready()
+        if version_of(raw) != VERSION:  # sealed by an older program; nobody takes it any more
+            await self.mend(row.envelope_id)
+            return
         await self._window.room()
         if self._known.get(row.envelope_id, -1) < row.generation:
             self._known[row.envelope_id] = row.generation

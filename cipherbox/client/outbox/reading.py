@@ -14,7 +14,8 @@ from cipherbox.errors import RecipientRevoked
 
 _COLUMNS = (
     "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, route_version, sealed_at, "
-    "bytes, envelope_hash, content_key, state, accepted_at, queues, code, reason, changed_at, owed, file, transfer"
+    "bytes, envelope_hash, content_key, state, accepted_at, queues, code, reason, changed_at, owed, file, transfer, "
+    "commitment"
 )
 
 

@@ -38,6 +38,7 @@ class Fresh(NamedTuple):
     replaces: bytes | None = None  # envelope id
     turned: tuple[Turned, ...] = ()  # what it was sealed with, in sessions
     beside: Beside | None = None  # recorded with it
+    commitment: bytes = b""  # to the plaintext, the same in every generation
 
 
 class Confirmed(NamedTuple):
@@ -106,6 +107,7 @@ class Row:
     owed: int  # recipients that have not signed
     file: str | None
     transfer: int | None
+    commitment: bytes = b""  # to the plaintext; empty for what 0.5.0 sealed
 
 
 def values_of(i: Fresh, file: str | None, now: int) -> tuple[object, ...]:
@@ -113,7 +115,7 @@ def values_of(i: Fresh, file: str | None, now: int) -> tuple[object, ...]:
     return (
         i.envelope_id, i.generation, i.count, i.exchange, i.routing_key, names_text(i.recipients), i.flags,
         i.route_version, i.sealed_at, len(i.raw), i.envelope_hash, i.content_key, i.raw if file is None else None,
-        file, i.transfer, now, len(i.recipients),
+        file, i.transfer, now, len(i.recipients), i.commitment,
     )  # fmt: skip
 
 

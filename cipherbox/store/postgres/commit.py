@@ -32,7 +32,7 @@ Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that 
 
 ENVELOPES = (
     "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, routing_key, sealed_at, "
-    "expires_at, accepted_at, fan, bytes)"
+    "expires_at, accepted_at, fan, bytes, commitment)"
 )
 BODIES = "bodies (number, pending, stored_hash, data, spool, at, bytes)"
 ENTRIES = (
@@ -138,11 +138,12 @@ def _clean(value: str) -> str:
 def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming) -> bytes:
     """A row of `ENVELOPES`."""
     return b"".join((
-        _NUMBER.pack(13, 8, number), _name(i.sender), _FIELD.pack(16), i.envelope_id,
+        _NUMBER.pack(14, 8, number), _name(i.sender), _FIELD.pack(16), i.envelope_id,
         struct.pack(">iqii", 8, i.generation, 4, i[6]), _FIELD.pack(len(i.envelope_hash)), i.envelope_hash,
         _name(i.exchange), _name(i.routing_key),
         struct.pack(">iqiqiqiiiq", 8, min(i.sealed_at, _MOST), 8, min(i.expires_at, _MOST), 8, micros(accepted_at),
                     4, fan, 8, i.size),
+        _FIELD.pack(len(i.commitment)), i.commitment,
     ))  # fmt: skip
 
 
@@ -217,7 +218,7 @@ def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
         expires_at = min(i.expires_at, _MOST)
         link.run(
             "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = ?, bytes = ?, "
-            "messages = ? WHERE envelope_id = CAST(? AS uuid) AND number = ?",
+            "messages = ?, commitment = ? WHERE envelope_id = CAST(? AS uuid) AND number = ?",
             (
                 i.generation,
                 i.envelope_hash,
@@ -225,6 +226,7 @@ def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
                 expires_at,
                 i.size,
                 i[6],
+                i.commitment,
                 i.envelope_id.hex(),
                 number,
             ),

@@ -30,8 +30,8 @@ _OPEN_DEAD = (
     "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
 )
 _KNOWN = (
-    "SELECT e.sender, e.envelope_id, e.number, e.generation, e.envelope_hash, ms_of(e.accepted_at), e.bytes "
-    "FROM unnest(CAST(? AS text[]), CAST(? AS uuid[])) AS w (sender, envelope_id) "
+    "SELECT e.sender, e.envelope_id, e.number, e.generation, e.envelope_hash, ms_of(e.accepted_at), e.bytes, "
+    "e.commitment FROM unnest(CAST(? AS text[]), CAST(? AS uuid[])) AS w (sender, envelope_id) "
     "JOIN envelopes e ON e.envelope_id = w.envelope_id AND e.sender = w.sender"
 )
 _PLACES = (
@@ -121,9 +121,9 @@ def _known(link: Link, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, b
     for number, name, seq, state, *_ in link.run(_PLACES, ([r[2] for r in rows], [r[5] for r in rows])):
         places[number].append((name, seq, state))
     found = {}
-    for sender, envelope_id, number, generation, envelope_hash, accepted_at, size in rows:
+    for sender, envelope_id, number, generation, envelope_hash, accepted_at, size, commitment in rows:
         found[(sender, envelope_id.bytes)] = as_known(
-            number, generation, bytes(envelope_hash), accepted_at, size, places[number]
+            number, generation, bytes(envelope_hash), accepted_at, size, bytes(commitment), places[number]
         )
     return found
 

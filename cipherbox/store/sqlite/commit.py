@@ -116,16 +116,16 @@ def _envelopes(db: Connection, changes: Changes, numbers: QueueNumbers, spooled:
     bodies: list[Any] = []
     for number, accepted_at, fan, incoming in changes.envelopes:
         (_, _, _, sender, envelope_id, generation, count, envelope_hash, stored_hash, exchange, routing_key, _,
-         sealed_at, expires_at, size, body) = incoming  # fmt: skip
+         sealed_at, expires_at, size, body, commitment) = incoming  # fmt: skip
         if sealed_at > _MOST or expires_at > _MOST:
             sealed_at, expires_at = min(sealed_at, _MOST), min(expires_at, _MOST)
         rows += (number, sender, _blob(envelope_id), generation, count, _blob(envelope_hash), exchange, routing_key,
-                 sealed_at, expires_at, accepted_at, fan, fan, size)  # fmt: skip
+                 sealed_at, expires_at, accepted_at, fan, fan, size, _blob(commitment))  # fmt: skip
         if spooled and (number, generation) in spooled:
             db.execute(_INTO_SPOOL, (number, stored_hash, *spooled[(number, generation)], size))
         else:
             bodies += (number, _blob(stored_hash), _blob(body))
-    insert_flat(db, "INSERT INTO envelopes", 14, rows)
+    insert_flat(db, "INSERT INTO envelopes", 15, rows)
     insert_flat(db, "INSERT INTO bodies (number, stored_hash, data)", 3, bodies)
     entries: list[Any] = []
     of = numbers.of
@@ -146,8 +146,8 @@ def _replaced(db: Connection, changes: Changes, spooled: Spooled) -> set[str]:
         times = min(i.sealed_at, _MOST), min(i.expires_at, _MOST)
         db.execute(
             "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = ?, bytes = ?, "
-            "messages = ? WHERE number = ?",
-            (i.generation, i.envelope_hash, *times, i.size, i.count, number),
+            "messages = ?, commitment = ? WHERE number = ?",
+            (i.generation, i.envelope_hash, *times, i.size, i.count, i.commitment, number),
         )
         place = spooled.get((number, i.generation))
         if place is None:

@@ -99,7 +99,7 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
 
 def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
     row = db.execute(
-        "SELECT number, generation, envelope_hash, accepted_at, bytes FROM envelopes "
+        "SELECT number, generation, envelope_hash, accepted_at, bytes, commitment FROM envelopes "
         "WHERE envelope_id = ? AND sender = ?",
         (envelope_id, sender),
     ).fetchone()
@@ -110,8 +110,8 @@ def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
         "WHERE d.number = ? ORDER BY q.name, d.seq",
         (row[0],),
     ).fetchall()
-    number, generation, envelope_hash, accepted_at, size = row
-    return as_known(number, generation, envelope_hash, accepted_at, size, entries)
+    number, generation, envelope_hash, accepted_at, size, commitment = row
+    return as_known(number, generation, envelope_hash, accepted_at, size, commitment, entries)
 
 
 def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[bytes | None]:

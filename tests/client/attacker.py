@@ -1,0 +1,59 @@
+"""A dishonest sender: enrolled, with keys that are right, and free to seal and send whatever it likes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import trio
+
+from cipherbox.client.api import Client
+from cipherbox.client.window import Confirmed, Outgoing
+from cipherbox.envelope.ids import EnvelopeIds
+from cipherbox.errors import CipherBoxError
+from cipherbox.sealing import seal as sealing
+from cipherbox.sealing.body import Message, pack
+
+IDS = EnvelopeIds(lambda: int(time.time() * 1000))
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+async def crafted(
+    client: Client, to: Sequence[str], content: Sequence[Message] | bytes, *, count: int | None = None, **more: Any
+) -> bytes:
+    """An envelope of this client.  ``content``: messages, or a plaintext as it is, of ``count`` messages."""
+    bundles = await client.bundles(list(to))
+    identity = client.home.identity
+    assert identity is not None
+    plain = content if isinstance(content, bytes) else pack(content)
+    count = len(content) if count is None else count
+    values: dict[str, Any] = {"envelope_id": IDS.next(), "sealed_at": now_ms(), **more}
+    with mock.patch.object(sealing, "LAYOUT", plain[0]):
+        return sealing.seal(identity, bundles, plain, count, **values).raw
+
+
+async def submit(client: Client, raw: bytes, *, flags: int = 0) -> Confirmed:
+    """Sends bytes as they are; HQ's word, or its refusal raised."""
+    done = trio.Event()
+    item = Outgoing(raw, raw[30:46], 1, lambda _: done.set(), flags=flags)
+    client.line.window.add(item)
+    with trio.fail_after(30):
+        await done.wait()
+    if item.error is not None:
+        raise item.error
+    assert item.result is not None
+    return item.result
+
+
+async def refusal(client: Client, raw: bytes) -> str:
+    """The name of HQ's refusal."""
+    try:
+        await submit(client, raw)
+    except CipherBoxError as error:
+        return error.name
+    return ""
