@@ -276,7 +276,7 @@ class Sealer:
     async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> Outgoing:
         """The next generation of an envelope of the outbox, for those who read its route now.
 
-        ``without``: recipients that were revoked.  The same plaintext and commitment, id, time and end; fresh keys.  What
+        ``without``: recipients that were revoked.  The same plaintext, commitment, id, time and end; fresh keys.  What
         the sender chose or allowed before holds, and where a chosen key is gone its owner's preferred one is used; what
         went through a session goes through a fresh one.  Raises what stops a publish, or DecryptionFailed.
         """
