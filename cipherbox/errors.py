@@ -20,6 +20,7 @@ survives it.  Codes are never reused.
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
     |   +-- Revoked              +-- TokenError           +-- ListOverdue (retry)
+    |   +-- Replaced             another home has this client's id now
     +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
     |   +-- TimedOut             +-- GoingAway            +-- PeerGone             +-- ProxyFailed
     |       +-- Queued           kept in the outbox; it goes out by itself
@@ -32,6 +33,7 @@ survives it.  Codes are never reused.
     |   +-- BundleMalformed      +-- BundleNotCertified   +-- BundleForAnother
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
     |   +-- BundleUnlogged       HQ does not stand behind it in its signed log
+    |   +-- BundleNotSigned      +-- BundleOutdated (retry)
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
@@ -220,6 +222,10 @@ class ListOverdue(CredentialsError, code=0x0303, retryable=True, closes=False):
     """HQ's revocation list has ended, or is older than one seen; nobody is trusted until a newer one comes."""
 
 
+class Replaced(CredentialsError, code=0x0304):
+    """Another home was enrolled under this client's id, and this one's certificate no longer counts."""
+
+
 class NetworkError(CipherBoxError, code=0x0400, retryable=True, closes=True):
     """HQ cannot be reached."""
 
@@ -328,6 +334,14 @@ class NotAllowed(BundleError, code=0x0607):
 
 class BundleUnlogged(BundleError, code=0x0608):
     """HQ did not prove that its signed log names the key bundle."""
+
+
+class BundleNotSigned(BundleError, code=0x0609):
+    """The key bundle is not signed by its own signing keys."""
+
+
+class BundleOutdated(BundleError, code=0x060A, retryable=True):
+    """The client has published no keys of this program's version yet."""
 
 
 class ConfigError(CipherBoxError, code=0x0700):

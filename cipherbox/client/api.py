@@ -364,7 +364,6 @@ async def open_client(
     attempts, or with ``keep_trying`` the block begins at once and the connection is made as soon as it can be.
 
     ``renew``: the certificate renews by itself when two thirds of its life are over, for as long as the block runs.
-
     ``password`` opens keys that are under one; without it `[client] password_file` or systemd must hold it ready.
     """
     events = Events(on_event)
@@ -389,6 +388,7 @@ async def open_client(
             nursery.start_soon(client.life.run if renew else client.finish_keys)
             if not keep_trying:
                 await line.ready(config.tries)
+                await client.finish_keys()  # what is sent now names keys that others can believe
             yield client
             if line.link is not None:
                 await client.receipts.rest()

@@ -1,9 +1,13 @@
-"""Key bundles: a client's public keys, signed with its certificate key, with the certificate chain.
+"""Key bundles: a client's public keys, signed by its certificate's key and by its own signing keys.
 
-A bundle is believed in two steps.  `check_bundle`: its chain leads to the root, the certificate names this client,
-the certificate's key signed it, it has not ended.  `check_succession`: it is the pinned one, or a chain of bundles
-leads from the pinned one to it in which each is signed by the signing keys of the one before.  HQ's own CA can
-certify, but it cannot continue: a swapped key stops the sender.  The bytes are in the manual page `bundle`.
+A bundle is believed in two steps.  `check_bundle`: its chain leads to the root, the certificate names this client, the
+certificate's key and the bundle's own signing keys signed it, it has not ended.  `check_succession`: it is the pinned
+one, or a chain of bundles leads from the pinned one to it in which each is signed by the signing keys of the one
+before.  HQ's own CA can certify, but it can neither continue nor put its own encryption keys beside a client's real
+signing key: nobody who lacks the signing keys makes a bundle that names them.
+
+Version 1 had no signature by its own keys.  Nothing is sealed to such a bundle; it is history: the pin from which its
+successor continues, and the signing keys of old envelopes and receipts.  The bytes are in the manual page `bundle`.
 """
 
 from __future__ import annotations
@@ -40,6 +44,8 @@ from cipherbox.errors import (
     BundleForAnother,
     BundleMalformed,
     BundleNotCertified,
+    BundleNotSigned,
+    BundleOutdated,
     BundleRolledBack,
     InvalidRequest,
     SignatureInvalid,
@@ -47,9 +53,12 @@ from cipherbox.errors import (
 from cipherbox.limits import LIMITS, check_client_id
 
 MAGIC = b"CBXB"
-VERSION = 1
+VERSION, VERSION_1 = 2, 1
 NO_HASH = bytes(32)
-_HEAD = struct.Struct(">4sBBQQQ32sB")
+SALT_BYTES = 16
+ANEW = 0x01  # flag: its owner does not have the keys of the bundle before, and does not stand behind it
+CRITICAL_FLAGS = 0x0F  # a reader that does not know one of these bits refuses the bundle; it ignores the others
+_HEAD = struct.Struct(">4sBBQQQ32s")
 _KEY = struct.Struct(">BBH")
 _SIZE = struct.Struct(">H")
 _USABLE = frozenset({StanzaType.HPKE_MLKEM768_X25519, StanzaType.HPKE_X25519, StanzaType.RSA_OAEP})
@@ -81,10 +90,14 @@ class KeyBundle:
     keys: tuple[BundleKey, ...]
     chain: tuple[bytes, ...]
     certificate_signature: bytes
+    own_suite: int  # 0 in version 1
+    own_signature: bytes
     continuity_suite: int
     continuity_signature: bytes
     hash: bytes  # SHA-256 of the signed part: what names this bundle
     raw: bytes = attrs.field(repr=False)
+    version: int = VERSION
+    flags: int = 0
 
     @property
     def encrypt_keys(self) -> tuple[BundleKey, ...]:
@@ -94,6 +107,13 @@ class KeyBundle:
     @property
     def sign_keys(self) -> dict[int, bytes]:
         return {k.algorithm: k.public for k in self.keys if k.usage == KeyUsage.SIGN}
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether its owner had lost the keys before: nothing leads from the bundle before to this one, or back."""
+        if self.version == VERSION_1:
+            return self.sequence > 1 and not self.continuity_suite
+        return bool(self.flags & ANEW)
 
     @property
     def certificate(self) -> x509.Certificate:
@@ -115,13 +135,17 @@ class _Reader:
 
 
 def encode_signed_part(
-    client_id: str, sequence: int, created_at: int, ends_at: int, previous_hash: bytes,
-    keys: Sequence[BundleKey], chain: Sequence[bytes],
+    client_id: str, sequence: int, created_at: int, ends_at: int, previous_hash: bytes, keys: Sequence[BundleKey],
+    chain: Sequence[bytes], salt: bytes, flags: int = 0,
 ) -> bytes:  # fmt: skip
-    """The part of a bundle that is signed, and hashed to name it."""
+    """Return the part of a bundle that is signed, and hashed to name it.
+
+    ``salt``: random bytes chosen when everything else is known.  Whoever certifies chooses the certificate, so without
+    them it could search for a certificate with which two bundles show the same number.
+    """
     name = client_id.encode()
-    out = [_HEAD.pack(MAGIC, VERSION, 0, sequence, created_at, ends_at, previous_hash, len(name)), name]
-    out.append(bytes([len(keys)]))
+    out = [_HEAD.pack(MAGIC, VERSION, flags, sequence, created_at, ends_at, previous_hash), salt]
+    out += [bytes([len(name)]), name, bytes([len(keys)])]
     for key in keys:
         out += [_KEY.pack(key.usage, key.algorithm, len(key.public)), key.public]
     out.append(bytes([len(chain)]))
@@ -130,11 +154,14 @@ def encode_signed_part(
     return b"".join(out)
 
 
-def encode_bundle(signed: bytes, certificate_signature: bytes, suite: int, continuity: bytes) -> bytes:
-    """A whole bundle from its signed part and its signatures."""
+def encode_bundle(
+    signed: bytes, certificate_signature: bytes, own_suite: int, own: bytes, continuity_suite: int, continuity: bytes
+) -> bytes:
+    """Return a whole bundle: its signed part and its signatures."""
     return b"".join(
-        [signed, _SIZE.pack(len(certificate_signature)), certificate_signature, bytes([suite]),
-         _SIZE.pack(len(continuity)), continuity]
+        [signed, _SIZE.pack(len(certificate_signature)), certificate_signature,
+         bytes([own_suite]), _SIZE.pack(len(own)), own, bytes([continuity_suite]), _SIZE.pack(len(continuity)),
+         continuity]
     )  # fmt: skip
 
 
@@ -143,11 +170,14 @@ def decode_bundle(raw: bytes) -> KeyBundle:
     if len(raw) > LIMITS.bundle_bytes or raw[:4] != MAGIC:
         raise BundleMalformed
     reader = _Reader(raw)
-    _, version, flags, sequence, created_at, ends_at, previous_hash, size = _HEAD.unpack(reader.take(_HEAD.size))
-    if version != VERSION or flags:
+    _, version, flags, sequence, created_at, ends_at, previous_hash = _HEAD.unpack(reader.take(_HEAD.size))
+    unknown = CRITICAL_FLAGS & ~ANEW if version == VERSION else 0xFF
+    if version not in (VERSION_1, VERSION) or flags & unknown:
         raise BundleMalformed(f"the key bundle is of version {version} with flags {flags}; update this program")
+    if version == VERSION:
+        reader.take(SALT_BYTES)
     try:
-        client_id = check_client_id(reader.take(size).decode("ascii"))
+        client_id = check_client_id(reader.take(reader.take(1)[0]).decode("ascii"))
     except (UnicodeDecodeError, InvalidRequest):
         raise BundleMalformed("the key bundle's client id is not one") from None
     keys = []
@@ -157,13 +187,14 @@ def decode_bundle(raw: bytes) -> KeyBundle:
     chain = tuple(reader.sized() for _ in range(reader.take(1)[0]))
     signed = raw[: reader.at]
     certificate_signature = reader.sized()
+    own_suite, own = (reader.take(1)[0], reader.sized()) if version == VERSION else (0, b"")
     suite = reader.take(1)[0]
     continuity = reader.sized()
     if reader.at != len(raw) or not chain or not sequence or created_at >= ends_at or ends_at >= 1 << 47:
         raise BundleMalformed("the key bundle's fields do not fit together")
     bundle = KeyBundle(
-        client_id, sequence, created_at, ends_at, previous_hash, tuple(keys), chain, certificate_signature, suite,
-        continuity, hashlib.sha256(signed).digest(), raw,
+        client_id, sequence, created_at, ends_at, previous_hash, tuple(keys), chain, certificate_signature, own_suite,
+        own, suite, continuity, hashlib.sha256(signed).digest(), raw, version, flags,
     )  # fmt: skip
     _check_keys(bundle)
     return bundle
@@ -186,14 +217,23 @@ def _check_keys(bundle: KeyBundle) -> None:
         raise BundleMalformed("the key bundle has no Ed25519 key")
     if (bundle.sequence == 1) != (bundle.previous_hash == NO_HASH):
         raise BundleMalformed("only the first key bundle has none before it")
+    if not bundle.continuity_suite and bundle.continuity_signature:
+        raise BundleMalformed("the key bundle has a continuity signature of no suite")
+    if bundle.version == VERSION_1:
+        return
+    anew = bool(bundle.flags & ANEW)
+    if (anew and bundle.sequence == 1) or (anew or bundle.sequence == 1) == bool(bundle.continuity_suite):
+        raise BundleMalformed("a key bundle after the first continues the one before, or says that it begins anew")
 
 
 def check_bundle(
-    bundle: KeyBundle, client_id: str, root: x509.Certificate, now_ms: int, *, ended_is_error: bool = True
-) -> x509.Certificate:
+    bundle: KeyBundle, client_id: str, root: x509.Certificate, now_ms: int, *, ended_is_error: bool = True,
+    history: bool = False,
+) -> x509.Certificate:  # fmt: skip
     """Certification: returns the leaf certificate, or raises the BundleError that says what is wrong.
 
     ``ended_is_error`` False: for the bundle of a sender, whose validity counts at HQ's acceptance time instead.
+    ``history``: a bundle of version 1 counts too, since nothing will be sealed to it.
     """
     if bundle.client_id != client_id:
         raise BundleForAnother(f"asked for the keys of {client_id}, got those of {bundle.client_id}")
@@ -207,6 +247,13 @@ def check_bundle(
         key.verify(bundle.certificate_signature, label("bundle") + bundle.hash, ec.ECDSA(hashes.SHA384()))
     except InvalidSignature:
         raise BundleNotCertified("the key bundle was not signed by its certificate's key") from None
+    if bundle.version == VERSION:
+        _check_own_signature(bundle)
+    elif not history:
+        raise BundleOutdated(
+            f"{client_id} has only keys of CipherBox 0.5.0 or older at HQ, which their owner did not sign; nothing is "
+            f"sealed to them. {client_id} publishes new ones when its program of version 0.6.0 or later first runs"
+        )
     if bundle.ends_at > pki.ms(leaf.not_valid_after_utc):
         raise BundleNotCertified("the key bundle ends after its certificate")
     if ended_is_error and now_ms > bundle.ends_at:
@@ -214,6 +261,17 @@ def check_bundle(
     for entry in bundle.encrypt_keys:
         _check_usable(entry)
     return leaf
+
+
+def _check_own_signature(bundle: KeyBundle) -> None:
+    """BundleNotSigned unless whoever holds the signing keys in this bundle made it."""
+    try:
+        signature.verify(bundle.sign_keys, bundle.own_suite, "bundle-own", bundle.hash, bundle.own_signature)
+    except SignatureInvalid:
+        raise BundleNotSigned(
+            f"the key bundle {bundle.sequence} of {bundle.client_id} is not signed by the signing keys in it: somebody "
+            f"put other keys beside those of {bundle.client_id}"
+        ) from None
 
 
 def _check_usable(entry: BundleKey) -> None:
@@ -254,8 +312,13 @@ def check_succession(pinned: KeyBundle, later: Sequence[KeyBundle]) -> KeyBundle
 
 def check_continuity(before: KeyBundle, after: KeyBundle) -> None:
     """BundleDiscontinuous unless ``after`` names ``before`` and is signed by its signing keys."""
-    text = f"the new keys of {after.client_id} are not signed by the keys before them; compare fingerprints by phone"
-    if after.sequence != before.sequence + 1 or after.previous_hash != before.hash:
+    lost = " (it says that it begins anew)" if after.begins_anew else ""
+    text = (
+        f"the new keys of {after.client_id}{lost} are not signed by the keys before them; compare fingerprints by phone"
+    )
+    if after.version < before.version:
+        raise BundleRolledBack(f"key bundle {after.sequence} of {after.client_id} is of an older version of the format")
+    if after.begins_anew or after.sequence != before.sequence + 1 or after.previous_hash != before.hash:
         raise BundleDiscontinuous(text)
     try:
         signature.verify(
@@ -266,9 +329,12 @@ def check_continuity(before: KeyBundle, after: KeyBundle) -> None:
 
 
 def fingerprint(bundle: KeyBundle) -> str:
-    """Thirty digits in groups of five, made from id and signing keys: what two people compare on the phone."""
-    keys = b"".join(bytes([k.algorithm]) + k.public for k in bundle.keys if k.usage == KeyUsage.SIGN)
-    digest = hashlib.sha256(label("fingerprint") + bundle.client_id.encode() + b"\x00" + keys).digest()
+    """Return the thirty digits, in groups of five, that two people compare: the number of this one bundle.
+
+    It is made from the bundle hash, so it binds everything in the signed part: id, sequence number, the bundle before,
+    every key.  Another bundle of the same client has another number.
+    """
+    digest = hashlib.sha256(label("bundle-number") + bundle.hash).digest()
     digits = f"{int.from_bytes(digest[:16], 'big') % 10**30:030d}"
     return " ".join(digits[i : i + 5] for i in range(0, 30, 5))
 

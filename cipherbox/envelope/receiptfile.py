@@ -64,7 +64,7 @@ def verify_file(data: bytes) -> Statement:
         _, index = split_message_id(document["message_id"])
     except (KeyError, TypeError, ValueError, InvalidRequest):
         raise MalformedEnvelope("this file is not a receipt, or not a whole one") from None
-    check_bundle(bundle, exported.receipt.recipient, root, exported.receipt.at)
+    check_bundle(bundle, exported.receipt.recipient, root, exported.receipt.at, history=True)
     verify_exported(exported, bundle)
     words = _words(exported, index)
     for key, value in words.items():

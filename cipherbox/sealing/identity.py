@@ -9,6 +9,7 @@ Nothing here prints a secret.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from cipherbox import pki
-from cipherbox.envelope.bundle import NO_HASH, BundleKey, KeyBundle, decode_bundle, encode_bundle, encode_signed_part
+from cipherbox.envelope.bundle import (
+    ANEW,
+    NO_HASH,
+    SALT_BYTES,
+    BundleKey,
+    KeyBundle,
+    decode_bundle,
+    encode_bundle,
+    encode_signed_part,
+)
 from cipherbox.envelope.kinds import KeyUsage, SignAlgorithm, SignatureSuite, StanzaType, key_id, label
 from cipherbox.envelope.signature import required_suite, signed_message
 from cipherbox.errors import KeyMissing
@@ -163,20 +173,22 @@ class Identity:
         self, certificate_key: pki.PrivateKey, chain: Sequence[x509.Certificate], created_at: int,
         before: KeyBundle | None = None, signer: Identity | None = None,
     ) -> KeyBundle:  # fmt: skip
-        """A signed bundle of the current keys.
+        """Return a bundle of the current keys, signed by the certificate's key and by these signing keys.
 
         ``before`` is the bundle it follows and ``signer`` the identity that bundle belongs to (None: this one); with
-        other keys than that bundle's it is not continued (suite 0), as after a loss.  Its end is the certificate's end.
+        other keys than that bundle's it begins anew, as after a loss.  Its end is the certificate's end.
         """
         keys = [BundleKey(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in self.current]
         keys += [BundleKey(KeyUsage.SIGN, algorithm, public) for algorithm, public in self.sign_keys.items()]
+        holder = signer or self
+        continued = before is not None and before.sign_keys == holder.sign_keys
+        anew = ANEW if before is not None and not continued else 0
         signed = encode_signed_part(
             self.client_id, before.sequence + 1 if before else 1, created_at, pki.ms(chain[0].not_valid_after_utc),
-            before.hash if before else NO_HASH, keys, [pki.der(c) for c in chain],
+            before.hash if before else NO_HASH, keys, [pki.der(c) for c in chain], os.urandom(SALT_BYTES), anew,
         )  # fmt: skip
         digest = hashlib.sha256(signed).digest()
         certified = certificate_key.sign(label("bundle") + digest, ec.ECDSA(hashes.SHA384()))
-        holder = signer or self
-        continued = before is not None and before.sign_keys == holder.sign_keys
         suite, continuity = (int(holder.suite), holder.sign("bundle-continuity", digest)) if continued else (0, b"")
-        return decode_bundle(encode_bundle(signed, certified, suite, continuity))
+        own = self.sign("bundle-own", digest)
+        return decode_bundle(encode_bundle(signed, certified, int(self.suite), own, suite, continuity))

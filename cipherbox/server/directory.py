@@ -158,7 +158,7 @@ class Directory:
             if (bundle.client_id, bundle.sequence, bundle.hash) != (row.client, row.sequence, row.bundle_hash):
                 raise Damaged(f"{what} is another one than its row says; it is not handed out")
             if bundle.hash not in self._proofs:
-                check_bundle(bundle, row.client, self._trust.root, 0, ended_is_error=False)
+                check_bundle(bundle, row.client, self._trust.root, 0, ended_is_error=False, history=True)
         except InvalidTag:
             raise Damaged(f"{what} does not open with the database key") from None
         except BundleError as error:

@@ -106,10 +106,10 @@ class Hq:
     admin: Path
     process: subprocess.Popen[bytes]
 
-    def join(self, client_id: str) -> Path:
-        """Enrols a client by token; its home."""
+    def join(self, client_id: str, *, replace: bool = False) -> Path:
+        """Enrols a client by token; its home.  ``replace``: in place of the home that has this id."""
         home = self.directory.parent / client_id
-        token = shell("enroll", client_id, home=self.admin)
+        token = shell("enroll", client_id, *(["--replace"] if replace else []), home=self.admin)
         assert token.code == 0, token.err
         joined = shell("join", home=home, stdin=token.out)
         assert joined.code == 0, joined.err

@@ -66,14 +66,15 @@ def test_a_short_command_says_when_the_certificate_is_due(hq: Hq) -> None:
     issuing = pki.load_pem((hq.directory / "ca" / "issuing.crt").read_bytes(), "issuing")[0]
     authority = pki.Authority(issuing, pki.load_key((hq.directory / "ca" / "issuing.key").read_bytes(), key, "issuing"))
     home = load_home(lab)
-    assert shell("keys", "fingerprint", home=lab).err == ""
+    plain = shell("keys", "fingerprint", home=lab).err
+    assert plain.startswith("This is the number of key bundle 1 of FL-LAB, made on ")
     for minutes, said in ((60, ""), (7, "ends on"), (4, "ended on")):
         short = pki.issue_client(authority, home.key.public_key(), "FL-LAB", minutes / 24 / 60)  # type: ignore[arg-type]
         (lab / "client.crt").write_bytes(pki.pem(short, issuing))
         shown = shell("keys", "fingerprint", home=lab)
         assert shown.code == 0
         assert len(shown.out.split()) == 6
-        assert f"The certificate of FL-LAB {said}" in shown.err if said else shown.err == ""
+        assert f"The certificate of FL-LAB {said}" in shown.err if said else shown.err == plain
         assert ("keys renew" in shown.err) == (said == "ends on")
 
 
@@ -83,11 +84,14 @@ def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
     assert re.fullmatch(r"(\d{5} ){5}\d{5}", number)
     agreed = shell("keys", "verify", "CA-RC", home=lab, stdin=f"{number}\n")
     assert agreed.code == 0, agreed.err
-    assert f"Yours, to read to CA-RC: {shell('keys', 'fingerprint', home=lab).out.strip()}" in agreed.out
+    assert f"Yours, bundle 1, to read to CA-RC: {shell('keys', 'fingerprint', home=lab).out.strip()}" in agreed.out
     differs = shell("keys", "verify", "CA-RC", "--fingerprint", number[::-1], home=lab)
     assert differs.code == 1
     assert "somebody shows you a wrong key" in differs.err
     assert shell("keys", "rotate", home=center).code == 0
+    stale = shell("keys", "verify", "CA-RC", "--fingerprint", number, home=lab)
+    assert stale.code == 1
+    assert "CA-RC reads the number of its key bundle 1; HQ shows bundle 2" in stale.err
     number = shell("keys", "fingerprint", home=center).out
     followed = shell("keys", "verify", "CA-RC", "--fingerprint", number, home=lab)
     assert followed.code == 0

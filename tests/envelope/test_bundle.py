@@ -22,11 +22,13 @@ from cipherbox.errors import (
     BundleForAnother,
     BundleMalformed,
     BundleNotCertified,
+    BundleNotSigned,
+    BundleOutdated,
     BundleRolledBack,
 )
 from cipherbox.sealing.identity import DecryptKey, Identity
 from tests.golden import files
-from tests.parties import now_ms, party, world
+from tests.parties import now_ms, party, version_1, with_other_keys, world
 
 GOLDEN = files.read("bundles")
 
@@ -58,8 +60,11 @@ def test_golden_bundles_that_are_not_believed(row: dict[str, str]) -> None:
 
 
 def test_golden_succession_and_key_id() -> None:
-    first, second, _ = [bundles.decode_bundle(bytes.fromhex(r["bundle"])) for r in GOLDEN["bundles"]]
+    first, second, _, upgraded = [bundles.decode_bundle(bytes.fromhex(r["bundle"])) for r in GOLDEN["bundles"]]
     assert bundles.check_succession(first, [second]) == second
+    (old,) = [bundles.decode_bundle(bytes.fromhex(r["bundle"])) for r in GOLDEN["history"]]
+    assert (old.version, upgraded.version) == (1, 2)
+    assert bundles.check_succession(old, [upgraded]) == upgraded
     row = GOLDEN["key_id"]
     assert key_id(row["stanza_type"], bytes.fromhex(row["public_key"])).hex() == row["key_id"]
 
@@ -109,13 +114,14 @@ def crafted(signer: Identity | None = None, **more: Any) -> bytes:
     lab = party("FL-LAB")
     values = {
         "client_id": "FL-LAB", "sequence": 1, "created_at": lab.bundle.created_at, "ends_at": lab.bundle.ends_at,
-        "previous_hash": bundles.NO_HASH, "keys": lab.bundle.keys, "chain": [pki.der(c) for c in lab.chain], **more,
+        "previous_hash": bundles.NO_HASH, "keys": lab.bundle.keys, "chain": [pki.der(c) for c in lab.chain],
+        "salt": bytes(16), **more,
     }  # fmt: skip
     signed = bundles.encode_signed_part(**values)
     digest = hashlib.sha256(signed).digest()
     made = lab.key.sign(label("bundle") + digest, ec.ECDSA(hashes.SHA384()))
     suite, continued = (1, signer.sign("bundle-continuity", digest)) if signer else (0, b"")
-    return bundles.encode_bundle(signed, made, suite, continued)
+    return bundles.encode_bundle(signed, made, 1, lab.identity.sign("bundle-own", digest), suite, continued)
 
 
 LAB_KEYS = party("FL-LAB").bundle.keys
@@ -126,7 +132,8 @@ LAB_KEYS = party("FL-LAB").bundle.keys
     [{"sequence": 0}, {"sequence": 2}, {"previous_hash": b"h" * 32}, {"keys": LAB_KEYS[:2]},
      {"keys": [*LAB_KEYS, LAB_KEYS[0]]}, {"keys": [bundles.BundleKey(2, 1, bytes(31))]}, {"keys": []}, {"chain": []},
      {"client_id": "CON"}, {"client_id": ""}, {"created_at": 2**46}, {"ends_at": 2**63},
-     {"keys": [*LAB_KEYS, bundles.BundleKey(9, 9, bytes(16 * 1024))]}],
+     {"keys": [*LAB_KEYS, bundles.BundleKey(9, 9, bytes(24 * 1024))]}, {"flags": 1}, {"flags": 8},
+     {"sequence": 2, "previous_hash": b"h" * 32}],
     ids=lambda bad: next(iter(bad)),
 )  # fmt: skip
 def test_a_bundle_with_a_bad_field_is_refused(bad: dict[str, Any]) -> None:
@@ -172,7 +179,71 @@ def test_keys_of_kinds_from_the_future_are_kept_and_not_used() -> None:
     check(bundle)
     assert list(bundle.keys) == keys
     assert bundles.best_key(bundle) == lab.bundle.encrypt_keys[0]
-    assert bundles.fingerprint(bundle) == bundles.fingerprint(lab.bundle)
+    ignored = bundles.decode_bundle(crafted(flags=0xF0))  # flags that may be ignored
+    check(ignored)
+
+
+def test_the_number_binds_every_field_of_the_bundle() -> None:
+    """Whatever differs, the digits differ: each key, the bundle before, the sequence number, the certificate."""
+    lab = party("FL-LAB")
+    other = Identity.generate("FL-LAB")
+    keys = list(LAB_KEYS)
+    changed = [
+        {"keys": [bundles.BundleKey(1, k.algorithm, k.public), *keys[1:]]} for k in other.current[:1]
+    ] + [
+        {"keys": [keys[0], bundles.BundleKey(1, 2, other.current[1].public), *keys[2:]]},
+        {"keys": [keys[1], keys[0], *keys[2:]]}, {"keys": [*keys, bundles.BundleKey(1, 77, b"new")]},
+        {"sequence": 2, "previous_hash": b"h" * 32, "flags": 1},
+        {"sequence": 2, "previous_hash": b"i" * 32, "flags": 1},
+        {"sequence": 3, "previous_hash": b"h" * 32, "flags": 1}, {"salt": bytes(15) + b"x"},
+        {"created_at": lab.bundle.created_at + 1}, {"ends_at": lab.bundle.ends_at - 1},
+    ]  # fmt: skip
+    numbers = {bundles.fingerprint(bundles.decode_bundle(crafted(**one))) for one in ({}, *changed)}
+    assert len(numbers) == len(changed) + 1
+    assert all(len(n.replace(" ", "")) == 30 for n in numbers)
+
+
+def test_two_bundles_of_the_same_keys_have_two_numbers() -> None:
+    """A certificate that its issuer chose is no help in finding two bundles with one number: the owner adds chance."""
+    lab = party("FL-LAB")
+    at = lab.bundle.created_at
+    first, second = (lab.identity.make_bundle(lab.key, lab.chain, at) for _ in range(2))
+    assert first.keys == second.keys
+    assert bundles.fingerprint(first) != bundles.fingerprint(second)
+
+
+@pytest.mark.parametrize("signed", ["none", "other"])
+@pytest.mark.parametrize("met", [False, True])
+def test_the_ca_cannot_put_its_own_encryption_keys_beside_a_real_signing_key(signed: str, met: bool) -> None:
+    """HQ with its CA: CA-RC's real Ed25519 key, its own ML-KEM and X25519 keys; at first contact and after it."""
+    center = party("CA-RC")
+    evil = with_other_keys(center, signed, center.bundle if met else None)
+    assert evil.sign_keys == center.bundle.sign_keys
+    assert bundles.fingerprint(evil) != bundles.fingerprint(center.bundle)
+    for history in (False, True):
+        with pytest.raises(BundleNotSigned, match="other keys beside those of CA-RC"):
+            bundles.check_bundle(evil, "CA-RC", world().root.certificate, now_ms(), history=history)
+
+
+def test_an_owner_of_two_signing_keys_signs_with_both() -> None:
+    strong = party("PA-LAB", 2)
+    with pytest.raises(BundleNotSigned):
+        check(with_other_keys(strong, "ed25519"), "PA-LAB")
+
+
+def test_a_bundle_of_version_1_is_history() -> None:
+    lab = party("FL-LAB")
+    old = version_1(lab)
+    root = world().root.certificate
+    with pytest.raises(BundleOutdated, match=r"0\.6\.0"):
+        bundles.check_bundle(old, "FL-LAB", root, now_ms(), ended_is_error=False)
+    assert bundles.check_bundle(old, "FL-LAB", root, now_ms(), history=True) == lab.certificate
+    upgraded = lab.identity.make_bundle(lab.key, lab.chain, now_ms(), old)
+    assert bundles.check_succession(old, [upgraded]) == upgraded
+    with pytest.raises(BundleDiscontinuous):  # the same signing keys, and what HQ's CA can make of them
+        bundles.check_succession(old, [with_other_keys(lab, "none", old)])
+    with pytest.raises(BundleRolledBack, match="older version"):
+        bundles.check_succession(upgraded, [version_1(lab, upgraded)])
 
 
 def test_a_bundle_signed_by_another_key_is_refused() -> None:
@@ -200,6 +271,7 @@ def test_every_byte_of_a_bundle_counts(suite: int) -> None:
         except BundleError:
             continue
         assert bundle.continuity_suite, offset  # all that is left: a first bundle has none, and none is asked for
+    assert raw[-3:] == bytes(3)
 
 
 def test_succession() -> None:
@@ -240,6 +312,6 @@ def test_continuity_needs_both_signatures_when_the_keys_before_had_both() -> Non
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_bundle_or_refused(raw: bytes) -> None:
-    for buf in (raw, b"CBXB\x01\x00" + raw):
+    for buf in (raw, b"CBXB\x01\x00" + raw, b"CBXB\x02\x00" + raw):
         with pytest.raises(BundleMalformed):
             bundles.decode_bundle(buf)

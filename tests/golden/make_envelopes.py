@@ -1,4 +1,4 @@
-"""Sealed samples with the keys that open them, damaged ones with the failure's name, bundles, receipts."""
+"""Sealed samples with the keys that open them, damaged ones with the failure's name, receipts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from unittest import mock
 
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope import receipt as receipts
-from cipherbox.envelope.bundle import KeyBundle, fingerprint
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.envelope.kinds import BodyCipher, Outcome, StanzaType
+from cipherbox.envelope.kinds import BodyCipher, Outcome
 from cipherbox.sealing import seal as seal_module
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import Message, pack
-from cipherbox.sealing.identity import DecryptKey, Identity
+from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.open import content_key, inspect
 from cipherbox.sealing.primitives import aead, derive
 from cipherbox.sealing.seal import SIGNATURE_USE, choose_keys, seal
 from tests.golden import files
-from tests.parties import Party, now_ms, party, world
+from tests.parties import Party, now_ms, party
 
 MESSAGES = [
     Message(b"plain bytes"),
@@ -163,7 +162,6 @@ def damaged(raw: bytes) -> list[tuple[str, bytes, str]]:
 
 def main() -> None:
     lab, strong, ca = write_envelopes()
-    write_bundles(lab, strong)
     write_receipts(ca, lab, sealed(lab, [ca], MESSAGES))
 
 
@@ -202,65 +200,6 @@ def write_envelopes() -> tuple[Party, Party, Party]:
 def _failed(sender: Party, what: str, raw: bytes, error: str) -> dict[str, Any]:
     return {"name": what, "error": error, "recipient": "CA-RC", "sender_bundle": sender.bundle.hash.hex(),
             "envelope": raw.hex()}  # fmt: skip
-
-
-def write_bundles(lab: Party, strong: Party) -> None:
-    from cipherbox import pki
-
-    here = world()
-    new = Identity.generate("FL-LAB")
-    second = new.make_bundle(lab.key, lab.chain, now_ms(), lab.bundle, lab.identity)
-    key = DecryptKey.from_seed(StanzaType.HPKE_X25519, bytes(range(32)))
-    rows = [(lab.bundle, "first"), (second, "second, continued"), (strong.bundle, "two signing keys")]
-    files.write(
-        "bundles",
-        {
-            "root": pki.der(here.root.certificate).hex(),
-            "bundles": [_bundle(b, what) for b, what in rows],
-            "key_id": {"stanza_type": 2, "public_key": key.public.hex(), "key_id": key.key_id.hex()},
-            "fails": _bad_bundles(lab, second),
-        },
-    )
-
-
-def _bad_bundles(lab: Party, second: KeyBundle) -> list[dict[str, Any]]:
-    """Asked for ``client_id``, at the time the bundle was made; ``pinned`` is the hash of the one pinned, if any."""
-    raw = lab.bundle.raw
-    signed = len(raw) - 2 - len(lab.bundle.certificate_signature) - 3
-    thief = party("MA-LAB")
-    swapped = Identity.generate("FL-LAB")
-    forged = swapped.make_bundle(lab.key, lab.chain, now_ms(), lab.bundle, swapped)
-    zeros = DecryptKey(StanzaType.HPKE_X25519, bytes(32), bytes(32), None)
-    empty = Identity("FL-LAB", bytes(32), None, [zeros]).make_bundle(lab.key, lab.chain, now_ms())
-    long = Identity.generate("FL-LAB").make_bundle(lab.key, lab.chain, now_ms(), second)
-    rows = [
-        ("magic", b"X" + raw[1:], "bundle-malformed", ""),
-        ("version", raw[:4] + b"\x02" + raw[5:], "bundle-malformed", ""),
-        ("one byte short", raw[:-1], "bundle-malformed", ""),
-        ("one byte more", raw + b"\x00", "bundle-malformed", ""),
-        ("a key of small order", empty.raw, "bundle-malformed", ""),
-        ("an encryption key changed", raw[:100] + bytes([raw[100] ^ 1]) + raw[101:], "bundle-not-certified", ""),
-        ("certificate signature changed",
-         raw[: signed + 12] + bytes([raw[signed + 12] ^ 1]) + raw[signed + 13 :], "bundle-not-certified", ""),
-        ("another CA", party("FL-LAB", where="ELSEWHERE").bundle.raw, "bundle-not-certified", ""),
-        ("another client", party("CA-RC").bundle.raw, "bundle-for-another", ""),
-        ("another client's certificate", Identity.generate("FL-LAB").make_bundle(thief.key, thief.chain, now_ms()).raw,
-         "bundle-for-another", ""),
-        ("older than pinned", raw, "bundle-rolled-back", second.hash.hex()),
-        ("continued by the wrong key", forged.raw, "bundle-discontinuous", lab.bundle.hash.hex()),
-        ("one missing between", long.raw, "bundle-discontinuous", lab.bundle.hash.hex()),
-    ]  # fmt: skip
-    return [
-        {"name": name, "error": error, "client_id": "FL-LAB", "pinned": pinned, "bundle": bundle.hex()}
-        for name, bundle, error, pinned in rows
-    ]
-
-
-def _bundle(bundle: KeyBundle, name: str) -> dict[str, Any]:
-    return {
-        "name": name, "client_id": bundle.client_id, "sequence": bundle.sequence, "hash": bundle.hash.hex(),
-        "fingerprint": fingerprint(bundle), "bundle": bundle.raw.hex(),
-    }  # fmt: skip
 
 
 def write_receipts(recipient: Party, sender: Party, raw: bytes) -> None:

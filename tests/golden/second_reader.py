@@ -51,14 +51,19 @@ class Cursor:
 
 def read_bundle(raw: bytes) -> dict[str, Any]:
     c = Cursor(raw)
-    assert c.take(6) == b"CBXB\x01\x00"
-    bundle: dict[str, Any] = {"sequence": c.number(8), "created": c.number(8), "ends": c.number(8)}
-    bundle["previous"] = c.take(32)
+    assert c.take(4) == b"CBXB"
+    version, flags = c.number(1), c.number(1)
+    assert (version in (1, 2), flags) == (True, 0)
+    bundle: dict[str, Any] = {"version": version}
+    bundle |= {"sequence": c.number(8), "created": c.number(8), "ends": c.number(8), "previous": c.take(32)}
+    bundle["random"] = c.take(16 if version == 2 else 0)
     bundle["client_id"] = c.sized(1).decode()
     bundle["keys"] = [(c.number(1), c.number(1), c.sized(2)) for _ in range(c.number(1))]
     bundle["chain"] = [c.sized(2) for _ in range(c.number(1))]
     bundle["hash"] = sha256(raw[: c.at])
     bundle["certified"] = c.sized(2)
+    if version == 2:
+        bundle["own_suite"], bundle["own"] = c.number(1), c.sized(2)
     bundle["suite"] = c.number(1)
     bundle["continued"] = c.sized(2)
     assert c.at == len(raw)

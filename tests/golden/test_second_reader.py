@@ -26,8 +26,8 @@ from tests.golden.second_reader import (
 def test_bundles() -> None:
     document = golden("bundles")
     root = x509.load_der_x509_certificate(bytes.fromhex(document["root"]))
-    first: dict[str, Any] | None = None
-    for row in document["bundles"]:
+    known: dict[bytes, dict[str, Any]] = {}
+    for row in document["history"] + document["bundles"]:
         bundle = read_bundle(bytes.fromhex(row["bundle"]))
         assert (bundle["client_id"], bundle["sequence"]) == (row["client_id"], row["sequence"])
         assert bundle["hash"].hex() == row["hash"]
@@ -37,15 +37,15 @@ def test_bundles() -> None:
         key = chain[0].public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         key.verify(bundle["certified"], label("bundle") + bundle["hash"], ec.ECDSA(hashes.SHA384()))
-        if bundle["previous"] == bytes(32):
-            first = first or bundle
-        else:
-            assert first is not None
-            assert bundle["previous"] == first["hash"]
+        if bundle["version"] == 2:
+            message = label("bundle-own") + bytes([bundle["own_suite"]]) + bundle["hash"]
+            check_signatures(bundle["sign"], bundle["own_suite"], message, bundle["own"])
+        if bundle["previous"] != bytes(32):
+            before = known[bundle["previous"]]
             message = label("bundle-continuity") + bytes([bundle["suite"]]) + bundle["hash"]
-            check_signatures(first["sign"], bundle["suite"], message, bundle["continued"])
-        keys = b"".join(bytes([a]) + k for usage, a, k in bundle["keys"] if usage == 2)
-        digits = sha256(label("fingerprint"), bundle["client_id"].encode(), b"\0", keys)[:16]
+            check_signatures(before["sign"], bundle["suite"], message, bundle["continued"])
+        known[bundle["hash"]] = bundle
+        digits = sha256(label("bundle-number"), bundle["hash"])[:16]
         number = f"{int.from_bytes(digits, 'big') % 10**30:030d}"
         assert row["fingerprint"] == " ".join(number[i : i + 5] for i in range(0, 30, 5))
     row = document["key_id"]

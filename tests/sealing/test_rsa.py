@@ -224,12 +224,12 @@ def test_any_bytes_are_an_rsa_key_or_refused(raw: bytes, at: int, flip: int) -> 
         pass  # else another modulus, whose owner has no key for it
 
 
-def test_succession_to_a_bundle_with_an_rsa_key_keeps_the_fingerprint() -> None:
+def test_a_bundle_with_an_rsa_key_continues_and_has_another_number() -> None:
     before, after = party("CA-RC"), with_rsa("CA-RC")
     assert bundles.check_succession(before.bundle, [after.bundle]) == after.bundle
     assert after.bundle.sequence == 2
     assert after.bundle.encrypt_keys[:2] == before.bundle.encrypt_keys
-    assert bundles.fingerprint(after.bundle) == bundles.fingerprint(before.bundle)
+    assert bundles.fingerprint(after.bundle) != bundles.fingerprint(before.bundle)  # it binds this key, too
 
 
 def test_a_replaced_key_goes_on_opening_and_the_key_file_keeps_both(tmp_path: Path) -> None:

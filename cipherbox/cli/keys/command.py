@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.keys.life import renew, rotate
-from cipherbox.cli.keys.rsa import export_public, import_private, keys_generate
+from cipherbox.cli.keys.rsa import export_public, keys_generate
+from cipherbox.cli.keys.taking import keys_import
 from cipherbox.cli.keys.verify import verify
-from cipherbox.cli.options import CLIENT_ID, command_here, home_of, json_option, sure, with_client, yes_option
+from cipherbox.cli.options import CLIENT_ID, command_here, home_of, json_option, with_client
 from cipherbox.cli.password import password
-from cipherbox.errors import BundleMalformed, InvalidRequest, NotFound
-from cipherbox.limits import LIMITS
+from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -25,7 +25,7 @@ def keys() -> None:
     """Keys of others: list, show, compare by telephone, pin.  Your own: make, hand over, rotate, renew, password."""
 
 
-for _command in (password, keys_generate, rotate, renew, verify):
+for _command in (password, keys_generate, keys_import, rotate, renew, verify):
     keys.add_command(_command)
 
 
@@ -47,7 +47,7 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
                     "sequence": pin.bundle.sequence,
                     "how": pin.how,
                     "pinned_at": pin.pinned_at,
-                    "verified_at": pin.verified_at,
+                    "verified_at": pin.compared_at,
                     "ends_at": pin.bundle.ends_at,
                 }
                 for pin in pins
@@ -63,14 +63,14 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
                 pin.bundle.sequence,
                 time_text(pin.pinned_at),
                 pin.how,
-                time_text(pin.verified_at) if pin.verified_at else "no",
+                time_text(pin.compared_at) if pin.compared_at else "no",
                 time_text(pin.bundle.ends_at),
             )
             for pin in pins
         ],
         empty="no key is pinned yet: the first message to a client pins its key, or: cipherbox keys pin CLIENT_ID",
     )
-    if any(not pin.verified_at for pin in pins):
+    if any(not pin.compared_at for pin in pins):
         next_step(f"compare by telephone what matters: {command_here(ctx)} keys verify CLIENT_ID")
 
 
@@ -96,7 +96,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
         "created_at": bundle.created_at, "ends_at": bundle.ends_at,
     }  # fmt: skip
     if pin is not None:
-        thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.verified_at}
+        thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.compared_at}
         thing["log_entry"] = entry_of(Pins(home).proof(bundle.client_id))
     kinds: dict[int, str] = {int(kind): name for kind, name in STANZA_NAMES.items()}
     signs: dict[int, str] = {int(kind): kind.name.lower() for kind in SignAlgorithm}
@@ -134,71 +134,27 @@ def keys_export(ctx: click.Context, file: Path, rsa: bool) -> None:
     next_step(f"the other runs: cipherbox keys import {file}")
 
 
-@keys.command("import")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@click.option(
-    "--pem-password-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Read the password of an encrypted private key from this file instead of asking for it.",
-)
-@yes_option
-@click.pass_context
-def keys_import(ctx: click.Context, file: Path, pem_password_file: Path | None, yes: bool) -> None:
-    """Take in FILE: another's key bundle, or an RSA private key of your own.
-
-    A key bundle, which its owner gave you in person (keys export), is pinned as compared.  It must be certified by this
-    HQ's root; its fingerprint is shown before it is pinned.
-
-    An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate --rsa` would make one.
-    """
-    import time
-
-    from cipherbox.cli.output import say
-    from cipherbox.cli.password import load_here
-    from cipherbox.client.keys.pins import PERSON, Pins
-    from cipherbox.envelope.bundle import MAGIC, check_bundle, decode_bundle, fingerprint
-    from cipherbox.sealing.rsa import PEM_BYTES, is_pem
-
-    with file.open("rb") as opened:
-        data = opened.read(max(LIMITS.bundle_bytes, PEM_BYTES) + 1)
-    if data[: len(MAGIC)] != MAGIC:
-        if not is_pem(data):
-            raise BundleMalformed(f"{file} is neither a key bundle (keys export) nor a private key as PEM")
-        import_private(ctx, file, data, pem_password_file)
-        return
-    if pem_password_file is not None:
-        raise click.UsageError("A key bundle holds no secret, so it has no password.")
-    home = load_here(ctx)
-    bundle = decode_bundle(data)
-    check_bundle(bundle, bundle.client_id, home.root, int(time.time() * 1000))
-    say(f"{bundle.client_id}, bundle {bundle.sequence}: {fingerprint(bundle)}")
-    pins = Pins(home.path)
-    pin = pins.get(bundle.client_id)
-    if pin is not None and pin.bundle.sequence > bundle.sequence:
-        raise InvalidRequest(f"bundle {pin.bundle.sequence} of {bundle.client_id} is pinned, and this one is older")
-    sure(f"Did {bundle.client_id} give you this file, or say this fingerprint?", yes)
-    if pin is not None and pin.bundle.hash == bundle.hash:
-        pins.mark_verified(bundle.client_id)
-    else:
-        pins.accept(bundle, PERSON)
-    say(f"The keys of {bundle.client_id} are pinned as compared.")
-
-
 @keys.command("fingerprint")
 @click.argument("client_id", type=CLIENT_ID, required=False)
 @click.pass_context
 def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
-    """Print the fingerprint of CLIENT_ID's keys, or your own to read to the other by telephone."""
-    from cipherbox.cli.output import say
+    """Print the fingerprint of CLIENT_ID's keys, or your own to read to the other by telephone.
+
+    It is the number of one key bundle: `keys rotate`, a renewed certificate or another RSA key give a new one.
+    """
+    from cipherbox.cli.output import say, warn
+    from cipherbox.client.keys.directory import day
     from cipherbox.client.keys.pins import Pins
     from cipherbox.envelope.bundle import fingerprint
 
     home = home_of(ctx)
-    if client_id is not None:
-        pin = Pins(home).get(client_id)
-        say(pin.fingerprint if pin else fingerprint(with_client(ctx, lambda client: _offered(client, client_id))))
-        return
-    say(fingerprint(_own(ctx)))
+    pin = Pins(home).get(client_id) if client_id is not None else None
+    if client_id is None:
+        bundle = _own(ctx)
+    else:
+        bundle = pin.bundle if pin is not None else with_client(ctx, lambda client: _offered(client, client_id))
+    say(fingerprint(bundle))
+    warn(f"This is the number of key bundle {bundle.sequence} of {bundle.client_id}, made on {day(bundle.created_at)}.")
 
 
 @keys.command("pin")
@@ -219,7 +175,7 @@ def keys_pin(ctx: click.Context, client_id: str) -> None:
     pin = Pins(home_of(ctx)).get(client_id)
     assert pin is not None
     say(f"Pinned for {client_id}: {pin.fingerprint}")
-    if not pin.verified_at:
+    if not pin.compared_at:
         here = command_here(ctx)
         next_step(f"first contact is as good as HQ's word; compare by telephone: {here} keys verify {client_id}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 SENT = 1000  # envelopes that are looked at for the advice to seal again
 
 
+class Offer(NamedTuple):
+    """What HQ shows for a client, and what is known here."""
+
+    bundle: KeyBundle  # the newest
+    earlier: list[KeyBundle]  # the others, which somebody may still read from a screen
+    proof: bytes
+    own: KeyBundle | None
+    change: str  # since the pin; empty: nothing
+    unopened: int
+
+
 @click.command()
 @click.argument("client_id", type=CLIENT_ID)
 @click.option("--fingerprint", "heard", help="What the other reads to you; asked for when not given.")
@@ -25,68 +36,86 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     """Compare the keys HQ shows for CLIENT_ID with what CLIENT_ID says, and pin them as compared.
 
     Call the other by a way HQ has no part in, and let them run: cipherbox keys fingerprint.  Thirty digits: read all.
+    They are the number of one key bundle, and change with each new one: read what is on the screen now.
     """
     from cipherbox.cli.output import fail, next_step, say
-    from cipherbox.cli.password import load_here
+    from cipherbox.client.keys.directory import day
     from cipherbox.client.keys.pins import PERSON, Pins
     from cipherbox.envelope.bundle import fingerprint
 
-    async def work(client: Client) -> tuple[KeyBundle, bytes, str, int]:
-        bundle = await client.directory.offered(client_id)
-        pin = client.directory.pins.get(client_id)
-        change = await _change(client, pin, bundle) if pin is not None else ""
-        unopened = 0
-        if client.post is not None:
-            rows = await client.post.store(client.post.outbox.unopened_by, client_id, SENT)
-            assert isinstance(rows, list)
-            unopened = len(rows)
-        return bundle, client.directory.witness.proof(bundle), change, unopened
-
-    bundle, proof, change, unopened = with_client(ctx, work)
-    shown = fingerprint(bundle)
+    offer = with_client(ctx, lambda client: _offer(client, client_id))
+    bundle, shown = offer.bundle, fingerprint(offer.bundle)
     pins = Pins(home_of(ctx))
     pin = pins.get(client_id)
-    if change:
-        say(change)
-    own = load_here(ctx).identity
-    if own is not None and own.bundle is not None:
-        say(f"Yours, to read to {client_id}: {fingerprint(own.bundle)}")
+    if offer.change:
+        say(offer.change)
+    if offer.own is not None:
+        say(f"Yours, bundle {offer.own.sequence}, to read to {client_id}: {fingerprint(offer.own)}")
     if heard is None:
-        heard = click.prompt(f"The fingerprint that {client_id} reads to you", err=True)
-    if _digits(heard) != _digits(shown):
+        heard = click.prompt(f"The fingerprint that {client_id} reads to you (bundle {bundle.sequence})", err=True)
+    if digits(heard) != digits(shown):
+        old = next((b for b in offer.earlier if digits(fingerprint(b)) == digits(heard)), None)
+        if old is not None:
+            fail(
+                f"{client_id} reads the number of its key bundle {old.sequence}; HQ shows bundle {bundle.sequence}, "
+                f"made on {day(bundle.created_at)}. Nothing was marked as compared.",
+                f"Ask {client_id} to run this now and to read again: cipherbox keys fingerprint. If it is still bundle "
+                f"{old.sequence}, somebody else made the newer one: send nothing and tell the admin.",
+            )
+            return Exit.REFUSED
         fail(
-            f"They differ. HQ shows {shown} for {client_id}.",
+            f"They differ. HQ shows {shown} for {client_id}, bundle {bundle.sequence}.",
             "Read once more. If it still differs, send nothing and tell the admin: somebody shows you a wrong key.",
         )
         return Exit.REFUSED
     if pin and pin.bundle.hash == bundle.hash:
         pins.mark_verified(client_id)
     else:
-        pins.accept(bundle, PERSON, proof=proof)
-    say(f"They agree. The keys of {client_id} are pinned as compared: {shown}")
-    if change and unopened:
+        pins.accept(bundle, PERSON, proof=offer.proof)
+    say(f"They agree. Key bundle {bundle.sequence} of {client_id} is pinned as compared: {shown}")
+    if offer.change and offer.unopened:
         next_step(f"seal again what {client_id} has not opened: {command_here(ctx)} outbox reseal --to {client_id}")
     return Exit.OK
 
 
-async def _change(client: Client, pin: Pin, bundle: KeyBundle) -> str:
-    """What happened to the keys since they were pinned, in words; empty: nothing."""
+async def _offer(client: Client, client_id: str) -> Offer:
+    from cipherbox.envelope.bundle import decode_bundle
+
+    directory = client.directory
+    bundle = await directory.offered(client_id)
+    proof = directory.witness.proof(bundle)
+    (answer,) = await directory.ask([(client_id, 0)])
+    found = [decode_bundle(raw) for raw in answer.bundles]
+    pin = directory.pins.get(client_id)
+    change = change_of(pin, [*found, bundle], directory.witness.entry(bundle)) if pin is not None else ""
+    unopened = 0
+    if client.post is not None:
+        rows = await client.post.store(client.post.outbox.unopened_by, client_id, SENT)
+        assert isinstance(rows, list)
+        unopened = len(rows)
+    own = client.home.identity.bundle if client.home.identity is not None else None
+    earlier = [b for b in (*found, *([pin.bundle] if pin is not None else [])) if b.hash != bundle.hash]
+    return Offer(bundle, earlier, proof, own, change, unopened)
+
+
+def change_of(pin: Pin, found: list[KeyBundle], entry: int = 0) -> str:
+    """What happened to the keys since they were pinned, in words; empty: nothing.  ``found``: the newest last."""
     from cipherbox.client.keys.directory import day
-    from cipherbox.envelope.bundle import check_succession, decode_bundle
+    from cipherbox.envelope.bundle import check_succession
     from cipherbox.errors import BundleError
 
+    bundle = found[-1]
     if pin.bundle.hash == bundle.hash:
         return ""
     name = bundle.client_id
-    (answer,) = await client.directory.ask([(name, pin.bundle.sequence)])
-    entry = client.directory.witness.entry(bundle)
     logged = f", in entry {entry} of HQ's log" if entry else ""
     try:
-        check_succession(pin.bundle, [decode_bundle(raw) for raw in answer.bundles])
+        check_succession(pin.bundle, [b for b in found if b.sequence > pin.bundle.sequence])
     except BundleError:
-        compared = f"compared on {day(pin.verified_at)}" if pin.verified_at else "never compared"
+        compared = f"compared on {day(pin.compared_at)}" if pin.compared_at else "never compared"
+        anew = f" {name} says that it begins anew." if bundle.begins_anew else ""
         return (
-            f"The keys of {name} changed, and the old key did not sign the new one.\n"
+            f"The keys of {name} changed, and the old key did not sign the new one.{anew}\n"
             f"Pinned here:  bundle {pin.bundle.sequence}, {compared}: {pin.fingerprint}\n"
             f"HQ shows:     bundle {bundle.sequence}, made on {day(bundle.created_at)}{logged}\n"
             f"Either {name} lost its keys and joined again, or somebody shows you a wrong key. Ask {name} which it is."
@@ -94,5 +123,6 @@ async def _change(client: Client, pin: Pin, bundle: KeyBundle) -> str:
     return f"{name} has new keys since then, signed by the ones pinned here: bundle {bundle.sequence}{logged}."
 
 
-def _digits(text: str) -> str:
+def digits(text: str) -> str:
+    """The digits of what somebody typed."""
     return "".join(c for c in text if c.isascii() and c.isdigit())

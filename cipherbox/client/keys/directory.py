@@ -20,7 +20,14 @@ from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.keys.witness import Witness
 from cipherbox.client.line import Line
-from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle, fingerprint
+from cipherbox.envelope.bundle import (
+    KeyBundle,
+    check_bundle,
+    check_continuity,
+    check_succession,
+    decode_bundle,
+    fingerprint,
+)
 from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
@@ -158,9 +165,11 @@ class Directory:
         if not later:
             return pin
         for bundle in later:
-            check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
+            check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False, history=True)
         if pin is None:
             newest = max(later, key=lambda b: b.sequence)
+            if role == SENDER:  # nobody is met by keys to which nothing may be sealed
+                check_bundle(newest, name, self._root, _now_ms(), ended_is_error=False)
             pinned = self.pins.accept(newest, FIRST_USE, proof=self.witness.proof(newest))
             self._events.say(
                 role, f"Key of {name} retrieved and pinned at first use; fingerprint {fingerprint(newest)}"
@@ -179,12 +188,18 @@ class Directory:
             f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed by the keys before; "
             f"fingerprint {fingerprint(newest)}",
         )
+        if pin.verified_at and not pinned.verified_at:
+            self._events.say(
+                role,
+                f"The keys of {name} were compared on {day(pin.verified_at)} by a number of CipherBox 0.5.0, which did "
+                f"not cover the keys that messages are sealed to; compare once more: cipherbox keys verify {name}",
+            )
         return pinned
 
     def _explained(self, pin: Pin, shown: KeyBundle, why: str) -> BundleDiscontinuous:
         """What happened, for the person who has to find out which it is."""
         name = shown.client_id
-        compared = f"compared on {day(pin.verified_at)}" if pin.verified_at else "never compared"
+        compared = f"compared on {day(pin.compared_at)}" if pin.compared_at else "never compared"
         entry = self.witness.entry(shown)
         logged = f", entry {entry} of its log" if entry else ""
         return BundleDiscontinuous(
@@ -252,20 +267,28 @@ class Directory:
             pin = self._advance(name, pin, self._decoded(name, by_client), RECEIVER)
             if pin is None or (bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)):
                 raise BundleError("the bundle does not lead to the keys pinned here; compare fingerprints")
-        leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False)
+        leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False, history=True)
         if len(self._senders) >= _SENDERS:
             self._senders.pop(next(iter(self._senders)))
         self._senders[bundle_hash] = (bundle, pki.serial(leaf), revoked_at)
 
     async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
-        """Whether the hash chain of the pinned bundle reaches ``bundle``: then its owner stands behind it."""
+        """Whether the chain of the pinned bundle reaches ``bundle``: then its owner stands behind it.
+
+        The chain ends at a bundle that begins anew: its owner names the one before only because HQ showed it.
+        """
         name = pin.bundle.client_id
         (answer,) = await self.ask([(name, 0)])
         by_hash = {b.hash: b for b in self._decoded(name, answer)}
         at: KeyBundle | None = pin.bundle
         while at is not None and at.sequence > bundle.sequence:
             before = by_hash.get(at.previous_hash)
-            at = before if before is not None and before.sequence < at.sequence else None
+            try:
+                if before is not None:
+                    check_continuity(before, at)
+            except BundleError:
+                return False
+            at = before
         return at is not None and at.hash == bundle.hash
 
     def _check_time(self, bundle: KeyBundle, serial: str, revoked_at: int, accepted_at: int) -> None:

@@ -5,6 +5,7 @@ Every change is a chain of small steps, each whole on the disk before the next b
     renew    the next certificate key beside the old one; HQ's answer to it; the certificate; the key in its place;
              then a bundle of the same keys under the new certificate
     rotate   fresh keys and their bundle, kept as upcoming; published; in the place of the keys before
+    upgrade  a bundle of the same keys in today's version of the format, when the one that is published is older
     finish   whatever of this a crash, or HQ being away, left undone
 
 So a home works after a crash between any two steps.  Upcoming keys open what comes from the moment they are kept, since
@@ -34,7 +35,7 @@ from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, Events
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, put_next_key
 from cipherbox.client.localdb import translated
-from cipherbox.envelope.bundle import decode_bundle
+from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
 from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, Forbidden, StoreError, StoreLocked
 from cipherbox.limits import LIMITS
 from cipherbox.pki import is_due
@@ -186,16 +187,28 @@ class KeyLife:
         identity = self._home.identity
         if identity is None or identity.bundle is None:
             return False
-        return identity.upcoming is not None or identity.bundle.chain[0] != pki.der(self._home.chain[0])
+        return (
+            identity.upcoming is not None
+            or identity.bundle.version < VERSION  # as 0.5.0 left it: others seal only to keys that these keys sign
+            or identity.bundle.chain[0] != pki.der(self._home.chain[0])
+        )
 
     async def _finish(self) -> None:
         identity = self._home.identity
         if identity is None:
             return
         if identity.upcoming is not None:
+            await self._in_todays_format(identity, identity.upcoming)
             await self._publish()
         if self._left_undone():
             await self._succeed(identity.same_keys())
+
+    async def _in_todays_format(self, identity: Identity, fresh: Identity) -> None:
+        """Upcoming keys that 0.5.0 left, and that HQ never got, go into a bundle that HQ takes."""
+        assert fresh.bundle is not None
+        if fresh.bundle.version < VERSION and await self._at_hq(fresh.bundle.sequence) != fresh.bundle.hash:
+            fresh.bundle = fresh.make_bundle(self._home.key, self._home.chain, _now_ms(), identity.bundle, identity)
+            self._save()
 
     async def _succeed(self, fresh: Identity) -> None:
         """``fresh`` follows the identity: kept, published, in its place."""
@@ -220,7 +233,10 @@ class KeyLife:
                 raise _explained(error, fresh.bundle.sequence, other) from None
         identity.promote(_now_ms())
         self._save()
-        self._events.say(KEYS, f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published")
+        number = fingerprint(fresh.bundle)
+        self._events.say(
+            KEYS, f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; its number: {number}"
+        )
         if self.published is not None:
             await self.published()
 

@@ -19,7 +19,7 @@ import attrs
 import orjson
 
 from cipherbox.client.localdb import translated
-from cipherbox.envelope.bundle import KeyBundle, decode_bundle, fingerprint
+from cipherbox.envelope.bundle import VERSION, KeyBundle, decode_bundle, fingerprint
 from cipherbox.errors import BundleError, BundleForAnother, BundleRolledBack, CipherBoxError, NotFound
 from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, write_atomic
@@ -41,6 +41,11 @@ class Pin:
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.bundle)
+
+    @property
+    def compared_at(self) -> int:
+        """When a person compared its number; 0: never, or with a number that bound the signing keys alone."""
+        return self.verified_at if self.bundle.version >= VERSION else 0
 
 
 class Pins:
@@ -102,7 +107,7 @@ class Pins:
         now = int(time.time() * 1000)
         verified = now if how == PERSON else 0
         if before is not None and how == SUCCESSION:
-            verified = before.verified_at  # the verified key signed for the new one
+            verified = before.compared_at  # the compared keys signed for the new ones
         accepted = frozenset([bundle.hash, *also]) | (before.accepted if before else frozenset())
         pin = Pin(bundle, how, now, verified, accepted)
         with translated(self._directory):

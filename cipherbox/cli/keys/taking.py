@@ -1,0 +1,85 @@
+"""`keys import`: another's key bundle that came in person, or an RSA private key of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.keys.rsa import import_private
+from cipherbox.cli.options import sure, yes_option
+from cipherbox.errors import BundleMalformed, InvalidRequest
+from cipherbox.limits import LIMITS
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option(
+    "--pem-password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Read the password of an encrypted private key from this file instead of asking for it.",
+)
+@click.option("--fingerprint", "heard", help="What its owner reads to you.")
+@yes_option
+@click.pass_context
+def keys_import(
+    ctx: click.Context, file: Path, pem_password_file: Path | None, heard: str | None, yes: bool
+) -> int:
+    """Take in FILE: another's key bundle, or an RSA private key of your own.
+
+    A key bundle, which its owner gave you in person (keys export), is pinned as compared.  It must be certified by this
+    HQ's root; its fingerprint is shown before it is pinned.  When other keys are pinned, and they did not sign the ones
+    in FILE, its owner has to read you the fingerprint, and --yes is not enough.
+
+    An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate --rsa` would make one.
+    """
+    import time
+
+    from cipherbox.cli.keys.verify import change_of, digits
+    from cipherbox.cli.output import fail, say
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.keys.pins import PERSON, Pins
+    from cipherbox.envelope.bundle import MAGIC, check_bundle, check_succession, decode_bundle, fingerprint
+    from cipherbox.errors import BundleError
+    from cipherbox.sealing.rsa import PEM_BYTES, is_pem
+
+    with file.open("rb") as opened:
+        data = opened.read(max(LIMITS.bundle_bytes, PEM_BYTES) + 1)
+    if data[: len(MAGIC)] != MAGIC:
+        if not is_pem(data):
+            raise BundleMalformed(f"{file} is neither a key bundle (keys export) nor a private key as PEM")
+        import_private(ctx, file, data, pem_password_file)
+        return Exit.OK
+    if pem_password_file is not None:
+        raise click.UsageError("A key bundle holds no secret, so it has no password.")
+    home = load_here(ctx)
+    bundle = decode_bundle(data)
+    check_bundle(bundle, bundle.client_id, home.root, int(time.time() * 1000))
+    pins, name = Pins(home.path), bundle.client_id
+    pin = pins.get(name)
+    if pin is not None and pin.bundle.sequence > bundle.sequence:
+        raise InvalidRequest(f"bundle {pin.bundle.sequence} of {name} is pinned, and this one is older")
+    try:
+        if pin is not None:
+            check_succession(pin.bundle, [bundle])
+    except BundleError:
+        assert pin is not None
+        say(change_of(pin, [bundle]).replace("HQ shows: ", "This file:"))
+        if heard is None:
+            heard = click.prompt(f"The fingerprint that {name} reads to you (bundle {bundle.sequence})", err=True)
+        if digits(heard) != digits(fingerprint(bundle)):
+            fail(f"They differ. The file has {fingerprint(bundle)} for {name}.", f"Nothing was pinned. Ask {name}.")
+            return Exit.REFUSED
+    else:
+        say(f"{name}, bundle {bundle.sequence}: {fingerprint(bundle)}")
+        if heard is not None and digits(heard) != digits(fingerprint(bundle)):
+            fail("They differ: the file has another fingerprint than you gave.", f"Nothing was pinned. Ask {name}.")
+            return Exit.REFUSED
+        sure(f"Did {name} give you this file, or say this fingerprint?", yes or heard is not None)
+    if pin is not None and pin.bundle.hash == bundle.hash:
+        pins.mark_verified(name)
+    else:
+        pins.accept(bundle, PERSON)
+    say(f"The keys of {name} are pinned as compared.")
+    return Exit.OK
