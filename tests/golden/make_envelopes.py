@@ -161,7 +161,7 @@ def damaged(raw: bytes) -> list[tuple[str, bytes, str]]:
 
 
 def main() -> None:
-    lab, strong, ca = write_envelopes()
+    lab, _, ca = write_envelopes()
     write_receipts(ca, lab, sealed(lab, [ca], MESSAGES))
 
 
