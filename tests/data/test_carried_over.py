@@ -14,6 +14,7 @@ import trio
 from cipherbox.client.api import open_client
 from cipherbox.client.files import send_unfinished
 from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.keys.pins import SUCCESSION, Pins
 from cipherbox.envelope.receiptfile import verify_file
 from cipherbox.limits import LIMITS
 from tests.client.real_hq import RealHq
@@ -36,6 +37,15 @@ async def sent(hq: RealHq, expected: dict[str, Any], name: str) -> None:
                 while (row := await client.sent(one)) is not None and not row.accepted_at:
                     await trio.sleep(0.05)
         assert await send_unfinished(client) == []
+
+
+async def started(hq: RealHq, *names: str) -> None:
+    """Their programs of this version have run once: before that nothing new is sealed to them."""
+    for name in names:
+        async with opened(hq, name) as client:
+            assert client.home.identity is not None
+            assert client.home.identity.bundle is not None
+            assert client.home.identity.bundle.version == 2
 
 
 async def received(hq: RealHq, name: str, wanted: set[str]) -> dict[str, dict[str, Any]]:
@@ -63,6 +73,7 @@ async def test_what_waited_in_0_5_0_is_delivered(tmp_path: Path) -> None:
     expected = unpack("0.5.0", tmp_path)
     skip_when_too_old(expected)
     async with old_hq(tmp_path) as hq:
+        await started(hq, *CENTERS, *LABS)
         for name in (*LABS, "NY-RC"):
             await sent(hq, expected, name)
         for name in CENTERS:
@@ -86,12 +97,21 @@ async def test_what_waited_in_0_5_0_is_delivered(tmp_path: Path) -> None:
                 assert str(done.message_ids[0]) in await received(hq, "CA-RC", {str(done.message_ids[0])})
 
 
-async def test_what_was_pinned_and_compared_in_0_5_0_still_is(tmp_path: Path) -> None:
+async def test_what_was_pinned_in_0_5_0_still_is_and_is_to_be_compared_once_more(tmp_path: Path) -> None:
+    """The pinned keys signed for those of today; the number that people compared covered the signing keys alone."""
     unpack("0.5.0", tmp_path)
-    async with old_hq(tmp_path) as hq, opened(hq, "FL-LAB") as lab:
-        await lab.bundles(["CA-RC", "NY-RC"])
-        pins = {pin.bundle.client_id: bool(pin.verified_at) for pin in lab.directory.pins.entries()}
-        assert pins == {"CA-RC": True, "NY-RC": False}
+    said: list[str] = []
+    async with old_hq(tmp_path) as hq:
+        before = {name: Pins(hq.home("FL-LAB")).get(name) for name in CENTERS}
+        assert {name: bool(pin and pin.verified_at) for name, pin in before.items()} == {"CA-RC": True, "NY-RC": False}
+        await started(hq, *CENTERS)
+        async with open_client(hq.home("FL-LAB"), on_event=lambda e: said.append(str(e))) as lab:
+            await lab.bundles(CENTERS)
+            pins = {pin.bundle.client_id: pin for pin in lab.directory.pins.entries()}
+    assert {name: (pin.how, pin.bundle.version, pin.compared_at) for name, pin in pins.items()} == {
+        "CA-RC": (SUCCESSION, 2, 0), "NY-RC": (SUCCESSION, 2, 0),
+    }  # fmt: skip
+    assert [line for line in said if "compare once more: cipherbox keys verify" in line][0].count("CA-RC") == 2
 
 
 async def test_hq_of_0_5_0_is_whole_after_the_upgrade(tmp_path: Path) -> None:

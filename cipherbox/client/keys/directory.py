@@ -32,6 +32,7 @@ from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
     BundleMalformed,
+    BundleOutdated,
     CipherBoxError,
     NetworkError,
     RecipientRevoked,
@@ -96,7 +97,11 @@ class Directory:
         pin = self.pins.get(name)
         if pin is None:
             raise UnknownRecipient(f"{name} has published no keys")
-        leaf = self._leaf(pin.bundle, name)
+        try:
+            leaf = self._leaf(pin.bundle, name)
+        except BundleOutdated:
+            self.refresh(name)  # its new keys are used as soon as it has published them
+            raise
         if self._revocations.revoked_at(pki.serial(leaf)):
             raise RecipientRevoked(f"the certificate of {name} was revoked")
         return pin.bundle
