@@ -8,6 +8,7 @@ survives it.  Codes are never reused.
     +-- ProtocolError            the peer broke the framing or the order of frames; the connection ends
     |   +-- FrameTooLarge        +-- UnexpectedFrame      +-- VersionMismatch
     |   +-- HandshakeTimeout     +-- IdleTimeout          +-- TooManyConnections (retry)
+    |   +-- SlowFrame (retry)
     +-- Refused                  HQ understood the request and said no; the connection lives
     |   +-- NotFound             unknown, or not yours to know: the two look the same
     |   +-- Forbidden            +-- Conflict             +-- InvalidRequest
@@ -100,6 +101,10 @@ class IdleTimeout(ProtocolError, code=0x0105, retryable=True):
 
 class TooManyConnections(ProtocolError, code=0x0106, retryable=True):
     """HQ has no room for another connection now."""
+
+
+class SlowFrame(ProtocolError, code=0x0107, retryable=True):
+    """A large frame moves too slowly while HQ holds memory for it."""
 
 
 class Refused(CipherBoxError, code=0x0200):

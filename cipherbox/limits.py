@@ -84,7 +84,9 @@ class Limits:
     body_cache_bytes: int = 64 * 1024 * 1024  # bodies just published, for consumers that keep up
     memory_high_bytes: int = 256 * 1024 * 1024  # of envelopes held for all peers together; above it publishers wait
     memory_low_bytes: int = 192 * 1024 * 1024  # below it they go on: a few large envelopes apart
-    slowest_bytes_per_s: int = 32 * 1024  # a large envelope that comes slower ends the connection: it holds memory
+    memory_per_client_bytes: int = 64 * 1024 * 1024  # of that, one client; above it that client waits alone
+    slowest_bytes_per_s: int = 16 * 1024  # a large frame that moves slower, in or out, ends its connection
+    progress_s: float = 10.0  # so often that is looked at; a lost packet or two take 7 s to come again
     spool_from_bytes: int = 64 * 1024  # larger bodies are files: faster from here on
     quota_bytes: int = 4 * 1024 * 1024 * 1024  # waiting, per sender and queue
     disk_reserve_bytes: int = 64 * 1024 * 1024  # kept for acks and deletes when publishes are refused

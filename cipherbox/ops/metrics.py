@@ -105,6 +105,10 @@ METRICS: dict[str, Metric] = {
     "cipherbox_engine_commands": Metric(GAUGE, "Requests that wait for the engine."),
     "cipherbox_held_bytes": Metric(GAUGE, "Bytes of envelopes held in memory for all clients (memory_high_bytes)."),
     "cipherbox_memory_short": Metric(GAUGE, "1 while publishers wait because HQ is short of memory; else 0."),
+    "cipherbox_cut_frames_total": Metric(
+        COUNTER, "Large frames whose connections were cut because memory was short and they moved slowest."
+    ),
+    "cipherbox_held_most_bytes": Metric(GAUGE, "Bytes of that held for the client with the most of them."),
     "cipherbox_body_cache_bytes": Metric(GAUGE, "Bytes of envelopes kept in memory for consumers that keep up."),
     "cipherbox_certificate_remaining_days": Metric(
         GAUGE, "Days until it ends: server, issuing, root, crl (the revocation list), or lists (the first of an "

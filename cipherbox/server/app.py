@@ -37,6 +37,7 @@ _RETENTION_S, _DAY_MS = 3600.0, 86_400_000
 STANDBY_S = 1.0  # a standby looks so often whether it is needed
 _RENEW_S = 2.0
 _TICK_S = 0.5  # a heartbeat is 1 s or more
+_LATE_S = 3.0
 _NEWS_S = 10.0  # what `systemctl status` shows may be so old
 
 
@@ -197,11 +198,16 @@ async def _wind_down(hq: HQ) -> None:
 
 async def _tick(hq: HQ) -> None:
     """One clock for all sessions: a task for each would be a tenth of what an idle connection costs."""
+    before = trio.current_time()
     while True:
         await trio.sleep(_TICK_S)
         now = trio.current_time()
+        late, before = now - before > _LATE_S, now
+        if late:  # HQ itself stood still: its peers have a turn before anybody is judged
+            continue
         for session in list(hq.sessions):
             session.tick(now)
+        hq.memory.tick(now)
         hq.drain.tick(now)
         settle_floods()
 

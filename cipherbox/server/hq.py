@@ -108,7 +108,7 @@ class HQ:
         self.prekey_requests = Rate(config.limits.prekey_requests_per_minute, "requests for prekeys")
         of_one = Rate(config.limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
         self.prekeys = PrekeyDesk(store, self.directory, self.trust, config.limits, of_one, self.engine.in_store)
-        self.memory = Watermark(config.limits.memory_high_bytes, config.limits.memory_low_bytes)
+        self.memory = Watermark(config.limits)
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
         self._deserted = trio.Event()
@@ -194,6 +194,7 @@ class HQ:
             self._per_client[session.client] -= 1
             if not self._per_client[session.client]:
                 del self._per_client[session.client]
+                self.memory.forget(session.client)
             self.engine.detach(session.connection)
             if not self.sessions:
                 self._deserted.set()

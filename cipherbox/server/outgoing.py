@@ -1,8 +1,9 @@
 """What waits to be sent to one peer, in order, and the task that sends it.
 
 Answers wait as bytes.  Deliveries wait as numbers: their envelopes are taken from memory or read from the store when
-their turn has come, and the next frame's while one is sent, so a peer that reads slowly costs HQ two frames.  A peer
-that takes nothing for a whole deadline is cut; nobody else waits for it.
+their turn has come, and the next frame's while one is sent, so a peer that reads slowly costs HQ two frames, which
+count in its client's share of the memory.  A peer that takes nothing for a whole deadline is cut, and so is one that
+takes a large frame too slowly (`slow`); nobody else waits for it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from cipherbox.limits import Limits
 from cipherbox.ops.metrics import Counts
 from cipherbox.server import answers
 from cipherbox.server.bodies import Bodies
-from cipherbox.server.watermark import Watermark
+from cipherbox.server.watermark import LARGE, Account, Transfer
 from cipherbox.wire import codec
 
 _JOIN_BYTES = 256 * 1024  # small frames are joined up to this
-_SLICE_BYTES = 256 * 1024  # what must go out within one deadline; a slow line still gets a large envelope
+_SLICE_BYTES = 64 * 1024  # sent at once: fine enough to see whether a large frame moves
 _ENTRY_BYTES = 22  # of a frame, per envelope
 _FRAME_BYTES = 64  # and its other fields
 
@@ -61,10 +62,11 @@ class Pushed:
 class Ahead:
     """A frame's envelopes, being read from the store."""
 
-    __slots__ = ("done", "entries", "error", "items")
+    __slots__ = ("done", "entries", "error", "items", "size")
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
+        self.size = sum(entry.size for entry in entries)
         self.items: list[codec.DeliveredItem] = []
         self.error: CipherBoxError | None = None
         self.done = trio.Event()
@@ -84,8 +86,9 @@ class Outgoing:
     """
 
     def __init__(
-        self, sink: Sink, bodies: Bodies, limits: Limits, memory: Watermark, *,
-        given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None], counts: Counts | None = None,
+        self, sink: Sink, bodies: Bodies, limits: Limits, account: Account, *,
+        given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None],
+        cut: Callable[[str], None], counts: Counts | None = None,
     ) -> None:  # fmt: skip
         self._counts = counts or Counts()
         self.size = 0  # bytes of answers that wait
@@ -93,7 +96,11 @@ class Outgoing:
         self.frame_bytes = limits.frame_bytes  # what the peer takes, once HELLO has said it
         self._sink = sink
         self._bodies = bodies
-        self._memory = memory
+        self.account = account  # what is held for this client
+        self._limits = limits
+        self._cut = cut
+        self._going: Transfer | None = None  # the frame that is being sent,
+        self._since = 0.0  # and since when the peer is waited for
         self._deadline_s = 2.0 * limits.heartbeat_s
         self._deliver_bytes = limits.deliver_frame_bytes
         self._given_back = given_back
@@ -160,7 +167,7 @@ class Outgoing:
                         pieces, size = [], 0
                     self._check(queue, entries)
                     items = await self._read(queue, entries)
-                self._ahead = None
+                self._drop_ahead()
                 self._read_ahead(nursery)
                 piece = self._frame(head, items)
             pieces.append(piece)
@@ -169,21 +176,52 @@ class Outgoing:
             await self._send(pieces)
 
     async def _read(self, queue: str, entries: list[Entry]) -> list[codec.DeliveredItem]:
-        ahead = self._ahead
-        if ahead is None or ahead.entries != entries:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.entries == entries:
+            try:
+                await ahead.done.wait()
+            finally:
+                self.account.add(-ahead.size)
+            if ahead.error is not None:
+                raise ahead.error
+            return ahead.items
+        if ahead is not None:
+            self.account.add(-ahead.size)
+        size = sum(entry.size for entry in entries)
+        if size >= LARGE:
+            await self.account.memory.until(lambda: not (self.account.full or self.account.memory.closed))
+        self.account.add(size)
+        try:
             return await self._bodies.items(queue, entries)
-        await ahead.done.wait()
-        if ahead.error is not None:
-            raise ahead.error
-        return ahead.items
+        finally:
+            self.account.add(-size)
 
     def _read_ahead(self, nursery: trio.Nursery) -> None:
         head = self._queue[0] if self._queue else None
-        if isinstance(head, Pushed) and not self._memory.closed:
+        if isinstance(head, Pushed) and not (self.account.full or self.account.memory.closed):
             entries = head.cut(self._most(), keep=True)
             if self._bodies.held(entries) is None and not self._too_large(entries):
+                self._drop_ahead()
                 self._ahead = Ahead(entries)
+                self.account.add(self._ahead.size)
                 nursery.start_soon(self._ahead.read, self._bodies, head.queue)
+
+    def _drop_ahead(self) -> None:
+        if self._ahead is not None:
+            self.account.add(-self._ahead.size)
+            self._ahead = None
+
+    def close(self) -> None:
+        """Nothing is sent any more."""
+        self._drop_ahead()
+
+    def slow(self, now: float) -> bool:
+        """Whether the peer takes a large frame too slowly."""
+        going = self._going
+        if going is None:
+            return False
+        waited = going.waited + now - self._since
+        return going.late(waited, self._limits.progress_s, self._limits.slowest_bytes_per_s)
 
     def _most(self) -> int:
         return min(self._deliver_bytes, self.frame_bytes - _FRAME_BYTES)
@@ -219,15 +257,24 @@ class Outgoing:
 
     async def _send(self, pieces: list[bytes]) -> None:
         data = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        self._memory.add(len(data))
+        memory, going = self.account.memory, Transfer(len(data), self._cut)
+        going.held = len(data)
+        self._going = going
+        self.account.add(len(data))
+        memory.began(going)
         try:
             for at in range(0, len(data), _SLICE_BYTES):
+                self._since = trio.current_time()
                 with trio.move_on_after(self._deadline_s) as scope:
                     await self._sink.send_all(data[at : at + _SLICE_BYTES])
                 if scope.cancelled_caught:
                     raise TimedOut("this client does not read what it is sent")
+                going.waited += trio.current_time() - self._since
+                going.moved = at + _SLICE_BYTES
         finally:
-            self._memory.add(-len(data))
+            self._going = None
+            memory.ended(going)
+            self.account.add(-len(data))
         self._counts.frames_sent += len(pieces)
         self._counts.sent_bytes += len(data)
         self.spoke_at = trio.current_time()

@@ -28,14 +28,16 @@ from cipherbox.errors import (
     InvalidRequest,
     NetworkError,
     ProtocolError,
+    SlowFrame,
     TimedOut,
     TooManyConnections,
 )
 from cipherbox.groups import first_of
 from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
+from cipherbox.server.arriving import Arriving
 from cipherbox.server.outgoing import Outgoing
-from cipherbox.server.peer import MEMORY_FREE, MEMORY_SHORT, STORE_AWAY, STORE_BACK, Proof
+from cipherbox.server.peer import STORE_AWAY, STORE_BACK, Proof
 from cipherbox.server.requests import CALLS, COMMANDS, incoming
 from cipherbox.transport import fill
 from cipherbox.wire import codec, frames
@@ -68,16 +70,16 @@ class Session:
         self._limits = hq.config.limits
         self._beat_s = self._limits.heartbeat_s
         self._wire = Connection("server", self._limits)
+        self._account = hq.memory.account("")  # what HQ holds for this client
         self._out = Outgoing(
-            stream, hq.engine.bodies, self._limits, hq.memory, given_back=self._give_back, drained=self._wake,
-            counts=hq.engine.counts,
+            stream, hq.engine.bodies, self._limits, self._account, given_back=self._give_back, drained=self._wake,
+            cut=self._cut, counts=hq.engine.counts,
         )  # fmt: skip
+        self._coming = Arriving(self._wire, self._limits, self._account, self._cut, lambda news: self.tell(news, 0))
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
         self._last_correlation = 0
         self._unconfirmed: dict[int, int] = {}  # correlation -> bytes of SENDs
         self._unconfirmed_bytes = 0
-        self._large_bytes = 0  # of an envelope that is half here
-        self._large_since = 0.0
         self._publishes = False  # this client has published
         self._asked = 0  # other requests without an answer
         self._returning = False  # some answers are to our own NACKs, of correlation 0
@@ -103,9 +105,11 @@ class Session:
         except* CipherBoxError as group:
             self._ended = self._ended or first_of(group)
         finally:
+            self._coming.whole()
+            self._out.close()
+            self._account.add(-self._unconfirmed_bytes)
+            self._unconfirmed_bytes = 0
             self.hq.leave(self)
-            self.hq.memory.add(-self._unconfirmed_bytes - self._large_bytes)
-            self._unconfirmed_bytes = self._large_bytes = 0
             with trio.move_on_after(LAST_WORD_S) as scope:
                 scope.shield = True
                 await self._stream.aclose()
@@ -173,6 +177,7 @@ class Session:
             self.serial = pki.serial(certificate)
         if not self.hq.enter(self):
             raise TooManyConnections
+        self._account = self._out.account = self._coming.account = self.hq.memory.account(self.client)
         limits = self._limits
         self._beat_s = min(limits.heartbeat_s, hello.heartbeat_s or limits.heartbeat_s)
         self._out.frame_bytes = max(hello.frame_bytes, limits.first_frame_bytes)
@@ -191,13 +196,15 @@ class Session:
     async def _read(self) -> None:
         wire, counts = self._wire, self.hq.engine.counts
         while not self._quiet:
-            for event in wire.events():
+            if events := wire.events():
+                self._coming.whole()
+            for event in events:
                 counts.frames_received += len(event.items) if type(event) is SendBatch else 1
                 await self._event(event)
                 while self._full():
                     self._changed = trio.Event()
                     await self._changed.wait()
-            await self._memory()
+            await self._coming.count(publishes=self._publishes)
             size = await self._receive()
             if size is None:
                 break
@@ -207,20 +214,9 @@ class Session:
             counts.received_bytes += size
         await trio.sleep_forever()
 
-    async def _memory(self) -> None:
-        """Counts a large envelope that has begun to come, and lets a publisher begin nothing while memory is short."""
-        memory, large = self.hq.memory, self._wire.large_bytes
-        if large == self._large_bytes and large:
-            return  # begun before
-        memory.add(-self._large_bytes)
-        self._large_bytes = 0
-        if memory.closed and (large or self._publishes):
-            self._put(codec.encode(frames.Ping(0, MEMORY_SHORT)))
-            await memory.open()
-            self._put(codec.encode(frames.Ping(0, MEMORY_FREE)))
-        if large:
-            self._large_bytes, self._large_since = large, trio.current_time()
-            memory.add(large)
+    def _cut(self, why: str) -> None:
+        """A frame of this connection, in or out, is too slow."""
+        self.end(SlowFrame(why))
 
     async def _receive(self) -> int | None:
         """How many bytes came, 0 at the end; None when `quiet` was asked for meanwhile."""
@@ -231,6 +227,7 @@ class Session:
                 return None
             size = await fill(self._stream, self._wire)
             self._waiting = False
+            self._coming.waited(trio.current_time() - self._heard_at)
             return size
         return None
 
@@ -304,7 +301,7 @@ class Session:
             size += len(item[3])
         self._unconfirmed_bytes += size
         self._publishes = True
-        self.hq.memory.add(size)
+        self._account.add(size)
         if failed:
             self._put(b"".join(encode.encode(failed)))
         if items:
@@ -334,7 +331,7 @@ class Session:
                 self._unconfirmed_bytes -= unconfirmed.pop(answer.correlation, 0)
             else:
                 self._asked -= 1
-        self.hq.memory.add(self._unconfirmed_bytes - before)
+        self._account.add(self._unconfirmed_bytes - before)
         self._changed.set()
         for data in encode.encode(answers, proof):
             self._put(data)
@@ -378,8 +375,10 @@ class Session:
             self.end(HandshakeTimeout(f"without a certificate a connection ends after {limits.anonymous_s:g} s"))
         elif self._waiting and now - self._heard_at > 2 * beat:
             self.end(IdleTimeout())
-        elif self._large_bytes and now - self._large_since > 2 * beat + self._large_bytes / limits.slowest_bytes_per_s:
-            self.end(TimedOut("this envelope comes too slowly"))
+        elif self._coming.slow(beat, self._heard_at if self._waiting else None):
+            self._cut(f"this frame comes too slowly: less than {limits.slowest_bytes_per_s} bytes a second")
+        elif self._out.slow(now):
+            self._cut(f"this client reads too slowly: less than {limits.slowest_bytes_per_s} bytes a second")
         elif self.role != "anonymous" and self.hq.engine.store_away(now) is not self._told_away:
             self._told_away = not self._told_away
             self.tell(STORE_AWAY if self._told_away else STORE_BACK, 0)

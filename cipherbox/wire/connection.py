@@ -13,7 +13,8 @@ Rules.  A length is judged when its four bytes are there, before its body is wai
 `events()` call after the one that gave the good frames before it; from then on the connection is CLOSED and every
 call raises the same fault.  Runs of SEND come as one `SendBatch` of tuples and DELIVER as `Deliveries`: these are the
 frames that carry the load.  Pieces of a frame are kept as they came and joined once; a large frame has one buffer as
-soon as its length is known, and whoever reads the stream may read right into it (`wanted`, `filled`).
+soon as so much of it has come, and whoever reads the stream may read right into it (`wanted`, `filled`).  A length that
+is announced costs nothing: the buffer grows with what comes, to at most twice of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cipherbox.wire.fields import TABLE, kind_of
 from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
 
 LARGE = 256 * 1024  # frames above it get a buffer of their own
+_PIECES = 256  # of one frame; then they are joined, for a piece of one byte costs forty
 HELLO, WELCOME, ERROR = 0x04, 0x05, 0x08
 
 
@@ -91,8 +93,8 @@ class Connection:
         self._frame_bytes = limits.first_frame_bytes  # what this end takes
         self._peer_frame_bytes = limits.first_frame_bytes  # what the peer takes
         self._pieces: list[bytes] = []
-        self._large: bytearray | None = None  # a frame that is not whole yet; its bytes come before the pieces
-        self._filled = 0
+        self._large: bytearray | None = None  # of a frame that is not whole yet; its bytes come before the pieces
+        self._filled = 0  # bytes of it that have come
         self._have = 0  # bytes not parsed yet
         self._need = 4  # bytes until the next step is possible
         self._fault: ProtocolError | None = None
@@ -125,7 +127,8 @@ class Connection:
     def receive_data(self, data: bytes) -> None:
         """Takes what the stream gave."""
         self._have += len(data)
-        if self._large is not None and self._filled < len(self._large):
+        while data and self._large is not None and self._filled < self._need:
+            self._grow()
             room = len(self._large) - self._filled
             piece = data[:room]
             self._large[self._filled : self._filled + len(piece)] = piece
@@ -133,22 +136,40 @@ class Connection:
             data = data[room:]
         if data:
             self._pieces.append(data)
+            if self._large is None and LARGE <= self._have < self._need:
+                self._begin_large()
+            elif len(self._pieces) > _PIECES:
+                self._pieces = [b"".join(self._pieces)]
 
     def wanted(self) -> memoryview | None:
         """Where the next bytes of a large frame belong; None when there is no such frame."""
-        if self._large is None or self._filled == len(self._large):
+        if self._large is None or self._filled == self._need:
             return None
+        self._grow()
         return memoryview(self._large)[self._filled :]
 
     @property
-    def large_bytes(self) -> int:
-        """The size of the large frame that is not whole yet; 0 when there is none."""
-        return len(self._large) if self._large is not None else 0
+    def coming(self) -> tuple[int, int]:
+        """(bytes that have come of a frame that is not whole yet, its size); (0, 0) between two frames."""
+        return (self._have, self._need) if self._have else (0, 0)
 
     def filled(self, size: int) -> None:
         """So many bytes were put where `wanted` said."""
         self._filled += size
         self._have += size
+
+    def _begin_large(self) -> None:
+        """The frame that is coming is large, and enough of it has come to give it a buffer."""
+        left = b"".join(self._pieces)
+        self._pieces = []
+        self._large, self._filled = bytearray(left), len(left)
+        self._grow()
+
+    def _grow(self) -> None:
+        """Makes room in the buffer: as much again as has come, never more than the frame needs."""
+        assert self._large is not None
+        if self._filled == len(self._large):
+            self._large += bytes(min(self._need - self._filled, self._filled))
 
     def receive_eof(self) -> None:
         """The stream ended: fine between two frames, a fault inside one."""
@@ -192,13 +213,9 @@ class Connection:
             return
         left = buf[at:] if at else buf
         self._have = len(left)
-        self._pieces = []
-        if self._need > LARGE:
-            self._large = bytearray(self._need)
-            self._large[: len(left)] = left
-            self._filled = len(left)
-        elif left:
-            self._pieces.append(left)
+        self._pieces = [left] if left else []
+        if LARGE <= self._have < self._need:
+            self._begin_large()
 
     def _parse(self, buf: bytes | memoryview, found: list[Any]) -> int:
         """Reads complete frames into ``found``; returns where the rest begins and sets what it needs."""

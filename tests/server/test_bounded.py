@@ -20,8 +20,8 @@ from tests.server.test_connections import held, opened
 MIB = 1 << 20
 
 
-def test_a_watermark_closes_above_the_high_mark_and_opens_below_the_low() -> None:
-    mark = Watermark(100, 60)
+async def test_a_watermark_closes_above_the_high_mark_and_opens_below_the_low() -> None:
+    mark = Watermark(attrs.evolve(LIMITS, memory_high_bytes=100, memory_low_bytes=60))
     seen = []
     for size in (100, 1, -30, 20, -31, 40, 1, -100):
         mark.add(size)

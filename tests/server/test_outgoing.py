@@ -67,14 +67,17 @@ class Line:
     lost: list[int] = attrs.Factory(list)
     returned: list[int] = attrs.Factory(list)
     cache_bytes: int = 0
+    cut: list[str] = attrs.Factory(list)
+    memory: Watermark = attrs.field(init=False)
     out: Outgoing = attrs.field(init=False)
     bodies: Bodies = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.memory = Watermark(self.limits)
         self.bodies = Bodies(self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs))
         self.out = Outgoing(
-            self.peer, self.bodies, self.limits, Watermark(1 << 30, 1 << 29), given_back=self._give_back,
-            drained=lambda: None,
+            self.peer, self.bodies, self.limits, self.memory.account("B"), given_back=self._give_back,
+            drained=lambda: None, cut=self.cut.append,
         )  # fmt: skip
 
     async def _read(self, numbers: list[int]) -> list[bytes | None]:

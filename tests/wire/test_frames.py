@@ -282,12 +282,33 @@ def test_large_frames_come_whole_however_they_are_cut(step: int, direct: bool) -
             server.receive_data(data[at : at + size])
         else:
             room[:size] = data[at : at + size]
+            room.release()
             server.filled(size)
         at += size
         got += [item[3] for event in server.events() for item in event.items]
     assert got == bodies
     assert all(type(body) is bytes for body in got)
     server.receive_eof()
+
+
+def test_a_length_that_is_announced_costs_nothing() -> None:
+    """Memory follows what has come: 13 bytes that announce 16 MiB hold 13 bytes, and single bytes are joined."""
+    server = opened("server")
+    announced = (1 << 24).to_bytes(4, "big") + b"\x02" + bytes(8)
+    server.receive_data(announced)
+    assert server.events() == []
+    assert server.wanted() is None
+    assert server.coming == (len(announced), (1 << 24) + 4)
+    for _ in range(3000):
+        server.receive_data(b"x")
+        assert server.events() == []
+    assert len(server._pieces) <= 257
+    server.receive_data(bytes(LARGE))
+    room = server.wanted()
+    assert room is not None
+    assert len(room) <= server.coming[0]  # at most as much again as has come
+    room.release()
+    assert server.coming == (len(announced) + 3000 + LARGE, (1 << 24) + 4)
 
 
 def test_a_cut_inside_a_large_frame_is_a_fault() -> None:
