@@ -41,6 +41,7 @@ survives it.  Codes are never reused.
     |   +-- WrongPassword        +-- PasswordNeeded       +-- WeakPassword
     +-- FileError                a file that cannot be sent as it is
     |   +-- FileChanged          it changed or vanished while it was sent
+    |   +-- FileUnreadable       this user may not read it, or another program holds it
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
         +-- StoreLeased          +-- SessionMoved (retry) +-- SchemaTooOld
@@ -375,6 +376,10 @@ class FileError(CipherBoxError, code=0x0900):
 
 class FileChanged(FileError, code=0x0901):
     """The file changed or vanished while it was sent."""
+
+
+class FileUnreadable(FileError, code=0x0A10):
+    """The file cannot be read."""
 
 
 class StoreError(CipherBoxError, code=0x0800):
