@@ -148,10 +148,12 @@ async def first_contact_while_away(scene: Scene) -> None:
 async def a_writer_that_pauses(scene: Scene) -> None:
     """Its file stays as it is for longer than the settle time, and is open."""
     async with scene.agent() as agent:
-        path = scene.put("half.csv", b"")
-        with path.open("ab") as file:
+        path = scene.at("outgoing", "half.csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
             file.write(b"first half\n")
             file.flush()
+            await until(lambda: scene.said("is being written") == 1)
             await trio.sleep(0.6)
             assert agent.sent == 0
             assert scene.said("is being written") == 1

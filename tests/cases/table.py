@@ -81,12 +81,12 @@ def fifo(folder: Path) -> Path:
 
 
 def bound_socket(folder: Path) -> Path:
-    path = folder / "s"
+    path = folder / "socket.ipc"
     here = os.getcwd()
     os.chdir(folder)  # a socket's path is short
     try:
         with socket.socket(socket.AF_UNIX) as one:
-            one.bind("s")
+            one.bind(path.name)
     finally:
         os.chdir(here)
     return path
