@@ -35,6 +35,7 @@ survives it.  Codes are never reused.
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
     |   +-- BundleUnlogged       HQ does not stand behind it in its signed log
     |   +-- BundleNotSigned      +-- BundleOutdated (retry)
+    |   +-- BundleUnknown        an envelope names it, and HQ does not have it
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
@@ -336,6 +337,10 @@ class BundleExpired(BundleError, code=0x0606):
 
 class NotAllowed(BundleError, code=0x0607):
     """A recipient behind this route is not on the allow-list."""
+
+
+class BundleUnknown(BundleError, code=0x050C):
+    """HQ does not have the key bundle the envelope names."""
 
 
 class BundleUnlogged(BundleError, code=0x0608):
