@@ -23,6 +23,7 @@ from cipherbox.configfile import (
     build_table,
     check_loopback,
     parse_listen,
+    parse_origins,
     read_tables,
     setting,
     write_tables,
@@ -59,6 +60,9 @@ class ServerSettings:
     name: str = setting("DC-HQ", "what HQ calls itself in logs and to clients")
     listen: str = setting(f"127.0.0.1:{DEFAULT_PORT}", "host:port for TLS; several separated by commas")
     websocket_listen: str = setting("", "host:port for the same inside WebSocket; empty: none")
+    websocket_origins: str = setting(
+        "", "https://host of web pages that may connect, separated by commas; a program that is no browser names none"
+    )
     address: str = setting(f"127.0.0.1:{DEFAULT_PORT}", "where clients find HQ; goes into every token")
 
 
@@ -297,6 +301,10 @@ def load_server_config(where: Path) -> ServerConfig:
             raise ConfigError(f"{file}: [server] {key}: {error}") from None
         if key == "listen" and not addresses:
             raise ConfigError(f"{file}: [server] listen: say at least one host:port")
+    try:
+        parse_origins(config.server.websocket_origins)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: [server] websocket_origins: {error}") from None
     check_loopback(f"{file}: [metrics] listen", config.metrics.listen)
     if config.database.url:
         named = with_url(config.database, config.database.url, f"{file}: [database] url")

@@ -188,6 +188,16 @@ def parse_listen(text: str) -> list[tuple[str, int]]:
     return found
 
 
+def parse_origins(text: str) -> frozenset[str]:
+    """Origins as browsers send them, ``https://host[:port]``, in lower case; ConfigError for anything else."""
+    found = [part.strip().lower() for part in text.split(",") if part.strip()]
+    for origin in found:
+        scheme, _, host = origin.partition("://")
+        if scheme not in ("https", "http") or not host or not set("/?#@").isdisjoint(host):
+            raise ConfigError(f"{origin!r} is no origin: https://host or https://host:port, and no path")
+    return frozenset(found)
+
+
 def check_loopback(where: str, text: str) -> None:
     """Nobody has to log in there, so nobody else's machine may reach it."""
     try:

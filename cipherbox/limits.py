@@ -27,6 +27,9 @@ class Limits:
     anonymous_s: float = 15.0  # a connection without a certificate may only enrol, and soon
     heartbeat_s: int = 30  # a dead line is noticed after two of these
     stop_s: float = 10.0  # how long a graceful stop waits for what is under way
+    greeting_per_address: int = 256  # connections before HELLO; a NAT with a thousand clients behind it needs more
+    greeting: int = 2048  # in all; the oldest that said nothing makes room
+    anonymous_per_address: int = 64  # without a certificate: a classroom that joins at once
     handshakes_at_once: int = 64  # half open ones cost memory; one that takes long no longer counts
     handshake_steps: int = 1  # of TLS in one turn of HQ's loop: each takes 2 ms, in which everybody else waits
     connections: int = 4096  # about 45 KB each
@@ -98,7 +101,7 @@ class Limits:
     # Enrolment and requests.
     token_s: int = 24 * 3600  # time to hand it over, not to lie around
     token_bytes: int = 1024
-    enrol_attempts_per_minute: int = 60  # all anonymous peers together; a secret has 128 bits anyway
+    enrol_attempts_per_minute: int = 60  # of one token; and of one address with unknown secrets, which have 128 bits
     pending_requests: int = 1000  # more would not be looked at one by one
     key_requests_per_minute: int = 60  # per client, as the relay of the predecessors had it
     prekey_requests_per_minute: int = 300  # clients asked about, per asker: one envelope for 256 begins 256 sessions

@@ -57,10 +57,20 @@ class WebSocketStream(trio.abc.Stream):
         await self._below.aclose()
 
 
-async def accept_websocket(nursery: trio.Nursery, below: TlsStream) -> WebSocketStream:
-    """HQ's side of the WebSocket opening; NetworkError if it is none."""
+async def accept_websocket(
+    nursery: trio.Nursery, below: TlsStream, origins: frozenset[str] = frozenset()
+) -> WebSocketStream:
+    """HQ's side of the WebSocket opening; NetworkError if it is none.
+
+    A browser says from which page it was opened (Origin), and would show its user's certificate for any page; only
+    pages of ``origins`` may.  Who is no browser says nothing.
+    """
     try:
         request = await trio_websocket.wrap_server_stream(nursery, below)
+        named = [bytes(value).decode("latin-1").lower() for name, value in request.headers if name == b"origin"]
+        if not origins.issuperset(named):
+            await request.reject(403)
+            raise NetworkError(f"a web page of {named[0][:80]!r} may not connect ([server] websocket_origins)")
         if request.path != PATH:
             await request.reject(404)
             raise NetworkError(f"a WebSocket client asked for {request.path!r}")

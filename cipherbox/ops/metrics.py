@@ -58,6 +58,10 @@ METRICS: dict[str, Metric] = {
     "cipherbox_connections": Metric(GAUGE, "Connections now, by role of the client.", ("role",)),
     "cipherbox_connections_opened_total": Metric(COUNTER, "Connections that HQ took up since its start."),
     "cipherbox_handshakes_failed_total": Metric(COUNTER, "Connections that did not get through TLS and HELLO."),
+    "cipherbox_greeting_connections": Metric(GAUGE, "Connections that have not said HELLO yet."),
+    "cipherbox_turned_away_total": Metric(
+        COUNTER, "Connections closed before HELLO because their address, or HQ, had too many of them."
+    ),
     "cipherbox_kicked_connections_total": Metric(COUNTER, "Connections that an admin cut."),
     # The wire.
     "cipherbox_frames_received_total": Metric(COUNTER, "Frames that clients sent."),

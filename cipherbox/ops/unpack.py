@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -99,10 +100,13 @@ def _wanted(names: list[str], platform: str, pythons: tuple[str, ...] | None) ->
 def unpacked(file: str, build: str) -> Path:
     """The folder of this build, made at the first start.  OSError or ValueError say why not."""
     cache = cache_directory()
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cache = cache.resolve()  # what is checked is what is used, wherever a link leads later
+    check_place(cache)
     target = cache / f"{build[:16]}-{python_name()}"
     if not target.is_dir():
         _first(file, cache, target)
-    _check_owner(target)
+    check_place(target, above=cache)
     return target
 
 
@@ -113,8 +117,6 @@ def _first(file: str, cache: Path, target: Path) -> None:
         wrong = fits(archive.namelist(), platform_name(), python_name())
         if wrong:
             raise ValueError(wrong)
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(cache)
         part = Path(tempfile.mkdtemp(prefix=_PART, dir=cache))
         try:
             unpack(archive, part, platform_name(), (python_name(),))
@@ -130,15 +132,44 @@ def _first(file: str, cache: Path, target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_owner(folder: Path) -> None:
-    """Whoever may write there could change what this user runs."""
+def check_place(folder: Path, above: Path | None = None) -> None:
+    """ValueError when another user could change what this user runs from there.
+
+    As sshd does for its keys: the folder and every directory above it, up to ``above``, belong to this user or to root
+    and cannot be written by others.  A sticky directory such as /tmp will do above it: there nobody can rename or
+    delete what is not theirs.  So will a group that has this user as its only member.
+    """
     if os.name == "nt":
         return
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
-        raise ValueError(f"{folder} belongs to another user, who could change what you run")
-    if found.st_mode & 0o022:
-        raise ValueError(f"{folder} can be written by others, who could change what you run; run: chmod go-w {folder}")
+    for place in (folder, *folder.parents):
+        if place == above:
+            return
+        found = place.lstat()
+        own = found.st_uid == os.geteuid()
+        if not own and (found.st_uid != 0 or place == folder):
+            raise ValueError(f"{place} belongs to another user, who could change what you run")
+        if not _writable(found) or (place != folder and found.st_mode & stat.S_ISVTX):
+            continue
+        raise ValueError(f"{place} can be written by others, who could change what you run; run: chmod go-w {place}")
+
+
+def _writable(found: os.stat_result) -> bool:
+    """Whether somebody else may write there."""
+    if found.st_mode & 0o002:
+        return True
+    return bool(found.st_mode & 0o020) and not (found.st_gid == os.getegid() and _private_group(found.st_gid))
+
+
+def _private_group(number: int) -> bool:
+    """Whether a group is this user's alone, as many systems make one for each user, with a umask of 002."""
+    import grp
+    import pwd
+
+    try:
+        group, user = grp.getgrgid(number), pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def start(file: str, build: str) -> NoReturn:

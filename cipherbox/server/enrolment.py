@@ -76,6 +76,11 @@ class Enrolments:
         await self._engine.in_store(self._store.put_enrolment, row)
         return encode_token(Token(client_id, self.address, self._trust.root_fingerprint, expires_at, secret))
 
+    async def known(self, client_id: str, secret: bytes) -> bool:
+        """Whether HQ gave this token out; nothing waits for the answer but who asked."""
+        row = await self._engine.in_store(self._store.enrolment, secret_hash(secret))
+        return row is not None and row.client == client_id
+
     async def request(self, client_id: str, secret: bytes, csr: bytes) -> Outcome:
         """What a machine without a certificate asks; TokenError, EnrolmentRefused, or where its request stands."""
         async with self.lock:

@@ -32,7 +32,11 @@ def _people(hq: HQ) -> list[Sample]:
     roles = Counter(s.role for s in hq.sessions)
     clients = {s.client for s in hq.sessions if s.client}
     found = [Sample("cipherbox_connections", roles[role], (role,)) for role in ROLES]
-    return [*found, Sample("cipherbox_connected_clients", len(clients))]
+    return [
+        *found, Sample("cipherbox_connected_clients", len(clients)),
+        Sample("cipherbox_greeting_connections", len(hq.lobby)),
+        Sample("cipherbox_turned_away_total", hq.lobby.turned_away),
+    ]  # fmt: skip
 
 
 def _queues(hq: HQ) -> list[Sample]:

@@ -27,6 +27,7 @@ from cipherbox.server.drain import Drain
 from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import Enrolments
 from cipherbox.server.lists import Lists
+from cipherbox.server.lobby import Lobby
 from cipherbox.server.material import Material
 from cipherbox.server.prekeys import PrekeyDesk
 from cipherbox.server.reload import Difference, reload
@@ -37,6 +38,7 @@ from cipherbox.store.port import Store
 
 log = get_logger(__name__)
 _KEY_CHECK = "database_key_check"
+_NAMES = 100_000  # a rate remembers
 _ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
 
 
@@ -62,9 +64,18 @@ class Rate:
         if left < cost:
             wait_s = math.ceil((cost - left) * 60 / self._per_minute)
             raise Throttled(f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s")
-        if len(self._spent) > 100_000:
-            self._spent.clear()
+        if len(self._spent) >= _NAMES:
+            self._prune(now)
         self._spent[name] = (left - cost, now)
+
+
+    def _prune(self, now: float) -> None:
+        """Forgets those whose bucket is full again; if there are none, those who asked longest ago."""
+        full_after_s = 60.0
+        left = {name: row for name, row in self._spent.items() if now - row[1] < full_after_s}
+        if len(left) >= _NAMES:
+            left = dict(sorted(left.items(), key=lambda item: item[1][1])[_NAMES // 2 :])
+        self._spent = left
 
 
 def _check_key(store: Store, key: bytes, file: Path) -> None:
@@ -109,6 +120,7 @@ class HQ:
         of_one = Rate(config.limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
         self.prekeys = PrekeyDesk(store, self.directory, self.trust, config.limits, of_one, self.engine.in_store)
         self.memory = Watermark(config.limits)
+        self.lobby = Lobby(config.limits.greeting_per_address, config.limits.greeting)
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
         self._deserted = trio.Event()
@@ -181,6 +193,10 @@ class HQ:
         most = limits.connections_per_client if session.client else max(1, limits.connections // _ANONYMOUS_SHARE)
         if self._per_client[session.client] >= most:
             return False
+        if not session.client:
+            here = sum(not s.client and s.address == session.address for s in self.sessions)
+            if here >= limits.anonymous_per_address:
+                return False
         session.connection = self.engine.attach(session)
         self.sessions.add(session)
         self.engine.counts.connections_opened += 1

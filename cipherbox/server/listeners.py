@@ -1,6 +1,7 @@
 """Listeners: TCP, then TLS within a deadline and a bounded number at once, then (WebSocket and) a session.
 
-A place among the handshakes is taken when the peer has begun to speak, so those who only connect hold none.  The log
+Until it has said HELLO a connection is in the lobby, which is bounded by address.  Nothing of TLS is made for it, and
+no place among the handshakes is taken, before it speaks: those who only connect cost a socket.  The log
 key goes with the certificate a connection was begun with: HQ may have another certificate before it is open.
 """
 
@@ -9,18 +10,21 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
+from cipherbox.configfile import parse_origins
 from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.hq import HQ
+from cipherbox.server.lobby import Place, group_of
 from cipherbox.server.ports import why_not
 from cipherbox.server.session import Session
 from cipherbox.tls import TlsStream
 
 log = get_logger(__name__)
-Handle = Callable[[TlsStream, str, bytes], Awaitable[None]]  # a connection, from where, HQ's log key
+Handle = Callable[[TlsStream, str, bytes, Place], Awaitable[None]]  # a connection, from where, HQ's log key
 _SLOT_S = 0.5  # a good line's handshake takes a tenth
 _ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
 
@@ -64,7 +68,7 @@ class Doorman:
         self._handlers = handlers
         self._slots = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
         self._turn = trio.CapacityLimiter(hq.config.limits.handshake_steps)
-        self._greeting = 0
+        self._lobby = hq.lobby
 
     async def serve(self, listener: trio.SocketListener, websocket: bool) -> None:
         """Accepts until cancelled."""
@@ -76,55 +80,54 @@ class Doorman:
                 log.error("A connection could not be accepted", extra={"error": str(error)})
                 await trio.sleep(_ACCEPT_PAUSE_S)
                 continue
-            if self._greeting + len(self._hq.sessions) >= 2 * self._hq.config.limits.connections:
-                await trio.aclose_forcefully(stream)
+            remote = _remote(stream)
+            place = self._lobby.enter(group_of(remote.rpartition(":")[0]))
+            if place is None:
+                stream.socket.close()
                 continue
-            self._greeting += 1
-            self._handlers.start_soon(self._guard, handle, stream)
+            self._handlers.start_soon(self._guard, handle, stream, remote, place)
 
-    async def _guard(self, handle: Handle, stream: trio.SocketStream) -> None:
+    async def _guard(self, handle: Handle, stream: trio.SocketStream, remote: str, place: Place) -> None:
         """Whatever one connection does, it ends alone."""
-        greeted = False
-        remote = "?"
         try:
-            with suppress(OSError):
-                host, port = stream.socket.getpeername()[:2]
-                remote = f"{host}:{port}"
-            log_key = self._hq.log_key
-            tls = TlsStream(stream, self._hq.context, server_side=True, peer=remote)
-            if await self._handshake(tls, stream.socket, remote):
-                greeted = True
-                self._greeting -= 1
-                await handle(tls, remote, log_key)
+            with place.scope:
+                opened = await self._handshake(stream, remote, place)
+                if opened is not None:
+                    tls, log_key = opened
+                    await handle(tls, remote, log_key, place)
         except* (CipherBoxError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
             log.info("A connection ended early", extra={"remote": remote, "reason": str(group.exceptions[0])})
         except* Exception:
             log.exception("A connection failed; this is a fault of HQ", extra={"remote": remote})
         finally:
-            if not greeted:
-                self._greeting -= 1
+            self._lobby.leave(place)
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
-    async def _handshake(self, tls: TlsStream, line: trio.socket.SocketType, remote: str) -> bool:
+    async def _handshake(
+        self, stream: trio.SocketStream, remote: str, place: Place
+    ) -> tuple[TlsStream, bytes] | None:
         with trio.move_on_after(self._hq.config.limits.client_hello_s):
             try:
-                await trio.lowlevel.wait_readable(line)
+                await trio.lowlevel.wait_readable(stream.socket)
+                place.silent = False
                 slot = trio.Event()
                 await self._slots.acquire_on_behalf_of(slot)
                 self._handlers.start_soon(self._lose_slot, slot)
                 try:
+                    log_key = self._hq.log_key
+                    tls = TlsStream(stream, self._hq.context, server_side=True, peer=remote)
                     await tls.do_handshake(self._turn)
                 finally:
                     slot.set()
             except CipherBoxError as error:
                 self._hq.engine.counts.handshakes_failed += 1
                 log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
-                return False
-            return True
+                return None
+            return tls, log_key
         self._hq.engine.counts.handshakes_failed += 1
         log.error("TLS handshake failed", extra={"remote": remote, "reason": "it took too long"})
-        return False
+        return None
 
     async def _lose_slot(self, slot: trio.Event) -> None:
         """Gives the slot back when the handshake is done, or takes long: nobody can keep the others out."""
@@ -132,16 +135,25 @@ class Doorman:
             await slot.wait()
         self._slots.release_on_behalf_of(slot)
 
-    async def _tls(self, tls: TlsStream, remote: str, log_key: bytes) -> None:
-        await Session(self._hq, tls, remote, log_key).run()
+    async def _tls(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
+        await Session(self._hq, tls, remote, log_key, partial(self._lobby.leave, place)).run()
 
-    async def _websocket(self, tls: TlsStream, remote: str, log_key: bytes) -> None:
+    async def _websocket(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
         from cipherbox.websocket import accept_websocket
 
+        origins = parse_origins(self._hq.config.server.websocket_origins)
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(self._hq.config.limits.client_hello_s) as opening:
-                stream = await accept_websocket(nursery, tls)
+                stream = await accept_websocket(nursery, tls, origins)
             if opening.cancelled_caught:
                 raise HandshakeTimeout("no WebSocket was opened")
-            await Session(self._hq, stream, remote, log_key).run()
+            await Session(self._hq, stream, remote, log_key, partial(self._lobby.leave, place)).run()
             nursery.cancel_scope.cancel()
+
+
+def _remote(stream: trio.SocketStream) -> str:
+    """host:port of the peer; "?" when it is gone already."""
+    with suppress(OSError):
+        host, port = stream.socket.getpeername()[:2]
+        return f"{host}:{port}"
+    return "?"

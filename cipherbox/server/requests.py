@@ -18,12 +18,22 @@ from cipherbox.broker.rights import MAILBOX
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.envelope.layout import split, stored_hashes
 from cipherbox.envelope.prefix import VERSION
-from cipherbox.errors import EnvelopeError, EnvelopeRefused, Forbidden, InvalidRequest, NotFound, TooLarge, WrongSender
+from cipherbox.errors import (
+    EnvelopeError,
+    EnvelopeRefused,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    TokenError,
+    TooLarge,
+    WrongSender,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.server import administration
 from cipherbox.server.enrolment import Outcome
 from cipherbox.wire import frames as f
 from cipherbox.wire.codec import SendItem
+from cipherbox.wire.token import secret_hash
 
 if TYPE_CHECKING:
     from cipherbox.server.session import Session
@@ -182,7 +192,11 @@ def _certificate(correlation: int, outcome: Outcome) -> f.Certificate:
 
 
 async def _request_certificate(s: Session, x: f.RequestCertificate) -> object:
-    s.hq.enrol_attempts.spend("")
+    """A token that HQ knows has tries of its own; those with an unknown secret share their address's."""
+    known = await s.hq.enrolments.known(x.client_id, x.secret)
+    s.hq.enrol_attempts.spend(f"token {secret_hash(x.secret).hex()}" if known else f"address {s.address}")
+    if not known:
+        raise TokenError("HQ does not know this token; ask the admin for a new one")
     return _certificate(x.correlation, await s.hq.enrolments.request(x.client_id, x.secret, x.csr))
 
 

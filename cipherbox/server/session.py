@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -29,6 +29,7 @@ from cipherbox.errors import (
     NetworkError,
     ProtocolError,
     SlowFrame,
+    Throttled,
     TimedOut,
     TooManyConnections,
 )
@@ -36,6 +37,7 @@ from cipherbox.groups import first_of
 from cipherbox.ops.logs import get_logger
 from cipherbox.server import answers as encode
 from cipherbox.server.arriving import Arriving
+from cipherbox.server.lobby import group_of
 from cipherbox.server.outgoing import Outgoing
 from cipherbox.server.peer import STORE_AWAY, STORE_BACK, Proof
 from cipherbox.server.requests import CALLS, COMMANDS, incoming
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from cipherbox.tls import TlsStream
     from cipherbox.websocket import WebSocketStream
 
+    Stream = TlsStream | WebSocketStream
+
 log = get_logger(__name__)
 LAST_WORD_S = 2.0  # for what is queued and the reason, when a connection ends
 AWAY_PAUSE_MS = 1000  # what GOING_AWAY asks clients to wait
@@ -57,15 +61,15 @@ _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read fro
 class Session:
     """See the module; also the engine's `Peer`."""
 
-    def __init__(self, hq: HQ, stream: TlsStream | WebSocketStream, remote: str, log_key: bytes) -> None:
+    def __init__(self, hq: HQ, stream: Stream, remote: str, log_key: bytes, known: Callable[[], None]) -> None:
         self.hq = hq
+        self._known = known  # called when the peer has said who it is
         self.client = self.serial = ""  # who, and by which certificate
         self._log_key = log_key
         self.role = "anonymous"
-        self.remote = remote
-        self.connection = 0
+        self.remote, self.address = remote, group_of(remote.rpartition(":")[0])
         self.connected_at = hq.clock_ms()
-        self.asked_at = 0  # when its newest request came, ms since 1970
+        self.connection = self.asked_at = 0  # `asked_at`: when its newest request came, ms since 1970
         self._stream = stream
         self._limits = hq.config.limits
         self._beat_s = self._limits.heartbeat_s
@@ -85,12 +89,9 @@ class Session:
         self._returning = False  # some answers are to our own NACKs, of correlation 0
         self._changed = trio.Event()
         self._began = self._heard_at = trio.current_time()
-        self._waiting = False  # for the peer to say something
-        self._quiet = False
-        self._scope = trio.CancelScope()  # all of it
-        self._reader = trio.CancelScope()  # what listens to the peer
+        self._quiet = self._told_away = self._waiting = False  # `_waiting`: for the peer to say something
+        self._scope, self._reader = trio.CancelScope(), trio.CancelScope()  # all of it; what listens to the peer
         self._receiving = trio.CancelScope()
-        self._told_away = False
         self._ended: CipherBoxError | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -177,6 +178,7 @@ class Session:
             self.serial = pki.serial(certificate)
         if not self.hq.enter(self):
             raise TooManyConnections
+        self._known()
         self._account = self._out.account = self._coming.account = self.hq.memory.account(self.client)
         limits = self._limits
         self._beat_s = min(limits.heartbeat_s, hello.heartbeat_s or limits.heartbeat_s)
@@ -278,7 +280,7 @@ class Session:
         if type(error) in encode.STORES:
             log.warning("The store failed a request", extra={"client": self.client or "-", "error": str(error)})
         self._put(codec.encode(encode.error_frame(correlation, error)))
-        if error.closes:
+        if error.closes or (self.role == "anonymous" and isinstance(error, Throttled)):
             self._ended = self._ended or error
             self._finish(b"")
 
