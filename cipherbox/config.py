@@ -225,15 +225,6 @@ class OutboxSettings:
 
 
 @attrs.frozen
-class AgentSettings:
-    """Table `[agent]`."""
-
-    settle_s: float = setting(10.0, "a file is sent when it has not changed for so long", low=0.0)
-    marker: str = setting("", "not empty: a file is sent when a file of its name with this ending stands beside it")
-    ignore: str = setting("", "names that are not sent, as patterns separated by commas, for example *.log, ~*")
-
-
-@attrs.frozen
 class KeySettings:
     """Table `[keys]`."""
 
@@ -271,13 +262,12 @@ class ClientConfig:
     signatures: str = "ed25519"
     keep_old_days: int = 436
     line: LineSettings = attrs.Factory(LineSettings)
-    agent: AgentSettings = attrs.Factory(AgentSettings)
     sessions: SessionTable = attrs.Factory(SessionTable)
 
 
 CLIENT_TABLES: dict[str, type] = {
     "client": IdentitySettings, "line": LineSettings, "retry": RetrySettings, "outbox": OutboxSettings,
-    "keys": KeySettings, "agent": AgentSettings,
+    "keys": KeySettings,
     "sessions": SessionTable,
 }  # fmt: skip
 
@@ -334,7 +324,15 @@ def write_server_config(config: ServerConfig) -> Path:
 def default_home() -> Path:
     """``$CIPHERBOX_HOME``, or ``.cipherbox`` in the user's home directory."""
     named = os.environ.get(HOME_VARIABLE)
-    return Path(named) if named else Path.home() / ".cipherbox"
+    if named:
+        return Path(named)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path("/")
+    if home == Path(home.anchor):  # what a container or a service has where it has none
+        raise ConfigError(f"this user has no home directory; name one: --home DIRECTORY, or {HOME_VARIABLE}")
+    return home / ".cipherbox"
 
 
 def load_client_config(home: Path | None = None) -> ClientConfig:
@@ -350,7 +348,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     if not who.address:
         raise ConfigError(f"{file}: [client] address: say where HQ is, for example hq.example.org:{DEFAULT_PORT}")
     for part in who.address.split(","):
-        _check_address(f"{file}: [client] address", part.strip())
+        check_address(f"{file}: [client] address", part.strip())
     who = _absolute(home, who)
     check_credential(f"{file}: [client] password_file", who.password_file)
     line = _absolute(home, tables["line"])
@@ -358,8 +356,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     if line.proxy and line.proxy.lower() != DIRECT:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
     more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
-    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, agent=tables["agent"],
-                        sessions=tables["sessions"])  # fmt: skip
+    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, sessions=tables["sessions"])
 
 
 def _absolute(directory: Path, table: Any) -> Any:
@@ -368,8 +365,8 @@ def _absolute(directory: Path, table: Any) -> Any:
     return attrs.evolve(table, **{name: directory / p for name, p in paths.items()})
 
 
-def _check_address(where: str, text: str) -> None:
-    """host:port, or wss://host:port/."""
+def check_address(where: str, text: str) -> None:
+    """host:port, or wss://host:port/; ConfigError otherwise."""
     parts = urlsplit(text if text.startswith("wss://") else f"//{text}")
     try:
         good = bool(parts.hostname) and parts.port is not None and parts.port > 0

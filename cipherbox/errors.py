@@ -35,14 +35,12 @@ survives it.  Codes are never reused.
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
     |   +-- BundleUnlogged       HQ does not stand behind it in its signed log
     |   +-- BundleNotSigned      +-- BundleOutdated (retry)
-    |   +-- BundleUnknown        an envelope names it, and HQ does not have it
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
     |   +-- WrongPassword        +-- PasswordNeeded       +-- WeakPassword
     +-- FileError                a file that cannot be sent as it is
     |   +-- FileChanged          it changed or vanished while it was sent
-    |   +-- FileUnreadable       this user may not read it, or another program holds it
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
         +-- StoreLeased          +-- SessionMoved (retry) +-- SchemaTooOld
@@ -72,9 +70,10 @@ class CipherBoxError(Exception):
         if closes is not None:
             cls.closes = closes
 
-    def __init__(self, message: str = "", detail: bytes = b"") -> None:
+    def __init__(self, message: str = "", detail: bytes = b"", *, remedy: str | None = None) -> None:
         super().__init__(message or (self.__doc__ or self.name).splitlines()[0].rstrip("."))
         self.detail = detail
+        self.remedy = remedy  # what to do about this one; None: what its class advises
 
 
 class ProtocolError(CipherBoxError, code=0x0100, closes=True):
@@ -339,10 +338,6 @@ class NotAllowed(BundleError, code=0x0607):
     """A recipient behind this route is not on the allow-list."""
 
 
-class BundleUnknown(BundleError, code=0x050C):
-    """HQ does not have the key bundle the envelope names."""
-
-
 class BundleUnlogged(BundleError, code=0x0608):
     """HQ did not prove that its signed log names the key bundle."""
 
@@ -381,10 +376,6 @@ class FileError(CipherBoxError, code=0x0900):
 
 class FileChanged(FileError, code=0x0901):
     """The file changed or vanished while it was sent."""
-
-
-class FileUnreadable(FileError, code=0x0A10):
-    """The file cannot be read."""
 
 
 class StoreError(CipherBoxError, code=0x0800):

@@ -283,15 +283,16 @@ def resolve(broker: Broker, connection: int, client: str, exchange: str, routing
     if exchange:
         found = broker.exchanges.get(exchange)
         if found is None:
-            raise NotFound(f"there is no exchange {exchange!r}")
+            raise NotFound(f"there is no exchange {exchange!r}; see: cipherbox exchange list")
         if not rights.may_publish(client, connection, exchange):
-            raise Forbidden(f"{client} may not publish to exchange {exchange!r}; an admin grants it")
+            raise Forbidden(f"{client} may not publish to exchange {exchange!r}; an admin permits it: "
+                        f"cipherbox grant {client} publish {exchange}")  # fmt: skip
         names = found.route(routing_key)
     else:
         queue = broker.queues.get(routing_key)
         mine = queue is not None and (queue.is_reader(client) or queue.name.startswith(MAILBOX))
         if queue is None or not (mine or rights.may_publish(client, connection, routing_key)):
-            raise NotFound(f"there is no queue {routing_key!r} that you may publish to")
+            raise NotFound(f"there is no queue {routing_key!r} that you may publish to; see: cipherbox queue list")
         names = (routing_key,)
     route = tuple((n, r) for n in names if (r := rights.readers(broker.queues[n])))
     if not route:

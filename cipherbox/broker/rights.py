@@ -60,4 +60,4 @@ class Rights:
 
 def no_queue(name: str) -> NotFound:
     """One answer for a queue that is not there and for one that is not yours."""
-    return NotFound(f"there is no queue {name!r} that you may use")
+    return NotFound(f"there is no queue {name!r} that you may use; see: cipherbox queue list")

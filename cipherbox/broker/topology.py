@@ -69,10 +69,12 @@ def declare_exchange(broker: Broker, c: m.DeclareExchange) -> Done:
     found = broker.exchanges.get(c.name)
     if found is not None:
         if found.kind != c.type:
-            raise Conflict(f"exchange {c.name!r} exists and is of type {found.kind.name.lower()}")
+            raise Conflict(f"exchange {c.name!r} exists already and is of type {found.kind.name.lower()}, not "
+                           f"{ExchangeType(c.type).name.lower()}; a type never changes")  # fmt: skip
         return Done(c.correlation, 0)
     if not (_admin(broker, c) or broker.rights.granted(c.client, "declare", "")):
-        raise Forbidden(f"{c.client} may not declare exchanges; an admin grants it with: grant {c.client} declare")
+        raise Forbidden(f"{c.client} may not declare exchanges; an admin permits it: "
+                        f"cipherbox grant {c.client} declare")  # fmt: skip
     if len(broker.exchanges) >= broker.limits.exchanges:
         raise InvalidRequest(f"there are {broker.limits.exchanges} exchanges already")
     broker.exchanges[c.name] = Exchange(c.name, ExchangeType(c.type))
@@ -80,13 +82,18 @@ def declare_exchange(broker: Broker, c: m.DeclareExchange) -> Done:
     changes.exchanges.append((c.name, int(c.type)))
     if c.name in changes.dropped_exchanges:
         changes.dropped_exchanges.remove(c.name)
+    own = (c.client, "bind", c.name)
+    if not _admin(broker, c) and own not in broker.rights.grants:
+        broker.rights.grants.add(own)
+        _put(own, changes.grants, changes.dropped_grants)
+        broker.rights_changed()
     return Done(c.correlation, 1)
 
 
 def _exchange(broker: Broker, name: str) -> Exchange:
     found = broker.exchanges.get(name)
     if found is None:
-        raise NotFound(f"there is no exchange {name!r}")
+        raise NotFound(f"there is no exchange {name!r}; see: cipherbox exchange list")
     return found
 
 
@@ -122,14 +129,18 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
     owner = c.owner if c.connection == 0 else c.owner or c.client
     for client in {owner, *c.readers} - {""}:
         if client not in broker.rights.clients:
-            raise NotFound(f"there is no client {client!r}")
+            raise NotFound(f"there is no client {client!r}; see who is enrolled: cipherbox clients")
     if owner != c.client and not admin:
         raise Forbidden("only an admin names another owner")
     found = broker.queues.get(c.name)
     if found is not None:
-        mine = admin or c.client == found.owner
-        if not mine or found.owner != owner or not found.readers >= set(c.readers) - {owner}:
-            raise Conflict(f"a queue {c.name!r} exists already, and is not declared like this")
+        if not (admin or c.client == found.owner):
+            raise Conflict(f"a queue {c.name!r} exists already, and is not yours; choose another name")
+        if found.owner != owner:
+            raise Conflict(f"queue {c.name!r} exists already with the owner {found.owner or 'HQ'}, not {owner or 'HQ'}")
+        if more := sorted(set(c.readers) - {owner} - found.readers):
+            raise Conflict(f"queue {c.name!r} exists already, and {', '.join(more)} does not read it; an admin permits "
+                           f"it: cipherbox grant {more[0]} read {c.name}")  # fmt: skip
         return Done(c.correlation, int(_limit(broker, found, c)))
     theirs = [broker.queues[name] for name in broker.reads.get(owner, ())]
     owned = sum(1 for q in theirs if q.owner == owner and not q.name.startswith(MAILBOX))
@@ -210,8 +221,8 @@ def bind(broker: Broker, c: m.Bind) -> Done:
         check_name(c.routing_key, "routing key")
     if not (_admin(broker, c) or broker.rights.granted(c.client, "bind", c.exchange)):
         raise Forbidden(
-            f"{c.client} may not bind queues to exchange {c.exchange!r}; an admin grants it with: "
-            f"grant {c.client} bind {c.exchange}"
+            f"{c.client} may not bind queues to exchange {c.exchange!r}; an admin permits it: "
+            f"cipherbox grant {c.client} bind {c.exchange}"
         )
     if (c.exchange, c.routing_key) in queue.bindings:
         return Done(c.correlation, 0)
@@ -276,7 +287,7 @@ def grant(broker: Broker, c: m.Grant) -> Done:
     if c.right not in RIGHTS:
         raise InvalidRequest(f"there is no right {c.right!r}; there are {', '.join(sorted(RIGHTS))}")
     if c.target != EVERYBODY and c.target not in broker.rights.clients:
-        raise NotFound(f"there is no client {c.target!r}")
+        raise NotFound(f"there is no client {c.target!r}; see who is enrolled: cipherbox clients")
     if c.right == "read":
         return _grant_read(broker, c)
     if c.right in ("declare", "admin") and (c.resource or c.target == EVERYBODY):
@@ -329,7 +340,7 @@ def add_client(broker: Broker, c: m.AddClient) -> Done:
         raise InvalidRequest(f"a role is {CLIENT} or {ADMIN}, not {c.role!r}")
     found = broker.rights.clients.get(c.target)
     if found is not None and not found.revoked_at and found.role != c.role:
-        raise Conflict(f"{c.target!r} is there with the role {found.role}; revoke it first")
+        raise Conflict(f"{c.target} is enrolled already with the role {found.role}, not {c.role}; revoke it first")
     if found is None or found.revoked_at:
         row = ClientRow(c.target, c.role, found.added_at if found else broker.now)
         broker.rights.add(row)
@@ -353,7 +364,7 @@ def revoke_client(broker: Broker, c: m.RevokeClient) -> Done:
     _need_admin(broker, c)
     found = broker.rights.clients.get(c.target)
     if found is None:
-        raise NotFound(f"there is no client {c.target!r}")
+        raise NotFound(f"there is no client {c.target!r}; see who is enrolled: cipherbox clients")
     if not found.revoked_at:
         row = ClientRow(found.name, found.role, found.added_at, broker.now, c.reason)
         broker.rights.add(row)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cipherbox.client.keys.local import Password
 
 LONGEST_TOKEN_S = 30 * 24 * 3600  # a secret that lies around longer is found
+_EMPTY = "The token is empty. The admin makes one with: cipherbox enroll CLIENT_ID"
 TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 
 
@@ -68,9 +69,9 @@ def enroll(
         )
     if output:
         write_private(output, f"{token}\n".encode())
-        say(f"The token for {client_id} is in {output}.")
+        say(f"The token for {client_id} is in {output}. It works once, until {_until(valid)}.")
     else:
-        warn(f"The token for {client_id}; who has it can enrol as {client_id}:")
+        warn(f"The token for {client_id}. It works once, until {_until(valid)}; anyone who has it can enrol as it:")
         say(token)
         if output_failure() is not None:
             warn(f"The token could not be printed. It ends by itself; make another: cipherbox enroll {client_id}")
@@ -84,6 +85,13 @@ def enroll(
         steps.append(f"see its short number: {here} clients --pending")
         steps.append(f"compare it with what they see, then: {here} approve {client_id}")
     next_step(*steps)
+
+
+def _until(valid_s: float) -> str:
+    """The end of a token as a person at this machine reads it."""
+    from datetime import datetime, timedelta
+
+    return f"{datetime.now() + timedelta(seconds=valid_s):%Y-%m-%d %H:%M}"
 
 
 @click.command(context_settings={"allow_extra_args": True})
@@ -162,14 +170,12 @@ def join(
         next_step(f"see how HQ is: {command_here(ctx)} status")
         return
     here = command_here(ctx)
+    alone = "nobody else has joined yet; see who has" if not report.other else "see who else has joined"
     next_step(
         f"to receive:  {here} receive",
-        f"to send:     {here} send --to {_other(report.client_id)} 'Hello'   (who is there: {here} clients)",
+        f"to send:     {here} send --to {report.other or 'CLIENT_ID'} 'Hello'",
+        f"{alone}: {here} clients",
     )
-
-
-def _other(client_id: str) -> str:
-    return "NY-RC" if client_id == "CA-RC" else "CA-RC"
 
 
 @click.command()
@@ -208,10 +214,28 @@ def _read_token(token_file: BinaryIO | None) -> str:
     if token_file is not None:
         raw = token_file.read(TOKEN_BYTES)
     elif sys.stdin.isatty():
-        raw = click.prompt("Token", hide_input=True, prompt_suffix=": ", err=True).encode()
+        return _ask_token()
     else:
         raw = sys.stdin.buffer.read(TOKEN_BYTES)
     text: str = raw.decode("utf-8", "replace").strip()
     if not text:
-        raise click.UsageError("The token is empty. The admin makes one with: cipherbox enroll CLIENT_ID")
+        raise click.UsageError(_EMPTY)
+    return text
+
+
+def _ask_token() -> str:
+    """What is typed or pasted, also over several lines: mail breaks long ones.  An empty line ends it."""
+    from cipherbox.errors import TokenError
+    from cipherbox.wire.token import PREFIX, decode_token
+
+    text = click.prompt("Token", hide_input=True, prompt_suffix=": ", err=True).strip()
+    while PREFIX.startswith(text[: len(PREFIX)]) and len(text) < TOKEN_BYTES:
+        try:
+            decode_token(text)
+            break
+        except TokenError:
+            more = click.prompt("... the rest of it", default="", hide_input=True, show_default=False, err=True).strip()
+            if not more:
+                break
+            text += more
     return text

@@ -81,8 +81,6 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.WeakPassword: "Choose another: there is no way to set this one. (cipherbox manual security)",
     errors.PasswordNeeded: "Run it on a terminal, or keep the password in a file that only you can read and name it: "
     "--password-file FILE before the command, or [client] password_file in client.toml. (cipherbox manual security)",
-    errors.Forbidden: "The admin can permit it: cipherbox grant",
-    errors.NotFound: "See what there is: cipherbox clients list, cipherbox exchange list, cipherbox queue list",
     errors.UnknownRecipient: "See who is enrolled: cipherbox clients",
     errors.RecipientRevoked: "See who is enrolled: cipherbox clients",
     errors.NoRoute: "See where it would go: cipherbox route resolve EXCHANGE KEY; bindings: cipherbox binding list",
@@ -133,6 +131,8 @@ def exit_code(error: BaseException) -> Exit:
 
 def advice(error: BaseException) -> str:
     """What to do next, or nothing when the message says it already."""
+    if isinstance(error, errors.CipherBoxError) and error.remedy is not None:
+        return error.remedy
     system = error if isinstance(error, OSError) else error.__cause__
     if isinstance(system, OSError) and isinstance(error, OSError | errors.StoreError):
         return _SYSTEM_ADVICE.get(system.errno or 0, "")

@@ -12,8 +12,10 @@ from typing import Any
 import click
 
 from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, command_here, database_settings, home_of, run
-from cipherbox.config import DEFAULT_PORT
-from cipherbox.errors import CipherBoxError
+from cipherbox.config import DEFAULT_PORT, SERVER_FILE
+from cipherbox.errors import CipherBoxError, ConfigError
+
+_DNS_S = 3.0
 
 
 @click.command()
@@ -68,6 +70,7 @@ def init(
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.server.setup import init_hq
 
+    _check_address(address)
     if sum(x is not None for x in (offline_ca, org_ca, org_issues)) > 1:
         raise click.UsageError("One of --offline-ca, --org-ca and --org-issues.")
     options: dict[str, Any] = {
@@ -87,6 +90,9 @@ def init(
         here = f"{command_here(ctx)} ca import FILE.pem --hq {shlex.quote(str(directory))}"
         next_step(f"with what it signed, and the CAs between it and the root: {here}")
         return
+    if why := run(_unknown_names, address):
+        warn(f"{why} Clients look for HQ there: every token carries this address. If it is wrong, change [server] "
+             f"address in {directory / SERVER_FILE} before you make tokens.")  # fmt: skip
     report = init_hq(directory, offline_ca=offline_ca, **options)
     say(f"HQ {name!r} is ready in {directory}.")
     say(f"Admin {admin_id!r}: certificate in {home_of(ctx)}.")
@@ -95,7 +101,7 @@ def init(
         warn(f"The CA's keys are in {offline_ca}. Carry this directory off this machine now.")
     next_step(
         f"start HQ, here or under systemd:      cipherbox serve {shlex.quote(str(directory))}",
-        f"then make a token for each client:    {command_here(ctx)} enroll FL-LAB",
+        f"then make a token for each client:    {command_here(ctx)} enroll CLIENT_ID   (its name, for example FL-LAB)",
     )
 
 
@@ -145,7 +151,7 @@ def serve(directory: Path, broken_store: bool) -> None:
                 listening = ", ".join(f"{host}:{port}" for host, port in [*served.addresses, *served.websocket])
                 say(f"{config.server.name} listens on {listening}. Ctrl-C stops it.")
                 if sys.stdout.isatty():
-                    next_step("in another terminal: cipherbox enroll FL-LAB")
+                    next_step("in another terminal: cipherbox enroll CLIENT_ID   (its name, for example FL-LAB)")
                 notify("READY=1", f"STATUS=listening on {listening}")
                 running.append(served)
 
@@ -165,6 +171,35 @@ def serve(directory: Path, broken_store: bool) -> None:
         scope.cancel()
 
     run(main)
+
+
+def _check_address(address: str) -> None:
+    from cipherbox.config import check_address
+
+    parts = [part.strip() for part in address.split(",")]
+    for part in parts:
+        try:
+            check_address("--address", part)
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from None
+
+
+async def _unknown_names(address: str) -> str:
+    """Which of the names are not known on this machine, in a sentence; waits for DNS a moment only."""
+    import trio
+
+    from cipherbox.transport import parse_address
+
+    unknown = []
+    for host in dict.fromkeys(parse_address(part.strip())[0] for part in address.split(",")):
+        with trio.move_on_after(_DNS_S) as waited:
+            try:
+                await trio.socket.getaddrinfo(host, None)
+            except OSError:
+                unknown.append(host)
+        if waited.cancelled_caught:
+            unknown.append(host)
+    return f"The name {' and '.join(unknown)} is not known on this machine." if unknown else ""
 
 
 def _listen_for(address: str, *, websocket_only: bool) -> str:

@@ -18,6 +18,7 @@ from cipherbox.errors import CipherBoxError
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
 PASSWORD_FILE = "cipherbox.password_file"  # noqa: S105 - where a context's meta has the option
+_DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 _LINES = 20  # of an error; a file with more mistakes than that is another file
 COMPLETE_VARIABLE = "_CIPHERBOX_COMPLETE"  # set by the shell's completion script
 
@@ -89,6 +90,7 @@ class LazyGroup(click.Group):
             return None
         module, attribute, _ = _FLAT[cmd_name]
         found: click.Command = getattr(importlib.import_module(f"cipherbox.cli.{module}"), attribute)
+        _take_before_or_after(found)
         return found
 
     def resolve_command(
@@ -108,6 +110,37 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, entry[2]) for name, entry in commands.items()])
 
 
+def _take_before_or_after(command: click.Command) -> None:
+    """Lets --home and --password-file also stand after the command, where people put them; unseen in its help."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _take_before_or_after(inner)
+        return
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    if command.ignore_unknown_options or "--home" in known:
+        return
+    command.params += [
+        click.Option(
+            ["--home", "_home"], type=_DIRECTORY, hidden=True, expose_value=False,
+            callback=lambda ctx, _, value: _set_home(ctx, value),
+        ),
+        *[click.Option(
+            ["--password-file", "_password_file"], type=click.Path(path_type=Path), hidden=True, expose_value=False,
+            callback=lambda ctx, _, value: _set_password_file(ctx, value),
+        )] * ("--password-file" not in known),
+    ]  # fmt: skip
+
+
+def _set_home(ctx: click.Context, home: Path | None) -> None:
+    if home is not None:
+        ctx.find_root().obj = home
+
+
+def _set_password_file(ctx: click.Context, file: Path | None) -> None:
+    if file is not None:
+        ctx.meta[PASSWORD_FILE] = file
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -116,7 +149,7 @@ class LazyGroup(click.Group):
 @click.option(
     "--home",
     envvar="CIPHERBOX_HOME",
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    type=_DIRECTORY,
     help="This client's directory. [default: $CIPHERBOX_HOME, else ~/.cipherbox]",
 )
 @click.option(
@@ -221,7 +254,7 @@ def _report(group: BaseException, arguments: list[str]) -> int:
         import traceback
 
         traceback.print_exception(group)
-    from cipherbox.cli.output import fail, safe
+    from cipherbox.cli.output import fail, keep, safe
 
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -231,7 +264,10 @@ def _report(group: BaseException, arguments: list[str]) -> int:
         fail(safe(text), "Please report it with what this shows: cipherbox --debug ...")
     else:
         lines = [safe(line) for line in sentence(text).splitlines()[:_LINES]]
-        fail("\n       ".join(lines), advice(error))
+        if code == Exit.QUEUED:  # nothing failed: it is safe here, and is going to be sent
+            keep("\n      ".join(lines), advice(error))
+        else:
+            fail("\n       ".join(lines), advice(error))
     return code
 
 

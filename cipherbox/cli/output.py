@@ -32,6 +32,7 @@ _COMMAND = re.compile(rf"\bcipherbox (?=(?:{_WORDS})\b)")
 __all__ = [
     "as_called",
     "fail",
+    "keep",
     "next_step",
     "print_event",
     "print_json",
@@ -66,9 +67,16 @@ def next_step(*lines: str) -> None:
 
 def fail(text: str, advice: str = "") -> None:
     """An error in plain words, and what to do about it."""
-    click.secho(f"Error: {text}", err=True, fg="red")
+    click.secho(f"Error: {as_called(text)}", err=True, fg="red")
     if advice:
         click.secho(f"       {as_called(advice)}", err=True)
+
+
+def keep(text: str, advice: str = "") -> None:
+    """Something is not done yet and safe all the same: it is in the outbox."""
+    click.secho(f"Kept: {as_called(text)}", err=True, fg="yellow")
+    if advice:
+        click.secho(f"      {as_called(advice)}", err=True)
 
 
 def as_called(text: str) -> str:
@@ -111,29 +119,17 @@ def print_raw(line: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "none") -> None:
-    """A table; numbers stand to the right.  Plain columns when the output is no terminal."""
-    texts: list[list[object]] = [[cell if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "none", drop: Sequence[str] | None = None
+) -> None:
+    """A table; numbers stand to the right.  ``drop``: columns that go on a narrow terminal, least important first."""
+    from cipherbox.cli import tables
+
+    texts = [[cell if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     if not texts:
         say(empty)
         return
-    if not sys.stdout.isatty():
-        widths = [max(len(h), *(len(str(row[i])) for row in texts)) for i, h in enumerate(heads)]
-        lines: list[list[object]] = [list(heads), *texts]
-        for line in lines:
-            cells = [f"{c:>{w}}" if isinstance(c, int) else f"{c:<{w}}" for c, w in zip(line, widths, strict=True)]
-            say("  ".join(cells).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for index, head in enumerate(heads):
-        grid.add_column(head, justify="right" if isinstance(texts[0][index], int) else "left")
-    for row in texts:
-        grid.add_row(*(Text(str(cell)) for cell in row))
-    Console().print(grid)
+    tables.show(heads, texts, tables.LEAST_IMPORTANT if drop is None else drop)
 
 
 def rows_table(rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> None:

@@ -56,6 +56,7 @@ WRAPS = {"hpke": "hpke-mlkem768-x25519", "hpke-x25519": "hpke-x25519", "rsa": "r
     show_default=True, help="What to wait for: kept here, on HQ's disk, delivered to all, or signed for by all.",
 )
 @click.option("--within", type=DURATION, default=60.0, help="How long to wait for delivered or opened. [default: 60s]")
+@click.option("-v", "--verbose", is_flag=True, help="Say every step: keys, sealing, HQ's acknowledgements.")
 @json_option
 @click.pass_context
 def send(
@@ -75,6 +76,7 @@ def send(
     partial: bool,
     until: str,
     within: float,
+    verbose: bool,
     as_json: bool,
 ) -> int:
     """Seal CONTENT on this machine and send it: only the recipients can open it.
@@ -89,9 +91,12 @@ def send(
     The sealed message is on this machine's disk before the first try.  When HQ cannot be reached it stays in the
     outbox, goes out by itself later, and the exit code is 11.
     """
-    from cipherbox.cli.output import next_step, print_event, print_json, say, warn
+    from cipherbox.cli.output import next_step, print_event, print_json, print_trouble, say, warn
     from cipherbox.cli.password import load_here
 
+    if key and not exchange:
+        raise click.UsageError("--key is the routing key of an exchange: name it with --exchange NAME, or leave --key "
+                               "out. Against sending twice: --idempotency-key TEXT.")  # fmt: skip
     if bool(to) == bool(exchange):
         raise click.UsageError("Say who receives it: --to CLIENT_ID, or --exchange NAME with --key KEY.")
     if exchange and not key:
@@ -114,7 +119,7 @@ def send(
         from cipherbox.client.api import open_client
 
         done: list[Confirmation] = []
-        on_event = None if as_json else print_event
+        on_event = None if as_json else print_event if verbose else print_trouble
         async with open_client(home, on_event=on_event, keep_trying=True, renew=False) as client:
             where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
             if messages:
@@ -157,15 +162,27 @@ def send(
                 "duplicate": confirmation.duplicate,
             }
         )
-    if confirmation.duplicate and not as_json:
-        say("This was sent before with this idempotency key; nothing was sent again.")
+    else:
+        whom = ", ".join(to) if to else f"{exchange} with {key!r}"
+        say(_sentence(confirmation, ids, whom, until if arrived else "confirmed"))
     if confirmation.missing and not as_json:
         warn(f"Not reached, for they have no queue: {', '.join(confirmation.missing)}")
     if not arrived:
         warn(f"HQ has it, but it was not {until} by all within {within:g} s; it goes on by itself.")
-    if not as_json:
+    if verbose and not as_json:
         next_step(f"see where it is: {command_here(ctx)} status {ids[0]}")
     return Exit.OK if arrived else Exit.QUEUED
+
+
+def _sentence(confirmation: Confirmation, ids: list[str], whom: str, state: str) -> str:
+    """What became of it, in one line."""
+    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+    if confirmation.duplicate:
+        return f"Sent before to {whom} with this idempotency key, nothing was sent again  {ids[0]}{more}"
+    if not confirmation.accepted_at:
+        return f"Kept for {whom}; it goes out with the next command, or by an agent  {ids[0]}{more}"
+    done = {"delivered": "delivered to all", "opened": "opened and signed for by all"}.get(state, "confirmed by HQ")
+    return f"Sent to {whom}, {done}  {ids[0]}{more}"
 
 
 def _messages(content: str | None, files: tuple[Path, ...], kind: str, headers: dict[str, str]) -> list[Message]:

@@ -105,7 +105,8 @@ async def look(client: Client) -> Look:
 def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
     """Watch the running HQ: alerts, rates, queues and clients (admin).  Ctrl-C ends it.
 
-    Works from any machine with an admin's certificate, and needs no metrics port.  With --json each look is a line.
+    Works from any machine with an admin's certificate, and needs no metrics port.  With --json each look is a line;
+    without a terminal it is shown once.
     """
     import sys
 
@@ -115,13 +116,13 @@ def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
     if not 0.2 <= interval <= 3600:
         raise click.UsageError("An interval is 0.2s to 1h.")
     home = load_here(ctx)
-    if once:
+    if once or (not as_json and not sys.stdout.isatty()):
         report = run(_once, home)
         print_json(report) if as_json else _print(report)
         return
     with suppress(KeyboardInterrupt):  # there is no other end
-        if as_json or not sys.stdout.isatty():
-            run_until_stopped(_lines, home, interval, as_json)
+        if as_json:
+            run_until_stopped(_lines, home, interval)
         else:
             run_until_stopped(_live, home, interval)
 
@@ -168,7 +169,7 @@ async def _looks(client: Client, first_s: float, interval: float) -> AsyncGenera
         before = now
 
 
-async def _lines(home: Home, interval: float, as_json: bool) -> None:
+async def _lines(home: Home, interval: float) -> None:
     from cipherbox.cli.output import print_json, warn
     from cipherbox.client.api import open_client
 
@@ -179,7 +180,7 @@ async def _lines(home: Home, interval: float, as_json: bool) -> None:
                 if isinstance(one, str):
                     warn(one)
                 else:
-                    print_json(one) if as_json else _print(one)
+                    print_json(one)
 
 
 async def _live(home: Home, interval: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 RIGHTS = ("publish", "bind", "read", "declare", "admin")
 TYPES = ("direct", "fanout", "topic")
+_ROUTES = {
+    "direct": "a binding takes the routing key that is the same",
+    "fanout": "every binding takes everything, whatever the routing key",
+    "topic": "a binding takes a pattern, where * is one word between dots and # any number",
+}
 
 
 class ClientOrAll(ClientId):
@@ -84,7 +90,7 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
     from cipherbox.cli.output import next_step, say
 
     with_client(ctx, lambda client: client.declare_exchange(name, kind))
-    say(f"Exchange {name!r} ({kind}) is there.")
+    say(f"Exchange {name!r} is there, of type {kind}: {_ROUTES[kind]}.")
     next_step(f"lead a routing key into a queue: {command_here(ctx)} binding declare {name} QUEUE KEY")
 
 
@@ -157,13 +163,16 @@ def queue_declare(
     from cipherbox.cli.output import next_step, say
 
     ttl_s = None if ttl is None else int(ttl)
-    with_client(
-        ctx,
-        lambda client: client.declare_queue(
-            name, owner=owner or "", readers=readers, ttl_s=ttl_s, max_length=max_length
-        ),
-    )
-    say(f"Queue {name!r} is there.")
+
+    async def work(client: Client) -> str:
+        if not owner and client.home.identity is None:
+            raise click.UsageError("An admin opens nothing, so nobody could read a queue of its own: name its owner "
+                                   "with --owner CLIENT_ID.")  # fmt: skip
+        await client.declare_queue(name, owner=owner or "", readers=readers, ttl_s=ttl_s, max_length=max_length)
+        return owner or client.client_id
+
+    whose = with_client(ctx, work)
+    say(f"Queue {name!r} is there; {', '.join(dict.fromkeys([whose, *readers]))} read{'' if readers else 's'} it.")
     next_step(f"lead a routing key into it: {command_here(ctx)} binding declare EXCHANGE {name} KEY")
 
 
@@ -246,14 +255,37 @@ def binding() -> None:
 @click.pass_context
 def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> None:
     """Lead KEY of EXCHANGE into QUEUE; on a topic exchange * is one word and # any number."""
-    from cipherbox.cli.output import next_step, say
+    from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.errors import NotFound
 
-    with_client(ctx, lambda client: client.bind(exchange, queue, key))
+    async def work(client: Client) -> str:
+        await client.bind(exchange, queue, key)
+        with suppress(NotFound):
+            (row,) = await client.list("exchanges", exchange)
+            return str(row["type"])
+        return ""
+
+    kind = with_client(ctx, work)
     say(f"{exchange!r} leads {key!r} into {queue!r}.")
+    if doubt := _misfit(exchange, kind, key):
+        warn(doubt)
     next_step(
         f"each sender needs the right:  cipherbox grant CLIENT_ID publish {exchange}   (admin)",
         f"and permits its recipients:   cipherbox route allow {exchange} CLIENT_ID...   (sender)",
     )
+
+
+def _misfit(exchange: str, kind: str, key: str) -> str:
+    """What a person should know when the key cannot do on this exchange what it looks like; empty: nothing."""
+    if kind == "fanout" and key:
+        return f"{exchange!r} is of type fanout: every key leads into the queue, not {key!r} alone."
+    if not set(key) & set("*#"):
+        return ""
+    if kind == "direct":
+        return (f"{exchange!r} is of type direct, where {key!r} is an ordinary key and no pattern. Patterns need an "
+                "exchange declared with --type topic.")  # fmt: skip
+    odd = [word for word in key.split(".") if len(word) > 1 and set(word) & set("*#")]
+    return f"{odd[0]!r} in {key!r} is taken literally: * and # stand for whole words between dots." if odd else ""
 
 
 @binding.command("show")

@@ -27,7 +27,7 @@ from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges
 from cipherbox.client.contents import Content, as_messages
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
-from cipherbox.client.home import Home, load_home
+from cipherbox.client.home import Home, keyless, load_home
 from cipherbox.client.inbox.opening import Opener
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.keys.life import KeyLife
@@ -48,7 +48,7 @@ from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.tasks import background
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import CipherBoxError, Forbidden, StoreError
+from cipherbox.errors import CipherBoxError, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
@@ -204,7 +204,7 @@ class Client(Tracking, AdminCalls):
         ``envelopes`` and ``size`` (bytes) bound what is handed out and not yet acknowledged.
         """
         if self.home.identity is None:
-            raise Forbidden("an admin's machine holds no key that opens a message; enrol a client for that")
+            raise keyless()
         async with self.consume_unopened(queue, envelopes=envelopes, size=size) as consumer:
             yield consumer
 
@@ -298,7 +298,7 @@ class Client(Tracking, AdminCalls):
         """Publishes this client's key bundle again; HQ finds it the same."""
         identity = self.home.identity
         if identity is None or identity.bundle is None:
-            raise Forbidden("an admin's machine holds no keys to publish")
+            raise keyless("an admin's machine holds no keys to publish")
         await self.line.request(frames.Register, bundle=identity.bundle.raw)
         self.events.say(RECEIVER, f"Registered key bundle {identity.bundle.sequence} of {self.client_id}")
 
@@ -312,7 +312,7 @@ class Client(Tracking, AdminCalls):
         How many one-time prekeys HQ has then.
         """
         if self.prekeys is None:
-            raise Forbidden("an admin's machine holds no keys to publish")
+            raise keyless("an admin's machine holds no keys to publish")
         return await self.prekeys.offer()
 
     async def bundles(self, client_ids: Sequence[str]) -> list[KeyBundle]:

@@ -40,7 +40,14 @@ from cipherbox.client.keys.strength import check_strength
 from cipherbox.client.link import Link, open_link
 from cipherbox.config import CLIENT_FILE, SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
-from cipherbox.errors import BundleNotCertified, CredentialsError, EnrolmentRefused, NetworkError, TokenError
+from cipherbox.errors import (
+    BundleNotCertified,
+    CipherBoxError,
+    CredentialsError,
+    EnrolmentRefused,
+    NetworkError,
+    TokenError,
+)
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
 from cipherbox.proxyurl import LineSettings
 from cipherbox.sealing import keyfile
@@ -56,6 +63,7 @@ WAITING = {
 }
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
 NETWORK_TRIES = 3
+_ASKED = 4  # clients for an example
 OnNumber = Callable[..., None]  # on_number(number) once, then on_number(number, waiting=text) when it has to wait
 
 
@@ -70,6 +78,7 @@ class JoinReport:
     address: str
     hq: str
     fingerprint: str  # of the root certificate, hexadecimal
+    other: str = ""  # some client that could be written to; empty: there is none yet
 
 
 async def join(
@@ -107,11 +116,24 @@ async def join(
         if role != "admin":
             fresh = Identity.generate(token.client_id, SUITES[signatures])
             await _register(link, where, fresh, chain, key, local_key, timeout_s)
+        other = await _other(link, token.client_id, timeout_s)
     config = ClientConfig(where, token.client_id, token.address, role, signatures=signatures, line=line)
     write_client_config(config)
     (where / PENDING).unlink(missing_ok=True)
     home_with(config, local_key)
-    return JoinReport(token.client_id, role, where, number, token.address, hq, token.root_fingerprint.hex())
+    return JoinReport(token.client_id, role, where, number, token.address, hq, token.root_fingerprint.hex(), other)
+
+
+async def _other(link: Link, client_id: str, timeout_s: float) -> str:
+    """A client with keys besides this one, for an example that works; that there is none stops nothing."""
+    try:
+        page: frames.Listing = await link.ask(frames.List, timeout_s, what="clients", name="", after="")
+        names = [row["name"] for row in orjson.loads(page.rows) if row["name"] != client_id][:_ASKED]
+        wanted = [frames.BundleQuery(name, 0) for name in names]
+        found: frames.Bundles = await link.ask(frames.GetBundles, timeout_s, clients=wanted, hashes=[])
+        return next((name for name, answer in zip(names, found.answers, strict=False) if answer.bundles), "")
+    except (CipherBoxError, ValueError):
+        return ""
 
 
 def _check_home(home: Path, token: Token) -> Path:

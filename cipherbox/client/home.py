@@ -29,7 +29,7 @@ from cipherbox.client.keys.local import (
     read_password,
 )
 from cipherbox.config import ClientConfig, load_client_config
-from cipherbox.errors import ConfigError, CredentialsError
+from cipherbox.errors import ConfigError, CredentialsError, Forbidden
 from cipherbox.portable import read_private, sync_directory
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import Identity
@@ -38,6 +38,11 @@ from cipherbox.sealing.kept import KeyKeeper
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
 NEXT_KEY = "client.key.next"  # of a certificate that is being renewed
+
+
+def keyless(text: str = "an admin's machine holds no keys that seal or open messages") -> Forbidden:
+    """The refusal of what an admin's home cannot do."""
+    return Forbidden(text, remedy="Use a client's home (--home DIRECTORY), or enrol one: cipherbox enroll CLIENT_ID")
 
 
 @attrs.define(eq=False)

@@ -318,7 +318,7 @@ async def open_link(
 
 def fresh(error: CipherBoxError) -> CipherBoxError:
     """The same error anew: one instance raised in many tasks would gather all their tracebacks."""
-    return type(error)(str(error), error.detail)
+    return type(error)(str(error), error.detail, remedy=error.remedy)
 
 
 def known_log_key(stated: bytes, certificate: x509.Certificate | None) -> bytes:

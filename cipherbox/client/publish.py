@@ -23,6 +23,7 @@ from cipherbox.client.allow import AllowList
 from cipherbox.client.choices import body_cipher, stanza_type
 from cipherbox.client.contents import split
 from cipherbox.client.events import SENDER, Events
+from cipherbox.client.home import keyless
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.line import Line, Patience
 from cipherbox.client.outbox.beside import Beside
@@ -192,7 +193,7 @@ class Sealer:
     async def target(self, address: Address, *, anew: bool = False) -> Target:
         """Readers, permission, keys.  ``anew``: ask HQ again, the route has changed."""
         if self._identity is None:
-            raise Forbidden("an admin's machine holds no keys that seal or open messages; enrol a client for that")
+            raise keyless()
         version, names = 0, address.to
         if not address.to_mailboxes:
             where = (address.exchange, address.routing_key)
@@ -359,7 +360,7 @@ class Sealer:
 
     def _kept_by(self) -> Post:
         if self.post is None:
-            raise Forbidden("an admin's machine holds no keys that seal or open messages; enrol a client for that")
+            raise keyless()
         return self.post
 
     async def _send(self, item: Outgoing, wait: bool) -> None:

@@ -2,9 +2,9 @@
 
     {"timestamp":"2025-09-08T07:03:00.123Z","level":"INFO","logger":"server","message":"...","client":"FL-LAB"}
 
-Lines go to standard error, or with their fields to systemd's journal where that is what standard error leads to, and on
-request also into `server_info.log`, `server_debug.log` and `server_error.log`, each with the lines of its level and
-above up to the next file's.
+Lines go to standard error: as JSON, as plain lines where that is a terminal, or with their fields to systemd's journal
+where that is what standard error leads to.  On request they also go into `server_info.log`, `server_debug.log` and
+`server_error.log`, each with the lines of its level and above up to the next file's.
 
 What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a token, a body: what looks
 like one is cut out, should a mistake hand it over.  Extra fields are given by name, ``log.info("...",
@@ -31,11 +31,12 @@ from cipherbox.errors import ConfigError
 from cipherbox.ops import flood
 from cipherbox.ops.flood import Flood
 from cipherbox.ops.journald import Journald, in_journal
-from cipherbox.portable import O_BINARY
+from cipherbox.portable import O_BINARY, escape_text
 
 ROOT = "cipherbox"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOOK_S = 5.0  # how often a file is looked for that was moved away or could not be written
+_TEXT = 300  # characters of a value on a terminal
 _LONGEST_BYTES = 64  # an id has 16 bytes, a hash 32, a signature 64; what is longer is content or a key
 # Tokens of enrolment, private keys, passwords in addresses.
 _SECRETS = re.compile(
@@ -68,7 +69,7 @@ def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
 def _handlers(settings: LoggingSettings, stream: Any) -> list[logging.Handler]:
     """For the screen or the journal, and for each file."""
     screen: logging.Handler = logging.StreamHandler(stream or sys.stderr)
-    screen.setFormatter(JsonLines())
+    screen.setFormatter(PeopleLines() if stream is None and _is_terminal(sys.stderr) else JsonLines())
     if stream is None and in_journal(sys.stderr):
         screen = Journald(screen)
     made = [screen]
@@ -128,6 +129,33 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return orjson.dumps(line_of(record), default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class PeopleLines(logging.Formatter):
+    """The same for somebody at a terminal: `12:04:31  Client connected  client=FL-LAB remote=10.0.0.7:50214`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = line_of(record)
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        traceback = str(line.pop("traceback", ""))
+        message = escape_text(str(line["message"]), _TEXT)
+        more = [f"{k}={_in_words(v)}" for k, v in line.items() if k not in ("timestamp", "level", "logger", "message")]
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock}  {level}{message}" + ("  " + " ".join(more) if more else "")
+        return f"{text}\n{traceback}" if traceback else text
+
+
+def _in_words(value: object) -> str:
+    text = value if isinstance(value, str) else orjson.dumps(value, default=_text).decode()
+    text = escape_text(text, _TEXT)
+    return f'"{text}"' if " " in text and not text.startswith(("[", "{")) else text
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 class _Below(logging.Filter):

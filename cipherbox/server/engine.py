@@ -182,6 +182,8 @@ class Engine:
         return await trio.to_thread.run_sync(self._store.read_bodies, numbers, limiter=self._reading)
 
     def _lost(self, queue: str, seqs: list[int], reason: str) -> None:
+        log.error("Envelopes cannot be delivered and become dead letters", extra={"queue": queue, "seqs": seqs,
+                  "reason": reason})  # fmt: skip
         self.post(m.Lost([(queue, seq) for seq in seqs], reason))
 
     # -- the task -----------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ class Enrolments:
     async def revoke(self, client_id: str, reason: str, *, by: str = "") -> int:
         """Revokes every certificate of a client, in this order: records, connections, the published list."""
         if client_id not in self._engine.broker.rights.clients:
-            raise NotFound(f"there is no client {client_id!r}")
+            raise NotFound(f"there is no client {client_id!r}; see who is enrolled: cipherbox clients")
         if self._engine.broker.rights.admins() == {client_id}:
             raise Conflict(
                 f"{client_id!r} is the last admin of this HQ; enrol another first: "

@@ -8,6 +8,7 @@ key goes with the certificate a connection was begun with: HQ may have another c
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -21,7 +22,7 @@ from cipherbox.server.hq import HQ
 from cipherbox.server.lobby import Place, group_of
 from cipherbox.server.ports import why_not
 from cipherbox.server.session import Session
-from cipherbox.tls import TlsStream
+from cipherbox.tls import Cut, TlsStream
 
 log = get_logger(__name__)
 Handle = Callable[[TlsStream, str, bytes, Place], Awaitable[None]]  # a connection, from where, HQ's log key
@@ -121,6 +122,9 @@ class Doorman:
                 finally:
                     slot.set()
             except CipherBoxError as error:
+                if isinstance(error, Cut) and not isinstance(error.__cause__, ssl.SSLError):
+                    log.info("A connection ended before TLS was up", extra={"remote": remote, "reason": str(error)})
+                    return False  # whoever only looks whether the port is open, or thought better of it
                 self._hq.engine.counts.handshakes_failed += 1
                 log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
                 return None

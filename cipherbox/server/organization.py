@@ -46,6 +46,7 @@ from cipherbox.server.setup import (
     check_free,
     fill_store,
     make_directory,
+    near_address,
     whole_or_nothing,
     write_admin,
     write_admin_certificates,
@@ -79,10 +80,11 @@ def ask(
         directory=directory, server=settings, ca=CaSettings(offline=issues, organization=True),
         database=database or DatabaseSettings(),
     )  # fmt: skip
-    with whole_or_nothing(directory, admin_home):
+    elsewhere = config.database.kind != "sqlite"
+    with whole_or_nothing(directory, admin_home, others_database=elsewhere):
         service_key = make_directory(config)
         write_atomic(config.tls.root, pki.pem(root))
-        key, admin_key = next_key(config), write_admin(admin_home, admin_id, address)
+        key, admin_key = next_key(config), write_admin(admin_home, admin_id, near_address(settings))
         if issues:
             write_atomic(config.tls.issuing, pki.pem(*chain))
             found = {HQ_REQUEST: pki.make_csr(key, name), ADMIN_REQUEST: pki.make_csr(admin_key, admin_id)}

@@ -25,6 +25,7 @@ from cipherbox.config import (
     DatabaseSettings,
     ServerConfig,
     ServerSettings,
+    parse_listen,
     write_client_config,
     write_server_config,
 )
@@ -63,13 +64,14 @@ def init_hq(
         directory=directory, server=settings, ca=CaSettings(offline=offline_ca is not None),
         database=database or DatabaseSettings(),
     )  # fmt: skip
-    with whole_or_nothing(directory, admin_home, *filter(None, [offline_ca])):
+    elsewhere = config.database.kind != "sqlite"
+    with whole_or_nothing(directory, admin_home, *filter(None, [offline_ca]), others_database=elsewhere):
         service_key = make_directory(config)
         root = pki.new_root(name)
         issuing = pki.new_issuing(name, root)
         _write_ca(directory / "ca", root, issuing, service_key, offline_ca)
         put_server(config, pki.issue_server(issuing, next_key(config).public_key(), name))
-        admin_key = write_admin(admin_home, admin_id, address)
+        admin_key = write_admin(admin_home, admin_id, near_address(settings))
         admin = pki.issue_client(issuing, admin_key.public_key(), admin_id)
         write_admin_certificates(admin_home, admin, [issuing.certificate], root.certificate)
         crl_days = pki.OFFLINE_CRL_DAYS if offline_ca else pki.CRL_DAYS
@@ -123,7 +125,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def whole_or_nothing(directory: Path, *others: Path) -> Iterator[None]:
+def whole_or_nothing(directory: Path, *others: Path, others_database: bool = False) -> Iterator[None]:
     """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken for one.
 
     A marker in HQ's directory lets the next `init` do that for one that was killed; with settings it is an HQ.
@@ -142,6 +144,9 @@ def whole_or_nothing(directory: Path, *others: Path) -> Iterator[None]:
         full = isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
         if full:
             raise StoreError(f"the disk of {directory} is full; make room, then run it again") from error
+        if isinstance(error, StoreUnavailable) and others_database:
+            raise StoreError(f"{error}; nothing is left of this attempt: see whether PostgreSQL runs and takes this "
+                             "user there, then run it again") from error  # fmt: skip
         if isinstance(error, StoreUnavailable):
             raise StoreError(f"{error}; what was begun is away again: look at the disk, then run it again") from error
         raise
@@ -160,6 +165,18 @@ def _write_ca(
         write_atomic(where / "issuing.crt", pki.pem(issuing.certificate))
     write_private(where / "root.key", pki.key_pem(root.key, key))
     write_private(where / "issuing.key", pki.key_pem(issuing.key, key))
+
+
+def near_address(settings: ServerSettings) -> str:
+    """Where an admin on HQ's own machine finds it: loopback first, where HQ listens there, then as everybody else."""
+    found: list[str] = []
+    for listen, form in ((settings.listen, "{}:{}"), (settings.websocket_listen, "wss://{}:{}/")):
+        for host, port in parse_listen(listen):
+            near = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}.get(host)  # noqa: S104
+            if near is not None and port and not found:
+                found.append(form.format(near, port))
+    theirs = [part.strip() for part in settings.address.split(",")]
+    return ",".join(dict.fromkeys([*found, *theirs]))
 
 
 def write_admin(home: Path, admin_id: str, address: str) -> pki.PrivateKey:

@@ -22,7 +22,7 @@ def test_only_readers_touch_a_queue_and_unknown_looks_like_forbidden() -> None:
         ):  # fmt: skip
             answer = w.ask(command)
             assert isinstance(answer, Failed)
-            assert str(answer.error) == f"there is no queue {queue!r} that you may use"
+            assert str(answer.error) == f"there is no queue {queue!r} that you may use; see: cipherbox queue list"
 
 
 def test_what_needs_an_admin() -> None:

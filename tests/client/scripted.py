@@ -121,13 +121,12 @@ class ScriptedHq(FakeHq):
         for query in event.clients:
             name = query.client_id
             state = 2 if name in self.revoked else 0 if name in self.offers else 1
-            held = self.offers.get(name, [])
-            later = held[-1:] if query.after == frames.NEWEST else held[query.after :]
-            found.append(frames.BundleAnswer(name, state, self.revoked.get(name, 0), later, False))
+            later = self.offers.get(name, [])[query.after :]
+            found.append(frames.BundleAnswer(name, state, self.revoked.get(name, 0), later))
         for wanted in event.hashes:
             name, raw = self.hashes.get(wanted, ("", b""))
             at = self.revoked.get(name, 0)
-            found.append(frames.BundleAnswer(name, 2 if at else 0 if raw else 1, at, [raw] if raw else [], False))
+            found.append(frames.BundleAnswer(name, 2 if at else 0 if raw else 1, at, [raw] if raw else []))
         return found
 
     def counts(self) -> list[int]:

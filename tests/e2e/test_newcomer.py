@@ -20,7 +20,7 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     assert "HQ 'DC-HQ' is ready" in shown.out
     assert f"Next: start HQ, here or under systemd:      python3 -m cipherbox serve {hq}" in shown.err
-    assert f"cipherbox --home {admin} enroll FL-LAB" in shown.err
+    assert f"cipherbox --home {admin} enroll CLIENT_ID" in shown.err
 
     with serving(hq):
         shown = shell("enroll", "CA-RC", home=admin)
@@ -46,9 +46,12 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
 
         shown = shell("send", "--to", "CA-RC", "This is a test hybrid message.", home=lab)
         assert shown.code == 0, shown.err
+        (line,) = shown.out.splitlines()
+        assert line.startswith("Sent to CA-RC, confirmed by HQ  ")
+        message_id = line.split()[-1]
+        shown = shell("send", "--to", "CA-RC", "-v", "And another.", home=lab)
         assert "✅ [SENDER] Server ACK received for message " in shown.out
         assert f"Next: see where it is: python3 -m cipherbox --home {lab} status " in shown.err
-        message_id = shown.err.split(" status ")[1].split()[0]
 
         shown = shell("status", message_id, home=lab)
         assert shown.code == 0, shown.err
@@ -57,13 +60,13 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
         assert "waits at HQ for CA-RC" in shown.out
         assert "no receipt yet from CA-RC" in shown.out
 
-        shown = shell("receive", "--count", "1", "--idle", "30", home=center)
+        shown = shell("receive", "--count", "2", "--idle", "30", home=center)
         assert shown.code == 0, shown.err
         assert f"[RECEIVER] Received message {message_id} from FL-LAB" in shown.out
         assert f"✅ [RECEIVER] Server confirmed ACK for message {message_id}" in shown.out
-        assert "1 message(s) received: " in shown.out
+        assert "2 message(s) received: " in shown.out
 
-        (line,) = (center / "data" / "received_messages.jsonl").read_text("utf-8").splitlines()
+        line, _ = (center / "data" / "received_messages.jsonl").read_text("utf-8").splitlines()
         received = json.loads(line)
         assert received["message_id"] == message_id
         assert received["sender_id"] == "FL-LAB"

@@ -25,7 +25,7 @@ def test_first_contact_replies_and_a_second_reader(hq: Hq) -> None:
     for text in ("one", "two"):
         shown = shell("send", "--to", "CA-RC", "--wrap", "ratchet", text, home=lab)
         assert shown.code == 0, shown.err
-        assert "Server ACK received" in shown.out
+        assert "confirmed by HQ" in shown.out
     assert shell("fetch", home=center).code == 0
     assert texts(center) == ["one", "two"]
     back = shell("send", "--to", "FL-LAB", "--wrap", "ratchet", "back", home=center)

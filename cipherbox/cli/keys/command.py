@@ -182,10 +182,11 @@ def keys_pin(ctx: click.Context, client_id: str) -> None:
 
 def _own(ctx: click.Context) -> KeyBundle:
     from cipherbox.cli.password import load_here
+    from cipherbox.client.home import keyless
 
     identity = load_here(ctx).identity
     if identity is None or identity.bundle is None:
-        raise NotFound("this client has no keys of its own: an admin opens nothing, so there is nothing to compare")
+        raise keyless("an admin opens nothing, so it has no keys of its own to show or compare")
     return identity.bundle
 
 

@@ -39,10 +39,16 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     They are the number of one key bundle, and change with each new one: read what is on the screen now.
     """
     from cipherbox.cli.output import fail, next_step, say
+    from cipherbox.cli.password import load_here
     from cipherbox.client.keys.directory import day
     from cipherbox.client.keys.pins import PERSON, Pins
     from cipherbox.envelope.bundle import fingerprint
 
+    own = load_here(ctx).identity
+    if own is not None and own.client_id == client_id:
+        mine = fingerprint(own.bundle) if own.bundle is not None else "-"
+        raise click.UsageError(f"{client_id} is this client. Its fingerprint, for others to compare: {mine}. They say: "
+                               f"cipherbox keys verify {client_id}")  # fmt: skip
     offer = with_client(ctx, lambda client: _offer(client, client_id))
     bundle, shown = offer.bundle, fingerprint(offer.bundle)
     pins = Pins(home_of(ctx))

@@ -14,6 +14,7 @@ import trio
 
 from cipherbox.client.consume import Delivery
 from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.home import keyless
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.sessions.sessions import Sessions, in_sessions
 from cipherbox.envelope.bundle import KeyBundle
@@ -24,7 +25,6 @@ from cipherbox.errors import (
     CommitmentMismatch,
     DecryptionFailed,
     EnvelopeError,
-    Forbidden,
     KeyMissing,
     MalformedEnvelope,
     NotRecipient,
@@ -86,7 +86,7 @@ class Opener:
         if delivery.opened:
             return
         if self._identity is None:
-            raise Forbidden("an admin's machine holds no key that opens a message")
+            raise keyless()
         prefix = delivery.sighted.layout.prefix
         sender = await self._sender(delivery)
         try:

@@ -23,7 +23,7 @@ import trio
 
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.home import LOCK
+from cipherbox.client.home import LOCK, keyless
 from cipherbox.client.inbox.arriving import is_file
 from cipherbox.client.inbox.inbox import LINES, Inbox, counted
 from cipherbox.client.inbox.lasting import lasting
@@ -35,7 +35,7 @@ from cipherbox.client.receipts import MENDED
 from cipherbox.client.sessions.hearing import Heard
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import AnotherPlaintext, CipherBoxError, EnvelopeError, Forbidden, NotFound, StoreLocked
+from cipherbox.errors import AnotherPlaintext, CipherBoxError, EnvelopeError, NotFound, StoreLocked
 from cipherbox.portable import lock_file
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Receiver:
     @contextmanager
     def _opened(self) -> Iterator[Inbox]:
         if self.client.home.identity is None:
-            raise Forbidden("an admin's machine holds no key that opens a message; enrol a client for that")
+            raise keyless()
         with self.locked():
             def was_cut(cut: int) -> None:
                 text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"

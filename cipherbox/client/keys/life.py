@@ -33,10 +33,10 @@ import trio
 from cipherbox import pki
 from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, Events
-from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, put_next_key
+from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, keyless, put_next_key
 from cipherbox.client.localdb import translated
 from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
-from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, Forbidden, StoreError, StoreLocked
+from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, StoreError, StoreLocked
 from cipherbox.limits import LIMITS
 from cipherbox.pki import is_due
 from cipherbox.portable import lock_file, read_private, write_atomic, write_private
@@ -270,7 +270,7 @@ class KeyLife:
 
     def _identity(self) -> Identity:
         if self._home.identity is None:
-            raise Forbidden("an admin's machine holds no keys that seal or open messages; there is nothing to rotate")
+            raise keyless("an admin's machine holds no keys that seal or open messages; there is nothing to rotate")
         return self._home.identity
 
     def _local_key(self) -> bytes:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cipherbox.client.home import IDENTITY, Home
+from cipherbox.client.home import IDENTITY, Home, keyless
 from cipherbox.envelope.bundle import KeyBundle, check_succession, decode_bundle
-from cipherbox.errors import BundleError, ConfigError, Forbidden, KeyMissing
+from cipherbox.errors import BundleError, ConfigError, KeyMissing
 from cipherbox.portable import lock_file
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import DecryptKey, Identity
@@ -40,7 +40,7 @@ async def add_key(client: Client, key: DecryptKey) -> Added:
     """
     home = client.home
     if home.identity is None:
-        raise Forbidden("an admin's machine holds no keys that open messages; enrol a client for that")
+        raise keyless()
     with lock_file(home.path / LOCK, f"the key file in {home.path}"):
         identity = (await _caught_up(client, _load(home))).keeping(key)
         _save(home, identity)

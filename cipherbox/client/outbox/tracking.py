@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from cipherbox.client.home import keyless
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
 from cipherbox.client.receipts import words
 from cipherbox.client.topology import TopologyCalls
@@ -17,7 +18,7 @@ from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.ids import message_id, split_message_id
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.receiptfile import make_file
-from cipherbox.errors import CipherBoxError, Forbidden, NetworkError, NotFound
+from cipherbox.errors import CipherBoxError, NetworkError, NotFound
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Tracking(TopologyCalls):
     def outbox(self) -> Post:
         """The post with its outbox; Forbidden on an admin's machine, which sends nothing."""
         if self.post is None:
-            raise Forbidden("an admin's machine sends nothing, so it has no outbox")
+            raise keyless("an admin's machine sends nothing, so it has no outbox")
         return self.post
 
     async def sent(self, message: uuid.UUID | str) -> Row | None:
