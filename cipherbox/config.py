@@ -225,6 +225,15 @@ class OutboxSettings:
 
 
 @attrs.frozen
+class AgentSettings:
+    """Table `[agent]`."""
+
+    settle_s: float = setting(10.0, "a file is sent when it has not changed for so long", low=0.0)
+    marker: str = setting("", "not empty: a file is sent when a file of its name with this ending stands beside it")
+    ignore: str = setting("", "names that are not sent, as patterns separated by commas, for example *.log, ~*")
+
+
+@attrs.frozen
 class KeySettings:
     """Table `[keys]`."""
 
@@ -262,12 +271,13 @@ class ClientConfig:
     signatures: str = "ed25519"
     keep_old_days: int = 436
     line: LineSettings = attrs.Factory(LineSettings)
+    agent: AgentSettings = attrs.Factory(AgentSettings)
     sessions: SessionTable = attrs.Factory(SessionTable)
 
 
 CLIENT_TABLES: dict[str, type] = {
     "client": IdentitySettings, "line": LineSettings, "retry": RetrySettings, "outbox": OutboxSettings,
-    "keys": KeySettings,
+    "keys": KeySettings, "agent": AgentSettings,
     "sessions": SessionTable,
 }  # fmt: skip
 
@@ -356,7 +366,8 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     if line.proxy and line.proxy.lower() != DIRECT:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
     more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
-    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, sessions=tables["sessions"])
+    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, agent=tables["agent"],
+                        sessions=tables["sessions"])  # fmt: skip
 
 
 def _absolute(directory: Path, table: Any) -> Any:

@@ -35,12 +35,14 @@ survives it.  Codes are never reused.
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
     |   +-- BundleUnlogged       HQ does not stand behind it in its signed log
     |   +-- BundleNotSigned      +-- BundleOutdated (retry)
+    |   +-- BundleUnknown        an envelope names it, and HQ does not have it
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
     |   +-- WrongPassword        +-- PasswordNeeded       +-- WeakPassword
     +-- FileError                a file that cannot be sent as it is
     |   +-- FileChanged          it changed or vanished while it was sent
+    |   +-- FileUnreadable       this user may not read it, or another program holds it
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
         +-- StoreLeased          +-- SessionMoved (retry) +-- SchemaTooOld
@@ -338,6 +340,10 @@ class NotAllowed(BundleError, code=0x0607):
     """A recipient behind this route is not on the allow-list."""
 
 
+class BundleUnknown(BundleError, code=0x050C):
+    """HQ does not have the key bundle the envelope names."""
+
+
 class BundleUnlogged(BundleError, code=0x0608):
     """HQ did not prove that its signed log names the key bundle."""
 
@@ -376,6 +382,10 @@ class FileError(CipherBoxError, code=0x0900):
 
 class FileChanged(FileError, code=0x0901):
     """The file changed or vanished while it was sent."""
+
+
+class FileUnreadable(FileError, code=0x0A10):
+    """The file cannot be read."""
 
 
 class StoreError(CipherBoxError, code=0x0800):

@@ -48,6 +48,7 @@ class Limits:
     header_value_bytes: int = 4096
     content_type_bytes: int = 255
     bundle_bytes: int = 24 * 1024  # keys (5 KiB), certificates (8 KiB), two signatures of both algorithms (7 KiB)
+    bundles_per_answer: int = 32  # of one client, in HQ's answer: 768 KiB of them; the rest is asked for again
     receipt_bytes: int = 1024 * 1024  # 65,536 outcomes and a path
     clock_ahead_ms: int = 24 * 3600 * 1000  # an id from further in the future is a wrong clock
 

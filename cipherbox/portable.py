@@ -5,6 +5,7 @@ Writes are atomic and durable: a new file beside the old one, synced, renamed ov
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -73,7 +74,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replaces ``path`` by ``data``, whole or not at all, durable when it returns."""
     name = ""
     try:
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        fd, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         with os.fdopen(fd, "wb") as file:
             if not WINDOWS:
                 os.fchmod(file.fileno(), mode)
@@ -395,3 +396,24 @@ def memory_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
         return 0
+
+
+def int64(number: int) -> int:
+    """The nearest number that fits into 64 bits: a file's date may lie in the year 2400, and in no database."""
+    return max(-(1 << 63), min(number, (1 << 63) - 1))
+
+
+def is_being_written(fd: int) -> bool:
+    """Whether some program has this file open for writing.  Linux says so to the owner of a file; elsewhere, and where
+    the file system has no leases, False."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # ignored; SIGIO would end the process
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    return False

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cipherbox.cli.options import home_of, run
+
+if TYPE_CHECKING:
+    from cipherbox.client.agent import Agent
 
 
 @click.command()
@@ -20,15 +24,17 @@ def agent(ctx: click.Context, folder: Path | None) -> None:
     \b
     outgoing/CA-RC/           files here go to CA-RC; CA-RC+SF-RC goes to both
     outgoing/@EXCHANGE/KEY/   files here go to whoever reads that route, as far as you permit them
-    sent/  failed/            where they are moved; beside a failed file lies NAME.reason.txt
+    sent/                     what HQ has is moved here
+    failed/  refused/         what cannot be sent, what a recipient refused; beside each lies NAME.reason.txt
     incoming/FL-LAB/          what came, under its name when it is whole
 
     Messages enter data/received_messages.jsonl as with `receive`.  What other commands left in the outbox goes out too.
-    HQ away, a cut line, a restart: nothing needs doing.
+    A file is sent when it has not changed for ten seconds, and no program has it open for writing ([agent] in
+    client.toml: other times, marker files, names to ignore).  HQ away, a cut line, a restart: nothing needs doing.
     """
     import trio
 
-    from cipherbox.cli.output import print_event, say, warn
+    from cipherbox.cli.output import print_event, warn
     from cipherbox.cli.password import load_here
     from cipherbox.client.agent import Agent
     from cipherbox.client.api import open_client
@@ -55,4 +61,13 @@ def agent(ctx: click.Context, folder: Path | None) -> None:
                 return service
 
     service = run(main)
-    say(f"{service.sent} file(s) sent, {service.failed} failed, {service.receiver.received} message(s) received.")
+    _end(service)
+
+
+def _end(service: Agent) -> None:
+    from cipherbox.cli.output import say
+
+    refused = f"{service.refused} refused, " if service.refused else ""
+    text = f"{service.sent} file(s) sent, {service.failed} failed, {refused}"
+    say(text + f"{service.receiver.received} message(s) received.")
+

@@ -28,8 +28,14 @@ class Taken(NamedTuple):
 
 
 def in_parts(path: Path) -> bool:
-    """Whether this travels in parts: a directory, or a file too large for a message."""
-    return path.is_dir() or path.stat().st_size > LIMITS.file_from_bytes
+    """Whether this travels in parts: a directory, or a file too large for a message.  FileError for a pipe or a device,
+    and for a file that recipients could not name."""
+    from cipherbox.client.outbox.transfers import check_file, check_path
+
+    if path.is_dir():
+        return True
+    check_path(path, (path.name,))
+    return check_file(path).st_size > LIMITS.file_from_bytes
 
 
 def collect(paths: Sequence[Path]) -> list[Taken]:
@@ -37,7 +43,7 @@ def collect(paths: Sequence[Path]) -> list[Taken]:
 
     FileError for one that lies too deep.
     """
-    from cipherbox.client.outbox.transfers import check_depth
+    from cipherbox.client.outbox.transfers import check_path
 
     found: list[Taken] = []
     for path in paths:
@@ -50,7 +56,7 @@ def collect(paths: Sequence[Path]) -> list[Taken]:
             inside = Path(folder).relative_to(top).parts
             found += [Taken(Path(folder, name), (top.name, *inside, name)) for name in sorted(files)]
     for one in found:  # before the first of them is sent
-        check_depth(one.file, one.path)
+        check_path(one.file, one.path)
     return found
 
 

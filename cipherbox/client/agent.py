@@ -3,226 +3,208 @@
     outgoing/CA-RC/scan.tif              to CA-RC;  outgoing/CA-RC+SF-RC/ to both
     outgoing/@lab_reports/labs.all/x     to whoever reads exchange lab_reports with key labs.all, if the allow-list
                                          permits them
-    sent/ failed/                        where they go; beside a failed one lies NAME.reason.txt
+    sent/ failed/ refused/               where they go; beside a failed or refused one lies NAME.reason.txt
     incoming/FL-LAB/scan.tif             what came, each under its name only when it is whole
 
-A file is taken when its size and time did not change for `SETTLE_S`; names that begin with a dot or end like a download
-under way are left alone.  It is moved to `sent` when HQ has all of it.  A crash in between sends nothing twice: the
-outbox knows the file by its path, size and time, and goes on where it was.  One agent for each home: its lock is held.
+Rules.
+1. One file never ends the agent: whatever it raises ends with that file.
+2. What may pass waits in `outgoing`: HQ away, keys a person has to compare, a file that cannot be read.
+2. What may pass waits in `outgoing`: HQ away, keys that a person has to compare, an unreadable file.
+   the envelope, and never of a name, a size, a date or this process's memory.
+4. Small files that wait for the same recipients share an envelope, oldest first, and by name where the time is the
+   same; large ones go in parts, a few at once, and hold up no small one.
+5. A crash at any instant sends nothing twice and loses nothing.  One agent for each home: its lock is held.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
 from cipherbox.client.events import SENDER
-from cipherbox.client.files import FileSender, OnProgress, guess_type
+from cipherbox.client.files import OnProgress
+from cipherbox.client.folder import guide
+from cipherbox.client.folder.endings import FAILED, OUTGOING, REFUSED_TO, SENT_TO, Ending, Endings
+from cipherbox.client.folder.pauses import Pauses
+from cipherbox.client.folder.scan import Found, Scanner
+from cipherbox.client.folder.sending import MOST_TAKEN, FolderSender
 from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.outbox.transfers import SENDING, Transfer, Transfers
-from cipherbox.errors import CipherBoxError, CredentialsError, FileChanged, InvalidRequest, StoreError
-from cipherbox.limits import check_client_id, check_name
-from cipherbox.portable import private_dir, write_private
+from cipherbox.client.outbox.folderfiles import FolderFiles
+from cipherbox.client.outbox.transfers import Transfers
+from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.portable import private_dir
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
-OUTGOING, SENT_TO, FAILED, INCOMING = "outgoing", "sent", "failed", "incoming"
-SETTLE_S = 2.0
+INCOMING = "incoming"
 LOOK_S = 1.0
-AT_ONCE = 3  # files under way at once, so that a large one does not hold up the small
-PAUSE_MAX_S = 60.0
-_UNDER_WAY = (".part", ".partial", ".tmp", ".crdownload", ".filepart", "~")
-
-
-class Address(NamedTuple):
-    """Where a folder's files go: recipients, or an exchange and its key."""
-
-    recipients: tuple[str, ...]
-    exchange: str = ""
-    key: str = ""
-
-
-class Found(NamedTuple):
-    """A file in `outgoing`; ``path`` is what the recipients see."""
-
-    file: Path
-    path: tuple[str, ...]
-    address: Address
-    state: tuple[int, int]  # size, time
+GUIDE_S = 600.0  # between looks for clients that joined meanwhile
+ONE_LINE_EACH = 16  # files of one look; more are named as a run
 
 
 class Agent:
-    """See the module.  ``folder`` holds the four folders."""
+    """See the module.  ``folder`` holds the five folders."""
 
     def __init__(self, client: Client, folder: Path, *, on_progress: OnProgress | None = None) -> None:
         self.client, self.folder = client, folder
         self.sent = 0  # files HQ has
         self.failed = 0
+        self.refused = 0  # by their recipients
         self.receiver = Receiver(client, incoming=folder / INCOMING)
-        self._on_progress = on_progress
-        self._events = client.events
-        self._seen: dict[Path, tuple[tuple[int, int], float]] = {}
-        self._busy: set[Path] = set()
-        self._told: set[str] = set()
-        self._slots = trio.CapacityLimiter(AT_ONCE)
-        for name in (OUTGOING, SENT_TO, FAILED, INCOMING):
+        for name in (OUTGOING, SENT_TO, FAILED, REFUSED_TO, INCOMING):
             private_dir(folder / name)
+        self._events = client.events
+        self._told: set[str] = set()
+        self._strays: list[str] = []
+        self._post = client.outbox()
+        self._files = FolderFiles(self._post.outbox)
+        self._transfers = Transfers(self._post.outbox)
+        self._pauses = Pauses()
+        settings = client.home.config.agent
+        self._scanner = Scanner(folder / OUTGOING, settings, self._strays.append)
+        self._endings = Endings(folder, self._scanner.marker)
+        self._sender = FolderSender(client, self._pauses, self._fail, self._say, on_progress)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled.  StoreLocked when another receiver uses this home; CredentialsError when HQ shuts it out."""
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(self.receiver.keep, own_trouble=True))
-            await self._resume(nursery)
+            guide.write_readme(self.folder / OUTGOING, self.client.home.config.agent)
+            nursery.start_soon(self._guide)
             task_status.started()
             while True:
-                for found in self._ready():
-                    self._busy.add(found.file)
-                    nursery.start_soon(self._send, found)
+                await self._look(nursery)
                 await trio.sleep(LOOK_S)
 
-    # -- outgoing -----------------------------------------------------------------------------------------------
-
-    def _ready(self) -> list[Found]:
-        """Files that have been still for a while."""
-        now = trio.current_time()
-        ready = []
-        seen: dict[Path, tuple[tuple[int, int], float]] = {}
-        for found in self._files():
-            before = self._seen.get(found.file)
-            since = before[1] if before is not None and before[0] == found.state else now
-            seen[found.file] = (found.state, since)
-            if now - since >= SETTLE_S and found.file not in self._busy:
-                ready.append(found)
-        self._seen = seen
-        return ready
-
-    def _files(self) -> Iterator[Found]:
-        top = self.folder / OUTGOING
-        for folder in _directories(top):
-            if folder.name.startswith("@"):
-                for inner in _directories(folder):
-                    yield from self._below(inner, folder.name[1:], inner.name)
-            else:
-                yield from self._below(folder, "", "")
-
-    def _below(self, folder: Path, exchange: str, key: str) -> Iterator[Found]:
-        try:
-            if exchange:
-                address = Address((), check_name(exchange, "exchange name"), check_name(key, "routing key"))
-            else:
-                address = Address(tuple(check_client_id(name) for name in folder.name.split("+")))
-        except InvalidRequest as error:
-            self._tell_once(f"{folder} leads nowhere: {error}")
-            return
-        for directory, names, files in os.walk(folder):
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            for name in sorted(files):
-                file = Path(directory, name)
-                if name.startswith(".") or name.lower().endswith(_UNDER_WAY) or file.is_symlink():
-                    continue
-                try:
-                    stat = file.stat()
-                except OSError:
-                    continue
-                yield Found(file, file.relative_to(folder).parts, address, (stat.st_size, stat.st_mtime_ns))
-
-    async def _send(self, found: Found) -> None:
-        try:
-            async with self._slots:
-                transfer = await self._taken(found)
-                if transfer.state == SENDING:
-                    sender = FileSender(self.client, transfer, patient=True, on_progress=self._on_progress)
-                    await sender.run()
-                self._move(found.file, SENT_TO)
-                self.sent += 1
-                self._events.say(SENDER, f"{'/'.join(found.path)} is at HQ", mark=True)
-        except FileChanged as error:
-            self._events.say(SENDER, f"{error}; it is sent when it stays as it is")
-        except StoreError as error:
-            self._events.say(SENDER, f"{error}")
-            await trio.sleep(PAUSE_MAX_S / 4)
-        except CredentialsError:
-            raise
-        except CipherBoxError as error:
-            self._fail(found, error)
-        finally:
-            self._busy.discard(found.file)
-            self._seen.pop(found.file, None)
-
-    async def _taken(self, found: Found) -> Transfer:
-        """The transfer of this very file, if it was begun before; else a new one."""
-        post = self.client.outbox()
-        transfers = Transfers(post.outbox)
-        before = await post.store(transfers.of_file, str(found.file), *found.state)
-        if isinstance(before, Transfer):
-            return before
-        address = found.address
-        recipients = address.recipients or tuple(await self.client.readers(address.exchange, address.key))
-        made = await post.store(
-            lambda: transfers.begin(
-                found.file, found.path, recipients, guess_type(found.file), compress=False, copy=False
-            )
-        )
-        assert isinstance(made, Transfer)
-        return made
-
-    async def _resume(self, nursery: trio.Nursery) -> None:
-        """Files begun by other commands of this home, wherever they lie."""
-        post = self.client.outbox()
-        unfinished = await post.store(Transfers(post.outbox).unfinished)
-        assert isinstance(unfinished, list)
-        outgoing = self.folder / OUTGOING
-        for transfer in unfinished:
-            if not Path(transfer.file).is_relative_to(outgoing):
-                nursery.start_soon(self._go_on, transfer)
-
-    async def _go_on(self, transfer: Transfer) -> None:
-        async with self._slots:
+    async def _guide(self) -> None:
+        """A folder for each client that can be written to, those too that join later."""
+        client = self.client
+        while True:
             try:
-                await FileSender(self.client, transfer, patient=True, on_progress=self._on_progress).run()
-                self._events.say(SENDER, f"{'/'.join(transfer.path)} is at HQ", mark=True)
-            except CredentialsError:
-                raise
-            except CipherBoxError as error:
-                self._events.say(SENDER, f"{transfer.file} is not sent: {error}")
+                await client.line.ready()
+                names = [str(row["name"]) for row in await client.list("clients") if row["name"] != client.client_id]
+                if len(names) > guide.MOST_FOLDERS:
+                    names = [name for name in names if client.directory.pins.get(name) is not None]
+                reachable, _ = await client.directory.reachable(names)
+                await trio.to_thread.run_sync(guide.make_folders, self.folder / OUTGOING, reachable)
+                pause = GUIDE_S
+            except CipherBoxError:
+                pause = LOOK_S * 5
+            await trio.sleep(pause)
 
-    # -- moving -------------------------------------------------------------------------------------------------
+    # -- one look -----------------------------------------------------------------------------------------------
 
-    def _fail(self, found: Found, error: CipherBoxError) -> None:
-        self.failed += 1
-        self._events.say(SENDER, f"{'/'.join(found.path)} is not sent: {error}; it is in {FAILED}")
-        moved = self._move(found.file, FAILED)
-        if moved is not None:
-            write_private(moved.with_name(f"{moved.name}.reason.txt"), f"{error}\n".encode())
-
-    def _move(self, file: Path, where: str) -> Path | None:
-        target = self.folder / where / file.relative_to(self.folder / OUTGOING)
+    async def _look(self, nursery: trio.Nursery) -> None:
+        """What was taken gets its end, what is whole is taken, what was refused is moved."""
+        if not self._pauses.due(""):
+            return
         try:
-            private_dir(target.parent)
-            number = 1
-            while os.path.lexists(target):
-                number += 1
-                target = target.with_name(f"{file.stem} ({number}){file.suffix}")
-            os.rename(file, target)
-        except OSError as error:
-            self._events.say(SENDER, f"{file} cannot be moved to {target.parent}: {error.strerror}")
-            return None
-        return target
+            taken = await self._settle()
+            whole, _ = await trio.to_thread.run_sync(self._scanner.look)
+            for text in self._strays:
+                self._say_once(text)
+            self._strays.clear()
+            if len(taken) < MOST_TAKEN:
+                self._sender.start(nursery, [found for found in whole if str(found.file) not in taken])
+            await self._go_on(nursery)
+            await self._refusals()
+            self._pauses.clear("")
+        except (StoreError, OSError) as error:  # of this machine: a full disk, for instance
+            if self._pauses.later("", str(error)):
+                self._say(f"{error}; the agent goes on when that is mended")
 
-    def _tell_once(self, text: str) -> None:
+    async def _settle(self) -> set[str]:
+        """Moves what has come to its end; the files that are still under way."""
+        claims = await self._store(self._files.taken)
+        assert isinstance(claims, list)
+        ends = await trio.to_thread.run_sync(self._endings.plan, [c for c in claims if self._pauses.due(c.file)])
+        under_way = {claim.file for claim in claims} - {end.claim.file for end in ends}
+        if not ends:
+            return under_way
+        await self._store(self._files.plan, [(e.claim.number, str(e.target)) for e in ends if e.target is not None])
+        with trio.CancelScope(shield=True):  # what was moved is recorded
+            await trio.to_thread.run_sync(self._endings.move, ends)
+            done = [end for end in ends if not end.trouble]
+            await self._store(self._files.settle, [end.row for end in done])
+        for end in ends:
+            if end.trouble:
+                under_way.add(end.claim.file)
+                if self._pauses.later(end.claim.file, end.trouble):
+                    self._say(f"{end.trouble}; that is tried again")
+            else:
+                self._pauses.clear(end.claim.file)
+        self._tell(done)
+        return under_way
+
+    def _tell(self, ends: list[Ending]) -> None:
+        at_hq = [end for end in ends if end.confirmed]
+        self.sent += len(at_hq)
+        if len(at_hq) > ONE_LINE_EACH:
+            first, last = at_hq[0].name, at_hq[-1].name
+            self._events.say(SENDER, f"{len(at_hq)} files are at HQ: {first} to {last}", mark=True)
+        for end in ends:
+            if end.confirmed and len(at_hq) <= ONE_LINE_EACH:
+                self._events.say(SENDER, f"{end.name} is at HQ", mark=True)
+            if end.changed:
+                self._say(f"{end.name} changed while it was sent; it is sent again when it stays as it is")
+            if end.failed:
+                self.failed += 1
+                self._say(f"{end.name} is not sent: {end.reason}; it is in {FAILED}")
+
+    async def _go_on(self, nursery: trio.Nursery) -> None:
+        """Files in parts that somebody began and nobody sends now, wherever they lie."""
+        unfinished = await self._store(self._transfers.unfinished)
+        assert isinstance(unfinished, list)
+        for transfer in unfinished:
+            if self._sender.is_free(transfer):
+                if Path(transfer.file).is_relative_to(self.folder / OUTGOING):
+                    await self._store(self._files.adopt, transfer.number, self._endings.claim_of(transfer))
+                nursery.start_soon(self._sender.go_on, transfer)
+
+    async def _refusals(self) -> None:
+        """What a recipient refused lies in `refused`; what it took after all is in `sent` again."""
+        for call, to in ((self._files.refusals, REFUSED_TO), (self._files.taken_after_all, SENT_TO)):
+            claims = await self._store(call)
+            assert isinstance(claims, list)
+            for claim in claims:
+                if not self._pauses.due(claim.place):
+                    continue
+                end = await trio.to_thread.run_sync(self._endings.shift, claim, to)
+                if end.trouble:
+                    if self._pauses.later(claim.place, end.trouble):
+                        self._say(f"{end.trouble}; that is tried again")
+                    continue
+                await self._store(self._files.settle, [end.row])
+                if to == REFUSED_TO:
+                    self.refused += 1
+                    self._say(f"{end.name}: {end.reason}; it is in {REFUSED_TO}")
+                else:
+                    self._events.say(SENDER, f"{end.name} was taken after all; it is in {SENT_TO}", mark=True)
+
+    # -- for the sender -----------------------------------------------------------------------------------------
+
+    async def _fail(self, found: Found, error: BaseException) -> None:
+        """This file will not go: it is moved to `failed`, with the reason."""
+        reason = str(error) if isinstance(error, CipherBoxError) else f"{type(error).__name__}: {error}"
+        trouble = await trio.to_thread.run_sync(self._endings.fail, found, reason)
+        name = "/".join(found.path)
+        if not trouble:
+            self.failed += 1
+            self._say(f"{name} is not sent: {reason}; it is in {FAILED}")
+        elif self._pauses.later(found.file, trouble):
+            self._say(f"{name} is not sent: {reason}; and {trouble}")
+
+    async def _store(self, call: object, *arguments: object) -> object:
+        return await self._post.store(call, *arguments)  # type: ignore[arg-type]
+
+    def _say(self, text: str) -> None:
+        self._events.say(SENDER, text)
+
+    def _say_once(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
-            self._events.say(SENDER, text)
-
-
-def _directories(folder: Path) -> list[Path]:
-    try:
-        return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
-    except OSError:
-        return []
+            self._say(text)

@@ -27,7 +27,7 @@ from cipherbox.client.window import Outgoing
 from cipherbox.envelope.kinds import StanzaType
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, InvalidRequest, Queued
 from cipherbox.limits import LIMITS
-from cipherbox.portable import O_BINARY, read_at
+from cipherbox.portable import O_BINARY, int64, read_at
 from cipherbox.sealing.body import BINARY, pack
 
 if TYPE_CHECKING:
@@ -90,22 +90,21 @@ class FileSender:
             expires_at=0, partial=False,
         )  # fmt: skip
         target = await client.sealer.target(address)
-        missing = [part for part in range(transfer.parts) if part not in hashes]
         fd = _open(transfer)
         try:
             async with background() as nursery:
                 send, receive = trio.open_memory_channel[_Read](_AHEAD)
-                nursery.start_soon(self._read_all, fd, missing, send)
+                nursery.start_soon(self._read_all, fd, send)
                 async for one in receive:
                     await self._send(address, target, one)
                 await self._until(lambda: not self._in_flight)
-            _unchanged(transfer, fd)
+            modified_ns = _unchanged(transfer, fd)
         finally:
             os.close(fd)
             await self._record()
         manifest = Manifest(
             transfer.id, transfer.path, transfer.size, transfer.part_bytes,
-            tuple(self._hashes[part] for part in range(transfer.parts)), transfer.modified_ns // 1_000_000,
+            tuple(self._hashes[part] for part in range(transfer.parts)), max(0, modified_ns // 1_000_000),
             transfer.content_type,
         )  # fmt: skip
         message = manifest_message(manifest)
@@ -131,11 +130,16 @@ class FileSender:
 
     # -- parts --------------------------------------------------------------------------------------------------
 
-    async def _read_all(self, fd: int, parts: Sequence[int], out: trio.MemorySendChannel[_Read]) -> None:
+    async def _read_all(self, fd: int, out: trio.MemorySendChannel[_Read]) -> None:
+        before = dict(self._hashes)  # what HQ had of it already must be of this very content
         async with out:
-            for part in parts:
+            for part in range(self._transfer.parts):
                 try:
-                    await out.send(await trio.to_thread.run_sync(self._read, fd, part))
+                    one = await trio.to_thread.run_sync(self._read, fd, part)
+                    if part not in before:
+                        await out.send(one)
+                    elif one.digest != before[part]:
+                        raise FileChanged(f"{self._transfer.file} is not the file whose first parts HQ has")
                 except CipherBoxError as error:
                     self._fail(error)
                     return
@@ -272,11 +276,13 @@ def _open(transfer: Transfer) -> int:
     return fd
 
 
-def _unchanged(transfer: Transfer, fd: int) -> None:
+def _unchanged(transfer: Transfer, fd: int) -> int:
+    """When it was last changed, in ns since 1970; FileChanged if that was after it was taken."""
     try:
         now, named = os.fstat(fd), os.stat(transfer.file)
     except OSError as error:
         raise FileChanged(f"{transfer.file} vanished while it was sent: {error.strerror}") from None
-    same = (now.st_size, now.st_mtime_ns) == (transfer.size, transfer.modified_ns)
+    same = (now.st_size, int64(now.st_mtime_ns)) == (transfer.size, transfer.modified_ns)
     if not same or (now.st_ino, now.st_dev) != (named.st_ino, named.st_dev):
         raise FileChanged(f"{transfer.file} changed while it was sent")
+    return now.st_mtime_ns

@@ -137,7 +137,7 @@ class ReceiptTaker:
         return [
             Signed(
                 leaf.envelope_id, leaf.generation, receipt.recipient, leaf.outcome, receipt.at, index,
-                leaf.envelope_hash,
+                leaf.envelope_hash, bytes(leaf.messages),
             )
             for index, leaf in enumerate(group.leaves)
             if leaf is not None and leaf.sender == me
@@ -148,7 +148,10 @@ class ReceiptTaker:
         if not events.heard:
             return
         for one in news:
-            if one.outcome == Outcome.OPENED:
+            failed = len(one.messages) - one.messages.count(Outcome.OPENED)
+            if failed:
+                text = f"{one.recipient} opened {{}} and gave up {failed} of {len(one.messages)}; its receipt verifies"
+            elif one.outcome == Outcome.OPENED:
                 text = f"{one.recipient} opened {{}}; its receipt verifies"
             else:
                 text = f"{one.recipient} refused {{}}: {words(one.outcome)}; its receipt verifies"

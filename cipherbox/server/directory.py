@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from functools import partial
 
 import trio
 from cryptography.exceptions import InvalidTag
@@ -25,12 +24,13 @@ from cipherbox import pki
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle
 from cipherbox.envelope.log import verify_bundle_proof
 from cipherbox.errors import BundleDiscontinuous, BundleError, BundleRefused, Damaged, EnvelopeError, InvalidRequest
+from cipherbox.limits import LIMITS
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.engine import Engine
 from cipherbox.server.enrolment import DONE, renewal_name
 from cipherbox.server.trust import Trust
 from cipherbox.store.port import BundleRow, Enrolment, Store
-from cipherbox.wire.frames import BundleAnswer, BundleQuery, GetBundles
+from cipherbox.wire.frames import NEWEST, BundleAnswer, BundleQuery, GetBundles
 
 log = get_logger(__name__)
 _TAG = 16
@@ -54,14 +54,14 @@ class Directory:
     async def register(self, client: str, raw: bytes) -> bool:
         """Takes a client's own bundle; True if it is new.  BundleRefused says why not."""
         now = pki.ms(pki.now())
-        held = await self._in_store(self._store.bundles, client, 0)
+        held = await self._in_store(self._store.newest_bundle, client)
         try:
             bundle = decode_bundle(raw)
-            if held and held[-1].bundle_hash == bundle.hash:
+            if held is not None and held.bundle_hash == bundle.hash:
                 return False
             check_bundle(bundle, client, self._trust.root, now)
-            if held:
-                await self._check_next(held[-1], bundle)
+            if held is not None:
+                await self._check_next(held, bundle)
         except BundleError as error:
             raise BundleRefused(f"HQ did not accept the key bundle: {error}") from error
         nonce = os.urandom(12)
@@ -86,46 +86,64 @@ class Directory:
 
     async def newest(self, client: str) -> KeyBundle | None:
         """The bundle a client registered last."""
-        held = await self._in_store(self._store.bundles, client, 0)
-        return self._open(held[-1]) if held else None
+        held = await self._in_store(self._store.newest_bundle, client)
+        return self._open(held) if held is not None else None
 
     async def answers(self, query: GetBundles, most_bytes: int) -> tuple[list[BundleAnswer], list[bytes]]:
         """All that was asked, and for each bundle the proof that the log names it.
 
-        InvalidRequest when the bundles have more than ``most_bytes``.
+        So many of each client, and so many in all, as fit: what is left out is asked for again (``more``).  The first
+        bundle of an answer always fits, so whoever asks again comes to an end.  InvalidRequest when those asked for by
+        hash alone have more than ``most_bytes``.
         """
         answers: list[BundleAnswer] = []
         proofs: list[bytes] = []
-        size = 0
-        asks = [partial(self._by_client, one) for one in query.clients]
-        for ask in (*asks, *(partial(self._by_hash, one) for one in query.hashes)):
-            answer, bundles = await ask()
+        left = most_bytes
+        by_hash = [await self._by_hash(one) for one in query.hashes]
+        left -= sum(len(bundle.raw) for _, bundles in by_hash for bundle in bundles)
+        if left < 0:
+            raise InvalidRequest("these key bundles do not fit into one answer; ask for fewer at once")
+        for one in query.clients:
+            answer, bundles = await self._by_client(one)
+            fit = 0
+            while fit < len(bundles) and (left >= len(bundles[fit].raw) or not proofs):
+                left -= len(bundles[fit].raw)
+                proofs.append(await self._proof(bundles[fit]))
+                fit += 1
+            if fit < len(bundles):
+                answer = BundleAnswer(answer.client_id, answer.state, answer.revoked_at, answer.bundles[:fit], True)
+            answers.append(answer)
+        for answer, bundles in by_hash:
             answers.append(answer)
             proofs += [await self._proof(bundle) for bundle in bundles]
-            size += sum(len(bundle.raw) for bundle in bundles)
-            if size > most_bytes:
-                raise InvalidRequest("these key bundles do not fit into one answer; ask for fewer clients at once")
         return answers, proofs
 
     async def _by_client(self, query: BundleQuery) -> tuple[BundleAnswer, list[KeyBundle]]:
-        """Every bundle of a client after the one the asker holds."""
-        rows = await self._in_store(self._store.bundles, query.client_id, query.after)
+        """The first bundles of a client after the one the asker holds, or the newest alone."""
+        most = LIMITS.bundles_per_answer
+        if query.after == NEWEST:
+            newest = await self._in_store(self._store.newest_bundle, query.client_id)
+            rows = [newest] if newest is not None else []
+        else:
+            rows = await self._in_store(self._store.bundles, query.client_id, query.after, most + 1)
         revoked_at = self._trust.revoked_at(query.client_id)
-        if not rows and not query.after and not revoked_at:
-            return BundleAnswer(query.client_id, NOT_FOUND, 0, []), []
-        return self._answer(query.client_id, revoked_at, rows)
+        if not rows and query.after in (0, NEWEST) and not revoked_at:
+            return BundleAnswer(query.client_id, NOT_FOUND, 0, [], False), []
+        return self._answer(query.client_id, revoked_at, rows[:most], len(rows) > most)
 
     async def _by_hash(self, bundle_hash: bytes) -> tuple[BundleAnswer, list[KeyBundle]]:
         """The one bundle with this hash."""
         row = await self._in_store(self._store.bundle_by_hash, bundle_hash)
         if row is None:
-            return BundleAnswer("", NOT_FOUND, 0, []), []
-        return self._answer(row.client, self._trust.revoked_at(row.client), [row])
+            return BundleAnswer("", NOT_FOUND, 0, [], False), []
+        return self._answer(row.client, self._trust.revoked_at(row.client), [row], False)
 
-    def _answer(self, client: str, revoked_at: int, rows: list[BundleRow]) -> tuple[BundleAnswer, list[KeyBundle]]:
+    def _answer(
+        self, client: str, revoked_at: int, rows: list[BundleRow], more: bool
+    ) -> tuple[BundleAnswer, list[KeyBundle]]:
         bundles = [self._open(row) for row in rows]
         state = REVOKED if revoked_at else KNOWN
-        return BundleAnswer(client, state, revoked_at, [bundle.raw for bundle in bundles]), bundles
+        return BundleAnswer(client, state, revoked_at, [bundle.raw for bundle in bundles], more), bundles
 
     async def _proof(self, bundle: KeyBundle) -> bytes:
         known = self._proofs.get(bundle.hash)

@@ -64,9 +64,13 @@ class Registry(ABC):
 
         self._write(work)
 
-    def bundles(self, client: str, after: int) -> list[BundleRow]:
-        query = "SELECT * FROM bundles WHERE client = ? AND sequence > ? ORDER BY sequence"
-        return [_bundle(row) for row in self._rows(query, (client, min(after, _MOST)))]
+    def bundles(self, client: str, after: int, most: int = _MOST) -> list[BundleRow]:
+        query = "SELECT * FROM bundles WHERE client = ? AND sequence > ? ORDER BY sequence LIMIT ?"
+        return [_bundle(row) for row in self._rows(query, (client, min(after, _MOST), most))]
+
+    def newest_bundle(self, client: str) -> BundleRow | None:
+        rows = self._rows("SELECT * FROM bundles WHERE client = ? ORDER BY sequence DESC LIMIT 1", (client,))
+        return _bundle(rows[0]) if rows else None
 
     def bundle_by_hash(self, bundle_hash: bytes) -> BundleRow | None:
         rows = self._rows("SELECT * FROM bundles WHERE bundle_hash = ?", (bundle_hash,))

@@ -85,12 +85,15 @@ class RouteQueue:
     readers: list[str] = listing(text8, "client ids")
 
 
+NEWEST = (1 << 64) - 1  # of a client's bundles
+
+
 @record
 class BundleQuery:
     """Asks for the bundles of one client."""
 
     client_id: str = text8("whose")
-    after: int = u64("the sequence number already held; 0 for none: every later one is returned")
+    after: int = u64("the sequence number held, or 0: a page of those after it is returned; 2^64 - 1: the newest alone")
 
 
 @record
@@ -101,6 +104,7 @@ class BundleAnswer:
     state: int = u8("0 known; 1 not found (or not yours to know); 2 revoked")
     revoked_at: int = u64("when, or 0")
     bundles: list[bytes] = listing(blob, "key bundles")
+    more: bool = flag("whether later ones were left out: ask again, after the last of these")
 
 
 @record

@@ -121,12 +121,13 @@ class ScriptedHq(FakeHq):
         for query in event.clients:
             name = query.client_id
             state = 2 if name in self.revoked else 0 if name in self.offers else 1
-            later = self.offers.get(name, [])[query.after :]
-            found.append(frames.BundleAnswer(name, state, self.revoked.get(name, 0), later))
+            held = self.offers.get(name, [])
+            later = held[-1:] if query.after == frames.NEWEST else held[query.after :]
+            found.append(frames.BundleAnswer(name, state, self.revoked.get(name, 0), later, False))
         for wanted in event.hashes:
             name, raw = self.hashes.get(wanted, ("", b""))
             at = self.revoked.get(name, 0)
-            found.append(frames.BundleAnswer(name, 2 if at else 0 if raw else 1, at, [raw] if raw else []))
+            found.append(frames.BundleAnswer(name, 2 if at else 0 if raw else 1, at, [raw] if raw else [], False))
         return found
 
     def counts(self) -> list[int]:

@@ -111,7 +111,7 @@ async def test_what_was_pinned_in_0_5_0_still_is_and_is_to_be_compared_once_more
     assert {name: (pin.how, pin.bundle.version, pin.compared_at) for name, pin in pins.items()} == {
         "CA-RC": (SUCCESSION, 2, 0), "NY-RC": (SUCCESSION, 2, 0),
     }  # fmt: skip
-    assert [line for line in said if "compare once more: cipherbox keys verify" in line][0].count("CA-RC") == 2
+    assert next(line for line in said if "compare once more: cipherbox keys verify" in line).count("CA-RC") == 2
 
 
 async def test_hq_of_0_5_0_is_whole_after_the_upgrade(tmp_path: Path) -> None:

@@ -57,11 +57,11 @@ class Person:
     identity: Identity
     ids: EnvelopeIds = attrs.Factory(lambda: EnvelopeIds(now_ms))
 
-    def seal(self, *to: Person, text: str = "hello", **more: Any) -> Sealed:
+    def seal(self, *to: Person, text: str = "hello", plain: bytes = b"", **more: Any) -> Sealed:
         bundles = [p.identity.bundle for p in to]
         options = {"envelope_id": self.ids.next(), "sealed_at": now_ms(), **more}
         keys = choose_keys(bundles, stanza=2)  # type: ignore[arg-type]
-        return seal(self.identity, bundles, pack([text_message(text)]), 1, keys=keys, **options)  # type: ignore[arg-type]
+        return seal(self.identity, bundles, plain or pack([text_message(text)]), 1, keys=keys, **options)  # type: ignore[arg-type]
 
 
 class Raw:

@@ -118,11 +118,37 @@ async def test_bundles_that_do_not_fit_into_one_answer(tmp_path: Path) -> None:
             person = await r.person(name)
             assert person.identity.bundle is not None
             await r.hq.directory.register(name, person.identity.bundle.raw)
-        queries = [frames.BundleQuery(name, 0) for name in ("CA-RC", "NY-RC", "SF-RC", "TX-RC")]
-        refused = await lab.ask(frames.GetBundles, queries, [])
+        queries = [frames.BundleQuery(name, frames.NEWEST) for name in ("CA-RC", "NY-RC", "SF-RC", "TX-RC")]
+        found: dict[str, int] = {}
+        for _ in queries:  # what is left out is asked for again; each answer brings one at least
+            answer = await lab.ask(frames.GetBundles, [q for q in queries if q.client_id not in found], [])
+            assert sum(len(raw) for a in answer.answers for raw in a.bundles) <= 6_000
+            assert all(a.more == (not a.bundles) for a in answer.answers)
+            found.update({a.client_id: len(a.bundles) for a in answer.answers if a.bundles})
+        assert list(found) == ["CA-RC", "NY-RC", "SF-RC", "TX-RC"]
+        hashes = [p.identity.bundle.hash for p in [await r.person(n) for n in found] if p.identity.bundle]
+        refused = await lab.ask(frames.GetBundles, [], hashes)
         assert codec_name(refused) == "invalid-request"
-        assert "ask for fewer clients at once" in refused.message
-        assert len((await lab.ask(frames.GetBundles, queries[:1], [])).answers) == 1
+        assert "ask for fewer at once" in refused.message
+
+
+async def test_a_long_chain_of_bundles_comes_in_pages(tmp_path: Path) -> None:
+    most = LIMITS.bundles_per_answer
+    async with running(tmp_path / "hq") as r:
+        lab, person = await r.client("FL-LAB"), await r.person("CA-RC")
+        bundle = person.identity.bundle
+        assert bundle is not None
+        for _ in range(most + 3):
+            await r.hq.directory.register("CA-RC", bundle.raw)
+            bundle = person.identity.make_bundle(person.key, person.chain, bundle.created_at, bundle)
+
+        async def page(after: int) -> tuple[int, bool]:
+            (answer,) = (await lab.ask(frames.GetBundles, [frames.BundleQuery("CA-RC", after)], [])).answers
+            return len(answer.bundles), answer.more
+
+        assert [await page(n) for n in (frames.NEWEST, 0, 2, 3, most + 1, most + 3)] == [
+            (1, False), (most, True), (most, True), (most, False), (2, False), (0, False),
+        ]  # fmt: skip
 
 
 async def test_what_hq_hands_out_is_checked(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from cipherbox import pki
 from cipherbox.crl import check_crl
 from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError
 from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import pack, text_message
 from cipherbox.tls import client_context
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
+from tests.parties import now_ms
 from tests.server.hq import BIG, PATIENCE_S, Running, codec_name, consumed, running, two
 
 # -- the way of a message -----------------------------------------------------------------------------------------
@@ -92,12 +94,13 @@ async def test_envelopes_that_are_refused_leave_the_connection_alive(tmp_path: P
     async with running(tmp_path / "hq") as r:
         lab, _ = await two(r)
         me, rc = r.people["FL-LAB"], r.people["CA-RC"]
-        good = me.seal(rc)
+        same = {"plain": pack([text_message("hello")]), "sealed_at": now_ms()}
+        good = me.seal(rc, **same)
         other = await r.person("NY-RC")
         cases = [
             (b"garbage", "envelope-refused"),
             (good.raw[:-1], "envelope-refused"),
-            (good.raw[:4] + b"\x02" + good.raw[5:], "envelope-refused"),
+            (good.raw[:4] + b"\x03" + good.raw[5:], "envelope-refused"),
             (rc.seal(me).raw, "wrong-sender"),
             (bytes(LIMITS.envelope_bytes + 1), "too-large"),
             (me.seal(rc, exchange="none", routing_key="k").raw, "not-found"),
@@ -110,7 +113,9 @@ async def test_envelopes_that_are_refused_leave_the_connection_alive(tmp_path: P
         assert isinstance(await lab.publish(good.raw), frames.Confirm)
         changed = me.seal(rc, envelope_id=good.envelope_id)
         assert await lab.refused(frames.Send, 0, 0, changed.raw) == "id-reused"
-        newer = me.seal(rc, envelope_id=good.envelope_id, generation=1)
+        another = me.seal(rc, envelope_id=good.envelope_id, generation=1)
+        assert await lab.refused(frames.Send, 0, 0, another.raw) == "commitment-changed"
+        newer = me.seal(rc, envelope_id=good.envelope_id, generation=1, **same)
         assert isinstance(await lab.publish(newer.raw), frames.Confirm)
         assert await lab.refused(frames.Send, 0, 0, me.seal(_stranger(r, other)).raw) == "unknown-recipient"
 
@@ -314,11 +319,14 @@ async def test_bundles_are_taken_from_their_owner_alone_and_handed_out_whole(tmp
         assert (await rc.ask(frames.Register, second.raw)).count == 1
         anew = you.identity.make_bundle(you.key, you.chain, 5 + first.created_at)
         assert await rc.refused(frames.Register, anew.raw) == "bundle-refused"
-        queries = [frames.BundleQuery("CA-RC", 0), frames.BundleQuery("NOBODY", 0)]
+        queries = [frames.BundleQuery("CA-RC", frames.NEWEST), frames.BundleQuery("NOBODY", frames.NEWEST)]
         answer = await lab.ask(frames.GetBundles, queries, [first.hash, bytes(32)])
         assert [(a.client_id, a.state, len(a.bundles)) for a in answer.answers] == [
-            ("CA-RC", 0, 2), ("NOBODY", 1, 0), ("CA-RC", 0, 1), ("", 1, 0),
+            ("CA-RC", 0, 1), ("NOBODY", 1, 0), ("CA-RC", 0, 1), ("", 1, 0),
         ]  # fmt: skip
+        assert answer.answers[0].bundles == [second.raw]  # who holds none needs the newest
+        (later,) = (await lab.ask(frames.GetBundles, [frames.BundleQuery("CA-RC", 1)], [])).answers
+        assert (later.bundles, later.more) == ([second.raw], False)
         stored = r.hq.store.bundles("CA-RC", 0)[0]
         assert first.encrypt_keys[0].public[:32] not in stored.ciphertext
 

@@ -9,13 +9,14 @@ sender must have been valid when HQ accepted the envelope: within the bundle's t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.client.events import RECEIVER, SENDER, Events
+from cipherbox.client.faults import Fault, fault_of
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.keys.witness import Witness
@@ -33,6 +34,7 @@ from cipherbox.errors import (
     BundleError,
     BundleMalformed,
     BundleOutdated,
+    BundleUnknown,
     CipherBoxError,
     NetworkError,
     RecipientRevoked,
@@ -44,7 +46,10 @@ from cipherbox.wire import frames
 
 FRESH_S = 300.0  # a recipient's new keys are used at the latest after this
 KNOWN, NOT_FOUND, REVOKED = 0, 1, 2
-_SENDERS = 4096  # bundles of senders in memory
+ENDLESS = 255  # not HQ's word: there are more bundles of this client than are asked for
+_PAGES = 16  # of HQ's answer: 512 bundles of one client, or what fills as many frames
+_SENDERS = 1024  # bundles of senders in memory: of 16 KiB at most each
+_OF_SENDER = 8  # and of each sender
 
 
 class Directory:
@@ -79,7 +84,7 @@ class Directory:
         """Who of these can be sent to now, and why the others cannot.  One request, however many they are."""
         await self._revocations.ensure()
         pins = {name: self.pins.get(name) for name in client_ids}
-        answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
+        answers = await self.ask(_newer(pins))
         found: list[str] = []
         reasons: dict[str, CipherBoxError] = {}
         for name, answer in zip(pins, answers, strict=True):
@@ -112,7 +117,7 @@ class Directory:
         old = [name for name in client_ids if now - self._asked.get(name, float("-inf")) > FRESH_S]
         if old:
             pins = {name: self.pins.get(name) for name in old}
-            answers = await self.ask([(name, pin.bundle.sequence if pin else 0) for name, pin in pins.items()])
+            answers = await self.ask(_newer(pins))
             for name, answer in zip(pins, answers, strict=True):
                 self._take(name, pins[name], answer)
                 self._asked[name] = now
@@ -130,7 +135,7 @@ class Directory:
 
     async def offered(self, client_id: str) -> KeyBundle:
         """The newest bundle HQ has of a client: certified, but not compared with the pin.  For a person to look at."""
-        (answer,) = await self.ask([(client_id, 0)])
+        (answer,) = await self.ask([(client_id, frames.NEWEST)])
         if answer.state == NOT_FOUND or not answer.bundles:
             raise UnknownRecipient(f"HQ has no keys of {client_id}")
         bundle = max(self._decoded(client_id, answer), key=lambda b: b.sequence)
@@ -140,7 +145,27 @@ class Directory:
     async def ask(
         self, clients: Sequence[tuple[str, int]], hashes: Sequence[bytes] = ()
     ) -> list[frames.BundleAnswer]:
-        """HQ's answers: first for the clients, then for the hashes, each in order."""
+        """HQ's answers: first for the clients, then for the hashes, each in order.
+
+        What HQ left out of an answer is asked for again, of the chain of one client at most so much: BundleMalformed.
+        """
+        found = await self._ask(clients, hashes)
+        left = [at for at, answer in enumerate(found) if answer.more]
+        for _ in range(_PAGES):
+            if not left:
+                return found
+            later = await self._ask([_rest(found[at], *clients[at]) for at in left])
+            for at, answer in zip(left, later, strict=True):
+                found[at].bundles += answer.bundles
+                found[at].more = answer.more
+            left = [at for at in left if found[at].more]
+        for at in left:  # a chain without an end is its owner's fault, and no other's
+            found[at].state, found[at].bundles = ENDLESS, []
+        return found
+
+    async def _ask(
+        self, clients: Sequence[tuple[str, int]], hashes: Sequence[bytes] = ()
+    ) -> list[frames.BundleAnswer]:
         found: list[frames.BundleAnswer] = []
         queries: list[tuple[list[frames.BundleQuery], list[bytes]]] = []
         for at in range(0, len(clients), LIMITS.names_per_frame):
@@ -163,6 +188,8 @@ class Directory:
             raise RecipientRevoked(f"the certificate of {name} was revoked")
         if answer.state == NOT_FOUND:
             raise UnknownRecipient(f"HQ knows no client {name}")
+        if answer.state == ENDLESS:
+            raise BundleMalformed(f"{name} has changed its keys too often since they were pinned here")
         self._advance(name, pin, self._decoded(name, answer), SENDER)
 
     def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None:
@@ -248,43 +275,85 @@ class Directory:
         """The bundle an envelope names, believed and valid at HQ's acceptance time; else SenderNotValid."""
         await self._revocations.ensure()
         if bundle_hash not in self._senders:
-            try:
-                await self._learn(client_id, bundle_hash)
-            except BundleError as error:
+            error = (await self.look_up({client_id: [bundle_hash]}))[(client_id, bundle_hash)]
+            if isinstance(error, BundleError):
                 raise SenderNotValid(f"the keys of {client_id} are not trusted: {error}") from error
+            if error is not None:
+                raise error
         found = self._senders[bundle_hash]
         if found[0].client_id != client_id:
             raise SenderNotValid(f"the envelope of {client_id} names the keys of {found[0].client_id}")
         self._check_time(*found, accepted_at)
         return found[0]
 
-    async def _learn(self, name: str, bundle_hash: bytes) -> None:
-        pin = self.pins.get(name)
+    async def look_up(self, wanted: Mapping[str, Sequence[bytes]]) -> dict[tuple[str, bytes], CipherBoxError | None]:
+        """Asks HQ for the bundles that envelopes of these senders name, all in one request.
+
+        For each (sender, bundle hash): None if the bundle is believed now, else what is wrong with that one.  Raised is
+        only what concerns all of them.
+        """
+        await self._revocations.ensure()
+        found: dict[tuple[str, bytes], CipherBoxError | None] = {}
+        pins: dict[str, Pin | None] = {}
+        for name, hashes in wanted.items():
+            try:
+                pins[name] = self.pins.get(name)
+            except BundleError as error:
+                found.update({(name, one): error for one in hashes})
+        numbers = _newer(pins)
+        asked = [(name, one) for name in pins for one in wanted[name]]
+        answers = await self.ask(numbers, [one for _, one in asked]) if asked else []
+        by_client = dict(zip(pins, answers, strict=False))
+        for (name, one), by_hash in zip(asked, answers[len(numbers) :], strict=True):
+            try:
+                await self._believe(name, one, by_client[name], by_hash)
+                found[(name, one)] = None
+            except Exception as error:
+                if fault_of(error) is not Fault.SENDER:
+                    raise
+                if not isinstance(error, CipherBoxError):
+                    error = BundleMalformed(f"{type(error).__name__}: {error}")
+                found[(name, one)] = error
+        return found
+
+    async def _believe(
+        self, name: str, bundle_hash: bytes, by_client: frames.BundleAnswer, by_hash: frames.BundleAnswer
+    ) -> None:
+        pin = self.pins.get(name)  # which the bundle before may have moved
         revoked_at = 0
         if pin is not None and pin.bundle.hash == bundle_hash:
             bundle = pin.bundle
         else:
-            by_client, by_hash = await self.ask([(name, pin.bundle.sequence if pin else 0)], [bundle_hash])
-            bundle = next((b for b in self._decoded(name, by_hash) if b.hash == bundle_hash), None)  # type: ignore[assignment]
-            if bundle is None:
-                raise BundleError("HQ does not have the bundle the envelope names")
+            named = next((b for b in self._decoded(name, by_hash) if b.hash == bundle_hash), None)
+            if named is None:
+                raise BundleUnknown
+            bundle = named
             revoked_at = by_hash.revoked_at if by_hash.state == REVOKED else 0
-            pin = self._advance(name, pin, self._decoded(name, by_client), RECEIVER)
+            if by_client.state == ENDLESS:
+                raise BundleMalformed(f"{name} has changed its keys too often since they were pinned here")
+            later = [b for b in self._decoded(name, by_client) if pin is None or b.sequence > pin.bundle.sequence]
+            pin = self._advance(name, pin, later, RECEIVER)
             if pin is None or (bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)):
                 raise BundleError("the bundle does not lead to the keys pinned here; compare fingerprints")
         leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False, history=True)
+        self._keep_sender(bundle, pki.serial(leaf), revoked_at)
+
+    def _keep_sender(self, bundle: KeyBundle, serial: str, revoked_at: int) -> None:
+        """In memory, so many in all and of each: a sender that changes its keys all day drops its own."""
+        own = [h for h, (b, _, _) in self._senders.items() if b.client_id == bundle.client_id]
+        for gone in own[: max(0, len(own) + 1 - _OF_SENDER)]:
+            del self._senders[gone]
         if len(self._senders) >= _SENDERS:
             self._senders.pop(next(iter(self._senders)))
-        self._senders[bundle_hash] = (bundle, pki.serial(leaf), revoked_at)
+        self._senders[bundle.hash] = (bundle, serial, revoked_at)
 
     async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
         """Whether the chain of the pinned bundle reaches ``bundle``: then its owner stands behind it.
 
         The chain ends at a bundle that begins anew: its owner names the one before only because HQ showed it.
         """
-        name = pin.bundle.client_id
-        (answer,) = await self.ask([(name, 0)])
-        by_hash = {b.hash: b for b in self._decoded(name, answer)}
+        (answer,) = await self.ask([(pin.bundle.client_id, bundle.sequence)])
+        by_hash = {b.hash: b for b in self._decoded(pin.bundle.client_id, answer)} | {bundle.hash: bundle}
         at: KeyBundle | None = pin.bundle
         while at is not None and at.sequence > bundle.sequence:
             before = by_hash.get(at.previous_hash)
@@ -309,9 +378,21 @@ class Directory:
         return [decode_bundle(raw) for raw in answer.bundles]
 
 
+def _newer(pins: Mapping[str, Pin | None]) -> list[tuple[str, int]]:
+    """What to ask for: all after the pin; without one the newest."""
+    return [(name, pin.bundle.sequence if pin else frames.NEWEST) for name, pin in pins.items()]
+
+
+def _rest(answer: frames.BundleAnswer, client_id: str, after: int) -> tuple[str, int]:
+    return client_id, decode_bundle(answer.bundles[-1]).sequence if answer.bundles else after
+
+
 def day(ms: int) -> str:
     """A date for people."""
-    return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
+    try:
+        return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
+    except (ValueError, OverflowError, OSError):  # a bundle can say any time
+        return f"{ms} ms"
 
 
 def _now_ms() -> int:

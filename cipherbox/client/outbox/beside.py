@@ -40,6 +40,10 @@ CREATE INDEX outcomes_refused ON outcomes (number) WHERE outcome <> 0;
 """
 
 
+# A handler may take some messages of an envelope and give up others.
+MESSAGES_STEP = "ALTER TABLE outcomes ADD COLUMN messages BLOB NOT NULL DEFAULT x'';\n"
+
+
 class Once(NamedTuple):
     """An idempotency key; ``route`` is where it counts, ``digest`` what it stands for."""
 

@@ -91,6 +91,7 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
     CHAINS,
     beside.STEP,
     "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
+    beside.MESSAGES_STEP,
 )
 class Outbox(OutboxSigned):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""

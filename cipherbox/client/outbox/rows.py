@@ -79,6 +79,7 @@ class Signed(NamedTuple):
     signed_at: int
     leaf: int
     envelope_hash: bytes
+    messages: bytes = b""  # an outcome for each, where they differ
 
 
 @attrs.frozen

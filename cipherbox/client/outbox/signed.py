@@ -59,14 +59,17 @@ class OutboxSigned(OutboxReading):
         if digest != one.envelope_hash:
             return False
         before = db.execute(
-            "SELECT outcome, generation FROM outcomes WHERE number = ? AND recipient = ?", (number, one.recipient)
+            "SELECT outcome, generation, messages, signed_at FROM outcomes WHERE number = ? AND recipient = ?",
+            (number, one.recipient),
         ).fetchone()
+        values = (number, one.recipient, one.generation, one.outcome, one.signed_at, receipt, one.leaf, one.messages)
+        insert = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        if before is not None and before[0] == one.outcome == 0 and before[2] and before[3] < one.signed_at:
+            db.execute(insert, values)  # what its handler gave up it has tried again
+            return bool(before[2] != one.messages)
         if before is not None and (before[0] == 0 or before[1] >= one.generation):
             return False  # what was opened stays opened, whatever comes again
-        db.execute(
-            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (number, one.recipient, one.generation, one.outcome, one.signed_at, receipt, one.leaf),
-        )
+        db.execute(insert, values)
         if one.outcome == 0:
             db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
             if self._keep_until == UNTIL_OPENED:

@@ -7,9 +7,9 @@ that were in flight, which are read, sealed and sent again under fresh ids; the 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import attrs
 import orjson
 
 from cipherbox.client.localdb import transaction, translated
+from cipherbox.client.outbox.beside import FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.errors import FileChanged, FileError
+from cipherbox.client.outbox.rows import now_ms
+from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
-from cipherbox.portable import O_BINARY
+from cipherbox.portable import O_BINARY, int64
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
 COPIES = "copies"
@@ -58,12 +60,30 @@ class Transfer:
         return -(-self.size // self.part_bytes)
 
 
-def check_depth(file: Path, path: Sequence[str]) -> None:
+def check_path(file: Path, path: Sequence[str]) -> None:
     """FileError if recipients would not take this path."""
+    try:
+        "".join([str(file), *path]).encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(file).decode("utf-8", "backslashreplace")
+        raise FileError(f"a name that is not UTF-8 cannot be sent; rename it: {name}") from None
     if len(path) > LIMITS.path_names + 1:
         raise FileError(
             f"{file} lies {len(path) - 1} directories deep; {LIMITS.path_names} can be sent: pack them into one file"
         )
+
+
+def check_file(file: Path) -> os.stat_result:
+    """What the system says of a file; FileError if it is none that can be sent, FileUnreadable if not now."""
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise FileUnreadable(f"{file} cannot be read: {error.strerror}") from None
+    if not os.access(file, os.R_OK):
+        raise FileUnreadable(f"{file} cannot be read: {os.strerror(errno.EACCES)}")
+    if not file.is_file():
+        raise FileError(f"{file} is no regular file")
+    return stat
 
 
 class Transfers:
@@ -75,12 +95,15 @@ class Transfers:
 
     def begin(
         self, file: Path, path: Sequence[str], recipients: Sequence[str], content_type: str, *, compress: bool,
-        copy: bool, stanza: int = 0,
+        copy: bool, stanza: int = 0, claim: FolderFile | None = None,
     ) -> Transfer:  # fmt: skip
-        """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while it is copied."""
+        """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while it is copied.
+
+        ``claim``: it is this file of the agent's folder, recorded in the same transaction.
+        """
         file = file.absolute()
-        stat = _stat(file)
-        check_depth(file, path)
+        stat = check_file(file)
+        check_path(file, path)
         part_bytes = LIMITS.part_bytes
         while stat.st_size > part_bytes * LIMITS.parts and part_bytes < LIMITS.part_bytes_most:
             part_bytes *= 2
@@ -99,7 +122,7 @@ class Transfers:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
-            if (_stat(file).st_mtime_ns, kept.stat().st_size) != (stat.st_mtime_ns, stat.st_size):
+            if (check_file(file).st_mtime_ns, kept.stat().st_size) != (stat.st_mtime_ns, stat.st_size):
                 kept.unlink()
                 raise FileChanged(f"{file} changed while it was copied")
         with transaction(self._db, self._path):
@@ -108,10 +131,12 @@ class Transfers:
                 "compress, copied, made_at, stanza) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     transfer_id, str(kept), orjson.dumps(list(path)).decode(), stat.st_size,
-                    kept.stat().st_mtime_ns, part_bytes, orjson.dumps(list(recipients)).decode(), content_type,
-                    compress, copy, int(time.time() * 1000), stanza,
+                    int64(kept.stat().st_mtime_ns), part_bytes, orjson.dumps(list(recipients)).decode(), content_type,
+                    compress, copy, now_ms(), stanza,
                 ),
             ).lastrowid  # fmt: skip
+            if claim is not None:
+                insert_file(self._db, claim, now_ms(), transfer=number)
         found = self.find(number or 0)
         assert found is not None
         return found
@@ -193,13 +218,3 @@ def _transfer(row: Sequence[object]) -> Transfer:
     for at in (9, 10):
         fields[at] = bool(fields[at])
     return Transfer(*fields)  # type: ignore[arg-type]
-
-
-def _stat(file: Path) -> os.stat_result:
-    try:
-        stat = file.stat()
-    except OSError as error:
-        raise FileError(f"{file} cannot be read: {error.strerror}") from None
-    if not file.is_file():
-        raise FileError(f"{file} is no regular file")
-    return stat

@@ -1,0 +1,72 @@
+"""Moves files out of `outgoing`, to where a person sees what became of them, and never over another file.
+
+On another file system (a mounted share in `outgoing`) a file is copied, synced, and only then removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from cipherbox.portable import private_dir, sync_directory, sync_file, write_private
+
+REASON = ".reason.txt"
+_NAME_BYTES = 255  # what file systems take
+
+
+def free_name(target: Path) -> Path:
+    """``target``, or the same name with a number where something has it."""
+    number, path = 1, target
+    while os.path.lexists(path):
+        number += 1
+        path = target.with_name(_cut(target.stem, f" ({number}){target.suffix}"))
+    return path
+
+
+def move(file: Path, target: Path) -> None:
+    """Gives the file its new place, which is free; OSError when it stays where it is."""
+    private_dir(target.parent)
+    try:
+        os.rename(file, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(file, target)
+        os.unlink(file)
+
+
+def _copy(file: Path, target: Path) -> None:
+    beside = target.with_name(".moving.part")
+    try:
+        shutil.copyfile(file, beside, follow_symlinks=False)
+        shutil.copystat(file, beside, follow_symlinks=False)
+        sync_file(beside)
+        os.replace(beside, target)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+    sync_directory(target.parent)
+
+
+def explain(file: Path, reason: str) -> None:
+    """Writes the reason beside a file, also where its name leaves no room for a longer one."""
+    name = _cut(file.name, REASON)
+    write_private(file.with_name(name), f"{reason}\n".encode("utf-8", "backslashreplace"))
+
+
+def drop_reason(file: Path) -> None:
+    """Removes the reason beside a file."""
+    with suppress(OSError):
+        file.with_name(_cut(file.name, REASON)).unlink()
+
+
+def _cut(stem: str, ending: str) -> str:
+    """A name that ends so, of a stem that is cut where a character ends."""
+    room = _NAME_BYTES - len(os.fsencode(ending))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + ending

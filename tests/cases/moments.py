@@ -1,0 +1,314 @@
+"""Odd moments, one row each: what happens beside a file while the agent sends it.  A new case is one row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from cipherbox.client.agent import Agent
+from cipherbox.client.api import Client
+from cipherbox.client.folder import endings, place, sending
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.outbox.folderfiles import FolderFiles
+from cipherbox.config import AgentSettings
+from tests.cases.play import arrived, digest
+from tests.client.real_hq import RealHq
+from tests.client.waiting import until
+
+
+class Killed(Exception):
+    """The agent ends here, as if by SIGKILL."""
+
+
+@attrs.define
+class Scene:
+    """An HQ, a lab with its folder, a center; ``patch`` replaces parts of the agent."""
+
+    hq: RealHq
+    folder: Path
+    patch: Any
+    lines: list[str] = attrs.Factory(list)
+
+    def put(self, name: str, content: bytes, to: str = "CA-RC") -> Path:
+        path = self.folder / "outgoing" / to / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        return path
+
+    def at(self, where: str, name: str, to: str = "CA-RC") -> Path:
+        return self.folder / where / to / name
+
+    def said(self, text: str) -> int:
+        return sum(text in line for line in self.lines)
+
+    @asynccontextmanager
+    async def agent(self, **settings: Any) -> AsyncIterator[Agent]:
+        options: dict[str, Any] = {"keep_trying": True, "pause_max_s": 0.1, "tries": 1, "timeout_s": 2.0}
+        chosen = AgentSettings(**{"settle_s": 0.05, **settings})
+        async with self.hq.client("FL-LAB", on_event=self.lines.append, agent=chosen, **options) as client:
+            async with trio.open_nursery() as nursery:
+                agent = Agent(client, self.folder)
+                await nursery.start(agent.run)
+                yield agent
+                nursery.cancel_scope.cancel()
+
+    async def received(self) -> list[str]:
+        """Digests of what arrived at the center; each file as often as it came."""
+        visible = self.folder.parent / "center-incoming"
+        async with self.hq.client("CA-RC") as center:
+            await Receiver(center, incoming=visible).drain()
+        return list(arrived(self.hq.home("CA-RC"), visible))
+
+    async def count(self, content: bytes) -> int:
+        return (await self.received()).count(digest(content))
+
+
+async def until_killed(scene: Scene) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with scene.agent():
+            await trio.sleep(30)
+    assert caught.value.split(Killed)[1] is None
+
+
+Moment = Callable[[Scene], Awaitable[None]]
+
+
+async def same_again(scene: Scene) -> None:
+    async with scene.agent() as agent:
+        scene.put("result.csv", b"17,4.2\n")
+        await until(lambda: agent.sent == 1)
+        scene.put("result.csv", b"18,4.3\n")
+        await until(lambda: agent.sent == 2)
+    assert scene.at("sent", "result.csv").read_bytes() == b"17,4.2\n"
+    assert scene.at("sent", "result (2).csv").read_bytes() == b"18,4.3\n"
+    found = await scene.received()
+    assert digest(b"17,4.2\n") in found
+    assert digest(b"18,4.3\n") in found
+
+
+async def moved_back(scene: Scene) -> None:
+    async with scene.agent() as agent:
+        scene.put("result.csv", b"17,4.2\n")
+        await until(lambda: agent.sent == 1)
+        scene.at("sent", "result.csv").rename(scene.at("outgoing", "result.csv"))
+        await until(lambda: agent.sent == 2)
+    assert await scene.count(b"17,4.2\n") == 2
+
+
+async def killed_before_the_move(scene: Scene) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    scene.put("kept.txt", b"once\n")
+    with scene.patch.context() as patch:
+        patch.setattr(endings.Endings, "move", killed)
+        await until_killed(scene)
+    assert scene.at("outgoing", "kept.txt").exists()
+    async with scene.agent() as agent:
+        await until(lambda: agent.sent == 1)
+    assert await scene.count(b"once\n") == 1
+
+
+async def killed_after_the_move(scene: Scene) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    scene.put("kept.txt", b"once\n")
+    with scene.patch.context() as patch:
+        patch.setattr(FolderFiles, "settle", killed)
+        await until_killed(scene)
+    assert scene.at("sent", "kept.txt").exists()
+    scene.put("kept.txt", b"more\n")  # of the same size and date
+    async with scene.agent() as agent:
+        await until(lambda: agent.sent == 2)
+    assert await scene.count(b"once\n") == 1
+    assert await scene.count(b"more\n") == 1
+
+
+async def first_contact_while_away(scene: Scene) -> None:
+    await scene.hq.stop()
+    file = scene.put("first.txt", b"patience\n")
+    async with scene.agent() as agent:
+        await trio.sleep(1.0)
+        assert file.exists()
+        assert agent.failed == 0
+        await scene.hq.start()
+        await until(lambda: agent.sent == 1)
+    assert await scene.count(b"patience\n") == 1
+
+
+async def a_writer_that_pauses(scene: Scene) -> None:
+    """Its file stays as it is for longer than the settle time, and is open."""
+    async with scene.agent() as agent:
+        path = scene.at("outgoing", "half.csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(b"first half\n")
+            file.flush()
+            await until(lambda: scene.said("is being written") == 1)
+            await trio.sleep(0.6)
+            assert agent.sent == 0
+            assert scene.said("is being written") == 1
+            file.write(b"second half\n")
+        await until(lambda: agent.sent == 1)
+    assert await scene.count(b"first half\n") == 0
+    assert await scene.count(b"first half\nsecond half\n") == 1
+
+
+async def a_marker(scene: Scene) -> None:
+    async with scene.agent(marker=".ok", settle_s=3600.0) as agent:
+        scene.put("a.csv", b"marked\n")
+        scene.put("b.csv", b"not marked\n")
+        await trio.sleep(0.5)
+        assert agent.sent == 0
+        scene.put("a.csv.ok", b"")
+        await until(lambda: agent.sent == 1)
+        await trio.sleep(0.3)
+    assert agent.sent == 1
+    assert sorted(p.name for p in (scene.folder / "outgoing/CA-RC").iterdir()) == ["b.csv"]
+    assert await scene.count(b"marked\n") == 1
+
+
+async def changed_while_sent(scene: Scene) -> None:
+    """It is written between the time it was taken and the time HQ had it."""
+    planned = endings.Endings.plan
+    done: list[int] = []
+
+    def plan(self: Any, claims: Any) -> Any:
+        if claims and not done:
+            done.append(1)
+            scene.put("x.txt", b"second version\n")
+        return planned(self, claims)
+
+    with scene.patch.context() as patch:
+        patch.setattr(endings.Endings, "plan", plan)
+        async with scene.agent() as agent:
+            scene.put("x.txt", b"first\n")
+            await until(lambda: agent.sent == 1)
+    assert scene.said("x.txt changed while it was sent; it is sent again") == 1
+    assert await scene.count(b"first\n") == 1
+    assert await scene.count(b"second version\n") == 1
+
+
+async def another_file_system(scene: Scene) -> None:
+    def rename(source: Any, target: Any) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    with scene.patch.context() as patch:
+        patch.setattr(place.os, "rename", rename)
+        async with scene.agent() as agent:
+            file = scene.put("far.txt", b"over there\n")
+            await until(lambda: agent.sent == 1)
+    assert not file.exists()
+    assert scene.at("sent", "far.txt").stat().st_mtime == 1_700_000_000
+    assert scene.said("cannot be moved") == 0
+    assert await scene.count(b"over there\n") == 1
+
+
+async def nothing_can_be_moved(scene: Scene) -> None:
+    def rename(source: Any, target: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with scene.patch.context() as patch:
+        patch.setattr(place.os, "rename", rename)
+        async with scene.agent() as agent:
+            scene.put("stuck.txt", b"here\n")
+            await until(lambda: scene.said("cannot be moved") == 1)
+            await trio.sleep(0.5)
+            assert scene.said("cannot be moved") == 1
+            assert agent.sent == 0
+    assert await scene.count(b"here\n") == 1
+
+
+async def an_unreadable_file(scene: Scene) -> None:
+    opened = os.open
+
+    def denied(path: Any, *more: Any, **options: Any) -> int:
+        if str(path).endswith("secret.txt"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *more, **options)
+
+    async with scene.agent() as agent:
+        with scene.patch.context() as patch:
+            patch.setattr(sending.os, "open", denied)
+            file = scene.put("secret.txt", b"secret\n")
+            scene.put("open.txt", b"open\n")
+            await until(lambda: agent.sent == 1 and scene.said("cannot be read") == 1)
+            await trio.sleep(0.5)
+            assert scene.said("cannot be read") == 1
+            assert file.exists()
+            assert len(agent.client.outbox().outbox.newest(100)) == 1
+            assert agent.failed == 0
+        await until(lambda: agent.sent == 2)
+
+
+async def wrong_case(scene: Scene) -> None:
+    async with scene.agent() as agent:
+        scene.put("x.txt", b"x", to="ca-rc")
+        await until(lambda: agent.failed == 1)
+    assert "did you mean CA-RC?" in scene.at("failed", "x.txt.reason.txt", to="ca-rc").read_text()
+
+
+async def where_nothing_is_sent_from(scene: Scene) -> None:
+    async with scene.agent() as agent:
+        (scene.folder / "outgoing/lost.txt").write_bytes(b"x")
+        await until(lambda: scene.said("lost.txt is not sent") == 1)
+        await until(lambda: (scene.folder / "outgoing/CA-RC").is_dir())
+        await trio.sleep(0.3)
+        assert "CA-RC" in (scene.folder / "outgoing/README.txt").read_text()
+    assert scene.said("lost.txt is not sent") == 1
+    assert scene.said("README") == 0
+    assert agent.sent == 0
+    assert not (scene.folder / "outgoing/FL-LAB").exists()
+    assert not (scene.folder / "outgoing/admin").exists()
+
+
+async def cancelled_by_hand(scene: Scene) -> None:
+    """Another command of this home cancels what the agent has taken."""
+
+    async def publish_elsewhere(client: Client) -> None:
+        post = client.outbox()
+        for row in post.outbox.newest(10):
+            post.outbox.write(refused=[_cancelled(row)])
+
+    with scene.patch.context() as patch:
+        patch.setattr("cipherbox.client.outbox.post.Post._send", lambda self, item: None)
+        async with scene.agent() as agent:
+            scene.put("x.txt", b"never\n")
+            await until(lambda: bool(agent.client.outbox().outbox.newest(10)))
+            await publish_elsewhere(agent.client)
+            await until(lambda: agent.failed == 1)
+    assert "cancelled" in scene.at("failed", "x.txt.reason.txt").read_text()
+    assert await scene.count(b"never\n") == 0
+
+
+def _cancelled(row: Any) -> Any:
+    from cipherbox.client.outbox.rows import CANCELLED, Refused
+
+    return Refused(row.envelope_id, row.generation, 0, "cancelled", CANCELLED)
+
+
+MOMENTS: dict[str, Moment] = {
+    "a second file of the same name, size and date": same_again,
+    "a file that is moved back": moved_back,
+    "killed when HQ had it": killed_before_the_move,
+    "killed when it was moved": killed_after_the_move,
+    "the first file for somebody while HQ is away": first_contact_while_away,
+    "a writer that pauses": a_writer_that_pauses,
+    "marker files": a_marker,
+    "a file that changes while it is sent": changed_while_sent,
+    "a folder on another file system": another_file_system,
+    "nothing can be moved": nothing_can_be_moved,
+    "a file that cannot be read": an_unreadable_file,
+    "a recipient in lower case": wrong_case,
+    "a file beside the folders": where_nothing_is_sent_from,
+    "cancelled by another command": cancelled_by_hand,
+}
