@@ -124,7 +124,7 @@ class Doorman:
             except CipherBoxError as error:
                 if isinstance(error, Cut) and not isinstance(error.__cause__, ssl.SSLError):
                     log.info("A connection ended before TLS was up", extra={"remote": remote, "reason": str(error)})
-                    return False  # whoever only looks whether the port is open, or thought better of it
+                    return None  # whoever only looks whether the port is open, or thought better of it
                 self._hq.engine.counts.handshakes_failed += 1
                 log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
                 return None
