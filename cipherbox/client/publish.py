@@ -395,7 +395,5 @@ def _check_one_reader(route: frames.Route) -> None:
     """A session is between two: a second reader of the queue could not open what is in it."""
     for queue in route.queues:
         if len(queue.readers) != 1:
-            raise InvalidRequest(
-                f"{len(queue.readers)} clients read queue {queue.queue!r}; a session has two ends. Send to each by "
-                "name, or without stanza 'ratchet'"
-            )
+            raise InvalidRequest(f"{len(queue.readers)} clients read queue {queue.queue!r}; a session has two ends. "
+                                 "Send to each by name, or without stanza 'ratchet'")  # fmt: skip
