@@ -43,6 +43,8 @@ survives it.  Codes are never reused.
     +-- FileError                a file that cannot be sent as it is
     |   +-- FileChanged          it changed or vanished while it was sent
     |   +-- FileUnreadable       this user may not read it, or another program holds it
+    +-- HandlerError             what a handler raises
+    |   +-- Later (retry)        +-- Bad
     +-- StoreError               the database or spool; memory may be ahead of disk: reload
         +-- StoreLocked          +-- SchemaTooNew         +-- Damaged           +-- Fenced
         +-- StoreLeased          +-- SessionMoved (retry) +-- SchemaTooOld
@@ -386,6 +388,18 @@ class FileChanged(FileError, code=0x0901):
 
 class FileUnreadable(FileError, code=0x0A10):
     """The file cannot be read."""
+
+
+class HandlerError(CipherBoxError, code=0x0A11):
+    """A handler did not take a message."""
+
+
+class Later(HandlerError, code=0x0A12, retryable=True):
+    """The handler cannot take a message now: what it hands it to is away."""
+
+
+class Bad(HandlerError, code=0x0A13):
+    """The handler will not take this message as it is."""
 
 
 class StoreError(CipherBoxError, code=0x0800):

@@ -58,6 +58,7 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
     (errors.PasswordError, Exit.CREDENTIALS),
     (errors.ConfigError, Exit.CONFIG),
     (errors.FileError, Exit.FILE),
+    (errors.HandlerError, Exit.REFUSED),
     (errors.StoreError, Exit.STORE),
     (errors.BundleError, Exit.KEYS),
     (errors.EnvelopeError, Exit.ENVELOPE),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -15,6 +16,7 @@ from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
+    from cipherbox.client.outbox.folderfiles import Claim
     from cipherbox.client.outbox.rows import Row
     from cipherbox.client.outbox.transfers import Transfer
     from cipherbox.errors import CipherBoxError
@@ -28,6 +30,39 @@ def outbox() -> None:
     """What this machine has sealed: waiting for HQ, confirmed, or set aside with the reason."""
 
 
+class Listed(NamedTuple):
+    """What `outbox list` shows."""
+
+    rows: list[Row]
+    files: list[Transfer]
+    refused: dict[bytes, str]  # envelope id -> who refused it, and why
+    folder: list[Claim]  # files of the agent's folder that a recipient refused
+
+
+async def _listed(client: Client, everything: bool, last: int) -> Listed:
+    from cipherbox.client.outbox.folderfiles import FolderFiles, words
+    from cipherbox.client.outbox.rows import ASIDE, WAITING
+    from cipherbox.client.outbox.transfers import SENT, Transfers
+    from cipherbox.envelope.kinds import Outcome
+
+    post = client.outbox()
+    kept = post.outbox
+    newest = (lambda: kept.newest(last)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=last))
+    found: Any = await post.store(newest)
+    refusing: Any = await post.store(kept.refused, last)
+    files: Any = await post.store(Transfers(kept).all, last)
+    folder: Any = await post.store(FolderFiles(kept).refused, last)
+    refused = {}
+    for row in refusing:
+        outcomes: Any = await post.store(kept.outcomes, row.number)
+        whys = [(name, next((o for o in (whole, *messages) if o != Outcome.OPENED), Outcome.OPENED))
+                for name, whole, _, _, _, messages in outcomes]  # fmt: skip
+        refused[row.envelope_id] = "; ".join(f"{name}: {words(why)}" for name, why in whys if why != Outcome.OPENED)
+    if not everything:
+        found = sorted([*found, *refusing], key=lambda row: row.number)
+    return Listed(found, [one for one in files if everything or one.state != SENT], refused, folder)
+
+
 @outbox.command("list")
 @click.option("--all", "everything", is_flag=True, help="Also what HQ has confirmed.")
 @click.option("--last", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
@@ -38,27 +73,16 @@ def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) 
     from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
     from cipherbox.client.outbox.rows import ASIDE, WAITING
 
-    async def work(client: Client) -> tuple[list[Row], list[Transfer]]:
-        from cipherbox.client.outbox.transfers import SENT, Transfers
-
-        kept = client.outbox().outbox
-        call = (lambda: kept.newest(last)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=last))
-        found = await client.outbox().store(call)
-        files = await client.outbox().store(Transfers(kept).all, last)
-        assert isinstance(found, list)
-        assert isinstance(files, list)
-        return found, [one for one in files if everything or one.state != SENT]
-
-    rows, files = _offline(ctx, work)
+    rows, files, refused, folder = _offline(ctx, lambda client: _listed(client, everything, last))
     if as_json:
-        print_json([*(_record(row) for row in rows), *map(_file_record, files)])
+        print_json([*(_record(row, refused) for row in rows), *map(_file_record, files), *map(_refused_record, folder)])
         return
     table(
         ("message", "more", "to", "sealed", "size", "state", "reason"),
         [
             (
                 _first(row), row.messages - 1, safe(", ".join(row.recipients)), time_text(row.sealed_at),
-                size_text(row.size), _state(row), safe(row.reason) or "-",
+                size_text(row.size), _state(row, refused), safe(row.reason or refused.get(row.envelope_id, "")) or "-",
             )
             for row in rows
         ],
@@ -73,6 +97,17 @@ def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) 
                     FILE_STATES[one.state], safe(one.reason) or "-",
                 )
                 for one in files
+            ],
+        )  # fmt: skip
+    if folder:
+        table(
+            ("refused file", "to", "when", "reason", "it is in"),
+            [
+                (
+                    safe("/".join(one.path)), safe(", ".join(one.recipients)), time_text(one.changed_at),
+                    safe(one.reason), safe(one.place) or "-",
+                )
+                for one in folder
             ],
         )  # fmt: skip
     if any(row.state == WAITING for row in rows) or any(one.state == 0 for one in files):
@@ -274,18 +309,27 @@ def _first(row: Row) -> str:
     return str(uuid.UUID(bytes=row.envelope_id))
 
 
-def _state(row: Row) -> str:
+def _state(row: Row, refused: Mapping[bytes, str] = MappingProxyType({})) -> str:
     from cipherbox.client.outbox.rows import CONFIRMED, STATES
 
+    if row.envelope_id in refused:
+        return "refused by its recipient"
     if row.state == CONFIRMED:
         return "opened by all" if row.owed <= 0 else f"confirmed, {row.owed} not signed"
     return STATES[row.state]
 
 
-def _record(row: Row) -> dict[str, object]:
+def _refused_record(one: Claim) -> dict[str, object]:
+    return {
+        "file": one.file, "path": list(one.path), "recipients": list(one.recipients), "bytes": one.size,
+        "state": "refused", "reason": one.reason, "place": one.place, "made_at": one.taken_at,
+    }  # fmt: skip
+
+
+def _record(row: Row, refused: Mapping[bytes, str] = MappingProxyType({})) -> dict[str, object]:
     return {
         "message_id": _first(row), "messages": row.messages, "recipients": list(row.recipients),
         "exchange": row.exchange, "routing_key": row.routing_key, "generation": row.generation,
-        "bytes": row.size, "sealed_at": row.sealed_at, "accepted_at": row.accepted_at, "state": _state(row),
-        "reason": row.reason, "kept": row.content_key is not None,
+        "bytes": row.size, "sealed_at": row.sealed_at, "accepted_at": row.accepted_at, "state": _state(row, refused),
+        "reason": row.reason or refused.get(row.envelope_id, ""), "kept": row.content_key is not None,
     }  # fmt: skip

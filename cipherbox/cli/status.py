@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -76,6 +76,7 @@ def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int |
         print_json(
             {
                 "message_id": str(found.message_id),
+                "file": found.file,
                 "recipients": list(found.recipients),
                 "not_signed": list(found.open_for),
                 "hq_asked": found.report is not None,
@@ -86,7 +87,8 @@ def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int |
             }
         )
         return Exit.OK
-    say(f"Message {found.message_id} to {', '.join(map(safe, found.recipients))}")
+    what = f"File {safe(found.file)}, message" if found.file else "Message"
+    say(f"{what} {found.message_id} to {', '.join(map(safe, found.recipients))}")
     for step in found.steps:
         say(f"  {time_text(step.at):<19}  {safe(step.text)}")
     if found.open_for:
@@ -147,12 +149,18 @@ def _at_hq(report: StatusReport) -> dict[str, object]:
 
 
 async def _overview(client: Client, as_json: bool) -> None:
-    from cipherbox.cli.output import print_json, rows_table, say
+    from cipherbox.cli.output import print_json, rows_table, safe, say, warn
+    from cipherbox.client.outbox.folderfiles import FolderFiles
 
     await client.ping()
+    post = client.post
+    refused: Any = await post.store(FolderFiles(post.outbox).refused) if post is not None else []
     queues = await client.list("queues")
     if as_json:
-        print_json({"client_id": client.client_id, "role": client.role, "queues": queues})
+        print_json({"client_id": client.client_id, "role": client.role, "queues": queues,
+                    "refused": [{"path": list(one.path), "reason": one.reason} for one in refused]})  # fmt: skip
         return
     say(f"{client.client_id} ({client.role}) is connected to HQ.")
     rows_table(queues, empty="no queue")
+    for file in refused:
+        warn(f"Refused: {safe('/'.join(file.path))}: {safe(file.reason)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,12 +14,16 @@ import attrs
 import pytest
 import trio
 
+from cipherbox.cli import main as cli
 from cipherbox.client.agent import Agent
 from cipherbox.client.api import Client
 from cipherbox.client.folder import endings, place, sending
+from cipherbox.client.inbox.handler import Handlers
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.outbox.folderfiles import FolderFiles
 from cipherbox.config import AgentSettings
+from cipherbox.envelope.ids import message_id
+from cipherbox.errors import Bad
 from tests.cases.play import arrived, digest
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
@@ -66,6 +72,17 @@ class Scene:
         async with self.hq.client("CA-RC") as center:
             await Receiver(center, incoming=visible).drain()
         return list(arrived(self.hq.home("CA-RC"), visible))
+
+    async def command(self, *words: str) -> str:
+        """What a command of the lab prints."""
+        shown = io.StringIO()
+
+        def run() -> None:
+            with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
+                cli._run(["--home", str(self.hq.home("FL-LAB")), *words])
+
+        await trio.to_thread.run_sync(run)
+        return " ".join(shown.getvalue().split())
 
     async def count(self, content: bytes) -> int:
         return (await self.received()).count(digest(content))
@@ -290,6 +307,50 @@ async def cancelled_by_hand(scene: Scene) -> None:
     assert await scene.count(b"never\n") == 0
 
 
+async def refused_by_a_program(scene: Scene) -> None:
+    """The center's program gives one of two files up, and takes it after all when a person lets it try again."""
+
+    def picky(handled: Any, tx: Any) -> None:
+        if bad and handled.message.content == b"not a table\n":
+            raise Bad("cannot be parsed")
+
+    bad = True
+    scene.put("good.csv", b"17,4.2\n")
+    scene.put("bad.csv", b"not a table\n")
+    async with scene.agent() as agent, scene.hq.client("CA-RC") as center:
+        await until(lambda: agent.sent == 2)
+        assert (await center.process(picky, tries=1, idle_s=0.3)).aside == 1
+        await until(lambda: agent.refused == 1)
+        assert scene.at("sent", "good.csv").exists()
+        assert not scene.at("sent", "bad.csv").exists()
+        assert scene.at("refused", "bad.csv").read_bytes() == b"not a table\n"
+        reason = scene.at("refused", "bad.csv.reason.txt").read_text()
+        assert reason == "CA-RC refused it: handler failed\n"
+        assert scene.said("bad.csv: CA-RC refused it: handler failed; it is in refused") == 1
+
+        listed = await scene.command("outbox", "list")
+        assert "bad.csv" in listed
+        assert "nothing was refused" not in listed
+        assert "good.csv" not in listed
+        (claim,) = FolderFiles(agent.client.outbox().outbox).refused()
+        shown = await scene.command("status", str(message_id(claim.envelope_id or b"", claim.message)))
+        assert "File bad.csv, message" in shown
+        assert "refused by CA-RC: handler failed" in shown
+        assert "no receipt yet" not in shown
+        assert "bad.csv: CA-RC refused it" in await scene.command("status")
+        assert "bad.csv last: CA-RC refused it" in await scene.command("doctor")
+
+        bad = False
+        handlers = Handlers(center)
+        assert handlers.retry() == 1
+        handlers.close()
+        await center.process(picky, idle_s=0.3)
+        await until(lambda: scene.said("bad.csv was taken after all") == 1)
+    assert scene.at("sent", "bad.csv").exists()
+    assert not scene.at("refused", "bad.csv").exists()
+    assert not scene.at("refused", "bad.csv.reason.txt").exists()
+
+
 def _cancelled(row: Any) -> Any:
     from cipherbox.client.outbox.rows import CANCELLED, Refused
 
@@ -311,4 +372,5 @@ MOMENTS: dict[str, Moment] = {
     "a recipient in lower case": wrong_case,
     "a file beside the folders": where_nothing_is_sent_from,
     "cancelled by another command": cancelled_by_hand,
+    "refused by the recipient's program": refused_by_a_program,
 }

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from cipherbox.client import agent as agent_module
-from cipherbox.client.folder import pauses
+from cipherbox.client.folder import pauses, sending
 from tests.cases.moments import MOMENTS, Scene
 from tests.client.conftest import empty_hq, hq
 
@@ -20,5 +20,6 @@ __all__ = ["empty_hq", "hq"]
 async def test_the_agent_and(name: str, hq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_module, "LOOK_S", 0.05)
     monkeypatch.setattr(pauses, "FIRST_S", 0.2)
+    monkeypatch.setattr(sending, "SMALL_BYTES", 256 * 1024)
     with trio.fail_after(60):
         await MOMENTS[name](Scene(hq, tmp_path / "lab", monkeypatch))

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -181,6 +181,13 @@ async def _meet(home: Home) -> list[Finding]:
         else:
             found.append(Finding(GOOD, "clock", f"within {abs(skew_s):.0f} s of HQ's"))
         if client.post is not None:
+            from cipherbox.client.outbox.folderfiles import FolderFiles
+
+            refused: Any = await client.post.store(FolderFiles(client.post.outbox).refused)
+            if refused:
+                newest = refused[-1]
+                text = f"{len(refused)} files were refused, {'/'.join(newest.path)} last: {newest.reason}"
+                found.append(Finding(WARN, "outbox", text, "see them: cipherbox outbox list"))
             rows = await client.list("queues", client.mailbox)
             waiting = sum(int(row["waiting"]) for row in rows)
             if waiting:

@@ -207,7 +207,7 @@ def _update(outbox: OutboxReading, lines: Sequence[Line], told: list[Line]) -> N
         opened: list[str] = []
         refused = [("HQ", row.reason) for row in rows if row.state == ASIDE]
         for row in rows:
-            for recipient, outcome, _, _, _ in outbox.outcomes(row.number):
+            for recipient, outcome, *_ in outbox.outcomes(row.number):
                 if outcome == Outcome.OPENED:
                     opened.append(recipient)
                 else:

@@ -171,4 +171,4 @@ def _claim(row: Sequence[object], fate: tuple[int, str]) -> Claim:
     return Claim(*[*fields, *fate])  # type: ignore[arg-type]
 
 
-__all__ = ["OVER", "REFUSED", "SENT", "Claim", "FolderFiles"]
+__all__ = ["OVER", "REFUSED", "SENT", "Claim", "FolderFiles", "words"]

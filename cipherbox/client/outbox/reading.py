@@ -84,13 +84,23 @@ class OutboxReading:
             found = self._db.execute("SELECT data FROM envelopes WHERE number = ?", (row.number,)).fetchone()
             return found[0] if found else None
 
-    def outcomes(self, number: int) -> list[tuple[str, int, int, int, int]]:
-        """(recipient, outcome, signed at, receipt, leaf) for each that signed."""
+    def outcomes(self, number: int) -> list[tuple[str, int, int, int, int, bytes]]:
+        """(recipient, outcome, signed at, receipt, leaf, outcome of each message) for each that signed."""
         with translated(self._path):
             return self._db.execute(
-                "SELECT recipient, outcome, signed_at, receipt, leaf FROM outcomes WHERE number = ? ORDER BY recipient",
+                "SELECT recipient, outcome, signed_at, receipt, leaf, messages FROM outcomes WHERE number = ? "
+                "ORDER BY recipient",
                 (number,),
             ).fetchall()
+
+    def refused(self, most: int) -> list[Row]:
+        """Confirmed, and refused by a recipient, or given up by its handler: the newest, oldest of them first."""
+        return self._rows(
+            "WHERE state = 1 AND number IN (SELECT o.number FROM outcomes o WHERE "
+            "(o.outcome <> 0 OR o.messages <> x'') AND o.generation >= envelopes.generation) "
+            "ORDER BY number DESC LIMIT ?",
+            (most,),
+        )[::-1]
 
     def receipt(self, number: int) -> tuple[bytes, bytes] | None:
         """(receipt group, key bundle it was signed with)."""

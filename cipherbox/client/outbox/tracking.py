@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from cipherbox.client.home import keyless
+from cipherbox.client.outbox.folderfiles import FolderFiles
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
 from cipherbox.client.receipts import words
 from cipherbox.client.topology import TopologyCalls
@@ -43,13 +44,15 @@ class Step:
 
 @attrs.frozen
 class Timeline:
-    """What is known of one message.  ``open_for``: who has not signed.  ``report``: what HQ says; None: it is away."""
+    """What is known of one message.  ``open_for``: who has said nothing yet.  ``report``: what HQ says; None: it
+    is away."""
 
     message_id: uuid.UUID
     recipients: tuple[str, ...]
     steps: tuple[Step, ...]
     open_for: tuple[str, ...]
     report: frames.StatusReport | None
+    file: str = ""  # of the agent's folder
 
 
 class Tracking(TopologyCalls):
@@ -77,7 +80,8 @@ class Tracking(TopologyCalls):
         if row is None:
             raise NotFound(f"message {message} was not sent from this home, or its history was dropped")
         steps = [Step(row.sealed_at, "sealed", "sealed on this machine and kept in the outbox")]
-        signed = await self._signed(row)
+        _, index = split_message_id(message)
+        signed = await self._signed(row, index)
         report = await self._asked(row)
         accepted_at = row.accepted_at or (report.accepted_at if report is not None and report.found else 0)
         if accepted_at:
@@ -90,17 +94,19 @@ class Tracking(TopologyCalls):
             steps += _traces(report)
         steps += signed
         steps.sort(key=lambda step: step.at or 1 << 62)
-        done = {step.client_id for step in signed if step.what == "opened"}
-        shown = message_id(row.envelope_id, split_message_id(message)[1])
-        return Timeline(
-            shown, row.recipients, tuple(steps), tuple(r for r in row.recipients if r not in done), report
-        )
+        said = {step.client_id for step in signed}
+        open_for = tuple(name for name in row.recipients if name not in said)
+        shown = message_id(row.envelope_id, index)
+        files: Any = await self.outbox().store(FolderFiles(self.outbox().outbox).of_envelope, row.envelope_id)
+        file = next(("/".join(one.path) for one in files if one.message == index), "")
+        return Timeline(shown, row.recipients, tuple(steps), open_for, report, file)
 
-    async def _signed(self, row: Row) -> list[Step]:
+    async def _signed(self, row: Row, index: int) -> list[Step]:
         outcomes = await self.outbox().store(self.outbox().outbox.outcomes, row.number)
         assert isinstance(outcomes, list)
         steps = []
-        for recipient, outcome, signed_at, _, _ in outcomes:
+        for recipient, whole, signed_at, _, _, messages in outcomes:
+            outcome = messages[index] if whole == Outcome.OPENED and index < len(messages) else whole
             opened = outcome == Outcome.OPENED
             text = f"opened by {recipient}" if opened else f"refused by {recipient}: {words(outcome)}"
             what = "opened" if opened else "refused"
@@ -154,7 +160,7 @@ class Tracking(TopologyCalls):
         outbox = self.outbox().outbox
         found: dict[str, bytes] = {}
         outcomes: Any = await self.outbox().store(outbox.outcomes, row.number)
-        for recipient, _, _, receipt, leaf in outcomes:
+        for recipient, _, _, receipt, leaf, _ in outcomes:
             kept: Any = await self.outbox().store(outbox.receipt, receipt)
             if kept is not None:
                 group, bundle = kept
