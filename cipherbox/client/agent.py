@@ -103,6 +103,7 @@ class Agent:
         if not self._pauses.due(""):
             return
         try:
+            self._sender.look()
             taken = await self._settle()
             whole, _ = await trio.to_thread.run_sync(self._scanner.look)
             for text in self._strays:

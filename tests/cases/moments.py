@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -85,7 +86,9 @@ class Scene:
         return " ".join(shown.getvalue().split())
 
     async def count(self, content: bytes) -> int:
-        return (await self.received()).count(digest(content))
+        found = (await self.received()).count(digest(content))
+        print(content, found, *self.lines, sep="\n")  # shown when a test fails
+        return found
 
 
 async def until_killed(scene: Scene) -> None:
@@ -307,6 +310,24 @@ async def cancelled_by_hand(scene: Scene) -> None:
     assert await scene.count(b"never\n") == 0
 
 
+async def a_slow_look(scene: Scene) -> None:
+    """A file is taken while the agent looks: between its question to the outbox and its look at the folder."""
+    asked = FolderFiles.taken
+
+    def taken(self: Any) -> Any:
+        found = asked(self)
+        time.sleep(0.3)  # in a thread of its own
+        return found
+
+    scene.patch.setattr(FolderFiles, "taken", taken)
+    async with scene.agent() as agent:
+        scene.put("once.txt", b"once\n")
+        scene.put("large.bin", b"L" * 300_000)
+        await until(lambda: agent.sent == 2)
+        assert len(agent.client.outbox().outbox.newest(100)) == 2  # an envelope, and a manifest
+    assert await scene.count(b"once\n") == 1
+
+
 async def refused_by_a_program(scene: Scene) -> None:
     """The center's program gives one of two files up, and takes it after all when a person lets it try again."""
 
@@ -371,6 +392,7 @@ MOMENTS: dict[str, Moment] = {
     "a file that cannot be read": an_unreadable_file,
     "a recipient in lower case": wrong_case,
     "a file beside the folders": where_nothing_is_sent_from,
+    "a slow look": a_slow_look,
     "cancelled by another command": cancelled_by_hand,
     "refused by the recipient's program": refused_by_a_program,
 }

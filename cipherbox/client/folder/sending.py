@@ -19,7 +19,7 @@ from cipherbox.client.folder.pauses import Pauses
 from cipherbox.client.folder.scan import Address, Found, state_of
 from cipherbox.client.outbox.beside import Beside, FolderFile
 from cipherbox.client.outbox.resealing import waits
-from cipherbox.client.outbox.transfers import Transfer, Transfers, check_path
+from cipherbox.client.outbox.transfers import SENDING, Transfer, Transfers, check_path
 from cipherbox.client.suggest import with_suggestion
 from cipherbox.errors import (
     BundleError,
@@ -55,8 +55,14 @@ class FolderSender:
         self._transfers = Transfers(self._post.outbox)
         self._addresses: set[Address] = set()  # whose small files are being sent
         self._busy: set[Path] = set()
+        self._over: set[Path] = set()  # of these: no longer
         self._numbers: set[int] = set()  # of transfers under way
         self._slots = trio.CapacityLimiter(AT_ONCE)
+
+    def look(self) -> None:
+        """Before the outbox is asked what was taken: what ends after this is busy until the next time."""
+        self._busy -= self._over
+        self._over.clear()
 
     def start(self, nursery: trio.Nursery, whole: Sequence[Found]) -> None:
         """Begins to send what is due; without a connection it all waits where it lies."""
@@ -67,14 +73,15 @@ class FolderSender:
             if found.file in self._busy or not self._pauses.due(found.file) or not self._pauses.due(found.address):
                 continue
             if found.state.size <= SMALL_BYTES:
-                small.setdefault(found.address, []).append(found)
+                if found.address not in self._addresses:
+                    small.setdefault(found.address, []).append(found)
             else:
                 self._busy.add(found.file)
                 nursery.start_soon(self._large, found)
         for address, files in small.items():
-            if address not in self._addresses:
-                self._addresses.add(address)
-                nursery.start_soon(self._small, address, files)
+            self._addresses.add(address)
+            self._busy.update(found.file for found in files)
+            nursery.start_soon(self._small, address, files)
 
     def is_free(self, transfer: Transfer) -> bool:
         """Whether nobody here sends it now, and it may be tried."""
@@ -86,7 +93,9 @@ class FolderSender:
         self._numbers.add(transfer.number)
         try:
             async with self._slots:
-                await self._sent(transfer)
+                now = await self._post.store(self._transfers.find, transfer.number)
+                if isinstance(now, Transfer) and now.state == SENDING:  # it was asked a moment ago
+                    await self._sent(now)
                 self._pauses.clear(transfer.number)
         except CipherBoxError as error:
             _raise_for_good(error)
@@ -120,6 +129,7 @@ class FolderSender:
                 await self._fail(found, error)
         finally:
             self._addresses.discard(address)
+            self._over.update(found.file for found in files)
 
     async def _recipients(self, address: Address) -> tuple[str, ...]:
         if address.recipients:
@@ -178,7 +188,7 @@ class FolderSender:
         except Exception as error:  # of this file, and it ends with it
             await self._fail(found, error)
         finally:
-            self._busy.discard(found.file)
+            self._over.add(found.file)
             self._numbers.discard(number)
 
     async def _begun(self, found: Found, recipients: tuple[str, ...]) -> Transfer:
