@@ -6,7 +6,7 @@ HQ's server certificate, the clients' certificates and the revocation list.  All
 and key when it is renewed, so what it signed before stays good and its revocation list is one.  Nothing is issued that
 would outlive its issuer.  A client's id is its certificate's common name and comes from HQ's records; from a signing
 request only the public key is taken.  Clients check HQ by one fixed logical name, so its addresses may change.
-The profile follows RFC 5280; the manual page `pki` has it in words.
+What is verified, and by which profile, is in `profile`; the manual page `pki` has it in words.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ import attrs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+from cryptography.x509.oid import NameOID
 
-from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest
+from cipherbox.errors import ConfigError, CredentialsError, InvalidRequest
 from cipherbox.limits import check_client_id
+from cipherbox.profile import (
+    CLIENT,
+    SERVER,
+    SERVER_NAME,
+    check_dates,
+    load_der,
+    verify_chain,
+)
 
-SERVER_NAME = "hq.cipherbox.internal"
-CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
-SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 ROOT_DAYS, ISSUING_DAYS, LEAF_DAYS = 7305, 3652, 398
 CRL_DAYS, OFFLINE_CRL_DAYS = 7, 35
 RENEW_AT = 2 / 3  # of a certificate's life
 _LABEL_NUMBER = b"cipherbox/v1/enrol-number\x00"
 BACKDATED = datetime.timedelta(minutes=5)  # a new machine's clock may lag a little
-_ANY = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
-_UNDERSTOOD = frozenset(
-    [ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE,
-     ExtensionOID.CERTIFICATE_POLICIES, ExtensionOID.NAME_CONSTRAINTS]
-)  # fmt: skip
+
+__all__ = ["CLIENT", "SERVER", "SERVER_NAME", "check_dates", "load_der", "verify_chain"]  # the profile's names
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -63,6 +65,11 @@ def ms(moment: datetime.datetime) -> int:
 def new_key() -> PrivateKey:
     """A fresh P-384 key."""
     return ec.generate_private_key(ec.SECP384R1())
+
+
+def end_of(chain: Sequence[x509.Certificate]) -> datetime.datetime:
+    """When the first of these certificates ends."""
+    return min(one.not_valid_after_utc for one in chain)
 
 
 def renew_at(certificate: x509.Certificate) -> datetime.datetime:
@@ -241,14 +248,6 @@ def der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
-def load_der(data: bytes) -> x509.Certificate:
-    """A certificate from DER; BundleNotCertified if it is none."""
-    try:
-        return x509.load_der_x509_certificate(data)
-    except Exception:
-        raise BundleNotCertified("this is not a certificate") from None
-
-
 def pem(*certificates: x509.Certificate) -> bytes:
     """PEM, one behind the other."""
     return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in certificates)
@@ -284,77 +283,3 @@ def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{where} is not an ECDSA key")
     return key
-
-
-def verify_chain(
-    chain: Sequence[bytes | x509.Certificate], root: x509.Certificate, at: datetime.datetime | None = None,
-    usage: x509.ObjectIdentifier | None = CLIENT,
-) -> x509.Certificate:  # fmt: skip
-    """The leaf of ``chain`` (leaf first, then issuing CAs; root not included) if every step to ``root`` holds.
-
-    Checked: names, signatures, dates at ``at`` (None: not the dates), CA flags and path lengths, the leaf's purpose.
-    BundleNotCertified says which step failed.
-    """
-    certificates = [c if isinstance(c, x509.Certificate) else load_der(c) for c in chain]
-    if not 1 <= len(certificates) <= 4:
-        raise BundleNotCertified("a chain has 1 to 4 certificates")
-    leaf = certificates[0]
-    for depth, (child, parent) in enumerate(zip(certificates, [*certificates[1:], root], strict=True)):
-        check_step(child, parent, depth, at)
-        _check_limits(parent, usage)
-    if at is not None:
-        _check_dates(root, at)
-    try:
-        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
-        key = leaf.public_key()
-        pki_name = common_name(leaf)
-    except Exception:
-        raise BundleNotCertified("the certificate does not say what it is for") from None
-    if basic.ca or (usage is not None and list(purposes) != [usage]):
-        raise BundleNotCertified("the certificate is for another purpose")
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not pki_name:
-        raise BundleNotCertified("the certificate has no name, or a key that is not ECDSA")
-    return leaf
-
-
-def check_step(
-    child: x509.Certificate, parent: x509.Certificate, depth: int, at: datetime.datetime | None
-) -> None:
-    """BundleNotCertified unless ``parent`` issued ``child`` and may, with ``depth`` CAs below it."""
-    try:
-        child.verify_directly_issued_by(parent)
-        basic = parent.extensions.get_extension_for_class(x509.BasicConstraints).value
-        signs = parent.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    except Exception:  # a changed certificate fails in many ways; each means the same
-        raise BundleNotCertified("the certificate was not issued by this HQ's CA") from None
-    if not basic.ca or not signs or (basic.path_length is not None and basic.path_length < depth):
-        raise BundleNotCertified("a certificate in the chain may not sign others")
-    if at is not None:
-        _check_dates(child, at)
-
-
-def _check_limits(authority: x509.Certificate, usage: x509.ObjectIdentifier | None) -> None:
-    """What an organization may have written into a CA's certificate to bound what is below it.
-
-    A client's certificate has one name, its subject's, so only constraints of subjects concern it; TLS checks those of
-    DNS names for HQ's.
-    """
-    for extension in authority.extensions:
-        value, oid = extension.value, extension.oid
-        if extension.critical and oid not in _UNDERSTOOD:
-            raise BundleNotCertified(f"a CA in the chain makes a condition unknown here: {oid.dotted_string}")
-        if usage is not None and isinstance(value, x509.ExtendedKeyUsage) and not {usage, _ANY} & {*value}:
-            raise BundleNotCertified("a CA in the chain may not certify for this purpose")
-        if isinstance(value, x509.NameConstraints):
-            names = [*(value.permitted_subtrees or ()), *(value.excluded_subtrees or ())]
-            if any(isinstance(name, x509.DirectoryName) for name in names):
-                raise BundleNotCertified("a CA in the chain may certify for certain subjects only")
-
-
-def _check_dates(certificate: x509.Certificate, at: datetime.datetime) -> None:
-    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if at < first:
-        raise BundleNotCertified(f"the certificate begins only on {first:%Y-%m-%d %H:%M} UTC")
-    if at > last:
-        raise BundleNotCertified(f"the certificate ended on {last:%Y-%m-%d %H:%M} UTC")

@@ -11,6 +11,7 @@ writing go through the same words (`plain`), and after a failed write the alert 
 
 from __future__ import annotations
 
+import _ssl
 import contextlib
 import os
 import ssl
@@ -22,7 +23,7 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError
+from cipherbox.errors import BundleNotCertified, CipherBoxError, CredentialsError, NetworkError
 
 ALPN = "cipherbox/1"
 CHUNK = 256 * 1024
@@ -98,7 +99,8 @@ def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None
     context = ssl.SSLContext(purpose)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([ALPN, "http/1.1"])
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an organization's CA that is trusted may have one above it
+    # An organization's CA that is trusted may have one above it; and nothing that RFC 5280 forbids is passed over.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
     if certificate is not None and key is not None:
         # `ssl` takes certificates from files alone: an encrypted key and its one-time password, in a private directory.
         once = os.urandom(32)
@@ -124,8 +126,9 @@ def server_context(
 def client_context(
     root: x509.Certificate, chain: list[x509.Certificate] | None = None, key: pki.PrivateKey | None = None
 ) -> ssl.SSLContext:
-    """A client's side: HQ must show a certificate under ``root`` with HQ's logical name."""
+    """A client's side: HQ must show a certificate under ``root`` with HQ's logical name; see `check_hq` too."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, pki.pem(*chain) if chain else None, key)
+    context.hostname_checks_common_name = False
     context.load_verify_locations(cadata=pki.pem(root).decode())
     return context
 
@@ -136,6 +139,26 @@ def first_contact_context() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def check_hq(tls: ssl.SSLObject, context: ssl.SSLContext, peer: str) -> None:
+    """After a client's handshake: NotAccepted unless what HQ showed fits the profile of certificates, too."""
+    if context.verify_mode is ssl.CERT_NONE:
+        return  # first contact: nothing is believed, and nothing secret is sent
+    (root,) = context.get_ca_certs(binary_form=True)
+    try:
+        pki.verify_chain([c for c in _shown(tls) if c != root], pki.load_der(root), pki.now(), pki.SERVER)
+    except BundleNotCertified as error:
+        raise NotAccepted(f"the certificate of {peer} was not accepted: {error}") from None
+
+
+def _shown(tls: ssl.SSLObject) -> list[bytes]:
+    """The certificates that the other end sent, DER, its own first."""
+    public = getattr(tls, "get_unverified_chain", None)  # from Python 3.13 on
+    if public is not None:
+        return list(public())
+    found = tls._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+    return [c.public_bytes(_ssl.ENCODING_DER) for c in found or ()]
 
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
@@ -152,6 +175,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
                 continue
             except ssl.SSLError as error:
                 raise plain(error, "HQ") from None
+    check_hq(ends[0], client, "HQ")
 
 
 # -- TLS ----------------------------------------------------------------------------------------------------------
@@ -165,6 +189,7 @@ class TlsStream(trio.abc.Stream):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         name = None if server_side else pki.SERVER_NAME
+        self._check = None if server_side else context
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
         self._flush_lock = trio.Lock()
         self._sending = self._receiving = self._closed = False
@@ -203,6 +228,8 @@ class TlsStream(trio.abc.Stream):
                         turn.release()
             await self._flush()
             if done:
+                if self._check is not None:
+                    check_hq(self._tls, self._check, self.peer)
                 return
             if not await self._feed():
                 raise Cut(f"{self.peer} closed the connection during the handshake")

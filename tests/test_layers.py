@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "groups", "limits"}
 GROUND = BASE | {
-    "portable", "configfile", "databaseurl", "secretfile", "proxyurl", "config", "configshow", "pki", "crl", "ops",
-    "tls", "proxy", "transport", "websocket",
+    "portable", "configfile", "databaseurl", "secretfile", "proxyurl", "config", "configshow", "profile", "pki", "crl",
+    "ops", "tls", "proxy", "transport", "websocket",
 }  # fmt: skip
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
@@ -27,8 +27,9 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "proxyurl": (BASE | {"configfile", "secretfile"}, {"attrs"}),
     "config": (BASE | {"portable", "configfile", "databaseurl", "secretfile", "proxyurl"}, {"attrs"}),
     "configshow": (BASE | {"configfile", "config"}, {"attrs"}),
-    "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
-    "crl": (BASE | {"pki"}, {"attrs", "cryptography"}),
+    "profile": (BASE, {"cryptography"}),
+    "pki": (BASE | {"portable", "profile"}, {"attrs", "cryptography", "orjson"}),
+    "crl": (BASE | {"pki", "profile"}, {"attrs", "cryptography"}),
     "ops": (BASE | {"portable", "config"}, {"orjson", "prometheus_client"}),
     "tls": (BASE | {"portable", "config", "pki"}, {"attrs", "trio", "cryptography"}),
     "proxy": (BASE | {"portable", "proxyurl"}, {"trio", "h11", "python_socks"}),

@@ -87,8 +87,7 @@ class Client(Tracking, AdminCalls):
                 self.sessions,
             )  # fmt: skip
             nursery.start_soon(self.post.run)
-            line.listed = self._look_at_revocations
-            line.opened = self._compare
+        line.accept, line.listed, line.opened = self.revocations.check_hq, self._look_at_revocations, self._compare
         self.receipts = ReceiptTaker(self)
         self._welcome: frames.Welcome | None = None
 
@@ -96,14 +95,14 @@ class Client(Tracking, AdminCalls):
         if self.post is not None:
             with suppress(StoreError):  # it is compared again with the next link
                 await self.post.compare(welcome.history)
-            await self._look_at_revocations()
+        await self._look_at_revocations()
 
     async def _look_at_revocations(self, number: int = 0) -> None:
         """Whoever was revoked gets nothing more; what it has not opened is sealed again for the others."""
-        assert self.post is not None
         with suppress(CipherBoxError):  # with the next link, or when somebody publishes
             await self.revocations.ensure(number)
-            await self.post.without_revoked()
+            if self.post is not None:
+                await self.post.without_revoked()
 
     @property
     def client_id(self) -> str:

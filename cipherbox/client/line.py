@@ -40,6 +40,10 @@ GOOD_S = 10.0  # a link that lived so long begins the pauses anew
 _chance = random.SystemRandom()
 
 
+def _anybody(link: Link) -> None:
+    pass
+
+
 async def _nothing(welcome: frames.Welcome) -> None:
     pass
 
@@ -84,6 +88,7 @@ class Line:
         self._tag = 0
         self._changed = trio.Event()
         self.listed: Callable[[int], Awaitable[None]] = _no_list  # runs when HQ tells of a revocation list
+        self.accept: Callable[[Link], None] = _anybody  # raises when HQ's certificate was revoked
         self.opened: Callable[[frames.Welcome], Awaitable[None]] = _nothing  # runs for each link
         self._nursery: trio.Nursery | None = None
 
@@ -112,6 +117,7 @@ class Line:
             async with open_link(
                 self._address, self._context(), timeout_s=self.timeout_s, handler=self, line=self._settings
             ) as link:
+                self.accept(link)
                 self._up(link)
                 try:
                     await link.closed.wait()

@@ -66,6 +66,7 @@ class Link:
     """See the module; made by `open_link`."""
 
     welcome: frames.Welcome
+    certificate: x509.Certificate | None = None  # HQ's, as this connection showed it
     log_key = b""  # of HQ's signed log, certified by the certificate of this connection; empty: HQ keeps none
 
     def __init__(self, stream: trio.abc.Stream, handler: Handler | None, beat_s: float) -> None:
@@ -308,6 +309,7 @@ async def open_link(
             if not hasattr(link, "welcome"):
                 raise TimedOut(f"HQ did not answer the opening within {timeout_s:g} s")
             certificate = getattr(stream, "peer_certificate", lambda: None)()
+            link.certificate = certificate
             link.log_key = known_log_key(link.welcome.log_key, certificate)
             yield link
         finally:

@@ -254,10 +254,13 @@ def check_bundle(
             f"{client_id} has only keys of CipherBox 0.5.0 or older at HQ, which their owner did not sign; nothing is "
             f"sealed to them. {client_id} publishes new ones when its program of version 0.6.0 or later first runs"
         )
-    if bundle.ends_at > pki.ms(leaf.not_valid_after_utc):
-        raise BundleNotCertified("the key bundle ends after its certificate")
+    chain = [pki.load_der(c) for c in bundle.chain]
+    if bundle.ends_at > pki.ms(pki.end_of(chain)):
+        raise BundleNotCertified("the key bundle ends after its certificate, or a CA above it")
     if ended_is_error and now_ms > bundle.ends_at:
         raise BundleExpired(f"the keys of {client_id} ended on {_moment(bundle.ends_at):%Y-%m-%d %H:%M} UTC")
+    if ended_is_error:
+        pki.check_dates([*chain, root], _moment(now_ms))
     for entry in bundle.encrypt_keys:
         _check_usable(entry)
     return leaf

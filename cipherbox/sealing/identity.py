@@ -176,7 +176,8 @@ class Identity:
         """Return a bundle of the current keys, signed by the certificate's key and by these signing keys.
 
         ``before`` is the bundle it follows and ``signer`` the identity that bundle belongs to (None: this one); with
-        other keys than that bundle's it begins anew, as after a loss.  Its end is the certificate's end.
+        other keys than that bundle's it begins anew, as after a loss.  It ends with the certificate, or with a CA above
+        it that ends before.
         """
         keys = [BundleKey(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in self.current]
         keys += [BundleKey(KeyUsage.SIGN, algorithm, public) for algorithm, public in self.sign_keys.items()]
@@ -184,7 +185,7 @@ class Identity:
         continued = before is not None and before.sign_keys == holder.sign_keys
         anew = ANEW if before is not None and not continued else 0
         signed = encode_signed_part(
-            self.client_id, before.sequence + 1 if before else 1, created_at, pki.ms(chain[0].not_valid_after_utc),
+            self.client_id, before.sequence + 1 if before else 1, created_at, pki.ms(pki.end_of(chain)),
             before.hash if before else NO_HASH, keys, [pki.der(c) for c in chain], os.urandom(SALT_BYTES), anew,
         )  # fmt: skip
         digest = hashlib.sha256(signed).digest()

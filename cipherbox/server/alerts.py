@@ -97,9 +97,10 @@ def _certificates(hq: HQ) -> list[Alert]:
         text = f"HQ's own certificate waits for the CA, number {own.waiting}; carry the request: cipherbox ca export"
         found.append(Alert("certificate-waiting", WARNING, text))
     if lists.trouble:
-        found.append(Alert("lists", WARNING, f"the revocation lists could not be read again: {lists.trouble}"))
+        found.append(Alert("lists", WARNING, f"a revocation list was refused; what was known stays: {lists.trouble}"))
     if lists.condemned:
-        found.append(Alert("revoked-ca", CRITICAL, f"nobody is let in: {lists.condemned}"))
+        what = "hq" if lists.names_hq() else "ca"
+        found.append(Alert(f"revoked-{what}", CRITICAL, f"nobody is let in: {lists.condemned}"))
     return found
 
 

@@ -5,7 +5,8 @@ While the issuing CA's key is here HQ does it alone.  With the CA elsewhere its 
 open stay.  What cannot be now (a full disk, a directory that cannot be written) is tried again, and the old certificate
 serves meanwhile.
 
-A certificate that begins later than now is renewed as well: it was made while this machine's clock was ahead.
+A certificate that begins later than now is renewed as well: it was made while this machine's clock was ahead.  And so
+is one that the CA's revocation list names.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class OwnCertificate:
     async def look(self) -> None:
         """Renews the certificate, or asks for one, if it is time."""
         server, now = self._hq.trust.server, pki.now()
-        if not pki.is_due(server, now) and now >= server.not_valid_before_utc:
+        due = pki.is_due(server, now) or now < server.not_valid_before_utc or self._hq.lists.names_hq()
+        if not due:
             self.trouble = self.waiting = ""
             return
         try:

@@ -33,6 +33,8 @@ async def inventory(hq: HQ) -> Rows:
             "name": "list", "subject": one.ca.subject.rfc4514_string(), "file": str(one.file),
             "number": one.says.number, "count": len(one.says.revoked), "ends_at": ends_at, "days": _days(ends_at),
         })  # fmt: skip
+    if hq.lists.trouble:
+        found.append({"name": "refused lists", "why": hq.lists.trouble})
     count, ending = trust.count()
     ends: Rows = [{"client": r.client, "ends_at": r.expires_at, "days": _days(r.expires_at)} for r in ending]
     found.append({"name": "clients", "count": count, "ending": ends})

@@ -6,14 +6,16 @@ themselves when a file is replaced.  Each list counts for the CA whose name and 
     the issuing CA          its clients' certificates end here at once, with their connections; and when HQ does not
                             make that list itself, this is the one that clients get
     the root, a CA between  when it names a CA below it on HQ's chain, nothing that the chain certifies is accepted
+    any of them             when it names HQ's own certificate, nobody is let in until HQ shows another
 
-A file that is half written, of an unknown CA, or older than what was read before is an error, and what was known stays.
-A list that has ended goes on counting; `stale_lists = "refuse"` lets nobody in until there is a newer one.
+A file that is half written, of an unknown CA, not the complete list, or older than what was read before is refused:
+HQ does not start with it, and later what was known of that CA stays, while the other files count.  A list that has
+ended goes on counting; `stale_lists = "refuse"` lets nobody in until there is a newer one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +25,7 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.config import ServerConfig
-from cipherbox.crl import RevocationList, lists_in, read_crl
+from cipherbox.crl import RevocationList, issuer_of, lists_in, read_crl
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.material import Material
@@ -55,54 +57,74 @@ def files_of(config: ServerConfig) -> list[Path]:
     return sorted(named.glob("*.crl")) if named.is_dir() else [named]
 
 
-def read_lists(config: ServerConfig, material: Material) -> dict[bytes, Listed]:
-    """The newest list of each CA, by its fingerprint; ConfigError names the file that is wrong."""
-    found: dict[bytes, Listed] = {}
+class Reading(NamedTuple):
+    """What the files say: the newest list of each CA, by its fingerprint, and why others were refused."""
+
+    found: dict[bytes, Listed]
+    refused: list[str]
+
+
+def look_at_lists(config: ServerConfig, material: Material) -> Reading:
+    """Reads every file; each is understood completely or refused."""
+    reading = Reading({}, [])
     for file in files_of(config):
         try:
             for der in lists_in(file.read_bytes(), str(file)):
                 one = _listed(der, material, file)
-                before = found.get(pki.fingerprint(one.ca))
+                before = reading.found.get(pki.fingerprint(one.ca))
                 if before is None or before.says.number <= one.says.number:
-                    found[pki.fingerprint(one.ca)] = one
+                    reading.found[pki.fingerprint(one.ca)] = one
         except OSError as error:
-            raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+            reading.refused.append(f"cannot read {file}: {error.strerror}")
         except CredentialsError as error:
-            raise ConfigError(str(error)) from None
+            reading.refused.append(str(error))
+    return reading
+
+
+def read_lists(config: ServerConfig, material: Material) -> dict[bytes, Listed]:
+    """The newest list of each CA, by its fingerprint; ConfigError names the file that is wrong."""
+    found, refused = look_at_lists(config, material)
+    if refused:
+        raise ConfigError("\n".join(refused))
     return found
 
 
 def _listed(der: bytes, material: Material, file: Path) -> Listed:
+    why = CredentialsError("no CA of this HQ signed this revocation list")
     for ca in (*material.chain, material.root):
-        try:
-            return Listed(ca, der, read_crl(der, ca), file)
-        except CredentialsError:
+        if issuer_of(der) != ca.subject:
             continue
-    raise CredentialsError(f"{file}: no CA of this HQ signed this revocation list")
+        try:
+            return Listed(ca, der, read_crl(der, ca, pki.now()), file)
+        except CredentialsError as error:
+            why = error
+    raise CredentialsError(f"{file}: {why}")
 
 
 def condemned(found: Iterable[Listed], material: Material) -> str:
-    """Why nothing that HQ's chain certifies is accepted; empty: nothing of the kind."""
-    steps = zip(material.chain, [*material.chain[1:], material.root], strict=True)
-    above = {pki.serial(child): (child, pki.fingerprint(parent)) for child, parent in steps}
+    """Why nothing that HQ's chain certifies is accepted, or HQ itself; empty: nothing of the kind."""
+    steps = zip([material.server, *material.chain], [*material.chain, material.root], strict=True)
+    below = {pki.fingerprint(parent): child for child, parent in steps}
     for one in found:
-        for serial in one.says.revoked:
-            child, parent = above.get(serial, (None, b""))
-            if child is not None and parent == pki.fingerprint(one.ca):
-                return f"the organization revoked {child.subject.rfc4514_string()}, which certifies everybody here"
+        child = below.get(pki.fingerprint(one.ca))
+        if child is None or pki.serial(child) not in one.says.revoked:
+            continue
+        if child == material.server:
+            return f"HQ's own certificate was revoked: the list {one.file} names its serial number {pki.serial(child)}"
+        return f"the organization revoked {child.subject.rfc4514_string()}, which certifies everybody here"
     return ""
 
 
 class Lists:
-    """See the module.  ``trouble``: why the files could not be read."""
+    """See the module.  ``trouble``: which files were refused, and why."""
 
     def __init__(self, hq: HQ) -> None:
         self._hq = hq
-        self.found = read_lists(hq.config, hq.trust.material)
         self.trouble = self.condemned = ""
-        self.judge()
-        self._stamp = _stamp(hq.config)
+        cas = map(pki.fingerprint, (*hq.trust.material.chain, hq.trust.root))
+        self._numbers = {ca: int(hq.store.get_setting(_setting(ca)) or b"0") for ca in cas}  # the highest ever read
         self._changed = trio.Event()
+        self.adopt(self.read(hq.config, hq.trust.material))
 
     @property
     def ends(self) -> datetime | None:
@@ -119,17 +141,23 @@ class Lists:
         return self.stale() if self._hq.config.ca.stale_lists == "refuse" else ""
 
     def read(self, config: ServerConfig, material: Material) -> dict[bytes, Listed]:
-        """What the files say; ConfigError when one is wrong, or older than what was known."""
+        """What the files say; ConfigError when one is wrong, or older than what was read before."""
         found = read_lists(config, material)
-        for ca, one in found.items():
-            before = self.found.get(ca)
-            if before is not None and one.says.number < before.says.number:
-                raise ConfigError(f"{one.file} has number {one.says.number}; {before.says.number} was read before")
+        if older := self._older(found):
+            raise ConfigError("\n".join(older.values()))
         return found
+
+    def _older(self, found: Mapping[bytes, Listed]) -> dict[bytes, str]:
+        """Those that are older than what was read before, also before HQ's last start, and why that is wrong."""
+        return {
+            ca: f"{one.file} has number {one.says.number}; {self._numbers[ca]} was read before"
+            for ca, one in found.items() if one.says.number < self._numbers.get(ca, 0)
+        }  # fmt: skip
 
     def adopt(self, found: dict[bytes, Listed]) -> None:
         """These count from now on."""
         self.found, self.trouble = found, ""
+        self._numbers.update({ca: max(one.says.number, self._numbers.get(ca, 0)) for ca, one in found.items()})
         self.judge()
         self._stamp = _stamp(self._hq.config)
         self._changed.set()
@@ -155,22 +183,41 @@ class Lists:
         stamp = _stamp(self._hq.config)
         if stamp == self._stamp:
             return
+        found, refused = look_at_lists(self._hq.config, self._hq.trust.material)
+        older = self._older(found)
+        self.adopt({**self.found, **{ca: one for ca, one in found.items() if ca not in older}})
         self._stamp = stamp
-        try:
-            self.adopt(self.read(self._hq.config, self._hq.trust.material))
-            log.info("Revocation lists were read again", extra={"count": len(self.found)})
-        except CipherBoxError as error:
-            self.trouble = str(error)
-            log.error("The revocation lists stay as they were", extra={"error": self.trouble})
+        self.trouble = "; ".join([*refused, *older.values()])
+        log.info("Revocation lists were read again", extra={"count": len(self.found)})
+        if self.trouble:
+            log.error("A revocation list was refused; what was known stays", extra={"error": self.trouble})
 
     async def obey(self) -> None:
         """Ends what is revoked."""
         hq = self._hq
+        for ca in self.found:
+            await hq.engine.in_store(hq.store.put_setting, _setting(ca), str(self._numbers[ca]).encode())
+        if self.names_hq():
+            await hq.certificate.look()
         if self.condemned:
             hq.end_all(self.condemned)
         own = self.found.get(pki.fingerprint(hq.trust.issuing))
         if own is not None:
             await obey_list(hq, own.says, own.der if hq.trust.authority is None else b"")
+
+    def _own_says(self) -> Mapping[str, int]:
+        """Whom the issuing CA's list names."""
+        own = self.found.get(pki.fingerprint(self._hq.trust.issuing))
+        return own.says.revoked if own is not None else {}
+
+    def names_hq(self) -> bool:
+        """Whether HQ's own certificate is on the issuing CA's list."""
+        return pki.serial(self._hq.trust.server) in self._own_says()
+
+
+def _setting(ca: bytes) -> str:
+    """Where the highest number of a CA's list is kept that was read so far."""
+    return f"list_number/{ca.hex()}"
 
 
 def _stamp(config: ServerConfig) -> Stamp:

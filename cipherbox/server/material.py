@@ -22,6 +22,7 @@ from cipherbox import pki
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.portable import read_private, sync_directory, unreadable, write_atomic, write_private
+from cipherbox.profile import check_ca, check_dates, signs_lists, verify_issuing
 from cipherbox.tls import client_context, server_context, shake_hands
 
 CA_REQUEST = "ca/issuing.csr"  # in HQ's directory: what an organization is asked to sign
@@ -179,17 +180,31 @@ def checked_issuing(
     if len(chain) > _CAS or sum(len(pki.der(c)) for c in chain) > _CHAIN_BYTES:
         raise ConfigError(f"{where}: more than {_CAS} CAs below the root, or more than {_CHAIN_BYTES} bytes of them; "
                           "take as root one that is nearer")  # fmt: skip
-    for depth, (child, parent) in enumerate(zip(chain, [*chain[1:], root], strict=True), 1):
-        try:
-            pki.check_step(child, parent, depth, at)
-        except BundleNotCertified as error:
-            if not issued(child, parent) and any(issued(child, other) for other in (*chain, root)):
-                raise ConfigError(f"{where}: the certificates are in the wrong order: the issuing CA first, each "
-                                  "followed by the one that issued it") from None  # fmt: skip
-            if not issued(child, parent):
-                raise ConfigError(f"{where}: {_text(child)} was not issued by {_text(parent)}") from None
-            raise ConfigError(f"{where}: {_text(child)} below {_text(parent)}: {error}") from None
+    try:
+        verify_issuing(chain, root, at)
+    except BundleNotCertified as error:
+        raise ConfigError(f"{where}: {_why(chain, root, at) or error}") from None
+    if not signs_lists(chain[0]):
+        raise ConfigError(f"{where}: {first} may not sign revocation lists (cRLSign is missing)")
     return chain
+
+
+def _why(chain: list[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None) -> str:
+    """Which certificates of a chain do not belong together, and why."""
+    for depth, (child, parent) in enumerate(zip(chain, [*chain[1:], root], strict=True)):
+        if not issued(child, parent):
+            if any(issued(child, other) for other in (*chain, root)):
+                return ("the certificates are in the wrong order: the issuing CA first, each followed by the one that "
+                        "issued it")  # fmt: skip
+            return f"{_text(child)} was not issued by {_text(parent)}"
+        try:
+            check_ca(child, depth)
+            check_ca(parent, depth + 1, anchor=parent is root)
+            if at is not None:
+                check_dates([child, parent], at)
+        except BundleNotCertified as error:
+            return f"{_text(child)} below {_text(parent)}: {error}"
+    return ""
 
 
 def is_ca(certificate: x509.Certificate) -> bool:

@@ -30,6 +30,7 @@ from cipherbox.config import (
 from cipherbox.crl import check_crl, make_crl
 from cipherbox.errors import BundleNotCertified, ConfigError, StoreLocked
 from cipherbox.portable import lock_file, write_atomic, write_private
+from cipherbox.profile import check_root
 from cipherbox.server.carried import HQ_NAME, HQ_ROLE, request_row, requests_document
 from cipherbox.server.check import LOCK
 from cipherbox.server.material import (
@@ -100,7 +101,7 @@ def ask(
 
 def _check_root(root: x509.Certificate, where: Path) -> None:
     try:
-        pki.check_step(root, root, 0, pki.now())
+        check_root(root, pki.now())
     except BundleNotCertified as error:
         if root.subject == root.issuer:
             raise ConfigError(f"{where}: {error}") from None

@@ -1,7 +1,7 @@
 """Certificates at HQ: who a connection is, what is revoked, and the issuing CA while its key is here.
 
 What HQ knows of certificates lies in the store; this keeps it in memory by serial number.  A certificate that TLS
-accepted still needs to be one that HQ issued to a client it knows, and not revoked.
+accepted still needs to be one that HQ issued to a client it knows, not revoked, and to fit the profile of certificates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.config import ServerConfig
 from cipherbox.crl import make_crl
-from cipherbox.errors import CredentialsError, Forbidden, Revoked
+from cipherbox.errors import BundleNotCertified, CredentialsError, Forbidden, Revoked
 from cipherbox.server.material import Material, read_material
 from cipherbox.store.port import CertificateRow, Store
 
@@ -39,6 +39,7 @@ class Trust:
         self.root, self.issuing, self.server = material.root, material.issuing, material.server
         self.chain = tuple(pki.der(c) for c in material.chain)  # what follows a certificate that was issued here
         self.server_key, self.authority = material.server_key, material.authority
+        self._fitting: set[str] = set()  # serial numbers of certificates that fit the profile under these CAs
 
     def identify(self, certificate: x509.Certificate) -> str:
         """The client id of a certificate that TLS accepted; CredentialsError or Revoked."""
@@ -49,6 +50,12 @@ class Trust:
             raise Revoked(f"the certificate of {row.client} was revoked on {_day(row.revoked_at)}")
         if row.expires_at <= pki.ms(pki.now()):
             raise CredentialsError(f"the certificate of {row.client} ended on {_day(row.expires_at)}")
+        if row.serial not in self._fitting:
+            try:
+                pki.verify_chain([certificate, *self.material.chain], self.root, pki.now())  # TLS looks at less
+            except BundleNotCertified as error:
+                raise CredentialsError(f"the certificate of {row.client} was not accepted: {error}") from None
+            self._fitting.add(row.serial)
         return row.client
 
     def issue(self, key: pki.PublicKey, client_id: str) -> x509.Certificate:

@@ -65,6 +65,7 @@ def ca_show(ctx: click.Context, as_json: bool) -> None:
 _TITLES = {
     "root": "Root CA", "CA between": "CA between", "issuing": "Issuing CA", "server": "HQ",
     "revocations": "Revocation list that clients get", "list": "Revocation list from a file",
+    "refused lists": "Revocation lists that were refused",
     "clients": "Certificates of clients", "requests": "Requests that wait",
 }  # fmt: skip
 

@@ -99,7 +99,7 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.server.check import certificates
-    from cipherbox.server.lists import read_lists
+    from cipherbox.server.lists import Reading, look_at_lists
     from cipherbox.server.material import certificates_in, load_certificate, read_material
 
     server = "HQ renews it when it starts, and while it runs; its log says why not"
@@ -114,10 +114,16 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
     named.append(("the root certificate", load_certificate(config.tls.root), todo, CA_SOON_DAYS))
     for what, one, advice, soon in named:
         yield ends("certificates", what, one.not_valid_after_utc, one.not_valid_before_utc, advice, soon)
-    wrong = [text for text in certificates(config) if "ended on" not in text]
-    for text in wrong:
-        yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
-    for listed in read_lists(config, read_material(config, settle=False)).values() if not wrong else ():
+    try:
+        lists = look_at_lists(config, read_material(config, settle=False))
+    except CipherBoxError:
+        lists = Reading({}, [])  # why is said below
+    for text in certificates(config):
+        if "ended on" not in text and text != "\n".join(lists.refused):
+            yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+    for text in lists.refused:
+        yield Finding(BAD, "lists", text, "put the complete, newest list of that CA there, and nothing else")
+    for listed in lists.found.values():
         end = listed.says.next_update
         yield ends("lists", f"the revocation list {listed.file}", end, min(end, BUILT), "put a newer one there", 3)
 

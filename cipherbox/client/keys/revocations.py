@@ -1,12 +1,14 @@
 """The CA's revocation list as this client knows it: signed, numbered, with an end.
 
 A list older than one seen before is refused, and so is one whose end has passed: HQ must not hide a revocation by
-showing yesterday's list.  It is asked for at every new link and at least every hour.
+showing yesterday's list.  HQ's own certificate may be on it, too: no connection with it counts then.  It is asked for
+at every new link and at least every hour.
 """
 
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import trio
@@ -15,13 +17,16 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.client.home import REVOCATIONS
 from cipherbox.client.line import Line
+from cipherbox.client.link import Link
 from cipherbox.client.localdb import translated
 from cipherbox.crl import RevocationList, check_crl
-from cipherbox.errors import CredentialsError
+from cipherbox.errors import CredentialsError, Revoked
+from cipherbox.limits import LIMITS
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
 
 FRESH_S = 3600.0
+_AHEAD = timedelta(milliseconds=LIMITS.clock_ahead_ms)  # this machine's clock may lag: as for ids
 
 
 class Revocations:
@@ -36,7 +41,7 @@ class Revocations:
         self._link = 0
         self._lock = trio.Lock()
         try:
-            self._list = check_crl(self._path.read_bytes(), issuing, pki.now())
+            self._list = check_crl(self._path.read_bytes(), issuing, pki.now(), ahead=_AHEAD)
             self._ends_s = self._list.next_update.timestamp()
         except (OSError, CredentialsError):
             pass  # none yet, or ended: HQ has a newer one
@@ -60,12 +65,25 @@ class Revocations:
                 return
             answer: frames.Revocations = await self._line.request(frames.GetRevocations)
             least = self._list.number if self._list is not None else 0
-            found = check_crl(answer.crl, self._issuing, pki.now(), least)
+            found = check_crl(answer.crl, self._issuing, pki.now(), least, _AHEAD)
             if self._list is None or found.number != least:
                 with translated(self._path):
                     write_atomic(self._path, answer.crl)
             self._list, self._asked_at, self._link = found, trio.current_time(), self._line.links
             self._ends_s = found.next_update.timestamp()
+        if self._line.link is not None:
+            self.check_hq(self._line.link)
+
+    def check_hq(self, link: Link) -> None:
+        """Revoked if HQ's own certificate is on the list; the link ends then."""
+        shown = link.certificate
+        if shown is not None and self.revoked_at(pki.serial(shown)):
+            error = Revoked(
+                f"HQ's own certificate was revoked (serial number {pki.serial(shown)}): send nothing, and tell HQ's "
+                "administrator, who must have another one made"
+            )
+            link.end(error)
+            raise error
 
     def _serves(self, number: int) -> bool:
         return self.fresh and self._list is not None and self._list.number >= number
