@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit, exit_code
-from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, run_until_stopped
+from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, run_until_stopped, suggesting
 
 if TYPE_CHECKING:
     from cipherbox.cli.chat_screen import Screen
@@ -53,7 +53,7 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
     screen = Screen(as_json=as_json, interactive=interactive)
 
     async def main() -> int:
-        async with open_client(home, on_event=screen.event, keep_trying=True) as client:
+        async with open_client(home, on_event=screen.event, keep_trying=True) as client, suggesting(ctx, client):
             others = list(dict.fromkeys(clients)) or await _everybody(client)
             await client.bundles(others)
             talk = Chat(client, others, screen.state, to_all=to_all)

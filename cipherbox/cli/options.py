@@ -6,14 +6,15 @@ import gc
 import re
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from cipherbox.cli.main import PASSWORD_FILE
-from cipherbox.errors import Forbidden, InvalidRequest
+from cipherbox.errors import CipherBoxError, Forbidden, InvalidRequest
 from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
@@ -152,6 +153,22 @@ def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> 
     return done[0]
 
 
+@asynccontextmanager
+async def suggesting(ctx: click.Context, client: Client) -> AsyncIterator[None]:
+    """A block whose errors about a client that nobody knows say which one may have been meant."""
+    from cipherbox.client.suggest import with_suggestion
+
+    try:
+        yield
+    except CipherBoxError as error:
+        given = [ctx.params.get(one.name or "") for one in ctx.command.params if isinstance(one.type, ClientId)]
+        names = [name for value in given for name in ([value] if isinstance(value, str) else value or ())]
+        found = await with_suggestion(client, error, names)
+        if found is error:
+            raise
+        raise found from None
+
+
 def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """Opens this machine's client, does the work, closes it."""
     from cipherbox.cli.password import load_here
@@ -160,7 +177,7 @@ def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T
     home = load_here(ctx)
 
     async def main() -> T:
-        async with open_client(home, renew=False) as client:
+        async with open_client(home, renew=False) as client, suggesting(ctx, client):
             return await work(client)
 
     return run(main)

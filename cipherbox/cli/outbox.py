@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, command_here, json_option, run, run_until_stopped, sure
+from cipherbox.cli.options import CLIENT_ID, command_here, json_option, run, run_until_stopped, suggesting, sure
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
@@ -292,7 +292,7 @@ def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     home = load_here(ctx)
 
     async def main() -> T:
-        async with open_client(home, keep_trying=True, renew=False) as client:
+        async with open_client(home, keep_trying=True, renew=False) as client, suggesting(ctx, client):
             return await work(client)
 
     return run(main)

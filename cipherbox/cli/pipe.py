@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, DURATION, run_until_stopped
+from cipherbox.cli.options import CLIENT_ID, DURATION, run_until_stopped, suggesting
 
 IDLE_S = 60.0
 SHORTEST_S = 2.0
@@ -94,7 +94,7 @@ def pipe(ctx: click.Context, client_id: str, listen: bool, within: float | None,
         raise click.UsageError("A pipe has two ends: name the other client.")
 
     async def main() -> None:
-        async with open_client(home, on_event=print_trouble) as client:
+        async with open_client(home, on_event=print_trouble) as client, suggesting(ctx, client):
             made = Pipe(client, client_id, StandardEnds(), idle_s=idle)
             if not listen:
                 await _until_stopped(made.call, within if within is not None else IDLE_S)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, json_option, run
+from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, json_option, run, suggesting
 from cipherbox.cli.send_files import collect, in_parts, progress, send_all
 from cipherbox.errors import Queued
 from cipherbox.limits import LIMITS
@@ -120,7 +120,9 @@ def send(
 
         done: list[Confirmation] = []
         on_event = None if as_json else print_event if verbose else print_trouble
-        async with open_client(home, on_event=on_event, keep_trying=True, renew=False) as client:
+        async with (
+            open_client(home, on_event=on_event, keep_trying=True, renew=False) as client, suggesting(ctx, client)
+        ):  # fmt: skip
             where = {"to": list(to) or None, "exchange": exchange or "", "routing_key": key or ""}
             if messages:
                 more = {
