@@ -23,6 +23,7 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["--messages", "31", "--presealed", "--receivers", "2"], 31),
         (["--messages", "21", "--senders", "2", "--receivers", "4", "--recipients", "2", "--batch", "1"], 21),
         (["--messages", "20", "--rate", "100"], 20),
+        (["--messages", "40", "--files", "--size", "17"], 40),
     ],
 )
 def test_every_shape_counts_all_messages(arguments: list[str], messages: int) -> None:
@@ -35,7 +36,7 @@ def test_every_shape_counts_all_messages(arguments: list[str], messages: int) ->
     assert set(result["latency_ms"]) == {"p50", "p99"}
     assert set(result["cpu_s_per_million"]) == {"sender", "hq", "receiver"}
     assert result["cpu_s_per_million"]["sender"] > 0
-    if "--presealed" not in arguments:
+    if not {"--presealed", "--files"} & set(arguments):
         assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p99"]
 
 
@@ -57,6 +58,7 @@ def test_a_table_for_people() -> None:
         (["--batch", "0"], "auto, or 1 to 65536"),
         (["--receivers", "3", "--recipients", "2"], "multiple of --recipients"),
         (["--presealed", "--rate", "5"], "does not go with --rate"),
+        (["--files", "--rate", "5"], "does not go with --presealed, --rate"),
     ],
 )
 def test_what_cannot_be_measured(arguments: list[str], words: str) -> None:

@@ -40,6 +40,7 @@ class Work:
     presealed: bool = False
     rate: float = 0.0
     wrap: str = ""  # how the content key is wrapped; "": as each recipient prefers
+    files: bool = False  # put into an agent's folder, and there as files again
 
     @property
     def title(self) -> str:
@@ -47,6 +48,7 @@ class Work:
         size = _size_words(self.size)
         how = "sealed beforehand, opened by nobody" if self.presealed else f"{self.batch} in an envelope"
         how = "automatic batches" if not self.batch and not self.presealed else how
+        how = "files from folder to folder" if self.files else how
         parts = [f"{size}, {how}"]
         if self.wrap:
             parts.append(f"wrapped by {self.wrap}")
@@ -65,6 +67,8 @@ class Work:
         """Messages of the run, all senders together: as asked, or what a usual machine does in a few seconds."""
         if self.messages:
             return self.messages
+        if self.files:
+            return max(20, min(3000, 500_000_000 // self.size))
         if self.rate:
             return max(1, int(self.rate * SECONDS))
         if self.presealed:
@@ -120,6 +124,7 @@ class Batch(click.ParamType[int]):
 @click.option("--receivers", type=click.IntRange(1, 64), help="Receiving processes. [default: --recipients]")
 @click.option("--recipients", type=click.IntRange(1, 64), help="Receivers that get each message. [default: 1]")
 @click.option("--presealed", is_flag=True, help="HQ alone: envelopes sealed beforehand, opened by nobody.")
+@click.option("--files", is_flag=True, help="Files, put into an agent's folder, instead of messages.")
 @click.option("--rate", type=click.FloatRange(0.1, 100_000), help="So many messages a second: latency at this rate.")
 @click.option("--wrap", type=click.Choice(tuple(WRAPS)), help="Keys are wrapped like that, as `send --wrap` does.")
 @click.option(
@@ -133,7 +138,7 @@ class Batch(click.ParamType[int]):
 def bench(
     ctx: click.Context, size: int | None, messages: int | None, batch: int | None, senders: int | None,
     receivers: int | None, recipients: int | None, presealed: bool, rate: float | None, directory: Path | None,
-    wrap: str | None, url: str, as_json: bool, worker: bool,
+    wrap: str | None, files: bool, url: str, as_json: bool, worker: bool,
 ) -> int:  # fmt: skip
     """Measure this machine: sender, HQ and receiver as processes of their own, always durable and end to end.
 
@@ -143,6 +148,7 @@ def bench(
     cipherbox bench
     cipherbox bench --size 1KiB
     cipherbox bench --size 100 --batch 1 --rate 200
+    cipherbox bench --files --messages 3000 --size 17
     """
     if worker:
         from cipherbox.cli.bench.worker import work
@@ -150,7 +156,7 @@ def bench(
         return run(work, ctx.find_root().obj)
     given = [size, messages, batch, senders, receivers, recipients, rate, wrap]
     works: tuple[Work, ...] = STANDARD
-    if presealed or any(value is not None for value in given):
+    if presealed or files or any(value is not None for value in given):
         each = recipients or 1
         many = receivers or each
         if many % each:
@@ -161,7 +167,12 @@ def bench(
             raise click.UsageError("--presealed measures how much HQ can take; it does not go with --rate.")
         if presealed and wrap:
             raise click.UsageError("--presealed measures HQ, which sees no difference; it does not go with --wrap.")
-        works = (Work(size or 100, messages or 0, batch, senders or 1, many, each, presealed, rate or 0.0, wrap or ""),)
+        if files and (presealed or rate or batch or wrap):
+            raise click.UsageError("--files measures agents: it does not go with --presealed, --rate, --batch, --wrap.")
+        if files and each > 1:
+            raise click.UsageError("--files goes with --recipients 1: each file is for one center.")
+        one = Work(size or 100, messages or 0, batch, senders or 1, many, each, presealed, rate or 0.0, wrap or "")
+        works = (attrs.evolve(one, files=files),)
     return _measure(works, directory, url, as_json)
 
 

@@ -145,9 +145,10 @@ def _tasks(work: Work, names: tuple[list[str], list[str]], groups: list[list[str
         for group, part in zip(groups, parts, strict=True):
             for name in group:
                 due[name] += part
-    tasks = {n: {**same, "do": "take" if work.presealed else "receive", "messages": due[n]} for n in receivers}
+    receive = "take" if work.presealed else "receive-files" if work.files else "receive"
+    tasks = {n: {**same, "do": receive, "messages": due[n]} for n in receivers}
     for name, count in sent.items():
-        do = "send-presealed" if work.presealed else "send"
+        do = "send-presealed" if work.presealed else "send-files" if work.files else "send"
         tasks[name] = {**same, "do": do, "messages": count, "groups": groups}
     return tasks
 

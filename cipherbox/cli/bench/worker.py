@@ -33,19 +33,23 @@ async def work(home: Path | None) -> int:
     from cipherbox.client.api import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
-    async with open_client(home) as client:
-        await {"send": _send, "send-presealed": _send_presealed, "receive": _receive, "take": _take}[task["do"]](
-            client, task
-        )
+    from cipherbox.cli.bench import files
+
+    does = {
+        "send": _send, "send-presealed": _send_presealed, "receive": _receive, "take": _take,
+        "send-files": files.send, "receive-files": files.receive,
+    }  # fmt: skip
+    async with open_client(home, **files.settings(task["do"])) as client:
+        await does[task["do"]](client, task)
     return Exit.OK
 
 
-def _say(**values: object) -> None:
+def tell(**values: object) -> None:
     print(orjson.dumps(values).decode(), flush=True)
 
 
-async def _measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
-    _say(ready=True)
+async def measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
+    tell(ready=True)
     await trio.to_thread.run_sync(sys.stdin.buffer.readline)
     cpu, began = time.process_time(), time.monotonic_ns()
     await body()
@@ -80,12 +84,12 @@ async def _send(client: Client, task: dict[str, Any]) -> None:
 
     async def all_groups() -> None:
         async with trio.open_nursery() as nursery:
-            for group, count in zip(groups, _shares(task["messages"], len(groups)), strict=True):
+            for group, count in zip(groups, shares(task["messages"], len(groups)), strict=True):
                 nursery.start_soon(one_group, group, count)
 
     for group in groups:
         await client.bundles(group)
-    _say(**await _measured(all_groups))
+    tell(**await measured(all_groups))
 
 
 async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
@@ -122,7 +126,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
     for number in range(-(-task["messages"] // count)):
         items.append(sealed(number))
         if number % 1000 == 0:
-            _say(sealed=number * count)
+            tell(sealed=number * count)
             await trio.lowlevel.checkpoint()
 
     async def body() -> None:
@@ -140,14 +144,14 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
         moved.set()
 
     window.room_listeners.append(room_came)
-    _say(**await _measured(body))
+    tell(**await measured(body))
 
 
 def _message(stamp: int, size: int) -> str:
     return f"{stamp:020d}".ljust(size, "x")[:size]
 
 
-def _shares(total: int, parts: int) -> list[int]:
+def shares(total: int, parts: int) -> list[int]:
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
@@ -170,7 +174,7 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
                 took.append((now - int(line[at : at + STAMP])) / 1e6)
         if now - told > _TELL_S * 1e9:
             told = now
-            _say(received=receiver.received)
+            tell(received=receiver.received)
 
     if task["wrap"] == "ratchet":
         await client.offer_prekeys()
@@ -179,8 +183,8 @@ async def _receive(client: Client, task: dict[str, Any]) -> None:
     async def body() -> None:
         await receiver.run([client.mailbox], count=task["messages"])
 
-    result = await _measured(body)
-    _say(**result, took_ms=took, received=receiver.received)
+    result = await measured(body)
+    tell(**result, took_ms=took, received=receiver.received)
 
 
 async def _take(client: Client, task: dict[str, Any]) -> None:
@@ -197,7 +201,7 @@ async def _take(client: Client, task: dict[str, Any]) -> None:
                 acks.start_soon(client.ack, batch)
                 if time.monotonic() - told > _TELL_S:
                     told = time.monotonic()
-                    _say(received=took)
+                    tell(received=took)
 
-    result = await _measured(body)
-    _say(**result, took_ms=[], received=took)
+    result = await measured(body)
+    tell(**result, took_ms=[], received=took)

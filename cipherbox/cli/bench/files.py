@@ -1,0 +1,63 @@
+"""`bench --files`: an agent sends what lies in its folder, a receiver has it as files again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+_TELL_S = 0.2
+
+
+def settings(do: str) -> dict[str, Any]:
+    """Of the client that does it: what lies in the folder is whole."""
+    from cipherbox.config import AgentSettings
+
+    return {"agent": AgentSettings(settle_s=0.0)} if do == "send-files" else {}
+
+
+async def send(client: Client, task: dict[str, Any]) -> None:
+    """Puts the files into the folders of their centers, then lets the agent send them until they are in `sent`."""
+    from cipherbox.cli.bench.worker import measured, shares, tell
+    from cipherbox.client.agent import Agent
+    from cipherbox.client.folder.endings import OUTGOING
+
+    folder = client.home.path / "agent"
+    content = b"x" * task["size"]
+    for group, count in zip(task["groups"], shares(task["messages"], len(task["groups"])), strict=True):
+        place = folder / OUTGOING / "+".join(group)
+        place.mkdir(parents=True)
+        for number in range(count):
+            (place / f"result-{number:06d}.csv").write_bytes(content)
+    agent = Agent(client, folder)
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(agent.run)
+            while agent.sent < task["messages"]:
+                await trio.sleep(_TELL_S)
+                tell(sealed=agent.sent)
+            nursery.cancel_scope.cancel()
+
+    tell(**await measured(body))
+
+
+async def receive(client: Client, task: dict[str, Any]) -> None:
+    """Receives until all files have their names."""
+    from cipherbox.cli.bench.worker import measured, tell
+    from cipherbox.client.inbox.receiver import Receiver
+
+    receiver = Receiver(client, incoming=client.home.path / "incoming")
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receiver.keep)
+            while receiver.received < task["messages"]:
+                await trio.sleep(_TELL_S)
+                tell(received=receiver.received)
+            nursery.cancel_scope.cancel()
+
+    tell(**await measured(body), took_ms=[], received=receiver.received)
