@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
-BASE = {"errors", "groups", "limits"}
+BASE = {"errors", "groups", "limits", "checks"}
 GROUND = BASE | {
     "portable", "configfile", "databaseurl", "secretfile", "proxyurl", "config", "configshow", "profile", "pki", "crl",
     "ops", "tls", "proxy", "transport", "websocket",
@@ -20,6 +20,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
     "groups": ({"errors"}, set()),
     "limits": ({"errors"}, {"attrs"}),
+    "checks": ({"errors"}, set()),
     "portable": (BASE, set()),
     "configfile": (BASE | {"portable"}, {"attrs"}),
     "databaseurl": (BASE, set()),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cipherbox.client.sessions.securesocket import SecureSocket, SqliteSessions
     from cipherbox.sealing.body import Message
     from cipherbox.sealing.secure import HandshakeBuilder, SecureContext, SecureSession, generate_keypair
+    from cipherbox.sealing.sessions.settings import SessionSettings
 
 _WHERE = {
     "AllowList": "cipherbox.client.allow",
@@ -55,6 +56,7 @@ _WHERE = {
     "Receiver": "cipherbox.client.inbox.receiver",
     "SecureContext": "cipherbox.sealing.secure",
     "SecureSession": "cipherbox.sealing.secure",
+    "SessionSettings": "cipherbox.sealing.sessions.settings",
     "SecureSocket": "cipherbox.client.sessions.securesocket",
     "SqliteSessions": "cipherbox.client.sessions.securesocket",
     "generate_keypair": "cipherbox.sealing.secure",
@@ -76,6 +78,7 @@ __all__ = [
     "SecureContext",
     "SecureSession",
     "SecureSocket",
+    "SessionSettings",
     "SqliteSessions",
     "generate_keypair",
     "join",

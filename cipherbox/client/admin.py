@@ -6,10 +6,12 @@ from typing import Any
 
 import orjson
 
+from cipherbox.checks import checked
 from cipherbox.client.line import Line
 from cipherbox.wire import frames
 
 
+@checked
 class AdminCalls:
     """Mixed into `Client`."""
 

@@ -49,8 +49,9 @@ ONE_LINE_EACH = 16  # files of one look; more are named as a run
 class Agent:
     """See the module.  ``folder`` holds the five folders."""
 
-    def __init__(self, client: Client, folder: Path, *, on_progress: OnProgress | None = None) -> None:
-        self.client, self.folder = client, folder
+    def __init__(self, client: Client, folder: Path | str, *, on_progress: OnProgress | None = None) -> None:
+        self.client = client
+        self.folder = folder = Path(folder)
         self.sent = 0  # files HQ has
         self.failed = 0
         self.refused = 0  # by their recipients

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from cipherbox.checks import checked
 from cipherbox.errors import ConfigError, InvalidRequest, NotAllowed
 from cipherbox.limits import check_client_id
 from cipherbox.portable import write_atomic
@@ -21,10 +22,11 @@ ANYBODY = "*"
 Allowed = list[str] | str  # client ids, or "*"
 
 
+@checked
 class AllowList:
     """The lists of one home; every method reads the file anew, so that several processes agree."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path | str) -> None:
         self._path = Path(home) / FILE
 
     def entries(self) -> dict[str, Allowed]:

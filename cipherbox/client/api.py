@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from cipherbox.checks import checked
 from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges
@@ -60,6 +61,7 @@ CONSUME_ENVELOPES = LIMITS.credit_envelopes
 CONSUME_BYTES = 16 * 1024 * 1024
 
 
+@checked
 class Client(Tracking, AdminCalls):
     """An open client.  ``home`` holds its files, ``directory`` and ``allow`` what it believes and permits."""
 
@@ -318,8 +320,6 @@ class Client(Tracking, AdminCalls):
         """The believed bundle of each client, fetched, checked and pinned as needed."""
         return await self.directory.recipients(list(client_ids))
 
-    # -- inside -------------------------------------------------------------------------------------------------
-
     @property
     def mailbox(self) -> str:
         return f"box.{self.client_id}"
@@ -351,6 +351,7 @@ class Client(Tracking, AdminCalls):
                     self.events.messages(RECEIVER, text, delivery.envelope_id, delivery.count, mark=mark)
 
 
+@checked
 @asynccontextmanager
 async def open_client(
     home: Path | str | Home | None = None, *, on_event: OnEvent | None = None, keep_trying: bool = False,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cipherbox.checks import checked
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.line import Line
 from cipherbox.client.link import Link, fresh
@@ -159,6 +160,7 @@ class Consumer:
         """Deliveries that HQ pushed and nobody has taken yet."""
         return len(self._waiting)
 
+    @checked
     async def batch(self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes) -> list[Delivery]:
         """What is there now, not opened yet: 1 to ``most`` deliveries, up to ``size`` bytes; waits for the first."""
         await trio.lowlevel.checkpoint()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cipherbox.errors import InvalidRequest, TooLarge
 from cipherbox.limits import LIMITS
@@ -17,9 +17,14 @@ _FIXED_OVERHEAD = 4608  # prefix, signatures, tag, default type
 def as_messages(content: Content | Sequence[Content]) -> list[Message]:
     """One or many of Message, bytes and str as messages; a str is text, bytes are binary."""
     many = [content] if isinstance(content, Message | bytes | bytearray | memoryview | str) else content
+    if not isinstance(many, Iterable):
+        raise InvalidRequest(f"a message is a Message, bytes or str, not {type(many).__name__}")
     found = []
     for one in many:
         if isinstance(one, Message):
+            if not isinstance(one.content, bytes):
+                raise InvalidRequest(f"the content of a Message is bytes, not {type(one.content).__name__}; text alone may "
+                                     "be given as str")  # fmt: skip
             found.append(one)
         elif isinstance(one, str):
             found.append(text_message(one))

@@ -26,6 +26,7 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki, tls
+from cipherbox.checks import checked
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
 from cipherbox.client.keys.local import (
     LOCAL_KEY,
@@ -81,6 +82,7 @@ class JoinReport:
     other: str = ""  # some client that could be written to; empty: there is none yet
 
 
+@checked
 async def join(
     home: Path | str, token_text: str, *, on_number: OnNumber | None = None, timeout_s: float = 10.0,
     pause_s: float = FIRST_PAUSE_S, password: Password | None = None, signatures: str = SIGNATURES[0],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from cipherbox.checks import checked
 from cipherbox.client.choices import stanza_type
 from cipherbox.client.events import SENDER
 from cipherbox.client.outbox.resealing import waits
@@ -217,8 +218,9 @@ class FileSender:
         self._changed = trio.Event()
 
 
+@checked
 async def send_file(
-    client: Client, file: Path, path: Sequence[str], recipients: Sequence[str], content_type: str, *,
+    client: Client, file: Path | str, path: Sequence[str], recipients: Sequence[str], content_type: str, *,
     compress: bool = False, copy: bool = False, stanza: int | str | None = None, patient: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Confirmation:  # fmt: skip
@@ -226,7 +228,7 @@ async def send_file(
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
         raise InvalidRequest("sessions are for messages; send a file without stanza 'ratchet'")
-    post = client.outbox()
+    post, file = client.outbox(), Path(file)
     transfers = Transfers(post.outbox)
     transfer = await post.store(
         lambda: transfers.begin(file, path, recipients, content_type, compress=compress, copy=copy, stanza=kind)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import trio
 
+from cipherbox.checks import checked, unchecked
 from cipherbox.client.contents import Content, as_messages, cost, room_for
 from cipherbox.client.events import SENDER
 from cipherbox.client.line import Line, Patience
@@ -73,6 +74,7 @@ class Batch:
         return pack_contents(self.contents, self.kind) if self.messages is None else pack(self.messages)
 
 
+@checked
 class Publisher:
     """See the module; made by `Client.publisher`, inside ``async with``."""
 
@@ -106,6 +108,7 @@ class Publisher:
         """Messages taken and not yet confirmed or refused."""
         return self.accepted - self.confirmed - sum(len(messages) for messages, _ in self.refused)
 
+    @unchecked
     def put(self, message: Content) -> bool:
         """Takes one message; False: `await room()` before the next."""
         if type(message) is str:
@@ -154,6 +157,7 @@ class Publisher:
         """Waits until `put` may be called."""
         await self._wait(lambda: not self._full(self._batch))
 
+    @unchecked
     async def send(self, message: Content) -> None:
         """`put`, and waits for room when there is none."""
         if self._full(self._batch):

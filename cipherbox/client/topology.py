@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from cipherbox.checks import checked
 from cipherbox.client.consume import ranges
 from cipherbox.client.line import Line
 from cipherbox.envelope.ids import split_message_id
@@ -18,6 +19,7 @@ from cipherbox.wire import frames
 TYPES = {"direct": 0, "fanout": 1, "topic": 2}
 
 
+@checked
 class TopologyCalls:
     """Mixed into `Client`."""
 

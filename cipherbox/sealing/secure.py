@@ -22,13 +22,14 @@ import hmac
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import attrs
 import nacl.exceptions
 import nacl.signing
 
+from cipherbox.checks import checked
 from cipherbox.envelope.kinds import label
 from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing, MalformedEnvelope, SignatureInvalid
 from cipherbox.sealing.sessions import handshake, session
@@ -58,6 +59,10 @@ class KeyPair:
     def __repr__(self) -> str:
         return f"KeyPair(public={self.public.hex()[:16]}…)"
 
+    def __iter__(self) -> Iterator[bytes]:
+        """``public, private = generate_keypair()``."""
+        return iter((self.public, self.private))
+
     @property
     def public(self) -> bytes:
         return public(self.private[:KEY]) + bytes(nacl.signing.SigningKey(self.private[KEY:]).verify_key)
@@ -67,6 +72,7 @@ class KeyPair:
         return nacl.signing.SigningKey(self.private[KEY:]).sign(_signed(use, data)).signature
 
 
+@checked
 def generate_keypair(random: Random = os.urandom) -> KeyPair:
     """A fresh key pair."""
     return KeyPair(random(PUBLIC))
@@ -81,6 +87,11 @@ def _verify(peer: bytes, use: str, data: bytes, signature: bytes) -> None:
         nacl.signing.VerifyKey(peer[KEY:]).verify(_signed(use, data), signature)
     except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError):
         raise SignatureInvalid("the handshake is not signed by the key it names") from None
+
+
+def _slot(name: bytes) -> bytes:
+    """Where the key of a named peer lies among the sessions, whose ids are random and shorter."""
+    return label("secure-peer") + hashlib.sha256(name).digest()
 
 
 class SessionStorage(Protocol):
@@ -109,6 +120,7 @@ class MemoryStorage:
         self._states.pop(session_id, None)
 
 
+@checked
 class SecureContext:
     """A program's key pair and its sessions.  ``storage``: None for memory alone; `SqliteSessions` lasts."""
 
@@ -132,15 +144,35 @@ class SecureContext:
         """64 bytes, to be given to the other end on a way that is trusted."""
         return self.keypair.public
 
-    def create_session(self, peer_key: bytes | None = None) -> HandshakeBuilder:
-        """A handshake to begin; ``peer_key``: the only one who may be at the other end."""
+    def create_session(self, peer: bytes | None = None) -> HandshakeBuilder:
+        """A handshake to begin, which becomes the session.
+
+        ``peer``: the public key (64 bytes) of the only one who may be at the other end, or any other bytes as a name of
+        your own for it.  Whoever first answers under a name is remembered with its key, and is the only one who may be
+        there from then on; how good that is, only comparing `peer_key` says.
+        """
         builder = HandshakeBuilder(self)
-        return builder if peer_key is None else builder.peer_key(peer_key)
+        if peer is None:
+            return builder
+        if len(peer) == PUBLIC:
+            return builder.peer_key(peer)
+        if not peer:
+            raise InvalidRequest("the name of a peer is not empty")
+        return builder.named(peer)
 
     def session(self, session_id: bytes) -> SecureSession:
         """A session as an object; KeyMissing if there is none."""
         self._load(session_id)
         return SecureSession(self, session_id)
+
+    def key_of(self, name: bytes) -> bytes | None:
+        """The public key of whoever answered under a name, 64 bytes; None: nobody has."""
+        return self._storage.load(_slot(name))
+
+    def remember(self, name: bytes, key: bytes) -> None:
+        """Keeps the key of whoever answered under a name; a name keeps its first."""
+        if self.key_of(name) is None:
+            self._storage.save(_slot(name), key)
 
     def encrypt_message(self, session_id: bytes, plaintext: bytes, associated_data: bytes = b"") -> bytes:
         """The message's bytes.  KeyMissing: no such session; InvalidRequest: the other end must speak first."""
@@ -185,6 +217,7 @@ class SecureContext:
         self._cache[found.session_id] = peer, found
 
 
+@checked
 @attrs.frozen
 class SecureSession:
     """One session of a context."""
@@ -210,6 +243,7 @@ class SecureSession:
         self.context.close_session(self.session_id)
 
 
+@checked
 class HandshakeBuilder:
     """One handshake: `offer` and `finish` at one end, `begin` at the other.  The bytes may travel any way."""
 
@@ -217,6 +251,8 @@ class HandshakeBuilder:
         self._context = context
         self._prologue = b""
         self._peer: bytes | None = None
+        self._name = b""
+        self._session: SecureSession | None = None
         self._pair: Pair | None = None
         self._offer = b""
 
@@ -231,6 +267,28 @@ class HandshakeBuilder:
             raise InvalidRequest(f"a public key has {PUBLIC} bytes, this one has {len(key)}")
         self._peer = key
         return self
+
+    def named(self, name: bytes) -> HandshakeBuilder:
+        """A name for who is at the other end; see `SecureContext.create_session`."""
+        self._name = bytes(name)
+        self._peer = self._context.key_of(self._name)
+        return self
+
+    @property
+    def session(self) -> SecureSession:
+        """The session this handshake made; InvalidRequest before `begin` or `finish`."""
+        if self._session is None:
+            raise InvalidRequest("there is no session yet: exchange offer(), begin() and finish() with the other end "
+                                 "first, or use SecureSocket, which does that")  # fmt: skip
+        return self._session
+
+    def encrypt(self, plaintext: bytes, associated_data: bytes = b"") -> bytes:
+        """See `SecureSession.encrypt`."""
+        return self.session.encrypt(plaintext, associated_data)
+
+    def decrypt(self, message: bytes, associated_data: bytes = b"") -> bytes:
+        """See `SecureSession.decrypt`."""
+        return self.session.decrypt(message, associated_data)
 
     def offer(self) -> bytes:
         """The bytes to send to who begins; good for one handshake."""
@@ -257,7 +315,7 @@ class HandshakeBuilder:
         shaken, agreed = handshake.begin(own.private[:KEY], prekeys, now, parties, context.random)
         made = session.started(shaken, agreed, prekeys, now, context.random)
         made, raw = session.seal(made, b"", _CONFIRM)
-        context.keep(peer, made)
+        self._made(peer, made)
         return _FIRST_HEAD.pack(_FIRST, own.public, own.sign("secure-first", offer + raw)) + raw, made.session_id
 
     def finish(self, first: bytes) -> bytes:
@@ -281,7 +339,14 @@ class HandshakeBuilder:
         made = session.answered(parsed.handshake, agreed, self._pair.dh, context.clock_ms())
         made, _ = session.open_(made, parsed, _CONFIRM, random=context.random)
         self._pair = None
-        return context.keep(peer, made)
+        return self._made(peer, made)
+
+    def _made(self, peer: bytes, made: Session) -> bytes:
+        if self._name:
+            self._context.remember(self._name, peer)
+        session_id = self._context.keep(peer, made)
+        self._session = SecureSession(self._context, session_id)
+        return session_id
 
     def _expect(self, peer: bytes) -> None:
         if self._peer is not None and not hmac.compare_digest(self._peer, peer):

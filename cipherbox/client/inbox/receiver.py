@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cipherbox.checks import checked
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK, keyless
@@ -49,6 +50,7 @@ Key = tuple[str, bytes]  # sender, envelope id
 OnLines = Callable[[list[bytes]], None]
 
 
+@checked
 class Receiver:
     """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope.
 
@@ -57,12 +59,12 @@ class Receiver:
     """
 
     def __init__(
-        self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | None = None,
+        self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | str | None = None,
         keep_contents: bool = False,
     ) -> None:  # fmt: skip
         self.client = client
         self._keep_contents = keep_contents
-        self._incoming = incoming
+        self._incoming = Path(incoming) if incoming is not None else None
         self.received = 0  # messages recorded
         self.duplicates = 0  # envelopes that came again
         self.files = 0  # files that became whole
@@ -114,9 +116,7 @@ class Receiver:
                 self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
 
             sessions = self.client.sessions
-            inbox = Inbox(
-                self._home, was_cut, self._incoming, keep_contents=self._keep_contents, sessions=sessions
-            )
+            inbox = Inbox(self._home, was_cut, self._incoming, keep_contents=self._keep_contents, sessions=sessions)
             self._inbox = inbox
             try:
                 self._owed = OwedReceipts(self.client)
@@ -166,6 +166,7 @@ class Receiver:
                 acks.start_soon(self._owed.run)
                 assert self.client.prekeys is not None
                 acks.start_soon(self.client.prekeys.keep)
+                acks.start_soon(self.client.life.say_registered)
                 async with background() as nursery:
                     for name in names:
                         await nursery.start(self._consume, name, acks)
@@ -187,6 +188,7 @@ class Receiver:
                 nursery.start_soon(self._owed.run)
                 assert self.client.prekeys is not None
                 nursery.start_soon(self.client.prekeys.keep)
+                await self.client.life.say_registered()
                 for name in list(queues) if queues is not None else await self.client.readable_queues():
                     await self._drain(name, count, before)
                 await self._owed.flush()
@@ -235,8 +237,6 @@ class Receiver:
         """Waits a little until no receipt is owed."""
         if self._owed is not None:
             await self._owed.flush()
-
-    # -- inside -------------------------------------------------------------------------------------------------
 
     async def _consume(self, name: str, acks: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
         async with self.client.consume_unopened(name) as consumer:

@@ -32,7 +32,7 @@ import trio
 
 from cipherbox import pki
 from cipherbox.client.enrol import ISSUED, checked_chain
-from cipherbox.client.events import KEYS, Events
+from cipherbox.client.events import KEYS, RECEIVER, Events
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, keyless, put_next_key
 from cipherbox.client.localdb import translated
 from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
@@ -131,6 +131,16 @@ class KeyLife:
                 self._say_once(f"This client's keys could not be looked after: {error}")
                 pause = RETRY_S if error.retryable else LOOK_S
             await trio.sleep(pause)
+
+    async def say_registered(self) -> None:
+        """Tells whoever listens that HQ hands out this client's keys; what HQ does not answer stops nothing."""
+        bundle = self._home.identity.bundle if self._home.identity is not None else None
+        if bundle is None or not self._events.heard:
+            return
+        with suppress(CipherBoxError):
+            if await self._at_hq(bundle.sequence) == bundle.hash:
+                self._events.say(RECEIVER, f"Public key of {bundle.client_id} is registered at HQ, bundle "
+                                           f"{bundle.sequence}")  # fmt: skip
 
     def refresh(self) -> bool:
         """Takes in what another process of this home changed; whether there was anything."""

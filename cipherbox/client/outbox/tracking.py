@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from cipherbox.checks import checked
 from cipherbox.client.home import keyless
 from cipherbox.client.outbox.folderfiles import FolderFiles
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
@@ -55,6 +56,7 @@ class Timeline:
     file: str = ""  # of the agent's folder
 
 
+@checked
 class Tracking(TopologyCalls):
     """Mixed into `Client`."""
 

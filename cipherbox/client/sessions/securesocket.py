@@ -17,6 +17,7 @@ from types import TracebackType
 
 import trio
 
+from cipherbox.checks import checked
 from cipherbox.client.localdb import open_database, transaction
 from cipherbox.envelope.kinds import label
 from cipherbox.errors import EnvelopeError, HandshakeTimeout, InvalidRequest, NetworkError, ProtocolError, TooLarge
@@ -30,6 +31,7 @@ _OVERHEAD = 2048
 _END, _DATA = b"\x00", b"\x01"
 
 
+@checked
 class SecureSocket:
     """See the module; made by `connect` at one end and `accept` at the other."""
 
@@ -175,10 +177,12 @@ class SecureSocket:
         return found
 
 
+@checked
 class SqliteSessions:
     """A `SessionStorage` in a file of this user alone, every state encrypted under ``key`` (32 bytes), durable."""
 
-    def __init__(self, path: Path, key: bytes) -> None:
+    def __init__(self, path: Path | str, key: bytes) -> None:
+        path = Path(path)
         if len(key) != 32:
             raise InvalidRequest(f"the key of a session file has 32 bytes, this one has {len(key)}")
         self._path = path

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import attrs
 
+from cipherbox.checks import checked
 
+
+@checked
 @attrs.frozen
 class SessionSettings:
     """Frozen; the comment behind each says why it has this value."""
