@@ -20,6 +20,8 @@ import attrs
 
 from cipherbox.configfile import (
     DEFAULT_PORT,
+    AgentSettings,
+    InboxSettings,
     build_table,
     check_loopback,
     parse_listen,
@@ -225,15 +227,6 @@ class OutboxSettings:
 
 
 @attrs.frozen
-class AgentSettings:
-    """Table `[agent]`."""
-
-    settle_s: float = setting(10.0, "a file is sent when it has not changed for so long", low=0.0)
-    marker: str = setting("", "not empty: a file is sent when a file of its name with this ending stands beside it")
-    ignore: str = setting("", "names that are not sent, as patterns separated by commas, for example *.log, ~*")
-
-
-@attrs.frozen
 class KeySettings:
     """Table `[keys]`."""
 
@@ -273,12 +266,12 @@ class ClientConfig:
     line: LineSettings = attrs.Factory(LineSettings)
     agent: AgentSettings = attrs.Factory(AgentSettings)
     sessions: SessionTable = attrs.Factory(SessionTable)
+    inbox: InboxSettings = attrs.Factory(InboxSettings)
 
 
 CLIENT_TABLES: dict[str, type] = {
     "client": IdentitySettings, "line": LineSettings, "retry": RetrySettings, "outbox": OutboxSettings,
-    "keys": KeySettings, "agent": AgentSettings,
-    "sessions": SessionTable,
+    "keys": KeySettings, "agent": AgentSettings, "inbox": InboxSettings, "sessions": SessionTable,
 }  # fmt: skip
 
 # -- loading and writing ------------------------------------------------------------------------------------------
@@ -367,7 +360,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
     more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
     return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, agent=tables["agent"],
-                        sessions=tables["sessions"])  # fmt: skip
+                        inbox=_absolute(home, tables["inbox"]), sessions=tables["sessions"])  # fmt: skip
 
 
 def _absolute(directory: Path, table: Any) -> Any:

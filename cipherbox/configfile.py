@@ -38,6 +38,27 @@ def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float
     return attrs.field(default=default, metadata=metadata)
 
 
+@attrs.frozen
+class AgentSettings:
+    """Table `[agent]`."""
+
+    settle_s: float = setting(10.0, "a file is sent when it has not changed for so long", low=0.0)
+    marker: str = setting("", "not empty: a file is sent when a file of its name with this ending stands beside it")
+    ignore: str = setting("", "names that are not sent, as patterns separated by commas, for example *.log, ~*")
+
+
+@attrs.frozen
+class InboxSettings:
+    """Table `[inbox]`."""
+
+    incoming: Path | None = setting(None, "where files arrive; empty: incoming/ in the folder that a person sees")
+    plain: bool = setting(False, "true: what was received lies here readable, under a password, too")
+    keep_days: int = setting(400, "what was received can be shown and written again for so many days", low=1)
+    partial_days: int = setting(14, "files that came in part are given up after so many days without news", low=1)
+    rotate_bytes: int = setting(0, "begin a new received_messages.jsonl above this size; 0: never", low=0)
+    rotate_days: int = setting(0, "begin a new one when it is so old; 0: never", low=0)
+
+
 def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[str, Any]:
     """Table -> settings; ``missing`` says what to do when there is no such file."""
     try:

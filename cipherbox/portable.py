@@ -1,4 +1,4 @@
-"""The only file that knows of Unix and Windows: file modes, locks, signals, safe names.
+"""The only file that knows of Unix and Windows: file modes, locks, signals.
 
 Writes are atomic and durable: a new file beside the old one, synced, renamed over it, the directory synced.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import signal
 import stat
@@ -25,9 +24,7 @@ WINDOWS = sys.platform == "win32"
 T = TypeVar("T")
 O_BINARY = getattr(os, "O_BINARY", 0)  # for os.open: Windows would change the ends of lines
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5)
-_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 def read_at(fd: int, size: int, at: int) -> bytes:
@@ -343,18 +340,6 @@ def give_to(path: Path, ids: tuple[int, int]) -> None:
     """Gives a file to a user and its group."""
     if not WINDOWS:
         os.chown(path, *ids, follow_symlinks=False)
-
-
-def safe_name(text: str) -> str:
-    """A file name made from another party's text: one plain component, never hidden, never a device, 1 to 120 bytes."""
-    name = unicodedata.normalize("NFC", text).replace("\\", "/").rsplit("/", 1)[-1]
-    name = _UNSAFE.sub("_", "".join(c for c in name if c.isprintable()))
-    name = name.strip(" .")
-    while len(name.encode()) > 120:
-        name = name[:-1]
-    if not name or _DEVICE.fullmatch(name):
-        name = f"_{name}"
-    return name
 
 
 def escape_text(text: str, most: int = 500) -> str:

@@ -7,18 +7,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import home_of, run
+from cipherbox.cli.options import run
+from cipherbox.cli.receive import incoming_option, tell_where
+from cipherbox.cli.receive_exec import handler_of
 
 if TYPE_CHECKING:
     from cipherbox.client.agent import Agent
+    from cipherbox.client.home import Home
 
 
 @click.command()
 @click.option(
-    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Where the folders are. [default: your --home]"
+    "--folder", type=click.Path(path_type=Path, file_okay=False),
+    help="Where the folders are. [default: your --home; ~/CipherBox for ~/.cipherbox]",
 )
+@incoming_option
+@click.option("--exec", "command", help="Run this command for each message and file, as `receive --exec` does.")
 @click.pass_context
-def agent(ctx: click.Context, folder: Path | None) -> None:
+def agent(ctx: click.Context, folder: Path | None, incoming: Path | None, command: str | None) -> None:
     """Send what is put into a folder, and receive into another, until Ctrl-C.
 
     \b
@@ -41,13 +47,15 @@ def agent(ctx: click.Context, folder: Path | None) -> None:
     from cipherbox.ops.systemd import notify
     from cipherbox.portable import stop_signals
 
-    where = (folder or home_of(ctx)).absolute()
+    handler = handler_of(command) if command is not None else None
     home = load_here(ctx, renews=True)
+    where = (folder or _folder(home)).absolute()
+    tell_where(home, incoming or home.config.inbox.incoming or where / "incoming")
 
     async def main() -> Agent:
         with trio.open_signal_receiver(*stop_signals()) as signals:
             async with open_client(home, on_event=print_event, keep_trying=True) as client:
-                service = Agent(client, where)
+                service = Agent(client, where, incoming=incoming, handler=handler)
                 async with trio.open_nursery() as nursery:
 
                     async def until_stopped() -> None:
@@ -71,3 +79,8 @@ def _end(service: Agent) -> None:
     text = f"{service.sent} file(s) sent, {service.failed} failed, {refused}"
     say(text + f"{service.receiver.received} message(s) received.")
 
+
+
+def _folder(home: Home) -> Path:
+    """Where the folders are: as before 0.6.0, where they are used already."""
+    return home.path if (home.path / "outgoing").is_dir() else home.folder

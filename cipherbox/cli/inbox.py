@@ -1,55 +1,115 @@
-"""`inbox`: messages whose handler failed for good."""
+"""`inbox`: what was received here: list, show, save, search; what was refused, and what waits for a person."""
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import command_here, home_of, json_option
+from cipherbox.cli.options import CLIENT_ID, DURATION, command_here, home_of, json_option
 from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.client.inbox.handler import SetAside
+    from cipherbox.client.inbox.kept import Entry
+    from cipherbox.client.inbox.looking import Looking
+
+_SHOWN = 60  # characters of a text in a list
+SUITES = {1: "ed25519", 2: "ed25519+mldsa65"}
+last_option = click.option("--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="So many.")
+since_option = click.option("--since", type=DURATION, help="Only what came within this time, for example 7d.")
+sender_option = click.option("--from", "sender", type=CLIENT_ID, help="Only what this client sent.")
 
 
 @click.group()
 def inbox() -> None:
-    """Messages that were received and whose handler failed again and again."""
+    """What this home has received: messages and files, also while a receiver runs, also without HQ."""
 
 
 @inbox.command("list")
+@last_option
+@since_option
+@sender_option
+@click.option("--refused", is_flag=True, help="What was not taken, and why.")
+@click.option("--parked", is_flag=True, help="Messages whose handler failed for good, and why.")
 @json_option
 @click.pass_context
-def inbox_list(ctx: click.Context, as_json: bool) -> None:
-    """List what was set aside, with the reason."""
-    from cipherbox.cli.output import next_step, print_json, safe, table
-    from cipherbox.client.inbox.handler import Handlers
+def inbox_list(
+    ctx: click.Context, last: int, since: float | None, sender: str | None, refused: bool, parked: bool, as_json: bool
+) -> None:
+    """List what was received, newest last: when, from whom, what, and how it was signed."""
+    if refused and parked:
+        raise click.UsageError("Say one: --refused or --parked.")
+    with _look(ctx) as look:
+        if refused:
+            _refused(look, last, as_json)
+        elif parked:
+            _parked(ctx, look, as_json)
+        else:
+            newest = look.shelf.newest(_since_ms(since), sender or "")
+            _entries(ctx, reversed(list(islice(newest, last))), as_json)
 
-    async def work(client: Client) -> list[SetAside]:
-        handlers = Handlers(client)
-        try:
-            return handlers.set_aside()
-        finally:
-            handlers.close()
 
-    rows = _offline(ctx, work)
+@inbox.command("search")
+@click.argument("text")
+@last_option
+@since_option
+@sender_option
+@json_option
+@click.pass_context
+def inbox_search(
+    ctx: click.Context, text: str, last: int, since: float | None, sender: str | None, as_json: bool
+) -> None:
+    """List what holds TEXT: in a message, its headers, a file's name, an id.  Contents of files are not searched."""
+    from cipherbox.client.inbox.kept import matches
+
+    with _look(ctx) as look:
+        found = (one for one in look.shelf.newest(_since_ms(since), sender or "") if matches(one, text))
+        _entries(ctx, reversed(list(islice(found, last))), as_json)
+
+
+@inbox.command("show")
+@click.argument("message_id", type=MessageId())
+@sender_option
+@json_option
+@click.pass_context
+def inbox_show(ctx: click.Context, message_id: uuid.UUID, sender: str | None, as_json: bool) -> None:
+    """Show MESSAGE_ID: what it is, and the text of a message."""
+    from cipherbox.cli.output import print_raw, record, safe, say
+
+    with _look(ctx) as look:
+        entry = _found(ctx, look, message_id, sender)
     if as_json:
-        import attrs
-
-        print_json([{**attrs.asdict(row), "message_id": str(row.message_id)} for row in rows])
+        print_raw(entry.line)
         return
-    table(
-        ("message", "from", "attempts", "reason"),
-        [(str(r.message_id), safe(r.sender_id), r.attempts, safe(r.reason)) for r in rows],
-        empty="nothing was set aside",
-    )
-    if rows:
-        next_step(f"try all again, with the next receive --exec: {command_here(ctx)} inbox retry")
+    headers = [f"{name}={value}" for name, value in entry.document.get("headers", {}).items()]
+    record({**_record(entry), "sent": entry.document["sent_timestamp"], "headers": headers})
+    if entry.text is not None:
+        say()
+        for line in entry.text.splitlines():
+            say(safe(line, len(line)))
+
+
+@inbox.command("save")
+@click.argument("message_id", type=MessageId())
+@click.argument("target", type=click.Path(path_type=Path), default=".")
+@sender_option
+@click.pass_context
+def inbox_save(ctx: click.Context, message_id: uuid.UUID, target: Path, sender: str | None) -> None:
+    """Write MESSAGE_ID, a message or a file, readable to TARGET: a directory, or a new file's name."""
+    from cipherbox.cli.output import say
+
+    with _look(ctx) as look:
+        entry = _found(ctx, look, message_id, sender)
+        say(str(look.save(entry, target).absolute()))
 
 
 @inbox.command("retry")
@@ -71,3 +131,101 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
     if message_id is not None and not count:
         raise NotFound(f"message {message_id} was not set aside in {home_of(ctx)}")
     say(f"{count} message(s) will be tried again by the next: cipherbox receive --exec COMMAND")
+
+
+# -- inside -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _look(ctx: click.Context) -> Iterator[Looking]:
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.inbox.looking import looking
+
+    with looking(load_here(ctx)) as look:
+        yield look
+
+
+def _since_ms(since: float | None) -> int:
+    return int((time.time() - since) * 1000) if since else 0
+
+
+def _found(ctx: click.Context, look: Looking, message_id: uuid.UUID, sender: str | None) -> Entry:
+    from cipherbox.client.inbox.looking import find
+
+    entry = find(look, message_id, sender or "")
+    if entry is None:
+        raise NotFound(f"message {message_id} is not in the inbox of {home_of(ctx)}, or older than [inbox] keep_days")
+    return entry
+
+
+def _entries(ctx: click.Context, entries: Iterable[Entry], as_json: bool) -> None:
+    from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
+
+    rows = list(entries)
+    if as_json:
+        print_json([_record(one) for one in rows])
+        return
+    table(
+        ("received", "from", "type", "size", "signature", "what", "message"),
+        [
+            (
+                time_text(one.received_at), safe(one.sender_id), safe(one.content_type.partition(";")[0]),
+                size_text(one.size), SUITES.get(one.suite, "-"), _what(one), one.message_id,
+            )
+            for one in rows
+        ],
+        empty="nothing was received, or nothing that fits",
+    )  # fmt: skip
+    if rows:
+        next_step(f"look at one: {command_here(ctx)} inbox show {rows[-1].message_id}")
+
+
+def _what(one: Entry) -> str:
+    from cipherbox.cli.output import safe
+
+    if one.text is None:
+        return safe(one.file or one.filename)
+    text = one.text.strip().partition("\n")[0]
+    return safe(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+
+
+def _record(one: Entry) -> dict[str, object]:
+    return {
+        "message_id": one.message_id, "sender_id": one.sender_id, "received_at": one.received_at,
+        "content_type": one.content_type, "bytes": one.size, "signature": SUITES.get(one.suite, ""),
+        "filename": one.filename, "file": one.file, "kept": bool(one.kept),
+    }  # fmt: skip
+
+
+def _refused(look: Looking, last: int, as_json: bool) -> None:
+    import attrs
+
+    from cipherbox.cli.output import print_json, safe, table, time_text
+
+    rows = look.refused(last)
+    if as_json:
+        print_json([attrs.asdict(row) for row in rows])
+        return
+    table(
+        ("refused", "from", "why", "reason", "message"),
+        [(time_text(r.at), safe(r.sender_id), r.outcome, safe(r.reason), r.message_id) for r in rows],
+        empty="nothing was refused",
+    )
+
+
+def _parked(ctx: click.Context, look: Looking, as_json: bool) -> None:
+    import attrs
+
+    from cipherbox.cli.output import next_step, print_json, safe, table
+
+    rows = look.parked()
+    if as_json:
+        print_json([attrs.asdict(row) for row in rows])
+        return
+    table(
+        ("message", "from", "attempts", "reason"),
+        [(r.message_id, safe(r.sender_id), r.attempts, safe(r.reason)) for r in rows],
+        empty="nothing was set aside",
+    )
+    if rows:
+        next_step(f"try all again, with the next receive --exec: {command_here(ctx)} inbox retry")

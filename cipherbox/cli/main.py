@@ -52,7 +52,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "pipe": ("pipe", "pipe", "Standard input here to standard output there: netcat."),
         "agent": ("agent", "agent", "Send from a folder and receive into another, for good."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
-        "inbox": ("inbox", "inbox", "Messages whose handler failed: list, try again."),
+        "inbox": ("inbox_lines", "inbox", "What was received here: list, show, save, search; refused, parked."),
         "outbox": ("outbox", "outbox", "What was sent from here and is under way; retry, cancel."),
         "receipt": ("receipt", "receipt", "Proof that a recipient opened a message."),
         "clients": ("clients", "clients", "Who is enrolled and connected; roles; cut a connection."),

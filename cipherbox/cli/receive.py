@@ -1,8 +1,10 @@
-"""`receive` and `fetch`: each message once into data/received_messages.jsonl, then acknowledged."""
+"""`receive` and `fetch`: each message once into data/received_messages.jsonl, each file once into one directory, then
+acknowledged."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +13,7 @@ from cipherbox.cli.options import DURATION, QUEUE, command_here, home_of, json_o
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
+    from cipherbox.client.home import Home
     from cipherbox.client.inbox.receiver import Receiver
 
     Work = Callable[[Client, Receiver], Awaitable[None]]
@@ -18,35 +21,42 @@ if TYPE_CHECKING:
 _queue_option = click.option(
     "--queue", "queues", type=QUEUE, multiple=True, help="Only this queue; repeatable. [default: all you read]"
 )
+incoming_option = click.option(
+    "--incoming", type=click.Path(path_type=Path, file_okay=False),
+    help="Put files here. [default: the setting [inbox] incoming; printed at the start]",
+)
 
 
 @click.command()
 @_queue_option
+@incoming_option
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--idle", type=DURATION, help="Stop when nothing came for so long, for example 30s.")
-@click.option("--exec", "command", help="Run this command for each message instead, its content on standard input.")
+@click.option("--exec", "command", help="Run this command for each message and file, its content on standard input.")
 @json_option
 @click.pass_context
 def receive(
-    ctx: click.Context, queues: tuple[str, ...], count: int | None, idle: float | None, command: str | None,
-    as_json: bool,
+    ctx: click.Context, queues: tuple[str, ...], incoming: Path | None, count: int | None, idle: float | None,
+    command: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Receive, open and acknowledge until Ctrl-C; HQ pushes what comes.
 
-    Every message enters data/received_messages.jsonl in your directory exactly once; content that is not text goes to a
-    file beside it, named in its line.  With --json these lines are printed too, and nothing else.
+    What was sent as a file, or as a directory, arrives under its name in SENDER/ below the directory of incoming files,
+    whatever its size.  Every message and every file is one line in data/received_messages.jsonl of your home, exactly
+    once.  With --json these lines are printed too, and nothing else.
 
-    With --exec messages are kept in the inbox until COMMAND has ended with 0 for them; CIPHERBOX_MESSAGE_ID,
-    CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and CIPHERBOX_ATTEMPT are in its environment.  One that fails is tried
-    again with pauses, five times in all, then set aside: cipherbox inbox list.  After a crash in its middle it runs
-    again.
+    With --exec COMMAND runs for each message and each whole file, until it has ended with 0; in its environment are
+    CIPHERBOX_MESSAGE_ID, CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and CIPHERBOX_ATTEMPT, for a file also
+    CIPHERBOX_FILE (where it lies) and CIPHERBOX_FILENAME (as its sender called it).  One that fails is tried
+    again with pauses, five times in all, then set aside: cipherbox inbox list --parked.  After a crash in its middle it
+    runs again.
     """
     if command is not None:
         if count is not None or as_json:
             raise click.UsageError("--exec does not go with --count or --json.")
         from cipherbox.cli.receive_exec import execute
 
-        execute(ctx, command, list(queues) or None, idle)
+        execute(ctx, command, list(queues) or None, idle, incoming)
         return
     from cipherbox.cli.output import say, warn
 
@@ -60,33 +70,53 @@ def receive(
         await receiver.keep(list(queues) or None)
 
     lasting = count is None and idle is None  # without an end of its own it waits for HQ as long as it takes
-    receiver = _with_receiver(ctx, as_json, work, keep_trying=lasting)
+    receiver = _with_receiver(ctx, as_json, work, incoming, keep_trying=lasting)
     if not as_json:
-        say(f"{receiver.received} message(s) received: {home_of(ctx) / 'data' / 'received_messages.jsonl'}")
+        say(f"{receiver.received} message(s) received{_where(ctx, receiver)}")
     _tell(receiver)
 
 
 @click.command()
 @_queue_option
+@incoming_option
 @click.option("--count", type=click.IntRange(min=1), help="At most so many messages.")
 @json_option
 @click.pass_context
-def fetch(ctx: click.Context, queues: tuple[str, ...], count: int | None, as_json: bool) -> None:
-    """Take what waits now, into the same file as `receive`, then stop."""
+def fetch(
+    ctx: click.Context, queues: tuple[str, ...], incoming: Path | None, count: int | None, as_json: bool
+) -> None:
+    """Take what waits now, into the same places as `receive`, then stop."""
     from cipherbox.cli.output import next_step, say
 
     async def work(_: Client, receiver: Receiver) -> None:
         await receiver.drain(list(queues) or None, count=count)
 
-    receiver = _with_receiver(ctx, as_json, work)
+    receiver = _with_receiver(ctx, as_json, work, incoming)
     if not as_json:
-        say(f"{receiver.received} message(s) received: {home_of(ctx) / 'data' / 'received_messages.jsonl'}")
+        say(f"{receiver.received} message(s) received{_where(ctx, receiver)}")
         if not receiver.received:
             next_step(f"wait for messages as they come: {command_here(ctx)} receive")
     _tell(receiver)
 
 
-def _with_receiver(ctx: click.Context, as_json: bool, work: Work, *, keep_trying: bool = False) -> Receiver:
+def tell_where(home: Home, incoming: Path | None) -> None:
+    """Where files will be."""
+    from cipherbox.cli.output import warn
+
+    if home.config.inbox.plain or not home.sealed:
+        warn(f"Files arrive in {(incoming or home.incoming).absolute()}")
+    else:
+        warn("Messages and files are kept under this home's key: cipherbox inbox show, cipherbox inbox save.")
+
+
+def _where(ctx: click.Context, receiver: Receiver) -> str:
+    plain = receiver.storing.plain
+    return f": {home_of(ctx) / 'data' / 'received_messages.jsonl'}" if plain else ", kept under this home's key"
+
+
+def _with_receiver(
+    ctx: click.Context, as_json: bool, work: Work, incoming: Path | None, *, keep_trying: bool = False
+) -> Receiver:
     """Opens client and receiver and does the work, until it ends or somebody asks it to."""
     import trio
 
@@ -104,12 +134,14 @@ def _with_receiver(ctx: click.Context, as_json: bool, work: Work, *, keep_trying
             raise BrokenPipeError  # nobody reads any more; what was received is in the file
 
     home = load_here(ctx, renews=keep_trying)
+    if not as_json:
+        tell_where(home, incoming)
 
     async def main() -> Receiver:
         with trio.open_signal_receiver(*stop_signals()) as signals:
             on_event = None if as_json else print_event
             async with open_client(home, on_event=on_event, keep_trying=keep_trying, renew=keep_trying) as client:
-                receiver = Receiver(client, on_lines=print_lines if as_json else None)
+                receiver = Receiver(client, on_lines=print_lines if as_json else None, incoming=incoming)
                 async with trio.open_nursery() as nursery:
 
                     async def until_stopped() -> None:

@@ -1,50 +1,74 @@
-"""`receive --exec`: a command of the user's for each message."""
+"""`--exec` of `receive` and `agent`: a command of the user's for each message and each file."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sqlite3
-from typing import TYPE_CHECKING
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import click
 import trio
 
 from cipherbox.cli.options import command_here, run_until_stopped
+from cipherbox.portable import escape_text
 
 if TYPE_CHECKING:
-    from cipherbox.client.inbox.handler import Handled, Handlers
+    from cipherbox.client.inbox.handler import Handled, Handler, Handlers
+
+_NAME_MOST = 4096  # bytes of a sender's name for a file, in the environment
 
 
-def execute(ctx: click.Context, command: str, queues: list[str] | None, idle_s: float | None) -> None:
-    """Receives and runs the command until stopped; says at the end how many it was."""
-    from cipherbox.cli.output import next_step, print_event, say
-    from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
-
+def handler_of(command: str) -> Handler:
+    """A handler that runs the command; the content is its standard input, what else is known its environment."""
     words = shlex.split(command)
     if not words:
         raise click.UsageError("--exec needs a command.")
-    service = idle_s is None
-    home = load_here(ctx, renews=service)
 
     async def handle(handled: Handled, _: sqlite3.Connection) -> None:
         environment = {
             **os.environ,
             "CIPHERBOX_MESSAGE_ID": str(handled.message_id),
             "CIPHERBOX_SENDER_ID": handled.sender_id,
-            "CIPHERBOX_CONTENT_TYPE": handled.message.content_type,
+            "CIPHERBOX_CONTENT_TYPE": escape_text(handled.message.content_type),
             "CIPHERBOX_ATTEMPT": str(handled.attempt),
         }
-        done = await trio.run_process(words, stdin=handled.message.content, check=False, env=environment)
+        with ExitStack() as stack:
+            content: bytes | int | IO[bytes] = handled.message.content
+            if handled.file is not None:
+                environment["CIPHERBOX_FILE"] = str(handled.file)
+                environment["CIPHERBOX_FILENAME"] = escape_text(handled.filename, _NAME_MOST)
+                file = handled.file
+                content = stack.enter_context(file.open("rb")) if file.is_file() else subprocess.DEVNULL
+            done = await trio.run_process(words, check=False, env=environment, stdin=content)
         if done.returncode:
             raise RuntimeError(f"{words[0]} ended with {done.returncode}")
 
+    return handle
+
+
+def execute(
+    ctx: click.Context, command: str, queues: list[str] | None, idle_s: float | None, incoming: Path | None
+) -> None:
+    """Receives and runs the command until stopped; says at the end how many it was."""
+    from cipherbox.cli.output import next_step, print_event, say
+    from cipherbox.cli.password import load_here
+    from cipherbox.cli.receive import tell_where
+    from cipherbox.client.api import open_client
+
+    handle = handler_of(command)
+    service = idle_s is None
+    home = load_here(ctx, renews=service)
+    tell_where(home, incoming)
+
     async def main() -> Handlers:
         async with open_client(home, on_event=print_event, keep_trying=service, renew=service) as client:
-            return await client.process(handle, queues=queues, idle_s=idle_s)
+            return await client.process(handle, queues=queues, idle_s=idle_s, incoming=incoming)
 
     handlers = run_until_stopped(main)
     say(f"{handlers.done} message(s) handled.")
     if handlers.aside:
-        next_step(f"{handlers.aside} were set aside; see: {command_here(ctx)} inbox list")
+        next_step(f"{handlers.aside} were set aside; see: {command_here(ctx)} inbox list --parked")

@@ -188,13 +188,17 @@ def _sentence(confirmation: Confirmation, ids: list[str], whom: str, state: str)
 
 
 def _messages(content: str | None, files: tuple[Path, ...], kind: str, headers: dict[str, str]) -> list[Message]:
-    from cipherbox.client.files import guess_type
+    from cipherbox.client.filetypes import guess_type
     from cipherbox.sealing.body import Message
 
     if files:
         return [
-            Message(path.read_bytes(), kind or guess_type(path), {"filename": path.name, **headers}) for path in files
-        ]
+            Message(
+                path.read_bytes(), kind or guess_type(path),
+                {"filename": path.name, "modified_at": str(path.stat().st_mtime_ns // 1_000_000), **headers},
+            )
+            for path in files
+        ]  # fmt: skip
     if content is not None:
         return [Message(content.encode(), kind or TEXT, headers)]
     if sys.stdin.isatty():

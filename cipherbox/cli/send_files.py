@@ -65,7 +65,8 @@ async def send_all(
     stanza: str | None, on_progress: OnProgress,
 ) -> list[Confirmation]:  # fmt: skip
     """Sends one after the other; the confirmations of the manifests."""
-    from cipherbox.client.files import guess_type, send_file
+    from cipherbox.client.files import send_file
+    from cipherbox.client.filetypes import guess_type
 
     done = []
     for one in taken:

@@ -31,6 +31,7 @@ from cipherbox.client.folder.endings import FAILED, OUTGOING, REFUSED_TO, SENT_T
 from cipherbox.client.folder.pauses import Pauses
 from cipherbox.client.folder.scan import Found, Scanner
 from cipherbox.client.folder.sending import MOST_TAKEN, FolderSender
+from cipherbox.client.inbox.handler import Handler, Handlers
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.outbox.folderfiles import FolderFiles
 from cipherbox.client.outbox.transfers import Transfers
@@ -49,15 +50,21 @@ ONE_LINE_EACH = 16  # files of one look; more are named as a run
 class Agent:
     """See the module.  ``folder`` holds the five folders."""
 
-    def __init__(self, client: Client, folder: Path | str, *, on_progress: OnProgress | None = None) -> None:
+    def __init__(
+        self, client: Client, folder: Path | str, *, on_progress: OnProgress | None = None,
+        incoming: Path | None = None, handler: Handler | None = None,
+    ) -> None:  # fmt: skip
         self.client = client
         self.folder = folder = Path(folder)
+        self._handler = handler
         self.sent = 0  # files HQ has
         self.failed = 0
         self.refused = 0  # by their recipients
-        self.receiver = Receiver(client, incoming=folder / INCOMING)
-        for name in (OUTGOING, SENT_TO, FAILED, REFUSED_TO, INCOMING):
+        incoming = incoming or client.home.config.inbox.incoming or folder / INCOMING
+        self.receiver = Receiver(client, incoming=incoming, keep_contents=handler is not None)
+        for name in (OUTGOING, SENT_TO, FAILED, REFUSED_TO):
             private_dir(folder / name)
+        private_dir(incoming)
         self._events = client.events
         self._told: set[str] = set()
         self._strays: list[str] = []
@@ -76,10 +83,20 @@ class Agent:
             await nursery.start(partial(self.receiver.keep, own_trouble=True))
             guide.write_readme(self.folder / OUTGOING, self.client.home.config.agent)
             nursery.start_soon(self._guide)
+            if self._handler is not None:
+                nursery.start_soon(self._handle, self._handler)
             task_status.started()
             while True:
                 await self._look(nursery)
                 await trio.sleep(LOOK_S)
+
+    async def _handle(self, handler: Handler) -> None:
+        """Each message and file that came goes through the handler."""
+        handlers = Handlers(self.client)
+        try:
+            await handlers.work(handler, self.receiver)
+        finally:
+            handlers.close()
 
     async def _guide(self) -> None:
         """A folder for each client that can be written to, those too that join later."""

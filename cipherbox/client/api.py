@@ -225,7 +225,7 @@ class Client(Tracking, AdminCalls):
     async def fetch(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
         """Takes what waits now, at most so many, verified and opened; acknowledge them, or they come again."""
         found = await self.fetch_unopened(queue, envelopes)
-        return [delivery for delivery in found if await self._admit(delivery)]
+        return [delivery for delivery in found if await self.opener.admit(delivery)]
 
     async def fetch_unopened(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
         """As `fetch`, not opened yet."""
@@ -275,18 +275,19 @@ class Client(Tracking, AdminCalls):
         return answer.count
 
     async def process(
-        self, handler: Handler, *, queues: list[str] | None = None, tries: int = 5, idle_s: float | None = None
-    ) -> Handlers:
+        self, handler: Handler, *, queues: list[str] | None = None, tries: int = 5,
+        idle_s: float | None = None, incoming: Path | None = None,
+    ) -> Handlers:  # fmt: skip
         """Runs ``handler(handled, tx)`` once for each message, in one transaction with what it writes with ``tx``.
 
         ``tx`` is a connection to this home's inbox (sqlite3) inside a transaction: make tables of your own in it, and
         what you write is there exactly once.  The handler may be async; while it runs nothing else is recorded.  One
         that raises is tried again, ``tries`` times in all, then the message is set aside.  Until cancelled, or until
-        nothing came for ``idle_s``.
+        nothing came for ``idle_s``.  A file is one call, when it is whole: ``handled.file``, below ``incoming``.
         """
         from cipherbox.client.inbox.handler import process
 
-        return await process(self, handler, queues=queues, tries=tries, idle_s=idle_s)
+        return await process(self, handler, queues=queues, tries=tries, idle_s=idle_s, incoming=incoming)
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -330,9 +331,6 @@ class Client(Tracking, AdminCalls):
         bulk = f"{self.mailbox}.bulk"
         names = [str(r["name"]) for r in rows if r.get("owner") == self.client_id or self.client_id in r["readers"]]
         return [*(n for n in names if n not in (bulk, f"{self.mailbox}.sys")), bulk]
-
-    async def _admit(self, delivery: Delivery) -> bool:
-        return await self.opener.admit(delivery)
 
     async def _nack(self, delivery: Delivery, requeue: bool, outcome: int, reason: str) -> None:
         await self.line.request(

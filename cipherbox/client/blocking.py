@@ -26,7 +26,8 @@ import trio
 from cipherbox.client import api
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.contents import Content
-from cipherbox.client.inbox.receiver import OnLines, Receiver
+from cipherbox.client.inbox.holding import OnLines
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.publish import Confirmation
 from cipherbox.client.publisher import Publisher
 from cipherbox.envelope.bundle import KeyBundle

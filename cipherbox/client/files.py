@@ -8,7 +8,6 @@ as it was taken: its size and time are compared at every part, and what changed 
 from __future__ import annotations
 
 import hashlib
-import mimetypes
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,12 +28,11 @@ from cipherbox.envelope.kinds import StanzaType
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, InvalidRequest, Queued
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64, read_at
-from cipherbox.sealing.body import BINARY, pack
+from cipherbox.sealing.body import pack
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
-_LAB_TYPES = {".hl7": "application/hl7-v2", ".jsonl": "application/jsonl", ".fhir": "application/fhir+json"}
 _RECORD = 16  # confirmed parts of one transaction
 _AHEAD = 2  # parts read ahead
 _LOOK_S = 0.5
@@ -253,12 +251,6 @@ async def send_unfinished(
         except FileError as error:
             stopped.append(error)
     return stopped
-
-
-def guess_type(path: Path) -> str:
-    """The content type by the file's name, the same on every system; bytes that are nothing else are binary."""
-    known = mimetypes.MimeTypes(()).guess_type(path.name)[0]
-    return _LAB_TYPES.get(path.suffix.lower()) or known or BINARY
 
 
 def _size(transfer: Transfer, part: int) -> int:

@@ -37,6 +37,7 @@ from cipherbox.sealing.kept import KeyKeeper
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
+FOLDER = "CipherBox"  # beside a hidden home: ~/CipherBox for ~/.cipherbox
 NEXT_KEY = "client.key.next"  # of a certificate that is being renewed
 
 
@@ -60,10 +61,24 @@ class Home:
     identity: Identity | None
     keeper: KeyKeeper
     local_key: bytes | None = attrs.field(default=None, repr=False)  # None: nothing on the disk is changed
+    sealed: bool = False  # its keys are under a password
 
     @property
     def path(self) -> Path:
         return self.config.home
+
+    @property
+    def folder(self) -> Path:
+        """The directory that a person works with: the home, or what stands visibly beside a hidden one."""
+        if not self.path.name.startswith("."):
+            return self.path
+        name = self.path.name.lstrip(".")
+        return self.path.with_name(FOLDER if name == FOLDER.lower() else name or FOLDER)
+
+    @property
+    def incoming(self) -> Path:
+        """Where files arrive, unless a command says otherwise."""
+        return self.config.inbox.incoming or self.folder / "incoming"
 
     def context(self) -> ssl.SSLContext:
         """A fresh TLS context with this client's certificate."""
@@ -98,7 +113,7 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
         if identity.client_id != config.client_id:
             raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
     return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity,
-                KeyKeeper(local_key), local_key)
+                KeyKeeper(local_key), local_key, is_sealed(where))
 
 
 def certificate_of(

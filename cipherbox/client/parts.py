@@ -103,6 +103,16 @@ def manifest_message(manifest: Manifest) -> Message:
     return Message(orjson.dumps(document), MANIFEST)
 
 
+def manifest_of(
+    transfer: bytes, path: Sequence[str], content: bytes, content_type: str, modified_at: int
+) -> Manifest:
+    """What a file is that came as one message."""
+    size = LIMITS.part_bytes
+    view = memoryview(content)
+    hashes = tuple(hashlib.sha256(view[at : at + size]).digest() for at in range(0, len(view), size))
+    return Manifest(transfer, tuple(path), len(content), size, hashes, modified_at, content_type)
+
+
 def read_manifest(content: bytes) -> Manifest:
     """The manifest in a message's content; MalformedEnvelope if it is none, or does not agree with itself."""
     try:

@@ -54,7 +54,7 @@ async def test_from_folder_to_folder(hq: Any, tmp_path: Path) -> None:
         put(lab, "CA-RC/deep/down/x.bin", b"\0" * 3_000_000)
         put(lab, "CA-RC/empty", b"")
         incoming = center / "incoming" / "FL-LAB"
-        await until(lambda: (incoming / "deep/down/x.bin").exists() and (incoming / "empty").exists(), 30)
+        await until(lambda: all((incoming / name).exists() for name in ("deep/down/x.bin", "empty", "before.txt")), 30)
         assert (incoming / "before.txt").read_bytes() == b"was there"
         assert (incoming / "deep/down/x.bin").read_bytes() == b"\0" * 3_000_000
         await until(lambda: sender.sent == 3)

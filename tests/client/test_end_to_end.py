@@ -101,14 +101,16 @@ async def test_a_receiver_writes_each_message_once_in_the_form_of_the_predecesso
     assert list(lines[0]) == ["message_id", "sender_id", "sent_timestamp", "content"]
     assert lines[0]["content"] == "This is a test hybrid message."
     assert lines[0]["sender_id"] == "FL-LAB"
-    assert lines[1]["content"] == "a,b\n1,2\n"
     assert lines[1]["headers"] == {"filename": "a.csv"}
-    content = lines[2]["content"]
-    assert content["file"] == f"files/FL-LAB/{sent.message_ids[2]}-report.pdf"
-    assert (content["size"], content["content_type"]) == (len(pdf), "application/pdf")
-    assert content["sha256"] == hashlib.sha256(pdf).hexdigest()
-    assert (hq.home("CA-RC") / "data" / content["file"]).read_bytes() == pdf
-    assert (hq.home("CA-RC") / "data" / lines[3]["content"]["file"]).read_bytes() == b"\xff\xfe"
+    for line, content, name in zip(
+        lines[1:], (b"a,b\n1,2\n", pdf, b"\xff\xfe"), ("a.csv", "etc/report.pdf", str(sent.message_ids[3])), strict=True
+    ):
+        file = line["content"]
+        assert file["file"] == str(hq.home("CA-RC") / "incoming" / "FL-LAB" / name)
+        assert (file["size"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (hq.home("CA-RC") / "incoming" / "FL-LAB" / name).read_bytes() == content
+    assert lines[2]["content"]["content_type"] == "application/pdf"
+    assert lines[2]["headers"]["filename"] == "../../etc/report.pdf"
     texts = [event.text for event in said]
     first = sent.message_ids[0]
     for text in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client import files as sending
 from cipherbox.client.files import FileSender, send_file, send_unfinished
-from cipherbox.client.inbox.arriving import INCOMING
+from cipherbox.client.filetypes import guess_type
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.outbox.transfers import Transfers
 from cipherbox.client.parts import Manifest, manifest_message, part_message, read_manifest, read_part
@@ -20,6 +20,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
 
 PART = LIMITS.part_bytes
+INCOMING = "incoming"
 
 
 def made(path: Path, size: int) -> Path:
@@ -45,8 +46,9 @@ async def test_a_file_arrives_whole(hq: Any, tmp_path: Path, size: int, compress
         assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
     (line,) = hq.lines("CA-RC")
     assert line["message_id"] == str(confirmation.message_ids[0])
-    assert (line["content"]["size"], line["content"]["file"]) == (size, "incoming/FL-LAB/scan.tif")
-    arrived = hq.home("CA-RC") / "data" / line["content"]["file"]
+    arrived = hq.home("CA-RC") / INCOMING / "FL-LAB" / "scan.tif"
+    assert (line["content"]["size"], line["content"]["file"]) == (size, str(arrived))
+    assert line["content"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert arrived.read_bytes() == file.read_bytes()
     assert arrived.stat().st_mtime == pytest.approx(file.stat().st_mtime, abs=0.01)
     assert not any((hq.home("CA-RC") / INCOMING / ".partial" / "FL-LAB").iterdir())
@@ -241,7 +243,14 @@ def test_parts_and_manifests_that_are_none() -> None:
             assert isinstance(error, MalformedEnvelope)  # noqa: PT017
 
 
-def test_types_by_name() -> None:
-    assert sending.guess_type(Path("report.hl7")) == "application/hl7-v2"
-    assert sending.guess_type(Path("x.csv")) == "text/csv"
-    assert sending.guess_type(Path("x.unheard-of")) == "application/octet-stream"
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("report.hl7", "application/hl7-v2"), ("x.csv", "text/csv"), ("x.unheard-of", "application/octet-stream"),
+        ("sample.vcf", "text/x-vcf"), ("sample.vcf.gz", "application/gzip"), ("IM0001.DCM", "application/dicom"),
+        ("run.mzML", "application/x-mzml+xml"), ("t1.nii", "application/x-nifti"), ("t1.nii.gz", "application/gzip"),
+        ("reads.fastq", "text/x-fastq"), ("a.tar.gz", "application/gzip"), ("scan.tif", "image/tiff"),
+    ],
+)  # fmt: skip
+def test_types_by_name(name: str, kind: str) -> None:
+    assert guess_type(Path(name)) == kind

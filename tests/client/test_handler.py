@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shlex
 import sqlite3
+import sys
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from cipherbox.cli.receive_exec import handler_of
+from cipherbox.client.agent import Agent
+from cipherbox.client.files import send_file
 from cipherbox.client.inbox import handler as module
 from cipherbox.client.inbox.handler import Handled, Handlers
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.errors import NotFound
+from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
@@ -45,7 +54,7 @@ async def test_once_for_each_message_with_its_result(hq: Any) -> None:
             assert (await center.process(keep, idle_s=0.3)).done == 0
             assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
     assert results(hq) == ["one", "two", "three"]
-    assert hq.lines("CA-RC") == []
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize("idle_s", [None, 5.0])
@@ -144,3 +153,53 @@ async def test_what_fails_for_good_is_set_aside_told_and_can_be_retried(hq: Any)
         with trio.fail_after(20):
             await center.process(keep, idle_s=0.3)
     assert results(hq) == ["good", "bad"]
+
+
+async def test_a_command_runs_once_for_each_message_and_each_file_of_any_size(hq: Any, tmp_path: Path) -> None:
+    large = tmp_path / "scan.nii.gz"
+    large.write_bytes(b"\x1f\x8b" + bytes(range(256)) * 20_000)
+    script = tmp_path / "handle.py"
+    script.write_text(
+        "import hashlib, json, os, sys\n"
+        "known = {k[10:]: v for k, v in os.environ.items() if k.startswith('CIPHERBOX_')}\n"
+        "known['sha256'] = hashlib.sha256(sys.stdin.buffer.read()).hexdigest()\n"
+        f"open({str(tmp_path / 'ran')!r}, 'a').write(json.dumps(known) + chr(10))\n"
+    )
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        small = Message(b"a,b\n", "text/csv", {"filename": "small.csv"})
+        sent = [await lab.publish([small, "a text"], to="CA-RC")]
+        sent.append(await send_file(lab, large, [large.name], ["CA-RC"], "application/gzip"))
+        command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"
+        with trio.fail_after(30):
+            assert (await center.process(handler_of(command), idle_s=1)).done == 3
+            assert await lab.wait_for([one.envelope_id for one in sent], "opened", 10)
+    ran = [json.loads(line) for line in (tmp_path / "ran").read_text().splitlines()]
+    files = {one["FILENAME"]: one for one in ran if "FILE" in one}
+    assert len(ran) == 3
+    assert files.keys() == {"small.csv", "scan.nii.gz"}
+    for name, content in (("small.csv", b"a,b\n"), ("scan.nii.gz", large.read_bytes())):
+        path = hq.home("CA-RC") / "incoming" / "FL-LAB" / name
+        assert files[name]["FILE"] == str(path)
+        assert path.read_bytes() == content
+        assert files[name]["sha256"] == hashlib.sha256(content).hexdigest()
+        assert files[name]["SENDER_ID"] == "FL-LAB"
+    (text,) = [one for one in ran if "FILE" not in one]
+    assert text["sha256"] == hashlib.sha256(b"a text").hexdigest()
+    assert len(hq.lines("CA-RC")) == 3
+
+
+async def test_an_agent_calls_a_handler_too(hq: Any, tmp_path: Path) -> None:
+    got: list[tuple[str, bytes]] = []
+
+    def handle(handled: Handled, tx: sqlite3.Connection) -> None:
+        got.append((handled.filename, handled.file.read_bytes() if handled.file else handled.message.content))
+
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC", keep_trying=True) as center:
+        await lab.publish(["hello", Message(b"1", "text/csv", {"filename": "a.csv"})], to="CA-RC")
+        agent = Agent(center, tmp_path / "folder", handler=handle)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(agent.run)
+            await until(lambda: len(got) == 2)
+            nursery.cancel_scope.cancel()
+    assert sorted(got) == [("", b"hello"), ("a.csv", b"1")]
+    assert (tmp_path / "folder" / "incoming" / "FL-LAB" / "a.csv").exists()

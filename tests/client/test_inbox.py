@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import stat
@@ -11,7 +12,8 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox.inbox import DATABASE, STEPS, Inbox
+from cipherbox.client.inbox.arriving import Arrived
+from cipherbox.client.inbox.inbox import DATABASE, STEPS, Inbox, Storing
 from cipherbox.client.inbox.lines import Received, as_text, timestamp
 from cipherbox.client.localdb import open_database
 from cipherbox.envelope.ids import EnvelopeIds
@@ -148,6 +150,63 @@ def test_a_file_that_was_moved_away_begins_anew(tmp_path: Path) -> None:
     assert [line["content"] for line in lines(tmp_path)] == ["new"]
 
 
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced", "emptied", "appended to"])
+def test_lines_go_to_what_the_path_names_whatever_becomes_of_it_meanwhile(tmp_path: Path, how: str) -> None:
+    said: list[str] = []
+    inbox = Inbox(tmp_path, say=said.append)
+    inbox.record([received(b"before")])
+    file, moved = tmp_path / "data" / "received_messages.jsonl", tmp_path / "october.jsonl"
+    before = file.read_bytes()
+    if how == "moved":
+        file.rename(moved)
+    elif how == "removed":
+        file.unlink()
+    elif how == "replaced":
+        file.rename(moved)
+        file.write_bytes(b'{"mine": 1}')
+    elif how == "emptied":
+        file.write_bytes(b"")
+    else:
+        with file.open("ab") as other:
+            other.write(b'{"mine": 1}')
+    for number in range(2):
+        inbox.record([received(b"after %d" % number)])
+    inbox.close()
+    cut: list[int] = []
+    Inbox(tmp_path, cut.append).close()
+    assert cut == []
+    found = [line.get("content", "mine") for line in lines(tmp_path)]
+    expected = {"replaced": ["mine"], "appended to": ["before", "mine"]}.get(how, [])
+    assert found == [*expected, "after 0", "after 1"]
+    assert len(said) == (how != "appended to")
+    if moved.exists():
+        assert moved.read_bytes() == before
+
+
+def test_a_new_file_has_no_line_of_a_step_that_was_interrupted(tmp_path: Path) -> None:
+    Inbox(tmp_path).close()
+    dying = Dying(tmp_path)
+    (tmp_path / "data" / "received_messages.jsonl").unlink()
+    lost = received(b"appended, not committed")
+    with pytest.raises(Died):
+        dying.record([lost])
+    dying.close()
+    after = Inbox(tmp_path)
+    after.record([lost])
+    after.close()
+    assert [line["content"] for line in lines(tmp_path)] == ["appended, not committed"]
+
+
+def test_lines_are_rotated_by_size(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", rotate=(100, 0)))
+    for number in range(3):
+        inbox.record([received(b"%d" % number * 60)])
+    inbox.close()
+    rotated = list((tmp_path / "data").glob("received_messages-*.jsonl"))
+    assert len(rotated) == 2
+    assert len(lines(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("sessions_first", [False, True])
 def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path, sessions_first: bool) -> None:
     inbox = Inbox(tmp_path)
@@ -169,6 +228,17 @@ def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path, sessions_
     assert [orjson.loads(line)["content"] for line in lines.read_bytes().splitlines()] == ["one", "two"]
 
 
+def completed(inbox: Inbox) -> list[Arrived]:
+    """Files that can get their names do."""
+    found: list[Arrived] = []
+    while checks := inbox.ready():
+        for check in checks:
+            while not check.done:
+                check.step()
+        found += inbox.complete(checks)
+    return found
+
+
 def test_one_sender_cannot_replace_anothers_file(tmp_path: Path) -> None:
     same = IDS.next()
     inbox = Inbox(tmp_path)
@@ -177,10 +247,12 @@ def test_one_sender_cannot_replace_anothers_file(tmp_path: Path) -> None:
         inbox.record(
             [received(content, sender=sender, envelope_id=same, kind="image/png", headers={"filename": "a.png"})]
         )
+        assert len(completed(inbox)) == 1
     inbox.close()
     for line in lines(tmp_path):
-        found = (tmp_path / "data" / line["content"]["file"]).read_bytes()
+        found = Path(line["content"]["file"]).read_bytes()
         assert found == line["sender_id"].encode() + b"\xff"
+        assert line["content"]["sha256"] == hashlib.sha256(found).hexdigest()
 
 
 def test_old_ids_are_dropped_and_then_refused(tmp_path: Path) -> None:

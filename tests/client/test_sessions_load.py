@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from cipherbox.client.inbox.inbox import Inbox
+from cipherbox.client.inbox.linesfile import LinesFile
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.config import SessionTable
 from cipherbox.envelope import layout as layouts
@@ -111,12 +112,12 @@ async def test_a_receiver_whose_disk_was_full_goes_on_in_the_same_client(
                 await publisher.send(f"{number}")
     async with hq.client("CA-RC") as center:
         receiver = Receiver(center)
-        for method in ("_insert", "_append", "_commit"):
+        for kind, method in ((Inbox, "_insert"), (LinesFile, "append"), (Inbox, "_commit")):
             def full(*_: Any) -> None:
                 raise OSError(28, "No space left on device")
 
             with monkeypatch.context() as patch:
-                patch.setattr(Inbox, method, full)
+                patch.setattr(kind, method, full)
                 with pytest.raises(StoreError, match="No space left"):
                     await receiver.run(idle_s=5)
         with trio.fail_after(20):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cipherbox.client.folder.scan import README
-from cipherbox.config import AgentSettings
+from cipherbox.configfile import AgentSettings
 from cipherbox.portable import private_dir, write_atomic
 
 MOST_FOLDERS = 256  # of a larger organisation's clients only those that are known here get one

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cipherbox.config import AgentSettings
+from cipherbox.configfile import AgentSettings
 from cipherbox.errors import InvalidRequest
 from cipherbox.limits import check_client_id, check_name
 from cipherbox.portable import int64

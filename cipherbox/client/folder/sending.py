@@ -14,7 +14,8 @@ import trio
 
 from cipherbox.client import publish
 from cipherbox.client.contents import cost, room_for
-from cipherbox.client.files import FileSender, OnProgress, guess_type
+from cipherbox.client.files import FileSender, OnProgress
+from cipherbox.client.filetypes import guess_type
 from cipherbox.client.folder.pauses import Pauses
 from cipherbox.client.folder.scan import Address, Found, state_of
 from cipherbox.client.outbox.beside import Beside, FolderFile

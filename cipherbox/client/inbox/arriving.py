@@ -1,259 +1,365 @@
-"""Files on their way in: parts written to their places, whole files given their names.
+"""Files on their way in: what came is written to its place, checked as it lies there, and given its name.
 
-A part is written into a hidden file at its offset and synced before the transaction that records it, so what is
-recorded is on the disk.  When the manifest and all its parts are recorded and agree, the name is chosen and recorded,
-then the file gets it, then the transfer is done: after a crash in between, `resume` goes on from what is recorded.
+A file comes as a message that names it, or as parts and a manifest.  Either way its bytes are written into a hidden
+file and synced before the transaction that records it.  When all of it is recorded it is hashed from the disk
+(`checking`); then the name is chosen and recorded, then the file gets it, then the transfer is done: its line is
+written, a handler gets it, and the envelope owes its receipt.  After a crash in between, it goes on from what is
+recorded.  What goes wrong with one file is told and tried again, and keeps nothing else from arriving.
 
-The manifest's envelope owes its receipt only then.  A file that cannot become what its manifest says is refused, and
-the receipt says so.  What the sender calls a file only ever names something below the sender's own directory.
+A file that cannot become what its manifest says is refused, and the receipt says so.  What the sender calls a file only
+ever names something below the sender's own directory (`places`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from cipherbox.client.inbox.lines import Received, file_line
-from cipherbox.client.parts import MANIFEST, PART, Manifest, Part, read_manifest, read_part
-from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import MalformedEnvelope
-from cipherbox.portable import O_BINARY, private_dir, safe_name, sync_directory, write_at
-from cipherbox.sealing.body import Message
+import attrs
+import orjson
 
-INCOMING, PARTIAL = "data/incoming", ".partial"
-OPEN, NAMING, DONE, REFUSED = range(4)
-HELD = -1  # the receipt of a manifest whose file is not whole yet
+from cipherbox.client.inbox.checking import Check
+from cipherbox.client.inbox.lines import FILENAME, Received, file_line, line_id, timestamp
+from cipherbox.client.inbox.places import free_place, is_about_the_name, key, move, open_new, safe_place
+from cipherbox.client.inbox.transfers import CHECKING, DONE, HELD, NAMING, OPEN, REFUSED, Row, Step, Transfers
+from cipherbox.client.names import split_name
+from cipherbox.client.parts import MANIFEST, PART, Manifest, manifest_of, read_manifest, read_part
+from cipherbox.errors import MalformedEnvelope
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import Message
+from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.lockedfile import ClearFile, LockedFile, Places
+
+PARTIAL, KEPT = ".partial", "data/kept"
 KINDS = frozenset({PART, MANIFEST})
-STEP = """
-CREATE TABLE transfers (
-  sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB, envelope INTEGER,
-  file TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (sender, id)
-) WITHOUT ROWID;
-CREATE TABLE parts (
-  sender TEXT NOT NULL, id BLOB NOT NULL, part INTEGER NOT NULL, part_bytes INTEGER NOT NULL, hash BLOB NOT NULL,
-  PRIMARY KEY (sender, id, part)
-) WITHOUT ROWID;
-ALTER TABLE envelopes ADD COLUMN outcome INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE envelopes ADD COLUMN outcomes BLOB;
-CREATE TABLE contents (
-  number INTEGER PRIMARY KEY, sealed_at INTEGER NOT NULL, plain BLOB NOT NULL, states BLOB NOT NULL
-);
-CREATE TABLE failures (
-  number INTEGER NOT NULL, message INTEGER NOT NULL, attempts INTEGER NOT NULL, next_at INTEGER NOT NULL,
-  reason TEXT NOT NULL, PRIMARY KEY (number, message)
-) WITHOUT ROWID;
-"""
-Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
+TRANSFER_BYTES = 16  # of a file in parts; one that came as a message has the message's id and a letter
+OPEN_FILES = 32  # of parts that are being written
+CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
+AGAIN_MS, AGAIN_MOST_MS = 1000, 300_000  # after trouble with one file
+_IMPOSSIBLE = frozenset([errno.EFBIG, errno.EINVAL, errno.EOVERFLOW])
+Key = tuple[str, bytes]  # sender, transfer
 
 
 class Taken(NamedTuple):
-    """What one envelope of a file brought: a part with its hash, a manifest, or neither (it was malformed)."""
+    """What one envelope of a file brought: a part that is on the disk, a manifest, or neither (it was malformed)."""
 
     received: Received
-    part: Part | None
-    digest: bytes
-    manifest: bytes | None
+    transfer: bytes = b""
+    part: int = -1
+    manifest: bytes | None = None
 
 
-class Arrived(NamedTuple):
-    """A file that got its name; ``file`` is relative to ``data`` when it lies there."""
+@attrs.frozen
+class Arrived:
+    """A file that got its name: ``file`` is where it lies; empty when it is kept under the local key.
+
+    ``whole``: it came whole, as a message.
+    """
 
     sender: str
-    manifest: Manifest
+    filename: str
     file: str
+    size: int
+    line: bytes
+    whole: bool
 
 
 class Arriving:
-    """Files of one inbox.  ``step(work, lines)`` is the inbox's transaction; methods block on the disk: OSError."""
+    """Files of one inbox.  Methods block on the disk: OSError.
 
-    def __init__(self, incoming: Path, data: Path, db: sqlite3.Connection, step: Step) -> None:
-        self._incoming, self._data, self._db, self._step = incoming.absolute(), data.absolute(), db, step
+    ``incoming`` is where they get their names; ``vault``: they are kept under the local key instead, in ``home``.
+    ``keep_contents``: a handler gets them.  ``say`` tells a person about trouble with one of them.
+    """
+
+    def __init__(
+        self, home: Path, incoming: Path, transfers: Transfers, vault: Vault | None, locked: bool,
+        say: Callable[[str], None], step: Step,
+    ) -> None:  # fmt: skip
+        self._home, self._incoming = home, incoming.absolute()
+        self._transfers, self._vault, self._locked = transfers, vault, locked
+        self._say, self._step = say, step
+        self._touched: dict[Key, None] = dict.fromkeys(transfers.pending())
+        self._later: dict[Key, tuple[int, int]] = {}  # after trouble: (not before, pause), ms
+
+    # -- recording ----------------------------------------------------------------------------------------------
 
     def take(self, batch: Sequence[Received]) -> list[Taken]:
-        """Writes the parts of a batch to their places, and syncs them."""
+        """Writes the parts of a batch to their places, and syncs them; one expanded part is in memory at a time."""
         taken: list[Taken] = []
-        files: dict[Path, int] = {}
+        files: dict[Key, Places | None] = {}
         try:
             for received in batch:
-                message = received.messages[0]
-                if message.content_type == MANIFEST:
-                    taken.append(Taken(received, None, b"", message.content))
-                    continue
-                try:
-                    part = read_part(message)
-                except MalformedEnvelope:
-                    taken.append(Taken(received, None, b"", None))
-                    continue
-                if not self._over(received.sender, part.transfer):
-                    fd = self._opened(files, received.sender, part.transfer)
-                    write_at(fd, part.data, part.number * part.part_bytes)
-                taken.append(Taken(received, part, hashlib.sha256(part.data).digest(), None))
-            for fd in files.values():
-                os.fsync(fd)
+                taken.append(self._take(received, files))
+                if len(files) >= OPEN_FILES:
+                    _sync(files)
+            _sync(files)
         finally:
-            for fd in files.values():
-                os.close(fd)
+            for stored in files.values():
+                if stored is not None:
+                    stored.close()
         return taken
 
-    def record(self, db: sqlite3.Connection, taken: Sequence[Taken]) -> None:
+    def _take(self, received: Received, files: dict[Key, Places | None]) -> Taken:
+        message = received.messages[0]
+        if message.content_type == MANIFEST:
+            return Taken(received, manifest=message.content)
+        try:
+            part = read_part(message)
+        except MalformedEnvelope:
+            return Taken(received)
+        name = received.sender, part.transfer
+        if name not in files:
+            row = self._transfers.find(*name)
+            writable = row is None or row.state == OPEN  # else it is being checked, has its name, or was refused
+            files[name] = self._stored(row or self._new(*name)) if writable else None
+        stored = files[name]
+        if stored is not None:
+            try:
+                stored.write(part.data, part.number * part.part_bytes)
+            except OSError as error:
+                if error.errno in _IMPOSSIBLE:  # further than a file can reach here
+                    return Taken(received)
+                raise
+        return Taken(received, part.transfer, part.number)
+
+    def take_messages(self, received: Received, indexes: Sequence[int]) -> list[tuple[Row, Manifest]]:
+        """The files among an envelope's messages, written and synced beside; to be recorded with `Transfers.add`."""
+        found = []
+        for index in indexes:
+            message = received.messages[index]
+            sender, headers = received.sender, message.headers
+            path = [one for one in headers.get(FILENAME, "").split("/") if one not in ("", ".", "..")]
+            path = path[-LIMITS.path_names - 1 :] or [line_id(received.envelope_id, index)]
+            row = self._new(sender, received.envelope_id[:14] + index.to_bytes(2, "big") + b"m")
+            row = attrs.evolve(row, state=CHECKING, message=index, headers=_others(headers),
+                               sent_at=message.sent_at if message.sent_at is not None else received.sealed_at)
+            modified = headers.get("modified_at", "")
+            manifest = manifest_of(row.transfer[:16], path, message.content, message.content_type,
+                                   int(modified) if modified.isdecimal() and len(modified) < 16 else 0)
+            stored = self._stored(row)
+            try:
+                stored.write(message.content, 0)
+                stored.sync(manifest.size)
+            finally:
+                stored.close()
+            found.append((row, manifest))
+        return found
+
+    def record(self, taken: Sequence[Taken]) -> None:
         """Inside the inbox's transaction, after its rows of the envelopes."""
         for one in taken:
-            sender, received = one.received.sender, one.received
-            if one.part is not None:
-                part = one.part
-                db.execute("INSERT OR IGNORE INTO transfers (sender, id) VALUES (?, ?)", (sender, part.transfer))
-                db.execute(
-                    "INSERT OR REPLACE INTO parts SELECT sender, id, ?, ?, ? FROM transfers"
-                    " WHERE sender = ? AND id = ? AND state = 0",
-                    (part.number, part.part_bytes, one.digest, sender, part.transfer),
-                )
+            sender, transfers = one.received.sender, self._transfers
+            if one.part >= 0:
+                transfers.part(self._new(sender, one.transfer), one.part)
+                self._touched[sender, one.transfer] = None
                 continue
-            number = db.execute(
-                "SELECT number FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, received.envelope_id)
-            ).fetchone()[0]
+            number = transfers.number(sender, one.received.envelope_id)
             try:
                 manifest = read_manifest(one.manifest or b"")
             except MalformedEnvelope:
-                db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.MALFORMED, number))
+                transfers.malformed(number)
                 continue
-            db.execute("INSERT OR IGNORE INTO transfers (sender, id) VALUES (?, ?)", (sender, manifest.transfer))
-            changed = db.execute(
-                "UPDATE transfers SET manifest = ?, envelope = ?, state = 0 WHERE sender = ? AND id = ? AND state <> 2",
-                (one.manifest, number, sender, manifest.transfer),
-            ).rowcount
-            if changed:
-                db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
+            row = attrs.evolve(self._new(sender, manifest.transfer), sent_at=one.received.sealed_at)
+            transfers.manifest(row, number, one.manifest or b"", manifest)
+            self._touched[sender, manifest.transfer] = None
 
-    def complete(self, keys: Sequence[tuple[str, bytes]]) -> list[Arrived]:
-        """Gives their names to those of these transfers that are whole."""
-        found = []
-        for sender, transfer in dict.fromkeys(keys):
-            row = self._db.execute(
-                "SELECT state, manifest, envelope, file FROM transfers WHERE sender = ? AND id = ?", (sender, transfer)
-            ).fetchone()
-            if row is None or row[1] is None or row[0] in (DONE, REFUSED):
+    def touch(self, row: Row) -> None:
+        """It may be whole: `ready` looks at it."""
+        self._touched[row.sender, row.transfer] = None
+
+    # -- completing ---------------------------------------------------------------------------------------------
+
+    def ready(self) -> list[Check]:
+        """Files of which everything came, to be checked; some at a time."""
+        now, size = _now_ms(), 0
+        checks: list[Check] = []
+        for name in list(self._touched):
+            if self._later.get(name, (0, 0))[0] > now:
                 continue
-            arrived = self._complete(sender, transfer, row[0], read_manifest(row[1]), row[2], row[3])
-            if arrived is not None:
-                found.append(arrived)
+            if size >= CHECK_BYTES:
+                break
+            row = self._transfers.find(*name)
+            if row is None or row.state not in (OPEN, CHECKING, NAMING) or not row.whole:
+                del self._touched[name]
+                continue
+            try:
+                checks.append(self._check(row))
+            except OSError as error:
+                self._again(name, error)
+                continue
+            size += checks[-1].manifest.size
+        return checks
+
+    @property
+    def waits(self) -> bool:
+        """Whether a file is to be tried again later."""
+        return any(name in self._touched for name in self._later)
+
+    def _check(self, row: Row) -> Check:
+        manifest = read_manifest(row.manifest)
+        if row.state == OPEN:
+            self._transfers.set_state(row, CHECKING)  # from here on no part is written any more
+        path = self._partial(row)
+        if row.state == NAMING or (manifest.hashes and not path.exists()):
+            check = Check(row.sender, row.transfer, manifest, ClearFile(os.open(os.devnull, os.O_RDWR)))
+            check.reason = "" if row.state == NAMING else "its parts are gone from this machine; send it again"
+            check.close()
+            return check
+        return Check(row.sender, row.transfer, manifest, self._stored(row))
+
+    def settle(self, checks: Sequence[Check]) -> list[Arrived]:
+        """Gives their names to files that were checked, and refuses those that are not what they should be."""
+        good: list[Row] = []
+        taken = {key(Path(row.file)) for row in self._transfers.named()}
+        for check in checks:
+            row = self._transfers.find(check.sender, check.transfer)
+            if row is None or row.state not in (CHECKING, NAMING):
+                continue
+            if check.trouble is not None:
+                self._again((check.sender, check.transfer), check.trouble)
+            elif check.reason:
+                self._refuse(row, check.reason)
+            elif row.state == NAMING:
+                good.append(row)
+            else:
+                row = attrs.evolve(row, sha256=check.sha256, file=self._name(row, check.manifest, taken))
+                taken.add(key(Path(row.file)))
+                good.append(row)
+        self._transfers.name(good)
+        placed = []
+        for row in good:
+            name = row.sender, row.transfer
+            try:
+                placed.append(self._place(row, taken))
+                self._later.pop(name, None)
+                self._touched.pop(name, None)
+            except OSError as error:
+                self._again(name, error)
+        return self._finish(placed)
+
+    def give_up(self, before_ms: int) -> int:
+        """Drops what came in part and had no news since that time; how many files."""
+        old = self._transfers.stale(before_ms)
+        for row in old:
+            self._refuse(row, "given up here: the rest of it did not come")
+        self._sweep(before_ms)
+        return len(old)
+
+    def _sweep(self, before_ms: int) -> None:
+        """Hidden files that no row names: a step failed or was killed before it recorded them."""
+        for folder in (self._incoming / PARTIAL, self._home / KEPT):
+            for sender in _entries(folder):
+                for entry in _entries(Path(sender.path)):
+                    with suppress(OSError, ValueError):
+                        if entry.stat(follow_symlinks=False).st_mtime * 1000 > before_ms:
+                            continue
+                        if self._transfers.find(sender.name, bytes.fromhex(entry.name)) is None:
+                            os.unlink(entry.path)
+
+    def _again(self, name: Key, error: OSError) -> None:
+        pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
+        self._later[name] = _now_ms() + pause, pause
+        self._say(f"a file from {name[0]} cannot be stored: {error.strerror or error} ({error.filename}); "
+                  f"tried again in {pause / 1000:.0f} s")
+
+    def _place(self, row: Row, taken: set[str]) -> Row:
+        """Moves a file to its name; the row with the name it got."""
+        if row.locked:
+            return row
+        partial = self._partial(row)
+        manifest = read_manifest(row.manifest)
+        for _ in range(1000):
+            path = Path(row.file)
+            if not partial.exists():
+                return row  # it has its name since before a crash
+            with suppress(OSError, OverflowError, ValueError):
+                os.utime(partial, (manifest.modified_at / 1000, manifest.modified_at / 1000))
+            try:
+                if move(partial, path):
+                    return row
+                again = self._name(row, manifest, taken)
+            except OSError as error:
+                plain = self._incoming / row.sender / (row.transfer.hex() + split_name(path.name)[1])
+                if not is_about_the_name(error) or path == plain:
+                    raise
+                again = str(plain)
+            row = attrs.evolve(row, file=again)
+            taken.add(key(Path(again)))
+            self._transfers.name([row])
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), row.file)
+
+    def _name(self, row: Row, manifest: Manifest, taken: set[str]) -> str:
+        if row.locked:
+            return ""
+        return str(free_place(self._incoming, safe_place(row.sender, manifest.path), taken))
+
+    def _finish(self, rows: Sequence[Row]) -> list[Arrived]:
+        if not rows:
+            return []
+        now = _now_ms()
+        found = []
+        for row in rows:
+            manifest = read_manifest(row.manifest)
+            envelope_id = self._transfers.envelope_id(row)
+            filename = "/".join(manifest.path)
+            where = {"kept": f"{row.sender}/{row.transfer.hex()}"} if row.locked else {"file": row.file}
+            content = {
+                **where, "filename": filename, "size": manifest.size, "sha256": row.sha256.hex(),
+                "content_type": manifest.content_type, "modified_at": timestamp(manifest.modified_at),
+                "received_at": timestamp(now),
+            }  # fmt: skip
+            headers = orjson.loads(row.headers) if row.headers else None
+            line = file_line(row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers)
+            found.append(Arrived(row.sender, filename, row.file, manifest.size, line, _as_message(row)))
+
+        def work(_: sqlite3.Connection) -> None:
+            for row, one in zip(rows, found, strict=True):
+                self._transfers.done(row, read_manifest(row.manifest), one.line, now)
+
+        self._step(work, [one.line for one in found])
         return found
 
-    def resume(self) -> list[Arrived]:
-        """Goes on with what a crash interrupted: transfers that have all they need."""
-        rows = self._db.execute("SELECT sender, id FROM transfers WHERE manifest IS NOT NULL AND state IN (0, 1)")
-        return self.complete(rows.fetchall())
+    def _refuse(self, row: Row, reason: str) -> None:
+        self._step(lambda _: self._transfers.refuse(row, reason), [])
+        self._touched.pop((row.sender, row.transfer), None)
+        with suppress(OSError):
+            self._partial(row).unlink(missing_ok=True)
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- places -------------------------------------------------------------------------------------------------
 
-    def _complete(
-        self, sender: str, transfer: bytes, state: int, manifest: Manifest, envelope: int, file: str
-    ) -> Arrived | None:
-        partial = self._partial(sender, transfer)
-        if state == OPEN:
-            rows = self._db.execute(
-                "SELECT part, part_bytes, hash FROM parts WHERE sender = ? AND id = ? ORDER BY part", (sender, transfer)
-            ).fetchall()
-            if len(rows) < len(manifest.hashes):
-                return None
-            wrong = [
-                part for part, part_bytes, digest in rows
-                if part >= len(manifest.hashes) or digest != manifest.hashes[part] or part_bytes != manifest.part_bytes
-            ]  # fmt: skip
-            if wrong:
-                self._refuse(sender, transfer, envelope, f"part {wrong[0]} is not what the manifest says")
-                return None
-            file = self._name(sender, manifest.path)
-            self._set(sender, transfer, NAMING, file)
-        path = self._data / file  # which is `file` itself when that is absolute
-        if partial.exists() or not manifest.hashes:
-            private_dir(path.parent)
-            private_dir(partial.parent)
-            fd = os.open(partial, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
-            try:
-                os.ftruncate(fd, manifest.size)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            with suppress(OSError, OverflowError):
-                os.utime(partial, (manifest.modified_at / 1000, manifest.modified_at / 1000))
-            os.replace(partial, path)
-            sync_directory(path.parent)
-        self._finish(sender, transfer, envelope, manifest, file)
-        return Arrived(sender, manifest, file)
+    def _new(self, sender: str, transfer: bytes) -> Row:
+        hidden = self._incoming / PARTIAL / sender / transfer.hex()
+        return Row(sender, transfer, partial="" if self._locked else str(hidden), locked=self._locked)
 
-    def _finish(self, sender: str, transfer: bytes, envelope: int, manifest: Manifest, file: str) -> None:
-        row = self._db.execute(
-            "SELECT envelope_id, accepted_at FROM envelopes WHERE number = ?", (envelope,)
-        ).fetchone()
-        content = {
-            "file": file,
-            "size": manifest.size,
-            "sha256_of_parts": manifest.digest,
-            "content_type": manifest.content_type,
-        }
+    def _partial(self, row: Row) -> Path:
+        """Where its bytes lie; rows of before 0.6.0 do not say."""
+        if row.locked:
+            return self._home / KEPT / row.sender / row.transfer.hex()
+        if row.partial:
+            return Path(row.partial)
+        tops = (self._incoming, self._home / "data/incoming", self._home / "incoming")
+        places = [top / PARTIAL / row.sender / row.transfer.hex() for top in tops]
+        if row.file:
+            places.append(self._home / "data" / row.file)  # it had its name when the machine died
+        return next((place for place in places if place.exists()), places[0])
 
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE transfers SET state = ?, file = ? WHERE sender = ? AND id = ?",
-                       (DONE, file, sender, transfer))  # fmt: skip
-            db.execute("UPDATE envelopes SET receipt = NULL WHERE number = ?", (envelope,))
-            db.execute("DELETE FROM parts WHERE sender = ? AND id = ?", (sender, transfer))
+    def _stored(self, row: Row) -> Places:
+        fd = open_new(self._partial(row))
+        if not row.locked:
+            return ClearFile(fd)
+        assert self._vault is not None
+        return LockedFile(fd, self._vault, kept_name(row.sender, row.transfer.hex()))
 
-        self._step(work, [file_line(sender, row[0], row[1], content)])
 
-    def _refuse(self, sender: str, transfer: bytes, envelope: int, reason: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE transfers SET state = ?, reason = ? WHERE sender = ? AND id = ?",
-                       (REFUSED, reason, sender, transfer))  # fmt: skip
-            db.execute("UPDATE envelopes SET receipt = NULL, outcome = ? WHERE number = ?", (Outcome.OTHER, envelope))
-            db.execute("DELETE FROM parts WHERE sender = ? AND id = ?", (sender, transfer))
-
-        self._step(work, [])
-        self._partial(sender, transfer).unlink(missing_ok=True)
-
-    def _set(self, sender: str, transfer: bytes, state: int, file: str) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE transfers SET state = ?, file = ? WHERE sender = ? AND id = ?",
-                       (state, file, sender, transfer))  # fmt: skip
-
-        self._step(work, [])
-
-    def _name(self, sender: str, names: Sequence[str]) -> str:
-        """A free name below the sender's directory, relative to ``data`` when it lies there."""
-        safe = [safe_name(name) for name in names]
-        folder = Path(self._incoming, sender, *safe[:-1])
-        if folder.is_relative_to(self._data):
-            folder = folder.relative_to(self._data)
-        stem, suffix = Path(safe[-1]).stem, Path(safe[-1]).suffix
-        taken = {row[0] for row in self._db.execute("SELECT file FROM transfers WHERE state = ?", (NAMING,))}
-        number = 1
-        while True:
-            name = safe[-1] if number == 1 else f"{stem} ({number}){suffix}"
-            file = str(folder / name)
-            if file not in taken and not os.path.lexists(self._data / file):
-                return file
-            number += 1
-
-    def _over(self, sender: str, transfer: bytes) -> bool:
-        """Whether this file has its name already, or was refused."""
-        row = self._db.execute(
-            "SELECT state FROM transfers WHERE sender = ? AND id = ?", (sender, transfer)
-        ).fetchone()
-        return row is not None and row[0] != OPEN
-
-    def _partial(self, sender: str, transfer: bytes) -> Path:
-        return self._incoming / PARTIAL / sender / transfer.hex()
-
-    def _opened(self, files: dict[Path, int], sender: str, transfer: bytes) -> int:
-        path = self._partial(sender, transfer)
-        if path not in files:
-            private_dir(path.parent)
-            files[path] = os.open(path, os.O_WRONLY | os.O_CREAT | O_BINARY, 0o600)
-        return files[path]
+def kept_name(sender: str, name: str) -> bytes:
+    """The id of a file that is kept under the local key."""
+    return f"{sender}/{name}".encode()
 
 
 def is_file(received: Received) -> bool:
@@ -262,12 +368,33 @@ def is_file(received: Received) -> bool:
     return len(messages) == 1 and received.queue.endswith(".bulk") and messages[0].content_type in KINDS
 
 
-def transfer_of(taken: Taken) -> tuple[str, bytes] | None:
-    """Sender and transfer of what came, if it can be read."""
-    if taken.part is not None:
-        return taken.received.sender, taken.part.transfer
-    try:
-        return taken.received.sender, read_manifest(taken.manifest or b"").transfer
-    except MalformedEnvelope:
-        return None
+def _as_message(row: Row) -> bool:
+    return len(row.transfer) > TRANSFER_BYTES
 
+
+def _sync(files: dict[Key, Places | None]) -> None:
+    for stored in files.values():
+        if stored is not None:
+            stored.sync()
+    for name in list(files):
+        stored = files.pop(name)
+        if stored is not None:
+            stored.close()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except OSError:
+        return []
+
+
+def _others(headers: dict[str, str]) -> str:
+    return orjson.dumps(headers).decode() if headers else ""
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+__all__ = ["DONE", "HELD", "REFUSED", "Arrived", "Arriving", "Taken", "is_file", "kept_name"]

@@ -15,39 +15,51 @@ import inspect
 import sqlite3
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+import orjson
 import trio
 
 from cipherbox.client.events import RECEIVER
+from cipherbox.client.inbox.contents import ASIDE, DONE, NOT_WHOLE, WAITING, opened
 from cipherbox.client.inbox.inbox import DATABASE, STEPS
+from cipherbox.client.inbox.opened import forget_opened, opened_file
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.client.tasks import background
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.sealing.body import Message, unpack
+from cipherbox.sealing.body import Message, Messages
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
 TRIES = 5
 PAUSE_S, PAUSE_MAX_S = 1.0, 60.0
-WAITING, DONE, ASIDE = 0, 1, 2
 _LOOK_S = 1.0
 
 
 @attrs.frozen
 class Handled:
-    """One message as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts from 1."""
+    """One message or file as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts from 1.
+
+    A file lies at ``file`` and was called ``filename`` by its sender; its message's ``content`` is empty when it came
+    in parts.  Under a password without ``[inbox] plain`` it is there in clear for this call only.
+    """
 
     message_id: uuid.UUID
     sender_id: str
     sealed_at: int
     message: Message
     attempt: int
+    file: Path | None = None
+    filename: str = ""
+    _kept: str = attrs.field(default="", repr=False)
+    _size: int = attrs.field(default=0, repr=False)
 
 
 @attrs.frozen
@@ -71,6 +83,7 @@ class Handlers:
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS)
         self._tries = tries
+        self._read: tuple[int, Messages] | None = None  # the envelope that was read last
         self.done = 0
         self.aside = 0
 
@@ -81,9 +94,9 @@ class Handlers:
         """The oldest message whose time has come: (row, index, message)."""
         now = _now_ms()
         with translated(self._path):
-            for number, sender, envelope_id, count, sealed_at, plain, states in self._db.execute(
-                "SELECT e.number, e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.states FROM contents c "
-                "JOIN envelopes e ON e.number = c.number ORDER BY c.number"
+            for number, sender, envelope_id, count, sealed_at, plain, states, locked, files in self._db.execute(
+                "SELECT e.number, e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.states, c.locked, "
+                "c.files FROM contents c JOIN envelopes e ON e.number = c.number ORDER BY c.number"
             ):
                 later = dict(
                     self._db.execute("SELECT message, next_at FROM failures WHERE number = ?", (number,)).fetchall()
@@ -94,10 +107,17 @@ class Handlers:
                     attempts = self._db.execute(
                         "SELECT attempts FROM failures WHERE number = ? AND message = ?", (number, index)
                     ).fetchone()
-                    message = unpack(plain, count, sealed_at)[index]
-                    name = message_id(envelope_id, index)
-                    attempt = attempts[0] + 1 if attempts else 1
-                    return number, index, Handled(name, sender, sealed_at, message, attempt)
+                    if self._read is None or self._read[0] != number:
+                        vault = self._client.home.keeper.content
+                        read = opened(vault, plain, locked, sender, envelope_id, count, sealed_at)
+                        self._read = number, read
+                    about = orjson.loads(files or "{}").get(str(index), {})
+                    file = Path(about["file"]) if about.get("file") else None
+                    return number, index, Handled(
+                        message_id(envelope_id, index), sender, sealed_at, self._read[1][index],
+                        attempts[0] + 1 if attempts else 1, file, about.get("filename", ""), about.get("kept", ""),
+                        about.get("size", 0),
+                    )  # fmt: skip
         return None
 
     async def run(self, handler: Handler, number: int, index: int, handled: Handled) -> None:
@@ -108,9 +128,10 @@ class Handlers:
                 # One that awaits takes the lock when it first writes: what else is recorded here must not wait for it.
                 db.execute("BEGIN" if inspect.iscoroutinefunction(handler) else "BEGIN IMMEDIATE")
             try:
-                found = handler(handled, db)
-                if inspect.isawaitable(found):
-                    await found
+                async with self._in_clear(handled) as given:
+                    found = handler(given, db)
+                    if inspect.isawaitable(found):
+                        await found
                 db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
                 self._mark(number, index, DONE)  # after a write, which had the lock, it reads what is newest
                 db.execute("COMMIT")
@@ -123,6 +144,16 @@ class Handlers:
             if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT":
                 return  # it wrote by what it had read before something else was recorded: once more, from the start
             self._failed(number, index, handled, error)
+
+    @asynccontextmanager
+    async def _in_clear(self, handled: Handled) -> AsyncIterator[Handled]:
+        """With its file readable."""
+        if not handled._kept:
+            yield handled
+            return
+        home = self._client.home
+        with opened_file(home.path, home.keeper.content, handled._kept, handled._size, handled.filename) as path:
+            yield attrs.evolve(handled, file=path)
 
     def _failed(self, number: int, index: int, handled: Handled, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"[:1000]
@@ -144,7 +175,7 @@ class Handlers:
         """Inside a transaction: this message is done or aside; the envelope too, when it was the last."""
         db = self._db
         states = self._set_state(number, index, state)
-        if WAITING in states:
+        if WAITING in states or NOT_WHOLE in states:
             return
         failed = ASIDE in states
         outcomes = bytes(Outcome.HANDLER_FAILED if s == ASIDE else Outcome.OPENED for s in states) if failed else None
@@ -158,6 +189,24 @@ class Handlers:
         states[index] = state
         self._db.execute("UPDATE contents SET states = ? WHERE number = ?", (bytes(states), number))
         return bytes(states)
+
+    async def work(self, handler: Handler, receiver: Receiver, idle_s: float | None = None) -> None:
+        """Runs the handler on what ``receiver``, which runs beside, keeps for it; see `process`."""
+        forget_opened(self._client.home.path)
+        idle_since = trio.current_time()
+        while True:
+            found = self.next()
+            if found is not None:
+                await self.run(handler, *found)
+                receiver.owe()
+                idle_since = trio.current_time()
+                await trio.lowlevel.checkpoint()
+                continue
+            if idle_s is not None and trio.current_time() - idle_since >= idle_s and not receiver.busy:
+                await receiver.flush()
+                return
+            with trio.move_on_after(min(_LOOK_S, idle_s or _LOOK_S)):
+                await receiver.wait_for_more()
 
     def set_aside(self) -> list[SetAside]:
         """Messages whose handler failed for good, oldest first."""
@@ -190,28 +239,16 @@ class Handlers:
 
 async def process(
     client: Client, handler: Handler, *, queues: list[str] | None = None, tries: int = TRIES,
-    idle_s: float | None = None,
+    idle_s: float | None = None, incoming: Path | None = None,
 ) -> Handlers:  # fmt: skip
     """Receives and runs the handler on each message, until cancelled or nothing came for ``idle_s``."""
     handlers = Handlers(client, tries=tries)
-    receiver = Receiver(client, keep_contents=True)
-    idle_since = trio.current_time()
+    receiver = Receiver(client, keep_contents=True, incoming=incoming)
     try:
         async with background() as nursery:
             await nursery.start(receiver.keep if idle_s is None else receiver.run, queues)
-            while True:
-                found = handlers.next()
-                if found is not None:
-                    await handlers.run(handler, *found)
-                    receiver.owe()
-                    idle_since = trio.current_time()
-                    await trio.lowlevel.checkpoint()
-                    continue
-                if idle_s is not None and trio.current_time() - idle_since >= idle_s and not receiver.busy:
-                    await receiver.flush()
-                    return handlers
-                with trio.move_on_after(min(_LOOK_S, idle_s or _LOOK_S)):
-                    await receiver.wait_for_more()
+            await handlers.work(handler, receiver, idle_s)
+            return handlers
     finally:
         handlers.close()
 

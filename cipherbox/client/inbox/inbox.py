@@ -1,9 +1,10 @@
 """The inbox: which envelopes this home has recorded, and the readable file of their messages, in one step.
 
-A batch is recorded so: contents that are not text are written to files and synced; then in one transaction the ids are
-inserted, the lines appended to the JSONL file, the file synced, its new length recorded, and all committed.  Only then
-is anything acknowledged.  After a crash in between, the file may be longer than the recorded length: opening cuts it
-back, HQ delivers again, and no line is there twice or missing.  The database is the truth; the file follows it.
+A batch is recorded so: what is a file is written beside and synced; then in one transaction the ids are inserted, the
+lines kept under the local key and appended to the JSONL file, the file synced, its new length recorded, and all
+committed.  Only then is anything acknowledged.  After a crash in between, the file may be longer than the recorded
+length: opening cuts it back, HQ delivers again, and no line is there twice or missing.  The database is the truth; the
+file follows it.  Files get their names and their lines afterwards (`arriving`).
 
 What identifies an envelope is (sender, envelope id), never the id alone; one row per envelope, not per message.  The
 highest id of each sender is kept beside, since ids rise: only lower ones need a lookup.  Rows are dropped when they are
@@ -12,34 +13,43 @@ older than HQ could still deliver; ids from before that *watermark* are refused 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cipherbox.client.inbox.arriving import HELD, INCOMING, Arriving, is_file, transfer_of
-from cipherbox.client.inbox.arriving import STEP as ARRIVING
-from cipherbox.client.inbox.lines import Received, lines_of
+import attrs
+
+from cipherbox.client.inbox.arriving import Arrived, Arriving, is_file
+from cipherbox.client.inbox.checking import Check
+from cipherbox.client.inbox.contents import STEP as CONTENTS
+from cipherbox.client.inbox.contents import Contents
+from cipherbox.client.inbox.kept import STEP as KEPT
+from cipherbox.client.inbox.kept import Kept
+from cipherbox.client.inbox.lines import Lines, Received, lines_of
+from cipherbox.client.inbox.linesfile import At, LinesFile
+from cipherbox.client.inbox.transfers import FIRST_STEP, HELD, MOST, Transfers
+from cipherbox.client.inbox.transfers import STEP as TRANSFERS
 from cipherbox.client.localdb import open_database
+from cipherbox.client.parts import manifest_message
 from cipherbox.client.pipe.frames import is_frame
 from cipherbox.client.sessions.hearing import STEP as HEARING
 from cipherbox.client.sessions.hearing import Heard
 from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
-from cipherbox.portable import O_BINARY, private_dir, safe_name, write_private
-from cipherbox.sealing.body import Message, pack
+from cipherbox.portable import private_dir
 
 if TYPE_CHECKING:
+    from cipherbox.client.home import Home
     from cipherbox.client.sessions.sessions import Sessions
+    from cipherbox.sealing.kept import Vault
 
-DATABASE, LINES, FILES = "inbox.sqlite3", "data/received_messages.jsonl", "data/files"
-_LARGE = 64 * 1024
+DATABASE, LINES = "inbox.sqlite3", "data/received_messages.jsonl"
 OLDEST = 4  # what 0.5.0 wrote
+_DAY_MS = 24 * 3600 * 1000
 STEPS = (
     """
 CREATE TABLE envelopes (
@@ -70,43 +80,87 @@ CREATE TABLE refusals (
 ) WITHOUT ROWID;
 CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, root BLOB NOT NULL);
 """
-    + ARRIVING,
+    + FIRST_STEP,
     HEARING,
     # length -1: no inbox has looked at the lines yet; sessions may have made this database.
     """
 UPDATE state SET value = -1 WHERE name = 'length' AND value = 0 AND NOT EXISTS (SELECT 1 FROM senders);
 """,
     "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
+    # Which file the lines are in; what was received, to be shown and written again; files by one rule.
+    """
+INSERT INTO state VALUES ('inode', 0), ('begun', strftime('%s', 'now') * 1000);
+"""
+    + KEPT
+    + TRANSFERS
+    + CONTENTS,
 )
-_NOT_YET = -1
+
+
+@attrs.frozen
+class Storing:
+    """How an inbox keeps what it receives.
+
+    ``incoming``: where files get their names.  ``vault`` opens what is kept; None: nothing is kept to be shown again.
+    ``plain``: lines and files are readable on the disk, as they are without a password.  ``rotate``: (bytes, days).
+    """
+
+    incoming: Path
+    vault: Vault | None = None
+    plain: bool = True
+    keep_days: int = 400
+    partial_days: int = 14
+    rotate: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, home: Home, incoming: Path | None = None) -> Storing:
+        """As the home's settings and its password say."""
+        said = home.config.inbox
+        return cls(
+            incoming or home.incoming, home.keeper.content, said.plain or not home.sealed, said.keep_days,
+            said.partial_days, (said.rotate_bytes, said.rotate_days),
+        )  # fmt: skip
 
 
 class Inbox:
-    """The inbox of one home; the caller holds the home's lock.  Methods block on the disk."""
+    """The inbox of one home; the caller holds the home's lock.  Methods block on the disk.
+
+    ``on_cut`` is told how many bytes of an interrupted step were cut off the lines, ``say`` what else a person should
+    know.
+    """
 
     def __init__(
-        self, home: Path, on_cut: Callable[[int], None] | None = None, incoming: Path | None = None,
-        *, keep_contents: bool = False, sessions: Sessions | None = None,
+        self, home: Path, on_cut: Callable[[int], None] | None = None, storing: Storing | None = None,
+        *, keep_contents: bool = False, sessions: Sessions | None = None, say: Callable[[str], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._sessions = sessions
-        self._home = home
-        self._keep_contents = keep_contents
+        self._storing = storing = storing or Storing(home / "incoming")
         self._unsure = False
-        self._length = self._added = self._watermark = 0
+        self._watermark = 0
         self._highest: dict[str, bytes] = {}
+        self._file: LinesFile | None = None
+        self.file_counts: dict[tuple[str, bytes], int] = {}  # of the last batch: messages that are files
         try:
             private_dir(home / "data")
             self._db = open_database(home / DATABASE, STEPS, OLDEST)
             self._db.execute("PRAGMA secure_delete = ON")  # sessions and contents outgrow their pages
-            self._prepare()
-            self._file = open(home / LINES, "r+b", buffering=0, opener=_private)  # noqa: SIM115
-            cut = self._cut_back()
-            self._arriving = Arriving(incoming or home / INCOMING, home / "data", self._db, self._step)
-            self.arrived = self._arriving.resume()  # files that got their names; the receiver says so
+            state = dict(self._db.execute("SELECT name, value FROM state"))
+            self._prepare(state["watermark"])
+            if storing.plain:
+                at = At(state["length"], state["inode"], state["begun"])
+                self._file = LinesFile(home / LINES, at, say, storing.rotate)
+                self._record_at(self._file.at)
+            vault = storing.vault
+            self._kept = Kept(self._db, vault) if vault is not None else None
+            self._contents = Contents(self._db, vault) if keep_contents else None
+            self._transfers = Transfers(self._db, self._contents, self._kept)
+            self._arriving = Arriving(
+                home, storing.incoming, self._transfers, vault, not storing.plain, say, self._step
+            )
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the inbox in {home} cannot be opened: {error}") from None
-        if cut and on_cut is not None:
-            on_cut(cut)
+        if self._file is not None and self._file.cut and on_cut is not None:
+            on_cut(self._file.cut)
 
     @property
     def watermark(self) -> int:
@@ -137,37 +191,68 @@ class Inbox:
     def record(self, batch: Sequence[Received], heard: Heard | None = None) -> list[bytes]:
         """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded.
 
-        ``heard``: what opening them has changed in sessions.
+        ``heard``: what opening them has changed in sessions.  Files get their lines from `complete`.
         """
         with self._failing():
-            messages = [received for received in batch if not is_file(received) and not is_frame(received)]
-            kept = messages if self._keep_contents else []
-            lines = [] if kept else [lines_of(received, self._beside) for received in messages]
+            made = [(one, lines_of(one)) for one in batch if not is_file(one) and not is_frame(one)]
             taken = self._arriving.take([received for received in batch if is_file(received)])
+            beside = [self._arriving.take_messages(one, lines.files) for one, lines in made]
 
             def work(_: sqlite3.Connection) -> None:
                 self._insert(batch)
-                self._arriving.record(self._db, taken)
-                self._keep(kept)
+                self._arriving.record(taken)
+                self._keep(made)
+                for (one, _lines), files in zip(made, beside, strict=True):
+                    number = self._transfers.number(one.sender, one.envelope_id) if files else 0
+                    for row, manifest in files:
+                        self._transfers.add(row, number, manifest_message(manifest).content)
                 if heard is not None and self._sessions is not None:
                     self._sessions.hearing.write(self._db, heard)
 
+            lines = [one.data for _, one in made if one.data]
+            self.file_counts = {(o.sender, o.envelope_id): len(found.files) for o, found in made if found.files}
             self._step(work, lines)
             for received in batch:
                 if received.envelope_id > self._highest.get(received.sender, b""):
                     self._highest[received.sender] = received.envelope_id
-            self.arrived += self._arriving.complete([key for one in taken if (key := transfer_of(one)) is not None])
+            for files in beside:
+                for row, _ in files:
+                    self._arriving.touch(row)
         return lines
 
-    def _keep(self, batch: Sequence[Received]) -> None:
-        """The contents stay here for a handler, which decides what the receipt says."""
-        for r in batch:
-            (number,) = self._db.execute(
-                "SELECT number FROM envelopes WHERE sender = ? AND envelope_id = ?", (r.sender, r.envelope_id)
-            ).fetchone()
-            row = (number, r.sealed_at, pack(list(r.messages)), bytes(len(r.messages)))
-            self._db.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", row)
-            self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
+    def _keep(self, made: Sequence[tuple[Received, Lines]]) -> None:
+        """To be shown later; and for a handler, which decides what the receipt says."""
+        now = _now_ms()
+        for one, lines in made:
+            if self._kept is not None and lines.data:
+                self._kept.write(one.sender, one.envelope_id, now, lines.data, lines.types, one.suite)
+            if self._contents is not None:
+                number = self._transfers.number(one.sender, one.envelope_id)
+                self._contents.keep(number, one, frozenset(lines.files))
+                self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
+
+    def ready(self) -> list[Check]:
+        """Files of which everything came: each `Check` is to be run to its end, then `complete` is called."""
+        with self._failing():
+            return self._arriving.ready()
+
+    def complete(self, checks: Sequence[Check]) -> list[Arrived]:
+        """Gives their names to files that were checked; those that have them now."""
+        with self._failing():
+            return self._arriving.settle(checks)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a file could not be stored and is to be tried again: call `ready` later."""
+        return self._arriving.waits
+
+    def tidy(self) -> None:
+        """Drops what is older than the settings say: kept lines, files that came in part."""
+        now = _now_ms()
+        with self._failing():
+            if self._kept is not None:
+                self._kept.forget(now - self._storing.keep_days * _DAY_MS)
+            self._arriving.give_up(now - self._storing.partial_days * _DAY_MS)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -180,19 +265,26 @@ class Inbox:
         """One transaction: what ``work`` writes and the lines, all or nothing."""
         if self._unsure:
             raise StoreError("the inbox must be opened again: the end of its last step is not known")
+        file = self._file
+        if file is not None and lines and file.look():
+            self._record_at(file.at)  # before a line is there that only the end of this step would record
         self._db.execute("BEGIN IMMEDIATE")
         ending = False
         try:
             work(self._db)
-            self._append(lines)
-            if self._added:
-                self._db.execute("UPDATE state SET value = ? WHERE name = 'length'", (self._length + self._added,))
+            if file is not None and lines:
+                self._record_at(file.append(lines))
             ending = True
             self._commit()
         except BaseException:
             self._undo(ending)
             raise
-        self._length += self._added
+        if file is not None:
+            file.committed()
+
+    def _record_at(self, at: At) -> None:
+        values = [(at.length, "length"), (at.inode, "inode"), (at.begun, "begun")]
+        self._db.executemany("UPDATE state SET value = ? WHERE name = ?", values)
 
     def forget(self, before_ms: int) -> int:
         """Drops rows of ids from before that time and raises the watermark to it; how many."""
@@ -210,52 +302,32 @@ class Inbox:
         """Closes both files."""
         with suppress(sqlite3.Error):
             self._db.close()
-        with suppress(OSError):
+        if self._file is not None:
             self._file.close()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def _prepare(self, watermark: int) -> None:
         db = self._db
-        state = dict(db.execute("SELECT name, value FROM state"))
-        self._length, self._watermark = state["length"], state["watermark"]
+        self._watermark = watermark
         self._highest = dict(db.execute("SELECT sender, highest FROM senders"))
-        now = int(time.time() * 1000)
+        now = _now_ms()
         if self._watermark + LIMITS.watermark_ms < now and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone():
             self.forget(now - LIMITS.watermark_ms)
 
-    def _cut_back(self) -> int:
-        """Makes the JSONL file as long as recorded; how many bytes were beyond it.
-
-        When the file was emptied or moved away, or the database was and is a new one, it goes on from what is there.
-        """
-        size = self._file.seek(0, os.SEEK_END)
-        if size < self._length or self._length == _NOT_YET:
-            self._length = size
-            self._file.seek(max(0, size - 1))
-            if self._file.read(1) not in (b"", b"\n"):
-                self._file.write(b"\n")
-                self._length += 1
-            self._db.execute("UPDATE state SET value = ? WHERE name = 'length'", (self._length,))
-            return 0
-        if size > self._length:
-            self._file.truncate(self._length)
-            os.fsync(self._file.fileno())
-        return size - self._length
-
     def _insert(self, batch: Sequence[Received]) -> None:
-        now = int(time.time() * 1000)
+        now = _now_ms()
         self._db.executemany(
             "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, accepted_at, received_at,"
-            " envelope_hash, commitment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " envelope_hash, commitment, suite) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
-                    r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, r.accepted_at, now,
-                    r.envelope_hash, r.commitment,
+                    r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, min(r.accepted_at, MOST), now,
+                    r.envelope_hash, r.commitment, r.suite,
                 )
                 for r in batch
             ],
-        )
+        )  # fmt: skip
         highest: dict[str, bytes] = {}
         for r in batch:
             if r.envelope_id > highest.get(r.sender, b""):
@@ -266,17 +338,6 @@ class Inbox:
             highest.items(),
         )
 
-    def _append(self, lines: Sequence[bytes]) -> None:
-        self._added = sum(map(len, lines))
-        if not self._added:
-            return
-        self._file.seek(self._length)
-        for data in _joined(lines):
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
-        os.fsync(self._file.fileno())
-
     def _commit(self) -> None:
         self._db.execute("COMMIT")
 
@@ -286,22 +347,8 @@ class Inbox:
         self._unsure = ending
         with suppress(sqlite3.Error):
             self._db.execute("ROLLBACK")
-        if not ending:
-            with suppress(OSError):
-                self._file.truncate(self._length)
-
-    def _beside(self, sender: str, name: str, message: Message) -> dict[str, Any]:
-        # In a directory of the sender: ids are the sender's choice, and one must not replace another's file.
-        directory = private_dir(self._home / FILES / sender)
-        wished = message.headers.get("filename", "")
-        file = f"{name}-{safe_name(wished)}" if wished else name
-        write_private(directory / file, message.content)
-        return {
-            "file": f"files/{sender}/{file}",
-            "size": len(message.content),
-            "sha256": hashlib.sha256(message.content).hexdigest(),
-            "content_type": message.content_type,
-        }
+        if not ending and self._file is not None:
+            self._file.undo()
 
 
 def counted(one: Received) -> int:
@@ -309,18 +356,5 @@ def counted(one: Received) -> int:
     return 0 if is_file(one) or is_frame(one) else len(one.messages)
 
 
-def _joined(lines: Sequence[bytes]) -> Iterator[bytes]:
-    """Many small pieces as few; large ones as they are, since joining would copy them."""
-    small: list[bytes] = []
-    for data in lines:
-        if len(data) < _LARGE:
-            small.append(data)
-            continue
-        yield b"".join(small)
-        small.clear()
-        yield data
-    yield b"".join(small)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT | O_BINARY, 0o600)
+def _now_ms() -> int:
+    return int(time.time() * 1000)

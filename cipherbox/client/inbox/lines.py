@@ -1,5 +1,6 @@
 """The readable lines of received messages, as JSON: ``message_id, sender_id, sent_timestamp, content``, and ``headers``
-when there are any.  Content that is not text is put beside, and the line names the file.
+when there are any.  What was sent as a file, and content that is no text, becomes a file; its line is made when it is
+whole, and names it.
 
 A batch has thousands of messages of one type without headers, and this is what costs a receiver most.  So such a batch
 is not taken apart into messages: its contents are made JSON in one step, and where that changed nothing, which is
@@ -9,7 +10,7 @@ usual, each line is put together from what the lines have in common, its number 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
 from typing import Any, NamedTuple
 
@@ -25,8 +26,7 @@ _TEXT_ENDINGS = ("+json", "+xml", "+yaml")
 _YEAR_10000 = 253_402_300_800_000
 _numbers: list[bytes] = []  # b"0000", b"0001", ... as far as they were needed
 
-Beside = Callable[[str, str, Message], dict[str, Any]]
-
+FILENAME = "filename"  # the header that makes a message a file
 
 class Received(NamedTuple):
     """One opened envelope, to be recorded.  ``sealed_at`` and ``accepted_at`` are ms since 1970."""
@@ -40,42 +40,61 @@ class Received(NamedTuple):
     messages: Sequence[Message]
     envelope_hash: bytes = bytes(32)
     commitment: bytes = b""  # to the plaintext; empty in envelopes of version 1
+    suite: int = 0  # of the signature that was verified
 
 
-def lines_of(received: Received, beside: Beside) -> bytes:
-    """All lines of an envelope, each with its end.  ``beside(sender, name, message)`` keeps what is no text."""
+class Lines(NamedTuple):
+    """What the messages of an envelope become: the lines of its texts, each with its end, their types, and the
+    numbers of those that are files.  One type stands for all."""
+
+    data: bytes
+    types: list[str]
+    files: list[int]
+
+
+def lines_of(received: Received) -> Lines:
+    """The lines of an envelope's texts; see `Lines`."""
     messages = received.messages
     if isinstance(messages, Messages) and len(messages) > 1:
         made = _of_one_type(received, messages)
         if made is not None:
-            return made
-    lines = []
-    stem = _stem(received.envelope_id)
+            return Lines(made, [messages.same_type or ""], [])
+    lines, types, files = [], [], []
     sealed = timestamp(received.sealed_at)
     for index, message in enumerate(messages):
-        name, sent = f"{stem}{index:04x}", message.sent_at
-        text = as_text(message)
+        text = None if FILENAME in message.headers else as_text(message)
+        if text is None:
+            files.append(index)
+            continue
+        sent = message.sent_at
         line: dict[str, Any] = {
-            "message_id": name,
+            "message_id": line_id(received.envelope_id, index),
             "sender_id": received.sender,
             "sent_timestamp": sealed if sent is None or sent == received.sealed_at else timestamp(sent),
-            "content": text if text is not None else beside(received.sender, name, message),
+            "content": text,
         }
         if message.headers:
             line["headers"] = message.headers
         lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-    return lines[0] if len(lines) == 1 else b"".join(lines)
+        types.append(message.content_type)
+    if len(set(types)) == 1:
+        del types[1:]
+    return Lines(lines[0] if len(lines) == 1 else b"".join(lines), types, files)
 
 
-def file_line(sender: str, envelope_id: bytes, sent_ms: int, content: dict[str, Any]) -> bytes:
-    """The line of a file that arrived whole; the message is its manifest."""
-    line = {
-        "message_id": f"{_stem(envelope_id)}0000",
-        "sender_id": sender,
-        "sent_timestamp": timestamp(sent_ms),
-        "content": content,
-    }
+def file_line(
+    sender: str, message_id: str, sent_ms: int, content: dict[str, Any], headers: dict[str, str] | None = None
+) -> bytes:
+    """The line of a file that arrived whole."""
+    line = {"message_id": message_id, "sender_id": sender, "sent_timestamp": timestamp(sent_ms), "content": content}
+    if headers:
+        line["headers"] = headers
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def line_id(envelope_id: bytes, index: int) -> str:
+    """A message's id as a line has it."""
+    return f"{_stem(envelope_id)}{index:04x}"
 
 
 def _of_one_type(received: Received, messages: Messages) -> bytes | None:

@@ -14,8 +14,7 @@ a service, waits out each that passes and begins again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,20 +23,16 @@ import trio
 from cipherbox.checks import checked
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.home import LOCK, keyless
-from cipherbox.client.inbox.arriving import is_file
-from cipherbox.client.inbox.inbox import LINES, Inbox, counted
+from cipherbox.client.inbox.holding import Holding, OnLines
+from cipherbox.client.inbox.inbox import Inbox, counted
 from cipherbox.client.inbox.lasting import lasting
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.opening import NEVER, OUTCOMES
-from cipherbox.client.inbox.owed import OwedReceipts
-from cipherbox.client.pipe.frames import is_frame
 from cipherbox.client.receipts import MENDED
 from cipherbox.client.sessions.hearing import Heard
 from cipherbox.client.tasks import background
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import AnotherPlaintext, CipherBoxError, EnvelopeError, NotFound, StoreLocked
-from cipherbox.portable import lock_file
+from cipherbox.errors import AnotherPlaintext, CipherBoxError, EnvelopeError, NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -45,90 +40,30 @@ if TYPE_CHECKING:
 TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
-PATIENCE_S = 0.5  # for the lock
+BULK_ENVELOPES = 16  # of files: then messages of others have their turn
 Key = tuple[str, bytes]  # sender, envelope id
-OnLines = Callable[[list[bytes]], None]
 
 
 @checked
-class Receiver:
+class Receiver(Holding):
     """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope.
 
-    ``incoming``: where files from others get their names; None: data/incoming.  ``keep_contents``: messages are kept
-    for a handler (see `handler`) and not written as lines.
+    ``incoming``: where files from others get their names; None: as the settings say.  ``keep_contents``: messages are
+    kept for a handler, too (see `handler`).
     """
 
     def __init__(
         self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | str | None = None,
         keep_contents: bool = False,
     ) -> None:  # fmt: skip
-        self.client = client
-        self._keep_contents = keep_contents
-        self._incoming = Path(incoming) if incoming is not None else None
-        self.received = 0  # messages recorded
+        super().__init__(client, on_lines, Path(incoming) if incoming is not None else None, keep_contents)
         self.duplicates = 0  # envelopes that came again
-        self.files = 0  # files that became whole
         self.refused = 0  # envelopes that could not be opened
-        self._home = client.home.path
-        self._events = client.events
-        self._on_lines = on_lines
-        self._inbox: Inbox | None = None
-        self._owed: OwedReceipts | None = None
-        self._locked = False
         self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
         self._under_way: set[Key] = set()  # ids of the batch that is being written
         self._under_way_count = 0  # and its messages
-        self._moved = trio.Event()
         self._most: int | None = None
         self._acks_open = 0
-        self._failure: CipherBoxError | None = None
-
-    async def lock_free(self) -> None:
-        """Waits a little until nobody else holds the lock: a conversation does so for a moment at a time."""
-        end = trio.current_time() + PATIENCE_S
-        while trio.current_time() < end:
-            try:
-                with self.locked():
-                    return
-            except StoreLocked:
-                await trio.sleep(PATIENCE_S / 20)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the home's lock; within it, `run`, `drain` and `take` do not take it again."""
-        if self._locked:
-            yield
-            return
-        with lock_file(self._home / LOCK, f"the inbox in {self._home}"):
-            self._locked = True
-            try:
-                yield
-            finally:
-                self._locked = False
-
-    @contextmanager
-    def _opened(self) -> Iterator[Inbox]:
-        if self.client.home.identity is None:
-            raise keyless()
-        with self.locked():
-            def was_cut(cut: int) -> None:
-                text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
-                self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
-
-            sessions = self.client.sessions
-            inbox = Inbox(self._home, was_cut, self._incoming, keep_contents=self._keep_contents, sessions=sessions)
-            self._inbox = inbox
-            try:
-                self._owed = OwedReceipts(self.client)
-                yield inbox
-            finally:
-                self._inbox = None
-                inbox.close()
-                if sessions is not None:
-                    sessions.unheard()
-                if self._owed is not None:
-                    self._owed.close()
-                    self._owed = None
 
     async def keep(
         self, queues: Sequence[str] | None = None, *, own_trouble: bool = False,
@@ -167,6 +102,7 @@ class Receiver:
                 assert self.client.prekeys is not None
                 acks.start_soon(self.client.prekeys.keep)
                 acks.start_soon(self.client.life.say_registered)
+                acks.start_soon(self._complete)
                 async with background() as nursery:
                     for name in names:
                         await nursery.start(self._consume, name, acks)
@@ -191,6 +127,7 @@ class Receiver:
                 await self.client.life.say_registered()
                 for name in list(queues) if queues is not None else await self.client.readable_queues():
                     await self._drain(name, count, before)
+                await self._complete_now()
                 await self._owed.flush()
                 await self.client.prekeys.looked()
         return self.received - before
@@ -203,6 +140,7 @@ class Receiver:
                 return
             new, done = await self._open_new(deliveries)
             await self._record(new, self._heard())
+            await self._complete_now()
             if done:
                 await self.client.ack(done)
 
@@ -214,6 +152,7 @@ class Receiver:
         with self._opened():
             new, done = await self._open_new(deliveries)
             await self._record(new, self._heard())
+            await self._complete_now()
         if done:
             await self.client.ack(done)
 
@@ -222,7 +161,7 @@ class Receiver:
     @property
     def busy(self) -> bool:
         """Whether something is being opened or written."""
-        return self._turn.locked() or bool(self._under_way) or bool(self._acks_open)
+        return self._turn.locked() or bool(self._under_way) or bool(self._acks_open) or self._completes
 
     async def wait_for_more(self) -> None:
         """Waits until something was recorded."""
@@ -255,7 +194,9 @@ class Receiver:
                 self._move()
 
     async def _next(self, consumer: Consumer) -> list[Delivery]:
-        most = 4096 if self._most is None else max(1, self._most - self.received - self._under_way_count)
+        if consumer.queue.endswith(".bulk") and self._most is None:
+            return await consumer.batch(BULK_ENVELOPES, BATCH_BYTES)  # a part may be far larger than its envelope
+        most = 4096 if self._most is None else max(1, self._most - self.received - self._coming - self._under_way_count)
         return await consumer.batch(most, BATCH_BYTES)
 
     async def _open_new(self, deliveries: list[Delivery]) -> tuple[list[Received], list[Delivery]]:
@@ -315,29 +256,6 @@ class Receiver:
     def _heard(self) -> Heard | None:
         return self.client.sessions.heard() if self.client.sessions is not None else None
 
-    async def _record(self, new: list[Received], heard: Heard | None) -> None:
-        if not new:
-            return
-        inbox = self._inbox
-        assert inbox is not None
-        lines = await trio.to_thread.run_sync(inbox.record, new, heard)
-        if heard is not None and self.client.sessions is not None:
-            self.client.sessions.recorded(heard)
-        if self._owed is not None:
-            self._owed.came()
-        arrived, inbox.arrived = inbox.arrived, []
-        for file in arrived:
-            self.files += 1
-            self.received += 1
-            text = f"{file.file} from {file.sender} is whole: {file.manifest.size} bytes"
-            self._events.say(RECEIVER, text, mark=True)
-        for one in new:
-            if not is_file(one) and not is_frame(one):
-                self.received += len(one.messages)
-                self._events.messages(RECEIVER, "Stored {} in " + LINES, one.envelope_id, len(one.messages))
-        if self._on_lines is not None:
-            self._on_lines(lines)
-
     async def _finish(self, new: list[Received], done: list[Delivery], heard: Heard | None) -> None:
         """Records a batch and acknowledges it."""
         try:
@@ -366,6 +284,7 @@ class Receiver:
         return Received(
             prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
             prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash, delivery.commitment,
+            prefix.signature_suite,
         )  # fmt: skip
 
     async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
@@ -379,11 +298,7 @@ class Receiver:
         return self._most is not None and self.received >= self._most
 
     def _enough_with(self, new: int) -> bool:
-        return self._most is not None and self.received + self._under_way_count + new >= self._most
-
-    def _move(self) -> None:
-        self._moved.set()
-        self._moved = trio.Event()
+        return self._most is not None and self.received + self._coming + self._under_way_count + new >= self._most
 
     async def _until_done(self, idle_s: float | None) -> None:
         while not self._enough():
@@ -391,7 +306,7 @@ class Receiver:
                 raise self._failure
             with trio.move_on_after(float("inf") if idle_s is None else idle_s) as scope:
                 await self._moved.wait()
-            if scope.cancelled_caught and not self._turn.locked() and not self._under_way:
+            if scope.cancelled_caught and not self._turn.locked() and not self._under_way and not self._completes:
                 return
 
     async def _settled(self) -> None:

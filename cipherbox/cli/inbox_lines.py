@@ -1,0 +1,84 @@
+"""`inbox export`, `rotate` and `lock`: the readable lines and files of what was received."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from cipherbox.cli.inbox import _look, _since_ms, inbox, sender_option, since_option
+from cipherbox.cli.options import home_of
+
+
+@inbox.command("export")
+@click.argument("target", type=click.Path(path_type=Path), required=False)
+@since_option
+@sender_option
+@click.pass_context
+def inbox_export(ctx: click.Context, target: Path | None, since: float | None, sender: str | None) -> None:
+    """Write the lines of received_messages.jsonl again, to the new file TARGET or to standard output.
+
+    From what the inbox has recorded: for those who lost the file, and under a password, where there is none.
+    """
+    from cipherbox.cli.output import print_raw, say
+    from cipherbox.client.inbox.places import open_new
+    from cipherbox.errors import FileError
+
+    with _look(ctx) as look:
+        entries = look.shelf.oldest(_since_ms(since), sender or "")
+        if target is None:
+            for entry in entries:
+                print_raw(entry.line)
+            return
+        if target.exists():
+            raise FileError(f"{target} exists already; name a new file")
+        count = 0
+        with open(open_new(target.absolute()), "wb") as file:
+            for entry in entries:
+                file.write(entry.line)
+                count += 1
+    say(f"{count} line(s) written to {target.absolute()}")
+
+
+@inbox.command("rotate")
+@click.pass_context
+def inbox_rotate(ctx: click.Context) -> None:
+    """Give received_messages.jsonl a name with the time in it; a receiver, also one that runs, begins a new one."""
+    from cipherbox.cli.output import say
+    from cipherbox.client.inbox.inbox import LINES
+    from cipherbox.client.inbox.linesfile import rotate
+    from cipherbox.errors import FileError
+
+    path = home_of(ctx) / LINES
+    try:
+        target = rotate(path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be renamed: {error.strerror}; end what reads it, or the receiver") from None
+    say(f"There is no {path}." if target is None else str(target))
+
+
+@inbox.command("lock")
+@click.pass_context
+def inbox_lock(ctx: click.Context) -> None:
+    """Encrypt what lies here readable: lines and files that came before this home was under a password.
+
+    Only under a password, and without [inbox] plain.  Each is encrypted under the home's key, checked, and then the
+    readable one is removed; inbox show, save and export open them.  Files you moved or copied elsewhere stay as they
+    are.  End the agent or receiver first.
+    """
+    from cipherbox.cli.output import say, warn
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.inbox.locking import lock_all
+    from cipherbox.errors import InvalidRequest
+
+    home = load_here(ctx)
+    if not home.sealed:
+        raise InvalidRequest("this home is under no password, so its key would lie beside: set one first")
+    if home.config.inbox.plain:
+        raise InvalidRequest("[inbox] plain = true in client.toml has what is received lie readable; remove it first")
+    done = lock_all(home)
+    for text in done.left:
+        warn(text)
+    say(f"{done.lines} line(s) and {done.files} file(s) are encrypted; nothing readable is left of them.")
+    sys.stdout.flush()

@@ -1,0 +1,181 @@
+"""``received_messages.jsonl``: appended to and synced within the inbox's transaction, whatever becomes of the file.
+
+Before each write the inbox looks at what the path names.  Moved away, removed or rotated: a new file is begun, and that
+is recorded before its first line is written.  Shortened: it goes on at its end.  What somebody else wrote behind the
+lines stays.  So a line is only ever written to a file that a person finds under this name, or has moved themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from cipherbox.portable import O_BINARY, sync_directory
+
+_LARGE = 64 * 1024
+_DAY_MS = 24 * 3600 * 1000
+NOT_YET = -1  # no inbox has looked at the lines
+Say = Callable[[str], None]
+
+
+class At(NamedTuple):
+    """Which file it is and how long, as the inbox records it; ``begun`` is ms since 1970."""
+
+    length: int
+    inode: int
+    begun: int
+
+
+class LinesFile:
+    """See the module.  Methods block on the disk: OSError.  ``rotate``: (bytes, days), 0 for never."""
+
+    def __init__(self, path: Path, at: At, say: Say, rotate: tuple[int, int] = (0, 0)) -> None:
+        self.path, self._say, self._rotate = path, say, rotate
+        self._fd = _opened(path)
+        self._added = 0
+        self._left_over = False  # a failed step's bytes stand behind the length
+        self.at = at
+        self.cut = self._cut_back()
+
+    def _cut_back(self) -> int:
+        """Makes the file as long as recorded; how many bytes of an interrupted step were beyond it.
+
+        When it is another one than recorded, or shorter, or no inbox knew it, it goes on from what is there.
+        """
+        stat = os.fstat(self._fd)
+        size, inode = stat.st_size, _inode(stat)
+        known = self.at.length != NOT_YET and self.at.inode in (0, inode)
+        if not known or size < self.at.length:
+            self.at = At(self._end(size), inode, _now_ms() if size == 0 else self.at.begun)
+            return 0
+        if size > self.at.length:
+            os.ftruncate(self._fd, self.at.length)
+            os.fsync(self._fd)
+        self.at = self.at._replace(inode=inode)
+        return size - self.at.length
+
+    def look(self) -> bool:
+        """Whether the next line goes to another place than was recorded: record `at` before it is written."""
+        before = self.at
+        try:
+            named = os.stat(self.path)
+        except FileNotFoundError:
+            self._begin("is gone")
+            return True
+        if _inode(named) != self.at.inode:
+            self._begin("is another file than before")
+        elif self._due(named.st_size):
+            self.close()  # Windows renames no file that is open
+            rotated = rotate(self.path)
+            self._begin(f"was rotated to {rotated.name if rotated is not None else 'another name'}")
+        elif named.st_size < self.at.length:
+            self._say(f"{self.path.name} was shortened; new lines go to its end")
+            self.at = self.at._replace(length=self._end(named.st_size))
+        elif named.st_size > self.at.length:
+            if self._left_over:
+                os.ftruncate(self._fd, self.at.length)
+            else:
+                self.at = self.at._replace(length=self._end(named.st_size))
+        self._left_over = False
+        return self.at != before
+
+    def append(self, lines: Sequence[bytes]) -> At:
+        """Writes and syncs the lines; what is to be recorded with them."""
+        self._added = sum(map(len, lines))
+        at = self.at.length
+        for data in joined(lines):
+            view = memoryview(data)
+            while view:
+                os.lseek(self._fd, at, os.SEEK_SET)
+                written = os.write(self._fd, view)
+                view, at = view[written:], at + written
+        if self._added:
+            os.fsync(self._fd)
+        return self.at._replace(length=at)
+
+    def committed(self) -> None:
+        """What was appended is recorded."""
+        self.at = self.at._replace(length=self.at.length + self._added)
+        self._added = 0
+
+    def undo(self) -> None:
+        """Takes back what was appended."""
+        self._added = 0
+        self._left_over = True
+        with suppress(OSError):
+            os.ftruncate(self._fd, self.at.length)
+            self._left_over = False
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        with suppress(OSError):
+            os.close(fd)
+
+    def _begin(self, why: str) -> None:
+        self.close()
+        self._fd = _opened(self.path)
+        stat = os.fstat(self._fd)
+        self.at = At(self._end(stat.st_size), _inode(stat), _now_ms())
+        self._say(f"{self.path.name} {why}; lines go to a new one from here on")
+
+    def _due(self, size: int) -> bool:
+        most, days = self._rotate
+        return size > 0 and (0 < most < size or (days > 0 and self.at.begun + days * _DAY_MS < _now_ms()))
+
+    def _end(self, size: int) -> int:
+        """The length at which a new line can begin."""
+        if size:
+            os.lseek(self._fd, size - 1, os.SEEK_SET)
+            if os.read(self._fd, 1) != b"\n":
+                size += os.write(self._fd, b"\n")
+        return size
+
+
+def rotate(path: Path) -> Path | None:
+    """Gives the file another name, with the time in it; None when there is none.  A receiver begins a new one."""
+    stem = f"{path.stem}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    number = 1
+    while True:
+        target = path.with_name(f"{stem}{'' if number == 1 else f'-{number}'}{path.suffix}")
+        number += 1
+        if os.path.lexists(target):
+            continue
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            return None
+        sync_directory(path.parent)
+        return target
+
+
+def joined(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """Many small pieces as few; large ones as they are, since joining would copy them."""
+    small: list[bytes] = []
+    for data in lines:
+        if len(data) < _LARGE:
+            small.append(data)
+            continue
+        yield b"".join(small)
+        small.clear()
+        yield data
+    yield b"".join(small)
+
+
+def _opened(path: Path) -> int:
+    made = not os.path.lexists(path)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
+    if made:
+        sync_directory(path.parent)
+    return fd
+
+
+def _inode(stat: os.stat_result) -> int:
+    return stat.st_ino & ((1 << 62) - 1)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

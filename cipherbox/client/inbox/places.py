@@ -1,0 +1,116 @@
+"""Where what was received lies on this machine: names that cannot lead elsewhere, and files that never replace others.
+
+A name from a sender goes through `names.safe_name`, name by name, and nothing else makes one.  Whether a place is
+free is asked of the file system itself, so two names that it holds for the same (by case, by Unicode form) get numbers.
+A directory is only entered when it is one: a file or a link of that name gets a neighbour with a number.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import unicodedata
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cipherbox.client.names import safe_name, split_name
+from cipherbox.portable import O_BINARY, WINDOWS, private_dir, sync_directory, sync_file
+
+PLACE_BYTES = 150 if WINDOWS else 1000  # of a path below the directory of incoming files; systems end at 260 and 4096
+_LEAST_BYTES = 40  # of a name that makes room for others
+_NO_NAME = frozenset([errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.ELOOP, errno.EISDIR])
+_NO_LINK = frozenset([errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EACCES])
+
+
+def safe_place(sender: str, names: Sequence[str]) -> Path:
+    """The sender's path made safe: below its own directory, and never longer than systems take."""
+    *folders, last = [safe_name(name) for name in names]
+    while folders and len(os.fsencode(Path(sender, *folders, last))) > PLACE_BYTES:
+        folders.pop()
+    if len(os.fsencode(Path(sender, last))) > PLACE_BYTES:
+        last = safe_name(last, _LEAST_BYTES)
+    return Path(sender, *folders, last)
+
+
+def free_place(top: Path, place: Path, taken: Container[str] = ()) -> Path:
+    """``place`` below ``top``, with numbers where something else has the name; ``taken``: `key` of what will be there.
+
+    The first name is the sender's id: its directory may be a link, which only the owner of this machine can make.
+    """
+    sender, *folders, last = place.parts
+    here = top / sender
+    for name in folders:
+        here = free_name(here, name, taken, folder=True)
+    return free_name(here, last, taken)
+
+
+def free_name(where: Path, name: str, taken: Container[str] = (), *, folder: bool = False) -> Path:
+    """``name`` in a directory, with a number if it is taken; ``folder``: a directory of that name is what is wanted."""
+    stem, suffix = split_name(name)
+    number = 1
+    while True:
+        path = where / (name if number == 1 else f"{stem} ({number}){suffix}")
+        if folder and path.is_dir() and not path.is_symlink():
+            return path
+        if not os.path.lexists(path) and key(path) not in taken:
+            return path
+        number += 1
+
+
+def key(path: Path) -> str:
+    """The same for paths that some file systems hold for the same."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def move(source: Path, target: Path) -> bool:
+    """Gives a synced file its name, durably, without replacing anything: False when the name is taken.
+
+    ``source`` and ``target`` are one file after a crash in between; then only what is left is done.
+    """
+    private_dir(target.parent)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        if not os.path.samefile(source, target):
+            return False
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        if not _moved(source, target):
+            return False
+    sync_directory(target.parent)
+    with suppress(FileNotFoundError):
+        source.unlink()
+    return True
+
+
+def _moved(source: Path, target: Path) -> bool:
+    """Without links: a rename, or a copy where the target is on another file system."""
+    if os.path.lexists(target):
+        return False
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        import shutil
+
+        beside = target.with_name(f".{source.name}.partial")
+        beside.unlink(missing_ok=True)
+        shutil.copyfile(source, beside)
+        shutil.copystat(source, beside)
+        sync_file(beside)
+        os.rename(beside, target)
+    return True
+
+
+def is_about_the_name(error: OSError) -> bool:
+    """Whether another name may help."""
+    return error.errno in _NO_NAME
+
+
+def open_new(path: Path) -> int:
+    """A file for this user alone, made if it is missing, for reading and writing."""
+    private_dir(path.parent)
+    return os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY | getattr(os, "O_NOFOLLOW", 0), 0o600)

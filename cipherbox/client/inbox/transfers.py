@@ -1,0 +1,274 @@
+"""The inbox's rows of files on their way in; `arriving` has the rules.
+
+Calls are made one at a time, in the thread that has the inbox's turn.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import attrs
+
+from cipherbox.client.inbox.contents import Contents
+from cipherbox.client.inbox.kept import Kept
+from cipherbox.client.parts import Manifest, read_manifest
+from cipherbox.envelope.kinds import Outcome
+
+OPEN, NAMING, DONE, REFUSED, CHECKING = range(5)
+HELD = -1  # the receipt of an envelope whose files are not whole yet, or that a handler has
+FIRST_STEP = """
+CREATE TABLE transfers (
+  sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB, envelope INTEGER,
+  file TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (sender, id)
+) WITHOUT ROWID;
+CREATE TABLE parts (
+  sender TEXT NOT NULL, id BLOB NOT NULL, part INTEGER NOT NULL, part_bytes INTEGER NOT NULL, hash BLOB NOT NULL,
+  PRIMARY KEY (sender, id, part)
+) WITHOUT ROWID;
+ALTER TABLE envelopes ADD COLUMN outcome INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE envelopes ADD COLUMN outcomes BLOB;
+CREATE TABLE contents (
+  number INTEGER PRIMARY KEY, sealed_at INTEGER NOT NULL, plain BLOB NOT NULL, states BLOB NOT NULL
+);
+CREATE TABLE failures (
+  number INTEGER NOT NULL, message INTEGER NOT NULL, attempts INTEGER NOT NULL, next_at INTEGER NOT NULL,
+  reason TEXT NOT NULL, PRIMARY KEY (number, message)
+) WITHOUT ROWID;
+"""
+# Where the bytes lie, how many parts there are, what a file's line says beside its manifest, and all the envelopes that
+# hold a manifest: a sender seals another one when a part was lost.
+STEP = """
+ALTER TABLE transfers ADD COLUMN partial TEXT NOT NULL DEFAULT '';
+ALTER TABLE transfers ADD COLUMN locked INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE transfers ADD COLUMN have INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE transfers ADD COLUMN needs INTEGER NOT NULL DEFAULT -1;
+ALTER TABLE transfers ADD COLUMN sha256 BLOB NOT NULL DEFAULT x'';
+ALTER TABLE transfers ADD COLUMN message INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE transfers ADD COLUMN headers TEXT NOT NULL DEFAULT '';
+ALTER TABLE transfers ADD COLUMN sent_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE transfers ADD COLUMN changed_at INTEGER NOT NULL DEFAULT 0;
+UPDATE transfers SET changed_at = strftime('%s', 'now') * 1000,
+  have = (SELECT count(*) FROM parts WHERE parts.sender = transfers.sender AND parts.id = transfers.id);
+UPDATE transfers SET state = 4 WHERE state = 1;
+CREATE INDEX transfers_open ON transfers (state) WHERE state IN (0, 1, 4);
+CREATE TABLE manifests (
+  sender TEXT NOT NULL, id BLOB NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (sender, id, number)
+) WITHOUT ROWID;
+CREATE INDEX manifests_by_number ON manifests (number);
+INSERT INTO manifests SELECT sender, id, envelope FROM transfers WHERE envelope IS NOT NULL;
+ALTER TABLE envelopes ADD COLUMN suite INTEGER NOT NULL DEFAULT 0;
+"""
+MOST = (1 << 62) - 1  # of a time that a sender's or HQ's clock says: SQLite takes no more
+_COLUMNS = (
+    "sender, id, state, coalesce(manifest, x''), coalesce(envelope, 0), file, partial, locked, have, needs, sha256, "
+    "message, headers, sent_at"
+)
+Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
+
+
+@attrs.frozen
+class Row:
+    """One file; ``have``: how many of its parts are on the disk, ``needs``: how many it has, -1: nobody counted;
+    ``envelope``: the number of the one that names it."""
+
+    sender: str
+    transfer: bytes
+    state: int = OPEN
+    manifest: bytes = attrs.field(default=b"", repr=False)
+    envelope: int = 0
+    file: str = ""
+    partial: str = ""
+    locked: bool = attrs.field(default=False, converter=bool)
+    have: int = 0
+    needs: int = -1
+    sha256: bytes = b""
+    message: int = 0
+    headers: str = attrs.field(default="", repr=False)
+    sent_at: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything came that its manifest needs."""
+        if not self.manifest or self.state != OPEN:
+            return bool(self.manifest)
+        return self.have >= (self.needs if self.needs >= 0 else len(read_manifest(self.manifest).hashes))
+
+
+class Transfers:
+    """See the module."""
+
+    def __init__(self, db: sqlite3.Connection, contents: Contents | None, kept: Kept | None) -> None:
+        self._db, self._contents, self._kept = db, contents, kept
+
+    def find(self, sender: str, transfer: bytes) -> Row | None:
+        row = self._db.execute(
+            f"SELECT {_COLUMNS} FROM transfers WHERE sender = ? AND id = ?", (sender, transfer)
+        ).fetchone()
+        return Row(*row) if row is not None else None
+
+    def pending(self) -> list[tuple[str, bytes]]:
+        """What may be whole: asked once, when the inbox is opened."""
+        return self._db.execute(
+            "SELECT sender, id FROM transfers WHERE manifest IS NOT NULL AND state IN (0, 1, 4)"
+        ).fetchall()
+
+    def named(self) -> list[Row]:
+        """What has its name recorded and may not have it yet."""
+        return self._rows("state = 1", ())
+
+    def stale(self, before_ms: int) -> list[Row]:
+        """What had no news since that time and is not whole."""
+        return self._rows("state = 0 AND changed_at < ?", (before_ms,))
+
+    def number(self, sender: str, envelope_id: bytes) -> int:
+        """The envelope's row."""
+        found = self._db.execute(
+            "SELECT number FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, envelope_id)
+        ).fetchone()
+        return int(found[0])
+
+    def envelope_id(self, row: Row) -> bytes:
+        """Of the envelope that names the file."""
+        found = self._db.execute("SELECT envelope_id FROM envelopes WHERE number = ?", (row.envelope,)).fetchone()
+        return bytes(found[0]) if found is not None else bytes(16)
+
+    # -- inside the inbox's transaction -------------------------------------------------------------------------
+
+    def part(self, row: Row, part: int) -> None:
+        """A part is on the disk."""
+        self._begin(row)
+        name = row.sender, row.transfer
+        new = self._db.execute(
+            "INSERT OR IGNORE INTO parts SELECT sender, id, ?, 0, x'' FROM transfers"
+            " WHERE sender = ? AND id = ? AND state = 0",
+            (part, *name),
+        ).rowcount
+        self._db.execute(
+            "UPDATE transfers SET have = have + ?, changed_at = ? WHERE sender = ? AND id = ?",
+            (max(new, 0), _now_ms(), *name),
+        )
+
+    def manifest(self, row: Row, number: int, raw: bytes, manifest: Manifest) -> None:
+        """A file's manifest came in envelope ``number``.  The first counts; one that says something else is refused."""
+        before = self.find(row.sender, row.transfer)
+        if before is not None and before.manifest and before.state != REFUSED:
+            if read_manifest(before.manifest) != manifest:
+                self._db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.OTHER, number))
+            elif before.state != DONE:
+                self._hold(row, number)
+            return
+        self._begin(row)
+        self._db.execute(
+            "UPDATE transfers SET manifest = ?, envelope = ?, needs = ?, sent_at = ?, state = 0, changed_at = ?"
+            " WHERE sender = ? AND id = ?",
+            (raw, number, len(manifest.hashes), min(row.sent_at, MOST), _now_ms(), row.sender, row.transfer),
+        )
+        self._hold(row, number)
+
+    def add(self, row: Row, number: int, manifest: bytes) -> None:
+        """A file that came as a message, whole."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO transfers (sender, id, state, manifest, envelope, partial, locked, message, headers,"
+            " sent_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (row.sender, row.transfer, row.state, manifest, number, row.partial, row.locked, row.message, row.headers,
+             min(row.sent_at, MOST), _now_ms()),
+        )  # fmt: skip
+        self._hold(row, number)
+
+    def malformed(self, number: int) -> None:
+        """What the envelope holds is neither part nor manifest."""
+        self._db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.MALFORMED, number))
+
+    def done(self, row: Row, manifest: Manifest, line: bytes, now: int) -> None:
+        """The file has its name: its line is kept, a handler may have it, its receipt is owed."""
+        self._db.execute(
+            "UPDATE transfers SET state = ?, file = ? WHERE sender = ? AND id = ?",
+            (DONE, row.file, row.sender, row.transfer),
+        )
+        self._db.execute("DELETE FROM parts WHERE sender = ? AND id = ?", (row.sender, row.transfer))
+        envelope_id = self.envelope_id(row)
+        if self._kept is not None:
+            suite = self._suite(row.envelope)
+            self._kept.write(row.sender, envelope_id, now, line, [manifest.content_type], suite)
+        if self._contents is not None:
+            about = {"file": row.file, "filename": "/".join(manifest.path), "size": manifest.size}
+            if row.locked:
+                about["kept"] = f"{row.sender}/{row.transfer.hex()}"
+            self._contents.file(row.envelope, row.sender, envelope_id, row.message, manifest.content_type, row.sent_at,
+                                about)
+        self._release(row)
+
+    def refuse(self, row: Row, reason: str) -> None:
+        """The file will not become whole; its receipt says so."""
+        name = row.sender, row.transfer
+        self._db.execute(
+            "UPDATE transfers SET state = ?, reason = ?, have = 0 WHERE sender = ? AND id = ?", (REFUSED, reason, *name)
+        )
+        self._db.execute("DELETE FROM parts WHERE sender = ? AND id = ?", name)
+        self._db.execute(
+            "UPDATE envelopes SET outcome = ? WHERE number IN"
+            " (SELECT number FROM manifests WHERE sender = ? AND id = ?)",
+            (Outcome.OTHER, *name),
+        )
+        if self._contents is not None:
+            self._contents.drop(row.envelope, row.message)
+        self._release(row)
+
+    def _hold(self, row: Row, number: int) -> None:
+        """The envelope owes its receipt when the file is whole."""
+        self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
+        self._db.execute("INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", (row.sender, row.transfer, number))
+
+    def _release(self, row: Row) -> None:
+        """Owes the receipts of envelopes that name the file, unless another of theirs is under way or a handler's."""
+        self._db.execute(
+            "UPDATE envelopes SET receipt = NULL WHERE receipt = -1"
+            " AND number IN (SELECT number FROM manifests WHERE sender = ? AND id = ?)"
+            " AND NOT EXISTS (SELECT 1 FROM manifests m JOIN transfers t ON t.sender = m.sender AND t.id = m.id"
+            " WHERE m.number = envelopes.number AND t.state IN (0, 1, 4))"
+            " AND NOT EXISTS (SELECT 1 FROM contents c WHERE c.number = envelopes.number)",
+            (row.sender, row.transfer),
+        )
+
+    # -- transactions of their own ------------------------------------------------------------------------------
+
+    def set_state(self, row: Row, state: int) -> None:
+        self._db.execute(
+            "UPDATE transfers SET state = ? WHERE sender = ? AND id = ?", (state, row.sender, row.transfer)
+        )
+
+    def name(self, rows: Sequence[Row]) -> None:
+        """Records the names that these get now."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(
+                "UPDATE transfers SET state = ?, file = ?, sha256 = ? WHERE sender = ? AND id = ?",
+                [(NAMING, row.file, row.sha256, row.sender, row.transfer) for row in rows],
+            )
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _begin(self, row: Row) -> None:
+        self._db.execute(
+            "INSERT OR IGNORE INTO transfers (sender, id, partial, locked, changed_at) VALUES (?, ?, ?, ?, ?)",
+            (row.sender, row.transfer, row.partial, row.locked, _now_ms()),
+        )
+
+    def _suite(self, number: int) -> int:
+        found = self._db.execute("SELECT suite FROM envelopes WHERE number = ?", (number,)).fetchone()
+        return int(found[0]) if found is not None else 0
+
+    def _rows(self, where: str, values: Sequence[object]) -> list[Row]:
+        return [Row(*row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM transfers WHERE {where}", values)]
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
