@@ -3,6 +3,7 @@
 # make pyz     dist/cipherbox.pyz    make bench   speed, with figures
 # make everywhere   dist/cipherbox-everywhere.pyz: the same for every system and Python
 # make sim     thousands of seeds of the simulation: SEEDS=first:count chooses them
+# make fuzz    the parsers, for MINUTES=10: guided by coverage when atheris is installed; TARGETS chooses some
 # make clean   removes what the others made
 #
 # Everything happens in .venv, which is made at first use from pinned and hashed requirements.
@@ -16,8 +17,9 @@ PYZ := dist/cipherbox.pyz
 SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql')
 JOBS ?= 2
 SEEDS ?= 0:2000
+MINUTES ?= 10
 
-.PHONY: demo test check pyz everywhere bench sim clean lock
+.PHONY: demo test check pyz everywhere bench sim fuzz clean lock
 .DELETE_ON_ERROR:
 
 demo: $(PYZ)
@@ -43,6 +45,9 @@ bench: $(STAMP) $(PYZ)
 
 sim: $(STAMP)
 	CIPHERBOX_SEEDS=$(SEEDS) $(RUN) -m pytest -n $(JOBS) tests/sim
+
+fuzz: $(STAMP)
+	$(RUN) -m tests.fuzz.run --minutes $(MINUTES) $(TARGETS)
 
 # Newer pinned versions: look at the difference before you commit it.
 lock: $(STAMP)

@@ -105,7 +105,7 @@ def issuer_of(data: bytes) -> x509.Name:
     """Whose list it says it is; CredentialsError if it is none."""
     try:
         return _parsed(data).issuer
-    except ValueError:
+    except Exception:  # names are read when they are asked for
         raise CredentialsError("this is not a revocation list") from None
 
 
@@ -175,7 +175,7 @@ def lists_in(data: bytes, where: str) -> list[bytes]:
             x509.load_der_x509_crl(data)
             return [data]
         found = [x509.load_pem_x509_crl(block) for block in _PEM.findall(data)]
-    except ValueError:
+    except Exception:  # the parser's errors are many
         found = []
     if not found or len(found) != data.count(b"-----BEGIN X509 CRL-----"):  # the last one may be half written
         raise CredentialsError(f"{where} holds no whole revocation list")

@@ -54,7 +54,7 @@ def verify_chain(
     _check_names(certificates, root)
     for depth, ca in enumerate([*certificates[1:], root]):
         check_ca(ca, depth, usage, anchor=ca is root)
-    _check_common(_extensions(leaf), "the certificate", anchor=leaf == root)
+    _check_common(extensions_of(leaf), "the certificate", anchor=leaf == root)
     _check_path(certificates, root, at)
     check_leaf(leaf, usage)
     return leaf
@@ -101,7 +101,7 @@ def load_der(data: bytes) -> x509.Certificate:
 
 def check_leaf(leaf: x509.Certificate, usage: x509.ObjectIdentifier) -> None:
     """BundleNotCertified unless the certificate fits what is said of a client's (``usage`` CLIENT) or of HQ's."""
-    found = _extensions(leaf)
+    found = extensions_of(leaf)
     if not {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE} <= found.keys():
         raise BundleNotCertified("the certificate does not say what it is for")
     signs = found[ExtensionOID.KEY_USAGE].value
@@ -114,7 +114,7 @@ def check_leaf(leaf: x509.Certificate, usage: x509.ObjectIdentifier) -> None:
         raise BundleNotCertified("the certificate's key is not ECDSA P-384")
     if usage == CLIENT and len(leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)) != 1:
         raise BundleNotCertified("the certificate has no name, or more than one")
-    if usage == SERVER and SERVER_NAME not in _dns_names(found):
+    if usage == SERVER and SERVER_NAME not in dns_names(found):
         raise BundleNotCertified(f"the certificate has another name than {SERVER_NAME} (subjectAltName)")
 
 
@@ -122,7 +122,7 @@ def check_ca(
     ca: x509.Certificate, depth: int, usage: x509.ObjectIdentifier | None = None, *, anchor: bool = False
 ) -> None:
     """BundleNotCertified unless the CA may sign with ``depth`` CAs below it, for ``usage`` (None: for anybody)."""
-    found = _extensions(ca)
+    found = extensions_of(ca)
     basic, signs = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
     if basic is None or signs is None or not basic.critical or not basic.value.ca or not signs.value.key_cert_sign:
         raise BundleNotCertified("a certificate in the chain may not sign others (CA:TRUE, critical, and keyCertSign)")
@@ -147,11 +147,12 @@ Found = dict[x509.ObjectIdentifier, Any]  # extensions by what they are
 
 def signs_lists(ca: x509.Certificate) -> bool:
     """Whether the CA may sign revocation lists."""
-    usage = _extensions(ca).get(ExtensionOID.KEY_USAGE)
+    usage = extensions_of(ca).get(ExtensionOID.KEY_USAGE)
     return usage is not None and bool(usage.value.crl_sign)
 
 
-def _extensions(certificate: x509.Certificate) -> Found:
+def extensions_of(certificate: x509.Certificate) -> Found:
+    """The extensions by what they are; BundleNotCertified if one comes twice or cannot be read."""
     try:
         return {extension.oid: extension for extension in certificate.extensions}
     except x509.DuplicateExtension as error:
@@ -188,7 +189,8 @@ def _check_key(ca: x509.Certificate) -> None:
     )
 
 
-def _dns_names(found: Found) -> list[str]:
+def dns_names(found: Found) -> list[str]:
+    """The DNS names among the extensions of a certificate."""
     names = found.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
     return names.value.get_values_for_type(x509.DNSName) if names is not None else []
 

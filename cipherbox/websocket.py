@@ -3,6 +3,9 @@ through.  To a session it is one more Stream."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import trio
 import trio_websocket
 from cryptography import x509
@@ -57,6 +60,28 @@ class WebSocketStream(trio.abc.Stream):
         await self._below.aclose()
 
 
+class _Opening:
+    """A nursery for trio-websocket's reading task: when that ends before the opening is over, the opening ends too.
+
+    Its parser has errors of its own for headers that are none, and at the end of the stream it says nothing.
+    """
+
+    def __init__(self, nursery: trio.Nursery, below: TlsStream) -> None:
+        self._nursery, self._below = nursery, below
+        self.scope = trio.CancelScope()
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        self._nursery.start_soon(self._run, task, *arguments)
+
+    async def _run(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        try:
+            await task(*arguments)
+        except Exception:  # of any kind: what the other end sent is no WebSocket
+            await trio.aclose_forcefully(self._below)
+        finally:
+            self.scope.cancel()
+
+
 async def accept_websocket(
     nursery: trio.Nursery, below: TlsStream, origins: frozenset[str] = frozenset()
 ) -> WebSocketStream:
@@ -65,27 +90,32 @@ async def accept_websocket(
     A browser says from which page it was opened (Origin), and would show its user's certificate for any page; only
     pages of ``origins`` may.  Who is no browser says nothing.
     """
-    try:
-        request = await trio_websocket.wrap_server_stream(nursery, below)
-        named = [bytes(value).decode("latin-1").lower() for name, value in request.headers if name == b"origin"]
-        if not origins.issuperset(named):
-            await request.reject(403)
-            raise NetworkError(f"a web page of {named[0][:80]!r} may not connect ([server] websocket_origins)")
-        if request.path != PATH:
-            await request.reject(404)
-            raise NetworkError(f"a WebSocket client asked for {request.path!r}")
-        connection = await request.accept()
-    except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
-        raise NetworkError("no WebSocket connection could be opened") from error
-    return WebSocketStream(connection, below)
+    opening = _Opening(nursery, below)
+    with opening.scope:
+        try:
+            request = await trio_websocket.wrap_server_stream(opening, below)  # type: ignore[arg-type]
+            named = [bytes(value).decode("latin-1").lower() for name, value in request.headers if name == b"origin"]
+            if not origins.issuperset(named):
+                await request.reject(403)
+                raise NetworkError(f"a web page of {named[0][:80]!r} may not connect ([server] websocket_origins)")
+            if request.path != PATH:
+                await request.reject(404)
+                raise NetworkError(f"a WebSocket client asked for {request.path!r}")
+            return WebSocketStream(await request.accept(), below)
+        except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
+            raise NetworkError("no WebSocket connection could be opened") from error
+    raise NetworkError("no WebSocket connection could be opened: what the other end sent ended, or is none")
 
 
 async def open_websocket(nursery: trio.Nursery, below: TlsStream, host: str) -> WebSocketStream:
     """A client's side of it; NetworkError if the other end does not answer as CipherBox's."""
-    try:
-        connection = await trio_websocket.wrap_client_stream(
-            nursery, below, host, PATH  # type: ignore[arg-type]  # any trio Stream will do
-        )
-    except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
-        raise NetworkError(f"{below.peer} does not answer as CipherBox's WebSocket") from error
-    return WebSocketStream(connection, below)
+    opening, refusal = _Opening(nursery, below), f"{below.peer} does not answer as CipherBox's WebSocket"
+    with opening.scope:
+        try:
+            connection = await trio_websocket.wrap_client_stream(
+                opening, below, host, PATH  # type: ignore[arg-type]  # any trio Stream will do
+            )
+        except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
+            raise NetworkError(refusal) from error
+        return WebSocketStream(connection, below)
+    raise NetworkError(refusal)

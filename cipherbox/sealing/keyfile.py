@@ -132,7 +132,10 @@ def _document(identity: Identity) -> dict[str, Any]:
 
 
 def load(path: Path, *, local_key: bytes) -> Identity:
-    """Reads what `save` wrote; ConfigError names the file that is damaged, or does not belong to the key."""
+    """Reads what `save` wrote; ConfigError names the file that is damaged, or does not belong to the key.
+
+    BundleError: the bundle in it is none.
+    """
     try:
         document = orjson.loads(decrypt(portable.read_private(path), local_key=local_key))
         identity = _identity(document)

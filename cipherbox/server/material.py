@@ -17,12 +17,13 @@ from pathlib import Path
 
 import attrs
 from cryptography import x509
+from cryptography.x509.oid import ExtensionOID
 
 from cipherbox import pki
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.portable import read_private, sync_directory, unreadable, write_atomic, write_private
-from cipherbox.profile import check_ca, check_dates, signs_lists, verify_issuing
+from cipherbox.profile import check_ca, check_dates, extensions_of, signs_lists, verify_issuing
 from cipherbox.tls import client_context, server_context, shake_hands
 
 CA_REQUEST = "ca/issuing.csr"  # in HQ's directory: what an organization is asked to sign
@@ -210,11 +211,11 @@ def _why(chain: list[x509.Certificate], root: x509.Certificate, at: datetime.dat
 def is_ca(certificate: x509.Certificate) -> bool:
     """Whether it may sign other certificates."""
     try:
-        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
+        found = extensions_of(certificate)
+    except BundleNotCertified:
         return False
-    return basic.ca and usage.key_cert_sign
+    basic, usage = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
+    return basic is not None and usage is not None and bool(basic.value.ca and usage.value.key_cert_sign)
 
 
 def issued(child: x509.Certificate, parent: x509.Certificate) -> bool:

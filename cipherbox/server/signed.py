@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import orjson
 from cryptography import x509
+from cryptography.x509.oid import ExtensionOID
 
 from cipherbox import pki
 from cipherbox.crl import lists_in
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError, InvalidRequest
+from cipherbox.profile import dns_names, extensions_of
 from cipherbox.server.material import checked_issuing, is_ca
 
 CERTIFICATES_FORMAT, REQUESTS_FORMAT = "cipherbox-certificates-1", "cipherbox-requests-1"
@@ -67,17 +69,14 @@ def _document(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
 def for_hq(leaf: x509.Certificate) -> bool:
     """Whether it is HQ's own certificate and no client's; InvalidRequest if no client would know HQ by it."""
     try:
-        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        if pki.SERVER not in purposes:
-            return False
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        if pki.SERVER_NAME in names.get_values_for_type(x509.DNSName):
-            return True
-    except x509.ExtensionNotFound as error:
-        if error.oid != x509.SubjectAlternativeName.oid:
-            return False
-    except ValueError:
+        found = extensions_of(leaf)
+    except BundleNotCertified:
         return False
+    purposes = found.get(ExtensionOID.EXTENDED_KEY_USAGE)
+    if purposes is None or pki.SERVER not in purposes.value:
+        return False
+    if pki.SERVER_NAME in dns_names(found):
+        return True
     raise InvalidRequest(f"HQ's certificate needs the DNS name {pki.SERVER_NAME} (subjectAltName); have it signed anew")
 
 

@@ -149,7 +149,7 @@ def encode(session: Session) -> bytes:
 
 
 def decode(raw: bytes) -> Session:
-    """What `encode` made, here or in an earlier version; Damaged for anything else."""
+    """What `encode` made, here or in an earlier version; StoreError: in a later one, Damaged: it is nothing of it."""
     try:
         if raw[:1] == b"\x01":
             return _decode_1(raw)
