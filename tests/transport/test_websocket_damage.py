@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
@@ -24,8 +26,7 @@ async def test_it_ends_at_once(side: str, sent: bytes) -> None:
     async with trio.open_nursery() as nursery:
         await far.send_all(ANSWER if side == "client" and sent is REQUEST else sent)
         await far.send_eof()
+        stream: Any = near
+        opened = accept_websocket(nursery, stream) if side == "hq" else open_websocket(nursery, stream, "hq")
         with trio.fail_after(5), pytest.raises(NetworkError):
-            if side == "hq":
-                await accept_websocket(nursery, near)  # type: ignore[arg-type]
-            else:
-                await open_websocket(nursery, near, "hq")  # type: ignore[arg-type]
+            await opened
