@@ -34,7 +34,7 @@ from cipherbox.broker.model import (
 from cipherbox.broker.publish import Targets
 from cipherbox.broker.queues import Consumer, Queue
 from cipherbox.broker.rights import Rights
-from cipherbox.errors import CipherBoxError, InvalidRequest, Revoked
+from cipherbox.errors import CipherBoxError, InvalidRequest, Replaced, Revoked
 from cipherbox.limits import LIMITS, Limits
 
 _name = attrgetter("name")
@@ -55,10 +55,17 @@ def _retain(broker: Broker, c: m.Retain) -> m.Done:
     return m.Done(c.correlation, 1)
 
 
-def _enrol_here(broker: Broker, c: m.EnrolHere) -> m.Done:
+def _note(broker: Broker, c: m.Command) -> m.Done:
+    """What changes nothing here, and is in the signed log all the same."""
     broker.effects.changes.noted += 1
-    broker.effects.acts.append(m.Act("", "EnrolHere", _detail(c)))
+    broker.effects.acts.append(m.Act(c.client, type(c).__name__, _detail(c)))
     return m.Done(c.correlation, 1)
+
+
+def _replace_client(broker: Broker, c: m.ReplaceClient) -> m.Done:
+    why = Replaced(f"another home was enrolled as {c.target}, in place of this one")
+    topology.end_connections(broker, c.target, why)
+    return _note(broker, c)
 
 
 _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
@@ -80,7 +87,10 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.NoteBundle: topology.note_bundle,
     m.List: listing.listing,
     m.Retain: _retain,
-    m.EnrolHere: _enrol_here,
+    m.EnrolHere: _note,
+    m.Enrol: _note,
+    m.KeysAnew: _note,
+    m.ReplaceClient: _replace_client,
 }
 
 # What the signed log has a line for, when it changed something.

@@ -250,6 +250,31 @@ class EnrolHere(Command):
 
 
 @attrs.define
+class Enrol(Command):
+    """A token was made, by the admin whose command this is; ``replaces``: for the id of a home that has it."""
+
+    target: str
+    role: str
+    replaces: bool
+
+
+@attrs.define
+class ReplaceClient(Command):
+    """Another home has this id from now on: the connections of the one before end."""
+
+    target: str
+
+
+@attrs.define
+class KeysAnew(Command):
+    """A client that was enrolled again begins with keys that the ones before did not sign."""
+
+    target: str
+    sequence: int
+    bundle: str  # its hash
+
+
+@attrs.define
 class RevokeClient(Command):
     target: str
     reason: str
@@ -303,7 +328,7 @@ class Lost:
 AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
     | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | RevokeClient | List | Disconnect | Sweep
-    | NoteBundle | Lost | SettleDead | Retain | EnrolHere
+    | NoteBundle | Lost | SettleDead | Retain | EnrolHere | Enrol | ReplaceClient | KeysAnew
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from cipherbox.broker.model import (
 )
 from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
-from cipherbox.errors import Conflict, Forbidden, InvalidRequest, NotFound, Revoked
+from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, NotFound, Revoked
 from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
@@ -370,7 +370,12 @@ def revoke_client(broker: Broker, c: m.RevokeClient) -> Done:
         broker.rights.add(row)
         broker.effects.changes.clients.append(row)
         broker.bindings_changed()
-    for connection in sorted(n for n, client in broker.client_of.items() if client == c.target):
-        disconnect(broker, connection)
-        broker.effects.closed[connection] = Revoked(f"the certificate of {c.target} was revoked: {c.reason}")
+    end_connections(broker, c.target, Revoked(f"the certificate of {c.target} was revoked: {c.reason}"))
     return Done(c.correlation, 1)
+
+
+def end_connections(broker: Broker, target: str, why: CipherBoxError) -> None:
+    """Every connection of a client ends."""
+    for connection in sorted(n for n, client in broker.client_of.items() if client == target):
+        disconnect(broker, connection)
+        broker.effects.closed[connection] = why

@@ -37,6 +37,10 @@ TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 @click.option("--role", type=click.Choice(["client", "admin"]), default="client", show_default=True)
 @click.option("--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID")
 @click.option("--valid", type=DURATION, default="24h", show_default=True, help="How long the token lives, 1m to 30d.")
+@click.option(
+    "--replace", is_flag=True,
+    help="Also for an id that a home has: that home is cut off when the token is used.",
+)  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the token to this file.")
 @click.option(
     "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY",
@@ -44,9 +48,13 @@ TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 )  # fmt: skip
 @click.pass_context
 def enroll(
-    ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, output: Path | None, hq: Path | None
-) -> None:
+    ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, replace: bool, output: Path | None,
+    hq: Path | None,
+) -> None:  # fmt: skip
     """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once.
+
+    An id that a home has is refused, unless you say --replace: then the keys of CLIENT_ID begin anew with the home that
+    joins, everybody who pinned the ones before must compare again, and the home before is told that it was replaced.
 
     With --hq no admin is needed, but the user HQ runs as, and HQ stopped: it is for a new admin alone, and HQ's signed
     log says that it was done.
@@ -62,20 +70,25 @@ def enroll(
     if hq is not None:
         from cipherbox.server.closed import admin_token
 
-        token = run(admin_token, hq_settings(hq), client_id, int(valid))
+        token = run(admin_token, hq_settings(hq), client_id, int(valid), replace)
     else:
         token = with_admin(
-            ctx, lambda client: client.enrol(client_id, role=role, approve=approve, valid_s=max(1, int(valid)))
+            ctx,
+            lambda client: client.enrol(
+                client_id, role=role, approve=approve, valid_s=max(1, int(valid)), replace=replace
+            ),
         )
     if output:
         write_private(output, f"{token}\n".encode())
-        say(f"The token for {client_id} is in {output}. It works once, until {_until(valid)}.")
+        say(f"The token for {client_id} is in {output}. It works once, until {_until(token)}.")
     else:
-        warn(f"The token for {client_id}. It works once, until {_until(valid)}; anyone who has it can enrol as it:")
+        warn(f"The token for {client_id}. It works once, until {_until(token)}; anyone who has it can enrol as it:")
         say(token)
         if output_failure() is not None:
             warn(f"The token could not be printed. It ends by itself; make another: cipherbox enroll {client_id}")
             return
+    if replace:
+        warn(f"When it is used, the home that is {client_id} now is cut off.")
     steps = [f"on the machine of {client_id}: cipherbox join   (it asks for the token)"]
     if hq is not None:
         steps = [f"start HQ: cipherbox serve {shlex.quote(str(hq))}", *steps,
@@ -87,11 +100,13 @@ def enroll(
     next_step(*steps)
 
 
-def _until(valid_s: float) -> str:
+def _until(token: str) -> str:
     """The end of a token as a person at this machine reads it."""
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
-    return f"{datetime.now() + timedelta(seconds=valid_s):%Y-%m-%d %H:%M}"
+    from cipherbox.wire.token import decode_token
+
+    return f"{datetime.fromtimestamp(decode_token(token).expires_at / 1000):%Y-%m-%d %H:%M}"
 
 
 @click.command(context_settings={"allow_extra_args": True})
@@ -104,7 +119,7 @@ def _until(valid_s: float) -> str:
     "--password", "protect", is_flag=True, help="Put the keys under a password: asked for twice, or of --password-file."
 )
 @click.option(
-    "--signatures", type=click.Choice(SIGNATURES), default=SIGNATURES[0], show_default=True, help="How to sign."
+    "--signatures", type=click.Choice(SIGNATURES), help=f"How to sign; {SIGNATURES[0]}, or as this home does."
 )
 @click.option(
     "--proxy", metavar="URL", help="Reach HQ through this proxy, now and later: http://host:port, socks5://host:port, "
@@ -116,10 +131,13 @@ def _until(valid_s: float) -> str:
 )
 @click.pass_context
 def join(
-    ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatures: str, proxy: str | None,
+    ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatures: str | None, proxy: str | None,
     proxy_credentials: Path | None,
 ) -> None:  # fmt: skip
     """Enrol this machine with the token the admin gave you.
+
+    A home whose client was revoked or replaced comes back so: it keeps its outbox, what it received and its pins, and
+    gets new keys.  The old ones go on opening what was sealed to them.
 
     The token comes from a prompt, from standard input or from a file, never from the command's arguments: those are
     seen by every user of the machine.

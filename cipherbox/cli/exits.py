@@ -75,7 +75,12 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
     errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
     errors.ListOverdue: "Look at this machine's clock. If it is right, tell HQ's admin: cipherbox ca shows the list.",
-    errors.Revoked: "The admin revoked this client. Ask the admin why.",
+    errors.Revoked: "The admin revoked this client. Ask the admin why. To come back, with what this home holds: the "
+    "admin runs cipherbox enroll CLIENT_ID, you run here: cipherbox join",
+    errors.Replaced: "What this home received and sent stays here. If it is to be this client again: the admin runs "
+    "cipherbox enroll CLIENT_ID --replace, you run here: cipherbox join",
+    errors.BundleNotSigned: "Send nothing, and tell the admin: HQ shows keys that their owner did not make.",
+    errors.BundleOutdated: "Their machine must run the new version once; then send again.",
     errors.TokenError: "A token works once, for one id, for a day. Ask the admin for a new one (cipherbox enroll).",
     errors.EnrolmentRefused: "Ask the admin for a new token (cipherbox enroll).",
     errors.WrongPassword: "Try again. If you are sure of it, the file was changed: restore it from your backup.",

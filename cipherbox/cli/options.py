@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_TOLD = "cipherbox.replaced"  # in a context's meta: it was said that this home was replaced
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -82,8 +83,23 @@ def home_of(ctx: click.Context) -> Path:
     """The client's directory: --home, $CIPHERBOX_HOME, or ~/.cipherbox."""
     from cipherbox.config import default_home
 
-    home: Path | None = ctx.find_root().obj
-    return (home or default_home()).absolute()
+    given: Path | None = ctx.find_root().obj
+    home = (given or default_home()).absolute()
+    _say_replaced(ctx, home)
+    return home
+
+
+def _say_replaced(ctx: click.Context, home: Path) -> None:
+    """Every command of a home that was replaced says so at once, also one that does not ask HQ; `join` ends it."""
+    from cipherbox.cli.output import safe, warn
+    from cipherbox.client.home import replaced
+
+    root = ctx.find_root()
+    if root.meta.get(_TOLD) or ctx.info_name == "join":
+        return
+    root.meta[_TOLD] = True
+    if why := replaced(home):
+        warn(f"This home was replaced: {safe(why)}.")
 
 
 def hq_settings(directory: Path) -> ServerConfig:

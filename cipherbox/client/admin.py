@@ -17,10 +17,15 @@ class AdminCalls:
 
     line: Line
 
-    async def enrol(self, client_id: str, role: str = "client", approve: bool = False, valid_s: int = 0) -> str:
-        """A one-time token for a new client (0: it lives a day).  It is a secret until it is used."""
+    async def enrol(
+        self, client_id: str, role: str = "client", approve: bool = False, valid_s: int = 0, replace: bool = False
+    ) -> str:
+        """Return a one-time token for a client (0: it lives a day).  It is a secret until it is used.
+
+        ``replace``: also for an id that a home has; that home ends when the token is used.  Conflict without it.
+        """
         answer: frames.Token = await self.line.request(
-            frames.Enrol, client_id=client_id, role=role, approve=approve, valid_s=valid_s
+            frames.Enrol, client_id=client_id, role=role, approve=approve, valid_s=valid_s, replaces=replace
         )
         return answer.token
 

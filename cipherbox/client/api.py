@@ -7,9 +7,7 @@
                 print(delivery.sender_id, delivery.messages[0].content)
                 await client.ack(delivery)
 
-One client is one lasting connection that publishes and consumes at once; it comes back by itself when it is cut.  Every
-call is bounded: up to ``tries`` attempts of ``timeout_s``.  Errors are those of `cipherbox.errors`: CredentialsError is
-never tried again, NetworkError was tried and did not help, Refused is HQ's answer.
+One client is one connection, made again when it is cut.  Every call is bounded: ``tries`` attempts of ``timeout_s``.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges
 from cipherbox.client.contents import Content, as_messages
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
-from cipherbox.client.home import Home, keyless, load_home
+from cipherbox.client.home import Home, keyless, load_home, note_replaced
 from cipherbox.client.inbox.opening import Opener
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.keys.life import KeyLife
@@ -49,7 +47,7 @@ from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.tasks import background
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.errors import CipherBoxError, Replaced, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
@@ -292,7 +290,7 @@ class Client(Tracking, AdminCalls):
     # -- keys ---------------------------------------------------------------------------------------------------
 
     async def finish_keys(self) -> None:
-        """What a crash or HQ's absence left undone of a rotation or renewal; trouble is left to the next command."""
+        """What was left undone of a rotation, renewal or upgrade; trouble is left to the next command."""
         with suppress(CipherBoxError):
             await self.life.finish()
 
@@ -386,11 +384,13 @@ async def open_client(
             nursery.start_soon(client.life.run if renew else client.finish_keys)
             if not keep_trying:
                 await line.ready(config.tries)
-                await client.finish_keys()  # what is sent now names keys that others can believe
+                await client.finish_keys()
             yield client
             if line.link is not None:
                 await client.receipts.rest()
     finally:
+        if isinstance(line.failure, Replaced):
+            note_replaced(files.path, str(line.failure))
         if client is not None and client.sessions is not None:
             client.sessions.close()
 

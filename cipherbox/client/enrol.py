@@ -27,19 +27,22 @@ from cryptography import x509
 
 from cipherbox import pki, tls
 from cipherbox.checks import checked
+from cipherbox.client.comeback import come_back, next_key, returning
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
 from cipherbox.client.keys.local import (
     LOCAL_KEY,
     Password,
+    configured_password,
     is_sealed,
     local_key_file,
     open_local_key,
     password_bytes,
     put_local_key,
+    read_password,
 )
 from cipherbox.client.keys.strength import check_strength
 from cipherbox.client.link import Link, open_link
-from cipherbox.config import CLIENT_FILE, SIGNATURES, ClientConfig, write_client_config
+from cipherbox.config import SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import (
     BundleNotCertified,
@@ -85,42 +88,51 @@ class JoinReport:
 @checked
 async def join(
     home: Path | str, token_text: str, *, on_number: OnNumber | None = None, timeout_s: float = 10.0,
-    pause_s: float = FIRST_PAUSE_S, password: Password | None = None, signatures: str = SIGNATURES[0],
+    pause_s: float = FIRST_PAUSE_S, password: Password | None = None, signatures: str | None = None,
     line: LineSettings | None = None,
 ) -> JoinReport:  # fmt: skip
     """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes ``home``.
 
-    ``signatures``: ed25519, or ed25519+mldsa65.  With ``password`` the keys are under it from the first byte on; an
-    attempt that was interrupted goes on only with the one it began with: WrongPassword or PasswordNeeded otherwise.
+    A home of the same client that was revoked or replaced comes back with new keys and keeps what it holds.
+
+    ``signatures``: ed25519 (None: that, or what the home has), or ed25519+mldsa65.  With ``password`` the keys are
+    under it from the first byte on; an attempt that was interrupted goes on only with the one it began with:
+    WrongPassword or PasswordNeeded otherwise.
     ``line``: the proxy to go through, now and from then on; without it the environment's, if it names one.
 
     TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's answer (used twice,
     refused by the admin, ...).  NetworkError: HQ was not reached; join again with the same token.
     """
     token = decode_token(token_text)
-    where = _check_home(Path(home), token)
+    where, before = _home(Path(home), token)
     _check_time(token)
-    key, local_key = _keys(where, token, password)
+    key, local_key = _keys(where, token, password, before)
     number = pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key()))
-    line = line or LineSettings()
+    line = line or (before.line if before is not None else LineSettings())
+    signatures = signatures or (before.signatures if before is not None else SIGNATURES[0])
     root = await _fetch_root(token, timeout_s, line)
     if on_number is not None:
         on_number(number)
     chain = await _certificate(token, root, key, number, on_number, timeout_s, pause_s, line)
     write_atomic(where / ROOT, pki.pem(root))
-    write_atomic(where / ISSUING, pki.pem(*chain[1:]))
-    write_atomic(where / CERTIFICATE, pki.pem(*chain))
+    if before is None:
+        write_atomic(where / ISSUING, pki.pem(*chain[1:]))
+        write_atomic(where / CERTIFICATE, pki.pem(*chain))
     context = tls.client_context(root, chain, key)
     async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
         role, hq = link.welcome.role, link.welcome.software
         if link.welcome.client_id != token.client_id:
             raise CredentialsError(f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}")
-        if role != "admin":
-            fresh = Identity.generate(token.client_id, SUITES[signatures])
+        fresh = Identity.generate(token.client_id, SUITES[signatures]) if role != "admin" else None
+        if before is not None:
+            await come_back(link, before, fresh, chain, key, local_key, timeout_s)
+        elif fresh is not None:
             await _register(link, where, fresh, chain, key, local_key, timeout_s)
         other = await _other(link, token.client_id, timeout_s)
-    config = ClientConfig(where, token.client_id, token.address, role, signatures=signatures, line=line)
-    write_client_config(config)
+    known = before or ClientConfig(where, token.client_id, token.address, role)
+    config = attrs.evolve(known, address=token.address, role=role, signatures=signatures, line=line)
+    if config != before:
+        write_client_config(config)
     (where / PENDING).unlink(missing_ok=True)
     home_with(config, local_key)
     return JoinReport(token.client_id, role, where, number, token.address, hq, token.root_fingerprint.hex(), other)
@@ -138,13 +150,9 @@ async def _other(link: Link, client_id: str, timeout_s: float) -> str:
         return ""
 
 
-def _check_home(home: Path, token: Token) -> Path:
-    home = home.absolute()
-    if (home / CLIENT_FILE).exists():
-        raise CredentialsError(
-            f"{home} already belongs to an enrolled client; choose another directory for {token.client_id}"
-        )
-    return home
+def _home(home: Path, token: Token) -> tuple[Path, ClientConfig | None]:
+    where = home.absolute()
+    return where, returning(where, token)
 
 
 def _check_time(token: Token) -> None:
@@ -153,8 +161,13 @@ def _check_time(token: Token) -> None:
         raise TokenError(f"the token ended on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)")
 
 
-def _keys(home: Path, token: Token, password: Password | None) -> tuple[pki.PrivateKey, bytes]:
-    """The key of this enrolment and the local key: of an interrupted attempt with the same token, else new ones."""
+def _keys(
+    home: Path, token: Token, password: Password | None, before: ClientConfig | None
+) -> tuple[pki.PrivateKey, bytes]:
+    """The key of this enrolment and the local key: of an interrupted attempt with the same token, else new ones.
+
+    A home that comes back keeps its local key.
+    """
     if password is not None:
         password = password_bytes(password)
     mark = {"client_id": token.client_id, "token": hashlib.sha256(token.secret).hexdigest()}
@@ -162,10 +175,18 @@ def _keys(home: Path, token: Token, password: Password | None) -> tuple[pki.Priv
         pending = orjson.loads((home / PENDING).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         pending = None
-    if pending == mark and (home / KEY).exists():
+    begun = pending == mark
+    held = configured_password(before) if before is not None and password is None and is_sealed(home) else None
+    if held is not None:
+        password = read_password(held)
+    if before is not None or (begun and (home / KEY).exists()):
         local_key = open_local_key(home, password)
         if password is not None and not is_sealed(home):
             put_local_key(home, local_key, check_strength(password, [token.client_id]))
+        if before is not None:
+            key = next_key(home, local_key, begun=begun)
+            write_private(home / PENDING, orjson.dumps(mark))
+            return key, local_key
         return pki.load_key(read_private(home / KEY), local_key, str(home / KEY)), local_key
     if password is not None:
         check_strength(password, [token.client_id])
@@ -252,7 +273,7 @@ async def _register(
     identity = keyfile.load(path, local_key=local_key) if path.exists() else fresh
     if identity.bundle is None:
         answer: frames.Bundles = await link.ask(
-            frames.GetBundles, timeout_s, clients=[frames.BundleQuery(client_id, 0)], hashes=[]
+            frames.GetBundles, timeout_s, clients=[frames.BundleQuery(client_id, frames.NEWEST)], hashes=[]
         )
         before = [decode_bundle(raw) for raw in answer.answers[0].bundles]  # of a former enrolment, its keys lost
         last = max(before, key=lambda b: b.sequence, default=None)

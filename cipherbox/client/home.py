@@ -4,6 +4,7 @@
     client.key  local.key  keys.cbk   secrets; local.key opens the rest  certs/ allow.json   whom it believes, permits
     inbox.sqlite3 data/               what it received, and heard        issuing.crl lock keys.lock
     outbox.sqlite3 outbox/            what it sent, and said             routes.json
+    replaced.txt                      only where another home has this id now
 
 Sessions lie with the messages: sending chains in the outbox, the rest and the private prekeys in the inbox, under
 local.key.
@@ -30,7 +31,7 @@ from cipherbox.client.keys.local import (
 )
 from cipherbox.config import ClientConfig, load_client_config
 from cipherbox.errors import ConfigError, CredentialsError, Forbidden
-from cipherbox.portable import read_private, sync_directory
+from cipherbox.portable import read_private, sync_directory, write_atomic
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import KeyKeeper
@@ -39,6 +40,7 @@ ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
 FOLDER = "CipherBox"  # beside a hidden home: ~/CipherBox for ~/.cipherbox
 NEXT_KEY = "client.key.next"  # of a certificate that is being renewed
+REPLACED = "replaced.txt"  # HQ said that another home has this id now; what it said
 
 
 def keyless(text: str = "an admin's machine holds no keys that seal or open messages") -> Forbidden:
@@ -114,6 +116,20 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
             raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
     return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity,
                 KeyKeeper(local_key), local_key, is_sealed(where))
+
+
+def note_replaced(home: Path, why: str) -> None:
+    """Keep what HQ said, so that commands that do not ask HQ say it too.  A full disk is no further trouble."""
+    with suppress(OSError):
+        write_atomic(home / REPLACED, f"{why}\n".encode())
+
+
+def replaced(home: Path) -> str:
+    """Return what HQ said when it replaced this home by another; empty: it did not."""
+    try:
+        return (home / REPLACED).read_text("utf-8").strip()
+    except OSError:
+        return ""
 
 
 def certificate_of(

@@ -22,7 +22,7 @@ from cipherbox.crl import check_crl
 from cipherbox.errors import Forbidden, InvalidRequest
 from cipherbox.ops.logs import get_logger
 from cipherbox.portable import write_atomic
-from cipherbox.server.enrolment import APPROVED, DONE, renewal_name
+from cipherbox.server.enrolment import APPROVED, DONE, ENDED, REFUSED, renewal_name
 from cipherbox.server.lists import obey_list
 from cipherbox.server.material import put_server, server_key
 from cipherbox.server.signed import REQUESTS_FORMAT, Signed, for_hq, issuing_chain, read_signed
@@ -81,7 +81,8 @@ class Carried:
         own, others = _sorted(signed, above, trust.root)
         least = await hq.engine.in_store(hq.trust.crl_number)
         lists = [(check_crl(der, trust.issuing, pki.now(), least), der) for der in signed.lists]
-        rows = await hq.engine.in_store(hq.store.enrolments, (APPROVED,))
+        rows = await hq.engine.in_store(hq.store.enrolments, (APPROVED, ENDED, REFUSED))
+        rows.sort(key=lambda row: row.state != APPROVED)  # of two with one key the one that still counts
         key = secret_key(hq.config.encryption.service_key_file)
         for leaf in own or [trust.server]:
             if any(_row_of(rows, row.client, leaf) for row in rows if row.role != HQ_ROLE):
@@ -97,11 +98,10 @@ class Carried:
             count += 1
         for leaf in own:
             count += await self._take_own(leaf, rows)
-        for leaf in others:
-            row = _row_of(rows, pki.common_name(leaf), leaf)
-            if row is not None and row.role != HQ_ROLE:
-                await hq.enrolments.issued(row, (pki.der(leaf), *(pki.der(c) for c in above)))
-                count += 1
+        found = [(row, leaf) for leaf in others if (row := _row_of(rows, pki.common_name(leaf), leaf)) is not None]
+        for row, leaf in sorted(found, key=lambda one: -one[0].created_at):  # of two homes of one id the later one
+            if row.role != HQ_ROLE:
+                count += await hq.enrolments.take(row, (pki.der(leaf), *(pki.der(c) for c in above)))
         for says, der in lists:
             await obey_list(hq, says, der)
             count += says.number > least

@@ -46,16 +46,16 @@ async def closed(config: ServerConfig) -> AsyncIterator[HQ]:
             store.close()
 
 
-async def admin_token(config: ServerConfig, client_id: str, valid_s: int) -> str:
-    """A token for an admin, without an admin.  Conflict for a client that is there: its lost key would stay good."""
+async def admin_token(config: ServerConfig, client_id: str, valid_s: int, replaces: bool = False) -> str:
+    """A token for an admin, without an admin.  Conflict for a client that is there, unless its home is replaced."""
     async with closed(config) as hq:
         known = hq.engine.broker.rights.clients.get(client_id)
-        if known is not None and not known.revoked_at:
+        if known is not None and not known.revoked_at and not replaces:
             raise Conflict(
-                f"{client_id!r} is there, and its lost key would stay good; choose another name, and revoke this one "
-                f"when you have joined: cipherbox revoke {client_id}"
+                f"{client_id!r} is there, and its lost key would stay good; say --replace, or choose another name and "
+                f"revoke this one when you have joined: cipherbox revoke {client_id}"
             )
-        token = await hq.enrolments.token(client_id, m.ADMIN, approve=False, valid_s=valid_s)
+        token = await hq.enrolments.token(client_id, m.ADMIN, approve=False, valid_s=valid_s, replaces=replaces)
         await hq.engine.call(lambda n: m.EnrolHere(0, "", n, client_id, m.ADMIN))
         return token  # said only now: nobody has a token that the log does not name
 

@@ -2,7 +2,8 @@
 
 HQ checks what it takes (certified, the owner's own, one number higher, continued by the keys before) so that mistakes
 show at once; senders check all of it again, since HQ is not trusted with it.  A client that lost its keys is enrolled
-again by an admin and may then go on without continuity: its senders must compare fingerprints first.
+again by an admin, and its first bundle under the certificate that this token gave may begin anew, once; the signed log
+says so, and its senders must compare fingerprints first.
 
 What is handed out is checked like what is taken: it is the row's own bundle, certified, and HQ's signed log names it;
 the proof of that goes with it.  A bundle that the log does not name yet, or names under a key of the log that was
@@ -13,6 +14,7 @@ Rows are encrypted with ChaCha20-Poly1305 under the configured 32-byte key, the 
 
 from __future__ import annotations
 
+import enum
 import os
 from collections import OrderedDict
 
@@ -21,6 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import pki
+from cipherbox.broker import model as m
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle
 from cipherbox.envelope.log import verify_bundle_proof
 from cipherbox.errors import BundleDiscontinuous, BundleError, BundleRefused, Damaged, EnvelopeError, InvalidRequest
@@ -39,6 +42,14 @@ KNOWN, NOT_FOUND, REVOKED = 0, 1, 2
 _PROVEN = 65_536  # proofs in memory, a few hundred bytes each
 
 
+class Registered(enum.Enum):
+    """What became of a bundle."""
+
+    AGAIN = "again"  # HQ had it
+    NEW = "new"
+    ANEW = "anew"  # the first of a client that was enrolled again: the keys before did not sign it
+
+
 class Directory:
     """See the module."""
 
@@ -51,17 +62,16 @@ class Directory:
         self._proofs: OrderedDict[bytes, bytes] = OrderedDict()  # of what was checked, by hash
         self._naming = trio.Lock()
 
-    async def register(self, client: str, raw: bytes) -> bool:
-        """Takes a client's own bundle; True if it is new.  BundleRefused says why not."""
+    async def register(self, client: str, raw: bytes) -> Registered:
+        """Takes a client's own bundle; BundleRefused says why not."""
         now = pki.ms(pki.now())
         held = await self._in_store(self._store.newest_bundle, client)
         try:
             bundle = decode_bundle(raw)
             if held is not None and held.bundle_hash == bundle.hash:
-                return False
+                return Registered.AGAIN
             check_bundle(bundle, client, self._trust.root, now)
-            if held is not None:
-                await self._check_next(held, bundle)
+            anew = held is not None and await self._check_next(held, bundle)
         except BundleError as error:
             raise BundleRefused(f"HQ did not accept the key bundle: {error}") from error
         nonce = os.urandom(12)
@@ -69,20 +79,33 @@ class Directory:
         row = BundleRow(
             client, bundle.sequence, bundle.hash, sealed[:-_TAG], nonce, sealed[-_TAG:], now, bundle.ends_at
         )
+        if anew:  # the log says so before anybody is shown it, and nothing that the keys before signed is handed out
+            await self._engine.call(lambda n: m.KeysAnew(0, "", n, client, bundle.sequence, bundle.hash.hex()))
+            await self._in_store(self._store.put_prekeys, client, b"", (), LIMITS.prekeys_per_client, True)
         await self._in_store(self._store.put_bundle, row)
         await self._proof(bundle)
-        return True
+        return Registered.ANEW if anew else Registered.NEW
 
-    async def _check_next(self, last: BundleRow, bundle: KeyBundle) -> None:
-        """Continued by the keys before; or those were lost, and an admin has enrolled this client again since."""
+    async def _check_next(self, held: BundleRow, bundle: KeyBundle) -> bool:
+        """Whether it begins anew, which a token allows once; else it continues the newest, or BundleError."""
+        last = self._open(held)
         try:
-            check_succession(self._open(last), [bundle])
-        except BundleDiscontinuous:
-            rows: list[Enrolment] = await self._in_store(self._store.enrolments, (DONE,))
-            mine = [row for row in rows if row.client == last.client and row.created_at > last.added_at]
-            if all(row.secret_hash == renewal_name(row.client, row.csr) for row in mine):
+            check_succession(last, [bundle])
+        except BundleDiscontinuous as error:
+            follows = bundle.sequence == last.sequence + 1 and bundle.previous_hash == last.hash
+            if not (bundle.begins_anew and follows):
                 raise
-            log.warning("Keys begin anew after another enrolment", extra={"client": last.client})
+            leaf = bundle.chain[0]
+            rows: list[Enrolment] = await self._in_store(self._store.enrolments, (DONE,), bundle.client_id)
+            by_token = [row for row in rows if row.secret_hash != renewal_name(row.client, row.csr)]
+            before = map(self._open, await self._in_store(self._store.bundles, bundle.client_id, 0))
+            if not any(leaf in row.chain[:1] for row in by_token) or any(leaf == one.chain[0] for one in before):
+                raise BundleDiscontinuous(
+                    f"{error}. Keys begin anew only once for each token: cipherbox enroll {bundle.client_id} --replace"
+                ) from None
+            log.warning("Keys begin anew after another enrolment", extra={"client": bundle.client_id})
+            return True
+        return False
 
     async def newest(self, client: str) -> KeyBundle | None:
         """The bundle a client registered last."""

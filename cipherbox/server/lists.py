@@ -203,7 +203,8 @@ class Lists:
             hq.end_all(self.condemned)
         own = self.found.get(pki.fingerprint(hq.trust.issuing))
         if own is not None:
-            await obey_list(hq, own.says, own.der if hq.trust.authority is None else b"")
+            async with hq.enrolments.lock:
+                await obey_list(hq, own.says, own.der if hq.trust.authority is None else b"")
 
     def _own_says(self) -> Mapping[str, int]:
         """Whom the issuing CA's list names."""
@@ -233,6 +234,8 @@ def _stamp(config: ServerConfig) -> Stamp:
 
 async def obey_list(hq: HQ, says: RevocationList, der: bytes) -> None:
     """Ends what a list of the issuing CA names: records, connections, clients that have nothing else; then the list.
+
+    The caller has the lock of the enrolments.
 
     ``der`` is what clients get from now on, if it is newer than what they have; empty: HQ makes its own.
     """

@@ -30,6 +30,7 @@ from cipherbox.errors import (
 )
 from cipherbox.limits import LIMITS
 from cipherbox.server import administration
+from cipherbox.server.directory import Registered
 from cipherbox.server.enrolment import Outcome
 from cipherbox.wire import frames as f
 from cipherbox.wire.codec import SendItem
@@ -113,9 +114,17 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
 
 async def _register(s: Session, x: f.Register) -> object:
     s.hq.key_requests.spend(s.client)
-    new = await s.hq.directory.register(s.client, x.bundle)
-    s.log("Key bundle registered" if new else "Key bundle was registered before")
-    return f.Ok(x.correlation, int(new))
+    async with s.hq.enrolments.lock:  # a home that is being replaced publishes nothing after its successor is let in
+        s.hq.trust.require(s.serial)
+        found = await s.hq.directory.register(s.client, x.bundle)
+    s.log("Key bundle registered" if found else "Key bundle was registered before")
+    if found is Registered.ANEW:
+        number = await s.hq.engine.in_store(s.hq.trust.crl_number)
+        s.hq.tell_revoked(
+            f"{s.client} was enrolled again and begins anew with keys that the ones before did not sign; who pinned "
+            f"it compares: cipherbox keys verify {s.client}", number,
+        )  # fmt: skip
+    return f.Ok(x.correlation, int(found is not Registered.AGAIN))
 
 
 async def _get_bundles(s: Session, x: f.GetBundles) -> object:
@@ -127,6 +136,7 @@ async def _get_bundles(s: Session, x: f.GetBundles) -> object:
 
 async def _offer_prekeys(s: Session, x: f.OfferPrekeys) -> object:
     s.hq.key_requests.spend(s.client)
+    s.hq.trust.require(s.serial)
     return f.Ok(x.correlation, await s.hq.prekeys.offer(s.client, x.signed, x.once, replace=x.replace))
 
 
@@ -202,13 +212,15 @@ async def _request_certificate(s: Session, x: f.RequestCertificate) -> object:
 
 async def _renew(s: Session, x: f.Renew) -> object:
     s.hq.key_requests.spend(s.client)
-    return _certificate(x.correlation, await s.hq.enrolments.renew(s.client, x.csr))
+    return _certificate(x.correlation, await s.hq.enrolments.renew(s.client, x.csr, s.serial))
 
 
 async def _enrol(s: Session, x: f.Enrol) -> object:
     s.need_admin()
-    text = await s.hq.enrolments.token(x.client_id, x.role or m.CLIENT, approve=x.approve, valid_s=x.valid_s)
-    s.log("Enrolment token made", target=x.client_id)
+    text = await s.hq.enrolments.token(
+        x.client_id, x.role or m.CLIENT, approve=x.approve, valid_s=x.valid_s, replaces=x.replaces, by=s.client
+    )
+    s.log("Enrolment token made", target=x.client_id, replaces=x.replaces)
     return f.Token(x.correlation, text)
 
 

@@ -14,7 +14,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.config import ServerConfig
 from cipherbox.crl import make_crl
-from cipherbox.errors import BundleNotCertified, CredentialsError, Forbidden, Revoked
+from cipherbox.errors import BundleNotCertified, CredentialsError, Forbidden, Replaced, Revoked
 from cipherbox.server.material import Material, read_material
 from cipherbox.store.port import CertificateRow, Store
 
@@ -46,8 +46,7 @@ class Trust:
         row = self._rows.get(pki.serial(certificate))
         if row is None or row.der != pki.der(certificate):
             raise CredentialsError("HQ has no record of this certificate; ask for a token and join again")
-        if row.revoked_at:
-            raise Revoked(f"the certificate of {row.client} was revoked on {_day(row.revoked_at)}")
+        self._refuse_revoked(row)
         if row.expires_at <= pki.ms(pki.now()):
             raise CredentialsError(f"the certificate of {row.client} ended on {_day(row.expires_at)}")
         if row.serial not in self._fitting:
@@ -57,6 +56,18 @@ class Trust:
                 raise CredentialsError(f"the certificate of {row.client} was not accepted: {error}") from None
             self._fitting.add(row.serial)
         return row.client
+
+    def require(self, serial: str) -> None:
+        """Revoked or Replaced when a certificate that was good once no longer is: of a request that was under way."""
+        row = self._rows.get(serial)
+        if row is not None:
+            self._refuse_revoked(row)
+
+    def _refuse_revoked(self, row: CertificateRow) -> None:
+        if row.revoked_at and self.good(row.client):
+            raise Replaced(f"another home was enrolled as {row.client}; this one ended on {_day(row.revoked_at)}")
+        if row.revoked_at:
+            raise Revoked(f"the certificate of {row.client} was revoked on {_day(row.revoked_at)}")
 
     def issue(self, key: pki.PublicKey, client_id: str) -> x509.Certificate:
         """A new certificate; the caller records it."""
@@ -73,6 +84,10 @@ class Trust:
 
     def put(self, row: CertificateRow) -> None:
         self._rows[row.serial] = row
+
+    def knows(self, serial: str) -> bool:
+        """Whether there is a record of a certificate."""
+        return serial in self._rows
 
     def good(self, client: str) -> bool:
         """Whether the client has a certificate that is neither revoked nor over."""
@@ -106,6 +121,9 @@ class Trust:
     def revoked_at(self, client: str) -> int:
         """When the client's newest certificate was revoked; 0 if it is good or there is none."""
         rows = [r for r in self._rows.values() if r.client == client]
+        now = pki.ms(pki.now())
+        if any(not r.revoked_at and r.expires_at > now for r in rows):
+            return 0
         newest = max(rows, key=lambda r: (r.issued_at, not r.revoked_at), default=None)
         return newest.revoked_at if newest is not None else 0
 

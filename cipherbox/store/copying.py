@@ -37,7 +37,8 @@ TABLES: dict[str, str] = {
     "bundles": "client:t sequence:8 bundle_hash:b ciphertext:t nonce:t tag:t added_at:8 ends_at:8",
     "prekey_offers": "client:t signed:b",
     "prekeys": "client:t number:8 once:b",
-    "enrolments": "secret_hash:b client:t role:t approve:2 created_at:8 expires_at:8 state:t csr:b number:t chain:b",
+    "enrolments": "secret_hash:b client:t role:t approve:2 created_at:8 expires_at:8 state:t csr:b number:t chain:b "
+    "replaces:2",
     "certificates": "serial:t client:t issued_at:8 expires_at:8 revoked_at:8 der:b",
     "log": "entry:8 at:8 head:b signature:b body:b",
     "bodies": "number:8 pending:4 stored_hash:b data:b bytes:8",

@@ -53,10 +53,11 @@ class Enrolment:
     approve: bool  # an admin must let it go
     created_at: int
     expires_at: int
-    state: str = "open"  # open, waiting, approved, refused, issued
+    state: str = "open"  # open, waiting, approved, refused, issued, ended
     csr: bytes = b""
     number: str = ""
     chain: tuple[bytes, ...] = ()
+    replaces: bool = False  # the home that has this id ends with it
 
 
 class CertificateRow(NamedTuple):
@@ -135,7 +136,7 @@ class Store(Protocol):
 
     def enrolment(self, secret_hash: bytes) -> Enrolment | None: ...
 
-    def enrolments(self, states: Sequence[str]) -> list[Enrolment]: ...
+    def enrolments(self, states: Sequence[str], client: str = "") -> list[Enrolment]: ...  # of one client, or of all
 
     def put_certificate(self, row: CertificateRow) -> None: ...
 

@@ -113,19 +113,20 @@ class Registry(ABC):
     def put_enrolment(self, row: Enrolment) -> None:
         """Inserts or replaces."""
         values = (row.secret_hash, row.client, row.role, int(row.approve), row.created_at, row.expires_at, row.state,
-                  row.csr, row.number, _pack(row.chain))  # fmt: skip
+                  row.csr, row.number, _pack(row.chain), int(row.replaces))  # fmt: skip
         names = ("secret_hash", "client", "role", "approve", "created_at", "expires_at", "state", "csr", "number",
-                 "chain")  # fmt: skip
+                 "chain", "replaces")  # fmt: skip
         self._put("enrolments", names, values)
 
     def enrolment(self, secret_hash: bytes) -> Enrolment | None:
         rows = self._rows("SELECT * FROM enrolments WHERE secret_hash = ?", (secret_hash,))
         return _enrolment(rows[0]) if rows else None
 
-    def enrolments(self, states: Sequence[str]) -> list[Enrolment]:
-        marks = ",".join("?" * len(states))
-        query = f"SELECT * FROM enrolments WHERE state IN ({marks}) ORDER BY created_at, client"
-        return [_enrolment(row) for row in self._rows(query, list(states))]
+    def enrolments(self, states: Sequence[str], client: str = "") -> list[Enrolment]:
+        of_one = " AND client = ?" if client else ""
+        query = f"SELECT * FROM enrolments WHERE state IN ({','.join('?' * len(states))}){of_one}"
+        values = [*states, client] if client else list(states)
+        return [_enrolment(row) for row in self._rows(f"{query} ORDER BY created_at, client", values)]
 
     def put_certificate(self, row: CertificateRow) -> None:
         self._put("certificates", CertificateRow._fields, row)
@@ -164,7 +165,7 @@ def upsert(table: str, names: Sequence[str], keys: int = 1) -> str:
 
 
 def _enrolment(row: tuple[object, ...]) -> Enrolment:
-    *head, chain = row
-    fields: list[object] = [*head, _unpack(bytes(chain))]  # type: ignore[call-overload]
+    *head, chain, replaces = row
+    fields: list[object] = [*head, _unpack(bytes(chain)), bool(replaces)]  # type: ignore[call-overload]
     fields[3] = bool(fields[3])
     return Enrolment(*fields)  # type: ignore[arg-type]

@@ -583,6 +583,7 @@ class Enrol:
     role: str = text8("client or admin")
     approve: bool = flag("hold the certificate until APPROVE")
     valid_s: int = u32("how long the token lives; 0: a day")
+    replaces: bool = flag("the home that has this id ends when the token is used", default=False)
 
 
 @frame(0x59, "server")

@@ -14,7 +14,7 @@ from cipherbox.client import enrol
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
 from cipherbox.client.keys.pins import PERSON
-from cipherbox.errors import BundleDiscontinuous, CredentialsError, EnrolmentRefused, NetworkError, TokenError
+from cipherbox.errors import BundleDiscontinuous, EnrolmentRefused, NetworkError, TokenError
 from cipherbox.portable import WINDOWS
 from cipherbox.server.offline import sign_offline
 from cipherbox.wire.token import decode_token, encode_token
@@ -70,8 +70,10 @@ async def test_a_token_works_once(hq: Any) -> None:
     await join(hq.home("FL-LAB"), token)
     with pytest.raises((EnrolmentRefused, TokenError)):
         await join(hq.home("thief"), token)
-    with pytest.raises(CredentialsError, match="already belongs"):
+    with pytest.raises(EnrolmentRefused, match="used already"):
         await join(hq.home("FL-LAB"), token)
+    async with hq.client("FL-LAB") as lab:
+        await lab.ping()  # and its home is as it was
 
 
 async def test_a_token_that_ended(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +197,7 @@ async def test_keys_that_were_lost_are_made_anew_and_stop_senders_who_knew_the_o
         await center.publish("to the first keys", to="FL-LAB")
     for file in [path for path in hq.home("FL-LAB").iterdir() if path.is_file()]:
         file.unlink()
-    await hq.join("FL-LAB")
+    await hq.join("FL-LAB", replace=True)
     async with hq.client("FL-LAB") as lab:
         identity = lab.home.identity
         assert identity is not None

@@ -109,7 +109,7 @@ async def test_a_route_leads_to_those_who_are_left(hq: Any) -> None:
 async def joins_again(hq: Any, name: str) -> None:
     """The machine's disk died: a new token, new keys."""
     shutil.rmtree(hq.home(name))
-    await hq.join(name)
+    await hq.join(name, replace=True)
 
 
 async def test_after_lost_keys_a_person_compares_and_everything_is_sealed_again(hq: Any) -> None:

@@ -96,8 +96,16 @@ def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
     followed = shell("keys", "verify", "CA-RC", "--fingerprint", number, home=lab)
     assert followed.code == 0
     assert "CA-RC has new keys since then, signed by the ones pinned here: bundle 2, in entry " in followed.out
-    shutil.rmtree(center)
-    hq.join("CA-RC")
+    old = shutil.move(center, hq.directory.parent / "old")
+    refused = shell("enroll", "CA-RC", home=hq.admin)
+    assert (refused.code, "cipherbox enroll CA-RC --replace" in refused.err) == (1, True)
+    assert shell("doctor", home=old).code == 0
+    hq.join("CA-RC", replace=True)
+    told = shell("doctor", home=old)
+    assert told.code != 0
+    assert "another home was enrolled as CA-RC" in told.out
+    for words in (("status",), ("keys", "fingerprint"), ("outbox", "list")):  # also those that do not ask HQ
+        assert "This home was replaced: another home was enrolled as CA-RC" in shell(*words, home=old).err
     stopped = shell("send", "--to", "CA-RC", "secret", home=lab)
     assert stopped.code == 7
     assert "CA-RC lost its keys and joined again, or somebody shows you a wrong key" in stopped.err
@@ -109,7 +117,7 @@ def test_lost_keys_are_compared_and_all_is_sealed_again(hq: Hq) -> None:
     for text in ("one", "two"):
         assert shell("send", "--to", "CA-RC", text, home=lab).code == 0
     shutil.rmtree(center)
-    hq.join("CA-RC")
+    hq.join("CA-RC", replace=True)
     stopped = shell("outbox", "reseal", "--to", "CA-RC", home=lab)
     assert stopped.code == 1
     assert "not signed by the keys before" in stopped.err

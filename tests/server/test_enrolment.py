@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
+import orjson
 import pytest
 import trio
+from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.config import load_server_config
-from cipherbox.errors import BundleRefused, CipherBoxError, EnrolmentRefused, InvalidRequest
+from cipherbox.envelope import log
+from cipherbox.errors import BundleRefused, CipherBoxError, EnrolmentRefused, InvalidRequest, Replaced, Revoked
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
 from cipherbox.server.enrolment import ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA
@@ -30,8 +33,10 @@ async def admin(r: Running) -> Raw:
     return await r.dial(await r.person("BOSS", role="admin"))
 
 
-async def token_for(boss: Raw, client_id: str, *, approve: bool = False, role: str = "client") -> Token:
-    answer = await boss.ask(frames.Enrol, client_id, role, approve, 0)
+async def token_for(
+    boss: Raw, client_id: str, *, approve: bool = False, role: str = "client", replaces: bool = False
+) -> Token:
+    answer = await boss.ask(frames.Enrol, client_id, role, approve, 0, replaces)
     assert isinstance(answer, frames.Token), answer
     return decode_token(answer.token)
 
@@ -144,7 +149,7 @@ async def test_a_revoked_client_may_be_enrolled_again_and_its_old_certificate_st
         assert (await back.hello()).client_id == "FL-LAB"
         thief = await r.dial(r.people["FL-LAB"], hello=False)
         await thief.stream.send_all(thief.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 30, "")))
-        assert codec_name(await thief.next()) == "revoked"
+        assert codec_name(await thief.next()) == "replaced"  # another home has this id now
 
 
 async def test_renewal_keeps_id_and_role_and_takes_the_key_alone(tmp_path: Path) -> None:
@@ -157,6 +162,14 @@ async def test_renewal_keeps_id_and_role_and_takes_the_key_alone(tmp_path: Path)
         assert await lab.refused(frames.Renew, b"junk") == "invalid-request"
 
 
+async def connected(r: Running, issued: frames.Certificate | str, key: pki.PrivateKey) -> Raw:
+    """A connection with a certificate that was just issued."""
+    assert isinstance(issued, frames.Certificate), issued
+    raw = await r.open(client_context(r.root, [pki.load_der(c) for c in issued.chain], key))
+    await raw.hello()
+    return raw
+
+
 async def test_lost_keys_begin_anew_only_after_another_enrolment(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         lab = await r.client("FL-LAB")
@@ -164,21 +177,128 @@ async def test_lost_keys_begin_anew_only_after_another_enrolment(tmp_path: Path)
         first = me.identity.bundle
         assert first is not None
         assert isinstance(await lab.ask(frames.Register, first.raw), frames.Ok)
-        fresh = Identity.generate("FL-LAB")
+        fresh, key = Identity.generate("FL-LAB"), pki.new_key()
         anew = fresh.make_bundle(me.key, me.chain, now_ms(), first)
         assert await lab.refused(frames.Register, anew.raw) == "bundle-refused"
         boss = await admin(r)
-        token = await token_for(boss, "FL-LAB")
+        token = await token_for(boss, "FL-LAB", replaces=True)
         assert await lab.refused(frames.Register, anew.raw) == "bundle-refused"  # the token was not used yet
-        issued = await request(r, token, me.key)
+        issued = await request(r, token, key)
+        assert await lab.next() is not None  # says why: it was replaced
+        assert await lab.next() is None
+        back = await connected(r, issued, key)
         assert isinstance(issued, frames.Certificate)
-        assert isinstance(await lab.ask(frames.Register, anew.raw), frames.Ok)
-        older = fresh.make_bundle(me.key, me.chain, now_ms())
-        assert await lab.refused(frames.Register, older.raw) == "bundle-refused"
-        another = Identity.generate("FL-LAB").make_bundle(me.key, me.chain, now_ms(), anew)
-        assert await lab.refused(frames.Register, another.raw) == "bundle-refused"  # once for each enrolment
-        answer = await lab.ask(frames.GetBundles, [frames.BundleQuery("FL-LAB", 0)], [])
-        assert answer.answers[0].bundles == [first.raw, anew.raw]
+        chain = [pki.load_der(c) for c in issued.chain]
+        assert await back.refused(frames.Register, anew.raw) == "bundle-refused"  # not under the token's certificate
+        anew = fresh.make_bundle(key, chain, now_ms(), first)
+        signed_after = fresh.make_bundle(key, chain, now_ms())
+        assert await back.refused(frames.Register, signed_after.raw) == "bundle-refused"  # not after the newest
+        assert isinstance(await back.ask(frames.Register, anew.raw), frames.Ok)
+        another = Identity.generate("FL-LAB").make_bundle(key, chain, now_ms(), anew)
+        assert await back.refused(frames.Register, another.raw) == "bundle-refused"  # once for each enrolment
+        renewed = await back.ask(frames.Renew, pki.make_csr(next_key := pki.new_key(), "FL-LAB"))
+        under = [pki.load_der(c) for c in renewed.chain]
+        third = fresh.make_bundle(next_key, under, now_ms(), anew)
+        assert isinstance(await back.ask(frames.Register, third.raw), frames.Ok)
+        for its_key, its_chain in ((key, chain), (next_key, under)):  # nor with the one before, once it was renewed
+            another = Identity.generate("FL-LAB").make_bundle(its_key, its_chain, now_ms(), third)
+            assert await back.refused(frames.Register, another.raw) == "bundle-refused"
+        answer = await back.ask(frames.GetBundles, [frames.BundleQuery("FL-LAB", 0)], [])
+        assert answer.answers[0].bundles == [first.raw, anew.raw, third.raw]
+        said = await acts(r)
+        assert ["BOSS", "Enrol", {"target": "FL-LAB", "role": "client", "replaces": True}] in said
+        assert ["", "ReplaceClient", {"target": "FL-LAB"}] in said
+        assert ["", "KeysAnew", {"target": "FL-LAB", "sequence": 2, "bundle": anew.hash.hex()}] in said
+
+
+async def acts(r: Running) -> list[object]:
+    """What HQ's signed log says was done."""
+    rows = await r.hq.engine.in_store(r.hq.store.log, 0, 1000, 1 << 22)
+    groups = [g for row in rows for g in log.decode_groups(row.body)]
+    return [act for g in groups if g.kind == log.ACTS for act in orjson.loads(g.payload)]
+
+
+# -- revoked means revoked ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["open", "waiting", "approved", "issued"])
+async def test_a_token_made_before_a_revocation_gives_nothing_after_it(tmp_path: Path, state: str) -> None:
+    """The thief of a token waits until the lab is revoked, or until it has come back."""
+    async with running(tmp_path / "hq") as r:
+        boss, key = await admin(r), pki.new_key()
+        token = await token_for(boss, "FL-LAB", approve=state != "open")
+        if state != "open":
+            waits = await request(r, token, key)
+            assert isinstance(waits, frames.Certificate)
+            assert waits.state == WAITS_FOR_ADMIN
+        if state in ("approved", "issued"):
+            assert isinstance(await boss.ask(frames.Approve, "FL-LAB", True), frames.Ok)
+        if state == "issued":
+            assert isinstance(await request(r, token, key), frames.Certificate)
+        else:
+            await r.person("FL-LAB")
+        assert isinstance(await boss.ask(frames.Revoke, "FL-LAB", "stolen"), frames.Ok)
+        assert await request(r, token, key) == "enrolment-refused"
+        if state == "waiting":
+            assert await boss.refused(frames.Approve, "FL-LAB", True) == "not-found"
+        answer = await boss.ask(frames.GetBundles, [frames.BundleQuery("FL-LAB", 0)], [])
+        assert answer.answers[0].state == 2  # revoked, and not known again
+        own = pki.new_key()
+        back = await connected(r, await request(r, await token_for(boss, "FL-LAB"), own), own)
+        assert await request(r, token, key) == "enrolment-refused"
+        assert isinstance(await back.ask(frames.Ping), frames.Pong)
+
+
+async def test_an_id_in_use_has_one_home(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        boss, key, other = await admin(r), pki.new_key(), pki.new_key()
+        first, second = await token_for(boss, "FL-LAB"), await token_for(boss, "FL-LAB")
+        lab = await connected(r, await request(r, first, key), key)
+        assert await request(r, second, other) == "enrolment-refused"  # somebody joined with the first meanwhile
+        assert await boss.refused(frames.Enrol, "FL-LAB", "client", False, 0) == "conflict"
+        assert await boss.refused(frames.Enrol, "fl-lab", "client", False, 0, True) == "conflict"
+        assert isinstance(await request(r, first, key), frames.Certificate)  # a lost answer costs nothing
+        replacing = await token_for(boss, "FL-LAB", replaces=True)
+        also = await token_for(boss, "FL-LAB", replaces=True)
+        assert isinstance(await lab.ask(frames.Ping), frames.Pong)  # a token that nobody used changes nothing
+        new = await connected(r, await request(r, replacing, other), other)
+        error = await lab.next()
+        assert codec_name(error) == "replaced"
+        assert await lab.next() is None
+        assert await request(r, first, key) == "enrolment-refused"
+        assert await request(r, also, key) == "enrolment-refused"  # it was made for the home that is gone
+        assert isinstance(await new.ask(frames.Ping), frames.Pong)
+        assert isinstance(await request(r, replacing, other), frames.Certificate)
+
+
+async def test_what_is_under_way_in_the_old_home_ends_when_it_is_replaced(tmp_path: Path) -> None:
+    """A renewal, a rotation and prekeys that HQ has read, and gets to when another home has the id."""
+    async with running(tmp_path / "hq") as r:
+        boss, key = await admin(r), pki.new_key()
+        token = await token_for(boss, "FL-LAB")
+        chain = await request(r, token, key)
+        assert isinstance(chain, frames.Certificate)
+        old = pki.load_der(chain.chain[0])
+        assert isinstance(await request(r, await token_for(boss, "FL-LAB", replaces=True), pki.new_key()),
+                          frames.Certificate)  # fmt: skip
+        with pytest.raises(Replaced):
+            await r.hq.enrolments.renew("FL-LAB", pki.make_csr(pki.new_key(), "FL-LAB"), pki.serial(old))
+        with pytest.raises(Replaced):
+            r.hq.trust.require(pki.serial(old))
+        with pytest.raises(Replaced):
+            r.hq.trust.identify(old)
+        revoked = await r.hq.engine.in_store(r.hq.trust.crl)
+        assert x509.load_der_x509_crl(revoked).get_revoked_certificate_by_serial_number(old.serial_number)
+
+
+async def test_an_admin_is_replaced_as_everybody(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        boss, key = await admin(r), pki.new_key()
+        assert await boss.refused(frames.Enrol, "BOSS", "admin", False, 0) == "conflict"
+        token = await token_for(boss, "BOSS", role="admin", replaces=True)
+        new = await connected(r, await request(r, token, key), key)
+        assert codec_name(await boss.next()) == "replaced"
+        assert isinstance(await new.ask(frames.List, "pending", "", ""), frames.Listing)
 
 
 # -- the CA is elsewhere ------------------------------------------------------------------------------------------
@@ -249,3 +369,47 @@ async def test_what_another_ca_signed_is_not_believed(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequest, match="another CA"):
             sign_offline(open_vault(tmp_path / "other" / "ca"), await hq.carried.export())
         assert [row["state"] for row in await hq.enrolments.pending()] == ["approved"]
+
+
+@pytest.mark.parametrize("what", ["enrolment", "renewal"])
+@pytest.mark.parametrize("how", ["revoked", "replaced"])
+async def test_requests_at_an_offline_ca_end_with_their_client(tmp_path: Path, what: str, how: str) -> None:
+    """Carried away before, back after: nothing is issued, and what was signed is on the next list."""
+    async with offline(tmp_path) as hq:
+        vault = open_vault(tmp_path / "ca")
+        key, pending = pki.new_key(), pki.new_key()
+        await enrolled(hq, "FL-LAB", key, tmp_path)
+        csr = pki.make_csr(pending, "FL-LAB")
+        if what == "renewal":
+            assert (await hq.enrolments.renew("FL-LAB", csr)).state == WAITS_FOR_CA
+        else:
+            token = decode_token(await hq.enrolments.token("FL-LAB", "client", approve=False, valid_s=0, replaces=True))
+            assert (await hq.enrolments.request("FL-LAB", token.secret, csr)).state == WAITS_FOR_CA
+        carried = await hq.carried.export()
+        if how == "revoked":
+            await hq.enrolments.revoke("FL-LAB", "stolen")
+        else:
+            await enrolled(hq, "FL-LAB", pki.new_key(), tmp_path, replaces=True)
+        assert await hq.carried.take(sign_offline(vault, carried)) == int(how == "revoked")  # the list alone
+        if what == "renewal":
+            with pytest.raises((Revoked, EnrolmentRefused)):
+                await hq.enrolments.renew("FL-LAB", csr)
+        else:
+            with pytest.raises(EnrolmentRefused, match="ended with"):
+                await hq.enrolments.request("FL-LAB", token.secret, csr)
+        rows = [row for row in hq.store.certificates("FL-LAB") if pki.spki_of(pki.load_der(row.der))
+                == pki.spki(pending.public_key())]  # fmt: skip
+        assert rows
+        assert all(row.revoked_at for row in rows)
+        wanted = (await hq.carried.export()).decode()
+        assert all(row.serial in wanted for row in rows)
+        assert bool(hq.trust.revoked_at("FL-LAB")) == (how == "revoked")
+
+
+async def enrolled(hq: HQ, name: str, key: pki.PrivateKey, path: Path, *, replaces: bool = False) -> None:
+    """A client whose certificate was carried back from the offline CA."""
+    token = decode_token(await hq.enrolments.token(name, "client", approve=False, valid_s=0, replaces=replaces))
+    csr = pki.make_csr(key, name)
+    assert (await hq.enrolments.request(name, token.secret, csr)).state == WAITS_FOR_CA
+    assert await hq.carried.take(sign_offline(open_vault(path / "ca"), await hq.carried.export())) >= 1
+    assert (await hq.enrolments.request(name, token.secret, csr)).state == ISSUED

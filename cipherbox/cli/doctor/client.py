@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 10.0
 _SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in the future
+_REPLACED = "if it is to be this client again, ask the admin for: cipherbox enroll CLIENT_ID --replace"
 _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 
 
 def look(ctx: click.Context, home: Path) -> list[Finding]:
     """All findings about the client in ``home``."""
+    from cipherbox.client.home import replaced
     from cipherbox.config import CLIENT_FILE, load_client_config
 
     todo = _JOIN if not closed(home) and not (home / CLIENT_FILE).exists() else SETTINGS
@@ -46,6 +48,8 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
     if config is None:
         return begun
     begun.append(Finding(GOOD, "settings", f"{home}: {config.client_id} ({config.role})"))
+    if why := replaced(home):
+        begun.append(Finding(BAD, "home", f"this home was replaced: {why}", _REPLACED))
     files = collect([("files", lambda: _files(config))])
     checks: list[tuple[str, Check]] = [
         ("certificates", lambda: _certificates(config)),

@@ -143,7 +143,7 @@ def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
     It is the number of one key bundle: `keys rotate`, a renewed certificate or another RSA key give a new one.
     """
     from cipherbox.cli.output import say, warn
-    from cipherbox.client.keys.directory import day
+    from cipherbox.client.keys.changes import day
     from cipherbox.client.keys.pins import Pins
     from cipherbox.envelope.bundle import fingerprint
 

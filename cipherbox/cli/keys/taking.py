@@ -36,10 +36,12 @@ def keys_import(
     """
     import time
 
-    from cipherbox.cli.keys.verify import change_of, digits
+    from cipherbox.cli.keys.verify import digits
     from cipherbox.cli.output import fail, say
     from cipherbox.cli.password import load_here
+    from cipherbox.client.keys.changes import change_of
     from cipherbox.client.keys.pins import PERSON, Pins
+    from cipherbox.client.sessions.retiring import retire_sessions
     from cipherbox.envelope.bundle import MAGIC, check_bundle, check_succession, decode_bundle, fingerprint
     from cipherbox.errors import BundleError
     from cipherbox.sealing.rsa import PEM_BYTES, is_pem
@@ -60,12 +62,14 @@ def keys_import(
     pin = pins.get(name)
     if pin is not None and pin.bundle.sequence > bundle.sequence:
         raise InvalidRequest(f"bundle {pin.bundle.sequence} of {name} is pinned, and this one is older")
+    broken = False
     try:
         if pin is not None:
             check_succession(pin.bundle, [bundle])
     except BundleError:
         assert pin is not None
-        say(change_of(pin, [bundle]).replace("HQ shows: ", "This file:"))
+        broken = True
+        say(change_of(pin, [bundle]).text.replace("HQ shows: ", "This file:"))
         if heard is None:
             heard = click.prompt(f"The fingerprint that {name} reads to you (bundle {bundle.sequence})", err=True)
         if digits(heard) != digits(fingerprint(bundle)):
@@ -81,5 +85,7 @@ def keys_import(
         pins.mark_verified(name)
     else:
         pins.accept(bundle, PERSON)
+        if broken:
+            retire_sessions(home.path, name)
     say(f"The keys of {name} are pinned as compared.")
     return Exit.OK

@@ -11,7 +11,7 @@ from cipherbox.cli.options import CLIENT_ID, command_here, home_of, with_client
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.client.keys.pins import Pin
+    from cipherbox.client.keys.changes import Change
     from cipherbox.envelope.bundle import KeyBundle
 
 SENT = 1000  # envelopes that are looked at for the advice to seal again
@@ -24,7 +24,7 @@ class Offer(NamedTuple):
     earlier: list[KeyBundle]  # the others, which somebody may still read from a screen
     proof: bytes
     own: KeyBundle | None
-    change: str  # since the pin; empty: nothing
+    change: Change
     unopened: int
 
 
@@ -40,8 +40,9 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     """
     from cipherbox.cli.output import fail, next_step, say
     from cipherbox.cli.password import load_here
-    from cipherbox.client.keys.directory import day
+    from cipherbox.client.keys.changes import day
     from cipherbox.client.keys.pins import PERSON, Pins
+    from cipherbox.client.sessions.retiring import retire_sessions
     from cipherbox.envelope.bundle import fingerprint
 
     own = load_here(ctx).identity
@@ -53,8 +54,8 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     bundle, shown = offer.bundle, fingerprint(offer.bundle)
     pins = Pins(home_of(ctx))
     pin = pins.get(client_id)
-    if offer.change:
-        say(offer.change)
+    if offer.change.text:
+        say(offer.change.text)
     if offer.own is not None:
         say(f"Yours, bundle {offer.own.sequence}, to read to {client_id}: {fingerprint(offer.own)}")
     if heard is None:
@@ -78,22 +79,26 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
         pins.mark_verified(client_id)
     else:
         pins.accept(bundle, PERSON, proof=offer.proof)
+        if offer.change.broken:  # whoever copied the keys before may follow the sessions that were begun with them
+            retire_sessions(home_of(ctx), client_id)
     say(f"They agree. Key bundle {bundle.sequence} of {client_id} is pinned as compared: {shown}")
-    if offer.change and offer.unopened:
+    if offer.change.text and offer.unopened:
         next_step(f"seal again what {client_id} has not opened: {command_here(ctx)} outbox reseal --to {client_id}")
     return Exit.OK
 
 
 async def _offer(client: Client, client_id: str) -> Offer:
+    from cipherbox.client.keys.changes import Change, change_of
     from cipherbox.envelope.bundle import decode_bundle
+    from cipherbox.wire import frames
 
     directory = client.directory
     bundle = await directory.offered(client_id)
     proof = directory.witness.proof(bundle)
-    (answer,) = await directory.ask([(client_id, 0)])
-    found = [decode_bundle(raw) for raw in answer.bundles]
     pin = directory.pins.get(client_id)
-    change = change_of(pin, [*found, bundle], directory.witness.entry(bundle)) if pin is not None else ""
+    (answer,) = await directory.ask([(client_id, pin.bundle.sequence if pin is not None else frames.NEWEST)])
+    found = [decode_bundle(raw) for raw in answer.bundles]
+    change = change_of(pin, [*found, bundle], directory.witness.entry(bundle)) if pin is not None else Change()
     unopened = 0
     if client.post is not None:
         rows = await client.post.store(client.post.outbox.unopened_by, client_id, SENT)
@@ -102,31 +107,6 @@ async def _offer(client: Client, client_id: str) -> Offer:
     own = client.home.identity.bundle if client.home.identity is not None else None
     earlier = [b for b in (*found, *([pin.bundle] if pin is not None else [])) if b.hash != bundle.hash]
     return Offer(bundle, earlier, proof, own, change, unopened)
-
-
-def change_of(pin: Pin, found: list[KeyBundle], entry: int = 0) -> str:
-    """What happened to the keys since they were pinned, in words; empty: nothing.  ``found``: the newest last."""
-    from cipherbox.client.keys.directory import day
-    from cipherbox.envelope.bundle import check_succession
-    from cipherbox.errors import BundleError
-
-    bundle = found[-1]
-    if pin.bundle.hash == bundle.hash:
-        return ""
-    name = bundle.client_id
-    logged = f", in entry {entry} of HQ's log" if entry else ""
-    try:
-        check_succession(pin.bundle, [b for b in found if b.sequence > pin.bundle.sequence])
-    except BundleError:
-        compared = f"compared on {day(pin.compared_at)}" if pin.compared_at else "never compared"
-        anew = f" {name} says that it begins anew." if bundle.begins_anew else ""
-        return (
-            f"The keys of {name} changed, and the old key did not sign the new one.{anew}\n"
-            f"Pinned here:  bundle {pin.bundle.sequence}, {compared}: {pin.fingerprint}\n"
-            f"HQ shows:     bundle {bundle.sequence}, made on {day(bundle.created_at)}{logged}\n"
-            f"Either {name} lost its keys and joined again, or somebody shows you a wrong key. Ask {name} which it is."
-        )
-    return f"{name} has new keys since then, signed by the ones pinned here: bundle {bundle.sequence}{logged}."
 
 
 def digits(text: str) -> str:

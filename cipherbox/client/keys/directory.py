@@ -17,6 +17,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.client.events import RECEIVER, SENDER, Events
 from cipherbox.client.faults import Fault, fault_of
+from cipherbox.client.keys.changes import day, explained
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.keys.witness import Witness
@@ -62,6 +63,7 @@ class Directory:
         self.witness = Witness(pins, line)
         self._root, self._revocations, self._line, self._events = root, revocations, line, events
         self._asked: dict[str, float] = {}
+        self._told: dict[str, bytes] = {}  # of a pinned client: the bundle of which it was said that it begins anew
         self._leaves: dict[bytes, x509.Certificate] = {}  # of pinned bundles whose signatures were checked
         self._senders: dict[bytes, tuple[KeyBundle, str, int]] = {}  # bundle, its certificate's serial, revoked at
 
@@ -210,7 +212,8 @@ class Directory:
         try:
             newest = check_succession(pin.bundle, later)
         except BundleDiscontinuous as error:
-            raise self._explained(pin, max(later, key=lambda b: b.sequence), str(error)) from None
+            shown = max(later, key=lambda b: b.sequence)
+            raise explained(pin, shown, str(error), self.witness.entry(shown)) from None
         if newest.hash == pin.bundle.hash:
             return pin
         between = tuple(b.hash for b in later)
@@ -228,19 +231,6 @@ class Directory:
             )
         return pinned
 
-    def _explained(self, pin: Pin, shown: KeyBundle, why: str) -> BundleDiscontinuous:
-        """What happened, for the person who has to find out which it is."""
-        name = shown.client_id
-        compared = f"compared on {day(pin.compared_at)}" if pin.compared_at else "never compared"
-        entry = self.witness.entry(shown)
-        logged = f", entry {entry} of its log" if entry else ""
-        return BundleDiscontinuous(
-            f"{why}. Pinned here: bundle {pin.bundle.sequence}, {compared}, fingerprint {pin.fingerprint}. HQ shows: "
-            f"bundle {shown.sequence} of {day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either "
-            f"{name} lost its keys and joined again, or somebody shows you a wrong key; until you know which, nothing "
-            f"is sealed for {name}"
-        )
-
     async def revoked(self) -> list[str]:
         """Whom the CA's signed list names among those pinned here, and who has no later keys at HQ."""
         listed: dict[str, int] = {}
@@ -248,7 +238,25 @@ class Directory:
             if self._revocations.revoked_at(pki.serial(pin.bundle.certificate)):
                 listed[pin.bundle.client_id] = pin.bundle.sequence
         answers = await self.ask(list(listed.items())) if listed else []
+        for name, answer in zip(listed, answers, strict=True):
+            self._say_if_broken(name, answer)
         return [name for name, answer in zip(listed, answers, strict=True) if answer.state == REVOKED]
+
+    def _say_if_broken(self, name: str, answer: frames.BundleAnswer) -> None:
+        """A pinned client that was enrolled again: whoever pinned it hears so at once, not with the next message."""
+        pin = self.pins.get(name)
+        try:
+            later = self._decoded(name, answer)
+            if pin is not None:
+                check_succession(pin.bundle, later)
+        except BundleDiscontinuous as error:
+            newest = max(later, key=lambda b: b.sequence)
+            if pin is not None and newest.hash != self._told.get(name):
+                self._told[name] = newest.hash
+                why = explained(pin, newest, str(error), self.witness.entry(newest))
+                self._events.say(SENDER, f"WARNING: {why}")
+        except BundleError:
+            pass  # said when somebody sends to it
 
     async def check_own(self, own: KeyBundle, upcoming: bytes = b"") -> None:
         """BundleError when HQ hands out keys in this client's name that it did not make."""
@@ -385,14 +393,6 @@ def _newer(pins: Mapping[str, Pin | None]) -> list[tuple[str, int]]:
 
 def _rest(answer: frames.BundleAnswer, client_id: str, after: int) -> tuple[str, int]:
     return client_id, decode_bundle(answer.bundles[-1]).sequence if answer.bundles else after
-
-
-def day(ms: int) -> str:
-    """A date for people."""
-    try:
-        return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
-    except (ValueError, OverflowError, OSError):  # a bundle can say any time
-        return f"{ms} ms"
 
 
 def _now_ms() -> int:

@@ -34,6 +34,7 @@ from cipherbox import pki
 from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, RECEIVER, Events
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, keyless, put_next_key
+from cipherbox.client.keys.own import LOCK
 from cipherbox.client.localdb import translated
 from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
 from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, StoreError, StoreLocked
@@ -54,7 +55,6 @@ LASTING_S = 10.0  # a program that lives so long asks what HQ hands out in its n
 WAIT_S = 5.0
 _DAY_MS = 24 * 3600 * 1000
 OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
-_LOCK = "keys.lock"
 
 
 @attrs.frozen
@@ -299,7 +299,7 @@ class KeyLife:
     async def _locked(self) -> AsyncIterator[None]:
         """This task's turn, and this process's: another one is waited for a little, since its steps are short."""
         self._local_key()
-        path, until = self._home.path / _LOCK, trio.current_time() + WAIT_S
+        path, until = self._home.path / LOCK, trio.current_time() + WAIT_S
         async with self._turn:
             with ExitStack() as stack:
                 while True:

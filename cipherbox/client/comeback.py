@@ -1,0 +1,139 @@
+"""Coming back: `join` in a home whose client was revoked, was replaced, or whose certificate ended.
+
+1. What the home holds stays: outbox, inbox, pins, settings and the local key they are encrypted under.
+2. Certificate key, signing keys and encryption keys are new, since somebody may have copied the old ones.  Those go on
+   opening what was sealed to them, and sign nothing any more; nothing more is said in the sessions of before.
+3. Each step is whole on the disk before the next begins, and the same token goes on after a crash: the next certificate
+   key beside the old one; HQ's answer; the new keys and their bundle as upcoming; the certificate; its key in place;
+   the bundle published; the keys in use.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+from cryptography import x509
+
+from cipherbox import pki
+from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, NEXT_KEY, REPLACED, ROOT, put_next_key
+from cipherbox.client.keys.own import LOCK
+from cipherbox.client.link import Link
+from cipherbox.client.sessions.retiring import retire_sessions
+from cipherbox.config import CLIENT_FILE, ClientConfig, load_client_config
+from cipherbox.envelope.bundle import decode_bundle
+from cipherbox.errors import BundleRefused, ConfigError, CredentialsError
+from cipherbox.portable import lock_file, read_private, write_atomic, write_private
+from cipherbox.sealing import keyfile
+from cipherbox.sealing.identity import Identity
+from cipherbox.wire import frames
+from cipherbox.wire.token import Token
+
+TRIES = 3
+
+
+def returning(home: Path, token: Token) -> ClientConfig | None:
+    """Return the settings of the home that comes back; None: a new one.  CredentialsError: it is another client's."""
+    if not (home / CLIENT_FILE).exists():
+        return None
+    config = load_client_config(home)
+    if config.client_id != token.client_id:
+        raise CredentialsError(
+            f"{home} belongs to {config.client_id}; choose another directory for {token.client_id} (--home DIRECTORY)"
+        )
+    known = pki.load_pem((home / ROOT).read_bytes(), str(home / ROOT)) if (home / ROOT).exists() else []
+    if known and pki.fingerprint(known[0]) != token.root_fingerprint:
+        raise CredentialsError(f"{home} belongs to another HQ; choose another directory (--home DIRECTORY)")
+    return config
+
+
+def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
+    """Return the key of this enrolment: of an attempt with the same token that was interrupted, else a new one."""
+    with lock_file(home / LOCK, f"the keys of {home}"):
+        if begun:
+            path = home / NEXT_KEY if (home / NEXT_KEY).exists() else home / KEY  # it is in its place already
+            return pki.load_key(read_private(path), local_key, str(path))
+        key = pki.new_key()
+        write_private(home / NEXT_KEY, pki.key_pem(key, local_key))
+        return key
+
+
+async def come_back(
+    link: Link, config: ClientConfig, fresh: Identity | None, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
+    local_key: bytes, timeout_s: float,
+) -> None:  # fmt: skip
+    """Puts the new certificate and ``fresh`` keys (None: an admin's home has none) in the place of those before."""
+    home = config.home
+    with lock_file(home / LOCK, f"the keys of {home}"):
+        for attempt in range(1, TRIES + 1):
+            identity = None
+            if fresh is not None:
+                identity = _keys_of(home, fresh, local_key)
+                await _prepare(link, identity, fresh, chain, key, timeout_s)
+                keyfile.save(home / IDENTITY, identity, local_key=local_key)
+            _put_certificate(home, chain)
+            try:
+                if identity is not None:
+                    await _publish(link, identity, timeout_s)
+                    keyfile.save(home / IDENTITY, identity, local_key=local_key)
+            except BundleRefused:
+                if attempt == TRIES:
+                    raise
+            else:
+                break
+        retire_sessions(home)
+        (home / REPLACED).unlink(missing_ok=True)
+
+
+def _keys_of(home: Path, fresh: Identity, local_key: bytes) -> Identity:
+    """The home's keys.  Where they are lost there is nothing to go on opening with; a damaged file is kept."""
+    path = home / IDENTITY
+    if path.exists():
+        with suppress(ConfigError):
+            return keyfile.load(path, local_key=local_key)
+        os.replace(path, path.with_name(f"{IDENTITY}.damaged"))
+    return Identity(fresh.client_id, os.urandom(32), None, ())
+
+
+async def _prepare(
+    link: Link, identity: Identity, fresh: Identity, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
+    timeout_s: float,
+) -> None:  # fmt: skip
+    """The upcoming keys are fresh ones, in a bundle after the newest that HQ has; or those of an earlier attempt."""
+    leaf = pki.der(chain[0])
+    if identity.bundle is not None and identity.bundle.chain[0] == leaf:
+        return  # an earlier attempt came as far as that
+    answer: frames.Bundles = await link.ask(
+        frames.GetBundles, timeout_s, clients=[frames.BundleQuery(identity.client_id, frames.NEWEST)], hashes=[]
+    )
+    held = [decode_bundle(raw) for raw in answer.answers[0].bundles]
+    last = max(held, key=lambda b: b.sequence, default=None)
+    upcoming = identity.upcoming
+    if upcoming is not None and upcoming.bundle is not None and upcoming.bundle.chain[0] == leaf:
+        if last is None or last.hash in (upcoming.bundle.hash, upcoming.bundle.previous_hash):
+            return
+    elif upcoming is not None:  # of a rotation that was under way: somebody may have sealed to them
+        identity.retired = (*identity.retired, *(attrs.evolve(k, retired_at=_now_ms()) for k in upcoming.current))
+    fresh.bundle = fresh.make_bundle(key, chain, _now_ms(), last)
+    identity.upcoming = fresh
+
+
+async def _publish(link: Link, identity: Identity, timeout_s: float) -> None:
+    if identity.upcoming is not None:
+        assert identity.upcoming.bundle is not None
+        await link.ask(frames.Register, timeout_s, bundle=identity.upcoming.bundle.raw)
+        identity.promote(_now_ms())
+
+
+def _put_certificate(home: Path, chain: Sequence[x509.Certificate]) -> None:
+    write_atomic(home / ISSUING, pki.pem(*chain[1:]))
+    write_atomic(home / CERTIFICATE, pki.pem(*chain))
+    put_next_key(home)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

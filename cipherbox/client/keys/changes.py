@@ -1,0 +1,63 @@
+"""What happened to a client's keys since they were pinned, in words for the person who has to find out why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cipherbox.client.keys.pins import Pin
+from cipherbox.envelope.bundle import KeyBundle, check_succession, fingerprint
+from cipherbox.errors import BundleDiscontinuous, BundleError
+
+
+class Change(NamedTuple):
+    """What happened, in words (empty: nothing); ``broken``: the pinned keys did not sign the new ones."""
+
+    text: str = ""
+    broken: bool = False
+
+
+def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
+    """Return what happened since ``pin``.  ``found``: the bundles shown, the newest last; ``entry`` of HQ's log."""
+    bundle = found[-1]
+    if pin.bundle.hash == bundle.hash:
+        return Change()
+    name = bundle.client_id
+    logged = f", in entry {entry} of HQ's log" if entry else ""
+    try:
+        check_succession(pin.bundle, [b for b in found if b.sequence > pin.bundle.sequence])
+    except BundleError:
+        anew = f" {name} says that it begins anew." if bundle.begins_anew else ""
+        return Change(
+            f"The keys of {name} changed, and the old key did not sign the new one.{anew}\n"
+            f"Pinned here:  bundle {pin.bundle.sequence}, {_compared(pin)}: {pin.fingerprint}\n"
+            f"HQ shows:     bundle {bundle.sequence}, made on {day(bundle.created_at)}{logged}\n"
+            f"Either {name} lost its keys and joined again, or somebody shows you a wrong key. Ask {name} which it is.",
+            broken=True,
+        )
+    return Change(f"{name} has new keys since then, signed by the ones pinned here: bundle {bundle.sequence}{logged}.")
+
+
+def explained(pin: Pin, shown: KeyBundle, why: str, entry: int = 0) -> BundleDiscontinuous:
+    """Return the error that stops a sender, with what there is to compare."""
+    name = shown.client_id
+    logged = f", entry {entry} of its log" if entry else ""
+    return BundleDiscontinuous(
+        f"{why}. Pinned here: bundle {pin.bundle.sequence}, {_compared(pin)}, fingerprint {pin.fingerprint}. HQ shows: "
+        f"bundle {shown.sequence} of {day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either "
+        f"{name} lost its keys and joined again, or somebody shows you a wrong key; until you know which, nothing "
+        f"is sealed for {name}"
+    )
+
+
+def _compared(pin: Pin) -> str:
+    return f"compared on {day(pin.compared_at)}" if pin.compared_at else "never compared"
+
+
+def day(ms: int) -> str:
+    """Return a date for people."""
+    try:
+        return time.strftime("%Y-%m-%d", time.localtime(ms / 1000))
+    except (ValueError, OverflowError, OSError):  # a bundle can say any time
+        return f"{ms} ms"
