@@ -22,6 +22,7 @@ survives it.  Codes are never reused.
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
     |   +-- Revoked              +-- TokenError           +-- ListOverdue (retry)
     |   +-- Replaced             another home has this client's id now
+    |   +-- HqRevoked (retry)    HQ's own certificate, or a CA above it, was revoked
     +-- NetworkError (retry)     HQ cannot be reached, or the line was cut
     |   +-- TimedOut             +-- GoingAway            +-- PeerGone             +-- ProxyFailed
     |       +-- Queued           kept in the outbox; it goes out by itself
@@ -230,6 +231,10 @@ class TokenError(CredentialsError, code=0x0302):
 
 class ListOverdue(CredentialsError, code=0x0303, retryable=True, closes=False):
     """HQ's revocation list has ended, or is older than one seen; nobody is trusted until a newer one comes."""
+
+
+class HqRevoked(CredentialsError, code=0x0308, retryable=True):
+    """HQ's own certificate, or a CA above it, was revoked; HQ needs another one."""
 
 
 class Replaced(CredentialsError, code=0x0304):

@@ -81,6 +81,7 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     "cipherbox enroll CLIENT_ID --replace, you run here: cipherbox join",
     errors.BundleNotSigned: "Send nothing, and tell the admin: HQ shows keys that their owner did not make.",
     errors.BundleOutdated: "Their machine must run the new version once; then send again.",
+    errors.HqRevoked: "Send nothing until HQ's administrator has another certificate made: cipherbox manual pki",
     errors.TokenError: "A token works once, for one id, for a day. Ask the admin for a new one (cipherbox enroll).",
     errors.EnrolmentRefused: "Ask the admin for a new token (cipherbox enroll).",
     errors.WrongPassword: "Try again. If you are sure of it, the file was changed: restore it from your backup.",

@@ -99,7 +99,7 @@ class Line:
         while self.failure is None:
             began = trio.current_time()
             error, away_s = await self._one_link()
-            if isinstance(error, CredentialsError | VersionMismatch):
+            if isinstance(error, CredentialsError | VersionMismatch) and not error.retryable:
                 self._fail(error)
                 return
             if trio.current_time() - began > GOOD_S:

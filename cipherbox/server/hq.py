@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.configfile import tables_of
-from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, Revoked, Throttled
+from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked, Throttled
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
 from cipherbox.server.carried import Carried
@@ -160,9 +160,9 @@ class HQ:
         self.enrolments.address = config.server.address
 
     def admit(self, certificate: x509.Certificate) -> tuple[str, str]:
-        """Client id and role of who shows this certificate; Revoked or CredentialsError; Busy: not now."""
+        """Client id and role of who shows this certificate; HqRevoked or CredentialsError; Busy: not now."""
         if self.lists.condemned:
-            raise Revoked(self.lists.condemned)
+            raise HqRevoked(self.lists.condemned)
         client = self.trust.identify(certificate)
         row = self.engine.broker.rights.clients.get(client)
         if row is None or row.revoked_at:
@@ -176,10 +176,10 @@ class HQ:
         for session in [s for s in self.sessions if s.serial in serials]:
             session.end(Revoked(f"the certificate of {session.client} was revoked"))
 
-    def end_all(self, why: str) -> None:
-        """Nobody's certificate counts any more."""
+    def end_all(self, why: CipherBoxError) -> None:
+        """Every client's connection ends for this reason."""
         for session in [s for s in self.sessions if s.client]:
-            session.end(Revoked(why))
+            session.end(why)
 
     def is_admin(self, client: str) -> bool:
         """Whether a connection's client is an admin; nobody is one without a certificate."""

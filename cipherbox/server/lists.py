@@ -26,7 +26,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.config import ServerConfig
 from cipherbox.crl import RevocationList, issuer_of, lists_in, read_crl
-from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError
+from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, GoingAway, HqRevoked
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.material import Material
 
@@ -197,14 +197,28 @@ class Lists:
         hq = self._hq
         for ca in self.found:
             await hq.engine.in_store(hq.store.put_setting, _setting(ca), str(self._numbers[ca]).encode())
-        if self.names_hq():
+        if self.names_hq() and hq.trust.authority is not None:
+            await self._replace_own()
+        elif self.names_hq():
             await hq.certificate.look()
         if self.condemned:
-            hq.end_all(self.condemned)
+            hq.end_all(HqRevoked(self.condemned))
         own = self.found.get(pki.fingerprint(hq.trust.issuing))
         if own is not None:
             async with hq.enrolments.lock:
                 await obey_list(hq, own.says, own.der if hq.trust.authority is None else b"")
+
+    async def _replace_own(self) -> None:
+        """HQ has the CA's key: the list it makes names its certificate too, and it goes on with another one."""
+        hq, old = self._hq, self._hq.trust.server
+        at = self._own_says()[pki.serial(old)]
+        row = hq.trust.record(old)._replace(client="", revoked_at=at)  # no client's
+        await hq.engine.in_store(hq.store.put_certificate, row)
+        hq.trust.put(row)
+        await hq.engine.in_store(hq.trust.new_crl)
+        await hq.certificate.look()
+        if hq.trust.server != old:
+            hq.end_all(GoingAway("HQ has another certificate; connect again"))
 
     def _own_says(self) -> Mapping[str, int]:
         """Whom the issuing CA's list names."""

@@ -100,3 +100,10 @@ def test_a_file_with_half_a_list_holds_none() -> None:
         with pytest.raises(CredentialsError, match="no whole revocation list"):
             lists_in(cut, "f")
 
+
+
+def test_an_extension_that_comes_twice_is_refused() -> None:
+    other = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), b"\x02\x01\x07")
+    raw = crl(CA, more=[(other, False)]).replace(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x14")
+    with pytest.raises(CredentialsError, match=r"twice: 2\.5\.29\.20"):
+        check_crl(raw, CA.certificate, pki.now())

@@ -16,8 +16,8 @@ from cipherbox import pki
 from cipherbox.cli.doctor.findings import BAD
 from cipherbox.cli.doctor.hq import _certificates
 from cipherbox.config import load_server_config
-from cipherbox.crl import make_crl
-from cipherbox.errors import ConfigError, Revoked
+from cipherbox.crl import make_crl, read_crl
+from cipherbox.errors import ConfigError, HqRevoked, Revoked
 from cipherbox.server.alerts import alerts
 from cipherbox.server.lists import condemned, read_lists
 from cipherbox.server.material import read_material
@@ -88,9 +88,11 @@ async def test_hq_renews_its_own_certificate_when_it_is_revoked(r: Running, tmp_
     (tmp_path / "lists" / "a.crl").write_bytes(make_crl(r.issuing, [(pki.serial(before), pki.now())], 5))
     await until(lambda: r.hq.trust.server != before)
     assert not r.hq.lists.condemned
+    await cut(lab)  # and comes again, to the new one
+    raw = await r.hq.engine.in_store(r.hq.trust.crl)
+    assert pki.serial(before) in read_crl(raw, r.hq.trust.issuing, pki.now()).revoked  # what clients get from HQ
     new = await r.client("CA-RC")
     await alive(new)
-    del lab
 
 
 async def test_with_the_ca_elsewhere_nobody_is_let_in_by_a_revoked_certificate(r: Running, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ async def test_clients_leave_an_hq_whose_certificate_was_revoked(tmp_path: Path)
             raw = make_crl(material.authority, [(pki.serial(material.server), pki.now())], 99)
             lab.revocations._path.write_bytes(raw)
         async with hq.client("FL-LAB", keep_trying=True) as lab:  # the list it holds is enough
-            with pytest.raises(Revoked, match="HQ's own certificate was revoked"):
+            with pytest.raises(HqRevoked, match="HQ's own certificate was revoked"):
                 await lab.publish("not any more", to="CA-RC")
         async with hq.client("CA-RC") as center:
             await until(lambda: center.revocations.fresh)
@@ -151,8 +153,8 @@ async def test_clients_leave_an_hq_whose_certificate_was_revoked(tmp_path: Path)
                 return frames.Revocations(0, raw)
 
             center.line.request, asked = answered, center.line.request  # the list comes while it is connected
-            with pytest.raises(Revoked, match="HQ's own certificate was revoked"):
+            with pytest.raises(HqRevoked, match="HQ's own certificate was revoked"):
                 await center.revocations.ensure(99)
             center.line.request = asked
-            with pytest.raises(Revoked):
+            with pytest.raises(HqRevoked):
                 await center.ping()

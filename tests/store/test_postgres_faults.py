@@ -15,7 +15,7 @@ import trustme
 from cipherbox.broker.model import Changes, Cutoffs
 from cipherbox.cli import postgres_servers
 from cipherbox.config import secret
-from cipherbox.errors import ConfigError, DiskFull, StoreError, StoreUnavailable
+from cipherbox.errors import ConfigError, DiskFull, SchemaTooOld, StoreError, StoreUnavailable
 from cipherbox.store.port import HISTORY
 from cipherbox.store.postgres import driver, retention
 from cipherbox.store.postgres import schema as schema_module
@@ -260,25 +260,28 @@ def test_a_newer_schema_is_refused_and_left_alone(opening: Opener, postgresql: p
         opening(postgres.target(postgresql, schema))
 
 
-def test_an_older_schema_waits_for_the_word_and_is_upgraded(
-    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", [1, schema_module.OLDEST])
+def test_an_older_schema_waits_for_the_word_and_what_is_too_old_is_refused(
+    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
-    """As an HQ of before had it: with what waits in it, and without what came later."""
-    from cipherbox.store.postgres import schema as schema_module
-
+    """As an HQ of 0.5.0 left it, or one of before."""
     target, steps = postgres.target(postgresql, postgres.schema()), schema_module.scripts()
     with monkeypatch.context() as patch:
-        patch.setattr(schema_module, "scripts", lambda: steps[:1])
+        patch.setattr(schema_module, "scripts", lambda: steps[:version])
         first = opening(target)
-        first.commit(published(1, b"x"), first.epoch)
+        first.put_setting("kept", b"x")
         first.close()
-    with pytest.raises(StoreError, match="older schema 1"):
+    if version < schema_module.OLDEST:
+        for upgrade in (False, True):
+            with pytest.raises(SchemaTooOld, match=r"before 0\.5\.0"):
+                opening(target, upgrade=upgrade)
+        return
+    with pytest.raises(StoreError, match=f"older schema {version}"):
         opening(target)
     again = opening(target, create=False, upgrade=True)
+    assert again.get_setting("kept") == b"x"
+    again.commit(published(1, b"x"), again.epoch)
     assert bodies(again, 1) == [b"x"]
-    assert again.put_prekeys("A", b"signed", [(1, b"one")], 3, False) == 1
-    again.close()
-    assert opening(target).take_prekeys("A", True) == (b"signed", b"one")
 
 
 def test_another_machines_spool_is_missed(

@@ -20,7 +20,7 @@ from cipherbox.client.line import Line
 from cipherbox.client.link import Link
 from cipherbox.client.localdb import translated
 from cipherbox.crl import RevocationList, check_crl
-from cipherbox.errors import CredentialsError, Revoked
+from cipherbox.errors import CredentialsError, HqRevoked
 from cipherbox.limits import LIMITS
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
@@ -75,10 +75,10 @@ class Revocations:
             self.check_hq(self._line.link)
 
     def check_hq(self, link: Link) -> None:
-        """Revoked if HQ's own certificate is on the list; the link ends then."""
+        """HqRevoked if HQ's own certificate is on the list; the link ends then."""
         shown = link.certificate
         if shown is not None and self.revoked_at(pki.serial(shown)):
-            error = Revoked(
+            error = HqRevoked(
                 f"HQ's own certificate was revoked (serial number {pki.serial(shown)}): send nothing, and tell HQ's "
                 "administrator, who must have another one made"
             )
