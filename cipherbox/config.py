@@ -14,15 +14,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import attrs
 
+from cipherbox.alertsettings import AlertSettings, check_alerts
 from cipherbox.configfile import (
     DEFAULT_PORT,
     AgentSettings,
     InboxSettings,
     build_table,
+    check_address,
     check_loopback,
     parse_listen,
     parse_origins,
@@ -168,13 +169,14 @@ class ServerConfig:
     ca: CaSettings = attrs.Factory(CaSettings)
     retention: RetentionSettings = attrs.Factory(RetentionSettings)
     metrics: MetricsSettings = attrs.Factory(MetricsSettings)
+    alerts: AlertSettings = attrs.Factory(AlertSettings)
     limits: Limits = attrs.Factory(Limits)
     source: Path | None = attrs.field(default=None, eq=False)  # the file, where it is not the directory's own
 
     def __attrs_post_init__(self) -> None:
         directory = self.directory.absolute()
         object.__setattr__(self, "directory", directory)
-        for name in ("tls", "logging", "database", "encryption", "ca"):
+        for name in ("tls", "logging", "database", "encryption", "ca", "alerts"):
             object.__setattr__(self, name, _absolute(directory, getattr(self, name)))
 
     @property
@@ -192,7 +194,7 @@ class ServerConfig:
 SERVER_TABLES: dict[str, type] = {
     "server": ServerSettings, "tls": TlsSettings, "logging": LoggingSettings, "database": DatabaseSettings,
     "encryption": EncryptionSettings, "ca": CaSettings, "retention": RetentionSettings, "metrics": MetricsSettings,
-    "limits": Limits,
+    "alerts": AlertSettings, "limits": Limits,
 }  # fmt: skip
 
 # -- a client -----------------------------------------------------------------------------------------------------
@@ -264,13 +266,15 @@ class ClientConfig:
     signatures: str = "ed25519"
     keep_old_days: int = 436
     line: LineSettings = attrs.Factory(LineSettings)
+    alerts: AlertSettings = attrs.Factory(AlertSettings)
     agent: AgentSettings = attrs.Factory(AgentSettings)
     sessions: SessionTable = attrs.Factory(SessionTable)
     inbox: InboxSettings = attrs.Factory(InboxSettings)
 
 
 CLIENT_TABLES: dict[str, type] = {
-    "client": IdentitySettings, "line": LineSettings, "retry": RetrySettings, "outbox": OutboxSettings,
+    "client": IdentitySettings, "line": LineSettings, "alerts": AlertSettings, "retry": RetrySettings,
+    "outbox": OutboxSettings,
     "keys": KeySettings, "agent": AgentSettings, "inbox": InboxSettings, "sessions": SessionTable,
 }  # fmt: skip
 
@@ -299,6 +303,7 @@ def load_server_config(where: Path) -> ServerConfig:
     except ConfigError as error:
         raise ConfigError(f"{file}: [server] websocket_origins: {error}") from None
     check_loopback(f"{file}: [metrics] listen", config.metrics.listen)
+    check_alerts(file, config.alerts)
     if config.database.url:
         named = with_url(config.database, config.database.url, f"{file}: [database] url")
         config = attrs.evolve(config, database=named)
@@ -354,12 +359,13 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         check_address(f"{file}: [client] address", part.strip())
     who = _absolute(home, who)
     check_credential(f"{file}: [client] password_file", who.password_file)
-    line = _absolute(home, tables["line"])
+    line, alerts = _absolute(home, tables["line"]), _absolute(home, tables["alerts"])
+    check_alerts(file, alerts)
     check_credential(f"{file}: [line] proxy_credentials_file", line.proxy_credentials_file)
     if line.proxy and line.proxy.lower() != DIRECT:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
     more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
-    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, agent=tables["agent"],
+    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, alerts=alerts, agent=tables["agent"],
                         inbox=_absolute(home, tables["inbox"]), sessions=tables["sessions"])  # fmt: skip
 
 
@@ -367,17 +373,6 @@ def _absolute(directory: Path, table: Any) -> Any:
     values = {a.name: getattr(table, a.name) for a in attrs.fields(type(table))}
     paths = {name: p for name, p in values.items() if isinstance(p, Path) and not is_credential(p)}
     return attrs.evolve(table, **{name: directory / p for name, p in paths.items()})
-
-
-def check_address(where: str, text: str) -> None:
-    """host:port, or wss://host:port/; ConfigError otherwise."""
-    parts = urlsplit(text if text.startswith("wss://") else f"//{text}")
-    try:
-        good = bool(parts.hostname) and parts.port is not None and parts.port > 0
-    except ValueError:
-        good = False
-    if not good or (parts.path not in ("", "/")) or (parts.path and not text.startswith("wss://")):
-        raise ConfigError(f"{where}: {text!r} is no address: host:port, or wss://host:port/")
 
 
 def write_client_config(config: ClientConfig) -> Path:

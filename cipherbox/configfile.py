@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -217,6 +218,17 @@ def parse_origins(text: str) -> frozenset[str]:
         if scheme not in ("https", "http") or not host or not set("/?#@").isdisjoint(host):
             raise ConfigError(f"{origin!r} is no origin: https://host or https://host:port, and no path")
     return frozenset(found)
+
+
+def check_address(where: str, text: str) -> None:
+    """host:port, or wss://host:port/; ConfigError otherwise."""
+    parts = urlsplit(text if text.startswith("wss://") else f"//{text}")
+    try:
+        good = bool(parts.hostname) and parts.port is not None and parts.port > 0
+    except ValueError:
+        good = False
+    if not good or (parts.path not in ("", "/")) or (parts.path and not text.startswith("wss://")):
+        raise ConfigError(f"{where}: {text!r} is no address: host:port, or wss://host:port/")
 
 
 def check_loopback(where: str, text: str) -> None:

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
 BASE = {"errors", "groups", "limits", "checks"}
 GROUND = BASE | {
-    "portable", "configfile", "databaseurl", "secretfile", "proxyurl", "config", "configshow", "profile", "pki", "crl",
-    "ops", "tls", "proxy", "transport", "websocket",
+    "portable", "configfile", "databaseurl", "secretfile", "proxyurl", "alertsettings", "config", "configshow",
+    "profile", "pki", "crl", "alerting", "ops", "tls", "proxy", "transport", "websocket",
 }  # fmt: skip
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
@@ -26,7 +26,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "databaseurl": (BASE, set()),
     "secretfile": (BASE | {"portable"}, set()),
     "proxyurl": (BASE | {"configfile", "secretfile"}, {"attrs"}),
-    "config": (BASE | {"portable", "configfile", "databaseurl", "secretfile", "proxyurl"}, {"attrs"}),
+    "alertsettings": (BASE | {"configfile", "secretfile"}, {"attrs"}),
+    "alerting": (BASE | {"portable", "secretfile", "alertsettings"}, {"attrs", "orjson", "trio"}),
+    "config": (
+        BASE | {"portable", "configfile", "databaseurl", "secretfile", "proxyurl", "alertsettings"}, {"attrs"},
+    ),
     "configshow": (BASE | {"configfile", "config"}, {"attrs"}),
     "profile": (BASE, {"cryptography"}),
     "pki": (BASE | {"portable", "profile"}, {"attrs", "cryptography", "orjson"}),

@@ -174,7 +174,7 @@ def serve(directory: Path, broken_store: bool) -> None:
 
 
 def _check_address(address: str) -> None:
-    from cipherbox.config import check_address
+    from cipherbox.configfile import check_address
 
     parts = [part.strip() for part in address.split(",")]
     for part in parts:

@@ -56,6 +56,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "outbox": ("outbox", "outbox", "What was sent from here and is under way; retry, cancel."),
         "receipt": ("receipt", "receipt", "Proof that a recipient opened a message."),
         "clients": ("clients", "clients", "Who is enrolled and connected; roles; cut a connection."),
+        "alerts": ("alerts", "alerts", "Who is told when something is wrong: test it, list what was told."),
         "doctor": ("doctor.command", "doctor", "Look for what is wrong on this machine and say what to do."),
     },
     "Routes and keys": {

@@ -46,6 +46,7 @@ from cipherbox.client.routes import Routes
 from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.tasks import background
+from cipherbox.client.watch import watch
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import CipherBoxError, Replaced, StoreError
 from cipherbox.limits import LIMITS
@@ -382,6 +383,7 @@ async def open_client(
             if files.identity is not None:
                 nursery.start_soon(client.receipts.run)
             nursery.start_soon(client.life.run if renew else client.finish_keys)
+            nursery.start_soon(watch, client, renew)
             if not keep_trying:
                 await line.ready(config.tries)
                 await client.finish_keys()

@@ -23,8 +23,8 @@ def as_messages(content: Content | Sequence[Content]) -> list[Message]:
     for one in many:
         if isinstance(one, Message):
             if not isinstance(one.content, bytes):
-                raise InvalidRequest(f"the content of a Message is bytes, not {type(one.content).__name__}; text alone may "
-                                     "be given as str")  # fmt: skip
+                kind = type(one.content).__name__
+                raise InvalidRequest(f"the content of a Message is bytes, not {kind}; text alone may be given as str")
             found.append(one)
         elif isinstance(one, str):
             found.append(text_message(one))

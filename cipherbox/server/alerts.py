@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from cipherbox.alerting import CRITICAL, WARNING, Alert
 from cipherbox.broker.listing import oldest
 from cipherbox.ops.logs import get_logger
 from cipherbox.portable import free_bytes
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from cipherbox.server.hq import HQ
 
 log = get_logger(__name__)
-WARNING, CRITICAL = "warning", "critical"
 # HQ renews its certificate and its list long before; what an offline CA makes is carried by hand, and a CA's own
 # certificate needs a root key from a safe.
 _SOON_DAYS = {"server": 30, "issuing": 365, "root": 365, "crl": 3, "lists": 3}
@@ -29,12 +29,6 @@ _WHAT = {
 OLD_S = 24 * 3600  # a mailbox nobody empties for a day
 _MOST = 20  # queues named one by one
 _DAY_S, _DAY_MS = 86_400, 86_400_000
-
-
-class Alert(NamedTuple):
-    name: str
-    severity: str
-    text: str  # what is so, and what to do
 
 
 def alerts(hq: HQ) -> list[Alert]:
@@ -55,7 +49,8 @@ class Watch:
         self._hq = hq
         self._said: dict[tuple[str, str], int] = {}  # (name, severity) -> when
 
-    def look(self) -> None:
+    def look(self) -> list[Alert]:
+        """Everything that is so now; what is new is in the log."""
         now, found = self._hq.clock_ms(), alerts(self._hq)
         here = Counter((alert.name, alert.severity) for alert in found)
         for gone in set(self._said) - set(here):
@@ -66,6 +61,7 @@ class Watch:
                 self._said[key] = now
                 level = logging.ERROR if alert.severity == CRITICAL else logging.WARNING
                 log.log(level, "To look at: %s", alert.text, extra={"alert": alert.name, "count": here[key]})
+        return found
 
 
 def _store(hq: HQ) -> list[Alert]:
@@ -124,6 +120,6 @@ def _queues(hq: HQ) -> list[Alert]:
             age_s = (now - (oldest(queue) or now)) / 1000
             if age_s > OLD_S:
                 text = f"{queue.depth} wait in {queue.name}, the oldest for {age_s / 3600:.0f} hours; nobody reads it"
-                found.append((age_s, Alert("old-queue", WARNING, text)))
+                found.append((age_s, Alert("old-queue", WARNING, text, queue.name)))
     found.sort(reverse=True)
     return [alert for _, alert in found[:_MOST]]

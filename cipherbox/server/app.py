@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import attrs
 import trio
 
+from cipherbox.alerting import Teller
 from cipherbox.broker.model import Cutoffs, Retain
 from cipherbox.config import ServerConfig, parse_listen
 from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased
@@ -262,8 +263,13 @@ async def keep_retention(hq: HQ) -> None:
 async def _keep_watch(hq: HQ) -> None:
     """Says in the log, long before it is too late, what an admin should look at."""
     watch = Watch(hq)
+    say = lambda text, why: log.error(text, extra={"reason": why})  # noqa: E731
+    teller = Teller(hq.config.server.name, hq.config.alerts, hq.config.directory, say)
     while True:
-        watch.look()
+        found = watch.look()
+        teller.settings = hq.config.alerts
+        if teller.settings.any:
+            await teller.look(found)
         await trio.sleep(_WATCH_S)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 NOW, AT_START = "now", "at the next start"
-_TABLES_NOW = ("logging", "retention", "tls", "ca")
+_TABLES_NOW = ("logging", "retention", "tls", "ca", "alerts")
 _SETTINGS_NOW = frozenset({("server", "name"), ("server", "address"), ("metrics", "queues")})
 
 
@@ -73,7 +73,8 @@ def _live(old: ServerConfig, new: ServerConfig) -> ServerConfig:
     server = attrs.evolve(old.server, name=new.server.name, address=new.server.address)
     metrics = attrs.evolve(old.metrics, queues=new.metrics.queues)
     return attrs.evolve(
-        old, server=server, metrics=metrics, logging=new.logging, retention=new.retention, tls=new.tls, ca=new.ca
+        old, server=server, metrics=metrics, logging=new.logging, retention=new.retention, tls=new.tls, ca=new.ca,
+        alerts=new.alerts,
     )
 
 

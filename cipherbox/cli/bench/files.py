@@ -14,7 +14,7 @@ _TELL_S = 0.2
 
 def settings(do: str) -> dict[str, Any]:
     """Of the client that does it: what lies in the folder is whole."""
-    from cipherbox.config import AgentSettings
+    from cipherbox.configfile import AgentSettings
 
     return {"agent": AgentSettings(settle_s=0.0)} if do == "send-files" else {}
 

@@ -1,0 +1,76 @@
+"""`alerts`: whether somebody is told when something is wrong, and what was told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cipherbox.cli.exits import Exit
+from cipherbox.cli.options import HQ_DIRECTORY, home_of, hq_settings, json_option, run
+
+if TYPE_CHECKING:
+    from cipherbox.alertsettings import AlertSettings
+
+_hq_option = click.option("--hq", type=HQ_DIRECTORY, metavar="DIRECTORY", help="HQ's alerts instead of this client's.")
+
+
+@click.group()
+def alerts() -> None:
+    """Who is told when somebody has to look: [alerts] in the settings of HQ, and of each client."""
+
+
+@alerts.command("test")
+@_hq_option
+@json_option
+@click.pass_context
+def alerts_test(ctx: click.Context, hq: Path | None, as_json: bool) -> int:
+    """Send a test by every way that is set, and say what came of each."""
+    from cipherbox.alerting import try_ways, ways
+    from cipherbox.cli.output import print_json, safe, say
+    from cipherbox.errors import ConfigError
+
+    who, _, settings = _of(ctx, hq)
+    if not ways(settings):
+        raise ConfigError("nobody is told: set command, webhook or mail in [alerts] (cipherbox manual operations)")
+    found = run(try_ways, settings, who)
+    if as_json:
+        print_json({name: {"taken": not why, "reason": why} for name, why in found.items()})
+    else:
+        for name, why in found.items():
+            say(f"{name + ':':<9}{'not taken: ' + safe(why) if why else 'taken'}")
+    return Exit.NETWORK if any(found.values()) else Exit.OK
+
+
+@alerts.command("list")
+@_hq_option
+@json_option
+@click.pass_context
+def alerts_list(ctx: click.Context, hq: Path | None, as_json: bool) -> None:
+    """List what was told and is not over."""
+    from cipherbox.alerting import Teller
+    from cipherbox.cli.output import print_json, safe, table, time_text
+
+    who, directory, settings = _of(ctx, hq)
+    rows = Teller(who, settings, directory).known().values()
+    if as_json:
+        print_json([{**row.alert._asdict(), "since": int(row.since * 1000), "told": row.told} for row in rows])
+        return
+    table(
+        ("alert", "since", "told", "text"),
+        [(row.alert.name, time_text(int(row.since * 1000)), "yes" if row.told else "no", safe(row.alert.text))
+         for row in rows],
+        empty="nothing to look at was seen", drop=("told", "since"),
+    )  # fmt: skip
+
+
+def _of(ctx: click.Context, hq: Path | None) -> tuple[str, Path, AlertSettings]:
+    """Who, where the state is, and the settings."""
+    from cipherbox.config import load_client_config
+
+    if hq is not None:
+        server = hq_settings(hq)
+        return server.server.name, server.directory, server.alerts
+    client = load_client_config(home_of(ctx))
+    return client.client_id, client.home, client.alerts

@@ -1,0 +1,134 @@
+"""What somebody at a client should look at, told by `[alerts]` while a program of this home runs for long.
+
+Several programs may share a home; one of them watches.  Every fact is looked up where it is recorded: the outbox, the
+inbox, the certificate, the disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox import pki
+from cipherbox.alerting import CRITICAL, LOOK_S, WARNING, Alert, Teller
+from cipherbox.client.events import LINE
+from cipherbox.client.home import ROOT
+from cipherbox.client.outbox.rows import ASIDE
+from cipherbox.envelope.ids import message_id
+from cipherbox.errors import CipherBoxError, StoreLocked
+from cipherbox.portable import free_bytes, lock_file
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+
+LOCK = "alerts.lock"
+INBOX = "inbox.sqlite3"
+LEAST_BYTES = 256 * 1024 * 1024
+_EACH = 20  # messages that are named one by one
+_DAY_S = 86_400
+
+
+async def watch(client: Client, lasting: bool, *, pause_s: float = LOOK_S) -> None:
+    """Looks and tells until cancelled; nothing to do without `[alerts]`, and in a command that ends soon."""
+    config = client.home.config
+    if not (lasting and config.alerts.any):
+        return
+    teller = Teller(
+        config.client_id, config.alerts, config.home, lambda text, why: client.events.say(LINE, f"{text}: {why}")
+    )
+    while True:
+        with suppress(StoreLocked):  # another program of this home watches
+            with lock_file(config.home / LOCK, "the alerts of this home"):
+                while True:
+                    with suppress(CipherBoxError, OSError):  # what cannot be read now is read at the next look
+                        await teller.look(await conditions(client))
+                    await trio.sleep(pause_s)
+        await trio.sleep(pause_s)
+
+
+async def conditions(client: Client) -> list[Alert]:
+    """Everything that is so now."""
+    found = [*_certificate(client), *_disk(client)]
+    if client.post is not None:
+        found += await _outbox(client)
+        found += await trio.to_thread.run_sync(lambda: [*_parked(client), *_quiet(client)])
+    return found
+
+
+def _certificate(client: Client) -> Iterator[Alert]:
+    days = (client.home.chain[0].not_valid_after_utc - pki.now()).total_seconds() / _DAY_S
+    if days < client.home.config.alerts.certificate_days:
+        when = f"ends in {days:.0f} days" if days > 0 else "has ended"
+        yield Alert("certificate", CRITICAL if days < 3 else WARNING, f"the certificate of {client.client_id} {when}; "
+                    "cipherbox keys renew says why it was not renewed")  # fmt: skip
+
+
+def _disk(client: Client) -> Iterator[Alert]:
+    free = free_bytes(client.home.path)
+    if free < LEAST_BYTES:
+        yield Alert("disk", CRITICAL, f"{free // 2**20} MiB are free at {client.home.path}; make room, soon nothing "
+                    "can be sent or received")  # fmt: skip
+
+
+async def _outbox(client: Client) -> list[Alert]:
+    post, now, most_s = client.outbox(), time.time(), client.home.config.alerts.stuck_minutes * 60
+    rows = await post.store(post.outbox.rows, [ASIDE])
+    assert isinstance(rows, list)
+    found = []
+    for row in rows[-_EACH:]:
+        name = message_id(row.envelope_id, 0)
+        text = f"message {name} to {', '.join(row.recipients)} was refused: {row.reason}; see: cipherbox outbox list"
+        found.append(Alert("refused", WARNING, text, str(name)))
+    stuck = await post.store(post.outbox.waiting, 0, int((now - most_s) * 1000), 1000)
+    assert isinstance(stuck, list)
+    if stuck:
+        away = f"; HQ cannot be reached: {client.line.trouble}" if client.line.attempts else ""
+        minutes = (now - stuck[0].sealed_at / 1000) / 60
+        text = f"{len(stuck)} messages wait for HQ, the oldest for {minutes:.0f} minutes{away}"
+        found.append(Alert("stuck", WARNING, f"{text}. See: cipherbox outbox list, cipherbox doctor"))
+    return found
+
+
+def _parked(client: Client) -> list[Alert]:
+    from cipherbox.client.inbox.handler import Handlers
+
+    if not (client.home.path / INBOX).exists():
+        return []
+    with closing(Handlers(client)) as handlers:
+        rows = handlers.set_aside()[-_EACH:]
+    return [
+        Alert("parked", WARNING, f"message {row.message_id} from {row.sender_id} is parked after {row.attempts} tries: "
+              f"{row.reason}; see: cipherbox inbox list", str(row.message_id))
+        for row in rows
+    ]  # fmt: skip
+
+
+def _quiet(client: Client) -> Iterator[Alert]:
+    """Clients that sent nothing for longer than they should; before the first message, since this machine joined."""
+    quiet = client.home.config.alerts.quiet_s
+    if not quiet:
+        return
+    joined_at = (client.home.path / ROOT).stat().st_mtime
+    for sender, most_s in quiet.items():
+        last = _last_from(client.home.path / INBOX, sender) or joined_at
+        silent_s = time.time() - last
+        if silent_s > most_s:
+            text = f"nothing from {sender} for {silent_s / 3600:.0f} hours; ask whether they send"
+            yield Alert("quiet", WARNING, text, sender)
+
+
+def _last_from(path: Path, sender: str) -> float:
+    """When the newest message of a sender was received, seconds since 1970; 0: never."""
+    if not path.exists():
+        return 0.0
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
+        with suppress(sqlite3.Error):
+            (last,) = db.execute("SELECT max(received_at) FROM envelopes WHERE sender = ?", (sender,)).fetchone()
+            return (last or 0) / 1000
+    return 0.0
