@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.options import run
-from cipherbox.cli.receive import incoming_option, tell_where
+from cipherbox.cli.receive import incoming_option, ordered_option, tell_where
 from cipherbox.cli.receive_exec import handler_of
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 )
 @incoming_option
 @click.option("--exec", "command", help="Run this command for each message and file, as `receive --exec` does.")
+@ordered_option
 @click.pass_context
-def agent(ctx: click.Context, folder: Path | None, incoming: Path | None, command: str | None) -> None:
+def agent(
+    ctx: click.Context, folder: Path | None, incoming: Path | None, command: str | None, ordered: bool
+) -> None:
     """Send what is put into a folder, and receive into another, until Ctrl-C.
 
     \b
@@ -55,7 +58,7 @@ def agent(ctx: click.Context, folder: Path | None, incoming: Path | None, comman
     async def main() -> Agent:
         with trio.open_signal_receiver(*stop_signals()) as signals:
             async with open_client(home, on_event=print_event, keep_trying=True) as client:
-                service = Agent(client, where, incoming=incoming, handler=handler)
+                service = Agent(client, where, incoming=incoming, handler=handler, ordered=ordered)
                 async with trio.open_nursery() as nursery:
 
                     async def until_stopped() -> None:

@@ -27,17 +27,23 @@ incoming_option = click.option(
 )
 
 
+ordered_option = click.option(
+    "--ordered", is_flag=True, help="With --exec: what waits for another try holds up what its sender sent after it."
+)
+
+
 @click.command()
 @_queue_option
 @incoming_option
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--idle", type=DURATION, help="Stop when nothing came for so long, for example 30s.")
 @click.option("--exec", "command", help="Run this command for each message and file, its content on standard input.")
+@ordered_option
 @json_option
 @click.pass_context
 def receive(
     ctx: click.Context, queues: tuple[str, ...], incoming: Path | None, count: int | None, idle: float | None,
-    command: str | None, as_json: bool,
+    command: str | None, ordered: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Receive, open and acknowledge until Ctrl-C; HQ pushes what comes.
 
@@ -47,17 +53,20 @@ def receive(
 
     With --exec COMMAND runs for each message and each whole file, until it has ended with 0; in its environment are
     CIPHERBOX_MESSAGE_ID, CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and CIPHERBOX_ATTEMPT, for a file also
-    CIPHERBOX_FILE (where it lies) and CIPHERBOX_FILENAME (as its sender called it).  One that fails is tried
-    again with pauses, five times in all, then set aside: cipherbox inbox list --parked.  After a crash in its middle it
-    runs again.
+    CIPHERBOX_FILE (where it lies) and CIPHERBOX_FILENAME (as its sender called it).  Exit code 75 says "later": what it
+    hands messages to is away, and they are tried again without end, with pauses up to five minutes.  Every other code
+    but 0 says that this message is bad: it is tried five times in all, then parked: cipherbox inbox list --parked.
+    After a crash in its middle it runs again.
     """
     if command is not None:
         if count is not None or as_json:
             raise click.UsageError("--exec does not go with --count or --json.")
         from cipherbox.cli.receive_exec import execute
 
-        execute(ctx, command, list(queues) or None, idle, incoming)
+        execute(ctx, command, list(queues) or None, idle, incoming, ordered=ordered)
         return
+    if ordered:
+        raise click.UsageError("--ordered goes with --exec.")
     from cipherbox.cli.output import say, warn
 
     async def work(client: Client, receiver: Receiver) -> None:

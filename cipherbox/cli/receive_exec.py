@@ -14,11 +14,14 @@ import click
 import trio
 
 from cipherbox.cli.options import command_here, run_until_stopped
-from cipherbox.portable import escape_text
+from cipherbox.errors import Bad, Later
+from cipherbox.portable import escape_text, stop_signals
 
 if TYPE_CHECKING:
     from cipherbox.client.inbox.handler import Handled, Handler, Handlers
 
+SIGKILL = 9  # by its number: not every system has the name
+LATER = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _NAME_MOST = 4096  # bytes of a sender's name for a file, in the environment
 
 
@@ -44,15 +47,23 @@ def handler_of(command: str) -> Handler:
                 file = handled.file
                 content = stack.enter_context(file.open("rb")) if file.is_file() else subprocess.DEVNULL
             done = await trio.run_process(words, check=False, env=environment, stdin=content)
+        if done.returncode == LATER or -done.returncode in stop_numbers():
+            raise Later(f"{words[0]} ended with {done.returncode}")
         if done.returncode:
-            raise RuntimeError(f"{words[0]} ended with {done.returncode}")
+            raise Bad(f"{words[0]} ended with {done.returncode}")
 
     return handle
 
 
+def stop_numbers() -> set[int]:
+    """Signals that end a program for reasons of the machine, not of what it was given."""
+    return {*map(int, stop_signals()), SIGKILL}
+
+
 def execute(
-    ctx: click.Context, command: str, queues: list[str] | None, idle_s: float | None, incoming: Path | None
-) -> None:
+    ctx: click.Context, command: str, queues: list[str] | None, idle_s: float | None, incoming: Path | None,
+    *, ordered: bool = False,
+) -> None:  # fmt: skip
     """Receives and runs the command until stopped; says at the end how many it was."""
     from cipherbox.cli.output import next_step, print_event, say
     from cipherbox.cli.password import load_here
@@ -66,7 +77,7 @@ def execute(
 
     async def main() -> Handlers:
         async with open_client(home, on_event=print_event, keep_trying=service, renew=service) as client:
-            return await client.process(handle, queues=queues, idle_s=idle_s, incoming=incoming)
+            return await client.process(handle, queues=queues, idle_s=idle_s, incoming=incoming, ordered=ordered)
 
     handlers = run_until_stopped(main)
     say(f"{handlers.done} message(s) handled.")

@@ -52,11 +52,11 @@ class Agent:
 
     def __init__(
         self, client: Client, folder: Path | str, *, on_progress: OnProgress | None = None,
-        incoming: Path | None = None, handler: Handler | None = None,
+        incoming: Path | None = None, handler: Handler | None = None, ordered: bool = False,
     ) -> None:  # fmt: skip
         self.client = client
         self.folder = folder = Path(folder)
-        self._handler = handler
+        self._handler, self._ordered = handler, ordered
         self.sent = 0  # files HQ has
         self.failed = 0
         self.refused = 0  # by their recipients
@@ -92,7 +92,7 @@ class Agent:
 
     async def _handle(self, handler: Handler) -> None:
         """Each message and file that came goes through the handler."""
-        handlers = Handlers(self.client)
+        handlers = Handlers(self.client, ordered=self._ordered)
         try:
             await handlers.work(handler, self.receiver)
         finally:

@@ -275,18 +275,19 @@ class Client(Tracking, AdminCalls):
 
     async def process(
         self, handler: Handler, *, queues: list[str] | None = None, tries: int = 5,
-        idle_s: float | None = None, incoming: Path | None = None,
+        idle_s: float | None = None, incoming: Path | None = None, ordered: bool = False,
     ) -> Handlers:  # fmt: skip
         """Runs ``handler(handled, tx)`` once for each message, in one transaction with what it writes with ``tx``.
 
         ``tx`` is a connection to this home's inbox (sqlite3) inside a transaction: make tables of your own in it, and
-        what you write is there exactly once.  The handler may be async; while it runs nothing else is recorded.  One
-        that raises is tried again, ``tries`` times in all, then the message is set aside.  Until cancelled, or until
-        nothing came for ``idle_s``.  A file is one call, when it is whole: ``handled.file``, below ``incoming``.
+        what you write is there exactly once.  The handler may be async.  `Later` (and OSError) waits without end; what
+        else it raises counts, and after ``tries`` the message is parked.  ``ordered``: what waits holds up its sender.
+        Until cancelled, or nothing came for ``idle_s``.  A whole file is one call: ``handled.file`` in ``incoming``.
         """
         from cipherbox.client.inbox.handler import process
 
-        return await process(self, handler, queues=queues, tries=tries, idle_s=idle_s, incoming=incoming)
+        options = {"queues": queues, "tries": tries, "idle_s": idle_s, "incoming": incoming, "ordered": ordered}
+        return await process(self, handler, **options)  # type: ignore[arg-type]
 
     # -- keys ---------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from cipherbox.cli.receive_exec import handler_of
 from cipherbox.client.agent import Agent
 from cipherbox.client.files import send_file
 from cipherbox.client.inbox import handler as module
+from cipherbox.client.inbox import trying
 from cipherbox.client.inbox.handler import Handled, Handlers
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.errors import NotFound
@@ -28,7 +29,7 @@ from tests.client.waiting import until
 
 @pytest.fixture
 def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
-    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    monkeypatch.setattr(trying, "PAUSE_S", 0.01)
     monkeypatch.setattr(module, "_LOOK_S", 0.02)
     return hq
 

@@ -5,15 +5,16 @@ message goes through: a transaction of the inbox's database begins, the handler 
 is marked done, all is committed.  A crash at any instruction leaves either all of that or nothing, and then the handler
 runs again: what it wrote with ``tx`` is there exactly once.  What it does elsewhere can happen again.
 
-A handler that raises is tried again after pauses that double, so often; then its message is set aside with the reason,
-for a person to look at and try again.  The receipt is signed when every message of an envelope is done or set aside.
+What a handler does not take waits or is bad; see `trying`.  Messages go to it in the order in which they were recorded;
+those that wait for another try are passed by the others, unless ``ordered``: then the oldest of a sender holds up what
+this sender sent after it, until it is taken or parked.  The receipt is signed when every message of an envelope is done
+or parked.
 """
 
 from __future__ import annotations
 
 import inspect
 import sqlite3
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,17 +30,18 @@ from cipherbox.client.inbox.contents import ASIDE, DONE, NOT_WHOLE, WAITING, ope
 from cipherbox.client.inbox.inbox import DATABASE, STEPS
 from cipherbox.client.inbox.opened import forget_opened, opened_file
 from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.inbox.trying import Away, Failure, is_later, now_ms
 from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.client.tasks import background
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.kinds import Outcome
+from cipherbox.errors import Bad, Later
 from cipherbox.sealing.body import Message, Messages
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
 TRIES = 5
-PAUSE_S, PAUSE_MAX_S = 1.0, 60.0
 _LOOK_S = 1.0
 
 
@@ -78,11 +80,12 @@ Handler = Callable[[Handled, sqlite3.Connection], Awaitable[None] | None]
 class Handlers:
     """What waits for a handler in one home's inbox.  Uses a connection of its own."""
 
-    def __init__(self, client: Client, *, tries: int = TRIES) -> None:
+    def __init__(self, client: Client, *, tries: int = TRIES, ordered: bool = False) -> None:
         self._client = client
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS)
-        self._tries = tries
+        self._tries, self._ordered = tries, ordered
+        self._away = Away(lambda text: client.events.say(RECEIVER, text))
         self._read: tuple[int, Messages] | None = None  # the envelope that was read last
         self.done = 0
         self.aside = 0
@@ -92,33 +95,59 @@ class Handlers:
 
     def next(self) -> tuple[int, int, Handled] | None:
         """The oldest message whose time has come: (row, index, message)."""
-        now = _now_ms()
+        if self._away.waits:
+            return None
+        found = self._due()
+        return None if found is None else self._handled(*found)
+
+    def _due(self) -> tuple[int, int, Failure] | None:
+        """(row, index, how often it was tried) of the next one."""
+        now = now_ms()
+        tried: tuple[int, int, Failure] | None = None
+        blocked: set[str] = set()
         with translated(self._path):
-            for number, sender, envelope_id, count, sealed_at, plain, states, locked, files in self._db.execute(
-                "SELECT e.number, e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.states, c.locked, "
-                "c.files FROM contents c JOIN envelopes e ON e.number = c.number ORDER BY c.number"
-            ):
-                later = dict(
-                    self._db.execute("SELECT message, next_at FROM failures WHERE number = ?", (number,)).fetchall()
+            failures = {
+                (number, index): Failure(attempts, later, next_at)
+                for number, index, attempts, next_at, later in self._db.execute(
+                    "SELECT number, message, attempts, next_at, later FROM failures"
                 )
+            }
+            for number, sender, states in self._db.execute(
+                "SELECT c.number, e.sender, c.states FROM contents c JOIN envelopes e ON e.number = c.number "
+                "ORDER BY c.number"
+            ):
                 for index, state in enumerate(states):
-                    if state != WAITING or later.get(index, 0) > now:
+                    if state not in (WAITING, NOT_WHOLE) or sender in blocked:
                         continue
-                    attempts = self._db.execute(
-                        "SELECT attempts FROM failures WHERE number = ? AND message = ?", (number, index)
-                    ).fetchone()
-                    if self._read is None or self._read[0] != number:
-                        vault = self._client.home.keeper.content
-                        read = opened(vault, plain, locked, sender, envelope_id, count, sealed_at)
-                        self._read = number, read
-                    about = orjson.loads(files or "{}").get(str(index), {})
-                    file = Path(about["file"]) if about.get("file") else None
-                    return number, index, Handled(
-                        message_id(envelope_id, index), sender, sealed_at, self._read[1][index],
-                        attempts[0] + 1 if attempts else 1, file, about.get("filename", ""), about.get("kept", ""),
-                        about.get("size", 0),
-                    )  # fmt: skip
-        return None
+                    failure = failures.get((number, index), Failure())
+                    if self._ordered:
+                        blocked.add(sender)
+                    if state == NOT_WHOLE or failure.next_at > now:
+                        continue
+                    if not failure.next_at or not self._away.doubtful:
+                        return number, index, failure
+                    tried = tried or (number, index, failure)
+        return tried
+
+    def _handled(self, number: int, index: int, failure: Failure) -> tuple[int, int, Handled] | None:
+        with translated(self._path):
+            row = self._db.execute(
+                "SELECT e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.locked, c.files FROM contents c "
+                "JOIN envelopes e ON e.number = c.number WHERE c.number = ?",
+                (number,),
+            ).fetchone()
+        if row is None:
+            return None
+        sender, envelope_id, count, sealed_at, plain, locked, files = row
+        if self._read is None or self._read[0] != number:
+            read = opened(self._client.home.keeper.content, plain, locked, sender, envelope_id, count, sealed_at)
+            self._read = number, read
+        about = orjson.loads(files or "{}").get(str(index), {})
+        return number, index, Handled(
+            message_id(envelope_id, index), sender, sealed_at, self._read[1][index],
+            failure.attempts + failure.later + 1, Path(about["file"]) if about.get("file") else None,
+            about.get("filename", ""), about.get("kept", ""), about.get("size", 0),
+        )  # fmt: skip
 
     async def run(self, handler: Handler, number: int, index: int, handled: Handled) -> None:
         """One message through the handler."""
@@ -140,6 +169,7 @@ class Handlers:
                     db.execute("ROLLBACK")
                 raise
             self.done += 1
+            self._away.over(number, index)
         except Exception as error:
             if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT":
                 return  # it wrote by what it had read before something else was recorded: once more, from the start
@@ -156,19 +186,30 @@ class Handlers:
             yield attrs.evolve(handled, file=path)
 
     def _failed(self, number: int, index: int, handled: Handled, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"[:1000]
-        over = handled.attempt >= self._tries
-        pause = min(PAUSE_S * 2 ** (handled.attempt - 1), PAUSE_MAX_S)
+        later = is_later(error)
+        name = "" if isinstance(error, Later | Bad) else f"{type(error).__name__}: "
+        reason = f"{name}{error}"[:1000]
         with transaction(self._db, self._path):
+            before = self._db.execute(
+                "SELECT attempts, later FROM failures WHERE number = ? AND message = ?", (number, index)
+            ).fetchone()
+            failure = Failure(*(before or (0, 0))).after(later)
             self._db.execute(
-                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?)",
-                (number, index, handled.attempt, _now_ms() + int(pause * 1000), reason),
+                "INSERT OR REPLACE INTO failures (number, message, attempts, next_at, reason, later) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (number, index, failure.attempts, failure.next_at, reason, failure.later),
             )
+            over = not later and failure.attempts >= self._tries
             if over:
                 self._mark(number, index, ASIDE)
         self.aside += over
-        what = "set aside" if over else f"tried again in {pause:.0f} s"
-        text = f"The handler failed at message {handled.message_id} (attempt {handled.attempt}): {reason}; it is {what}"
+        if later:
+            self._away.later(number, index, reason)
+            return
+        self._away.over(number, index)
+        what = "set aside" if over else f"tried again in {failure.pause_s:.0f} s"
+        attempt = f"attempt {failure.attempts} of {self._tries}"
+        text = f"The handler failed at message {handled.message_id} ({attempt}): {reason}; it is {what}"
         self._client.events.say(RECEIVER, text)
 
     def _mark(self, number: int, index: int, state: int) -> None:
@@ -239,10 +280,10 @@ class Handlers:
 
 async def process(
     client: Client, handler: Handler, *, queues: list[str] | None = None, tries: int = TRIES,
-    idle_s: float | None = None, incoming: Path | None = None,
+    idle_s: float | None = None, incoming: Path | None = None, ordered: bool = False,
 ) -> Handlers:  # fmt: skip
     """Receives and runs the handler on each message, until cancelled or nothing came for ``idle_s``."""
-    handlers = Handlers(client, tries=tries)
+    handlers = Handlers(client, tries=tries, ordered=ordered)
     receiver = Receiver(client, keep_contents=True, incoming=incoming)
     try:
         async with background() as nursery:
@@ -251,7 +292,3 @@ async def process(
             return handlers
     finally:
         handlers.close()
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

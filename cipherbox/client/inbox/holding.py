@@ -124,8 +124,9 @@ class Holding:
                 self._coming += files
                 self.received += len(one.messages) - files
                 if len(one.messages) > files:
-                    where = f"in {LINES}" if self.storing.plain else "under this home's key"
-                    self._events.messages(RECEIVER, f"Stored {{}} {where}", one.envelope_id, len(one.messages))
+                    where = f"Stored {{}} in {LINES}" if self.storing.plain else "Stored {} under this home's key"
+                    text = "Kept {} for the handler" if self._keep_contents else where
+                    self._events.messages(RECEIVER, text, one.envelope_id, len(one.messages))
         if self._on_lines is not None and lines:
             self._on_lines(lines)
         self._completing.came()

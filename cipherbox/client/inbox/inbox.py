@@ -32,6 +32,7 @@ from cipherbox.client.inbox.lines import Lines, Received, lines_of
 from cipherbox.client.inbox.linesfile import At, LinesFile
 from cipherbox.client.inbox.transfers import FIRST_STEP, HELD, MOST, Transfers
 from cipherbox.client.inbox.transfers import STEP as TRANSFERS
+from cipherbox.client.inbox.trying import STEP as LATER
 from cipherbox.client.localdb import open_database
 from cipherbox.client.parts import manifest_message
 from cipherbox.client.pipe.frames import is_frame
@@ -94,6 +95,7 @@ INSERT INTO state VALUES ('inode', 0), ('begun', strftime('%s', 'now') * 1000);
     + KEPT
     + TRANSFERS
     + CONTENTS,
+    LATER,
 )
 
 

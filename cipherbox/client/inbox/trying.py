@@ -1,0 +1,101 @@
+"""What becomes of a message that a handler did not take: it waits (*later*), or it is *bad*.
+
+Later: what the handler hands messages to is away.  That says nothing about the message: it is tried again without end,
+after pauses that double up to five minutes, and counts no try.  When several in a row have to wait, the handler as a
+whole does, and one message at a time tries whether it takes them again: one that was never tried before one that was.
+A person is told once when it begins and once when nothing waits any more.
+
+Bad: the handler will not take this message as it is.  It is tried again a few times and then parked for a person.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from cipherbox.errors import Bad, CipherBoxError
+
+STEP = "ALTER TABLE failures ADD COLUMN later INTEGER NOT NULL DEFAULT 0;\n"
+PAUSE_S, BAD_MAX_S, LATER_MAX_S = 1.0, 60.0, 300.0
+IN_A_ROW = 3  # that have to wait; then the handler as a whole waits
+_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")
+
+
+def is_later(error: Exception) -> bool:
+    """Whether this says something about the world, and nothing about the message: `Later`, the system's errors (a
+    connection that is refused, a disk that is full, a program that is not installed), and our own that may pass."""
+    if isinstance(error, CipherBoxError):
+        return error.retryable and not isinstance(error, Bad)
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorname", "").startswith(_BUSY)
+    return isinstance(error, OSError | trio.TooSlowError)
+
+
+@attrs.frozen
+class Failure:
+    """How often a message was tried; ``next_at`` is ms since 1970."""
+
+    attempts: int = 0  # in which it was bad
+    later: int = 0
+    next_at: int = 0
+
+    def after(self, later: bool) -> Failure:
+        """After one try more."""
+        if later:
+            pause = min(PAUSE_S * 2 ** min(self.later, 20), LATER_MAX_S)
+            return Failure(self.attempts, self.later + 1, now_ms() + int(pause * 1000))
+        pause = min(PAUSE_S * 2 ** min(self.attempts, 20), BAD_MAX_S)
+        return Failure(self.attempts + 1, self.later, now_ms() + int(pause * 1000))
+
+    @property
+    def pause_s(self) -> float:
+        """From now."""
+        return max(0.0, (self.next_at - now_ms()) / 1000)
+
+
+class Away:
+    """Whether the handler as a whole has to wait, and what a person was told.  ``say`` is given the lines."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._row = 0
+        self._until_ms = 0
+        self._waiting: set[tuple[int, int]] = set()
+
+    @property
+    def waits(self) -> bool:
+        """Nothing is tried now."""
+        return now_ms() < self._until_ms
+
+    @property
+    def doubtful(self) -> bool:
+        """The last one had to wait: one that was never tried tells more than one that was."""
+        return self._row > 0
+
+    def later(self, number: int, index: int, reason: str) -> None:
+        """A message has to wait."""
+        if not self._waiting:
+            text = f"The handler takes nothing now: {reason}. What has come waits and is tried again without end"
+            self._say(f"{text}, after pauses up to {LATER_MAX_S:.0f} s")
+        self._waiting.add((number, index))
+        self._row += 1
+        if self._row >= IN_A_ROW:
+            pause = min(PAUSE_S * 2 ** min(self._row - IN_A_ROW, 20), LATER_MAX_S)
+            self._until_ms = now_ms() + int(pause * 1000)
+
+    def over(self, number: int, index: int) -> None:
+        """A message was taken, or is bad: the handler spoke about it."""
+        self._row = self._until_ms = 0
+        if (number, index) in self._waiting:
+            self._waiting.discard((number, index))
+            if not self._waiting:
+                self._say("The handler takes messages again: nothing waits for another try")
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
