@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
 AT_ONCE = 3  # large files under way at once
-SMALL_BYTES = -1  # larger files go in parts, and go on where they stopped
+SMALL_BYTES = 256 * 1024  # larger files go in parts, and go on where they stopped
 BUNDLE_BYTES = 1024 * 1024  # a full envelope, as a publisher's
 BUNDLE_FILES = 1000  # more would only delay the first of them
 MOST_TAKEN = 10_000  # files in the outbox and not yet moved; then no more are taken
