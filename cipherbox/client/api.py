@@ -286,8 +286,7 @@ class Client(Tracking, AdminCalls):
         """
         from cipherbox.client.inbox.handler import process
 
-        options = {"queues": queues, "tries": tries, "idle_s": idle_s, "incoming": incoming, "ordered": ordered}
-        return await process(self, handler, **options)  # type: ignore[arg-type]
+        return await process(self, handler, queues, tries, idle_s, incoming, ordered)
 
     # -- keys ---------------------------------------------------------------------------------------------------
 

@@ -279,7 +279,7 @@ class Handlers:
 
 
 async def process(
-    client: Client, handler: Handler, *, queues: list[str] | None = None, tries: int = TRIES,
+    client: Client, handler: Handler, queues: list[str] | None = None, tries: int = TRIES,
     idle_s: float | None = None, incoming: Path | None = None, ordered: bool = False,
 ) -> Handlers:  # fmt: skip
     """Receives and runs the handler on each message, until cancelled or nothing came for ``idle_s``."""
