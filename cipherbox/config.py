@@ -42,7 +42,10 @@ CLIENT_FILE = "client.toml"
 CLIENT_HEAD = "This client's settings. `cipherbox manual configuration` explains them."
 HOME_VARIABLE = "CIPHERBOX_HOME"
 # For those who know settings by this module alone.
-__all__ = ["CREDENTIAL", "DEFAULT_PORT", "is_credential", "parse_listen", "secret", "secret_key"]
+__all__ = [
+    "CREDENTIAL", "DEFAULT_PORT", "AgentSettings", "InboxSettings", "is_credential", "parse_listen", "secret",
+    "secret_key",
+]  # fmt: skip
 
 KEEP_UNTIL = ("opened", "delivered", "confirmed")
 ROTATIONS = ("never", "hourly", "daily")

@@ -53,7 +53,6 @@ def agent(
     handler = handler_of(command) if command is not None else None
     home = load_here(ctx, renews=True)
     where = (folder or _folder(home)).absolute()
-    tell_where(home, incoming or home.config.inbox.incoming or where / "incoming")
 
     async def main() -> Agent:
         with trio.open_signal_receiver(*stop_signals()) as signals:
@@ -68,6 +67,7 @@ def agent(
                     nursery.start_soon(until_stopped)
                     await nursery.start(service.run)
                     warn(f"Watching {where / 'outgoing'}; Ctrl-C stops.")
+                    tell_where(home, incoming or home.config.inbox.incoming or where / "incoming")
                     notify("READY=1")
                 return service
 

@@ -58,7 +58,7 @@ def test_back_up_while_it_runs_lose_the_machine_restore(
         assert got.code == 0, got.err
         assert shell("audit", "verify", home=admin).code == 0
     assert sorted(c for c in received(center) if isinstance(c, str)) == ["after the backup", "arrives", "waits"]
-    files = [path.read_bytes() for path in (center / "data" / "files").rglob("*") if path.is_file()]
+    files = [path.read_bytes() for path in (center / "incoming" / "FL-LAB").rglob("*") if path.is_file()]
     assert files == [large.read_bytes()]
 
 

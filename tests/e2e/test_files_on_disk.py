@@ -111,8 +111,8 @@ def test_what_hq_and_clients_leave(umasked_hq: Hq, tmp_path: Path) -> None:
     assert undocumented(center, rows("A client's home"), modes=True) == []
     first_seven = list(rows("A client's home"))[:7]
     assert undocumented(hq.admin, {name: rows("A client's home")[name] for name in first_seven}, modes=True) == []
-    assert (center / "data" / "files").is_dir(), "content that is not text, and files of up to 8 MiB"
-    assert (center / "data" / "incoming" / "FL-LAB" / "run-42" / "scan.tif").is_file()
+    assert (center / "incoming" / "FL-LAB" / "scan.tif").is_file()
+    assert (center / "incoming" / "FL-LAB" / "run-42" / "scan.tif").is_file()
 
     kept = {path.relative_to(tmp_path / "backup/files").as_posix() for path in (tmp_path / "backup/files").rglob("*.*")}
     told = {name for name, cells in rows("HQ's directory").items() if cells[-1] == "yes" and not name.endswith("/")}

@@ -117,8 +117,9 @@ def test_files_headers_types_and_standard_input(hq: Hq, tmp_path: Path) -> None:
     beside = lines[ids[0]]["content"]
     assert (center / "data" / beside["file"]).read_bytes() == binary.read_bytes()
     assert beside["content_type"] == "application/pdf"
-    assert lines[ids[0]]["headers"] == {"filename": "scan.pdf", "ward": "7"}
-    assert lines[ids[1]]["content"] == "sample,value\n17,5.2\n"
+    headers = lines[ids[0]]["headers"]
+    assert (headers["filename"], headers["ward"]) == ("scan.pdf", "7")
+    assert Path(lines[ids[1]]["content"]["file"]).read_text() == "sample,value\n17,5.2\n"
     assert (lines.keys() - set(ids)).pop() not in ids
     assert {line["content"] for line in lines.values() if isinstance(line["content"], str)} >= {"from a pipe\n"}
 

@@ -41,6 +41,6 @@ def test_messages_and_files_wait_and_go_out(tmp_path: Path) -> None:
     lines = (center / "data" / "received_messages.jsonl").read_text().splitlines()
     contents = [json.loads(line)["content"] for line in lines]
     assert sorted(c for c in contents if isinstance(c, str)) == ["keys are known", "while HQ is away"]
-    arrived = center / "data" / "incoming" / "FL-LAB" / "scan.tif"
+    arrived = center / "incoming" / "FL-LAB" / "scan.tif"
     assert arrived.read_bytes() == file.read_bytes()
     assert json.loads(shell("outbox", "list", "--json", home=lab).out) == []

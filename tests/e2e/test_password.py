@@ -250,7 +250,7 @@ def test_the_agent_asks_once(lab: Path, patient: Wait) -> None:
         folder = lab / "outgoing" / "FL-LAB"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "a.txt").write_text("for me")
-        patient(lambda: (lab / "incoming" / "FL-LAB" / "a.txt").exists())
+        patient(lambda: any((lab / "data" / "kept" / "FL-LAB").glob("*")))
         os.kill(screen.process.pid, signal.SIGTERM)
         assert screen.end() == 0, screen.shown
         assert screen.shown.count("Password") == 1

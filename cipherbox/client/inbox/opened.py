@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cipherbox.client.inbox.arriving import KEPT, kept_name
-from cipherbox.client.inbox.places import open_new
+from cipherbox.client.inbox.places import open_new, private_dirs
 from cipherbox.client.names import safe_name
 from cipherbox.errors import FileError
-from cipherbox.portable import O_BINARY, private_dir
+from cipherbox.portable import O_BINARY
 from cipherbox.sealing.kept import Vault
 from cipherbox.sealing.lockedfile import LockedFile
 
@@ -49,7 +49,7 @@ def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> N
 @contextmanager
 def opened_file(home: Path, vault: Vault, kept: str, size: int, filename: str) -> Iterator[Path]:
     """The file in clear while the block runs."""
-    folder = private_dir(home / OPENED / os.urandom(8).hex())
+    folder = private_dirs(home / OPENED / os.urandom(8).hex())
     path = folder / safe_name(filename)
     try:
         write_out(home, vault, kept, size, path)

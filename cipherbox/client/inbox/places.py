@@ -68,7 +68,7 @@ def move(source: Path, target: Path) -> bool:
 
     ``source`` and ``target`` are one file after a crash in between; then only what is left is done.
     """
-    private_dir(target.parent)
+    private_dirs(target.parent)
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -105,6 +105,14 @@ def _moved(source: Path, target: Path) -> bool:
     return True
 
 
+def private_dirs(path: Path) -> Path:
+    """Makes what is missing of the directory and those above it, each for this user alone."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        private_dir(folder)
+    return path
+
+
 def is_about_the_name(error: OSError) -> bool:
     """Whether another name may help."""
     return error.errno in _NO_NAME
@@ -112,5 +120,5 @@ def is_about_the_name(error: OSError) -> bool:
 
 def open_new(path: Path) -> int:
     """A file for this user alone, made if it is missing, for reading and writing."""
-    private_dir(path.parent)
+    private_dirs(path.parent)
     return os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY | getattr(os, "O_NOFOLLOW", 0), 0o600)
