@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, command_here, json_option, run, run_until_stopped, suggesting, sure
+from cipherbox.cli.options import (
+    CLIENT_ID,
+    DURATION,
+    command_here,
+    json_option,
+    run,
+    run_until_stopped,
+    suggesting,
+    sure,
+)
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from cipherbox.client.outbox.transfers import Transfer
     from cipherbox.errors import CipherBoxError
 
+_MOST = 100_000  # looked through for what fits
 FILE_STATES = ("sending", "at HQ", "stopped")
 T = TypeVar("T")
 
@@ -39,7 +50,19 @@ class Listed(NamedTuple):
     folder: list[Claim]  # files of the agent's folder that a recipient refused
 
 
-async def _listed(client: Client, everything: bool, last: int) -> Listed:
+class Wanted(NamedTuple):
+    """Which of it."""
+
+    everything: bool
+    last: int
+    to: str | None
+    since_ms: int
+
+    def has(self, recipients: Sequence[str], at: int) -> bool:
+        return at >= self.since_ms and (self.to is None or self.to in recipients)
+
+
+async def _listed(client: Client, wanted: Wanted) -> Listed:
     from cipherbox.client.outbox.folderfiles import FolderFiles, words
     from cipherbox.client.outbox.rows import ASIDE, WAITING
     from cipherbox.client.outbox.transfers import SENT, Transfers
@@ -47,11 +70,17 @@ async def _listed(client: Client, everything: bool, last: int) -> Listed:
 
     post = client.outbox()
     kept = post.outbox
-    newest = (lambda: kept.newest(last)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=last))
+    everything, last = wanted.everything, wanted.last
+    most = last if wanted.to is None and not wanted.since_ms else _MOST  # what does not fit is left out below
+    newest = (lambda: kept.newest(most)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=most))
     found: Any = await post.store(newest)
-    refusing: Any = await post.store(kept.refused, last)
-    files: Any = await post.store(Transfers(kept).all, last)
-    folder: Any = await post.store(FolderFiles(kept).refused, last)
+    found = [row for row in found if wanted.has(row.recipients, row.sealed_at)][-last:]
+    refusing: Any = await post.store(kept.refused, most)
+    refusing = [row for row in refusing if wanted.has(row.recipients, row.sealed_at)][-last:]
+    files: Any = await post.store(Transfers(kept).all, most)
+    files = [one for one in files if wanted.has(one.recipients, one.made_at)][-last:]
+    folder: Any = await post.store(FolderFiles(kept).refused, most)
+    folder = [one for one in folder if wanted.has(one.recipients, one.changed_at)][-last:]
     refused = {}
     for row in refusing:
         outcomes: Any = await post.store(kept.outcomes, row.number)
@@ -66,14 +95,20 @@ async def _listed(client: Client, everything: bool, last: int) -> Listed:
 @outbox.command("list")
 @click.option("--all", "everything", is_flag=True, help="Also what HQ has confirmed.")
 @click.option("--last", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
+@click.option("--to", type=CLIENT_ID, help="Only what goes to this client.")
+@click.option("--since", type=DURATION, help="Only what was sealed within this time, for example 7d.")
 @json_option
 @click.pass_context
-def outbox_list(ctx: click.Context, everything: bool, last: int, as_json: bool) -> None:
+def outbox_list(
+    ctx: click.Context, everything: bool, last: int, to: str | None, since: float | None, as_json: bool
+) -> None:
     """List what is not confirmed yet, or was refused; with --all everything, newest last."""
     from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
     from cipherbox.client.outbox.rows import ASIDE, WAITING
 
-    rows, files, refused, folder = _offline(ctx, lambda client: _listed(client, everything, last))
+    since_ms = int((time.time() - since) * 1000) if since else 0
+    wanted = Wanted(everything, last, to, since_ms)
+    rows, files, refused, folder = _offline(ctx, lambda client: _listed(client, wanted))
     if as_json:
         print_json([*(_record(row, refused) for row in rows), *map(_file_record, files), *map(_refused_record, folder)])
         return

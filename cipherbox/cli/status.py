@@ -9,6 +9,7 @@ import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import CLIENT_ID, json_option, run, with_client
+from cipherbox.errors import NetworkError
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -37,11 +38,10 @@ class MessageId(click.ParamType[uuid.UUID]):
 def status(ctx: click.Context, message_id: uuid.UUID | None, sender: str | None, as_json: bool) -> int:
     """Say where MESSAGE_ID is; without one, how this client and HQ are.
 
-    For a message that was sent from here this works without HQ too: what the outbox knows is shown then.
+    Both work without HQ too: what this machine knows is shown then.
     """
     if message_id is None:
-        with_client(ctx, lambda client: _overview(client, as_json))
-        return Exit.OK
+        return _overview(ctx, as_json)
     if sender is None:
         shown = _timeline(ctx, message_id, as_json)
         if shown is not None:
@@ -148,19 +148,64 @@ def _at_hq(report: StatusReport) -> dict[str, object]:
     }
 
 
-async def _overview(client: Client, as_json: bool) -> None:
-    from cipherbox.cli.output import print_json, rows_table, safe, say, warn
-    from cipherbox.client.outbox.folderfiles import FolderFiles
+def _overview(ctx: click.Context, as_json: bool) -> int:
+    """What this machine knows, and what HQ says, if it can be reached."""
+    from cipherbox.cli.exits import exit_code
+    from cipherbox.cli.output import fail
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.api import open_client
 
-    await client.ping()
+    home = load_here(ctx)
+
+    async def main() -> NetworkError | None:
+        async with open_client(home, keep_trying=True, renew=False) as client:
+            away, queues = None, []
+            try:
+                await client.line.ready(client.line.tries)
+                await client.ping()
+                queues = await client.list("queues")
+            except NetworkError as error:
+                away = error
+            await _show(client, queues, away, as_json)
+            return away
+
+    away = run(main)
+    if away is None:
+        return Exit.OK
+    fail(str(away))
+    return exit_code(away)
+
+
+async def _show(client: Client, queues: list[dict[str, Any]], away: NetworkError | None, as_json: bool) -> None:
+    import attrs
+
+    from cipherbox.cli.output import print_json, record, rows_table, safe, say, time_text, warn
+    from cipherbox.client.outbox.folderfiles import FolderFiles
+    from cipherbox.client.overview import overview
+
     post = client.post
-    refused: Any = await post.store(FolderFiles(post.outbox).refused) if post is not None else []
-    queues = await client.list("queues")
+    files: Any = await post.store(FolderFiles(post.outbox).refused) if post is not None else []
+    here = await overview(client) if post is not None else None
     if as_json:
-        print_json({"client_id": client.client_id, "role": client.role, "queues": queues,
-                    "refused": [{"path": list(one.path), "reason": one.reason} for one in refused]})  # fmt: skip
+        print_json({"client_id": client.client_id, "role": client.role, "connected": away is None, "queues": queues,
+                    "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
+                    "here": attrs.asdict(here) if here is not None else None})  # fmt: skip
         return
-    say(f"{client.client_id} ({client.role}) is connected to HQ.")
-    rows_table(queues, empty="no queue")
-    for file in refused:
+    reached = "is connected to HQ." if away is None else "cannot reach HQ; this is what this machine knows."
+    say(f"{client.client_id} ({client.role}) {reached}")
+    if here is not None:
+        record(
+            {
+                "sent, waits here": f"{here.waiting} envelope(s), {here.files_sending} file(s)",
+                "sent, at HQ": f"{here.at_hq} not opened by all", "sent, opened": here.opened,
+                "sent, refused": here.refused,
+                "received": f"{here.received} envelope(s), {here.files_coming} file(s) coming",
+                "received, refused": here.not_taken,
+                "for handlers": f"{here.for_handlers} waiting, {here.parked} parked",
+                "last contact": time_text(here.last_contact),
+            }
+        )  # fmt: skip
+    if away is None:
+        rows_table(queues, empty="no queue")
+    for file in files:
         warn(f"Refused: {safe('/'.join(file.path))}: {safe(file.reason)}")

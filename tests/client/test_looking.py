@@ -12,9 +12,12 @@ import trio
 from click.testing import CliRunner, Result
 
 from cipherbox.cli.main import cli
+from cipherbox.client.consume import Delivery
 from cipherbox.client.files import send_file
 from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.overview import overview
 from cipherbox.client.parts import Manifest, manifest_message, part_message
+from cipherbox.envelope.kinds import Outcome
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq
@@ -108,3 +111,65 @@ async def test_a_running_receiver_begins_a_new_file_after_a_rotation(hq: Any) ->
             assert [row["content_type"] for row in json.loads(call(home, "inbox", "list", "--json").stdout)]
             nursery.cancel_scope.cancel()
     assert json.loads(bytes_of(rotated))["content"] == "before"
+
+
+async def test_waiting_for_opened_ends_although_another_program_takes_the_receipt(hq: Any) -> None:
+    """As `send --wait opened` beside an agent of the same home: the receipt comes to whichever HQ gives it to."""
+    async with hq.client("FL-LAB") as beside, hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: Receiver(center).run(task_status=task_status))
+            for number in range(6):
+                done = await lab.publish(f"{number}", to="CA-RC")
+                with trio.fail_after(15):
+                    assert await lab.wait_for([done.envelope_id], "opened", 15)
+            nursery.cancel_scope.cancel()
+        assert beside.post is not None
+
+
+def asked(home: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli, ["--home", str(home), *words], standalone_mode=False)
+
+
+async def test_a_clients_status_says_what_is_where_also_with_hq_away(hq: Any) -> None:
+    lab = hq.home("FL-LAB")
+    async with hq.client("FL-LAB") as client:
+        opened = await client.publish("opened", to="CA-RC")
+        async with hq.client("CA-RC") as center:
+            await Receiver(center).run(count=1)
+        assert await client.wait_for([opened.envelope_id], "opened", 10)
+        await client.publish("not fetched", to="CA-RC")
+    await hq.stop()
+    async with hq.client("FL-LAB", keep_trying=True) as client:
+        await client.publish("waits", to="CA-RC", wait=False)
+        here = await overview(client)
+    assert (here.waiting, here.at_hq, here.opened, here.refused) == (1, 1, 1, 0)
+    assert here.last_contact > 1_700_000_000_000
+    settings = lab / "client.toml"
+    text = bytes_of(settings).decode().replace("tries = 3", "tries = 1")
+    write(settings, text.replace("timeout_s = 10.0", "timeout_s = 0.5"))
+    with trio.fail_after(60):
+        done = await trio.to_thread.run_sync(asked, lab, "status", "--json")
+        listed = await trio.to_thread.run_sync(asked, lab, "outbox", "list", "--all", "--to", "CA-RC", "--json")
+        nobody = await trio.to_thread.run_sync(asked, lab, "outbox", "list", "--all", "--to", "PA-LAB", "--json")
+        older = await trio.to_thread.run_sync(asked, lab, "outbox", "list", "--all", "--since", "0.0001s", "--json")
+    assert done.return_value == 3
+    shown = json.loads(done.stdout)
+    assert shown["connected"] is False
+    assert (shown["here"]["waiting"], shown["here"]["at_hq"], shown["here"]["opened"]) == (1, 1, 1)
+    assert len(json.loads(listed.stdout)) == 3
+    assert json.loads(nobody.stdout) == json.loads(older.stdout) == []
+
+
+async def test_what_is_no_envelope_is_on_the_list_of_refusals(hq: Any) -> None:
+    async with hq.client("CA-RC") as center:
+        receiver = Receiver(center)
+        with receiver._opened():
+            assert receiver._owed is not None
+            delivery = Delivery("box.CA-RC", (1, 1, 1 << 63, b"no envelope"), None, None)
+            receiver._owed.note(delivery, Outcome.MALFORMED, "too short")
+    (row,) = json.loads(call(hq.home("CA-RC"), "inbox", "list", "--refused", "--json").stdout)
+    assert (row["outcome"], row["reason"], row["sender_id"]) == ("malformed", "too short", "")
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)

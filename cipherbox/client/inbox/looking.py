@@ -101,6 +101,12 @@ class Looking:
             "for_handlers": waiting, "parked": sum(state.count(ASIDE) for state in states), "receipts_owed": owed,
         }  # fmt: skip
 
+    def newest_at(self) -> int:
+        """When the newest envelope came, ms since 1970; 0 for none."""
+        with translated(self._path):
+            (newest,) = self._db.execute("SELECT coalesce(max(received_at), 0) FROM envelopes").fetchone()
+        return int(newest)
+
     def save(self, entry: Entry, target: Path) -> Path:
         """Writes a message's text, or a file, as a new file: into a directory, or under the name that is given."""
         name = safe_name(entry.filename) if entry.filename else f"{entry.message_id}.txt"

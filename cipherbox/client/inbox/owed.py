@@ -26,7 +26,7 @@ from cipherbox.client.window import Outgoing
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.receipt import Leaf
-from cipherbox.errors import CipherBoxError, TimedOut
+from cipherbox.errors import CipherBoxError, EnvelopeError, TimedOut
 from cipherbox.sealing.body import Message, pack
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many at once
 RETRY_MAX_S = 60.0
 FLUSH_S = 5.0
 _GIVEN_UP = 0
+MOST_MS = (1 << 62) - 1  # of a time that HQ's clock says: SQLite takes no more
 
 
 class Owed(NamedTuple):
@@ -71,7 +72,7 @@ class OwedReceipts:
         sighted = delivery.sighted
         prefix = sighted.layout.prefix
         row = (prefix.sender, prefix.envelope_id, prefix.generation, outcome, sighted.hashes.envelope_hash,
-               delivery.accepted_at, reason, _now_ms())  # fmt: skip
+               min(delivery.accepted_at, MOST_MS), reason, _now_ms())  # fmt: skip
         with transaction(self._db, self._path):
             self._db.execute(
                 "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
@@ -79,6 +80,23 @@ class OwedReceipts:
                 row,
             )
         self.came()
+
+    def note(self, delivery: Delivery, outcome: Outcome, reason: str) -> None:
+        """Records for a person what was refused, of which the sender is not told: nobody knows that it was the sender.
+
+        Of what is no envelope at all, the newest is remembered.
+        """
+        try:
+            prefix = delivery.sighted.layout.prefix
+            named = prefix.sender, prefix.envelope_id, prefix.generation
+        except EnvelopeError:
+            named = "", bytes(16), 0
+        with transaction(self._db, self._path):
+            self._db.execute(
+                "INSERT OR REPLACE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
+                " reason, refused_at, receipt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*named, outcome, bytes(32), min(delivery.accepted_at, MOST_MS), reason, _now_ms(), _GIVEN_UP),
+            )
 
     async def run(self) -> None:
         """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried again."""

@@ -290,8 +290,8 @@ class Receiver(Holding):
     async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
         self.refused += 1
         outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
-        if self._owed is not None and outcome in TOLD:
-            self._owed.refuse(delivery, outcome, str(error))
+        if self._owed is not None:
+            (self._owed.refuse if outcome in TOLD else self._owed.note)(delivery, outcome, str(error))
         await self.client.opener.refuse(delivery, error, outcome=outcome)
 
     def _enough(self) -> bool:

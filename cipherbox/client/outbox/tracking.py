@@ -138,7 +138,8 @@ class Tracking(TopologyCalls):
             row = await self.outbox().store(self.outbox().outbox.find, envelope_id)
             if isinstance(row, Row) and row.owed <= 0:
                 return
-            await news.wait()
+            with trio.move_on_after(_ASK_S):  # another program of this home may have taken the receipt
+                await news.wait()
 
     async def _delivered(self, envelope_id: bytes) -> None:
         while True:
