@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox import pki
-from cipherbox.errors import CipherBoxError, ConfigError
+from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.material import dates, next_key, put_server, read_material
 
@@ -43,6 +43,10 @@ class OwnCertificate:
         await self.look()
         if self.trouble and trust.server.not_valid_after_utc <= pki.now():
             raise ConfigError(f"HQ's certificate has ended and could not be renewed: {self.trouble}")
+        try:
+            pki.verify_chain([trust.server, *trust.material.chain], trust.root, None, pki.SERVER)
+        except BundleNotCertified as error:
+            raise ConfigError(f"HQ's certificate is nothing that clients accept: {error}") from None
 
     async def run(self) -> None:
         """Until cancelled."""

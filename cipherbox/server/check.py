@@ -4,6 +4,7 @@ that can be written.  Every mistake is found in one go, before anything is start
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from cipherbox import pki
@@ -69,6 +70,9 @@ def certificates(config: ServerConfig) -> Iterator[str]:
     yield from _tried(lambda: checked_issuing(issuing, root, str(tls.issuing)))
     if not issued(server, issuing[0]):
         yield f"{tls.certificate} was not issued by {tls.issuing}"
+    else:
+        fits = partial(pki.verify_chain, [server, *issuing], root, None, pki.SERVER)
+        yield from (f"{tls.certificate} is nothing that clients accept: {text}" for text in _tried(fits))
     if server.not_valid_after_utc <= pki.now():
         renews = "" if config.ca.offline else "; HQ renews it when it starts"
         yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"

@@ -274,7 +274,7 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
     _, stranger = begin(tmp_path / "third")  # the admin of another HQ, whose home is to stay as it is
     before = {path: path.read_bytes() for path in stranger.iterdir()}
     wrong = shell("ca", "import", *whole, "--hq", str(directory), home=stranger)
-    assert (wrong.code, "name that one: cipherbox --home" in wrong.err) == (5, True), wrong.err
+    assert (wrong.code, "cipherbox --home DIRECTORY ca import" in wrong.err) == (5, True), wrong.err
     assert {path: path.read_bytes() for path in stranger.iterdir()} == before
     done = shell("ca", "import", *whole, "--hq", str(directory), home=admin)
     assert done.code == 0, done.err

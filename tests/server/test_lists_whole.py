@@ -15,15 +15,17 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.cli.doctor.findings import BAD
 from cipherbox.cli.doctor.hq import _certificates
-from cipherbox.config import load_server_config
+from cipherbox.config import load_server_config, secret_key
 from cipherbox.crl import make_crl, read_crl
 from cipherbox.errors import ConfigError, HqRevoked, Revoked
+from cipherbox.portable import write_private
 from cipherbox.server.alerts import alerts
+from cipherbox.server.check import problems
 from cipherbox.server.lists import condemned, read_lists
 from cipherbox.server.material import read_material
 from cipherbox.wire import frames
 from tests.client.real_hq import real_hq
-from tests.pki.kit import crl, part
+from tests.pki.kit import ISSUER_ID, crl, make, part
 from tests.server.hq import Running, running
 from tests.server.test_lists import cut, set_lists
 from tests.server.test_reload import admin_of, alive
@@ -158,3 +160,18 @@ async def test_clients_leave_an_hq_whose_certificate_was_revoked(tmp_path: Path)
             center.line.request = asked
             with pytest.raises(HqRevoked):
                 await center.ping()
+
+
+async def test_hq_says_at_its_start_that_no_client_would_accept_its_certificate(tmp_path: Path) -> None:
+    """As a certificate of an organization that 0.5.0 took: it does not say which key signed it."""
+    async with running(tmp_path / "hq") as r:
+        config, issuing = r.hq.config, r.issuing
+    key = pki.new_key()
+    bad = make(issuing, "DC-HQ", key, "hq", without=[ISSUER_ID])
+    config.tls.certificate.write_bytes(pki.pem(bad))
+    write_private(config.tls.key, pki.key_pem(key, secret_key(config.encryption.service_key_file)))
+    assert ["authorityKeyIdentifier" in text for text in problems(load_server_config(config.directory))] == [True]
+    stops = pytest.RaisesExc(ConfigError, match="nothing that clients accept")
+    with pytest.RaisesGroup(stops, flatten_subgroups=True, allow_unwrapped=True):
+        async with running(tmp_path / "hq"):
+            pass
