@@ -157,6 +157,7 @@ class MetricsSettings:
 
     listen: str = setting("", "loopback host:port of /metrics, /healthz, /readyz: 127.0.0.1:9463; empty: none")
     queues: int = setting(100, "of so many queues, the deepest, each has figures of its own", low=0)
+    clients: int = setting(20, "of so many clients, with the most bytes at HQ, each has figures of its own", low=0)
 
 
 @attrs.frozen

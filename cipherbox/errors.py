@@ -16,7 +16,7 @@ survives it.  Codes are never reused.
     |   +-- TooOld               +-- ClockSkew            +-- TooLarge
     |   +-- UnknownRecipient     +-- RouteChanged         +-- AmbiguousRoute
     |   +-- NoRoute              +-- BundleRefused        +-- EnrolmentRefused
-    |   +-- RecipientRevoked     +-- KeyReused            +-- CommitmentChanged
+    |   +-- RecipientRevoked     +-- KeyReused            +-- CommitmentChanged    +-- LimitReached
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
@@ -193,6 +193,10 @@ class KeyReused(Refused, code=0x0224):
     """This idempotency key was used before with other content."""
 
 
+class LimitReached(Refused, code=0x0286):
+    """This client has as many of these as it may; an admin may raise it (cipherbox clients limit)."""
+
+
 class Busy(Refused, code=0x0280, retryable=True):
     """HQ cannot take it now; try again later."""
 
@@ -206,7 +210,7 @@ class DiskFull(Busy, code=0x0282):
 
 
 class QuotaExceeded(Busy, code=0x0283):
-    """This sender already has too many bytes waiting in that queue."""
+    """This sender has as much at HQ, in that queue or in all, as it may."""
 
 
 class Throttled(Busy, code=0x0284):

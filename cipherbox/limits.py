@@ -92,7 +92,11 @@ class Limits:
     slowest_bytes_per_s: int = 16 * 1024  # a large frame that moves slower, in or out, ends its connection
     progress_s: float = 10.0  # so often that is looked at; a lost packet or two take 7 s to come again
     spool_from_bytes: int = 64 * 1024  # larger bodies are files: faster from here on
-    quota_bytes: int = 4 * 1024 * 1024 * 1024  # waiting, per sender and queue
+    quota_bytes: int = 4 * 1024 * 1024 * 1024  # of one sender in one queue, dead letters with it
+    bytes_per_client: int = 16 * 1024 * 1024 * 1024  # in all queues: four that are full; each queue counts for itself
+    envelopes_per_client: int = 1_000_000  # in all queues: half a GB of rows
+    bundles_per_client: int = 128  # ever: a rotation a month for ten years; senders get them all
+    certificates_per_client: int = 16  # that hold: a renewal two thirds through a year needs two
     disk_reserve_bytes: int = 64 * 1024 * 1024  # kept for acks and deletes when publishes are refused
     disk_resume_bytes: int = 128 * 1024 * 1024  # so much more must be free before publishes are taken again
     deliveries: int = 20  # of one envelope; then it is a dead letter

@@ -282,7 +282,7 @@ def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry], client: str
     changes = broker.effects.changes
     finished, released, marks = changes.finished, changes.released, changes.acked
     first = last = entries[0][0]
-    who, sum_ = entries[0][5], 0
+    who, sum_, count = entries[0][5], 0, 0
     total = 0
     for seq, number, size, _, fan, sender, _, _, _ in entries:
         if seq > last + 1:
@@ -294,12 +294,13 @@ def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry], client: str
         else:
             released.append(number)
         if sender != who:
-            queue.add_used(who, -sum_)
-            who, sum_ = sender, 0
+            queue.add_used(who, -sum_, -count)
+            who, sum_, count = sender, 0, 0
         sum_ += size
+        count += 1
         total += size
     marks.append(Mark(queue.name, first, last, broker.now, client))
-    queue.add_used(who, -sum_)
+    queue.add_used(who, -sum_, -count)
     queue.depth -= len(entries)
     queue.size -= total
     broker.touched.add(queue)

@@ -11,6 +11,7 @@ Rules.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -34,6 +35,7 @@ from cipherbox.broker.model import (
 from cipherbox.broker.publish import Targets
 from cipherbox.broker.queues import Consumer, Queue
 from cipherbox.broker.rights import Rights
+from cipherbox.broker.usage import NONE, Totals
 from cipherbox.errors import CipherBoxError, InvalidRequest, Replaced, Revoked
 from cipherbox.limits import LIMITS, Limits
 
@@ -45,9 +47,14 @@ def _resolve(broker: Broker, c: m.Resolve) -> Routed:
     return Routed(c.correlation, broker.bindings_version, route)
 
 
-def _retain(broker: Broker, c: m.Retain) -> m.Done:
+def _retain(broker: Broker, c: m.Retain, facts: Facts) -> m.Done:
     """What the record no longer holds must never be taken for new: so the watermark rises with it."""
     changes = broker.effects.changes
+    for name, sender, size in facts.retired:
+        queue = broker.queues.get(name)
+        if queue is not None:
+            queue.add_used(sender, -size, -1)
+            broker.touched.add(queue)
     changes.retention = c.cutoffs
     if c.cutoffs.metadata > broker.watermark:
         broker.watermark = changes.watermark = c.cutoffs.metadata
@@ -86,7 +93,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.RevokeClient: topology.revoke_client,
     m.NoteBundle: topology.note_bundle,
     m.List: listing.listing,
-    m.Retain: _retain,
+    m.LimitClient: topology.limit_client,
     m.EnrolHere: _note,
     m.Enrol: _note,
     m.KeysAnew: _note,
@@ -96,7 +103,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
 # What the signed log has a line for, when it changed something.
 _ACTS = frozenset(
     [m.DeclareExchange, m.DeleteExchange, m.DeclareQueue, m.DeleteQueue, m.Bind, m.Unbind, m.Purge, m.Grant,
-     m.AddClient, m.RevokeClient]
+     m.AddClient, m.RevokeClient, m.LimitClient]
 )  # fmt: skip
 
 
@@ -117,7 +124,10 @@ class Broker:
         self.rights = Rights(snapshot.clients, snapshot.grants)
         self.exchanges = {name: Exchange(name, ExchangeType(kind)) for name, kind in snapshot.exchanges}
         counters = {c.queue: c for c in snapshot.counters}
-        self.queues = {q.name: Queue(q.name, q.owner, q.readers, counters.get(q.name)) for q in snapshot.queues}
+        self.totals = Totals(limits, snapshot.client_limits)
+        self.queues = {
+            q.name: Queue(q.name, q.owner, q.readers, self.totals, counters.get(q.name)) for q in snapshot.queues
+        }
         for row in snapshot.queues:
             self.queues[row.name].ttl_ms, self.queues[row.name].max_length = row.ttl_s * 1000, row.max_length
         for exchange, name, key in snapshot.bindings:
@@ -125,9 +135,10 @@ class Broker:
             self.queues[name].bindings.add((exchange, key))
         for name, head in snapshot.heads.items():
             self.queues[name].load(head, len(head) < limits.head_entries)
-        for (sender, name), size in snapshot.usage.items():
+        for (sender, name), (size, envelopes) in snapshot.usage.items():
             if name in self.queues:
-                self.queues[name].used[sender] = size
+                self.queues[name].add_used(sender, size, envelopes)
+                self.queues[name].end_batch()
         self.highest = dict(snapshot.highest)
         self.reads: dict[str, set[str]] = {}  # client -> the queues it reads
         for queue in self.queues.values():
@@ -137,6 +148,7 @@ class Broker:
         self.tags: dict[int, set[int]] = {}  # connection -> tags of its consumers
         self.fetchers: dict[int, set[str]] = {}  # connection -> queues it fetched from
         self.client_of: dict[int, str] = {}
+        self.connections_of: Counter[str] = Counter()
         self.targets: dict[tuple[str, str, str, tuple[str, ...]], Targets] = {}  # where the last envelopes went
         self._begin(0)
 
@@ -154,6 +166,7 @@ class Broker:
     def connect(self, connection: int, client: str) -> None:
         """A connection of this client begins."""
         self.client_of[connection] = client
+        self.connections_of[client] += 1
 
     def cut_off(self, connection: int, client: str) -> Revoked | None:
         """The refusal of everything a revoked client still asks."""
@@ -175,6 +188,8 @@ class Broker:
         """A queue is deleted: what it did in this batch is noted now, and its numbers are not used again."""
         self.first_seq = max(self.first_seq, queue.next)
         self._note(queue)
+        for sender, used in queue.used.items():
+            self.totals.add(sender, -used.size, -used.envelopes)
         self.touched.discard(queue)
         self.eager.discard(queue)
 
@@ -191,6 +206,8 @@ class Broker:
                 queue = self.queues.get(c.queue)
                 if queue is not None and queue.tail and queue.is_reader(c.client):
                     self._wanted_of(wanted, queue, c)
+            elif type(c) is m.Retain:
+                wanted.retired = c.cutoffs.dead_letters
             elif type(c) is m.SettleDead:
                 wanted.dead += [(c.queue, first, min(count, self.limits.ack_entries)) for first, count in c.ranges]
         return wanted
@@ -236,7 +253,7 @@ class Broker:
         if queue.fresh:
             changes.entries += queue.new_entries(self.now)
         for sender in sorted(queue.senders):
-            changes.usage[(sender, queue.name)] = queue.used.get(sender, 0)
+            changes.usage[(sender, queue.name)] = queue.used.get(sender, NONE)
         changes.counters.append(queue.counters())
         queue.end_batch()
 
@@ -248,7 +265,11 @@ class Broker:
             consume.credit(self, c)  # type: ignore[arg-type]
         elif kind is m.Disconnect:
             consume.disconnect(self, c.connection)  # type: ignore[union-attr]
-            self.client_of.pop(c.connection, None)  # type: ignore[union-attr]
+            client = self.client_of.pop(c.connection, None)  # type: ignore[union-attr]
+            if client is not None:
+                self.connections_of[client] -= 1
+                if not self.connections_of[client]:
+                    del self.connections_of[client]
         elif kind is m.Lost:
             consume.lost(self, c)  # type: ignore[arg-type]
         elif kind is m.Sweep:
@@ -262,6 +283,7 @@ class Broker:
         return (
             len(c.clients), len(c.exchanges), len(c.dropped_exchanges), len(c.queues), len(c.dropped_queues),
             len(c.bindings), len(c.dropped_bindings), len(c.grants), len(c.dropped_grants), len(c.dead),
+            len(c.client_limits),
         )  # fmt: skip
 
     def _ask(self, c: m.Command, facts: Facts) -> None:
@@ -275,9 +297,13 @@ class Broker:
                 answers.append(consume.ack(self, c, facts))
             elif isinstance(c, m.Nack):
                 answers.append(consume.nack(self, c, facts))
+            elif isinstance(c, m.Retain):
+                answers.append(_retain(self, c, facts))
             elif isinstance(c, m.SettleDead):
-                answers.append(dead.settle(self, c, facts))
-                self.effects.acts.append(m.Act(c.client, "SettleDead", _detail(c)))
+                done = dead.settle(self, c, facts)
+                answers.append(done)
+                if done.count:
+                    self.effects.acts.append(m.Act(c.client, "SettleDead", _detail(c)))
             else:
                 before = self._shape()
                 answer = _HANDLERS[type(c)](self, c)

@@ -47,6 +47,8 @@ def settle(broker: Broker, c: m.SettleDead, facts: Facts) -> Done:
         )
         if c.drop:
             changes = broker.effects.changes
+            queue.add_used(entry.sender, -entry.size, -1)
+            broker.touched.add(queue)
             (changes.finished if entry.fan == 1 else changes.released).append(entry.number)
         else:
             _enter_again(broker, queue, entry)
@@ -65,7 +67,6 @@ def _may_return(broker: Broker, queue: Queue, entries: list[Entry]) -> None:
 def _enter_again(broker: Broker, queue: Queue, entry: Entry) -> None:
     again = entry._replace(seq=queue.next, attempts=0)
     queue.append(again, broker.limits.head_entries)
-    queue.add_used(entry.sender, entry.size)
     broker.touched.add(queue)
     broker.eager.add(queue)
     if queue.max_length:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import EVERYBODY, Listed
+from cipherbox.broker.topology import owned_queues
 from cipherbox.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _client(broker: Broker, key: Key, admin: bool) -> Row:
         return {"name": c.name}
     return {
         "name": c.name, "role": c.role, "added_at": c.added_at, "revoked_at": c.revoked_at, "reason": c.reason,
-        "connected": c.name in broker.client_of.values(),
+        "connected": c.name in broker.connections_of, "bytes": broker.totals.of(c.name).size,
+        "envelopes": broker.totals.of(c.name).envelopes, "queues": owned_queues(broker, c.name),
     }  # fmt: skip
 
 

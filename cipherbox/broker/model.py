@@ -91,6 +91,7 @@ class Known(NamedTuple):
     size: int  # bytes of the generation that HQ has
     dead: tuple[str, ...] = ()  # queues where it is a dead letter and nothing else
     commitment: bytes = b""  # to the plaintext; empty where none was made yet (0.5.0)
+    kept: tuple[str, ...] = ()  # those of `dead` where nobody has dropped it: its bytes are still here
 
 
 # -- commands -----------------------------------------------------------------------------------------------------
@@ -275,6 +276,15 @@ class KeysAnew(Command):
 
 
 @attrs.define
+class LimitClient(Command):
+    """How much of something (`usage.SETTINGS`) one client may have; -1: as the settings say."""
+
+    target: str
+    what: str
+    most: int
+
+
+@attrs.define
 class RevokeClient(Command):
     target: str
     reason: str
@@ -327,8 +337,8 @@ class Lost:
 
 AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
-    | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | RevokeClient | List | Disconnect | Sweep
-    | NoteBundle | Lost | SettleDead | Retain | EnrolHere | Enrol | ReplaceClient | KeysAnew
+    | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | LimitClient | RevokeClient | List
+    | Disconnect | Sweep | NoteBundle | Lost | SettleDead | Retain | EnrolHere | Enrol | ReplaceClient | KeysAnew
 )  # fmt: skip
 
 
@@ -344,6 +354,7 @@ class Wanted:
     pages: list[tuple[str, int]] = attrs.Factory(list)  # (queue, after seq)
     envelopes: list[tuple[str, str, bytes]] = attrs.Factory(list)  # (queue, sender, envelope id) for resend
     dead: list[tuple[str, int, int]] = attrs.Factory(list)  # (queue, first seq, count): dead letters nobody settled
+    retired: int = 0  # dead letters older than this are about to go with a `Retain`; 0: none
 
 
 @attrs.define
@@ -354,6 +365,7 @@ class Facts:
     entries: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> waiting entry
     dead: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> dead letter
     pages: dict[str, list[Entry]] = attrs.Factory(dict)  # the next waiting entries, in order
+    retired: list[tuple[str, str, int]] = attrs.Factory(list)  # (queue, sender, bytes) of each that goes
 
 
 # -- changes: what one commit writes ------------------------------------------------------------------------------
@@ -494,7 +506,8 @@ class Changes:
     # store counts down and drops the body at zero
     counters: list[Counters] = attrs.Factory(list)
     highest: dict[str, bytes] = attrs.Factory(dict)  # sender -> highest envelope id
-    usage: dict[tuple[str, str], int] = attrs.Factory(dict)  # (sender, queue) -> bytes waiting, absolute
+    usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)  # (sender, queue) -> bytes, envelopes there
+    client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)  # (client, what) -> most; -1: as the settings say
     bindings_version: int | None = None
     bundles: list[NewBundle] = attrs.Factory(list)  # for the log alone
     noted: int = 0  # acts that change nothing else, for the log alone
@@ -596,4 +609,5 @@ class Snapshot:
     counters: list[Counters] = attrs.Factory(list)
     heads: dict[str, list[Entry]] = attrs.Factory(dict)
     highest: dict[str, bytes] = attrs.Factory(dict)
-    usage: dict[tuple[str, str], int] = attrs.Factory(dict)
+    usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)
+    client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)

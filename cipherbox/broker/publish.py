@@ -29,6 +29,7 @@ from cipherbox.broker.model import (
 )
 from cipherbox.broker.queues import Queue
 from cipherbox.broker.rights import MAILBOX
+from cipherbox.broker.usage import NONE
 from cipherbox.errors import (
     AmbiguousRoute,
     CipherBoxError,
@@ -107,13 +108,25 @@ def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
     recipients = set(item.recipients)
     if not all(recipients.issuperset(rights.readers(queue)) for queue, _ in waiting):
         raise _changed(broker, tuple((q.name, rights.readers(q)) for q, _ in waiting))
+    everywhere = dead
     dead = [q for q in dead if (readers := rights.readers(q)) and recipients.issuperset(readers)]
     if not waiting and not dead:  # acknowledged everywhere: there is nothing that the new bytes could replace
         return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
     if not item.partial and _left_out(item, here):
         raise _changed(broker, tuple((q.name, rights.readers(q)) for q in here))
-    for queue, more in [*((q, item.size - known.size) for q, _ in waiting), *((q, item.size) for q in dead)]:
+    kept = [q for q in dead if _kept(broker, q, known)]
+    fresh = [q for q in dead if q not in kept]  # somebody dropped it there
+    grown = [*(q for q, _ in waiting), *kept]
+    for queue, more in [*((q, item.size - known.size) for q in grown), *((q, item.size) for q in fresh)]:
         _check_quota(broker, queue, item.sender, more)
+    more = (item.size - known.size) * len(grown) + item.size * len(fresh)
+    broker.totals.check(item.sender, more, len(fresh))
+    for queue in kept:
+        queue.add_used(item.sender, -known.size, -1)
+    for queue in everywhere:
+        if queue not in dead and _kept(broker, queue, known):  # it stays a dead letter, of other bytes now
+            queue.add_used(item.sender, item.size - known.size, 0)
+            broker.touched.add(queue)
     for queue, seq in waiting:
         _replace(broker, queue, seq, item, known)
     places = [(q.name, seq) for q, seq in waiting]
@@ -123,6 +136,7 @@ def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
     broker.fresh[(item.sender, item.envelope_id)] = known._replace(
         generation=item.generation, envelope_hash=item.envelope_hash, size=item.size, waiting=tuple(places),
         dead=tuple(name for name in known.dead if name not in [q.name for q in dead]), commitment=item.commitment,
+        kept=tuple(name for name in known.kept if name not in [q.name for q in dead]),
     )  # fmt: skip
     return Confirmed(item.correlation, False, known.queues, missing, known.accepted_at)
 
@@ -143,11 +157,19 @@ def _unacknowledged(broker: Broker, known: Known) -> tuple[list[tuple[Queue, int
     return waiting, dead
 
 
+def _kept(broker: Broker, queue: Queue, known: Known) -> bool:
+    """Whether a dead letter's bytes are still here: nobody dropped it."""
+    changes = broker.effects.changes
+    if any(s.queue == queue.name and s.number == known.number for s in changes.settled):
+        return False
+    return queue.name in known.kept or any(d.queue == queue.name and d.number == known.number for d in changes.dead)
+
+
 def _check_quota(broker: Broker, queue: Queue, sender: str, more: int) -> None:
     quota = broker.limits.quota_bytes
-    used = queue.used.get(sender, 0)
+    used = queue.used.get(sender, NONE).size
     if used + more > quota:
-        raise QuotaExceeded(f"{used} bytes of {sender} already wait in {queue.name}; at most {quota} may")
+        raise QuotaExceeded(f"{used} bytes of {sender} are in {queue.name} already; at most {quota} may be")
 
 
 def _left_out(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
@@ -159,7 +181,7 @@ def _replace(broker: Broker, queue: Queue, seq: int, item: Incoming, known: Know
     """The next generation takes the entry's place; who holds the old one gets the new one as a redelivery."""
     changed = item.size - known.size
     queue.size += changed
-    queue.add_used(item.sender, changed)
+    queue.add_used(item.sender, changed, 0)
     broker.touched.add(queue)
     entry = queue.take(seq)
     if entry is None:
@@ -186,6 +208,7 @@ def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) 
     queues, names, missing = targets
     for queue in queues:
         _check_quota(broker, queue, sender, size)
+    broker.totals.check(sender, size * len(queues), len(queues))
     number = broker.next_number
     broker.next_number = number + 1
     changes = broker.effects.changes
@@ -195,7 +218,7 @@ def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) 
     if top is None or envelope_id > top:
         broker.highest[sender] = changes.highest[sender] = envelope_id
     broker.fresh[(sender, envelope_id)] = _new(
-        Known, (number, generation, envelope_hash, now, names, places, size, (), commitment)
+        Known, (number, generation, envelope_hash, now, names, places, size, (), commitment, ())
     )
     return _new(Confirmed, (correlation, False, names, missing, now))
 
@@ -207,8 +230,7 @@ def _enter(broker: Broker, queue: Queue, number: int, fan: int, item: Incoming, 
     queue.append(
         _new(Entry, (seq, number, size, 0, fan, sender, item[4], accepted_at, item[13])), broker.limits.head_entries
     )
-    queue.used[sender] = queue.used.get(sender, 0) + size
-    queue.senders.add(sender)
+    queue.add_used(sender, size, 1)
     broker.touched.add(queue)
     if queue.max_length:
         overflow(broker, queue)

@@ -21,6 +21,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from cipherbox.broker.model import Counters, Entry, NewEntry
+from cipherbox.broker.usage import NONE, Totals, Used
 
 _seq = itemgetter(0)
 _NONE = 1 << 63  # a seq that no entry has
@@ -66,7 +67,9 @@ class Consumer:
 class Queue:
     """See the module."""
 
-    def __init__(self, name: str, owner: str, readers: Iterable[str], counters: Counters | None = None) -> None:
+    def __init__(
+        self, name: str, owner: str, readers: Iterable[str], totals: Totals, counters: Counters | None = None
+    ) -> None:
         self.name = name
         self.owner = owner
         self.readers = set(readers)
@@ -83,7 +86,8 @@ class Queue:
         self.paging = False  # a page was asked for
         self.purges: list[Purging] = []
         self.soonest = 0  # no entry in `ready` expires before; 0: none expires
-        self.used: dict[str, int] = {}  # bytes waiting, by sender
+        self.used: dict[str, Used] = {}  # what is here, waiting or dead, by sender
+        self._totals = totals
         # Of this batch alone:
         self.senders: set[str] = set()  # whose `used` changed
         self.fresh: list[int] = []  # envelope numbers of the entries that came, in order
@@ -108,13 +112,16 @@ class Queue:
     def is_reader(self, client: str) -> bool:
         return client in self.readers or (client == self.owner and client != "")
 
-    def add_used(self, sender: str, size: int) -> None:
-        """Bytes of a sender waiting here went up or down."""
-        now = self.used.get(sender, 0) + size
-        if now > 0:
+    def add_used(self, sender: str, size: int, envelopes: int) -> None:
+        """What a sender has here went up or down."""
+        had = self.used.get(sender, NONE)
+        now = Used(had.size + size, had.envelopes + envelopes)
+        if now.envelopes > 0:
             self.used[sender] = now
         else:
+            now = NONE
             self.used.pop(sender, None)
+        self._totals.add(sender, now.size - had.size, now.envelopes - had.envelopes)
         self.senders.add(sender)
 
     def append(self, entry: Entry, most: int) -> None:
@@ -243,10 +250,9 @@ class Queue:
         return found
 
     def forget(self, entry: Entry) -> None:
-        """An entry left the queue for good: acknowledged or dead."""
+        """An entry waits no more: it is a dead letter, which its sender still has here."""
         self.depth -= 1
         self.size -= entry.size
-        self.add_used(entry.sender, -entry.size)
 
     def counters(self) -> Counters:
         """What a commit writes."""

@@ -27,7 +27,8 @@ from cipherbox.broker.model import (
 )
 from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
-from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, NotFound, Revoked
+from cipherbox.broker.usage import QUEUES, SETTINGS
+from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, Revoked
 from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
@@ -142,10 +143,9 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
             raise Conflict(f"queue {c.name!r} exists already, and {', '.join(more)} does not read it; an admin permits "
                            f"it: cipherbox grant {more[0]} read {c.name}")  # fmt: skip
         return Done(c.correlation, int(_limit(broker, found, c)))
-    theirs = [broker.queues[name] for name in broker.reads.get(owner, ())]
-    owned = sum(1 for q in theirs if q.owner == owner and not q.name.startswith(MAILBOX))
-    if not admin and owned >= broker.limits.queues_per_client:
-        raise InvalidRequest(f"{owner} has {owned} queues already, the most a client may have")
+    owned = owned_queues(broker, owner)
+    if not admin and owned >= (most := broker.totals.most(owner, QUEUES)):
+        raise LimitReached(f"{owner} has {owned} queues of its own; at most {most}")
     if len(broker.queues) >= broker.limits.queues:
         raise InvalidRequest(f"there are {broker.limits.queues} queues already")
     if set(c.readers) - {owner} and not admin:
@@ -153,6 +153,12 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
     _add_queue(broker, c.name, owner, tuple(sorted(set(c.readers) - {owner})))
     _limit(broker, broker.queues[c.name], c)
     return Done(c.correlation, 1)
+
+
+def owned_queues(broker: Broker, client: str) -> int:
+    """How many queues a client has beside its mailboxes."""
+    theirs = (broker.queues[name] for name in broker.reads.get(client, ()))
+    return sum(1 for q in theirs if q.owner == client and not q.name.startswith(MAILBOX))
 
 
 def _limit(broker: Broker, queue: Queue, c: m.DeclareQueue) -> bool:
@@ -177,7 +183,7 @@ def row_of(queue: Queue) -> QueueRow:
 
 def _add_queue(broker: Broker, name: str, owner: str, readers: tuple[str, ...]) -> None:
     first = broker.first_seq
-    queue = broker.queues[name] = Queue(name, owner, readers, Counters(name, 0, 0, first, first))
+    queue = broker.queues[name] = Queue(name, owner, readers, broker.totals, Counters(name, 0, 0, first, first))
     for client in queue.all_readers:
         broker.reads.setdefault(client, set()).add(name)
     changes = broker.effects.changes
@@ -200,6 +206,9 @@ def delete_queue(broker: Broker, c: m.DeleteQueue) -> Done:
         raise InvalidRequest("a mailbox stays as long as HQ knows its client")
     if queue.depth:
         raise Conflict(f"{queue.depth} envelopes wait in {c.name!r}; nothing unacknowledged is deleted")
+    dead = sum(used.envelopes for used in queue.used.values())
+    if dead and not _admin(broker, c):  # or whoever declares, fills and deletes queues fills the disk uncounted
+        raise Conflict(f"{dead} dead letters of {c.name!r} are kept; redrive them first, or an admin drops them")
     for exchange, key in sorted(queue.bindings):
         _unbind(broker, broker.exchanges[exchange], c.name, key)
     for consumer in list(queue.consumers):
@@ -352,6 +361,23 @@ def add_client(broker: Broker, c: m.AddClient) -> Done:
             if name not in broker.queues:
                 _add_queue(broker, name, c.target, ())
     return Done(c.correlation, 0 if found else 1)
+
+
+def limit_client(broker: Broker, c: m.LimitClient) -> Done:
+    _need_admin(broker, c)
+    if c.target not in broker.rights.clients:
+        raise NotFound(f"there is no client {c.target!r}")
+    if c.what not in SETTINGS:
+        raise InvalidRequest(f"a client has no limit of {c.what!r}; there are {', '.join(SETTINGS)}")
+    key = (c.target, c.what)
+    if broker.totals.own.get(key, -1) == c.most:
+        return Done(c.correlation, 0)
+    if c.most < 0:
+        del broker.totals.own[key]
+    else:
+        broker.totals.own[key] = c.most
+    broker.effects.changes.client_limits[key] = c.most
+    return Done(c.correlation, 1)
 
 
 def note_bundle(broker: Broker, c: m.NoteBundle) -> Done:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _HELP = ("-h", "--help")
 ROLES = ("client", "admin")
+WHAT = ("bytes", "envelopes", "queues", "bundles", "certificates", "prekeys")
 
 
 class Clients(click.Group):
@@ -45,13 +46,22 @@ def clients_list(ctx: click.Context, pending: bool, connected: bool, as_json: bo
     if pending and connected:
         raise click.UsageError("Either --pending or --connected.")
     what = "pending" if pending else "connections" if connected else "clients"
-    rows = (with_client if what == "clients" else with_admin)(ctx, lambda client: client.list(what))
+    rows = (with_client if what == "clients" else with_admin)(ctx, lambda client: _listed(client, what, as_json))
     if as_json:
         print_json(rows)
         return
     rows_table(rows, empty="nobody waits" if pending else "nobody is enrolled yet")
     if any(row["state"] == "waiting" for row in rows if pending):
         next_step(f"compare the number with them, then: {command_here(ctx)} approve CLIENT_ID")
+
+
+async def _listed(client: Client, what: str, as_json: bool) -> list[dict[str, Any]]:
+    """The rows; an admin's of clients with all totals, which the table has no room for."""
+    rows = await client.list(what)
+    if as_json and what == "clients" and rows and "role" in rows[0]:
+        totals = {row["name"]: row for row in await client.list("totals")}
+        return [row | totals.get(row["name"], {}) for row in rows]
+    return rows
 
 
 @clients.command("show")
@@ -74,7 +84,13 @@ def clients_show(ctx: click.Context, client_id: str, as_json: bool) -> None:
             for q in await client.list("queues")
             if client_id == q["owner"] or client_id in q["readers"]
         ]
-        show_parts(row, {"rights": rights, "queues": queues}, as_json)
+        parts = {"rights": rights, "queues": queues}
+        if "role" in row:  # an admin asks
+            (totals,) = await client.list("totals", client_id)
+            has = {what: totals[what] for what in WHAT}
+            row |= {what: count for what, count in has.items() if what not in row}
+            parts["totals"] = [{"what": what, "has": n, "at_most": totals[f"{what}_most"]} for what, n in has.items()]
+        show_parts(row, parts, as_json)
 
     with_client(ctx, work)
 
@@ -124,6 +140,27 @@ async def _roles(client: Client) -> list[dict[str, Any]]:
         found.append({"client": row["name"], "role": role, "rights": [r for r in own if r != "admin"]})
     everybody = [{"client": "*", "role": "-", "rights": rights["*"]}] if "*" in rights else []
     return [*found, *everybody]
+
+
+@clients.command("limit")
+@click.argument("client_id", type=CLIENT_ID)
+@click.argument("what", type=click.Choice(WHAT))
+@click.argument("most", type=click.IntRange(0), required=False)
+@click.option("--default", "default", is_flag=True, help="As HQ's settings say, as for everybody else.")
+@click.pass_context
+def clients_limit(ctx: click.Context, client_id: str, what: str, most: int | None, default: bool) -> None:
+    """Let CLIENT_ID have at most MOST of something at HQ (admin): more than the settings say, or less.
+
+    bytes and envelopes count what it sent and nobody acknowledged yet, dead letters with it, in each queue for itself.
+    What it has already stays, and above MOST nothing is added. What each client has: cipherbox clients show CLIENT_ID
+    """
+    from cipherbox.cli.output import say
+
+    if (most is None) != default:
+        raise click.UsageError("Say how much, or --default.")
+    with_admin(ctx, lambda client: client.limit(client_id, what, most))
+    told = "what HQ's settings say" if most is None else f"{most} {what}"
+    say(f"{client_id} may have {told}, from now on.")
 
 
 @clients.command("kick")

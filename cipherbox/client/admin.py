@@ -10,6 +10,8 @@ from cipherbox.checks import checked
 from cipherbox.client.line import Line
 from cipherbox.wire import frames
 
+_AS_SET = (1 << 64) - 1
+
 
 @checked
 class AdminCalls:
@@ -47,6 +49,11 @@ class AdminCalls:
             frames.Kick, client_id=client_id, connection=connection, reason=reason
         )
         return answer.count
+
+    async def limit(self, client_id: str, what: str, most: int | None) -> None:
+        """How much of ``what`` one client may have; None: as HQ's settings say.  `list("totals")` shows it."""
+        wanted = _AS_SET if most is None else most
+        await self.line.request(frames.LimitClient, client_id=client_id, what=what, most=wanted)
 
     async def reload(self) -> list[dict[str, Any]]:
         """HQ reads its settings and certificates again; what changed, and when that counts.  ConfigError: nothing."""

@@ -97,6 +97,9 @@ METRICS: dict[str, Metric] = {
     "cipherbox_receipts_outstanding_envelopes": Metric(
         GAUGE, "Receipts, in envelopes, that their senders have not taken yet. Which message has none HQ cannot see."
     ),
+    # What clients have here, as senders: waiting, delivered or kept as dead letters, in each queue for itself.
+    "cipherbox_client_bytes": Metric(GAUGE, "Bytes a client has at HQ; of the clients with the most.", ("client",)),
+    "cipherbox_client_envelopes": Metric(GAUGE, "Envelopes that client has at HQ.", ("client",)),
     # The store.
     "cipherbox_store_up": Metric(GAUGE, "1 while the store answers; 0 while HQ waits for it."),
     "cipherbox_commit_duration_seconds": Metric(HISTOGRAM, "One commit of the store, a batch of many requests."),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from cipherbox.broker.topology import owned_queues
+from cipherbox.broker.usage import BUNDLES, BYTES, CERTIFICATES, ENVELOPES, PREKEYS, QUEUES
 from cipherbox.errors import GoingAway, NotFound
 from cipherbox.ops.metrics import METRICS, Histogram, Sample
 from cipherbox.server.alerts import alerts
@@ -49,10 +51,28 @@ async def _certificates(s: Session) -> Rows:
     return await inventory(s.hq)
 
 
+async def _totals(s: Session) -> Rows:
+    """What each client has at HQ, and how much it may have."""
+    rights, totals = s.hq.engine.broker.rights, s.hq.engine.broker.totals
+    kept = await s.hq.engine.in_store(s.hq.store.counts)
+    found: Rows = []
+    for name in sorted(rights.clients):
+        used, (bundles, prekeys) = totals.of(name), kept.get(name, (0, 0))
+        has = {
+            BYTES: used.size, ENVELOPES: used.envelopes, QUEUES: owned_queues(s.hq.engine.broker, name),
+            BUNDLES: bundles, CERTIFICATES: s.hq.trust.good_count(name), PREKEYS: prekeys,
+        }  # fmt: skip
+        row: dict[str, object] = {"name": name}
+        for what, count in has.items():
+            row |= {what: count, f"{what}_most": totals.most(name, what)}
+        found.append(row)
+    return found
+
+
 # Lists that are not the core's.
 LISTS: dict[str, Callable[[Session], Awaitable[Rows]]] = {
     "connections": _connections, "pending": _pending, "metrics": _metrics, "alerts": _alerts,
-    "certificates": _certificates,
+    "certificates": _certificates, "totals": _totals,
 }  # fmt: skip
 
 

@@ -24,9 +24,18 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import pki
 from cipherbox.broker import model as m
+from cipherbox.broker.usage import BUNDLES
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle
 from cipherbox.envelope.log import verify_bundle_proof
-from cipherbox.errors import BundleDiscontinuous, BundleError, BundleRefused, Damaged, EnvelopeError, InvalidRequest
+from cipherbox.errors import (
+    BundleDiscontinuous,
+    BundleError,
+    BundleRefused,
+    Damaged,
+    EnvelopeError,
+    InvalidRequest,
+    LimitReached,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.engine import Engine
@@ -74,6 +83,9 @@ class Directory:
             anew = held is not None and await self._check_next(held, bundle)
         except BundleError as error:
             raise BundleRefused(f"HQ did not accept the key bundle: {error}") from error
+        most = self._engine.broker.totals.most(client, BUNDLES)
+        if (count := await self._in_store(self._store.bundle_count, client)) >= most:
+            raise LimitReached(f"{client} has {count} key bundles; at most {most}, and none is ever dropped")
         nonce = os.urandom(12)
         sealed = self._aead.encrypt(nonce, raw, client.encode())
         row = BundleRow(

@@ -242,7 +242,7 @@ class Engine:
         need = sum(i.size + _ROW_BYTES for c in batch if isinstance(c, m.Publish) for i in c.items)
         room, facts = True, Facts()
         ask = need if need and self._store.free_bytes() < need + _PLENTY_BYTES else 0
-        if ask or wanted.known or wanted.entries or wanted.pages or wanted.envelopes or wanted.dead:
+        if ask or wanted.known or wanted.entries or wanted.pages or wanted.envelopes or wanted.dead or wanted.retired:
             more = self._limits.disk_resume_bytes if self._disk_full and ask else 0
             room, facts = await self.in_store(self._look, ask + more, wanted)
         if need:

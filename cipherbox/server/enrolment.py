@@ -25,7 +25,8 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.broker import model as m
-from cipherbox.errors import Conflict, EnrolmentRefused, InvalidRequest, NotFound, Revoked, TokenError
+from cipherbox.broker.usage import CERTIFICATES
+from cipherbox.errors import Conflict, EnrolmentRefused, InvalidRequest, LimitReached, NotFound, Revoked, TokenError
 from cipherbox.limits import Limits, check_client_id
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.engine import Engine
@@ -255,6 +256,9 @@ class Enrolments:
         """A new certificate for a connected client.  With an offline CA the request waits for it; asked again with
         the same key it gets what came of it.  ``serial``: of the certificate that asks, which must still be good."""
         key = pki.key_of_csr(csr)
+        most = self._engine.broker.totals.most(client_id, CERTIFICATES)
+        if (count := self._trust.good_count(client_id)) >= most:
+            raise LimitReached(f"{client_id} has {count} certificates that hold; at most {most}")
         number = pki.enrol_number(self._trust.root_fingerprint, pki.spki(key))
         async with self.lock:
             known = self._engine.broker.rights.clients.get(client_id)
@@ -276,10 +280,17 @@ class Enrolments:
                 f"this request to renew ended when {known.name} was revoked or given to another home"
             )
         if row is None:
+            await self._check_waiting(known.name)
             now = pki.ms(pki.now())
             row = Enrolment(name, known.name, known.role, False, now, now + _RENEWAL_MS, APPROVED, csr, number)
             await self._engine.in_store(self._store.put_enrolment, row)
         return Outcome(ISSUED if row.state == DONE else WAITS_FOR_CA, number, row.chain)
+
+    async def _check_waiting(self, client_id: str) -> None:
+        most = self._engine.broker.totals.most(client_id, CERTIFICATES)
+        rows = await self._engine.in_store(self._store.enrolments, (APPROVED,), client_id)
+        if len(rows) >= most:
+            raise LimitReached(f"{len(rows)} requests of {client_id} wait for the CA already; at most {most}")
 
     async def revoke(self, client_id: str, reason: str, *, by: str = "") -> int:
         """Revokes every certificate of a client.  In this order: enrolments, records, connections, the list."""

@@ -25,7 +25,8 @@ _DAY_S = 86_400.0
 
 def samples(hq: HQ) -> list[Sample]:
     """Everything that HQ counts and measures."""
-    return [*hq.engine.counts.samples(), *_people(hq), *_queues(hq), *_store(hq), *_itself(hq), *process_samples()]
+    return [*hq.engine.counts.samples(), *_people(hq), *_queues(hq), *_totals(hq), *_store(hq), *_itself(hq),
+            *process_samples()]  # fmt: skip
 
 
 def _people(hq: HQ) -> list[Sample]:
@@ -60,6 +61,14 @@ def _queues(hq: HQ) -> list[Sample]:
         found.append(Sample("cipherbox_queue_depth_envelopes", queue.depth, label))
         found.append(Sample("cipherbox_queue_oldest_age_seconds", ages[queue.name], label))
         found.append(Sample("cipherbox_queue_consumers", len(queue.consumers), label))
+    return found
+
+
+def _totals(hq: HQ) -> list[Sample]:
+    found: list[Sample] = []
+    for client, used in hq.engine.broker.totals.largest(hq.config.metrics.clients):
+        found.append(Sample("cipherbox_client_bytes", used.size, (client,)))
+        found.append(Sample("cipherbox_client_envelopes", used.envelopes, (client,)))
     return found
 
 

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from cipherbox.broker.usage import PREKEYS
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.configfile import tables_of
 from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked, Throttled
@@ -118,7 +119,10 @@ class HQ:
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
         self.prekey_requests = Rate(config.limits.prekey_requests_per_minute, "requests for prekeys")
         of_one = Rate(config.limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
-        self.prekeys = PrekeyDesk(store, self.directory, self.trust, config.limits, of_one, self.engine.in_store)
+        self.prekeys = PrekeyDesk(
+            store, self.directory, self.trust, lambda client: self.engine.broker.totals.most(client, PREKEYS), of_one,
+            self.engine.in_store,
+        )  # fmt: skip
         self.memory = Watermark(config.limits)
         self.lobby = Lobby(config.limits.greeting_per_address, config.limits.greeting)
         self.sessions: set[Session] = set()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 from cipherbox.envelope import prekeys
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import BundleError, BundleRefused, InvalidRequest, Throttled
-from cipherbox.limits import Limits
 from cipherbox.store.port import Store
 from cipherbox.wire.frames import PrekeyAnswer
 
@@ -26,19 +25,23 @@ T = TypeVar("T")
 
 
 class PrekeyDesk:
-    """See the module.  ``in_store`` runs a store call in the store's thread."""
+    """See the module.
+
+    ``most``: how many one-time prekeys a client may keep; ``in_store`` runs a store call in the store's thread.
+    """
 
     def __init__(
-        self, store: Store, directory: Directory, trust: Trust, limits: Limits, of_one: Rate,
+        self, store: Store, directory: Directory, trust: Trust, most: Callable[[str], int], of_one: Rate,
         in_store: Callable[..., Awaitable[T]],
     ) -> None:  # fmt: skip
-        self._store, self._directory, self._trust, self._limits, self._of_one = store, directory, trust, limits, of_one
+        self._store, self._directory, self._trust, self._most, self._of_one = store, directory, trust, most, of_one
         self._in_store: Callable[..., Awaitable[object]] = in_store
 
     async def offer(self, client: str, signed: bytes, once: list[bytes], *, replace: bool) -> int:
         """Takes a client's own prekeys; how many one-time ones it has.  BundleRefused says why not."""
-        if len(once) > self._limits.prekeys_per_client:
-            raise InvalidRequest(f"at most {self._limits.prekeys_per_client} one-time prekeys are kept")
+        most = self._most(client)
+        if len(once) > most:
+            raise InvalidRequest(f"at most {most} one-time prekeys are kept")
         parts: list[tuple[int, bytes]] = []
         if signed or once:
             bundle = await self._directory.newest(client)
@@ -48,7 +51,6 @@ class PrekeyDesk:
                 parts = _checked(client, bundle, signed, once)
             except BundleError as error:
                 raise BundleRefused(f"HQ did not accept the prekeys: {error}") from error
-        most = self._limits.prekeys_per_client
         count = await self._in_store(self._store.put_prekeys, client, signed, parts, most, replace)
         assert isinstance(count, int)
         return count

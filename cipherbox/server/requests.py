@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cipherbox.server.session import Session
 
 PARTIAL = 1
+_AS_SET, _MOST = (1 << 64) - 1, (1 << 63) - 1
 _IDS = LIMITS.names_per_frame
 _LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
 
@@ -108,6 +109,9 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
     f.Bind: lambda n, c, x: m.Bind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
     f.Unbind: lambda n, c, x: m.Unbind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
     f.Purge: lambda n, c, x: m.Purge(n, c, x.correlation, x.queue),
+    f.LimitClient: lambda n, c, x: m.LimitClient(
+        n, c, x.correlation, x.client_id, x.what, -1 if x.most == _AS_SET else min(x.most, _MOST)
+    ),
     f.Grant: lambda n, c, x: m.Grant(n, c, x.correlation, x.client_id, x.right, x.resource, x.give),
 }
 

@@ -30,7 +30,11 @@ class Trust:
         self.adopt(read_material(config))
         self.crl_ends: datetime | None = None
         self._store = store
-        self._rows = {row.serial: row for row in store.certificates()}
+        self._rows: dict[str, CertificateRow] = {}
+        self._of: dict[str, dict[str, CertificateRow]] = {}  # client -> its certificates
+        self._newest: dict[str, CertificateRow] = {}  # client -> the one that says whether it is revoked
+        for row in store.certificates():
+            self.put(row)
         self.root_fingerprint = pki.fingerprint(self.root)
 
     def adopt(self, material: Material) -> None:
@@ -83,7 +87,15 @@ class Trust:
         )  # fmt: skip
 
     def put(self, row: CertificateRow) -> None:
+        """Asked for very often, and the answers must not depend on how many certificates there ever were."""
         self._rows[row.serial] = row
+        self._of.setdefault(row.client, {})[row.serial] = row
+        newest = self._newest.get(row.client)
+        if newest is None or newest.serial != row.serial:
+            if newest is None or _age(row) > _age(newest):
+                self._newest[row.client] = row
+        else:  # the newest was revoked: another of the same moment may be good
+            self._newest[row.client] = max(self._of[row.client].values(), key=_age)
 
     def knows(self, serial: str) -> bool:
         """Whether there is a record of a certificate."""
@@ -91,8 +103,18 @@ class Trust:
 
     def good(self, client: str) -> bool:
         """Whether the client has a certificate that is neither revoked nor over."""
-        now = pki.ms(pki.now())
-        return any(r.client == client and not r.revoked_at and r.expires_at > now for r in self._rows.values())
+        return self.good_count(client) > 0
+
+    def good_count(self, client: str) -> int:
+        """How many certificates of the client are neither revoked nor over."""
+        return sum(not row.revoked_at for row in self._alive(client))
+
+    def _alive(self, client: str) -> list[CertificateRow]:
+        """The client's certificates that have not ended; those that have are looked at once and no more."""
+        found, now = self._of.get(client, {}), pki.ms(pki.now())
+        for serial in [serial for serial, row in found.items() if row.expires_at <= now]:
+            del found[serial]
+        return list(found.values())
 
     def named_by(self, serials: Mapping[str, int]) -> list[CertificateRow]:
         """Certificates that a revocation list names and that were good here, with their time of revocation."""
@@ -110,7 +132,7 @@ class Trust:
 
     def put_revoked(self, rows: list[CertificateRow]) -> None:
         for row in rows:
-            self._rows[row.serial] = row
+            self.put(row)
 
     def revoked(self) -> list[tuple[str, datetime]]:
         """(serial, when) of what is revoked and has not ended."""
@@ -120,11 +142,9 @@ class Trust:
 
     def revoked_at(self, client: str) -> int:
         """When the client's newest certificate was revoked; 0 if it is good or there is none."""
-        rows = [r for r in self._rows.values() if r.client == client]
-        now = pki.ms(pki.now())
-        if any(not r.revoked_at and r.expires_at > now for r in rows):
+        if any(not row.revoked_at for row in self._alive(client)):
             return 0
-        newest = max(rows, key=lambda r: (r.issued_at, not r.revoked_at), default=None)
+        newest = self._newest.get(client)
         return newest.revoked_at if newest is not None else 0
 
     def crl(self) -> bytes:
@@ -158,6 +178,10 @@ class Trust:
         made = x509.load_der_x509_crl(crl)
         end = made.next_update_utc
         return end is None or not made.last_update_utc <= pki.now() <= end - _CRL_RENEW
+
+
+def _age(row: CertificateRow) -> tuple[int, bool, int]:
+    return row.issued_at, not row.revoked_at, row.revoked_at
 
 
 def _day(ms: int) -> str:

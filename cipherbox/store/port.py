@@ -121,6 +121,10 @@ class Store(Protocol):
 
     def newest_bundle(self, client: str) -> BundleRow | None: ...
 
+    def bundle_count(self, client: str) -> int: ...
+
+    def counts(self) -> dict[str, tuple[int, int]]: ...  # client -> key bundles, one-time prekeys
+
     def bundle_by_hash(self, bundle_hash: bytes) -> BundleRow | None: ...
 
     # Prekeys of a client: replaces the signed part if there is one, adds one-time parts (number, bytes), at most

@@ -72,6 +72,16 @@ class Registry(ABC):
         rows = self._rows("SELECT * FROM bundles WHERE client = ? ORDER BY sequence DESC LIMIT 1", (client,))
         return _bundle(rows[0]) if rows else None
 
+    def bundle_count(self, client: str) -> int:
+        return int(self._rows("SELECT count(*) FROM bundles WHERE client = ?", (client,))[0][0])
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        bundles, prekeys = (
+            {client: int(n) for client, n in self._rows(f"SELECT client, count(*) FROM {table} GROUP BY client")}
+            for table in ("bundles", "prekeys")
+        )
+        return {name: (bundles.get(name, 0), prekeys.get(name, 0)) for name in {*bundles, *prekeys}}
+
     def bundle_by_hash(self, bundle_hash: bytes) -> BundleRow | None:
         rows = self._rows("SELECT * FROM bundles WHERE bundle_hash = ?", (bundle_hash,))
         return _bundle(rows[0]) if rows else None

@@ -18,9 +18,12 @@ Row = Sequence[Any]
 
 def as_known(
     number: int, generation: int, envelope_hash: bytes, accepted_at: int, size: int,
-    commitment: bytes, entries: Iterable[tuple[str, int, int]],
+    commitment: bytes, entries: Iterable[tuple[str, int, int]], kept: Callable[[], Iterable[str]],
 ) -> Known:  # fmt: skip
-    """An envelope and its ``entries``: queue, seq and state, in the queues' order."""
+    """An envelope and its ``entries``: queue, seq and state, in the queues' order.
+
+    ``kept`` asks where it is a dead letter that nobody settled; few envelopes are one anywhere.
+    """
     states: dict[str, set[int]] = {}
     waiting = []
     for name, seq, state in entries:
@@ -28,7 +31,10 @@ def as_known(
         if state < EntryState.ACKNOWLEDGED:
             waiting.append((name, seq))
     dead = tuple(name for name, found in states.items() if found == {EntryState.DEAD})
-    return Known(number, generation, envelope_hash, accepted_at, tuple(states), tuple(waiting), size, dead, commitment)
+    here = tuple(sorted({*kept()} & {*dead})) if dead else ()
+    return Known(
+        number, generation, envelope_hash, accepted_at, tuple(states), tuple(waiting), size, dead, commitment, here
+    )
 
 
 def dead_page(

@@ -701,6 +701,16 @@ class Drain:
     most_s: int = u32("end after so many seconds, whatever waits still; 0: five minutes")
 
 
+@frame(0x67, "admin", answer="OK")
+class LimitClient:
+    """How much one client may have, whatever the settings say; LIST totals shows what each has and may have."""
+
+    correlation: int = u64("of this request")
+    client_id: str = text8("whose")
+    what: str = text8("bytes, envelopes, queues, bundles, certificates or prekeys")
+    most: int = u64("at most so much; 2^64 - 1: as the settings say")
+
+
 @frame(0x61, "server")
 class LogEntries:
     """The answer to READ_LOG."""

@@ -107,7 +107,9 @@ def test_a_queue_with_envelopes_is_not_deleted_and_an_empty_one_goes_with_its_bi
     assert w.fails(m.DeleteQueue(w.connection_of["CA-RC"], "CA-RC", 1, "ca_rc_queue")) == "conflict"
     w.ok(m.Purge(*HQ, 1, "ca_rc_queue"))
     assert w.store.dead[0].reason.startswith("purged")
-    w.ok(m.DeleteQueue(w.connection_of["CA-RC"], "CA-RC", 1, "ca_rc_queue"))
+    assert w.fails(m.DeleteQueue(w.connection_of["CA-RC"], "CA-RC", 1, "ca_rc_queue")) == "conflict"
+    w.ok(m.DeleteQueue(*HQ, 1, "ca_rc_queue"))
+    assert w.broker.totals.of("FL-LAB") == (0, 0)
     assert not [b for b in w.store.bindings if b[1] == "ca_rc_queue"]
     assert w.refused(w.item("FL-LAB", ("CA-RC",), "labs", "pa.dat")) == "no-route"
 
@@ -116,7 +118,7 @@ def test_a_client_has_a_bounded_number_of_queues() -> None:
     w = World(attrs.evolve(LIMITS, queues_per_client=2), "A")
     for i in range(2):
         w.ok(m.DeclareQueue(1, "A", 1, f"q{i}", "", ()))
-    assert w.fails(m.DeclareQueue(1, "A", 1, "q2", "", ())) == "invalid-request"
+    assert w.fails(m.DeclareQueue(1, "A", 1, "q2", "", ())) == "limit-reached"
 
 
 def test_lists_show_what_one_may_see_in_pages() -> None:

@@ -32,7 +32,7 @@ def test_a_dead_letter_returns_to_the_end_and_is_acknowledged_like_any_other() -
     w.publish(w.item("A", ("B",)))
     assert settle(w, [(1, 1)]) == Done(w.correlation, 1)
     assert fetched(w, "B", BOX) == [(3, 100), (4, 100)]
-    assert w.broker.queues[BOX].used == {"A": 200}
+    assert w.broker.queues[BOX].used == {"A": (300, 3)}  # the other dead letter counts too
     w.recover()
     w.connect("A")
     w.connect("B")

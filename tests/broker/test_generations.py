@@ -30,7 +30,7 @@ def test_it_takes_the_place_of_one_that_waits() -> None:
     assert isinstance(w.publish(newer(items[1])), Confirmed)
     assert fetched(w, "B", "box.B") == [(1, 100), (2, 150), (3, 100)]
     assert w.broker.queues["box.B"].size == 350
-    assert w.store.usage == {("A", "box.B"): 350}
+    assert w.store.usage == {("A", "box.B"): (350, 3)}
 
 
 def test_who_holds_the_old_one_gets_the_new_one_again() -> None:
@@ -50,7 +50,7 @@ def test_one_that_lies_in_the_store_alone_keeps_the_sums_right() -> None:
     queue = w.broker.queues["box.B"]
     assert queue.loaded_to == 4
     assert isinstance(w.publish(newer(items[7], size=25)), Confirmed)
-    assert (queue.size, queue.used) == (95, {"A": 95})
+    assert (queue.size, queue.used) == (95, {"A": (95, 8)})
     answer = w.ok(m.Ack(2, "B", 1, "box.B", [(1, 8)]))
     assert answer == Acked(1, 8, 0)
     assert (queue.depth, queue.size, queue.used) == (0, 0, {})
@@ -63,7 +63,7 @@ def test_replaced_in_the_store_and_acknowledged_in_one_commit() -> None:
         w.publish(item)
     w.run(m.Publish(1, "A", [newer(items[7], size=25)]), m.Ack(2, "B", 1, "box.B", [(8, 1)]))
     queue = w.broker.queues["box.B"]
-    assert (queue.depth, queue.size, queue.used) == (7, 70, {"A": 70})
+    assert (queue.depth, queue.size, queue.used) == (7, 70, {"A": (70, 7)})
 
 
 def test_acknowledged_in_the_same_commit_it_replaces_nothing() -> None:
@@ -86,7 +86,7 @@ def test_acknowledged_from_the_store_in_the_same_commit_it_replaces_nothing() ->
     (answer,) = effects.answers[1]
     assert isinstance(answer, Confirmed)
     assert answer.again
-    assert w.broker.queues["box.B"].used == {"A": 70}
+    assert w.broker.queues["box.B"].used == {"A": (70, 7)}
 
 
 def test_a_dead_letter_waits_again_as_a_new_entry() -> None:

@@ -59,7 +59,15 @@ class Deliveries(RuleBasedStateMachine):
         return self.sent[self.of[place]]
 
     def used(self, sender: str, queue: str) -> int:
-        return sum(self.item((queue, s)).size for s in self.live(queue) if self.of[(queue, s)][0] == sender)
+        return sum(self.item(p).size for p in self.held(queue) if self.of[p][0] == sender)
+
+    def held(self, queue: str) -> list[Place]:
+        """What waits, and dead letters whose next generation has not come."""
+        newest = {key: s for (q, s), key in sorted(self.of.items()) if q == queue}
+        return [
+            (q, s) for (q, s), state in self.state.items()
+            if q == queue and (state == LIVE or (state == DEAD and newest[self.of[(q, s)]] == s))
+        ]  # fmt: skip
 
     def run(self, command: m.AnyCommand | None = None) -> m.Effects:
         effects = self.w.run(*([command] if command is not None else []))
@@ -180,8 +188,8 @@ class Deliveries(RuleBasedStateMachine):
         waiting = [p for p in places if self.state[p] == LIVE]
         dead = sorted({q for q, _ in places} - {q for q, s in places if self.state[(q, s)] != DEAD})
         over = any(
-            self.used(item.sender, q) + size - (old.size if lives else 0) > SMALL.quota_bytes
-            for q, lives in [*((q, True) for q, _ in waiting), *((q, False) for q in dead)]
+            self.used(item.sender, q) + size - old.size > SMALL.quota_bytes
+            for q in [*(q for q, _ in waiting), *dead]
         )
         effects = self.run(m.Publish(c, item.sender, [item]))
         (answer,) = effects.answers[c]
@@ -357,7 +365,9 @@ class Deliveries(RuleBasedStateMachine):
             live = self.live(name)
             assert queue.depth == len(live)
             assert queue.size == sum(self.item((name, s)).size for s in live)
-            assert queue.used == {c: n for c in CLIENTS if (n := self.used(c, name))}
+            assert {c: used.size for c, used in queue.used.items()} == {
+                c: n for c in CLIENTS if (n := self.used(c, name))
+            }
             assert {(name, seq): (out.connection, out.tag) for seq, out in queue.out.items()} == {
                 p: h for p, h in self.holder.items() if p[0] == name
             }

@@ -33,7 +33,8 @@ class ModelStore:
         self.dead: list[m.Dead] = []
         self.settled: dict[tuple[str, int], str] = {}
         self.highest: dict[str, bytes] = {}
-        self.usage: dict[tuple[str, str], int] = {}
+        self.usage: dict[tuple[str, str], tuple[int, int]] = {}
+        self.client_limits: dict[tuple[str, str], int] = {}
         self.version = 1
         self.first_seq = 1
 
@@ -94,9 +95,22 @@ class ModelStore:
             self.first_seq = max(self.first_seq, self.counters[name].next)
             del self.queues[name], self.counters[name]
         self.highest.update(c.highest)
-        self.usage = {key: size for key, size in (self.usage | c.usage).items() if size}
+        self.usage = {key: tuple(used) for key, used in (self.usage | c.usage).items() if used[1]}
+        self.usage = {key: used for key, used in self.usage.items() if key[1] in self.queues}
+        assert self.usage == self.counted()
+        self.client_limits |= c.client_limits
         if c.bindings_version is not None:
             self.version = c.bindings_version
+
+    def counted(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """What `usage` has to say: of each sender in each queue, waiting or kept as dead letters."""
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for queue in self.queues:
+            for seq in (*self.waiting(queue), *self.open_dead(queue)):
+                incoming = self.envelopes[self.entries[(queue, seq)][0]][2]
+                size, count = found.get((incoming.sender, queue), (0, 0))
+                found[(incoming.sender, queue)] = (size + incoming.size, count + 1)
+        return found
 
     def entry(self, queue: str, seq: int) -> Entry:
         number, attempts, _ = self.entries[(queue, seq)]
@@ -123,6 +137,7 @@ class ModelStore:
             counters=list(self.counters.values()),
             heads={q: [self.entry(q, s) for s in self.waiting(q)[:head]] for q in self.queues},
             highest=dict(self.highest), usage=dict(self.usage),
+            client_limits={key: most for key, most in self.client_limits.items() if most >= 0},
         )  # fmt: skip
 
     def facts(self, wanted: Wanted, page: int) -> Facts:
@@ -136,7 +151,9 @@ class ModelStore:
                     alive = {q for q, _ in places if any(self.entries[p][2] != "dead" for p in places if p[0] == q)}
                     dead = tuple(q for q in queues if q not in alive)
                     facts.known[(sender, envelope_id)] = m.Known(
-                        number, i.generation, i.envelope_hash, at, queues, left, i.size, dead, i.commitment
+                        number, i.generation, i.envelope_hash, at, queues, left, i.size, dead, i.commitment,
+                        tuple(q for q in dead if any(n == number and (q, s) not in self.settled
+                                                     for (x, s), (n, _, _) in self.entries.items() if x == q)),
                     )
         for queue, first, count in wanted.entries:
             found = {s: self.entry(queue, s) for s in self.waiting(queue) if first <= s < first + count}

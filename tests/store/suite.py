@@ -90,7 +90,7 @@ class Suite:
         assert before.bindings == [("e", "q", "a.#")]
         assert before.heads["box.B"][1].size == 100_000
         assert before.highest == {"A": incoming(2).envelope_id}
-        assert before.usage[("A", "box.B")] == 100_004
+        assert before.usage[("A", "box.B")] == (100_004, 2)
         assert [q.readers for q in before.queues if q.name == "q"] == [("C",)]
         assert again.read_bodies([2, 1, 99]) == [b"x" * 100_000, b"body", None]
 
@@ -238,7 +238,7 @@ class Suite:
     def test_a_queue_may_go_in_the_commit_that_empties_it(self, opener: Opener) -> None:
         store = opener()
         changes = published(1, queue="q")
-        changes.usage[("A", "q")] = 4
+        changes.usage[("A", "q")] = (4, 1)
         store.commit(changes, store.epoch)
         changes = acknowledged(1, queue="q")
         changes.dropped_queues = ["q"]

@@ -106,6 +106,48 @@ class Records:
         store.close()
         assert [e.seq for e in opener().load(10).heads["box.B"]] == [4, 5]
 
+    def test_what_each_client_has_outlives_everything(self, opener: Opener) -> None:
+        """Waiting, dead, redriven, dropped, sealed again, gone with its time: the sums are right after each opening."""
+        store = opener()
+        driver = Driver(store).clients()
+        driver.publish(*[incoming(i, bytes(10 * i)) for i in range(1, 7)], incoming(7, bytes(70), to=("B", "C")))
+        driver.consume()
+
+        def sums() -> dict[tuple[str, str], tuple[int, int]]:
+            nonlocal store, driver
+            found = {key: tuple(used) for key, used in store.load(10).usage.items()}
+            store.close()
+            store = opener()
+            driver = Driver(store)
+            driver.consume()
+            assert driver.broker.totals.of("A") == tuple(map(sum, zip(*found.values(), strict=True)))
+            return found
+
+        assert sums() == {("A", "box.B"): (280, 7), ("A", "box.C"): (70, 1)}
+        for seq in (1, 2, 3, 4):
+            driver.run(m.Nack(2, "B", seq, "box.B", seq, False, 5, "bad"))
+        assert sums()[("A", "box.B")] == (280, 7)
+        driver.run(m.SettleDead(0, "", 9, "box.B", [(1, 1)], False), m.SettleDead(0, "", 9, "box.B", [(2, 1)], True))
+        assert sums()[("A", "box.B")] == (260, 6)
+        again = incoming(3, bytes(35), generation=1)  # a dead letter's next generation takes its place
+        dropped = incoming(2, bytes(25), generation=1)  # and one that was dropped comes back
+        driver.run(m.Publish(1, "A", [again, dropped]))
+        assert sums()[("A", "box.B")] == (290, 7)
+        driver.run(m.Retain(0, "", 3, m.Cutoffs(0, AT + 10_000, 0)))  # takes the fourth
+        assert sums()[("A", "box.B")] == (250, 6)
+        driver.run(m.Ack(2, "B", 1, "box.B", [(1, 100)]))
+        driver.run(m.Ack(2, "B", 1, "box.B", [(1, 100)]))
+        assert sums() == {("A", "box.C"): (70, 1)}
+
+    def test_limits_of_one_client(self, opener: Opener) -> None:
+        store = opener()
+        driver = Driver(store).clients()
+        driver.run(m.LimitClient(0, "", 1, "A", "bytes", 5), m.LimitClient(0, "", 2, "A", "queues", 1 << 70))
+        driver.run(m.LimitClient(0, "", 1, "A", "bytes", 7), m.LimitClient(0, "", 1, "B", "bytes", 9))
+        driver.run(m.LimitClient(0, "", 1, "B", "bytes", -1))
+        store.close()
+        assert opener().load(10).client_limits == {("A", "bytes"): 7, ("A", "queues"): (1 << 63) - 1}
+
     def test_the_log_keeps_its_newest_entry(self, opener: Opener) -> None:
         store = opener()
         for index in range(1, 5):

@@ -57,7 +57,8 @@ def lived_in(store: Store) -> Driver:
     """A store with something in every table, and some of it gone again."""
     driver = Driver(store).clients()
     driver.run(m.DeclareExchange(0, "", 1, "e", m.ExchangeType.TOPIC), m.DeclareQueue(0, "", 2, "q", "B", ("C",), 6, 9),
-               m.Bind(0, "", 3, "e", "q", "a.#"), m.Grant(0, "", 4, "A", "publish", "e", True))  # fmt: skip
+               m.Bind(0, "", 3, "e", "q", "a.#"), m.Grant(0, "", 4, "A", "publish", "e", True),
+               m.LimitClient(0, "", 5, "A", "bytes", 1 << 40))  # fmt: skip
     driver.publish(*[incoming(i, b"%d" % i) for i in range(1, 30)], incoming(30, b"L" * LARGE),
                    incoming(31, b"M" * LARGE, to=("B", "C")))  # fmt: skip
     driver.consume()

@@ -28,7 +28,9 @@ def mixed(first: int) -> Changes:
     changes.delivered = [m.Mark("box.B", 2, 3, AT, "B")]
     changes.acked, changes.finished = [m.Mark("box.B", 4, 5, AT, "B")], [4, 5]
     changes.dead = [m.Dead("box.B", 6, 6, AT, "expired", "")]
-    changes.highest, changes.usage = {"A": incoming(first + 1).envelope_id}, {("A", "new"): 5, ("A", "box.B"): 0}
+    changes.highest = {"A": incoming(first + 1).envelope_id}
+    changes.usage = {("A", "new"): (5, 1), ("A", "box.B"): (0, 0)}
+    changes.client_limits = {("A", "bytes"): 7, ("A", "queues"): -1}
     changes.counters.append(m.Counters("box.B", 3, 9, 1, 7))
     changes.bindings_version = 9
     return changes
@@ -36,7 +38,8 @@ def mixed(first: int) -> Changes:
 
 def ground() -> Changes:
     changes = published(1, b"one", b"two", b"three", b"4" * LARGE, b"five", b"six")
-    changes.exchanges, changes.bindings, changes.usage = [("e", 0)], [("e", "box.B", "k")], {("A", "box.B"): 77}
+    changes.exchanges, changes.bindings, changes.usage = [("e", 0)], [("e", "box.B", "k")], {("A", "box.B"): (77, 6)}
+    changes.client_limits = {("A", "queues"): 3}
     return changes
 
 

@@ -118,6 +118,12 @@ def _topology(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
                      (q.name, *values, numbers.add(q.name)))  # fmt: skip
     for binding in changes.bindings:
         link.run(upsert("bindings", ("exchange", "queue", "routing_key"), 3), binding)
+    for (client, what), most in changes.client_limits.items():
+        if most >= 0:
+            row = (client, what, min(most, _MOST))
+            link.run(upsert("client_limits", ("client", "what", "most"), 2), row)
+        else:
+            link.run("DELETE FROM client_limits WHERE client = ? AND what = ?", (client, what))
     for grant in changes.grants:
         link.run(upsert("grants", ("client", '"right"', "resource"), 3), grant)
     for grant in changes.dropped_grants:
@@ -294,8 +300,9 @@ _HIGHEST = (
     "AS s (sender, highest) ON CONFLICT (sender) DO UPDATE SET highest = excluded.highest"
 )
 _USE = (
-    "INSERT INTO usage SELECT * FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS bigint[])) "
-    "AS u (sender, queue, bytes) ON CONFLICT (sender, queue) DO UPDATE SET bytes = excluded.bytes"
+    "INSERT INTO usage SELECT * FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS bigint[]), "
+    "CAST(? AS bigint[])) AS u (sender, queue, bytes, envelopes) ON CONFLICT (sender, queue) "
+    "DO UPDATE SET bytes = excluded.bytes, envelopes = excluded.envelopes"
 )
 _USE_NO_MORE = (
     "DELETE FROM usage u USING unnest(CAST(? AS text[]), CAST(? AS text[])) AS g (sender, queue) "
@@ -309,10 +316,10 @@ def _counters(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
         link.run(_COUNT, _columns((numbers.of[c.queue], c.depth, c.size, c.first, c.next) for c in counters))
     if changes.highest:
         link.run(_HIGHEST, _columns((sender, highest.hex()) for sender, highest in changes.highest.items()))
-    used = [(*key, size) for key, size in changes.usage.items() if size]
+    used = [(*key, *used) for key, used in changes.usage.items() if used[1]]
     if used:
         link.run(_USE, _columns(used))
-    unused = [key for key, size in changes.usage.items() if not size]
+    unused = [key for key, used in changes.usage.items() if not used[1]]
     if unused:
         link.run(_USE_NO_MORE, _columns(unused))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
 from cipherbox.store.port import TraceReport, TraceRow
+from cipherbox.store.postgres import retention
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.rows import MOST, as_known, dead_page
@@ -28,6 +30,18 @@ _OPEN_DEAD = (
     "AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
     "AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM deliveries y WHERE "
     "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
+)
+_KEPT = (
+    "SELECT DISTINCT q.name FROM dead_letters x JOIN queues q ON q.queue_no = x.queue_no "
+    "WHERE x.number = ? AND x.settled = ''"
+)
+# What `retention.drop_dead_letters` takes away: the queue, its sender and its bytes.
+_RETIRED = (
+    f"SELECT q.name, d.sender, d.bytes FROM ({retention.OLD_DEAD}) x "
+    "JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq JOIN queues q ON q.queue_no = x.queue_no "
+    "WHERE q.dropped = 0 AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
+    "AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM deliveries y WHERE "
+    "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq)"
 )
 _KNOWN = (
     "SELECT e.sender, e.envelope_id, e.number, e.generation, e.envelope_hash, ms_of(e.accepted_at), e.bytes, "
@@ -74,7 +88,10 @@ def load(link: Link, head: int) -> Snapshot:
     snapshot.highest = {
         sender: bytes(highest) for sender, highest in link.script("SELECT sender, highest FROM senders")
     }
-    snapshot.usage = {(s, q): size for s, q, size in link.script("SELECT sender, queue, bytes FROM usage")}
+    usage = link.script("SELECT sender, queue, bytes, envelopes FROM usage")
+    snapshot.usage = {(sender, queue): (size, count) for sender, queue, size, count in usage}
+    own = link.script("SELECT client, what, most FROM client_limits")
+    snapshot.client_limits = {(client, what): most for client, what, most in own}
     rows = link.script(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
         "WHERE dropped = 0 ORDER BY name"
@@ -105,6 +122,8 @@ def facts(link: Link, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts
             rows = _entries(link.run(_ENTRY + _WAITS + "AND d.number = ANY(CAST(? AS bigint[]))",
                                      (numbers.of[queue], found_numbers)))  # fmt: skip
             found.entries.setdefault(queue, {}).update({entry.seq: entry for entry in rows})
+    if wanted.retired:
+        found.retired = [(q, s, size) for q, s, size in link.run(_RETIRED, (wanted.retired, retention.MOST))]
     for queue, after in wanted.pages:
         if queue in numbers.of:
             rows = _entries(link.run(_ENTRY + _WAITS + "AND d.seq > ? ORDER BY d.seq LIMIT ?",
@@ -123,9 +142,14 @@ def _known(link: Link, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, b
     found = {}
     for sender, envelope_id, number, generation, envelope_hash, accepted_at, size, commitment in rows:
         found[(sender, envelope_id.bytes)] = as_known(
-            number, generation, bytes(envelope_hash), accepted_at, size, bytes(commitment), places[number]
-        )
+            number, generation, bytes(envelope_hash), accepted_at, size, bytes(commitment), places[number],
+            partial(_kept, link, number),
+        )  # fmt: skip
     return found
+
+
+def _kept(link: Link, number: int) -> list[str]:
+    return [name for (name,) in link.run(_KEPT, (number,))]
 
 
 def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[bytes | None]:

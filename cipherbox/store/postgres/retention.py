@@ -18,6 +18,9 @@ from cipherbox.store.postgres.schema import PARTITIONED, ends_at_ms, month_of, m
 MOST = 5000
 BY = "retention"
 _LOCK_MS = 1500  # longer than PostgreSQL waits before it calls off its own vacuuming
+OLD_DEAD = (
+    "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY queue_no, seq LIMIT ?"
+)
 # What an envelope is kept for: it waits, or is a dead letter nobody settled.
 _OPEN = (
     "SELECT d.number FROM entries d WHERE d.accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) AND (d.state < 3 OR "
@@ -37,8 +40,7 @@ def drop_dead_letters(link: Link, changes: Changes, cutoffs: Cutoffs) -> None:
         "SELECT x.queue_no, x.seq, d.number, d.fan, EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
         "AND y.queue_no = d.queue_no AND y.seq > d.seq) OR EXISTS (SELECT 1 FROM deliveries y WHERE "
         "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
-        "FROM dead_letters x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
-        "WHERE x.settled = '' AND x.at < ? LIMIT ?",
+        f"FROM ({OLD_DEAD}) x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq",
         (cutoffs.dead_letters, MOST),
     )
     for queue_no, seq, number, fan, again in rows:

@@ -64,10 +64,10 @@ def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spoo
         [(c.depth, c.size, c.first, c.next, numbers.of[c.queue]) for c in changes.counters if c.queue in numbers.of],
     )
     db.executemany("INSERT OR REPLACE INTO senders VALUES (?, ?)", changes.highest.items())
-    usage = [(sender, queue, size) for (sender, queue), size in changes.usage.items() if size]
-    db.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?, ?)", usage)
+    usage = [(*key, *used) for key, used in changes.usage.items() if used[1]]
+    db.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?)", usage)
     db.executemany(
-        "DELETE FROM usage WHERE sender = ? AND queue = ?", [key for key, size in changes.usage.items() if not size]
+        "DELETE FROM usage WHERE sender = ? AND queue = ?", [key for key, used in changes.usage.items() if not used[1]]
     )
     if changes.bindings_version is not None:
         value = str(changes.bindings_version).encode()
@@ -87,6 +87,10 @@ def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spoo
 
 
 def _topology(db: Connection, changes: Changes, numbers: QueueNumbers) -> None:
+    for (client, what), most in changes.client_limits.items():
+        db.execute("DELETE FROM client_limits WHERE client = ? AND what = ?", (client, what))
+        if most >= 0:
+            db.execute("INSERT INTO client_limits VALUES (?, ?, ?)", (client, what, min(most, _MOST)))
     for c in changes.clients:
         row = (c.name, c.role, c.added_at, c.revoked_at, c.reason)
         db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?, ?)", row)

@@ -11,6 +11,7 @@ from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts
 from cipherbox.store.port import TraceReport, TraceRow
 from cipherbox.store.rows import MOST, Row, as_known, dead_page
 from cipherbox.store.spool import NAME, Place, Spool
+from cipherbox.store.sqlite import retention
 from cipherbox.store.sqlite.commit import QueueNumbers
 from cipherbox.store.sqlite.database import Connection
 
@@ -35,6 +36,16 @@ _DEAD_ROWS = (
     "FROM dead_letters x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
     "JOIN envelopes e ON e.number = x.number JOIN queues q ON q.queue_no = x.queue_no "
 )
+# What `retention.drop_dead_letters` takes away: the queue, its sender and its bytes.
+_RETIRED = (
+    f"SELECT q.name, e.sender, e.bytes FROM ({retention.OLD_DEAD}) x JOIN envelopes e ON e.number = x.number "
+    "JOIN queues q ON q.queue_no = x.queue_no WHERE q.dropped = 0 AND NOT EXISTS (SELECT 1 FROM entries y "
+    "WHERE y.number = x.number AND y.queue_no = x.queue_no AND y.seq > x.seq)"
+)
+_KEPT = (
+    "SELECT DISTINCT q.name FROM entries d JOIN dead_letters x ON x.queue_no = d.queue_no AND x.seq = d.seq "
+    "JOIN queues q ON q.queue_no = d.queue_no WHERE d.number = ? AND x.settled = ''"
+)
 _BY_ID = (
     f"SELECT {_COLUMNS} FROM envelopes e CROSS JOIN entries d ON d.number = e.number "
     "WHERE e.envelope_id = ? AND e.sender = ? AND d.queue_no = ? AND d.state < 2"
@@ -55,7 +66,10 @@ def load(db: Connection, head: int) -> Snapshot:
     snapshot.bindings = db.execute("SELECT exchange, queue, routing_key FROM bindings").fetchall()
     snapshot.grants = db.execute("SELECT client, right, resource FROM grants").fetchall()
     snapshot.highest = dict(db.execute("SELECT sender, highest FROM senders").fetchall())
-    snapshot.usage = {(s, q): size for s, q, size in db.execute("SELECT sender, queue, bytes FROM usage")}
+    usage = db.execute("SELECT sender, queue, bytes, envelopes FROM usage")
+    snapshot.usage = {(sender, queue): (size, count) for sender, queue, size, count in usage}
+    own = db.execute("SELECT client, what, most FROM client_limits")
+    snapshot.client_limits = {(client, what): most for client, what, most in own}
     rows = db.execute(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
         "WHERE dropped = 0 ORDER BY name"
@@ -90,6 +104,8 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
             span = (numbers.of[queue], first, min(first + count - 1, MOST))
             rows = db.execute(_DEAD_ENTRY + "AND d.seq BETWEEN ? AND ?", span)
             found.dead.setdefault(queue, {}).update({row[0]: Entry(*row) for row in rows})
+    if wanted.retired:
+        found.retired = db.execute(_RETIRED, (wanted.retired, retention.MOST)).fetchall()
     for queue, after in wanted.pages:
         if queue in numbers.of:
             rows = db.execute(_ENTRY + "AND d.seq > ? ORDER BY d.seq LIMIT ?", (numbers.of[queue], after, page))
@@ -111,7 +127,8 @@ def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
         (row[0],),
     ).fetchall()
     number, generation, envelope_hash, accepted_at, size, commitment = row
-    return as_known(number, generation, envelope_hash, accepted_at, size, commitment, entries)
+    kept = lambda: [name for (name,) in db.execute(_KEPT, (number,))]  # noqa: E731
+    return as_known(number, generation, envelope_hash, accepted_at, size, commitment, entries, kept)
 
 
 def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[bytes | None]:

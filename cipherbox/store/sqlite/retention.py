@@ -12,6 +12,9 @@ from cipherbox.store.sqlite.database import Connection
 
 MOST = 5000
 BY = "retention"
+OLD_DEAD = (
+    "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY queue_no, seq LIMIT ?"
+)
 _FINISHED = (
     "SELECT e.number FROM envelopes e WHERE e.accepted_at < ? AND NOT EXISTS (SELECT 1 FROM bodies b "
     "WHERE b.number = e.number) AND NOT EXISTS (SELECT 1 FROM entries d WHERE d.number = e.number AND d.state < 2) "
@@ -24,8 +27,7 @@ def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> Non
     if not cutoffs.dead_letters:
         return
     rows = db.execute(
-        "SELECT x.queue_no, x.seq, e.number, e.fan FROM dead_letters x JOIN envelopes e ON e.number = x.number "
-        "WHERE x.settled = '' AND x.at < ? LIMIT ?",
+        f"SELECT x.queue_no, x.seq, e.number, e.fan FROM ({OLD_DEAD}) x JOIN envelopes e ON e.number = x.number",
         (cutoffs.dead_letters, MOST),
     ).fetchall()
     for queue_no, seq, number, fan in rows:

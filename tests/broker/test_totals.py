@@ -1,0 +1,129 @@
+"""What one client may have at HQ in all: bytes, envelopes and queues, refused with the number."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import Confirmed, Done, Failed
+from cipherbox.limits import LIMITS
+from tests.broker.world import BIG, HQ, World
+
+LOW = attrs.evolve(LIMITS, bytes_per_client=1000, envelopes_per_client=15, quota_bytes=800)
+MANY = tuple(f"C{n}" for n in range(20))
+
+
+def refusal(w: World, *to: str, size: int = 100, sender: str = "A") -> str:
+    answer = w.publish(w.item(sender, to, size=size))
+    assert isinstance(answer, Failed)
+    return str(answer.error)
+
+
+def test_one_client_cannot_fill_the_disk_through_many_mailboxes() -> None:
+    w = World(LOW, "A", *MANY)
+    for name in MANY[:10]:
+        assert isinstance(w.publish(w.item("A", (name,))), Confirmed)
+    assert refusal(w, MANY[10]) == "A has 1000 bytes at HQ, in all queues and dead letters; at most 1000"
+    assert isinstance(w.publish(w.item("C0", ("A",))), Confirmed)  # others go on
+    w.ok(m.Ack(w.connection_of["C0"], "C0", w.next(), "box.C0", [(1, 1)]))
+    assert isinstance(w.publish(w.item("A", (MANY[10],))), Confirmed)
+
+
+def test_small_envelopes_are_counted_too() -> None:
+    w = World(LOW, "A", *MANY)
+    for name in MANY[:15]:
+        assert isinstance(w.publish(w.item("A", (name,), size=1)), Confirmed)
+    assert refusal(w, MANY[15], size=1) == "A has 15 envelopes at HQ, in all queues and dead letters; at most 15"
+
+
+def test_an_envelope_counts_in_each_of_its_queues_and_is_refused_whole() -> None:
+    w = World(LOW, "A", *MANY)
+    assert isinstance(w.publish(w.item("A", MANY[:4])), Confirmed)
+    assert w.broker.totals.of("A") == (400, 4)
+    assert "400 bytes" in refusal(w, *MANY[:7])
+    assert w.broker.totals.of("A") == (400, 4)
+
+
+def test_dead_letters_count_until_somebody_drops_them() -> None:
+    """Else whoever lets its envelopes expire would have the disk for nothing."""
+    w = World(LOW, "A", "B")
+    for _ in range(8):
+        w.publish(w.item("A", ("B",), expires_at=w.now + 10))
+    w.now += 20
+    w.run(m.Sweep())
+    assert w.broker.queues["box.B"].depth == 0
+    assert "800 bytes of A are in box.B already" in refusal(w, "B")
+    w.recover()
+    w.connect("A")
+    w.connect("B")
+    assert "800 bytes of A are in box.B already" in refusal(w, "B")
+    assert w.ok(m.SettleDead(*HQ, w.next(), "box.B", [(1, 3)], True)) == Done(w.correlation, 3)
+    assert w.broker.totals.of("A") == (500, 5)
+    assert isinstance(w.publish(w.item("A", ("B",))), Confirmed)
+
+
+def test_a_recipient_costs_its_senders_what_one_queue_may_hold_and_no_more() -> None:
+    """Whoever refuses everything it gets fills its own queue's share, and its sender reaches all others."""
+    w = World(LOW, "A", "B", "C")
+    for n in range(8):
+        w.publish(w.item("A", ("B",)))
+        w.ok(m.Nack(w.connection_of["B"], "B", w.next(), "box.B", n + 1, False, 5, "no"))
+    assert "box.B" in refusal(w, "B")
+    assert isinstance(w.publish(w.item("A", ("C",))), Confirmed)
+
+
+def test_a_queue_with_dead_letters_is_not_deleted_by_its_owner() -> None:
+    w = World(LOW, "A", "B")
+    w.ok(m.DeclareQueue(1, "A", w.next(), "q", "", ()))
+    w.publish(w.item("A", ("A",), "", "q"))
+    w.ok(m.Nack(1, "A", w.next(), "q", 1, False, 5, "no"))
+    assert w.fails(m.DeleteQueue(1, "A", w.next(), "q")) == "conflict"
+    w.ok(m.SettleDead(1, "A", w.next(), "q", [(1, 1)], False))
+    w.ok(m.Ack(1, "A", w.next(), "q", [(2, 1)]))
+    w.ok(m.DeleteQueue(1, "A", w.next(), "q"))
+    assert w.broker.totals.of("A") == (0, 0)
+
+
+def test_an_admin_gives_one_client_more_or_less() -> None:
+    w = World(LOW, "A", "B", *MANY)
+    assert w.fails(m.LimitClient(1, "A", w.next(), "A", "bytes", BIG)) == "forbidden"
+    assert w.fails(m.LimitClient(*HQ, w.next(), "NOBODY", "bytes", 1)) == "not-found"
+    assert w.fails(m.LimitClient(*HQ, w.next(), "A", "friends", 1)) == "invalid-request"
+    assert w.ok(m.LimitClient(*HQ, w.next(), "A", "bytes", 2000)) == Done(w.correlation, 1)
+    assert w.ok(m.LimitClient(*HQ, w.next(), "A", "bytes", 2000)) == Done(w.correlation, 0)
+    for name in MANY[:12]:
+        assert isinstance(w.publish(w.item("A", (name,))), Confirmed)
+    w.ok(m.LimitClient(*HQ, w.next(), "A", "bytes", 0))  # what is there stays
+    w.recover()
+    for name in ("A", "B", *MANY):
+        w.connect(name)
+    assert "1200 bytes" in refusal(w, "B")
+    w.ok(m.LimitClient(*HQ, w.next(), "A", "bytes", -1))
+    assert "at most 1000" in refusal(w, "B")
+    assert isinstance(w.publish(w.item("B", ("A",))), Confirmed)
+    acts = [a.what for a in w.run(m.LimitClient(*HQ, w.next(), "A", "queues", 1)).acts]
+    assert acts == ["LimitClient"]
+    w.ok(m.DeclareQueue(w.connection_of["A"], "A", w.next(), "q", "", ()))
+    assert w.fails(m.DeclareQueue(w.connection_of["A"], "A", w.next(), "r", "", ())) == "limit-reached"
+
+
+@pytest.mark.parametrize("size", [50, 200])
+def test_the_next_generation_counts_what_it_adds(size: int) -> None:
+    w = World(LOW, "A", "B", "C")
+    item = w.item("A", ("B", "C"))
+    w.publish(item)
+    newer = item._replace(generation=1, envelope_hash=bytes(32), size=size, correlation=w.next())
+    w.run(m.Publish(1, "A", [newer]))
+    assert w.broker.totals.of("A") == (2 * size, 2)
+    huge = item._replace(generation=2, envelope_hash=bytes([1]) * 32, size=600, correlation=w.next())
+    (answer,) = w.run(m.Publish(1, "A", [huge])).answers[1]
+    assert isinstance(answer, Failed)
+    assert "at most 1000" in str(answer.error)
+
+
+def test_asking_for_dead_letters_that_are_not_there_leaves_no_line_in_the_log() -> None:
+    w = World(LOW, "A", "B")
+    effects = w.run(m.SettleDead(2, "B", w.next(), "box.B", [(n, 1) for n in range(1, 400)], False))
+    assert effects.acts == []
+    assert not effects.changes
