@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from cipherbox.broker import consume, dead, listing, publish, topology
+from cipherbox.broker import clients, consume, dead, listing, publish, topology
 from cipherbox.broker import model as m
 from cipherbox.broker.exchanges import Exchange
 from cipherbox.broker.model import (
@@ -93,7 +93,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.RevokeClient: topology.revoke_client,
     m.NoteBundle: topology.note_bundle,
     m.List: listing.listing,
-    m.LimitClient: topology.limit_client,
+    m.LimitClient: clients.limit_client,
     m.EnrolHere: _note,
     m.Enrol: _note,
     m.KeysAnew: _note,

@@ -11,8 +11,8 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from cipherbox.broker import model as m
+from cipherbox.broker.clients import owned_queues
 from cipherbox.broker.model import EVERYBODY, Listed
-from cipherbox.broker.topology import owned_queues
 from cipherbox.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from cipherbox.broker import model as m
+from cipherbox.broker.clients import owned_queues
 from cipherbox.broker.consume import bury, disconnect, end_consumer, end_reader, want_page
 from cipherbox.broker.dead import overflow
 from cipherbox.broker.exchanges import Exchange
@@ -27,7 +28,7 @@ from cipherbox.broker.model import (
 )
 from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
-from cipherbox.broker.usage import QUEUES, SETTINGS
+from cipherbox.broker.usage import QUEUES
 from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, Revoked
 from cipherbox.limits import check_client_id, check_name
 
@@ -153,12 +154,6 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
     _add_queue(broker, c.name, owner, tuple(sorted(set(c.readers) - {owner})))
     _limit(broker, broker.queues[c.name], c)
     return Done(c.correlation, 1)
-
-
-def owned_queues(broker: Broker, client: str) -> int:
-    """How many queues a client has beside its mailboxes."""
-    theirs = (broker.queues[name] for name in broker.reads.get(client, ()))
-    return sum(1 for q in theirs if q.owner == client and not q.name.startswith(MAILBOX))
 
 
 def _limit(broker: Broker, queue: Queue, c: m.DeclareQueue) -> bool:
@@ -361,23 +356,6 @@ def add_client(broker: Broker, c: m.AddClient) -> Done:
             if name not in broker.queues:
                 _add_queue(broker, name, c.target, ())
     return Done(c.correlation, 0 if found else 1)
-
-
-def limit_client(broker: Broker, c: m.LimitClient) -> Done:
-    _need_admin(broker, c)
-    if c.target not in broker.rights.clients:
-        raise NotFound(f"there is no client {c.target!r}")
-    if c.what not in SETTINGS:
-        raise InvalidRequest(f"a client has no limit of {c.what!r}; there are {', '.join(SETTINGS)}")
-    key = (c.target, c.what)
-    if broker.totals.own.get(key, -1) == c.most:
-        return Done(c.correlation, 0)
-    if c.most < 0:
-        del broker.totals.own[key]
-    else:
-        broker.totals.own[key] = c.most
-    broker.effects.changes.client_limits[key] = c.most
-    return Done(c.correlation, 1)
 
 
 def note_bundle(broker: Broker, c: m.NoteBundle) -> Done:

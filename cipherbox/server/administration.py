@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from cipherbox.broker.topology import owned_queues
+from cipherbox.broker.clients import owned_queues
 from cipherbox.broker.usage import BUNDLES, BYTES, CERTIFICATES, ENVELOPES, PREKEYS, QUEUES
 from cipherbox.errors import GoingAway, NotFound
 from cipherbox.ops.metrics import METRICS, Histogram, Sample

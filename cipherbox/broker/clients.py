@@ -1,0 +1,39 @@
+"""How much one client may have, and the queues it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cipherbox.broker import model as m
+from cipherbox.broker.model import Done
+from cipherbox.broker.rights import MAILBOX
+from cipherbox.broker.usage import SETTINGS
+from cipherbox.errors import Forbidden, InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from cipherbox.broker.core import Broker
+
+
+def owned_queues(broker: Broker, client: str) -> int:
+    """How many queues a client has beside its mailboxes."""
+    theirs = (broker.queues[name] for name in broker.reads.get(client, ()))
+    return sum(1 for q in theirs if q.owner == client and not q.name.startswith(MAILBOX))
+
+
+def limit_client(broker: Broker, c: m.LimitClient) -> Done:
+    """An admin says how much one client may have, or that it is as the settings say."""
+    if not broker.rights.is_admin(c.client, c.connection):
+        raise Forbidden("only an admin may do that")
+    if c.target not in broker.rights.clients:
+        raise NotFound(f"there is no client {c.target!r}")
+    if c.what not in SETTINGS:
+        raise InvalidRequest(f"a client has no limit of {c.what!r}; there are {', '.join(SETTINGS)}")
+    key = (c.target, c.what)
+    if broker.totals.own.get(key, -1) == c.most:
+        return Done(c.correlation, 0)
+    if c.most < 0:
+        del broker.totals.own[key]
+    else:
+        broker.totals.own[key] = c.most
+    broker.effects.changes.client_limits[key] = c.most
+    return Done(c.correlation, 1)
