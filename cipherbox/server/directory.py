@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import pki
 from cipherbox.broker import model as m
-from cipherbox.broker.usage import BUNDLES
+from cipherbox.broker.usage import BUNDLES, PREKEYS
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle
 from cipherbox.envelope.log import verify_bundle_proof
 from cipherbox.errors import (
@@ -93,7 +93,8 @@ class Directory:
         )
         if anew:  # the log says so before anybody is shown it, and nothing that the keys before signed is handed out
             await self._engine.call(lambda n: m.KeysAnew(0, "", n, client, bundle.sequence, bundle.hash.hex()))
-            await self._in_store(self._store.put_prekeys, client, b"", (), LIMITS.prekeys_per_client, True)
+            most = self._engine.broker.totals.most(client, PREKEYS)
+            await self._in_store(self._store.put_prekeys, client, b"", (), most, True)
         await self._in_store(self._store.put_bundle, row)
         await self._proof(bundle)
         return Registered.ANEW if anew else Registered.NEW
