@@ -1,6 +1,7 @@
 # make demo    builds the one file and plays the labs scenario with it
 # make test    all tests             make check   style, types, layers
 # make pyz     dist/cipherbox.pyz    make bench   speed, with figures
+# make wheel   a wheel, for pip install and programs of your own
 # make everywhere   dist/cipherbox-everywhere.pyz: the same for every system and Python
 # make sim     thousands of seeds of the simulation: SEEDS=first:count chooses them
 # make fuzz    the parsers, for MINUTES=10: guided by coverage when atheris is installed; TARGETS chooses some
@@ -19,7 +20,7 @@ JOBS ?= 2
 SEEDS ?= 0:2000
 MINUTES ?= 10
 
-.PHONY: demo test check pyz everywhere bench sim fuzz clean lock
+.PHONY: demo test check pyz wheel everywhere bench sim fuzz clean lock
 .DELETE_ON_ERROR:
 
 demo: $(PYZ)
@@ -35,6 +36,9 @@ check: $(STAMP)
 	$(RUN) -m pytest tests/test_layers.py
 
 pyz: $(PYZ)
+
+wheel: $(STAMP)
+	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 everywhere: $(STAMP)
 	$(RUN) packaging/build.py --platform all dist/cipherbox-everywhere.pyz

@@ -71,6 +71,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "prove": ("prove.command", "prove", "Prove that nothing is lost or doubled, whatever is killed."),
         "bench": ("bench.command", "bench", "Measure how fast this machine does the whole job."),
         "manual": ("manual", "manual", "Read the manual."),
+        "python": ("python", "python", "Run a program of yours with CipherBox's library."),
         "install": ("install.command", "install", "Install or upgrade HQ, or a client, on this machine."),
         "uninstall": ("install.command", "uninstall", "Remove it again; data stays."),
         "completion": ("texts", "completion", "Print the shell's completion of these commands."),

@@ -57,13 +57,20 @@ INDEX: dict[str, dict[str, str]] = {
         "threat-model": "who could attack, what each can, and cannot, with tests",
     },
 }  # fmt: skip
+# programs in manual/examples, printed as they are: cipherbox manual example-sender > sender.py
+EXAMPLES = {
+    "example-key-maker": "make keys, enrol, hand out the public ones",
+    "example-sender": "send a batch by route",
+    "example-receiver": "declare a queue, bind it, receive each message once",
+    "example-handshake": "a session of two programs' own, made through HQ",
+}
 PAGES = [page for kind in INDEX.values() for page in kind]
 _LINES_SHOWN = 4  # of a page that a search finds
 _WIDEST = 120  # columns; longer lines are hard to read
 
 
 def _topics(context: click.Context, argument: click.Parameter, begun: str) -> list[str]:
-    return [page for page in PAGES if page.startswith(begun)]
+    return [page for page in (*PAGES, *EXAMPLES) if page.startswith(begun)]
 
 
 @click.command()
@@ -82,10 +89,13 @@ def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> No
         click.echo(man_page(), nl=False)
         return
     pages = manual_pages()
+    if topic in EXAMPLES:
+        click.echo(example(topic), nl=False)
+        return
     if topic is not None and topic not in pages:
         import difflib
 
-        near = difflib.get_close_matches(topic, PAGES, n=3) or [p for p in PAGES if topic and topic in p]
+        near = difflib.get_close_matches(topic, [*PAGES, *EXAMPLES], n=3) or [p for p in PAGES if topic and topic in p]
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise click.UsageError(
             f"There is no page {topic!r}.{hint} `cipherbox manual` lists them; `--search` looks into them."
@@ -105,9 +115,9 @@ def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> No
 def _list() -> None:
     import shutil
 
-    name = max(map(len, PAGES)) + 4
+    name = max(map(len, (*PAGES, *EXAMPLES))) + 4
     width = min(shutil.get_terminal_size().columns, _WIDEST)
-    for kind, entries in INDEX.items():
+    for kind, entries in (INDEX | {"Programs: to start from": EXAMPLES}).items():
         click.secho(f"\n{kind}" if kind != next(iter(INDEX)) else kind, bold=True)
         for page, line in entries.items():
             click.echo(click.wrap_text(line, width, f"  {page}".ljust(name), " " * name))
@@ -203,6 +213,14 @@ def manual_pages() -> dict[str, str]:
         for entry in folder.iterdir()
         if entry.name.endswith(".md")
     }
+
+
+def example(name: str) -> str:
+    """One of the example programs."""
+    from importlib.resources import files
+
+    file = name.removeprefix("example-").replace("-", "_") + ".py"
+    return files("cipherbox").joinpath("manual", "examples", file).read_text("utf-8")
 
 
 def title(page: str) -> str:

@@ -7,6 +7,7 @@ starts use the folder.  `cipherbox install` unpacks for every Python at once, in
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -51,16 +52,29 @@ def _has_glibc() -> bool:
         return False
 
 
-def cache_directory() -> Path:
-    """Where a first start unpacks; for root never in the home that sudo left in the environment."""
+def cache_directories() -> list[Path]:
+    """Where a first start unpacks: the first that can be used.  For root never in the home that sudo left behind.
+
+    Whoever names a place is taken at their word.  A user without a home, and one in whose home no program may run, get
+    a folder of their own among the temporary files.
+    """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named)
+        return [Path(named)]
     if os.name == "nt":
         local = os.environ.get("LOCALAPPDATA")
-        return Path(local or os.path.expanduser("~"), "CipherBox", "cache")
+        return [Path(local or os.path.expanduser("~"), "CipherBox", "cache")]
     home = os.path.expanduser("~root" if os.geteuid() == 0 else "~")
-    return Path(home, ".cache", "cipherbox")
+    own = [Path(home, ".cache", "cipherbox")] if os.path.isabs(home) else []
+    return [*own, Path(tempfile.gettempdir(), f"cipherbox-{os.geteuid()}")]
+
+
+def runs_nothing(place: Path) -> bool:
+    """Whether files there may not be executed: the compiled parts of the file could not be loaded."""
+    try:
+        return bool(os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0))
+    except (AttributeError, OSError):
+        return False
 
 
 def fits(names: list[str], platform: str, python: str) -> str:
@@ -99,13 +113,27 @@ def _wanted(names: list[str], platform: str, pythons: tuple[str, ...] | None) ->
 
 def unpacked(file: str, build: str) -> Path:
     """The folder of this build, made at the first start.  OSError or ValueError say why not."""
-    cache = cache_directory()
+    unusable: list[str] = []  # a place that is not safe is no reason to take another: somebody has to look
+    for cache in cache_directories():
+        try:
+            return _in(cache, file, build, unusable)
+        except OSError as error:
+            unusable.append(f"{error.filename or cache}: {error.strerror}")
+    raise ValueError("; ".join(unusable))
+
+
+def _in(cache: Path, file: str, build: str, unusable: list[str]) -> Path:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     cache = cache.resolve()  # what is checked is what is used, wherever a link leads later
     check_place(cache)
+    if runs_nothing(cache):
+        raise OSError(errno.EACCES, "files there may not be executed (mounted noexec)", str(cache))
     target = cache / f"{build[:16]}-{python_name()}"
     if not target.is_dir():
         _first(file, cache, target)
+        if unusable:
+            sys.stderr.write(f"CipherBox has unpacked itself into {cache}, because it cannot use {unusable[0]}. "
+                             f"{CACHE_VARIABLE} names another place.\n")  # fmt: skip
     check_place(target, above=cache)
     return target
 
@@ -177,8 +205,7 @@ def start(file: str, build: str) -> NoReturn:
     try:
         folder = unpacked(file, build)
     except (OSError, ValueError) as error:
-        text = f"{error.filename or cache_directory()}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        sys.stderr.write(f"Error: CipherBox cannot unpack itself: {text}.\n")
+        sys.stderr.write(f"Error: CipherBox cannot unpack itself: {error}.\n")
         sys.stderr.write(f"       It may unpack elsewhere: set {CACHE_VARIABLE} to a directory of your own.\n")
         sys.exit(6)
     sys.path[0] = str(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,43 @@ def test_a_link_counts_as_where_it_leads(deep: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv(unpack.CACHE_VARIABLE, str(link))
     with pytest.raises(ValueError, match=f"{deep.parent} can be written by others"):
         unpack.unpacked("no file", "0" * 64)
+
+
+def _fake_first(file: str, cache: Path, target: Path) -> None:
+    target.mkdir(mode=0o700)
+
+
+def test_without_a_home_it_unpacks_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(unpack.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda name: name)  # what Python says of a user without an entry
+    monkeypatch.setattr(unpack.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(unpack, "_first", _fake_first)
+    monkeypatch.setattr(unpack, "check_place", lambda *_, **__: None)
+    found = unpack.unpacked("file", "0" * 64)
+    assert found.parent == tmp_path / f"cipherbox-{os.geteuid()}"
+    assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
+
+
+def test_a_home_that_runs_nothing_is_said_and_gone_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.delenv(unpack.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda _: str(home))
+    monkeypatch.setattr(unpack.tempfile, "gettempdir", lambda: str(temporary))
+    monkeypatch.setattr(unpack, "_first", _fake_first)
+    monkeypatch.setattr(unpack, "check_place", lambda *_, **__: None)
+    monkeypatch.setattr(unpack, "runs_nothing", lambda place: place.is_relative_to(home))
+    assert unpack.unpacked("file", "0" * 64).parent.parent == temporary
+    assert "noexec" in capsys.readouterr().err
+    unpack.unpacked("file", "0" * 64)
+    assert capsys.readouterr().err == ""  # said once
+    monkeypatch.setattr(unpack, "runs_nothing", lambda _: True)
+    with pytest.raises(ValueError, match=r"home/.cache.*noexec.*; .*cipherbox-"):
+        unpack.unpacked("file", "1" * 64)
+    monkeypatch.setenv(unpack.CACHE_VARIABLE, str(tmp_path / "named"))
+    with pytest.raises(ValueError, match="named: files there may not be executed"):
+        unpack.unpacked("file", "1" * 64)

@@ -1,0 +1,52 @@
+"""`python`: programs with CipherBox's library where there is only the one file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["--help"]}
+)
+@click.argument("script", required=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def python(script: str | None, arguments: tuple[str, ...]) -> int:
+    """Run SCRIPT with the Python and the libraries CipherBox runs with; - is standard input, nothing a prompt.
+
+    \b
+    cipherbox manual example-sender > sender.py
+    cipherbox python sender.py ~/.cipherbox CA-RC 'Sample 17 is ready'
+    """
+    import runpy
+    import traceback
+
+    if script is None:
+        import code
+
+        code.interact(f"Python {sys.version.split()[0]} with cipherbox; Ctrl-D ends it.", exitmsg="")
+        return 0
+    if script != "-" and not Path(script).is_file():
+        raise click.UsageError(f"There is no program {script!r}.")
+    sys.argv = [script, *arguments]
+    try:
+        if script == "-":
+            sys.path.insert(0, "")
+            source = compile(sys.stdin.read(), "<stdin>", "exec")
+            exec(source, {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102 - what was asked for
+        else:
+            sys.path.insert(0, str(Path(script).resolve().parent))
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit:
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the program's own, shown as Python shows it
+        inner = error.__traceback__
+        while inner is not None and inner.tb_frame.f_code.co_filename not in (script, "<stdin>"):
+            inner = inner.tb_next
+        traceback.print_exception(type(error), error, inner or error.__traceback__)
+        return 1
+    return 0

@@ -1,0 +1,31 @@
+"""key_maker: make this client's keys, and enrol it at HQ with the token its admin gave you.
+
+    cipherbox python key_maker.py HOME TOKEN_FILE PUBLIC_FILE
+
+The keys are made on this machine and never leave HOME.  PUBLIC_FILE gets the public key bundle, which may be handed to
+anybody; the number that is printed is what two people compare by telephone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+from cipherbox.client import join, open_client
+from cipherbox.envelope.bundle import fingerprint
+
+
+async def main(home: str, token_file: str, public_file: str) -> None:
+    report = await join(home, await trio.Path(token_file).read_text())
+    print(f"{report.client_id} is enrolled at {report.address}; its keys are in {report.home}")
+    async with open_client(home) as client:
+        assert client.home.identity is not None  # an admin's machine has none
+        bundle = client.home.identity.bundle  # what HQ hands out to those who send to this client
+        assert bundle is not None
+        await trio.Path(public_file).write_bytes(bundle.raw)
+        print(f"The public keys are in {public_file}, their number is {fingerprint(bundle)}")
+
+
+if __name__ == "__main__":
+    trio.run(main, sys.argv[1], sys.argv[2], sys.argv[3])

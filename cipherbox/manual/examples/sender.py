@@ -1,0 +1,30 @@
+"""sender: send a batch of messages by route; nothing that was taken is lost, whatever happens to the line.
+
+    cipherbox python sender.py HOME RECEIVER MESSAGE...
+
+An admin gives the right to publish first: cipherbox grant FL-LAB publish my_exchange
+"""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+from cipherbox.client import open_client
+
+EXCHANGE, KEY = "my_exchange", "my_key"
+
+
+async def main(home: str, receiver: str, messages: list[str]) -> None:
+    async with open_client(home, on_event=print) as client:
+        # Only who is on the list gets a key, whatever HQ says who reads the queue.
+        client.allow.allow(EXCHANGE, [receiver])
+        confirmation = await client.publish(messages, exchange=EXCHANGE, routing_key=KEY)
+        # From here on HQ has them on its disk.  Had it been away, they would wait in the outbox (`Queued`).
+        for message_id in confirmation.message_ids:
+            print(f"Confirmed: {message_id}")
+
+
+if __name__ == "__main__":
+    trio.run(main, sys.argv[1], sys.argv[2], sys.argv[3:])
