@@ -255,6 +255,14 @@ class SessionTable:
 
 
 @attrs.frozen
+class LogSettings:
+    """Table `[log]`; the manual page `log` explains them."""
+
+    witnesses: tuple[str, ...] = setting((), "keys of witnesses, as `cipherbox witness --key` prints them")
+    quorum: int = setting(0, "a confirm counts when so many of them stand behind it; 0: HQ's word is enough", low=0)
+
+
+@attrs.frozen
 class ClientConfig:
     """Everything a client is told.  ``home`` is its directory, absolute."""
 
@@ -274,12 +282,13 @@ class ClientConfig:
     agent: AgentSettings = attrs.Factory(AgentSettings)
     sessions: SessionTable = attrs.Factory(SessionTable)
     inbox: InboxSettings = attrs.Factory(InboxSettings)
+    log: LogSettings = attrs.Factory(LogSettings)
 
 
 CLIENT_TABLES: dict[str, type] = {
     "client": IdentitySettings, "line": LineSettings, "alerts": AlertSettings, "retry": RetrySettings,
-    "outbox": OutboxSettings,
-    "keys": KeySettings, "agent": AgentSettings, "inbox": InboxSettings, "sessions": SessionTable,
+    "outbox": OutboxSettings, "keys": KeySettings, "agent": AgentSettings, "inbox": InboxSettings,
+    "sessions": SessionTable, "log": LogSettings,
 }  # fmt: skip
 
 # -- loading and writing ------------------------------------------------------------------------------------------
@@ -370,6 +379,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
     more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
     return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, alerts=alerts, agent=tables["agent"],
+                        log=tables["log"],
                         inbox=_absolute(home, tables["inbox"]), sessions=tables["sessions"])  # fmt: skip
 
 

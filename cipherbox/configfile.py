@@ -137,7 +137,9 @@ def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: 
 
 def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *, limit: bool) -> Any:
     wanted: tuple[type, ...] = {bool: (bool,), int: (int,), float: (int, float)}.get(hint, (str,))
-    if not isinstance(given, wanted) or (isinstance(given, bool) and hint is not bool):
+    if hint == tuple[str, ...] and isinstance(given, list) and all(isinstance(one, str) for one in given):
+        return tuple(given)
+    if hint == tuple[str, ...] or not isinstance(given, wanted) or (isinstance(given, bool) and hint is not bool):
         raise ConfigError(f"{where} is {_word(hint)}, not {given!r}")
     value: Any = given
     choices = metadata.get("choices")
@@ -156,7 +158,8 @@ def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *,
 
 
 def _word(hint: Any) -> str:
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes",
+             tuple[str, ...]: "a list of texts in quotes"}
     return words.get(hint, "a path in quotes")
 
 
@@ -190,6 +193,8 @@ def toml_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
     text = "" if value is None else value.as_posix() if isinstance(value, Path) else str(value)
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'

@@ -38,6 +38,8 @@ survives it.  Codes are never reused.
     |   +-- BundleNotSigned      +-- BundleOutdated (retry)
     |   +-- BundleUnknown        an envelope names it, and HQ does not have it
     |   +-- NotAllowed           a resolved recipient that the sender's allow-list does not hold
+    +-- LogError                 HQ's signed log does not hold what it promises; nothing is sent
+    |   +-- LogMissing           +-- LogUnproven (retry)  +-- LogContradiction
     +-- ConfigError              a setting, named with file and key and what is allowed
     +-- PasswordError            what is under a password stays closed
     |   +-- WrongPassword        +-- PasswordNeeded       +-- WeakPassword
@@ -365,6 +367,22 @@ class BundleNotSigned(BundleError, code=0x0609):
 
 class BundleOutdated(BundleError, code=0x060A, retryable=True):
     """The client has published no keys of this program's version yet."""
+
+
+class LogError(CipherBoxError, code=0x0B00, closes=True):
+    """HQ's signed log does not hold what it promises."""
+
+
+class LogMissing(LogError, code=0x0B01):
+    """HQ shows no signed log."""
+
+
+class LogUnproven(LogError, code=0x0B02, retryable=True):
+    """HQ did not prove that its signed log names what it confirmed."""
+
+
+class LogContradiction(LogError, code=0x0B03):
+    """HQ's signed log contradicts what HQ signed before."""
 
 
 class ConfigError(CipherBoxError, code=0x0700):

@@ -91,7 +91,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.Grant: topology.grant,
     m.AddClient: topology.add_client,
     m.RevokeClient: topology.revoke_client,
-    m.NoteBundle: topology.note_bundle,
+    m.Note: topology.note,
     m.List: listing.listing,
     m.LimitClient: clients.limit_client,
     m.EnrolHere: _note,

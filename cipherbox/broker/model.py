@@ -291,12 +291,11 @@ class RevokeClient(Command):
 
 
 @attrs.define
-class NoteBundle(Command):
-    """A key bundle that HQ is about to hand out: the registry has it, the signed log names it."""
+class Note(Command):
+    """A group for the signed log alone: a key bundle that HQ is about to hand out, a revocation, an admin's word."""
 
-    target: str
-    sequence: int
-    bundle_hash: bytes
+    kind: int
+    payload: bytes
 
 
 @attrs.define
@@ -338,7 +337,7 @@ class Lost:
 AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
     | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | LimitClient | RevokeClient | List
-    | Disconnect | Sweep | NoteBundle | Lost | SettleDead | Retain | EnrolHere | Enrol | ReplaceClient | KeysAnew
+    | Disconnect | Sweep | Note | Lost | SettleDead | Retain | EnrolHere | Enrol | ReplaceClient | KeysAnew
 )  # fmt: skip
 
 
@@ -434,19 +433,29 @@ class Act(NamedTuple):
     detail: dict[str, object]
 
 
-class NewBundle(NamedTuple):
-    """A key bundle for the signed log."""
+class NewNote(NamedTuple):
+    """A group for the signed log."""
 
     correlation: int
-    client: str
-    sequence: int
-    bundle_hash: bytes
+    kind: int
+    payload: bytes
 
 
 class LogRow(NamedTuple):
     """One entry of the signed log; the store keeps it with the commit it speaks of."""
 
     index: int  # type: ignore[assignment]  # counts from 1
+    at: int
+    record: bytes  # the leaf of the log's tree
+    body: bytes
+    nodes: bytes  # hashes of the perfect subtrees that this leaf completes, from level 0 up
+    incarnation: bytes  # of the store, when this was written
+
+
+class OldLogRow(NamedTuple):
+    """One entry of the log as version 0.5 kept it."""
+
+    index: int  # type: ignore[assignment]
     at: int
     head: bytes
     signature: bytes
@@ -509,7 +518,7 @@ class Changes:
     usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)  # (sender, queue) -> bytes, envelopes there
     client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)  # (client, what) -> most; -1: as the settings say
     bindings_version: int | None = None
-    bundles: list[NewBundle] = attrs.Factory(list)  # for the log alone
+    notes: list[NewNote] = attrs.Factory(list)  # for the log alone
     noted: int = 0  # acts that change nothing else, for the log alone
     log: LogRow | None = None  # put in by the engine
     retention: Cutoffs | None = None
@@ -586,7 +595,8 @@ class Effects:
     handed: list[Handed] = attrs.Factory(list)
     closed: dict[int, CipherBoxError] = attrs.Factory(dict)  # connections to end (revoked)
     pages: list[tuple[str, int]] = attrs.Factory(list)  # (queue, after seq): to bring as facts next time
-    accepted: dict[int, list[Incoming]] = attrs.Factory(dict)  # connection -> stored now, in order: for the log
+    accepted: dict[int, list[Incoming]] = attrs.Factory(dict)  # connection -> stored now, in order
+    confirmed: dict[int, list[Incoming]] = attrs.Factory(dict)  # connection -> of each Confirmed, in order: for the log
     acts: list[Act] = attrs.Factory(list)  # for the log
 
 

@@ -75,6 +75,7 @@ def publish(broker: Broker, command: Publish, facts: Facts) -> None:
     fresh = broker.fresh
     highest = broker.highest
     accepted = broker.effects.accepted.setdefault(command.connection, [])
+    confirmed = broker.effects.confirmed.setdefault(command.connection, [])
     for item in command.items:
         sender = item[3]
         top = highest.get(sender)
@@ -84,11 +85,15 @@ def publish(broker: Broker, command: Publish, facts: Facts) -> None:
                 if known is not None:
                     answer = _again(broker, item, known)
                     answers.append(answer)
-                    if not answer.again:
+                    confirmed.append(item)
+                    if answer.again:
+                        broker.effects.changes.noted += 1  # a confirm is proven, whatever it confirms
+                    else:
                         accepted.append(item)
                     continue
             answers.append(_accept(broker, command.connection, item, top))
             accepted.append(item)
+            confirmed.append(item)
         except CipherBoxError as error:
             answers.append(Failed(item.correlation, error))
 

@@ -358,9 +358,9 @@ def add_client(broker: Broker, c: m.AddClient) -> Done:
     return Done(c.correlation, 0 if found else 1)
 
 
-def note_bundle(broker: Broker, c: m.NoteBundle) -> Done:
+def note(broker: Broker, c: m.Note) -> Done:
     _need_admin(broker, c)
-    broker.effects.changes.bundles.append(m.NewBundle(c.correlation, c.target, c.sequence, c.bundle_hash))
+    broker.effects.changes.notes.append(m.NewNote(c.correlation, c.kind, c.payload))
     return Done(c.correlation, 1)
 
 

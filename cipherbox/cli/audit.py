@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import attrs
 import click
 import orjson
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import json_option, with_admin
+from cipherbox.cli.options import home_of, json_option, run, sure, with_admin, yes_option
+from cipherbox.cli.password import load_here
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.envelope.log import Group, LoggedBundle
+    from cipherbox.envelope.log import Group
     from cipherbox.wire.frames import LogEntry
 
 Entries = AsyncIterator[tuple["LogEntry", int]]
@@ -29,55 +31,39 @@ def audit() -> None:
 @json_option
 @click.pass_context
 def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
-    """Read the whole log from HQ and check every entry: its signature, its content, and that none is missing.
+    """Read the whole log from HQ and check every entry, the tree over them, and that what was read before is there.
 
-    Exit code 1 when an entry was changed, is missing or stands in another place, or when two entries name different key
-    bundles of one client under one number; it is named.
+    Exit code 1 when an entry was changed, is missing or stands in another place, when the newest head does not fit, or
+    when two entries name different key bundles of one client under one number; it is named.
     """
     from cipherbox.cli.output import fail, print_json, say
-    from cipherbox.envelope.log import head_hash, verify_entry
-    from cipherbox.errors import EnvelopeError, InvalidRequest
+    from cipherbox.client.log.audit import Audit, verify_log
+    from cipherbox.errors import InvalidRequest
 
-    async def work(client: Client) -> dict[str, Any]:
-        link = await client.line.ready(client.line.tries)
+    async def work(client: Client) -> Audit:
+        await client.line.ready(client.line.tries)
         try:
-            log_key = bytes.fromhex(key) if key else link.log_key
+            log_key = bytes.fromhex(key) if key else client.log.key
         except ValueError:
             raise InvalidRequest("a log key is 64 hexadecimal digits") from None
-        found: dict[str, Any] = {"entries": 0, "first": 0, "last": 0, "wrong": [], "key": log_key.hex()}
-        before: tuple[int, bytes] | None = None
-        bundles: dict[tuple[str, int], bytes] = {}
         with _progress(as_json) as tell:
-            async for entry, newest in _entries(client):
-                number = before[0] + 1 if before is not None else 1
-                try:
-                    head = verify_entry(entry.head, entry.signature, entry.body, log_key, before)
-                    number = head.index
-                except EnvelopeError as error:
-                    found["wrong"].append({"entry": number, "reason": str(error)})
-                    before = _skip(entry)
-                else:
-                    before = (head.index, head_hash(entry.head, entry.signature))
-                    for one in _bundles(entry):
-                        if bundles.setdefault((one.client_id, one.sequence), one.bundle_hash) != one.bundle_hash:
-                            reason = f"another key bundle {one.sequence} of {one.client_id} than an entry before"
-                            found["wrong"].append({"entry": number, "reason": reason})
-                found["first"] = found["first"] or number
-                found["last"] = number
-                found["entries"] += 1
-                tell(number, newest)
-        return found
+            return await verify_log(client, log_key, tell)
 
     found = with_admin(ctx, work)
     if as_json:
-        print_json(found)
+        print_json(attrs.asdict(found))
     else:
-        for one in found["wrong"]:
+        for one in found.wrong:
             fail(f"Entry {one['entry']}: {one['reason']}.")
-        if not found["wrong"]:
-            say(f"{found['entries']} entries, {found['first']} to {found['last']}: all signed, whole and in order.")
-            say(f"Log key: {found['key']}")
-    return Exit.REFUSED if found["wrong"] else Exit.OK
+        if not found.wrong:
+            say(f"{found.entries} entries, {found.first} to {found.last}: all signed, whole and in order.")
+            if found.remembered:
+                say(f"{found.remembered} of them were read here before, and are the same.")
+            if found.old_entries:
+                say(f"Before them {found.old_entries} entries of the log as it was before 0.6, whole as well.")
+            say(f"Log key: {found.key}")
+            say(f"Root: {found.root}")
+    return Exit.REFUSED if found.wrong else Exit.OK
 
 
 @audit.command("show")
@@ -88,7 +74,7 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
 def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) -> None:
     """Read the log in plain words.  `audit verify` says whether it is whole."""
     from cipherbox.cli.output import print_json, safe, say, time_text
-    from cipherbox.envelope.log import decode_groups, decode_head
+    from cipherbox.envelope.log import decode_groups, decode_record
 
     async def work(client: Client) -> None:
         start = after
@@ -96,7 +82,7 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
             start = max(0, (await client.read_log(0, 1)).last - last)
         shown = 0
         async for entry, _ in _entries(client, start):
-            head, groups = decode_head(entry.head), decode_groups(entry.body)
+            head, groups = decode_record(entry.record), decode_groups(entry.body)
             if as_json:
                 events = [event for group in groups for event in _events(group)]
                 print_json({"entry": head.index, "at": head.at, "root": head.root.hex(), "events": events})
@@ -112,48 +98,122 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
     with_admin(ctx, work)
 
 
-async def _entries(client: Client, after: int = 0) -> Entries:
-    from cipherbox.envelope.log import decode_head
+@audit.command("evidence")
+@click.argument("file", type=click.File("rb"))
+@json_option
+@click.pass_context
+def audit_evidence(ctx: click.Context, file: BinaryIO, as_json: bool) -> int:
+    """Verify a file of evidence against HQ's log: offline, on any machine, with no home.
 
+    Exit code 0 when the two signed heads in it contradict each other, 1 when they do not or HQ may still explain them.
+    """
+    from cipherbox.cli.output import fail, print_json, say, time_text
+    from cipherbox.envelope.evidence import CONSISTENT, FORK, ROLLBACK, verify_file
+
+    found = verify_file(file.read())
+    if as_json:
+        heads = [{"origin": h.origin, "entries": h.size, "root": h.root.hex(), "at": h.at} for h in found[1:3]]
+        print_json({"kind": found.kind, "says": found.words, "hq": found.hq, "first": heads[0], "second": heads[1]})
+        return Exit.OK if found.kind in (FORK, ROLLBACK) else Exit.REFUSED
+    for name, head in (("First", found.first), ("Then", found.second)):
+        say(f"{name}: {head.size} entries, root {head.root.hex()}, signed {time_text(head.at)}, {head.origin}")
+    say(f"Both are signed with the log key that the certificate of {found.hq} stands behind.")
+    if found.kind in (FORK, ROLLBACK):
+        say(f"Proven ({found.kind}): {found.words}.")
+        return Exit.OK
+    todo = "" if found.kind == CONSISTENT else "HQ owes a proof that one goes on from the other; ask its admin for it."
+    fail(f"Not proven by this file alone ({found.kind}): {found.words}.", todo)
+    return Exit.REFUSED
+
+
+@audit.command("restored")
+@yes_option
+@click.pass_context
+def audit_restored(ctx: click.Context, yes: bool) -> None:
+    """Sign, as an admin, that HQ was restored from a backup, so that its clients go on.
+
+    HQ's log says what the restored store goes on from.  Look at it, and sign only what you did yourself: a client that
+    has seen later entries believes your word that they are lost.
+    """
+    from cipherbox.cli.output import next_step, say
+    from cipherbox.client.log.restored import attest_restored
+
+    def ask(text: str) -> None:
+        say(text)
+        sure("Sign that?", yes)
+
+    run(attest_restored, load_here(ctx), ask)
+    next_step("clients that stopped go on with their next start; see: cipherbox audit show --last 5")
+
+
+@audit.command("accept")
+@yes_option
+@click.pass_context
+def audit_accept(ctx: click.Context, yes: bool) -> None:
+    """Forget a contradiction that was found, and believe the log that HQ shows next.
+
+    For when you know what happened.  The file of evidence stays.
+    """
+    from contextlib import closing
+
+    from cipherbox.cli.output import say
+    from cipherbox.client.log.heads import Heads
+
+    with closing(Heads(home_of(ctx))) as heads:
+        known = heads.contradiction()
+        if known is None:
+            say("No contradiction of HQ's log is known here.")
+            return
+        say(f"{known[0]}. Evidence: {known[1]}")
+        sure("Go on with this HQ, and forget the heads of its log that were seen here?", yes)
+        heads.forget()
+    say("Forgotten. The next head that HQ shows counts as the first.")
+
+
+async def _entries(client: Client, after: int = 0) -> Entries:
     while True:
         page = await client.read_log(after)
         if not page.entries:
             return
         for entry in page.entries:
             yield entry, page.last
-        try:
-            after = max(after + 1, decode_head(page.entries[-1].head).index)
-        except Exception:  # a damaged head: go on behind it
-            after += len(page.entries)
+        after = max(after + 1, _number(page.entries[-1]) or after + len(page.entries))
 
 
-def _skip(entry: LogEntry) -> tuple[int, bytes] | None:
-    """What the entry after a damaged one has to follow, as far as that can still be read."""
-    from cipherbox.envelope.log import decode_head, head_hash
+def _number(entry: LogEntry) -> int:
+    from cipherbox.envelope.log import decode_record
     from cipherbox.errors import EnvelopeError
 
     try:
-        return decode_head(entry.head).index, head_hash(entry.head, entry.signature)
-    except EnvelopeError:
-        return None
-
-
-def _bundles(entry: LogEntry) -> list[LoggedBundle]:
-    """The key bundles an entry names."""
-    from cipherbox.envelope.log import BUNDLE, decode_groups, read_bundle
-
-    return [read_bundle(group.payload) for group in decode_groups(entry.body) if group.kind == BUNDLE]
+        return decode_record(entry.record).index
+    except EnvelopeError:  # a damaged record: go on behind it
+        return 0
 
 
 def _events(group: Group) -> list[dict[str, Any]]:
     from cipherbox.envelope.ids import message_id
-    from cipherbox.envelope.log import ACCEPTED, ACTS, BUNDLE, DEAD, DROPPED, KIND_NAMES, read_accepted, read_bundle
+    from cipherbox.envelope.log import (
+        ACCEPTED,
+        ACTS,
+        AGAIN,
+        BEGUN,
+        BUNDLE,
+        DEAD,
+        DROPPED,
+        KIND_NAMES,
+        RESTORED,
+        REVOKED,
+        read_accepted,
+        read_bundle,
+    )
 
     name = KIND_NAMES[group.kind]
+    if group.kind in (BEGUN, RESTORED, REVOKED):
+        return [{"what": name, **orjson.loads(group.payload)}]
     if group.kind == BUNDLE:
         one = read_bundle(group.payload)
         return [{"what": name, "client": one.client_id, "sequence": one.sequence, "hash": one.bundle_hash.hex()}]
-    if group.kind == ACCEPTED:
+    if group.kind in (ACCEPTED, AGAIN):
         sender, _, envelopes = read_accepted(group.payload)
         return [
             {"what": name, "sender": sender, "message_id": str(message_id(e.envelope_id, 0)),
@@ -173,15 +233,21 @@ def _events(group: Group) -> list[dict[str, Any]]:
 
 
 def _lines(group: Group) -> list[str]:
-    from cipherbox.envelope.log import ACCEPTED, ACTS, BUNDLE, DEAD, DROPPED
+    from cipherbox.envelope.log import ACCEPTED, ACTS, AGAIN, BEGUN, BUNDLE, DEAD, DROPPED, RESTORED, REVOKED
 
     events = _events(group)
     if group.kind == BUNDLE:
         return [f"key bundle {e['sequence']} of {e['client']}, {e['hash'][:16]}" for e in events]
-    if group.kind == ACCEPTED:
+    if group.kind == BEGUN:
+        return [f"incarnation {e['incarnation']} of the store begins" for e in events]
+    if group.kind == REVOKED:
+        return [f"revoked {e['client']}: certificates {', '.join(e['serials'])}" for e in events]
+    if group.kind == RESTORED:
+        return ["restored from a backup, as signed: " + " / ".join(str(events[0]["statement"]).splitlines()[1:])]
+    if group.kind in (ACCEPTED, AGAIN):
         first = events[0]
         more = f" and {len(events) - 1} more" if len(events) > 1 else ""
-        return [f"accepted {first['message_id']}{more} from {first['sender']}"]
+        return [f"{first['what']} {first['message_id']}{more} from {first['sender']}"]
     if group.kind == ACTS:
         return [f"{e['by']}: {e['act']} {_words(e)}" for e in events]
     if group.kind == DROPPED:

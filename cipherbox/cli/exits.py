@@ -61,6 +61,7 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
     (errors.HandlerError, Exit.REFUSED),
     (errors.StoreError, Exit.STORE),
     (errors.BundleError, Exit.KEYS),
+    (errors.LogError, Exit.KEYS),
     (errors.EnvelopeError, Exit.ENVELOPE),
     (errors.ProtocolError, Exit.PROTOCOL),
 )

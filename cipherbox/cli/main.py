@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "config": ("config", "config", "Show the settings, or check whether HQ could start."),
         "dead": ("dead", "dead", "Dead letters: list, show, send again, drop."),
         "audit": ("audit", "audit", "Verify or read HQ's signed log."),
+        "witness": ("witness", "witness", "Cosign HQ's signed log, so that nobody is shown another one."),
         "top": ("top", "top", "Watch queues, rates, clients and alerts."),
         "reload": ("operate", "reload", "Let HQ read settings and certificates again."),
         "drain": ("operate", "drain", "Let HQ finish and end, for an upgrade."),

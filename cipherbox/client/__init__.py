@@ -15,7 +15,7 @@
     files      sends files in parts (parts, transfers)                       arriving: takes them in
     agent      folder to folder                                              tracking: where is my message?
     enrol      join an HQ with a token                                       home: the files of a client
-    keylife    renew, rotate, destroy this client's keys                      witness: HQ's log names what it hands out
+    keylife    renew, rotate, destroy this client's keys                      log/: HQ's log, proven
     localkey   what a home's keys are encrypted under, and its password       blocking: for scripts without trio
     sessions   this home's: chains says, hearing hears (sessionkeys)         prekeys: kept up at HQ, fetched from it
     resealing  what cannot be opened as it is, sealed again                  oldsessions: those of versions before 0.5

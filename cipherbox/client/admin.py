@@ -76,7 +76,7 @@ class AdminCalls:
         answer: frames.Ok = await self.line.request(frames.ImportCertificates, document=document)
         return answer.count
 
-    async def read_log(self, after: int = 0, count: int = 1000) -> frames.LogEntries:
-        """A page of HQ's signed log: entries after that one, and the number of the newest."""
-        answer: frames.LogEntries = await self.line.request(frames.ReadLog, after=after, count=count)
+    async def read_log(self, after: int = 0, count: int = 1000, *, old: bool = False) -> frames.LogEntries:
+        """A page of HQ's signed log: entries after that one, and the newest head.  ``old``: of the log before 0.6."""
+        answer: frames.LogEntries = await self.line.request(frames.ReadLog, after=after, count=count, old=old)
         return answer

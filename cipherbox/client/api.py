@@ -23,7 +23,7 @@ import trio
 from cipherbox.checks import checked
 from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
-from cipherbox.client.consume import Consumer, Delivery, ranges
+from cipherbox.client.consume import Consumer, Delivery, ranges, settled
 from cipherbox.client.contents import Content, as_messages
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, keyless, load_home, note_replaced
@@ -35,6 +35,7 @@ from cipherbox.client.keys.own import Added, add_key
 from cipherbox.client.keys.pins import Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.line import Line
+from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.client.once import publish_once
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.post import Post
@@ -64,10 +65,10 @@ CONSUME_BYTES = 16 * 1024 * 1024
 class Client(Tracking, AdminCalls):
     """An open client.  ``home`` holds its files, ``directory`` and ``allow`` what it believes and permits."""
 
-    def __init__(self, home: Home, line: Line, events: Events, nursery: trio.Nursery) -> None:
-        self.home, self.line, self.events = home, line, events
+    def __init__(self, home: Home, line: Line, events: Events, nursery: trio.Nursery, log: LogProofVerifier) -> None:
+        self.home, self.line, self.events, self.log = home, line, events, log
         self.revocations = Revocations(home.path, home.issuing, line)
-        self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events)
+        self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events, log)
         self.allow = AllowList(home.path)
         self.life = KeyLife(home, line, events, self.directory)
         self.sessions: Sessions | None = None
@@ -259,7 +260,7 @@ class Client(Tracking, AdminCalls):
             if self.sessions is not None:
                 hashes = [d.sighted.hashes.envelope_hash for d in own if in_sessions(d.sighted)]
                 self.sessions.acknowledged(hashes)
-            self._settled(own)
+            settled(own)
         return counted
 
     async def nack(self, delivery: Delivery, *, requeue: bool = True, outcome: int = 255, reason: str = "") -> None:
@@ -335,11 +336,7 @@ class Client(Tracking, AdminCalls):
         await self.line.request(
             frames.Nack, queue=delivery.queue, seq=delivery.seq, requeue=requeue, outcome=outcome, reason=reason[:1000]
         )
-        self._settled([delivery])
-
-    def _settled(self, deliveries: list[Delivery]) -> None:
-        for consumer in {d.consumer for d in deliveries if d.consumer is not None}:
-            consumer.settled(d for d in deliveries if d.consumer is consumer)
+        settled([delivery])
 
     def _say(self, deliveries: list[Delivery], text: str, *, mark: bool = False) -> None:
         if self.events.heard:
@@ -371,14 +368,16 @@ async def open_client(
     if overrides:
         files = attrs.evolve(files, config=attrs.evolve(files.config, **overrides))
     config = files.config
+    log = LogProofVerifier.of(files, events)
     line = Line(
         config.address, files.context, events, tries=config.tries, timeout_s=config.timeout_s,
-        pause_max_s=config.pause_max_s, settings=config.line,
+        pause_max_s=config.pause_max_s, settings=config.line, log=log,
     )  # fmt: skip
     client: Client | None = None
     try:
         async with background() as nursery:
-            client = Client(files, line, events, nursery)
+            client = Client(files, line, events, nursery, log)
+            nursery.start_soon(log.run, line, line.window.covered)
             nursery.start_soon(line.run, nursery)
             if files.identity is not None:
                 nursery.start_soon(client.receipts.run)
@@ -395,6 +394,7 @@ async def open_client(
             note_replaced(files.path, str(line.failure))
         if client is not None and client.sessions is not None:
             client.sessions.close()
+        log.heads.close()
 
 
 __all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Publisher", "open_client"]

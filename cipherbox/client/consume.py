@@ -277,3 +277,9 @@ def ranges(numbers: Iterable[int]) -> list[frames.Range]:
         else:
             found.append(frames.Range(number, 1))
     return found
+
+
+def settled(deliveries: list[Delivery]) -> None:
+    """Tells their consumers that these are done with."""
+    for consumer in {d.consumer for d in deliveries if d.consumer is not None}:
+        consumer.settled(d for d in deliveries if d.consumer is consumer)

@@ -20,10 +20,12 @@ import trio
 
 from cipherbox.client.events import LINE, Events
 from cipherbox.client.link import Link, fresh, open_link
-from cipherbox.client.window import SLOWEST_BYTES_PER_S, Window
+from cipherbox.client.window import SLOWEST_BYTES_PER_S, ProofCheck, Window
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,
+    LogContradiction,
+    LogMissing,
     NetworkError,
     TimedOut,
     VersionMismatch,
@@ -37,6 +39,7 @@ FIRST_PAUSE_S = 0.1
 _STEP_S = 0.25
 AWAY_S = 5.0
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
+_LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)  # no new connection mends these
 _chance = random.SystemRandom()
 
 
@@ -64,15 +67,23 @@ class Subscriber(Protocol):
     def fail(self, error: CipherBoxError) -> None: ...
 
 
+class LogCheck(ProofCheck, Protocol):
+    """What a line needs of the log's verifier: whether HQ's opening is believed, and what it confirms."""
+
+    async def welcome(self, link: Link, timeout_s: float) -> None: ...
+
+
 class Line:
     """See the module.  ``tries`` and ``timeout_s`` bound a request; the line itself goes on for ever."""
 
     def __init__(
         self, address: str, context: Callable[[], ssl.SSLContext], events: Events, *,
         tries: int = 3, timeout_s: float = 10.0, pause_max_s: float = 60.0, settings: LineSettings | None = None,
+        log: LogCheck | None = None,
     ) -> None:  # fmt: skip
         self.tries, self.timeout_s = tries, timeout_s
-        self.window = Window()
+        self._log = log
+        self.window = Window(log)
         self.window.pause = lambda seconds: self.later(seconds, self.window.resume)
         self.link: Link | None = None
         self.failure: CipherBoxError | None = None
@@ -99,7 +110,7 @@ class Line:
         while self.failure is None:
             began = trio.current_time()
             error, away_s = await self._one_link()
-            if isinstance(error, CredentialsError | VersionMismatch) and not error.retryable:
+            if isinstance(error, _LASTING) and not error.retryable:
                 self._fail(error)
                 return
             if trio.current_time() - began > GOOD_S:
@@ -117,6 +128,8 @@ class Line:
             async with open_link(
                 self._address, self._context(), timeout_s=self.timeout_s, handler=self, line=self._settings
             ) as link:
+                if self._log is not None:
+                    await self._log.welcome(link, self.timeout_s)
                 self.accept(link)
                 self._up(link)
                 try:

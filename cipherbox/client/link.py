@@ -67,7 +67,7 @@ class Link:
 
     welcome: frames.Welcome
     certificate: x509.Certificate | None = None  # HQ's, as this connection showed it
-    log_key = b""  # of HQ's signed log, certified by the certificate of this connection; empty: HQ keeps none
+    log_key = b""  # of HQ's signed log, certified by the certificate of this connection; empty: HQ shows none
 
     def __init__(self, stream: trio.abc.Stream, handler: Handler | None, beat_s: float) -> None:
         self.error: CipherBoxError | None = None
@@ -308,9 +308,8 @@ async def open_link(
                 raise fresh(link.error)
             if not hasattr(link, "welcome"):
                 raise TimedOut(f"HQ did not answer the opening within {timeout_s:g} s")
-            certificate = getattr(stream, "peer_certificate", lambda: None)()
-            link.certificate = certificate
-            link.log_key = known_log_key(link.welcome.log_key, certificate)
+            link.certificate = getattr(stream, "peer_certificate", lambda: None)()
+            link.log_key = known_log_key(link.welcome.log_key, link.certificate)
             yield link
         finally:
             link.end(NetworkError("this client closed the connection"))

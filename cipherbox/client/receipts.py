@@ -115,6 +115,8 @@ class ReceiptTaker:
             raise SignatureInvalid(f"it speaks for {receipt.recipient}")
         bundle = await client.directory.sender(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
         verify_group(group, bundle)
+        if receipt.checkpoint:
+            client.log.meet(receipt.checkpoint)  # a fork of HQ's log shows here: both ends saw a head of their own
         post = client.post
         assert post is not None
         news = await post.store(

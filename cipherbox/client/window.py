@@ -8,19 +8,22 @@ A refusal that says "later" (disk full, quota) puts the envelope back as well; t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
 
 from cipherbox.envelope.ids import message_id
-from cipherbox.errors import CipherBoxError, ProtocolError, Queued, TimedOut, TooLarge
+from cipherbox.envelope.layout import hashes, split
+from cipherbox.envelope.log import leaf
+from cipherbox.errors import CipherBoxError, LogUnproven, ProtocolError, Queued, TimedOut, TooLarge
 from cipherbox.limits import LIMITS
 from cipherbox.wire.frames import Confirm
 
 if TYPE_CHECKING:
     from cipherbox.client.link import Link
+    from cipherbox.client.log.quorum import Quorum
     from cipherbox.client.outbox.rows import Fresh
 
 SLOWEST_BYTES_PER_S = 32 * 1024  # a line slower than this is taken for dead; 16 MiB may take nine minutes
@@ -49,6 +52,7 @@ class Outgoing:
     route_version: int = 0
     fresh: Fresh | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
     generation: int = 0
+    envelope_hash: bytes = attrs.field(default=b"", repr=False)  # empty: made from the bytes when it is needed
     kept: bool = False  # it is in the outbox
     owner: Callable[[Outgoing], None] | None = None  # whom the post tells
     order: int = 0
@@ -60,11 +64,30 @@ class Outgoing:
     trouble: CipherBoxError | None = None  # why it is not confirmed yet
     gone: bool = False  # settled, or given up by its owner
 
+    def leaf(self) -> bytes:
+        """What HQ's log must name of it."""
+        if self.fresh is not None:
+            return leaf(self.envelope_id, self.fresh.generation, self.fresh.envelope_hash)
+        if not self.envelope_hash:
+            self.envelope_hash = hashes(self.raw, split(self.raw)).envelope_hash
+        return leaf(self.envelope_id, self.generation, self.envelope_hash)
+
+
+class ProofCheck(Protocol):
+    """What a window needs of the log's verifier."""
+
+    quorum: Quorum
+
+    def confirm(self, frame: Confirm, leaves: Sequence[bytes], *, again: bool) -> None: ...
+
 
 class Window:
-    """See the module.  One per client; it outlives its links."""
+    """See the module.  One per client; it outlives its links.  ``log`` checks what HQ confirms."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: ProofCheck | None = None) -> None:
+        self._log = log
+        self._leaves: dict[int, bytes] = {}  # correlation -> of every SEND of this link that has no answer
+        self._uncovered: list[tuple[int, Outgoing, Confirmed]] = []  # confirmed, and waiting for witnesses
         self.unconfirmed: dict[int, Outgoing] = {}
         self.waiting: list[Outgoing] = []
         self.pause: Callable[[float], None] = lambda seconds: None  # set by the line: call resume() after so long
@@ -100,7 +123,7 @@ class Window:
     @property
     def idle(self) -> bool:
         """Whether everything is confirmed."""
-        return not self.unconfirmed and not self.waiting
+        return not self.unconfirmed and not self.waiting and not self._uncovered
 
     async def room(self) -> None:
         """Waits until `full` is no longer so."""
@@ -149,14 +172,18 @@ class Window:
     def detach(self, error: CipherBoxError) -> None:
         """The link is gone: what it had not confirmed waits again, in its order."""
         self._link = None
-        for item in self.unconfirmed.values():
+        items = [*self.unconfirmed.values(), *(item for _, item, _ in self._uncovered)]
+        for item in items:
             item.trouble = error
-        self._take_back(list(self.unconfirmed.values()))
+        self._take_back(items)
         self.unconfirmed.clear()
+        self._uncovered.clear()
+        self._leaves.clear()
         self._bytes = 0
 
     def confirmed(self, frame: Confirm) -> None:
-        """Settles everything a CONFIRM names."""
+        """Settles everything a CONFIRM names, when its proof holds: LogUnproven."""
+        self._check(frame)
         places = [(tuple(p.queues), tuple(p.missing)) for p in frame.places]
         proven: list[Outgoing] | None = [] if frame.proof else None
         for run in frame.ranges:
@@ -171,17 +198,51 @@ class Window:
                 elif proven is not None and run.outcome == 0:
                     proven.append(item)
                 if item is not None and not item.gone:
-                    item.result = result
-                    self._settle(item)
+                    self._confirm(frame.log_position, item, result)
         if proven:
             self.proven(frame, proven)
         self._busy = 0
         self.resume()
         self.tell_room()
 
+    def _check(self, frame: Confirm) -> None:
+        if self._log is None:
+            return
+        outcomes = {run.outcome for run in frame.ranges}
+        leaves = []
+        for run in frame.ranges:
+            for correlation in range(run.first, run.first + run.count):
+                known = self._leaves.pop(correlation, None)
+                if known is None:
+                    raise LogUnproven("HQ confirmed an envelope that was not sent to it")
+                leaves.append(known)
+        if len(outcomes) != 1 or not outcomes <= {0, 1}:
+            raise ProtocolError("a CONFIRM has one outcome")
+        self._log.confirm(frame, leaves, again=outcomes == {1})
+
+    def _confirm(self, entry: int, item: Outgoing, result: Confirmed) -> None:
+        if self._log is not None and self._log.quorum.demanded and entry > self._log.quorum.covered:
+            item.trouble = LogUnproven(f"HQ confirmed it, and {self._log.quorum.words} have not cosigned that yet")
+            self._uncovered.append((entry, item, result))
+            return
+        item.result = result
+        self._settle(item)
+
+    def covered(self, entries: int) -> None:
+        """Enough witnesses stand behind so many entries of the log."""
+        ready = [one for one in self._uncovered if one[0] <= entries]
+        self._uncovered = [one for one in self._uncovered if one[0] > entries]
+        for _, item, result in ready:
+            if not item.gone:
+                item.result = result
+                self._settle(item)
+        if ready:
+            self.tell_room()
+
     def refused(self, correlation: int, error: CipherBoxError) -> bool:
         """Whether the ERROR was about a SEND; then it is settled, or waits when it may be sent again later."""
         item = self._pop(correlation)
+        self._leaves.pop(correlation, None)
         if item is None:
             return False
         if item.gone:
@@ -207,7 +268,9 @@ class Window:
     def fail(self, error: CipherBoxError) -> None:
         """The line is dead for good: everything settles with the reason."""
         items, self.waiting = [*self.unconfirmed.values(), *self.waiting], []
+        items += [item for _, item, _ in self._uncovered]
         self.unconfirmed.clear()
+        self._uncovered.clear()
         for item in items:
             if not item.gone:
                 item.error = error
@@ -249,6 +312,8 @@ class Window:
             item.sent_at = now
             item.tries += 1
             self.unconfirmed[item.correlation] = item
+            if self._log is not None:
+                self._leaves[item.correlation] = item.leaf()
             batch.append((item.correlation, item.flags, item.route_version, item.raw))
         link.send_envelopes(batch)
 

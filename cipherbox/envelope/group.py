@@ -22,12 +22,10 @@ from cipherbox.envelope.receipt import (
     decode_leaf,
     encode_receipt,
     encode_unsigned,
-    leaf_hash,
-    merkle_path,
-    merkle_root,
     read_receipt,
     verify_receipt,
 )
+from cipherbox.envelope.tree import leaf_hash, merkle_path, merkle_root
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 from cipherbox.limits import LIMITS
 
@@ -63,27 +61,36 @@ class Unsigned:
     encoded: tuple[bytes, ...]
     hashes: tuple[bytes, ...]
     root: bytes
+    checkpoint: bytes = b""
 
     @classmethod
     def over(
-        cls, recipient: str, at: int, bundle_hash: bytes, suite: SignatureSuite, leaves: Sequence[Leaf]
-    ) -> Unsigned:
-        """``at``: ms since 1970.  InvalidRequest for no leaf."""
+        cls, recipient: str, at: int, bundle_hash: bytes, suite: SignatureSuite, leaves: Sequence[Leaf],
+        checkpoint: bytes = b"",
+    ) -> Unsigned:  # fmt: skip
+        """``at``: ms since 1970.  ``checkpoint``: the newest head of HQ's log the signer has verified.
+
+        InvalidRequest for no leaf.
+        """
         encoded = tuple(leaf.encode() for leaf in leaves)
         hashes = tuple(map(leaf_hash, encoded))
         senders = tuple(leaf.sender for leaf in leaves)
-        return cls(recipient, at, bundle_hash, suite, senders, encoded, hashes, merkle_root(hashes))
+        return cls(recipient, at, bundle_hash, suite, senders, encoded, hashes, merkle_root(hashes), checkpoint)
 
     @property
     def digest(self) -> bytes:
         count = len(self.hashes)
-        unsigned = encode_unsigned(self.recipient, self.at, self.bundle_hash, self.root, count, self.suite)
+        unsigned = encode_unsigned(
+            self.recipient, self.at, self.bundle_hash, self.root, count, self.suite, self.checkpoint
+        )
         return hashlib.sha256(unsigned).digest()
 
     def group(self, signatures: bytes, sender: str) -> bytes:
         """The group for one sender, signed."""
         count = len(self.hashes)
-        receipt = Receipt(self.recipient, self.at, self.bundle_hash, self.root, count, self.suite, signatures)
+        receipt = Receipt(
+            self.recipient, self.at, self.bundle_hash, self.root, count, self.suite, signatures, self.checkpoint
+        )
         out = [encode_receipt(receipt)]
         for name, leaf, digest in zip(self.senders, self.encoded, self.hashes, strict=True):
             out += (_LEAF, leaf) if name == sender else (_HASH, digest)
@@ -100,7 +107,7 @@ def decode_group(raw: bytes) -> Group:
     for _ in range(receipt.leaf_count):
         kind = raw[at : at + 1]
         if kind == _LEAF:
-            leaf, end = decode_leaf(raw, at + 1)
+            leaf, end = decode_leaf(raw, at + 1, receipt.version)
             leaves.append(leaf)
             hashes.append(leaf_hash(raw[at + 1 : end]))
             at = end

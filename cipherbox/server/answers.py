@@ -58,32 +58,34 @@ def confirm(answers: Sequence[Confirmed], proof: tuple[int, bytes] = (0, b"")) -
     return codec.encode(frames.Confirm(answers[0].accepted_at, *proof, where_list, ranges))
 
 
-def _confirms(confirmed: list[Confirmed], proof: tuple[int, bytes] | None) -> list[bytes]:
-    """As few CONFIRMs as there may be: one has one acceptance time and a bounded list of places.
+def confirm_groups(confirmed: Sequence[Confirmed]) -> list[Sequence[Confirmed]]:
+    """As few CONFIRMs as there may be: one has one acceptance time, one outcome and a bounded list of places.
 
-    The proof goes with what was stored now, if that is all in one of them: only then can it be checked.
+    Each is a group of the log's entry, so that each has its proof.
     """
-    groups: list[list[Confirmed]] = []
+    groups: list[Sequence[Confirmed]] = []
+    if not confirmed:
+        return groups
     at = names = 0
     place: object = None
     for end, answer in enumerate(confirmed):
         if (answer.queues, answer.missing) != place:
             place = (answer.queues, answer.missing)
             names += 1 + len(answer.queues) + len(answer.missing)
-        if end > at and (names > _NAMES_PER_CONFIRM or answer.accepted_at != confirmed[at].accepted_at):
+        first = confirmed[at]
+        same = answer.accepted_at == first.accepted_at and answer.again == first.again
+        if end > at and (names > _NAMES_PER_CONFIRM or not same):
             groups.append(confirmed[at:end])
             at, names = end, 1 + len(answer.queues) + len(answer.missing)
     groups.append(confirmed[at:])
-    if proof is None:
-        return [confirm(group) for group in groups]
-    new = [group for group in groups if not all(answer.again for answer in group)]
-    return [confirm(group, proof) if len(new) == 1 and group is new[0] else confirm(group) for group in groups]
+    return groups
 
 
-def encode(answers: Sequence[Answer], proof: tuple[int, bytes] | None = None) -> list[bytes]:
-    """The frames of one batch's answers, confirms first; ``proof``: of the signed log, for those stored now."""
-    confirmed = [a for a in answers if type(a) is Confirmed]
-    out = _confirms(confirmed, proof) if confirmed else []
+def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = None) -> list[bytes]:
+    """The frames of one batch's answers, confirms first; ``proof``: the entry of the log, a proof for each CONFIRM."""
+    groups = confirm_groups([a for a in answers if type(a) is Confirmed])
+    entry, proofs = proof if proof is not None else (0, [b""] * len(groups))
+    out = [confirm(group, (entry, one)) for group, one in zip(groups, proofs, strict=True)]
     for answer in answers:
         if type(answer) is Confirmed:
             continue

@@ -28,9 +28,10 @@ import orjson
 from cipherbox import __version__
 from cipherbox.config import DatabaseSettings, ServerConfig, load_server_config, secret_key, write_server_config
 from cipherbox.envelope import log as log_format
+from cipherbox.envelope import oldlog, tree
 from cipherbox.errors import ConfigError, Damaged, EnvelopeError
 from cipherbox.portable import private_dir, sync_directory, write_private
-from cipherbox.server.auditlog import KEY_FILE, load_key
+from cipherbox.server.auditlog import KEY_FILE, Stored, load_key, read_stored
 from cipherbox.server.hq import now_ms
 from cipherbox.server.storing import open_source, open_store
 from cipherbox.store.copying import COPYING, Sum, Tell, copy, sums_of
@@ -66,7 +67,7 @@ def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> 
         made_at = now_ms()
         with closing(open_source(config)) as source, closing(_sqlite(part / STORE, create=True)) as sink:
             tables = copy(source, sink, tell)
-            newest = sink.last_log()
+            newest, root = sink.last_log(), read_stored(sink)
         (part / STORE / RESERVE).unlink(missing_ok=True)
         files = {name: _keep(config.directory / name, part / FILES / name) for name in _own_files(config)}
         outside = _outside(config)
@@ -76,7 +77,7 @@ def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> 
             "tables": {name: list(one) for name, one in tables.items()},
             "files": files,
             "outside": outside, "log": newest.index if newest else 0,
-            "log_head": log_format.head_hash(newest.head, newest.signature).hex() if newest else "",
+            "log_root": _root(root),
         }  # fmt: skip
         write_private(part / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         _sync_tree(part)
@@ -118,11 +119,11 @@ def _restore(
         store.put_setting(COPYING, b"restore")
         copy(source, store, tell)
         log_key = load_key(config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file))
-        head = _verify_log(store, bytes(log_key.verify_key))
+        root_found = _verify_log(store, bytes(log_key.verify_key))
     with closing(open_source(config)) as written:
         found = sums_of(written, tell)
     wrong = [name for name in wanted if found[name] != wanted[name]]
-    if wrong or head != manifest["log_head"]:
+    if wrong or root_found != manifest["log_root"]:
         raise Damaged(f"what was restored differs from the backup in: {', '.join(wrong or ['the signed log'])}")
     with closing(open_store(config)) as store:
         store.put_setting(HISTORY, os.urandom(16))
@@ -161,17 +162,34 @@ def read_manifest(backup: Path) -> dict[str, Any]:
     return manifest
 
 
+def _root(stored: Stored) -> str:
+    """The root of the signed log's tree."""
+    size = stored.last.index if stored.last is not None else 0
+    return tree.RightEdge(size, stored.edge).root().hex()
+
+
 def _verify_log(store: Store, key: bytes) -> str:
-    """Every entry of the signed log, in order; the hash of the newest head."""
+    """Every entry of the signed log, in order, and of the log before 0.6; the root of the tree."""
     before: tuple[int, bytes] | None = None
-    while rows := store.log(before[0] if before else 0, 500, 1 << 24):
-        for row in rows:
+    while old := store.old_log(before[0] if before else 0, 500, 1 << 24):
+        for one in old:
             try:
-                head = log_format.verify_entry(row.head, row.signature, row.body, key, before)
+                head = oldlog.verify_entry(one.head, one.signature, one.body, key, before)
+            except EnvelopeError as error:
+                raise Damaged(f"entry {one.index} of the signed log before 0.6: {error}") from None
+            before = (head.index, oldlog.head_hash(one.head, one.signature))
+    edge: tree.RightEdge | None = None
+    while rows := store.log(edge.size if edge is not None else 0, 500, 1 << 24):
+        for row in rows:
+            if edge is None:
+                edge = tree.RightEdge(row.index - 1, store.log_nodes(tree.edge_nodes(row.index - 1)))
+            try:
+                log_format.verify_entry(row.record, row.body, edge.size + 1)
             except EnvelopeError as error:
                 raise Damaged(f"entry {row.index} of the signed log: {error}") from None
-            before = (head.index, log_format.head_hash(row.head, row.signature))
-    return before[1].hex() if before else ""
+            if b"".join(edge.append(tree.leaf_hash(row.record))) != row.nodes:
+                raise Damaged(f"entry {row.index} of the signed log: the hashes beside it are not those of its tree")
+    return edge.root().hex() if edge is not None else _root(read_stored(store))
 
 
 def _sqlite(directory: Path, *, create: bool) -> Any:

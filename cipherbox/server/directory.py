@@ -26,7 +26,7 @@ from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.usage import BUNDLES, PREKEYS
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_succession, decode_bundle
-from cipherbox.envelope.log import verify_bundle_proof
+from cipherbox.envelope.log import BUNDLE, bundle_payload, verify_bundle_proof
 from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,
@@ -189,7 +189,8 @@ class Directory:
         async with self._naming:
             proof = await self._in_store(self._store.get_setting, name)
             if proof is None or not self._holds(proof, bundle):
-                proof = await self._engine.log_bundle(bundle.client_id, bundle.sequence, bundle.hash)
+                payload = bundle_payload(bundle.client_id, bundle.sequence, bundle.hash)
+                proof = await self._engine.note(BUNDLE, payload)
                 await self._in_store(self._store.put_setting, name, proof)
         self._proofs[bundle.hash] = proof
         if len(self._proofs) > _PROVEN:

@@ -28,7 +28,7 @@ from cipherbox.errors import Busy, CipherBoxError, DiskFull, Draining, GoingAway
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
 from cipherbox.ops.metrics import Counts
-from cipherbox.server.auditlog import AuditLog
+from cipherbox.server.auditlog import NO_PROOFS, AuditLog, Proofs, Stored, read_stored
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.counting import count_batch, count_handed, count_requests
 from cipherbox.server.journal import Journal
@@ -54,8 +54,8 @@ class Engine:
         audit: AuditLog | None = None,
     ) -> None:  # fmt: skip
         self._store = store
-        self._audit = audit
-        self._proofs: dict[int | bytes, bytes] = {}  # by connection, by hash of a key bundle
+        self.audit = audit
+        self._proofs = NO_PROOFS  # of the newest commit
         self._limits = limits
         self._clock_ms = clock_ms
         self._limiter = trio.CapacityLimiter(1)
@@ -84,10 +84,12 @@ class Engine:
         self.turned_at = time.monotonic()  # when the loop last began a batch
         self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
-        self.history = store.get_setting(HISTORY) or b""
-        if not self.history:
-            self.history = os.urandom(16)
-            store.put_setting(HISTORY, self.history)
+        self.history = store.get_setting(HISTORY) or os.urandom(16)
+        store.put_setting(HISTORY, self.history)
+        if audit is not None:
+            audit.load(read_stored(store), self.history)
+            if audit.begins:
+                self._write(Effects(m.Changes(noted=1)))
 
     # -- for sessions -------------------------------------------------------------------------------------------
 
@@ -126,11 +128,15 @@ class Engine:
     @property
     def log_key(self) -> bytes:
         """Public key of the signed log; empty: none is kept."""
-        return self._audit.public if self._audit is not None else b""
+        return self.audit.public if self.audit is not None else b""
 
-    async def log_bundle(self, client: str, sequence: int, bundle_hash: bytes) -> bytes:
-        """Names a key bundle in the signed log; the proof of it, empty when no log is kept."""
-        call = await self._called(lambda n: m.NoteBundle(0, "", n, client, sequence, bundle_hash))
+    def log_head(self) -> bytes:
+        """The newest head of the signed log, signed now; empty: none is kept."""
+        return self.audit.head(self._clock_ms()) if self.audit is not None else b""
+
+    async def note(self, kind: int, payload: bytes) -> bytes:
+        """Puts a group into the signed log; the proof of it, empty when no log is kept."""
+        call = await self._called(lambda n: m.Note(0, "", n, kind, payload))
         return call.proof
 
     async def _called(self, make: Callable[[int], AnyCommand]) -> Call:
@@ -250,7 +256,7 @@ class Engine:
         if need and (self._disk_full or self.draining):
             batch = self._refuse_publishes(batch, Draining() if self.draining else DiskFull())
         effects = self.broker.handle(batch, facts, self._clock_ms())
-        self._proofs = {}
+        self._proofs = NO_PROOFS
         if effects.changes:
             self._store_since = trio.current_time()
             self._proofs = await self.in_store(self._write, effects)
@@ -258,14 +264,14 @@ class Engine:
         self._pages = effects.pages
         return effects
 
-    def _write(self, effects: Effects) -> dict[int | bytes, bytes]:
+    def _write(self, effects: Effects) -> Proofs:
         """In the store's thread: the commit with its entry in the signed log; proofs for those who published."""
-        if self._audit is None:
-            self._timed_commit(effects)
-            return {}
-        effects.changes.log, proofs = self._audit.entry(effects, self.broker.now)
+        proofs = NO_PROOFS
+        if self.audit is not None:
+            effects.changes.log, proofs = self.audit.entry(effects, self._clock_ms())
         self._timed_commit(effects)
-        self._audit.committed(effects.changes.log)
+        if self.audit is not None:
+            self.audit.committed()
         return proofs
 
     def _timed_commit(self, effects: Effects) -> None:
@@ -300,12 +306,12 @@ class Engine:
         count_requests(self.counts, batch, self._times)
         self._journal.handed(effects)
         entry = effects.changes.log.index if effects.changes.log is not None else 0
-        for bundle in effects.changes.bundles:
-            if bundle.correlation in self._calls:
-                self._calls[bundle.correlation].proof = self._proofs.get(bundle.bundle_hash, b"")
+        for correlation, proof in self._proofs.notes.items():
+            if correlation in self._calls:
+                self._calls[correlation].proof = proof
         for connection, answers in effects.answers.items():
-            proof = self._proofs.get(connection)
-            self._answer(connection, answers, (entry, proof) if proof is not None else None)
+            proofs = self._proofs.confirms.get(connection)
+            self._answer(connection, answers, (entry, proofs) if proofs is not None else None)
         for connection, tag, queue, entries in effects.handed:
             if connection in self._peers:
                 self._peers[connection].hand(tag, queue, entries)
@@ -367,10 +373,10 @@ class Engine:
         self._bytes = sum(size for _, size, _ in self._queue)
         self._room.set()
         self._store_since = self._store_since or trio.current_time()
-        snapshot, last, history = await self._load()
+        snapshot, stored, history = await self._load()
         self._store_since = None
-        if self._audit is not None:
-            self._audit.load(last)
+        if self.audit is not None:
+            self.audit.load(stored, history)
         if history != self.history:
             log.critical("The store went back in time: confirmed messages may be lost; clients send them again")
             self.history = history
@@ -382,13 +388,13 @@ class Engine:
             self.broker.connect(number, peer.client)
         self.away = ""
 
-    async def _load(self) -> tuple[m.Snapshot, m.LogRow | None, bytes]:
+    async def _load(self) -> tuple[m.Snapshot, Stored, bytes]:
         while True:
             self.turns += 1
             try:
                 snapshot = await self.in_store(self._store.load, self._limits.head_entries)
                 history = await self.in_store(self._store.get_setting, HISTORY) or self.history
-                return snapshot, await self.in_store(self._store.last_log), history
+                return snapshot, await self.in_store(read_stored, self._store), history
             except Busy as again:
                 log.error("The store does not answer", extra={"error": str(again)})
             await trio.sleep(RECOVER_PAUSE_S)

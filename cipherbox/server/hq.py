@@ -107,7 +107,7 @@ class HQ:
         self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
         self.context = self.trust.material.context()
-        self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key, store.last_log()))
+        self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key))
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine)

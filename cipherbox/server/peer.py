@@ -10,7 +10,7 @@ import trio
 from cipherbox.broker.model import Answer, Entry, FetchedEntries
 from cipherbox.errors import CipherBoxError
 
-Proof = tuple[int, bytes]  # entry of the signed log, and the proof that what one connection published is in it
+Proof = tuple[int, list[bytes]]  # entry of the signed log, and the proof for each CONFIRM of one connection
 MEMORY_SHORT, MEMORY_FREE = "HQ is short of memory; publishers wait", "HQ has memory again; publishers go on"
 STORE_AWAY = "HQ's database does not answer: what you send waits and is not confirmed"
 STORE_BACK = "HQ's database answers again"

@@ -29,7 +29,7 @@ from cipherbox.errors import (
     WrongSender,
 )
 from cipherbox.limits import LIMITS
-from cipherbox.server import administration
+from cipherbox.server import administration, logrequests
 from cipherbox.server.directory import Registered
 from cipherbox.server.enrolment import Outcome
 from cipherbox.wire import frames as f
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 PARTIAL = 1
 _AS_SET, _MOST = (1 << 64) - 1, (1 << 63) - 1
 _IDS = LIMITS.names_per_frame
-_LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
 
 
 def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
@@ -241,15 +240,6 @@ async def _revoke(s: Session, x: f.Revoke) -> object:
     return f.Ok(x.correlation, count)
 
 
-async def _read_log(s: Session, x: f.ReadLog) -> object:
-    s.need_admin()
-    store = s.hq.store
-    last = await s.hq.engine.in_store(store.last_log)
-    rows = await s.hq.engine.in_store(store.log, x.after, min(x.count, _LOG_ENTRIES), _LOG_BYTES)
-    entries = [f.LogEntry(row.head, row.signature, row.body) for row in rows]
-    return f.LogEntries(x.correlation, last.index if last is not None else 0, entries)
-
-
 async def _export(s: Session, x: f.ExportRequests) -> object:
     s.need_admin()
     return f.Requests(x.correlation, await s.hq.carried.export())
@@ -274,10 +264,10 @@ CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
     f.Enrol: _enrol,
     f.Approve: _approve,
     f.Revoke: _revoke,
-    f.ReadLog: _read_log,
     f.ListDead: _list_dead,
     f.ExportRequests: _export,
     f.ImportCertificates: _import,
     **administration.CALLS,
+    **logrequests.CALLS,
 }
 

@@ -187,7 +187,7 @@ class Session:
             version, limits.frame_bytes, limits.envelope_bytes, self._beat_s, limits.publish_window,
             limits.publish_window_bytes, limits.credit_envelopes, limits.credit_bytes, self.connection,
             self.hq.clock_ms(), self.hq.engine.broker.watermark, self.client, self.role, f"cipherbox {__version__}",
-            self._log_key, self.hq.engine.history, frames.PREKEYS,
+            self._log_key, self.hq.engine.history, frames.PREKEYS, self.hq.engine.log_head(),
         )  # fmt: skip
         self._put(self._wire.send(welcome))
         self.log("Client connected", software=hello.software[:80], remote=self.remote)

@@ -28,7 +28,7 @@ TABLES: dict[str, str] = {
     "bindings": "exchange:t queue:t routing_key:t",
     "grants": "client:t right:t resource:t",
     "envelopes": "number:8 sender:t envelope_id:u generation:8 messages:4 envelope_hash:b exchange:t routing_key:t "
-    "sealed_at:8 expires_at:8 accepted_at:T fan:4 bytes:8 commitment:b",
+    "sealed_at:8 expires_at:8 accepted_at:T fan:4 bytes:8 commitment:b log_entry:8",
     "entries": "queue_no:4 seq:8 number:8 accepted_at:T state:2 attempts:4 delivered_at:T acknowledged_at:T client:t "
     "bytes:8 fan:4 expires_at:8 sender:t envelope_id:u",
     "dead_letters": "queue_no:4 seq:8 number:8 accepted_at:T at:8 reason:t by:t settled:t settled_at:8 settled_by:t",
@@ -41,7 +41,8 @@ TABLES: dict[str, str] = {
     "enrolments": "secret_hash:b client:t role:t approve:2 created_at:8 expires_at:8 state:t csr:b number:t chain:b "
     "replaces:2",
     "certificates": "serial:t client:t issued_at:8 expires_at:8 revoked_at:8 der:b",
-    "log": "entry:8 at:8 head:b signature:b body:b",
+    "old_log": "entry:8 at:8 head:b signature:b body:b",
+    "log": "entry:8 at:8 record:b nodes:b incarnation:b body:b",
     "bodies": "number:8 pending:4 stored_hash:b data:b bytes:8",
 }
 OWN_SETTINGS = ("epoch", "spool_id", "copying")  # of one database, not of what it holds

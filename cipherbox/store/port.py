@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
-from cipherbox.broker.model import Changes, Cutoffs, EntryState, Facts, LogRow, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Cutoffs, EntryState, Facts, LogRow, OldLogRow, Snapshot, Wanted
 from cipherbox.store.copying import Row
 
 # A setting with random bytes: another value means that commits were lost (a backup was restored, or a standby promoted
@@ -80,6 +80,15 @@ class TraceRow(NamedTuple):
     readers: tuple[str, ...]
 
 
+class Acceptance(NamedTuple):
+    """What the record says of an envelope's newest generation; ``entry`` of the signed log says so, 0: an old one."""
+
+    generation: int
+    accepted_at: int
+    envelope_hash: bytes
+    entry: int
+
+
 class TraceReport(NamedTuple):
     sender: str
     accepted_at: int
@@ -103,9 +112,20 @@ class Store(Protocol):
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None: ...
 
-    def last_log(self) -> LogRow | None: ...  # the newest entry of the signed log
+    # The signed log; `logtable` has it for every store.
+    def last_log(self) -> LogRow | None: ...  # the newest entry
 
     def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]: ...  # in order, at least one if there is one
+
+    def log_nodes(self, nodes: Sequence[tuple[int, int]]) -> list[bytes]: ...  # of its tree: (level, index)
+
+    def first_of(self, incarnation: bytes) -> int: ...  # its first entry, if it is the newest incarnation; else 0
+
+    def last_old_log(self) -> OldLogRow | None: ...
+
+    def old_log(self, after: int, most: int, size_bytes: int) -> list[OldLogRow]: ...
+
+    def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None: ...
 
     def older_than(self, cutoffs: Cutoffs) -> bool: ...  # whether a commit with these cutoffs would drop something
 

@@ -5,12 +5,13 @@ One text for every store: statements that SQLite and PostgreSQL both take, value
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cipherbox.errors import Conflict
+from cipherbox.store.logtable import LogTable
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 
 T = TypeVar("T")
@@ -41,16 +42,12 @@ def _unpack(raw: bytes) -> tuple[bytes, ...]:
     return tuple(chain)
 
 
-class Registry(ABC):
+class Registry(LogTable):
     """The part of the port that is not per envelope."""
 
     @abstractmethod
     def _write(self, work: Callable[[], T]) -> T:
         """Runs ``work`` in a transaction of its own."""
-
-    @abstractmethod
-    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Runs a statement; its rows.  Errors in our words."""
 
     def put_bundle(self, row: BundleRow) -> None:
         """Conflict if this client has a bundle of this number already."""

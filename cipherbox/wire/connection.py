@@ -75,7 +75,7 @@ def negotiate(hello: Hello) -> int:
     if not hello.version_min <= VERSION <= hello.version_max:
         raise VersionMismatch(
             f"HQ speaks protocol version {VERSION}, the client {hello.version_min} to {hello.version_max}; "
-            "update the older program"
+            "update the older program, HQ first: `cipherbox manual migrate` says how"
         )
     return VERSION
 

@@ -25,7 +25,7 @@ from cipherbox.wire.fields import (
 )
 
 MAGIC = 0x43425831  # "CBX1"
-VERSION = 1
+VERSION = 2
 PREKEYS = 1  # a bit of WELCOME's features
 KEEP = 0xFFFFFFFF  # of a queue's limit: as it is
 
@@ -54,9 +54,26 @@ class ConfirmRange:
 class LogEntry:
     """An entry of HQ's signed log."""
 
-    head: bytes = blob("what is signed")
-    signature: bytes = blob("Ed25519, by the log key")
+    record: bytes = blob("the leaf of the log's tree; of the log before 0.6: the head")
     body: bytes = blob("the groups")
+    signature: bytes = blob("of the log before 0.6: of the head; else empty")
+
+
+@record
+class EnvelopeName:
+    """What names an envelope anywhere."""
+
+    sender_id: str = text8("who sent it")
+    envelope_id: bytes = id16("its id")
+
+
+@record
+class LogStatement:
+    """A group of HQ's log and the proof that the log holds it."""
+
+    kind: int = u8("of the group; 0: there is none")
+    payload: bytes = blob("of the group")
+    proof: bytes = blob("inclusion proof in the log")
 
 
 @record
@@ -162,9 +179,10 @@ class Welcome:
     client_id: str = text8("who HQ takes this connection for; empty: no certificate, only enrolment")
     role: str = text8("client, admin, or anonymous")
     software: str = text8("name and version")
-    log_key: bytes = blob("HQ's log key and its certification, see the log manual page; may be missing", default=b"")
-    history: bytes = blob("another value than before: HQ may have lost what it confirmed, send it again", default=b"")
-    features: int = u32("bit 0: HQ keeps prekeys; a client asks for them only then; may be missing", default=0)
+    log_key: bytes = blob("HQ's log key and its certification, see the log manual page", default=b"")
+    history: bytes = blob("incarnation of the store; a new one: HQ may have lost what it confirmed", default=b"")
+    features: int = u32("bit 0: HQ keeps prekeys; a client asks for them only then", default=0)
+    log_head: bytes = blob("the newest head of HQ's log, a checkpoint signed now", default=b"")
 
 
 @frame(0x06, "both", answer="PONG")
@@ -228,8 +246,8 @@ class Confirm:
     """The named SENDs are on stable storage."""
 
     accepted_at: int = u64("HQ's clock when they were accepted")
-    log_position: int = u64("of the entry in HQ's signed log; 0: none kept")
-    proof: bytes = blob("inclusion proof in the log; empty: none")
+    log_position: int = u64("of the entry in HQ's signed log")
+    proof: bytes = blob("that the log's entry names these envelopes, see the log manual page")
     places: list[Place] = listing(Place, "where they went")
     ranges: list[ConfirmRange] = listing(ConfirmRange, "which SENDs")
 
@@ -376,7 +394,7 @@ class Bundles:
 
     correlation: int = u64("of the request")
     answers: list[BundleAnswer] = listing(BundleAnswer, "one for each asked")
-    proofs: list[bytes] = listing(blob, "for each bundle in order: the proof that HQ's signed log names it", later=True)
+    proofs: list[bytes] = listing(blob, "for each bundle in order: the proof that HQ's log names it", later=True)
 
 
 @frame(0x32, "client", answer="REVOCATIONS")
@@ -653,6 +671,7 @@ class ReadLog:
     correlation: int = u64("of this request")
     after: int = u64("the entry before the first wanted; 0: from the oldest there is")
     count: int = u32("at most so many entries")
+    old: bool = flag("1 of the log as it was before 0.6")
 
 
 @frame(0x62, "client", answer="LISTING")
@@ -718,3 +737,59 @@ class LogEntries:
     correlation: int = u64("of the request")
     last: int = u64("the newest entry of the log")
     entries: list[LogEntry] = listing(LogEntry, "in order")
+    edge: list[bytes] = listing(blob, "the perfect subtrees of the tree before the first of these, largest first")
+    head: bytes = blob("the newest head, a checkpoint signed now")
+
+
+@frame(0x6A, "client", answer="HEADS")
+class GetHeads:
+    """Asks for the newest head of HQ's log, and for proofs that it goes on from heads this client has met."""
+
+    correlation: int = u64("of this request")
+    sizes: list[int] = listing(u64, "of those heads, rising, at most 256")
+
+
+@frame(0x6B, "server")
+class Heads:
+    """The answer to GET_HEADS."""
+
+    correlation: int = u64("of the request")
+    head: bytes = blob("the newest head, a checkpoint signed now")
+    proofs: list[bytes] = listing(blob, "consistency of each size with the next, and of the last with the head")
+    cosigned: list[bytes] = listing(blob, "the newest checkpoint each witness has cosigned")
+
+
+@frame(0x6C, "client", answer="OK")
+class Cosign:
+    """A witness hands over a checkpoint that it has cosigned."""
+
+    correlation: int = u64("of this request")
+    note: bytes = blob("the checkpoint with HQ's signature and this witness's cosignature")
+
+
+@frame(0x6D, "client", answer="PROVEN")
+class Prove:
+    """Asks for proofs of what HQ's log says."""
+
+    correlation: int = u64("of this request")
+    envelopes: list[EnvelopeName] = listing(EnvelopeName, "where each was accepted; at most 256")
+    serials: list[str] = listing(text8, "where the certificate of that serial number was revoked; at most 256")
+    incarnation: bool = flag("1: also what the log says about how this incarnation of the store began")
+
+
+@frame(0x6E, "server")
+class Proven:
+    """The answer to PROVE; an empty proof: HQ has none."""
+
+    correlation: int = u64("of the request")
+    envelopes: list[bytes] = listing(blob, "proofs, as asked")
+    revocations: list[LogStatement] = listing(LogStatement, "as asked")
+    statements: list[LogStatement] = listing(LogStatement, "of the kinds begun and restored, newest first")
+
+
+@frame(0x6F, "admin", answer="OK")
+class AttestRestore:
+    """An admin's signed word that HQ was restored from a backup, for the log."""
+
+    correlation: int = u64("of this request")
+    statement: bytes = blob("see the log manual page")

@@ -88,7 +88,7 @@ class Idle:
             try:
                 stream = await connect(self._address, self._context, nursery)  # type: ignore[arg-type]
                 wire = Connection("client")
-                await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 0, "idle")))
+                await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 0, "idle")))
                 while True:
                     data = await stream.receive_some()
                     if not data:
@@ -175,7 +175,7 @@ async def _steady(address: str, context: object, signals: Signals) -> None:
     async with trio.open_nursery() as nursery:
         stream = await connect(address, context, nursery)  # type: ignore[arg-type]
         wire = Connection("client")
-        await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 0, "steady")))
+        await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 0, "steady")))
         number = 0
         while not signals.stop.is_set():
             asked = time.perf_counter()

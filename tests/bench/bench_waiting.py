@@ -50,7 +50,7 @@ async def measure(address: str, context: object, pid: int, ready: float) -> None
     async with trio.open_nursery() as nursery:
         stream = await connect(address, context, nursery)  # type: ignore[arg-type]
         wire = Connection("client")
-        await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 24, 0, "taker")))
+        await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 24, 0, "taker")))
         began, last, taken, number = time.perf_counter(), 0, 0, 1
         consuming = False
         while taken < TAKEN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from cipherbox.client.api import Client
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.line import Line
+from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.client.outbox import post
 from cipherbox.client.tasks import background
 from cipherbox.config import ClientConfig
@@ -141,6 +142,13 @@ async def inline(call: Callable[..., Any], *arguments: Any) -> Any:
     return call(*arguments)
 
 
+class NoLog(LogProofVerifier):
+    """The scripted HQ keeps no log, and its line does not look."""
+
+    def bundles(self, bundles: Sequence[bytes], proofs: Sequence[bytes]) -> None:
+        pass
+
+
 @asynccontextmanager
 async def client_on(
     hq: ScriptedHq, party: Party, path: Path, monkeypatch: pytest.MonkeyPatch, said: list[Any] | None = None,
@@ -159,7 +167,7 @@ async def client_on(
     events = Events(said.append if said is not None else None)
     async with background() as nursery:
         line = Line(config.address, no_context, events, **options)
-        client = Client(home, line, events, nursery)
+        client = Client(home, line, events, nursery, NoLog.of(home, events))
         nursery.start_soon(line.run, nursery)
         await line.ready()
         yield client

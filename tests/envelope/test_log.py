@@ -1,4 +1,4 @@
-"""HQ's signed log: every entry that was changed, dropped or moved is found; a proof holds for its envelopes alone."""
+"""HQ's signed log: every entry that was changed is found; a proof holds for its envelopes alone."""
 
 from __future__ import annotations
 
@@ -7,66 +7,53 @@ import os
 import nacl.signing
 import pytest
 
-from cipherbox.envelope import log
-from cipherbox.envelope.receipt import merkle_path, merkle_root, root_from_path
-from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, SignatureInvalid
+from cipherbox.envelope import log, tree
+from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, SignatureInvalid, UnknownVersion
 
 KEY = nacl.signing.SigningKey(bytes(range(32)))
 PUBLIC = bytes(KEY.verify_key)
-Entry = tuple[bytes, bytes, bytes]
+ORIGIN = origin_of(PUBLIC, bytes(16))
 
 
-def entry(before: Entry | None, groups: list[log.Group]) -> Entry:
-    index = log.decode_head(before[0]).index + 1 if before else 1
-    previous = log.head_hash(before[0], before[1]) if before else log.NO_HASH
-    root = merkle_root([log.root_of(g) for g in groups])
-    head = log.Head(index, 1000 + index, previous, root, len(groups)).encode()
-    return head, KEY.sign(log.signed_bytes(head)).signature, log.encode_groups(groups)
+def record(groups: list[log.Group], index: int = 1, at: int = 1001) -> bytes:
+    return log.Record(index, at, tree.merkle_root([log.root_of(g) for g in groups]), len(groups)).encode()
 
 
-def accepted(sender: str, count: int, at: int = 1001) -> tuple[log.Group, list[bytes]]:
+def accepted(sender: str, count: int, at: int = 1001, kind: int = log.ACCEPTED) -> tuple[log.Group, list[bytes]]:
     leaves = [log.leaf(os.urandom(16), i, os.urandom(32)) for i in range(count)]
-    return log.Group(log.ACCEPTED, log.accepted_payload(log.accepted_head(sender, at), leaves)), leaves
+    return log.Group(kind, log.accepted_payload(log.accepted_head(sender, at), leaves)), leaves
 
 
-def chain(length: int) -> list[Entry]:
-    found: list[Entry] = []
-    for number in range(length):
-        groups = [accepted("FL-LAB", number + 1)[0], log.Group(log.ACTS, b'[["admin","Grant",{}]]')]
-        found.append(entry(found[-1] if found else None, groups))
-    return found
+def proof_of(
+    groups: list[log.Group], own: int, before: int = 0, key: nacl.signing.SigningKey = KEY, **one: object
+) -> bytes:
+    """The proof of a group of an entry that came after ``before`` others."""
+    edge = tree.RightEdge()
+    for number in range(before):
+        edge.append(tree.leaf_hash(b"%d" % number))
+    path, raw = edge.path(), record(groups, before + 1)
+    edge.append(tree.leaf_hash(raw))
+    note = sign_checkpoint(Checkpoint(ORIGIN, edge.size, edge.root(), 1001), key)
+    return log.make_proof(raw, [log.root_of(g) for g in groups], own, path, note, **one)  # type: ignore[arg-type]
 
 
-def verify(entries: list[Entry]) -> int:
-    """How many entries hold, up to the first that does not."""
-    before = None
-    for number, (head, signature, body) in enumerate(entries):
-        try:
-            found = log.verify_entry(head, signature, body, PUBLIC, before)
-        except EnvelopeError:
-            return number
-        before = (found.index, log.head_hash(head, signature))
-    return len(entries)
+def test_a_whole_entry_holds_and_any_change_shows() -> None:
+    groups = [accepted("FL-LAB", 3)[0], log.Group(log.ACTS, b'[["admin","Grant",{}]]')]
+    raw, body = record(groups, 4), log.encode_groups(groups)
+    assert log.verify_entry(raw, body, 4).index == 4
+    for at in range(len(body)):
+        with pytest.raises(EnvelopeError):
+            log.verify_entry(raw, body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :], 4)
+    with pytest.raises(SignatureInvalid, match="entry 3 is missing: 4 stands in its place"):
+        log.verify_entry(raw, body, 3)
 
 
-def test_a_whole_chain_holds_and_any_change_shows() -> None:
-    entries = chain(4)
-    assert verify(entries) == 4
-    for part in range(3):
-        raw = entries[2][part]
-        for at in range(len(raw)):
-            changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
-            other = (*entries[2][:part], changed, *entries[2][part + 1 :])
-            assert verify([*entries[:2], other, entries[3]]) == 2, (part, at)  # type: ignore[list-item]
-    assert verify([entries[0], entries[2]]) == 1
-    assert verify([entries[0], entries[2], entries[1], entries[3]]) == 1
-    assert verify([entries[0], entries[0]]) == 1
-
-
-def test_another_key_signs_nothing() -> None:
-    (one,) = chain(1)
-    with pytest.raises(SignatureInvalid):
-        log.verify_entry(*one, bytes(nacl.signing.SigningKey.generate().verify_key), None)
+def test_flags_and_versions_that_are_not_known_are_refused() -> None:
+    raw = record([log.Group(log.ACTS, b"[]")])
+    for at in (4, 5):
+        with pytest.raises(UnknownVersion):
+            log.decode_record(raw[:at] + b"\x09" + raw[at + 1 :])
 
 
 def test_what_is_read_is_what_was_written() -> None:
@@ -88,60 +75,60 @@ def test_a_proof_holds_for_exactly_its_envelopes(others: int) -> None:
         groups.append(group)
         if number == others // 2:
             own = leaves
-    head, signature, _ = entry(None, groups)
-    roots = [log.root_of(g) for g in groups]
-    proof = log.make_proof(head, signature, roots, others // 2)
-    assert log.verify_proof(proof, "FL-LAB", own, PUBLIC).index == 1
+    proof = proof_of(groups, others // 2, before=others)
+    found = log.verify_proof(proof, "FL-LAB", own, PUBLIC, 1001)
+    assert (found.record.index, found.head.size) == (others + 1, others + 1)
+    assert log.proof_record(proof) == found.record
     for wrong in (own[:-1], own[::-1], [*own, own[0]], [log.leaf(b"x" * 16, 0, b"y" * 32), *own[1:]], []):
         with pytest.raises(EnvelopeError):
-            log.verify_proof(proof, "FL-LAB", wrong, PUBLIC)
-    with pytest.raises(SignatureInvalid):
-        log.verify_proof(proof, "PA-LAB", own, PUBLIC)
+            log.verify_proof(proof, "FL-LAB", wrong, PUBLIC, 1001)
+    for sender, at, again in (("PA-LAB", 1001, False), ("FL-LAB", 1002, False), ("FL-LAB", 1001, True)):
+        with pytest.raises(SignatureInvalid):
+            log.verify_proof(proof, sender, own, PUBLIC, at, again=again)
     for at in range(len(proof)):
         with pytest.raises(CipherBoxError):
-            log.verify_proof(proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], "FL-LAB", own, PUBLIC)
-    with pytest.raises(MalformedEnvelope):
-        log.verify_proof(proof + bytes(32), "FL-LAB", own, PUBLIC)
+            log.verify_proof(proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], "FL-LAB", own, PUBLIC, 1001)
+    for cut in (b"", proof[:-1], proof + bytes(32), proof[:60]):
+        with pytest.raises(MalformedEnvelope):
+            log.verify_proof(cut, "FL-LAB", own, PUBLIC, 1001)
 
 
-def _root_as_in_the_rfc(leaves: list[bytes]) -> bytes:
-    import hashlib
-
-    if len(leaves) == 1:
-        return leaves[0]
-    k = 1
-    while k * 2 < len(leaves):
-        k *= 2
-    return hashlib.sha256(b"\x01" + _root_as_in_the_rfc(leaves[:k]) + _root_as_in_the_rfc(leaves[k:])).digest()
+def test_another_key_signs_nothing() -> None:
+    group, leaves = accepted("FL-LAB", 1)
+    other = nacl.signing.SigningKey.generate()
+    with pytest.raises(SignatureInvalid):
+        log.verify_proof(proof_of([group], 0, key=other), "FL-LAB", leaves, PUBLIC, 1001)
+    with pytest.raises(SignatureInvalid):
+        log.verify_proof(proof_of([group], 0), "FL-LAB", leaves, bytes(other.verify_key), 1001)
 
 
-def test_the_tree_is_the_rfcs() -> None:
-    leaves = [bytes([n]) * 32 for n in range(40)]
-    for count in range(1, 40):
-        root = merkle_root(leaves[:count])
-        assert root == _root_as_in_the_rfc(leaves[:count])
-        for index in range(count):
-            path = merkle_path(leaves[:count], index)
-            assert root_from_path(leaves[index], index, count, path) == root
+def test_a_proof_of_one_envelope_tells_its_place_and_nothing_of_the_others() -> None:
+    group, leaves = accepted("FL-LAB", 5)
+    groups = [log.Group(log.ACTS, b"[]"), group]
+    hashes = log.leaf_hashes_of(group.payload)[2]
+    for index, one in enumerate(log.read_accepted(group.payload)[2]):
+        proof = proof_of(groups, 1, before=9, leaves=hashes, leaf_index=index)
+        assert log.verify_acceptance(proof, "FL-LAB", one, PUBLIC, 1001).record.index == 10
+        assert not any(other in proof for other in leaves)
+        with pytest.raises(SignatureInvalid):
+            log.verify_acceptance(proof, "FL-LAB", one._replace(generation=9), PUBLIC, 1001)
+        with pytest.raises(SignatureInvalid):
+            log.verify_acceptance(proof, "FL-LAB", one, PUBLIC, 1000)
+        with pytest.raises(MalformedEnvelope):  # a proof of the whole group is another kind
+            log.verify_proof(proof, "FL-LAB", leaves, PUBLIC, 1001)
 
 
 def test_a_proof_of_a_key_bundle_holds_for_that_bundle_alone() -> None:
     digest = os.urandom(32)
     bundle = log.Group(log.BUNDLE, log.bundle_payload("CA-RC", 3, digest))
     groups = [accepted("FL-LAB", 2)[0], bundle, log.Group(log.ACTS, b"[]")]
-    head, signature, _ = entry(None, groups)
-    proof = log.make_proof(head, signature, [log.root_of(g) for g in groups], 1)
-    assert log.verify_bundle_proof(proof, "CA-RC", 3, digest, PUBLIC).index == 1
+    proof = proof_of(groups, 1)
+    assert log.verify_bundle_proof(proof, "CA-RC", 3, digest, PUBLIC).record.index == 1
+    assert log.verify_group_proof(proof, bundle, PUBLIC).record.index == 1
     assert log.read_bundle(bundle.payload) == ("CA-RC", 3, digest)
     for other in (("CA-RB", 3, digest), ("CA-RC", 2, digest), ("CA-RC", 3, bytes(32))):
         with pytest.raises(SignatureInvalid):
             log.verify_bundle_proof(proof, *other, PUBLIC)
-    for at in range(len(proof)):
-        with pytest.raises((SignatureInvalid, MalformedEnvelope)):
-            log.verify_bundle_proof(proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], "CA-RC", 3, digest, PUBLIC)
-    for cut in (b"", proof[:-1], proof + b"x"):
-        with pytest.raises(MalformedEnvelope):
-            log.verify_bundle_proof(cut, "CA-RC", 3, digest, PUBLIC)
     for short in (b"", bundle.payload[:-1], bundle.payload + b"x"):
         with pytest.raises(MalformedEnvelope):
             log.read_bundle(short)

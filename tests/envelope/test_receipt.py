@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cipherbox.envelope import bundle as bundles
 from cipherbox.envelope import receipt as receipts
+from cipherbox.envelope import tree
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import EnvelopeError, InvalidRequest, MalformedEnvelope, SignatureInvalid
 from cipherbox.limits import LIMITS
@@ -49,7 +50,7 @@ def test_a_receipt_of_somebody_else_is_refused() -> None:
 def test_a_receipt_names_its_signer_and_the_signers_bundle() -> None:
     """Rightly signed, in another's name or for another bundle."""
     ca = party("CA-RC")
-    leaf = receipts.leaf_hash(b"leaf")
+    leaf = tree.leaf_hash(b"leaf")
 
     def signed(name: str, bundle_hash: bytes) -> receipts.Receipt:
         parts = (name, 5, bundle_hash, leaf, 1, 1)
@@ -91,28 +92,28 @@ def test_outcomes_one_over() -> None:
 
 def test_no_leaves_have_no_root() -> None:
     with pytest.raises(InvalidRequest):
-        receipts.merkle_root([])
+        tree.merkle_root([])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 100])
 def test_merkle_paths_lead_to_the_root(count: int) -> None:
     leaves = [hashlib.sha256(bytes([i])).digest() for i in range(count)]
-    root = receipts.merkle_root(leaves)
+    root = tree.merkle_root(leaves)
     for i, leaf in enumerate(leaves):
-        path = receipts.merkle_path(leaves, i)
-        assert receipts.root_from_path(leaf, i, count, path) == root
+        path = tree.merkle_path(leaves, i)
+        assert tree.root_from_path(leaf, i, count, path) == root
         if count > 1:
             other = (i + 1) % count
-            assert receipts.root_from_path(leaf, other, count, receipts.merkle_path(leaves, other)) != root
+            assert tree.root_from_path(leaf, other, count, tree.merkle_path(leaves, other)) != root
             with pytest.raises(MalformedEnvelope):
-                receipts.root_from_path(leaf, i, count, path[:-1])
+                tree.root_from_path(leaf, i, count, path[:-1])
 
 
 def test_merkle_root_of_rfc_6962() -> None:
     """The published tree over these leaves (certificate-transparency reference data) has this root."""
     data = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
-    leaves = [receipts.leaf_hash(bytes.fromhex(d)) for d in data]
-    assert receipts.merkle_root(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
+    leaves = [tree.leaf_hash(bytes.fromhex(d)) for d in data]
+    assert tree.merkle_root(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
 
 
 @given(st.binary(max_size=300))

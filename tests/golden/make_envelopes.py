@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 from unittest import mock
 
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope import receipt as receipts
+from cipherbox.envelope import tree
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.kinds import BodyCipher, Outcome
 from cipherbox.sealing import seal as seal_module
@@ -206,22 +208,26 @@ def write_receipts(recipient: Party, sender: Party, raw: bytes) -> None:
     at = layouts.split(raw)
     first = receipts.Leaf(
         sender.identity.client_id, at.prefix.envelope_id, 0, layouts.hashes(raw, at).envelope_hash, now_ms(),
-        Outcome.OPENED,
+        Outcome.OPENED, commitment=bytes(range(32)), log_entry=7,
     )  # fmt: skip
+    note = json.loads((files.HERE / "log.json").read_text())["entries"][-1]["checkpoint"]
     outcomes = (Outcome.OPENED, Outcome.HANDLER_FAILED)
     second = receipts.Leaf("PA-LAB", bytes(16), 1, bytes(32), 5, Outcome.OTHER, outcomes)
     leaves = [first, second, first]
-    hashed = [receipts.leaf_hash(leaf.encode()) for leaf in leaves]
-    root = receipts.merkle_root(hashed)
+    hashed = [tree.leaf_hash(leaf.encode()) for leaf in leaves]
+    root = tree.merkle_root(hashed)
     suite = int(recipient.identity.suite)
     parts = (recipient.identity.client_id, now_ms(), recipient.bundle.hash, root, len(leaves), suite)
-    signed = recipient.identity.sign(receipts.USE, hashlib.sha256(receipts.encode_unsigned(*parts)).digest())
-    receipt = receipts.Receipt(*parts, signed)
+    unsigned = receipts.encode_unsigned(*parts, note.encode())
+    signed = recipient.identity.sign(receipts.USE, hashlib.sha256(unsigned).digest())
+    receipt = receipts.Receipt(*parts, signed, note.encode())
     rows = []
     for i, leaf in enumerate(leaves):
-        exported = receipts.Exported(receipt, leaf, i, receipts.merkle_path(hashed, i))
+        exported = receipts.Exported(receipt, leaf, i, tree.merkle_path(hashed, i))
         rows.append({"index": i, "leaf": leaf.encode().hex(), "exported": receipts.encode_exported(exported).hex()})
-    files.write("receipts", {"bundle": recipient.bundle.raw.hex(), "root": root.hex(), "exported": rows})
+    files.write("receipts", {
+        "bundle": recipient.bundle.raw.hex(), "root": root.hex(), "checkpoint": note, "exported": rows,
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def samples() -> list[tuple[str, Any]]:
         for full in (True, False):
             name = f"{spec.name} {'full' if full else 'empty'}"
             found.append((name, spec.cls(*[sample(f.kind, i, full) for i, f in enumerate(spec.fields)])))
-    hello = frames.Hello(frames.MAGIC, 1, 1, 17 * 1024 * 1024, 30, "golden 1")
+    hello = frames.Hello(frames.MAGIC, 2, 2, 17 * 1024 * 1024, 30, "golden 1")
     return [*found, ("HELLO of a client", hello)]
 
 

@@ -6,6 +6,7 @@ import base64
 from typing import Any
 
 import nacl.signing
+import pytest
 
 from tests.golden.second_reader import (
     HERE,
@@ -20,23 +21,27 @@ from tests.golden.second_reader import (
 )
 
 
-def test_receipts() -> None:
-    document = golden("receipts")
+@pytest.mark.parametrize("version", [2, 1])
+def test_receipts(version: int) -> None:
+    document = golden("receipts" if version == 2 else "receipts_v1")
     signer = read_bundle(bytes.fromhex(document["bundle"]))
     for row in document["exported"]:
         raw = bytes.fromhex(row["exported"])
         c = Cursor(raw)
-        assert c.take(6) == b"CBXR\x01\x00"
+        assert c.take(6) == b"CBXR" + bytes([version, 0])
         assert c.sized(1).decode() == signer["client_id"]
         c.number(8)
         assert c.take(32) == signer["hash"]
-        root, leaves, suite = c.take(32), c.number(4), c.number(1)
+        root, leaves = c.take(32), c.number(4)
+        note = c.sized(2) if version == 2 else b""
+        assert note.decode() == document.get("checkpoint", "")
+        suite = c.number(1)
         assert root.hex() == document["root"]
         message = label("receipt") + bytes([suite]) + sha256(raw[: c.at])
         check_signatures(signer["sign"], suite, message, c.take({1: 64, 2: 3373}[suite]))
         start = c.at
         c.sized(1)
-        c.take(16 + 4 + 32 + 8 + 1)
+        c.take(16 + 4 + 32 + 8 + 1 + (40 if version == 2 else 0))
         c.take(c.number(4))
         assert raw[start : c.at].hex() == row["leaf"]
         node = sha256(b"\0", raw[start : c.at])
@@ -104,19 +109,47 @@ def test_frames_by_the_tables_of_the_manual() -> None:
         assert c.at == len(raw)
 
 
+def checkpoint(note: str, public: bytes, incarnation: bytes) -> tuple[int, bytes]:
+    """Size and root of a signed note, read and verified as C2SP's signed-note and tlog-checkpoint say."""
+    text, lines = note.rsplit("\n\n", 1)
+    text += "\n"
+    origin, size, root, at, _ = text.split("\n")
+    assert origin == f"cipherbox/{sha256(public).hex()[:16]}/{incarnation.hex()}"
+    assert at.startswith("at ")
+    mark, name, signature = lines.split("\n")[0].split(" ")
+    raw = base64.b64decode(signature)
+    assert (mark, name) == ("\u2014", origin)
+    assert raw[:4] == sha256(origin.encode() + b"\n\x01" + public)[:4]
+    nacl.signing.VerifyKey(public).verify(text.encode(), raw[4:])
+    return int(size), base64.b64decode(root)
+
+
+def read_proof(raw: bytes) -> dict[str, Any]:
+    c = Cursor(raw)
+    assert (c.number(1), c.number(1)) == (2, 0)
+    found: dict[str, Any] = {"leaves": c.number(4), "leaf": c.number(4)}
+    found["own"] = [c.take(32) for _ in range(c.number(1))]
+    found["record"] = c.take(58)
+    found["group"] = c.number(4)
+    found["inner"] = [c.take(32) for _ in range(c.number(1))]
+    found["path"] = [c.take(32) for _ in range(c.number(1))]
+    found["checkpoint"] = c.sized(2).decode()
+    assert c.at == len(raw)
+    return found
+
+
 def test_the_signed_log() -> None:
     document = golden("log")
-    key = nacl.signing.VerifyKey(bytes.fromhex(document["key"]))
-    before = bytes(32)
+    public, incarnation = bytes.fromhex(document["key"]), bytes.fromhex(document["incarnation"])
+    leaves_of_tree: list[bytes] = []
+    roots_of_tree: dict[int, bytes] = {}
     for number, row in enumerate(document["entries"], 1):
-        head, signature = bytes.fromhex(row["head"]), bytes.fromhex(row["signature"])
-        key.verify(b"cipherbox/v1/log-head\x00" + sha256(head), signature)
-        c = Cursor(head)
-        assert (c.take(4), c.number(1), c.number(8)) == (b"CBXL", 1, number)
-        at, previous, root, groups = c.take(8), c.take(32), c.take(32), c.number(4)
-        assert previous == before
-        before = sha256(head + signature)
-        body, roots = Cursor(bytes.fromhex(row["body"])), []
+        record = bytes.fromhex(row["record"])
+        c = Cursor(record)
+        assert (c.take(4), c.number(1), c.number(1), c.number(8)) == (b"CBXL", 2, 0, number)
+        at, root, groups = c.take(8), c.take(32), c.number(4)
+        assert c.at == len(record)
+        body, roots, first = Cursor(bytes.fromhex(row["body"])), [], []
         while body.at < len(body.raw):
             kind = body.take(1)
             payload = body.sized(4)
@@ -125,39 +158,63 @@ def test_the_signed_log() -> None:
                 continue
             inner = Cursor(payload)
             assert inner.sized(1).decode() == row["sender"]
-            assert inner.take(8) == at
+            assert inner.take(8) == at == row["accepted_at"].to_bytes(8, "big")
             common = payload[: inner.at]
             leaves = [inner.take(52) for _ in row["leaves"]]
             assert [leaf.hex() for leaf in leaves] == row["leaves"]
-            roots.append(tree_root([sha256(b"\x00\x01" + common + leaf) for leaf in leaves]))
+            first = [sha256(b"\x00\x01" + common + leaf) for leaf in leaves]
+            roots.append(tree_root(first))
         assert len(roots) == groups
         assert tree_root(roots) == root
-        proof = Cursor(bytes.fromhex(row["proof"]))
-        assert proof.take(len(head) + 64) == head + signature
-        assert proof.number(4) == 0
-        steps = [proof.take(32) for _ in range(proof.number(1))]
-        assert proof.at == len(proof.raw)
-        climbed = roots[0]
-        for step in steps:  # the group is the first of at most four, so always on the left
-            climbed = sha256(b"\x01" + climbed + step)
-        assert climbed == root
+        leaves_of_tree.append(sha256(b"\x00" + record))
+        size, tree = checkpoint(row["checkpoint"], public, incarnation)
+        assert (size, tree) == (number, tree_root(leaves_of_tree))
+        roots_of_tree[size] = tree
+        for name, own in (("proof", []), ("proof_of_first", first)):
+            proof = read_proof(bytes.fromhex(row[name]))
+            assert (proof["record"], proof["checkpoint"], proof["leaves"]) == (record, row["checkpoint"], len(own))
+            start = climb(first[0], 0, len(own), proof["own"]) if own else roots[0]
+            assert climb(start, proof["group"], groups, proof["inner"]) == root
+            assert climb(leaves_of_tree[-1], number - 1, number, proof["path"]) == tree
     bundle = document["bundle"]
     name = bundle["client_id"].encode()
     payload = bytes([len(name)]) + name + bundle["sequence"].to_bytes(8, "big") + bytes.fromhex(bundle["hash"])
-    assert sha256(b"\x00\x07" + payload) == roots[3]
-    proof = Cursor(bytes.fromhex(bundle["proof"]))
-    assert proof.take(len(head) + 64) == head + signature
-    assert (proof.number(4), proof.number(1)) == (3, 2)
-    assert [proof.take(32) for _ in range(2)] == [roots[2], sha256(b"\x01" + roots[0] + roots[1])]
+    assert climb(sha256(b"\x00\x07" + payload), 3, 4, read_proof(bytes.fromhex(bundle["proof"]))["inner"]) == root
+    for row in document["consistency"]:
+        proof = [bytes.fromhex(one) for one in row["proof"]]
+        assert proof == subproof(row["old"], leaves_of_tree[: row["new"]], True)
+    witness = document["witness"]
+    wname, key_id, key = witness["key"].split("+", 2)
+    raw_key = base64.b64decode(key)
+    assert (raw_key[0], key_id) == (4, sha256(wname.encode() + b"\n" + raw_key)[:4].hex())
+    text, lines = witness["note"].rsplit("\n\n", 1)
+    line = lines.split("\n")[1].split(" ")
+    raw = base64.b64decode(line[2])
+    assert (line[1], raw[:4].hex(), int.from_bytes(raw[4:12], "big")) == (wname, key_id, witness["at"])
+    message = f"cosignature/v1\ntime {witness['at']}\n{text}\n".encode()
+    nacl.signing.VerifyKey(raw_key[1:]).verify(message, raw[12:])
+
+
+def subproof(m: int, leaves: list[bytes], whole: bool) -> list[bytes]:
+    """RFC 9162, section 2.1.4.1, word by word."""
+    if m == len(leaves):
+        return [] if whole else [tree_root(leaves)]
+    k = 1
+    while k * 2 < len(leaves):
+        k *= 2
+    if m <= k:
+        return [*subproof(m, leaves[:k], whole), tree_root(leaves[k:])]
+    return [*subproof(m - k, leaves[k:], False), tree_root(leaves[:k])]
 
 
 def test_a_group_of_receipts() -> None:
     row = golden("receipt_group")
     c = Cursor(bytes.fromhex(row["group"]))
-    assert (c.take(4), c.number(1), c.number(1)) == (b"CBXR", 1, 0)
+    assert (c.take(4), c.number(1), c.number(1)) == (b"CBXR", 2, 0)
     assert c.sized(1) == b"CA-RC"
     c.take(8 + 32)
     root, count = c.take(32), c.number(4)
+    assert c.sized(2).decode() == row["checkpoint"]
     assert c.number(1) == 1
     c.take(64)
     hashed, own = [], 0
@@ -167,7 +224,7 @@ def test_a_group_of_receipts() -> None:
             continue
         start = c.at
         assert c.sized(1).decode() == row["sender"]
-        c.take(16 + 4 + 32 + 8 + 1)
+        c.take(16 + 4 + 32 + 32 + 8 + 8 + 1)
         c.take(c.number(4))
         hashed.append(sha256(b"\x00" + c.raw[start : c.at]))
         own += 1

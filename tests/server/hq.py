@@ -75,7 +75,7 @@ class Raw:
         self.told: list[str] = []  # what HQ said in its PINGs
 
     async def hello(self) -> frames.Welcome:
-        await self.stream.send_all(self.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 25, 30, "raw test")))
+        await self.stream.send_all(self.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 25, 30, "raw test")))
         answer = await self.next()
         assert isinstance(answer, frames.Welcome), answer
         return answer

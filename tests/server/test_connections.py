@@ -20,7 +20,7 @@ from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, running
 
 
 def hello(frame_bytes: int = 1 << 25, heartbeat_s: int = 30) -> frames.Hello:
-    return frames.Hello(frames.MAGIC, 1, 1, frame_bytes, heartbeat_s, "raw test")
+    return frames.Hello(frames.MAGIC, 2, 2, frame_bytes, heartbeat_s, "raw test")
 
 
 @contextmanager

@@ -148,7 +148,7 @@ async def test_a_revoked_client_may_be_enrolled_again_and_its_old_certificate_st
         back = await r.open(client_context(r.root, [pki.load_der(c) for c in issued.chain], key))
         assert (await back.hello()).client_id == "FL-LAB"
         thief = await r.dial(r.people["FL-LAB"], hello=False)
-        await thief.stream.send_all(thief.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 30, "")))
+        await thief.stream.send_all(thief.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
         assert codec_name(await thief.next()) == "replaced"  # another home has this id now
 
 

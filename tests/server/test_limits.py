@@ -54,7 +54,7 @@ async def test_connections_in_all(tmp_path: Path) -> None:
         await r.client("FL-LAB")
         await r.client("CA-RC")
         third = await r.dial(await r.person("NY-RC"), hello=False)
-        await third.stream.send_all(third.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 30, "")))
+        await third.stream.send_all(third.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
         assert codec_name(await third.next()) == "too-many-connections"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cipherbox.broker.model import LogRow
-from cipherbox.envelope import log
+from cipherbox.envelope import log, tree
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.errors import StoreUnavailable
 from cipherbox.store.port import Store
@@ -16,11 +16,11 @@ from tests.server.hq import Running, running
 def check(store: Store, key: bytes) -> list[LogRow]:
     """All entries, each verified."""
     rows = store.log(0, 100_000, 1 << 40)
-    before = None
+    edge = tree.RightEdge()
     for row in rows:
-        head = log.verify_entry(row.head, row.signature, row.body, key, before)
-        assert head.index == row.index
-        before = (row.index, log.head_hash(row.head, row.signature))
+        log.verify_entry(row.record, row.body, edge.size + 1)
+        assert b"".join(edge.append(tree.leaf_hash(row.record))) == row.nodes
+    assert tree.root_at(edge.size, store.log_nodes) == edge.root()
     return rows
 
 
@@ -53,8 +53,8 @@ async def test_every_confirm_carries_a_proof_and_the_chain_goes_on_after_a_resta
                 layout = split(envelope)
                 prefix = layout.prefix
                 leaf = log.leaf(prefix.envelope_id, prefix.generation, hashes(envelope, layout).envelope_hash)
-                head = log.verify_proof(confirm.proof, "FL-LAB", [leaf], key)
-                assert head.index == confirm.log_position
+                found = log.verify_proof(confirm.proof, "FL-LAB", [leaf], key, confirm.accepted_at)
+                assert found.record.index == found.head.size == confirm.log_position
                 ids.append(prefix.envelope_id)
             rows = check(here.hq.store, key)
     assert accepted(rows) == ids
@@ -109,11 +109,11 @@ async def test_only_admins_read_it(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as here:
         await publish(here, 2)
         lab = await here.client("FL-LAB")
-        await lab.send(frames.ReadLog(99, 0, 10))
+        await lab.send(frames.ReadLog(99, 0, 10, False))
         answer = await lab.next()
         assert isinstance(answer, frames.Error | frames.GoingAway)
         await here.person("boss", role="admin")
         boss = await here.client("boss")
-        page = await boss.ask(frames.ReadLog, 0, 2)
+        page = await boss.ask(frames.ReadLog, 0, 2, False)
         assert len(page.entries) == 2
         assert page.last > 2

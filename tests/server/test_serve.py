@@ -238,7 +238,7 @@ async def test_foreign_expired_and_unrecorded_certificates_are_refused_in_plain_
         assert "expired" in str(error)
         unrecorded = [pki.issue_client(r.issuing, key.public_key(), "X"), r.issuing.certificate]
         raw = await r.open(client_context(r.root, unrecorded, key))
-        await raw.stream.send_all(raw.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 30, "")))
+        await raw.stream.send_all(raw.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
         told = await raw.next()
         assert codec_name(told) == "credentials"
         assert "no record" in told.message
@@ -290,7 +290,7 @@ async def test_revocation_cuts_live_connections_and_keeps_them_out(tmp_path: Pat
         assert "laptop stolen" in told.message
         assert await lab.next() is None
         back = await r.dial(r.people["FL-LAB"], hello=False)
-        await back.stream.send_all(back.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 30, "")))
+        await back.stream.send_all(back.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
         assert codec_name(await back.next()) == "revoked"
         sealed = r.people["CA-RC"].seal(r.people["FL-LAB"])
         assert await rc.refused(frames.Send, 0, 0, sealed.raw) == "recipient-revoked"

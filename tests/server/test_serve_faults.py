@@ -147,7 +147,7 @@ async def test_a_client_has_a_bounded_number_of_connections(tmp_path: Path) -> N
     async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, connections_per_client=2)) as r:
         kept = [await r.client("FL-LAB") for _ in range(2)]
         third = await r.dial(r.people["FL-LAB"], hello=False)
-        await third.stream.send_all(third.wire.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 20, 30, "")))
+        await third.stream.send_all(third.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
         assert codec_name(await third.next()) == "too-many-connections"
         assert isinstance(await kept[0].ask(frames.List, "queues", "", ""), frames.Listing)
 

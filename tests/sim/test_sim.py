@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from cipherbox.client.outbox import post as post_module
-from cipherbox.envelope import log
+from cipherbox.envelope import log, tree
 from tests import postgres
 from tests.server.hq import running
 from tests.sim.world import RECEIVERS, SENDERS, Template, World, virtual
@@ -95,10 +95,10 @@ def check(world: World) -> None:
         dead = world.hq.store.dead_letters("", "", 100, True)[0] if lost and world.hq is not None else []
         assert not lost, f"{name} never got {lost}, which HQ had confirmed; dead letters: {dead}"
     assert world.hq is not None
-    before = None
+    edge = tree.RightEdge()
     for row in world.hq.store.log(0, 1_000_000, 1 << 40):
-        head = log.verify_entry(row.head, row.signature, row.body, world.hq.log_key[:32], before)
-        before = (head.index, log.head_hash(row.head, row.signature))
+        log.verify_entry(row.record, row.body, edge.size + 1)
+        assert b"".join(edge.append(tree.leaf_hash(row.record))) == row.nodes
 
 
 def test_a_seed_gives_the_same_run_again(

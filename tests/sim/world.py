@@ -30,6 +30,7 @@ from cipherbox.client.home import Home
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.line import Line
+from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.client.tasks import background
 from cipherbox.config import ClientConfig, load_server_config
 from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavailable
@@ -54,12 +55,12 @@ SENDERS, RECEIVERS = ("S1", "S2"), ("R1", "R2")
 class SimStream(trio.abc.Stream):
     """One end of a line: late, in pieces, sometimes swallowing everything; `peer` is whose certificate it shows."""
 
-    def __init__(self, below: trio.StapledStream[Any, Any], world: World, peer: Person | None) -> None:
+    def __init__(self, below: trio.StapledStream[Any, Any], world: World, peer: Any) -> None:
         self._below, self._world, self._peer = below, world, peer
         self.swallowing = False
 
     def peer_certificate(self) -> Any:
-        return self._peer.chain[0] if self._peer is not None else None
+        return self._peer
 
     async def send_all(self, data: Any) -> None:
         chance = self._world.chance
@@ -192,7 +193,8 @@ class World:
         if hq is None or (not self.calm and self.chance.random() < 0.1):
             raise NetworkError("HQ cannot be reached")
         ours, theirs = trio.testing.memory_stream_pair()
-        near, far = SimStream(ours, self, None), SimStream(theirs, self, self.template.people[name])
+        near = SimStream(ours, self, hq.trust.material.server)
+        far = SimStream(theirs, self, self.template.people[name].chain[0])
         self.streams += [near, far]
         self.hq_nursery.start_soon(Session(hq, far, name, hq.log_key).run)  # type: ignore[arg-type]
         return near
@@ -215,14 +217,14 @@ class World:
         hq_root, issuing = self.root
         events = Events(None)
         async with background() as nursery:
-            line = Line(name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0)  # type: ignore[arg-type, return-value]
             keeper = KeyKeeper(bytes(32))
-            client = Client(
-                Home(config, hq_root, issuing, tuple(person.chain), person.key, person.identity, keeper, bytes(32)),
-                line, events, nursery,
-            )  # fmt: skip
+            files = Home(config, hq_root, issuing, tuple(person.chain), person.key, person.identity, keeper, bytes(32))
+            log = LogProofVerifier.of(files, events)
+            line = Line(name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log)  # type: ignore[arg-type, return-value]
+            client = Client(files, line, events, nursery, log)
             self.clients[name] = client
             nursery.start_soon(line.run, nursery)
+            nursery.start_soon(log.run, line, line.window.covered)
             nursery.start_soon(client.receipts.run)
             await body(client)
 

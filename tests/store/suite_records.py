@@ -7,14 +7,15 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow, Wanted
-from cipherbox.errors import Conflict, Fenced, StoreError
+from cipherbox.envelope import tree
+from cipherbox.errors import Conflict, Damaged, Fenced, StoreError
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 from tests.store.suite import AT, Driver, Opener, incoming, published
 
 
 def logged(index: int, number: int) -> m.Changes:
     changes = published(number, queue="q")
-    return attrs.evolve(changes, log=LogRow(index, AT, b"head%d" % index, b"s" * 64, bytes(index * 100)))
+    return attrs.evolve(changes, log=LogRow(index, AT, b"head%d" % index, bytes(index * 100), b"n" * 32, bytes(16)))
 
 
 class Records:
@@ -39,7 +40,7 @@ class Records:
         store = opener()
         last = store.last_log()
         assert last is not None
-        assert (last.index, last.head, last.body) == (3, b"head3", bytes(300))
+        assert (last.index, last.record, last.body) == (3, b"head3", bytes(300))
         assert [row.index for row in store.log(1, 10, 1 << 20)] == [2, 3]
         assert [row.index for row in store.log(0, 2, 1 << 20)] == [1, 2]
         assert [row.index for row in store.log(0, 10, 1)] == [1]  # never none while there is one
@@ -149,10 +150,12 @@ class Records:
         assert opener().load(10).client_limits == {("A", "bytes"): 7, ("A", "queues"): (1 << 63) - 1}
 
     def test_the_log_keeps_its_newest_entry(self, opener: Opener) -> None:
-        store = opener()
+        store, edge = opener(), tree.RightEdge()
         for index in range(1, 5):
-            row = LogRow(index, AT + index, b"h", b"s", b"")
+            nodes = b"".join(edge.append(tree.leaf_hash(b"h%d" % index)))
+            row = LogRow(index, AT + index, b"h%d" % index, b"b", nodes, bytes([index > 2]) * 16)
             store.commit(attrs.evolve(logged(index, index), log=row), store.epoch)
+        assert [store.first_of(bytes([new]) * 16) for new in (0, 1)] == [0, 3]
         cutoffs = m.Cutoffs(0, 0, AT + 3)
         assert store.older_than(cutoffs)
         store.commit(m.Changes(retention=cutoffs), store.epoch)
@@ -161,6 +164,10 @@ class Records:
         store.commit(m.Changes(retention=everything), store.epoch)
         assert [row.index for row in store.log(0, 10, 1 << 20)] == [4]
         assert not store.older_than(everything)
+        assert store.log(0, 1, 1)[0].record == b"h4"
+        assert tree.root_at(4, store.log_nodes) == edge.root()  # proofs of old heads hold on
+        with pytest.raises(Damaged):
+            store.log_nodes([(0, 4)])
 
     # -- the registry -----------------------------------------------------------------------------------------------
 

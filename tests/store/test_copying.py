@@ -70,8 +70,10 @@ def lived_in(store: Store) -> Driver:
     store.put_enrolment(Enrolment(b"s" * 32, "A", "client", True, AT, AT + 9, "waiting", b"csr", "1234", (b"a", b"bb")))
     store.put_certificate(CertificateRow("ab12", "A", AT, AT + 9, 0, b"der"))
     store.put_setting("history", b"\x00\x01")
+    store.fill("old_log", [(1, AT, b"head", b"sig", b"body")])
     for index in (1, 2):
-        store.commit(m.Changes(log=LogRow(index, AT, b"head", b"sig", bytes(index * 50_000))), store.epoch)
+        row = LogRow(index, AT, b"record", bytes(index * 50_000), b"nodes", bytes(16))
+        store.commit(m.Changes(log=row), store.epoch)
     return driver
 
 

@@ -19,7 +19,7 @@ GOLDEN = files.read("frames")
 def opened(role: str, peer: str = "admin") -> Connection:
     """A connection past its opening; ``peer`` is the role HQ gave."""
     server, client = Connection("server"), Connection("client")
-    server.receive_data(client.send(frames.Hello(frames.MAGIC, 1, 1, 1 << 25, 30, "test")))
+    server.receive_data(client.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 25, 30, "test")))
     (hello,) = server.events()
     assert isinstance(hello, frames.Hello)
     welcome = frames.Welcome(1, 1 << 25, 1 << 24, 30, 10, 1 << 20, 10, 1 << 20, 1, 1, 0, "A", peer, "test")
@@ -151,7 +151,7 @@ FAULTS = [
     ("one byte too large", (17 * 1024 * 1024 + 1).to_bytes(4, "big"), "frame-too-large"),
     ("no length", bytes(4), "protocol"),
     ("unknown kind", b"\x00\x00\x00\x01\xee", "protocol"),
-    ("second HELLO", codec.encode(frames.Hello(frames.MAGIC, 1, 1, 1, 1, "")), "unexpected-frame"),
+    ("second HELLO", codec.encode(frames.Hello(frames.MAGIC, 2, 2, 1, 1, "")), "unexpected-frame"),
     ("a server's frame", codec.encode(frames.Ok(1, 1)), "unexpected-frame"),
     ("a DELIVER from a client", b"\x00\x00\x00\x1b\x23" + bytes(4) + b"\xff\xff\xff\xff" + bytes(18), "unexpected"),
     ("not UTF-8", codec.encode(frames.Resolve(1, "ab", "c")).replace(b"ab", b"\xff\xfe"), "protocol"),
@@ -204,7 +204,7 @@ def test_what_is_no_hello_is_refused_at_once(first: bytes) -> None:
 
 def test_hello_is_read_alone_until_welcome() -> None:
     server, client = Connection("server"), Connection("client")
-    server.receive_data(client.send(frames.Hello(frames.MAGIC, 1, 1, 1, 1, "")) + codec.encode(frames.Ping(5)))
+    server.receive_data(client.send(frames.Hello(frames.MAGIC, 2, 2, 1, 1, "")) + codec.encode(frames.Ping(5)))
     assert len(server.events()) == 1
     assert server.events() == []
     server.send(frames.Welcome(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, "A", "client", ""))
@@ -236,9 +236,9 @@ def test_a_client_cannot_send_an_admins_frame() -> None:
 def test_versions_without_a_common_one() -> None:
     from cipherbox.wire.connection import negotiate
 
-    assert negotiate(frames.Hello(frames.MAGIC, 0, 9, 1, 1, "")) == 1
-    for low, high in ((2, 9), (0, 0)):
-        with pytest.raises(ProtocolError, match="update the older program"):
+    assert negotiate(frames.Hello(frames.MAGIC, 0, 9, 1, 1, "")) == 2
+    for low, high in ((3, 9), (0, 0), (1, 1)):
+        with pytest.raises(ProtocolError, match="update the older program, HQ first: `cipherbox manual migrate`"):
             negotiate(frames.Hello(frames.MAGIC, low, high, 1, 1, ""))
 
 

@@ -118,7 +118,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
         raw = seal(
             identity, bundles[number % len(bundles)], plain, count, envelope_id=ids.next(), sealed_at=now
         )  # fmt: skip
-        return Outgoing(raw.raw, raw.envelope_id, raw.count, done)
+        return Outgoing(raw.raw, raw.envelope_id, raw.count, done, envelope_hash=raw.envelope_hash)
 
     count = task["batch"] or 1
     plain = pack_contents([_message(0, task["size"]).encode()] * count, TEXT)

@@ -82,7 +82,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing secret."""
     from cipherbox.cli.output import print_json, record, rows_table, say
     from cipherbox.client.keys.pins import Pins
-    from cipherbox.client.keys.witness import entry_of
+    from cipherbox.client.log.verifier import entry_of
     from cipherbox.envelope.bundle import fingerprint
     from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm
 

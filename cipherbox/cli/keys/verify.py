@@ -94,11 +94,11 @@ async def _offer(client: Client, client_id: str) -> Offer:
 
     directory = client.directory
     bundle = await directory.offered(client_id)
-    proof = directory.witness.proof(bundle)
+    proof = directory.log.proof(bundle)
     pin = directory.pins.get(client_id)
     (answer,) = await directory.ask([(client_id, pin.bundle.sequence if pin is not None else frames.NEWEST)])
     found = [decode_bundle(raw) for raw in answer.bundles]
-    change = change_of(pin, [*found, bundle], directory.witness.entry(bundle)) if pin is not None else Change()
+    change = change_of(pin, [*found, bundle], directory.log.entry(bundle)) if pin is not None else Change()
     unopened = 0
     if client.post is not None:
         rows = await client.post.store(client.post.outbox.unopened_by, client_id, SENT)

@@ -25,7 +25,7 @@ from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.envelope.receipt import Leaf
+from cipherbox.envelope.receipt import NO_COMMITMENT, Leaf
 from cipherbox.errors import CipherBoxError, EnvelopeError, TimedOut
 from cipherbox.sealing.body import Message, pack
 
@@ -125,12 +125,14 @@ class OwedReceipts:
     def _owed(self) -> list[Owed]:
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes"
+                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes,"
+                " commitment"
                 " FROM envelopes WHERE receipt IS NULL ORDER BY number LIMIT ?",
                 (MOST,),
             ).fetchall()
             rows += self._db.execute(
-                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL FROM refusals"
+                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL, NULL"
+                " FROM refusals"
                 " WHERE receipt IS NULL LIMIT ?",
                 (MOST - len(rows),),
             ).fetchall()
@@ -139,10 +141,10 @@ class OwedReceipts:
                 number,
                 Leaf(
                     sender, envelope_id, generation, digest or bytes(32), accepted_at, Outcome(outcome),
-                    tuple(map(Outcome, outcomes or b"")),
+                    tuple(map(Outcome, outcomes or b"")), commitment or NO_COMMITMENT,
                 ),
             )
-            for number, sender, envelope_id, generation, digest, accepted_at, outcome, outcomes in rows
+            for number, sender, envelope_id, generation, digest, accepted_at, outcome, outcomes, commitment in rows
         ]  # fmt: skip
 
     async def _sign(self, owed: Sequence[Owed]) -> None:
@@ -150,9 +152,11 @@ class OwedReceipts:
         assert identity is not None
         assert identity.bundle is not None
         at = _now_ms()
+        newest = self._client.log.newest
         unsigned = Unsigned.over(
-            identity.client_id, at, identity.bundle.hash, identity.suite, [one.leaf for one in owed]
-        )
+            identity.client_id, at, identity.bundle.hash, identity.suite, [one.leaf for one in owed],
+            newest.note if newest is not None else b"",
+        )  # fmt: skip
         signatures = identity.sign(USE, unsigned.digest)
         senders = list(dict.fromkeys(unsigned.senders))
         sent: dict[str, int] = {}

@@ -20,8 +20,8 @@ from cipherbox.client.faults import Fault, fault_of
 from cipherbox.client.keys.changes import day, explained
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
-from cipherbox.client.keys.witness import Witness
 from cipherbox.client.line import Line
+from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope.bundle import (
     KeyBundle,
     check_bundle,
@@ -57,10 +57,11 @@ class Directory:
     """See the module.  ``pins`` may be used directly, for `keys list` and the like."""
 
     def __init__(
-        self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: Line, events: Events
-    ) -> None:
+        self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: Line, events: Events,
+        log: LogProofVerifier,
+    ) -> None:  # fmt: skip
         self.pins = pins
-        self.witness = Witness(pins, line)
+        self.log = log
         self._root, self._revocations, self._line, self._events = root, revocations, line, events
         self._asked: dict[str, float] = {}
         self._told: dict[str, bytes] = {}  # of a pinned client: the bundle of which it was said that it begins anew
@@ -181,7 +182,7 @@ class Directory:
             answer: frames.Bundles = await self._line.request(frames.GetBundles, clients=names, hashes=wanted)
             if len(answer.answers) != len(names) + len(wanted):
                 raise BundleMalformed("HQ answered another number of clients than it was asked for")
-            self.witness.check([raw for one in answer.answers for raw in one.bundles], answer.proofs)
+            self.log.bundles([raw for one in answer.answers for raw in one.bundles], answer.proofs)
             found += answer.answers
         return found
 
@@ -204,7 +205,7 @@ class Directory:
             newest = max(later, key=lambda b: b.sequence)
             if role == SENDER:  # nobody is met by keys to which nothing may be sealed
                 check_bundle(newest, name, self._root, _now_ms(), ended_is_error=False)
-            pinned = self.pins.accept(newest, FIRST_USE, proof=self.witness.proof(newest))
+            pinned = self.pins.accept(newest, FIRST_USE, proof=self.log.proof(newest))
             self._events.say(
                 role, f"Key of {name} retrieved and pinned at first use; fingerprint {fingerprint(newest)}"
             )
@@ -213,11 +214,11 @@ class Directory:
             newest = check_succession(pin.bundle, later)
         except BundleDiscontinuous as error:
             shown = max(later, key=lambda b: b.sequence)
-            raise explained(pin, shown, str(error), self.witness.entry(shown)) from None
+            raise explained(pin, shown, str(error), self.log.entry(shown)) from None
         if newest.hash == pin.bundle.hash:
             return pin
         between = tuple(b.hash for b in later)
-        pinned = self.pins.accept(newest, SUCCESSION, between, self.witness.proof(newest))
+        pinned = self.pins.accept(newest, SUCCESSION, between, self.log.proof(newest))
         self._events.say(
             role,
             f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed by the keys before; "
@@ -253,7 +254,7 @@ class Directory:
             newest = max(later, key=lambda b: b.sequence)
             if pin is not None and newest.hash != self._told.get(name):
                 self._told[name] = newest.hash
-                why = explained(pin, newest, str(error), self.witness.entry(newest))
+                why = explained(pin, newest, str(error), self.log.entry(newest))
                 self._events.say(SENDER, f"WARNING: {why}")
         except BundleError:
             pass  # said when somebody sends to it

@@ -30,7 +30,6 @@ from cipherbox.client.outbox.rows import Confirmed, Proven, Refused, Row
 from cipherbox.client.sessions.chains import Turned
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.client.window import Outgoing
-from cipherbox.envelope.log import leaf, verify_proof
 from cipherbox.envelope.prefix import VERSION, version_of
 from cipherbox.errors import CipherBoxError, KeyReused, RecipientRevoked, RouteChanged, SessionMoved, StoreError
 from cipherbox.wire.frames import Confirm
@@ -54,7 +53,7 @@ class Post(Resealing):
         self._revoked, self._sessions = revoked, sessions
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
-        self._window.proven = self._check_proof
+        self._window.proven = self._keep_proof
         self._fresh: list[Outgoing] = []
         self._fresh_bytes = 0
         self._behind: list[Outgoing] | None = []  # kept, and waiting behind what was left; None: nothing was left
@@ -282,24 +281,16 @@ class Post(Resealing):
             self._known[row.envelope_id] = row.generation
             self._events.messages(SENDER, "Sending {} again", row.envelope_id, row.messages)
             item = Outgoing(raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version)
-            item.generation, item.kept = row.generation, True
+            item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
             self._send(item)
 
-    def _check_proof(self, frame: Confirm, items: list[Outgoing]) -> None:
-        """HQ's word that these are in its signed log: kept when it holds, said loudly when it does not."""
-        kept = [item.fresh for item in items if item.fresh is not None]
-        link = self._line.link
-        if link is None or not link.log_key or len(kept) != len(items):
-            return  # some were sealed by another process: the group cannot be put together again here
-        leaves = [leaf(f.envelope_id, f.generation, f.envelope_hash) for f in kept]
-        try:
-            head = verify_proof(frame.proof, self._sender, leaves, link.log_key)
-        except CipherBoxError as error:
-            self._events.say(SENDER, f"HQ's proof for {len(kept)} envelopes does not hold: {error}. Tell the admin")
-            return
-        names = tuple(f.envelope_id for f in kept)
-        self._proven.append(Proven(head.index, frame.proof, b"".join(leaves), names))
-        self._work.set()
+    def _keep_proof(self, frame: Confirm, items: list[Outgoing]) -> None:
+        """HQ has proven that these are in its signed log: the proof is kept with those that are in the outbox."""
+        names = tuple(item.envelope_id for item in items if item.kept)
+        if names:
+            leaves = b"".join(item.leaf() for item in items)
+            self._proven.append(Proven(frame.log_position, frame.proof, leaves, names))
+            self._work.set()
 
     # -- outcomes -----------------------------------------------------------------------------------------------
 

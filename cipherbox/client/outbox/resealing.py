@@ -16,6 +16,7 @@ from cipherbox.client.window import Outgoing
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,
+    LogError,
     NetworkError,
     ProtocolError,
     StoreError,
@@ -104,4 +105,4 @@ class Resealing:
 
 def waits(error: CipherBoxError) -> bool:
     """Whether an envelope stays in the outbox and goes out by itself when this is mended."""
-    return error.retryable or isinstance(error, CredentialsError | NetworkError | ProtocolError | StoreError)
+    return error.retryable or isinstance(error, CredentialsError | LogError | NetworkError | ProtocolError | StoreError)

@@ -32,7 +32,7 @@ Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that 
 
 ENVELOPES = (
     "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, routing_key, sealed_at, "
-    "expires_at, accepted_at, fan, bytes, commitment)"
+    "expires_at, accepted_at, fan, bytes, commitment, log_entry)"
 )
 BODIES = "bodies (number, pending, stored_hash, data, spool, at, bytes)"
 ENTRIES = (
@@ -40,7 +40,7 @@ ENTRIES = (
     "sender, envelope_id)"
 )
 GIVEN = "UPDATE writer SET last_number = greatest(last_number, CAST(? AS bigint))"
-LOG = "log (entry, at, head, signature, body)"
+LOG = "log (entry, at, record, body, nodes, incarnation)"
 _NUMBER = struct.Struct(">hiq")  # count of fields, then the first field
 _INT4, _INT8, _INT2 = struct.Struct(">i"), struct.Struct(">q"), struct.Struct(">h")
 _ENTRY_HEAD = struct.Struct(">hiiiqiqiqihii")  # queue_no, seq, number, accepted_at, state, attempts
@@ -90,8 +90,8 @@ def write(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spooled)
         if value:
             link.run(upsert("settings", ("name", "value")), (setting, str(value).encode()))
     if changes.log is not None:
-        index, at, head, signature, body = changes.log
-        link.copy_in(LOG, stream([row_of([_INT8.pack(index), _INT8.pack(at), head, signature, body])]))
+        index, at, *fields = changes.log
+        link.copy_in(LOG, stream([row_of([_INT8.pack(index), _INT8.pack(at), *fields])]))
     return _unnamed(link, dropped)
 
 
@@ -141,15 +141,15 @@ def _clean(value: str) -> str:
 # -- new rows -----------------------------------------------------------------------------------------------------
 
 
-def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming) -> bytes:
+def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming, log_entry: int = 0) -> bytes:
     """A row of `ENVELOPES`."""
     return b"".join((
-        _NUMBER.pack(14, 8, number), _name(i.sender), _FIELD.pack(16), i.envelope_id,
+        _NUMBER.pack(15, 8, number), _name(i.sender), _FIELD.pack(16), i.envelope_id,
         struct.pack(">iqii", 8, i.generation, 4, i[6]), _FIELD.pack(len(i.envelope_hash)), i.envelope_hash,
         _name(i.exchange), _name(i.routing_key),
         struct.pack(">iqiqiqiiiq", 8, min(i.sealed_at, _MOST), 8, min(i.expires_at, _MOST), 8, micros(accepted_at),
                     4, fan, 8, i.size),
-        _FIELD.pack(len(i.commitment)), i.commitment,
+        _FIELD.pack(len(i.commitment)), i.commitment, _LONG.pack(8, log_entry),
     ))  # fmt: skip
 
 
@@ -166,9 +166,10 @@ def _envelopes(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spo
     rows: list[bytes] = []
     bodies: list[bytes] = []
     fresh: dict[int, tuple[int, int, Incoming]] = {}
+    log_entry = _log_entry(changes)
     for number, accepted_at, fan, incoming in changes.envelopes:
         fresh[number] = (micros(accepted_at), fan, incoming)
-        rows.append(envelope_row(number, accepted_at, fan, incoming))
+        rows.append(envelope_row(number, accepted_at, fan, incoming, log_entry))
         place = spooled.get((number, incoming.generation)) if spooled else None
         bodies += body_row(number, fan, incoming, place)
     if rows:
@@ -214,6 +215,10 @@ def _entry_row(queue_no: int, entry: Any, known: tuple[int, int, Incoming]) -> b
     )
 
 
+def _log_entry(changes: Changes) -> int:
+    return changes.log.index if changes.log is not None else 0
+
+
 def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
     dropped = set()
     for number, i in changes.replaced:
@@ -224,7 +229,7 @@ def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
         expires_at = min(i.expires_at, _MOST)
         link.run(
             "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = ?, bytes = ?, "
-            "messages = ?, commitment = ? WHERE envelope_id = CAST(? AS uuid) AND number = ?",
+            "messages = ?, commitment = ?, log_entry = ? WHERE envelope_id = CAST(? AS uuid) AND number = ?",
             (
                 i.generation,
                 i.envelope_hash,
@@ -233,6 +238,7 @@ def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
                 i.size,
                 i[6],
                 i.commitment,
+                _log_entry(changes),
                 i.envelope_id.hex(),
                 number,
             ),

@@ -38,10 +38,11 @@ _PAGES: dict[str, list[tuple[str, list[tuple[str, int]]]]] = {
         (_WAITING, [("d.queue_no", 0), ("d.seq", 1)]),
         (_DONE, [("d.accepted_at", 3), ("d.number", 2), ("d.queue_no", 0), ("d.seq", 1)]),
     ],
-    "log": [("SELECT d.entry, d.at, d.head, d.signature, d.body FROM log d", [("d.entry", 0)])],
+    "old_log": [("SELECT d.entry, d.at, d.head, d.signature, d.body FROM old_log d", [("d.entry", 0)])],
+    "log": [("SELECT d.entry, d.at, d.record, d.nodes, d.incarnation, d.body FROM log d", [("d.entry", 0)])],
     "bodies": [(_BODIES, [("d.number", 0)])],
 }
-_PAGE_ROWS = {"bodies": 8, "log": 200}
+_PAGE_ROWS = {"bodies": 8, "log": 200, "old_log": 200}
 _TIME = "TIMESTAMPTZ '2000-01-01 00:00:00+00' + {} * INTERVAL '1 microsecond'"
 _DELIVERIES = "deliveries (queue_no, seq, number, accepted_at, attempts, delivered_at, acknowledged_at, client)"
 _OF_DELIVERY = ("queue_no", "seq", "number", "accepted_at", "attempts", "delivered_at", "acknowledged_at", "client")
@@ -85,7 +86,7 @@ class PostgresSource:
         if table == "bodies":
             yield from batches(self._whole(found), lambda row: len(row[3] or b""))
         else:
-            yield from batches(found, lambda row: len(row[-1]) if table == "log" else 0)
+            yield from batches(found, lambda row: len(row[-1]) if table in ("log", "old_log") else 0)
 
     def _fetch(self, table: str) -> Iterator[list[bytes | None]]:
         if table not in _PAGES:

@@ -12,8 +12,10 @@ import time
 
 from cipherbox.broker.model import DROPPED, Changes, Cutoffs
 from cipherbox.errors import StoreUnavailable
+from cipherbox.store import logtable
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.postgres.schema import PARTITIONED, ends_at_ms, month_of, months, name_of
+from cipherbox.store.registry import upsert
 
 MOST = 5000
 BY = "retention"
@@ -65,12 +67,8 @@ def drop_records(link: Link, cutoffs: Cutoffs) -> None:
             for table in ("dead_letters", "entries", "deliveries_other", "envelopes_other"):
                 link.run(f"DELETE FROM {table} WHERE number = ANY(CAST(? AS bigint[]))", (numbers,))
     if cutoffs.log:
-        link.run(
-            "DELETE FROM log WHERE entry IN (SELECT entry FROM log WHERE entry < (SELECT max(entry) FROM log) "
-            "AND entry < coalesce((SELECT min(entry) FROM log WHERE at >= ?), 9223372036854775807) "
-            "ORDER BY entry LIMIT ?)",
-            (cutoffs.log, MOST),
-        )
+        first = str(logtable.drop_old(link.run, cutoffs.log, MOST)).encode()
+        link.run(upsert("settings", ("name", "value")), (logtable.FIRST, first))
 
 
 def old_months(link: Link, cutoff: int) -> list[int]:
@@ -120,5 +118,4 @@ def anything(link: Link, cutoffs: Cutoffs) -> bool:
     query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"
     if cutoffs.dead_letters and link.run(query, (cutoffs.dead_letters,)):
         return True
-    rows = link.run("SELECT at FROM log ORDER BY entry LIMIT 2") if cutoffs.log else []
-    return len(rows) == 2 and rows[0][0] < cutoffs.log
+    return bool(cutoffs.log) and logtable.has_old(link.run, cutoffs.log)

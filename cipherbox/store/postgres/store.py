@@ -20,13 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, Snapshot, Wanted
 from cipherbox.errors import Busy, CipherBoxError, Fenced, StoreError, StoreLeased, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import HISTORY, TraceReport
+from cipherbox.store.port import HISTORY, Acceptance, TraceReport
 from cipherbox.store.postgres import commit, copying, lease, queries, retention, schema
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.connect import Connector
@@ -206,23 +206,13 @@ class PostgresStore(Registry):
     def dead_letters(self, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
         return self._ask(lambda link: queries.dead_letters(link, queue, after, most, settled))
 
-    def last_log(self) -> LogRow | None:
-        rows = self._rows("SELECT * FROM log ORDER BY entry DESC LIMIT 1")
-        return LogRow(*rows[0]) if rows else None
-
-    def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]:
-        found: list[LogRow] = []
-        while most > 0 and size_bytes > 0:
-            rows = self._rows("SELECT * FROM log WHERE entry > ? ORDER BY entry LIMIT ?", (after, min(most, 50)))
-            for row in rows:
-                found.append(LogRow(*row))
-                most, after = most - 1, found[-1].index
-                size_bytes -= len(found[-1].body)
-                if size_bytes <= 0:
-                    break
-            if not rows:
-                break
-        return found
+    def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None:
+        query = (
+            "SELECT generation, CAST(extract(epoch FROM accepted_at) * 1000 AS bigint), envelope_hash, log_entry "
+            "FROM envelopes WHERE envelope_id = CAST(? AS uuid) AND sender = ?"
+        )
+        rows = self._rows(query, (envelope_id.hex(), sender))
+        return Acceptance(rows[0][0], rows[0][1], bytes(rows[0][2]), rows[0][3]) if rows else None
 
     def older_than(self, cutoffs: Cutoffs) -> bool:
         if time.monotonic() < self._skip_until:

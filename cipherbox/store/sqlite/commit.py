@@ -82,7 +82,7 @@ def write(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spoo
         value = str(changes.watermark).encode()
         db.execute("INSERT OR REPLACE INTO settings VALUES ('watermark', ?)", (value,))
     if changes.log is not None:
-        db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?)", changes.log)
+        db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?)", changes.log)
     return [name for name in dropped if not db.execute("SELECT 1 FROM bodies WHERE spool = ?", (name,)).fetchone()]
 
 
@@ -118,18 +118,19 @@ def _topology(db: Connection, changes: Changes, numbers: QueueNumbers) -> None:
 def _envelopes(db: Connection, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> None:
     rows: list[Any] = []
     bodies: list[Any] = []
+    log_entry = _log_entry(changes)
     for number, accepted_at, fan, incoming in changes.envelopes:
         (_, _, _, sender, envelope_id, generation, count, envelope_hash, stored_hash, exchange, routing_key, _,
          sealed_at, expires_at, size, body, commitment) = incoming  # fmt: skip
         if sealed_at > _MOST or expires_at > _MOST:
             sealed_at, expires_at = min(sealed_at, _MOST), min(expires_at, _MOST)
         rows += (number, sender, _blob(envelope_id), generation, count, _blob(envelope_hash), exchange, routing_key,
-                 sealed_at, expires_at, accepted_at, fan, fan, size, _blob(commitment))  # fmt: skip
+                 sealed_at, expires_at, accepted_at, fan, fan, size, _blob(commitment), log_entry)  # fmt: skip
         if spooled and (number, generation) in spooled:
             db.execute(_INTO_SPOOL, (number, stored_hash, *spooled[(number, generation)], size))
         else:
             bodies += (number, _blob(stored_hash), _blob(body))
-    insert_flat(db, "INSERT INTO envelopes", 15, rows)
+    insert_flat(db, "INSERT INTO envelopes", 16, rows)
     insert_flat(db, "INSERT INTO bodies (number, stored_hash, data)", 3, bodies)
     entries: list[Any] = []
     of = numbers.of
@@ -141,6 +142,10 @@ def _envelopes(db: Connection, changes: Changes, numbers: QueueNumbers, spooled:
     insert_flat(db, "INSERT INTO entries", 8, entries)
 
 
+def _log_entry(changes: Changes) -> int:
+    return changes.log.index if changes.log is not None else 0
+
+
 def _replaced(db: Connection, changes: Changes, spooled: Spooled) -> set[str]:
     dropped = set()
     for number, i in changes.replaced:
@@ -150,8 +155,8 @@ def _replaced(db: Connection, changes: Changes, spooled: Spooled) -> set[str]:
         times = min(i.sealed_at, _MOST), min(i.expires_at, _MOST)
         db.execute(
             "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = ?, bytes = ?, "
-            "messages = ?, commitment = ? WHERE number = ?",
-            (i.generation, i.envelope_hash, *times, i.size, i.count, i.commitment, number),
+            "messages = ?, commitment = ?, log_entry = ? WHERE number = ?",
+            (i.generation, i.envelope_hash, *times, i.size, i.count, i.commitment, _log_entry(changes), number),
         )
         place = spooled.get((number, i.generation))
         if place is None:

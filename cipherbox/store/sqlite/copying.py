@@ -18,7 +18,7 @@ _FROM = {
     "entries": "entries d JOIN envelopes e ON e.number = d.number",
     "dead_letters": "dead_letters d JOIN envelopes e ON e.number = d.number",
 }
-_ORDER = {"entries": "d.queue_no, d.seq", "envelopes": "d.number", "log": "d.entry"}
+_ORDER = {"entries": "d.queue_no, d.seq", "envelopes": "d.number", "log": "d.entry", "old_log": "d.entry"}
 _OF_ENVELOPE = ("accepted_at", "bytes", "fan", "expires_at", "sender", "envelope_id")
 
 
@@ -60,7 +60,7 @@ class SqliteSource:
             found = (tuple(row) for row in self._db.execute(query))
             if table == "settings":
                 found = (row for row in found if row[0] not in OWN_SETTINGS)
-            yield from batches(found, lambda row: len(row[-1]) if table == "log" else 0)
+            yield from batches(found, lambda row: len(row[-1]) if table in ("log", "old_log") else 0)
 
     def _column(self, table: str, name: str) -> str:
         return f"e.{name}" if table in _FROM and name in _OF_ENVELOPE else f'd."{name}"'

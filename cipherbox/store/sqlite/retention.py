@@ -8,6 +8,7 @@ kind; HQ asks again until there is nothing more.
 from __future__ import annotations
 
 from cipherbox.broker.model import DROPPED, Changes, Cutoffs
+from cipherbox.store import logtable
 from cipherbox.store.sqlite.database import Connection
 
 MOST = 5000
@@ -49,11 +50,8 @@ def drop_records(db: Connection, cutoffs: Cutoffs) -> None:
         for table in ("dead_letters", "entries", "envelopes"):
             db.executemany(f"DELETE FROM {table} WHERE number = ?", [(n,) for n in numbers])
     if cutoffs.log:
-        rows = db.execute("SELECT entry, at FROM log ORDER BY entry LIMIT ?", (MOST,)).fetchall()
-        newest = db.execute("SELECT max(entry) FROM log").fetchone()[0]
-        old = [entry for entry, at in rows if at < cutoffs.log and entry < newest]
-        if old:
-            db.execute("DELETE FROM log WHERE entry BETWEEN ? AND ?", (old[0], old[-1]))
+        first = str(logtable.drop_old(_run(db), cutoffs.log, MOST)).encode()
+        db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (logtable.FIRST, first))
 
 
 def anything(db: Connection, cutoffs: Cutoffs) -> bool:
@@ -63,5 +61,8 @@ def anything(db: Connection, cutoffs: Cutoffs) -> bool:
     query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"
     if cutoffs.dead_letters and db.execute(query, (cutoffs.dead_letters,)).fetchone():
         return True
-    rows = db.execute("SELECT at FROM log ORDER BY entry LIMIT 2").fetchall() if cutoffs.log else []
-    return len(rows) == 2 and rows[0][0] < cutoffs.log
+    return bool(cutoffs.log) and logtable.has_old(_run(db), cutoffs.log)
+
+
+def _run(db: Connection) -> logtable.Run:
+    return lambda query, values: db.execute(query, values).fetchall()

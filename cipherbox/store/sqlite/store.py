@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, LogRow, Snapshot, Wanted
+from cipherbox.broker.model import Changes, Cutoffs, Facts, Incoming, Snapshot, Wanted
 from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import TraceReport
+from cipherbox.store.port import Acceptance, TraceReport
 from cipherbox.store.registry import Registry
 from cipherbox.store.reserve import Reserve
 from cipherbox.store.spool import Spool
@@ -83,20 +83,11 @@ class SqliteStore(Registry):
         with database.translated():
             return queries.trace(self.db, sender, envelope_id)
 
-    def last_log(self) -> LogRow | None:
-        with database.translated():
-            row = self.db.execute("SELECT * FROM log ORDER BY entry DESC LIMIT 1").fetchone()
-        return LogRow(*row) if row else None
-
-    def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]:
-        found: list[LogRow] = []
-        with database.translated():
-            for row in self.db.execute("SELECT * FROM log WHERE entry > ? ORDER BY entry LIMIT ?", (after, most)):
-                found.append(LogRow(*row))
-                size_bytes -= len(found[-1].body)
-                if size_bytes <= 0:
-                    break
-        return found
+    def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None:
+        columns = "generation, accepted_at, envelope_hash, log_entry"
+        query = f"SELECT {columns} FROM envelopes WHERE envelope_id = ? AND sender = ?"
+        rows = self._rows(query, (envelope_id, sender))
+        return Acceptance(*rows[0]) if rows else None
 
     def older_than(self, cutoffs: Cutoffs) -> bool:
         with database.translated():

@@ -11,12 +11,13 @@ import pytest
 from cipherbox import pki
 from cipherbox.client import home as homes
 from cipherbox.client.keys import life as keylife
-from cipherbox.client.keys import witness
 from cipherbox.client.keys.pins import LOG_KEY, PERSON, Pins
+from cipherbox.client.log import verifier
 from cipherbox.config import secret_key
-from cipherbox.envelope import log
+from cipherbox.envelope import log, tree
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle, fingerprint
-from cipherbox.errors import BundleDiscontinuous, BundleUnlogged
+from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from cipherbox.errors import BundleDiscontinuous, BundleUnlogged, LogContradiction
 from cipherbox.sealing.identity import Identity
 from cipherbox.server.directory import Directory
 from cipherbox.server.engine import Engine
@@ -60,9 +61,9 @@ async def test_each_bundle_comes_with_the_proof_that_the_log_names_it(hq: Any) -
         key = lab.directory.pins.log_key()
         proof = lab.directory.pins.proof("CA-RC")
         assert key == lab.line.link.log_key
-        head = log.verify_bundle_proof(proof, "CA-RC", 2, pin.bundle.hash, key)
-        page = await admin.read_log(head.index - 1, 1)
-    assert page.entries[0].head == head.encode()  # the log admins verify is the one the lab was shown
+        found = log.verify_bundle_proof(proof, "CA-RC", 2, pin.bundle.hash, key).record
+        page = await admin.read_log(found.index - 1, 1)
+    assert page.entries[0].record == found.encode()  # the log admins verify is the one the lab was shown
     named = [log.read_bundle(g.payload) for g in log.decode_groups(page.entries[0].body) if g.kind == log.BUNDLE]
     assert named == [("CA-RC", 2, pin.bundle.hash)]
 
@@ -78,7 +79,7 @@ async def test_bundles_of_an_earlier_version_are_named_before_they_leave(
         await hq.join("SF-RC")
     async with hq.client("FL-LAB") as lab:
         await lab.publish("x", to="SF-RC")
-        assert witness.entry_of(lab.directory.pins.proof("SF-RC")) > 0
+        assert verifier.entry_of(lab.directory.pins.proof("SF-RC")) > 0
 
 
 @pytest.mark.parametrize("fault", ["none", "another bundle's", "another key's"])
@@ -94,14 +95,15 @@ async def test_a_bundle_that_hq_does_not_prove_is_not_believed(
     else:
         other = nacl.signing.SigningKey.generate() if fault == "another key's" else None
 
-        async def log_bundle(self: Engine, client: str, sequence: int, digest: bytes) -> bytes:
-            payload = log.bundle_payload(client, sequence, bytes(32) if other is None else digest)
-            root = log.root_of(log.Group(log.BUNDLE, payload))
-            head = log.Head(9, 1, log.NO_HASH, root, 1).encode()
-            key = other or self._audit._key  # type: ignore[union-attr]
-            return log.make_proof(head, key.sign(log.signed_bytes(head)).signature, [root], 0)
+        async def note(self: Engine, kind: int, payload: bytes) -> bytes:
+            root = log.root_of(log.Group(kind, payload if other is not None else payload[:-32] + bytes(32)))
+            record = log.Record(1, 1, root, 1).encode()
+            key = other or self.audit._key  # type: ignore[union-attr]
+            origin = origin_of(bytes(key.verify_key), self.history)
+            head = sign_checkpoint(Checkpoint(origin, 1, tree.leaf_hash(record), 1), key)
+            return log.make_proof(record, [root], 0, (), head)
 
-        monkeypatch.setattr(Engine, "log_bundle", log_bundle)
+        monkeypatch.setattr(Engine, "note", note)
         monkeypatch.setattr(Directory, "_holds", lambda *_: False)
         await hq.restart()
     async with hq.client("FL-LAB") as lab:
@@ -117,9 +119,9 @@ async def test_another_log_is_noticed(hq: Any) -> None:
     await hq.stop()
     (hq.config.own_secrets / "log.key").unlink()  # restored without it, or another HQ of the same CA
     await hq.start()
-    async with hq.client("FL-LAB") as lab:
-        with pytest.raises(BundleUnlogged, match=f"{seen.hex()} was seen here before.*delete certs/{LOG_KEY}"):
-            await lab.bundles(["CA-RC"])
+    with pytest.raises(LogContradiction, match=f"{seen.hex()} was seen here before.*delete certs/{LOG_KEY}"):
+        async with hq.client("FL-LAB"):
+            pass
     (hq.home("FL-LAB") / "certs" / LOG_KEY).unlink()  # the admin said so
     async with hq.client("FL-LAB") as lab:
         await lab.bundles(["CA-RC"])  # and HQ has named its bundles in the new log
@@ -167,8 +169,8 @@ async def test_a_swap_at_first_contact_shows_when_people_compare(hq: Any, monkey
 async def test_a_person_pins_with_the_proof(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         bundle = await lab.directory.offered("CA-RC")
-        proof = lab.directory.witness.proof(bundle)
+        proof = lab.log.proof(bundle)
     pins = Pins(hq.home("FL-LAB"))
     pins.accept(bundle, PERSON, proof=proof)
-    assert witness.entry_of(pins.proof("CA-RC")) > 0
+    assert verifier.entry_of(pins.proof("CA-RC")) > 0
     assert decode_bundle(bundle.raw) == bundle

@@ -1,0 +1,64 @@
+"""Witnesses whose cosignatures this client demands: `[log] witnesses` and `quorum` in client.toml.
+
+A head counts for a witness when its cosignature verifies with the configured key and this client has verified that the
+head goes together with its own.  What so many witnesses have covered cannot be shown in another form to anybody who
+asks the same witnesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cipherbox.client.log.heads import Head
+from cipherbox.envelope.checkpoint import VerifierKey, cosigned_at, decode_note, read_verifier_key, verify_checkpoint
+from cipherbox.errors import ConfigError, EnvelopeError, InvalidRequest
+
+
+class Quorum:
+    """See the module."""
+
+    def __init__(self, witnesses: Sequence[str] = (), quorum: int = 0) -> None:
+        try:
+            self._keys = {key.name: key for key in map(read_verifier_key, witnesses)}
+        except InvalidRequest as error:
+            raise ConfigError(f"[log] witnesses: {error}") from None
+        if quorum > len(self._keys):
+            raise ConfigError(f"[log] quorum: {quorum} of {len(self._keys)} different witnesses can never be reached")
+        self._quorum = quorum
+        self._covered: dict[str, int] = {}
+        self.newest_s: dict[str, int] = {}  # witness -> when it cosigned last, in seconds since 1970
+
+    @property
+    def demanded(self) -> bool:
+        """Whether a confirm counts only when witnesses have cosigned a head that covers it."""
+        return self._quorum > 0
+
+    @property
+    def covered(self) -> int:
+        """The number of entries that enough witnesses stand behind."""
+        found = sorted((self._covered.get(name, 0) for name in self._keys), reverse=True)
+        return found[self._quorum - 1] if self._quorum else 0
+
+    @property
+    def words(self) -> str:
+        """Who has not cosigned yet, for a person."""
+        return f"{self._quorum} of the witnesses {', '.join(sorted(self._keys))}"
+
+    def read(self, notes: Sequence[bytes], log_key: bytes) -> list[tuple[VerifierKey, Head]]:
+        """The heads that configured witnesses have cosigned; whether they go together is for the caller."""
+        found = []
+        for raw in notes if self._keys else ():
+            try:
+                head, note = verify_checkpoint(raw, log_key), decode_note(raw)
+            except EnvelopeError:
+                continue
+            for key in self._keys.values():
+                at_s = cosigned_at(note, key)
+                if at_s is not None:
+                    self.newest_s[key.name] = max(at_s, self.newest_s.get(key.name, 0))
+                    found.append((key, Head(head, raw)))
+        return found
+
+    def cover(self, key: VerifierKey, head: Head) -> None:
+        """This cosigned head was verified."""
+        self._covered[key.name] = max(head.checkpoint.size, self._covered.get(key.name, 0))

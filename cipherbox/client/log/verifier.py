@@ -1,0 +1,347 @@
+"""Checks HQ's signed log from a client's side: `LogProofVerifier`.
+
+Rules.
+1. WELCOME shows the log's key and its newest head; without them nothing is done with this HQ.
+2. Every CONFIRM and every key bundle comes with a proof that the log names it.  A confirm whose proof does not hold
+   counts as none: the envelope stays in the outbox, and the connection ends with the reason.
+3. Every head that is met (in a WELCOME, a proof, a receipt, a cosignature) must go together with the newest one that
+   any program of this home has verified; HQ is asked for the proofs, for many heads at once, and at most a few times a
+   second.  The newest verified head is durable, and travels in this client's receipts.
+4. Heads that do not go together are a contradiction.  It stops every program of this home until a person has looked,
+   and leaves one file of evidence.  One thing explains it: an admin's signed word, in the log itself, that HQ was
+   restored from a backup (`client.log.restored`).
+
+It does not say that a key is its owner's: pins, succession and people's comparison do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from cipherbox import pki
+from cipherbox.client.events import LINE, Events
+from cipherbox.client.home import Home
+from cipherbox.client.keys.pins import LOG_KEY, Pins
+from cipherbox.client.log.heads import Head, Heads
+from cipherbox.client.log.quorum import Quorum
+from cipherbox.client.log.restored import Asks, ended_origins
+from cipherbox.envelope import log
+from cipherbox.envelope.bundle import KeyBundle, decode_bundle
+from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
+from cipherbox.envelope.evidence import CONSISTENT, Evidence, compare, make_file, words
+from cipherbox.envelope.tree import HASH_BYTES
+from cipherbox.errors import BundleUnlogged, CipherBoxError, EnvelopeError, LogContradiction, LogMissing, LogUnproven
+from cipherbox.portable import write_atomic
+from cipherbox.wire import frames
+
+_PROOFS = 4096  # of key bundles in memory, until they are pinned
+_SIZES = 256  # heads HQ is asked about at once
+COVER_S = 1.0  # between looks for cosignatures, when they are demanded
+PAUSE_S = 0.5  # between rounds of questions
+RETRY_S = 5.0
+
+
+class ShownLog(Protocol):
+    """What a connection shows of HQ's log."""
+
+    welcome: frames.Welcome
+    log_key: bytes
+    certificate: Any
+
+    def end(self, error: CipherBoxError) -> None: ...
+
+    async def ask(self, kind: Callable[..., Any], timeout_s: float, **fields: Any) -> Any: ...
+
+
+class _Over:
+    """Asks over one connection, before it counts as open."""
+
+    def __init__(self, link: ShownLog, timeout_s: float) -> None:
+        self._link, self._timeout_s = link, timeout_s
+
+    async def request(self, kind: Callable[..., Any], **fields: Any) -> Any:
+        return await self._link.ask(kind, self._timeout_s, **fields)
+
+
+class LogProofVerifier:
+    """See the module.  ``home`` and ``root`` are this client's; ``quorum``: of witnesses, if it demands one."""
+
+    def __init__(self, home: Path, client_id: str, root: Any, pins: Pins, events: Events, quorum: Quorum) -> None:
+        self._home, self._client_id, self._root = home, client_id, root
+        self._pins, self._events, self.quorum = pins, events, quorum
+        self.heads = Heads(home)
+        self._key = pins.log_key()
+        self._newest = self.heads.newest()
+        self._ended = self.heads.ended()
+        self._met: dict[tuple[int, bytes], Head] = {}
+        self._proofs: dict[bytes, bytes] = {}
+        self._link: ShownLog | None = None
+        self._work = trio.Event()
+        self.checked = trio.Event()  # replaced after each round
+        self._contradiction: str | None = None
+
+    @classmethod
+    def of(cls, home: Home, events: Events) -> LogProofVerifier:
+        """The verifier of a home, as its configuration says."""
+        config = home.config
+        quorum = Quorum(config.log.witnesses, config.log.quorum)
+        return cls(home.path, config.client_id, home.root, Pins(home.path), events, quorum)
+
+    # -- connections --------------------------------------------------------------------------------------------
+
+    async def welcome(self, link: ShownLog, timeout_s: float) -> None:
+        """A connection was made: checks what it shows of the log before anything else goes over it.
+
+        LogMissing or LogContradiction: nothing does.  LogUnproven: not now.
+        """
+        if not link.log_key or not link.welcome.log_head:
+            raise LogMissing(
+                "HQ shows no signed log, so nothing it says can be proven; it is older than this program, or it hides "
+                "what it does. Nothing is sent; ask its admin"
+            )
+        if self._key and link.log_key != self._key:
+            raise LogContradiction(
+                f"HQ's signed log has the key {link.log_key.hex()}, and {self._key.hex()} was seen here before. "
+                "Either the admin replaced it, or this is another HQ with the same CA. Ask the admin by a way HQ has "
+                f"no part in; if it was replaced, delete certs/{LOG_KEY} in this client's directory"
+            )
+        try:
+            head = verify_checkpoint(link.welcome.log_head, link.log_key)
+        except EnvelopeError as error:
+            raise LogMissing(f"HQ's newest head does not hold: {error}. Nothing is sent; tell the admin") from None
+        if head.incarnation != link.welcome.history:
+            raise LogMissing("HQ's newest head is of another incarnation than it says. Nothing is sent; tell the admin")
+        if not self._key:
+            self._pins.remember_log_key(link.log_key)
+            self._key = link.log_key
+        self._link = link
+        self._meet(Head(head, link.welcome.log_head))
+        line = _Over(link, timeout_s)
+        await self._resolve(line, head)
+        if self._met:
+            await self.check(line)
+
+    async def _resolve(self, line: Asks, newest: Checkpoint) -> None:
+        """LogContradiction while one is remembered that no admin's word explains."""
+        known = self.heads.contradiction()
+        if known is None:
+            return
+        stored = self.heads.newest()
+        old = stored.checkpoint.origin if stored is not None else newest.origin
+        if old != newest.origin and old in await ended_origins(line, self._key, self._root, newest):
+            self.heads.explained()
+            return
+        raise LogContradiction(_stopped(*known))
+
+    @property
+    def key(self) -> bytes:
+        """The log's key, as it was first seen."""
+        return self._key
+
+    @property
+    def newest(self) -> Head | None:
+        """The newest head that was verified."""
+        return self._newest
+
+    @property
+    def settled(self) -> bool:
+        """Whether every head that was met is verified."""
+        return not self._met
+
+    # -- proofs -------------------------------------------------------------------------------------------------
+
+    def confirm(self, frame: frames.Confirm, leaves: Sequence[bytes], *, again: bool) -> None:
+        """LogUnproven unless HQ proves that its log names these envelopes of this client."""
+        try:
+            if not frame.proof:
+                raise LogUnproven("HQ gave no proof")
+            proven = log.verify_proof(
+                frame.proof, self._client_id, leaves, self._key, frame.accepted_at, again=again
+            )
+            if proven.record.index != frame.log_position:
+                raise LogUnproven("HQ's proof is for another entry than it names")
+        except (EnvelopeError, LogUnproven) as error:
+            raise LogUnproven(
+                f"HQ confirmed {len(leaves)} envelopes and did not prove that its signed log names them ({error}); "
+                "they stay in the outbox. Tell the admin"
+            ) from None
+        self._meet(Head(proven.head, log.proof_checkpoint(frame.proof)))
+
+    def bundles(self, bundles: Sequence[bytes], proofs: Sequence[bytes]) -> None:
+        """BundleUnlogged unless HQ proves for each of these that its log names it."""
+        for raw, proof in zip(bundles, [*proofs, *[b""] * len(bundles)], strict=False):
+            self._bundle(decode_bundle(raw), proof)
+
+    def _bundle(self, bundle: KeyBundle, proof: bytes) -> None:
+        what = f"key bundle {bundle.sequence} of {bundle.client_id}"
+        if not proof:
+            raise BundleUnlogged(
+                f"HQ handed out {what} without a proof that its signed log names it. Either HQ is older than this "
+                "program, or it shows you a key that it hides from its log; ask its admin, and send nothing till then"
+            )
+        try:
+            proven = log.verify_bundle_proof(proof, bundle.client_id, bundle.sequence, bundle.hash, self._key)
+        except EnvelopeError as error:
+            raise BundleUnlogged(
+                f"HQ's proof that its signed log names {what} does not hold: {error}. Send nothing and tell the admin"
+            ) from None
+        if len(self._proofs) >= _PROOFS:
+            self._proofs.pop(next(iter(self._proofs)))
+        self._proofs[bundle.hash] = proof
+        self._meet(Head(proven.head, log.proof_checkpoint(proof)))
+
+    def proof(self, bundle: KeyBundle) -> bytes:
+        """HQ's proof for a bundle it handed out lately; empty if there is none."""
+        return self._proofs.get(bundle.hash, b"")
+
+    def entry(self, bundle: KeyBundle) -> int:
+        """The entry of HQ's log that names it; 0: not known."""
+        return entry_of(self.proof(bundle))
+
+    # -- heads --------------------------------------------------------------------------------------------------
+
+    def meet(self, note: bytes) -> Checkpoint:
+        """Somebody showed a head of HQ's log.  EnvelopeError if HQ did not sign it."""
+        head = verify_checkpoint(note, self._key)
+        self._meet(Head(head, note))
+        return head
+
+    def _meet(self, head: Head) -> None:
+        newest = self._newest.checkpoint if self._newest is not None else None
+        point = head.checkpoint
+        if point.origin in self._ended or (newest is not None and (point.size, point.root) == (newest.size, newest.root)
+                                           and point.origin == newest.origin):  # fmt: skip
+            return
+        self._met.setdefault((point.size, point.root), head)
+        self._work.set()
+
+    async def run(self, line: Asks, covered: Callable[[int], None]) -> None:
+        """Asks for the proofs that what was met goes together, until cancelled; ``covered`` is told how many entries
+        enough witnesses stand behind."""
+        while True:
+            if not self._met:
+                self._work = trio.Event()
+                with trio.move_on_after(COVER_S if self.quorum.demanded else float("inf")):
+                    await self._work.wait()
+            try:
+                await self.check(line)
+                covered(self.quorum.covered)
+            except LogContradiction as error:
+                if self._link is not None:
+                    self._link.end(error)
+                return
+            except CipherBoxError:
+                await trio.sleep(RETRY_S)
+            await trio.sleep(PAUSE_S)
+
+    async def check(self, line: Asks) -> Checkpoint:
+        """One round: asks HQ for its newest head and for proofs that it goes on from what was met.
+
+        Returns HQ's newest head.  LogContradiction when it does not, and it is remembered.
+        """
+        stored = self.heads.newest()
+        met = list(self._met.items())
+        points = sorted({head for _, head in met} | ({stored} if stored is not None else set()),
+                        key=lambda head: (head.checkpoint.size, head.checkpoint.at))  # fmt: skip
+        points = [head for head in points if head.checkpoint.size]
+        answer: frames.Heads | None = None
+        before: list[Head] = []
+        while answer is None or points:
+            part, points = [*before, *points[: _SIZES - 1]], points[_SIZES - 1 :]
+            answer, newest = await self._check_part(line, part, stored)
+            before = [newest]
+        cosigned = self.quorum.read(answer.cosigned, self._key)
+        if cosigned:
+            answer, newest = await self._check_part(line, [*before, *(head for _, head in cosigned)], stored)
+            for witness, head in cosigned:
+                self.quorum.cover(witness, head)
+        for key, _ in met:
+            self._met.pop(key, None)
+        self._newest = self.heads.newest()
+        self.checked.set()
+        self.checked = trio.Event()
+        return newest.checkpoint
+
+    async def _check_part(
+        self, line: Asks, points: list[Head], stored: Head | None
+    ) -> tuple[frames.Heads, Head]:
+        sizes = sorted({head.checkpoint.size for head in points})
+        answer: frames.Heads = await line.request(frames.GetHeads, sizes=sizes)
+        try:
+            newest = Head(verify_checkpoint(answer.head, self._key), answer.head)
+        except EnvelopeError as error:
+            raise LogUnproven(f"HQ's newest head does not hold: {error}") from None
+        proofs = dict(zip(sizes, map(_hashes, answer.proofs), strict=False))
+        wrong = _first_wrong([*points, newest], proofs)
+        if wrong is not None:
+            ended = await ended_origins(line, self._key, self._root, newest.checkpoint)
+            gone = [head for head in points if head.checkpoint.origin in ended]
+            if not gone:
+                self._contradict(*wrong, stored)
+            left = [head for head in points if head not in gone]
+            self.heads.advance(newest, gone)
+            self._ended = self.heads.ended()
+            self._events.say(
+                LINE, f"HQ was restored from a backup, as {ended[gone[0].checkpoint.origin]} has signed in its log; "
+                f"entries after {gone[-1].checkpoint.size} of the log before may be lost"
+            )  # fmt: skip
+            return await self._check_part(line, left, stored)
+        self.heads.advance(newest)
+        return answer, newest
+
+    def _contradict(self, first: Head, second: Head, proof: Sequence[bytes], stored: Head | None) -> None:
+        """Remembers the contradiction and writes its evidence; raises LogContradiction."""
+        if stored is not None and second == stored:
+            first, second = second, first
+        what = words(compare(first.checkpoint, second.checkpoint, proof), first.checkpoint, second.checkpoint)
+        file = self._home / f"log-evidence-{int(time.time())}.json"
+        link = self._link
+        certificate = link.certificate if link is not None else None
+        evidence = Evidence(
+            first.note, second.note, tuple(proof), self._key, link.welcome.log_key if link is not None else b"",
+            pki.der(certificate) if certificate is not None else b"", int(time.time() * 1000), self._client_id,
+        )  # fmt: skip
+        write_atomic(file, make_file(evidence))
+        self.heads.contradict(what, str(file))
+        known = self.heads.contradiction()
+        assert known is not None
+        self._events.say(LINE, _stopped(*known))
+        raise LogContradiction(_stopped(*known))
+
+
+def _first_wrong(
+    points: Sequence[Head], proofs: dict[int, tuple[bytes, ...]]
+) -> tuple[Head, Head, tuple[bytes, ...]] | None:
+    """The first two heads that do not go together, in the order in which they were met; the last is the newest."""
+    *met, newest = points
+    order = sorted(met, key=lambda head: head.checkpoint.size)
+    for small, large in zip(order, [*order[1:], newest], strict=True):
+        proof = proofs.get(small.checkpoint.size, ()) if small.checkpoint.size != large.checkpoint.size else ()
+        if compare(small.checkpoint, large.checkpoint, proof) != CONSISTENT:
+            return small, large, proof
+    return None
+
+
+def _hashes(raw: bytes) -> tuple[bytes, ...]:
+    return tuple(raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES))
+
+
+def _stopped(text: str, file: str) -> str:
+    return (
+        f"{text}. Nothing is sent or received until a person has looked: show the evidence in {file} to the admin and "
+        "to your correspondents (cipherbox audit evidence FILE); cipherbox manual log says what then"
+    )
+
+
+def entry_of(proof: bytes) -> int:
+    """The entry of HQ's log a proof leads to; 0 for none."""
+    try:
+        return log.proof_record(proof).index
+    except EnvelopeError:
+        return 0
+

@@ -1,0 +1,208 @@
+"""What clients ask of HQ's signed log: heads, proofs, cosignatures, and for admins the entries themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from cipherbox.envelope import log as format
+from cipherbox.envelope import tree
+from cipherbox.envelope.checkpoint import decode_note, verify_checkpoint
+from cipherbox.errors import Conflict, EnvelopeError, InvalidRequest
+from cipherbox.server.auditlog import AuditLog
+from cipherbox.store.port import Store
+from cipherbox.wire import frames as f
+
+if TYPE_CHECKING:
+    from cipherbox.server.engine import Engine
+    from cipherbox.server.session import Session
+
+MOST = 256  # sizes, envelopes or serials of one request
+MOST_WITNESSES = 64
+_LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
+_COSIGNED, _REVOKED, _RESTORED = "cosigned/", "log-revoked/", "log-restored/"
+_LENGTH = 4
+
+
+def _audit(s: Session) -> AuditLog:
+    audit = s.hq.engine.audit
+    if audit is None:
+        raise InvalidRequest("this HQ keeps no signed log")
+    return audit
+
+
+# -- heads and witnesses ------------------------------------------------------------------------------------------
+
+
+async def _get_heads(s: Session, x: f.GetHeads) -> object:
+    audit, store = _audit(s), s.hq.store
+    if len(x.sizes) > MOST or any(a >= b for a, b in pairwise(x.sizes)):
+        raise InvalidRequest(f"sizes rise, and one request holds at most {MOST}")
+    size, head = audit.newest(s.hq.clock_ms())
+    proofs = await s.hq.engine.in_store(_consistency, store, [*x.sizes, size], size)
+    return f.Heads(x.correlation, head, proofs, await s.hq.engine.in_store(_cosigned, store))
+
+
+def _consistency(store: Store, sizes: Sequence[int], most: int) -> list[bytes]:
+    """The proof from each size to the next; empty where HQ's log has fewer entries than that."""
+    return [
+        b"".join(tree.consistency_proof(a, b, store.log_nodes)) if a <= b <= most else b"" for a, b in pairwise(sizes)
+    ]
+
+
+def _cosigned(store: Store) -> list[bytes]:
+    names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
+    return [note for name in names if (note := store.get_setting(_COSIGNED + name))]
+
+
+async def _cosign(s: Session, x: f.Cosign) -> object:
+    """Kept as it is: whether the cosignature holds is for those who know the witness's key."""
+    audit, store = _audit(s), s.hq.store
+    s.hq.key_requests.spend(s.client)
+    try:
+        signed = verify_checkpoint(x.note, audit.public)
+        added = [one for one in decode_note(x.note).signatures if one.name != signed.origin]
+    except EnvelopeError as error:
+        raise InvalidRequest(f"this is not a cosigned head of HQ's log: {error}") from None
+    if [one.name for one in added] != [s.client] or len(added[0].signature) != 72:
+        raise InvalidRequest(f"a witness hands over its own cosignature alone, under the name {s.client}")
+    if signed.origin != audit.origin or signed.size > audit.size:
+        raise InvalidRequest("this head is not one of this incarnation of HQ's store")
+    await s.hq.engine.in_store(_keep_cosigned, store, s.client, x.note)
+    return f.Ok(x.correlation, 1)
+
+
+def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
+    names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
+    if client not in names:
+        if len(names) >= MOST_WITNESSES:
+            raise Conflict(f"HQ hands out cosignatures of at most {MOST_WITNESSES} witnesses")
+        store.put_setting(_COSIGNED, orjson.dumps([*names, client]))
+    store.put_setting(_COSIGNED + client, note)
+
+
+# -- proofs -------------------------------------------------------------------------------------------------------
+
+
+async def _prove(s: Session, x: f.Prove) -> object:
+    audit, store = _audit(s), s.hq.store
+    if len(x.envelopes) > MOST or len(x.serials) > MOST:
+        raise InvalidRequest(f"one request holds at most {MOST} envelopes and serials")
+    in_store = s.hq.engine.in_store
+    who = "" if s.hq.is_admin(s.client) else s.client
+    newest = audit.newest(s.hq.clock_ms())
+    proofs = await in_store(_acceptances, store, [(e.sender_id, e.envelope_id) for e in x.envelopes], who, newest)
+    revoked = [await in_store(_statement, store, _REVOKED + serial.lower(), format.REVOKED) for serial in x.serials]
+    statements = []
+    if x.incarnation:
+        statements = await in_store(_begun, store, s.hq.engine.history, newest)
+        restored = await in_store(_statement, store, _RESTORED + s.hq.engine.history.hex(), format.RESTORED)
+        statements += [restored] if restored.kind else []
+    return f.Proven(x.correlation, proofs, revoked, statements)
+
+
+def _acceptances(
+    store: Store, names: Sequence[tuple[str, bytes]], who: str, newest: tuple[int, bytes]
+) -> list[bytes]:
+    """A proof for each envelope that ``who`` (empty: an admin) sent or may read; empty for any other."""
+    found = []
+    for sender, envelope_id in names:
+        report = store.trace(sender, envelope_id) if who not in ("", sender) else None
+        mine = who in ("", sender) or (report is not None and any(who in trace.readers for trace in report.traces))
+        found.append(_acceptance(store, sender, envelope_id, newest) if mine else b"")
+    return found
+
+
+def _acceptance(store: Store, sender: str, envelope_id: bytes, newest: tuple[int, bytes]) -> bytes:
+    known = store.acceptance(sender, envelope_id)
+    rows = store.log(known.entry - 1, 1, 1) if known is not None and known.entry else []
+    if known is None or not rows or rows[0].index != known.entry or known.entry > newest[0]:
+        return b""  # of the log before 0.6, or dropped by retention
+    wanted = format.leaf(envelope_id, known.generation, known.envelope_hash)
+    groups = format.decode_groups(rows[0].body)
+    for at, group in enumerate(groups):
+        if group.kind != format.ACCEPTED or format.read_accepted(group.payload)[0] != sender:
+            continue
+        _, leaves, hashes = format.leaf_hashes_of(group.payload)
+        if wanted in leaves:
+            roots = [format.root_of(one) for one in groups]
+            path = tree.inclusion_proof(known.entry - 1, newest[0], store.log_nodes)
+            return format.make_proof(rows[0].record, roots, at, path, newest[1], hashes, leaves.index(wanted))
+    return b""
+
+
+def _begun(store: Store, incarnation: bytes, newest: tuple[int, bytes]) -> list[f.LogStatement]:
+    """What the first entry of this incarnation says."""
+    entry = store.first_of(incarnation)
+    rows = store.log(entry - 1, 1, 1) if 0 < entry <= newest[0] else []
+    if not rows or rows[0].index != entry:
+        return []
+    groups = format.decode_groups(rows[0].body)
+    path = tree.inclusion_proof(entry - 1, newest[0], store.log_nodes)
+    proof = format.make_proof(rows[0].record, [format.root_of(one) for one in groups], 0, path, newest[1])
+    return [f.LogStatement(groups[0].kind, groups[0].payload, proof)]
+
+
+def _statement(store: Store, name: str, kind: int) -> f.LogStatement:
+    raw = store.get_setting(name)
+    if raw is None:
+        return f.LogStatement(0, b"", b"")
+    end = _LENGTH + int.from_bytes(raw[:_LENGTH], "big")
+    return f.LogStatement(kind, raw[_LENGTH:end], raw[end:])
+
+
+async def _note(engine: Engine, store: Store, kind: int, payload: bytes, names: Sequence[str]) -> None:
+    proof = await engine.note(kind, payload)
+    value = len(payload).to_bytes(_LENGTH, "big") + payload + proof
+    for name in names:
+        await engine.in_store(store.put_setting, name, value)
+
+
+async def note_revocation(engine: Engine, store: Store, client: str, serials: Sequence[str]) -> None:
+    """Puts a revocation into the log, before any list that names it is published: its place there decides."""
+    fresh = [s for s in serials if await engine.in_store(store.get_setting, _REVOKED + s.lower()) is None]
+    if fresh:
+        payload = orjson.dumps({"client": client, "serials": fresh})
+        await _note(engine, store, format.REVOKED, payload, [_REVOKED + s.lower() for s in fresh])
+
+
+async def _attest_restore(s: Session, x: f.AttestRestore) -> object:
+    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the newest."""
+    s.need_admin()
+    audit = _audit(s)
+    if len(x.statement) > 64 * 1024:
+        raise InvalidRequest("this statement is too long")
+    name = _RESTORED + s.hq.engine.history.hex()
+    await _note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [name])
+    return f.Ok(x.correlation, audit.size)
+
+
+# -- entries ------------------------------------------------------------------------------------------------------
+
+
+async def _read_log(s: Session, x: f.ReadLog) -> object:
+    s.need_admin()
+    store, in_store = s.hq.store, s.hq.engine.in_store
+    most = min(x.count, _LOG_ENTRIES)
+    size, head = _audit(s).newest(s.hq.clock_ms())
+    if x.old:
+        last = await in_store(store.last_old_log)
+        rows = await in_store(store.old_log, x.after, most, _LOG_BYTES)
+        entries = [f.LogEntry(row.head, row.body, row.signature) for row in rows]
+        return f.LogEntries(x.correlation, last.index if last is not None else 0, entries, [], head)
+    new = [row for row in await in_store(store.log, x.after, most, _LOG_BYTES) if row.index <= size]
+    before = tree.edge_nodes(new[0].index - 1) if new else []
+    edge = await in_store(store.log_nodes, before)
+    return f.LogEntries(x.correlation, size, [f.LogEntry(row.record, row.body, b"") for row in new], edge, head)
+
+
+CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
+    f.GetHeads: _get_heads,
+    f.Cosign: _cosign,
+    f.Prove: _prove,
+    f.AttestRestore: _attest_restore,
+    f.ReadLog: _read_log,
+}

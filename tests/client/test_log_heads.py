@@ -1,0 +1,275 @@
+"""What a client does with HQ's log: proofs of confirms, heads that must go together, contradictions, witnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from cipherbox.client.home import load_home
+from cipherbox.client.log.audit import verify_log
+from cipherbox.client.log.restored import attest_restored
+from cipherbox.client.log.witness import Witness, load_key, verifier_key
+from cipherbox.envelope import evidence, tree
+from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from cipherbox.errors import ConfigError, InvalidRequest, LogContradiction, LogMissing, Queued
+from cipherbox.server import hq as server
+from cipherbox.server.auditlog import AuditLog, Proofs
+from cipherbox.server.backup import back_up, restore
+from cipherbox.store.sqlite.store import open_store
+from cipherbox.wire import frames
+from tests.client.waiting import until
+
+QUICK = {"tries": 1, "timeout_s": 2.0}
+
+
+async def publish(client: Any, text: str = "x", **more: Any) -> Any:
+    return await client.publish(text, to="CA-RC", **more)
+
+
+# -- confirms -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_confirm_without_a_proof_leaves_the_envelope_in_the_outbox(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab)
+    honest = AuditLog.entry
+
+    def unproven(self: AuditLog, *args: Any) -> Any:
+        row, proofs = honest(self, *args)
+        return row, Proofs({n: [b""] * len(found) for n, found in proofs.confirms.items()}, proofs.notes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "entry", unproven)
+        async with hq.client("FL-LAB", **QUICK) as lab:
+            with pytest.raises(Queued, match="did not prove that its signed log names them"):
+                await publish(lab)
+            assert lab.post.outbox.counts()[0] == 1
+    async with hq.client("FL-LAB") as lab:  # HQ has it already, and proves that when it confirms it again
+        await until(lambda: not lab.post.outbox.waiting(0, 1 << 60, 1))
+
+
+async def test_a_confirm_of_another_envelope_is_none(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = AuditLog.entry
+
+    def other(self: AuditLog, effects: Any, now: int) -> Any:
+        changed = {n: [i._replace(envelope_hash=bytes(32)) for i in items] for n, items in effects.confirmed.items()}
+        return honest(self, attrs.evolve(effects, confirmed=changed), now)
+
+    monkeypatch.setattr(AuditLog, "entry", other)
+    async with hq.client("FL-LAB", **QUICK) as lab:
+        with pytest.raises(Queued, match="HQ's proof is for something else"):
+            await publish(lab)
+
+
+async def test_what_was_confirmed_before_is_proven_again(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        confirmation = await publish(lab)
+        assert lab.post.outbox.again(confirmation.envelope_id)
+        lab.post.look()
+        await until(lambda: not lab.post.outbox.waiting(0, 1 << 60, 1))
+        row = lab.post.outbox.find(confirmation.envelope_id)
+        entry, proof, leaves = lab.post.outbox.proof(row.number)
+        assert entry > confirmation.accepted_at * 0
+        assert proof
+        assert len(leaves) == 52
+
+
+@pytest.mark.parametrize("missing", ["key", "head"])
+async def test_an_hq_without_a_log_is_refused_by_a_client_that_never_saw_one(
+    hq: Any, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr(*((server, "certified") if missing == "key" else (AuditLog, "head")), lambda *_: b"")
+    await hq.restart()
+    with pytest.raises(LogMissing, match="HQ shows no signed log"):
+        async with hq.client("FL-LAB", **QUICK):
+            pass
+
+
+# -- heads --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_newest_head_is_kept_and_travels_in_receipts(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab)
+        await lab.log.check(lab.line)
+        size = lab.log.newest.checkpoint.size
+    async with hq.client("FL-LAB") as lab:
+        assert lab.log.newest.checkpoint.size >= size
+        assert lab.log.heads.contradiction() is None
+
+
+def wipe(hq: Any, work: Callable[[Any], None]) -> None:
+    """Changes HQ's store behind its back, as its operator could."""
+    store = open_store(hq.directory)
+    try:
+        work(store.db)
+    finally:
+        store.close()
+
+
+async def test_an_hq_that_forgets_its_log_is_found_out_by_everybody(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.admin() as admin:
+        await publish(lab)
+        found = await verify_log(admin, admin.log.key, lambda *_: None)
+        assert (found.wrong, found.remembered) == ([], 0)
+        last = found.last
+    await hq.stop()
+    wipe(hq, lambda db: db.execute("DELETE FROM log"))
+    await hq.start()
+    for home in ("FL-LAB", "admin"):
+        with pytest.raises(LogContradiction, match=r"took its log back|signed two logs|did not prove"):
+            async with (hq.admin if home == "admin" else lambda: hq.client("FL-LAB", **QUICK))():
+                pass
+    (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")
+    verdict = evidence.verify_file(file.read_bytes())
+    assert verdict.kind in (evidence.ROLLBACK, evidence.FORK, evidence.UNPROVEN)
+    assert verdict.hq == "DC-HQ"
+    assert last > 0
+
+
+async def test_entries_that_were_read_before_are_missed(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.admin() as admin:
+        await publish(lab)
+        first = await verify_log(admin, admin.log.key, lambda *_: None)
+        again = await verify_log(admin, admin.log.key, lambda *_: None)
+        assert again.remembered == first.entries
+        with admin.log.heads._db:
+            admin.log.heads._db.execute("UPDATE read SET hash = ? WHERE entry = 2", (bytes(32),))
+            admin.log.heads._db.execute("INSERT INTO read VALUES (?, ?)", (again.last + 5, bytes(32)))
+        wrong = (await verify_log(admin, admin.log.key, lambda *_: None)).wrong
+    assert [one["reason"] for one in wrong[:1]] == ["it is not what was read and verified here before"]
+    assert any("were read and verified here before, and are gone" in one["reason"] for one in wrong)
+
+
+async def test_a_fork_shows_in_a_receipt(hq: Any) -> None:
+    """The recipient was shown another log: its receipt carries the head, and the sender cannot make them agree."""
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab)
+        audit = hq_audit(lab)
+        newest = lab.log.newest.checkpoint
+        other = sign_checkpoint(
+            Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at), audit._key
+        )
+        lab.log.meet(other)
+        with pytest.raises(LogContradiction, match="HQ signed two logs"):
+            await lab.log.check(lab.line)
+    (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")
+    assert evidence.verify_file(file.read_bytes()).kind == evidence.FORK
+    with pytest.raises(LogContradiction, match="until a person has looked"):
+        async with hq.client("FL-LAB", **QUICK):
+            pass
+
+
+def hq_audit(client: Any) -> AuditLog:
+    """The running HQ's log, with its key: what its operator has."""
+    import gc
+
+    from cipherbox.server.engine import Engine
+
+    engines = [one for one in gc.get_objects() if isinstance(one, Engine) and one.audit is not None]
+    return next(one.audit for one in engines if one.audit is not None and one.audit.public == client.log.key)
+
+
+# -- restores -----------------------------------------------------------------------------------------------------
+
+
+async def restored(hq: Any, tmp_path: Path) -> None:
+    """HQ stopped, and its directory replaced by what the backup holds."""
+    import shutil
+
+    await hq.stop()
+    shutil.rmtree(hq.directory)
+    restore(tmp_path / "backup", hq.directory, None, lambda *_: None)
+    await hq.start()
+
+
+async def test_a_restore_goes_on_by_itself_where_nothing_was_lost(hq: Any, tmp_path: Path) -> None:
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab)
+        await lab.log.check(lab.line)
+    back_up(hq.config, tmp_path / "backup")
+    await restored(hq, tmp_path)
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab, "after")
+        assert lab.log.heads.contradiction() is None
+
+
+async def test_a_restore_that_lost_entries_needs_an_admins_word(hq: Any, tmp_path: Path) -> None:
+    back_up(hq.config, tmp_path / "backup")
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab)
+        await lab.log.check(lab.line)
+    await restored(hq, tmp_path)
+    with pytest.raises(LogContradiction, match="began anew"):
+        async with hq.client("FL-LAB", **QUICK):
+            pass
+    said: list[str] = []
+    await attest_restored(load_home(hq.admin_home), said.append)
+    assert "Later entries of that log are lost" in said[0]
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab, "after")
+        assert lab.log.heads.contradiction() is None
+
+
+# -- witnesses ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_quorum_of_witnesses_must_cover_a_confirm(hq: Any) -> None:
+    await hq.join("WIT-1")
+    home = load_home(hq.home("WIT-1"))
+    key = load_key(home)
+    file = hq.home("FL-LAB") / "client.toml"
+    text = file.read_text().replace("quorum = 0", "quorum = 1")
+    file.write_text(text.replace("witnesses = []", f'witnesses = ["{verifier_key("WIT-1", key).text}"]'))
+    async with hq.client("FL-LAB", **QUICK) as lab:
+        with pytest.raises(Queued, match="WIT-1 have not cosigned"):
+            await publish(lab)
+    async with hq.client("WIT-1") as client, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+        seen: list[Any] = []
+        nursery.start_soon(Witness(client, key).run, seen.append)
+        with trio.fail_after(30):
+            await publish(lab, "covered")
+        nursery.cancel_scope.cancel()
+    assert seen
+
+
+async def test_a_witness_never_cosigns_a_contradiction(hq: Any) -> None:
+    key = load_key(load_home(hq.home("CA-RC")))
+    assert load_key(load_home(hq.home("CA-RC"))) == key
+    async with hq.client("CA-RC") as client:
+        acting = Witness(client, key)
+        head = await acting.once()
+        assert head is not None
+        assert await acting.once() is None
+        audit = hq_audit(client)
+        other = Checkpoint(audit.origin, head.checkpoint.size, bytes(32), head.checkpoint.at)
+        client.log.heads.keep_cosigned(head, head._replace(checkpoint=other, note=sign_checkpoint(other, audit._key)))
+        with pytest.raises(LogContradiction, match="does not go on from"):
+            await acting.once()
+
+
+async def test_hq_takes_cosignatures_of_its_own_heads_and_of_their_witness_alone(hq: Any) -> None:
+    async with hq.client("CA-RC") as client, hq.client("FL-LAB") as lab:
+        await Witness(client, load_key(load_home(hq.home("CA-RC")))).once()
+        answer: frames.Heads = await lab.line.request(frames.GetHeads, sizes=[])
+        (note,) = answer.cosigned
+        for wrong in (note, b"x", answer.head):
+            with pytest.raises(InvalidRequest):
+                await lab.line.request(frames.Cosign, note=wrong)
+
+
+def test_a_quorum_that_can_never_be_reached_is_refused() -> None:
+    from cipherbox.client.log.quorum import Quorum
+
+    with pytest.raises(ConfigError, match="can never be reached"):
+        Quorum((), 1)
+    with pytest.raises(ConfigError, match="invalid witness key"):
+        Quorum(("WIT-1+00000000+AAAA",), 1)
+    assert origin_of(bytes(32), bytes(16)).startswith("cipherbox/")
