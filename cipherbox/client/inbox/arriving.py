@@ -26,7 +26,7 @@ import orjson
 
 from cipherbox.client.inbox.checking import Check
 from cipherbox.client.inbox.lines import FILENAME, Received, file_line, line_id, timestamp
-from cipherbox.client.inbox.places import free_place, is_about_the_name, key, move, open_new, safe_place
+from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, open_new, safe_place, sweep
 from cipherbox.client.inbox.transfers import CHECKING, DONE, HELD, NAMING, OPEN, REFUSED, Row, Step, Transfers
 from cipherbox.client.names import split_name
 from cipherbox.client.parts import MANIFEST, PART, Manifest, manifest_of, read_manifest, read_part
@@ -211,7 +211,7 @@ class Arriving:
             check.reason = "" if row.state == NAMING else "its parts are gone from this machine; send it again"
             check.close()
             return check
-        return Check(row.sender, row.transfer, manifest, self._stored(row))
+        return Check(row.sender, row.transfer, manifest, self._stored(row), synced=_as_message(row))
 
     def settle(self, checks: Sequence[Check]) -> list[Arrived]:
         """Gives their names to files that were checked, and refuses those that are not what they should be."""
@@ -232,35 +232,37 @@ class Arriving:
                 taken.add(key(Path(row.file)))
                 good.append(row)
         self._transfers.name(good)
-        placed = []
+        placed: list[Row] = []
+        moved: dict[Path, Path] = {}  # name -> hidden name
         for row in good:
-            name = row.sender, row.transfer
+            partial = self._partial(row)
             try:
+                there = not row.locked and partial.exists()
                 placed.append(self._place(row, taken))
-                self._later.pop(name, None)
-                self._touched.pop(name, None)
+                if there:
+                    moved[Path(placed[-1].file)] = partial
             except OSError as error:
-                self._again(name, error)
-        return self._finish(placed)
+                self._again((row.sender, row.transfer), error)
+        failed = keep(moved)
+        return self._finish([row for row in placed if self._is_kept(row, failed.get(Path(row.file)))])
+
+    def _is_kept(self, row: Row, error: OSError | None) -> bool:
+        name = row.sender, row.transfer
+        if error is not None:
+            self._again(name, error)
+            return False
+        self._later.pop(name, None)
+        self._touched.pop(name, None)
+        return True
 
     def give_up(self, before_ms: int) -> int:
         """Drops what came in part and had no news since that time; how many files."""
         old = self._transfers.stale(before_ms)
         for row in old:
             self._refuse(row, "given up here: the rest of it did not come")
-        self._sweep(before_ms)
-        return len(old)
-
-    def _sweep(self, before_ms: int) -> None:
-        """Hidden files that no row names: a step failed or was killed before it recorded them."""
         for folder in (self._incoming / PARTIAL, self._home / KEPT):
-            for sender in _entries(folder):
-                for entry in _entries(Path(sender.path)):
-                    with suppress(OSError, ValueError):
-                        if entry.stat(follow_symlinks=False).st_mtime * 1000 > before_ms:
-                            continue
-                        if self._transfers.find(sender.name, bytes.fromhex(entry.name)) is None:
-                            os.unlink(entry.path)
+            sweep(folder, before_ms, lambda *name: self._transfers.find(*name) is not None)
+        return len(old)
 
     def _again(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
@@ -380,13 +382,6 @@ def _sync(files: dict[Key, Places | None]) -> None:
         stored = files.pop(name)
         if stored is not None:
             stored.close()
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        return list(os.scandir(folder))
-    except OSError:
-        return []
 
 
 def _others(headers: dict[str, str]) -> str:

@@ -20,12 +20,14 @@ class Check:
     """One file to be checked; call `step` until `done`.  ``reason`` says afterwards why it is not whole, ``trouble``
     that the disk did not say: it is to be checked again."""
 
-    def __init__(self, sender: str, transfer: bytes, manifest: Manifest, stored: Places) -> None:
+    def __init__(
+        self, sender: str, transfer: bytes, manifest: Manifest, stored: Places, *, synced: bool = False
+    ) -> None:
         self.sender, self.transfer, self.manifest = sender, transfer, manifest
         self.reason = ""
         self.trouble: OSError | None = None
         self.done = False
-        self._stored = stored
+        self._stored, self._synced = stored, synced
         self._whole = hashlib.sha256()
         self._part = 0
 
@@ -52,7 +54,8 @@ class Check:
             else:
                 if self._part < len(manifest.hashes):
                     return
-                self._stored.sync(manifest.size)
+                if not self._synced:
+                    self._stored.sync(manifest.size)
         except DecryptionFailed as error:
             self.reason = str(error)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from cipherbox.client.inbox.inbox import Inbox
 
 TIDY_S = 3600.0  # between looks at what is too old to be kept
 AGAIN_S = 1.0  # between looks at files that could not be stored
+STEP_S = 0.1  # of checking, in a thread at once
 R = TypeVar("R")
 
 
@@ -57,10 +59,19 @@ class Completing:
 
     async def _checked(self, checks: list[Check]) -> list[Arrived]:
         try:
-            for check in checks:
-                while not check.done:
-                    await trio.to_thread.run_sync(check.step)
+            while left := [check for check in checks if not check.done]:
+                await trio.to_thread.run_sync(_step, left)
             return await self.on_disk(self._inbox.complete, checks)
         finally:
             for check in checks:
                 check.close()
+
+
+def _step(checks: list[Check]) -> None:
+    """Some time's worth of checking: many small files, or a piece of a large one."""
+    end = time.monotonic() + STEP_S
+    for check in checks:
+        while not check.done:
+            check.step()
+            if time.monotonic() > end:
+                return

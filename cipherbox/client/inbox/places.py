@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import unicodedata
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,9 +64,9 @@ def key(path: Path) -> str:
 
 
 def move(source: Path, target: Path) -> bool:
-    """Gives a synced file its name, durably, without replacing anything: False when the name is taken.
+    """Gives a synced file its name without replacing anything: False when the name is taken.
 
-    ``source`` and ``target`` are one file after a crash in between; then only what is left is done.
+    Durable only after `keep`.  Until then, and after a crash in between, ``source`` and ``target`` are one file.
     """
     private_dirs(target.parent)
     try:
@@ -79,10 +79,44 @@ def move(source: Path, target: Path) -> bool:
             raise
         if not _moved(source, target):
             return False
-    sync_directory(target.parent)
-    with suppress(FileNotFoundError):
-        source.unlink()
     return True
+
+
+def keep(moved: Mapping[Path, Path]) -> dict[Path, OSError]:
+    """Makes names durable, with one sync for each directory, and drops the hidden names; which names failed, and why.
+
+    ``moved``: name -> hidden name.
+    """
+    failed: dict[Path, OSError] = {}
+    for folder in {target.parent for target in moved}:
+        targets = [target for target in moved if target.parent == folder]
+        try:
+            sync_directory(folder)
+        except OSError as error:
+            failed.update(dict.fromkeys(targets, error))
+            continue
+        for target in targets:
+            with suppress(OSError):
+                moved[target].unlink()
+    return failed
+
+
+def sweep(folder: Path, before_ms: int, known: Callable[[str, bytes], bool]) -> None:
+    """Drops old hidden files that nobody knows: a step failed or was killed before it recorded them."""
+    for sender in _entries(folder):
+        for entry in _entries(Path(sender.path)):
+            with suppress(OSError, ValueError):
+                if entry.stat(follow_symlinks=False).st_mtime * 1000 > before_ms:
+                    continue
+                if not known(sender.name, bytes.fromhex(entry.name)):
+                    os.unlink(entry.path)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except OSError:
+        return []
 
 
 def _moved(source: Path, target: Path) -> bool:
