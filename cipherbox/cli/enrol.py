@@ -188,6 +188,13 @@ def join(
         next_step(f"see how HQ is: {command_here(ctx)} status")
         return
     here = command_here(ctx)
+    if report.came_back:
+        say("Its outbox, its pins and what it received are as they were; its keys are new.")
+        next_step(
+            f"your partners compare the new keys, each with: cipherbox keys verify {report.client_id}",
+            f"you read them your number: {here} keys fingerprint",
+        )
+        return
     alone = "nobody else has joined yet; see who has" if not report.other else "see who else has joined"
     next_step(
         f"to receive:  {here} receive",

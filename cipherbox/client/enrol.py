@@ -83,6 +83,7 @@ class JoinReport:
     hq: str
     fingerprint: str  # of the root certificate, hexadecimal
     other: str = ""  # some client that could be written to; empty: there is none yet
+    came_back: bool = False  # the home was this client's before: it kept what it holds, and has new keys
 
 
 @checked
@@ -135,7 +136,8 @@ async def join(
         write_client_config(config)
     (where / PENDING).unlink(missing_ok=True)
     home_with(config, local_key)
-    return JoinReport(token.client_id, role, where, number, token.address, hq, token.root_fingerprint.hex(), other)
+    root_hex, back = token.root_fingerprint.hex(), before is not None
+    return JoinReport(token.client_id, role, where, number, token.address, hq, root_hex, other, back)
 
 
 async def _other(link: Link, client_id: str, timeout_s: float) -> str:

@@ -149,8 +149,8 @@ class Enrolments:
         if known is None or known.revoked_at or row.replaces:
             return
         raise EnrolmentRefused(
-            f"another home was enrolled as {row.client} since this token was made; if this one is to replace it, ask "
-            f"the admin for: cipherbox enroll {row.client} --replace"
+            f"another home was enrolled as {row.client}, with the role {known.role}, since this token was made; if "
+            f"this one is to replace it, ask the admin for: cipherbox enroll {row.client} --replace"
         )
 
     async def _advance(self, row: Enrolment) -> Outcome:

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
+from cipherbox import pki
 from cipherbox.envelope.prekeys import decode, decode_once
+from cipherbox.errors import Replaced
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.sessions.prekeys import Pair, offer, offer_once
+from cipherbox.tls import client_context
 from cipherbox.wire import frames
+from cipherbox.wire.token import decode_token
 from tests.server.hq import codec_name, running
 from tests.server.test_serve import two
 
@@ -113,3 +118,29 @@ async def test_what_other_keys_signed_is_not_handed_out(tmp_path: Path) -> None:
         await rc.ask(frames.OfferPrekeys, True, signed(fresh), once(fresh, 2))
         (found,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
         assert decode_once(found.once).prekey_id == 2
+
+
+async def test_those_of_a_home_that_was_replaced_are_gone(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        lab, rc = await two(r)
+        person = r.people["CA-RC"]
+        first = person.identity.bundle
+        await rc.ask(frames.Register, first.raw)
+        await rc.ask(frames.OfferPrekeys, False, signed(person.identity), once(person.identity, 1))
+        token = decode_token(
+            await r.hq.enrolments.token("CA-RC", "client", approve=False, valid_s=0, replaces=True, by="BOSS")
+        )
+        key, fresh = pki.new_key(), Identity.generate("CA-RC")
+        issued = await r.hq.enrolments.request("CA-RC", token.secret, pki.make_csr(key, "CA-RC"))
+        with pytest.raises(Replaced):  # a request of the old home that HQ gets to only now
+            r.hq.trust.require(pki.serial(person.chain[0]))
+        chain = [pki.load_der(der) for der in issued.chain]
+        fresh.bundle = fresh.make_bundle(key, chain, first.created_at + 1, first)
+        back = await r.open(client_context(r.root, chain, key))
+        await back.hello()
+        assert (await back.ask(frames.Register, fresh.bundle.raw)).count == 1
+        (found,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
+        assert (found.signed, found.once) == (b"", b"")
+        await back.ask(frames.OfferPrekeys, False, signed(fresh), [])
+        (found,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
+        assert (bool(found.signed), found.once) == (True, b"")  # and no one-time part of before
