@@ -74,6 +74,15 @@ def first_line(process: subprocess.Popen[bytes]) -> str:
         watchdog.cancel()
 
 
+def line_with(process: subprocess.Popen[bytes], text: str) -> str:
+    """The first line that holds this text, among those a started process says while it gets ready."""
+    lines: list[str] = []
+    while not lines or text not in lines[-1]:
+        lines.append(first_line(process))
+        assert lines[-1], lines
+    return lines[-1]
+
+
 @contextmanager
 def serving(
     directory: Path, modules: Path | None = None, **environment: str

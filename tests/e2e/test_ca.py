@@ -20,7 +20,7 @@ from cipherbox.config import load_client_config, secret_key
 from cipherbox.crl import make_crl
 from cipherbox.portable import write_private
 
-from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, make_hq, serving, shell
+from .conftest import ENVIRONMENT, PROGRAM, Hq, line_with, make_hq, serving, shell
 
 OPENSSL = shutil.which("openssl")
 Patient = Callable[[Callable[[], bool]], None]
@@ -67,7 +67,7 @@ def test_hq_renews_its_certificate_and_drops_nobody(tmp_path: Path, patient: Pat
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
         )  # fmt: skip
         try:
-            assert "Subscribed to queue" in first_line(running)
+            line_with(running, "Subscribed to queue")
             assert shell("send", "--to", "CA-RC", "under the old one", home=lab).code == 0
             patient(lambda: shown(directory, admin) != before)
             assert shell("send", "--to", "CA-RC", "under the new one", home=lab).code == 0
@@ -379,7 +379,7 @@ def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
         )  # fmt: skip
         try:
-            assert "Subscribed to queue" in first_line(running)
+            line_with(running, "Subscribed to queue")
             patient(lambda: (center / "data" / "received_messages.jsonl").exists())
             openssl("ca", *by, "-revoke", "CA-RC.pem", cwd=org)
             openssl("ca", *by, "-gencrl", "-out", "issuing.crl", cwd=org)

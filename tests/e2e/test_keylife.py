@@ -10,7 +10,7 @@ from cipherbox import pki
 from cipherbox.client.home import load_home
 from cipherbox.config import secret_key
 
-from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, shell
+from .conftest import ENVIRONMENT, PROGRAM, Hq, line_with, shell
 
 
 def contents(home: Path) -> list[str]:
@@ -140,7 +140,7 @@ def test_a_revoked_client_is_cut_off_while_it_receives(hq: Hq) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
     )  # fmt: skip
     try:
-        assert "Subscribed to queue" in first_line(running)
+        line_with(running, "Subscribed to queue")
         revoked = shell("revoke", "CA-RC", "--reason", "stolen", "--yes", home=hq.admin)
         assert revoked.code == 0, revoked.err
         _, err = running.communicate(timeout=60)
