@@ -107,6 +107,8 @@ class Limits:
     token_bytes: int = 1024
     enrol_attempts_per_minute: int = 60  # of one token; and of one address with unknown secrets, which have 128 bits
     pending_requests: int = 1000  # more would not be looked at one by one
+    flow_per_minute: int = 3_000_000  # points of frames that move envelopes, per client: five times what HQ can do
+    requests_per_minute: int = 6_000  # points of other requests, per client: 120 changes, 300 pages or 6,000 look-ups
     key_requests_per_minute: int = 60  # per client, as the relay of the predecessors had it
     prekey_requests_per_minute: int = 300  # clients asked about, per asker: one envelope for 256 begins 256 sessions
     prekeys_of_one_per_minute: int = 2  # one-time prekeys of one client for one asker; then the last resort

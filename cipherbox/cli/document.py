@@ -73,8 +73,19 @@ def metrics() -> str:
     return "\n".join(_table(("metric", "kind", "labels", "meaning"), rows))
 
 
+def costs() -> str:
+    """What each kind of frame costs."""
+    from cipherbox.server.budget import COSTS
+    from cipherbox.wire.fields import TABLE
+
+    names = {spec.cls: spec.name for spec in TABLE.values()}
+    rows = [(f"`{names[kind]}`", cost.budget, str(cost.points), cost.why) for kind, cost in COSTS.items()]
+    return "\n".join(_table(("frame", "budget", "points", "why"), rows))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands, "configuration": settings, "exit-codes": exit_codes, "metrics": metrics,
+    "broker": costs,
 }  # fmt: skip
 
 

@@ -72,6 +72,9 @@ METRICS: dict[str, Metric] = {
         HISTOGRAM, "From the moment a request was read to its answer: for a publish, until it was on stable storage.",
         ("request",),
     ),
+    "cipherbox_throttled_requests_total": Metric(
+        COUNTER, "Requests refused because their client had spent its budget of them."
+    ),
     # Messages.  HQ counts deliveries and acks by envelope: what an envelope holds is not its business there.
     "cipherbox_published_messages_total": Metric(COUNTER, "Messages stored and confirmed."),
     "cipherbox_published_envelopes_total": Metric(COUNTER, "Envelopes stored and confirmed; one holds many messages."),

@@ -88,6 +88,7 @@ def _itself(hq: HQ) -> list[Sample]:
         Sample("cipherbox_held_bytes", hq.memory.held),
         Sample("cipherbox_memory_short", int(hq.memory.closed)),
         Sample("cipherbox_cut_frames_total", hq.memory.cuts),
+        Sample("cipherbox_throttled_requests_total", hq.budgets.throttled),
         Sample("cipherbox_held_most_bytes", max(hq.memory.shares().values(), default=0)),
         Sample("cipherbox_body_cache_bytes", hq.engine.bodies.size),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import ssl
 import time
@@ -18,9 +17,10 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cipherbox.broker.usage import PREKEYS
 from cipherbox.config import ServerConfig, secret_key
 from cipherbox.configfile import tables_of
-from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked, Throttled
+from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
+from cipherbox.server.budget import Budgets, Rate
 from cipherbox.server.carried import Carried
 from cipherbox.server.certificate import OwnCertificate
 from cipherbox.server.directory import Directory
@@ -39,44 +39,12 @@ from cipherbox.store.port import Store
 
 log = get_logger(__name__)
 _KEY_CHECK = "database_key_check"
-_NAMES = 100_000  # a rate remembers
 _ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
 
 
 def now_ms() -> int:
     """The clock everything at HQ uses."""
     return time.time_ns() // 1_000_000
-
-
-class Rate:
-    """So many requests a minute for each name: a bucket that fills evenly."""
-
-    def __init__(self, per_minute: int, what: str, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._per_minute = per_minute
-        self._what = what
-        self._clock_s = clock_s
-        self._spent: dict[str, tuple[float, float]] = {}  # name -> (tokens left, when)
-
-    def spend(self, name: str, cost: int = 1) -> None:
-        """Throttled when this name has used up its minute."""
-        now = self._clock_s()
-        left, when = self._spent.get(name, (float(self._per_minute), now))
-        left = min(self._per_minute, left + (now - when) * self._per_minute / 60)
-        if left < cost:
-            wait_s = math.ceil((cost - left) * 60 / self._per_minute)
-            raise Throttled(f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s")
-        if len(self._spent) >= _NAMES:
-            self._prune(now)
-        self._spent[name] = (left - cost, now)
-
-
-    def _prune(self, now: float) -> None:
-        """Forgets those whose bucket is full again; if there are none, those who asked longest ago."""
-        full_after_s = 60.0
-        left = {name: row for name, row in self._spent.items() if now - row[1] < full_after_s}
-        if len(left) >= _NAMES:
-            left = dict(sorted(left.items(), key=lambda item: item[1][1])[_NAMES // 2 :])
-        self._spent = left
 
 
 def _check_key(store: Store, key: bytes, file: Path) -> None:
@@ -115,6 +83,7 @@ class HQ:
         self.carried = Carried(self)
         self.certificate = OwnCertificate(self)
         self.lists = Lists(self)
+        self.budgets = Budgets(config.limits)
         self.key_requests = Rate(config.limits.key_requests_per_minute, "requests for keys and certificates")
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
         self.prekey_requests = Rate(config.limits.prekey_requests_per_minute, "requests for prekeys")

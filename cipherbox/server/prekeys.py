@@ -17,8 +17,8 @@ from cipherbox.store.port import Store
 from cipherbox.wire.frames import PrekeyAnswer
 
 if TYPE_CHECKING:
+    from cipherbox.server.budget import Rate
     from cipherbox.server.directory import Directory
-    from cipherbox.server.hq import Rate
     from cipherbox.server.trust import Trust
 
 T = TypeVar("T")

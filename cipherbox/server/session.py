@@ -202,7 +202,7 @@ class Session:
                 self._coming.whole()
             for event in events:
                 counts.frames_received += len(event.items) if type(event) is SendBatch else 1
-                await self._event(event)
+                await self._event(event, await self.hq.budgets.charge(self, event))
                 while self._full():
                     self._changed = trio.Event()
                     await self._changed.wait()
@@ -242,7 +242,7 @@ class Session:
             or self._out.size > _UNREAD_BYTES
         )
 
-    async def _event(self, event: Any) -> None:
+    async def _event(self, event: Any, refusal: Throttled | None) -> None:
         if type(event) is SendBatch:
             await self._publish(event)
             return
@@ -252,11 +252,13 @@ class Session:
         if isinstance(event, frames.Pong | frames.Error):
             return
         if isinstance(event, frames.Credit):
-            await self.submit(m.Credit(self.connection, event.tag, event.envelopes, event.size))
+            await self.hq.engine.submit(m.Credit(self.connection, event.tag, event.envelopes, event.size))
             return
         self._next_correlation(event.correlation)
         self.asked_at = self.hq.clock_ms()
         try:
+            if refusal is not None:
+                raise refusal
             make = COMMANDS.get(type(event))
             if make is not None:
                 await self.ask(make(self.connection, self.client, event))
@@ -307,16 +309,12 @@ class Session:
         if failed:
             self._put(b"".join(encode.encode(failed)))
         if items:
-            await self.submit(m.Publish(self.connection, self.client, items), size)
+            await self.hq.engine.submit(m.Publish(self.connection, self.client, items), size)
 
     async def ask(self, command: AnyCommand) -> None:
         """Hands a request to the engine; its answer comes through `answer` or `fetched`."""
         self._asked += 1
-        await self.submit(command)
-
-    async def submit(self, command: AnyCommand, size: int = 0) -> None:
-        """Hands a command to the engine, waiting while it has no room."""
-        await self.hq.engine.submit(command, size)
+        await self.hq.engine.submit(command)
 
     def need_admin(self) -> None:
         if not self.hq.is_admin(self.client):
