@@ -11,7 +11,6 @@ Pure, but for making signatures with a key that is handed in.  The bytes are in 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from typing import NamedTuple
@@ -26,7 +25,7 @@ MOST_SIGNATURES = 64
 ED25519, COSIGNATURE = 0x01, 0x04  # kinds of keys and signatures
 _MARK = "\u2014 "
 _ORIGIN = re.compile(r"cipherbox/[0-9a-f]{16}/[0-9a-f]{32}")
-_NAME = re.compile(r"[^\s+]{1,255}")
+_NAME = re.compile(r"[^\s+\ud800-\udfff]{1,255}")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
@@ -97,7 +96,7 @@ def read_verifier_key(text: str, kind: int = COSIGNATURE) -> VerifierKey:
     parts = text.strip().split("+", 2)
     try:
         raw = base64.b64decode(parts[2], validate=True) if len(parts) == 3 else b""
-    except binascii.Error:
+    except ValueError:  # also of letters that are not ASCII
         raw = b""
     if len(raw) != 33 or raw[0] != kind or not _NAME.fullmatch(parts[0]):
         raise InvalidRequest(f"invalid witness key {text!r}: must be name+id+base64, see `cipherbox witness --key`")

@@ -24,7 +24,7 @@ class RuleBroken(Exception):
 
     def keep(self, place: Path = KEPT) -> Path:
         """Writes the input where the next run, and `make test`, finds it."""
-        path = place / self.target.name.replace(" ", "_") / f"{hashlib.sha256(self.data).hexdigest()[:16]}.bin"
+        path = place / self.target.name / f"{hashlib.sha256(self.data).hexdigest()[:16]}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.data)
         return path
@@ -49,7 +49,7 @@ def check(target: Target, data: bytes) -> bool:
 
 def kept(target: Target) -> list[bytes]:
     """What once broke the rule."""
-    return [path.read_bytes() for path in sorted((KEPT / target.name.replace(" ", "_")).glob("*.bin"))]
+    return [path.read_bytes() for path in sorted((KEPT / target.name).glob("*.bin"))]
 
 
 def peak_bytes() -> int:

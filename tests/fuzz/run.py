@@ -26,7 +26,7 @@ MEMORY_MB, ONE_S, LARGEST = 2048, 20, 64 * 1024
 
 def covered(target: Target, seconds: float) -> bool:
     """A process of its own with bounds on memory and time; whether the rule held."""
-    corpus = CORPUS / target.name.replace(" ", "_")
+    corpus = CORPUS / target.name
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in (*target.seeds(), *kept(target)):
         (corpus / hashlib.sha1(seed, usedforsecurity=False).hexdigest()).write_bytes(seed)

@@ -14,17 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import nacl.signing
 import trio
 import trio.testing
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import errors, pki
 from cipherbox.client.parts import Manifest, manifest_message, part_message, read_manifest, read_part
 from cipherbox.client.pipe.frames import Frame, Kind, read_frame
 from cipherbox.crl import lists_in, make_crl, read_crl
-from cipherbox.envelope import bundle, group, log, prefix, prekeys, receipt, receiptfile, rsa
-from cipherbox.envelope.kinds import KeyUsage, StanzaType
+from cipherbox.envelope import (
+    bundle,
+    checkpoint,
+    evidence,
+    group,
+    log,
+    prefix,
+    prekeys,
+    receipt,
+    receiptfile,
+    rsa,
+    tree,
+)
+from cipherbox.envelope.kinds import KeyUsage, StanzaType, label
 from cipherbox.sealing import keyfile
 from cipherbox.sealing import open as opening
 from cipherbox.sealing.body import Message, pack, text_message, unpack
@@ -120,8 +134,8 @@ def _(data: bytes) -> object:
 
 
 def manifests() -> Bytes:
-    for path, size, hashes in ((("run", "a.tif"), 5_000_000, (b"h" * 32,) * 3), (("empty",), 0, ())):
-        yield manifest_message(Manifest(b"t" * 16, path, size, 1 << 21, hashes, 1, "image/tiff")).content
+    for path, size, sums in ((("run", "a.tif"), 5_000_000, (b"h" * 32,) * 3), (("empty",), 0, ())):
+        yield manifest_message(Manifest(b"t" * 16, path, size, 1 << 21, sums, 1, "image/tiff")).content
 
 
 @target("manifest", manifests, errors.EnvelopeError)
@@ -171,7 +185,7 @@ def _(data: bytes) -> object:
     return found.sign_keys
 
 
-@target("rsa key", lambda: rsa_keys(), errors.BundleError)
+@target("rsa-key", lambda: rsa_keys(), errors.BundleError)
 def _(data: bytes) -> object:
     return rsa.load_public(data)
 
@@ -213,7 +227,7 @@ def lists() -> Bytes:
         yield x509.load_der_x509_crl(raw).public_bytes(serialization.Encoding.PEM)
 
 
-@target("revocation list", lists, errors.CredentialsError)
+@target("revocation-list", lists, errors.CredentialsError)
 def _(data: bytes) -> object:
     return [read_crl(raw, world().issuing.certificate, pki.now()) for raw in lists_in(data, "file")]
 
@@ -248,7 +262,7 @@ def _(data: bytes) -> object:
     return receipt.decode_exported(data)
 
 
-@target("receipts of a group", lambda: hexes("receipt_group", "group"), errors.EnvelopeError)
+@target("receipts-of-a-group", lambda: hexes("receipt_group", "group"), errors.EnvelopeError)
 def _(data: bytes) -> object:
     return group.decode_group(data)
 
@@ -265,12 +279,12 @@ def receipt_files() -> Bytes:
                 return
 
 
-@target("receipt file", receipt_files, errors.EnvelopeError, errors.BundleError)
+@target("receipt-file", receipt_files, errors.EnvelopeError, errors.BundleError)
 def _(data: bytes) -> object:
     return receiptfile.verify_file(data)
 
 
-@target("log entry", lambda: hexes("log", "body"), errors.EnvelopeError)
+@target("log-entry", lambda: hexes("log", "body"), errors.EnvelopeError)
 def _(data: bytes) -> object:
     found = log.decode_groups(data)
     for one in found:
@@ -279,6 +293,69 @@ def _(data: bytes) -> object:
         with suppress(errors.EnvelopeError):
             log.read_bundle(one.payload)
     return found
+
+
+@target("log-record", lambda: hexes("log", "record"), errors.EnvelopeError)
+def _(data: bytes) -> object:
+    return log.decode_record(data)
+
+
+@target("log-proof", lambda: hexes("log", "proof", "proof_of_first"), errors.EnvelopeError)
+def _(data: bytes) -> object:
+    known = golden.read("log")
+    one, key = known["entries"][0], bytes.fromhex(known["key"])
+    for leaves in ([bytes.fromhex(leaf) for leaf in one["leaves"]], [bytes(52)]):
+        with suppress(errors.SignatureInvalid):
+            return log.verify_proof(data, one["sender"], leaves, key, one["accepted_at"])
+    return log.proof_record(data), log.proof_checkpoint(data)
+
+
+def notes() -> Bytes:
+    known = golden.read("log")
+    yield from (entry["checkpoint"].encode() for entry in known["entries"])
+    yield known["witness"]["note"].encode()
+
+
+@target("checkpoint", notes, errors.EnvelopeError)
+def _(data: bytes) -> object:
+    note = checkpoint.decode_note(data)
+    with suppress(errors.SignatureInvalid):
+        checkpoint.verify_checkpoint(data, bytes.fromhex(golden.read("log")["key"]))
+    witness = checkpoint.read_verifier_key(golden.read("log")["witness"]["key"])
+    return checkpoint.read_checkpoint(note.text), checkpoint.cosigned_at(note, witness)
+
+
+@target("witness-key", lambda: iter([golden.read("log")["witness"]["key"].encode()]), errors.InvalidRequest)
+def _(data: bytes) -> object:
+    return checkpoint.read_verifier_key(data.decode("utf-8", "surrogateescape"))
+
+
+@target("consistency", lambda: iter([
+    bytes([row["old"], row["new"]]) + b"".join(map(bytes.fromhex, row["proof"]))
+    for row in golden.read("log")["consistency"]
+]))  # fmt: skip
+def _(data: bytes) -> object:
+    """No proof is an error of its own: it holds or it does not."""
+    old, new = (data[0], data[1]) if len(data) > 1 else (0, 0)
+    path = [data[at : at + 32] for at in range(2, len(data), 32)]
+    return tree.is_consistent(old, b"o" * 32, new, b"n" * 32, path)
+
+
+def evidences() -> Bytes:
+    """Two heads of one size with different content, signed by a key that HQ's certificate stands behind."""
+    signer, hq_key = nacl.signing.SigningKey(b"s" * 32), pki.new_key()
+    key = bytes(signer.verify_key)
+    certificate = pki.der(pki.issue_server(world().issuing, hq_key.public_key(), "DC-HQ"))
+    certified = key + hq_key.sign(label("log-key") + key, ec.ECDSA(hashes.SHA384()))
+    begun = checkpoint.read_checkpoint(checkpoint.decode_note(next(notes())).text)
+    begun = begun._replace(origin=checkpoint.origin_of(key, begun.incarnation))
+    first, second = (checkpoint.sign_checkpoint(begun._replace(root=root), signer) for root in (b"1" * 32, b"2" * 32))
+    yield evidence.make_file(evidence.Evidence(first, second, (b"p" * 32,), key, certified, certificate, 1, "FL-LAB"))
+
+
+@target("evidence", evidences, errors.EnvelopeError)
+def _(data: bytes) -> object:
+    return evidence.verify_file(data)
 
 
 # -- the wire -----------------------------------------------------------------------------------------------------
@@ -380,7 +457,7 @@ def key_files() -> Bytes:
         yield path.read_bytes()
 
 
-@target("key file", key_files, errors.CredentialsError, errors.PasswordError)
+@target("key-file", key_files, errors.CredentialsError, errors.PasswordError)
 def _(data: bytes) -> object:
     return keyfile.decrypt(data, local_key=LOCAL)
 
@@ -390,7 +467,7 @@ def documents() -> Bytes:
         yield keyfile.decrypt(raw, local_key=LOCAL)
 
 
-@target("key document", documents, errors.ConfigError, errors.BundleError, slow=True)
+@target("key-document", documents, errors.ConfigError, errors.BundleError, slow=True)
 def _(data: bytes) -> object:
     """What is inside, as who has the key could write it."""
     with tempfile.TemporaryDirectory() as directory:
@@ -400,7 +477,7 @@ def _(data: bytes) -> object:
         return keyfile.load(path, local_key=LOCAL)
 
 
-@target("private key", lambda: iter([pki.key_pem(party("FL-LAB").key, LOCAL)]), errors.ConfigError, slow=True)
+@target("private-key", lambda: iter([pki.key_pem(party("FL-LAB").key, LOCAL)]), errors.ConfigError, slow=True)
 def _(data: bytes) -> object:
     return pki.load_key(data, LOCAL, "client.key")
 
@@ -410,11 +487,11 @@ def _(data: bytes) -> object:
     return handshake.decode(data)
 
 
-@target("session message", lambda: hexes("sessions", "stanza", "message", "raw"), errors.EnvelopeError)
+@target("session-message", lambda: hexes("sessions", "stanza", "message", "raw"), errors.EnvelopeError)
 def _(data: bytes) -> object:
     return session.parse(data)
 
 
-@target("session state", lambda: iter([bytes.fromhex(json.loads(STATES.read_text())["a"])]), errors.StoreError)
+@target("session-state", lambda: iter([bytes.fromhex(json.loads(STATES.read_text())["a"])]), errors.StoreError)
 def _(data: bytes) -> object:
     return session.decode(data)
