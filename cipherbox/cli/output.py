@@ -36,6 +36,7 @@ __all__ = [
     "next_step",
     "print_event",
     "print_json",
+    "print_keys",
     "print_raw",
     "print_trouble",
     "record",
@@ -109,6 +110,12 @@ def print_trouble(event: Event) -> None:
     """Only what a person must know while something else has the screen: the line to HQ, keys, who was turned away."""
     told = event.role in ("LINE", "KEYS") or event.text.startswith("Key of ") or " called; " in event.text
     if told:
+        warn(event)
+
+
+def print_keys(event: Event) -> None:
+    """Only what was learned of keys: for commands that say the rest themselves at their end."""
+    if event.role == "KEYS" or event.text.startswith("Key of "):
         warn(event)
 
 

@@ -166,9 +166,13 @@ def _with_receiver(
 
 
 def _tell(receiver: Receiver) -> None:
-    from cipherbox.cli.output import warn
+    from cipherbox.cli.output import safe, warn
 
     if receiver.duplicates:
         warn(f"{receiver.duplicates} envelope(s) came again and were not written twice.")
     if receiver.refused:
-        warn(f"{receiver.refused} envelope(s) could not be opened; HQ has the reason.")
+        warn(f"{receiver.refused} envelope(s) were refused; HQ has the reasons, too:")
+        for (sender, reason), count in receiver.refusals.most_common():
+            warn(f"  {count} from {safe(sender)}: {safe(reason)}")
+        if rest := receiver.refused - receiver.refusals.total():
+            warn(f"  {rest} more; see: cipherbox inbox list --refused")

@@ -91,7 +91,7 @@ def send(
     The sealed message is on this machine's disk before the first try.  When HQ cannot be reached it stays in the
     outbox, goes out by itself later, and the exit code is 11.
     """
-    from cipherbox.cli.output import next_step, print_event, print_json, print_trouble, say, warn
+    from cipherbox.cli.output import next_step, print_event, print_json, print_keys, say, warn
     from cipherbox.cli.password import load_here
 
     if key and not exchange:
@@ -119,7 +119,7 @@ def send(
         from cipherbox.client.api import open_client
 
         done: list[Confirmation] = []
-        on_event = None if as_json else print_event if verbose else print_trouble
+        on_event = None if as_json else print_event if verbose else print_keys
         async with (
             open_client(home, on_event=on_event, keep_trying=True, renew=False) as client, suggesting(ctx, client)
         ):  # fmt: skip

@@ -35,7 +35,8 @@ def show(heads: Sequence[str], rows: Sequence[Sequence[object]], drop: Sequence[
     else:
         _blocks(heads, rows)
     if left_out:
-        click.secho(f"(a wider terminal and --json also show: {', '.join(left_out)})", err=True, dim=True)
+        more = f"(a wider terminal and --json also show: {', '.join(left_out)})"
+        click.secho(click.wrap_text(more, width), err=True, dim=True)
 
 
 def on_terminal() -> bool:

@@ -14,7 +14,9 @@ a service, waits out each that passes and begins again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
 FETCH_ENVELOPES = 256
+_REASONS = 20  # kept apart for whoever asks at the end
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
 BULK_ENVELOPES = 16  # of files: then messages of others have their turn
 Key = tuple[str, bytes]  # sender, envelope id
@@ -59,6 +62,7 @@ class Receiver(Holding):
         super().__init__(client, on_lines, Path(incoming) if incoming is not None else None, keep_contents)
         self.duplicates = 0  # envelopes that came again
         self.refused = 0  # envelopes that could not be opened
+        self.refusals: Counter[tuple[str, str]] = Counter()  # (sender, reason) -> envelopes, of the first so many
         self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
         self._under_way: set[Key] = set()  # ids of the batch that is being written
         self._under_way_count = 0  # and its messages
@@ -289,6 +293,9 @@ class Receiver(Holding):
 
     async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
         self.refused += 1
+        if len(self.refusals) < _REASONS:
+            with suppress(EnvelopeError):  # what is no envelope names no sender
+                self.refusals[delivery.sender_id, str(error)] += 1
         outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
         if self._owed is not None:
             (self._owed.refuse if outcome in TOLD else self._owed.note)(delivery, outcome, str(error))
