@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NOTHING = bytes(16)
 SWEEP_ENTRIES = 50_000  # looked at in one sweep: about 5 ms
 Runs = list[tuple[int, int]]  # first and last seq, sorted, apart
+_CONSUMERS_SHARE = 4  # of a queue's consumers, one reader may have one in so many: the others need places too
 _new = tuple.__new__
 
 
@@ -43,6 +44,9 @@ def consume(broker: Broker, c: m.Consume) -> Done:
         raise Conflict(f"consumer tag {c.tag} is 0 or in use on this connection")
     if len(queue.consumers) >= broker.limits.consumers_per_queue:
         raise InvalidRequest(f"a queue has at most {broker.limits.consumers_per_queue} consumers")
+    most = max(1, broker.limits.consumers_per_queue // _CONSUMERS_SHARE)
+    if len(queue.all_readers) > 1 and sum(one.client == c.client for one in queue.consumers) >= most:
+        raise InvalidRequest(f"{c.client} has {most} consumers of {c.queue!r} already, the most one reader may have")
     consumer = Consumer(c.connection, c.client, c.tag, c.queue)
     _add_credit(broker, consumer, c.envelopes, c.size)
     queue.consumers.append(consumer)

@@ -6,8 +6,11 @@ import logging
 import time
 
 MOST = 50  # lines of one kind in a second: more than a person reads
+OF_ONE = 10  # of these, for one client: its flood leaves room for what others do
 HOLD_S = 10.0  # while it goes on, one line with a count in so long
 _KINDS = 1000  # remembered
+_OF_CLIENTS = 10_000  # kinds by client
+Key = tuple[str, ...]  # logger, text, and client
 
 
 class _Kind:
@@ -29,28 +32,38 @@ class _Kind:
 class Flood(logging.Filter):
     """At most so many lines a second of one kind (the text before its values are put in); DEBUG is never cut.
 
+    Of those that one client causes fewer pass, so that a client that floods the log hides nobody else's lines.
+
     A line that stands for others has their number as ``left_out``.  `settle` gives the lines that say so when no other
     of their kind came.
     """
 
     def __init__(self, most: int = MOST) -> None:
         super().__init__()
-        self._most = most
-        self._kinds: dict[tuple[str, str], _Kind] = {}
+        self._most, self._of_one = most, max(1, min(OF_ONE, most // 2))
+        self._kinds: dict[Key, _Kind] = {}
+        self._of_clients: dict[Key, _Kind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.INFO or hasattr(record, "left_out"):
             return True
-        key, now = (record.name, str(record.msg)), record.created
-        kind = self._kinds.get(key)
+        key = (record.name, str(record.msg))
+        client = str(getattr(record, "client", "")).strip("-")
+        if client and not self._passes(self._of_clients, (*key, client), record, self._of_one, _OF_CLIENTS):
+            return False
+        return self._passes(self._kinds, key, record, self._most, _KINDS)
+
+    def _passes(self, kinds: dict[Key, _Kind], key: Key, record: logging.LogRecord, most: int, remembered: int) -> bool:
+        now = record.created
+        kind = kinds.get(key)
         if kind is None:
-            if len(self._kinds) >= _KINDS:
-                self._kinds.clear()
-            kind = self._kinds[key] = _Kind(now, self._most)
+            if len(kinds) >= remembered:
+                kinds.clear()
+            kind = kinds[key] = _Kind(now, most)
         elif not 0 <= now - kind.start < kind.length:
             if kind.left:
                 record.left_out = kind.left
-            kind.begin(now, self._most)
+            kind.begin(now, most)
         if kind.passed < kind.most:
             kind.passed += 1
             return True
@@ -61,23 +74,26 @@ class Flood(logging.Filter):
     def settle(self, now: float) -> list[logging.LogRecord]:
         """What is still to be said of floods whose time is over; forgets the kinds that are quiet."""
         found: list[logging.LogRecord] = []
-        for key, kind in list(self._kinds.items()):
-            if 0 <= now - kind.start < kind.length:
-                continue
-            if not kind.left:
-                del self._kinds[key]
-                continue
-            found.append(_summary(key, kind))
-            kind.begin(now, self._most)
+        for kinds, most in ((self._kinds, self._most), (self._of_clients, self._of_one)):
+            for key, kind in list(kinds.items()):
+                if 0 <= now - kind.start < kind.length:
+                    continue
+                if not kind.left:
+                    del kinds[key]
+                    continue
+                found.append(_summary(key, kind))
+                kind.begin(now, most)
         return found
 
 
-def _summary(key: tuple[str, str], kind: _Kind) -> logging.LogRecord:
-    name, text = key
+def _summary(key: Key, kind: _Kind) -> logging.LogRecord:
+    name, text, *client = key
     record = logging.LogRecord(
         name, kind.level, "", 0, "%d more lines of one kind were left out: %s", (kind.left, text), None
     )
     record.left_out = kind.left
+    if client:
+        record.client = client[0]
     return record
 
 

@@ -127,3 +127,12 @@ def test_asking_for_dead_letters_that_are_not_there_leaves_no_line_in_the_log() 
     effects = w.run(m.SettleDead(2, "B", w.next(), "box.B", [(n, 1) for n in range(1, 400)], False))
     assert effects.acts == []
     assert not effects.changes
+
+
+def test_one_reader_leaves_the_others_places_at_a_shared_queue() -> None:
+    w = World(attrs.evolve(LIMITS, consumers_per_queue=8), "A", "B")
+    w.ok(m.DeclareQueue(*HQ, w.next(), "q", "A", ("B",)))
+    for tag in (1, 2):
+        w.ok(m.Consume(1, "A", w.next(), tag, "q", 1, BIG))
+    assert w.fails(m.Consume(1, "A", w.next(), 3, "q", 1, BIG)) == "invalid-request"
+    w.ok(m.Consume(2, "B", w.next(), 1, "q", 1, BIG))

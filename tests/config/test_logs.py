@@ -199,6 +199,23 @@ def test_rotation_while_several_threads_write_loses_no_line(tmp_path: Path) -> N
     assert len(list(tmp_path.iterdir())) > 10
 
 
+def test_a_client_that_floods_the_log_hides_nobody_elses_lines() -> None:
+    flood = Flood(most=50)
+
+    def passes(at: float, client: str) -> bool:
+        line = record(at, "Key bundle registered")
+        line.client = client
+        return flood.filter(line)
+
+    assert sum(passes(1.0 + n / 1000, "EVIL") for n in range(500)) == 10
+    assert passes(1.9, "FL-LAB")
+    assert passes(2.5, "EVIL")  # one, with the count of the others,
+    assert not any(passes(3.0 + n, "EVIL") for n in range(9))
+    assert all(passes(3.0 + n, f"LAB-{n}") for n in range(9))
+    left = {(getattr(line, "client", ""), line.left_out) for line in flood.settle(20.0)}  # type: ignore[attr-defined]
+    assert left == {("EVIL", 9)}
+
+
 def test_a_flood_becomes_a_count() -> None:
     flood = Flood(most=3)
     passed = []
