@@ -112,7 +112,7 @@ def tell_where(home: Home, incoming: Path | None) -> None:
     """Where files will be."""
     from cipherbox.cli.output import warn
 
-    if home.config.inbox.plain or not home.sealed:
+    if home.hides is None:
         warn(f"Files arrive in {(incoming or home.incoming).absolute()}")
     else:
         warn("Messages and files are kept under this home's key: cipherbox inbox show, cipherbox inbox save.")

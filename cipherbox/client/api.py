@@ -83,7 +83,7 @@ class Client(Tracking, AdminCalls):
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, *keep, prekeys=self.prekeys)
         self.post: Post | None = None  # an admin's machine sends nothing
         if self.sessions is not None:
-            outbox = Outbox(home.path, home.config.keep_until, self.sessions.chains)
+            outbox = Outbox(home.path, home.config.keep_until, self.sessions.chains, home.hides)
             self.post = self.sealer.post = Post(
                 line, outbox, events, self.sealer.seal_again, self.directory.revoked, home.config.client_id,
                 self.sessions,

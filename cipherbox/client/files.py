@@ -19,7 +19,7 @@ from cipherbox.checks import checked
 from cipherbox.client.choices import stanza_type
 from cipherbox.client.events import SENDER
 from cipherbox.client.outbox.resealing import waits
-from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
+from cipherbox.client.outbox.transfers import LOCKED_COPY, SENT, STOPPED, Transfer, Transfers, copy_at
 from cipherbox.client.parts import Manifest, manifest_message, part_message
 from cipherbox.client.publish import Address, Confirmation, Target
 from cipherbox.client.tasks import background
@@ -27,8 +27,9 @@ from cipherbox.client.window import Outgoing
 from cipherbox.envelope.kinds import StanzaType
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, InvalidRequest, Queued
 from cipherbox.limits import LIMITS
-from cipherbox.portable import O_BINARY, int64, read_at
+from cipherbox.portable import O_BINARY, int64
 from cipherbox.sealing.body import pack
+from cipherbox.sealing.lockedfile import Places
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -90,16 +91,18 @@ class FileSender:
         )  # fmt: skip
         target = await client.sealer.target(address)
         fd = _open(transfer)
+        vault = client.home.keeper.content if transfer.copied == LOCKED_COPY else None
+        stored = copy_at(fd, transfer.id, vault)
         try:
             async with background() as nursery:
                 send, receive = trio.open_memory_channel[_Read](_AHEAD)
-                nursery.start_soon(self._read_all, fd, send)
+                nursery.start_soon(self._read_all, fd, stored, send)
                 async for one in receive:
                     await self._send(address, target, one)
                 await self._until(lambda: not self._in_flight)
             modified_ns = _unchanged(transfer, fd)
         finally:
-            os.close(fd)
+            stored.close()
             await self._record()
         manifest = Manifest(
             transfer.id, transfer.path, transfer.size, transfer.part_bytes,
@@ -129,12 +132,12 @@ class FileSender:
 
     # -- parts --------------------------------------------------------------------------------------------------
 
-    async def _read_all(self, fd: int, out: trio.MemorySendChannel[_Read]) -> None:
+    async def _read_all(self, fd: int, stored: Places, out: trio.MemorySendChannel[_Read]) -> None:
         before = dict(self._hashes)  # what HQ had of it already must be of this very content
         async with out:
             for part in range(self._transfer.parts):
                 try:
-                    one = await trio.to_thread.run_sync(self._read, fd, part)
+                    one = await trio.to_thread.run_sync(self._read, fd, stored, part)
                     if part not in before:
                         await out.send(one)
                     elif one.digest != before[part]:
@@ -143,11 +146,11 @@ class FileSender:
                     self._fail(error)
                     return
 
-    def _read(self, fd: int, part: int) -> _Read:
+    def _read(self, fd: int, stored: Places, part: int) -> _Read:
         transfer = self._transfer
         size = _size(transfer, part)
         try:
-            data = read_at(fd, size, part * transfer.part_bytes)
+            data = stored.read(size, part * transfer.part_bytes)
         except OSError as error:
             raise FileError(f"{transfer.file} cannot be read: {error.strerror}") from None
         if len(data) != size:
@@ -276,7 +279,8 @@ def _unchanged(transfer: Transfer, fd: int) -> int:
         now, named = os.fstat(fd), os.stat(transfer.file)
     except OSError as error:
         raise FileChanged(f"{transfer.file} vanished while it was sent: {error.strerror}") from None
-    same = (now.st_size, int64(now.st_mtime_ns)) == (transfer.size, transfer.modified_ns)
+    size = transfer.size if transfer.copied == LOCKED_COPY else now.st_size  # a locked copy is larger than the file
+    same = (size, int64(now.st_mtime_ns)) == (transfer.size, transfer.modified_ns)
     if not same or (now.st_ino, now.st_dev) != (named.st_ino, named.st_dev):
         raise FileChanged(f"{transfer.file} changed while it was sent")
     return now.st_mtime_ns

@@ -34,7 +34,7 @@ from cipherbox.errors import ConfigError, CredentialsError, Forbidden
 from cipherbox.portable import read_private, sync_directory, write_atomic
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.kept import KeyKeeper
+from cipherbox.sealing.kept import KeyKeeper, Vault
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
@@ -68,6 +68,11 @@ class Home:
     @property
     def path(self) -> Path:
         return self.config.home
+
+    @property
+    def hides(self) -> Vault | None:
+        """What content is encrypted with before it is written here; None: it lies readable."""
+        return self.keeper.content if self.sealed and not self.config.inbox.plain else None
 
     @property
     def folder(self) -> Path:

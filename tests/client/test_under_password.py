@@ -13,13 +13,14 @@ import pytest
 import trio
 
 from cipherbox.client.api import open_client
-from cipherbox.client.files import send_file
+from cipherbox.client.files import FileSender, send_file
 from cipherbox.client.home import Home, load_home
 from cipherbox.client.inbox.handler import Handled
 from cipherbox.client.inbox.locking import lock_all
 from cipherbox.client.inbox.looking import looking
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys.local import put_local_key
+from cipherbox.client.outbox.transfers import LOCKED_COPY, Transfers
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq
@@ -123,3 +124,19 @@ async def test_what_lay_readable_before_is_encrypted_when_it_is_asked_for(
             saved = look.save(entry, tmp_path / f"saved {entry.message_id}")
             assert saved.read_bytes() == (SECRET * 200_000 if entry.filename == "large.txt" else SECRET)
     assert (lock_all(home).lines, lock_all(home).files) == (0, 0)
+
+
+async def test_a_copy_that_waits_to_be_sent_is_encrypted(hq: Any, home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "large.txt"
+    file.write_bytes(SECRET * 300_000)
+    async with open_client(home) as center:
+        transfers = Transfers(center.outbox().outbox)
+        transfer = transfers.begin(file, ["large.txt"], ["FL-LAB"], "text/plain", compress=False, copy=True)
+        file.unlink()
+        assert transfer.copied == LOCKED_COPY
+        assert readable(home.path) == []
+        await FileSender(center, transfer).run()
+    async with hq.client("FL-LAB") as lab:
+        with trio.fail_after(20):
+            await Receiver(lab).run(count=1)
+    assert (hq.home("FL-LAB") / "incoming" / "CA-RC" / "large.txt").read_bytes() == SECRET * 300_000

@@ -119,7 +119,7 @@ class Storing:
         """As the home's settings and its password say."""
         said = home.config.inbox
         return cls(
-            incoming or home.incoming, home.keeper.content, said.plain or not home.sealed, said.keep_days,
+            incoming or home.incoming, home.keeper.content, home.hides is None, said.keep_days,
             said.partial_days, (said.rotate_bytes, said.rotate_days),
         )  # fmt: skip
 

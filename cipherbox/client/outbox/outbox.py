@@ -40,6 +40,7 @@ from cipherbox.client.outbox.signed import OutboxSigned
 from cipherbox.client.sessions.chains import STEP as CHAINS
 from cipherbox.client.sessions.chains import Chains, Turned
 from cipherbox.portable import O_BINARY, private_dir, sync_directory
+from cipherbox.sealing.kept import Vault
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
 _FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed
@@ -95,10 +96,16 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
     beside.MESSAGES_STEP,
 )
 class Outbox(OutboxSigned):
-    """The outbox of one home.  Methods block on the disk; calls come from one thread at a time."""
+    """The outbox of one home.  Methods block on the disk; calls come from one thread at a time.
 
-    def __init__(self, home: Path, keep_until: str = UNTIL_OPENED, chains: Chains | None = None) -> None:
+    ``hides``: what copies of files are encrypted with; None: they are as the files are.
+    """
+
+    def __init__(
+        self, home: Path, keep_until: str = UNTIL_OPENED, chains: Chains | None = None, hides: Vault | None = None
+    ) -> None:
         self._chains = chains
+        self.hides = hides
         self._path = home / DATABASE
         self._files = home / FILES
         self._keep_until = keep_until

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +22,13 @@ from cipherbox.client.outbox.rows import now_ms
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64
+from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.lockedfile import ClearFile, LockedFile, Places
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
 COPIES = "copies"
+COPY, LOCKED_COPY = 1, 2
+_STEP = 4 * 1024 * 1024
 _COLUMNS = (
     "number, id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, copied, state, reason, "
     "manifest, made_at, done_bytes, stanza"
@@ -46,7 +49,7 @@ class Transfer:
     recipients: tuple[str, ...]
     content_type: str
     compress: bool
-    copied: bool
+    copied: int  # COPY, or LOCKED_COPY: encrypted under the home's key
     state: int
     reason: str
     manifest: bytes | None  # envelope id
@@ -92,6 +95,7 @@ class Transfers:
     def __init__(self, outbox: Outbox) -> None:
         self._db, self._path = outbox.database
         self._copies = outbox.directory / COPIES
+        self._hides = outbox.hides
 
     def begin(
         self, file: Path, path: Sequence[str], recipients: Sequence[str], content_type: str, *, compress: bool,
@@ -115,14 +119,8 @@ class Transfers:
             with translated(self._path):
                 self._copies.mkdir(mode=0o700, exist_ok=True)
                 kept = self._copies / transfer_id.hex()
-                shutil.copyfile(file, kept)
-                os.chmod(kept, 0o600)
-                fd = os.open(kept, os.O_RDWR | O_BINARY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-            if (check_file(file).st_mtime_ns, kept.stat().st_size) != (stat.st_mtime_ns, stat.st_size):
+                size = _copied(file, kept, transfer_id, self._hides)
+            if (check_file(file).st_mtime_ns, size) != (stat.st_mtime_ns, stat.st_size):
                 kept.unlink()
                 raise FileChanged(f"{file} changed while it was copied")
         with transaction(self._db, self._path):
@@ -132,7 +130,7 @@ class Transfers:
                 (
                     transfer_id, str(kept), orjson.dumps(list(path)).decode(), stat.st_size,
                     int64(kept.stat().st_mtime_ns), part_bytes, orjson.dumps(list(recipients)).decode(), content_type,
-                    compress, copy, now_ms(), stanza,
+                    compress, (COPY if self._hides is None else LOCKED_COPY) if copy else 0, now_ms(), stanza,
                 ),
             ).lastrowid  # fmt: skip
             if claim is not None:
@@ -211,10 +209,29 @@ class Transfers:
         return [_transfer(row) for row in found]
 
 
+def _copied(file: Path, kept: Path, transfer_id: bytes, hides: Vault | None) -> int:
+    """Copies a file, durably; how many bytes it had."""
+    stored = copy_at(os.open(kept, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600), transfer_id, hides)
+    size = 0
+    try:
+        with file.open("rb") as source:
+            while data := source.read(_STEP):
+                stored.write(data, size)
+                size += len(data)
+        stored.sync(size)
+    finally:
+        stored.close()
+    return size
+
+
+def copy_at(fd: int, transfer_id: bytes, hides: Vault | None) -> Places:
+    """A file's copy, to be read and written; takes over the descriptor."""
+    return ClearFile(fd) if hides is None else LockedFile(fd, hides, b"copy" + transfer_id)
+
+
 def _transfer(row: Sequence[object]) -> Transfer:
     fields = list(row)
     for at in (3, 7):
         fields[at] = tuple(orjson.loads(str(fields[at])))
-    for at in (9, 10):
-        fields[at] = bool(fields[at])
+    fields[9] = bool(fields[9])
     return Transfer(*fields)  # type: ignore[arg-type]
