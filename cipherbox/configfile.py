@@ -27,7 +27,7 @@ FIXED_LIMITS = frozenset(
         *("rsa_bits_most", "message_headers", "header_key_bytes", "header_value_bytes", "content_type_bytes"),
         *("bundle_bytes", "receipt_bytes", "name_bytes", "token_bytes"),
         *("ranges_per_frame", "names_per_frame", "ack_entries", "watermark_ms", "bundles_per_answer"),
-        *("file_from_bytes", "part_bytes", "part_bytes_most", "parts", "path_names", "parts_in_flight"),
+        *("file_from_bytes", "part_bytes", "part_bytes_most", "parts", "path_names", "entries", "parts_in_flight"),
         *("batch_bytes", "batch_messages", "open_batches"),
     ]
 )

@@ -58,6 +58,7 @@ class Limits:
     part_bytes_most: int = 8 * 1024 * 1024  # taken from others
     parts: int = 240_000  # of one file: their hashes fit into one manifest
     path_names: int = 32  # directories above a file
+    entries: int = 50_000  # files of a directory that is sent as one: their names fit into one manifest
     parts_in_flight: int = 8  # unconfirmed; each is read once and held until HQ has it
 
     # Batching and windows.

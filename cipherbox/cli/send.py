@@ -11,7 +11,7 @@ import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, json_option, run, suggesting
-from cipherbox.cli.send_files import collect, in_parts, progress, send_all
+from cipherbox.cli.send_files import in_parts, progress, send_all
 from cipherbox.errors import Queued
 from cipherbox.limits import LIMITS
 
@@ -134,7 +134,7 @@ def send(
                 recipients = list(to) or await client.readers(exchange or "", key or "")
                 with progress(quiet=as_json) as tell:
                     done += await send_all(
-                        client, collect(large), recipients, content_type, compress=compress, copy=copy, stanza=stanza,
+                        client, large, recipients, content_type, compress=compress, copy=copy, stanza=stanza,
                         on_progress=tell,
                     )  # fmt: skip
             if until in ("queued", "confirmed"):
@@ -148,8 +148,6 @@ def send(
         if as_json:
             print_json({"message_ids": error.message_ids, "state": "queued", "reason": str(error)})
         raise
-    if not confirmations:
-        raise click.UsageError("There is no file in that directory.")
     confirmation = confirmations[0]
     ids = [str(message_id) for one in confirmations for message_id in one.message_ids]
     if as_json:

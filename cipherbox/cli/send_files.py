@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cipherbox.limits import LIMITS
 
@@ -20,59 +19,38 @@ if TYPE_CHECKING:
 _TENTH = 10  # plain progress: a line for each tenth
 
 
-class Taken(NamedTuple):
-    """A file to be sent and the names its recipients see."""
-
-    file: Path
-    path: tuple[str, ...]
-
-
 def in_parts(path: Path) -> bool:
     """Whether this travels in parts: a directory, or a file too large for a message.  FileError for a pipe or a device,
     and for a file that recipients could not name."""
-    from cipherbox.client.outbox.transfers import check_file, check_path
+    from cipherbox.client.outbox.transfers import check_file, check_path, entries_of
 
     if path.is_dir():
+        entries_of(path.resolve())  # before the first of them is sent
         return True
     check_path(path, (path.name,))
     return check_file(path).st_size > LIMITS.file_from_bytes
 
 
-def collect(paths: Sequence[Path]) -> list[Taken]:
-    """Every file, those of directories with the directory's name before; links are followed to files only.
-
-    FileError for one that lies too deep.
-    """
-    from cipherbox.client.outbox.transfers import check_path
-
-    found: list[Taken] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(Taken(path, (path.name,)))
-            continue
-        top = path.resolve()
-        for folder, names, files in os.walk(top):
-            names.sort()
-            inside = Path(folder).relative_to(top).parts
-            found += [Taken(Path(folder, name), (top.name, *inside, name)) for name in sorted(files)]
-    for one in found:  # before the first of them is sent
-        check_path(one.file, one.path)
-    return found
-
-
 async def send_all(
-    client: Client, taken: Sequence[Taken], recipients: Sequence[str], kind: str, *, compress: bool, copy: bool,
+    client: Client, paths: Sequence[Path], recipients: Sequence[str], kind: str, *, compress: bool, copy: bool,
     stanza: str | None, on_progress: OnProgress,
 ) -> list[Confirmation]:  # fmt: skip
-    """Sends one after the other; the confirmations of the manifests."""
-    from cipherbox.client.files import send_file
+    """Sends one after the other, a directory as one; the confirmations of the manifests."""
+    from cipherbox.client.files import send_directory, send_file
     from cipherbox.client.filetypes import guess_type
 
     done = []
-    for one in taken:
+    for path in paths:
+        if path.is_dir():
+            done.append(
+                await send_directory(
+                    client, path, recipients, compress=compress, copy=copy, stanza=stanza, on_progress=on_progress
+                )
+            )
+            continue
         done.append(
             await send_file(
-                client, one.file, one.path, recipients, kind or guess_type(one.file), compress=compress, copy=copy,
+                client, path, (path.name,), recipients, kind or guess_type(path), compress=compress, copy=copy,
                 stanza=stanza, on_progress=on_progress,
             )
         )

@@ -8,7 +8,6 @@ as it was taken: its size and time are compared at every part, and what changed 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,17 +18,16 @@ from cipherbox.checks import checked
 from cipherbox.client.choices import stanza_type
 from cipherbox.client.events import SENDER
 from cipherbox.client.outbox.resealing import waits
-from cipherbox.client.outbox.transfers import LOCKED_COPY, SENT, STOPPED, Transfer, Transfers, copy_at
-from cipherbox.client.parts import Manifest, manifest_message, part_message
+from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
+from cipherbox.client.parts import Entry, Manifest, manifest_message, part_message
 from cipherbox.client.publish import Address, Confirmation, Target
+from cipherbox.client.sources import Source, open_source
 from cipherbox.client.tasks import background
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.kinds import StanzaType
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, InvalidRequest, Queued
 from cipherbox.limits import LIMITS
-from cipherbox.portable import O_BINARY, int64
 from cipherbox.sealing.body import pack
-from cipherbox.sealing.lockedfile import Places
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
@@ -90,24 +88,23 @@ class FileSender:
             expires_at=0, partial=False,
         )  # fmt: skip
         target = await client.sealer.target(address)
-        fd = _open(transfer)
-        vault = client.home.keeper.content if transfer.copied == LOCKED_COPY else None
-        stored = copy_at(fd, transfer.id, vault)
+        source = open_source(transfer, client.home.keeper.content)
         try:
             async with background() as nursery:
                 send, receive = trio.open_memory_channel[_Read](_AHEAD)
-                nursery.start_soon(self._read_all, fd, stored, send)
+                nursery.start_soon(self._read_all, source, send)
                 async for one in receive:
                     await self._send(address, target, one)
                 await self._until(lambda: not self._in_flight)
-            modified_ns = _unchanged(transfer, fd)
+            modified_ns = source.check()
         finally:
-            stored.close()
+            source.close()
             await self._record()
         manifest = Manifest(
             transfer.id, transfer.path, transfer.size, transfer.part_bytes,
             tuple(self._hashes[part] for part in range(transfer.parts)), max(0, modified_ns // 1_000_000),
             transfer.content_type,
+            tuple(Entry(one.path, one.size, max(0, one.modified_ns // 1_000_000)) for one in transfer.entries),
         )  # fmt: skip
         message = manifest_message(manifest)
         kept = await client.publish(
@@ -132,12 +129,12 @@ class FileSender:
 
     # -- parts --------------------------------------------------------------------------------------------------
 
-    async def _read_all(self, fd: int, stored: Places, out: trio.MemorySendChannel[_Read]) -> None:
+    async def _read_all(self, source: Source, out: trio.MemorySendChannel[_Read]) -> None:
         before = dict(self._hashes)  # what HQ had of it already must be of this very content
         async with out:
             for part in range(self._transfer.parts):
                 try:
-                    one = await trio.to_thread.run_sync(self._read, fd, stored, part)
+                    one = await trio.to_thread.run_sync(self._read, source, part)
                     if part not in before:
                         await out.send(one)
                     elif one.digest != before[part]:
@@ -146,16 +143,17 @@ class FileSender:
                     self._fail(error)
                     return
 
-    def _read(self, fd: int, stored: Places, part: int) -> _Read:
+    def _read(self, source: Source, part: int) -> _Read:
         transfer = self._transfer
         size = _size(transfer, part)
         try:
-            data = stored.read(size, part * transfer.part_bytes)
+            data = source.read(size, part * transfer.part_bytes)
         except OSError as error:
             raise FileError(f"{transfer.file} cannot be read: {error.strerror}") from None
         if len(data) != size:
             raise FileChanged(f"{transfer.file} became shorter while it was sent")
-        _unchanged(transfer, fd)
+        if not transfer.entries:
+            source.check()  # a directory's files were looked at as they were read
         message = part_message(transfer.id, part, transfer.part_bytes, data, compress=transfer.compress)
         return _Read(part, hashlib.sha256(data).digest(), pack([message]), size)
 
@@ -239,6 +237,25 @@ async def send_file(
     return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
 
 
+@checked
+async def send_directory(
+    client: Client, folder: Path | str, recipients: Sequence[str], *, compress: bool = False, copy: bool = False,
+    stanza: int | str | None = None, patient: bool = False, on_progress: OnProgress | None = None,
+) -> Confirmation:  # fmt: skip
+    """As `send_file`: a directory with all its files as one, under its name."""
+    kind = int(stanza_type(stanza) or 0)
+    if kind == StanzaType.RATCHET:
+        raise InvalidRequest("sessions are for messages; send a directory without stanza 'ratchet'")
+    post, folder = client.outbox(), Path(folder)
+    transfers = Transfers(post.outbox)
+    transfer = await post.store(
+        lambda: transfers.begin_directory(folder, recipients, compress=compress, copy=copy, stanza=kind)
+    )
+    assert isinstance(transfer, Transfer)
+    client.events.say(SENDER, f"Sending {transfer.path[0]}, {len(transfer.entries)} files, {transfer.size} bytes")
+    return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
+
+
 async def send_unfinished(
     client: Client, *, patient: bool = False, on_progress: OnProgress | None = None
 ) -> list[CipherBoxError]:
@@ -258,29 +275,3 @@ async def send_unfinished(
 
 def _size(transfer: Transfer, part: int) -> int:
     return min(transfer.part_bytes, transfer.size - part * transfer.part_bytes)
-
-
-def _open(transfer: Transfer) -> int:
-    try:
-        fd = os.open(transfer.file, os.O_RDONLY | O_BINARY)
-    except OSError as error:
-        raise FileChanged(f"{transfer.file} cannot be read any more: {error.strerror}") from None
-    try:
-        _unchanged(transfer, fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _unchanged(transfer: Transfer, fd: int) -> int:
-    """When it was last changed, in ns since 1970; FileChanged if that was after it was taken."""
-    try:
-        now, named = os.fstat(fd), os.stat(transfer.file)
-    except OSError as error:
-        raise FileChanged(f"{transfer.file} vanished while it was sent: {error.strerror}") from None
-    size = transfer.size if transfer.copied == LOCKED_COPY else now.st_size  # a locked copy is larger than the file
-    same = (size, int64(now.st_mtime_ns)) == (transfer.size, transfer.modified_ns)
-    if not same or (now.st_ino, now.st_dev) != (named.st_ino, named.st_dev):
-        raise FileChanged(f"{transfer.file} changed while it was sent")
-    return now.st_mtime_ns

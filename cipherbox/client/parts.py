@@ -16,6 +16,8 @@ from cipherbox.sealing.body import Message
 PART = "application/vnd.cipherbox.part"
 MANIFEST = "application/vnd.cipherbox.manifest"
 ZSTD = "zstd"
+DIRECTORY = "inode/directory"  # the content type of a directory that is sent as one
+VERSION = 2  # of manifests that have entries; without them they are as in version 1
 
 
 @attrs.frozen
@@ -29,8 +31,20 @@ class Part:
 
 
 @attrs.frozen
+class Entry:
+    """A file of a directory, or with size -1 an empty directory; ``path`` has the names from there, with slashes."""
+
+    path: str
+    size: int
+    modified_at: int
+
+
+@attrs.frozen
 class Manifest:
-    """What a whole file is; ``hashes`` are SHA-256 of its parts, ``modified_at`` ms since 1970."""
+    """What a whole file is; ``hashes`` are SHA-256 of its parts, ``modified_at`` ms since 1970.
+
+    ``entries``: it is a directory, and its files stand one behind the other in the parts.
+    """
 
     transfer: bytes
     path: tuple[str, ...]
@@ -39,6 +53,7 @@ class Manifest:
     hashes: tuple[bytes, ...] = attrs.field(repr=False)
     modified_at: int
     content_type: str
+    entries: tuple[Entry, ...] = attrs.field(default=(), repr=False)
 
     @property
     def digest(self) -> str:
@@ -100,6 +115,9 @@ def manifest_message(manifest: Manifest) -> Message:
         "modified_at": manifest.modified_at,
         "content_type": manifest.content_type,
     }
+    if manifest.entries:
+        document["version"] = VERSION
+        document["entries"] = [[one.path, one.size, one.modified_at] for one in manifest.entries]
     return Message(orjson.dumps(document), MANIFEST)
 
 
@@ -117,13 +135,15 @@ def read_manifest(content: bytes) -> Manifest:
     """The manifest in a message's content; MalformedEnvelope if it is none, or does not agree with itself."""
     try:
         document: dict[str, Any] = orjson.loads(content)
+        if document.get("version", 1) not in (1, VERSION):
+            raise MalformedEnvelope("the manifest is of a newer program; update this one")
         raw = bytes.fromhex(document["parts"])
         manifest = Manifest(
             _transfer(document["transfer"]), tuple(document["path"]), document["size"], document["part_bytes"],
             tuple(raw[at : at + 32] for at in range(0, len(raw), 32)), document["modified_at"],
-            document["content_type"],
+            document["content_type"], tuple(Entry(*one) for one in document.get("entries", ())),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise MalformedEnvelope("this message is not the manifest of a file") from None
     numbers = (manifest.size, manifest.part_bytes, manifest.modified_at)
     texts: Sequence[object] = (*manifest.path, manifest.content_type)
@@ -131,9 +151,22 @@ def read_manifest(content: bytes) -> Manifest:
         raise MalformedEnvelope("the manifest has a value of the wrong kind")
     if not 1 <= len(manifest.path) <= LIMITS.path_names + 1 or not 0 < manifest.part_bytes <= LIMITS.part_bytes_most:
         raise MalformedEnvelope("the manifest has a path or a part size that is not allowed")
+    _check_entries(manifest)
     if len(raw) % 32 or len(manifest.hashes) != -(-manifest.size // manifest.part_bytes):
         raise MalformedEnvelope("the manifest names another number of parts than its size needs")
     return manifest
+
+
+def _check_entries(manifest: Manifest) -> None:
+    entries = manifest.entries
+    if not entries:
+        return
+    for one in entries:
+        numbers = type(one.size) is int and type(one.modified_at) is int and one.size >= -1 and one.modified_at >= 0
+        if not numbers or type(one.path) is not str or not 1 <= one.path.count("/") + 1 <= LIMITS.path_names + 1:
+            raise MalformedEnvelope("the manifest names a file of a directory in a way that is not allowed")
+    if len(entries) > LIMITS.entries or sum(max(one.size, 0) for one in entries) != manifest.size:
+        raise MalformedEnvelope("the manifest names other files than its size needs, or too many")
 
 
 def _transfer(text: str) -> bytes:

@@ -12,13 +12,14 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox import arriving, places
+from cipherbox.client.inbox import arriving, places, unpacking
 from cipherbox.client.inbox.arriving import Arrived
 from cipherbox.client.inbox.inbox import Inbox, Storing
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.places import free_place, safe_place
-from cipherbox.client.parts import Manifest, manifest_message, part_message
+from cipherbox.client.parts import Entry, Manifest, manifest_message, part_message, read_manifest
 from cipherbox.envelope.ids import EnvelopeIds
+from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import Vault
@@ -354,3 +355,62 @@ def test_what_came_in_part_is_given_up_after_a_time(tmp_path: Path) -> None:
     inbox.record(parts[1:])
     assert completed(inbox) == []
     inbox.close()
+
+
+def as_directory(names: Sequence[str], name: str = "run") -> list[Received]:
+    """A directory whose files hold their own numbers."""
+    contents = [str(number).encode() for number in range(len(names))]
+    *parts, _ = in_parts(b"".join(contents), [name], transfer=b"d" * 16)
+    entries = tuple(Entry(one, len(content), 5) for one, content in zip(names, contents, strict=True))
+    whole = b"".join(contents)
+    hashes = (hashlib.sha256(whole).digest(),)
+    manifest = Manifest(b"d" * 16, (name,), len(whole), 64 * 1024, hashes, 0, "inode/directory", entries)
+    return [*parts, sealed(manifest_message(manifest))]
+
+
+def test_no_name_in_a_directory_leads_out_of_it(tmp_path: Path) -> None:
+    names = ["../../evil", "/etc/passwd", "a/../../../up", "same", "same/inside", "Same", "CON/nul.txt", ".h/.x"]
+    inbox = Inbox(tmp_path / "home")
+    inbox.record(as_directory(names))
+    (one,) = completed(inbox)
+    inbox.close()
+    top = tmp_path / "home" / "incoming" / SENDER
+    assert [path.name for path in top.iterdir()] == ["run"]
+    found = {path.read_bytes() for path in Path(one.file).rglob("*") if path.is_file()}
+    assert found == {str(number).encode() for number in range(len(names))}
+    assert not any(name.startswith(".") for path in Path(one.file).rglob("*") for name in path.relative_to(top).parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize("death", ["unpack", "move_directory", "_finish"])
+def test_a_directory_is_there_once_wherever_the_machine_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.record(as_directory(["a/b", "a/c", "d"]))
+    with monkeypatch.context() as patch:
+        if death == "unpack":
+            patch.setattr(unpacking, "open_exclusive", _die)
+        else:
+            patch.setattr(arriving.Arriving if death == "_finish" else arriving, death, _die)
+        with pytest.raises(Died):
+            completed(inbox)
+    inbox.close()
+    again = Inbox(tmp_path)
+    completed(again)
+    again.close()
+    assert files_below(tmp_path / "incoming") == ["FL-LAB/run/a/b", "FL-LAB/run/a/c", "FL-LAB/run/d"]
+    assert len(lines(tmp_path)) == 1
+    assert list((tmp_path / "incoming" / ".partial" / SENDER).iterdir()) == []
+
+
+def test_a_manifest_of_a_directory_that_does_not_fit_is_malformed(tmp_path: Path) -> None:
+    good = as_directory(["a", "b"])[-1].messages[0].content
+    assert len(read_manifest(good).entries) == 2
+    for wrong in (b'"version":3', b'"entries":[["a",1,5]]', b'"entries":[["a",2,5],["b",1,5]]', b'"entries":[[1,1,5]]',
+                  b'"entries":[["a",1]]', b'"entries":7', b'"entries":[["a",-2,5],["b",4,5]]'):  # fmt: skip
+        key, _, value = wrong.partition(b":")
+        document = orjson.loads(good)
+        document[key.decode().strip('"')] = orjson.loads(value)
+        with pytest.raises(MalformedEnvelope):
+            read_manifest(orjson.dumps(document))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.files import FileSender, send_file, send_unfinished
+from cipherbox.client.files import FileSender, send_directory, send_file, send_unfinished
 from cipherbox.client.filetypes import guess_type
 from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.outbox.transfers import Transfers
+from cipherbox.client.outbox.transfers import Transfers, entries_of
 from cipherbox.client.parts import Manifest, manifest_message, part_message, read_manifest, read_part
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, MalformedEnvelope
 from cipherbox.limits import LIMITS
@@ -174,6 +174,53 @@ async def test_a_copy_is_sent_whatever_becomes_of_the_file(hq: Any, tmp_path: Pa
     assert (hq.home("CA-RC") / INCOMING / "FL-LAB" / "big").read_bytes() == content
 
 
+def tree(top: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+
+
+def made_directory(top: Path) -> Path:
+    folder = top / "run-42"
+    (folder / "plates" / "empty").mkdir(parents=True)
+    made(folder / "scan.tif", PART + 5)
+    made(folder / "plates" / "a.csv", 17)
+    made(folder / "plates" / "b.csv", 0)
+    for number in range(40):
+        made(folder / "plates" / f"{number}.txt", number * 1000)
+    return folder
+
+
+@pytest.mark.parametrize("copy", [False, True])
+async def test_a_directory_is_one_line_one_receipt_and_whole_or_not_there(hq: Any, tmp_path: Path, copy: bool) -> None:
+    folder = made_directory(tmp_path)
+    async with hq.client("FL-LAB") as lab:
+        confirmation = await send_directory(lab, folder, ["CA-RC"], copy=copy)
+        await receive(hq, 1)
+        assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+    (line,) = hq.lines("CA-RC")
+    assert line["message_id"] == str(confirmation.message_ids[0])
+    arrived = hq.home("CA-RC") / INCOMING / "FL-LAB" / "run-42"
+    assert line["content"]["file"] == str(arrived)
+    assert len(line["content"]["files"]) == 43
+    assert tree(arrived) == tree(folder)
+    assert list(arrived.glob("plates/empty")) != []
+    assert not any((hq.home("CA-RC") / INCOMING / ".partial" / "FL-LAB").iterdir())
+
+
+async def test_a_file_of_a_directory_that_changes_stops_the_whole(hq: Any, tmp_path: Path) -> None:
+    folder = made_directory(tmp_path)
+
+    def changing(_: Any, done: int) -> None:
+        if done >= PART:
+            os.utime(folder / "plates" / "a.csv", ns=(1, 1))
+
+    async with hq.client("FL-LAB") as lab:
+        with pytest.raises(FileChanged, match=r"a\.csv changed"):
+            await send_directory(lab, folder, ["CA-RC"], on_progress=changing)
+    async with hq.client("CA-RC") as center:
+        await Receiver(center).run(idle_s=0.2)
+    assert hq.lines("CA-RC") == []
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     from cipherbox.client.outbox.outbox import Outbox
 
@@ -185,7 +232,6 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_lies_too_deep_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    from cipherbox.cli.send_files import collect
     from cipherbox.client.outbox.outbox import Outbox
 
     names = ["d"] * LIMITS.path_names
@@ -196,10 +242,10 @@ def test_what_lies_too_deep_is_refused_before_anything_is_sent(tmp_path: Path) -
     last = tmp_path.joinpath(*names)
     (last / "d").mkdir(parents=True)
     (last / "f").write_bytes(b"1")
-    assert [one.path for one in collect([tmp_path / "d"])] == [(*names, "f")]
+    assert [one.path for one in entries_of(tmp_path / "d") if one.size >= 0] == ["/".join([*names[1:], "f"])]
     (last / "d" / "f").write_bytes(b"2")
     with pytest.raises(FileError, match="33 directories deep; 32 can be sent: pack them"):
-        collect([tmp_path / "d"])
+        entries_of(tmp_path / "d")
     outbox = Outbox(tmp_path)
     for copy in (True, False):
         with pytest.raises(FileError, match="directories deep"):

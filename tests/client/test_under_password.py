@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from cipherbox.client.api import open_client
-from cipherbox.client.files import FileSender, send_file
+from cipherbox.client.files import FileSender, send_directory, send_file
 from cipherbox.client.home import Home, load_home
 from cipherbox.client.inbox.handler import Handled
 from cipherbox.client.inbox.locking import lock_all
@@ -140,3 +140,27 @@ async def test_a_copy_that_waits_to_be_sent_is_encrypted(hq: Any, home: Home, tm
         with trio.fail_after(20):
             await Receiver(lab).run(count=1)
     assert (hq.home("FL-LAB") / "incoming" / "CA-RC" / "large.txt").read_bytes() == SECRET * 300_000
+
+
+async def test_a_directory_is_kept_and_saved_as_one(hq: Any, home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "a.txt").write_bytes(SECRET)
+    (folder / "b.txt").write_bytes(SECRET * 2)
+    got: list[dict[str, bytes]] = []
+
+    def handle(handled: Handled, tx: sqlite3.Connection) -> None:
+        assert handled.file is not None
+        got.append({path.name: path.read_bytes() for path in handled.file.rglob("*") if path.is_file()})
+
+    async with hq.client("FL-LAB") as lab:
+        await send_directory(lab, folder, ["CA-RC"])
+    async with open_client(home) as center:
+        with trio.fail_after(20):
+            assert (await center.process(handle, idle_s=0.5)).done == 1
+    assert got == [{"a.txt": SECRET, "b.txt": SECRET * 2}]
+    assert readable(home.path) == []
+    with looking(home) as look:
+        (entry,) = look.shelf.oldest()
+        saved = look.save(entry, tmp_path / "saved")
+    assert (saved / "deep" / "a.txt").read_bytes() == SECRET

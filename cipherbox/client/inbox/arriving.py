@@ -27,7 +27,8 @@ import orjson
 from cipherbox.client.inbox.checking import Check
 from cipherbox.client.inbox.lines import FILENAME, Received, file_line, line_id, timestamp
 from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, open_new, safe_place, sweep
-from cipherbox.client.inbox.transfers import CHECKING, DONE, HELD, NAMING, OPEN, REFUSED, Row, Step, Transfers
+from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers
+from cipherbox.client.inbox.unpacking import hidden_of, move_directory
 from cipherbox.client.names import split_name
 from cipherbox.client.parts import MANIFEST, PART, Manifest, manifest_of, read_manifest, read_part
 from cipherbox.errors import MalformedEnvelope
@@ -137,7 +138,8 @@ class Arriving:
             path = [one for one in headers.get(FILENAME, "").split("/") if one not in ("", ".", "..")]
             path = path[-LIMITS.path_names - 1 :] or [line_id(received.envelope_id, index)]
             row = self._new(sender, received.envelope_id[:14] + index.to_bytes(2, "big") + b"m")
-            row = attrs.evolve(row, state=CHECKING, message=index, headers=_others(headers),
+            said = orjson.dumps(headers).decode() if headers else ""
+            row = attrs.evolve(row, state=CHECKING, message=index, headers=said,
                                sent_at=message.sent_at if message.sent_at is not None else received.sealed_at)
             modified = headers.get("modified_at", "")
             manifest = manifest_of(row.transfer[:16], path, message.content, message.content_type,
@@ -211,7 +213,8 @@ class Arriving:
             check.reason = "" if row.state == NAMING else "its parts are gone from this machine; send it again"
             check.close()
             return check
-        return Check(row.sender, row.transfer, manifest, self._stored(row), synced=_as_message(row))
+        hidden = hidden_of(path) if manifest.entries and not row.locked else None
+        return Check(row.sender, row.transfer, manifest, self._stored(row), hidden, synced=_as_message(row))
 
     def settle(self, checks: Sequence[Check]) -> list[Arrived]:
         """Gives their names to files that were checked, and refuses those that are not what they should be."""
@@ -274,16 +277,16 @@ class Arriving:
         """Moves a file to its name; the row with the name it got."""
         if row.locked:
             return row
-        partial = self._partial(row)
         manifest = read_manifest(row.manifest)
+        partial = hidden_of(self._partial(row)) if manifest.entries else self._partial(row)
         for _ in range(1000):
             path = Path(row.file)
-            if not partial.exists():
-                return row  # it has its name since before a crash
-            with suppress(OSError, OverflowError, ValueError):
-                os.utime(partial, (manifest.modified_at / 1000, manifest.modified_at / 1000))
+            if partial.exists():
+                with suppress(OSError, OverflowError, ValueError):
+                    os.utime(partial, (manifest.modified_at / 1000, manifest.modified_at / 1000))
             try:
-                if move(partial, path):
+                # Without the hidden one it has its name since before a crash.
+                if not partial.exists() or (move_directory if manifest.entries else move)(partial, path):
                     return row
                 again = self._name(row, manifest, taken)
             except OSError as error:
@@ -316,6 +319,8 @@ class Arriving:
                 "content_type": manifest.content_type, "modified_at": timestamp(manifest.modified_at),
                 "received_at": timestamp(now),
             }  # fmt: skip
+            if manifest.entries:
+                content["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
             headers = orjson.loads(row.headers) if row.headers else None
             line = file_line(row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers)
             found.append(Arrived(row.sender, filename, row.file, manifest.size, line, _as_message(row)))
@@ -384,12 +389,5 @@ def _sync(files: dict[Key, Places | None]) -> None:
             stored.close()
 
 
-def _others(headers: dict[str, str]) -> str:
-    return orjson.dumps(headers).decode() if headers else ""
-
-
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-__all__ = ["DONE", "HELD", "REFUSED", "Arrived", "Arriving", "Taken", "is_file", "kept_name"]

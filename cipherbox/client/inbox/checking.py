@@ -8,11 +8,15 @@ nor the inbox's turn, so other senders' messages do not wait for it.
 from __future__ import annotations
 
 import hashlib
+import time
+from pathlib import Path
 
+from cipherbox.client.inbox.unpacking import unpack
 from cipherbox.client.parts import Manifest
 from cipherbox.errors import DecryptionFailed
 from cipherbox.sealing.lockedfile import Places
 
+STEP_S = 0.5  # of unpacking, likewise
 STEP_BYTES = 32 * 1024 * 1024  # hashed in one go: a cancelled receiver waits for no more
 
 
@@ -21,8 +25,10 @@ class Check:
     that the disk did not say: it is to be checked again."""
 
     def __init__(
-        self, sender: str, transfer: bytes, manifest: Manifest, stored: Places, *, synced: bool = False
-    ) -> None:
+        self, sender: str, transfer: bytes, manifest: Manifest, stored: Places, hidden: Path | None = None, *,
+        synced: bool = False,
+    ) -> None:  # fmt: skip
+        """``hidden``: where a directory is unpacked, once it was found to be whole."""
         self.sender, self.transfer, self.manifest = sender, transfer, manifest
         self.reason = ""
         self.trouble: OSError | None = None
@@ -30,6 +36,7 @@ class Check:
         self._stored, self._synced = stored, synced
         self._whole = hashlib.sha256()
         self._part = 0
+        self._unpacking = unpack(stored, manifest.entries, hidden) if hidden is not None else iter(())
 
     @property
     def sha256(self) -> bytes:
@@ -56,6 +63,11 @@ class Check:
                     return
                 if not self._synced:
                     self._stored.sync(manifest.size)
+                    self._synced = True
+                began = time.monotonic()
+                for _ in self._unpacking:
+                    if time.monotonic() - began > STEP_S:
+                        return
         except DecryptionFailed as error:
             self.reason = str(error)
         except OSError as error:

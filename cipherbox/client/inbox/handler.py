@@ -19,7 +19,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import orjson
@@ -62,6 +62,7 @@ class Handled:
     filename: str = ""
     _kept: str = attrs.field(default="", repr=False)
     _size: int = attrs.field(default=0, repr=False)
+    _files: list[dict[str, Any]] = attrs.field(factory=list, repr=False)
 
 
 @attrs.frozen
@@ -146,7 +147,7 @@ class Handlers:
         return number, index, Handled(
             message_id(envelope_id, index), sender, sealed_at, self._read[1][index],
             failure.attempts + failure.later + 1, Path(about["file"]) if about.get("file") else None,
-            about.get("filename", ""), about.get("kept", ""), about.get("size", 0),
+            about.get("filename", ""), about.get("kept", ""), about.get("size", 0), about.get("files", []),
         )  # fmt: skip
 
     async def run(self, handler: Handler, number: int, index: int, handled: Handled) -> None:
@@ -182,7 +183,9 @@ class Handlers:
             yield handled
             return
         home = self._client.home
-        with opened_file(home.path, home.keeper.content, handled._kept, handled._size, handled.filename) as path:
+        with opened_file(
+            home.path, home.keeper.content, handled._kept, handled._size, handled.filename, handled._files
+        ) as path:
             yield attrs.evolve(handled, file=path)
 
     def _failed(self, number: int, index: int, handled: Handled, error: Exception) -> None:

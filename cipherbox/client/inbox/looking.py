@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from cipherbox.client.home import Home
 from cipherbox.client.inbox.contents import ASIDE, NOT_WHOLE, WAITING
 from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
 from cipherbox.client.inbox.kept import Entry, Shelf
-from cipherbox.client.inbox.opened import write_out
+from cipherbox.client.inbox.opened import write_out, write_out_directory
 from cipherbox.client.inbox.places import free_name
 from cipherbox.client.localdb import open_database, translated
 from cipherbox.client.names import safe_name
@@ -111,6 +112,13 @@ class Looking:
         """Writes a message's text, or a file, as a new file: into a directory, or under the name that is given."""
         name = safe_name(entry.filename) if entry.filename else f"{entry.message_id}.txt"
         path = free_name(target, name) if target.is_dir() else target
+        files = entry.document["content"].get("files") if entry.text is None else None
+        if entry.kept and files:
+            write_out_directory(self._home.path, self._home.keeper.content, entry.kept, files, path)
+            return path
+        if files:
+            shutil.copytree(entry.file, path)
+            return path
         if entry.kept:
             write_out(self._home.path, self._home.keeper.content, entry.kept, entry.size, path)
             return path

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cipherbox.client.inbox.arriving import KEPT, kept_name
 from cipherbox.client.inbox.places import open_new, private_dirs
+from cipherbox.client.inbox.unpacking import unpack
 from cipherbox.client.names import safe_name
+from cipherbox.client.parts import Entry
 from cipherbox.errors import FileError
 from cipherbox.portable import O_BINARY
 from cipherbox.sealing.kept import Vault
@@ -23,10 +26,7 @@ _STEP = 4 * 1024 * 1024
 
 def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> None:
     """Writes what is kept as a new file of this user alone; FileError when the kept file is gone, or the name taken."""
-    try:
-        source = LockedFile(os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY), vault, kept_name(*kept.split("/", 1)))
-    except FileNotFoundError:
-        raise FileError(f"{home / KEPT / kept} is gone; ask the sender to send it again") from None
+    source = _source(home, vault, kept)
     try:
         if os.path.lexists(target):
             raise FileError(f"{target} exists already")
@@ -46,13 +46,39 @@ def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> N
         source.close()
 
 
+def write_out_directory(home: Path, vault: Vault, kept: str, files: Sequence[dict[str, Any]], target: Path) -> None:
+    """As `write_out`, a directory that came as one."""
+    source = _source(home, vault, kept)
+    try:
+        if os.path.lexists(target):
+            raise FileError(f"{target} exists already")
+        entries = [Entry(str(one["name"]), int(one["size"]), 0) for one in files]
+        for _ in unpack(source, entries, target.absolute()):
+            pass
+    finally:
+        source.close()
+
+
+def _source(home: Path, vault: Vault, kept: str) -> LockedFile:
+    try:
+        fd = os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY)
+    except FileNotFoundError:
+        raise FileError(f"{home / KEPT / kept} is gone; ask the sender to send it again") from None
+    return LockedFile(fd, vault, kept_name(*kept.split("/", 1)))
+
+
 @contextmanager
-def opened_file(home: Path, vault: Vault, kept: str, size: int, filename: str) -> Iterator[Path]:
+def opened_file(
+    home: Path, vault: Vault, kept: str, size: int, filename: str, files: Sequence[dict[str, Any]]
+) -> Iterator[Path]:
     """The file in clear while the block runs."""
     folder = private_dirs(home / OPENED / os.urandom(8).hex())
     path = folder / safe_name(filename)
     try:
-        write_out(home, vault, kept, size, path)
+        if files:
+            write_out_directory(home, vault, kept, files, path)
+        else:
+            write_out(home, vault, kept, size, path)
         yield path
     finally:
         shutil.rmtree(folder, ignore_errors=True)

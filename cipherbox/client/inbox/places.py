@@ -147,6 +147,11 @@ def private_dirs(path: Path) -> Path:
     return path
 
 
+def open_exclusive(path: Path) -> int:
+    """A new file for this user alone, for writing; FileExistsError when the name is taken."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
+
+
 def is_about_the_name(error: OSError) -> bool:
     """Whether another name may help."""
     return error.errno in _NO_NAME

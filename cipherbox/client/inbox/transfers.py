@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import attrs
 
@@ -194,7 +195,9 @@ class Transfers:
             suite = self._suite(row.envelope)
             self._kept.write(row.sender, envelope_id, now, line, [manifest.content_type], suite)
         if self._contents is not None:
-            about = {"file": row.file, "filename": "/".join(manifest.path), "size": manifest.size}
+            about: dict[str, Any] = {"file": row.file, "filename": "/".join(manifest.path), "size": manifest.size}
+            if manifest.entries:
+                about["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
             if row.locked:
                 about["kept"] = f"{row.sender}/{row.transfer.hex()}"
             self._contents.file(row.envelope, row.sender, envelope_id, row.message, manifest.content_type, row.sent_at,

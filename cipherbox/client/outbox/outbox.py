@@ -94,6 +94,7 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
     "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
     "CREATE TABLE contact (one INTEGER PRIMARY KEY CHECK (one = 1), at INTEGER NOT NULL);\n",
     beside.MESSAGES_STEP,
+    "ALTER TABLE transfers ADD COLUMN entries TEXT NOT NULL DEFAULT '';\n",
 )
 class Outbox(OutboxSigned):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time.

@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 import orjson
@@ -19,6 +20,7 @@ from cipherbox.client.localdb import transaction, translated
 from cipherbox.client.outbox.beside import FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import now_ms
+from cipherbox.client.parts import DIRECTORY
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64
@@ -31,8 +33,16 @@ COPY, LOCKED_COPY = 1, 2
 _STEP = 4 * 1024 * 1024
 _COLUMNS = (
     "number, id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, copied, state, reason, "
-    "manifest, made_at, done_bytes, stanza"
+    "manifest, made_at, done_bytes, stanza, entries"
 )
+
+
+class SourceEntry(NamedTuple):
+    """A file of a directory as it was taken; size -1: an empty directory."""
+
+    path: str
+    size: int
+    modified_ns: int
 
 
 @attrs.frozen
@@ -56,6 +66,7 @@ class Transfer:
     made_at: int
     done_bytes: int
     stanza: int  # the type the sender chose; 0: each recipient's preferred one
+    entries: tuple[SourceEntry, ...] = attrs.field(default=(), repr=False)  # of a directory
 
     @property
     def parts(self) -> int:
@@ -108,18 +119,14 @@ class Transfers:
         file = file.absolute()
         stat = check_file(file)
         check_path(file, path)
-        part_bytes = LIMITS.part_bytes
-        while stat.st_size > part_bytes * LIMITS.parts and part_bytes < LIMITS.part_bytes_most:
-            part_bytes *= 2
-        if stat.st_size > part_bytes * LIMITS.parts:
-            raise FileError(f"{file} has {stat.st_size} bytes; at most {part_bytes * LIMITS.parts} can be sent")
+        part_bytes = _part_bytes(file, stat.st_size)
         transfer_id = os.urandom(16)
         kept = file
         if copy:
             with translated(self._path):
                 self._copies.mkdir(mode=0o700, exist_ok=True)
                 kept = self._copies / transfer_id.hex()
-                size = _copied(file, kept, transfer_id, self._hides)
+                size = _copied([file], kept, transfer_id, self._hides)
             if (check_file(file).st_mtime_ns, size) != (stat.st_mtime_ns, stat.st_size):
                 kept.unlink()
                 raise FileChanged(f"{file} changed while it was copied")
@@ -130,7 +137,7 @@ class Transfers:
                 (
                     transfer_id, str(kept), orjson.dumps(list(path)).decode(), stat.st_size,
                     int64(kept.stat().st_mtime_ns), part_bytes, orjson.dumps(list(recipients)).decode(), content_type,
-                    compress, (COPY if self._hides is None else LOCKED_COPY) if copy else 0, now_ms(), stanza,
+                    compress, self._copy_kind(copy), now_ms(), stanza,
                 ),
             ).lastrowid  # fmt: skip
             if claim is not None:
@@ -138,6 +145,43 @@ class Transfers:
         found = self.find(number or 0)
         assert found is not None
         return found
+
+    def begin_directory(
+        self, folder: Path, recipients: Sequence[str], *, compress: bool, copy: bool, stanza: int = 0
+    ) -> Transfer:
+        """Takes a directory with all its files, to be sent as one; errors as of `begin`."""
+        folder = folder.resolve()
+        entries = entries_of(folder)
+        size = sum(max(one.size, 0) for one in entries)
+        part_bytes = _part_bytes(folder, size)
+        transfer_id = os.urandom(16)
+        kept, modified_ns = folder, 0
+        if copy:
+            with translated(self._path):
+                self._copies.mkdir(mode=0o700, exist_ok=True)
+                kept = self._copies / transfer_id.hex()
+                files = [folder / one.path for one in entries if one.size > 0]
+                copied = _copied(files, kept, transfer_id, self._hides)
+                modified_ns = int64(kept.stat().st_mtime_ns)
+            if copied != size or entries_of(folder) != entries:
+                kept.unlink()
+                raise FileChanged(f"{folder} changed while it was copied")
+        with transaction(self._db, self._path):
+            number = self._db.execute(
+                "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, "
+                "compress, copied, made_at, stanza, entries) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    transfer_id, str(kept), orjson.dumps([folder.name]).decode(), size, modified_ns, part_bytes,
+                    orjson.dumps(list(recipients)).decode(), DIRECTORY, compress, self._copy_kind(copy), now_ms(),
+                    stanza, orjson.dumps([tuple(one) for one in entries]).decode(),
+                ),
+            ).lastrowid  # fmt: skip
+        found = self.find(number or 0)
+        assert found is not None
+        return found
+
+    def _copy_kind(self, copy: bool) -> int:
+        return (COPY if self._hides is None else LOCKED_COPY) if copy else 0
 
     def find(self, number: int) -> Transfer | None:
         rows = self._rows("WHERE number = ?", (number,))
@@ -209,15 +253,46 @@ class Transfers:
         return [_transfer(row) for row in found]
 
 
-def _copied(file: Path, kept: Path, transfer_id: bytes, hides: Vault | None) -> int:
-    """Copies a file, durably; how many bytes it had."""
+def entries_of(folder: Path) -> tuple[SourceEntry, ...]:
+    """Everything in a directory, in order; links are followed to files only.  FileError for what cannot be sent."""
+    found: list[SourceEntry] = []
+    for where, names, files in os.walk(folder):
+        names.sort()
+        here = Path(where)
+        for name in sorted(files):
+            stat = check_file(here / name)
+            path = (here / name).relative_to(folder)
+            check_path(here / name, (folder.name, *path.parts))
+            found.append(SourceEntry(path.as_posix(), stat.st_size, int64(stat.st_mtime_ns)))
+        if not names and not files and here != folder:
+            check_path(here, (folder.name, *here.relative_to(folder).parts))
+            found.append(SourceEntry(here.relative_to(folder).as_posix(), -1, 0))
+        if len(found) > LIMITS.entries:
+            raise FileError(f"{folder} holds more than {LIMITS.entries} files; pack them into one file")
+    if not any(one.size >= 0 for one in found):
+        raise FileError(f"there is no file in {folder}")
+    return tuple(found)
+
+
+def _part_bytes(file: Path, size: int) -> int:
+    part_bytes = LIMITS.part_bytes
+    while size > part_bytes * LIMITS.parts and part_bytes < LIMITS.part_bytes_most:
+        part_bytes *= 2
+    if size > part_bytes * LIMITS.parts:
+        raise FileError(f"{file} has {size} bytes; at most {part_bytes * LIMITS.parts} can be sent")
+    return part_bytes
+
+
+def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: Vault | None) -> int:
+    """Copies files one behind the other, durably; how many bytes they had."""
     stored = copy_at(os.open(kept, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600), transfer_id, hides)
     size = 0
     try:
-        with file.open("rb") as source:
-            while data := source.read(_STEP):
-                stored.write(data, size)
-                size += len(data)
+        for file in files:
+            with file.open("rb") as source:
+                while data := source.read(_STEP):
+                    stored.write(data, size)
+                    size += len(data)
         stored.sync(size)
     finally:
         stored.close()
@@ -234,4 +309,5 @@ def _transfer(row: Sequence[object]) -> Transfer:
     for at in (3, 7):
         fields[at] = tuple(orjson.loads(str(fields[at])))
     fields[9] = bool(fields[9])
+    fields[17] = tuple(SourceEntry(*one) for one in orjson.loads(str(fields[17]))) if fields[17] else ()
     return Transfer(*fields)  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""A directory that came as one: its files are taken out of what came, into a hidden directory that then gets its name.
+
+Every name goes through `places`, as those of single files do; two names that this file system holds for one get
+numbers.  All is synced before the directory can get its name.  Done anew from the start after a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cipherbox.client.inbox.places import free_place, open_exclusive, private_dirs, safe_place
+from cipherbox.client.parts import Entry
+from cipherbox.portable import sync_directory
+from cipherbox.sealing.lockedfile import Places
+
+_PIECE = 4 * 1024 * 1024
+FILES_OF_A_STEP = 256
+
+
+def unpack(stored: Places, entries: Sequence[Entry], hidden: Path) -> Iterator[None]:
+    """Yields between steps, so that a receiver that is stopped need not wait for all of it.  OSError."""
+    shutil.rmtree(hidden, ignore_errors=True)
+    folders = {private_dirs(hidden): None}
+    at = 0
+    for number, entry in enumerate(entries):
+        place = free_place(hidden.parent, safe_place(hidden.name, entry.path.split("/")))
+        folder = place if entry.size < 0 else place.parent
+        private_dirs(folder)
+        folders.update(dict.fromkeys(one for one in (folder, *folder.parents) if one.is_relative_to(hidden)))
+        if entry.size >= 0:
+            fd = open_exclusive(place)
+            try:
+                for piece in range(0, entry.size, _PIECE):
+                    view = memoryview(stored.read(min(_PIECE, entry.size - piece), at + piece))
+                    while view:
+                        view = view[os.write(fd, view) :]
+                    yield
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            with suppress(OSError, OverflowError, ValueError):
+                os.utime(place, (entry.modified_at / 1000, entry.modified_at / 1000))
+            at += entry.size
+        if number % FILES_OF_A_STEP == 0:
+            yield
+    for folder in folders:
+        sync_directory(folder)
+
+
+def hidden_of(partial: Path) -> Path:
+    """Where a directory is unpacked before it gets its name."""
+    return partial.with_name(f"{partial.name}.d")
+
+
+def move_directory(hidden: Path, target: Path) -> bool:
+    """Gives an unpacked directory its name, durably: False when the name is taken."""
+    private_dirs(target.parent)
+    if os.path.lexists(target):
+        return False
+    os.rename(hidden, target)
+    sync_directory(target.parent)
+    return True
