@@ -145,11 +145,19 @@ def check_hq(tls: ssl.SSLObject, context: ssl.SSLContext, peer: str) -> None:
     """After a client's handshake: NotAccepted unless what HQ showed fits the profile of certificates, too."""
     if context.verify_mode is ssl.CERT_NONE:
         return  # first contact: nothing is believed, and nothing secret is sent
-    (root,) = context.get_ca_certs(binary_form=True)
     try:
-        pki.verify_chain([c for c in _shown(tls) if c != root], pki.load_der(root), pki.now(), pki.SERVER)
+        root = _trusted(context)
+        pki.verify_chain([c for c in _shown(tls) if c != pki.der(root)], root, pki.now(), pki.SERVER)
     except BundleNotCertified as error:
         raise NotAccepted(f"the certificate of {peer} was not accepted: {error}") from None
+
+
+def _trusted(context: ssl.SSLContext) -> x509.Certificate:
+    """The one root of a client's context; OpenSSL lists only what may sign others."""
+    found = context.get_ca_certs(binary_form=True)
+    if len(found) != 1:
+        raise BundleNotCertified("the root certificate may not sign others (CA:TRUE)")
+    return pki.load_der(found[0])
 
 
 def _shown(tls: ssl.SSLObject) -> list[bytes]:

@@ -177,13 +177,17 @@ class Lists:
             while not self._changed.is_set():
                 with trio.move_on_after(LOOK_S):
                     await self._changed.wait()
-                self._look()
+                await self._look()
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         stamp = _stamp(self._hq.config)
         if stamp == self._stamp:
             return
-        found, refused = look_at_lists(self._hq.config, self._hq.trust.material)
+        material = self._hq.trust.material
+        # In a thread: a list of a hundred thousand entries takes a second or two.
+        found, refused = await trio.to_thread.run_sync(look_at_lists, self._hq.config, material)
+        if material is not self._hq.trust.material:
+            return  # of other CAs now; it is looked at again
         older = self._older(found)
         self.adopt({**self.found, **{ca: one for ca, one in found.items() if ca not in older}})
         self._stamp = stamp

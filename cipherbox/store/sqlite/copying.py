@@ -33,9 +33,12 @@ class SqliteSource:
         self._db = database.connect_reader(path)
         try:
             with database.translated():
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version != len(database.scripts()):
-                    raise StoreError(f"{path} has schema {version}: serve it once with this program, or use that one")
+                version, ours = self._db.execute("PRAGMA user_version").fetchone()[0], len(database.scripts())
+                if version != ours:
+                    raise StoreError(
+                        f"{path} has schema {version}, and this program copies schema {ours} alone: a store is upgraded "
+                        "first (cipherbox store upgrade); a backup is restored by the version that made it, then upgraded"
+                    )
                 self._spool.take(self._begin, self._undo)
         except BaseException:
             self.close()
