@@ -20,6 +20,7 @@ import trio
 
 from cipherbox.checks import checked
 from cipherbox.client.events import RECEIVER
+from cipherbox.client.faults import Fault, fault_of, refusal
 from cipherbox.client.line import Line
 from cipherbox.client.link import Link, fresh
 from cipherbox.envelope.ids import message_id
@@ -43,7 +44,10 @@ class Delivery:
     verified and opened.  ``accepted_at`` is when HQ accepted it (ms since 1970); ``attempt`` above 1: delivered before.
     """
 
-    __slots__ = ("_error", "_messages", "_sighted", "accepted_at", "attempt", "consumer", "link", "queue", "raw", "seq")
+    __slots__ = (
+        "_error", "_messages", "_sighted", "accepted_at", "attempt", "consumer", "credited", "link", "queue", "raw",
+        "seq",
+    )  # fmt: skip
 
     def __init__(self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Link | None) -> None:
         self.queue = queue
@@ -52,6 +56,7 @@ class Delivery:
         self._messages: Sequence[Message] | None = None
         self._sighted: Sighted | None = None
         self._error: EnvelopeError | None = None
+        self.credited = False  # its part of the credit was given back
 
     def __repr__(self) -> str:
         return f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {len(self.raw)} bytes)"
@@ -113,6 +118,12 @@ class Delivery:
             raise EnvelopeError("this delivery was not opened yet: await client.open(delivery)")
         return self._messages
 
+    def release(self) -> None:
+        """Nothing is done with it any more but telling HQ: the bytes go, and others may come in their place."""
+        if self.consumer is not None:
+            self.consumer.settled([self])
+        self.raw, self._sighted, self._messages = b"", None, None
+
     def fill(self, messages: Sequence[Message]) -> None:
         """The opener's result."""
         self._messages = messages
@@ -134,6 +145,7 @@ class Consumer:
         self._given = (self._envelopes, self._size)
         self._back_envelopes = self._back_bytes = 0
         self._waiting: deque[Delivery] = deque()
+        self._returned: deque[Delivery] = deque()  # taken before, to be taken next
         self._failure: CipherBoxError | None = None
         self._trouble: CipherBoxError | None = None  # why HQ did not take the newest subscription, for now
         self._changed = trio.Event()
@@ -146,40 +158,60 @@ class Consumer:
     async def __anext__(self) -> Delivery:
         while True:
             (delivery,) = await self.batch(1)
+            if not self._opener.ready(delivery):
+                self._opener.lookups.park(delivery, self.looked_up)
+                continue
             try:
                 if await self._opener.admit(delivery):
                     return delivery
             except (trio.Cancelled, CipherBoxError) as error:
                 lasts = isinstance(error, CipherBoxError) and not error.retryable
                 if delivery.link is self._link and not lasts:
-                    self._waiting.appendleft(delivery)  # a caller's time limit, or HQ's silence, must not lose it
+                    self._returned.appendleft(delivery)  # a caller's time limit, or HQ's silence, must not lose it
                 raise
 
     @property
     def waiting(self) -> int:
         """Deliveries that HQ pushed and nobody has taken yet."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._returned)
+
+    def again(self, deliveries: Sequence[Delivery]) -> None:
+        """Puts back what was taken, to be taken next, in this order; what came over a link that ended is dropped."""
+        self._returned.extendleft(d for d in reversed(deliveries) if d.link is self._link)
+        self._wake()
+
+    def looked_up(self, delivery: Delivery, error: Exception | None) -> None:
+        """The sender's keys were looked up: it comes again, or is refused."""
+        if error is None:
+            if delivery.link is self._link:
+                self._returned.append(delivery)
+                self._wake()
+        elif fault_of(error) is Fault.SENDER:
+            self._opener.refuse_soon(delivery, refusal(error))
+        elif isinstance(error, CipherBoxError):
+            self.fail(error)
 
     @checked
     async def batch(self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes) -> list[Delivery]:
         """What is there now, not opened yet: 1 to ``most`` deliveries, up to ``size`` bytes; waits for the first."""
         await trio.lowlevel.checkpoint()
-        while not self._waiting:
+        while not self._waiting and not self._returned:
             if self._failure is not None:
                 raise fresh(self._failure)
             await self._changed.wait()
-        taken = [self._waiting.popleft()]
-        size -= len(taken[0].raw)
-        while self._waiting and len(taken) < most and len(self._waiting[0].raw) <= size:
-            taken.append(self._waiting.popleft())
-            size -= len(taken[-1].raw)
+        taken: list[Delivery] = []
+        for source in (self._returned, self._waiting):
+            while source and len(taken) < most and (not taken or len(source[0].raw) <= size):
+                taken.append(source.popleft())
+                size -= len(taken[-1].raw)
         return taken
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
         """These were acknowledged or refused: their credit goes back to HQ, in eighths."""
         link = self._link
         for delivery in deliveries:
-            if delivery.link is link:
+            if delivery.link is link and not delivery.credited:
+                delivery.credited = True
                 self._back_envelopes += 1
                 self._back_bytes += len(delivery.raw)
         envelopes, size = self._given
@@ -224,6 +256,7 @@ class Consumer:
         """The link is gone; what nobody took yet comes again."""
         self._link = None
         self._waiting.clear()
+        self._returned.clear()
 
     def take(self, entries: list[DeliveredItem]) -> None:
         """What HQ pushed."""
@@ -255,6 +288,7 @@ class Consumer:
         self._line.unsubscribe(self.tag)
         self._failure = self._failure or GoingAway("the consumer is closed")
         self._waiting.clear()
+        self._returned.clear()
         self._wake()
         if link is not None and link.error is None:
             with trio.move_on_after(1.0, shield=True):

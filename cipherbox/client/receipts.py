@@ -18,6 +18,7 @@ import trio
 
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import SENDER
+from cipherbox.client.faults import Fault, fault_of, refusal
 from cipherbox.client.outbox.rows import Signed
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
@@ -31,6 +32,7 @@ CREDIT = 64  # groups handed out at once: what a short command can take in befor
 REST_S = 2.0
 _PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
 SETTLE_S = 1.0
+_MOST = (1 << 63) - 1  # of a time that somebody else's clock says: no database takes more
 MENDED = frozenset({Outcome.KEY_MISSING})
 MOST_GENERATIONS = 16  # two ends that never agree stop some time
 
@@ -92,8 +94,10 @@ class ReceiptTaker:
         client = self._client
         try:
             await client.opener.open(delivery)
-        except EnvelopeError as error:
-            await client.opener.refuse(delivery, error)
+        except Exception as error:
+            if fault_of(error) is not Fault.SENDER:
+                raise
+            client.opener.refuse_soon(delivery, refusal(error))
             return False
         for message in delivery.messages:
             if message.content_type == STEP_TYPE and client.sessions is not None:
@@ -103,7 +107,9 @@ class ReceiptTaker:
                 continue  # of a newer program; it is not for this one
             try:
                 await self._group(delivery, message.content)
-            except EnvelopeError as error:
+            except Exception as error:
+                if fault_of(error) is not Fault.SENDER:
+                    raise
                 client.events.say(SENDER, f"A receipt from {delivery.sender_id} does not hold: {error}")
         return True
 
@@ -138,7 +144,7 @@ class ReceiptTaker:
         receipt = group.receipt
         return [
             Signed(
-                leaf.envelope_id, leaf.generation, receipt.recipient, leaf.outcome, receipt.at, index,
+                leaf.envelope_id, leaf.generation, receipt.recipient, leaf.outcome, min(receipt.at, _MOST), index,
                 leaf.envelope_hash, bytes(leaf.messages),
             )
             for index, leaf in enumerate(group.leaves)

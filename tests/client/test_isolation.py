@@ -6,13 +6,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
 from cipherbox.client.api import Client
+from cipherbox.client.inbox.lookups import OF_SENDER, PER_SENDER
 from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.envelope.group import TYPE, Unsigned
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.envelope.receipt import USE, Leaf
+from cipherbox.errors import NotFound
 from cipherbox.limits import LIMITS
-from cipherbox.sealing.body import text_message
+from cipherbox.sealing.body import Message, text_message
 from cipherbox.wire import frames
 from tests.client.attacker import crafted, submit
 from tests.client.real_hq import RealHq, real_hq
@@ -56,3 +62,101 @@ async def test_a_chain_of_very_many_bundles_ends_no_recipient_and_no_query(hq: A
         lab.directory.refresh("BAD-LAB")
         (newest,) = await lab.bundles(["BAD-LAB"])  # from its old pin, page by page
         assert newest.sequence == many + 1
+
+
+async def test_a_hundred_envelopes_with_made_up_keys_use_up_no_look_ups(hq: Any) -> None:
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB", renew=False) as bad:
+        asked = counted_look_ups(center)
+        right = bad.home.identity.bundle
+        for number in range(100):
+            bad.home.identity.bundle = attrs.evolve(right, hash=number.to_bytes(32, "big"))
+            await submit(bad, await crafted(bad, ["CA-RC"], [text_message("x")]))
+        await lab.publish("from somebody else", to="CA-RC")
+        async with trio.open_nursery() as nursery:
+            receiver = Receiver(center)
+            await nursery.start(receiver.run)
+            with trio.fail_after(10):
+                while not hq.lines("CA-RC"):
+                    await trio.sleep(0.01)
+                while receiver.refused + len(center.opener.refusals._due) < 100:
+                    await trio.sleep(0.01)
+            first = len(asked)
+            assert first <= 100 // OF_SENDER + 3  # many hashes in one request, and so many of one sender
+            await center.line.request(frames.Resend, queue="box.CA-RC", sender_id="", envelope_id=bytes(16))
+            await lab.publish("and again", to="CA-RC")
+            with trio.fail_after(10):
+                while len(hq.lines("CA-RC")) < 2:
+                    await trio.sleep(0.01)
+            assert len(asked) <= PER_SENDER + 2  # what HQ does not have is remembered, and the rest is not asked for
+            nursery.cancel_scope.cancel()
+
+
+def counted_look_ups(client: Client) -> list[Any]:
+    asked: list[Any] = []
+    request = client.line.request
+
+    async def counting(kind: Any, **fields: Any) -> Any:
+        if kind is frames.GetBundles:
+            asked.append(fields)
+        return await request(kind, **fields)
+
+    client.line.request = counting  # type: ignore[method-assign]
+    return asked
+
+
+async def test_a_look_up_that_takes_long_holds_up_its_own_sender_alone(hq: Any) -> None:
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB") as bad:
+        await lab.publish("first", to="CA-RC")
+        with trio.fail_after(10):
+            assert await Receiver(center).run(count=1) == 1  # its keys are known from here on
+        release, look_up = trio.Event(), center.directory.look_up
+
+        async def slow(wanted: Any) -> Any:
+            await release.wait()
+            return await look_up(wanted)
+
+        center.directory.look_up = slow
+        await bad.publish("whose keys are looked up for long", to="CA-RC")
+        await lab.publish("second", to="CA-RC")
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                receiver = Receiver(center)
+                await nursery.start(receiver.run)
+                while len(hq.lines("CA-RC")) < 2:
+                    await trio.sleep(0.01)
+                assert [line["sender_id"] for line in hq.lines("CA-RC")] == ["FL-LAB", "FL-LAB"]
+                release.set()
+                while len(hq.lines("CA-RC")) < 3:
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+
+
+async def test_what_hq_says_to_a_refusal_ends_nothing(hq: Any) -> None:
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB", renew=False) as bad:
+        request = center.line.request
+
+        async def no_nack(kind: Any, **fields: Any) -> Any:
+            if kind is frames.Nack:
+                raise NotFound("it is not out any more")
+            return await request(kind, **fields)
+
+        center.line.request = no_nack
+        raw = await crafted(bad, ["CA-RC"], b"\x02\x00\x00\x00\x00\x01", count=1)
+        await submit(bad, raw)
+        await lab.publish("from somebody else", to="CA-RC")
+        with trio.fail_after(10):
+            assert await Receiver(center).run(count=1) == 1
+
+
+async def test_a_receipt_of_the_year_584_million_ends_no_sender(hq: Any) -> None:
+    said: list[Any] = []
+    async with hq.client("FL-LAB", on_event=said.append) as lab, hq.client("BAD-LAB") as bad:
+        confirmation = await lab.publish("for the dishonest", to="BAD-LAB")
+        row = await lab.sent(confirmation.message_ids[0])
+        identity = bad.home.identity
+        leaf = Leaf("FL-LAB", row.envelope_id, 0, row.envelope_hash, 1, Outcome.OPENED)
+        unsigned = Unsigned.over("BAD-LAB", (1 << 64) - 1, identity.bundle.hash, identity.suite, [leaf])
+        await bad.publish([Message(unsigned.group(identity.sign(USE, unsigned.digest), "FL-LAB"), TYPE)],
+                          to="FL-LAB", box="sys")  # fmt: skip
+        with trio.fail_after(10):
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)

@@ -8,13 +8,16 @@ to the queue, after a pause that grows with each attempt: returning it at once w
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import trio
 
 from cipherbox.client.consume import Delivery
 from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.faults import Fault, fault_of, refusal
 from cipherbox.client.home import keyless
+from cipherbox.client.inbox.lookups import Lookups
+from cipherbox.client.inbox.refusals import Nack, Refusals
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.sessions.sessions import Sessions, in_sessions
 from cipherbox.envelope.bundle import KeyBundle
@@ -63,7 +66,6 @@ NEVER = frozenset(
     ]
 )
 PAUSE_MAX_S = 60.0
-Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
 
 
 class Opener:
@@ -75,7 +77,9 @@ class Opener:
     ) -> None:  # fmt: skip
         self._sessions = sessions
         self.events = events
-        self._identity, self._directory, self._nack, self._nursery = identity, directory, nack, nursery
+        self._identity, self._directory = identity, directory
+        self.lookups = Lookups(directory, events, nursery)
+        self.refusals = Refusals(nack, events, nursery)
         self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
 
     async def open(self, delivery: Delivery, *, later: bool = False) -> None:
@@ -108,7 +112,23 @@ class Opener:
         known = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
         if known is not None:
             return known
+        if not self._directory.holds(prefix.bundle_hash) and not self.lookups.missed(prefix.sender, prefix.bundle_hash):
+            ((_, error),) = await self.lookups.settle([delivery])
+            if error is not None:
+                raise refusal(error) if fault_of(error) is Fault.SENDER else error
+        if self.lookups.missed(prefix.sender, prefix.bundle_hash):
+            raise SenderNotValid("HQ does not have the key bundle the envelope names")
         return await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+
+    def ready(self, delivery: Delivery) -> bool:
+        """Whether opening it, or refusing it, needs no look-up of its sender's keys at HQ."""
+        try:
+            prefix = delivery.sighted.layout.prefix
+        except EnvelopeError:
+            return True
+        if self.lookups.holds(prefix.sender):
+            return False
+        return self._directory.holds(prefix.bundle_hash) or self.lookups.missed(prefix.sender, prefix.bundle_hash)
 
     def _opened(self, sighted: Sighted, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
@@ -128,23 +148,31 @@ class Opener:
     async def refuse(
         self, delivery: Delivery, error: EnvelopeError, *, outcome: Outcome | None = None, pause: bool = True
     ) -> None:
+        """As `refuse_soon`, and waits until HQ was told, unless that is only after a pause."""
+        self.refuse_soon(delivery, error, outcome=outcome, pause=pause)
+        await self.refusals.flush()
+
+    def refuse_soon(
+        self, delivery: Delivery, error: EnvelopeError, *, outcome: Outcome | None = None, pause: bool = True
+    ) -> None:
         """Tells HQ why this envelope was not opened; ``outcome`` when the error's class does not say it."""
         outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
-        final = outcome in NEVER
-        what = "becomes a dead letter" if final else "goes back to the queue"
-        self.events.say(RECEIVER, f"Refused {_name(delivery)}: {error}; it {what}")
+        sender, name = _sender(delivery), _name(delivery)
+        pause_s = min(2.0 ** min(delivery.attempt - 1, 6), PAUSE_MAX_S) if pause else 0.0
         reason = escape_text(f"{outcome.name.lower().replace('_', '-')}: {error}")
-        if final or not pause:
-            await self._nack(delivery, not final, outcome, reason)
-        else:
-            self._nursery.start_soon(self._return_later, delivery, outcome, reason)
+        final = outcome in NEVER
+        back = self.refusals.put(
+            delivery, sender, requeue=not final, outcome=outcome, reason=reason, pause_s=0.0 if final else pause_s
+        )
+        what = "goes back to the queue" if back else "becomes a dead letter"
+        self.events.say(RECEIVER, f"Refused {name}: {error}; it {what}")
 
-    async def _return_later(self, delivery: Delivery, outcome: int, reason: str) -> None:
-        await trio.sleep(min(2.0 ** min(delivery.attempt - 1, 6), PAUSE_MAX_S))
-        try:
-            await self._nack(delivery, True, outcome, reason)
-        except CipherBoxError as error:
-            self.events.say(RECEIVER, f"could not give {_name(delivery)} back: {error}")
+
+def _sender(delivery: Delivery) -> str:
+    try:
+        return delivery.sender_id
+    except EnvelopeError:
+        return ""
 
 
 def _name(delivery: Delivery) -> str:

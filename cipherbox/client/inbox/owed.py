@@ -14,13 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
+import orjson
 import trio
 
 from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
+from cipherbox.client.inbox.opening import NEVER
 from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.client.publish import Address
+from cipherbox.client.receipts import MENDED
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.group import TYPE, USE, Unsigned
@@ -37,7 +41,9 @@ MOST = 4096  # leaves of one signature: 300 KB of a group
 PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many at once
 RETRY_MAX_S = 60.0
 FLUSH_S = 5.0
+REFUSALS = 1000  # of each sender, in the record
 _GIVEN_UP = 0
+TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
 MOST_MS = (1 << 62) - 1  # of a time that HQ's clock says: SQLite takes no more
 
 
@@ -57,6 +63,7 @@ class OwedReceipts:
         self._db = open_database(self._path, STEPS, OLDEST)
         self._news = trio.Event()
         self._idle = trio.Event()
+        self._later: dict[str, tuple[float, float]] = {}  # senders with trouble: not before, and the pause
         self.signed = 0  # envelopes signed for
 
     def close(self) -> None:
@@ -67,53 +74,51 @@ class OwedReceipts:
         self._idle = trio.Event()
         self._news.set()
 
-    def refuse(self, delivery: Delivery, outcome: Outcome, reason: str) -> None:
-        """Owes the sender the word that this was not opened."""
-        sighted = delivery.sighted
-        prefix = sighted.layout.prefix
-        row = (prefix.sender, prefix.envelope_id, prefix.generation, outcome, sighted.hashes.envelope_hash,
-               min(delivery.accepted_at, MOST_MS), reason, _now_ms())  # fmt: skip
-        with transaction(self._db, self._path):
-            self._db.execute(
-                "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
-                " reason, refused_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
-            )
-        self.came()
-
-    def note(self, delivery: Delivery, outcome: Outcome, reason: str) -> None:
-        """Records for a person what was refused, of which the sender is not told: nobody knows that it was the sender.
+    def refuse(self, refused: Sequence[tuple[Delivery, Outcome, str]]) -> None:
+        """Records what was refused, of each sender so much, and owes the sender the word, where it was the sender.
 
         Of what is no envelope at all, the newest is remembered.
         """
-        try:
-            prefix = delivery.sighted.layout.prefix
-            named = prefix.sender, prefix.envelope_id, prefix.generation
-        except EnvelopeError:
-            named = "", bytes(16), 0
+        now = _now_ms()
+        rows = []
+        for delivery, outcome, reason in refused:
+            at = min(delivery.accepted_at, MOST_MS)
+            try:
+                digest, prefix = delivery.sighted.hashes.envelope_hash, delivery.sighted.layout.prefix
+                named = prefix.sender, prefix.envelope_id, prefix.generation
+            except EnvelopeError:
+                named, digest = ("", bytes(16), 0), bytes(32)
+            rows.append((*named, outcome, digest, at, reason, now, None if outcome in TOLD else _GIVEN_UP))
         with transaction(self._db, self._path):
-            self._db.execute(
-                "INSERT OR REPLACE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
+            self._db.executemany(
+                "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
                 " reason, refused_at, receipt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*named, outcome, bytes(32), min(delivery.accepted_at, MOST_MS), reason, _now_ms(), _GIVEN_UP),
+                rows,
             )
+            for sender in {row[0] for row in rows}:  # the newest of each stay, as a record
+                self._db.execute(
+                    "DELETE FROM refusals WHERE sender = ?1 AND refused_at < (SELECT refused_at FROM refusals"
+                    " WHERE sender = ?1 ORDER BY refused_at DESC LIMIT 1 OFFSET ?2)",
+                    (sender, REFUSALS),
+                )
+        self.came()
 
     async def run(self) -> None:
-        """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried again."""
-        pause = PAUSE_S
+        """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried again; a sender whose
+        receipts meet trouble waits by itself."""
         while True:
             self._news = trio.Event()
-            owed = self._owed()
-            if not owed:
-                self._idle.set()
-                await self._news.wait()
-                continue
-            try:
+            now = trio.current_time()
+            self._later = {name: found for name, found in self._later.items() if found[0] > now or found[1] > PAUSE_S}
+            waiting = [name for name, (until, _) in self._later.items() if until > now]
+            owed = self._owed(waiting)
+            if owed:
                 await self._sign(owed)
-                pause = PAUSE_S
-            except CipherBoxError:  # the line says what is wrong; what is owed stays owed
-                pause = min(pause * 2, RETRY_MAX_S)
-            await trio.sleep(pause)
+                await trio.sleep(PAUSE_S)
+                continue
+            self._idle.set()
+            with trio.move_on_at(min((until for until, _ in self._later.values() if until > now), default=inf)):
+                await self._news.wait()
 
     async def flush(self) -> None:
         """Waits a little until nothing is owed; the rest is sent by the next command."""
@@ -122,19 +127,19 @@ class OwedReceipts:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _owed(self) -> list[Owed]:
+    def _owed(self, without: Sequence[str]) -> list[Owed]:
+        names = orjson.dumps(without).decode()
         with translated(self._path):
             rows = self._db.execute(
                 "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes,"
-                " commitment"
-                " FROM envelopes WHERE receipt IS NULL ORDER BY number LIMIT ?",
-                (MOST,),
+                " commitment FROM envelopes WHERE receipt IS NULL"
+                " AND sender NOT IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
+                (names, MOST),
             ).fetchall()
             rows += self._db.execute(
                 "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL, NULL"
-                " FROM refusals"
-                " WHERE receipt IS NULL LIMIT ?",
-                (MOST - len(rows),),
+                " FROM refusals WHERE receipt IS NULL AND sender NOT IN (SELECT value FROM json_each(?)) LIMIT ?",
+                (names, MOST - len(rows)),
             ).fetchall()
         return [
             Owed(
@@ -160,15 +165,16 @@ class OwedReceipts:
         signatures = identity.sign(USE, unsigned.digest)
         senders = list(dict.fromkeys(unsigned.senders))
         sent: dict[str, int] = {}
-        trouble: list[CipherBoxError] = []
 
         async def one(sender: str) -> None:
             try:
                 await self._send(sender, unsigned.group(signatures, sender))
                 sent[sender] = 1
+                self._later.pop(sender, None)
             except CipherBoxError as error:
-                if error.retryable or error.closes:
-                    trouble.append(error)
+                if error.retryable or error.closes:  # the line says what is wrong; what is owed stays owed
+                    pause = min(self._later.get(sender, (0.0, PAUSE_S / 2))[1] * 2, RETRY_MAX_S)
+                    self._later[sender] = trio.current_time() + pause, pause
                 else:  # it is gone, or its keys are not trusted: nobody could read it
                     sent[sender] = _GIVEN_UP
 
@@ -177,8 +183,6 @@ class OwedReceipts:
                 nursery.start_soon(one, sender)
         if sent:
             self._mark(owed, sent, at, unsigned.root)
-        if trouble:
-            raise trouble[0]
 
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,30 +24,25 @@ import trio
 from cipherbox.checks import checked
 from cipherbox.client.consume import Consumer, Delivery
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.inbox.holding import Holding, OnLines
-from cipherbox.client.inbox.inbox import Inbox, counted
+from cipherbox.client.inbox.holding import OnLines
+from cipherbox.client.inbox.inbox import counted
 from cipherbox.client.inbox.lasting import lasting
 from cipherbox.client.inbox.lines import Received
-from cipherbox.client.inbox.opening import NEVER, OUTCOMES
-from cipherbox.client.receipts import MENDED
+from cipherbox.client.inbox.taking import Key, Taking
 from cipherbox.client.sessions.hearing import Heard
 from cipherbox.client.tasks import background
-from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import AnotherPlaintext, CipherBoxError, EnvelopeError, NotFound
+from cipherbox.errors import CipherBoxError, NotFound
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
-TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
 FETCH_ENVELOPES = 256
-_REASONS = 20  # kept apart for whoever asks at the end
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
 BULK_ENVELOPES = 16  # of files: then messages of others have their turn
-Key = tuple[str, bytes]  # sender, envelope id
 
 
 @checked
-class Receiver(Holding):
+class Receiver(Taking):
     """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope.
 
     ``incoming``: where files from others get their names; None: as the settings say.  ``keep_contents``: messages are
@@ -68,6 +62,9 @@ class Receiver(Holding):
         self._under_way_count = 0  # and its messages
         self._most: int | None = None
         self._acks_open = 0
+        self._to_refuse = []
+        self._taking = 0  # batches that were taken and are not opened yet
+        self._consumers: dict[str, Consumer] = {}
 
     async def keep(
         self, queues: Sequence[str] | None = None, *, own_trouble: bool = False,
@@ -113,6 +110,7 @@ class Receiver(Holding):
                     task_status.started()
                     await self._until_done(idle_s)
                 await self._settled()
+                await self.client.opener.refusals.flush()
                 await self._owed.flush()
                 await self.client.prekeys.looked()
         return self.received - before
@@ -132,6 +130,7 @@ class Receiver(Holding):
                 for name in list(queues) if queues is not None else await self.client.readable_queues():
                     await self._drain(name, count, before)
                 await self._complete_now()
+                await self.client.opener.refusals.flush()
                 await self._owed.flush()
                 await self.client.prekeys.looked()
         return self.received - before
@@ -142,30 +141,41 @@ class Receiver(Holding):
             deliveries = await self.client.fetch_unopened(name, most)
             if not deliveries:
                 return
-            new, done = await self._open_new(deliveries)
-            await self._record(new, self._heard())
-            await self._complete_now()
-            if done:
-                await self.client.ack(done)
+            deliveries = await self._looked_up(deliveries)
+            while deliveries and not self._enough():
+                new, done, deliveries = await self._open_new(deliveries)
+                await self._record(new, self._heard())
+                await self._complete_now()
+                if done:
+                    await self.client.ack(done)
 
     async def take(self, deliveries: list[Delivery]) -> None:
         """Records and acknowledges deliveries of `Client.consume_unopened`, holding the lock for this moment only.
 
         StoreLocked when another receiver uses this home.  Receipts are owed, and signed by whoever runs `OwedReceipts`.
         """
+        acked: list[Delivery] = []
         with self._opened():
-            new, done = await self._open_new(deliveries)
-            await self._record(new, self._heard())
+            deliveries = await self._looked_up(deliveries)
+            while deliveries:
+                new, done, deliveries = await self._open_new(deliveries)
+                await self._record(new, self._heard())
+                acked += done
             await self._complete_now()
-        if done:
-            await self.client.ack(done)
+        if acked:
+            await self.client.ack(acked)
 
     # -- for handlers -------------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
         """Whether something is being opened or written."""
-        return self._turn.locked() or bool(self._under_way) or bool(self._acks_open) or self._completes
+        return self._opens or bool(self._under_way) or bool(self._acks_open) or self._completes
+
+    @property
+    def _opens(self) -> bool:
+        waiting = any(consumer.waiting for consumer in self._consumers.values())
+        return waiting or self._taking > 0 or self.client.opener.lookups.busy
 
     async def wait_for_more(self) -> None:
         """Waits until something was recorded."""
@@ -183,68 +193,37 @@ class Receiver(Holding):
 
     async def _consume(self, name: str, acks: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
         async with self.client.consume_unopened(name) as consumer:
+            self._consumers[name] = consumer
             task_status.started()
             try:
                 while not self._enough_with(0):
-                    deliveries = await self._next(consumer)
-                    async with self._turn:
-                        new, done = await self._open_new(deliveries)
-                        await self._recorded()
-                        self._set_out(new)
-                        self._acks_open += 1
-                        acks.start_soon(self._finish, new, done, self._heard())
+                    taken = await self._next(consumer)
+                    self._taking += 1
+                    try:
+                        await self._take_in(consumer, taken, acks)
+                    finally:
+                        self._taking -= 1
             except CipherBoxError as error:
                 self._failure = error
                 self._move()
+
+    async def _take_in(self, consumer: Consumer, taken: list[Delivery], acks: trio.Nursery) -> None:
+        deliveries = await self._ready(consumer, taken)
+        if not deliveries:
+            return
+        async with self._turn:
+            new, done, rest = await self._open_new(deliveries)
+            consumer.again(rest)
+            await self._recorded()
+            self._set_out(new)
+            self._acks_open += 1
+            acks.start_soon(self._finish, new, done, self._heard())
 
     async def _next(self, consumer: Consumer) -> list[Delivery]:
         if consumer.queue.endswith(".bulk") and self._most is None:
             return await consumer.batch(BULK_ENVELOPES, BATCH_BYTES)  # a part may be far larger than its envelope
         most = 4096 if self._most is None else max(1, self._most - self.received - self._coming - self._under_way_count)
         return await consumer.batch(most, BATCH_BYTES)
-
-    async def _open_new(self, deliveries: list[Delivery]) -> tuple[list[Received], list[Delivery]]:
-        """What is new, opened; and what may be acknowledged once that is recorded."""
-        inbox = self._inbox
-        assert inbox is not None
-        new: list[Received] = []
-        done: list[Delivery] = []
-        seen: dict[Key, bytes] = {}  # commitments to the plaintexts
-        count = 0
-        for delivery in deliveries:
-            if self._enough_with(count):
-                break  # what is left returns to its queue when the consumer ends
-            try:
-                if await self._is_old(inbox, delivery, seen):
-                    done.append(delivery)
-                elif inbox.too_old(delivery.envelope_id):
-                    error = EnvelopeError("its id is older than this inbox's records reach")
-                    await self._refuse(delivery, error, Outcome.TOO_OLD)
-                else:
-                    new.append(await self._open(delivery))
-                    count += counted(new[-1])
-                    seen[(delivery.sender_id, delivery.envelope_id)] = delivery.commitment
-                    done.append(delivery)
-            except EnvelopeError as error:
-                await self._refuse(delivery, error)
-        return new, done
-
-    async def _is_old(self, inbox: Inbox, delivery: Delivery, seen: dict[Key, bytes]) -> bool:
-        key = (delivery.sender_id, delivery.envelope_id)
-        known = seen.get(key)
-        if known is None:
-            if key not in self._under_way and inbox.surely_new(*key):
-                return False
-            await self._recorded()
-            known = inbox.commitment(*key)
-            if known is None:
-                return False
-        if known and delivery.commitment and known != delivery.commitment:
-            await self.client.opener.verify(delivery)
-            raise AnotherPlaintext
-        self.duplicates += 1
-        self._events.messages(RECEIVER, "Received {} again; it is stored already", key[1], delivery.count)
-        return True
 
     def _set_out(self, new: list[Received]) -> None:
         self._under_way = {(one.sender, one.envelope_id) for one in new}
@@ -279,28 +258,6 @@ class Receiver(Holding):
             self._acks_open -= 1
             self._move()
 
-    async def _open(self, delivery: Delivery) -> Received:
-        prefix = delivery.sighted.layout.prefix
-        if not delivery.quiet:
-            text = f"Received {{}} from {prefix.sender}"
-            self._events.messages(RECEIVER, text, prefix.envelope_id, prefix.message_count)
-        await self.client.opener.open(delivery, later=True)
-        return Received(
-            prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
-            prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash, delivery.commitment,
-            prefix.signature_suite,
-        )  # fmt: skip
-
-    async def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
-        self.refused += 1
-        if len(self.refusals) < _REASONS:
-            with suppress(EnvelopeError):  # what is no envelope names no sender
-                self.refusals[delivery.sender_id, str(error)] += 1
-        outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
-        if self._owed is not None:
-            (self._owed.refuse if outcome in TOLD else self._owed.note)(delivery, outcome, str(error))
-        await self.client.opener.refuse(delivery, error, outcome=outcome)
-
     def _enough(self) -> bool:
         return self._most is not None and self.received >= self._most
 
@@ -313,7 +270,7 @@ class Receiver(Holding):
                 raise self._failure
             with trio.move_on_after(float("inf") if idle_s is None else idle_s) as scope:
                 await self._moved.wait()
-            if scope.cancelled_caught and not self._turn.locked() and not self._under_way and not self._completes:
+            if scope.cancelled_caught and not self._opens and not self._under_way and not self._completes:
                 return
 
     async def _settled(self) -> None:

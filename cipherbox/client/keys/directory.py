@@ -9,23 +9,22 @@ sender must have been valid when HQ accepted the envelope: within the bundle's t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import trio
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.client.events import RECEIVER, SENDER, Events
-from cipherbox.client.faults import Fault, fault_of
+from cipherbox.client.events import SENDER, Events
 from cipherbox.client.keys.changes import day, explained
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
+from cipherbox.client.keys.senders import ENDLESS, REVOKED, Senders, newer
 from cipherbox.client.line import Line
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope.bundle import (
     KeyBundle,
     check_bundle,
-    check_continuity,
     check_succession,
     decode_bundle,
     fingerprint,
@@ -35,25 +34,20 @@ from cipherbox.errors import (
     BundleError,
     BundleMalformed,
     BundleOutdated,
-    BundleUnknown,
     CipherBoxError,
     NetworkError,
     RecipientRevoked,
-    SenderNotValid,
     UnknownRecipient,
 )
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
 FRESH_S = 300.0  # a recipient's new keys are used at the latest after this
-KNOWN, NOT_FOUND, REVOKED = 0, 1, 2
-ENDLESS = 255  # not HQ's word: there are more bundles of this client than are asked for
+KNOWN, NOT_FOUND = 0, 1
 _PAGES = 16  # of HQ's answer: 512 bundles of one client, or what fills as many frames
-_SENDERS = 1024  # bundles of senders in memory: of 16 KiB at most each
-_OF_SENDER = 8  # and of each sender
 
 
-class Directory:
+class Directory(Senders):
     """See the module.  ``pins`` may be used directly, for `keys list` and the like."""
 
     def __init__(
@@ -87,7 +81,7 @@ class Directory:
         """Who of these can be sent to now, and why the others cannot.  One request, however many they are."""
         await self._revocations.ensure()
         pins = {name: self.pins.get(name) for name in client_ids}
-        answers = await self.ask(_newer(pins))
+        answers = await self.ask(newer(pins))
         found: list[str] = []
         reasons: dict[str, CipherBoxError] = {}
         for name, answer in zip(pins, answers, strict=True):
@@ -120,7 +114,7 @@ class Directory:
         old = [name for name in client_ids if now - self._asked.get(name, float("-inf")) > FRESH_S]
         if old:
             pins = {name: self.pins.get(name) for name in old}
-            answers = await self.ask(_newer(pins))
+            answers = await self.ask(newer(pins))
             for name, answer in zip(pins, answers, strict=True):
                 self._take(name, pins[name], answer)
                 self._asked[name] = now
@@ -270,126 +264,8 @@ class Directory:
                     "home, somebody poses as this client: tell the admin and your correspondents now"
                 )
 
-    # -- as a receiver ------------------------------------------------------------------------------------------
-
-    def known_sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle | None:
-        """The bundle if it was checked before and the revocation list is fresh; else ask `sender`."""
-        found = self._senders.get(bundle_hash)
-        if found is None or not self._revocations.fresh or found[0].client_id != client_id:
-            return None
-        self._check_time(*found, accepted_at)
-        return found[0]
-
-    async def sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
-        """The bundle an envelope names, believed and valid at HQ's acceptance time; else SenderNotValid."""
-        await self._revocations.ensure()
-        if bundle_hash not in self._senders:
-            error = (await self.look_up({client_id: [bundle_hash]}))[(client_id, bundle_hash)]
-            if isinstance(error, BundleError):
-                raise SenderNotValid(f"the keys of {client_id} are not trusted: {error}") from error
-            if error is not None:
-                raise error
-        found = self._senders[bundle_hash]
-        if found[0].client_id != client_id:
-            raise SenderNotValid(f"the envelope of {client_id} names the keys of {found[0].client_id}")
-        self._check_time(*found, accepted_at)
-        return found[0]
-
-    async def look_up(self, wanted: Mapping[str, Sequence[bytes]]) -> dict[tuple[str, bytes], CipherBoxError | None]:
-        """Asks HQ for the bundles that envelopes of these senders name, all in one request.
-
-        For each (sender, bundle hash): None if the bundle is believed now, else what is wrong with that one.  Raised is
-        only what concerns all of them.
-        """
-        await self._revocations.ensure()
-        found: dict[tuple[str, bytes], CipherBoxError | None] = {}
-        pins: dict[str, Pin | None] = {}
-        for name, hashes in wanted.items():
-            try:
-                pins[name] = self.pins.get(name)
-            except BundleError as error:
-                found.update({(name, one): error for one in hashes})
-        numbers = _newer(pins)
-        asked = [(name, one) for name in pins for one in wanted[name]]
-        answers = await self.ask(numbers, [one for _, one in asked]) if asked else []
-        by_client = dict(zip(pins, answers, strict=False))
-        for (name, one), by_hash in zip(asked, answers[len(numbers) :], strict=True):
-            try:
-                await self._believe(name, one, by_client[name], by_hash)
-                found[(name, one)] = None
-            except Exception as error:
-                if fault_of(error) is not Fault.SENDER:
-                    raise
-                if not isinstance(error, CipherBoxError):
-                    error = BundleMalformed(f"{type(error).__name__}: {error}")
-                found[(name, one)] = error
-        return found
-
-    async def _believe(
-        self, name: str, bundle_hash: bytes, by_client: frames.BundleAnswer, by_hash: frames.BundleAnswer
-    ) -> None:
-        pin = self.pins.get(name)  # which the bundle before may have moved
-        revoked_at = 0
-        if pin is not None and pin.bundle.hash == bundle_hash:
-            bundle = pin.bundle
-        else:
-            named = next((b for b in self._decoded(name, by_hash) if b.hash == bundle_hash), None)
-            if named is None:
-                raise BundleUnknown
-            bundle = named
-            revoked_at = by_hash.revoked_at if by_hash.state == REVOKED else 0
-            if by_client.state == ENDLESS:
-                raise BundleMalformed(f"{name} has changed its keys too often since they were pinned here")
-            later = [b for b in self._decoded(name, by_client) if pin is None or b.sequence > pin.bundle.sequence]
-            pin = self._advance(name, pin, later, RECEIVER)
-            if pin is None or (bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)):
-                raise BundleError("the bundle does not lead to the keys pinned here; compare fingerprints")
-        leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False, history=True)
-        self._keep_sender(bundle, pki.serial(leaf), revoked_at)
-
-    def _keep_sender(self, bundle: KeyBundle, serial: str, revoked_at: int) -> None:
-        """In memory, so many in all and of each: a sender that changes its keys all day drops its own."""
-        own = [h for h, (b, _, _) in self._senders.items() if b.client_id == bundle.client_id]
-        for gone in own[: max(0, len(own) + 1 - _OF_SENDER)]:
-            del self._senders[gone]
-        if len(self._senders) >= _SENDERS:
-            self._senders.pop(next(iter(self._senders)))
-        self._senders[bundle.hash] = (bundle, serial, revoked_at)
-
-    async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
-        """Whether the chain of the pinned bundle reaches ``bundle``: then its owner stands behind it.
-
-        The chain ends at a bundle that begins anew: its owner names the one before only because HQ showed it.
-        """
-        (answer,) = await self.ask([(pin.bundle.client_id, bundle.sequence)])
-        by_hash = {b.hash: b for b in self._decoded(pin.bundle.client_id, answer)} | {bundle.hash: bundle}
-        at: KeyBundle | None = pin.bundle
-        while at is not None and at.sequence > bundle.sequence:
-            before = by_hash.get(at.previous_hash)
-            try:
-                if before is not None:
-                    check_continuity(before, at)
-            except BundleError:
-                return False
-            at = before
-        return at is not None and at.hash == bundle.hash
-
-    def _check_time(self, bundle: KeyBundle, serial: str, revoked_at: int, accepted_at: int) -> None:
-        name = bundle.client_id
-        if not bundle.created_at - LIMITS.clock_ahead_ms <= accepted_at <= bundle.ends_at:
-            raise SenderNotValid(f"HQ accepted it when these keys of {name} were not valid")
-        listed = self._revocations.revoked_at(serial)
-        for moment in (listed, revoked_at):
-            if moment and accepted_at >= moment:
-                raise SenderNotValid(f"HQ accepted it after the certificate of {name} was revoked")
-
     def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]:
         return [decode_bundle(raw) for raw in answer.bundles]
-
-
-def _newer(pins: Mapping[str, Pin | None]) -> list[tuple[str, int]]:
-    """What to ask for: all after the pin; without one the newest."""
-    return [(name, pin.bundle.sequence if pin else frames.NEWEST) for name, pin in pins.items()]
 
 
 def _rest(answer: frames.BundleAnswer, client_id: str, after: int) -> tuple[str, int]:
