@@ -220,7 +220,7 @@ async def test_an_admins_home_opens_nothing(
 ) -> None:
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         object.__setattr__(client.home, "identity", None)
-        with pytest.raises(Forbidden, match="no key that opens"):
+        with pytest.raises(Forbidden, match="no keys that seal or open"):
             async with client.consume():
                 pass
         with pytest.raises(Forbidden):
