@@ -49,7 +49,7 @@ from cipherbox.client.sessions.sessions import Sessions, in_sessions, settings_o
 from cipherbox.client.tasks import background
 from cipherbox.client.watch import watch
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import CipherBoxError, Replaced, StoreError
+from cipherbox.errors import CipherBoxError, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
@@ -390,8 +390,7 @@ async def open_client(
             if line.link is not None:
                 await client.receipts.rest()
     finally:
-        if isinstance(line.failure, Replaced):
-            note_replaced(files.path, str(line.failure))
+        note_replaced(files.path, line.failure, line.links > 0)
         if client is not None and client.sessions is not None:
             client.sessions.close()
         log.heads.close()

@@ -30,7 +30,7 @@ from cipherbox.client.keys.local import (
     read_password,
 )
 from cipherbox.config import ClientConfig, load_client_config
-from cipherbox.errors import ConfigError, CredentialsError, Forbidden
+from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, Forbidden, Replaced
 from cipherbox.portable import read_private, sync_directory, write_atomic
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import Identity
@@ -123,10 +123,17 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
                 KeyKeeper(local_key), local_key, is_sealed(where))
 
 
-def note_replaced(home: Path, why: str) -> None:
-    """Keep what HQ said, so that commands that do not ask HQ say it too.  A full disk is no further trouble."""
+def note_replaced(home: Path, failure: CipherBoxError | None, connected: bool) -> None:
+    """Keep what HQ said when it replaced this home, for commands that do not ask HQ; forget it when HQ lets it in.
+
+    A full disk is no further trouble.
+    """
     with suppress(OSError):
-        write_atomic(home / REPLACED, f"{why}\n".encode())
+        if isinstance(failure, Replaced):
+            text = "".join(c if c.isprintable() else "?" for c in str(failure))  # it goes to terminals
+            write_atomic(home / REPLACED, f"{text}\n".encode())
+        elif connected:
+            (home / REPLACED).unlink(missing_ok=True)
 
 
 def replaced(home: Path) -> str:

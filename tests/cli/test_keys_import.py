@@ -101,3 +101,7 @@ async def test_a_replaced_home_says_so_without_asking_hq(hq: Any, cipherbox: Run
     for words in (("keys", "fingerprint"), ("outbox", "list"), ("keys", "list")):
         assert "This home was replaced: another home was enrolled as CA-RC" in cipherbox("--home", old, *words).err
     await hq.start()
+    async with hq.admin() as admin:
+        token = await admin.enrol("CA-RC", replace=True)
+    await join(hq.home("CA-RC"), token)
+    assert "was replaced" not in cipherbox("--home", old, "keys", "list").err
