@@ -5,8 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cipherbox.cli.demo import command as demo_module
+from cipherbox.cli.demo import hostile as hostile_module
 from cipherbox.cli.demo.blind import blocks, search
 from cipherbox.cli.demo.items import BINDINGS, QUEUES, make_items
 
@@ -127,3 +129,38 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_a_hostile_hq_is_caught_in_three_scenes(tmp_path: Path) -> None:
+    """A dropped message, a swapped key, a rolled-back log: each noticed by a command of every day, in its own words."""
+    command = [*PROGRAM, "demo", "--hostile-hq", "--json", "--directory", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+    dropped, swapped, rolled_back = json.loads(done.stdout)
+    assert [scene["missed"] for scene in (dropped, swapped, rolled_back)] == [[], [], []]
+    assert "opened by CA-RC (receipt verified)" in dropped["shown"][-1]["output"]
+    assert swapped["shown"][0]["code"] == 7
+    assert "not signed by the keys before" in swapped["shown"][0]["output"]
+    assert "HQ took its log back" in rolled_back["shown"][0]["output"]
+    assert rolled_back["shown"][1]["output"].splitlines()[-1].startswith("Proven (rollback)")
+
+
+def test_what_is_missed_is_said_and_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody_noticed(*_: object) -> list[hostile_module.Scene]:
+        scene = hostile_module.Scene("A swapped key", "HQ swaps a key.", "Never shown.")
+        scene.expect(False, "nobody noticed")
+        scene.expect(True, "this one was noticed")
+        return [scene]
+
+    monkeypatch.setattr(demo_module, "play_hostile", nobody_noticed)
+    done = CliRunner().invoke(demo_module.demo, ["--hostile-hq"], standalone_mode=False)
+    assert done.return_value == 1
+    assert "Missed: nobody noticed" in done.output
+    assert "0 of 1 were caught" in done.output
+    assert "Never shown" not in done.output
+
+
+def test_a_hostile_hq_needs_the_embedded_database() -> None:
+    done = CliRunner().invoke(demo_module.demo, ["--hostile-hq", "--database", "postgresql://localhost/x"])
+    assert done.exit_code == 2
+    assert "embedded database" in done.output

@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,17 @@ import attrs
 import click
 
 from cipherbox.cli.demo.items import BINDINGS, EXCHANGE, LABS, QUEUES, Item, make_items
-from cipherbox.cli.demo.report import HQ, Delivery, Report, show, show_json
+from cipherbox.cli.demo.report import HQ, Delivery, Report, show, show_json, show_scenes
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import json_option, run_until_stopped
-from cipherbox.cli.scratch import database_option, scratch
+from cipherbox.cli.scratch import Scratch, database_option, scratch
 
 if TYPE_CHECKING:
     import trio
 
     from cipherbox.cli.demo.blind import Searched
+    from cipherbox.cli.demo.hostile import Scene
     from cipherbox.cli.demo.processes import Stage
-    from cipherbox.cli.scratch import Scratch
 
 SEED = 20251008
 START_TRIES = 3
@@ -47,10 +48,16 @@ DELIVERIES = """
     type=click.Path(path_type=Path, file_okay=False),
     help="Work in this new directory instead of a temporary one; it is kept.",
 )
+@click.option("--hostile-hq", "hostile_hq", is_flag=True, help="Play an HQ that breaks its word, and what notices it.")
 @database_option
 @json_option
-def demo(keep: bool, directory: Path | None, url: str, as_json: bool) -> int:
-    """Play the labs scenario on this machine, in about ten seconds, and check every promise."""
+def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json: bool) -> int:
+    """Play the labs scenario on this machine, in about ten seconds, and check every promise.
+
+    With --hostile-hq: HQ drops a message, swaps a key and rolls its log back, in front of you.
+    """
+    if hostile_hq and url:
+        raise click.UsageError("--hostile-hq plays with the embedded database; leave --database out.")
     with ExitStack() as stack:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
@@ -59,6 +66,10 @@ def demo(keep: bool, directory: Path | None, url: str, as_json: bool) -> int:
         else:
             directory.mkdir(mode=0o700, parents=True)
             keep = True
+        if hostile_hq:
+            scenes = run_until_stopped(play_hostile, directory.absolute(), not as_json)
+            show_scenes(scenes, as_json, directory if keep else None)
+            return Exit.REFUSED if any(scene.missed for scene in scenes) else Exit.OK
         report = run_until_stopped(play, directory.absolute(), not as_json, stack.enter_context(scratch(url)))
         if as_json:
             show_json(report)
@@ -82,7 +93,7 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
     server = await _start_hq(stage, hq, admin, database)
     try:
         tell(f"{HQ} serves; its directory is {hq}")
-        await _enrol(stage, directory, admin)
+        await _enrol(stage, directory, admin, (*LABS, *QUEUES))
         tell(f"enrolled by token: {', '.join([*LABS, *QUEUES])}")
         await _topology(admin)
         tell(f"exchange {EXCHANGE}: {', '.join(f'{key} -> {queue}' for queue, key in BINDINGS)}")
@@ -113,6 +124,27 @@ async def play(directory: Path, talk: bool, database: Scratch) -> Report:
     return report
 
 
+async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
+    """An HQ that breaks its word, below ``directory``, which is empty."""
+    from cipherbox.cli.demo.hostile import CLIENTS, hostile
+    from cipherbox.cli.demo.processes import Stage
+
+    def tell(text: str) -> None:
+        if talk:
+            click.echo(f"  {time.monotonic() - began:5.1f} s  {text}")
+
+    began = time.monotonic()
+    stage, admin = Stage(directory), directory / "admin"
+    server = await _start_hq(stage, directory / HQ, admin, Scratch(""))
+    try:
+        await _enrol(stage, directory, admin, CLIENTS)
+        tell(f"{HQ} serves; enrolled by token: {', '.join(CLIENTS)}")
+    except BaseException:
+        await stage.stop(server)
+        raise
+    return await hostile(stage, directory, server, tell)
+
+
 # -- the acts -----------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +173,7 @@ async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> t
     raise AssertionError("the loop returns or raises")
 
 
-async def _enrol(stage: Stage, directory: Path, admin: Path) -> None:
+async def _enrol(stage: Stage, directory: Path, admin: Path, clients: Sequence[str]) -> None:
     import trio
 
     from cipherbox.client.api import open_client
@@ -150,7 +182,7 @@ async def _enrol(stage: Stage, directory: Path, admin: Path) -> None:
         await stage.run(client_id, "--home", str(directory / client_id), "join", stdin=token.encode())
 
     async with open_client(admin) as client, trio.open_nursery() as nursery:
-        for client_id in (*LABS, *QUEUES):
+        for client_id in clients:
             nursery.start_soon(join, client_id, await client.enrol(client_id))
 
 

@@ -70,22 +70,32 @@ class Stage:
 
     async def run(self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = 30.0) -> str:
         """Runs one command to its end; what it printed, or DemoFailed with the end of it."""
+        code, output = await self._ran(name, arguments, stdin, limit_s, both=False)
+        if code != Exit.OK:
+            raise DemoFailed(f"{name}: {' '.join(arguments)} ended with {code}{self._tail(name)}")
+        return output
+
+    async def ran(self, name: str, *arguments: str, limit_s: float = 60.0) -> tuple[int, str]:
+        """Runs one command to its end, whichever; its exit code, and all it printed as a user sees it."""
+        return await self._ran(name, arguments, b"", limit_s, both=True)
+
+    async def _ran(
+        self, name: str, arguments: tuple[str, ...], stdin: bytes, limit_s: float, *, both: bool
+    ) -> tuple[int, str]:
         with self.output(name).open("ab") as log:
             with trio.move_on_after(limit_s) as scope:
                 done = await trio.run_process(
                     [*program(), *arguments],
                     stdin=stdin,
                     capture_stdout=True,
-                    stderr=log,
+                    stderr=subprocess.STDOUT if both else log,
                     check=False,
                     env=self.environment,
                 )
             if scope.cancelled_caught:
                 raise DemoFailed(f"{name}: {' '.join(arguments)} took longer than {limit_s:.0f} s{self._tail(name)}")
             log.write(done.stdout)
-        if done.returncode != Exit.OK:
-            raise DemoFailed(f"{name}: {' '.join(arguments)} ended with {done.returncode}{self._tail(name)}")
-        return bytes(done.stdout).decode()
+        return done.returncode, bytes(done.stdout).decode()
 
     async def start(self, name: str, *arguments: str, limit_s: float = 30.0) -> tuple[trio.Process, str]:
         """Starts a command that stays, and waits for the first line it prints."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from cipherbox.cli.demo.hostile import Scene
 
 HQ = "DC-HQ"
 
@@ -90,6 +95,38 @@ def show_json(report: Report) -> None:
             "seconds": round(report.seconds, 3),
         }
     )
+
+
+def show_scenes(scenes: Sequence[Scene], as_json: bool, kept: Path | None) -> None:
+    """What a hostile HQ tried, what users saw, and whether it was caught."""
+    from cipherbox.cli.output import fail, next_step, print_json, safe, say
+
+    if as_json:
+        print_json([attrs.asdict(scene) | {"caught": not scene.missed} for scene in scenes])
+        return
+    for number, scene in enumerate(scenes, 1):
+        say()
+        say(f"{number}. {scene.title.upper()}")
+        say(f"   {scene.tried}")
+        for shown in scene.shown:
+            say()
+            say(f"   {safe(shown.command)}")
+            for line in shown.output.splitlines():
+                say(f"   | {safe(line)}")
+            if shown.code:
+                say(f"   (exit code {shown.code})")
+        say()
+        for text in scene.missed:
+            fail(f"Missed: {safe(text)}")
+        if not scene.missed:
+            say(f"   Caught. {scene.explained}")
+    say()
+    caught = sum(not scene.missed for scene in scenes)
+    say(f"{caught} of {len(scenes)} were caught.")
+    if kept is not None:
+        next_step(f"look around in {kept}; what is protected, and what is not: cipherbox manual threat-model")
+    else:
+        next_step("what is protected, and what is not: cipherbox manual threat-model")
 
 
 def _clock(text: str) -> str:

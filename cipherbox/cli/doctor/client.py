@@ -25,9 +25,10 @@ from cipherbox.cli.doctor.findings import (
     finding,
     opening,
 )
-from cipherbox.errors import CipherBoxError, NetworkError, PasswordError, StoreError
+from cipherbox.errors import BundleError, CipherBoxError, NetworkError, PasswordError, StoreError
 
 if TYPE_CHECKING:
+    from cipherbox.client.api import Client
     from cipherbox.client.home import Home
     from cipherbox.config import ClientConfig
     from cipherbox.proxyurl import Proxy
@@ -184,6 +185,7 @@ async def _meet(home: Home) -> list[Finding]:
                                  "set the clock: timedatectl set-ntp true"))  # fmt: skip
         else:
             found.append(Finding(GOOD, "clock", f"within {abs(skew_s):.0f} s of HQ's"))
+        found.append(await _own_keys(client))
         if client.post is not None:
             from cipherbox.client.outbox.folderfiles import FolderFiles
 
@@ -197,3 +199,12 @@ async def _meet(home: Home) -> list[Finding]:
             if waiting:
                 found.append(Finding(GOOD, "mailbox", f"{waiting} envelopes wait at HQ; take them: cipherbox receive"))
         return found
+
+
+async def _own_keys(client: Client) -> Finding:
+    """Whether HQ shows others the keys that this home made, and no others."""
+    try:
+        await client.life.check_own()
+    except BundleError as error:
+        return Finding(BAD, "keys", str(error), "compare with them by telephone: cipherbox keys fingerprint")
+    return Finding(GOOD, "keys", "HQ hands out no keys in this client's name but those this home made")

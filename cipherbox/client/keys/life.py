@@ -119,7 +119,7 @@ class KeyLife:
                 self.refresh()
                 await self.finish()
                 if lasts:
-                    await self._check_own()
+                    await self._warn_of_others()
                 if is_due(self._home.chain[0]):
                     await self._renew_and_say()
                 elif self._home.identity is not None and self._home.local_key is not None:
@@ -256,14 +256,17 @@ class KeyLife:
         found = [decode_bundle(raw) for one in answers for raw in one.bundles]
         return next((b.hash for b in found if b.sequence == sequence), None)
 
-    async def _check_own(self) -> None:
-        """Says loudly when HQ hands out keys in this client's name that this home did not make."""
+    async def check_own(self) -> None:
+        """Raise BundleError when HQ hands out keys in this client's name that this home did not make."""
         identity = self._home.identity
         if identity is None or identity.bundle is None or self._home.local_key is None:
             return
         upcoming = identity.upcoming.bundle if identity.upcoming is not None else None
+        await self._directory.check_own(identity.bundle, upcoming.hash if upcoming is not None else b"")
+
+    async def _warn_of_others(self) -> None:
         try:
-            await self._directory.check_own(identity.bundle, upcoming.hash if upcoming is not None else b"")
+            await self.check_own()
         except BundleError as error:
             self._say_once(f"WARNING: {error}")
 
