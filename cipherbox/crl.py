@@ -68,7 +68,9 @@ def read_crl(
     crl = _parsed(data)
     try:
         key = ca.public_key()
-        good = isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) and crl.is_signature_valid(key)
+        known = isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
+        if not known or not crl.is_signature_valid(key) or crl.issuer != ca.subject:  # type: ignore[arg-type]
+            raise CredentialsError("the revocation list was not signed by this HQ's CA")
         digest = crl.signature_hash_algorithm
         extensions = {extension.oid: extension for extension in crl.extensions}
         begin, end = crl.last_update_utc, crl.next_update_utc
@@ -79,8 +81,6 @@ def read_crl(
         raise CredentialsError(f"the revocation list has an extension twice: {error.oid.dotted_string}") from None
     except Exception:  # parts are read when they are asked for, and fail in many ways
         raise CredentialsError("this is not a revocation list") from None
-    if not good or crl.issuer != ca.subject or end is None:
-        raise CredentialsError("the revocation list was not signed by this HQ's CA")
     if digest is None or digest.name not in HASHES:
         raise CredentialsError("the revocation list is signed with a weak or unknown hash")
     if not signs_lists(ca):
@@ -91,8 +91,8 @@ def read_crl(
             f"the revocation list begins only on {begin:%Y-%m-%d %H:%M} UTC, and it is {at:%Y-%m-%d %H:%M} by this "
             "machine's clock"
         )
-    if end <= begin:
-        raise CredentialsError("the revocation list ends before it begins")
+    if end is None or end <= begin:
+        raise CredentialsError("the revocation list does not say when the next one comes (nextUpdate)")
     number = extensions.get(ExtensionOID.CRL_NUMBER)
     if number is None or not 0 <= number.value.crl_number < _MOST:
         raise CredentialsError("the revocation list has no number (crlNumber)")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from cipherbox import pki
 from cipherbox.crl import check_crl, lists_in, make_crl, read_crl
@@ -102,8 +102,17 @@ def test_a_file_with_half_a_list_holds_none() -> None:
 
 
 
+def sized(tag: bytes, content: bytes) -> bytes:
+    """DER: a tag with its length."""
+    return tag + (b"\x82" + len(content).to_bytes(2, "big")) + content
+
+
 def test_an_extension_that_comes_twice_is_refused() -> None:
     other = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), b"\x02\x01\x07")
-    raw = crl(CA, more=[(other, False)]).replace(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x14")
+    said = x509.load_der_x509_crl(crl(CA, ["ab"] * 9, more=[(other, False)])).tbs_certlist_bytes
+    said = said.replace(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x14")
+    signature = CA.key.sign(said, ec.ECDSA(hashes.SHA384()))
+    algorithm = bytes.fromhex("300a06082a8648ce3d040303")
+    raw = sized(b"\x30", said + algorithm + b"\x03" + bytes([len(signature) + 1, 0]) + signature)
     with pytest.raises(CredentialsError, match=r"twice: 2\.5\.29\.20"):
         check_crl(raw, CA.certificate, pki.now())

@@ -36,8 +36,8 @@ class SqliteSource:
                 version, ours = self._db.execute("PRAGMA user_version").fetchone()[0], len(database.scripts())
                 if version != ours:
                     raise StoreError(
-                        f"{path} has schema {version}, and this program copies schema {ours} alone: a store is upgraded "
-                        "first (cipherbox store upgrade); a backup is restored by the version that made it, then upgraded"
+                        f"{path} has schema {version}, and this program copies schema {ours} alone: a store is first "
+                        "upgraded (cipherbox store upgrade), a backup restored by the version that made it and upgraded"
                     )
                 self._spool.take(self._begin, self._undo)
         except BaseException:
