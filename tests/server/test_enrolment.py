@@ -291,6 +291,19 @@ async def test_what_is_under_way_in_the_old_home_ends_when_it_is_replaced(tmp_pa
         assert x509.load_der_x509_crl(revoked).get_revoked_certificate_by_serial_number(old.serial_number)
 
 
+async def test_a_renewal_that_hq_gets_to_after_a_revocation_gives_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path / "hq") as r:
+        boss, lab = await admin(r), await r.person("FL-LAB")
+        serial = pki.serial(lab.chain[0])
+        assert isinstance(await boss.ask(frames.Revoke, "FL-LAB", "stolen"), frames.Ok)
+        before = len(r.hq.store.certificates("FL-LAB"))
+        with pytest.raises(Revoked):
+            await r.hq.enrolments.renew("FL-LAB", pki.make_csr(pki.new_key(), "FL-LAB"), serial)
+        with pytest.raises(Revoked):
+            r.hq.trust.require(serial)
+        assert len(r.hq.store.certificates("FL-LAB")) == before
+
+
 async def test_an_admin_is_replaced_as_everybody(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         boss, key = await admin(r), pki.new_key()
