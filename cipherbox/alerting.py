@@ -38,6 +38,8 @@ END_AFTER_S = 300.0  # a condition that was gone for less did not end
 TRIES, _PAUSE_S = 3, 2.0  # of one way at one look
 MOST = 100  # told about at once; the rest is counted
 _LONGEST = 2000  # characters of a text
+_THREADS = 4
+_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("cipherbox alerts")
 
 
 class Alert(NamedTuple):
@@ -103,12 +105,22 @@ async def by_mail(settings: AlertSettings, event: dict[str, object]) -> None:
 async def _in_thread(settings: AlertSettings, work: Callable[[], None]) -> None:
     try:
         with trio.fail_after(settings.timeout_s * 2):  # each step has the timeout; together no more than this
-            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_limiter())
     except trio.TooSlowError:
         raise Failed(f"no answer within {settings.timeout_s:g} s") from None
     except (OSError, HTTPException, smtplib.SMTPException, CipherBoxError, ValueError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise Failed(escape_text(text or type(error).__name__)) from None
+
+
+def _limiter() -> trio.CapacityLimiter:
+    """Threads of alerts alone: a server that answers a byte at a time must not take those the store works in."""
+    try:
+        return _threads.get()
+    except LookupError:
+        made = trio.CapacityLimiter(_THREADS)
+        _threads.set(made)
+        return made
 
 
 def _trusted(ca: Path | None) -> ssl.SSLContext:
@@ -205,7 +217,10 @@ class Teller:
         """What was begun and is not over, as the file has it; a file that is none counts as empty."""
         try:
             rows = orjson.loads(self.path.read_bytes())
-            return {k: Known(Alert(*r["alert"]), r["since"], r["seen"], r["told"]) for k, r in rows.items()}
+            return {
+                k: Known(Alert(*map(str, r["alert"])), float(r["since"]), float(r["seen"]), bool(r["told"]))
+                for k, r in rows.items()
+            }
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
 
@@ -242,27 +257,30 @@ class Teller:
         done = not ways(self.settings)
         for name in ways(self.settings):
             for attempt in range(1, TRIES + 1):
-                try:
-                    await WAYS[name](self.settings, event)
-                except Failed as error:
-                    if attempt == TRIES:
-                        self._say(f"[alerts] {name} did not take an alert", str(error))
-                    else:
-                        await trio.sleep(self._pause_s * attempt)
-                else:
+                why = await _why_not(name, self.settings, event)
+                if not why:
                     done = True
                     break
+                if attempt == TRIES:
+                    self._say(f"[alerts] {name} did not take an alert", why)
+                else:
+                    await trio.sleep(self._pause_s * attempt)
         return done
+
+
+async def _why_not(name: str, settings: AlertSettings, event: dict[str, object]) -> str:
+    """Why a way did not take it; empty: it did.  Whatever a way raises ends with that way."""
+    try:
+        await WAYS[name](settings, event)
+    except Failed as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {escape_text(str(error))}"
+    return ""
 
 
 async def try_ways(settings: AlertSettings, who: str) -> dict[str, str]:
     """Way -> why it did not take a test; empty: it did."""
     alert = Alert("test", WARNING, "This is a test of CipherBox's alerts; nothing is wrong.")
-    found = {}
-    for name in ways(settings):
-        try:
-            await WAYS[name](settings, event_of(who, TEST, alert, time.time()))
-            found[name] = ""
-        except Failed as error:
-            found[name] = str(error)
-    return found
+    event = event_of(who, TEST, alert, time.time())
+    return {name: await _why_not(name, settings, event) for name in ways(settings)}

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -290,6 +291,20 @@ def unreadable(path: Path, error: OSError) -> str:
         except OSError:  # it lies in a directory that this user may not look into
             continue
     return text
+
+
+def why_unreachable(error: OSError) -> str:
+    """Why no connection came about, in the system's words; trio wraps what each of the addresses said."""
+    inner: BaseException | None = error
+    while isinstance(inner, OSError) and not inner.strerror:
+        inner = inner.__cause__
+    if isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    if not isinstance(inner, OSError):
+        return "no connection"
+    if inner.errno and not isinstance(inner, socket.gaierror):  # whose numbers are others
+        return os.strerror(inner.errno)
+    return inner.strerror or "no connection"
 
 
 def unwritable(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import trio
 
 from cipherbox.errors import ProxyFailed
-from cipherbox.portable import escape_text
+from cipherbox.portable import escape_text, why_unreachable
 from cipherbox.proxyurl import HTTP, Proxy
 
 _ASKS_FOR_CREDENTIALS, _GATEWAY = 407, {502, 503, 504}
@@ -36,7 +36,7 @@ async def connect_through(proxy: Proxy, host: str, port: int) -> trio.SocketStre
 
 
 def _unreachable(proxy: Proxy, error: OSError) -> ProxyFailed:
-    detail = error.strerror or "no connection"
+    detail = why_unreachable(error)
     return ProxyFailed(f"the proxy {proxy} cannot be reached: {detail}; is {proxy.source} right?")
 
 

@@ -10,6 +10,7 @@ import trio
 
 from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError, TimedOut
 from cipherbox.limits import LIMITS
+from cipherbox.portable import why_unreachable
 from cipherbox.proxyurl import LineSettings, Way, way_to
 from cipherbox.tls import TlsStream
 
@@ -80,8 +81,8 @@ async def _open(address: str, way: Way) -> trio.SocketStream:
     try:
         return await trio.open_tcp_stream(host, port)
     except OSError as error:
-        detail = error.strerror or "no connection"
-        raise NetworkError(f"{address} cannot be reached: {detail}; is HQ running, is the address right?") from error
+        why = why_unreachable(error)
+        raise NetworkError(f"{address} cannot be reached: {why}; is HQ running, is the address right?") from error
 
 
 async def _connect_one(

@@ -174,7 +174,7 @@ def _entries(ctx: click.Context, entries: Iterable[Entry], as_json: bool) -> Non
             )
             for one in rows
         ],
-        empty="nothing was received, or nothing that fits",
+        empty="nothing was received, or nothing that fits", drop=("signature", "size", "type"),
     )  # fmt: skip
     if rows:
         next_step(f"look at one: {command_here(ctx)} inbox show {rows[-1].message_id}")
@@ -209,7 +209,7 @@ def _refused(look: Looking, last: int, as_json: bool) -> None:
     table(
         ("refused", "from", "why", "reason", "message"),
         [(time_text(r.at), safe(r.sender_id), r.outcome, safe(r.reason), r.message_id) for r in rows],
-        empty="nothing was refused",
+        empty="nothing was refused", drop=("why",),
     )
 
 

@@ -121,7 +121,7 @@ def outbox_list(
             )
             for row in rows
         ],
-        empty="nothing waits, nothing was refused",
+        empty="nothing waits, nothing was refused", drop=("more", "size", "sealed"),
     )  # fmt: skip
     if files:
         table(
@@ -133,6 +133,7 @@ def outbox_list(
                 )
                 for one in files
             ],
+            drop=("size", "at HQ"),
         )  # fmt: skip
     if folder:
         table(
@@ -144,6 +145,7 @@ def outbox_list(
                 )
                 for one in folder
             ],
+            drop=("when",),
         )  # fmt: skip
     if any(row.state == WAITING for row in rows) or any(one.state == 0 for one in files):
         next_step(f"send what waits now: {command_here(ctx)} outbox send")

@@ -47,9 +47,10 @@ def on_terminal() -> bool:
 def fitting(
     heads: Sequence[str], rows: Sequence[Sequence[object]], drop: Sequence[str], width: int
 ) -> tuple[Sequence[str], Sequence[Sequence[object]], list[str]]:
-    """The table without the columns that have to go, and which those are."""
+    """The table without the columns that have to go, and which those are; one that says nothing goes first."""
     left_out: list[str] = []
-    for head in drop:
+    says_nothing = [head for i, head in enumerate(heads) if i and all(str(row[i]) == "-" for row in rows)]
+    for head in (*says_nothing, *drop):
         if needed(heads, rows) <= width:
             break
         if head in heads[1:]:
@@ -66,9 +67,9 @@ def needed(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
 
 
 def foldable(heads: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> int | None:
-    """The one column that can be folded so that the rest fits: the widest with spaces in it."""
+    """The one column that can be folded so that the rest fits: the widest that holds sentences or paths."""
     widths = _widths(heads, rows)
-    texts = [i for i in range(len(heads)) if any(" " in str(row[i]) for row in rows)]
+    texts = [i for i in range(len(heads)) if any(set(str(row[i])) & set(" /") for row in rows)]
     for at in sorted(texts, key=lambda i: -widths[i]):
         if width - (needed(heads, rows) - widths[at]) >= max(_LEAST, len(heads[at])):
             return at

@@ -48,7 +48,7 @@ def test_the_least_important_columns_go_first_and_that_is_said(
     caught = capsys.readouterr()
     head = caught.out.splitlines()[0].split()
     assert head == ["message", "to", "state"]
-    assert "more, size, sealed, reason" in caught.err
+    assert "reason, more, size, sealed" in caught.err  # first the one that says nothing
     assert "--json" in caught.err
 
 

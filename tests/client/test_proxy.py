@@ -274,3 +274,18 @@ def test_a_client_with_a_proxy_is_read_back(tmp_path: Path) -> None:
     made = ClientConfig(tmp_path, "FL-LAB", "hq:7443", line=line)
     write_client_config(made)
     assert load_client_config(tmp_path) == made
+
+
+async def test_why_hq_cannot_be_reached_is_said_in_the_systems_words() -> None:
+    import socket
+
+    from cipherbox.errors import NetworkError
+    from cipherbox.tls import first_contact_context
+    from cipherbox.transport import connect
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(NetworkError, match=f"127.0.0.1:{port} cannot be reached: Connection refused"):
+                await connect(f"127.0.0.1:{port}", first_contact_context(), nursery)

@@ -69,6 +69,7 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
             for pin in pins
         ],
         empty="no key is pinned yet: the first message to a client pins its key, or: cipherbox keys pin CLIENT_ID",
+        drop=("bundle", "ends", "by", "pinned"),
     )
     if any(not pin.compared_at for pin in pins):
         next_step(f"compare by telephone what matters: {command_here(ctx)} keys verify CLIENT_ID")
