@@ -35,6 +35,7 @@ from cipherbox.client.keys.own import Added, add_key
 from cipherbox.client.keys.pins import Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.line import Line
+from cipherbox.client.log.order import LogOrder
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.client.once import publish_once
 from cipherbox.client.outbox.outbox import Outbox
@@ -77,26 +78,25 @@ class Client(Tracking, AdminCalls):
             self.sessions = Sessions(home.path, home.keeper.vault, home.identity, settings_of(home.config))
             self.prekeys = Prekeys(self.sessions, line, events)
             self.life.published = self.prekeys.follow
-        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery, self.sessions)
+        order = LogOrder(self.revocations, line, log)
+        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery, order, self.sessions)
         self.opener.refresh = self.life.refresh
         keep = home.keeper, Routes(home.path)
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, *keep, prekeys=self.prekeys)
         self.post: Post | None = None  # an admin's machine sends nothing
         if self.sessions is not None:
             outbox = Outbox(home.path, home.config.keep_until, self.sessions.chains, home.hides)
-            self.post = self.sealer.post = Post(
-                line, outbox, events, self.sealer.seal_again, self.directory.revoked, home.config.client_id,
-                self.sessions,
-            )  # fmt: skip
+            seal_again, revoked = self.sealer.seal_again, self.directory.revoked
+            self.post = Post(line, outbox, events, seal_again, revoked, home.config.client_id, self.sessions)
+            self.sealer.post = self.post
             nursery.start_soon(self.post.run)
         line.accept, line.listed, line.opened = self.revocations.check_hq, self._look_at_revocations, self._compare
         self.receipts = ReceiptTaker(self)
         self._welcome: frames.Welcome | None = None
 
     async def _compare(self, welcome: frames.Welcome) -> None:
-        if self.post is not None:
-            with suppress(StoreError):  # it is compared again with the next link
-                await self.post.compare(welcome.history)
+        with suppress(StoreError):  # it is compared again with the next link
+            await self.post.compare(welcome.history) if self.post is not None else None
         await self._look_at_revocations()
 
     async def _look_at_revocations(self, number: int = 0) -> None:

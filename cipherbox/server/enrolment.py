@@ -30,6 +30,7 @@ from cipherbox.errors import Conflict, EnrolmentRefused, InvalidRequest, LimitRe
 from cipherbox.limits import Limits, check_client_id
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.engine import Engine
+from cipherbox.server.lognotes import note_revocation
 from cipherbox.server.trust import Trust
 from cipherbox.store.port import CertificateRow, Enrolment, Store
 from cipherbox.wire.token import Token, encode_token, secret_hash
@@ -233,6 +234,7 @@ class Enrolments:
         at = pki.ms(pki.now())
         rows: list[CertificateRow] = await self._engine.in_store(self._store.revoke_certificates, client_id, at)
         self._trust.put_revoked(rows)
+        await note_revocation(self._engine, self._store, client_id, [row.serial for row in rows])
         return rows
 
     async def _record(self, der: bytes) -> None:

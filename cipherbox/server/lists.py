@@ -28,6 +28,7 @@ from cipherbox.config import ServerConfig
 from cipherbox.crl import RevocationList, issuer_of, lists_in, read_crl
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, GoingAway, HqRevoked
 from cipherbox.ops.logs import get_logger
+from cipherbox.server.lognotes import note_revocation
 from cipherbox.server.material import Material
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ async def obey_list(hq: HQ, says: RevocationList, der: bytes) -> None:
     for row in rows:
         await hq.engine.in_store(hq.store.put_certificate, row)
     hq.trust.put_revoked(rows)
+    for name in sorted({row.client for row in rows}):
+        await note_revocation(hq.engine, hq.store, name, [row.serial for row in rows if row.client == name])
     hq.end_certificates({row.serial: row.client for row in rows})
     gone = [client for client in sorted({row.client for row in rows}) if not hq.trust.good(client)]
     for client in gone:

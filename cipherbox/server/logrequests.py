@@ -13,18 +13,17 @@ from cipherbox.envelope import tree
 from cipherbox.envelope.checkpoint import decode_note, verify_checkpoint
 from cipherbox.errors import Conflict, EnvelopeError, InvalidRequest
 from cipherbox.server.auditlog import AuditLog
+from cipherbox.server.lognotes import LENGTH, REVOKED, note
 from cipherbox.store.port import Store
 from cipherbox.wire import frames as f
 
 if TYPE_CHECKING:
-    from cipherbox.server.engine import Engine
     from cipherbox.server.session import Session
 
 MOST = 256  # sizes, envelopes or serials of one request
 MOST_WITNESSES = 64
 _LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
-_COSIGNED, _REVOKED, _RESTORED = "cosigned/", "log-revoked/", "log-restored/"
-_LENGTH = 4
+_COSIGNED, _RESTORED = "cosigned/", "log-restored/"
 
 
 def _audit(s: Session) -> AuditLog:
@@ -95,7 +94,7 @@ async def _prove(s: Session, x: f.Prove) -> object:
     who = "" if s.hq.is_admin(s.client) else s.client
     newest = audit.newest(s.hq.clock_ms())
     proofs = await in_store(_acceptances, store, [(e.sender_id, e.envelope_id) for e in x.envelopes], who, newest)
-    revoked = [await in_store(_statement, store, _REVOKED + serial.lower(), format.REVOKED) for serial in x.serials]
+    revoked = [await in_store(_statement, store, REVOKED + serial.lower(), format.REVOKED) for serial in x.serials]
     statements = []
     if x.incarnation:
         statements = await in_store(_begun, store, s.hq.engine.history, newest)
@@ -150,23 +149,8 @@ def _statement(store: Store, name: str, kind: int) -> f.LogStatement:
     raw = store.get_setting(name)
     if raw is None:
         return f.LogStatement(0, b"", b"")
-    end = _LENGTH + int.from_bytes(raw[:_LENGTH], "big")
-    return f.LogStatement(kind, raw[_LENGTH:end], raw[end:])
-
-
-async def _note(engine: Engine, store: Store, kind: int, payload: bytes, names: Sequence[str]) -> None:
-    proof = await engine.note(kind, payload)
-    value = len(payload).to_bytes(_LENGTH, "big") + payload + proof
-    for name in names:
-        await engine.in_store(store.put_setting, name, value)
-
-
-async def note_revocation(engine: Engine, store: Store, client: str, serials: Sequence[str]) -> None:
-    """Puts a revocation into the log, before any list that names it is published: its place there decides."""
-    fresh = [s for s in serials if await engine.in_store(store.get_setting, _REVOKED + s.lower()) is None]
-    if fresh:
-        payload = orjson.dumps({"client": client, "serials": fresh})
-        await _note(engine, store, format.REVOKED, payload, [_REVOKED + s.lower() for s in fresh])
+    end = LENGTH + int.from_bytes(raw[:LENGTH], "big")
+    return f.LogStatement(kind, raw[LENGTH:end], raw[end:])
 
 
 async def _attest_restore(s: Session, x: f.AttestRestore) -> object:
@@ -176,7 +160,7 @@ async def _attest_restore(s: Session, x: f.AttestRestore) -> object:
     if len(x.statement) > 64 * 1024:
         raise InvalidRequest("this statement is too long")
     name = _RESTORED + s.hq.engine.history.hex()
-    await _note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [name])
+    await note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [name])
     return f.Ok(x.correlation, audit.size)
 
 

@@ -19,6 +19,7 @@ from cipherbox.client.home import keyless
 from cipherbox.client.inbox.lookups import Lookups
 from cipherbox.client.inbox.refusals import Nack, Refusals
 from cipherbox.client.keys.directory import Directory
+from cipherbox.client.log.order import LogOrder
 from cipherbox.client.sessions.sessions import Sessions, in_sessions
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.kinds import Outcome
@@ -73,8 +74,9 @@ class Opener:
 
     def __init__(
         self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
-        sessions: Sessions | None = None,
+        order: LogOrder, sessions: Sessions | None = None,
     ) -> None:  # fmt: skip
+        self._order = order
         self._sessions = sessions
         self.events = events
         self._identity, self._directory = identity, directory
@@ -110,8 +112,13 @@ class Opener:
     async def _sender(self, delivery: Delivery) -> KeyBundle:
         prefix = delivery.sighted.layout.prefix
         known = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
-        if known is not None:
-            return known
+        if known is None:
+            known = await self._looked_up(delivery)
+        await self._order.check(known, delivery)
+        return known
+
+    async def _looked_up(self, delivery: Delivery) -> KeyBundle:
+        prefix = delivery.sighted.layout.prefix
         if not self._directory.holds(prefix.bundle_hash) and not self.lookups.missed(prefix.sender, prefix.bundle_hash):
             ((_, error),) = await self.lookups.settle([delivery])
             if error is not None:

@@ -93,6 +93,10 @@ async def _entries(
         fresh: list[tuple[int, bytes]] = []
         for entry in page.entries[: head.size - edge.size]:
             number = edge.size + 1
+            while number < _index(entry) <= head.size:
+                found.fault(number, "it is missing")
+                edge.append(bytes(32))
+                number, roots_right = number + 1, False
             digest = tree.leaf_hash(entry.record)
             edge.append(digest)
             found.entries += 1
@@ -129,7 +133,7 @@ def _index(entry: frames.LogEntry) -> int:
     try:
         return log.decode_record(entry.record).index
     except EnvelopeError:
-        return 1
+        return 1  # it is named as damaged in the place where it stands
 
 
 def _contents(
