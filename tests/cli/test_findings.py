@@ -71,7 +71,7 @@ def test_a_log_from_the_future_is_a_clock_set_back(tmp_path: Path) -> None:
 
     store = open_store(tmp_path, create=True)
     ahead = (datetime.now(UTC).timestamp() + 3 * 365 * 86_400) * 1000
-    store.commit(Changes(log=LogRow(1, int(ahead), b"h", b"s", b"b")), store.epoch)
+    store.commit(Changes(log=LogRow(1, int(ahead), b"r", b"b", b"n" * 32, bytes(16))), store.epoch)
     store.close()
     found = list(_store(ServerConfig(tmp_path), running=False))
     assert [(f.level, f.about) for f in found] == [(GOOD, "store"), (BAD, "clock")]

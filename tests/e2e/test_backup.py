@@ -53,6 +53,10 @@ def test_back_up_while_it_runs_lose_the_machine_restore(
     assert "Restored and compared" in done.out
     assert "cipherbox serve" in done.err + done.out
     with serving(again):
+        stopped = shell("outbox", "send", home=lab)
+        assert stopped.code == 7  # its log was longer: whether that was a restore or a rollback, an admin has to say
+        assert "began anew" in stopped.err
+        assert shell("audit", "restored", "--yes", home=admin).code == 0
         assert shell("outbox", "send", home=lab).code == 0  # it learns of the new history, and sends again
         got = shell("receive", "--idle", "3", home=center)
         assert got.code == 0, got.err

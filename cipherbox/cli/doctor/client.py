@@ -55,6 +55,7 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
     checks: list[tuple[str, Check]] = [
         ("certificates", lambda: _certificates(config)),
         ("disk", lambda: disk([config.home])),
+        ("log", lambda: _log(config)),
         ("network", lambda: _addresses(config)),
     ]
     if not any(f.level == BAD and f.about == "rights" for f in files):  # else it could only say the same again
@@ -65,6 +66,23 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
 def _files(config: ClientConfig) -> Iterator[Finding]:
     names = ["local.key", "client.key", *(["keys.cbk"] if config.role != "admin" else [])]
     yield from file_rights(config.home, [config.home / name for name in names])
+
+
+def _log(config: ClientConfig) -> Iterator[Finding]:
+    """What this home knows of HQ's signed log."""
+    from contextlib import closing
+
+    from cipherbox.client.log.heads import DATABASE, Heads
+
+    if not (config.home / DATABASE).exists():
+        return
+    with closing(Heads(config.home)) as heads:
+        known, newest = heads.contradiction(), heads.newest()
+    if known is not None:
+        todo = f"show {known[1] or 'it'} to the admin and to your correspondents; cipherbox manual log says what then"
+        yield Finding(BAD, "log", f"HQ's log contradicts itself, and nothing is sent: {known[0]}", todo)
+    elif newest is not None:
+        yield Finding(GOOD, "log", f"HQ's log is verified up to entry {newest.checkpoint.size}")
 
 
 def _certificates(config: ClientConfig) -> Iterator[Finding]:
