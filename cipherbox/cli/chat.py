@@ -87,10 +87,10 @@ async def _talk(
     import trio
 
     from cipherbox.cli.chat_screen import lines_of_input
-    from cipherbox.client.chat.lines import Lines
+    from cipherbox.client.chat.lines import open_lines
     from cipherbox.client.tasks import background
 
-    lines = Lines(talk.client.home.path, senders)
+    lines = open_lines(talk.client.home, senders)
     before = lines.last(max(1, last))
     for said in before if last else ():
         screen.said(said, history=True)

@@ -15,7 +15,7 @@ import trio
 from cipherbox.cli.output import print_json, safe, say
 from cipherbox.cli.stdout import output_failure
 from cipherbox.client.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, Line
-from cipherbox.client.chat.lines import Lines, Said
+from cipherbox.client.chat.lines import KeptLines, Lines, Said
 
 if TYPE_CHECKING:
     from cipherbox.client.events import Event
@@ -101,7 +101,7 @@ class Screen:
             if line is not None and told != (told := (line.number, _progress(line))):
                 self._dim(told[1])
 
-    async def follow(self, lines: Lines) -> None:
+    async def follow(self, lines: Lines | KeptLines) -> None:
         """Shows what the others add."""
         while True:
             found = lines.new()

@@ -80,5 +80,5 @@ def inbox_lock(ctx: click.Context) -> None:
     done = lock_all(home)
     for text in done.left:
         warn(text)
-    say(f"{done.lines} line(s) and {done.files} file(s) are encrypted; nothing readable is left of them.")
+    say(f"{done.lines} line(s) and {done.files} file(s) are encrypted.")
     sys.stdout.flush()

@@ -27,6 +27,7 @@ def safe_name(text: str, most: int = _NAME_BYTES) -> str:
         stem, suffix = split_name(name)
         if len(suffix) * 2 > most:
             stem, suffix = name, ""
+        stem = stem[:most]  # of a text that may have megabytes
         while len(stem.encode()) + len(suffix) > most:
             stem = stem[:-1]
         name = (stem.rstrip(" .") or "_") + suffix

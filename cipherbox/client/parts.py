@@ -17,6 +17,7 @@ PART = "application/vnd.cipherbox.part"
 MANIFEST = "application/vnd.cipherbox.manifest"
 ZSTD = "zstd"
 DIRECTORY = "inode/directory"  # the content type of a directory that is sent as one
+NAMES_OF_ENTRIES = LIMITS.entries * 4  # all names on the way to all files: bounds how many directories are made
 VERSION = 2  # of manifests that have entries; without them they are as in version 1
 
 
@@ -151,6 +152,8 @@ def read_manifest(content: bytes) -> Manifest:
         raise MalformedEnvelope("the manifest has a value of the wrong kind")
     if not 1 <= len(manifest.path) <= LIMITS.path_names + 1 or not 0 < manifest.part_bytes <= LIMITS.part_bytes_most:
         raise MalformedEnvelope("the manifest has a path or a part size that is not allowed")
+    if len(manifest.content_type.encode()) > LIMITS.content_type_bytes:
+        raise MalformedEnvelope("the manifest has a content type that is too long")
     _check_entries(manifest)
     if len(raw) % 32 or len(manifest.hashes) != -(-manifest.size // manifest.part_bytes):
         raise MalformedEnvelope("the manifest names another number of parts than its size needs")
@@ -165,6 +168,8 @@ def _check_entries(manifest: Manifest) -> None:
         numbers = type(one.size) is int and type(one.modified_at) is int and one.size >= -1 and one.modified_at >= 0
         if not numbers or type(one.path) is not str or not 1 <= one.path.count("/") + 1 <= LIMITS.path_names + 1:
             raise MalformedEnvelope("the manifest names a file of a directory in a way that is not allowed")
+    if sum(one.path.count("/") + 1 for one in entries) > NAMES_OF_ENTRIES:
+        raise MalformedEnvelope("the manifest names too many directories")
     if len(entries) > LIMITS.entries or sum(max(one.size, 0) for one in entries) != manifest.size:
         raise MalformedEnvelope("the manifest names other files than its size needs, or too many")
 

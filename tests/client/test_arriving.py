@@ -414,3 +414,37 @@ def test_a_manifest_of_a_directory_that_does_not_fit_is_malformed(tmp_path: Path
         document[key.decode().strip('"')] = orjson.loads(value)
         with pytest.raises(MalformedEnvelope):
             read_manifest(orjson.dumps(document))
+
+
+@pytest.mark.parametrize("keep_contents", [False, True])
+def test_a_manifest_with_texts_of_megabytes_ends_with_that_file(tmp_path: Path, keep_contents: bool) -> None:
+    inbox = Inbox(tmp_path, keep_contents=keep_contents)
+    *parts, manifest = in_parts(b"x", ["n" * 4_000_000 + ".csv"])
+    content = manifest.messages[0].content
+    long_type = sealed(Message(content.replace(b"text/csv", b"t" * 300), manifest.messages[0].content_type))
+    inbox.record([*parts, long_type, manifest])
+    (one,) = completed(inbox)
+    inbox.close()
+    assert len(os.path.basename(one.file)) == 120
+    assert one.file.endswith("n.csv")
+
+
+def test_thousands_of_files_of_one_name_are_named_fast(tmp_path: Path) -> None:
+    names = {free_place(tmp_path, safe_place(SENDER, ["x.csv"]), Everything()).name for _ in range(3)}
+    assert len(names) == 3
+
+
+class Everything:
+    """Of names: all with a plain number are taken."""
+
+    def __contains__(self, path: object) -> bool:
+        stem = str(path).rpartition("/")[2]
+        return stem == "x.csv" or (stem[3:-5].isdecimal() and len(stem[3:-5]) < 8)
+
+
+def test_a_directory_of_too_many_directories_is_malformed() -> None:
+    deep = "/".join(["d"] * 33)
+    entries = tuple(Entry(f"{number}/{deep[2:]}", 0, 0) for number in range(7000))
+    manifest = Manifest(b"d" * 16, ("run",), 0, 64 * 1024, (), 0, "inode/directory", entries)
+    with pytest.raises(MalformedEnvelope, match="too many directories"):
+        read_manifest(manifest_message(manifest).content)

@@ -13,6 +13,8 @@ import pytest
 import trio
 
 from cipherbox.client.api import open_client
+from cipherbox.client.chat.conversation import HEADER
+from cipherbox.client.chat.lines import open_lines
 from cipherbox.client.files import FileSender, send_directory, send_file
 from cipherbox.client.home import Home, load_home
 from cipherbox.client.inbox.handler import Handled
@@ -22,7 +24,7 @@ from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys.local import put_local_key
 from cipherbox.client.outbox.transfers import LOCKED_COPY, Transfers
 from cipherbox.sealing import keyfile
-from cipherbox.sealing.body import Message
+from cipherbox.sealing.body import TEXT, Message
 from tests.client.real_hq import RealHq
 
 PASSWORD = "correct horse battery staple"
@@ -164,3 +166,17 @@ async def test_a_directory_is_kept_and_saved_as_one(hq: Any, home: Home, tmp_pat
         (entry,) = look.shelf.oldest()
         saved = look.save(entry, tmp_path / "saved")
     assert (saved / "deep" / "a.txt").read_bytes() == SECRET
+
+
+async def test_a_conversation_shows_what_is_kept(hq: Any, home: Home) -> None:
+    lines = open_lines(home, ["FL-LAB"])
+    async with hq.client("FL-LAB") as lab, open_client(home) as center:
+        await lab.publish(Message(b"first", TEXT, {HEADER: "CA-RC"}), to="CA-RC")
+        with trio.fail_after(20):
+            await Receiver(center).run(count=1)
+        assert [said.text for said in lines.last()] == ["first"]
+        assert lines.new() == []
+        await lab.publish([Message(b"second", TEXT, {HEADER: "CA-RC"}), "no line of a chat"], to="CA-RC")
+        with trio.fail_after(20):
+            await Receiver(center).run(count=2)
+        assert [said.text for said in lines.new()] == ["second"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,9 @@ import attrs
 import orjson
 
 from cipherbox.client.chat.conversation import HEADER
+from cipherbox.client.home import Home
 from cipherbox.client.inbox.inbox import LINES
+from cipherbox.client.inbox.looking import Looking
 
 LAST = 20
 _BLOCK = 1024 * 1024
@@ -33,6 +36,37 @@ class Said:
     sent_timestamp: str
     text: str
     to: str  # as its sender says
+
+
+class KeptLines:
+    """As `Lines`, of a home that keeps what it receives under its key and has no readable file."""
+
+    def __init__(self, home: Home, senders: Iterable[str] | None) -> None:
+        self._look = Looking(home)
+        self._senders = None if senders is None else frozenset(senders)
+        self._place = 0
+
+    def last(self, most: int = LAST) -> list[Said]:
+        """The last lines so far, oldest first; `new` goes on after them."""
+        self._place = self._look.shelf.end()
+        found: list[Said] = []
+        for entry in islice(self._look.shelf.newest(), _KEPT_IDS):
+            said = said_of(entry.document, self._senders)
+            if said is not None:
+                found.append(said)
+            if len(found) >= most:
+                break
+        return found[::-1]
+
+    def new(self) -> list[Said]:
+        """What was added since."""
+        self._place, entries = self._look.shelf.after(self._place)
+        return [said for entry in entries if (said := said_of(entry.document, self._senders)) is not None]
+
+
+def open_lines(home: Home, senders: Iterable[str] | None) -> Lines | KeptLines:
+    """The lines of a home, wherever it keeps them.  ``senders``: whose; None: everybody's."""
+    return Lines(home.path, senders) if home.hides is None else KeptLines(home, senders)
 
 
 class Lines:
@@ -113,13 +147,20 @@ class Lines:
 
     def _one(self, raw: bytes) -> Said | None:
         try:
-            line: dict[str, Any] = orjson.loads(raw)
-            to, text, sender = line["headers"][HEADER], line["content"], line["sender_id"]
-            said = Said(line["message_id"], sender, line["sent_timestamp"], text, to)
-        except (ValueError, KeyError, TypeError):
+            return said_of(orjson.loads(raw), self._senders)
+        except ValueError:
             return None
-        mine = self._senders is None or sender in self._senders
-        return said if mine and all(isinstance(part, str) for part in attrs.astuple(said)) else None
+
+
+def said_of(line: dict[str, Any], senders: frozenset[str] | None) -> Said | None:
+    """What a line says, if it is one of a conversation with ``senders``."""
+    try:
+        to, text, sender = line["headers"][HEADER], line["content"], line["sender_id"]
+        said = Said(line["message_id"], sender, line["sent_timestamp"], text, to)
+    except (KeyError, TypeError):
+        return None
+    mine = senders is None or sender in senders
+    return said if mine and all(isinstance(part, str) for part in attrs.astuple(said)) else None
 
 
 def _identity(file: BinaryIO) -> tuple[tuple[int, int], int]:

@@ -96,6 +96,21 @@ class Shelf:
         """Oldest first."""
         return self._entries("ASC", since_ms, sender)
 
+    def after(self, place: int) -> tuple[int, list[Entry]]:
+        """What was recorded behind a place (0: the beginning), some at a time; and the place to go on from."""
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT place, sender, envelope_id, at, data FROM lines WHERE place > ? ORDER BY place LIMIT ?",
+                (place, _PAGE),
+            ).fetchall()
+        return (rows[-1][0] if rows else place), [one for row in rows for one in self._of_row(row)]
+
+    def end(self) -> int:
+        """The place behind everything that is recorded now."""
+        with translated(self._path):
+            (place,) = self._db.execute("SELECT coalesce(max(place), 0) FROM lines").fetchone()
+        return int(place)
+
     def find(self, message_id: uuid.UUID) -> list[Entry]:
         """What came under this id: of several senders in the worst case, since ids are the senders' choice."""
         envelope_id, _ = split_message_id(message_id)

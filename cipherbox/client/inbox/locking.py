@@ -76,8 +76,8 @@ class _Locking:
             try:
                 for line in _lines(path):
                     self._line(line)
-            except (CipherBoxError, OSError, ValueError) as error:
-                self._done.left.append(f"{path} stays as it is: {error}")
+            except (CipherBoxError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self._done.left.append(f"{path} stays as it is: {type(error).__name__}: {error}")
                 continue
             path.unlink()
             sync_directory(path.parent)
@@ -91,6 +91,8 @@ class _Locking:
         known = next((one for one in self._shelf.find(wanted) if one.sender_id == sender), None)
         content = document["content"]
         readable = self._readable(content) if isinstance(content, dict) else None
+        if isinstance(content, dict) and content.get("files") and Path(str(content.get("file", ""))).is_dir():
+            self._done.left.append(f"{content['file']} is a directory; it stays as it is")
         if known is None or (readable is not None and not known.kept):
             types = [content.get("content_type", "")] if isinstance(content, dict) else ["text/plain"]
             if readable is not None:

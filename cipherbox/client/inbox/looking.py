@@ -16,7 +16,7 @@ from cipherbox.client.inbox.contents import ASIDE, NOT_WHOLE, WAITING
 from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
 from cipherbox.client.inbox.kept import Entry, Shelf
 from cipherbox.client.inbox.opened import write_out, write_out_directory
-from cipherbox.client.inbox.places import free_name
+from cipherbox.client.inbox.places import free_name, open_exclusive
 from cipherbox.client.localdb import open_database, translated
 from cipherbox.client.names import safe_name
 from cipherbox.envelope.ids import message_id
@@ -122,13 +122,16 @@ class Looking:
         if entry.kept:
             write_out(self._home.path, self._home.keeper.content, entry.kept, entry.size, path)
             return path
-        try:
-            data = (entry.text or "").encode() if not entry.file else Path(entry.file).read_bytes()
-        except OSError as error:
-            raise FileError(f"{entry.file} cannot be read: {error.strerror}; was it moved away?") from None
         if path.exists():
             raise FileError(f"{path} exists already")
-        write_private(path, data)
+        if not entry.file:
+            write_private(path, (entry.text or "").encode())
+            return path
+        try:
+            with open(entry.file, "rb") as source, open(open_exclusive(path), "wb") as target_file:
+                shutil.copyfileobj(source, target_file, 1 << 20)
+        except OSError as error:
+            raise FileError(f"{entry.file} cannot be copied: {error.strerror}; was it moved away?") from None
         return path
 
 

@@ -18,6 +18,7 @@ from cipherbox.client.names import safe_name, split_name
 from cipherbox.portable import O_BINARY, WINDOWS, private_dir, sync_directory, sync_file
 
 PLACE_BYTES = 150 if WINDOWS else 1000  # of a path below the directory of incoming files; systems end at 260 and 4096
+MANY = 100
 _LEAST_BYTES = 40  # of a name that makes room for others
 _NO_NAME = frozenset([errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.ELOOP, errno.EISDIR])
 _NO_LINK = frozenset([errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EACCES])
@@ -50,7 +51,9 @@ def free_name(where: Path, name: str, taken: Container[str] = (), *, folder: boo
     stem, suffix = split_name(name)
     number = 1
     while True:
-        path = where / (name if number == 1 else f"{stem} ({number}){suffix}")
+        # After so many of one name, one by chance is free at once: the next number would take ever longer to find.
+        mark = number if number <= MANY else os.urandom(4).hex()
+        path = where / (name if number == 1 else f"{stem} ({mark}){suffix}")
         if folder and path.is_dir() and not path.is_symlink():
             return path
         if not os.path.lexists(path) and key(path) not in taken:

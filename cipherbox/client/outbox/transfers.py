@@ -20,7 +20,7 @@ from cipherbox.client.localdb import transaction, translated
 from cipherbox.client.outbox.beside import FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import now_ms
-from cipherbox.client.parts import DIRECTORY
+from cipherbox.client.parts import DIRECTORY, NAMES_OF_ENTRIES
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64
@@ -269,6 +269,8 @@ def entries_of(folder: Path) -> tuple[SourceEntry, ...]:
             found.append(SourceEntry(here.relative_to(folder).as_posix(), -1, 0))
         if len(found) > LIMITS.entries:
             raise FileError(f"{folder} holds more than {LIMITS.entries} files; pack them into one file")
+    if sum(one.path.count("/") + 1 for one in found) > NAMES_OF_ENTRIES:
+        raise FileError(f"{folder} holds too many directories inside each other; pack them into one file")
     if not any(one.size >= 0 for one in found):
         raise FileError(f"there is no file in {folder}")
     return tuple(found)
