@@ -16,6 +16,8 @@ INDEX: dict[str, dict[str, str]] = {
         "tutorial-hq": "your first HQ: made, started, clients let in, backed up",
         "tutorial-lab": "your first lab: joined, keys compared, files sent, proof",
         "tutorial-center": "your first center: joined, received, a program of yours",
+        "tutorial-folders": "a lab that uses only folders",
+        "tutorial-exec": "a center that uses only a program",
     },
     "How-to: one task each": {
         "howto-hq": "clients, routes, two HQs, dead letters, watching, moving",

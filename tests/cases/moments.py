@@ -18,6 +18,7 @@ import trio
 from cipherbox.cli import main as cli
 from cipherbox.client.agent import Agent
 from cipherbox.client.api import Client
+from cipherbox.client.files import send_unfinished
 from cipherbox.client.folder import endings, place, sending
 from cipherbox.client.inbox.handler import Handlers
 from cipherbox.client.inbox.receiver import Receiver
@@ -372,6 +373,31 @@ async def refused_by_a_program(scene: Scene) -> None:
     assert not scene.at("refused", "bad.csv.reason.txt").exists()
 
 
+async def a_large_file_refused(scene: Scene) -> None:
+    def picky(handled: Any, tx: Any) -> None:
+        raise Bad("no DICOM")
+
+    scene.put("scan.dcm", b"D" * 300_000)
+    async with scene.agent() as agent, scene.hq.client("CA-RC") as center:
+        await until(lambda: agent.sent == 1)
+        assert (await center.process(picky, tries=1, idle_s=0.3)).aside == 1
+        await until(lambda: agent.refused == 1)
+    assert scene.at("refused", "scan.dcm").stat().st_size == 300_000
+    assert scene.at("refused", "scan.dcm.reason.txt").read_text() == "CA-RC refused it: handler failed\n"
+
+
+async def another_command_sends(scene: Scene) -> None:
+    """`outbox send` of the same home, at the same time, sends what the agent has begun."""
+    async with scene.agent() as agent, scene.hq.client("FL-LAB") as other:
+        scene.put("scan.dcm", b"D" * 5_000_000)
+        scene.put("small.txt", b"small\n")
+        await until(lambda: bool(FolderFiles(agent.client.outbox().outbox).taken()))
+        await send_unfinished(other)
+        await until(lambda: agent.sent == 2)
+    assert await scene.count(b"D" * 5_000_000) == 1
+    assert await scene.count(b"small\n") == 1
+
+
 def _cancelled(row: Any) -> Any:
     from cipherbox.client.outbox.rows import CANCELLED, Refused
 
@@ -395,4 +421,6 @@ MOMENTS: dict[str, Moment] = {
     "a slow look": a_slow_look,
     "cancelled by another command": cancelled_by_hand,
     "refused by the recipient's program": refused_by_a_program,
+    "a large file, refused": a_large_file_refused,
+    "another command that sends": another_command_sends,
 }

@@ -12,6 +12,7 @@ import trio
 
 from cipherbox.client import agent as module
 from cipherbox.client.agent import Agent
+from cipherbox.client.folder import guide
 from cipherbox.config import AgentSettings
 from cipherbox.errors import StoreLocked
 from tests.client.real_hq import RealHq
@@ -113,3 +114,12 @@ async def test_two_agents_on_one_home(hq: Any, tmp_path: Path) -> None:
         with pytest.raises(BaseExceptionGroup) as caught:
             await Agent(client, tmp_path / "lab").run()
         assert caught.group_contains(StoreLocked)
+
+
+def test_a_client_list_of_hq_makes_no_folder_elsewhere(tmp_path: Path) -> None:
+    top = tmp_path / "home" / "outgoing"
+    top.mkdir(parents=True)
+    guide.make_folders(top, ["../evil", "/tmp/evil", "..", "", "a/b", "NUL", "CA-RC"])
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "home", "home/outgoing", "home/outgoing/CA-RC",
+    ]  # fmt: skip

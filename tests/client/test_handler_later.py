@@ -182,11 +182,27 @@ def test_a_handler_that_is_away_is_asked_seldom_and_told_of_once(monkeypatch: py
         now += 1000
     assert 9 <= tries <= 22
     assert len(said) == 1
-    away.over(2, 0)
-    assert not away.waits
-    for number in range(2):
+    for number in (2, 1, 0):
         away.over(number, 0)
+        assert not away.waits
+    assert [text.partition(":")[0] for text in said] == [
+        "The handler takes nothing now", "The handler takes messages again",
+    ]  # fmt: skip
+
+
+def test_one_that_waits_for_long_does_not_hide_that_the_system_went_down_later() -> None:
+    said: list[str] = []
+    away = Away(said.append)
+    for _ in range(5):
+        away.later(1, 0, "patient 17 is not registered")
+        away.over(2, 0)
+    assert len(said) == 1
+    for number in (3, 4, 5, 6):
+        away.later(number, 0, "down")
     assert len(said) == 2
+    assert "down" in said[1]
+    away.over(3, 0)
+    assert said[2] == "The handler takes messages again"
 
 
 def command(code: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cipherbox.client.folder.scan import README
 from cipherbox.configfile import AgentSettings
+from cipherbox.errors import InvalidRequest
+from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, write_atomic
 
 MOST_FOLDERS = 256  # of a larger organisation's clients only those that are known here get one
@@ -44,7 +46,7 @@ def write_readme(top: Path, settings: AgentSettings) -> None:
 
 
 def make_folders(top: Path, client_ids: Sequence[str]) -> None:
-    """Makes a folder for each, unless there is one."""
+    """Makes a folder for each, unless there is one.  HQ names the clients: what is no client id leads nowhere."""
     for name in client_ids[:MOST_FOLDERS]:
-        with suppress(OSError):
-            private_dir(top / name)
+        with suppress(OSError, InvalidRequest):
+            private_dir(top / check_client_id(name))

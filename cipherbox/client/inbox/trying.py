@@ -65,6 +65,8 @@ class Away:
         self._row = 0
         self._until_ms = 0
         self._waiting: set[tuple[int, int]] = set()
+        self._told = False  # that something waits
+        self._took = False  # something else since that was told
 
     @property
     def waits(self) -> bool:
@@ -78,22 +80,25 @@ class Away:
 
     def later(self, number: int, index: int, reason: str) -> None:
         """A message has to wait."""
-        if not self._waiting:
-            text = f"The handler takes nothing now: {reason}. What has come waits and is tried again without end"
-            self._say(f"{text}, after pauses up to {LATER_MAX_S:.0f} s")
         self._waiting.add((number, index))
         self._row += 1
+        if not self._told or (self._took and self._row == IN_A_ROW):
+            self._told, self._took = True, False
+            text = f"The handler takes nothing now: {reason}. What has come waits and is tried again without end"
+            self._say(f"{text}, after pauses up to {LATER_MAX_S:.0f} s")
         if self._row >= IN_A_ROW:
             pause = min(PAUSE_S * 2 ** min(self._row - IN_A_ROW, 20), LATER_MAX_S)
             self._until_ms = now_ms() + int(pause * 1000)
 
     def over(self, number: int, index: int) -> None:
         """A message was taken, or is bad: the handler spoke about it."""
+        was_away = self._row >= IN_A_ROW
         self._row = self._until_ms = 0
-        if (number, index) in self._waiting:
-            self._waiting.discard((number, index))
-            if not self._waiting:
-                self._say("The handler takes messages again: nothing waits for another try")
+        self._took = True
+        self._waiting.discard((number, index))
+        if self._told and (was_away or not self._waiting):
+            self._told = False
+            self._say("The handler takes messages again")
 
 
 def now_ms() -> int:
