@@ -35,7 +35,7 @@ from cipherbox.client.inbox.handler import Handler, Handlers
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.outbox.folderfiles import FolderFiles
 from cipherbox.client.outbox.transfers import Transfers
-from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.errors import CipherBoxError
 from cipherbox.portable import private_dir
 
 if TYPE_CHECKING:
@@ -132,9 +132,10 @@ class Agent:
             await self._go_on(nursery)
             await self._refusals()
             self._pauses.clear("")
-        except (StoreError, OSError) as error:  # of this machine: a full disk, for instance
-            if self._pauses.later("", str(error)):
-                self._say(f"{error}; the agent goes on when that is mended")
+        except Exception as error:  # of this machine, as a full disk; and no file ends the agent, whatever it raises
+            reason = str(error) if isinstance(error, CipherBoxError | OSError) else f"{type(error).__name__}: {error}"
+            if self._pauses.later("", reason):
+                self._say(f"{reason}; the agent goes on when that is mended")
 
     async def _settle(self) -> set[str]:
         """Moves what has come to its end; the files that are still under way."""

@@ -19,7 +19,7 @@ from cipherbox.cli import main as cli
 from cipherbox.client.agent import Agent
 from cipherbox.client.api import Client
 from cipherbox.client.files import send_unfinished
-from cipherbox.client.folder import endings, place, sending
+from cipherbox.client.folder import endings, place, scan, sending
 from cipherbox.client.inbox.handler import Handlers
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.outbox.folderfiles import FolderFiles
@@ -31,7 +31,7 @@ from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """The agent ends here, as if by SIGKILL."""
 
 
@@ -373,6 +373,42 @@ async def refused_by_a_program(scene: Scene) -> None:
     assert not scene.at("refused", "bad.csv.reason.txt").exists()
 
 
+async def folders_without_end(scene: Scene) -> None:
+    """A program made folders in folders; everything else goes."""
+    deep = scene.folder / "outgoing/CA-RC"
+    deep.mkdir(parents=True)
+    here = os.open(deep, os.O_RDONLY)
+    for _ in range(100):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    async with scene.agent() as agent:
+        scene.put("x.txt", b"goes\n")
+        await until(lambda: agent.sent == 1)
+        await until(lambda: scene.said("folders deep") == 1)
+    assert await scene.count(b"goes\n") == 1
+
+
+async def a_look_that_fails(scene: Scene) -> None:
+    """Whatever a look raises, the agent goes on."""
+    look = scan.Scanner.look
+    broken = [ValueError("what nobody thought of"), OSError(116, "Stale file handle")]
+
+    def failing(self: Any) -> Any:
+        if broken:
+            raise broken.pop()
+        return look(self)
+
+    scene.patch.setattr(scan.Scanner, "look", failing)
+    async with scene.agent() as agent:
+        scene.put("x.txt", b"goes\n")
+        await until(lambda: agent.sent == 1)
+    assert scene.said("Stale file handle; the agent goes on") == 1
+    assert scene.said("ValueError: what nobody thought of; the agent goes on") == 1
+
+
 async def a_large_file_refused(scene: Scene) -> None:
     def picky(handled: Any, tx: Any) -> None:
         raise Bad("no DICOM")
@@ -421,6 +457,8 @@ MOMENTS: dict[str, Moment] = {
     "a slow look": a_slow_look,
     "cancelled by another command": cancelled_by_hand,
     "refused by the recipient's program": refused_by_a_program,
+    "folders without end": folders_without_end,
+    "a look that fails": a_look_that_fails,
     "a large file, refused": a_large_file_refused,
     "another command that sends": another_command_sends,
 }

@@ -152,6 +152,11 @@ def test_a_key_that_cannot_be_recorded_is_named(key: str) -> None:
         Once.of(key, ["CA-RC"], "", "", [Message(b"x")])
 
 
+def test_a_header_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="header"):
+        Once.of("k", ["CA-RC"], "", "", [Message(b"x", "text/plain", {"a": "\ud800"})])
+
+
 async def test_keys_go_with_the_history_of_their_messages(hq: Any, tmp_path: Path) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         first = await lab.publish("x", to="CA-RC", key="k")

@@ -113,7 +113,7 @@ class Endings:
     def _plan(self, claim: Claim) -> Ending:
         file = Path(claim.file)
         good = claim.fate == CONFIRMED
-        end = Ending(claim, SENT if good else OVER, reason="" if good else claim.why)
+        end = Ending(claim, SENT if good else OVER, reason="" if good else claim.why or "HQ refused it")
         if claim.place and _is(claim, Path(claim.place)):
             end.target, end.here = Path(claim.place), True
             return end

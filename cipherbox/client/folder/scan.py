@@ -24,6 +24,7 @@ README = "README.txt"
 LEFT_OUT = (
     "thumbs.db", "desktop.ini", ".*", "~$*", "*.part", "*.partial", "*.tmp", "*.crdownload", "*.filepart", "*~",
 )  # fmt: skip
+DEEPEST = 64  # folders; recipients take 32, and what lies deeper than that fails with the reason
 
 
 class Address(NamedTuple):
@@ -91,7 +92,7 @@ class Scanner:
     def _files(self) -> Iterator[Found]:
         for entry in _entries(self._top, self._tell):
             path = Path(entry.path)
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 if not self._left_out(entry.name) and entry.name != README:
                     self._tell(f"{path} is not sent: put it into the folder of its recipient")
             elif entry.name.startswith("@"):
@@ -101,9 +102,9 @@ class Scanner:
 
     def _exchange(self, folder: Path) -> Iterator[Found]:
         for entry in _entries(folder, self._tell):
-            if entry.is_dir() and not entry.name.startswith("."):
+            if _is_folder(entry) and not entry.name.startswith("."):
                 yield from self._below(Path(entry.path), folder.name[1:], entry.name)
-            elif not entry.is_dir() and not self._left_out(entry.name):
+            elif not _is_folder(entry) and not self._left_out(entry.name):
                 self._tell(f"{entry.path} is not sent: below {folder.name} comes a folder with the name of a key")
 
     def _below(self, folder: Path, exchange: str, key: str) -> Iterator[Found]:
@@ -127,8 +128,11 @@ class Scanner:
                 continue
             if entry.is_symlink():
                 self._tell(f"{path} is not sent: it is a link, and may lead anywhere")
-            elif entry.is_dir(follow_symlinks=False):
-                yield from self._inside(top, path, address)
+            elif _is_folder(entry):
+                if len(path.parts) - len(top.parts) > DEEPEST:
+                    self._tell(f"nothing is sent from {path}: it lies more than {DEEPEST} folders deep")
+                else:
+                    yield from self._inside(top, path, address)
             elif marker and entry.name.endswith(marker):
                 continue
             else:
@@ -145,6 +149,14 @@ class Scanner:
     def _left_out(self, name: str) -> bool:
         lower = name.lower()
         return any(fnmatch.fnmatchcase(lower, pattern) for pattern in self._ignored)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it can be looked into; a share that is gone cannot."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path, tell: Callable[[str], None]) -> list[os.DirEntry[str]]:

@@ -63,9 +63,11 @@ class Once(NamedTuple):
             raise InvalidRequest(f"an idempotency key has 1 to {KEY_BYTES} bytes, this one has {size}")
         digest = hashlib.sha256()
         for message in messages:
-            head = orjson.dumps(
-                [message.content_type, sorted(message.headers.items()), message.sent_at, len(message.content)]
-            )
+            about = [message.content_type, sorted(message.headers.items()), message.sent_at, len(message.content)]
+            try:
+                head = orjson.dumps(about)
+            except TypeError:
+                raise InvalidRequest("a content type or a header cannot be written as UTF-8") from None
             digest.update(len(head).to_bytes(4, "big") + head + message.content)
         route = orjson.dumps([sorted(to) if to is not None else None, exchange, routing_key]).decode()
         return cls(route, key, digest.digest())
