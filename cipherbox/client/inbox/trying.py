@@ -65,8 +65,8 @@ class Away:
         self._row = 0
         self._until_ms = 0
         self._waiting: set[tuple[int, int]] = set()
-        self._told = False  # that something waits
-        self._took = False  # something else since that was told
+        self._told = False  # that it began, and not yet that it is over
+        self._took = False  # something was taken since that was told
 
     @property
     def waits(self) -> bool:
@@ -80,9 +80,10 @@ class Away:
 
     def later(self, number: int, index: int, reason: str) -> None:
         """A message has to wait."""
+        first = not self._waiting and not self._told
         self._waiting.add((number, index))
         self._row += 1
-        if not self._told or (self._took and self._row == IN_A_ROW):
+        if first or (self._row == IN_A_ROW and (self._took or not self._told)):
             self._told, self._took = True, False
             text = f"The handler takes nothing now: {reason}. What has come waits and is tried again without end"
             self._say(f"{text}, after pauses up to {LATER_MAX_S:.0f} s")
