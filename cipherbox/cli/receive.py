@@ -116,6 +116,8 @@ def tell_where(home: Home, incoming: Path | None) -> None:
         warn(f"Files arrive in {(incoming or home.incoming).absolute()}")
     else:
         warn("Messages and files are kept under this home's key: cipherbox inbox show, cipherbox inbox save.")
+        if next((home.path / "data").glob("received_messages*.jsonl"), None) is not None:
+            warn("What came before lies readable in data/ and stays there; to encrypt it: cipherbox inbox lock")
 
 
 def _where(ctx: click.Context, receiver: Receiver) -> str:

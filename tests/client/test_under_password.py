@@ -12,6 +12,7 @@ import orjson
 import pytest
 import trio
 
+from cipherbox.cli.receive import tell_where
 from cipherbox.client.api import open_client
 from cipherbox.client.chat.conversation import HEADER
 from cipherbox.client.chat.lines import open_lines
@@ -180,3 +181,12 @@ async def test_a_conversation_shows_what_is_kept(hq: Any, home: Home) -> None:
         with trio.fail_after(20):
             await Receiver(center).run(count=2)
         assert [said.text for said in lines.new()] == ["second"]
+
+
+async def test_what_lies_readable_from_before_is_said(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_where(home, None)
+    assert "inbox lock" not in capsys.readouterr().err
+    (home.path / "data").mkdir(exist_ok=True)
+    (home.path / "data" / "received_messages.jsonl").write_bytes(b"{}\n")
+    tell_where(home, None)
+    assert "cipherbox inbox lock" in capsys.readouterr().err
