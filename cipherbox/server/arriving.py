@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import trio
-
 from cipherbox.limits import Limits
 from cipherbox.server.peer import MEMORY_FREE, MEMORY_SHORT
 from cipherbox.server.watermark import LARGE, Account, Transfer
@@ -43,10 +41,10 @@ class Arriving:
             return
         if memory.closed and not begun:
             self._tell(MEMORY_SHORT)
-            await memory.until(lambda: not memory.closed)
+            await memory.open()
             self._tell(MEMORY_FREE)
-        if account.full:
-            await memory.until(lambda: not account.full or (frame is not None and account.first(frame)))
+        while account.full and not (frame is not None and account.first(frame)):
+            await account.freed()
 
     def whole(self) -> None:
         """The frame has come, or nothing more comes of it."""
@@ -55,21 +53,23 @@ class Arriving:
             del self.account.coming[frame]
             self.account.add(-frame.held)
             self.account.memory.ended(frame)
+            self.account.wake()  # another frame may be the oldest now
 
-    def waited(self, time_s: float) -> None:
-        """So long HQ waited for the peer."""
+    def wait(self) -> None:
+        """HQ waits for the peer from now on,"""
         if self._frame is not None:
-            self._frame.waited += time_s
+            self._frame.wait()
 
-    def slow(self, beat_s: float, since: float | None) -> bool:
-        """Whether the frame comes too slowly: a large one in each while, a small one in all.
+    def pause(self) -> None:
+        """until now."""
+        if self._frame is not None:
+            self._frame.pause()
 
-        ``since``: when HQ began to wait for the peer; None when it does not.
-        """
+    def slow(self, beat_s: float) -> bool:
+        """Whether the frame comes too slowly: a large one in each while, a small one in all."""
         frame, limits = self._frame, self._limits
         if frame is None:
             return False
-        waited = frame.waited + (trio.current_time() - since if since is not None else 0)
-        if frame.late(waited, limits.progress_s, limits.slowest_bytes_per_s):
+        if frame.late(limits.progress_s, limits.slowest_bytes_per_s):
             return True
-        return waited > 2 * beat_s + frame.size / limits.slowest_bytes_per_s
+        return frame.waited > 2 * beat_s + frame.size / limits.slowest_bytes_per_s

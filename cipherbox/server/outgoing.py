@@ -99,8 +99,7 @@ class Outgoing:
         self.account = account  # what is held for this client
         self._limits = limits
         self._cut = cut
-        self._going: Transfer | None = None  # the frame that is being sent,
-        self._since = 0.0  # and since when the peer is waited for
+        self._going: Transfer | None = None  # the frame that is being sent
         self._deadline_s = 2.0 * limits.heartbeat_s
         self._deliver_bytes = limits.deliver_frame_bytes
         self._given_back = given_back
@@ -160,6 +159,11 @@ class Outgoing:
                 piece = head
             else:
                 queue, entries = self._next_entries(head)
+                if self._ahead is None and sum(entry.size for entry in entries) >= LARGE:
+                    if pieces:
+                        await self._send(pieces)
+                        pieces, size = [], 0
+                    await self.account.room()
                 items = self._bodies.held(entries)
                 if items is None or self._too_large(entries):
                     if pieces:
@@ -188,8 +192,6 @@ class Outgoing:
         if ahead is not None:
             self.account.add(-ahead.size)
         size = sum(entry.size for entry in entries)
-        if size >= LARGE:
-            await self.account.memory.until(lambda: not (self.account.full or self.account.memory.closed))
         self.account.add(size)
         try:
             return await self._bodies.items(queue, entries)
@@ -215,13 +217,10 @@ class Outgoing:
         """Nothing is sent any more."""
         self._drop_ahead()
 
-    def slow(self, now: float) -> bool:
+    def slow(self) -> bool:
         """Whether the peer takes a large frame too slowly."""
-        going = self._going
-        if going is None:
-            return False
-        waited = going.waited + now - self._since
-        return going.late(waited, self._limits.progress_s, self._limits.slowest_bytes_per_s)
+        going, limits = self._going, self._limits
+        return going is not None and going.late(limits.progress_s, limits.slowest_bytes_per_s)
 
     def _most(self) -> int:
         return min(self._deliver_bytes, self.frame_bytes - _FRAME_BYTES)
@@ -264,13 +263,13 @@ class Outgoing:
         memory.began(going)
         try:
             for at in range(0, len(data), _SLICE_BYTES):
-                self._since = trio.current_time()
+                going.wait()
                 with trio.move_on_after(self._deadline_s) as scope:
                     await self._sink.send_all(data[at : at + _SLICE_BYTES])
                 if scope.cancelled_caught:
                     raise TimedOut("this client does not read what it is sent")
-                going.waited += trio.current_time() - self._since
-                going.moved = at + _SLICE_BYTES
+                going.pause()
+                going.moved = min(at + _SLICE_BYTES, len(data))
         finally:
             self._going = None
             memory.ended(going)

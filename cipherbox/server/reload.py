@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 NOW, AT_START = "now", "at the next start"
 _TABLES_NOW = ("logging", "retention", "tls", "ca", "alerts")
-_SETTINGS_NOW = frozenset({("server", "name"), ("server", "address"), ("metrics", "queues")})
+_SETTINGS_NOW = frozenset(
+    {("server", "name"), ("server", "address"), ("server", "websocket_origins"), ("metrics", "queues"),
+     ("metrics", "clients")}
+)  # fmt: skip
 
 
 class Difference(NamedTuple):

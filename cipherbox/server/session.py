@@ -227,9 +227,10 @@ class Session:
         with trio.CancelScope() as self._receiving:
             if self._quiet:
                 return None
+            self._coming.wait()
             size = await fill(self._stream, self._wire)
             self._waiting = False
-            self._coming.waited(trio.current_time() - self._heard_at)
+            self._coming.pause()
             return size
         return None
 
@@ -375,9 +376,9 @@ class Session:
             self.end(HandshakeTimeout(f"without a certificate a connection ends after {limits.anonymous_s:g} s"))
         elif self._waiting and now - self._heard_at > 2 * beat:
             self.end(IdleTimeout())
-        elif self._coming.slow(beat, self._heard_at if self._waiting else None):
+        elif self._coming.slow(beat):
             self._cut(f"this frame comes too slowly: less than {limits.slowest_bytes_per_s} bytes a second")
-        elif self._out.slow(now):
+        elif self._out.slow():
             self._cut(f"this client reads too slowly: less than {limits.slowest_bytes_per_s} bytes a second")
         elif self.role != "anonymous" and self.hq.engine.store_away(now) is not self._told_away:
             self._told_away = not self._told_away

@@ -25,28 +25,45 @@ from cipherbox.ops.logs import get_logger
 log = get_logger(__name__)
 LARGE = 256 * 1024  # bytes of a frame that is worth cutting
 GRACE_S, CUT_EACH_S = 2.0, 1.0
+_BEGUN_S = 0.5
 _SPARE_BYTES = 64 * 1024 * 1024  # at least so far above the high mark nothing is cut without the grace
 
 
 class Transfer:
     """A frame on its way in or out: how much of it has moved, and how fast.
 
-    Its time is the time in which HQ waited for the peer; while HQ itself does not read or send, nothing is late.
+    Its time is the time in which HQ waited for the peer (`wait`, `pause`); while HQ itself does not read or send,
+    nothing is late.
     """
 
-    __slots__ = ("_checked", "_window", "cut", "held", "leaving", "moved", "size", "waited")
+    __slots__ = ("_checked", "_since", "_waited", "_window", "cut", "held", "leaving", "moved", "size")
 
     def __init__(self, size: int, cut: Callable[[str], None]) -> None:
         self.size = size
         self.cut = cut  # ends the connection, and says why
         self.moved = self.held = 0
         self.leaving = 0  # what it held when it was cut
-        self.waited = 0.0
+        self._waited = 0.0
+        self._since: float | None = None  # when HQ began to wait for the peer
         self._checked = 0.0  # value of `waited` when the window began,
         self._window = 0  # and of `moved`
 
-    def late(self, waited: float, window_s: float, least_per_s: int) -> bool:
-        """Whether a large frame moved less than it must in a window of time; ``waited``: until now."""
+    def wait(self) -> None:
+        """From now on it is the peer that is waited for."""
+        self._since = trio.current_time()
+
+    def pause(self) -> None:
+        """The peer did something, or HQ is at something else."""
+        self._waited, self._since = self.waited, None
+
+    @property
+    def waited(self) -> float:
+        """Seconds in which HQ waited for the peer."""
+        return self._waited + (trio.current_time() - self._since if self._since is not None else 0)
+
+    def late(self, window_s: float, least_per_s: int) -> bool:
+        """Whether a large frame moved less than it must in a window of time."""
+        waited = self.waited
         if self.size < LARGE or waited - self._checked < window_s:
             return False
         slow = self.moved - self._window < window_s * least_per_s
@@ -55,24 +72,44 @@ class Transfer:
 
     @property
     def rate(self) -> float:
-        """Bytes a second of waiting for the peer."""
-        return self.moved / max(self.waited, 0.001)
+        """Bytes a second of waiting for the peer; one that has just begun is not slow yet."""
+        return (self.moved + LARGE) / max(self.waited, _BEGUN_S)
 
 
 class Account:
     """What is held for one client."""
 
-    __slots__ = ("coming", "held", "memory")
+    __slots__ = ("_freed", "coming", "held", "memory")
 
     def __init__(self, memory: Watermark) -> None:
         self.memory = memory
         self.held = 0
         self.coming: dict[Transfer, None] = {}  # frames that are coming in, oldest first
+        self._freed: trio.Event | None = None  # somebody waits for it
 
     def add(self, size: int) -> None:
         """``size`` bytes more are held; fewer when it is negative."""
         self.held += size
         self.memory.add(size)
+        if size < 0:
+            self.wake()
+
+    def wake(self) -> None:
+        """Those who wait for room look again."""
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
+
+    async def freed(self) -> None:
+        """Waits until something of it went, or another frame is the oldest."""
+        if self._freed is None:
+            self._freed = trio.Event()
+        await self._freed.wait()
+
+    async def room(self) -> None:
+        """Waits until this client may hold more."""
+        while self.memory.closed or self.full:
+            await (self.memory.open() if self.memory.closed else self.freed())
 
     @property
     def full(self) -> bool:
@@ -96,7 +133,7 @@ class Watermark:
         self._leaving = 0  # of `held`, what goes with frames that were cut
         self._accounts: dict[str, Account] = {}
         self._moving: dict[Transfer, None] = {}  # every large frame on its way in or out
-        self._freed = trio.Event()
+        self._opened = trio.Event()
         self._cut_at = 0.0
 
     def account(self, client: str) -> Account:
@@ -114,24 +151,22 @@ class Watermark:
     def add(self, size: int) -> None:
         """``size`` bytes more are held, for nobody in particular; fewer when it is negative."""
         self.held += size
-        if size < 0 and not self._freed.is_set():
-            self._freed.set()
         if not self.closed and self.held > self._high:
             self.closed = True
             self._cut_at = trio.current_time() + GRACE_S
             log.warning("Memory is short: publishers wait", extra={"held_bytes": self.held})
         elif self.closed and self.held <= self._low:
             self.closed = False
+            self._opened.set()
+            self._opened = trio.Event()
             log.warning("Memory is free again: publishers go on", extra={"held_bytes": self.held})
         if size > 0 and self.held - self._leaving > self._ceiling:
             self._cut_slowest()
 
-    async def until(self, ready: Callable[[], bool]) -> None:
-        """Waits until a condition on what is held is true."""
-        while not ready():
-            if self._freed.is_set():
-                self._freed = trio.Event()
-            await self._freed.wait()
+    async def open(self) -> None:
+        """Waits while it is closed."""
+        while self.closed:
+            await self._opened.wait()
 
     def began(self, transfer: Transfer) -> None:
         """A frame begins to move, or its size is known now."""
@@ -142,8 +177,6 @@ class Watermark:
         """It has arrived, or its connection is gone."""
         self._moving.pop(transfer, None)
         self._leaving -= transfer.leaving
-        if not self._freed.is_set():
-            self._freed.set()  # another frame of this client may be the first now
 
     def tick(self, now: float) -> None:
         """Called twice a second: cuts the slowest large frame while the mark is closed."""

@@ -27,6 +27,14 @@ def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
     assert json.loads(admin("binding", "show", "results", "--json"))[0]["exchange"] == "labs"
     assert {"client": "FL-LAB", "right": "publish", "resource": "labs"} in json.loads(admin("grants", "--json"))
     assert {r["resource"] for r in json.loads(admin("clients", "FL-LAB", "--json"))["rights"]} == {"labs"}
+    assert "FL-LAB may have 3 queues" in admin("clients", "limit", "FL-LAB", "queues", "3")
+    lab_row = json.loads(admin("clients", "FL-LAB", "--json"))
+    totals = {row["what"]: (row["has"], row["at_most"]) for row in lab_row["totals"]}
+    assert totals["queues"] == (0, 3)
+    assert totals["bundles"][0] == lab_row["bundles"] == 1
+    assert "what HQ's settings say" in admin("clients", "limit", "FL-LAB", "queues", "--default")
+    (listed,) = [row for row in json.loads(admin("clients", "--json")) if row["name"] == "FL-LAB"]
+    assert (listed["queues_most"], listed["certificates"]) == (64, 1)
     shell("route", "allow", "labs", "CA-RC", home=lab)
     assert shell("send", "--exchange", "labs", "--key", "lab.1", "x", home=lab).code == 0
     queue = json.loads(admin("queue", "show", "results", "--json"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 import trio
 
 from cipherbox.errors import NetworkError
@@ -27,11 +27,9 @@ def announced(size: int = 16 * MIB) -> bytes:
 
 
 async def publishes(r: Running, lab: Raw) -> None:
-    """An honest client's message arrives, and soon."""
-    began = time.perf_counter()
+    """An honest client's message arrives: `Raw.next` waits for ten seconds."""
     answer = await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw)
     assert isinstance(answer, frames.Confirm), answer
-    assert time.perf_counter() - began < PATIENCE_S / 2
 
 
 async def gone(r: Running, name: str) -> None:
@@ -143,7 +141,7 @@ async def test_when_the_mark_closes_the_slowest_frame_is_cut_first(tmp_path: Pat
 def transfer(size: int, *, moved: int, waited: float, gone: list[str], name: str) -> Transfer:
     one = Transfer(size, lambda why: gone.append(name))
     one.held = one.moved = moved
-    one.waited = waited
+    one._waited = waited
     return one
 
 
@@ -185,8 +183,12 @@ async def test_whoever_reads_a_large_envelope_too_slowly_is_cut_and_others_get_t
         assert r.hq.engine.broker.queues["box.SLOW"].depth == 1  # it waits for a better line
 
 
-async def test_a_client_that_reads_slowly_on_many_connections_holds_its_share_and_no_more(tmp_path: Path) -> None:
-    limits = attrs.evolve(LIMITS, memory_per_client_bytes=8 * MIB, body_cache_bytes=MIB)
+@pytest.mark.parametrize("cache", [MIB, 64 * MIB])
+async def test_a_client_that_reads_slowly_on_many_connections_holds_its_share_and_no_more(
+    tmp_path: Path, cache: int
+) -> None:
+    """Whether its envelopes are read back from the store or are still in memory."""
+    limits = attrs.evolve(LIMITS, memory_per_client_bytes=8 * MIB, body_cache_bytes=cache)
     async with running(tmp_path / "hq", limits=limits) as r:
         lab = await r.client("FL-LAB")
         await r.person("SLOW")
