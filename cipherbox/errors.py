@@ -30,7 +30,7 @@ survives it.  Codes are never reused.
     |   +-- MalformedEnvelope    +-- UnknownVersion       +-- NotRecipient
     |   +-- KeyMissing           +-- SignatureInvalid     +-- DecryptionFailed
     |   +-- CommitmentMismatch   +-- UnsafeMix            +-- SenderNotValid
-    |   +-- PlaintextMismatch    +-- AnotherPlaintext
+    |   +-- PlaintextMismatch    +-- AnotherPlaintext     +-- NotAccepted
     +-- BundleError              a key bundle that must not be trusted
     |   +-- BundleMalformed      +-- BundleNotCertified   +-- BundleForAnother
     |   +-- BundleRolledBack     +-- BundleDiscontinuous  +-- BundleExpired
@@ -351,6 +351,10 @@ class BundleExpired(BundleError, code=0x0606):
 
 class NotAllowed(BundleError, code=0x0607):
     """A recipient behind this route is not on the allow-list."""
+
+
+class NotAccepted(EnvelopeError, code=0x050D):
+    """This client takes no mail from that sender."""
 
 
 class BundleUnknown(BundleError, code=0x050C):

@@ -64,6 +64,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "exchange": ("topology", "exchange", "Declare, show, list and delete exchanges."),
         "queue": ("topology", "queue", "Declare, show, list, purge and delete queues."),
         "binding": ("topology", "binding", "Lead routing keys into queues."),
+        "contacts": ("contacts", "contacts", "Whom you take mail from."),
         "route": ("route", "route", "Who may receive what you send to an exchange."),
         "keys": ("keys.command", "keys", "Keys, yours and others': list, compare, pin; your password."),
     },

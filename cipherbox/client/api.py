@@ -24,6 +24,7 @@ from cipherbox.checks import checked
 from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges, settled
+from cipherbox.client.contacts import Contacts
 from cipherbox.client.contents import Content, as_messages
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, keyless, load_home, note_replaced
@@ -78,8 +79,8 @@ class Client(Tracking, AdminCalls):
             self.sessions = Sessions(home.path, home.keeper.vault, home.identity, settings_of(home.config))
             self.prekeys = Prekeys(self.sessions, line, events)
             self.life.published = self.prekeys.follow
-        order = LogOrder(self.revocations, line, log)
-        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery, order, self.sessions)
+        order, contacts = LogOrder(self.revocations, line, log), Contacts(home.path)
+        self.opener = Opener(home.identity, self.directory, events, self._nack, nursery, order, contacts, self.sessions)
         self.opener.refresh = self.life.refresh
         keep = home.keeper, Routes(home.path)
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, *keep, prekeys=self.prekeys)

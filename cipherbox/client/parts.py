@@ -99,7 +99,7 @@ def _expanded(data: bytes, most: int) -> bytes:
     import zstandard
 
     try:
-        found = zstandard.ZstdDecompressor().stream_reader(data).read(most + 1)
+        found = zstandard.ZstdDecompressor(max_window_size=LIMITS.part_bytes_most).stream_reader(data).read(most + 1)
     except (zstandard.ZstdError, MemoryError):
         raise MalformedEnvelope("the part does not expand") from None
     return bytes(found)

@@ -37,13 +37,17 @@ async def crafted(
         return sealing.seal(identity, bundles, plain, count, **values).raw
 
 
-async def submit(client: Client, raw: bytes, *, flags: int = 0) -> Confirmed:
+async def submit(client: Client, raw: bytes, *, flags: int = 0, patience_s: float = 30.0) -> Confirmed:
     """Sends bytes as they are; HQ's word, or its refusal raised."""
     done = trio.Event()
     item = Outgoing(raw, raw[30:46], 1, lambda _: done.set(), flags=flags)
     client.line.window.add(item)
-    with trio.fail_after(30):
-        await done.wait()
+    try:
+        with trio.fail_after(patience_s):
+            await done.wait()
+    finally:
+        if not item.gone:
+            client.line.window.forget(item)
     if item.error is not None:
         raise item.error
     assert item.result is not None

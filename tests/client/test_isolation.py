@@ -160,3 +160,25 @@ async def test_a_receipt_of_the_year_584_million_ends_no_sender(hq: Any) -> None
                           to="FL-LAB", box="sys")  # fmt: skip
         with trio.fail_after(10):
             assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+
+
+async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cipherbox.client.inbox import inbox as inboxes
+
+    made = inboxes.lines_of
+
+    def lines_of(one: Any) -> Any:
+        if one.sender == "BAD-LAB":
+            raise OverflowError("a number that nobody thought of")
+        return made(one)
+
+    monkeypatch.setattr(inboxes, "lines_of", lines_of)
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB") as bad:
+        await bad.publish("poison", to="CA-RC")
+        for number in range(3):
+            await lab.publish(f"good {number}", to="CA-RC")
+        receiver = Receiver(center)
+        with trio.fail_after(10):
+            assert await receiver.run(count=3) == 3
+        assert receiver.refused == 1
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["good 0", "good 1", "good 2"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.client.events import RECEIVER
+from cipherbox.client.faults import Fault, fault_of, refusal
 from cipherbox.client.home import LOCK, keyless
 from cipherbox.client.inbox.arriving import Arrived, is_file
 from cipherbox.client.inbox.completing import Completing
@@ -21,7 +22,7 @@ from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.owed import OwedReceipts
 from cipherbox.client.pipe.frames import is_frame
 from cipherbox.client.sessions.hearing import Heard
-from cipherbox.errors import CipherBoxError, StoreLocked
+from cipherbox.errors import CipherBoxError, EnvelopeError, StoreLocked
 from cipherbox.portable import lock_file
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Holding:
         self._coming = 0  # messages that are files and not whole yet
         self._moved = trio.Event()
         self._failure: CipherBoxError | None = None
+        self._failed: dict[tuple[str, bytes], EnvelopeError] = {}  # what could not be recorded, to be refused
 
     async def lock_free(self) -> None:
         """Waits a little until nobody else holds the lock: a conversation does so for a moment at a time."""
@@ -113,7 +115,12 @@ class Holding:
         inbox = self._inbox
         assert inbox is not None
         assert self._completing is not None
-        lines = await self._completing.on_disk(inbox.record, new, heard)
+        try:
+            lines = await self._completing.on_disk(inbox.record, new, heard)
+        except Exception as error:
+            if fault_of(error) is not Fault.SENDER:
+                raise
+            new, lines = await self._record_each(new, heard)
         if heard is not None and self.client.sessions is not None:
             self.client.sessions.recorded(heard)
         if self._owed is not None:
@@ -130,6 +137,23 @@ class Holding:
         if self._on_lines is not None and lines:
             self._on_lines(lines)
         self._completing.came()
+
+    async def _record_each(self, new: list[Received], heard: Heard | None) -> tuple[list[Received], list[bytes]]:
+        """One of them cannot be recorded, by its sender's fault: each by itself, and that one is left in `_failed`."""
+        assert self._inbox is not None
+        assert self._completing is not None
+        recorded: list[Received] = []
+        lines: list[bytes] = []
+        for one in new:
+            try:
+                lines += await self._completing.on_disk(self._inbox.record, [one], heard)
+                recorded.append(one)
+                heard = None
+            except Exception as error:
+                if fault_of(error) is not Fault.SENDER:
+                    raise
+                self._failed[one.sender, one.envelope_id] = refusal(error)
+        return recorded, lines
 
     async def _complete(self) -> None:
         assert self._completing is not None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cipherbox.client.faults import Fault, fault_of
 from cipherbox.client.inbox.arriving import Arrived, Arriving, is_file
 from cipherbox.client.inbox.checking import Check
 from cipherbox.client.inbox.contents import STEP as CONTENTS
@@ -195,7 +196,7 @@ class Inbox:
 
         ``heard``: what opening them has changed in sessions.  Files get their lines from `complete`.
         """
-        with self._failing():
+        with self._failing(recording=True):
             made = [(one, lines_of(one)) for one in batch if not is_file(one) and not is_frame(one)]
             taken = self._arriving.take([received for received in batch if is_file(received)])
             beside = [self._arriving.take_messages(one, lines.files) for one, lines in made]
@@ -257,10 +258,12 @@ class Inbox:
             self._arriving.give_up(now - self._storing.partial_days * _DAY_MS)
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def _failing(self, recording: bool = False) -> Iterator[None]:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
+            if recording and fault_of(error) is Fault.SENDER:
+                raise
             raise StoreError(f"the inbox cannot record messages: {error}; nothing was acknowledged") from None
 
     def _step(self, work: Callable[[sqlite3.Connection], None], lines: Sequence[bytes]) -> None:

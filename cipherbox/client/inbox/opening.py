@@ -13,6 +13,7 @@ from collections.abc import Callable
 import trio
 
 from cipherbox.client.consume import Delivery
+from cipherbox.client.contacts import Contacts
 from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.faults import Fault, fault_of, refusal
 from cipherbox.client.home import keyless
@@ -31,6 +32,7 @@ from cipherbox.errors import (
     EnvelopeError,
     KeyMissing,
     MalformedEnvelope,
+    NotAccepted,
     NotRecipient,
     PlaintextMismatch,
     SenderNotValid,
@@ -53,6 +55,7 @@ OUTCOMES: dict[type[CipherBoxError], Outcome] = {
     SenderNotValid: Outcome.SENDER_NOT_VALID,
     PlaintextMismatch: Outcome.PLAINTEXT_MISMATCH,
     AnotherPlaintext: Outcome.COMMITMENT_CHANGED,
+    NotAccepted: Outcome.NOT_ACCEPTED,
 }
 NEVER = frozenset(
     [
@@ -64,6 +67,7 @@ NEVER = frozenset(
         Outcome.TOO_OLD,
         Outcome.PLAINTEXT_MISMATCH,
         Outcome.COMMITMENT_CHANGED,
+        Outcome.NOT_ACCEPTED,
     ]
 )
 PAUSE_MAX_S = 60.0
@@ -74,9 +78,9 @@ class Opener:
 
     def __init__(
         self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
-        order: LogOrder, sessions: Sessions | None = None,
+        order: LogOrder, contacts: Contacts, sessions: Sessions | None = None,
     ) -> None:  # fmt: skip
-        self._order = order
+        self._order, self._contacts = order, contacts
         self._sessions = sessions
         self.events = events
         self._identity, self._directory = identity, directory
@@ -94,6 +98,8 @@ class Opener:
         if self._identity is None:
             raise keyless()
         prefix = delivery.sighted.layout.prefix
+        if not self._accepts(delivery):
+            raise NotAccepted(f"no mail is taken from {prefix.sender}; see: cipherbox contacts list")
         sender = await self._sender(delivery)
         try:
             messages = self._opened(delivery.sighted, sender, later)
@@ -127,11 +133,17 @@ class Opener:
             raise SenderNotValid("HQ does not have the key bundle the envelope names")
         return await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
 
+    def _accepts(self, delivery: Delivery) -> bool:
+        """Receipts are taken from everybody: they answer what this client sent."""
+        return delivery.queue.endswith(".sys") or self._contacts.accepts(delivery.sender_id)
+
     def ready(self, delivery: Delivery) -> bool:
         """Whether opening it, or refusing it, needs no look-up of its sender's keys at HQ."""
         try:
             prefix = delivery.sighted.layout.prefix
         except EnvelopeError:
+            return True
+        if not self._accepts(delivery):
             return True
         if self.lookups.holds(prefix.sender):
             return False

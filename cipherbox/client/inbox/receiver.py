@@ -146,8 +146,8 @@ class Receiver(Taking):
                 new, done, deliveries = await self._open_new(deliveries)
                 await self._record(new, self._heard())
                 await self._complete_now()
-                if done:
-                    await self.client.ack(done)
+                if kept := self._kept(done):
+                    await self.client.ack(kept)
 
     async def take(self, deliveries: list[Delivery]) -> None:
         """Records and acknowledges deliveries of `Client.consume_unopened`, holding the lock for this moment only.
@@ -160,7 +160,7 @@ class Receiver(Taking):
             while deliveries:
                 new, done, deliveries = await self._open_new(deliveries)
                 await self._record(new, self._heard())
-                acked += done
+                acked += self._kept(done)
             await self._complete_now()
         if acked:
             await self.client.ack(acked)
@@ -196,7 +196,10 @@ class Receiver(Taking):
             self._consumers[name] = consumer
             task_status.started()
             try:
-                while not self._enough_with(0):
+                while not self._enough():
+                    if self._enough_with(0):  # if all that is under way is recorded
+                        await self._moved.wait()
+                        continue
                     taken = await self._next(consumer)
                     self._taking += 1
                     try:
@@ -244,6 +247,7 @@ class Receiver(Taking):
         try:
             try:
                 await self._record(new, heard)
+                done = self._kept(done)
             except CipherBoxError as error:
                 self._failure = self._failure or error
                 return

@@ -87,10 +87,8 @@ class Taking(Holding):
         seen: dict[Key, bytes] = {}  # commitments to the plaintexts
         count, began = 0, time.perf_counter()
         for number, delivery in enumerate(deliveries):
-            if self._enough_with(count):
-                break  # what is left returns to its queue when the consumer ends
-            if done and time.perf_counter() - began > TURN_S:
-                return new, done, deliveries[number:]
+            if self._enough_with(count) or (done and time.perf_counter() - began > TURN_S):
+                return new, done, deliveries[number:]  # it returns to its queue when the consumer ends
             try:
                 if await self._is_old(inbox, delivery, seen):
                     done.append(delivery)
@@ -136,6 +134,19 @@ class Taking(Holding):
             prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash, delivery.commitment,
             prefix.signature_suite,
         )  # fmt: skip
+
+    def _kept(self, done: list[Delivery]) -> list[Delivery]:
+        """Those of a batch that are recorded now, to be acknowledged; the others are refused."""
+        failed, self._failed = self._failed, {}
+        if not failed:
+            return done
+        for delivery in done:
+            error = failed.get((delivery.sender_id, delivery.envelope_id))
+            if error is not None:
+                self._refuse(delivery, error)
+        kept = [d for d in done if (d.sender_id, d.envelope_id) not in failed]
+        self._refuse_all()
+        return kept
 
     def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
         self.refused += 1
