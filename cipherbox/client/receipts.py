@@ -62,6 +62,7 @@ class ReceiptTaker:
             while self._consumer is not None and (self._consumer.waiting or not self._idle.is_set()):
                 await self._idle.wait()
                 await trio.lowlevel.checkpoint()  # the taker's turn: what waits makes it busy
+        await self._client.log.rest(self._client.line)
 
     async def run(self) -> None:
         """Until cancelled; errors end here, and what could not be taken comes again."""

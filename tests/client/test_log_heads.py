@@ -12,6 +12,7 @@ import trio
 
 from cipherbox.client.home import load_home
 from cipherbox.client.log.audit import verify_log
+from cipherbox.client.log.heads import Heads
 from cipherbox.client.log.restored import attest_restored
 from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.envelope import evidence, tree
@@ -93,6 +94,18 @@ async def test_an_hq_without_a_log_is_refused_by_a_client_that_never_saw_one(
 
 
 # -- heads --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_short_command_remembers_the_head_of_its_confirm(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        confirmation = await publish(lab)
+        row = lab.post.outbox.find(confirmation.envelope_id)
+    async with hq.client("FL-LAB") as lab:
+        entry = lab.post.outbox.proof(row.number)[0]
+        assert lab.log.newest.checkpoint.size >= entry > 0
+    heads = Heads(hq.home("FL-LAB"))
+    assert heads.newest().checkpoint.size >= entry  # type: ignore[union-attr]
+    heads.close()
 
 
 async def test_the_newest_head_is_kept_and_travels_in_receipts(hq: Any) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,7 @@ _SIZES = 256  # heads HQ is asked about at once
 COVER_S = 1.0  # between looks for cosignatures, when they are demanded
 PAUSE_S = 0.5  # between rounds of questions
 RETRY_S = 5.0
+REST_S = 2.0
 
 
 class ShownLog(Protocol):
@@ -238,6 +240,12 @@ class LogProofVerifier:
             except CipherBoxError:
                 await trio.sleep(RETRY_S)
             await trio.sleep(PAUSE_S)
+
+    async def rest(self, line: Asks) -> None:
+        """Before the client closes: what was met is verified and remembered, or a rollback now would go unnoticed."""
+        with trio.move_on_after(REST_S), suppress(CipherBoxError):  # a contradiction is remembered, and was said
+            if self._met:
+                await self.check(line)
 
     async def check(self, line: Asks) -> Checkpoint:
         """One round: asks HQ for its newest head and for proofs that it goes on from what was met.
