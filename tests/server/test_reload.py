@@ -162,7 +162,7 @@ def logs_in_a_file(r: Running) -> None:
     ("spoil", "says"),
     [
         (cut(lambda hq: hq.config.file), "cipherbox.toml"),
-        (first_lines, "has no [limits], [metrics], [retention] any more: is it half written?"),
+        (first_lines, "has no [alerts], [limits], [metrics], [retention] any more: is it half written?"),
         (lambda r: r.hq.config.file.write_bytes(b""), "half written"),
         (lambda r: r.hq.config.file.write_bytes(r.hq.config.file.read_bytes() + b"[lim"), "cipherbox.toml"),
         (lambda r: r.hq.config.file.unlink(), "does not exist"),
