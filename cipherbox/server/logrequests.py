@@ -11,7 +11,7 @@ import orjson
 from cipherbox.envelope import log as format
 from cipherbox.envelope import tree
 from cipherbox.envelope.checkpoint import decode_note, verify_checkpoint
-from cipherbox.errors import Conflict, EnvelopeError, InvalidRequest
+from cipherbox.errors import EnvelopeError, InvalidRequest
 from cipherbox.server.auditlog import AuditLog
 from cipherbox.server.lognotes import LENGTH, REVOKED, note
 from cipherbox.store.port import Store
@@ -75,12 +75,16 @@ async def _cosign(s: Session, x: f.Cosign) -> object:
 
 
 def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
+    """One place for each client.  Who has cosigned longest ago gives way to one more: so clients that are nobody's
+    witnesses keep no place from one that goes on cosigning, and which comes again when it misses its own.
+    """
     names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
-    if client not in names:
-        if len(names) >= MOST_WITNESSES:
-            raise Conflict(f"HQ hands out cosignatures of at most {MOST_WITNESSES} witnesses")
-        store.put_setting(_COSIGNED, orjson.dumps([*names, client]))
+    order = [*(name for name in names if name != client), client]
+    for name in order[:-MOST_WITNESSES]:
+        store.put_setting(_COSIGNED + name, b"")
     store.put_setting(_COSIGNED + client, note)
+    if order != names:
+        store.put_setting(_COSIGNED, orjson.dumps(order[-MOST_WITNESSES:]))
 
 
 # -- proofs -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from cipherbox.client.log.restored import attest_restored
 from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.envelope import evidence, tree
 from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
-from cipherbox.errors import ConfigError, InvalidRequest, LogContradiction, LogMissing, Queued
+from cipherbox.errors import ConfigError, InvalidRequest, LogContradiction, LogMissing, LogUnproven, Queued
 from cipherbox.server import hq as server
 from cipherbox.server.auditlog import AuditLog, Proofs
 from cipherbox.server.backup import back_up, restore
@@ -188,6 +188,22 @@ def hq_audit(client: Any) -> AuditLog:
 
     engines = [one for one in gc.get_objects() if isinstance(one, Engine) and one.audit is not None]
     return next(one.audit for one in engines if one.audit is not None and one.audit.public == client.log.key)
+
+
+async def test_heads_that_hq_does_not_prove_take_bounded_memory(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cipherbox.client.log.verifier.MOST_MET", 8)
+    async with hq.client("FL-LAB", **QUICK) as lab:
+        audit, newest = hq_audit(lab), lab.log.newest.checkpoint
+        met = [
+            sign_checkpoint(Checkpoint(audit.origin, newest.size + n, bytes([n]) * 32, newest.at), audit._key)
+            for n in range(1, 10)
+        ]
+        for note in met[:8]:
+            lab.log.meet(note)
+        lab.log.meet(met[3])  # known
+        with pytest.raises(LogUnproven, match="HQ owes the proof that 8 heads"):
+            lab.log.meet(met[8])
+        assert len(lab.log._met) == 8
 
 
 # -- restores -----------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from cipherbox.wire import frames
 
 _PROOFS = 4096  # of key bundles in memory, until they are pinned
 _SIZES = 256  # heads HQ is asked about at once
+MOST_MET = 16_384  # heads that wait for HQ's proof, some 16 MB
 COVER_S = 1.0  # between looks for cosignatures, when they are demanded
 PAUSE_S = 0.5  # between rounds of questions
 RETRY_S = 5.0
@@ -122,8 +123,10 @@ class LogProofVerifier:
             self._pins.remember_log_key(link.log_key)
             self._key = link.log_key
         self._link = link
-        self._meet(Head(head, link.welcome.log_head))
         line = _Over(link, timeout_s)
+        if len(self._met) >= MOST_MET:
+            await self.check(line)
+        self._meet(Head(head, link.welcome.log_head))
         await self._resolve(line, head)
         if self._met:
             await self.check(line)
@@ -219,6 +222,11 @@ class LogProofVerifier:
         if point.origin in self._ended or (newest is not None and (point.size, point.root) == (newest.size, newest.root)
                                            and point.origin == newest.origin):  # fmt: skip
             return
+        if len(self._met) >= MOST_MET and (point.size, point.root) not in self._met:
+            error = LogUnproven(f"HQ owes the proof that {MOST_MET} heads of its log go together; tell the admin")
+            if self._link is not None:
+                self._link.end(error)
+            raise error
         self._met.setdefault((point.size, point.root), head)
         self._work.set()
 
