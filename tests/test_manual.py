@@ -139,18 +139,22 @@ def test_the_tests_the_threat_model_names_exist() -> None:
     assert len(named) > 40
     for file, function in named:
         text = (ROOT / file).read_text("utf-8")
-        assert not function or re.search(rf"^(async )?def {function}\(", text, re.MULTILINE), (file, function)
+        assert not function or re.search(rf"^ *(async )?def {function}\(", text, re.MULTILINE), (file, function)
 
 
 def test_every_adversary_of_the_threat_model_has_what_it_can_and_what_it_cannot() -> None:
     sections = re.split(r"^## ", PAGES["threat-model"], flags=re.MULTILINE)[1:]
-    adversaries = [s for s in sections if s.startswith(("A ", "Another ", "HQ's ", "Who holds "))]
-    assert len(adversaries) == 7
+    assert sections[0].startswith("Not protected")
+    rows = [line for line in sections[0].splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 5
+    assert all("`tests/" in line for line in rows)
+    adversaries = [s for s in sections if s.startswith(("A ", "An ", "Another ", "HQ's ", "Who holds "))]
+    assert len(adversaries) == 8
     for section in adversaries:
         assert "| can |" in section
-        cannot = [line for line in section.splitlines() if line.startswith("| cannot |")]
-        assert cannot
-        assert all("`tests/" in line for line in cannot), section[:40]
+        assert "| cannot |" in section
+        lines = [line for line in section.splitlines() if line.startswith(("| can |", "| cannot |"))]
+        assert [line for line in lines if "`tests/" not in line] == [], section[:40]
 
 
 @pytest.mark.parametrize("name", ["sessions"])
