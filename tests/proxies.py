@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import trio
 
 
-class LittleProxy:
+class LittleProxy(ABC):
     """Forwards to whatever ``target`` says, or answers as it was told; counts what came."""
 
     def __init__(self, nursery: trio.Nursery, user: str = "", password: str = "") -> None:
@@ -45,8 +46,8 @@ class LittleProxy:
         finally:
             await trio.aclose_forcefully(client)
 
-    async def converse(self, client: trio.SocketStream) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def converse(self, client: trio.SocketStream) -> None: ...
 
     async def say(self, client: trio.SocketStream, data: bytes) -> None:
         for part in [data[i : i + 1] for i in range(len(data))] if self.pieces else [data]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import time
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -317,7 +317,7 @@ async def a_slow_look(scene: Scene) -> None:
 
     def taken(self: Any) -> Any:
         found = asked(self)
-        time.sleep(0.3)  # in a thread of its own
+        threading.Event().wait(0.3)  # in a thread of its own
         return found
 
     scene.patch.setattr(FolderFiles, "taken", taken)

@@ -75,7 +75,7 @@ def test_a_client_without_anything_of_unix(hq: Hq, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(x) for x in (center / "data" / "received_messages.jsonl").read_text("utf-8").splitlines()]
     assert any("Sample 17 is ready" in json.dumps(line) for line in lines)
-    received = list((center / "data").rglob("plate 1.csv"))
+    received = list((center / "incoming").rglob("plate 1.csv"))
     assert [path.read_bytes() for path in received] == [b"well,value\n" * 2000]
     for command in (["status"], ["outbox", "list"], ["inbox", "list"], ["keys", "list"], ["config", "show"]):
         done = elsewhere(*command, home=lab)

@@ -7,6 +7,7 @@ its receipt, and the next one is taken.  What needs a look-up of its sender's ke
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
 
@@ -25,7 +26,7 @@ TURN_S = 0.25  # of opening, until what was opened is recorded: one sender's cos
 Key = tuple[str, bytes]  # sender, envelope id
 
 
-class Taking(Holding):
+class Taking(Holding, ABC):
     """See the module."""
 
     duplicates: int
@@ -34,11 +35,11 @@ class Taking(Holding):
     _under_way: set[Key]
     _to_refuse: list[tuple[Delivery, EnvelopeError, Outcome]]
 
-    async def _recorded(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _recorded(self) -> None: ...
 
-    def _enough_with(self, new: int) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _enough_with(self, new: int) -> bool: ...
 
     async def _ready(self, consumer: Consumer, deliveries: list[Delivery]) -> list[Delivery]:
         """Those that can be opened now; the others come again when their senders' keys were looked up."""

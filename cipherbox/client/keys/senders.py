@@ -8,6 +8,7 @@ What is wrong with one sender's keys is said of that sender alone.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from cryptography import x509
@@ -28,7 +29,7 @@ _SENDERS = 1024  # bundles of senders in memory, 24 KiB at most each
 _OF_SENDER = 16  # and of each sender
 
 
-class Senders:
+class Senders(ABC):
     """See the module."""
 
     pins: Pins
@@ -37,16 +38,16 @@ class Senders:
     _events: Events
     _senders: dict[bytes, tuple[KeyBundle, str, int]]
 
+    @abstractmethod
     async def ask(
         self, clients: Sequence[tuple[str, int]], hashes: Sequence[bytes] = ()
-    ) -> list[frames.BundleAnswer]:
-        raise NotImplementedError
+    ) -> list[frames.BundleAnswer]: ...
 
-    def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None: ...
 
-    def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]:
-        raise NotImplementedError
+    @abstractmethod
+    def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]: ...
 
     def known_sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle | None:
         """The bundle if it was checked before and the revocation list is fresh; else ask `sender`."""
