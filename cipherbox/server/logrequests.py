@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MOST = 256  # sizes, envelopes or serials of one request
 MOST_WITNESSES = 64
 _LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
+_MOST_RESTORED = 16
 _COSIGNED, _RESTORED = "cosigned/", "log-restored/"
 
 
@@ -102,8 +103,8 @@ async def _prove(s: Session, x: f.Prove) -> object:
     statements = []
     if x.incarnation:
         statements = await in_store(_begun, store, s.hq.engine.history, newest)
-        restored = await in_store(_statement, store, _RESTORED + s.hq.engine.history.hex(), format.RESTORED)
-        statements += [restored] if restored.kind else []
+        for incarnation in (await in_store(_restored, store))[-_MOST_RESTORED:]:
+            statements.append(await in_store(_statement, store, _RESTORED + incarnation, format.RESTORED))
     return f.Proven(x.correlation, proofs, revoked, statements)
 
 
@@ -158,14 +159,26 @@ def _statement(store: Store, name: str, kind: int) -> f.LogStatement:
 
 
 async def _attest_restore(s: Session, x: f.AttestRestore) -> object:
-    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the newest."""
+    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the newest of each
+    incarnation: a client that was away saw one of long ago, or meets its heads in another's receipts."""
     s.need_admin()
     audit = _audit(s)
     if len(x.statement) > 64 * 1024:
         raise InvalidRequest("this statement is too long")
-    name = _RESTORED + s.hq.engine.history.hex()
-    await note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [name])
+    incarnation = s.hq.engine.history.hex()
+    await note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [_RESTORED + incarnation])
+    await s.hq.engine.in_store(_list_restored, s.hq.store, incarnation)
     return f.Ok(x.correlation, audit.size)
+
+
+def _restored(store: Store) -> list[str]:
+    """The incarnations of which an admin has said that they took another's place, oldest first."""
+    return list(orjson.loads(store.get_setting(_RESTORED) or b"[]"))
+
+
+def _list_restored(store: Store, incarnation: str) -> None:
+    before = [one for one in _restored(store) if one != incarnation]
+    store.put_setting(_RESTORED, orjson.dumps([*before, incarnation]))
 
 
 # -- entries ------------------------------------------------------------------------------------------------------
