@@ -70,11 +70,8 @@ class Heads:
             if known is not None and (before is None or known.checkpoint[:3] != before.checkpoint[:3]):
                 return False
             self._end(ended)
-            if (
-                known is None
-                or is_gone(known.checkpoint, self.ended())
-                or known.checkpoint.size <= head.checkpoint.size
-            ):
+            gone = self.ended()
+            if known is None or is_gone(known.checkpoint, gone) or known.checkpoint.size <= head.checkpoint.size:
                 self._put(_HEAD, head.note)
         return True
 
@@ -84,9 +81,7 @@ class Heads:
             return dict(self._db.execute("SELECT origin, size FROM ended").fetchall())
 
     def met(self) -> list[Head]:
-        """Heads that programs of this home met and could not verify before they ended; some of them if there are many.
-
-        Any two that do not go together are found in time: what is verified gives way to the rest."""
+        """Heads that programs of this home met and could not verify before they ended; some, if there are many."""
         with translated(self._path):
             return [head_of(note) for (note,) in self._db.execute("SELECT note FROM met LIMIT 4096")]
 

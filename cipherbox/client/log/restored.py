@@ -9,7 +9,7 @@ rollback that nobody owns up to stays a contradiction; one that HQ's CA forges s
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -111,6 +111,11 @@ async def ended_origins(line: Asks, key: bytes, root: x509.Certificate, newest: 
                     found[old] = min(Ended(word.by, word.size), found.get(old, Ended(word.by, word.size)), key=_left)
                     reached.add(old)
     return found
+
+
+def left_of(ended: Mapping[str, Ended]) -> dict[str, int]:
+    """Origin -> how many entries are left."""
+    return {origin: one.size for origin, one in ended.items()}
 
 
 def _left(one: Ended) -> int:

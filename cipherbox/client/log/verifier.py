@@ -17,7 +17,7 @@ It does not say that a key is its owner's: pins, succession and people's compari
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from cipherbox.client.keys.pins import LOG_KEY, Pins
 from cipherbox.client.log.asking import Asks, Over, ShownLog
 from cipherbox.client.log.heads import Head, Heads, first_wrong, is_gone
 from cipherbox.client.log.quorum import Quorum
-from cipherbox.client.log.restored import Ended, ended_origins
+from cipherbox.client.log.restored import Ended, ended_origins, left_of
 from cipherbox.envelope import log
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
@@ -72,10 +72,8 @@ class LogProofVerifier:
         self._newest = self.heads.newest()
         self._ended = self.heads.ended()
         self._met: dict[object, Head] = {}  # what HQ still has to prove
-        left = self.heads.met()
-        for head in left:
+        for head in self.heads.met():
             self._meet(head)
-        self.heads.settle(head for head in left if head not in self._met.values())
         self._proofs: dict[bytes, bytes] = {}
         self._link: ShownLog | None = None
         self.checked = trio.Event()  # replaced after each round
@@ -132,7 +130,7 @@ class LogProofVerifier:
         between = [head.checkpoint for head in self.heads.between()]
         if any(head.origin != newest.origin for head in between):
             with suppress(CipherBoxError):  # who does not answer explains nothing
-                ended = _sizes(await ended_origins(line, self._key, self._root, newest))
+                ended = left_of(await ended_origins(line, self._key, self._root, newest))
                 if any(is_gone(head, ended) for head in between):
                     self.heads.explained(ended)
                     self._ended = self.heads.ended()
@@ -342,7 +340,7 @@ class LogProofVerifier:
         if wrong is None:
             return answer, newest
         words = await self._words(line, points, newest.checkpoint)
-        gone = [head.checkpoint for head in points if is_gone(head.checkpoint, _sizes(words))]
+        gone = [head.checkpoint for head in points if is_gone(head.checkpoint, left_of(words))]
         if not gone:
             self._contradict(*wrong, stored)
         for origin, one in words.items():
@@ -382,10 +380,6 @@ class LogProofVerifier:
         assert known is not None
         self._events.say(LINE, _stopped(*known))
         raise LogContradiction(_stopped(*known))
-
-
-def _sizes(ended: Mapping[str, Ended]) -> dict[str, int]:
-    return {origin: one.size for origin, one in ended.items()}
 
 
 def _stopped(text: str, file: str) -> str:
