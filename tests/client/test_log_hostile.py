@@ -124,6 +124,26 @@ async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(hq: Any, tm
                     pass
 
 
+async def test_the_word_of_any_certified_client_counts_and_its_name_is_said(hq: Any, tmp_path: Path) -> None:
+    """HQ with a client on its side: who is an admin, HQ alone knows."""
+    back_up(hq.config, tmp_path / "backup")
+    async with hq.client("FL-LAB") as lab:
+        await publish(lab)
+        await lab.log.check(lab.line)
+        old = lab.log.newest.checkpoint
+    await restored(hq, tmp_path)
+    files = load_home(hq.home("CA-RC"))
+    async with hq.admin() as admin:
+        new = admin.log.newest.checkpoint
+        word = Word("", (old.origin,), new.size, new.root, new.origin)
+        statement = make_statement(word, list(files.chain), files.key)
+        await admin.line.request(frames.AttestRestore, statement=statement)
+    said: list[str] = []
+    async with hq.client("FL-LAB", on_event=said.append):
+        pass
+    assert any("HQ was restored from a backup, as CA-RC has signed" in line for line in said)
+
+
 async def test_a_store_that_was_restored_twice_is_explained_too(hq: Any, tmp_path: Path) -> None:
     await hq.join("WIT-1")
     back_up(hq.config, tmp_path / "backup")
