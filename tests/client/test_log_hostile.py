@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import trio
 
@@ -97,6 +98,13 @@ async def test_two_programs_of_one_home_cannot_be_shown_two_logs(hq: Any, monkey
         other.close()
 
 
+async def left_of(admin: Any) -> tuple[int, bytes]:
+    """How many entries the store that runs now began with, and their root."""
+    answer: frames.Proven = await admin.line.request(frames.Prove, envelopes=[], serials=[], incarnation=True)
+    after = orjson.loads(answer.statements[0].payload)["after"]
+    return after["size"], bytes.fromhex(after["root"])
+
+
 # -- restores -----------------------------------------------------------------------------------------------------
 
 
@@ -110,11 +118,11 @@ async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(hq: Any, tm
     await restored(hq, tmp_path)
     files = load_home(hq.admin_home)
     async with hq.admin() as admin:
-        new = admin.log.newest.checkpoint
+        new, (size, root) = admin.log.newest.checkpoint, await left_of(admin)
         for word in (
-            Word("", (old.origin,), new.size, bytes(32), new.origin),
-            Word("", (old.origin,), 1, new.root, new.origin),
-            Word("", (old.origin,), new.size, new.root, new.origin[:-4] + "0000"),
+            Word("", (old.origin,), size, bytes(32), new.origin),
+            Word("", (old.origin,), size - 1, root, new.origin),
+            Word("", (old.origin,), size, root, new.origin[:-4] + "0000"),
         ):
             await admin.line.request(
                 frames.AttestRestore, statement=make_statement(word, list(files.chain), files.key)
@@ -135,7 +143,7 @@ async def test_the_word_of_any_certified_client_counts_and_its_name_is_said(hq: 
     files = load_home(hq.home("CA-RC"))
     async with hq.admin() as admin:
         new = admin.log.newest.checkpoint
-        word = Word("", (old.origin,), new.size, new.root, new.origin)
+        word = Word("", (old.origin,), *await left_of(admin), new.origin)
         statement = make_statement(word, list(files.chain), files.key)
         await admin.line.request(frames.AttestRestore, statement=statement)
     said: list[str] = []
