@@ -21,6 +21,7 @@ from cipherbox.alertsettings import AlertSettings, check_alerts
 from cipherbox.configfile import (
     DEFAULT_PORT,
     AgentSettings,
+    ContactSettings,
     InboxSettings,
     build_table,
     check_address,
@@ -282,13 +283,14 @@ class ClientConfig:
     agent: AgentSettings = attrs.Factory(AgentSettings)
     sessions: SessionTable = attrs.Factory(SessionTable)
     inbox: InboxSettings = attrs.Factory(InboxSettings)
+    contacts: ContactSettings = attrs.Factory(ContactSettings)
     log: LogSettings = attrs.Factory(LogSettings)
 
 
 CLIENT_TABLES: dict[str, type] = {
     "client": IdentitySettings, "line": LineSettings, "alerts": AlertSettings, "retry": RetrySettings,
     "outbox": OutboxSettings, "keys": KeySettings, "agent": AgentSettings, "inbox": InboxSettings,
-    "sessions": SessionTable, "log": LogSettings,
+    "sessions": SessionTable, "log": LogSettings, "contacts": ContactSettings,
 }  # fmt: skip
 
 # -- loading and writing ------------------------------------------------------------------------------------------
@@ -379,7 +381,7 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
     more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
     return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, alerts=alerts, agent=tables["agent"],
-                        log=tables["log"],
+                        log=tables["log"], contacts=tables["contacts"],
                         inbox=_absolute(home, tables["inbox"]), sessions=tables["sessions"])  # fmt: skip
 
 

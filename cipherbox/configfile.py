@@ -49,6 +49,13 @@ class AgentSettings:
 
 
 @attrs.frozen
+class ContactSettings:
+    """Table `[contacts]`: whom mail is taken from is said by `cipherbox contacts`."""
+
+    tell_hq: bool = setting(True, "HQ is told the lists and refuses what you would refuse; false: they stay here")
+
+
+@attrs.frozen
 class InboxSettings:
     """Table `[inbox]`."""
 

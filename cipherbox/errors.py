@@ -17,6 +17,7 @@ survives it.  Codes are never reused.
     |   +-- UnknownRecipient     +-- RouteChanged         +-- AmbiguousRoute
     |   +-- NoRoute              +-- BundleRefused        +-- EnrolmentRefused
     |   +-- RecipientRevoked     +-- KeyReused            +-- CommitmentChanged    +-- LimitReached
+    |   +-- RecipientRefuses
     |   +-- Busy (retry)         +-- StoreUnavailable     +-- DiskFull
     |                            +-- QuotaExceeded        +-- Throttled            +-- Draining
     +-- CredentialsError         this party's certificate is missing, foreign, expired or revoked
@@ -189,6 +190,10 @@ class RecipientRevoked(Refused, code=0x021D):
 
 class CommitmentChanged(Refused, code=0x0220):
     """This envelope id was accepted before with a commitment to another plaintext."""
+
+
+class RecipientRefuses(Refused, code=0x0221):
+    """A recipient has told HQ that it takes no mail from this sender."""
 
 
 class KeyReused(Refused, code=0x0224):

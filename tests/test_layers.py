@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
-BASE = {"errors", "groups", "limits", "checks"}
+BASE = {"errors", "groups", "limits", "checks", "contactlists"}
 GROUND = BASE | {
     "portable", "configfile", "databaseurl", "secretfile", "proxyurl", "alertsettings", "config", "configshow",
     "profile", "pki", "crl", "alerting", "ops", "tls", "proxy", "transport", "websocket",
@@ -21,6 +21,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "groups": ({"errors"}, set()),
     "limits": ({"errors"}, {"attrs"}),
     "checks": ({"errors"}, set()),
+    "contactlists": (set(), {"attrs"}),
     "portable": (BASE, set()),
     "configfile": (BASE | {"portable"}, {"attrs"}),
     "databaseurl": (BASE, set()),

@@ -8,6 +8,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import Done
 from cipherbox.broker.rights import MAILBOX
 from cipherbox.broker.usage import SETTINGS
+from cipherbox.contactlists import Lists
 from cipherbox.errors import Forbidden, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -37,3 +38,24 @@ def limit_client(broker: Broker, c: m.LimitClient) -> Done:
         broker.totals.own[key] = c.most
     broker.effects.changes.client_limits[key] = c.most
     return Done(c.correlation, 1)
+
+
+def tell_contacts(broker: Broker, c: m.TellContacts) -> Done:
+    """A client says whom it takes mail from.  The signed log cannot forget, so it gets the numbers and no names."""
+    if broker.rights.contacts_of(c.client) == c.lists:
+        return Done(c.correlation, 0)
+    set_contacts(broker, c.client, c.lists)
+    told: dict[str, object] = {"allowed": len(c.lists.allowed), "blocked": len(c.lists.blocked)}
+    broker.effects.acts.append(m.Act(c.client, "TellContacts", told))
+    return Done(c.correlation, 1)
+
+
+def set_contacts(broker: Broker, client: str, lists: Lists) -> None:
+    """These are a client's lists from now on; empty ones are forgotten."""
+    contacts = broker.rights.contacts
+    if lists:
+        contacts[client] = lists
+    elif contacts.pop(client, None) is None:
+        return
+    broker.effects.changes.contacts[client] = lists
+    broker.rights_changed()

@@ -94,6 +94,7 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
     m.Note: topology.note,
     m.List: listing.listing,
     m.LimitClient: clients.limit_client,
+    m.TellContacts: clients.tell_contacts,
     m.EnrolHere: _note,
     m.Enrol: _note,
     m.KeysAnew: _note,
@@ -121,7 +122,7 @@ class Broker:
         self.first_seq = snapshot.first_seq
         self.bindings_version = snapshot.bindings_version
         self.watermark = snapshot.watermark
-        self.rights = Rights(snapshot.clients, snapshot.grants)
+        self.rights = Rights(snapshot.clients, snapshot.grants, snapshot.contacts)
         self.exchanges = {name: Exchange(name, ExchangeType(kind)) for name, kind in snapshot.exchanges}
         counters = {c.queue: c for c in snapshot.counters}
         self.totals = Totals(limits, snapshot.client_limits)

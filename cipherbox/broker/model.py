@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import attrs
 
+from cipherbox.contactlists import Lists
 from cipherbox.errors import CipherBoxError
 
 ADMIN = "admin"
@@ -285,6 +286,13 @@ class LimitClient(Command):
 
 
 @attrs.define
+class TellContacts(Command):
+    """Whom this client takes mail from, in place of what it told before."""
+
+    lists: Lists
+
+
+@attrs.define
 class RevokeClient(Command):
     target: str
     reason: str
@@ -338,6 +346,7 @@ AnyCommand = (
     Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
     | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | LimitClient | RevokeClient | List
     | Disconnect | Sweep | Note | Lost | SettleDead | Retain | EnrolHere | Enrol | ReplaceClient | KeysAnew
+    | TellContacts
 )  # fmt: skip
 
 
@@ -517,6 +526,7 @@ class Changes:
     highest: dict[str, bytes] = attrs.Factory(dict)  # sender -> highest envelope id
     usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)  # (sender, queue) -> bytes, envelopes there
     client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)  # (client, what) -> most; -1: as the settings say
+    contacts: dict[str, Lists] = attrs.Factory(dict)  # client -> whom it takes mail from; empty lists: forgotten
     bindings_version: int | None = None
     notes: list[NewNote] = attrs.Factory(list)  # for the log alone
     noted: int = 0  # acts that change nothing else, for the log alone
@@ -621,3 +631,4 @@ class Snapshot:
     highest: dict[str, bytes] = attrs.Factory(dict)
     usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)
     client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)
+    contacts: dict[str, Lists] = attrs.Factory(dict)

@@ -41,6 +41,7 @@ from cipherbox.errors import (
     NoRoute,
     NotFound,
     QuotaExceeded,
+    RecipientRefuses,
     RecipientRevoked,
     RouteChanged,
     TooOld,
@@ -114,7 +115,10 @@ def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
     if not all(recipients.issuperset(rights.readers(queue)) for queue, _ in waiting):
         raise _changed(broker, tuple((q.name, rights.readers(q)) for q, _ in waiting))
     everywhere = dead
-    dead = [q for q in dead if (readers := rights.readers(q)) and recipients.issuperset(readers)]
+    dead = [
+        q for q in dead
+        if (readers := rights.readers(q)) and recipients.issuperset(readers) and rights.takes(q, item.sender)
+    ]  # fmt: skip
     if not waiting and not dead:  # acknowledged everywhere: there is nothing that the new bytes could replace
         return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
     if not item.partial and _left_out(item, here):
@@ -244,8 +248,12 @@ def _enter(broker: Broker, queue: Queue, number: int, fan: int, item: Incoming, 
 
 def _targets(broker: Broker, connection: int, item: Incoming) -> Targets:
     queues, missing = _choose(broker, connection, item)
+    kept = [queue for queue in queues if broker.rights.takes(queue, item.sender)]
+    refused = len(kept) < len(queues)
+    if refused:
+        queues, missing = _without_refusing(item, queues, kept, missing)
     targets = (tuple(queues), tuple(q.name for q in queues), missing)
-    if not missing and len(item.recipients) <= _REMEMBERED_RECIPIENTS:
+    if not missing and not refused and len(item.recipients) <= _REMEMBERED_RECIPIENTS:
         if len(broker.targets) >= _REMEMBERED:
             broker.targets.clear()
         broker.targets[(item.sender, item.exchange, item.routing_key, item.recipients)] = targets
@@ -294,10 +302,32 @@ def _mailboxes(broker: Broker, item: Incoming) -> tuple[list[Queue], tuple[str, 
         else:
             found.append(queue)
     if missing and (not item.partial or not found):
-        names = [m.encode() for m in missing]
-        detail = len(names).to_bytes(4, "big") + b"".join(bytes([len(n)]) + n for n in names)
-        raise UnknownRecipient(f"HQ has no mailbox for {', '.join(missing)}", detail)
+        raise UnknownRecipient(f"HQ has no mailbox for {', '.join(missing)}", _names(missing))
     return found, tuple(missing)
+
+
+def _without_refusing(
+    item: Incoming, queues: list[Queue], kept: list[Queue], missing: tuple[str, ...]
+) -> tuple[list[Queue], tuple[str, ...]]:
+    """Where an envelope goes when only ``kept`` of its queues have a reader who takes mail from its sender.
+
+    It is refused, naming who takes none, unless it is partial and somebody else gets it.  Whoever publishes to a route
+    cannot leave a reader out, so there one reader's lists keep the envelope from nobody else: inboxes decide.
+    """
+    routed = bool(item.exchange) or item.routing_key not in MAILBOX_KEYS
+    if kept and routed and not item.partial:
+        return queues, missing
+    covered = {reader for queue in kept for reader in queue.all_readers}
+    refusing = sorted(set(item.recipients).difference(covered, missing))
+    if not item.partial or not kept:
+        verb = "takes" if len(refusing) == 1 else "take"
+        raise RecipientRefuses(f"{', '.join(refusing)} {verb} no mail from {item.sender}", _names(refusing))
+    return kept, tuple(sorted({*missing, *refusing}))
+
+
+def _names(clients: Iterable[str]) -> bytes:
+    names = [client.encode() for client in clients]
+    return len(names).to_bytes(4, "big") + b"".join(bytes([len(n)]) + n for n in names)
 
 
 def resolve(broker: Broker, connection: int, client: str, exchange: str, routing_key: str) -> Route:

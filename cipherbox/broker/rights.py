@@ -7,18 +7,27 @@ Unknown and forbidden look the same wherever saying more would tell what exists.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cipherbox.broker.model import ADMIN, EVERYBODY, ClientRow
 from cipherbox.broker.queues import Queue
+from cipherbox.contactlists import Lists
 from cipherbox.errors import NotFound
 
 RIGHTS = frozenset({"publish", "bind", "read", "declare", "admin"})
 MAILBOX = "box."
+SYSTEM = ".sys"  # ends the names of the queues that receipts come in
+_NONE: dict[str, Lists] = {}
+_EVERYBODY = Lists()
 
 
 class Rights:
-    """Clients, their roles and their grants."""
+    """Clients, their roles and their grants, and whom each of them takes mail from, if it has told."""
 
-    def __init__(self, clients: list[ClientRow], grants: list[tuple[str, str, str]]) -> None:
+    def __init__(
+        self, clients: list[ClientRow], grants: list[tuple[str, str, str]], contacts: Mapping[str, Lists] = _NONE
+    ) -> None:
+        self.contacts = dict(contacts)
         self.clients = {c.name: c for c in clients}
         self._folded = {c.name.casefold(): c.name for c in clients}
         self.grants = set(grants)
@@ -56,6 +65,20 @@ class Rights:
     def readers(self, queue: Queue) -> tuple[str, ...]:
         """Everybody who reads a queue and whose certificate is not revoked, sorted."""
         return tuple(sorted(c for c in queue.all_readers if not self.revoked(c)))
+
+    def contacts_of(self, client: str) -> Lists:
+        """Whom this client takes mail from, as it told; everybody, if it told nothing."""
+        return self.contacts.get(client, _EVERYBODY)
+
+    def takes(self, queue: Queue, sender: str) -> bool:
+        """False where nobody who reads a queue takes mail from this sender.
+
+        Receipts come everywhere: they answer what their reader sent.
+        """
+        if not self.contacts or queue.name.endswith(SYSTEM):
+            return True
+        readers = self.readers(queue)
+        return not readers or any(self.contacts_of(reader).accepts(sender) for reader in readers)
 
 
 def no_queue(name: str) -> NotFound:

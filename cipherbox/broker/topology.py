@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from cipherbox.broker import model as m
-from cipherbox.broker.clients import owned_queues
+from cipherbox.broker.clients import owned_queues, set_contacts
 from cipherbox.broker.consume import bury, disconnect, end_consumer, end_reader, want_page
 from cipherbox.broker.dead import overflow
 from cipherbox.broker.exchanges import Exchange
@@ -29,6 +29,7 @@ from cipherbox.broker.model import (
 from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
 from cipherbox.broker.usage import QUEUES
+from cipherbox.contactlists import Lists
 from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, Revoked
 from cipherbox.limits import check_client_id, check_name
 
@@ -374,6 +375,7 @@ def revoke_client(broker: Broker, c: m.RevokeClient) -> Done:
         broker.rights.add(row)
         broker.effects.changes.clients.append(row)
         broker.bindings_changed()
+        set_contacts(broker, c.target, Lists())  # nothing is taken for it any more
     end_connections(broker, c.target, Revoked(f"the certificate of {c.target} was revoked: {c.reason}"))
     return Done(c.correlation, 1)
 

@@ -9,7 +9,7 @@ import click
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option
 
 if TYPE_CHECKING:
-    from cipherbox.client.contacts import Lists
+    from cipherbox.contactlists import Lists
 
 
 @click.group()
@@ -28,7 +28,7 @@ def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: b
     if everybody == bool(client_ids):
         raise click.UsageError("Specify client ids or --everybody.")
     found = Contacts(home_of(ctx))
-    _say(found.allow_everybody() if everybody else found.allow(client_ids))
+    _changed(ctx, found.allow_everybody() if everybody else found.allow(client_ids))
 
 
 @contacts.command("block")
@@ -36,11 +36,11 @@ def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: b
 @click.option("--remove", is_flag=True, help="Block these no longer.")
 @click.pass_context
 def contacts_block(ctx: click.Context, client_ids: tuple[str, ...], remove: bool) -> None:
-    """Refuse mail from CLIENT_IDS; each sender gets a signed receipt that says so."""
+    """Refuse mail from CLIENT_IDS; each sender is told so, by HQ or by a signed receipt."""
     from cipherbox.client.contacts import Contacts
 
     found = Contacts(home_of(ctx))
-    _say(found.unblock(client_ids) if remove else found.block(client_ids))
+    _changed(ctx, found.unblock(client_ids) if remove else found.block(client_ids))
 
 
 @contacts.command("list")
@@ -63,3 +63,32 @@ def _say(lists: Lists) -> None:
 
     say(f"allowed: {', '.join(lists.allowed) or 'everybody who is not blocked'}")
     say(f"blocked: {', '.join(lists.blocked) or 'nobody'}")
+
+
+def _changed(ctx: click.Context, lists: Lists) -> None:
+    """The lists count here already; HQ gets to know them now, or with the next connection."""
+    from cipherbox.cli.options import run
+    from cipherbox.cli.output import say, warn
+    from cipherbox.cli.password import load_here
+    from cipherbox.client.api import open_client
+    from cipherbox.client.contacts import Telling
+    from cipherbox.errors import CipherBoxError
+    from cipherbox.limits import LIMITS
+
+    async def main() -> None:
+        async with open_client(home, renew=False, tries=1) as client:
+            await Telling(client).tell()
+
+    _say(lists)
+    try:
+        home = load_here(ctx)
+        run(main)
+    except CipherBoxError as error:
+        warn(f"It counts here from now on. HQ will be told with the next connection: {error}")
+        return
+    if not home.config.contacts.tell_hq:
+        say("HQ knows nothing of it ([contacts] tell_hq).")
+    elif len(lists) > LIMITS.names_per_frame:
+        say(f"HQ knows nothing of it: it keeps at most {LIMITS.names_per_frame:,} names of one client.")
+    else:
+        say("HQ knows it too, and refuses for you.")

@@ -50,7 +50,7 @@ WRAPS = {"hpke": "hpke-mlkem768-x25519", "hpke-x25519": "hpke-x25519", "rsa": "r
     help="Seal for keys of this kind: post-quantum, or classical; ratchet: in a session with each recipient. [manual: "
     "sessions] [default: the kind each recipient prefers]",
 )
-@click.option("--partial", is_flag=True, help="Send although some recipients of the route have no queue.")
+@click.option("--partial", is_flag=True, help="Send although some recipients have no queue, or take no mail from you.")
 @click.option(
     "--wait", "until", type=click.Choice(("queued", "confirmed", "delivered", "opened")), default="confirmed",
     show_default=True, help="What to wait for: kept here, on HQ's disk, delivered to all, or signed for by all.",
@@ -166,7 +166,7 @@ def send(
         whom = ", ".join(to) if to else f"{exchange} with {key!r}"
         say(_sentence(confirmation, ids, whom, until if arrived else "confirmed"))
     if confirmation.missing and not as_json:
-        warn(f"Not reached, for they have no queue: {', '.join(confirmation.missing)}")
+        warn(f"Not reached, for they have no queue or take no mail from you: {', '.join(confirmation.missing)}")
     if not arrived:
         warn(f"HQ has it, but it was not {until} by all within {within:g} s; it goes on by itself.")
     if verbose and not as_json:

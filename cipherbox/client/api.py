@@ -24,7 +24,7 @@ from cipherbox.checks import checked
 from cipherbox.client.admin import AdminCalls
 from cipherbox.client.allow import AllowList
 from cipherbox.client.consume import Consumer, Delivery, ranges, settled
-from cipherbox.client.contacts import Contacts
+from cipherbox.client.contacts import Contacts, keep_told
 from cipherbox.client.contents import Content, as_messages
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, keyless, load_home, note_replaced
@@ -362,10 +362,7 @@ async def open_client(
     ``password`` opens keys that are under one; without it `[client] password_file` or systemd must hold it ready.
     """
     events = Events(on_event)
-    if isinstance(home, Home):
-        files = home
-    else:
-        files = load_home(home, password=password, say=lambda text: events.say(KEYS, text))
+    files = home if isinstance(home, Home) else load_home(home, password=password, say=lambda t: events.say(KEYS, t))
     if overrides:
         files = attrs.evolve(files, config=attrs.evolve(files.config, **overrides))
     config = files.config
@@ -384,6 +381,8 @@ async def open_client(
                 nursery.start_soon(client.receipts.run)
             nursery.start_soon(client.life.run if renew else client.finish_keys)
             nursery.start_soon(watch, client, renew)
+            if files.identity is not None:
+                nursery.start_soon(keep_told, client)
             if not keep_trying:
                 await line.ready(config.tries)
                 await client.finish_keys()

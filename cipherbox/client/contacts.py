@@ -1,39 +1,35 @@
 """Whom this client takes mail from: everybody HQ's CA certified, until a person says otherwise.
 
-``contacts.json`` holds two lists of client ids.  Who is *blocked* is refused.  As soon as somebody is *allowed*, only
-those are taken; blocked wins over allowed.  The file stays on this machine: HQ does not learn it, and the sender
-learns from a signed receipt that its message was not accepted.  Programs of this home that run look at the file, so a
-change counts at the next envelope.  Nothing is deleted: what is refused is a dead letter at HQ, which can be redriven.
+``contacts.json`` holds two lists of client ids.  Programs of this home that run look at the file, so a change counts at
+the next envelope; what they refuse is a dead letter at HQ, which can be redriven, and its sender gets a signed receipt.
+
+HQ is told the lists, unless `[contacts] tell_hq` says no, and refuses a publish that would end like that.  That spares
+the way and nothing else: the inbox decides, whatever HQ knows.  WELCOME says which lists HQ has, by their digest, so
+nothing is told twice; of several programs of one home each goes on until HQ has what the file says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import attrs
 import orjson
+import trio
 
-from cipherbox.errors import ConfigError, InvalidRequest
-from cipherbox.limits import check_client_id
+from cipherbox.client.events import LINE
+from cipherbox.contactlists import Lists
+from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, InvalidRequest, NetworkError
+from cipherbox.limits import LIMITS, check_client_id
 from cipherbox.portable import write_atomic
+from cipherbox.wire import frames
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
+    from cipherbox.client.link import Link
 
 FILE = "contacts.json"
-
-
-@attrs.frozen
-class Lists:
-    """Client ids as a person wrote them; they are compared without regard to case."""
-
-    allowed: tuple[str, ...] = ()
-    blocked: tuple[str, ...] = ()
-
-    def accepts(self, client_id: str) -> bool:
-        """Whether this client's mail is taken."""
-        name = client_id.casefold()
-        if name in map(str.casefold, self.blocked):
-            return False
-        return not self.allowed or name in map(str.casefold, self.allowed)
+LOOK_S = 1.0  # a running program looks so often whether HQ has the lists of now
 
 
 class Contacts:
@@ -105,3 +101,55 @@ def _union(names: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
 def _without(names: tuple[str, ...], gone: tuple[str, ...]) -> tuple[str, ...]:
     folded = set(map(str.casefold, gone))
     return tuple(name for name in names if name.casefold() not in folded)
+
+
+class Telling:
+    """Keeps HQ at what the file says."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._contacts = Contacts(client.home.path)
+        self._link: Link | None = None
+        self._told = b""  # digest of what HQ has
+
+    async def tell(self) -> bool:
+        """Tells HQ what it does not have yet; whether there was something to tell.
+
+        The file is read again afterwards: whoever changed it meanwhile may have told HQ before this did.
+        """
+        line, changed = self._client.line, False
+        while True:
+            link = await line.ready(line.tries)
+            if link is not self._link:
+                self._link, self._told = link, link.welcome.contacts
+            lists = self._wanted()
+            if lists.digest == self._told:
+                return changed
+            self._told = b"?"  # unknown until HQ has answered
+            await line.request(frames.TellContacts, allowed=list(lists.allowed), blocked=list(lists.blocked))
+            self._told, changed = lists.digest, True
+
+    def _wanted(self) -> Lists:
+        if not self._client.home.config.contacts.tell_hq:
+            return Lists()
+        lists = self._contacts.lists()
+        return lists if len(lists) <= LIMITS.names_per_frame else Lists()  # part of a list would mean something else
+
+
+async def keep_told(client: Client) -> None:
+    """Tells HQ the lists with each connection and whenever they change, until cancelled or the line has failed."""
+    telling, said = Telling(client), ""
+    while client.line.failure is None:
+        try:
+            await client.line.ready()
+            if await telling.tell():
+                client.events.say(LINE, "HQ knows whom mail is taken from")
+            said = ""
+        except CipherBoxError as error:  # the inbox goes by the file all the same; it is tried again
+            if str(error) != said and not isinstance(error, NetworkError | CredentialsError):  # those the line tells
+                said = str(error)
+                client.events.say(LINE, f"HQ was not told whom mail is taken from: {error}")
+        await trio.sleep(LOOK_S)
+
+
+__all__ = ["FILE", "Contacts", "Lists", "Telling", "keep_told"]

@@ -72,6 +72,7 @@ COSTS: dict[type, Cost] = {
     f.Bind: _CHANGE,
     f.Unbind: _CHANGE,
     f.Purge: _ADMIN,
+    f.TellContacts: _CHANGE,
     f.Register: Cost(KEYS, 1, "checks signatures; an entry in the signed log"),
     f.GetBundles: Cost(KEYS, 1, "up to 1,024 clients at once"),
     f.OfferPrekeys: Cost(KEYS, 1, "checks signatures"),

@@ -15,6 +15,7 @@ from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.model import AnyCommand, ExchangeType
 from cipherbox.broker.rights import MAILBOX
+from cipherbox.contactlists import Lists
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.envelope.layout import split, stored_hashes
 from cipherbox.envelope.prefix import VERSION
@@ -28,7 +29,7 @@ from cipherbox.errors import (
     TooLarge,
     WrongSender,
 )
-from cipherbox.limits import LIMITS
+from cipherbox.limits import LIMITS, check_client_id
 from cipherbox.server import administration, logrequests
 from cipherbox.server.directory import Registered
 from cipherbox.server.enrolment import Outcome
@@ -86,6 +87,12 @@ def _ack(n: int, c: str, x: f.Ack) -> m.Ack:
     return m.Ack(n, c, x.correlation, x.queue, ranges)
 
 
+def _lists(x: f.TellContacts) -> Lists:
+    _many(len(x.allowed) + len(x.blocked), "contacts", _IDS)
+    allowed, blocked = (tuple(sorted({check_client_id(name) for name in names})) for names in (x.allowed, x.blocked))
+    return Lists(allowed, blocked)
+
+
 # frame -> command; (connection, client, frame)
 COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
     f.Consume: lambda n, c, x: m.Consume(n, c, x.correlation, x.tag, x.queue, x.envelopes, x.size),
@@ -111,6 +118,7 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
     f.LimitClient: lambda n, c, x: m.LimitClient(
         n, c, x.correlation, x.client_id, x.what, -1 if x.most == _AS_SET else min(x.most, _MOST)
     ),
+    f.TellContacts: lambda n, c, x: m.TellContacts(n, c, x.correlation, _lists(x)),
     f.Grant: lambda n, c, x: m.Grant(n, c, x.correlation, x.client_id, x.right, x.resource, x.give),
 }
 

@@ -188,6 +188,7 @@ class Session:
             limits.publish_window_bytes, limits.credit_envelopes, limits.credit_bytes, self.connection,
             self.hq.clock_ms(), self.hq.engine.broker.watermark, self.client, self.role, f"cipherbox {__version__}",
             self._log_key, self.hq.engine.history, frames.PREKEYS, self.hq.engine.log_head(),
+            self.hq.engine.broker.rights.contacts_of(self.client).digest,
         )  # fmt: skip
         self._put(self._wire.send(welcome))
         self.log("Client connected", software=hello.software[:80], remote=self.remote)

@@ -35,6 +35,7 @@ TABLES: dict[str, str] = {
     "senders": "sender:t highest:b",
     "usage": "sender:t queue:t bytes:8 envelopes:8",
     "client_limits": "client:t what:t most:8",
+    "contacts": "client:t allowed:t blocked:t",
     "bundles": "client:t sequence:8 bundle_hash:b ciphertext:t nonce:t tag:t added_at:8 ends_at:8",
     "prekey_offers": "client:t signed:b",
     "prekeys": "client:t number:8 once:b",

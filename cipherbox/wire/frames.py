@@ -81,7 +81,7 @@ class Place:
     """The queues one envelope went to, and the recipients a partial publish did not reach."""
 
     queues: list[str] = listing(text8, "queue names")
-    missing: list[str] = listing(text8, "recipients without a queue; only with the flag partial")
+    missing: list[str] = listing(text8, "recipients without a queue, or who take nothing of this sender; if partial")
 
 
 @record
@@ -183,6 +183,7 @@ class Welcome:
     history: bytes = blob("incarnation of the store; a new one: HQ may have lost what it confirmed", default=b"")
     features: int = u32("bit 0: HQ keeps prekeys; a client asks for them only then", default=0)
     log_head: bytes = blob("the newest head of HQ's log, a checkpoint signed now", default=b"")
+    contacts: bytes = blob("digest of the contacts HQ has of this client; empty: it has none", default=b"")
 
 
 @frame(0x06, "both", answer="PONG")
@@ -236,7 +237,7 @@ class Send:
     """Publishes one envelope of one or many messages."""
 
     correlation: int = u64("of this request")
-    flags: int = u8("bit 0 partial: recipients without a queue are listed in the confirm instead of refused")
+    flags: int = u8("bit 0 partial: recipients it cannot go to are listed in the confirm instead of refused")
     route_version: int = u64("from ROUTE, or 0 when the recipients were named by id")
     envelope: bytes = rest("the envelope")
 
@@ -436,6 +437,18 @@ class Prekeys:
 
     correlation: int = u64("of the request")
     answers: list[PrekeyAnswer] = listing(PrekeyAnswer, "one for each asked")
+
+
+@frame(0x37, "client", answer="OK")
+class TellContacts:
+    """Whom this client takes mail from, in place of what it told before; with two empty lists HQ keeps nothing of it.
+
+    HQ refuses a publish that the recipient would refuse.  The recipient's inbox decides, whatever HQ does.
+    """
+
+    correlation: int = u64("of this request")
+    allowed: list[str] = listing(text8, "client ids: as soon as there is one, nobody else is taken")
+    blocked: list[str] = listing(text8, "client ids that are refused; both lists together have at most 1,024")
 
 
 # -- topology -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
 from cipherbox.broker.model import Confirmed, ExchangeType, Failed, FetchedEntries
+from cipherbox.contactlists import Lists
 from tests.broker.world import SMALL, World, durable
 
 NAMES = st.sampled_from(["q1", "q2"])
@@ -30,6 +31,10 @@ TOPOLOGY = st.one_of(
         st.booleans(),
     ),
     st.builds(m.RevokeClient, st.just(0), st.just(""), st.just(1), WHO, st.just("")),
+    st.builds(
+        m.TellContacts, st.just(0), WHO, st.just(1),
+        st.builds(Lists, st.just(()), st.lists(st.sampled_from(["Y", "Z"]), max_size=2).map(tuple)),
+    ),
     st.builds(m.AddClient, st.just(0), st.just(""), st.just(1), WHO, st.just("client")),
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ import attrs
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
 from cipherbox.broker.model import Changes, Entry, ExchangeType, Facts, Incoming, Snapshot, Wanted
+from cipherbox.contactlists import Lists
 from cipherbox.limits import LIMITS, Limits
 
 SMALL = attrs.evolve(LIMITS, head_entries=4, page_entries=4, deliveries=5, quota_bytes=2000, names_per_frame=5)
@@ -35,6 +36,7 @@ class ModelStore:
         self.highest: dict[str, bytes] = {}
         self.usage: dict[tuple[str, str], tuple[int, int]] = {}
         self.client_limits: dict[tuple[str, str], int] = {}
+        self.contacts: dict[str, Lists] = {}
         self.version = 1
         self.first_seq = 1
 
@@ -99,6 +101,7 @@ class ModelStore:
         self.usage = {key: used for key, used in self.usage.items() if key[1] in self.queues}
         assert self.usage == self.counted()
         self.client_limits |= c.client_limits
+        self.contacts |= c.contacts
         if c.bindings_version is not None:
             self.version = c.bindings_version
 
@@ -138,6 +141,7 @@ class ModelStore:
             heads={q: [self.entry(q, s) for s in self.waiting(q)[:head]] for q in self.queues},
             highest=dict(self.highest), usage=dict(self.usage),
             client_limits={key: most for key, most in self.client_limits.items() if most >= 0},
+            contacts={name: lists for name, lists in self.contacts.items() if lists},
         )  # fmt: skip
 
     def facts(self, wanted: Wanted, page: int) -> Facts:
@@ -290,6 +294,7 @@ def durable(broker: Broker) -> dict[str, object]:
         "routes": {e.name: [e.route(key) for key in ("k", "a.b", "")] for e in broker.exchanges.values()},
         "grants": broker.rights.grants,
         "clients": broker.rights.clients,
+        "contacts": broker.rights.contacts,
         "highest": broker.highest,
         "numbers": (broker.next_number, broker.bindings_version),
         "reads": {client: names for client, names in broker.reads.items() if names},

@@ -16,6 +16,7 @@ from cipherbox.client.chat import conversation as module
 from cipherbox.client.chat import lines as chat_lines
 from cipherbox.client.chat.conversation import AT_HQ, OPENED, SEALED, Chat, Line, everybody
 from cipherbox.client.chat.lines import Lines, Said
+from cipherbox.client.contacts import Contacts, Telling
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.errors import RecipientRevoked, TooLarge
 from tests.client.real_hq import RealHq
@@ -145,6 +146,17 @@ async def test_everybody_and_who_went_away(hq: Any) -> None:
             delivery = await deliveries.__anext__()
             assert delivery.messages[0].headers == {"chat": "CA-RC"}
             assert delivery.messages[0].content_type == module.TYPE
+
+
+async def test_a_line_to_everybody_goes_on_for_those_who_take_it(hq: Any) -> None:
+    Contacts(hq.home("NY-RC")).block(["FL-LAB"])
+    async with hq.client("NY-RC") as refusing, hq.client("FL-LAB") as client:
+        await Telling(refusing).tell()
+        chat = Chat(client, ["CA-RC", "NY-RC"], to_all=True)
+        await chat.say("who takes it?")
+        async with hq.client("CA-RC") as center, center.consume() as deliveries:
+            with trio.fail_after(20):
+                assert (await deliveries.__anext__()).messages[0].content == b"who takes it?"
 
 
 async def test_a_line_is_no_file(hq: Any) -> None:

@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 import trio
+from click.testing import CliRunner
 
-from cipherbox.client.contacts import FILE, Contacts
+from cipherbox.cli.main import cli
+from cipherbox.client import contacts as module
+from cipherbox.client.contacts import FILE, Contacts, Telling
 from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.outbox.rows import ASIDE
+from cipherbox.configfile import ContactSettings
+from cipherbox.contactlists import Lists
 from cipherbox.envelope.kinds import Outcome
-from cipherbox.errors import ConfigError, InvalidRequest
+from cipherbox.errors import ConfigError, InvalidRequest, RecipientRefuses
+from cipherbox.limits import LIMITS
+from tests.client.real_hq import RealHq
+from tests.client.waiting import until
+
+SILENT = ContactSettings(tell_hq=False)
 
 
 def test_everybody_until_somebody_is_blocked_or_some_are_allowed(tmp_path: Path) -> None:
@@ -40,7 +51,7 @@ def test_a_damaged_list_is_said_and_opens_no_door(tmp_path: Path, text: str) -> 
 
 
 async def test_blocked_while_it_receives_is_refused_with_a_receipt_and_kept_at_hq(hq: Any) -> None:
-    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC", contacts=SILENT) as center:
         async with trio.open_nursery() as nursery:
             await nursery.start(Receiver(center).run)
             first = await lab.publish("taken", to="CA-RC")
@@ -62,3 +73,132 @@ async def test_blocked_while_it_receives_is_refused_with_a_receipt_and_kept_at_h
     async with hq.admin() as admin:
         assert [str(row["reason"])[:12] for row in await admin.dead_letters()] == ["not-accepted"]
     assert [line["content"] for line in hq.lines("CA-RC")] == ["taken"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.02)
+
+
+async def at_hq(hq: RealHq, client_id: str) -> Lists:
+    """What HQ says it has of a client, found by the digest that WELCOME names."""
+    async with hq.client(client_id) as client:
+        assert client.hq is not None
+        told = client.hq.contacts
+    lists = Contacts(hq.home(client_id)).lists()
+    assert told in (b"", lists.digest)
+    return lists if told else Lists()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it(hq: RealHq) -> None:
+    contacts = Contacts(hq.home("CA-RC"))
+    contacts.block(["fl-lab"])
+    async with hq.client("CA-RC") as center:
+        await Telling(center).tell()
+    await hq.restart()
+    async with hq.client("FL-LAB") as lab:
+        with pytest.raises(RecipientRefuses, match="CA-RC takes no mail from FL-LAB"):
+            await lab.publish("refused", to="CA-RC")
+        outbox = lab.outbox().outbox
+        await until(lambda: bool(outbox.rows([ASIDE])))
+        assert [row.reason for row in outbox.rows([ASIDE])] == ["CA-RC takes no mail from FL-LAB"]
+        with pytest.raises(RecipientRefuses):
+            await lab.publish("for both", to=["CA-RC", "FL-LAB"])
+        found = await lab.publish("for who takes it", to=["CA-RC", "FL-LAB"], partial=True)
+        assert (found.missing, found.queues) == (("CA-RC",), ("box.FL-LAB",))
+        contacts.allow_everybody()
+        contacts.unblock(["FL-LAB"])  # nobody has told HQ
+        async with hq.client("CA-RC") as center:
+            await Telling(center).tell()
+            await lab.publish("taken", to="CA-RC")
+            with trio.fail_after(20):
+                assert await Receiver(center).run(count=1) == 1
+    assert [line["content"] for line in hq.lines("CA-RC")] == ["taken"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_receipts_come_back_from_whom_one_blocks(hq: RealHq) -> None:
+    Contacts(hq.home("CA-RC")).block(["FL-LAB"])
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab:
+        await Telling(center).tell()
+        sent = await center.publish("what do you say?", to="FL-LAB")
+        with trio.fail_after(20):
+            assert await Receiver(lab).run(count=1) == 1
+        with trio.fail_after(20):
+            assert await center.wait_for([sent.envelope_id], "opened", 10)
+        with pytest.raises(RecipientRefuses):
+            await lab.publish("an answer", to="CA-RC")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_hq_gets_to_know_what_another_program_changed_and_forgets_it_when_told_to(hq: RealHq) -> None:
+    contacts = Contacts(hq.home("CA-RC"))
+    async with hq.client("CA-RC"), hq.client("FL-LAB") as lab:
+        contacts.block(["FL-LAB"])
+
+        async def refused() -> bool:
+            try:
+                await lab.publish("is it so?", to="CA-RC")
+            except RecipientRefuses:
+                return True
+            return False
+
+        with trio.fail_after(20):
+            while not await refused():
+                await trio.sleep(0.02)
+    async with hq.client("CA-RC", contacts=SILENT) as silent:
+        assert silent.hq is not None
+        assert silent.hq.contacts == contacts.lists().digest
+        await Telling(silent).tell()
+    assert await at_hq(hq, "CA-RC") == Lists()
+
+
+async def test_a_list_too_long_for_hq_is_not_told_in_part(hq: RealHq) -> None:
+    names = [f"LAB-{n}" for n in range(LIMITS.names_per_frame + 1)]
+    Contacts(hq.home("CA-RC")).allow(names)
+    async with hq.client("CA-RC") as center:
+        assert not await Telling(center).tell()
+        Contacts(hq.home("CA-RC")).allow_everybody()
+        Contacts(hq.home("CA-RC")).block(names[1:])
+        await Telling(center).tell()
+        await center.publish("to nobody who minds", to="FL-LAB")
+
+
+@pytest.mark.usefixtures("quick")
+async def test_two_programs_of_one_home_end_with_what_the_file_says(hq: RealHq) -> None:
+    contacts = Contacts(hq.home("CA-RC"))
+    contacts.block(["FL-LAB"])
+    async with hq.client("CA-RC") as one, hq.client("CA-RC") as two:
+        first, second = Telling(one), Telling(two)
+        await first.tell()
+        contacts.block(["MA-LAB"])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.tell)
+            nursery.start_soon(second.tell)
+        assert [await first.tell(), await second.tell()] == [False, False]
+    assert (await at_hq(hq, "CA-RC")).blocked == ("FL-LAB", "MA-LAB")
+
+
+async def test_the_command_tells_hq_and_says_what_hq_knows(hq: RealHq) -> None:
+    home = hq.home("CA-RC")
+
+    async def said(*words: str) -> str:
+        done = await trio.to_thread.run_sync(CliRunner().invoke, cli, ["--home", str(home), "contacts", *words])
+        assert done.exit_code == 0, done.output
+        return str(done.output)
+
+    assert "HQ knows it too" in await said("block", "FL-LAB")
+    assert (await at_hq(hq, "CA-RC")).blocked == ("FL-LAB",)
+    assert "blocked: FL-LAB" in await said("list")
+    lab = await trio.to_thread.run_sync(
+        CliRunner().invoke, cli, ["--home", str(hq.home("FL-LAB")), "send", "--to", "CA-RC", "is it so?"]
+    )
+    assert isinstance(lab.exception, RecipientRefuses)
+    (home / "client.toml").write_text((home / "client.toml").read_text().replace("tell_hq = true", "tell_hq = false"))
+    assert "HQ knows nothing of it" in await said("block", "MA-LAB")
+    assert await at_hq(hq, "CA-RC") == Lists()
+    await hq.stop()
+    told = await said("allow", "--everybody")
+    assert "counts here from now on" in told
+    assert "with the next connection" in told

@@ -114,7 +114,8 @@ class Chat:
         names = self.others[:_NAMED]
         more = len(self.others) - len(names)
         header = ", ".join(names) + (f" and {more} more" if more else "")
-        return await self.client.publish(Message(content, TYPE, {HEADER: header}), to=self.others, wait=False)
+        return await self.client.publish(Message(content, TYPE, {HEADER: header}), to=self.others, wait=False,
+                                         partial=self._to_all)  # fmt: skip
 
     async def settled(self, within_s: float) -> bool:
         """Waits until HQ has all lines; False when time is up."""

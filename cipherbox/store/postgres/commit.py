@@ -124,6 +124,12 @@ def _topology(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
             link.run(upsert("client_limits", ("client", "what", "most"), 2), row)
         else:
             link.run("DELETE FROM client_limits WHERE client = ? AND what = ?", (client, what))
+    for client, lists in changes.contacts.items():
+        if lists:
+            parts = [orjson.dumps(part).decode() for part in (lists.allowed, lists.blocked)]
+            link.run(upsert("contacts", ("client", "allowed", "blocked")), (client, *parts))
+        else:
+            link.run("DELETE FROM contacts WHERE client = ?", (client,))
     for grant in changes.grants:
         link.run(upsert("grants", ("client", '"right"', "resource"), 3), grant)
     for grant in changes.dropped_grants:

@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
+from cipherbox.contactlists import Lists
 from cipherbox.store.port import TraceReport, TraceRow
 from cipherbox.store.postgres import retention
 from cipherbox.store.postgres.commit import QueueNumbers
@@ -92,6 +93,8 @@ def load(link: Link, head: int) -> Snapshot:
     snapshot.usage = {(sender, queue): (size, count) for sender, queue, size, count in usage}
     own = link.script("SELECT client, what, most FROM client_limits")
     snapshot.client_limits = {(client, what): most for client, what, most in own}
+    told = link.script("SELECT client, allowed, blocked FROM contacts")
+    snapshot.contacts = {name: Lists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told}
     rows = link.script(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
         "WHERE dropped = 0 ORDER BY name"

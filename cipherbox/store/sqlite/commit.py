@@ -91,6 +91,11 @@ def _topology(db: Connection, changes: Changes, numbers: QueueNumbers) -> None:
         db.execute("DELETE FROM client_limits WHERE client = ? AND what = ?", (client, what))
         if most >= 0:
             db.execute("INSERT INTO client_limits VALUES (?, ?, ?)", (client, what, min(most, _MOST)))
+    for name, lists in changes.contacts.items():
+        db.execute("DELETE FROM contacts WHERE client = ?", (name,))
+        if lists:
+            names = [orjson.dumps(part).decode() for part in (lists.allowed, lists.blocked)]
+            db.execute("INSERT INTO contacts VALUES (?, ?, ?)", (name, *names))
     for c in changes.clients:
         row = (c.name, c.role, c.added_at, c.revoked_at, c.reason)
         db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?, ?, ?, ?)", row)
