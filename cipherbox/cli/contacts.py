@@ -61,7 +61,8 @@ def contacts_list(ctx: click.Context, as_json: bool) -> None:
 def _say(lists: Lists) -> None:
     from cipherbox.cli.output import say
 
-    say(f"allowed: {', '.join(lists.allowed) or 'everybody who is not blocked'}")
+    only = f"{', '.join(lists.allowed)}; everybody else is refused (--everybody takes it back)"
+    say(f"allowed: {only if lists.allowed else 'everybody who is not blocked'}")
     say(f"blocked: {', '.join(lists.blocked) or 'nobody'}")
 
 

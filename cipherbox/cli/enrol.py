@@ -183,7 +183,7 @@ def join(
         begun_with = ask(prompt_for(home), nobody)
         report = run(attempt, begun_with)
     under = ", under your password," if is_sealed(home) else ""
-    say(f"{report.client_id} is enrolled. Its keys are in {home}{under} and leave it never.")
+    say(f"{report.client_id} is enrolled. Its keys are in {home}{under} and never leave it.")
     if report.role == "admin":
         next_step(f"see how HQ is: {command_here(ctx)} status")
         return

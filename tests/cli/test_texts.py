@@ -47,7 +47,8 @@ def test_topics_are_completed() -> None:
     from cipherbox.cli.main import cli
 
     found = ShellComplete(cli, {}, "cipherbox", "_X").get_completions(["manual"], "tutorial-")
-    assert [one.value for one in found] == ["tutorial-hq", "tutorial-lab", "tutorial-center"]
+    names = ["tutorial-hq", "tutorial-lab", "tutorial-center", "tutorial-folders", "tutorial-exec"]
+    assert [one.value for one in found] == names
 
 
 def test_a_page_is_laid_out_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

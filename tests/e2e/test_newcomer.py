@@ -9,7 +9,7 @@ import pytest
 
 from cipherbox.cli.exits import Exit
 
-from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, make_hq, serving, shell
+from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, line_with, make_hq, serving, shell
 
 
 def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_receive_stops_at_ctrl_c_and_writes_on(hq: Hq) -> None:
     command = [*PROGRAM, "--home", str(center), "receive"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         try:
-            assert "[RECEIVER] Subscribed to queue " in first_line(process)
+            assert line_with(process, "[RECEIVER] Subscribed to queue ")
             assert shell("send", "--to", "CA-RC", "pushed", home=lab).code == 0
             lines = [first_line(process)]
             while "Server confirmed ACK" not in lines[-1]:

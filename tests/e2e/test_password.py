@@ -54,7 +54,7 @@ def test_a_password_file_from_join_to_remove(lab: Path, first: Path, second: Pat
     assert sent.code == 0, sent.err
     fetched = shell(*with_first, "fetch", "--json", home=lab)
     assert '"content":"hello"' in fetched.out
-    message_id = sent.err.split()[-1]
+    message_id = sent.out.split()[-1]
     assert shell(*with_first, "status", message_id, home=lab).code == 0
     assert shell(*with_first, "outbox", "list", "--all", home=lab).code == 0
     assert shell("keys", "list", home=lab).code == 0  # what is public needs no password
