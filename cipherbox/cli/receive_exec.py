@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sqlite3
 import subprocess
 from contextlib import ExitStack
@@ -27,9 +28,7 @@ _NAME_MOST = 4096  # bytes of a sender's name for a file, in the environment
 
 def handler_of(command: str) -> Handler:
     """A handler that runs the command; the content is its standard input, what else is known its environment."""
-    words = shlex.split(command)
-    if not words:
-        raise click.UsageError("--exec needs a command.")
+    words = _words(command)
 
     async def handle(handled: Handled, _: sqlite3.Connection) -> None:
         environment = {
@@ -53,6 +52,22 @@ def handler_of(command: str) -> Handler:
             raise Bad(f"{words[0]} ended with {done.returncode}")
 
     return handle
+
+
+def _words(command: str) -> list[str]:
+    """The program and its arguments; a slip of the pen shows at once, not when the first message waits for it."""
+    from cipherbox.cli.output import warn
+
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise click.UsageError(f"--exec {command!r} cannot be read as a command: {error}.") from None
+    if not words:
+        raise click.UsageError("--exec needs a command.")
+    if shutil.which(words[0]) is None:
+        why = "may not be run (chmod +x)" if Path(words[0]).is_file() else "is no program here"
+        warn(f"--exec: {words[0]} {why}; what comes waits until it can be run.")
+    return words
 
 
 def stop_numbers() -> set[int]:
