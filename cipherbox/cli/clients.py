@@ -144,13 +144,14 @@ async def _roles(client: Client) -> list[dict[str, Any]]:
 
 @clients.command("limit")
 @click.argument("client_id", type=CLIENT_ID)
-@click.argument("what", type=click.Choice(WHAT))
+@click.argument("what", type=click.Choice(WHAT), metavar="WHAT")
 @click.argument("most", type=click.IntRange(0), required=False)
 @click.option("--default", "default", is_flag=True, help="As HQ's settings say, as for everybody else.")
 @click.pass_context
 def clients_limit(ctx: click.Context, client_id: str, what: str, most: int | None, default: bool) -> None:
-    """Let CLIENT_ID have at most MOST of something at HQ (admin): more than the settings say, or less.
+    """Let CLIENT_ID have at most MOST of WHAT at HQ (admin): more than the settings say, or less.
 
+    WHAT is bytes, envelopes, queues, bundles, certificates or prekeys.
     bytes and envelopes count what it sent and nobody acknowledged yet, dead letters with it, in each queue for itself.
     What it has already stays, and above MOST nothing is added. What each client has: cipherbox clients show CLIENT_ID
     """
