@@ -201,7 +201,7 @@ class FileSender:
             transfer = self._transfer
             raise Queued(
                 f"HQ cannot be reached ({line.trouble}). It has {self._done_bytes} of the {transfer.size} bytes of "
-                f"{transfer.file}; the rest goes out by itself"
+                f"{transfer.file}; the rest goes out with the next command, or by itself while `cipherbox agent` runs"
             )
 
     def _fail(self, error: CipherBoxError) -> None:

@@ -11,6 +11,8 @@ import pytest
 from cipherbox.client import comeback, enrol
 from cipherbox.client.enrol import join
 from cipherbox.client.home import NEXT_KEY, REPLACED, load_home, replaced
+from cipherbox.client.inbox.looking import looking
+from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys.pins import PERSON, Pins
 from cipherbox.errors import BundleDiscontinuous, Conflict, CredentialsError, EnrolmentRefused, Replaced, Revoked
 from cipherbox.wire.token import decode_token
@@ -67,6 +69,35 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
         rows = await center.post.store(center.post.outbox.unopened_by, "FL-LAB", 10)
         assert len(rows) == 1  # its outbox still has what was sent before
         await center.publish("sent after", to="FL-LAB")
+
+
+async def received(hq: Any, name: str) -> list[str]:
+    async with hq.client(name) as client:
+        await Receiver(client).drain()
+    return [line["content"] for line in hq.lines(name)]
+
+
+async def test_what_waits_for_a_comparison_of_keys_ends_well(hq: Any) -> None:
+    """What was sent with new keys is no refusal once they were compared, and what was taken before is signed for."""
+    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab:
+        await center.publish("pins the lab's keys", to="FL-LAB")
+        await lab.publish("before", to="CA-RC")
+    await revoked(hq, "FL-LAB")
+    await join(hq.home("FL-LAB"), await token_for(hq, "FL-LAB"))
+    async with hq.client("FL-LAB") as lab:
+        await lab.publish("after", to="CA-RC")
+    assert await received(hq, "CA-RC") == ["before"]
+    with looking(load_home(hq.home("CA-RC"))) as look:
+        assert [entry.sender_id for entry in look.refused(9)] == ["FL-LAB"]
+        assert look.counts()["refused"] == 1
+    async with hq.client("CA-RC") as center:
+        Pins(center.home.path).accept(await center.directory.offered("FL-LAB"), PERSON)  # they compared
+    assert await received(hq, "CA-RC") == ["before", "after"]
+    with looking(load_home(hq.home("CA-RC"))) as look:
+        assert (look.refused(9), look.counts()["refused"]) == ([], 0)
+    await received(hq, "FL-LAB")
+    async with hq.client("FL-LAB") as lab:
+        assert await lab.post.store(lab.post.outbox.unopened_by, "CA-RC", 10) == []
 
 
 def dying(patch: pytest.MonkeyPatch, die_before: int) -> list[str]:

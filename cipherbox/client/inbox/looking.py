@@ -24,6 +24,12 @@ from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import FileError
 from cipherbox.portable import write_private
 
+# Not what was refused at first and came after all, for example once its sender's keys were compared.
+_STANDS = (
+    "NOT EXISTS (SELECT 1 FROM envelopes e WHERE e.sender = r.sender AND e.envelope_id = r.envelope_id"
+    " AND e.received_at >= r.refused_at)"
+)
+
 
 @attrs.frozen
 class RefusedEntry:
@@ -62,7 +68,7 @@ class Looking:
         """The newest, oldest of them first."""
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT envelope_id, sender, refused_at, outcome, reason FROM refusals"
+                f"SELECT envelope_id, sender, refused_at, outcome, reason FROM refusals r WHERE {_STANDS}"
                 " UNION ALL SELECT e.envelope_id, t.sender, e.received_at, e.outcome, t.reason FROM transfers t"
                 " JOIN envelopes e ON e.number = t.envelope WHERE t.state = 3"
                 " ORDER BY 3 DESC LIMIT ?",
@@ -92,7 +98,7 @@ class Looking:
         with translated(self._path):
             states = [row[0] for row in self._db.execute("SELECT states FROM contents")]
             (envelopes,) = self._db.execute("SELECT count(*) FROM envelopes").fetchone()
-            (refused,) = self._db.execute("SELECT count(*) FROM refusals").fetchone()
+            (refused,) = self._db.execute(f"SELECT count(*) FROM refusals r WHERE {_STANDS}").fetchone()
             (files,) = self._db.execute("SELECT count(*) FROM transfers WHERE state = 3").fetchone()
             (coming,) = self._db.execute("SELECT count(*) FROM transfers WHERE state IN (0, 1, 4)").fetchone()
             (owed,) = self._db.execute("SELECT count(*) FROM envelopes WHERE receipt IS NULL").fetchone()

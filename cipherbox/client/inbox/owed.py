@@ -30,7 +30,7 @@ from cipherbox.client.window import Outgoing
 from cipherbox.envelope.group import TYPE, USE, Unsigned
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.receipt import NO_COMMITMENT, Leaf
-from cipherbox.errors import CipherBoxError, EnvelopeError, TimedOut
+from cipherbox.errors import BundleDiscontinuous, CipherBoxError, EnvelopeError, TimedOut
 from cipherbox.sealing.body import Message, pack
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ class OwedReceipts:
                 sent[sender] = 1
                 self._later.pop(sender, None)
             except CipherBoxError as error:
-                if error.retryable or error.closes:  # the line says what is wrong; what is owed stays owed
+                mendable = isinstance(error, BundleDiscontinuous)  # a person compares, then the next command sends it
+                if error.retryable or error.closes or mendable:  # it was said what is wrong; what is owed stays owed
                     pause = min(self._later.get(sender, (0.0, PAUSE_S / 2))[1] * 2, RETRY_MAX_S)
                     self._later[sender] = trio.current_time() + pause, pause
                 else:  # it is gone, or its keys are not trusted: nobody could read it
