@@ -4,6 +4,7 @@
 # make wheel   a wheel, for pip install and programs of your own
 # make everywhere   dist/cipherbox-everywhere.pyz: the same for every system and Python
 # make sim     thousands of seeds of the simulation: SEEDS=first:count chooses them
+# make soak    make sim, and EXAMPLES=20000 of a dishonest sender against a recipient: about an hour
 # make fuzz    the parsers, for MINUTES=10: guided by coverage when atheris is installed; TARGETS chooses some
 # make clean   removes what the others made
 #
@@ -18,9 +19,10 @@ PYZ := dist/cipherbox.pyz
 SOURCES := $(shell find cipherbox -type f -name '*.py' -o -type f -name '*.md' -o -type f -name '*.sql')
 JOBS ?= 2
 SEEDS ?= 0:2000
+EXAMPLES ?= 20000
 MINUTES ?= 10
 
-.PHONY: demo test check pyz wheel everywhere bench sim fuzz clean lock
+.PHONY: demo test check pyz wheel everywhere bench sim soak fuzz clean lock
 .DELETE_ON_ERROR:
 
 demo: $(PYZ)
@@ -49,6 +51,9 @@ bench: $(STAMP) $(PYZ)
 
 sim: $(STAMP)
 	CIPHERBOX_SEEDS=$(SEEDS) $(RUN) -m pytest -n $(JOBS) tests/sim
+
+soak: sim
+	CIPHERBOX_EXAMPLES=$(EXAMPLES) $(RUN) -m pytest tests/client/test_attacker.py
 
 fuzz: $(STAMP)
 	$(RUN) -m tests.fuzz.run --minutes $(MINUTES) $(TARGETS)

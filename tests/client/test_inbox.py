@@ -14,7 +14,7 @@ import pytest
 
 from cipherbox.client.inbox.arriving import Arrived
 from cipherbox.client.inbox.inbox import DATABASE, STEPS, Inbox, Storing
-from cipherbox.client.inbox.lines import Received, as_text, timestamp
+from cipherbox.client.inbox.lines import Received, lines_of, timestamp
 from cipherbox.client.localdb import open_database
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import SchemaTooNew, StoreError
@@ -131,8 +131,8 @@ def test_an_error_records_nothing_and_the_inbox_goes_on(tmp_path: Path, monkeypa
             inbox.record([again])
     assert not inbox.knows(again.sender, again.envelope_id)
     assert len(lines(tmp_path)) == 1
-    with pytest.raises(StoreError):
-        inbox.record([first])  # its id is there already: the constraint holds
+    with pytest.raises(sqlite3.IntegrityError):
+        inbox.record([first])  # its id is there already: the constraint holds, and only this envelope is at fault
     inbox.record([again])
     inbox.close()
     assert [line["content"] for line in lines(tmp_path)] == ["one", "two"]
@@ -293,7 +293,9 @@ def test_a_newer_inbox_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_text(kind: str, content: bytes, text: str | None) -> None:
-    assert as_text(Message(content, kind)) == text
+    found = lines_of(Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [Message(content, kind)]))
+    assert [orjson.loads(line)["content"] for line in found.data.splitlines()] == ([] if text is None else [text])
+    assert found.files == ([0] if text is None else [])
 
 
 def test_any_time_a_sender_claims_can_be_written() -> None:

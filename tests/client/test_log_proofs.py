@@ -7,21 +7,25 @@ from typing import Any
 
 import nacl.signing
 import pytest
+import trio
 
 from cipherbox import pki
 from cipherbox.client import home as homes
 from cipherbox.client.keys import life as keylife
 from cipherbox.client.keys.pins import LOG_KEY, PERSON, Pins
 from cipherbox.client.log import verifier
+from cipherbox.client.window import Confirmed
 from cipherbox.config import secret_key
 from cipherbox.envelope import log, tree
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle, fingerprint
 from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from cipherbox.errors import BundleDiscontinuous, BundleUnlogged, LogContradiction
+from cipherbox.sealing.body import text_message
 from cipherbox.sealing.identity import Identity
 from cipherbox.server.directory import Directory
 from cipherbox.server.engine import Engine
 from cipherbox.wire import frames
+from tests.client.attacker import crafted, submit
 from tests.client.waiting import until
 
 Answers = tuple[list[frames.BundleAnswer], list[bytes]]
@@ -174,3 +178,20 @@ async def test_a_person_pins_with_the_proof(hq: Any) -> None:
     pins.accept(bundle, PERSON, proof=proof)
     assert verifier.entry_of(pins.proof("CA-RC")) > 0
     assert decode_bundle(bundle.raw) == bundle
+
+
+async def test_replays_and_later_generations_inside_one_commit_are_proven(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab:
+        one, two = [await crafted(lab, ["CA-RC"], [text_message(text)]) for text in ("one", "two")]
+        high = await crafted(lab, ["CA-RC"], [text_message("high")], generation=2**32 - 1)
+        said: list[Confirmed] = []
+        before = hq.gate.accepted
+
+        async def send(raw: bytes) -> None:
+            said.append(await submit(lab, raw))
+
+        async with trio.open_nursery() as nursery:
+            for raw in (one, one, two, one, high, two, high):
+                nursery.start_soon(send, raw)
+        assert sorted(one.again for one in said) == [False] * 3 + [True] * 4
+        assert hq.gate.accepted == before  # a proof that did not hold would have ended the connection

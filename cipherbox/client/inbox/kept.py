@@ -71,7 +71,8 @@ class Kept:
     ) -> None:
         """The lines of one envelope, or of one of its files; one type stands for all."""
         head = orjson.dumps({"types": types, "suite": suite}, option=orjson.OPT_APPEND_NEWLINE)
-        packed = self._compressor.compress(head + lines)
+        stream = self._compressor.compressobj(size=len(head) + len(lines))  # joined, both would be there twice
+        packed = b"".join((stream.compress(head), stream.compress(lines), stream.flush()))
         data = self._vault.lock(packed, _place(sender, envelope_id))
         self._db.execute(
             "INSERT INTO lines (sender, envelope_id, at, data) VALUES (?, ?, ?, ?)", (sender, envelope_id, at, data)

@@ -9,6 +9,8 @@ usual, each line is put together from what the lines have in common, its number 
 
 from __future__ import annotations
 
+import codecs
+import io
 import time
 from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
@@ -26,6 +28,7 @@ _TEXT_ENDINGS = ("+json", "+xml", "+yaml")
 _YEAR_10000 = 253_402_300_800_000
 _numbers: list[bytes] = []  # b"0000", b"0001", ... as far as they were needed
 
+_PIECE = 256 * 1024  # of a text, made JSON in one step: all of it at once would be there four times
 FILENAME = "filename"  # the header that makes a message a file
 
 class Received(NamedTuple):
@@ -59,27 +62,52 @@ def lines_of(received: Received) -> Lines:
         made = _of_one_type(received, messages)
         if made is not None:
             return Lines(made, [messages.same_type or ""], [])
-    lines, types, files = [], [], []
+    lines, types, files = io.BytesIO(), [], []  # as JSON a text may be six times as large: it is not joined from pieces
     sealed = timestamp(received.sealed_at)
     for index, message in enumerate(messages):
-        text = None if FILENAME in message.headers else as_text(message)
-        if text is None:
-            files.append(index)
-            continue
         sent = message.sent_at
         line: dict[str, Any] = {
             "message_id": line_id(received.envelope_id, index),
             "sender_id": received.sender,
             "sent_timestamp": sealed if sent is None or sent == received.sealed_at else timestamp(sent),
-            "content": text,
+            "content": "",
         }
         if message.headers:
             line["headers"] = message.headers
-        lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        types.append(message.content_type)
+        if FILENAME not in message.headers and is_text(message.content_type) and _write(lines, line, message.content):
+            types.append(message.content_type)
+        else:
+            files.append(index)
     if len(set(types)) == 1:
         del types[1:]
-    return Lines(lines[0] if len(lines) == 1 else b"".join(lines), types, files)
+    return Lines(lines.getvalue(), types, files)
+
+
+def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:
+    """Writes the line with the content as its text; False, and nothing is written, when the content is no text.
+
+    That is when it is not UTF-8, or long and full of control characters, of which each takes six bytes as JSON.
+    """
+    start = out.tell()
+    try:
+        if len(content) <= _PIECE:
+            line["content"] = content.decode()
+            out.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+            return True
+        head, mark, tail = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE).partition(b'"content":"')
+        out.write(head + mark)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for at in range(0, len(content), _PIECE):
+            piece = decoder.decode(content[at : at + _PIECE], at + _PIECE >= len(content))
+            out.write(memoryview(orjson.dumps(piece))[1:-1])
+            if out.tell() - start > _PIECE + 2 * len(content):
+                raise ValueError
+        out.write(tail)
+    except ValueError:
+        out.seek(start)
+        out.truncate()
+        return False
+    return True
 
 
 def file_line(
@@ -136,16 +164,6 @@ def is_text(content_type: str) -> bool:
     """Whether content of this type is put into the line."""
     kind = content_type.partition(";")[0].strip().lower()
     return kind.startswith("text/") or kind in _TEXT_TYPES or kind.endswith(_TEXT_ENDINGS)
-
-
-def as_text(message: Message) -> str | None:
-    """The content as text, when its type says text and its bytes are UTF-8."""
-    if not is_text(message.content_type):
-        return None
-    try:
-        return message.content.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def timestamp(ms: int) -> str:

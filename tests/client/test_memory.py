@@ -1,0 +1,92 @@
+"""What one sender's envelopes cost the recipient in memory at most, whatever they are made of."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from cipherbox.client.inbox.lines import Received, lines_of
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import HEADERS, LAYOUT, Message, pack
+from tests.client.attacker import crafted, submit
+from tests.client.memory import MOST_BYTES, Memory
+from tests.client.real_hq import real_hq
+
+MOST = LIMITS.envelope_bytes - 4096  # of a plaintext
+MANY = LIMITS.messages - 1
+
+
+@pytest.fixture
+async def hq(tmp_path: Path) -> AsyncIterator[Any]:
+    async with real_hq(tmp_path) as found:
+        await found.join("CA-RC", "BAD-LAB")
+        yield found
+
+
+def many_headers() -> bytes:
+    """32 different ones for each message."""
+    one = bytes([32]) + b"".join(b"\x02%02x\x00\x02xy" % number for number in range(32))
+    one = len(one).to_bytes(2, "big") + one
+    head = struct.pack(">BBI", LAYOUT, HEADERS, MANY) + os.urandom(32) + bytes(4 * MANY)
+    return head + b"\x0atext/plain" + one * MANY
+
+
+def many_types() -> bytes:
+    return pack([Message(b"", f"text/{'a' * 180}\U0001f600{number}") for number in range(MANY)])
+
+
+def control_characters() -> bytes:
+    """Six times as long as JSON; one character of four bytes makes all of a text take four bytes each."""
+    return pack([Message(b"\x01" * (MOST - 100) + "\U0001f600".encode(), "text/plain")])
+
+
+def many_control_characters() -> bytes:
+    return pack([Message(b"\x01" * (MOST // MANY - 8), "text/plain")] * MANY)
+
+
+@pytest.mark.parametrize("make", [many_headers, many_types, control_characters, many_control_characters])
+async def test_no_envelope_costs_more_than_its_share(hq: Any, make: Callable[[], bytes]) -> None:
+    async with hq.client("BAD-LAB", renew=False) as bad, hq.client("CA-RC") as center:
+        plain = make()
+        count = int.from_bytes(plain[2:6], "big")
+        await submit(bad, await crafted(bad, ["CA-RC"], plain, count=count))
+        del plain
+        (delivery,) = await center.fetch_unopened("box.CA-RC", 1)
+        receiver, memory = Receiver(center), Memory()
+        await receiver.take([delivery])
+        assert receiver.received == count
+        assert memory.most() < MOST_BYTES, memory.most()
+
+
+def test_a_long_text_of_control_characters_becomes_a_file() -> None:
+    one, short = Message(b"\x01" * 300_000, "text/plain"), Message(b"\x01" * 200_000, "text/plain")
+    assert lines_of(Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [one, short])).files == [0]
+
+
+@pytest.mark.parametrize("size", [200, 300 * 1024])
+@pytest.mark.parametrize("text", ['abcd\x01"\\\n', "\u00e4\u2028\U0001f600", "content\":\""])
+def test_a_long_text_gets_the_line_that_a_short_one_gets(size: int, text: str) -> None:
+    text *= size // len(text.encode())
+    said = Message(text.encode(), "text/plain", {"x": '"content":"', "y": ""})
+    (line,) = lines_of(Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [said])).data.splitlines()
+    document = {
+        "message_id": "00000000-0000-0000-0000-000000000000", "sender_id": "FL-LAB",
+        "sent_timestamp": "1970-01-01T00:00:00.001Z", "content": text, "headers": said.headers,
+    }  # fmt: skip
+    assert line == orjson.dumps(document)
+
+
+def test_a_long_text_that_ends_in_no_text_becomes_a_file_and_leaves_no_line() -> None:
+    long = b"a" * 600_000 + b"\xff"
+    found = lines_of(Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [
+        Message(b"before", "text/plain"), Message(long, "text/plain"), Message(b"behind", "text/plain"),
+    ]))  # fmt: skip
+    assert [orjson.loads(line)["content"] for line in found.data.splitlines()] == ["before", "behind"]
+    assert found.files == [1]
