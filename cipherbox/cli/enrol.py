@@ -89,7 +89,8 @@ def enroll(
             return
     if replace:
         warn(f"When it is used, the home that is {client_id} now is cut off.")
-    steps = [f"on the machine of {client_id}: cipherbox join   (it asks for the token)"]
+    how = f"join --token-file {shlex.quote(output.name)}" if output else "join   (it asks for the token)"
+    steps = [f"on the machine of {client_id}: cipherbox {how}"]
     if hq is not None:
         steps = [f"start HQ: cipherbox serve {shlex.quote(str(hq))}", *steps,
                  "from there revoke whom the lost key belongs to: cipherbox revoke CLIENT_ID"]  # fmt: skip

@@ -173,7 +173,7 @@ def _tell(receiver: Receiver) -> None:
     if receiver.duplicates:
         warn(f"{receiver.duplicates} envelope(s) came again and were not written twice.")
     if receiver.refused:
-        warn(f"{receiver.refused} envelope(s) were refused; HQ has the reasons, too:")
+        warn(f"Refused {receiver.refused} time(s), counting what came again; HQ has the reasons, too:")
         for (sender, reason), count in receiver.refusals.most_common():
             warn(f"  {count} from {safe(sender)}: {safe(reason)}")
         if rest := receiver.refused - receiver.refusals.total():

@@ -38,7 +38,8 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
         assert center_token.strip() not in shown.out + shown.err
 
         file = tmp_path / "token"
-        assert shell("enroll", "FL-LAB", "--output", str(file), home=admin).code == 0
+        shown = shell("enroll", "FL-LAB", "--output", str(file), home=admin)
+        assert (shown.code, "cipherbox join --token-file token" in shown.err) == (0, True), shown.err
         assert file.stat().st_mode & 0o077 == 0
         shown = shell("join", "--token-file", str(file), home=lab)
         assert shown.code == 0, shown.err
