@@ -393,7 +393,7 @@ async def open_client(
         note_replaced(files.path, line.failure, line.links > 0)
         if client is not None and client.sessions is not None:
             client.sessions.close()
-        log.heads.close()
+        log.close()
 
 
 __all__ = ["Client", "Confirmation", "Consumer", "Delivery", "Publisher", "open_client"]

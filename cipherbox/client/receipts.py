@@ -123,7 +123,8 @@ class ReceiptTaker:
         bundle = await client.directory.sender(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
         verify_group(group, bundle)
         if receipt.checkpoint:
-            client.log.meet(receipt.checkpoint)  # a fork of HQ's log shows here: both ends saw a head of their own
+            # a fork of HQ's log shows here: both ends saw a head of their own
+            client.log.meet(receipt.checkpoint, receipt.recipient)
         post = client.post
         assert post is not None
         news = await post.store(

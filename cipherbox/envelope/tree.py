@@ -169,6 +169,11 @@ def is_consistent(old: int, old_root: bytes, new: int, new_root: bytes, path: Se
     return second == 0 and hmac.compare_digest(old_found, old_root) and hmac.compare_digest(new_found, new_root)
 
 
+def split_hashes(raw: bytes) -> tuple[bytes, ...]:
+    """Return the hashes that stand one behind the other."""
+    return tuple(raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES))
+
+
 # -- inside -------------------------------------------------------------------------------------------------------
 
 

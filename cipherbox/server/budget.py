@@ -88,13 +88,19 @@ COSTS: dict[type, Cost] = {
     f.ExportRequests: _LOOK,
     f.ImportCertificates: _ADMIN,
     f.ReadLog: Cost(REQUESTS, 20, "an admin's; a page of the log"),
-    f.GetHeads: Cost(REQUESTS, 5, "proofs of logarithmic size, for each head it names"),
-    f.Prove: Cost(REQUESTS, 5, "proofs of logarithmic size"),
+    f.GetHeads: Cost(REQUESTS, 5, "and one for each 4 heads it names: proofs of logarithmic size"),
+    f.Prove: Cost(REQUESTS, 5, "and 10 for each envelope, one for each serial: an entry is read whole"),
     f.Cosign: Cost(REQUESTS, 20, "checks a signature and keeps it"),
     f.AttestRestore: _ADMIN,
     f.Kick: _ADMIN,
     f.Reload: _ADMIN,
     f.Drain: _ADMIN,
+}
+_MORE: dict[type, Callable[[Any], float]] = {  # points for what a frame names
+    f.Ack: lambda x: min(sum(run.count for run in x.ranges), 1 << 20) // _ENTRIES,
+    f.GetHeads: lambda x: len(x.sizes) // 4,
+    f.Prove: lambda x: 10 * len(x.envelopes) + len(x.serials),
+    SendBatch: lambda x: len(x.items) - 1,
 }
 _UNKNOWN = Cost(REQUESTS, 50, "a kind without a row; a test finds it")
 
@@ -150,11 +156,8 @@ class Budgets:
         """Takes what a frame costs: waits for a budget of the flow; of requests it is the refusal, if any."""
         kind = f.Send if type(event) is SendBatch else type(event)
         budget, points, _ = COSTS.get(kind, _UNKNOWN)
-        cost: float = points
-        if type(event) is SendBatch:
-            cost = points * len(event.items)
-        elif type(event) is f.Ack:
-            cost += min(sum(run.count for run in event.ranges), 1 << 20) // _ENTRIES
+        more = _MORE.get(type(event))
+        cost = points + (more(event) if more is not None else 0)
         if session.role == "admin":
             cost /= _ADMIN_SHARE
         name = session.client or f"address {session.address}"

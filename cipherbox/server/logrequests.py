@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MOST = 256  # sizes, envelopes or serials of one request
 MOST_WITNESSES = 64
 _LOG_ENTRIES, _LOG_BYTES = 1000, 4 * 1024 * 1024  # of one page
+_MOST_RESTORED = 16
 _COSIGNED, _RESTORED = "cosigned/", "log-restored/"
 
 
@@ -47,9 +48,15 @@ async def _get_heads(s: Session, x: f.GetHeads) -> object:
 
 def _consistency(store: Store, sizes: Sequence[int], most: int) -> list[bytes]:
     """The proof from each size to the next; empty where HQ's log has fewer entries than that."""
-    return [
-        b"".join(tree.consistency_proof(a, b, store.log_nodes)) if a <= b <= most else b"" for a, b in pairwise(sizes)
-    ]
+    pairs = list(pairwise(sizes))
+    wanted: dict[tree.Node, bytes] = {}
+    _prove_pairs(pairs, most, lambda nodes: [wanted.setdefault(node, b"") for node in nodes])  # which hashes they take
+    wanted.update(zip(wanted, store.log_nodes(list(wanted)), strict=True))  # many proofs share most of theirs
+    return _prove_pairs(pairs, most, lambda nodes: [wanted[node] for node in nodes])
+
+
+def _prove_pairs(pairs: Sequence[tuple[int, int]], most: int, read: tree.Nodes) -> list[bytes]:
+    return [b"".join(tree.consistency_proof(a, b, read)) if a <= b <= most else b"" for a, b in pairs]
 
 
 def _cosigned(store: Store) -> list[bytes]:
@@ -97,26 +104,26 @@ async def _prove(s: Session, x: f.Prove) -> object:
     in_store = s.hq.engine.in_store
     who = "" if s.hq.is_admin(s.client) else s.client
     newest = audit.newest(s.hq.clock_ms())
-    proofs = await in_store(_acceptances, store, [(e.sender_id, e.envelope_id) for e in x.envelopes], who, newest)
+    proofs = [await in_store(_acceptance_for, store, e.sender_id, e.envelope_id, who, newest) for e in x.envelopes]
     revoked = [await in_store(_statement, store, REVOKED + serial.lower(), format.REVOKED) for serial in x.serials]
     statements = []
     if x.incarnation:
         statements = await in_store(_begun, store, s.hq.engine.history, newest)
-        restored = await in_store(_statement, store, _RESTORED + s.hq.engine.history.hex(), format.RESTORED)
-        statements += [restored] if restored.kind else []
+        for incarnation in (await in_store(_restored, store))[-_MOST_RESTORED:]:
+            statements.append(await in_store(_statement, store, _RESTORED + incarnation, format.RESTORED))
     return f.Proven(x.correlation, proofs, revoked, statements)
 
 
-def _acceptances(
-    store: Store, names: Sequence[tuple[str, bytes]], who: str, newest: tuple[int, bytes]
-) -> list[bytes]:
-    """A proof for each envelope that ``who`` (empty: an admin) sent or may read; empty for any other."""
-    found = []
-    for sender, envelope_id in names:
-        report = store.trace(sender, envelope_id) if who not in ("", sender) else None
-        mine = who in ("", sender) or (report is not None and any(who in trace.readers for trace in report.traces))
-        found.append(_acceptance(store, sender, envelope_id, newest) if mine else b"")
-    return found
+def _acceptance_for(
+    store: Store, sender: str, envelope_id: bytes, who: str, newest: tuple[int, bytes]
+) -> bytes:
+    """The proof of an envelope that ``who`` (empty: an admin) sent or may read; empty for any other.
+
+    One at a time: it reads a whole entry, and commits wait for it.
+    """
+    report = store.trace(sender, envelope_id) if who not in ("", sender) else None
+    mine = who in ("", sender) or (report is not None and any(who in trace.readers for trace in report.traces))
+    return _acceptance(store, sender, envelope_id, newest) if mine else b""
 
 
 def _acceptance(store: Store, sender: str, envelope_id: bytes, newest: tuple[int, bytes]) -> bytes:
@@ -158,14 +165,26 @@ def _statement(store: Store, name: str, kind: int) -> f.LogStatement:
 
 
 async def _attest_restore(s: Session, x: f.AttestRestore) -> object:
-    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the newest."""
+    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the newest of each
+    incarnation: a client that was away saw one of long ago, or meets its heads in another's receipts."""
     s.need_admin()
     audit = _audit(s)
     if len(x.statement) > 64 * 1024:
         raise InvalidRequest("this statement is too long")
-    name = _RESTORED + s.hq.engine.history.hex()
-    await note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [name])
+    incarnation = s.hq.engine.history.hex()
+    await note(s.hq.engine, s.hq.store, format.RESTORED, x.statement, [_RESTORED + incarnation])
+    await s.hq.engine.in_store(_list_restored, s.hq.store, incarnation)
     return f.Ok(x.correlation, audit.size)
+
+
+def _restored(store: Store) -> list[str]:
+    """The incarnations of which an admin has said that they took another's place, oldest first."""
+    return list(orjson.loads(store.get_setting(_RESTORED) or b"[]"))
+
+
+def _list_restored(store: Store, incarnation: str) -> None:
+    before = [one for one in _restored(store) if one != incarnation]
+    store.put_setting(_RESTORED, orjson.dumps([*before, incarnation]))
 
 
 # -- entries ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 
 from cipherbox.errors import SenderNotValid
 from cipherbox.server.hq import HQ
-from cipherbox.server.logrequests import _acceptances
 from cipherbox.wire import frames
 
 BACK_MS = 60_000
@@ -55,7 +54,7 @@ async def test_an_hq_that_proves_no_order_is_not_believed(hq: Any, monkeypatch: 
         await revoke(server, "FL-LAB")
         (delivery,) = await center.fetch_unopened()
         center.revocations._asked_at = float("-inf")
-        monkeypatch.setattr("cipherbox.server.logrequests._acceptances", lambda *_: [b""])
+        monkeypatch.setattr("cipherbox.server.logrequests._acceptance_for", lambda *_: b"")
         with pytest.raises(SenderNotValid, match="does not prove that it accepted this before"):
             await center.open(delivery)
 
@@ -68,4 +67,3 @@ async def test_who_may_not_read_an_envelope_gets_no_proof_of_it(hq: Any) -> None
         for client, proven in ((lab, True), (stranger, False)):
             answer = await client.line.request(frames.Prove, envelopes=[name], serials=[], incarnation=False)
             assert bool(answer.envelopes[0]) is proven
-        assert _acceptances(running(lab).store, [], "", (0, b"")) == []

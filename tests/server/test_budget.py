@@ -95,3 +95,17 @@ def test_a_rate_forgets_who_came_long_ago(monkeypatch: Any) -> None:
         rate.spend(f"E{n}")
     assert "C49" not in rate._spent
     assert {"D", "E8"} <= set(rate._spent)
+
+
+async def test_proofs_cost_by_what_they_are_of(tmp_path: Path) -> None:
+    """5,000 points would otherwise keep the store busy for minutes: an entry is read whole for each envelope."""
+    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, requests_per_minute=2_000)) as r:
+        evil, lab = await r.client("EVIL"), await r.client("FL-LAB")
+        names = [frames.EnvelopeName("EVIL", n.to_bytes(16, "big")) for n in range(180)]
+        assert isinstance(await evil.ask(frames.Prove, names, [], False), frames.Proven)
+        assert await evil.refused(frames.Prove, names, [], False) == "throttled"
+        assert isinstance(await lab.ask(frames.Prove, names[:1], [], False), frames.Proven)
+        said = [await lab.ask(frames.GetHeads, list(range(1, 257))) for _ in range(40)]
+        refused = [one for one in said if isinstance(one, frames.Error)]
+        assert {codec_name(one) for one in refused} == {"throttled"}
+        assert isinstance(said[0], frames.Heads)

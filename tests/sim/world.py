@@ -196,7 +196,7 @@ class World:
         near = SimStream(ours, self, hq.trust.material.server)
         far = SimStream(theirs, self, self.template.people[name].chain[0])
         self.streams += [near, far]
-        self.hq_nursery.start_soon(Session(hq, far, name, hq.log_key).run)  # type: ignore[arg-type]
+        self.hq_nursery.start_soon(Session(hq, far, name, hq.log_key, lambda: None).run)  # type: ignore[arg-type]
         return near
 
     # -- clients ------------------------------------------------------------------------------------------------

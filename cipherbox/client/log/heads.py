@@ -4,23 +4,27 @@ ended with an admin's word, the contradiction that stopped it, what `audit verif
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cipherbox.client.localdb import open_database, transaction, translated
 from cipherbox.envelope.checkpoint import Checkpoint, decode_note, read_checkpoint
+from cipherbox.envelope.evidence import CONSISTENT, compare
 
 DATABASE = "log.sqlite3"
 STEPS = (
     """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE ended (origin TEXT PRIMARY KEY, note BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE ended (origin TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE met (note BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE read (entry INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE revoked (serial TEXT PRIMARY KEY, entry INTEGER NOT NULL) WITHOUT ROWID;
 """,
 )
-_HEAD, _COSIGNED, _CONTRADICTION, _FILE, _READ = "head", "cosigned", "contradiction", "contradiction-file", "read"
+_HEAD, _COSIGNED, _READ = "head", "cosigned", "read"
+_CONTRADICTION, _FILE, _BETWEEN = "contradiction", "contradiction-file", "contradiction-between"
+Ended = Mapping[str, int]  # origin of an incarnation that a backup took the place of -> entries that are left of it
 
 
 class Head(NamedTuple):
@@ -33,6 +37,11 @@ class Head(NamedTuple):
 def head_of(note: bytes) -> Head:
     """The head of a note that was verified before."""
     return Head(read_checkpoint(decode_note(note).text), note)
+
+
+def is_gone(head: Checkpoint, ended: Ended) -> bool:
+    """Whether a head is of entries that were lost in a restore of which an admin has said so."""
+    return head.size > ended.get(head.origin, head.size)
 
 
 class Heads:
@@ -50,21 +59,41 @@ class Heads:
         note = self._fact(_HEAD)
         return head_of(note) if note is not None else None
 
-    def advance(self, head: Head, ended: Iterable[Head] = ()) -> None:
-        """Remembers a verified head that goes on from the newest; a smaller one counts only when incarnations ended."""
-        gone = list(ended)
-        with transaction(self._db, self._path):
-            for one in gone:
-                self._db.execute("INSERT OR REPLACE INTO ended VALUES (?, ?)", (one.checkpoint.origin, one.note))
-            known = self.newest()
-            names = self.ended()
-            if known is None or known.checkpoint.origin in names or known.checkpoint.size <= head.checkpoint.size:
-                self._put(_HEAD, head.note)
+    def advance(self, head: Head, before: Head | None, ended: Ended) -> bool:
+        """Remembers a verified head that goes on from ``before``, and what an admin's word ended.
 
-    def ended(self) -> set[str]:
-        """Origins of incarnations of which an admin said that a backup took their place."""
+        False, and nothing is, when another program of this home has remembered another one than ``before`` meanwhile:
+        whether the two go together is not known yet.  A smaller head counts only when the one before is gone.
+        """
+        with transaction(self._db, self._path):
+            known = self.newest()
+            if known is not None and (before is None or known.checkpoint[:3] != before.checkpoint[:3]):
+                return False
+            self._end(ended)
+            gone = self.ended()
+            if known is None or is_gone(known.checkpoint, gone) or known.checkpoint.size <= head.checkpoint.size:
+                self._put(_HEAD, head.note)
+        return True
+
+    def ended(self) -> dict[str, int]:
+        """Incarnations of which an admin said that a backup took their place, and how many entries are left of each."""
         with translated(self._path):
-            return {origin for (origin,) in self._db.execute("SELECT origin FROM ended")}
+            return dict(self._db.execute("SELECT origin, size FROM ended").fetchall())
+
+    def met(self) -> list[Head]:
+        """Heads that programs of this home met and could not verify before they ended; some, if there are many."""
+        with translated(self._path):
+            return [head_of(note) for (note,) in self._db.execute("SELECT note FROM met LIMIT 4096")]
+
+    def keep_met(self, heads: Iterable[Head]) -> None:
+        """Remembers heads that HQ has not proven yet: the next program of this home asks again."""
+        with transaction(self._db, self._path):
+            self._db.executemany("INSERT OR IGNORE INTO met VALUES (?)", [(head.note,) for head in heads])
+
+    def settle(self, heads: Iterable[Head]) -> None:
+        """These are verified."""
+        with transaction(self._db, self._path):
+            self._db.executemany("DELETE FROM met WHERE note = ?", [(head.note,) for head in heads])
 
     # -- a contradiction ----------------------------------------------------------------------------------------
 
@@ -73,23 +102,30 @@ class Heads:
         text = self._fact(_CONTRADICTION)
         return (text.decode(), (self._fact(_FILE) or b"").decode()) if text is not None else None
 
-    def contradict(self, text: str, file: str) -> None:
+    def contradict(self, text: str, file: str, between: Iterable[Head] = ()) -> None:
         """Remembers it; the first one counts."""
         with transaction(self._db, self._path):
             if self._fact(_CONTRADICTION) is None:
                 self._put(_CONTRADICTION, text.encode())
                 self._put(_FILE, file.encode())
+                self._put(_BETWEEN, b"\0".join(head.note for head in between))
 
-    def explained(self) -> None:
+    def between(self) -> list[Head]:
+        """The heads that contradict each other."""
+        return [head_of(note) for note in (self._fact(_BETWEEN) or b"").split(b"\0") if note]
+
+    def explained(self, ended: Ended) -> None:
         """An admin's word explains it: the log goes on."""
         with transaction(self._db, self._path):
-            self._db.execute("DELETE FROM facts WHERE name IN (?, ?)", (_CONTRADICTION, _FILE))
+            self._end(ended)
+            self._db.execute("DELETE FROM facts WHERE name IN (?, ?, ?)", (_CONTRADICTION, _FILE, _BETWEEN))
 
     def forget(self) -> None:
         """A person has decided: the next head that is met counts as the first."""
         with transaction(self._db, self._path):
             self._db.execute("DELETE FROM facts WHERE name <> ?", (_COSIGNED,))
             self._db.execute("DELETE FROM read")
+            self._db.execute("DELETE FROM met")
 
     # -- as a witness -------------------------------------------------------------------------------------------
 
@@ -144,6 +180,9 @@ class Heads:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _end(self, ended: Ended) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO ended VALUES (?, ?)", list(ended.items()))
+
     def _fact(self, name: str) -> bytes | None:
         with translated(self._path):
             row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
@@ -151,3 +190,16 @@ class Heads:
 
     def _put(self, name: str, value: bytes) -> None:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+
+def first_wrong(
+    points: Sequence[Head], proofs: dict[int, tuple[bytes, ...]]
+) -> tuple[Head, Head, tuple[bytes, ...]] | None:
+    """The first two heads that do not go together, in the order in which they were met; the last is the newest."""
+    *met, newest = points
+    order = sorted(met, key=lambda head: head.checkpoint.size)
+    for small, large in zip(order, [*order[1:], newest], strict=True):
+        proof = proofs.get(small.checkpoint.size, ()) if small.checkpoint.size != large.checkpoint.size else ()
+        if compare(small.checkpoint, large.checkpoint, proof) != CONSISTENT:
+            return small, large, proof
+    return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from cipherbox import pki
-from cipherbox.client.log.restored import Asks
+from cipherbox.client.log.asking import Asks
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope import log
 from cipherbox.envelope.bundle import KeyBundle

@@ -9,8 +9,8 @@ rollback that nobody owns up to stays a contradiction; one that HQ's CA forges s
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import orjson
 from cryptography import x509
@@ -21,25 +21,41 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cipherbox import pki
 from cipherbox.client.home import Home
 from cipherbox.client.link import open_link
+from cipherbox.client.log.asking import Asks
+from cipherbox.client.log.heads import Heads
 from cipherbox.envelope import log
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
 from cipherbox.envelope.kinds import label
+from cipherbox.envelope.tree import is_consistent, split_hashes
 from cipherbox.errors import CipherBoxError, EnvelopeError, NotFound, SignatureInvalid
 from cipherbox.wire import frames
 
 _USE = label("log-restored")
 _FIRST = "restored from a backup"
+_DIGITS = 18  # of a number of entries
 
 
-class Asks(Protocol):
-    """Who can ask HQ."""
+class Word(NamedTuple):
+    """An admin's word: the logs of origins ``old`` ended, and ``new`` goes on from their first ``size`` entries."""
 
-    async def request(self, kind: Callable[..., Any], **fields: Any) -> Any: ...
+    by: str
+    old: tuple[str, ...]
+    size: int
+    root: bytes
+    new: str
 
 
-def make_statement(old: str, size: int, root: bytes, new: str, chain: list[x509.Certificate], key: Any) -> bytes:
-    """Return an admin's word: the log of origin ``old`` ended, and ``new`` goes on from its first ``size`` entries."""
-    text = f"{_FIRST}\n{old} {size} {base64.b64encode(root).decode()}\n{new}\n"
+class Ended(NamedTuple):
+    """By whose word an incarnation ended, and how many of its entries are left."""
+
+    by: str
+    size: int
+
+
+def make_statement(word: Word, chain: list[x509.Certificate], key: Any) -> bytes:
+    """Return an admin's word, signed."""
+    left = f"{word.size} {base64.b64encode(word.root).decode()}"
+    text = "".join(f"{line}\n" for line in (_FIRST, *(f"{old} {left}" for old in word.old), word.new))
     signature = key.sign(_USE + text.encode(), ec.ECDSA(hashes.SHA384()))
     return orjson.dumps({
         "statement": text, "signature": base64.b64encode(signature).decode(),
@@ -47,13 +63,15 @@ def make_statement(old: str, size: int, root: bytes, new: str, chain: list[x509.
     })  # fmt: skip
 
 
-def read_statement(payload: bytes, root: x509.Certificate) -> tuple[str, str, str]:
-    """Return (who signed, the origin that ended, the origin that goes on); SignatureInvalid if it does not hold."""
+def read_statement(payload: bytes, root: x509.Certificate) -> Word:
+    """Return what it says and who signed it; SignatureInvalid if it does not hold."""
     try:
         document = orjson.loads(payload)
         text = str(document["statement"])
-        first, old, new, rest = text.split("\n")
-        if first != _FIRST or rest:
+        first, *lines, new, rest = text.split("\n")
+        (left,) = {line.split(" ", 1)[1] for line in lines}
+        size, hashed = left.split(" ")
+        if first != _FIRST or rest or not size.isascii() or not size.isdigit() or len(size) > _DIGITS:
             raise ValueError
         chain = [base64.b64decode(one, validate=True) for one in document["chain"]]
         leaf = pki.verify_chain(chain, root)
@@ -61,26 +79,54 @@ def read_statement(payload: bytes, root: x509.Certificate) -> tuple[str, str, st
         if not isinstance(public, ec.EllipticCurvePublicKey):
             raise ValueError
         public.verify(base64.b64decode(document["signature"]), _USE + text.encode(), ec.ECDSA(hashes.SHA384()))
-        return pki.common_name(leaf), old.split(" ")[0], new
-    except (ValueError, KeyError, TypeError, InvalidSignature, CipherBoxError):
+        old = tuple(line.split(" ", 1)[0] for line in lines)
+        return Word(pki.common_name(leaf), old, int(size), base64.b64decode(hashed, validate=True), new)
+    except (ValueError, KeyError, TypeError, IndexError, InvalidSignature, CipherBoxError):
         raise SignatureInvalid("the word that HQ was restored is not signed as it must be") from None
 
 
-async def ended_origins(line: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint) -> dict[str, str]:
-    """Origins that ended with a backup, by the word of whom, as HQ's log proves it under ``newest``'s incarnation."""
+async def ended_origins(line: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint) -> dict[str, Ended]:
+    """Origins that ended with a backup, as HQ's log proves it.
+
+    A word counts when it leads, itself or over other words, to the incarnation that HQ is in now, and when the log
+    that HQ shows does begin with the entries that the admin named.
+    """
     answer: frames.Proven = await line.request(frames.Prove, envelopes=[], serials=[], incarnation=True)
-    found = {}
+    words = []
     for one in answer.statements:
         if one.kind != log.RESTORED:
             continue
         try:
             log.verify_group_proof(one.proof, log.Group(one.kind, one.payload), key)
-            by, old, new = read_statement(one.payload, root)
+            words.append(read_statement(one.payload, root))
         except EnvelopeError:
             continue
-        if old not in (new, newest.origin):
-            found[old] = by
+    found: dict[str, Ended] = {}
+    reached = {newest.origin}
+    while fresh := [word for word in words if word.new in reached]:
+        words = [word for word in words if word not in fresh]
+        for word in fresh:
+            if await _begins_with(line, word, newest):
+                for old in {*word.old} - {word.new, newest.origin}:
+                    found[old] = min(Ended(word.by, word.size), found.get(old, Ended(word.by, word.size)), key=_left)
+                    reached.add(old)
     return found
+
+
+def left_of(ended: Mapping[str, Ended]) -> dict[str, int]:
+    """Origin -> how many entries are left."""
+    return {origin: one.size for origin, one in ended.items()}
+
+
+def _left(one: Ended) -> int:
+    return one.size
+
+
+async def _begins_with(line: Asks, word: Word, newest: Checkpoint) -> bool:
+    sizes = sorted({word.size, newest.size})
+    answer: frames.Heads = await line.request(frames.GetHeads, sizes=sizes)
+    raw = answer.proofs[0] if len(sizes) > 1 and answer.proofs else b""
+    return is_consistent(word.size, word.root, newest.size, newest.root, split_hashes(raw))
 
 
 async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
@@ -102,5 +148,18 @@ async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
             f"HQ's store {newest.origin.rsplit('/', 1)[1][:8]} goes on from the first {size} entries of the log of "
             f"store {old.rsplit('/', 1)[1][:8]}, root {root.hex()[:16]}. Later entries of that log are lost."
         )
-        statement = make_statement(old, size, root, newest.origin, list(files.chain), files.key)
+        origins = tuple(dict.fromkeys([old, *_seen(files, newest)]))
+        statement = make_statement(Word("", origins, size, root, newest.origin), list(files.chain), files.key)
         await link.ask(frames.AttestRestore, timeout_s, statement=statement)
+
+
+def _seen(files: Home, newest: Checkpoint) -> list[str]:
+    """Other incarnations that this home has met: a store that was restored twice knows nothing of the one between."""
+    heads = Heads(files.path)
+    try:
+        stored = heads.newest()
+        met = [head.checkpoint.origin for head in (*([stored] if stored else []), *heads.met(), *heads.between())]
+        log_name = newest.origin.rsplit("/", 1)[0]
+        return [one for one in (*met, *heads.ended()) if one != newest.origin and one.rsplit("/", 1)[0] == log_name]
+    finally:
+        heads.close()

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -28,15 +28,24 @@ from cipherbox import pki
 from cipherbox.client.events import LINE, Events
 from cipherbox.client.home import Home
 from cipherbox.client.keys.pins import LOG_KEY, Pins
-from cipherbox.client.log.heads import Head, Heads
+from cipherbox.client.log.asking import Asks, Over, ShownLog
+from cipherbox.client.log.heads import Head, Heads, first_wrong, is_gone
 from cipherbox.client.log.quorum import Quorum
-from cipherbox.client.log.restored import Asks, ended_origins
+from cipherbox.client.log.restored import Ended, ended_origins, left_of
 from cipherbox.envelope import log
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
-from cipherbox.envelope.evidence import CONSISTENT, Evidence, compare, make_file, words
-from cipherbox.envelope.tree import HASH_BYTES
-from cipherbox.errors import BundleUnlogged, CipherBoxError, EnvelopeError, LogContradiction, LogMissing, LogUnproven
+from cipherbox.envelope.evidence import Evidence, compare, make_file, words
+from cipherbox.envelope.tree import split_hashes
+from cipherbox.errors import (
+    BundleUnlogged,
+    CipherBoxError,
+    EnvelopeError,
+    LogContradiction,
+    LogMissing,
+    LogUnproven,
+    StoreError,
+)
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
 
@@ -47,28 +56,8 @@ COVER_S = 1.0  # between looks for cosignatures, when they are demanded
 PAUSE_S = 0.5  # between rounds of questions
 RETRY_S = 5.0
 REST_S = 2.0
-
-
-class ShownLog(Protocol):
-    """What a connection shows of HQ's log."""
-
-    welcome: frames.Welcome
-    log_key: bytes
-    certificate: Any
-
-    def end(self, error: CipherBoxError) -> None: ...
-
-    async def ask(self, kind: Callable[..., Any], timeout_s: float, **fields: Any) -> Any: ...
-
-
-class _Over:
-    """Asks over one connection, before it counts as open."""
-
-    def __init__(self, link: ShownLog, timeout_s: float) -> None:
-        self._link, self._timeout_s = link, timeout_s
-
-    async def request(self, kind: Callable[..., Any], **fields: Any) -> Any:
-        return await self._link.ask(kind, self._timeout_s, **fields)
+PATIENCE_S = 60.0  # with an HQ that does not prove that its heads go together
+_TRIES = 5  # while other programs of this home verify heads, too
 
 
 class LogProofVerifier:
@@ -79,12 +68,14 @@ class LogProofVerifier:
         self._pins, self._events, self.quorum = pins, events, quorum
         self.heads = Heads(home)
         self._key = pins.log_key()
+        self._work = trio.Event()
         self._newest = self.heads.newest()
         self._ended = self.heads.ended()
-        self._met: dict[tuple[int, bytes], Head] = {}
+        self._met: dict[object, Head] = {}  # what HQ still has to prove
+        for head in self.heads.met():
+            self._meet(head)
         self._proofs: dict[bytes, bytes] = {}
         self._link: ShownLog | None = None
-        self._work = trio.Event()
         self.checked = trio.Event()  # replaced after each round
         self._contradiction: str | None = None
 
@@ -123,7 +114,7 @@ class LogProofVerifier:
             self._pins.remember_log_key(link.log_key)
             self._key = link.log_key
         self._link = link
-        line = _Over(link, timeout_s)
+        line = Over(link, timeout_s)
         if len(self._met) >= MOST_MET:
             await self.check(line)
         self._meet(Head(head, link.welcome.log_head))
@@ -136,11 +127,14 @@ class LogProofVerifier:
         known = self.heads.contradiction()
         if known is None:
             return
-        stored = self.heads.newest()
-        old = stored.checkpoint.origin if stored is not None else newest.origin
-        if old != newest.origin and old in await ended_origins(line, self._key, self._root, newest):
-            self.heads.explained()
-            return
+        between = [head.checkpoint for head in self.heads.between()]
+        if any(head.origin != newest.origin for head in between):
+            with suppress(CipherBoxError):  # who does not answer explains nothing
+                ended = left_of(await ended_origins(line, self._key, self._root, newest))
+                if any(is_gone(head, ended) for head in between):
+                    self.heads.explained(ended)
+                    self._ended = self.heads.ended()
+                    return
         raise LogContradiction(_stopped(*known))
 
     @property
@@ -210,42 +204,64 @@ class LogProofVerifier:
 
     # -- heads --------------------------------------------------------------------------------------------------
 
-    def meet(self, note: bytes) -> Checkpoint:
-        """Somebody showed a head of HQ's log.  EnvelopeError if HQ did not sign it."""
+    def meet(self, note: bytes, shown_by: str | None = None) -> Checkpoint:
+        """Somebody showed a head of HQ's log.  EnvelopeError if HQ did not sign it.
+
+        Of one client the newest counts: an honest one's heads go together, and another does not keep HQ busy with them.
+        """
         head = verify_checkpoint(note, self._key)
-        self._meet(Head(head, note))
+        before = self._met.get(shown_by) if shown_by is not None else None
+        if before is None or before.checkpoint.size < head.size:
+            self._meet(Head(head, note), shown_by)
         return head
 
-    def _meet(self, head: Head) -> None:
+    def _meet(self, head: Head, shown_by: str | None = None) -> None:
         newest = self._newest.checkpoint if self._newest is not None else None
         point = head.checkpoint
-        if point.origin in self._ended or (newest is not None and (point.size, point.root) == (newest.size, newest.root)
-                                           and point.origin == newest.origin):  # fmt: skip
+        if is_gone(point, self._ended) or (newest is not None and point[:3] == newest[:3]):
             return
-        if len(self._met) >= MOST_MET and (point.size, point.root) not in self._met:
+        key: object = shown_by if shown_by is not None else point[:3]
+        if len(self._met) >= MOST_MET and key not in self._met:
             error = LogUnproven(f"HQ owes the proof that {MOST_MET} heads of its log go together; tell the admin")
             if self._link is not None:
                 self._link.end(error)
             raise error
-        self._met.setdefault((point.size, point.root), head)
+        self._met[key] = head
         self._work.set()
 
     async def run(self, line: Asks, covered: Callable[[int], None]) -> None:
         """Asks for the proofs that what was met goes together, until cancelled; ``covered`` is told how many entries
-        enough witnesses stand behind."""
+        enough witnesses stand behind.
+
+        An HQ that never answers would keep a fork hidden: after a while its connection ends, and the next one is not
+        used before it has answered.
+        """
+        link, since = self._link, trio.current_time()
         while True:
             if not self._met:
                 self._work = trio.Event()
                 with trio.move_on_after(COVER_S if self.quorum.demanded else float("inf")):
                     await self._work.wait()
+                link, since = self._link, trio.current_time()
+            if link is not self._link:
+                link, since = self._link, trio.current_time()
             try:
-                await self.check(line)
+                with trio.fail_after(max(0.1, since + PATIENCE_S - trio.current_time())):
+                    await self.check(line)
                 covered(self.quorum.covered)
+                since = trio.current_time()
             except LogContradiction as error:
                 if self._link is not None:
                     self._link.end(error)
                 return
-            except CipherBoxError:
+            except (CipherBoxError, trio.TooSlowError) as error:
+                self._keep_met()
+                late = trio.current_time() >= since + PATIENCE_S
+                if late and self._met and link is not None and link is self._link:
+                    link.end(LogUnproven(
+                        f"HQ has not proven for {PATIENCE_S:g} s that the heads of its log that were met here go "
+                        f"together ({str(error) or 'no answer'}). Nothing is sent before it does; tell the admin"
+                    ))  # fmt: skip
                 await trio.sleep(RETRY_S)
             await trio.sleep(PAUSE_S)
 
@@ -255,11 +271,29 @@ class LogProofVerifier:
             if self._met:
                 await self.check(line)
 
+    def close(self) -> None:
+        """What HQ has not proven is for the next program of this home."""
+        with suppress(StoreError):  # whatever ended this program is the error to tell
+            self._keep_met()
+        self.heads.close()
+
+    def _keep_met(self) -> None:
+        if self._met:
+            self.heads.keep_met(self._met.values())
+
     async def check(self, line: Asks) -> Checkpoint:
-        """One round: asks HQ for its newest head and for proofs that it goes on from what was met.
+        """Asks HQ for its newest head and for proofs that it goes on from what was met.
 
         Returns HQ's newest head.  LogContradiction when it does not, and it is remembered.
         """
+        for _ in range(_TRIES):
+            newest = await self._round(line)
+            if newest is not None:
+                return newest
+        raise LogUnproven("other programs of this client verify HQ's log at this moment; it is verified again later")
+
+    async def _round(self, line: Asks) -> Checkpoint | None:
+        """None if another program of this home was faster: then its head has to be looked at, too."""
         stored = self.heads.newest()
         met = list(self._met.items())
         points = sorted({head for _, head in met} | ({stored} if stored is not None else set()),
@@ -267,48 +301,66 @@ class LogProofVerifier:
         points = [head for head in points if head.checkpoint.size]
         answer: frames.Heads | None = None
         before: list[Head] = []
+        ended: dict[str, int] = {}
         while answer is None or points:
             part, points = [*before, *points[: _SIZES - 1]], points[_SIZES - 1 :]
-            answer, newest = await self._check_part(line, part, stored)
+            answer, newest = await self._check_part(line, part, stored, ended)
             before = [newest]
         cosigned = self.quorum.read(answer.cosigned, self._key)
         if cosigned:
-            answer, newest = await self._check_part(line, [*before, *(head for _, head in cosigned)], stored)
-            for witness, head in cosigned:
-                self.quorum.cover(witness, head)
-        for key, _ in met:
-            self._met.pop(key, None)
-        self._newest = self.heads.newest()
+            _, newest = await self._check_part(line, [*before, *(head for _, head in cosigned)], stored, ended)
+        if not self.heads.advance(newest, stored, ended):
+            self._meet(newest)
+            return None
+        for witness, head in cosigned:
+            self.quorum.cover(witness, head)
+        for key, head in met:
+            if self._met.get(key) is head:
+                self._met.pop(key)
+        if met:
+            self.heads.settle(head for _, head in met)
+        self._newest, self._ended = self.heads.newest(), self.heads.ended()
         self.checked.set()
         self.checked = trio.Event()
         return newest.checkpoint
 
     async def _check_part(
-        self, line: Asks, points: list[Head], stored: Head | None
+        self, line: Asks, points: list[Head], stored: Head | None, ended: dict[str, int]
     ) -> tuple[frames.Heads, Head]:
+        """``ended``: what an admin's word explains is added."""
+        points = [head for head in points if not is_gone(head.checkpoint, ended)]
         sizes = sorted({head.checkpoint.size for head in points})
         answer: frames.Heads = await line.request(frames.GetHeads, sizes=sizes)
         try:
             newest = Head(verify_checkpoint(answer.head, self._key), answer.head)
         except EnvelopeError as error:
             raise LogUnproven(f"HQ's newest head does not hold: {error}") from None
-        proofs = dict(zip(sizes, map(_hashes, answer.proofs), strict=False))
-        wrong = _first_wrong([*points, newest], proofs)
-        if wrong is not None:
-            ended = await ended_origins(line, self._key, self._root, newest.checkpoint)
-            gone = [head for head in points if head.checkpoint.origin in ended]
-            if not gone:
-                self._contradict(*wrong, stored)
-            left = [head for head in points if head not in gone]
-            self.heads.advance(newest, gone)
-            self._ended = self.heads.ended()
-            self._events.say(
-                LINE, f"HQ was restored from a backup, as {ended[gone[0].checkpoint.origin]} has signed in its log; "
-                f"entries after {gone[-1].checkpoint.size} of the log before may be lost"
-            )  # fmt: skip
-            return await self._check_part(line, left, stored)
-        self.heads.advance(newest)
-        return answer, newest
+        proofs = dict(zip(sizes, map(split_hashes, answer.proofs), strict=False))
+        wrong = first_wrong([*points, newest], proofs)
+        if wrong is None:
+            return answer, newest
+        words = await self._words(line, points, newest.checkpoint)
+        gone = [head.checkpoint for head in points if is_gone(head.checkpoint, left_of(words))]
+        if not gone:
+            self._contradict(*wrong, stored)
+        for origin, one in words.items():
+            ended[origin] = min(one.size, ended.get(origin, one.size))
+        self._events.say(
+            LINE, f"HQ was restored from a backup, as {words[gone[0].origin].by} has signed in its log; "
+            f"entries after {words[gone[0].origin].size} of the log before may be lost"
+        )  # fmt: skip
+        return await self._check_part(line, points, stored, ended)
+
+    async def _words(self, line: Asks, points: Sequence[Head], newest: Checkpoint) -> dict[str, Ended]:
+        """What admins say of incarnations before this one; nothing when HQ refuses to show it."""
+        if all(head.checkpoint.origin == newest.origin for head in points):
+            return {}
+        try:
+            return await ended_origins(line, self._key, self._root, newest)
+        except CipherBoxError as error:
+            if error.retryable:
+                raise
+            return {}
 
     def _contradict(self, first: Head, second: Head, proof: Sequence[bytes], stored: Head | None) -> None:
         """Remembers the contradiction and writes its evidence; raises LogContradiction."""
@@ -323,28 +375,11 @@ class LogProofVerifier:
             pki.der(certificate) if certificate is not None else b"", int(time.time() * 1000), self._client_id,
         )  # fmt: skip
         write_atomic(file, make_file(evidence))
-        self.heads.contradict(what, str(file))
+        self.heads.contradict(what, str(file), (first, second))
         known = self.heads.contradiction()
         assert known is not None
         self._events.say(LINE, _stopped(*known))
         raise LogContradiction(_stopped(*known))
-
-
-def _first_wrong(
-    points: Sequence[Head], proofs: dict[int, tuple[bytes, ...]]
-) -> tuple[Head, Head, tuple[bytes, ...]] | None:
-    """The first two heads that do not go together, in the order in which they were met; the last is the newest."""
-    *met, newest = points
-    order = sorted(met, key=lambda head: head.checkpoint.size)
-    for small, large in zip(order, [*order[1:], newest], strict=True):
-        proof = proofs.get(small.checkpoint.size, ()) if small.checkpoint.size != large.checkpoint.size else ()
-        if compare(small.checkpoint, large.checkpoint, proof) != CONSISTENT:
-            return small, large, proof
-    return None
-
-
-def _hashes(raw: bytes) -> tuple[bytes, ...]:
-    return tuple(raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES))
 
 
 def _stopped(text: str, file: str) -> str:

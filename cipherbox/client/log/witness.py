@@ -18,7 +18,7 @@ from cipherbox.client.api import Client
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Head
 from cipherbox.envelope.checkpoint import COSIGNATURE, Note, VerifierKey, cosign, decode_note, verify_checkpoint
-from cipherbox.envelope.tree import HASH_BYTES, is_consistent
+from cipherbox.envelope.tree import is_consistent, split_hashes
 from cipherbox.errors import CipherBoxError, LogContradiction, LogUnproven
 from cipherbox.portable import read_private, write_private
 from cipherbox.wire import frames
@@ -81,9 +81,9 @@ class Witness:
             if (old.size, old.root, old.origin) == (new.size, new.root, new.origin) and self._handed_over(answer):
                 return None
             raw = answer.proofs[0] if sizes and answer.proofs else b""
-            proof = [raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES)]
-            if not is_consistent(old.size, old.root, new.size, new.root, proof):
-                log.heads.contradict("HQ's log does not go on from the head that this witness cosigned last", "")
+            if not is_consistent(old.size, old.root, new.size, new.root, split_hashes(raw)):
+                what = "HQ's log does not go on from the head that this witness cosigned last"
+                log.heads.contradict(what, "", (before, head))
                 raise LogContradiction(
                     f"HQ's head of {new.size} entries does not go on from the one of {old.size} that was cosigned "
                     "here; it is not cosigned"

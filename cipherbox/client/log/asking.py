@@ -1,0 +1,37 @@
+"""Who can ask HQ about its log, and what a connection shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from cipherbox.errors import CipherBoxError
+from cipherbox.wire import frames
+
+
+class Asks(Protocol):
+    """Who can ask HQ."""
+
+    async def request(self, kind: Callable[..., Any], **fields: Any) -> Any: ...
+
+
+class ShownLog(Protocol):
+    """What a connection shows of HQ's log."""
+
+    welcome: frames.Welcome
+    log_key: bytes
+    certificate: Any
+
+    def end(self, error: CipherBoxError) -> None: ...
+
+    async def ask(self, kind: Callable[..., Any], timeout_s: float, **fields: Any) -> Any: ...
+
+
+class Over:
+    """Asks over one connection, before it counts as open."""
+
+    def __init__(self, link: ShownLog, timeout_s: float) -> None:
+        self._link, self._timeout_s = link, timeout_s
+
+    async def request(self, kind: Callable[..., Any], **fields: Any) -> Any:
+        return await self._link.ask(kind, self._timeout_s, **fields)
