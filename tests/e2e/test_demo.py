@@ -11,6 +11,7 @@ from cipherbox.cli.demo import command as demo_module
 from cipherbox.cli.demo import hostile as hostile_module
 from cipherbox.cli.demo.blind import blocks, search
 from cipherbox.cli.demo.items import BINDINGS, QUEUES, make_items
+from cipherbox.cli.demo.report import show_scenes
 
 from .conftest import ENVIRONMENT, PROGRAM
 
@@ -158,6 +159,14 @@ def test_what_is_missed_is_said_and_ends_with_1(monkeypatch: pytest.MonkeyPatch)
     assert "Missed: nobody noticed" in done.output
     assert "0 of 1 were caught" in done.output
     assert "Never shown" not in done.output
+
+
+def test_what_is_told_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    show_scenes([hostile_module.Scene("A swapped key", "HQ swaps a key. " * 9, "Seen by all. " * 9)], False, None)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("   ")]
+    assert len(told) > 4
+    assert max(map(len, told)) < 60
 
 
 def test_a_hostile_hq_needs_the_embedded_database() -> None:

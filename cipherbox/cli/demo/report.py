@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +109,7 @@ def show_scenes(scenes: Sequence[Scene], as_json: bool, kept: Path | None) -> No
     for number, scene in enumerate(scenes, 1):
         say()
         say(f"{number}. {scene.title.upper()}")
-        say(f"   {scene.tried}")
+        say(_prose(scene.tried))
         for shown in scene.shown:
             say()
             say(f"   {safe(shown.command)}")
@@ -119,7 +121,7 @@ def show_scenes(scenes: Sequence[Scene], as_json: bool, kept: Path | None) -> No
         for text in scene.missed:
             fail(f"Missed: {safe(text)}")
         if not scene.missed:
-            say(f"   Caught. {scene.explained}")
+            say(_prose(f"Caught. {scene.explained}"))
     say()
     caught = sum(not scene.missed for scene in scenes)
     say(f"{caught} of {len(scenes)} were caught.")
@@ -132,3 +134,11 @@ def show_scenes(scenes: Sequence[Scene], as_json: bool, kept: Path | None) -> No
 def _clock(text: str) -> str:
     """The time of day of HQ's text, to the millisecond."""
     return text.replace("T", " ").rpartition(" ")[2].removesuffix("Z").removesuffix("+00:00") or "-"
+
+
+def _prose(text: str) -> str:
+    """Sentences within the width of the terminal, which would break them amid a word."""
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    return textwrap.fill(
+        text, width, initial_indent="   ", subsequent_indent="   ", break_long_words=False, break_on_hyphens=False
+    )
