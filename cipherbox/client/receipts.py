@@ -120,7 +120,7 @@ class ReceiptTaker:
         receipt = group.receipt
         if receipt.recipient != delivery.sender_id:
             raise SignatureInvalid(f"it speaks for {receipt.recipient}")
-        bundle = await client.directory.sender(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
+        bundle = await client.opener.lookups.bundle(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
         verify_group(group, bundle)
         if receipt.checkpoint:
             # a fork of HQ's log shows here: both ends saw a head of their own

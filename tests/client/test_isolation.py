@@ -182,3 +182,21 @@ async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(hq: Any, mo
             assert await receiver.run(count=3) == 3
         assert receiver.refused == 1
     assert [line["content"] for line in hq.lines("CA-RC")] == ["good 0", "good 1", "good 2"]
+
+
+async def test_receipts_with_made_up_keys_use_up_no_look_ups(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("BAD-LAB") as bad, hq.client("CA-RC") as center:
+        confirmation = await lab.publish("for the dishonest", to="BAD-LAB")
+        row = await lab.sent(confirmation.message_ids[0])
+        asked = counted_look_ups(lab)
+        identity = bad.home.identity
+        for number in range(60):
+            leaf = Leaf("FL-LAB", row.envelope_id, 0, row.envelope_hash, 1, Outcome.OPENED)
+            unsigned = Unsigned.over("BAD-LAB", 1, number.to_bytes(32, "big"), identity.suite, [leaf])
+            group = unsigned.group(identity.sign(USE, unsigned.digest), "FL-LAB")
+            await bad.publish([Message(group, TYPE)], to="FL-LAB", box="sys")
+        honest = await lab.publish("for somebody else", to="CA-RC")
+        assert await Receiver(center).run(count=1) == 1
+        with trio.fail_after(30):
+            assert await lab.wait_for([honest.envelope_id], "opened", 30)
+        assert len(asked) <= PER_SENDER + 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cipherbox.errors import SenderNotValid
+from cipherbox.errors import SenderNotValid, Throttled
 from cipherbox.server.hq import HQ
 from cipherbox.wire import frames
 
@@ -57,6 +57,33 @@ async def test_an_hq_that_proves_no_order_is_not_believed(hq: Any, monkeypatch: 
         monkeypatch.setattr("cipherbox.server.logrequests._acceptance_for", lambda *_: b"")
         with pytest.raises(SenderNotValid, match="does not prove that it accepted this before"):
             await center.open(delivery)
+
+
+async def test_a_revoked_senders_backlog_uses_up_no_requests(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over the bound ends with its envelope, and comes again; what HQ refuses to answer now does, too."""
+    monkeypatch.setattr("cipherbox.client.log.order.ASKED", 2)
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        server = running(lab)
+        real = server.engine._clock_ms
+        server.engine._clock_ms = lambda: real() - BACK_MS
+        server.engine.broker.now -= BACK_MS
+        for text in "1234":
+            await lab.publish(text, to="CA-RC")
+        await revoke(server, "FL-LAB")
+        first, *more = await center.fetch_unopened(envelopes=4)
+        center.revocations._asked_at = float("-inf")
+        await center.open(first)
+        with monkeypatch.context() as patch:
+            patch.setattr("cipherbox.server.logrequests._acceptance_for", throttled)
+            with pytest.raises(SenderNotValid, match="not so fast"):
+                await center.open(more[0])
+        for delivery in more[1:]:
+            with pytest.raises(SenderNotValid, match="HQ is asked too much about it"):
+                await center.open(delivery)
+
+
+def throttled(*_: object) -> bytes:
+    raise Throttled("not so fast")
 
 
 async def test_who_may_not_read_an_envelope_gets_no_proof_of_it(hq: Any) -> None:

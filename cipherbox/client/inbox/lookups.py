@@ -18,11 +18,13 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from cipherbox.client.bucket import Bucket
 from cipherbox.client.consume import Delivery
 from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.faults import Fault, fault_of
 from cipherbox.client.keys.directory import Directory
-from cipherbox.errors import BundleUnknown, CipherBoxError, SenderNotValid
+from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.errors import BundleUnknown, CipherBoxError, SenderNotValid, Throttled
 
 OF_SENDER = 16
 SENDERS = 32  # in one request
@@ -31,27 +33,6 @@ MISSES, MISS_S = 256, 600.0
 _NAMES = 4096  # senders whose misses and requests are remembered
 _PAUSE_S, _PAUSE_MAX_S = 0.5, 10.0
 Done = Callable[[Delivery, Exception | None], None]
-
-
-class Bucket:
-    """So many tokens a minute, all of them at the start."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._most, self._left, self._at = float(per_minute), float(per_minute), trio.current_time()
-
-    def take(self) -> float:
-        """Takes a token; how long until there is one, if there is none."""
-        now = trio.current_time()
-        self._left = min(self._most, self._left + (now - self._at) * self._most / 60)
-        self._at = now
-        if self._left < 1:
-            return (1 - self._left) * 60 / self._most
-        self._left -= 1
-        return 0.0
-
-    def give_back(self) -> None:
-        """The token was not needed."""
-        self._left += 1
 
 
 class Lookups:
@@ -85,6 +66,22 @@ class Lookups:
         if not self._running:
             self._running = True
             self._nursery.start_soon(self._run)
+
+    async def bundle(self, sender: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
+        """`Directory.sender` within this sender's bounds: of a bundle that something inside an envelope names."""
+        if not self._directory.holds(bundle_hash):
+            if self.missed(sender, bundle_hash):
+                raise BundleUnknown
+            if self._bucket(sender).take():
+                raise SenderNotValid(f"{sender} names keys that HQ was asked for too often")
+            if self._all.take():
+                raise Throttled("HQ was asked for many senders' keys; it is asked again soon")
+        try:
+            return await self._directory.sender(sender, bundle_hash, accepted_at)
+        except SenderNotValid as error:
+            if isinstance(error.__cause__, BundleUnknown):
+                self._miss(sender, bundle_hash)
+            raise
 
     async def settle(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, Exception | None]]:
         """Parks these and waits until each was looked up."""

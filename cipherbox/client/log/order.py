@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import orjson
 
 from cipherbox import pki
+from cipherbox.client.bucket import Bucket
 from cipherbox.client.log.asking import Asks
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope import log
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.errors import EnvelopeError, SenderNotValid
+from cipherbox.errors import EnvelopeError, SenderNotValid, Throttled
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from cipherbox.client.keys.revocations import Revocations
 
 
+ASKED = 240  # envelopes of revoked senders a minute: two thirds of what HQ allows a client, the rest is for others
+
+
 class LogOrder:
     """See the module."""
 
     def __init__(self, revocations: Revocations, line: Asks, verifier: LogProofVerifier) -> None:
         self._revocations, self._line, self._verifier = revocations, line, verifier
+        self._bucket = Bucket(ASKED)
 
     async def check(self, bundle: KeyBundle, delivery: Delivery) -> None:
         """SenderNotValid unless HQ proves that it accepted this before the sender's certificate was revoked."""
@@ -31,10 +36,15 @@ class LogOrder:
         if not self._revocations.revoked_at(serial):
             return
         prefix = delivery.sighted.layout.prefix
-        answer: frames.Proven = await self._line.request(
-            frames.Prove, envelopes=[frames.EnvelopeName(prefix.sender, prefix.envelope_id)], serials=[serial],
-            incarnation=False,
-        )  # fmt: skip
+        if self._bucket.take():
+            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and HQ is asked too much about it")
+        try:
+            answer: frames.Proven = await self._line.request(
+                frames.Prove, envelopes=[frames.EnvelopeName(prefix.sender, prefix.envelope_id)], serials=[serial],
+                incarnation=False,
+            )  # fmt: skip
+        except Throttled as error:  # by what else this client asks: that one envelope is looked at later
+            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and {error}") from None
         revoked = self._revocation(serial, answer.revocations)
         one = log.Accepted(prefix.envelope_id, prefix.generation, delivery.sighted.hashes.envelope_hash)
         try:
