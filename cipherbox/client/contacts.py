@@ -64,9 +64,10 @@ class Contacts:
         return self._write(Lists(_union(before.allowed, names), _without(before.blocked, names)))
 
     def block(self, client_ids: Iterable[str]) -> Lists:
-        """Refuses these from now on."""
+        """Refuses these from now on; with the last who was allowed, nobody else is taken instead."""
         names, before = _checked(client_ids), self.lists()
-        return self._write(Lists(_without(before.allowed, names), _union(before.blocked, names)))
+        allowed = _without(before.allowed, names) or before.allowed  # an empty list would let everybody in
+        return self._write(Lists(allowed, _union(before.blocked, names)))
 
     def unblock(self, client_ids: Iterable[str]) -> Lists:
         """Takes these off the list of those blocked, and nothing else."""

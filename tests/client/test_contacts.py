@@ -25,6 +25,17 @@ from tests.client.waiting import until
 SILENT = ContactSettings(tell_hq=False)
 
 
+def test_blocking_the_last_who_was_allowed_lets_nobody_in(tmp_path: Path) -> None:
+    contacts = Contacts(tmp_path)
+    contacts.allow(["FL-LAB"])
+    contacts.block(["fl-lab"])
+    assert not contacts.accepts("FL-LAB")
+    assert not contacts.accepts("BAD-LAB")
+    contacts.allow_everybody()
+    assert contacts.accepts("BAD-LAB")
+    assert not contacts.accepts("FL-LAB")
+
+
 def test_everybody_until_somebody_is_blocked_or_some_are_allowed(tmp_path: Path) -> None:
     contacts, others = Contacts(tmp_path), Contacts(tmp_path)
     assert contacts.accepts("FL-LAB")
