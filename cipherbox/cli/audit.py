@@ -164,7 +164,7 @@ def audit_accept(ctx: click.Context, yes: bool) -> None:
         if known is None:
             say("No contradiction of HQ's log is known here.")
             return
-        say(f"{known[0]}. Evidence: {known[1]}")
+        say(f"{known[0]}. Evidence: {known[1] or 'HQ told it to this client alone'}")
         sure("Go on with this HQ, and forget the heads of its log that were seen here?", yes)
         heads.forget()
     say("Forgotten. The next head that HQ shows counts as the first.")

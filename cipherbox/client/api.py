@@ -235,7 +235,8 @@ class Client(Tracking, AdminCalls):
             frames.Fetch, queue=name, envelopes=envelopes, size=CONSUME_BYTES
         )
         return [
-            Delivery(name, (e.seq, e.attempt, e.accepted_at, e.envelope), None, self.line.link) for e in answer.entries
+            Delivery(name, (e.seq, e.attempt, e.accepted_at, e.log_entry, e.envelope), None, self.line.link)
+            for e in answer.entries
         ]
 
     async def open(self, delivery: Delivery) -> Delivery:

@@ -41,17 +41,18 @@ class Delivery:
     """One envelope of a queue.
 
     ``sender_id``, ``envelope_id`` (16 bytes) and ``count`` are in the clear prefix; ``messages`` are there once it was
-    verified and opened.  ``accepted_at`` is when HQ accepted it (ms since 1970); ``attempt`` above 1: delivered before.
+    verified and opened.  ``accepted_at`` is when HQ accepted it (ms since 1970), ``log_entry`` the entry of its log
+    that says so, both by HQ's word; ``attempt`` above 1: delivered before.
     """
 
     __slots__ = (
-        "_error", "_messages", "_sighted", "accepted_at", "attempt", "consumer", "credited", "link", "queue", "raw",
-        "seq",
+        "_error", "_messages", "_sighted", "accepted_at", "attempt", "consumer", "credited", "link", "log_entry",
+        "queue", "raw", "seq",
     )  # fmt: skip
 
     def __init__(self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Link | None) -> None:
         self.queue = queue
-        self.seq, self.attempt, self.accepted_at, self.raw = item
+        self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
         self.consumer, self.link = consumer, link
         self._messages: Sequence[Message] | None = None
         self._sighted: Sighted | None = None

@@ -9,7 +9,8 @@ errors go through `fault_of`:
   disk takes, a text that no parser likes) counts as this: it was caused by what is being taken in, since all else was
   taken in before it without one.
 - LATER: HQ or the network.  What depends on it waits, or is given back; nothing is wrong with the envelope.
-- OURS: this machine, its files and its certificate.  It is raised: a person has to look at it.
+- OURS: this machine, its files and its certificate, and an HQ that contradicts itself.  It is raised: a person has to
+  look at it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cipherbox.errors import (
     ConfigError,
     CredentialsError,
     EnvelopeError,
+    LogContradiction,
     PasswordError,
     SenderNotValid,
     StoreError,
@@ -53,7 +55,7 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, CipherBoxError):
         if error.retryable:
             return Fault.LATER
-        ours = isinstance(error, StoreError | ConfigError | CredentialsError | PasswordError)
+        ours = isinstance(error, StoreError | ConfigError | CredentialsError | PasswordError | LogContradiction)
         return Fault.OURS if ours else Fault.SENDER
     if isinstance(error, sqlite3.Error):
         rejected = isinstance(error, sqlite3.DataError | sqlite3.IntegrityError | sqlite3.InterfaceError)

@@ -22,6 +22,7 @@ from cipherbox.client.faults import Fault, fault_of, refusal
 from cipherbox.client.outbox.rows import Signed
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
+from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
 
@@ -147,7 +148,7 @@ class ReceiptTaker:
         return [
             Signed(
                 leaf.envelope_id, leaf.generation, receipt.recipient, leaf.outcome, min(receipt.at, _MOST), index,
-                leaf.envelope_hash, bytes(leaf.messages),
+                leaf.envelope_hash, bytes(leaf.messages), leaf.log_entry,
             )
             for index, leaf in enumerate(group.leaves)
             if leaf is not None and leaf.sender == me
@@ -155,6 +156,15 @@ class ReceiptTaker:
 
     def _say(self, news: list[Signed]) -> None:
         events = self._client.events
+        for one in news:
+            if one.proven_entry:
+                events.say(
+                    SENDER,
+                    f"{one.recipient} signed that HQ delivered {message_id(one.envelope_id, 0)} as accepted in entry "
+                    f"{one.log_entry} of its log, and HQ proved here that it was entry {one.proven_entry}. Unless HQ "
+                    "was restored from a backup in between, HQ keeps two logs, or one of the two does not tell the "
+                    "truth: ask them, and the admin (cipherbox manual log)",
+                )
         if not events.heard:
             return
         for one in news:

@@ -43,7 +43,7 @@ class Leaf:
     outcome: Outcome
     messages: tuple[Outcome, ...] = ()
     commitment: bytes = NO_COMMITMENT  # the sender's, to the plaintext; zeros in envelopes of version 1
-    log_entry: int = 0  # of HQ's log, that says it was accepted; 0: not proven to the signer
+    log_entry: int = 0  # of HQ's log, that says it was accepted; 0: HQ named none to the signer
 
     def encode(self, version: int = VERSION) -> bytes:
         name = self.sender.encode()

@@ -104,5 +104,5 @@ def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = No
 
 def fetched(answer: FetchedEntries, items: list[DeliveredItem]) -> bytes:
     """The FETCHED frame."""
-    entries = [frames.Delivered(seq, min(attempt, 0xFFFF), at, raw) for seq, attempt, at, raw in items]
+    entries = [frames.Delivered(seq, min(attempt, 0xFFFF), at, entry, raw) for seq, attempt, at, entry, raw in items]
     return codec.encode(frames.Fetched(answer.correlation, answer.waiting, entries))

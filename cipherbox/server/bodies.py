@@ -16,6 +16,7 @@ import trio
 from cipherbox.broker.model import Entry
 from cipherbox.errors import Busy, StoreUnavailable
 from cipherbox.ops.logs import get_logger
+from cipherbox.store.port import Body
 from cipherbox.wire.codec import DeliveredItem
 
 log = get_logger(__name__)
@@ -24,19 +25,19 @@ DAMAGED = "damaged on HQ's disk"
 
 
 class Bodies:
-    """Envelope number -> bytes, at most ``size_bytes`` together; the oldest go first.
+    """Envelope number -> its bytes and its place in HQ's log, at most ``size_bytes`` together; the oldest go first.
 
     ``read`` brings bodies from the store in its thread; ``lost(queue, seqs, reason)`` is told what cannot be delivered.
     """
 
     def __init__(
-        self, size_bytes: int, read: Callable[[list[int]], Awaitable[list[bytes | None]]],
+        self, size_bytes: int, read: Callable[[list[int]], Awaitable[list[Body | None]]],
         lost: Callable[[str, list[int], str], None],
     ) -> None:  # fmt: skip
         self._most = size_bytes
         self._read = read
         self._lost = lost
-        self._held: dict[int, bytes] = {}
+        self._held: dict[int, Body] = {}
         self._size = 0
 
     @property
@@ -44,20 +45,20 @@ class Bodies:
         """Bytes held now."""
         return self._size
 
-    def put(self, number: int, body: bytes, *, handed: bool) -> None:
+    def put(self, number: int, log_entry: int, body: bytes, *, handed: bool) -> None:
         """``handed``: it is on its way to a consumer already."""
         self.drop(number)
         if self._size + len(body) > self._most // 2 and (not handed or len(body) > self._most):
             return
-        self._held[number] = body
+        self._held[number] = Body(log_entry, body)
         self._size += len(body)
         while self._size > self._most:
-            self._size -= len(self._held.pop(next(iter(self._held))))
+            self._size -= len(self._held.pop(next(iter(self._held))).data)
 
     def drop(self, number: int) -> None:
         body = self._held.pop(number, None)
         if body is not None:
-            self._size -= len(body)
+            self._size -= len(body.data)
 
     def clear(self) -> None:
         self._held.clear()
@@ -67,13 +68,13 @@ class Bodies:
         """The entries with their bytes if all are at hand; never waits."""
         held = self._held
         try:
-            return [(e.seq, e.attempts, e.accepted_at, held[e.number]) for e in entries]
+            return [(e.seq, e.attempts, e.accepted_at, *held[e.number]) for e in entries]
         except KeyError:
             return None
 
     async def items(self, queue: str, entries: Sequence[Entry]) -> list[DeliveredItem]:
         """The entries with their bytes, without those that are lost; StoreUnavailable when the store stays away."""
-        found: dict[int, bytes | None] = {e.number: self._held.get(e.number) for e in entries}
+        found: dict[int, Body | None] = {e.number: self._held.get(e.number) for e in entries}
         missing = [number for number, body in found.items() if body is None]
         if missing:
             found.update(zip(missing, await self._read_back(missing), strict=True))
@@ -84,12 +85,12 @@ class Bodies:
             if body is None:
                 lost.append(entry.seq)
             else:
-                items.append((entry.seq, entry.attempts, entry.accepted_at, body))
+                items.append((entry.seq, entry.attempts, entry.accepted_at, *body))
         if lost:
             self._lost(queue, lost, DAMAGED)
         return items
 
-    async def _read_back(self, numbers: list[int]) -> list[bytes | None]:
+    async def _read_back(self, numbers: list[int]) -> list[Body | None]:
         for attempt in range(1, TRIES + 1):
             try:
                 return await self._read(numbers)

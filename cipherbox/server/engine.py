@@ -33,7 +33,7 @@ from cipherbox.server.bodies import Bodies
 from cipherbox.server.counting import count_batch, count_handed, count_requests
 from cipherbox.server.journal import Journal
 from cipherbox.server.peer import Call, Peer, Proof
-from cipherbox.store.port import HISTORY, Store
+from cipherbox.store.port import HISTORY, Body, Store
 
 T = TypeVar("T")
 Runner = Callable[..., Awaitable[object]]
@@ -182,7 +182,7 @@ class Engine:
         self._bytes += size
         self._work.set()
 
-    async def _read_bodies(self, numbers: list[int]) -> list[bytes | None]:
+    async def _read_bodies(self, numbers: list[int]) -> list[Body | None]:
         if self._runner is not None:
             return await self._runner(self._store.read_bodies, numbers)  # type: ignore[return-value]
         return await trio.to_thread.run_sync(self._store.read_bodies, numbers, limiter=self._reading)
@@ -321,11 +321,12 @@ class Engine:
 
     def _remember(self, effects: Effects) -> None:
         changes = effects.changes
+        log_entry = changes.log.index if changes.log is not None else 0
         handed = {entry.number for run in effects.handed for entry in run.entries} if changes.envelopes else set()
         for number, _, _, incoming in changes.envelopes:
-            self.bodies.put(number, incoming.body, handed=number in handed)  # type: ignore[arg-type]
+            self.bodies.put(number, log_entry, incoming.body, handed=number in handed)  # type: ignore[arg-type]
         for number, incoming in changes.replaced:
-            self.bodies.put(number, incoming.body, handed=False)  # type: ignore[arg-type]
+            self.bodies.put(number, log_entry, incoming.body, handed=False)  # type: ignore[arg-type]
         for number in changes.finished:
             self.bodies.drop(number)
 

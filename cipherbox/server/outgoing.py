@@ -25,7 +25,6 @@ from cipherbox.wire import codec
 
 _JOIN_BYTES = 256 * 1024  # small frames are joined up to this
 _SLICE_BYTES = 64 * 1024  # sent at once: fine enough to see whether a large frame moves
-_ENTRY_BYTES = 22  # of a frame, per envelope
 _FRAME_BYTES = 64  # and its other fields
 
 
@@ -50,7 +49,7 @@ class Pushed:
         """The next entries that fit into a frame; at least one.  ``keep``: they stay the next."""
         end, size = self.at, 0
         while end < len(self.entries):
-            size += self.entries[end].size + _ENTRY_BYTES
+            size += self.entries[end].size + codec.DELIVERED_BYTES
             if size > most and end > self.at:
                 break
             end += 1
@@ -240,7 +239,7 @@ class Outgoing:
         return head.queue, entries
 
     def _too_large(self, entries: list[Entry]) -> bool:
-        return len(entries) == 1 and entries[0].size + _ENTRY_BYTES + _FRAME_BYTES > self.frame_bytes
+        return len(entries) == 1 and entries[0].size + codec.DELIVERED_BYTES + _FRAME_BYTES > self.frame_bytes
 
     def _check(self, queue: str, entries: list[Entry]) -> None:
         if self._too_large(entries):

@@ -44,7 +44,7 @@ TABLES: dict[str, str] = {
     "certificates": "serial:t client:t issued_at:8 expires_at:8 revoked_at:8 der:b",
     "old_log": "entry:8 at:8 head:b signature:b body:b",
     "log": "entry:8 at:8 record:b nodes:b incarnation:b body:b",
-    "bodies": "number:8 pending:4 stored_hash:b data:b bytes:8",
+    "bodies": "number:8 pending:4 stored_hash:b data:b bytes:8 log_entry:8",
 }
 OWN_SETTINGS = ("epoch", "spool_id", "copying")  # of one database, not of what it holds
 COPYING = "copying"  # a setting that is there while a copy into this store is under way
@@ -128,7 +128,7 @@ def sums_of(source: Source, tell: Tell = lambda _, __: None) -> dict[str, Sum]:
 
 
 def _check_bodies(rows: Sequence[Row]) -> None:
-    for number, _, stored_hash, data, _ in rows:
+    for number, _, stored_hash, data, *_ in rows:
         if data is None or hashlib.sha256(data).digest() != stored_hash:
             raise Damaged(f"the bytes of envelope number {number} are gone or damaged")
 

@@ -89,6 +89,13 @@ class Acceptance(NamedTuple):
     entry: int
 
 
+class Body(NamedTuple):
+    """An envelope that waits: ``log_entry`` says that it was accepted (0: none of this log), and its bytes."""
+
+    log_entry: int
+    data: bytes
+
+
 class TraceReport(NamedTuple):
     sender: str
     accepted_at: int
@@ -108,7 +115,7 @@ class Store(Protocol):
 
     def commit(self, changes: Changes, epoch: int) -> None: ...
 
-    def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]: ...
+    def read_bodies(self, numbers: Sequence[int]) -> list[Body | None]: ...
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None: ...
 

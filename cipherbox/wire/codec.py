@@ -19,7 +19,7 @@ SEND = 0x02
 DELIVER = 0x23
 
 SendItem = tuple[int, int, int, bytes]  # correlation, flags, route version, envelope
-DeliveredItem = tuple[int, int, int, bytes]  # seq, attempt, accepted_at, envelope
+DeliveredItem = tuple[int, int, int, int, bytes]  # seq, attempt, accepted_at, log entry, envelope
 
 _ENCODE: dict[int, Put] = {kind: encoder(spec.fields) for kind, spec in TABLE.items()}
 _DECODE: dict[int, Get] = {kind: decoder(spec.cls, spec.fields) for kind, spec in TABLE.items()}
@@ -27,7 +27,8 @@ _DECODE: dict[int, Get] = {kind: decoder(spec.cls, spec.fields) for kind, spec i
 _SEND_HEAD = struct.Struct(">IBQBQ")
 _SEND_BODY = struct.Struct(">QBQ")
 _DELIVER_HEAD = struct.Struct(">IBII")
-_DELIVERED = struct.Struct(">QHQI")
+_DELIVERED = struct.Struct(">QHQQI")
+DELIVERED_BYTES = _DELIVERED.size  # of a frame, beside each envelope
 
 
 def encode_body(frame: object) -> bytes:
@@ -75,10 +76,10 @@ def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
     """One DELIVER frame."""
     out: list[bytes] = [b""]
     size = 9
-    for seq, attempt, accepted_at, envelope in entries:
-        out.append(_DELIVERED.pack(seq, min(attempt, 0xFFFF), accepted_at, len(envelope)))
+    for seq, attempt, accepted_at, log_entry, envelope in entries:
+        out.append(_DELIVERED.pack(seq, min(attempt, 0xFFFF), accepted_at, log_entry, len(envelope)))
         out.append(envelope)
-        size += 22 + len(envelope)
+        size += DELIVERED_BYTES + len(envelope)
     out[0] = _DELIVER_HEAD.pack(size, DELIVER, tag, len(entries))
     return b"".join(out)
 
@@ -96,22 +97,22 @@ def decode_delivered(body: bytes | memoryview, at: int, end: int) -> tuple[list[
     """A listing of `Delivered` as tuples, and where it ends."""
     count = int.from_bytes(body[at : at + 4], "big")
     at += 4
-    if count * 22 > end - at:
+    if count * DELIVERED_BYTES > end - at:
         raise ProtocolError(f"a listing claims {count} items in {end - at} bytes")
     entries: list[DeliveredItem] = []
     for _ in range(count):
-        if at + 22 > end:
+        if at + DELIVERED_BYTES > end:
             raise ProtocolError("the frame ends inside Delivered")
-        seq, attempt, accepted_at, size = _DELIVERED.unpack_from(body, at)
-        at += 22
+        seq, attempt, accepted_at, log_entry, size = _DELIVERED.unpack_from(body, at)
+        at += DELIVERED_BYTES
         if at + size > end:
             raise ProtocolError("the frame ends inside Delivered")
-        entries.append((seq, attempt, accepted_at, bytes(body[at : at + size])))
+        entries.append((seq, attempt, accepted_at, log_entry, bytes(body[at : at + size])))
         at += size
     return entries, at
 
 
 __all__ = [
-    "DELIVER", "HEADER", "SEND", "TABLE", "DeliveredItem", "SendItem", "decode", "decode_deliver",
+    "DELIVER", "DELIVERED_BYTES", "HEADER", "SEND", "TABLE", "DeliveredItem", "SendItem", "decode", "decode_deliver",
     "decode_delivered", "decode_send", "encode", "encode_body", "encode_deliver", "encode_sends", "frames",
 ]  # fmt: skip

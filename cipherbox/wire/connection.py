@@ -49,7 +49,7 @@ class SendBatch(NamedTuple):
 
 
 class Deliveries(NamedTuple):
-    """One DELIVER: (seq, attempt, accepted_at, envelope) each."""
+    """One DELIVER: (seq, attempt, accepted_at, log entry, envelope) each."""
 
     tag: int
     entries: list[DeliveredItem]

@@ -91,6 +91,7 @@ class Delivered:
     seq: int = u64("its number in the queue; what an ack names")
     attempt: int = u16("1 for the first delivery, then higher: redelivered")
     accepted_at: int = u64("when HQ accepted it")
+    log_entry: int = u64("the entry of HQ's log that says so; 0: it was accepted before version 0.6")
     envelope: bytes = blob("the envelope, as it was sent")
 
 

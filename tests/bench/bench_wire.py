@@ -19,7 +19,7 @@ def main() -> None:
             server.receive_data(data[at : at + READ])
             seen += sum(len(event.items) for event in server.events())
     print(f"SEND of {SIZE} bytes in: {(time.perf_counter() - start) / seen * 1e6:.2f} us each")
-    entries = [(i, 1, 1, bytes(SIZE)) for i in range(COUNT)]
+    entries = [(i, 1, 1, 1, bytes(SIZE)) for i in range(COUNT)]
     start, made = time.perf_counter(), 0
     while time.perf_counter() - start < 1:
         codec.encode_deliver(1, entries)

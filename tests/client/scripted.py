@@ -75,7 +75,7 @@ class ScriptedHq(FakeHq):
     async def deliver(self, *items: tuple[int, int, int, bytes]) -> None:
         """Pushes (seq, attempt, accepted_at, envelope) to the consumer."""
         session = self.sessions[-1]
-        await session.send_bytes(codec.encode_deliver(self.tag, list(items)))
+        await session.send_bytes(codec.encode_deliver(self.tag, [(*item[:3], 0, item[3]) for item in items]))
 
     async def answer(self, session: Session, event: Any) -> None:
         self.asked.append(event)

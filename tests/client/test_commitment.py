@@ -48,7 +48,7 @@ async def test_generation_0_to_x_and_another_text_to_y_in_generation_1(hq: Any) 
             await Receiver(y).drain()
         assert [line["content"] for name in ("CA-RC", "SF-RC") for line in hq.lines(name)] == ["pay 10", "pay 10"]
         # An HQ that is in it with the sender hands it out all the same: whoever has the id recorded says so, signed.
-        later = Delivery("box.SF-RC", (99, 1, now_ms(), other), None, None)
+        later = Delivery("box.SF-RC", (99, 1, now_ms(), 0, other), None, None)
         receiver = Receiver(y)
         with trio.fail_after(20):
             await receiver.take([later])
@@ -58,7 +58,7 @@ async def test_generation_0_to_x_and_another_text_to_y_in_generation_1(hq: Any) 
         same = await crafted(lab, ["SF-RC"], plain, count=1, generation=2, **one)
         receiver = Receiver(y)
         with trio.fail_after(20):
-            await receiver.take([Delivery("box.SF-RC", (100, 1, now_ms(), same), None, None)])
+            await receiver.take([Delivery("box.SF-RC", (100, 1, now_ms(), 0, same), None, None)])
         assert (receiver.refused, receiver.duplicates) == (0, 1)
 
 
@@ -67,7 +67,7 @@ async def test_both_texts_in_one_batch(hq: Any) -> None:
         one = {"envelope_id": IDS.next(), "sealed_at": now_ms()}
         raws = [await crafted(lab, ["CA-RC"], [Message(b"text %d" % n)], generation=n, **one) for n in (0, 1)]
         receiver = Receiver(center)
-        both = [Delivery("box.CA-RC", (n, 1, now_ms(), raw), None, None) for n, raw in enumerate(raws)]
+        both = [Delivery("box.CA-RC", (n, 1, now_ms(), 0, raw), None, None) for n, raw in enumerate(raws)]
         with trio.fail_after(20):
             await receiver.take(both)
         assert (receiver.received, receiver.refused) == (1, 1)

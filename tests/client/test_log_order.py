@@ -6,10 +6,16 @@ import gc
 from typing import Any
 
 import pytest
+import trio
 
-from cipherbox.errors import SenderNotValid, Throttled
+from cipherbox.client.inbox.owed import OwedReceipts
+from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.envelope.group import decode_group
+from cipherbox.envelope.kinds import Outcome
+from cipherbox.errors import LogContradiction, SenderNotValid, Throttled
 from cipherbox.server.hq import HQ
 from cipherbox.wire import frames
+from tests.client.waiting import until
 
 BACK_MS = 60_000
 
@@ -94,3 +100,89 @@ async def test_who_may_not_read_an_envelope_gets_no_proof_of_it(hq: Any) -> None
         for client, proven in ((lab, True), (stranger, False)):
             answer = await client.line.request(frames.Prove, envelopes=[name], serials=[], incarnation=False)
             assert bool(answer.envelopes[0]) is proven
+
+
+# -- the place that a delivery names ------------------------------------------------------------------------------
+
+
+def rename(hq: HQ, more: int) -> None:
+    """HQ names another entry for what it holds in memory."""
+    held = hq.engine.bodies._held
+    held.update({number: body._replace(log_entry=body.log_entry + more) for number, body in held.items()})
+
+
+async def proven(lab: Any, confirmation: Any) -> int:
+    """The entry of the log that HQ proved to the sender, once that is kept."""
+    row = lab.post.outbox.find(confirmation.envelope_id)
+    await until(lambda: lab.post.outbox.proof(row.number) is not None)
+    return int(lab.post.outbox.proof(row.number)[0])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_delivery_and_its_receipt_name_the_entry_that_the_sender_was_proven(hq: Any, restarted: bool) -> None:
+    said: list[str] = []
+    async with hq.client("FL-LAB") as lab:
+        confirmation = await lab.publish("x", to="CA-RC")
+        entry = await proven(lab, confirmation)
+    if restarted:
+        await hq.restart()
+    async with hq.client("CA-RC") as center:
+        (delivery,) = await center.fetch_unopened()
+        assert delivery.log_entry == entry > 0
+    async with hq.client("FL-LAB", on_event=said.append) as lab, hq.client("CA-RC") as center:
+        with trio.fail_after(20):
+            await Receiver(center).run(count=1)
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+        (raw,) = (one for (one,) in lab.post.outbox._db.execute("SELECT bytes FROM receipts"))
+        assert [leaf.log_entry for leaf in decode_group(raw).leaves if leaf is not None] == [entry]
+    assert not any("keeps two logs" in line for line in said)
+
+
+async def test_a_receipt_with_another_entry_than_was_proven_is_said_to_the_sender(hq: Any) -> None:
+    said: list[str] = []
+    async with hq.client("FL-LAB", on_event=said.append) as lab, hq.client("CA-RC") as center:
+        confirmation = await lab.publish("x", to="CA-RC")
+        entry = await proven(lab, confirmation)
+        rename(running(lab), 3)
+        with trio.fail_after(20):
+            await Receiver(center).run(count=1)
+            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+        (line,) = [line for line in said if "keeps two logs" in line]
+        assert f"accepted in entry {entry + 3} of its log, and HQ proved here that it was entry {entry}" in line
+        shown = (await lab.timeline(confirmation.message_ids[0])).steps
+        (text,) = [step.text for step in shown if step.what == "opened"]
+        assert f"it names entry {entry + 3} of HQ's log, and HQ proved entry {entry} here" in text
+        assert lab.log.heads.contradiction() is None  # the recipient's word alone stops nobody
+        await lab.publish("y", to="CA-RC")
+
+
+async def test_a_refusal_is_signed_with_its_entry(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        confirmation = await lab.publish("x", to="CA-RC")
+        entry = await proven(lab, confirmation)
+        (delivery,) = await center.fetch_unopened()
+        receiver = Receiver(center)
+        with receiver.locked():
+            owed = OwedReceipts(center)
+            owed.refuse([(delivery, Outcome.NOT_ACCEPTED, "from nobody")])
+            (one,) = owed._owed([])
+            owed.close()
+        assert one.leaf.log_entry == entry
+
+
+async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_itself(hq: Any) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        server = running(lab)
+        real = server.engine._clock_ms
+        server.engine._clock_ms = lambda: real() - BACK_MS
+        server.engine.broker.now -= BACK_MS
+        await lab.publish("before", to="CA-RC")
+        await revoke(server, "FL-LAB")
+        rename(server, -1)
+        (delivery,) = await center.fetch_unopened()
+        center.revocations._asked_at = float("-inf")
+        with pytest.raises(LogContradiction, match=r"proves now that it was entry \d+. Nothing is sent or received"):
+            await center.open(delivery)
+    with pytest.raises(LogContradiction, match="until a person has looked"):
+        async with hq.client("CA-RC", tries=1, timeout_s=2.0):
+            pass

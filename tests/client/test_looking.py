@@ -165,7 +165,7 @@ async def test_what_is_no_envelope_is_on_the_list_of_refusals(hq: Any) -> None:
         receiver = Receiver(center)
         with receiver._opened():
             assert receiver._owed is not None
-            delivery = Delivery("box.CA-RC", (1, 1, 1 << 63, b"no envelope"), None, None)
+            delivery = Delivery("box.CA-RC", (1, 1, 1 << 63, 1 << 63, b"no envelope"), None, None)
             receiver._owed.refuse([(delivery, Outcome.MALFORMED, "too short")])
     (row,) = json.loads(call(hq.home("CA-RC"), "inbox", "list", "--refused", "--json").stdout)
     assert (row["outcome"], row["reason"], row["sender_id"]) == ("malformed", "too short", "")

@@ -48,7 +48,7 @@ async def take(here: Running, people: dict[str, Person], most: int) -> list[byte
         while len(found) < most:
             event = await raw.next()
             if isinstance(event, Deliveries):
-                found += [bytes(item[3]) for item in event.entries]
+                found += [bytes(item[4]) for item in event.entries]
             elif event is None or isinstance(event, frames.GoingAway | frames.Error):
                 break
     return found

@@ -306,7 +306,7 @@ async def test_bodies_are_bounded_and_read_back(tmp_path: Path) -> None:
         assert w.engine.bodies.held(entries) is None
         assert w.engine.bodies.held(entries[:1]) is not None  # the oldest, which a consumer wants first
         items = await w.engine.bodies.items(queue, entries)
-        assert [(seq, body[0], len(body)) for seq, _, _, body in items] == [(i, i, 1000) for i in range(1, 6)]
+        assert [(seq, body[0], len(body)) for seq, _, _, _, body in items] == [(i, i, 1000) for i in range(1, 6)]
         await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, 5)]))
         await b.until(lambda: bool(correlations(b, m.Acked)))
         assert w.engine.bodies.size == 0
@@ -327,7 +327,7 @@ async def test_a_body_that_cannot_be_read_back_is_tried_again_then_told(
         ((_, queue, entries),) = b.handed
         w.engine.bodies.clear()
         w.runner.fail["read_bodies"] = [StoreUnavailable()] * 2
-        assert [item[3] for item in await w.engine.bodies.items(queue, entries)] == [b"body"]
+        assert [item[4] for item in await w.engine.bodies.items(queue, entries)] == [b"body"]
         w.runner.fail["read_bodies"] = [StoreUnavailable()] * 3
         with pytest.raises(CipherBoxError):
             await w.engine.bodies.items(queue, entries)

@@ -27,6 +27,7 @@ from cipherbox.server.answers import error_frame
 from cipherbox.server.bodies import Bodies
 from cipherbox.server.outgoing import Outgoing
 from cipherbox.server.watermark import Watermark
+from cipherbox.store.port import Body
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries
 
@@ -80,10 +81,10 @@ class Line:
             drained=lambda: None, cut=self.cut.append,
         )  # fmt: skip
 
-    async def _read(self, numbers: list[int]) -> list[bytes | None]:
+    async def _read(self, numbers: list[int]) -> list[Body | None]:
         self.reads.append(numbers)
         await trio.lowlevel.checkpoint()
-        return [self.stored.get(n) for n in numbers]
+        return [Body(n, self.stored[n]) if n in self.stored else None for n in numbers]
 
     def _give_back(self, queue: str, entries: Sequence[m.Entry]) -> None:
         self.returned += [e.seq for e in entries]
@@ -116,7 +117,7 @@ async def test_deliveries_share_frames_up_to_the_limit_and_keep_their_order() ->
     assert (events[0], events[-1]) == (frames.Ok(1, 0), frames.Ok(2, 0))
     assert [[e[0] for e in d.entries] for d in events[1:-1]] == [[1, 2, 3], [4, 5, 6], [7], [8], [9]]
     assert {d.tag for d in events[1:-1]} == {3}
-    assert all(body == bytes([seq]) * len(body) for d in events[1:-1] for seq, _, _, body in d.entries)
+    assert all(body == bytes([seq]) * len(body) for d in events[1:-1] for seq, _, _, _, body in d.entries)
     assert line.out.empty
     assert line.out.size == 0
 
@@ -132,10 +133,10 @@ async def test_bodies_are_read_when_their_turn_has_come_and_not_before() -> None
 
 async def test_what_memory_holds_is_not_read() -> None:
     line = Line(cache_bytes=1000)
-    line.bodies.put(1, b"x" * 100, handed=True)
+    line.bodies.put(1, 1, b"x" * 100, handed=True)
     line.out.push(1, "q", [entry(1)])
     (delivery,) = await run_until_quiet(line)
-    assert delivery == Deliveries(1, [(1, 1, 7, b"x" * 100)])
+    assert delivery == Deliveries(1, [(1, 1, 7, 1, b"x" * 100)])
     assert line.reads == []
 
 

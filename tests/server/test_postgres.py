@@ -101,7 +101,7 @@ async def test_a_killed_database_loses_nothing_that_was_confirmed(tmp_path: Path
         while len(found) < 6:
             event = await receiver.next()
             if isinstance(event, Deliveries):
-                found += [item[3] for item in event.entries]
+                found += [item[4] for item in event.entries]
         assert found == [one.raw for one in sealed]
 
 

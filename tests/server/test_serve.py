@@ -37,7 +37,7 @@ async def test_published_confirmed_delivered_acknowledged(tmp_path: Path, websoc
         assert confirm.ranges == [frames.ConfirmRange(1, 1, 0, 0)]
         assert confirm.places == [frames.Place(["box.CA-RC"], [])]
         delivery = await rc.next()
-        assert delivery == Deliveries(1, [(1, 1, confirm.accepted_at, sealed.raw)])
+        assert delivery == Deliveries(1, [(1, 1, confirm.accepted_at, confirm.log_position, sealed.raw)])
         acked = await rc.ask(frames.Ack, "box.CA-RC", [frames.Range(1, 1)])
         assert acked == frames.AckConfirmed(rc.correlation, 1, 0)
         report = await lab.ask(frames.Status, "", sealed.envelope_id)
@@ -64,7 +64,7 @@ async def test_pipelined_publishes_are_confirmed_in_ranges_and_a_restart_deliver
         await consumed(rc, "box.CA-RC")
         got: list[bytes] = []
         while len(got) < 50:
-            got += [e[3] for e in (await rc.next()).entries]
+            got += [e[4] for e in (await rc.next()).entries]
         assert got == [s.raw for s in sealed]
         await lab_sends_again_and_is_confirmed(r, sealed[0].raw)
 

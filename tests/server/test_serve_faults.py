@@ -70,7 +70,7 @@ async def test_a_damaged_body_becomes_a_dead_letter_and_the_rest_is_delivered(tm
         spooled.write_bytes(spooled.read_bytes()[:-1] + b"!")
         r.hq.engine.bodies.clear()
         await consumed(rc, "box.CA-RC")
-        assert [e[3] for e in (await rc.next()).entries] == [good.raw]
+        assert [e[4] for e in (await rc.next()).entries] == [good.raw]
         report = await lab.ask(frames.Status, "", bad.envelope_id)
         while report.traces[0].state != 3:
             report = await lab.ask(frames.Status, "", bad.envelope_id)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from cipherbox.store.postgres.store import PostgresStore
+from tests.store.suite import bodies_of
 
 
 def bodies(store: PostgresStore, *numbers: int) -> list[bytes | None]:
-    return store.read_bodies(numbers)
+    return bodies_of(store, numbers)
 
 
 def store_pid(store: PostgresStore) -> int:

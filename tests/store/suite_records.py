@@ -11,7 +11,7 @@ from cipherbox.contactlists import Lists
 from cipherbox.envelope import tree
 from cipherbox.errors import Conflict, Damaged, Fenced, StoreError
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
-from tests.store.suite import AT, Driver, Opener, incoming, published
+from tests.store.suite import AT, Driver, Opener, bodies_of, incoming, published
 
 
 def logged(index: int, number: int) -> m.Changes:
@@ -21,6 +21,23 @@ def logged(index: int, number: int) -> m.Changes:
 
 class Records:
     """Mixed into the classes that have the fixture `opener`."""
+
+    @pytest.mark.parametrize("size", [10, 70_000])
+    def test_an_envelope_is_read_back_with_its_place_in_the_log(self, opener: Opener, size: int) -> None:
+        store = opener()
+        driver = Driver(store).clients()
+        driver.publish(incoming(1))  # of a time before the log
+        driver.log = LogRow(7, AT, b"head", b"", b"", bytes(16))
+        driver.publish(incoming(2, b"x" * size), incoming(3, b"y" * size))
+        driver.log = LogRow(9, AT, b"head", b"", b"", bytes(16))
+        driver.publish(incoming(3, b"n" * size, generation=1))
+        store.close()
+        again = opener()
+        assert again.read_bodies([1, 2, 3]) == [(0, b"body"), (7, b"x" * size), (9, b"n" * size)]
+        for index, entry in ((1, 0), (2, 7), (3, 9)):
+            known = again.acceptance("A", incoming(index).envelope_id)
+            assert known is not None
+            assert known.entry == entry
 
     def test_the_log_is_written_with_its_commit(self, opener: Opener) -> None:
         store = opener()
@@ -67,7 +84,7 @@ class Records:
         assert [r["seq"] for r in store.dead_letters("", "", 10, False)[0]] == [3]
         settled = [(r["seq"], r["settled"]) for r in store.dead_letters("", "", 10, True)[0]]
         assert settled == [(1, "redriven"), (2, "dropped"), (3, "")]
-        assert store.read_bodies([1, 2, 3]) == [b"body", None, b"body"]
+        assert bodies_of(store, [1, 2, 3]) == [b"body", None, b"body"]
         store.close()
         store = opener()
         assert [e.seq for e in store.load(10).heads["box.B"]] == [4, 5, 6]
@@ -104,7 +121,7 @@ class Records:
         driver.run(m.Retain(0, "", 4, dead))
         (row,) = store.dead_letters("", "", 10, True)[0]
         assert (row["settled"], row["settled_by"]) == ("dropped", "retention")
-        assert store.read_bodies([3, 4]) == [None, b"body"]
+        assert bodies_of(store, [3, 4]) == [None, b"body"]
         store.close()
         assert [e.seq for e in opener().load(10).heads["box.B"]] == [4, 5]
 

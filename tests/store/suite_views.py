@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Changes
 from cipherbox.store.port import BundleRow, Store
-from tests.store.suite import AT, incoming, published
+from tests.store.suite import AT, bodies_of, incoming, published
 
 VIEWS = ("message_metadata", "message_deliveries", "public_keys")
 
@@ -86,7 +86,7 @@ class Views:
         assert metadata(tool, 1) == [(*head, tool.time(7), None)] * 3
         commit(acked=[m.Mark("shared", 1, 1, AT + 21, "C")], released=[1])
         assert metadata(tool, 1) == [(*head, tool.time(7), tool.time(21))] * 3
-        assert store.read_bodies([1]) == [None]
+        assert bodies_of(store, [1]) == [None]
 
     def test_deliveries_are_one_row_for_each_queue(self, store: Store, tool: Tool) -> None:
         store.commit(

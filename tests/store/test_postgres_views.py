@@ -19,7 +19,7 @@ from cipherbox.store.postgres import retention, schema
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.postgres.store import PostgresStore
 from tests import postgres
-from tests.store.suite import AT, incoming, published
+from tests.store.suite import AT, bodies_of, incoming, published
 from tests.store.suite_views import Views, fill
 
 FINDERS = {"message_metadata": "find_message", "message_deliveries": "find_deliveries"}
@@ -115,7 +115,7 @@ def test_a_month_goes_as_a_whole_and_what_waits_stays(
     assert store.trace("A", incoming(10).envelope_id) is None
     for number, body in ((11, b"b"), (12, b"c")):
         assert store.trace("A", incoming(number).envelope_id) is not None
-        assert store.read_bodies([number]) == [body]
+        assert bodies_of(store, [number]) == [body]
     store.commit(Changes(acked=[m.Mark("box.B", 11, 11, AT, "B")], finished=[11]), store.epoch)
     assert store.older_than(cutoffs)
     store.commit(Changes(retention=cutoffs), store.epoch)

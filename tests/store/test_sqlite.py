@@ -16,7 +16,7 @@ from cipherbox.store.port import Store
 from cipherbox.store.sqlite import database, queries
 from cipherbox.store.sqlite.store import DATABASE, open_store
 from tests.store.faults import Faulty, opened
-from tests.store.suite import Driver, Opener, Suite, incoming, published
+from tests.store.suite import Driver, Opener, Suite, bodies_of, incoming, published
 from tests.store.suite_records import Records
 
 
@@ -41,7 +41,7 @@ def test_another_thread_may_use_it(tmp_path: Path) -> None:
     thread = threading.Thread(target=lambda: store.commit(published(1), store.epoch))
     thread.start()
     thread.join()
-    assert store.read_bodies([1]) == [b"body"]
+    assert bodies_of(store, [1]) == [b"body"]
 
 
 # -- schema versions ----------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_an_older_schema_is_upgraded_after_a_copy(tmp_path: Path, older: list[st
     store = opened(tmp_path)
     assert store.db.execute("SELECT x FROM later").fetchall() == [(7,)]
     assert store.db.execute("PRAGMA user_version").fetchone()[0] == len(older)
-    assert store.read_bodies([1]) == [b"body"]
+    assert bodies_of(store, [1]) == [b"body"]
     copy = sqlite3.connect(tmp_path / f"{DATABASE}.schema{len(older) - 1}")
     assert copy.execute("PRAGMA user_version").fetchone()[0] == len(older) - 1
     assert copy.execute("SELECT data FROM bodies").fetchall() == [(b"body",)]
@@ -109,7 +109,7 @@ def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, older: list[str],
     older.pop()
     store = opened(tmp_path)
     assert store.db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'a'").fetchone() == (0,)
-    assert store.read_bodies([1]) == [b"body"]
+    assert bodies_of(store, [1]) == [b"body"]
 
 
 def test_no_upgrade_without_its_copy(tmp_path: Path, older: list[str]) -> None:
@@ -120,7 +120,7 @@ def test_no_upgrade_without_its_copy(tmp_path: Path, older: list[str]) -> None:
     db = sqlite3.connect(tmp_path / DATABASE)
     assert db.execute("PRAGMA user_version").fetchone()[0] == len(older) - 1
     db.close()
-    assert opened(tmp_path).read_bodies([1]) == [b"body"]
+    assert bodies_of(opened(tmp_path), [1]) == [b"body"]
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -14,7 +14,7 @@ from cipherbox.contactlists import Lists
 from cipherbox.errors import CipherBoxError, DiskFull, StoreUnavailable
 from cipherbox.store.sqlite.store import DATABASE, RESERVE
 from tests.store.faults import PLENTY, SMALL_RESERVE, FailingEnd, Faulty, opened, spool_names
-from tests.store.suite import AT, acknowledged, incoming, published
+from tests.store.suite import AT, acknowledged, bodies_of, incoming, published
 
 LARGE = 100_000
 
@@ -63,7 +63,7 @@ def test_a_file_that_fails_fails_the_commit_whole(
     assert store.load(10) == before
     assert spool_names(tmp_path) == spooled  # on a full disk half a file would take what acks need
     store.commit(mixed(7), store.epoch)
-    assert store.read_bodies([7, 8, 1]) == [b"small", b"L" * LARGE, b"R" * LARGE]
+    assert bodies_of(store, [7, 8, 1]) == [b"small", b"L" * LARGE, b"R" * LARGE]
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -71,7 +71,7 @@ def test_a_commit_cut_off_at_any_step_of_the_database_leaves_nothing(tmp_path: P
     """``stubborn``: the rollback fails as well."""
     store = opened(tmp_path)
     store.commit(ground(), store.epoch)
-    before, bodies, spooled = store.load(10), store.read_bodies(range(1, 9)), spool_names(tmp_path)
+    before, bodies, spooled = store.load(10), bodies_of(store, range(1, 9)), spool_names(tmp_path)
     failed = 0
     for most in range(0, 100_000, 40):
         left = most
@@ -93,7 +93,7 @@ def test_a_commit_cut_off_at_any_step_of_the_database_leaves_nothing(tmp_path: P
         if failed % 2:  # whichever call comes next finds no half transaction
             store.put_setting("name", b"value")
         assert store.load(10) == before
-        assert store.read_bodies(range(1, 9)) == bodies
+        assert bodies_of(store, range(1, 9)) == bodies
         assert spool_names(tmp_path) == spooled
     assert failed > 5
     after = store.load(10)
@@ -117,7 +117,7 @@ def test_a_database_that_runs_full_at_any_page_leaves_nothing(tmp_path: Path) ->
         except DiskFull:
             assert store.load(10) == before
     assert more > 5
-    assert store.read_bodies(range(7, 12)) == [b"b" * 60_000] * 5
+    assert bodies_of(store, range(7, 12)) == [b"b" * 60_000] * 5
 
 
 def test_a_number_used_twice_is_refused_whole(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_when_ending_fails_the_files_stay_for_whichever_it_was(tmp_path: Path, r
         store.commit(published(1, b"M" * LARGE), store.epoch)
     store.close()
     again = opened(tmp_path)
-    assert again.read_bodies([1]) == [(b"L" if reached else b"M") * LARGE]
+    assert bodies_of(again, [1]) == [(b"L" if reached else b"M") * LARGE]
     assert len(spool_names(tmp_path)) == 1
 
 

@@ -124,7 +124,7 @@ def test_the_manual_page_is_what_the_table_makes() -> None:
 def test_fast_paths_make_the_tables_bytes() -> None:
     sends = [(i, i % 2, 7 * i, bytes([i]) * i) for i in range(5)]
     assert codec.encode_sends(sends) == b"".join(codec.encode(frames.Send(*item)) for item in sends)
-    entries = [(i, 1 + i, 1000 + i, bytes([i]) * i) for i in range(5)]
+    entries = [(i, 1 + i, 1000 + i, 70 + i, bytes([i]) * i) for i in range(5)]
     assert codec.encode_deliver(9, entries) == codec.encode(
         frames.Deliver(9, [frames.Delivered(*item) for item in entries])
     )

@@ -97,6 +97,11 @@ INSERT INTO state VALUES ('inode', 0), ('begun', strftime('%s', 'now') * 1000);
     + TRANSFERS
     + CONTENTS,
     LATER,
+    # The entries of HQ's log that say what was accepted, as HQ named them; 0: none, as before 0.6.
+    """
+ALTER TABLE envelopes ADD COLUMN log_entry INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE refusals ADD COLUMN log_entry INTEGER NOT NULL DEFAULT 0;
+""",
 )
 
 
@@ -324,11 +329,11 @@ class Inbox:
         now = _now_ms()
         self._db.executemany(
             "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, accepted_at, received_at,"
-            " envelope_hash, commitment, suite) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " envelope_hash, commitment, suite, log_entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, min(r.accepted_at, MOST), now,
-                    r.envelope_hash, r.commitment, r.suite,
+                    r.envelope_hash, r.commitment, r.suite, min(r.log_entry, MOST),
                 )
                 for r in batch
             ],

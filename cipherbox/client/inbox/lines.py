@@ -44,6 +44,7 @@ class Received(NamedTuple):
     envelope_hash: bytes = bytes(32)
     commitment: bytes = b""  # to the plaintext; empty in envelopes of version 1
     suite: int = 0  # of the signature that was verified
+    log_entry: int = 0  # of HQ's log, that says it was accepted, as HQ named it
 
 
 class Lines(NamedTuple):

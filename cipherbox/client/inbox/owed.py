@@ -44,7 +44,7 @@ FLUSH_S = 5.0
 REFUSALS = 1000  # of each sender, in the record
 _GIVEN_UP = 0
 TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
-MOST_MS = (1 << 62) - 1  # of a time that HQ's clock says: SQLite takes no more
+MOST_MS = (1 << 62) - 1  # of a time or a number that HQ says: SQLite takes no more
 
 
 class Owed(NamedTuple):
@@ -82,17 +82,17 @@ class OwedReceipts:
         now = _now_ms()
         rows = []
         for delivery, outcome, reason in refused:
-            at = min(delivery.accepted_at, MOST_MS)
+            at, entry = min(delivery.accepted_at, MOST_MS), min(delivery.log_entry, MOST_MS)
             try:
                 digest, prefix = delivery.sighted.hashes.envelope_hash, delivery.sighted.layout.prefix
                 named = prefix.sender, prefix.envelope_id, prefix.generation
             except EnvelopeError:
                 named, digest = ("", bytes(16), 0), bytes(32)
-            rows.append((*named, outcome, digest, at, reason, now, None if outcome in TOLD else _GIVEN_UP))
+            rows.append((*named, outcome, digest, at, reason, now, None if outcome in TOLD else _GIVEN_UP, entry))
         with transaction(self._db, self._path):
             self._db.executemany(
                 "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
-                " reason, refused_at, receipt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " reason, refused_at, receipt, log_entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
             for sender in {row[0] for row in rows}:  # the newest of each stay, as a record
@@ -132,24 +132,25 @@ class OwedReceipts:
         with translated(self._path):
             rows = self._db.execute(
                 "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes,"
-                " commitment FROM envelopes WHERE receipt IS NULL"
+                " commitment, log_entry FROM envelopes WHERE receipt IS NULL"
                 " AND sender NOT IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
                 (names, MOST),
             ).fetchall()
             rows += self._db.execute(
-                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL, NULL"
-                " FROM refusals WHERE receipt IS NULL AND sender NOT IN (SELECT value FROM json_each(?)) LIMIT ?",
+                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL, NULL,"
+                " log_entry FROM refusals WHERE receipt IS NULL"
+                " AND sender NOT IN (SELECT value FROM json_each(?)) LIMIT ?",
                 (names, MOST - len(rows)),
             ).fetchall()
         return [
             Owed(
                 number,
                 Leaf(
-                    sender, envelope_id, generation, digest or bytes(32), accepted_at, Outcome(outcome),
-                    tuple(map(Outcome, outcomes or b"")), commitment or NO_COMMITMENT,
+                    sender, envelope_id, generation, digest or bytes(32), at, Outcome(outcome),
+                    tuple(map(Outcome, outcomes or b"")), commitment or NO_COMMITMENT, entry,
                 ),
             )
-            for number, sender, envelope_id, generation, digest, accepted_at, outcome, outcomes, commitment in rows
+            for number, sender, envelope_id, generation, digest, at, outcome, outcomes, commitment, entry in rows
         ]  # fmt: skip
 
     async def _sign(self, owed: Sequence[Owed]) -> None:

@@ -133,7 +133,7 @@ class Taking(Holding, ABC):
         return Received(
             prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
             prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash, delivery.commitment,
-            prefix.signature_suite,
+            prefix.signature_suite, delivery.log_entry,
         )  # fmt: skip
 
     def _kept(self, done: list[Delivery]) -> list[Delivery]:

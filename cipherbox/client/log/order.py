@@ -56,6 +56,11 @@ class LogOrder:
                 f"the certificate of {prefix.sender} was revoked, and HQ does not prove that it accepted this before "
                 f"({error})"
             ) from None
+        if proven.record.index != delivery.log_entry:
+            self._verifier.contradicted(
+                f"HQ delivered an envelope of {prefix.sender} as accepted in entry {delivery.log_entry} of its log, "
+                f"and proves now that it was entry {proven.record.index}"
+            )
         if proven.record.index >= revoked:
             raise SenderNotValid(
                 f"HQ accepted it in entry {proven.record.index} of its log, after entry {revoked}, in which the "

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 
@@ -362,7 +362,7 @@ class LogProofVerifier:
                 raise
             return {}
 
-    def _contradict(self, first: Head, second: Head, proof: Sequence[bytes], stored: Head | None) -> None:
+    def _contradict(self, first: Head, second: Head, proof: Sequence[bytes], stored: Head | None) -> NoReturn:
         """Remembers the contradiction and writes its evidence; raises LogContradiction."""
         if stored is not None and second == stored:
             first, second = second, first
@@ -375,18 +375,29 @@ class LogProofVerifier:
             pki.der(certificate) if certificate is not None else b"", int(time.time() * 1000), self._client_id,
         )  # fmt: skip
         write_atomic(file, make_file(evidence))
-        self.heads.contradict(what, str(file), (first, second))
+        self.contradicted(what, str(file), (first, second))
+
+    def contradicted(self, what: str, file: str = "", between: Sequence[Head] = ()) -> NoReturn:
+        """Remembers that HQ contradicted itself, so that every program of this home stops; raises LogContradiction.
+
+        Without ``file`` and ``between``: HQ's own two words to this client are all there is.
+        """
+        self.heads.contradict(what, file, between)
         known = self.heads.contradiction()
         assert known is not None
-        self._events.say(LINE, _stopped(*known))
-        raise LogContradiction(_stopped(*known))
+        error = LogContradiction(_stopped(*known))
+        self._events.say(LINE, str(error))
+        if self._link is not None:
+            self._link.end(error)
+        raise error
 
 
 def _stopped(text: str, file: str) -> str:
-    return (
-        f"{text}. Nothing is sent or received until a person has looked: show the evidence in {file} to the admin and "
-        "to your correspondents (cipherbox audit evidence FILE); cipherbox manual log says what then"
-    )
+    show = (
+        f"show the evidence in {file} to the admin and to your correspondents (cipherbox audit evidence FILE)"
+        if file else "tell the admin and your correspondents"
+    )  # fmt: skip
+    return f"{text}. Nothing is sent or received until a person has looked: {show}; cipherbox manual log says what then"
 
 
 def entry_of(proof: bytes) -> int:

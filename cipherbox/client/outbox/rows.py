@@ -80,6 +80,8 @@ class Signed(NamedTuple):
     leaf: int
     envelope_hash: bytes
     messages: bytes = b""  # an outcome for each, where they differ
+    log_entry: int = 0  # of HQ's log, that says it was accepted, as HQ named it to the recipient; 0: it named none
+    proven_entry: int = 0  # the one that HQ has proven here, where it is another
 
 
 @attrs.frozen

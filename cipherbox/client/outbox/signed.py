@@ -11,6 +11,18 @@ import orjson
 from cipherbox.client.localdb import transaction
 from cipherbox.client.outbox.reading import OutboxReading
 from cipherbox.client.outbox.rows import UNTIL_OPENED, Signed, now_ms
+from cipherbox.envelope import log
+
+
+def another_entry(named: int, leaf: bytes, proof: tuple[int, bytes, bytes] | None) -> int:
+    """The entry that HQ proved here for ``leaf``, if it is another than the one ``named`` in a receipt; else 0.
+
+    ``proof``: what is kept with the envelope; it may be of another generation.
+    """
+    if not named or proof is None or proof[0] == named:
+        return 0
+    entry, _, leaves = proof
+    return entry if any(leaves[at : at + len(leaf)] == leaf for at in range(0, len(leaves), len(leaf))) else 0
 
 
 class OutboxSigned(OutboxReading):
@@ -34,22 +46,25 @@ class OutboxSigned(OutboxReading):
                 "INSERT INTO receipts (recipient, bundle_hash, taken_at, hash, bytes) VALUES (?, ?, ?, ?, ?)", row
             ).lastrowid
             for one in outcomes:
-                if self._take(one, receipt or 0, dropped):
-                    news.append(one)
+                known = self._take(one, receipt or 0, dropped)
+                if known is not None:
+                    news.append(known)
             if not news:
                 db.execute("DELETE FROM receipts WHERE receipt = ?", (receipt,))
         self._delete(dropped)
         return news
 
-    def _take(self, one: Signed, receipt: int, dropped: list[str]) -> bool:
+    def _take(self, one: Signed, receipt: int, dropped: list[str]) -> Signed | None:
+        """What was news in it."""
         db = self._db
         row = db.execute(
-            "SELECT number, recipients, generation, envelope_hash FROM envelopes WHERE envelope_id = ?",
+            "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0) FROM envelopes e "
+            "LEFT JOIN proofs p ON p.proof = e.proof WHERE e.envelope_id = ?",
             (one.envelope_id,),
         ).fetchone()
         if row is None or one.recipient not in orjson.loads(row[1]):
-            return False
-        number, _, generation, digest = row
+            return None
+        number, _, generation, digest, entry = row
         if generation != one.generation:
             earlier = db.execute(
                 "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?",
@@ -57,7 +72,10 @@ class OutboxSigned(OutboxReading):
             ).fetchone()
             digest = earlier[0] if earlier else None
         if digest != one.envelope_hash:
-            return False
+            return None
+        if one.log_entry and entry not in (0, one.log_entry):
+            leaf = log.leaf(one.envelope_id, one.generation, one.envelope_hash)
+            one = one._replace(proven_entry=another_entry(one.log_entry, leaf, self.proof(number)))
         before = db.execute(
             "SELECT outcome, generation, messages, signed_at FROM outcomes WHERE number = ? AND recipient = ?",
             (number, one.recipient),
@@ -66,15 +84,15 @@ class OutboxSigned(OutboxReading):
         insert = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         if before is not None and before[0] == one.outcome == 0 and before[2] and before[3] < one.signed_at:
             db.execute(insert, values)  # what its handler gave up it has tried again
-            return bool(before[2] != one.messages)
+            return one if before[2] != one.messages else None
         if before is not None and (before[0] == 0 or before[1] >= one.generation):
-            return False  # what was opened stays opened, whatever comes again
+            return None  # what was opened stays opened, whatever comes again
         db.execute(insert, values)
         if one.outcome == 0:
             db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
             if self._keep_until == UNTIL_OPENED:
                 dropped += self._forget_bytes(number, "owed <= 0")
-        return True
+        return one
 
     def _forget_bytes(self, number: int, when: str) -> list[str]:
         """Drops key and bytes; the names of files to delete after the commit."""

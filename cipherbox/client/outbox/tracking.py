@@ -13,8 +13,10 @@ from cipherbox.checks import checked
 from cipherbox.client.home import keyless
 from cipherbox.client.outbox.folderfiles import FolderFiles
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
+from cipherbox.client.outbox.signed import another_entry
 from cipherbox.client.receipts import words
 from cipherbox.client.topology import TopologyCalls
+from cipherbox.envelope import log
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.ids import message_id, split_message_id
@@ -83,12 +85,12 @@ class Tracking(TopologyCalls):
             raise NotFound(f"message {message} was not sent from this home, or its history was dropped")
         steps = [Step(row.sealed_at, "sealed", "sealed on this machine and kept in the outbox")]
         _, index = split_message_id(message)
-        signed = await self._signed(row, index)
+        proof: Any = await self.outbox().store(self.outbox().outbox.proof, row.number)
+        signed = await self._signed(row, index, proof)
         report = await self._asked(row)
         accepted_at = row.accepted_at or (report.accepted_at if report is not None and report.found else 0)
         if accepted_at:
-            proof = await self.outbox().store(self.outbox().outbox.proof, row.number)
-            entry = f", entry {proof[0]} of its signed log" if isinstance(proof, tuple) else ""
+            entry = f", entry {proof[0]} of its signed log" if proof is not None else ""
             steps.append(Step(accepted_at, "confirmed", f"confirmed by HQ: on its stable storage{entry}"))
         else:
             steps.append(_not_confirmed(row, self.line.trouble))
@@ -103,17 +105,28 @@ class Tracking(TopologyCalls):
         file = next(("/".join(one.path) for one in files if one.message == index), "")
         return Timeline(shown, row.recipients, tuple(steps), open_for, report, file)
 
-    async def _signed(self, row: Row, index: int) -> list[Step]:
+    async def _signed(self, row: Row, index: int, proof: tuple[int, bytes, bytes] | None) -> list[Step]:
         outcomes = await self.outbox().store(self.outbox().outbox.outcomes, row.number)
         assert isinstance(outcomes, list)
         steps = []
-        for recipient, whole, signed_at, _, _, messages in outcomes:
+        for recipient, whole, signed_at, receipt, leaf, messages in outcomes:
             outcome = messages[index] if whole == Outcome.OPENED and index < len(messages) else whole
             opened = outcome == Outcome.OPENED
             text = f"opened by {recipient}" if opened else f"refused by {recipient}: {words(outcome)}"
             what = "opened" if opened else "refused"
-            steps.append(Step(signed_at, what, f"{text} (receipt verified)", recipient))
+            other = await self._other_entry(receipt, leaf, proof)
+            steps.append(Step(signed_at, what, f"{text} (receipt verified{other})", recipient))
         return steps
+
+    async def _other_entry(self, receipt: int, at: int, proof: tuple[int, bytes, bytes] | None) -> str:
+        """In words, that a receipt names another entry of HQ's log than HQ proved here; mostly empty."""
+        kept: Any = await self.outbox().store(self.outbox().outbox.receipt, receipt)
+        leaf = decode_group(kept[0]).leaves[at] if kept is not None else None
+        if leaf is None:
+            return ""
+        name = log.leaf(leaf.envelope_id, leaf.generation, leaf.envelope_hash)
+        other = another_entry(leaf.log_entry, name, proof)
+        return f"; it names entry {leaf.log_entry} of HQ's log, and HQ proved entry {other} here" if other else ""
 
     async def _asked(self, row: Row) -> frames.StatusReport | None:
         try:

@@ -34,7 +34,7 @@ ENVELOPES = (
     "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, routing_key, sealed_at, "
     "expires_at, accepted_at, fan, bytes, commitment, log_entry)"
 )
-BODIES = "bodies (number, pending, stored_hash, data, spool, at, bytes)"
+BODIES = "bodies (number, pending, stored_hash, data, spool, at, bytes, log_entry)"
 ENTRIES = (
     "entries (queue_no, seq, number, accepted_at, state, attempts, delivered_at, client, bytes, fan, expires_at, "
     "sender, envelope_id)"
@@ -159,13 +159,16 @@ def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming, log_entry
     ))  # fmt: skip
 
 
-def body_row(number: int, pending: int, i: Incoming, place: Place | None) -> tuple[bytes, bytes, bytes]:
+def body_row(
+    number: int, pending: int, i: Incoming, place: Place | None, log_entry: int
+) -> tuple[bytes, bytes, bytes]:
     """A row of `BODIES` in three parts, so that the bytes of the envelope need no copy."""
-    head = _NUMBER.pack(7, 8, number) + _INTEGER.pack(4, pending) + sized(i.stored_hash)
+    head = _NUMBER.pack(8, 8, number) + _INTEGER.pack(4, pending) + sized(i.stored_hash)
+    tail = _LONG.pack(8, i.size) + _LONG.pack(8, log_entry)
     if place is None:
         raw: bytes = i.body  # type: ignore[assignment]
-        return head + _FIELD.pack(len(raw)), raw, NULL + NULL + _LONG.pack(8, i.size)
-    return head + NULL, sized(place.name.encode()), _LONG.pack(8, place.at) + _LONG.pack(8, i.size)
+        return head + _FIELD.pack(len(raw)), raw, NULL + NULL + tail
+    return head + NULL, sized(place.name.encode()), _LONG.pack(8, place.at) + tail
 
 
 def _envelopes(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> None:
@@ -177,7 +180,7 @@ def _envelopes(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spo
         fresh[number] = (micros(accepted_at), fan, incoming)
         rows.append(envelope_row(number, accepted_at, fan, incoming, log_entry))
         place = spooled.get((number, incoming.generation)) if spooled else None
-        bodies += body_row(number, fan, incoming, place)
+        bodies += body_row(number, fan, incoming, place, log_entry)
     if rows:
         link.copy_in(ENVELOPES, stream(rows))
         link.copy_in(BODIES, stream(bodies))
@@ -227,6 +230,7 @@ def _log_entry(changes: Changes) -> int:
 
 def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
     dropped = set()
+    log_entry = _log_entry(changes)
     for number, i in changes.replaced:
         old = link.run("DELETE FROM bodies WHERE number = ? RETURNING pending, spool", (number,))
         if old and old[0][1]:
@@ -244,13 +248,13 @@ def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
                 i.size,
                 i[6],
                 i.commitment,
-                _log_entry(changes),
+                log_entry,
                 i.envelope_id.hex(),
                 number,
             ),
         )
         link.run("UPDATE entries SET bytes = ?, expires_at = ? WHERE number = ?", (i.size, expires_at, number))
-        link.copy_in(BODIES, stream(body_row(number, pending, i, spooled.get((number, i.generation)))))
+        link.copy_in(BODIES, stream(body_row(number, pending, i, spooled.get((number, i.generation)), log_entry)))
     return dropped
 
 

@@ -29,7 +29,7 @@ _DONE = (
     "d.acknowledged_at, d.client, e.bytes, e.fan, e.expires_at, e.sender, e.envelope_id FROM deliveries d "
     "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number"
 )
-_BODIES = "SELECT d.number, d.pending, d.stored_hash, d.data, d.bytes, d.spool, d.at FROM bodies d"
+_BODIES = "SELECT d.number, d.pending, d.stored_hash, d.data, d.bytes, d.log_entry, d.spool, d.at FROM bodies d"
 _ENVELOPES = f"SELECT {', '.join('d.' + name for name, _ in columns('envelopes'))} FROM envelopes d"
 # What is large comes page by page, each beginning behind the keys of the last row: (query, [(key, its place)]).
 _PAGES: dict[str, list[tuple[str, list[tuple[str, int]]]]] = {
@@ -105,9 +105,9 @@ class PostgresSource:
                 where = f" WHERE ({names}) > ({', '.join(last)})"
 
     def _whole(self, rows: Iterator[Row]) -> Iterator[Row]:
-        for number, pending, stored_hash, data, size, name, at in rows:
+        for number, pending, stored_hash, data, size, log_entry, name, at in rows:
             raw = self._spool.read(Place(name, at), size) if name is not None else data
-            yield number, pending, stored_hash, raw, size
+            yield number, pending, stored_hash, raw, size, log_entry
 
     def close(self) -> None:
         self._link.close()

@@ -13,7 +13,7 @@ import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
 from cipherbox.contactlists import Lists
-from cipherbox.store.port import TraceReport, TraceRow
+from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.postgres import retention
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.driver import Link
@@ -155,24 +155,22 @@ def _kept(link: Link, number: int) -> list[str]:
     return [name for (name,) in link.run(_KEPT, (number,))]
 
 
-def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[bytes | None]:
-    """The envelopes' bytes in the order asked; None for one that is gone or does not match its hash."""
-    found: dict[int, bytes] = {}
+def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[Body | None]:
+    """The envelopes in the order asked; None for one that is gone or does not match its hash."""
+    found: dict[int, Body] = {}
     wanted = ",".join(str(int(number)) for number in numbers)
     if not wanted:
         return []
-    hashes: dict[int, bytes] = {}
-    rows = link.copy_out(f"SELECT number, stored_hash, data, spool, at, bytes FROM bodies WHERE number IN ({wanted})")
-    for number_raw, stored_hash, data, name, at, size in rows:
-        number = int.from_bytes(number_raw or b"", "big")
-        hashes[number] = stored_hash or b""
+    rows = link.copy_out(
+        f"SELECT number, stored_hash, data, spool, at, bytes, log_entry FROM bodies WHERE number IN ({wanted})"
+    )
+    for number, stored_hash, data, name, at, size, log_entry in rows:
         if name is not None:
             place = Place(name.decode("utf-8", "replace"), int.from_bytes(at or b"", "big", signed=True))
             data = spooled(place, int.from_bytes(size or b"", "big", signed=True))
-        if data is not None:
-            found[number] = data
-    good = {n: body for n, body in found.items() if hashlib.sha256(body).digest() == hashes[n]}
-    return [good.get(number) for number in numbers]
+        if data is not None and hashlib.sha256(data).digest() == stored_hash:
+            found[int.from_bytes(number or b"", "big")] = Body(int.from_bytes(log_entry or b"", "big"), data)
+    return [found.get(number) for number in numbers]
 
 
 def trace(link: Link, sender: str, envelope_id: bytes) -> TraceReport | None:

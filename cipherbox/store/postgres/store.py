@@ -26,7 +26,7 @@ from cipherbox.limits import LIMITS, Limits
 from cipherbox.portable import private_dir, write_private
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import HISTORY, Acceptance, TraceReport
+from cipherbox.store.port import HISTORY, Acceptance, Body, TraceReport
 from cipherbox.store.postgres import commit, copying, lease, queries, retention, schema
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.connect import Connector
@@ -192,7 +192,7 @@ class PostgresStore(Registry):
     def facts(self, wanted: Wanted, page: int) -> Facts:
         return self._ask(lambda link: queries.facts(link, self._queue_numbers(link), wanted, page))
 
-    def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]:
+    def read_bodies(self, numbers: Sequence[int]) -> list[Body | None]:
         with self._reader() as link:
             return queries.read_bodies(link, self._from_spool, numbers)
 

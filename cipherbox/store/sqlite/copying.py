@@ -12,6 +12,7 @@ from cipherbox.errors import StoreError
 from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
 from cipherbox.store.spool import Place, Spool, SpoolSnapshot
 from cipherbox.store.sqlite import database
+from cipherbox.store.sqlite.commit import INTO_SPOOL
 from cipherbox.store.sqlite.database import Connection
 
 _FROM = {
@@ -70,12 +71,12 @@ class SqliteSource:
 
     def _bodies(self) -> Iterator[Row]:
         query = (
-            "SELECT b.number, e.pending, b.stored_hash, b.data, b.spool, b.at, b.bytes, e.bytes FROM bodies b "
-            "JOIN envelopes e ON e.number = b.number ORDER BY b.number"
+            "SELECT b.number, e.pending, b.stored_hash, b.data, e.bytes, b.log_entry, b.spool, b.at, b.bytes "
+            "FROM bodies b JOIN envelopes e ON e.number = b.number ORDER BY b.number"
         )
-        for number, pending, stored_hash, data, name, at, size, envelope_bytes in self._db.execute(query):
+        for number, pending, stored_hash, data, envelope_bytes, entry, name, at, size in self._db.execute(query):
             raw = self._spool.read(Place(name, at), size) if name is not None else data
-            yield number, pending, stored_hash, raw, envelope_bytes
+            yield number, pending, stored_hash, raw, envelope_bytes, entry
 
     def close(self) -> None:
         self._db.close()
@@ -100,11 +101,11 @@ def fill(db: Connection, table: str, rows: Sequence[Row], spool: Spool, spool_fr
 def _fill_bodies(db: Connection, rows: Sequence[Row], spool: Spool, spool_from: int) -> None:
     large = [row for row in rows if len(row[3]) >= spool_from]
     places: dict[int, Place] = dict(zip((row[0] for row in large), spool.write([r[3] for r in large]), strict=True))
-    for number, pending, stored_hash, data, size in rows:
+    for number, pending, stored_hash, data, size, log_entry in rows:
         place = places.get(number)
         if place is None:
-            db.execute("INSERT INTO bodies (number, stored_hash, data) VALUES (?, ?, ?)", (number, stored_hash, data))
+            db.execute("INSERT INTO bodies (number, stored_hash, data, log_entry) VALUES (?, ?, ?, ?)",
+                       (number, stored_hash, data, log_entry))  # fmt: skip
         else:
-            db.execute("INSERT INTO bodies (number, stored_hash, spool, at, bytes) VALUES (?, ?, ?, ?, ?)",
-                       (number, stored_hash, place.name, place.at, size))  # fmt: skip
+            db.execute(INTO_SPOOL, (number, stored_hash, *place, size, log_entry))
         db.execute("UPDATE envelopes SET pending = ? WHERE number = ?", (pending, number))

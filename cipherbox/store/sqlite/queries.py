@@ -9,7 +9,7 @@ import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
 from cipherbox.contactlists import Lists
-from cipherbox.store.port import TraceReport, TraceRow
+from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.rows import MOST, Row, as_known, dead_page
 from cipherbox.store.spool import NAME, Place, Spool
 from cipherbox.store.sqlite import retention
@@ -134,23 +134,23 @@ def _known(db: Connection, sender: str, envelope_id: bytes) -> Known | None:
     return as_known(number, generation, envelope_hash, accepted_at, size, commitment, entries, kept)
 
 
-def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[bytes | None]:
-    """The envelopes' bytes in the order asked; None for one that is gone or does not match its hash.
+def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[Body | None]:
+    """The envelopes in the order asked; None for one that is gone or does not match its hash.
 
     A damaged row may hold values of any type: the casts make bytes of them, and the hash decides.
     """
-    found: dict[int, bytes] = {}
+    found: dict[int, Body] = {}
     for at in range(0, len(numbers), 500):
         part = numbers[at : at + 500]
         marks = ",".join("?" * len(part))
         query = (
-            "SELECT number, CAST(stored_hash AS BLOB), CAST(data AS BLOB), CAST(spool AS BLOB), at, bytes "
+            "SELECT number, CAST(stored_hash AS BLOB), CAST(data AS BLOB), CAST(spool AS BLOB), at, bytes, log_entry "
             f"FROM bodies WHERE number IN ({marks})"
         )
-        for number, stored_hash, data, name, offset, size in db.execute(query, part):
+        for number, stored_hash, data, name, offset, size, log_entry in db.execute(query, part):
             body = data if name is None else _spooled(spool, name, offset, size)
             if body is not None and stored_hash is not None and hashlib.sha256(body).digest() == stored_hash:
-                found[number] = body
+                found[number] = Body(max(0, log_entry) if isinstance(log_entry, int) else 0, body)
     return [found.get(number) for number in numbers]
 
 

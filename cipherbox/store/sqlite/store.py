@@ -22,7 +22,7 @@ from cipherbox.errors import CipherBoxError, DiskFull, Fenced, StoreUnavailable
 from cipherbox.limits import LIMITS, Limits
 from cipherbox.store.copying import Row
 from cipherbox.store.files import Files
-from cipherbox.store.port import Acceptance, TraceReport
+from cipherbox.store.port import Acceptance, Body, TraceReport
 from cipherbox.store.registry import Registry
 from cipherbox.store.reserve import Reserve
 from cipherbox.store.spool import Spool
@@ -75,7 +75,7 @@ class SqliteStore(Registry):
         with database.translated():
             return queries.facts(self.db, self._numbers, wanted, page)
 
-    def read_bodies(self, numbers: Sequence[int]) -> list[bytes | None]:
+    def read_bodies(self, numbers: Sequence[int]) -> list[Body | None]:
         with database.translated():
             return queries.read_bodies(self._bodies_db, self._spool, numbers)
 
