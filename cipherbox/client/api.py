@@ -234,10 +234,8 @@ class Client(Tracking, AdminCalls):
         answer: frames.Fetched = await self.line.request(
             frames.Fetch, queue=name, envelopes=envelopes, size=CONSUME_BYTES
         )
-        return [
-            Delivery(name, (e.seq, e.attempt, e.accepted_at, e.log_entry, e.envelope), None, self.line.link)
-            for e in answer.entries
-        ]
+        items = [(e.seq, e.attempt, e.accepted_at, e.log_entry, e.envelope) for e in answer.entries]
+        return [Delivery(name, item, None, self.line.link) for item in items]
 
     async def open(self, delivery: Delivery) -> Delivery:
         """Verifies and opens a delivery taken unopened; EnvelopeError says why not."""

@@ -300,12 +300,12 @@ class Engine:
 
     def _distribute(self, effects: Effects, batch: Sequence[AnyCommand]) -> None:
         """What a committed batch lets go; no await, so nothing can come between."""
-        self._remember(effects)
+        entry = effects.changes.log.index if effects.changes.log is not None else 0
+        self._remember(effects, entry)
         self._journal.committed(effects, batch)
         count_batch(self.counts, effects)
         count_requests(self.counts, batch, self._times)
         self._journal.handed(effects)
-        entry = effects.changes.log.index if effects.changes.log is not None else 0
         for correlation, proof in self._proofs.notes.items():
             if correlation in self._calls:
                 self._calls[correlation].proof = proof
@@ -319,9 +319,8 @@ class Engine:
             if connection in self._peers:
                 self._peers[connection].end(error)
 
-    def _remember(self, effects: Effects) -> None:
+    def _remember(self, effects: Effects, log_entry: int) -> None:
         changes = effects.changes
-        log_entry = changes.log.index if changes.log is not None else 0
         handed = {entry.number for run in effects.handed for entry in run.entries} if changes.envelopes else set()
         for number, _, _, incoming in changes.envelopes:
             self.bodies.put(number, log_entry, incoming.body, handed=number in handed)  # type: ignore[arg-type]

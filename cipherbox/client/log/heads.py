@@ -44,6 +44,15 @@ def is_gone(head: Checkpoint, ended: Ended) -> bool:
     return head.size > ended.get(head.origin, head.size)
 
 
+def stopped(text: str, file: str) -> str:
+    """What a contradiction means for the home, in words; ``file``: the evidence, if there is one."""
+    show = (
+        f"show the evidence in {file} to the admin and to your correspondents (cipherbox audit evidence FILE)"
+        if file else "tell the admin and your correspondents"
+    )  # fmt: skip
+    return f"{text}. Nothing is sent or received until a person has looked: {show}; cipherbox manual log says what then"
+
+
 class Heads:
     """See the module.  Methods block on the disk; StoreError when it fails."""
 

@@ -29,7 +29,7 @@ from cipherbox.client.events import LINE, Events
 from cipherbox.client.home import Home
 from cipherbox.client.keys.pins import LOG_KEY, Pins
 from cipherbox.client.log.asking import Asks, Over, ShownLog
-from cipherbox.client.log.heads import Head, Heads, first_wrong, is_gone
+from cipherbox.client.log.heads import Head, Heads, first_wrong, is_gone, stopped
 from cipherbox.client.log.quorum import Quorum
 from cipherbox.client.log.restored import Ended, ended_origins, left_of
 from cipherbox.envelope import log
@@ -135,7 +135,7 @@ class LogProofVerifier:
                     self.heads.explained(ended)
                     self._ended = self.heads.ended()
                     return
-        raise LogContradiction(_stopped(*known))
+        raise LogContradiction(stopped(*known))
 
     @property
     def key(self) -> bytes:
@@ -385,19 +385,11 @@ class LogProofVerifier:
         self.heads.contradict(what, file, between)
         known = self.heads.contradiction()
         assert known is not None
-        error = LogContradiction(_stopped(*known))
+        error = LogContradiction(stopped(*known))
         self._events.say(LINE, str(error))
         if self._link is not None:
             self._link.end(error)
         raise error
-
-
-def _stopped(text: str, file: str) -> str:
-    show = (
-        f"show the evidence in {file} to the admin and to your correspondents (cipherbox audit evidence FILE)"
-        if file else "tell the admin and your correspondents"
-    )  # fmt: skip
-    return f"{text}. Nothing is sent or received until a person has looked: {show}; cipherbox manual log says what then"
 
 
 def entry_of(proof: bytes) -> int:
