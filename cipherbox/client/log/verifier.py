@@ -383,9 +383,7 @@ class LogProofVerifier:
         Without ``file`` and ``between``: HQ's own two words to this client are all there is.
         """
         self.heads.contradict(what, file, between)
-        known = self.heads.contradiction()
-        assert known is not None
-        error = LogContradiction(stopped(*known))
+        error = LogContradiction(stopped(*(self.heads.contradiction() or (what, file))))
         self._events.say(LINE, str(error))
         if self._link is not None:
             self._link.end(error)
