@@ -70,10 +70,11 @@ async def _cosign(s: Session, x: f.Cosign) -> object:
     s.hq.key_requests.spend(s.client)
     try:
         signed = verify_checkpoint(x.note, audit.public)
-        added = [one for one in decode_note(x.note).signatures if one.name != signed.origin]
+        signatures = decode_note(x.note).signatures
+        added = [one for one in signatures if one.name != signed.origin]
     except EnvelopeError as error:
         raise InvalidRequest(f"this is not a cosigned head of HQ's log: {error}") from None
-    if [one.name for one in added] != [s.client] or len(added[0].signature) != 72:
+    if [one.name for one in added] != [s.client] or len(added[0].signature) != 72 or len(signatures) != 2:
         raise InvalidRequest(f"a witness hands over its own cosignature alone, under the name {s.client}")
     if signed.origin != audit.origin or signed.size > audit.size:
         raise InvalidRequest("this head is not one of this incarnation of HQ's store")

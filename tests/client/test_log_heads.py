@@ -16,7 +16,7 @@ from cipherbox.client.log.heads import Heads
 from cipherbox.client.log.restored import attest_restored
 from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.envelope import evidence, tree
-from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
+from cipherbox.envelope.checkpoint import Checkpoint, Note, decode_note, origin_of, sign_checkpoint
 from cipherbox.errors import ConfigError, InvalidRequest, LogContradiction, LogMissing, LogUnproven, Queued
 from cipherbox.server import hq as server
 from cipherbox.server.auditlog import AuditLog, Proofs
@@ -289,7 +289,9 @@ async def test_hq_takes_cosignatures_of_its_own_heads_and_of_their_witness_alone
         await Witness(client, load_key(load_home(hq.home("CA-RC")))).once()
         answer: frames.Heads = await lab.line.request(frames.GetHeads, sizes=[])
         (note,) = answer.cosigned
-        for wrong in (note, b"x", answer.head):
+        own, *_ = decode_note(note).signatures
+        padded = Note(decode_note(note).text, (*[own] * 60, decode_note(note).signatures[1]._replace(name="FL-LAB")))
+        for wrong in (note, b"x", answer.head, padded.encode()):
             with pytest.raises(InvalidRequest):
                 await lab.line.request(frames.Cosign, note=wrong)
 
