@@ -29,7 +29,7 @@ WRONG: dict[str, list[object]] = {
 # What the client itself makes, and messages, which are looked at when they are published.
 MADE_INSIDE = ("Client", "Consumer", "Publisher", "Confirmation", "Delivery", "JoinReport", "Message")
 
-INSIDE = ("Delivery.fill", "Consumer.settled")  # what the client calls itself
+INSIDE = ("Delivery.fill", "Consumer.settled", "Consumer.again")  # what the client calls itself
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
