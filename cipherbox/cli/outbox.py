@@ -48,6 +48,7 @@ class Listed(NamedTuple):
     files: list[Transfer]
     refused: dict[bytes, str]  # envelope id -> who refused it, and why
     folder: list[Claim]  # files of the agent's folder that a recipient refused
+    file_states: dict[bytes, str]  # transfer id -> what became of the file
 
 
 class Wanted(NamedTuple):
@@ -89,7 +90,12 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
         refused[row.envelope_id] = "; ".join(f"{name}: {words(why)}" for name, why in whys if why != Outcome.OPENED)
     if not everything:
         found = sorted([*found, *refusing], key=lambda row: row.number)
-    return Listed(found, [one for one in files if everything or one.state != SENT], refused, folder)
+    files = [one for one in files if everything or one.state != SENT]
+    states = {}
+    for one in files:
+        manifest: Any = await post.store(kept.find, one.manifest) if one.manifest and one.state == SENT else None
+        states[one.id] = FILE_STATES[one.state] if manifest is None else _state(manifest, refused)
+    return Listed(found, files, refused, folder, states)
 
 
 @outbox.command("list")
@@ -108,9 +114,10 @@ def outbox_list(
 
     since_ms = int((time.time() - since) * 1000) if since else 0
     wanted = Wanted(everything, last, to, since_ms)
-    rows, files, refused, folder = _offline(ctx, lambda client: _listed(client, wanted))
+    rows, files, refused, folder, states = _offline(ctx, lambda client: _listed(client, wanted))
     if as_json:
-        print_json([*(_record(row, refused) for row in rows), *map(_file_record, files), *map(_refused_record, folder)])
+        of_files = [_file_record(one, states[one.id]) for one in files]
+        print_json([*(_record(row, refused) for row in rows), *of_files, *map(_refused_record, folder)])
         return
     table(
         ("message", "more", "to", "sealed", "size", "state", "reason"),
@@ -129,7 +136,7 @@ def outbox_list(
             [
                 (
                     safe(one.file), safe(", ".join(one.recipients)), size_text(one.size), size_text(one.done_bytes),
-                    FILE_STATES[one.state], safe(one.reason) or "-",
+                    states[one.id], safe(one.reason) or "-",
                 )
                 for one in files
             ],
@@ -335,10 +342,10 @@ def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     return run(main)
 
 
-def _file_record(one: Transfer) -> dict[str, object]:
+def _file_record(one: Transfer, state: str) -> dict[str, object]:
     return {
         "file": one.file, "path": list(one.path), "recipients": list(one.recipients), "bytes": one.size,
-        "at_hq": one.done_bytes, "state": FILE_STATES[one.state], "reason": one.reason, "made_at": one.made_at,
+        "at_hq": one.done_bytes, "state": state, "reason": one.reason, "made_at": one.made_at,
     }  # fmt: skip
 
 

@@ -139,13 +139,16 @@ class PeopleLines(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
         traceback = str(line.pop("traceback", ""))
         message = escape_text(str(line["message"]), _TEXT)
-        more = [f"{k}={_in_words(v)}" for k, v in line.items() if k not in ("timestamp", "level", "logger", "message")]
+        known = ("timestamp", "level", "logger", "message")
+        more = [f"{k}={_in_words(v)}" for k, v in line.items() if k not in known and v not in ([], ())]
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = f"{clock}  {level}{message}" + ("  " + " ".join(more) if more else "")
         return f"{text}\n{traceback}" if traceback else text
 
 
 def _in_words(value: object) -> str:
+    if isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value):
+        value = ",".join(f"{host}:{port}" for host, port in value)  # addresses
     text = value if isinstance(value, str) else orjson.dumps(value, default=_text).decode()
     text = escape_text(text, _TEXT)
     return f'"{text}"' if " " in text and not text.startswith(("[", "{")) else text

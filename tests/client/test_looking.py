@@ -174,3 +174,26 @@ async def test_what_is_no_envelope_is_on_the_list_of_refusals(hq: Any) -> None:
 
 def write(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+async def test_a_file_is_listed_as_opened_once_its_recipient_has_signed_for_it(hq: Any, tmp_path: Path) -> None:
+    file = tmp_path / "scan.tif"
+    file.write_bytes(bytes(LIMITS.part_bytes + 1))
+    states = []
+    async with hq.client("FL-LAB") as lab:
+        sent = await send_file(lab, file, ["scan.tif"], ["CA-RC"], "image/tiff")
+    states.append(await outbox_list(hq.home("FL-LAB")))
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        with trio.fail_after(30):
+            await Receiver(center).run(count=1)
+        assert await lab.wait_for([sent.envelope_id], "opened", 20)
+    states.append(await outbox_list(hq.home("FL-LAB")))
+    assert [[row["state"] for row in one if "file" in row] for one in states] == [
+        ["confirmed, 1 not signed"], ["opened by all"]
+    ]
+
+
+async def outbox_list(home: Path) -> list[dict[str, Any]]:
+    done = await trio.to_thread.run_sync(asked, home, "outbox", "list", "--all", "--json")
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows

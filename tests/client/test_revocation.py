@@ -86,7 +86,8 @@ async def test_what_waited_in_the_outbox_goes_to_those_who_are_left(hq: Any) -> 
     async with hq.client("FL-LAB") as lab:
         await until(lambda: [r.state for r in lab.post.outbox.newest(5)] == [CONFIRMED, ASIDE])
         first, second = lab.post.outbox.newest(5)
-        assert (first.recipients, first.generation) == (("SF-RC",), 1)
+        assert first.recipients == ("SF-RC",)
+        assert first.generation in (1, 2)  # HQ's refusal and its list may each have had it sealed again
         assert "revoked" in second.reason
     assert await received(hq, "SF-RC") == ["for both"]
 

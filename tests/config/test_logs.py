@@ -13,7 +13,7 @@ import pytest
 
 from cipherbox.config import LoggingSettings
 from cipherbox.errors import ConfigError
-from cipherbox.ops.logs import Flood, JsonLines, RotatedFile, fields, get_logger, setup_logging
+from cipherbox.ops.logs import Flood, JsonLines, PeopleLines, RotatedFile, fields, get_logger, setup_logging
 from cipherbox.ops.systemd import notify
 
 pytestmark = pytest.mark.usefixtures("logs_as_before")
@@ -226,3 +226,9 @@ def test_a_flood_becomes_a_count() -> None:
     assert passed == [(1.0, 0), (1.1, 0), (1.2, 0), (2.0, 2)]
     other = record(2.0, "something else")
     assert flood.filter(other)
+
+
+def test_addresses_at_a_terminal_are_written_as_people_write_them() -> None:
+    record = logging.LogRecord("cipherbox.server.app", logging.INFO, "app.py", 1, "HQ is ready", None, None)
+    record.__dict__.update(addresses=[("127.0.0.1", 7443), ("::1", 7443)], websocket=[])
+    assert PeopleLines().format(record).endswith("HQ is ready  addresses=127.0.0.1:7443,::1:7443")
