@@ -99,15 +99,15 @@ def test_many_first_starts_at_once(pyz: Path, tmp_path: Path) -> None:
 
 
 def test_it_starts_fast_enough(pyz: Path, tmp_path: Path) -> None:
-    """First start under 2 s, later ones under 300 ms, of CPU: the machine may be busy."""
-    first, later = [], []
-    for number in range(3):
+    """In CPU, and measured by what Python itself needs to start here now: the machine may be slow, or busy."""
+    bare, first, later = [], [], []
+    for number in range(8):
         before = children_s()
-        assert run(pyz, tmp_path / str(number), "version").returncode == 0
-        first.append(children_s() - before)
-    for _ in range(8):
+        subprocess.run([sys.executable, "-I", "-c", "import json"], check=True)
+        bare.append(children_s() - before)
         before = children_s()
-        assert run(pyz, tmp_path / "0", "version").returncode == 0
-        later.append(children_s() - before)
-    assert min(first) < 2.0, first
-    assert min(later) < 0.3, later
+        assert run(pyz, tmp_path / str(number if number < 3 else 0), "version").returncode == 0
+        (first if number < 3 else later).append(children_s() - before)
+    python_s = sum(bare) / len(bare)  # the least of them may be 0: the system counts in hundredths
+    assert min(first) < 60 * python_s, (first, bare)
+    assert min(later) < 12 * python_s, (later, bare)
