@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cipherbox.errors import Damaged, SchemaTooNew, SchemaTooOld, StoreError
-from cipherbox.portable import O_BINARY, private_dir, unwritable
+from cipherbox.portable import O_BINARY, give_to, is_root, private_dir, unwritable
 
 SYNCHRONOUS = "FULL"
 _BUSY_MS = 30_000  # how long a commit waits for another process of this home
@@ -33,6 +33,9 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
             raise StoreError(why)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600))
+            if is_root():  # a look by root must leave no file that the home's own user cannot write
+                there = path.parent.stat()
+                give_to(path, (there.st_uid, there.st_gid))
         os.chmod(path, 0o600)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
     except (OSError, sqlite3.Error) as error:

@@ -161,7 +161,8 @@ def test_what_is_said_when_it_cannot_begin(homes: tuple[Path, Path]) -> None:
     lab, center = homes
     nobody = shell("pipe", "CA-RC", "--within", "1s", home=lab)
     assert nobody.code == Exit.NETWORK
-    assert "CA-RC did not answer within 1 s; there it takes: cipherbox pipe FL-LAB --listen" in nobody.err
+    assert "CA-RC did not answer within 1 s; there it takes: " in nobody.err
+    assert "cipherbox pipe FL-LAB --listen" in nobody.err
     assert shell("pipe", "XX-LAB", home=lab).code == Exit.REFUSED
     assert shell("pipe", "FL-LAB", home=lab).code == Exit.USAGE
     assert shell("pipe", "CA-RC", "--idle", "1s", home=lab).code == Exit.USAGE
