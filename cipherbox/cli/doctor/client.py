@@ -55,11 +55,10 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
     checks: list[tuple[str, Check]] = [
         ("certificates", lambda: _certificates(config)),
         ("disk", lambda: disk([config.home])),
-        ("log", lambda: _log(config)),
         ("network", lambda: _addresses(config)),
     ]
     if not any(f.level == BAD and f.about == "rights" for f in files):  # else it could only say the same again
-        checks.append(("network", lambda: _hq(ctx, config)))
+        checks += [("log", lambda: _log(config)), ("network", lambda: _hq(ctx, config))]
     return [*begun, *files, *collect(checks)]
 
 
