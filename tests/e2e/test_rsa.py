@@ -97,7 +97,8 @@ def test_from_generate_to_a_received_message(hq: Hq, tmp_path: Path) -> None:
     assert public_of(center, tmp_path / "second.pem").key_size == 3072
     sends(lab, "to the second key", "--wrap", "rsa")
     wanted = ["before", "by default", "hpke", "hpke-x25519", "rsa", "a file", "to the second key"]
-    assert sorted(fetched(center)) == sorted(wanted)  # a file is there a moment after the texts
+    found = [Path(one["file"]).read_text() if isinstance(one, dict) else one for one in fetched(center)]
+    assert sorted(found) == sorted(wanted)  # a file is there a moment after the texts
     assert json.loads(shell("dead", "list", "--json", home=hq.admin).out) == []
 
 
