@@ -98,7 +98,7 @@ def test_no_path_of_a_machine() -> None:
     """A file of the project must not depend on where one developer keeps it."""
     above = ROOT.parent
     if above == Path("/"):
-        return
+        pytest.skip("the project stands at the root, which every path begins with")
     assert [str(path) for path, text in texts() if f"{above}/" in text or str(Path.home() / "x")[:-1] in text] == []
 
 

@@ -46,7 +46,7 @@ def test_each_unit_can_be_read_and_starts_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_systemd_finds_nothing_to_say(name: str, tmp_path: Path) -> None:
     if ANALYZE is None:
-        return  # the test before reads them itself
+        pytest.skip("no systemd-analyze here; the test before reads the units itself")
     for other in ALL:
         text = (FOLDER / other).read_text("utf-8")
         (tmp_path / other).write_text(re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text), "utf-8")
@@ -63,7 +63,7 @@ def test_systemd_finds_nothing_to_say(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cipherbox.service", "cipherbox-agent@.service"])
 def test_the_sandbox_scores_well(name: str) -> None:
     if ANALYZE is None:
-        return  # the next test reads what it would judge by
+        pytest.skip("no systemd-analyze here; the next test reads what it would judge by")
     command = [ANALYZE, "security", "--offline=true", "--threshold=15", "--no-pager", str(FOLDER / name)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-300:]

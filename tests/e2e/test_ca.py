@@ -204,7 +204,8 @@ def test_an_ended_certificate_of_an_offline_ca_is_renewed_beside_hq(tmp_path: Pa
 
 
 def openssl(*arguments: str, cwd: Path) -> None:
-    assert OPENSSL, "these tests need the command openssl"
+    if OPENSSL is None:
+        pytest.skip("needs the command openssl")
     done = subprocess.run([OPENSSL, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
