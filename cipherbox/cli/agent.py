@@ -32,9 +32,10 @@ def agent(
 
     \b
     outgoing/CA-RC/           files here go to CA-RC; CA-RC+SF-RC goes to both
-    outgoing/@EXCHANGE/KEY/   files here go to whoever reads that route, as far as you permit them
+    outgoing/@EXCHANGE/KEY/   files here go to whoever reads that route
     sent/                     what HQ has is moved here
-    failed/  refused/         what cannot be sent, what a recipient refused; beside each lies NAME.reason.txt
+    failed/                   what cannot be sent, and why: NAME.reason.txt
+    refused/                  what a recipient refused, and why: the same
     incoming/FL-LAB/          what came, under its name when it is whole
 
     Messages enter data/received_messages.jsonl as with `receive`.  What other commands left in the outbox goes out too.

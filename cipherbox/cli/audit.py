@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
 import click
-import orjson
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import home_of, json_option, run, sure, with_admin, yes_option
@@ -15,9 +14,9 @@ from cipherbox.cli.password import load_here
 
 if TYPE_CHECKING:
     from cipherbox.client.api import Client
-    from cipherbox.envelope.log import Group
     from cipherbox.wire.frames import LogEntry
 
+_WHOLE = 4000  # characters of a line: a statement that an admin signed is not cut
 Entries = AsyncIterator[tuple["LogEntry", int]]
 
 
@@ -72,28 +71,31 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
 @json_option
 @click.pass_context
 def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) -> None:
-    """Read the log in plain words.  `audit verify` says whether it is whole."""
+    """Read the log, a line for each thing that happened: entry, time, who, what.
+
+    `audit verify` says whether the log is whole.
+    """
+    from cipherbox.cli.audit_lines import events, lines
     from cipherbox.cli.output import print_json, safe, say, time_text
     from cipherbox.envelope.log import decode_groups, decode_record
 
     async def work(client: Client) -> None:
-        start = after
-        if start is None:
-            start = max(0, (await client.read_log(0, 1)).last - last)
+        newest = (await client.read_log(0, 1)).last
+        start = max(0, newest - last) if after is None else after
         shown = 0
         async for entry, _ in _entries(client, start):
             head, groups = decode_record(entry.record), decode_groups(entry.body)
             if as_json:
-                events = [event for group in groups for event in _events(group)]
-                print_json({"entry": head.index, "at": head.at, "root": head.root.hex(), "events": events})
+                found = [event for group in groups for event in events(group)]
+                print_json({"entry": head.index, "at": head.at, "root": head.root.hex(), "events": found})
             else:
-                say(f"{head.index}  {time_text(head.at)}")
-                for group in groups:
-                    for line in _lines(group):
-                        say(f"    {safe(line)}")
+                for who, what in [line for group in groups for line in lines(group)] or [("HQ", "nothing to tell")]:
+                    say(f"{head.index:>{len(str(newest))}}  {time_text(head.at)}  {safe(who)}  {safe(what, _WHOLE)}")
             shown += 1
             if after is not None and shown >= last:
                 return
+        if not shown and not as_json:
+            say(f"The log has {newest} entries, and none after {start}.")
 
     with_admin(ctx, work)
 
@@ -188,77 +190,6 @@ def _number(entry: LogEntry) -> int:
         return decode_record(entry.record).index
     except EnvelopeError:  # a damaged record: go on behind it
         return 0
-
-
-def _events(group: Group) -> list[dict[str, Any]]:
-    from cipherbox.envelope.ids import message_id
-    from cipherbox.envelope.log import (
-        ACCEPTED,
-        ACTS,
-        AGAIN,
-        BEGUN,
-        BUNDLE,
-        DEAD,
-        DROPPED,
-        KIND_NAMES,
-        RESTORED,
-        REVOKED,
-        read_accepted,
-        read_bundle,
-    )
-
-    name = KIND_NAMES[group.kind]
-    if group.kind in (BEGUN, RESTORED, REVOKED):
-        return [{"what": name, **orjson.loads(group.payload)}]
-    if group.kind == BUNDLE:
-        one = read_bundle(group.payload)
-        return [{"what": name, "client": one.client_id, "sequence": one.sequence, "hash": one.bundle_hash.hex()}]
-    if group.kind in (ACCEPTED, AGAIN):
-        sender, _, envelopes = read_accepted(group.payload)
-        return [
-            {"what": name, "sender": sender, "message_id": str(message_id(e.envelope_id, 0)),
-             "generation": e.generation, "envelope_sha256": e.envelope_hash.hex()}
-            for e in envelopes
-        ]  # fmt: skip
-    rows = orjson.loads(group.payload)
-    if group.kind == ACTS:
-        return [{"what": name, "by": by or "HQ", "act": act, **detail} for by, act, detail in rows]
-    if group.kind == DEAD:
-        keys: tuple[str, ...] = ("queue", "seq", "number", "reason", "by")
-    elif group.kind == DROPPED:
-        keys = ("queue", "seq", "number", "by")
-    else:
-        keys = ("queue", "first", "last", "client")
-    return [{"what": name, **dict(zip(keys, row, strict=False))} for row in rows]
-
-
-def _lines(group: Group) -> list[str]:
-    from cipherbox.envelope.log import ACCEPTED, ACTS, AGAIN, BEGUN, BUNDLE, DEAD, DROPPED, RESTORED, REVOKED
-
-    events = _events(group)
-    if group.kind == BUNDLE:
-        return [f"key bundle {e['sequence']} of {e['client']}, {e['hash'][:16]}" for e in events]
-    if group.kind == BEGUN:
-        return [f"incarnation {e['incarnation']} of the store begins" for e in events]
-    if group.kind == REVOKED:
-        return [f"revoked {e['client']}: certificates {', '.join(e['serials'])}" for e in events]
-    if group.kind == RESTORED:
-        return ["restored from a backup, as signed: " + " / ".join(str(events[0]["statement"]).splitlines()[1:])]
-    if group.kind in (ACCEPTED, AGAIN):
-        first = events[0]
-        more = f" and {len(events) - 1} more" if len(events) > 1 else ""
-        return [f"{first['what']} {first['message_id']}{more} from {first['sender']}"]
-    if group.kind == ACTS:
-        return [f"{e['by']}: {e['act']} {_words(e)}" for e in events]
-    if group.kind == DROPPED:
-        return [f"dropped {e['queue']}/{e['seq']}, by {e['by'] or 'HQ'}" for e in events]
-    if group.kind == DEAD:
-        return [f"dead letter {e['queue']}/{e['seq']}: {e['reason']}" for e in events]
-    return [f"{e['what']} {e['queue']} {e['first']} to {e['last']}, {e['client']}" for e in events]
-
-
-def _words(event: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in event.items() if k not in ("what", "by", "act") and v not in ("", None))
 
 
 def _progress(quiet: bool) -> Any:

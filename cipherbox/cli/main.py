@@ -14,6 +14,7 @@ import click
 
 import cipherbox
 from cipherbox.cli.exits import Exit, advice, exit_code
+from cipherbox.cli.wrapping import Context
 from cipherbox.errors import CipherBoxError
 
 DEBUG_VARIABLE = "CIPHERBOX_DEBUG"
@@ -86,6 +87,8 @@ _FLAT = {name: entry for section in COMMANDS.values() for name, entry in section
 class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is used."""
 
+    context_class = Context
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_FLAT)
 
@@ -94,7 +97,7 @@ class LazyGroup(click.Group):
             return None
         module, attribute, _ = _FLAT[cmd_name]
         found: click.Command = getattr(importlib.import_module(f"cipherbox.cli.{module}"), attribute)
-        _take_before_or_after(found)
+        _prepare(found)
         return found
 
     def resolve_command(
@@ -114,11 +117,12 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, entry[2]) for name, entry in commands.items()])
 
 
-def _take_before_or_after(command: click.Command) -> None:
+def _prepare(command: click.Command) -> None:
     """Lets --home and --password-file also stand after the command, where people put them; unseen in its help."""
+    command.context_class = Context
     if isinstance(command, click.Group):
         for inner in command.commands.values():
-            _take_before_or_after(inner)
+            _prepare(inner)
         return
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     if command.ignore_unknown_options or "--home" in known:
@@ -209,16 +213,22 @@ def _run(arguments: list[str] | None) -> int:
             arguments, prog_name="cipherbox", complete_var=COMPLETE_VARIABLE, standalone_mode=False
         )
         return result if isinstance(result, int) else Exit.OK
-    except click.UsageError as error:
-        error.show()
-        return Exit.USAGE
     except click.Abort:
         return Exit.INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        _say_usage(error)
         return Exit.USAGE
     except BaseException as error:
         return _report(error, arguments if arguments is not None else sys.argv[1:])
+
+
+def _say_usage(error: click.ClickException) -> None:
+    from cipherbox.cli.output import fail
+
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        click.echo(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
+    fail(error.format_message())
 
 
 def _unprinted(code: int) -> int:
@@ -268,10 +278,8 @@ def _report(group: BaseException, arguments: list[str]) -> int:
         fail(safe(text), "Please report it with what this shows: cipherbox --debug ...")
     else:
         lines = [safe(line) for line in sentence(text).splitlines()[:_LINES]]
-        if code == Exit.QUEUED:  # nothing failed: it is safe here, and is going to be sent
-            keep("\n      ".join(lines), advice(error))
-        else:
-            fail("\n       ".join(lines), advice(error))
+        # QUEUED: nothing failed, it is safe here, and is going to be sent
+        (keep if code == Exit.QUEUED else fail)("\n".join(lines), advice(error))
     return code
 
 

@@ -8,24 +8,27 @@ sequence must not move the cursor.  Colour is used on a terminal only, and never
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 import orjson
 
 from cipherbox.cli.main import COMMANDS
+from cipherbox.cli.wrapping import pieces_of, wrap
 from cipherbox.portable import escape_text as safe
 
 if TYPE_CHECKING:
     from cipherbox.client.events import Event
 
 CHECK = "✅"
+_USUAL = 80  # columns of a terminal that does not say
 _WORDS = "|".join(["--home", "--password-file", *(name for section in COMMANDS.values() for name in section)])
 _COMMAND = re.compile(rf"\bcipherbox (?=(?:{_WORDS})\b)")
 
@@ -57,27 +60,48 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """Something the user should see but a script need not read."""
-    click.secho(text, err=True, fg="yellow")
+    _tell("", text, "yellow")
 
 
 def next_step(*lines: str) -> None:
     """What a newcomer does now."""
-    for number, line in enumerate(lines):
-        click.secho(("Next: " if number == 0 else "      ") + as_called(line), err=True, fg="cyan")
+    _tell("Next: ", "\n".join(lines), "cyan")
 
 
 def fail(text: str, advice: str = "") -> None:
     """An error in plain words, and what to do about it."""
-    click.secho(f"Error: {as_called(text)}", err=True, fg="red")
+    _tell("Error: ", text, "red")
     if advice:
-        click.secho(f"       {as_called(advice)}", err=True)
+        _tell("       ", advice)
 
 
 def keep(text: str, advice: str = "") -> None:
     """Something is not done yet and safe all the same: it is in the outbox."""
-    click.secho(f"Kept: {as_called(text)}", err=True, fg="yellow")
+    _tell("Kept: ", text, "yellow")
     if advice:
-        click.secho(f"      {as_called(advice)}", err=True)
+        _tell("      ", advice)
+
+
+def _tell(head: str, text: str, colour: str | None = None) -> None:
+    """Lines to standard error, the first behind ``head`` and the others under it; on a terminal they fit its width."""
+    width = _width_of(sys.stderr)
+    for number, line in enumerate(text.split("\n")):
+        indent = " " * len(head)
+        pieces = map(as_called, pieces_of(line))
+        click.secho(wrap(pieces, width, indent if number else head, indent), err=True, fg=colour)
+
+
+def _width_of(stream: TextIO) -> int:
+    """The columns of a terminal; what is no terminal has no width."""
+    if not stream.isatty():
+        return sys.maxsize
+    said = os.environ.get("COLUMNS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL
+    except (OSError, ValueError):
+        return _USUAL
 
 
 def as_called(text: str) -> str:

@@ -23,8 +23,8 @@ def test_a_changed_entry_is_named(tmp_path: Path) -> None:
         assert whole.code == 0, whole.err
         assert "all signed, whole and in order" in whole.out
         shown = shell("audit", "show", "--last", "100", home=admin)
-        assert f"accepted {message_id} from FL-LAB" in shown.out
-        assert "AddClient" in shown.out
+        assert f"FL-LAB  sent {message_id}" in shown.out
+        assert "HQ  enrolled FL-LAB as client" in shown.out
         assert shell("audit", "verify", home=home).code == 1  # a lab may not
     db = sqlite3.connect(directory / "cipherbox.sqlite3")
     (entry, body) = db.execute("SELECT entry, body FROM log ORDER BY entry LIMIT 1").fetchone()

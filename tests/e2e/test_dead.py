@@ -53,5 +53,5 @@ def test_from_dead_to_delivered_or_dropped(hq: Hq, tmp_path: Path) -> None:
     shown = shell("dead", "show", letter, home=hq.admin)
     assert "dropped" in shown.out
     log = shell("audit", "show", "--last", "1000", home=hq.admin).out
-    assert f"dropped {letter}, by admin" in log
+    assert f"admin  dropped {letter}" in log
     assert shell("audit", "verify", home=hq.admin).code == 0

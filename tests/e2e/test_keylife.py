@@ -38,8 +38,8 @@ def test_keys_rotate_while_a_backlog_waits(hq: Hq) -> None:
     assert received.code == 0, received.err
     assert contents(center) == ["to the old keys", "to the new keys"]
     shown = shell("audit", "show", "--last", "1000", home=hq.admin).out
-    assert "key bundle 1 of CA-RC" in shown
-    assert "key bundle 2 of CA-RC" in shown
+    assert "CA-RC  has key bundle 1," in shown
+    assert "CA-RC  has key bundle 2," in shown
     assert shell("audit", "verify", home=hq.admin).code == 0
 
 

@@ -84,7 +84,7 @@ def test_a_new_admin_without_an_admin(tmp_path: Path, postgresql: postgres.Serve
     with serving(second):
         assert shell("join", home=anew, stdin=token.out).code == 0
         assert shell("revoke", "admin", home=anew).code == 0
-        assert "EnrolHere target=admin2" in shell("audit", "show", home=anew).out
+        assert "made a token for admin2 as admin, on HQ's own machine" in shell("audit", "show", home=anew).out
 
 
 def test_hq_waits_for_a_database_that_is_not_there_yet(tmp_path: Path, patient: Patient) -> None:
