@@ -21,6 +21,8 @@ class Clients(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
+        if len(args) > 1 and words[:2] == args[:2] and words[0] not in self.commands:
+            ctx.fail(f"No such command {words[0]!r}.")
         if not any(word in args for word in _HELP) and not (words and words[0] in self.commands):
             args = ["show" if words else "list", *args]
         return super().parse_args(ctx, args)
@@ -106,7 +108,7 @@ def clients_roles(ctx: click.Context, client_id: str | None, role: str | None, a
     An admin by its enrolment stays one until it is revoked: cipherbox revoke
     """
     from cipherbox.cli.output import print_json, rows_table, say
-    from cipherbox.errors import Conflict
+    from cipherbox.errors import Conflict, NotFound
 
     async def change(client: Client) -> None:
         assert client_id is not None
@@ -122,10 +124,12 @@ def clients_roles(ctx: click.Context, client_id: str | None, role: str | None, a
         with_admin(ctx, change)
         return
     rows = [row for row in with_admin(ctx, _roles) if client_id in (None, row["client"])]
+    if client_id is not None and not rows:
+        raise NotFound(f"there is no client {client_id!r}; see who is enrolled: cipherbox clients")
     if as_json:
         print_json(rows)
     else:
-        rows_table(rows, empty=f"there is no client {client_id!r}" if client_id else "nobody is enrolled yet")
+        rows_table(rows, empty="nobody is enrolled yet")
 
 
 async def _roles(client: Client) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: b
     if everybody == bool(client_ids):
         raise click.UsageError("Specify client ids or --everybody.")
     found = Contacts(home_of(ctx))
-    _changed(ctx, found.allow_everybody() if everybody else found.allow(client_ids))
+    _changed(ctx, found.allow_everybody() if everybody else found.allow(client_ids), client_ids)
 
 
 @contacts.command("block")
@@ -40,7 +40,7 @@ def contacts_block(ctx: click.Context, client_ids: tuple[str, ...], remove: bool
     from cipherbox.client.contacts import Contacts
 
     found = Contacts(home_of(ctx))
-    _changed(ctx, found.unblock(client_ids) if remove else found.block(client_ids))
+    _changed(ctx, found.unblock(client_ids) if remove else found.block(client_ids), () if remove else client_ids)
 
 
 @contacts.command("list")
@@ -66,19 +66,25 @@ def _say(lists: Lists) -> None:
     say(f"blocked: {', '.join(lists.blocked) or 'nobody'}")
 
 
-def _changed(ctx: click.Context, lists: Lists) -> None:
+def _changed(ctx: click.Context, lists: Lists, named: tuple[str, ...]) -> None:
     """The lists count here already; HQ gets to know them now, or with the next connection."""
     from cipherbox.cli.options import run
     from cipherbox.cli.output import say, warn
     from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
     from cipherbox.client.contacts import Telling
+    from cipherbox.client.suggest import nearest
     from cipherbox.errors import CipherBoxError
     from cipherbox.limits import LIMITS
 
     async def main() -> None:
         async with open_client(home, renew=False, tries=1) as client:
             await Telling(client).tell()
+            known = [row["name"] for row in await client.list("clients")] if named else []
+        for name in named:
+            if name not in known:
+                near = nearest(name, known)
+                warn(f"HQ knows no client {name} yet{f'; did you mean {near}?' if near else '.'}")
 
     _say(lists)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -13,6 +13,9 @@ from cipherbox.cli.options import CLIENT_ID, home_of, json_option
 from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import ConfigError, NotFound
+
+if TYPE_CHECKING:
+    from cipherbox.client.api import Client
 
 
 @click.group()
@@ -33,9 +36,16 @@ def receipt_export(ctx: click.Context, message_id: uuid.UUID, recipient: str | N
     from cipherbox.cli.output import next_step, say
     from cipherbox.portable import write_atomic
 
-    found = _offline(ctx, lambda client: client.export_receipts(message_id))
-    if recipient is not None:
-        found = {name: data for name, data in found.items() if name == recipient}
+    async def work(client: Client) -> dict[str, bytes]:
+        found = await client.export_receipts(message_id)
+        if recipient is None:
+            return found
+        row = await client.sent(message_id)
+        if recipient not in found and row is not None and recipient not in row.recipients:
+            raise NotFound(f"message {message_id} was not sent to {recipient}, but to {', '.join(row.recipients)}")
+        return {name: data for name, data in found.items() if name == recipient}
+
+    found = _offline(ctx, work)
     if not found:
         who = recipient or "nobody"
         text = f"{who} has not signed" if recipient else "nobody has signed"

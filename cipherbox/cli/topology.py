@@ -365,7 +365,12 @@ def grants(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     """
     from cipherbox.cli.output import print_json, rows_table
 
-    rows = with_client(ctx, lambda client: client.list("grants"))
+    async def work(client: Client) -> list[dict[str, Any]]:
+        if client_id not in (None, "*"):
+            await client.list("clients", client_id)  # NotFound, where no right was given to a client that is
+        return await client.list("grants")
+
+    rows = with_client(ctx, work)
     found = [
         {"client": row["name"], "right": row["right"], "resource": row["resource"]}
         for row in rows

@@ -162,16 +162,16 @@ async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
 
 
 async def _status(s: Session, x: f.Status) -> object:
-    """Unknown and not yours look the same."""
+    """Unknown and not yours look the same, and so does a message that its envelope does not have."""
     from uuid import UUID
 
-    envelope_id, _ = split_message_id(UUID(bytes=x.message_id))
+    envelope_id, index = split_message_id(UUID(bytes=x.message_id))
     sender = x.sender_id or s.client
     report = await s.hq.engine.in_store(s.hq.store.trace, sender, envelope_id)
     traces = list(report.traces) if report else []
     if not (sender == s.client or s.hq.is_admin(s.client)):
         traces = [t for t in traces if s.client in t.readers]
-    if report is None or not traces:
+    if report is None or not traces or index >= report.messages:
         return f.StatusReport(x.correlation, False, sender, 0, [])
     rows = [
         f.Trace(t.queue, t.client, int(t.state), min(t.attempts, 0xFFFF), t.delivered_at, t.acknowledged_at, t.reason)
@@ -201,6 +201,8 @@ async def _list_dead(s: Session, x: f.ListDead) -> object:
                             f"{MAILBOX}{s.client}")  # fmt: skip
         raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
     rows, after = await s.hq.engine.in_store(s.hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
+    if x.queue and queue is None and not rows and not x.after:  # what was deleted may have left some
+        raise NotFound(f"there is no queue {x.queue!r}; see: cipherbox queue list")
     return f.Listing(x.correlation, after, orjson.dumps(rows))
 
 

@@ -100,6 +100,7 @@ class TraceReport(NamedTuple):
     sender: str
     accepted_at: int
     traces: list[TraceRow]
+    messages: int  # how many the envelope has
 
 
 class Store(Protocol):

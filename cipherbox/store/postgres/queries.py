@@ -175,19 +175,22 @@ def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[Bo
 
 def trace(link: Link, sender: str, envelope_id: bytes) -> TraceReport | None:
     """Where an envelope is, queue by queue."""
-    known = _known(link, [(sender, envelope_id)])
+    known = link.run(
+        "SELECT number, ms_of(accepted_at), messages FROM envelopes WHERE envelope_id = CAST(? AS uuid) AND sender = ?",
+        (envelope_id.hex(), sender),
+    )
     if not known:
         return None
-    (one,) = known.values()
+    ((number, accepted_at, messages),) = known
     reasons = {(r[0], r[1]): r[2] for r in link.run("SELECT queue_no, seq, reason FROM dead_letters WHERE number = ?",
-                                                    (one.number,))}  # fmt: skip
+                                                    (number,))}  # fmt: skip
     traces = []
-    for row in link.run(_PLACES, ([one.number], [one.accepted_at])):
+    for row in link.run(_PLACES, ([number], [accepted_at])):
         _, name, seq, state, client, attempts, delivered, acked, owner, readers, queue_no = row
         who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
         reason = reasons.get((queue_no, seq), "")
         traces.append(TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who))
-    return TraceReport(sender, one.accepted_at, traces)
+    return TraceReport(sender, accepted_at, traces, messages)
 
 
 def dead_letters(link: Link, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:

@@ -164,7 +164,8 @@ def _spooled(spool: Spool, name: bytes, at: object, size: object) -> bytes | Non
 def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None:
     """Where an envelope is, queue by queue."""
     row = db.execute(
-        "SELECT number, accepted_at FROM envelopes WHERE envelope_id = ? AND sender = ?", (envelope_id, sender)
+        "SELECT number, accepted_at, messages FROM envelopes WHERE envelope_id = ? AND sender = ?",
+        (envelope_id, sender),
     ).fetchone()
     if row is None:
         return None
@@ -179,7 +180,7 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
     for name, client, state, attempts, delivered, acked, reason, owner, readers in found:
         who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
         traces.append(TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who))
-    return TraceReport(sender, row[1], traces)
+    return TraceReport(sender, row[1], traces, row[2])
 
 
 def dead_letters(
