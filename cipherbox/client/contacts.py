@@ -10,6 +10,7 @@ nothing is told twice; of several programs of one home each goes on until HQ has
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cipherbox.client.link import Link
 
 FILE = "contacts.json"
+_NO_LISTS = Lists()
 LOOK_S = 1.0  # a running program looks so often whether HQ has the lists of now
 
 
@@ -38,15 +40,15 @@ class Contacts:
     def __init__(self, home: Path) -> None:
         self._path = Path(home) / FILE
         self._stamp: tuple[int, int, int] | None = None
-        self._lists = Lists()
+        self._lists = _NO_LISTS
 
     def lists(self) -> Lists:
         """Both lists as they are now.  ConfigError if the file is not one."""
         try:
-            found = self._path.stat()
+            found = os.stat(self._path)
             stamp = found.st_ino, found.st_mtime_ns, found.st_size
         except FileNotFoundError:
-            self._stamp, self._lists = None, Lists()
+            self._stamp, self._lists = None, _NO_LISTS
             return self._lists
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be read: {error.strerror}") from None

@@ -1,9 +1,9 @@
 """A client's small databases: SQLite files of this user alone, durable at every commit, upgraded in a transaction.
 
-A commit is on stable storage when it returns (WAL, synchronous FULL).  Several processes of one home may have the same
-file open, and several parts of one; each waits for the other's transaction.  Nothing else here may open and close such
-a file: on Unix that ends the locks of the whole process, and who closes the file next elsewhere takes its log away,
-with every commit that is still to come.
+A commit is on stable storage when it returns (WAL, synchronous FULL), unless `transaction` was told otherwise.  Several
+processes of one home may have the same file open, and several parts of one; each waits for the other's transaction.
+Nothing else here may open and close such a file: on Unix that ends the locks of the whole process, and who closes the
+file next elsewhere takes its log away, with every commit that is still to come.
 """
 
 from __future__ import annotations
@@ -91,9 +91,15 @@ def translated(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """One transaction: committed at the end of the block, undone by any error."""
+def transaction(db: sqlite3.Connection, path: Path, *, synced: bool = True) -> Iterator[None]:
+    """Commit one transaction at the end of the block; roll it back on any error.
+
+    ``synced`` false: the commit survives the end of this process but not a power cut, which rolls the file back to the
+    last synced commit.  For facts that are met again or may safely be done twice; a sync costs about 5 ms.
+    """
     with translated(path):
+        if not synced:
+            db.execute("PRAGMA synchronous = NORMAL")
         db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -102,3 +108,6 @@ def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
+        finally:
+            if not synced:
+                db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")

@@ -16,6 +16,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 
 import attrs
 from cryptography import x509
@@ -118,6 +119,11 @@ class KeyBundle:
     @property
     def certificate(self) -> x509.Certificate:
         return pki.load_der(self.chain[0])
+
+    @cached_property
+    def serial(self) -> str:
+        """The serial number of its certificate, as revocation lists have it."""
+        return pki.serial(self.certificate)
 
 
 class _Reader:

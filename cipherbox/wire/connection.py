@@ -31,6 +31,7 @@ from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
 
 LARGE = 256 * 1024  # frames above it get a buffer of their own
 _PIECES = 256  # of one frame; then they are joined, for a piece of one byte costs forty
+_ROOM = bytes(1024 * 1024)  # what a buffer grows by: fresh zeros for each step cost 0.9 ms a MiB in page faults
 HELLO, WELCOME, ERROR = 0x04, 0x05, 0x08
 
 
@@ -166,10 +167,10 @@ class Connection:
         self._grow()
 
     def _grow(self) -> None:
-        """Makes room in the buffer: as much again as has come, never more than the frame needs."""
+        """Makes room in the buffer: as much again as has come, up to 1 MiB, never more than the frame needs."""
         assert self._large is not None
         if self._filled == len(self._large):
-            self._large += bytes(min(self._need - self._filled, self._filled))
+            self._large += memoryview(_ROOM)[: min(self._need - self._filled, self._filled)]
 
     def receive_eof(self) -> None:
         """The stream ended: fine between two frames, a fault inside one."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
+ENVELOPES = 1024  # looked through in one step: what it has no time for is looked through again
 BULK_ENVELOPES = 16  # of files: then messages of others have their turn
 
 
@@ -225,7 +226,9 @@ class Receiver(Taking):
     async def _next(self, consumer: Consumer) -> list[Delivery]:
         if consumer.queue.endswith(".bulk") and self._most is None:
             return await consumer.batch(BULK_ENVELOPES, BATCH_BYTES)  # a part may be far larger than its envelope
-        most = 4096 if self._most is None else max(1, self._most - self.received - self._coming - self._under_way_count)
+        most = ENVELOPES
+        if self._most is not None:
+            most = max(1, self._most - self.received - self._coming - self._under_way_count)
         return await consumer.batch(most, BATCH_BYTES)
 
     def _set_out(self, new: list[Received]) -> None:

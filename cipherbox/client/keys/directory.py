@@ -230,7 +230,7 @@ class Directory(Senders):
         """Whom the CA's signed list names among those pinned here, and who has no later keys at HQ."""
         listed: dict[str, int] = {}
         for pin in self.pins.entries() if self._revocations.names_any else ():
-            if self._revocations.revoked_at(pki.serial(pin.bundle.certificate)):
+            if self._revocations.revoked_at(pin.bundle.serial):
                 listed[pin.bundle.client_id] = pin.bundle.sequence
         answers = await self.ask(list(listed.items())) if listed else []
         for name, answer in zip(listed, answers, strict=True):

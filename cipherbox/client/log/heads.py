@@ -1,5 +1,8 @@
 """What a home remembers of HQ's log, durably, and for all its programs: the newest head it verified, incarnations that
 ended with an admin's word, the contradiction that stopped it, what `audit verify` read, what it cosigned as a witness.
+
+Heads come with every batch.  They are committed without a sync: a power cut takes the home back to a head of a few
+seconds before, which it verified as well; HQ then proves the newer ones again.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class Heads:
         False, and nothing is, when another program of this home has remembered another one than ``before`` meanwhile:
         whether the two go together is not known yet.  A smaller head counts only when the one before is gone.
         """
-        with transaction(self._db, self._path):
+        with transaction(self._db, self._path, synced=False):
             known = self.newest()
             if known is not None and (before is None or known.checkpoint[:3] != before.checkpoint[:3]):
                 return False
@@ -96,12 +99,12 @@ class Heads:
 
     def keep_met(self, heads: Iterable[Head]) -> None:
         """Remembers heads that HQ has not proven yet: the next program of this home asks again."""
-        with transaction(self._db, self._path):
+        with transaction(self._db, self._path, synced=False):
             self._db.executemany("INSERT OR IGNORE INTO met VALUES (?)", [(head.note,) for head in heads])
 
     def settle(self, heads: Iterable[Head]) -> None:
         """These are verified."""
-        with transaction(self._db, self._path):
+        with transaction(self._db, self._path, synced=False):
             self._db.executemany("DELETE FROM met WHERE note = ?", [(head.note,) for head in heads])
 
     # -- a contradiction ----------------------------------------------------------------------------------------

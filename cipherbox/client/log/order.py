@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from cipherbox import pki
 from cipherbox.client.bucket import Bucket
 from cipherbox.client.log.asking import Asks
 from cipherbox.client.log.verifier import LogProofVerifier
@@ -32,7 +31,7 @@ class LogOrder:
 
     async def check(self, bundle: KeyBundle, delivery: Delivery) -> None:
         """SenderNotValid unless HQ proves that it accepted this before the sender's certificate was revoked."""
-        serial = pki.serial(bundle.certificate)
+        serial = bundle.serial
         if not self._revocations.revoked_at(serial):
             return
         prefix = delivery.sighted.layout.prefix
