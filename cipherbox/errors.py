@@ -57,6 +57,7 @@ survives it.  Codes are never reused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -475,6 +476,26 @@ def _tree(base: type[CipherBoxError]) -> dict[int, type[CipherBoxError]]:
     for child in base.__subclasses__():
         found.update(_tree(child))
     return found
+
+
+def names_detail(client_ids: Iterable[str]) -> bytes:
+    """The detail of a refusal that is about these recipients alone."""
+    names = [name.encode() for name in client_ids]
+    return len(names).to_bytes(4, "big") + b"".join(bytes([len(name)]) + name for name in names)
+
+
+def refused_recipients(error: CipherBoxError) -> tuple[str, ...]:
+    """Whom a refusal is about, when the others could get the envelope; empty for all other errors."""
+    if not isinstance(error, UnknownRecipient | RecipientRevoked | RecipientRefuses):
+        return ()
+    names, at = [], 4
+    for _ in range(int.from_bytes(error.detail[:4], "big")):
+        end = at + 1 + (error.detail[at] if at < len(error.detail) else 0)
+        if end > len(error.detail):
+            return ()
+        names.append(error.detail[at + 1 : end].decode("utf-8", "replace"))
+        at = end
+    return tuple(names)
 
 
 BY_CODE: dict[int, type[CipherBoxError]] = _tree(CipherBoxError)

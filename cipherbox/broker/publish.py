@@ -46,6 +46,7 @@ from cipherbox.errors import (
     RouteChanged,
     TooOld,
     UnknownRecipient,
+    names_detail,
 )
 
 if TYPE_CHECKING:
@@ -293,16 +294,18 @@ def _changed(broker: Broker, route: Route) -> RouteChanged:
 def _mailboxes(broker: Broker, item: Incoming) -> tuple[list[Queue], tuple[str, ...]]:
     suffix = MAILBOX_KEYS[item.routing_key]
     found, missing = [], []
+    revoked = [client for client in item.recipients if broker.rights.revoked(client)]
+    if revoked:
+        what = f"the certificate of {', '.join(revoked)} was revoked; nothing is taken for it"
+        raise RecipientRevoked(what, names_detail(revoked))
     for client in item.recipients:
-        if broker.rights.revoked(client):
-            raise RecipientRevoked(f"the certificate of {client} was revoked; nothing is taken for it")
         queue = broker.queues.get(f"{MAILBOX}{client}{suffix}")
         if queue is None:
             missing.append(client)
         else:
             found.append(queue)
     if missing and (not item.partial or not found):
-        raise UnknownRecipient(f"HQ has no mailbox for {', '.join(missing)}", _names(missing))
+        raise UnknownRecipient(f"HQ has no mailbox for {', '.join(missing)}", names_detail(missing))
     return found, tuple(missing)
 
 
@@ -321,13 +324,8 @@ def _without_refusing(
     refusing = sorted(set(item.recipients).difference(covered, missing))
     if not item.partial or not kept:
         verb = "takes" if len(refusing) == 1 else "take"
-        raise RecipientRefuses(f"{', '.join(refusing)} {verb} no mail from {item.sender}", _names(refusing))
+        raise RecipientRefuses(f"{', '.join(refusing)} {verb} no mail from {item.sender}", names_detail(refusing))
     return kept, tuple(sorted({*missing, *refusing}))
-
-
-def _names(clients: Iterable[str]) -> bytes:
-    names = [client.encode() for client in clients]
-    return len(names).to_bytes(4, "big") + b"".join(bytes([len(n)]) + n for n in names)
 
 
 def resolve(broker: Broker, connection: int, client: str, exchange: str, routing_key: str) -> Route:

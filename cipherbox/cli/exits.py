@@ -91,8 +91,8 @@ _ADVICE: dict[type[errors.CipherBoxError], str] = {
     "--password-file FILE before the command, or [client] password_file in client.toml. (cipherbox manual security)",
     errors.UnknownRecipient: "See who is enrolled: cipherbox clients",
     errors.RecipientRevoked: "See who is enrolled: cipherbox clients",
-    errors.RecipientRefuses: "Ask them to take your mail (they run: cipherbox contacts), then: cipherbox outbox "
-    "retry. The others get it if you leave them out, or with --partial.",
+    errors.RecipientRefuses: "Ask them to take your mail (they run: cipherbox contacts), then send it to them "
+    "again; what was for them alone: cipherbox outbox retry.",
     errors.NoRoute: "See where it would go: cipherbox route resolve EXCHANGE KEY; bindings: cipherbox binding list",
     errors.RouteChanged: "See who reads it now: cipherbox route resolve EXCHANGE KEY; then send again.",
     errors.AmbiguousRoute: "A reader is behind two of the bound queues: cipherbox route resolve EXCHANGE KEY",

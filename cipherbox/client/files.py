@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import attrs
 import trio
 
 from cipherbox.checks import checked
@@ -25,7 +26,14 @@ from cipherbox.client.sources import Source, open_source
 from cipherbox.client.tasks import background
 from cipherbox.client.window import Outgoing
 from cipherbox.envelope.kinds import StanzaType
-from cipherbox.errors import CipherBoxError, FileChanged, FileError, InvalidRequest, Queued
+from cipherbox.errors import (
+    CipherBoxError,
+    FileChanged,
+    FileError,
+    InvalidRequest,
+    Queued,
+    refused_recipients,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import pack
 
@@ -65,16 +73,42 @@ class FileSender:
     async def run(self) -> Confirmation:
         """Until HQ has every part and the manifest; the manifest's confirmation.
 
-        FileChanged, or a refusal by HQ: the transfer is stopped and says why.  Queued: it goes on later.
+        FileChanged, or a refusal by HQ: the transfer is stopped and says why.  Queued: it goes on later.  When only
+        some of its recipients are refused, the others get it; those are `missing`.
         """
-        transfer = self._transfer
+        missing: tuple[str, ...] = ()
         try:
-            return await self._run()
+            while True:
+                try:
+                    return attrs.evolve(await self._run(), missing=missing)
+                except CipherBoxError as error:
+                    refused = await self._leave_out(error)
+                    if not refused:
+                        raise
+                    missing += refused
         except CipherBoxError as error:
             if not waits(error):
                 reason = str(error)
-                await self._post.store(lambda: self._transfers.finish(transfer, STOPPED, reason=reason))
+                await self._post.store(lambda: self._transfers.finish(self._transfer, STOPPED, reason=reason))
             raise
+
+    async def _leave_out(self, error: CipherBoxError) -> tuple[str, ...]:
+        """Whom HQ or the directory refuses, while there are others: the file goes to these, from where it is."""
+        transfer = self._transfer
+        refused = tuple(name for name in transfer.recipients if name in refused_recipients(error))
+        left = tuple(name for name in transfer.recipients if name not in refused)
+        if not refused or not left:
+            return ()
+        while self._in_flight:  # HQ says the same of these
+            self._give_up()
+            with trio.move_on_after(_LOOK_S):
+                await self._changed.wait()
+        self._failure = None
+        self._transfer = attrs.evolve(transfer, recipients=left)
+        await self._post.store(self._transfers.leave_out, self._transfer)
+        what = f"{error}; {'/'.join(transfer.path)} goes to {', '.join(left)}"
+        self._client.events.say(SENDER, what)
+        return refused
 
     async def _run(self) -> Confirmation:
         transfer, client = self._transfer, self._client

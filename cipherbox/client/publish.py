@@ -28,7 +28,7 @@ from cipherbox.client.keys.directory import Directory
 from cipherbox.client.line import Line, Patience
 from cipherbox.client.outbox.beside import Beside
 from cipherbox.client.outbox.rows import Fresh, Row
-from cipherbox.client.routes import Routes
+from cipherbox.client.routes import BOXES, Routes, check_one_reader, is_mailbox
 from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Speaker, in_sessions
 from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
@@ -42,10 +42,12 @@ from cipherbox.errors import (
     InvalidRequest,
     NetworkError,
     NoRoute,
+    RecipientRefuses,
     RecipientRevoked,
     RouteChanged,
     SessionMoved,
     TooLarge,
+    UnknownRecipient,
 )
 from cipherbox.limits import LIMITS, check_client_id, check_name
 from cipherbox.sealing.body import Message, pack, salted
@@ -59,7 +61,6 @@ if TYPE_CHECKING:
     from cipherbox.client.outbox.post import Post
 
 PARTIAL = 1  # flag of SEND
-BOXES = {"": "", "bulk": ".bulk", "sys": ".sys"}
 
 
 @attrs.frozen
@@ -143,7 +144,7 @@ class Address:
 
     @property
     def to_mailboxes(self) -> bool:
-        return not self.exchange and self.routing_key in BOXES.values()
+        return is_mailbox(self.exchange, self.routing_key)
 
     def groups(self) -> list[Address]:
         """This address, or several of at most 256 recipients each."""
@@ -202,7 +203,7 @@ class Sealer:
             route = self._routes[where]
             version = route.version
             if address.stanza == StanzaType.RATCHET:
-                _check_one_reader(route)
+                check_one_reader(route)
             if names is None:
                 names = tuple(dict.fromkeys(reader for queue in route.queues for reader in queue.readers))
                 if not names:
@@ -285,7 +286,7 @@ class Sealer:
         prefix = sighted.layout.prefix
         key = self._keeper.unwrap(row.content_key or b"", row.envelope_id, row.generation)
         plain = salted(open_plain(sighted, key))
-        by_route = row.routing_key not in BOXES.values() or bool(row.exchange)
+        by_route = not is_mailbox(row.exchange, row.routing_key)
         kinds = {StanzaType(r.stanza_type) for r in prefix.recipients}
         stanza = next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None
         left = row.recipients if by_route else tuple(n for n in row.recipients if n not in without)
@@ -321,6 +322,7 @@ class Sealer:
     ) -> Confirmation:  # fmt: skip
         """As `publish`, for at most 256 recipients.  ``beside`` is recorded with the envelope, which then is one."""
         done: list[tuple[bytes, int, Confirmed]] = []
+        refused: CipherBoxError | None = None  # because of some recipients
         target = await self.target(address)
         parts = list(split(messages, self._line.window.envelope_bytes, len(target.bundles)))
         if beside is not None and len(parts) > 1:
@@ -337,6 +339,12 @@ class Sealer:
                     break
                 except SessionMoved:
                     moved = True
+                except (RecipientRefuses, RecipientRevoked, UnknownRecipient) as error:
+                    if not item.others:
+                        raise
+                    refused = refused or error  # what follows goes to the others, too
+                    target = await self.target(attrs.evolve(address, to=item.others))
+                    break
                 except RouteChanged as error:
                     replaces = item.envelope_id
                     changes += 1
@@ -349,6 +357,8 @@ class Sealer:
                         raise
             replaces = None
             done.append((item.envelope_id, item.count, item.result or Confirmed(0, False, (), ())))
+        if refused is not None:
+            raise refused
         last = done[-1][2]
         return Confirmation(
             last.accepted_at,
@@ -389,11 +399,3 @@ class Sealer:
             since = time.strftime("%H:%M:%S", time.localtime(line.away_since)) if line.away else ""
             raise unconfirmed_error(item, f"{line.tries} tries of {line.timeout_s:g} s", since)
         self.events.messages(SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True)
-
-
-def _check_one_reader(route: frames.Route) -> None:
-    """A session is between two: a second reader of the queue could not open what is in it."""
-    for queue in route.queues:
-        if len(queue.readers) != 1:
-            raise InvalidRequest(f"{len(queue.readers)} clients read queue {queue.queue!r}; a session has two ends. "
-                                 "Send to each by name, or without stanza 'ratchet'")  # fmt: skip

@@ -226,6 +226,10 @@ class Publisher:
             self._sealer.events.messages(
                 SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True
             )
+        elif item.others:  # it is the outbox's now, for them; who does not get it is said
+            self.confirmed += len(batch)
+            self._gathering = False
+            self._failure = self._failure or item.error
         elif isinstance(item.error, RouteChanged | SessionMoved):
             self._rerouting.append((batch, item))
             if self._target is not None:
@@ -255,6 +259,8 @@ class Publisher:
         error, self._failure = self._failure, None
         assert error is not None
         lost = sum(len(messages) for messages, _ in self.refused)
+        if not lost:
+            raise type(error)(str(error), error.detail)
         raise type(error)(f"{error} ({lost} messages were not published; they are in `refused`)", error.detail)
 
     async def _reroute(self) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import orjson
 
+from cipherbox.errors import InvalidRequest
 from cipherbox.portable import write_private
 from cipherbox.wire import frames
 
 FILE = "routes.json"
 MOST = 1000  # routes kept; the oldest go
+BOXES = {"": "", "bulk": ".bulk", "sys": ".sys"}  # of a recipient's mailbox -> routing key
 Where = tuple[str, str]
 
 
@@ -54,3 +56,16 @@ class Routes:
             except (OSError, ValueError, TypeError):
                 self._kept = {}  # it is asked for again
         return self._kept
+
+
+def check_one_reader(route: frames.Route) -> None:
+    """A session is between two: a second reader of the queue could not open what is in it."""
+    for queue in route.queues:
+        if len(queue.readers) != 1:
+            raise InvalidRequest(f"{len(queue.readers)} clients read queue {queue.queue!r}; a session has two ends. "
+                                 "Send to each by name, or without stanza 'ratchet'")  # fmt: skip
+
+
+def is_mailbox(exchange: str, routing_key: str) -> bool:
+    """Whether it goes to its recipients' own mailboxes: each of them can be left out."""
+    return not exchange and routing_key in BOXES.values()

@@ -63,6 +63,7 @@ class Outgoing:
     error: CipherBoxError | None = None
     trouble: CipherBoxError | None = None  # why it is not confirmed yet
     gone: bool = False  # settled, or given up by its owner
+    others: tuple[str, ...] = ()  # for whom the outbox seals it again, when HQ refused only some of its recipients
 
     def leaf(self) -> bytes:
         """What HQ's log must name of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from click.testing import CliRunner
 from cipherbox.cli.main import cli
 from cipherbox.client import contacts as module
 from cipherbox.client.contacts import FILE, Contacts, Telling
+from cipherbox.client.files import send_file
 from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.outbox.rows import ASIDE
+from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
 from cipherbox.configfile import ContactSettings
 from cipherbox.contactlists import Lists
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import ConfigError, InvalidRequest, RecipientRefuses
 from cipherbox.limits import LIMITS
 from tests.client.real_hq import RealHq
+from tests.client.test_log_order import running
 from tests.client.waiting import until
 
 SILENT = ContactSettings(tell_hq=False)
@@ -114,8 +117,12 @@ async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it
         outbox = lab.outbox().outbox
         await until(lambda: bool(outbox.rows([ASIDE])))
         assert [row.reason for row in outbox.rows([ASIDE])] == ["CA-RC takes no mail from FL-LAB"]
-        with pytest.raises(RecipientRefuses):
+        with pytest.raises(RecipientRefuses, match=r"CA-RC takes no mail from FL-LAB; the others get it: FL-LAB$"):
             await lab.publish("for both", to=["CA-RC", "FL-LAB"])
+        await until(lambda: len(outbox.rows([CONFIRMED])) == 1)
+        (row,) = outbox.rows([CONFIRMED])
+        assert (row.recipients, row.generation) == (("FL-LAB",), 1)
+        assert row.reason == "CA-RC takes no mail from FL-LAB"  # which outbox list shows
         found = await lab.publish("for who takes it", to=["CA-RC", "FL-LAB"], partial=True)
         assert (found.missing, found.queues) == (("CA-RC",), ("box.FL-LAB",))
         contacts.allow_everybody()
@@ -125,7 +132,60 @@ async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it
             await lab.publish("taken", to="CA-RC")
             with trio.fail_after(20):
                 assert await Receiver(center).run(count=1) == 1
+        with trio.fail_after(20):
+            assert await Receiver(lab).run(count=2) == 2
     assert [line["content"] for line in hq.lines("CA-RC")] == ["taken"]
+    assert [line["content"] for line in hq.lines("FL-LAB")] == ["for both", "for who takes it"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_nobody_waits_for_goes_to_the_others_and_it_is_said_who_does_not_get_it(hq: RealHq) -> None:
+    await hq.join("SF-RC", "NY-RC")
+    Contacts(hq.home("CA-RC")).block(["FL-LAB"])
+    async with hq.client("CA-RC") as center:
+        await Telling(center).tell()
+    said: list[str] = []
+    async with hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab:
+        await lab.bundles(["CA-RC", "SF-RC", "NY-RC"])
+        server = running(lab)
+        server.engine.broker.queues.pop("box.NY-RC")  # HQ has no mailbox for a second one
+        await lab.publish("for three", to=["CA-RC", "SF-RC", "NY-RC"], wait=False)
+        outbox = lab.outbox().outbox
+        await until(lambda: [row.recipients for row in outbox.rows([CONFIRMED])] == [("SF-RC",)])
+        (row,) = outbox.rows([CONFIRMED])
+        assert row.generation == 2
+        assert row.reason == "HQ has no mailbox for NY-RC; CA-RC takes no mail from FL-LAB"
+        for reason in row.reason.split("; "):
+            assert any(reason in line and "sealed again for the others" in line for line in said)
+        async with lab.publisher(to=["CA-RC", "SF-RC"]) as publisher:
+            publisher.put("by a publisher")
+            with pytest.raises(RecipientRefuses, match=r"the others get it: SF-RC$"):
+                await publisher.flush()
+            assert (publisher.refused, publisher.unconfirmed) == ([], 0)
+    async with hq.client("SF-RC") as other:
+        with trio.fail_after(20):
+            assert await Receiver(other).run(count=2) == 2
+    assert [line["content"] for line in hq.lines("SF-RC")] == ["for three", "by a publisher"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_file_goes_to_the_others_too(hq: RealHq, tmp_path: Path) -> None:
+    await hq.join("SF-RC")
+    Contacts(hq.home("CA-RC")).block(["FL-LAB"])
+    async with hq.client("CA-RC") as center:
+        await Telling(center).tell()
+    said: list[str] = []
+    file = tmp_path / "large.bin"
+    raw = os.urandom(LIMITS.part_bytes + 1)
+    await trio.Path(file).write_bytes(raw)
+    async with hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab, hq.client("SF-RC") as other:
+        sent = await send_file(lab, file, ["large.bin"], ["CA-RC", "SF-RC"], "")
+        assert sent.missing == ("CA-RC",)
+        assert any("CA-RC takes no mail from FL-LAB; large.bin goes to SF-RC" in line for line in said)
+        with trio.fail_after(20):
+            assert await Receiver(other).run(count=1) == 1
+    (line,) = hq.lines("SF-RC")
+    assert await trio.Path(line["content"]["file"]).read_bytes() == raw
 
 
 @pytest.mark.usefixtures("quick")

@@ -38,6 +38,7 @@ from cipherbox.errors import (
     NetworkError,
     RecipientRevoked,
     UnknownRecipient,
+    names_detail,
 )
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
@@ -98,14 +99,14 @@ class Directory(Senders):
     def _usable(self, name: str) -> KeyBundle:
         pin = self.pins.get(name)
         if pin is None:
-            raise UnknownRecipient(f"{name} has published no keys")
+            raise UnknownRecipient(f"{name} has published no keys", names_detail([name]))
         try:
             leaf = self._leaf(pin.bundle, name)
         except BundleOutdated:
             self.refresh(name)  # its new keys are used as soon as it has published them
             raise
         if self._revocations.revoked_at(pki.serial(leaf)):
-            raise RecipientRevoked(f"the certificate of {name} was revoked")
+            raise RecipientRevoked(f"the certificate of {name} was revoked", names_detail([name]))
         return pin.bundle
 
     async def _renew(self, client_ids: Sequence[str]) -> None:
@@ -182,9 +183,9 @@ class Directory(Senders):
 
     def _take(self, name: str, pin: Pin | None, answer: frames.BundleAnswer) -> None:
         if answer.state == REVOKED:
-            raise RecipientRevoked(f"the certificate of {name} was revoked")
+            raise RecipientRevoked(f"the certificate of {name} was revoked", names_detail([name]))
         if answer.state == NOT_FOUND:
-            raise UnknownRecipient(f"HQ knows no client {name}")
+            raise UnknownRecipient(f"HQ knows no client {name}", names_detail([name]))
         if answer.state == ENDLESS:
             raise BundleMalformed(f"{name} has changed its keys too often since they were pinned here")
         self._advance(name, pin, self._decoded(name, answer), SENDER)

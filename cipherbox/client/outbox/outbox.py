@@ -306,8 +306,8 @@ class Outbox(OutboxSigned):
             "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
             "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed, "
             "commitment) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?), "
-            "state = 0, code = 0, reason = '' WHERE number = ?",
-            (*values_of(item, file, now), row[0]),
+            "state = 0, code = 0, reason = ? WHERE number = ?",
+            (*values_of(item, file, now), item.reason, row[0]),
         )
         opened = {name for (name,) in db.execute(
             "SELECT recipient FROM outcomes WHERE number = ? AND outcome = 0", (row[0],))}  # fmt: skip
@@ -317,7 +317,8 @@ class Outbox(OutboxSigned):
 
     def _confirm(self, confirmed: Sequence[Confirmed], now: int, dropped: list[str]) -> None:
         self._db.executemany(
-            "UPDATE envelopes SET state = 1, accepted_at = ?, queues = ?, code = 0, reason = '', changed_at = ? "
+            "UPDATE envelopes SET accepted_at = ?, queues = ?, code = 0, changed_at = ?, "
+            "reason = CASE state WHEN 0 THEN reason ELSE '' END, state = 1 "
             "WHERE envelope_id = ? AND generation = ? AND state <> 1",
             [(c.accepted_at, names_text(c.queues), now, c.envelope_id, c.generation) for c in confirmed],
         )

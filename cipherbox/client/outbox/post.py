@@ -9,8 +9,9 @@ behind it.  Rows that changed a moment ago may belong to a process that is sendi
 a while, and sent twice at worst.
 
 Errors are of three kinds.  The network, HQ being busy, credentials: the envelope waits, and goes out when that is
-mended.  A changed route, a revoked recipient: sealed anew for those who read it now, if the allow-list permits, and for
-those who are left.  Every other refusal: aside, with the reason, until a person retries or cancels it.
+mended.  A changed route, and recipients for whom HQ takes nothing (revoked, unknown, or they take no mail from this
+client): sealed anew for those who read it now, if the allow-list permits, and for those who are left; it waits until
+then.  Every other refusal: aside, with the reason, until a person retries or cancels it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,20 @@ from cipherbox.client.line import Line
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
 from cipherbox.client.outbox.rows import Confirmed, Proven, Refused, Row
+from cipherbox.client.routes import is_mailbox
 from cipherbox.client.sessions.chains import Turned
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.client.window import Outgoing
+from cipherbox.envelope.layout import split
 from cipherbox.envelope.prefix import VERSION, version_of
-from cipherbox.errors import CipherBoxError, KeyReused, RecipientRevoked, RouteChanged, SessionMoved, StoreError
+from cipherbox.errors import (
+    CipherBoxError,
+    KeyReused,
+    RouteChanged,
+    SessionMoved,
+    StoreError,
+    refused_recipients,
+)
 from cipherbox.wire.frames import Confirm
 
 OUTCOME_PAUSE_S = 0.2  # outcomes alone wait so long for company
@@ -63,6 +73,7 @@ class Post(Resealing):
         self._proven: list[Proven] = []
         self._steps: list[_Step] = []
         self._turn = trio.Lock()  # the outbox takes one call at a time
+        self._one_at_a_time = trio.Lock()  # is sealed again
         self._work = trio.Event()
         self._look = trio.Event()
         self._written = trio.Event()
@@ -274,7 +285,7 @@ class Post(Resealing):
             return
         await self._line.ready()
         if version_of(raw) != VERSION:  # sealed by an older program; nobody takes it any more
-            await self.mend(row.envelope_id)
+            await self.mend(row.envelope_id, row.generation)
             return
         await self._window.room()
         if self._known.get(row.envelope_id, -1) < row.generation:
@@ -283,6 +294,19 @@ class Post(Resealing):
             item = Outgoing(raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version)
             item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
             self._send(item)
+
+    async def _for_the_others(self, item: Outgoing, error: CipherBoxError) -> None:
+        """HQ refuses some of its recipients; its owner hears so when the others' generation is settled."""
+
+        def settled(new: Outgoing | None) -> None:
+            text = f"{error}; the others get it: {', '.join(item.others)}"
+            if new is not None and new.error is not None:
+                text, item.others = f"{error}; {new.error}", new.others
+            item.error = type(error)(text, error.detail)
+            _tell(item)
+
+        if not await self.mend(item.envelope_id, item.generation, error, settled):
+            settled(None)
 
     def _keep_proof(self, frame: Confirm, items: list[Outgoing]) -> None:
         """HQ has proven that these are in its signed log: the proof is kept with those that are in the outbox."""
@@ -303,11 +327,13 @@ class Post(Resealing):
             )
         elif isinstance(error, RouteChanged):
             if item.owner is None:
-                self._nursery.start_soon(self.mend, item.envelope_id)
+                self._nursery.start_soon(self.mend, item.envelope_id, item.generation)
+        elif error is not None and (others := _others(item, error)):
+            item.others = others
+            self._nursery.start_soon(self._for_the_others, item, error)
+            return
         elif error is not None and not waits(error):
             self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
-            if isinstance(error, RecipientRevoked) and item.owner is None:
-                self._nursery.start_soon(self.mend_revoked)
         self._work.set()
         if item.owner is not None:
             _tell(item)
@@ -331,6 +357,15 @@ def _turned(one: Outgoing | _Step) -> tuple[Turned, ...]:
     if isinstance(one, _Step):
         return (one.turned,)
     return one.fresh.turned if one.fresh is not None else ()
+
+
+def _others(item: Outgoing, error: CipherBoxError) -> tuple[str, ...]:
+    """Who could get an envelope that HQ refused because of some recipients; of a route nobody can be left out."""
+    refused = refused_recipients(error)
+    prefix = split(item.raw).prefix if refused else None
+    if prefix is None or not is_mailbox(prefix.exchange, prefix.routing_key):
+        return ()
+    return tuple(one.client_id for one in prefix.recipients if one.client_id not in refused)
 
 
 def _tell(item: Outgoing) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
+import trio
+
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.client.outbox.rows import Row
+from cipherbox.client.outbox.rows import ASIDE, Row
 from cipherbox.client.window import Outgoing
 from cipherbox.errors import (
     CipherBoxError,
@@ -20,11 +22,13 @@ from cipherbox.errors import (
     NetworkError,
     ProtocolError,
     StoreError,
+    refused_recipients,
 )
 
 PAGE = 256
 Reseal = Callable[[Row, bytes, Collection[str]], Awaitable[Outgoing]]
 Revoked = Callable[[], Awaitable[list[str]]]
+Settled = Callable[[Outgoing], None]
 
 
 class Resealing:
@@ -38,14 +42,22 @@ class Resealing:
     kept: Callable[[Outgoing], Awaitable[None]]
     refuse: Callable[[Row, CipherBoxError], None]
     store: Callable[..., Awaitable[object]]
+    _one_at_a_time: trio.Lock
 
-    async def mend(self, envelope_id: bytes) -> None:
-        with suppress(CipherBoxError):
-            await self.seal_again(envelope_id)
+    async def mend(
+        self, envelope_id: bytes, generation: int, refused: CipherBoxError | None = None, settled: Settled | None = None
+    ) -> bool:
+        """HQ did not take that generation; ``refused``: because of some of its recipients, whom it names.
 
-    async def mend_revoked(self) -> None:
-        with suppress(CipherBoxError):
-            await self.without_revoked()
+        Whether it is sealed again: then ``settled`` is called once with the next generation.
+        """
+        names, reason = (None, "") if refused is None else (refused_recipients(refused), str(refused))
+        with suppress(CipherBoxError):  # it is set aside with the reason, or waits and is tried again
+            if await self.seal_again(envelope_id, names, generation=generation, reason=reason, settled=settled):
+                if refused is not None:
+                    self._events.messages(SENDER, f"{refused}: {{}} is sealed again for the others", envelope_id, 1)
+                return True
+        return False
 
     async def seal_again_all(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
         """Seals again what ``client_id`` (None: somebody) has not opened yet: how many, and why others were not."""
@@ -68,7 +80,9 @@ class Resealing:
             for row in await self._unopened(name):
                 if len(row.recipients) > 1:
                     with suppress(CipherBoxError):  # it is set aside with the reason, or waits and is tried again
-                        count += await self.seal_again(row.envelope_id, [name])
+                        count += await self.seal_again(
+                            row.envelope_id, [name], generation=row.generation, reason=f"{name} was revoked"
+                        )
             if count:
                 self._events.say(SENDER, f"{name} was revoked: {count} envelopes are sealed again for the others")
 
@@ -81,19 +95,32 @@ class Resealing:
                 return found
             found += page
 
-    async def seal_again(self, envelope_id: bytes, without: Collection[str] | None = None) -> bool:
+    async def seal_again(
+        self, envelope_id: bytes, without: Collection[str] | None = None, *, generation: int | None = None,
+        reason: str = "", settled: Settled | None = None,
+    ) -> bool:  # fmt: skip
         """Seals in the next generation what is kept of an envelope, for those who read its route now and are not
-        revoked, with the keys they have now; keeps and sends it.  False when its bytes or its key are gone.  What
-        cannot be mended is set aside.
+        revoked (None), or ``without`` these, with the keys they have now; keeps and sends it.  What cannot be mended is
+        set aside.  False when its bytes or its key are gone, and when it is no longer of that ``generation``: HQ's word
+        about one envelope may come in several ways at a time, and once is enough.
         """
-        row = await self.store(self.outbox.find, envelope_id)
-        if not isinstance(row, Row):
-            return False
+        async with self._one_at_a_time:
+            row = await self.store(self.outbox.find, envelope_id)
+            if not isinstance(row, Row) or generation not in (None, row.generation):
+                return False
+            return await self._seal_again(row, without, reason, settled)
+
+    async def _seal_again(
+        self, row: Row, without: Collection[str] | None, reason: str, settled: Settled | None
+    ) -> bool:
         raw = await self.store(self.outbox.bytes_of, row)
         if not isinstance(raw, bytes) or row.content_key is None:
             return False
         try:
             item = await self._reseal(row, raw, await self._revoked() if without is None else without)
+            if item.fresh is not None:
+                item.fresh = item.fresh._replace(reason="; ".join(dict.fromkeys(filter(None, [_kept(row), reason]))))
+            item.settled = settled
             self.add(item)
         except CipherBoxError as error:
             if not waits(error):
@@ -101,6 +128,11 @@ class Resealing:
             raise
         await self.kept(item)
         return True
+
+
+def _kept(row: Row) -> str:
+    """Why it goes to fewer than once: not why it was set aside."""
+    return "" if row.state == ASIDE else row.reason
 
 
 def waits(error: CipherBoxError) -> bool:

@@ -39,6 +39,7 @@ class Fresh(NamedTuple):
     turned: tuple[Turned, ...] = ()  # what it was sealed with, in sessions
     beside: Beside | None = None  # recorded with it
     commitment: bytes = b""  # to the plaintext, the same in every generation
+    reason: str = ""  # why it goes to fewer than the generation before
 
 
 class Confirmed(NamedTuple):

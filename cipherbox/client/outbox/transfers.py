@@ -240,6 +240,12 @@ class Transfers:
                 (state, manifest, reason, transfer.number),
             )
 
+    def leave_out(self, transfer: Transfer) -> None:
+        """Records that it goes to fewer recipients."""
+        names = orjson.dumps(list(transfer.recipients)).decode()
+        with transaction(self._db, self._path):
+            self._db.execute("UPDATE transfers SET recipients = ? WHERE number = ?", (names, transfer.number))
+
     def opened(self, manifest: bytes) -> None:
         """All recipients have signed for the manifest: what was kept for the file goes."""
         rows = self._rows("WHERE manifest = ?", (manifest,))
