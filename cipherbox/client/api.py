@@ -226,6 +226,7 @@ class Client(Tracking, AdminCalls):
     async def fetch(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
         """Takes what waits now, at most so many, verified and opened; acknowledge them, or they come again."""
         found = await self.fetch_unopened(queue, envelopes)
+        self.opener.expect(found)
         return [delivery for delivery in found if await self.opener.admit(delivery)]
 
     async def fetch_unopened(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:

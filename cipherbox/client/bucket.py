@@ -11,14 +11,14 @@ class Bucket:
     def __init__(self, per_minute: int) -> None:
         self._most, self._left, self._at = float(per_minute), float(per_minute), trio.current_time()
 
-    def take(self) -> float:
-        """Takes a token; how long until there is one, if there is none."""
+    def take(self, tokens: float = 1) -> float:
+        """Takes tokens; how long until there are so many, if there are not."""
         now = trio.current_time()
         self._left = min(self._most, self._left + (now - self._at) * self._most / 60)
         self._at = now
-        if self._left < 1:
-            return (1 - self._left) * 60 / self._most
-        self._left -= 1
+        if self._left < tokens:
+            return (tokens - self._left) * 60 / self._most
+        self._left -= tokens
         return 0.0
 
     def give_back(self) -> None:

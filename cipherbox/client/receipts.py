@@ -84,6 +84,7 @@ class ReceiptTaker:
                 done = []
                 batch = await consumer.batch(64)
                 self._idle = trio.Event()
+                client.opener.expect(batch)
                 for delivery in batch:
                     if await self._take(delivery):
                         done.append(delivery)
@@ -182,7 +183,7 @@ class ReceiptTaker:
         assert client.post is not None
         try:
             client.directory.refresh(one.recipient)
-            await client.post.seal_again(one.envelope_id)
+            await client.post.seal_again(one.envelope_id, generation=one.generation)
         except CipherBoxError as error:
             client.events.say(SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}")
 

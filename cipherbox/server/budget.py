@@ -89,7 +89,7 @@ COSTS: dict[type, Cost] = {
     f.ImportCertificates: _ADMIN,
     f.ReadLog: Cost(REQUESTS, 20, "an admin's; a page of the log"),
     f.GetHeads: Cost(REQUESTS, 5, "and one for each 4 heads it names: proofs of logarithmic size"),
-    f.Prove: Cost(REQUESTS, 5, "and 10 for each envelope, one for each serial: an entry is read whole"),
+    f.Prove: Cost(REQUESTS, 5, "and 3 for each envelope, one for each serial: entries are read whole"),
     f.Cosign: Cost(REQUESTS, 20, "checks a signature and keeps it"),
     f.AttestRestore: _ADMIN,
     f.Kick: _ADMIN,
@@ -99,7 +99,7 @@ COSTS: dict[type, Cost] = {
 _MORE: dict[type, Callable[[Any], float]] = {  # points for what a frame names
     f.Ack: lambda x: min(sum(run.count for run in x.ranges), 1 << 20) // _ENTRIES,
     f.GetHeads: lambda x: len(x.sizes) // 4,
-    f.Prove: lambda x: 10 * len(x.envelopes) + len(x.serials),
+    f.Prove: lambda x: 3 * len(x.envelopes) + len(x.serials),
     SendBatch: lambda x: len(x.items) - 1,
 }
 _UNKNOWN = Cost(REQUESTS, 50, "a kind without a row; a test finds it")

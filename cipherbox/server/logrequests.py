@@ -105,7 +105,9 @@ async def _prove(s: Session, x: f.Prove) -> object:
     in_store = s.hq.engine.in_store
     who = "" if s.hq.is_admin(s.client) else s.client
     newest = audit.newest(s.hq.clock_ms())
-    proofs = [await in_store(_acceptance_for, store, e.sender_id, e.envelope_id, who, newest) for e in x.envelopes]
+    entry = _Entry()
+    proofs = [await in_store(_acceptance_for, store, e.sender_id, e.envelope_id, who, newest, entry)
+              for e in x.envelopes]  # fmt: skip
     revoked = [await in_store(_statement, store, REVOKED + serial.lower(), format.REVOKED) for serial in x.serials]
     statements = []
     if x.incarnation:
@@ -116,33 +118,60 @@ async def _prove(s: Session, x: f.Prove) -> object:
 
 
 def _acceptance_for(
-    store: Store, sender: str, envelope_id: bytes, who: str, newest: tuple[int, bytes]
+    store: Store, sender: str, envelope_id: bytes, who: str, newest: tuple[int, bytes], entry: _Entry
 ) -> bytes:
     """The proof of an envelope that ``who`` (empty: an admin) sent or may read; empty for any other.
 
-    One at a time: it reads a whole entry, and commits wait for it.
+    One at a time: it may read a whole entry, and commits wait for it.
     """
     report = store.trace(sender, envelope_id) if who not in ("", sender) else None
     mine = who in ("", sender) or (report is not None and any(who in trace.readers for trace in report.traces))
-    return _acceptance(store, sender, envelope_id, newest) if mine else b""
+    return _acceptance(store, sender, envelope_id, newest, entry) if mine else b""
 
 
-def _acceptance(store: Store, sender: str, envelope_id: bytes, newest: tuple[int, bytes]) -> bytes:
+def _acceptance(
+    store: Store, sender: str, envelope_id: bytes, newest: tuple[int, bytes], entry: _Entry
+) -> bytes:
     known = store.acceptance(sender, envelope_id)
-    rows = store.log(known.entry - 1, 1, 1) if known is not None and known.entry else []
-    if known is None or not rows or rows[0].index != known.entry or known.entry > newest[0]:
+    if known is None or not 0 < known.entry <= newest[0] or not entry.read(store, known.entry):
         return b""  # of the log before 0.6, or dropped by retention
     wanted = format.leaf(envelope_id, known.generation, known.envelope_hash)
-    groups = format.decode_groups(rows[0].body)
-    for at, group in enumerate(groups):
+    for at, group in enumerate(entry.groups):
         if group.kind != format.ACCEPTED or format.read_accepted(group.payload)[0] != sender:
             continue
-        _, leaves, hashes = format.leaf_hashes_of(group.payload)
+        leaves, hashes = entry.leaves(at)
         if wanted in leaves:
-            roots = [format.root_of(one) for one in groups]
             path = tree.inclusion_proof(known.entry - 1, newest[0], store.log_nodes)
-            return format.make_proof(rows[0].record, roots, at, path, newest[1], hashes, leaves.index(wanted))
+            return format.make_proof(entry.record, entry.roots, at, path, newest[1], hashes, leaves.index(wanted))
     return b""
+
+
+class _Entry:
+    """The entry that was read last: envelopes that were accepted together are asked for together."""
+
+    def __init__(self) -> None:
+        self._index = 0
+        self.record = b""
+        self.groups: list[format.Group] = []
+        self.roots: list[bytes] = []
+        self._leaves: dict[int, tuple[Any, Any]] = {}
+
+    def read(self, store: Store, index: int) -> bool:
+        """Whether HQ has it."""
+        if index != self._index:
+            rows = store.log(index - 1, 1, 1)
+            if not rows or rows[0].index != index:
+                return False
+            self._index, self.record, self._leaves = index, rows[0].record, {}
+            self.groups = format.decode_groups(rows[0].body)
+            self.roots = [format.root_of(one) for one in self.groups]
+        return True
+
+    def leaves(self, at: int) -> tuple[Any, Any]:
+        """The leaves of a group of accepted envelopes, and their hashes."""
+        if at not in self._leaves:
+            self._leaves[at] = format.leaf_hashes_of(self.groups[at].payload)[1:]
+        return self._leaves[at]
 
 
 def _begun(store: Store, incarnation: bytes, newest: tuple[int, bytes]) -> list[f.LogStatement]:

@@ -10,6 +10,7 @@ import trio
 
 from cipherbox.client.inbox.owed import OwedReceipts
 from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.log.order import TOGETHER
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.errors import LogContradiction, SenderNotValid, Throttled
@@ -67,7 +68,7 @@ async def test_an_hq_that_proves_no_order_is_not_believed(hq: Any, monkeypatch: 
 
 async def test_a_revoked_senders_backlog_uses_up_no_requests(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over the bound ends with its envelope, and comes again; what HQ refuses to answer now does, too."""
-    monkeypatch.setattr("cipherbox.client.log.order.ASKED", 2)
+    monkeypatch.setattr("cipherbox.client.log.order.POINTS", 2 * 9)
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         server = running(lab)
         real = server.engine._clock_ms
@@ -86,6 +87,51 @@ async def test_a_revoked_senders_backlog_uses_up_no_requests(hq: Any, monkeypatc
         for delivery in more[1:]:
             with pytest.raises(SenderNotValid, match="HQ is asked too much about it"):
                 await center.open(delivery)
+
+
+async def test_a_thousand_waiting_envelopes_take_few_requests(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        async with lab.publisher(to="CA-RC", batch=1) as publisher:
+            for number in range(1000):
+                await publisher.send(str(number))
+            await publisher.flush()
+        await revoke(running(lab), "FL-LAB")
+        request = center.line.request
+
+        async def counted(kind: Any, **fields: Any) -> Any:
+            if kind is frames.Prove:
+                asked.append(len(fields["envelopes"]))
+            return await request(kind, **fields)
+
+        monkeypatch.setattr(center.line, "request", counted)
+        center.revocations._asked_at = float("-inf")
+        with trio.fail_after(60):
+            assert await Receiver(center).run(count=1000) == 1000
+        assert len(asked) <= 2 * 1000 // TOGETHER  # a batch that ends early may cut one short
+        assert max(asked) <= TOGETHER
+    assert [line["content"] for line in hq.lines("CA-RC")] == [str(number) for number in range(1000)]
+
+
+async def test_what_is_not_proven_with_the_others_is_asked_for_alone(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+        for text in "123":
+            await lab.publish(text, to="CA-RC")
+        await revoke(running(lab), "FL-LAB")
+        await lab.publish("after", to="CA-RC")
+        request, asked = center.line.request, []
+
+        async def partly(kind: Any, **fields: Any) -> Any:
+            answer = await request(kind, **fields)
+            if kind is frames.Prove:
+                asked.append(len(fields["envelopes"]))
+                answer.envelopes[1:2] = [b""] * len(answer.envelopes[1:2])
+            return answer
+
+        monkeypatch.setattr(center.line, "request", partly)
+        center.revocations._asked_at = float("-inf")
+        assert [one.messages[0].content for one in await center.fetch(envelopes=4)] == [b"1", b"2", b"3"]
+        assert asked == [4, 1]  # the second alone; the two behind it were proven with the first
 
 
 def throttled(*_: object) -> bytes:

@@ -8,7 +8,7 @@ to the queue, after a pause that grows with each attempt: returning it at once w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -136,6 +136,10 @@ class Opener:
     def _accepts(self, delivery: Delivery) -> bool:
         """Receipts are taken from everybody: they answer what this client sent."""
         return delivery.queue.endswith(".sys") or self._contacts.accepts(delivery.sender_id)
+
+    def expect(self, deliveries: Sequence[Delivery]) -> None:
+        """These are opened next, in this order: what HQ has to prove of them is asked for together."""
+        self._order.expect(deliveries)
 
     def ready(self, delivery: Delivery) -> bool:
         """Whether opening it, or refusing it, needs no look-up of its sender's keys at HQ."""

@@ -73,9 +73,11 @@ class Taking(Holding, ABC):
         self, deliveries: list[Delivery]
     ) -> tuple[list[Received], list[Delivery], list[Delivery]]:
         """What is new, opened; what may be acknowledged once that is recorded; and what there was no time for."""
+        self.client.opener.expect(deliveries)
         try:
             return await self._sorted(deliveries)
         finally:
+            self.client.opener.expect(())
             self._refuse_all()
 
     async def _sorted(

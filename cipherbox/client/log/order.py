@@ -1,7 +1,15 @@
-"""Whether an envelope was accepted before its sender was revoked, by the order of HQ's log and not by HQ's clock."""
+"""Whether an envelope was accepted before its sender was revoked, by the order of HQ's log and not by HQ's clock.
+
+A revoked sender's backlog is proven in few requests: with the envelope that is opened now, HQ is asked about those of
+the same certificate that are `expected` next.  What it proves of them is kept until they are opened.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import orjson
@@ -19,7 +27,11 @@ if TYPE_CHECKING:
     from cipherbox.client.keys.revocations import Revocations
 
 
-ASKED = 240  # envelopes of revoked senders a minute: two thirds of what HQ allows a client, the rest is for others
+POINTS = 4000  # a minute (page broker): two thirds of what HQ allows a client, the rest is for others
+_REQUEST, _ENVELOPE = 6, 3  # points of a PROVE for one serial number, and of each envelope that it names
+TOGETHER = 64  # envelopes of one request
+_KEPT = 2 * TOGETHER  # proofs of what is opened soon
+Name = tuple[str, bytes]  # sender, envelope id
 
 
 class LogOrder:
@@ -27,7 +39,13 @@ class LogOrder:
 
     def __init__(self, revocations: Revocations, line: Asks, verifier: LogProofVerifier) -> None:
         self._revocations, self._line, self._verifier = revocations, line, verifier
-        self._bucket = Bucket(ASKED)
+        self._bucket = Bucket(POINTS)
+        self._next: Sequence[Delivery] = ()
+        self._proofs: OrderedDict[Name, bytes] = OrderedDict()
+
+    def expect(self, deliveries: Sequence[Delivery]) -> None:
+        """These are opened next, one after the other."""
+        self._next = deliveries
 
     async def check(self, bundle: KeyBundle, delivery: Delivery) -> None:
         """SenderNotValid unless HQ proves that it accepted this before the sender's certificate was revoked."""
@@ -35,19 +53,13 @@ class LogOrder:
         if not self._revocations.revoked_at(serial):
             return
         prefix = delivery.sighted.layout.prefix
-        if self._bucket.take():
-            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and HQ is asked too much about it")
-        try:
-            answer: frames.Proven = await self._line.request(
-                frames.Prove, envelopes=[frames.EnvelopeName(prefix.sender, prefix.envelope_id)], serials=[serial],
-                incarnation=False,
-            )  # fmt: skip
-        except Throttled as error:  # by what else this client asks: that one envelope is looked at later
-            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and {error}") from None
-        revoked = self._revocation(serial, answer.revocations)
+        proof = self._proofs.pop((prefix.sender, prefix.envelope_id), b"")
+        statements: list[frames.LogStatement] = []
+        if not proof:
+            proof, statements = await self._asked(delivery, serial)
+        revoked = self._revocation(serial, statements)
         one = log.Accepted(prefix.envelope_id, prefix.generation, delivery.sighted.hashes.envelope_hash)
         try:
-            proof = answer.envelopes[0] if answer.envelopes else b""
             proven = log.verify_acceptance(proof, prefix.sender, one, self._verifier.key, delivery.accepted_at)
             self._verifier.meet(log.proof_checkpoint(proof))
         except EnvelopeError as error:
@@ -65,6 +77,43 @@ class LogOrder:
                 f"HQ accepted it in entry {proven.record.index} of its log, after entry {revoked}, in which the "
                 f"certificate of {prefix.sender} was revoked"
             )
+
+    async def _asked(self, delivery: Delivery, serial: str) -> tuple[bytes, list[frames.LogStatement]]:
+        """HQ's proof of this one; those of the ones expected next are kept."""
+        prefix = delivery.sighted.layout.prefix
+        if self._bucket.take(_REQUEST + _ENVELOPE):
+            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and HQ is asked too much about it")
+        names = self._together(delivery)
+        if self._bucket.take((len(names) - 1) * _ENVELOPE):
+            del names[1:]
+        try:
+            answer: frames.Proven = await self._line.request(
+                frames.Prove, envelopes=[frames.EnvelopeName(*name) for name in names], serials=[serial],
+                incarnation=False,
+            )  # fmt: skip
+        except Throttled as error:  # by what else this client asks: that one envelope is looked at later
+            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and {error}") from None
+        first, *more = answer.envelopes or [b""]
+        self._proofs.update((name, proof) for name, proof in zip(names[1:], more, strict=False) if proof)
+        while len(self._proofs) > _KEPT:
+            self._proofs.popitem(last=False)
+        return first, answer.revocations
+
+    def _together(self, delivery: Delivery) -> list[Name]:
+        """This one, and what is expected next of the same sender and keys."""
+        prefix = delivery.sighted.layout.prefix
+        names = {(prefix.sender, prefix.envelope_id): None}
+        at = next((number for number, one in enumerate(self._next) if one is delivery), len(self._next))
+        for one in islice(self._next, at + 1, None):
+            if len(names) == TOGETHER:
+                break
+            with suppress(EnvelopeError):
+                other = one.sighted.layout.prefix
+                name = other.sender, other.envelope_id
+                same = name[0] == prefix.sender and other.bundle_hash == prefix.bundle_hash
+                if same and name not in self._proofs:
+                    names[name] = None
+        return list(names)
 
     def _revocation(self, serial: str, statements: list[frames.LogStatement]) -> int:
         """The earliest entry that was ever proven to revoke it; 0 if none was: then nothing lies before."""
