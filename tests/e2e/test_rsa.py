@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -52,7 +53,7 @@ def sends(lab: Path, text: str, *options: str) -> Shown:
     return done
 
 
-def fetched(center: Path) -> list[str]:
+def fetched(center: Path) -> list[Any]:
     done = shell("fetch", "--json", home=center)
     assert done.code == 0, done.err
     return [json.loads(line)["content"] for line in done.out.splitlines()]
@@ -96,9 +97,10 @@ def test_from_generate_to_a_received_message(hq: Hq, tmp_path: Path) -> None:
     assert "key bundle 3 of CA-RC" in again.out, again.err
     assert public_of(center, tmp_path / "second.pem").key_size == 3072
     sends(lab, "to the second key", "--wrap", "rsa")
-    wanted = ["before", "by default", "hpke", "hpke-x25519", "rsa", "a file", "to the second key"]
-    found = [Path(one["file"]).read_text() if isinstance(one, dict) else one for one in fetched(center)]
-    assert sorted(found) == sorted(wanted)  # a file is there a moment after the texts
+    found = fetched(center)  # texts in the order in which they were sent; a file is whole a moment after its message
+    wanted = ["before", "by default", "hpke", "hpke-x25519", "rsa", "to the second key"]
+    assert [one for one in found if not isinstance(one, dict)] == wanted
+    assert [Path(one["file"]).read_text() for one in found if isinstance(one, dict)] == ["a file"]
     assert json.loads(shell("dead", "list", "--json", home=hq.admin).out) == []
 
 
