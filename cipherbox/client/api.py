@@ -88,7 +88,8 @@ class Client(Tracking, AdminCalls):
         if self.sessions is not None:
             outbox = Outbox(home.path, home.config.keep_until, self.sessions.chains, home.hides)
             seal_again, revoked = self.sealer.seal_again, self.directory.revoked
-            self.post = Post(line, outbox, events, seal_again, revoked, home.config.client_id, self.sessions)
+            more = home.config.client_id, self.sessions, home.holds
+            self.post = Post(line, outbox, events, seal_again, revoked, *more)
             self.sealer.post = self.post
             nursery.start_soon(self.post.run)
         line.accept, line.listed, line.opened = self.revocations.check_hq, self._look_at_revocations, self._compare

@@ -35,6 +35,7 @@ from cipherbox.portable import read_private, sync_directory, write_atomic
 from cipherbox.sealing import keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.kept import KeyKeeper, Vault
+from cipherbox.sealing.open import is_signed_by
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
 IDENTITY, REVOCATIONS, LOCK = "keys.cbk", "issuing.crl", "lock"
@@ -86,6 +87,12 @@ class Home:
     def incoming(self) -> Path:
         """Where files arrive, unless a command says otherwise."""
         return self.config.inbox.incoming or self.folder / "incoming"
+
+    def holds(self, raw: bytes) -> bool:
+        """Whether an envelope of this client is signed with the keys it has now.  A client that came back has new ones,
+        and nobody takes what the old ones signed any more."""
+        bundle = self.identity.bundle if self.identity is not None else None
+        return bundle is None or is_signed_by(raw, bundle)
 
     def context(self) -> ssl.SSLContext:
         """A fresh TLS context with this client's certificate."""

@@ -31,13 +31,14 @@ from cipherbox.client.outbox.rows import Fresh, Row
 from cipherbox.client.routes import BOXES, Routes, check_one_reader, is_mailbox
 from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Speaker, in_sessions
-from cipherbox.client.window import Confirmed, Outgoing, unconfirmed_error
+from cipherbox.client.window import Confirmed, Outgoing, kept_error, unconfirmed_error
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
 from cipherbox.envelope.kinds import POST_QUANTUM, BodyCipher, StanzaType
 from cipherbox.errors import (
     BundleError,
     CipherBoxError,
+    CredentialsError,
     Forbidden,
     InvalidRequest,
     NetworkError,
@@ -182,7 +183,7 @@ class Sealer:
     async def _resolved(self, where: tuple[str, str]) -> frames.Route:
         try:
             route = await self.resolve(*where)
-        except NetworkError:
+        except (NetworkError, CredentialsError):
             kept = self._kept_routes.get(where)
             if kept is None:
                 raise
@@ -217,13 +218,7 @@ class Sealer:
         if address.stanza == StanzaType.RATCHET:
             if self._prekeys is None:
                 raise Forbidden("this client has no sessions")
-            try:
-                await self._prekeys.ensure(bundles)
-            except BundleError:  # perhaps newer keys than those known here have signed the prekeys
-                for name in names:
-                    self._directory.refresh(name)
-                bundles = await self._directory.recipients(names)
-                await self._prekeys.ensure(bundles)
+            bundles = await self._prekeys.ensured(bundles, self._directory)
             return Target(address.exchange, address.routing_key, version, tuple(bundles), (), names, in_sessions=True)
         keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
         return Target(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names)
@@ -323,7 +318,10 @@ class Sealer:
         """As `publish`, for at most 256 recipients.  ``beside`` is recorded with the envelope, which then is one."""
         done: list[tuple[bytes, int, Confirmed]] = []
         refused: CipherBoxError | None = None  # because of some recipients
-        target = await self.target(address)
+        try:
+            target = await self.target(address)
+        except CredentialsError as error:
+            raise type(error)(f"{error}. Nothing was sent, and nothing was kept", error.detail) from None
         parts = list(split(messages, self._line.window.envelope_bytes, len(target.bundles)))
         if beside is not None and len(parts) > 1:
             raise TooLarge(f"{len(messages)} messages that belong together do not fit into one envelope")
@@ -393,7 +391,7 @@ class Sealer:
         finally:
             item.owner = None  # the post goes on with it
         if item.error is not None:
-            raise item.error
+            raise kept_error(item, item.error)
         if item.result is None:
             item.trouble = item.trouble or line.trouble
             since = time.strftime("%H:%M:%S", time.localtime(line.away_since)) if line.away else ""

@@ -17,7 +17,15 @@ import trio
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.envelope.log import leaf
-from cipherbox.errors import CipherBoxError, LogUnproven, ProtocolError, Queued, TimedOut, TooLarge
+from cipherbox.errors import (
+    CipherBoxError,
+    CredentialsError,
+    LogUnproven,
+    ProtocolError,
+    Queued,
+    TimedOut,
+    TooLarge,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.wire.frames import Confirm
 
@@ -348,3 +356,12 @@ def unconfirmed_error(item: Outgoing, waited: str, away_since: str) -> CipherBox
     error = Queued(f"{what}. {following}")
     error.message_ids = tuple(str(message_id(item.envelope_id, i)) for i in range(item.count))
     return error
+
+
+def kept_error(item: Outgoing, error: CipherBoxError) -> CipherBoxError:
+    """What to tell the owner of an envelope: one that waits for this client's certificate is kept."""
+    if not isinstance(error, CredentialsError) or not item.kept:
+        return error
+    first = message_id(item.envelope_id, 0)
+    text = f"{error}. Message {first} is kept in the outbox, and goes out when HQ lets this client in again"
+    return type(error)(text, error.detail)

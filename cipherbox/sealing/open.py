@@ -15,6 +15,7 @@ import hmac
 from collections.abc import Callable
 from typing import NamedTuple
 
+import attrs
 from cryptography.exceptions import InvalidTag
 
 from cipherbox.envelope import layout as layouts
@@ -63,6 +64,16 @@ def verify(sighted: Sighted, sender: KeyBundle) -> None:
         raise SignatureInvalid("the envelope was sealed with other sender's keys than these")
     signed = sighted.raw[sighted.layout.signatures_at :]
     signature.verify(sender.sign_keys, prefix.signature_suite, SIGNATURE_USE, sighted.hashes.envelope_hash, signed)
+
+
+def is_signed_by(raw: bytes, sender: KeyBundle) -> bool:
+    """Whether these keys signed an envelope, whatever bundle of theirs it names."""
+    sighted = inspect(raw)
+    try:
+        verify(sighted, attrs.evolve(sender, hash=sighted.layout.prefix.bundle_hash))
+    except SignatureInvalid:
+        return False
+    return True
 
 
 def content_key(sighted: Sighted, identity: Identity) -> bytes:

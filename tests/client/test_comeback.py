@@ -15,6 +15,7 @@ from cipherbox.client.home import NEXT_KEY, REPLACED, load_home, replaced
 from cipherbox.client.inbox.looking import looking
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys.pins import PERSON, Pins
+from cipherbox.client.outbox.rows import CONFIRMED, WAITING
 from cipherbox.errors import BundleDiscontinuous, Conflict, CredentialsError, EnrolmentRefused, Replaced, Revoked
 from cipherbox.wire.token import decode_token
 from tests.client.real_hq import real_hq
@@ -70,6 +71,28 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
         rows = await center.post.store(center.post.outbox.unopened_by, "FL-LAB", 10)
         assert len(rows) == 1  # its outbox still has what was sent before
         await center.publish("sent after", to="FL-LAB")
+
+
+async def test_what_is_sent_while_revoked_is_kept_or_it_is_said_that_nothing_was(hq: Any) -> None:
+    async with hq.client("CA-RC") as center:
+        await center.bundles(["FL-LAB"])
+        await center.revocations.ensure()
+    await revoked(hq, "CA-RC")
+    async with hq.client("CA-RC", keep_trying=True) as center:
+        with pytest.raises(Revoked, match=r"CA-RC was revoked.*Message [0-9a-f-]+ is kept in the outbox, and goes out"):
+            await center.publish("first", to="FL-LAB")
+        with pytest.raises(Revoked, match="Nothing was sent, and nothing was kept"):
+            await center.publish("to a stranger", to="SF-RC")
+        kept = await center.publish("second", to="FL-LAB", wait=False)
+        assert kept.accepted_at == 0
+        assert [row.state for row in center.outbox().outbox.newest(5)] == [WAITING, WAITING]
+    await join(hq.home("CA-RC"), await token_for(hq, "CA-RC"))
+    async with hq.client("CA-RC") as center:
+        await until(lambda: [row.state for row in center.outbox().outbox.newest(5)] == [CONFIRMED, CONFIRMED])
+        assert [row.generation for row in center.outbox().outbox.newest(5)] == [1, 1]  # signed with the new keys
+    async with hq.client("FL-LAB") as lab:
+        Pins(lab.home.path).accept(await lab.directory.offered("CA-RC"), PERSON)  # they compared
+    assert await opened(hq, "FL-LAB") == [b"first", b"second"]
 
 
 async def received(hq: Any, name: str) -> list[str]:

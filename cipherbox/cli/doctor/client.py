@@ -78,7 +78,9 @@ def _log(config: ClientConfig) -> Iterator[Finding]:
     with closing(Heads(config.home)) as heads:
         known, newest = heads.contradiction(), heads.newest()
     if known is not None:
-        todo = f"show {known[1] or 'it'} to the admin and to your correspondents; cipherbox manual log says what then"
+        what = f"show {known[1]} to" if known[1] else "HQ said it to this client alone, so there is no evidence; tell"
+        then = "when you know what happened and want to go on: cipherbox audit accept (cipherbox manual log)"
+        todo = f"{what} the admin and your correspondents; {then}"
         yield Finding(BAD, "log", f"HQ's log contradicts itself, and nothing is sent: {known[0]}", todo)
     elif newest is not None:
         yield Finding(GOOD, "log", f"HQ's log is verified up to entry {newest.checkpoint.size}")

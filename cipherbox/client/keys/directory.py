@@ -35,6 +35,7 @@ from cipherbox.errors import (
     BundleMalformed,
     BundleOutdated,
     CipherBoxError,
+    CredentialsError,
     NetworkError,
     RecipientRevoked,
     UnknownRecipient,
@@ -68,12 +69,12 @@ class Directory(Senders):
     async def recipients(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """The believed bundle of each, in this order.
 
-        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.  While HQ cannot be reached the
-        pins are used as they are, as long as the revocation list holds.
+        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.  While HQ cannot be reached, or
+        does not let this client in, the pins are used as they are, as long as the revocation list holds.
         """
         try:
             await self._renew(client_ids)
-        except NetworkError:
+        except (NetworkError, CredentialsError):
             if not self._revocations.holds or not all(self.pins.get(name) for name in client_ids):
                 raise
         return [self._usable(name) for name in client_ids]

@@ -53,7 +53,8 @@ def stopped(text: str, file: str) -> str:
         f"show the evidence in {file} to the admin and to your correspondents (cipherbox audit evidence FILE)"
         if file else "tell the admin and your correspondents"
     )  # fmt: skip
-    return f"{text}. Nothing is sent or received until a person has looked: {show}; cipherbox manual log says what then"
+    then = "when you know what happened and want to go on with this HQ: cipherbox audit accept (cipherbox manual log)"
+    return f"{text}. Nothing is sent or received until a person has looked: {show}; {then}"
 
 
 class Heads:

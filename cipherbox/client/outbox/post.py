@@ -53,14 +53,14 @@ in_thread = trio.to_thread.run_sync
 
 class Post(Resealing):
     """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked`` names who was;
-    ``sessions``: what some of the envelopes were sealed with."""
+    ``sessions``: what some of the envelopes were sealed with; ``holds``: whether bytes are signed with today's keys."""
 
     def __init__(
         self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str,
-        sessions: Sessions,
+        sessions: Sessions, holds: Callable[[bytes], bool],
     ) -> None:  # fmt: skip
         self.outbox = outbox
-        self._revoked, self._sessions = revoked, sessions
+        self._revoked, self._sessions, self._holds = revoked, sessions, holds
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
         self._window.proven = self._keep_proof
@@ -284,7 +284,8 @@ class Post(Resealing):
             self._work.set()
             return
         await self._line.ready()
-        if version_of(raw) != VERSION:  # sealed by an older program; nobody takes it any more
+        # Sealed by an older program, or with the keys this client had before it came back: nobody takes it any more.
+        if version_of(raw) != VERSION or not self._holds(raw):
             await self.mend(row.envelope_id, row.generation)
             return
         await self._window.room()

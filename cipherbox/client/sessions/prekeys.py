@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -24,6 +25,9 @@ from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, UnknownRecipient
 from cipherbox.sealing.sessions.prekeys import believed
 from cipherbox.wire import frames
+
+if TYPE_CHECKING:
+    from cipherbox.client.keys.directory import Directory
 
 CHECK_S = 3600.0
 RETRY_S = 60.0
@@ -42,6 +46,17 @@ class Prekeys:
         self._unknown = trio.Event()
 
     # -- others' ------------------------------------------------------------------------------------------------
+
+    async def ensured(self, bundles: list[KeyBundle], directory: Directory) -> list[KeyBundle]:
+        """As `ensure`; the bundles, newer ones where those known here have not signed the prekeys."""
+        try:
+            await self.ensure(bundles)
+        except BundleError:
+            for bundle in bundles:
+                directory.refresh(bundle.client_id)
+            bundles = await directory.recipients([bundle.client_id for bundle in bundles])
+            await self.ensure(bundles)
+        return bundles
 
     async def ensure(self, bundles: Sequence[KeyBundle]) -> None:
         """A session with each owner of these believed bundles.  UnknownRecipient: it left no prekeys at HQ."""
