@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cipherbox.cli.exits import Exit
+from cipherbox.cli.main import sentence
 from cipherbox.cli.options import HQ_DIRECTORY, home_of, json_option
 
 
@@ -54,7 +55,7 @@ def config_check(directory: Path, as_json: bool) -> int:
         print_json([{"problem": text} for text in found])
     elif found:
         for text in found:
-            fail(text)
+            fail(sentence(text))
     else:
         say(f"HQ can start on {directory}.")
     return Exit.CONFIG if found else Exit.OK

@@ -14,23 +14,23 @@ from click.formatting import iter_rows, measure_table
 
 from cipherbox.cli.tables import cells
 
-_COMMAND = re.compile(r"\(?cipherbox$")
+_COMMAND = re.compile(r"^[(`]?cipherbox$")
 # After these words in the middle of a sentence nothing is typed any more.
 _PROSE = frozenset(
     ["and", "or", "on", "in", "to", "then", "shows", "with", "for", "until", "here", "has", "says", "is", "are", "was"]
 )
-_ENDS = (",", ";", ":", ".", ")", "?", "!")
+_ENDS = (",", ";", ":", ".", ")", "?", "!", "`")
 
 
 def wrap(pieces: Iterable[str], width: int, first: str = "", rest: str = "") -> str:
     """The pieces in lines of at most ``width`` cells, as far as none is longer; ``first``, ``rest``: indents."""
     lines, line, empty = [], first, True
     for piece in pieces:
-        word = piece.lstrip(" ")
         if not empty and cells(line) + cells(piece) > width:
             lines.append(line.rstrip())
-            line, empty = rest, True
-        line += word if empty else piece
+            line = rest + piece.lstrip(" ")
+        else:
+            line += piece
         empty = False
     return "\n".join([*lines, line.rstrip()])
 

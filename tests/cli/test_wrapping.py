@@ -78,6 +78,12 @@ def test_an_error_of_several_lines_and_its_advice(screen: Shown) -> None:
     assert max(map(len, shown)) <= WIDTH
 
 
+def test_an_indented_line_stays_indented(screen: Shown) -> None:
+    """As in what `fetch` says at its end."""
+    output.warn("  2 from FL-LAB: no mail is taken")
+    assert screen() == "  2 from FL-LAB: no mail is taken\n"
+
+
 def test_what_is_no_terminal_gets_lines_as_they_are(cipherbox: Run) -> None:
     shown = cipherbox("--home", f"{PATH}/{'x' * 60}", "status")
     assert len(shown.err.splitlines()[0]) > 2 * WIDTH
@@ -99,6 +105,8 @@ def test_the_usage_of_a_command_is_an_error_as_any_other(screen: Shown) -> None:
         ("token (cipherbox enroll) and run", " (cipherbox enroll)"),
         ("see cipherbox audit show --last 5; then", " cipherbox audit show --last 5;"),
         ("say cipherbox outbox retry. The others", " cipherbox outbox retry."),
+        ("while `cipherbox agent` runs", " `cipherbox agent`"),
+        ("my-cipherbox join", " join"),
         ("cipherbox enroll FL-LAB and wait", "cipherbox enroll FL-LAB"),
         ("cipherbox send --to A 'Hello, world' now", "cipherbox send --to A 'Hello, world' now"),
     ],

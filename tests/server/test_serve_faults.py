@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ async def test_a_full_disk_refuses_publishes_keeps_connections_and_takes_acks(tm
         assert isinstance(await lab.publish(late.raw), frames.Confirm)
 
 
-async def test_a_damaged_body_becomes_a_dead_letter_and_the_rest_is_delivered(tmp_path: Path) -> None:
+async def test_a_damaged_body_becomes_a_dead_letter_and_the_rest_is_delivered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with running(tmp_path / "hq") as r:
         lab, rc = await two(r)
         me, you = r.people["FL-LAB"], r.people["CA-RC"]
@@ -75,6 +78,10 @@ async def test_a_damaged_body_becomes_a_dead_letter_and_the_rest_is_delivered(tm
         while report.traces[0].state != 3:
             report = await lab.ask(frames.Status, "", bad.envelope_id)
         assert "damaged" in report.traces[0].reason
+    (line,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    said = vars(line)
+    assert (said["queue"], said["seqs"], said["reason"]) == ("box.CA-RC", [1], "damaged on HQ's disk")
+    assert "become dead letters" in line.getMessage()
 
 
 async def test_a_client_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:

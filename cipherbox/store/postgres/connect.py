@@ -15,6 +15,10 @@ from cipherbox.store.postgres.driver import Link, tls_context
 from cipherbox.store.postgres.target import Target
 
 OLDEST = 14
+_REMEDY = (
+    "Does PostgreSQL run there, can it be reached, and does its pg_hba.conf take this user? "
+    "See: cipherbox manual howto-hq"
+)
 _LOOK = """
 SELECT pg_is_in_recovery(), current_setting('server_version_num'), current_setting('fsync'),
     current_setting('full_page_writes'), current_setting('synchronous_commit'), pg_encoding_to_char(encoding)
@@ -57,7 +61,7 @@ class Connector:
         why = [str(error) for error in wrong]
         for timeline, link in found:
             why.append(f"{link.host}:{link.port} is {'an old primary' if timeline else 'a standby'}")
-        raise StoreUnavailable("no PostgreSQL can be written: " + "; ".join(why))
+        raise StoreUnavailable("no PostgreSQL can be written: " + "; ".join(why), remedy=_REMEDY)
 
     def _timeline(self, link: Link) -> str:
         """'' for a standby.  StoreError for a server that must not be used."""
