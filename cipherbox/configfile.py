@@ -236,7 +236,7 @@ def check_address(where: str, text: str) -> None:
     """host:port, or wss://host:port/; ConfigError otherwise."""
     parts = urlsplit(text if text.startswith("wss://") else f"//{text}")
     try:
-        good = bool(parts.hostname) and parts.port is not None and parts.port > 0
+        good = bool(parts.hostname) and parts.port is not None and parts.port > 0 and not set(" \t@?#") & set(text)
     except ValueError:
         good = False
     if not good or (parts.path not in ("", "/")) or (parts.path and not text.startswith("wss://")):

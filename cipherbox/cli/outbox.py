@@ -67,7 +67,6 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
     from cipherbox.client.outbox.folderfiles import FolderFiles, words
     from cipherbox.client.outbox.rows import ASIDE, WAITING
     from cipherbox.client.outbox.transfers import SENT, Transfers
-    from cipherbox.envelope.kinds import Outcome
 
     post = client.outbox()
     kept = post.outbox
@@ -84,10 +83,8 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
     folder = [one for one in folder if wanted.has(one.recipients, one.changed_at)][-last:]
     refused = {}
     for row in refusing:
-        outcomes: Any = await post.store(kept.outcomes, row.number)
-        whys = [(name, next((o for o in (whole, *messages) if o != Outcome.OPENED), Outcome.OPENED))
-                for name, whole, _, _, _, messages in outcomes]  # fmt: skip
-        refused[row.envelope_id] = "; ".join(f"{name}: {words(why)}" for name, why in whys if why != Outcome.OPENED)
+        whys: Any = await post.store(kept.refusals, row.number)
+        refused[row.envelope_id] = "; ".join(f"{name}: {words(why)}" for name, why in whys.items())
     if not everything:
         found = sorted([*found, *refusing], key=lambda row: row.number)
     files = [one for one in files if everything or one.state != SENT]
@@ -214,11 +211,15 @@ def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> Non
     """Show what is kept of MESSAGE_ID."""
     from cipherbox.cli.output import print_json, record
 
-    row = _offline(ctx, lambda client: _row(client, message_id))
-    if as_json:
-        print_json(_record(row))
-    else:
-        record(_record(row))
+    async def work(client: Client) -> dict[str, object]:
+        from cipherbox.client.receipts import words
+
+        row, post = await _row(client, message_id), client.outbox()
+        whys: Any = await post.store(post.outbox.refusals, row.number)
+        refused = {row.envelope_id: "; ".join(f"{name}: {words(why)}" for name, why in whys.items())} if whys else {}
+        return _record(row, refused)
+
+    (print_json if as_json else record)(_offline(ctx, work))
 
 
 @outbox.command("retry")

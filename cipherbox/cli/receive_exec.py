@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SIGKILL = 9  # by its number: not every system has the name
 LATER = 75  # EX_TEMPFAIL of sysexits.h: try again later
+_SHELL = frozenset([">", ">>", "<", "|", "||", "&&", ";", "&", "2>", "2>&1"])  # as words of their own
 _NAME_MOST = 4096  # bytes of a sender's name for a file, in the environment
 
 
@@ -67,6 +68,8 @@ def _words(command: str) -> list[str]:
     if shutil.which(words[0]) is None:
         why = "may not be run (chmod +x)" if Path(words[0]).is_file() else "is no program here"
         warn(f"--exec: {words[0]} {why}; what comes waits until it can be run.")
+    if found := [word for word in words[1:] if word in _SHELL]:
+        warn(f"--exec runs a program, and no shell reads {found[0]!r}; if it is meant for one: --exec \"sh -c '...'\"")
     return words
 
 

@@ -12,7 +12,7 @@ import click
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, command_here, json_option, run, suggesting
 from cipherbox.cli.send_files import in_parts, progress, send_all
-from cipherbox.errors import Queued
+from cipherbox.errors import Queued, RecipientRefuses
 from cipherbox.limits import LIMITS
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def send(
 
     home = load_here(ctx)
 
-    async def main() -> tuple[list[Confirmation], bool]:
+    async def main() -> tuple[list[Confirmation], bool, RecipientRefuses | None]:
         from cipherbox.client.api import open_client
 
         done: list[Confirmation] = []
@@ -138,12 +138,15 @@ def send(
                         on_progress=tell,
                     )  # fmt: skip
             if until in ("queued", "confirmed"):
-                return done, True
+                return done, True, None
             envelopes = [envelope for one in done for envelope, _ in one.envelopes]
-            return done, await client.wait_for(envelopes, until, within)
+            try:
+                return done, await client.wait_for(envelopes, until, within), None
+            except RecipientRefuses as error:
+                return done, False, error
 
     try:
-        confirmations, arrived = run(main)
+        confirmations, arrived, refused = run(main)
     except Queued as error:
         if as_json:
             print_json({"message_ids": error.message_ids, "state": "queued", "reason": str(error)})
@@ -154,7 +157,7 @@ def send(
         print_json(
             {
                 "message_ids": ids,
-                "state": until if arrived else "confirmed",
+                "state": until if arrived else "refused" if refused is not None else "confirmed",
                 "accepted_at": confirmation.accepted_at,
                 "queues": list(confirmation.queues),
                 "missing": list(confirmation.missing),
@@ -167,6 +170,8 @@ def send(
         say(_sentence(confirmation, ids, whom, until if arrived else "confirmed"))
     if confirmation.missing and not as_json:
         warn(f"Not reached, for they have no queue or take no mail from you: {', '.join(confirmation.missing)}")
+    if refused is not None:
+        raise refused
     if not arrived:
         warn(f"HQ has it, but it was not {until} by all within {within:g} s; it goes on by itself.")
     if verbose and not as_json:

@@ -21,7 +21,7 @@ from cipherbox.client.inbox import handler as module
 from cipherbox.client.inbox import trying
 from cipherbox.client.inbox.handler import Handled, Handlers
 from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.errors import NotFound
+from cipherbox.errors import NotFound, RecipientRefuses
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
@@ -141,7 +141,8 @@ async def test_what_fails_for_good_is_set_aside_told_and_can_be_retried(hq: Any)
         confirmation = await lab.publish(["bad", "good"], to="CA-RC")
         with trio.fail_after(20):
             assert (await center.process(never, tries=2, idle_s=0.5)).aside == 1
-            assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
+            with pytest.raises(RecipientRefuses, match="handler failed"):
+                await lab.wait_for([confirmation.envelope_id], "opened", 10)
             (data,) = (await lab.export_receipts(confirmation.message_ids[0])).values()
         assert b'"outcome": "handler-failed"' in data
         handlers = Handlers(center)

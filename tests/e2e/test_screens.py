@@ -124,7 +124,7 @@ def test_hq_away_is_no_error_for_a_message_that_is_safe(tmp_path: Path) -> None:
 
 
 def test_init_checks_its_address_and_its_admin_finds_hq_by_loopback(tmp_path: Path) -> None:
-    for address in ("hq.example.org", "hq.example.org:70000", "wss://hq.example.org", ""):
+    for address in ("hq.example.org", "hq.example.org:70000", "wss://hq.example.org", "", "my hq:7443", "me@hq:7443"):
         shown = shell("init", str(tmp_path / "hq"), "--address", address, home=tmp_path / "admin")
         assert (shown.code, "is no address" in shown.err) == (2, True), address
     shown = shell("init", str(tmp_path / "hq"), "--address", "hq.invalid:7443", home=tmp_path / "admin")

@@ -102,6 +102,17 @@ class OutboxReading:
             (most,),
         )[::-1]
 
+    def refusals(self, number: int) -> dict[str, int]:
+        """Recipient -> why, of those that refused the generation of now, or whose handler gave a message up."""
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT o.recipient, o.outcome, o.messages FROM outcomes o JOIN envelopes e ON e.number = o.number "
+                "WHERE o.number = ? AND (o.outcome <> 0 OR o.messages <> x'') AND o.generation >= e.generation "
+                "ORDER BY o.recipient",
+                (number,),
+            ).fetchall()
+        return {name: next(one for one in (whole, *messages) if one) for name, whole, messages in rows}
+
     def receipt(self, number: int) -> tuple[bytes, bytes] | None:
         """(receipt group, key bundle it was signed with)."""
         with translated(self._path):

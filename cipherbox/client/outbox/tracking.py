@@ -14,7 +14,7 @@ from cipherbox.client.home import keyless
 from cipherbox.client.outbox.folderfiles import FolderFiles
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
 from cipherbox.client.outbox.signed import another_entry
-from cipherbox.client.receipts import words
+from cipherbox.client.receipts import MENDED, words
 from cipherbox.client.topology import TopologyCalls
 from cipherbox.envelope import log
 from cipherbox.envelope.bundle import decode_bundle
@@ -22,7 +22,7 @@ from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.ids import message_id, split_message_id
 from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.receiptfile import make_file
-from cipherbox.errors import CipherBoxError, NetworkError, NotFound
+from cipherbox.errors import CipherBoxError, NetworkError, NotFound, RecipientRefuses
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class Tracking(TopologyCalls):
     async def wait_for(self, envelope_ids: Sequence[bytes], what: str, within_s: float) -> bool:
         """Waits until all of these were delivered, or opened, by every recipient; False when time is up.
 
-        ``what``: delivered or opened.  Raises what a recipient refused as EnvelopeError's text would say it.
+        ``what``: delivered or opened.  RecipientRefuses when one of them signed that it does not take it, or that its
+        handler gave it up: it is not waited for what does not come.
         """
         with trio.move_on_after(within_s):
             for envelope_id in envelope_ids:
@@ -149,6 +150,7 @@ class Tracking(TopologyCalls):
         while True:
             news = self.receipts.taken
             row = await self.outbox().store(self.outbox().outbox.find, envelope_id)
+            await self._taken(row)
             if isinstance(row, Row) and row.owed <= 0:
                 return
             with trio.move_on_after(_ASK_S):  # another program of this home may have taken the receipt
@@ -165,7 +167,20 @@ class Tracking(TopologyCalls):
             if report is not None and report.found and all(t.state in (DELIVERED, ACKNOWLEDGED) for t in report.traces):
                 await self.outbox().store(self.outbox().outbox.delivered, envelope_id)
                 return
+            await self._taken(await self.outbox().store(self.outbox().outbox.find, envelope_id))
             await trio.sleep(_ASK_S)
+
+    async def _taken(self, row: object) -> None:
+        """RecipientRefuses when somebody refused it, unless it is sealed again for the keys of now."""
+        if not isinstance(row, Row):
+            return
+        found: Any = await self.outbox().store(self.outbox().outbox.refusals, row.number)
+        if whys := [f"{name}: {words(why)}" for name, why in found.items() if why not in MENDED]:
+            shown = message_id(row.envelope_id, 0)
+            raise RecipientRefuses(
+                f"message {shown} was refused by {'; '.join(whys)}",
+                remedy=f"What became of it: cipherbox status {shown}",
+            )
 
     async def export_receipts(self, message: uuid.UUID | str) -> dict[str, bytes]:
         """Recipient -> receipt file, for everybody who has signed for this message so far."""
