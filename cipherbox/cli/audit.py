@@ -76,7 +76,7 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
     `audit verify` says whether the log is whole.
     """
     from cipherbox.cli.audit_lines import events, lines
-    from cipherbox.cli.output import print_json, safe, say, time_text
+    from cipherbox.cli.output import explain, print_json, safe, say, time_text
     from cipherbox.envelope.log import decode_groups, decode_record
 
     async def work(client: Client) -> None:
@@ -90,7 +90,8 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
                 print_json({"entry": head.index, "at": head.at, "root": head.root.hex(), "events": found})
             else:
                 for who, what in [line for group in groups for line in lines(group)] or [("HQ", "nothing to tell")]:
-                    say(f"{head.index:>{len(str(newest))}}  {time_text(head.at)}  {safe(who)}  {safe(what, _WHOLE)}")
+                    at = f"{head.index:>{len(str(newest))}}  {time_text(head.at)}"
+                    explain(f"{at}  {safe(who)}  ", safe(what, _WHOLE))
             shown += 1
             if after is not None and shown >= last:
                 return

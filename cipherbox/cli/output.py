@@ -34,6 +34,7 @@ _COMMAND = re.compile(rf"\bcipherbox (?=(?:{_WORDS})\b)")
 
 __all__ = [
     "as_called",
+    "explain",
     "fail",
     "keep",
     "next_step",
@@ -56,6 +57,11 @@ __all__ = [
 def say(text: str = "") -> None:
     """One result, to standard output."""
     click.echo(text)  # click flushes, so that a program that reads us sees every line at once
+
+
+def explain(head: str, text: str) -> None:
+    """A result in words, to standard output: on a terminal its lines break between words, and stand behind ``head``."""
+    _tell(head, text, err=False)
 
 
 def warn(text: str) -> None:
@@ -82,13 +88,13 @@ def keep(text: str, advice: str = "") -> None:
         _tell("      ", advice)
 
 
-def _tell(head: str, text: str, colour: str | None = None) -> None:
-    """Lines to standard error, the first behind ``head`` and the others under it; on a terminal they fit its width."""
-    width = _width_of(sys.stderr)
+def _tell(head: str, text: str, colour: str | None = None, *, err: bool = True) -> None:
+    """Lines of which the first stands behind ``head`` and the others under it; on a terminal they fit its width."""
+    width = _width_of(sys.stderr if err else sys.stdout)
     for number, line in enumerate(text.split("\n")):
         indent = " " * len(head)
         pieces = map(as_called, pieces_of(line))
-        click.secho(wrap(pieces, width, indent if number else head, indent), err=True, fg=colour)
+        click.secho(wrap(pieces, width, indent if number else head, indent), err=err, fg=colour)
 
 
 def _width_of(stream: TextIO) -> int:
@@ -158,7 +164,7 @@ def table(
 
     texts = [[cell if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     if not texts:
-        say(empty)
+        explain("", empty)
         return
     tables.show(heads, texts, tables.LEAST_IMPORTANT if drop is None else drop)
 

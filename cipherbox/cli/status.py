@@ -51,7 +51,7 @@ def status(ctx: click.Context, message_id: uuid.UUID | None, sender: str | None,
 
 def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int | None:
     """None when the message was not sent from this home."""
-    from cipherbox.cli.output import print_json, safe, say, time_text, warn
+    from cipherbox.cli.output import explain, print_json, safe, say, time_text, warn
     from cipherbox.cli.password import load_here
     from cipherbox.client.api import open_client
     from cipherbox.client.outbox.tracking import Timeline
@@ -90,9 +90,9 @@ def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int |
     what = f"File {safe(found.file)}, message" if found.file else "Message"
     say(f"{what} {found.message_id} to {', '.join(map(safe, found.recipients))}")
     for step in found.steps:
-        say(f"  {time_text(step.at):<19}  {safe(step.text)}")
+        explain(f"  {time_text(step.at):<19}  ", safe(step.text))
     if found.open_for:
-        say(f"  {'':<19}  no receipt yet from {', '.join(map(safe, found.open_for))}")
+        explain(f"  {'':<19}  ", f"no receipt yet from {', '.join(map(safe, found.open_for))}")
     if found.report is None:
         warn("HQ cannot be reached; this is what this machine knows.")
     return Exit.OK

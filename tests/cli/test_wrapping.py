@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -67,6 +68,17 @@ def test_long_lines_break_between_words(screen: Shown, tell: Callable[[str], Non
     first, *rest = shown
     indent = len(first) - len(first.removeprefix("Error: ").removeprefix("Kept: ").removeprefix("Next: "))
     assert all(line[:indent].strip() == "" for line in rest)
+
+
+def test_what_doctor_finds_breaks_between_words(
+    cipherbox: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(output, "_width_of", lambda stream: WIDTH)
+    home = tmp_path / "a-home-whose-name-is-so-long-that-no-line-holds-it" / "with-another-part-of-a-name"
+    shown = cipherbox("--home", str(home), "doctor").out
+    assert str(home) in shown
+    for line in shown.splitlines():
+        assert len(line) <= WIDTH or str(home) in line or "cipherbox" in line, line
 
 
 def test_an_error_of_several_lines_and_its_advice(screen: Shown) -> None:

@@ -24,7 +24,7 @@ def doctor(ctx: click.Context, directory: Path | None, everything: bool, as_json
     nothing, and works while HQ runs.  Ends with 5 when something is wrong, with 0 when there are warnings at most.
     """
     from cipherbox.cli.doctor.findings import BAD, GOOD
-    from cipherbox.cli.output import as_called, print_json, safe, say
+    from cipherbox.cli.output import explain, print_json, safe, say
 
     if directory is not None:
         from cipherbox.cli.doctor.hq import look
@@ -40,9 +40,9 @@ def doctor(ctx: click.Context, directory: Path | None, everything: bool, as_json
         return Exit.CONFIG if wrong else Exit.OK
     for finding in found:
         if everything or finding.level != GOOD:
-            say(f"{_MARKS[finding.level]}  {finding.about + ':':<14}{safe(finding.text)}")
+            explain(f"{_MARKS[finding.level]}  {finding.about + ':':<14}", safe(finding.text))
             if finding.todo:
-                say(f"    {'':<14}-> {safe(as_called(finding.todo))}")
+                explain(f"    {'':<14}-> ", safe(finding.todo))
     warnings = sum(f.level == "warning" for f in found)
     good = len(found) - wrong - warnings
     say(f"{good} good, {warnings} to look at, {wrong} wrong.")
