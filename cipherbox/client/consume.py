@@ -47,12 +47,13 @@ class Delivery:
 
     __slots__ = (
         "_error", "_messages", "_sighted", "accepted_at", "attempt", "consumer", "credited", "link", "log_entry",
-        "queue", "raw", "seq",
+        "queue", "raw", "seq", "size",
     )  # fmt: skip
 
     def __init__(self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Link | None) -> None:
         self.queue = queue
         self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
+        self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
         self.consumer, self.link = consumer, link
         self._messages: Sequence[Message] | None = None
         self._sighted: Sighted | None = None
@@ -60,7 +61,7 @@ class Delivery:
         self.credited = False  # its part of the credit was given back
 
     def __repr__(self) -> str:
-        return f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {len(self.raw)} bytes)"
+        return f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {self.size} bytes)"
 
     @property
     def sighted(self) -> Sighted:
@@ -124,6 +125,15 @@ class Delivery:
         if self.consumer is not None:
             self.consumer.settled([self])
         self.raw, self._sighted, self._messages = b"", None, None
+
+    def drop_raw(self) -> None:
+        """It is open: the sealed bytes go, what its prefix says stays."""
+        self._sighted = self.sighted._replace(raw=b"")
+        self.raw = b""
+
+    def drop_messages(self) -> None:
+        """What it held is recorded."""
+        self._messages = None
 
     def fill(self, messages: Sequence[Message]) -> None:
         """The opener's result."""
@@ -202,9 +212,9 @@ class Consumer:
             await self._changed.wait()
         taken: list[Delivery] = []
         for source in (self._returned, self._waiting):
-            while source and len(taken) < most and (not taken or len(source[0].raw) <= size):
+            while source and len(taken) < most and (not taken or source[0].size <= size):
                 taken.append(source.popleft())
-                size -= len(taken[-1].raw)
+                size -= taken[-1].size
         return taken
 
     def settled(self, deliveries: Iterable[Delivery]) -> None:
@@ -214,7 +224,7 @@ class Consumer:
             if delivery.link is link and not delivery.credited:
                 delivery.credited = True
                 self._back_envelopes += 1
-                self._back_bytes += len(delivery.raw)
+                self._back_bytes += delivery.size
         envelopes, size = self._given
         if link is not None and (self._back_envelopes * 8 >= envelopes or self._back_bytes * 8 >= size):
             link.credit(self.tag, self._back_envelopes, self._back_bytes)

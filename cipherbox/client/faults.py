@@ -66,9 +66,11 @@ def fault_of(error: Exception) -> Fault:
 
 
 def refusal(error: Exception) -> EnvelopeError:
-    """The same as the reason an envelope is refused for."""
+    """The same as the reason an envelope is refused for.  It is kept for a while: without its traceback, which would
+    keep all that was in memory when it was raised."""
     if isinstance(error, EnvelopeError):
-        return error
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)
     if isinstance(error, BundleError):
         return SenderNotValid(f"the keys of its sender are not trusted: {error}")
     if isinstance(error, CipherBoxError):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
 CREDIT = 64  # groups handed out at once: what a short command can take in before it ends
+CREDIT_BYTES = 1024 * 1024  # and their bytes
 REST_S = 2.0
 _PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
 SETTLE_S = 1.0
@@ -77,7 +78,7 @@ class ReceiptTaker:
 
     async def _consume(self) -> None:
         client = self._client
-        async with client.consume_unopened(f"{client.mailbox}.sys", envelopes=CREDIT) as consumer:
+        async with client.consume_unopened(f"{client.mailbox}.sys", envelopes=CREDIT, size=CREDIT_BYTES) as consumer:
             self._began.set()
             self._consumer = consumer
             while True:
@@ -87,6 +88,7 @@ class ReceiptTaker:
                 client.opener.expect(batch)
                 for delivery in batch:
                     if await self._take(delivery):
+                        delivery.drop_messages()
                         done.append(delivery)
                 if done:
                     await client.ack(done)
@@ -97,6 +99,7 @@ class ReceiptTaker:
         client = self._client
         try:
             await client.opener.open(delivery)
+            delivery.drop_raw()
         except Exception as error:
             if fault_of(error) is not Fault.SENDER:
                 raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import overload
@@ -146,18 +147,34 @@ class _Reader:
             raise MalformedEnvelope("a text in the body is not UTF-8") from None
 
 
+class _Column:
+    """One value of each message: checked, and left where it is in the plaintext."""
+
+    __slots__ = ("_bounds", "_raw")
+
+    def __init__(self, reader: _Reader, read: Callable[[_Reader], object], count: int) -> None:
+        self._raw = reader.raw
+        self._bounds = array("L", [reader.at])
+        for _ in range(count):
+            read(reader)
+            self._bounds.append(reader.at)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._raw[self._bounds[index] : self._bounds[index + 1]]
+
+
 class Messages(Sequence[Message]):
     """The messages of a body, each made when it is looked at: a batch of thousands is often only written out.
 
     ``contents`` is all contents one behind the other, ``bounds`` where each begins and the last ends.  Types and
-    headers were checked and stay as they came: 65,000 messages of 32 headers are 15 MB here, 800 MB as dictionaries.
+    headers were checked and stay where they are: 65,000 messages of 32 headers would be 800 MB as dictionaries.
     """
 
     __slots__ = ("_default", "_headers", "_sealed_at", "_sent", "_types", "bounds", "contents")
 
     def __init__(
-        self, contents: memoryview, bounds: list[int], default: str, types: list[bytes] | None,
-        headers: list[bytes] | None, sent: tuple[int, ...] | None, sealed_at: int,
+        self, contents: memoryview, bounds: list[int], default: str, types: _Column | None,
+        headers: _Column | None, sent: tuple[int, ...] | None, sealed_at: int,
     ) -> None:  # fmt: skip
         self.contents, self.bounds = contents, bounds
         self._default, self._types, self._headers, self._sent = default, types, headers, sent
@@ -182,7 +199,7 @@ class Messages(Sequence[Message]):
         at = range(len(self))[index]
         return Message(
             bytes(self.contents[self.bounds[at] : self.bounds[at + 1]]),
-            (self._types[at].decode() if self._types else "") or self._default,
+            (self._types[at][1:].decode() if self._types else "") or self._default,
             _decode_headers(_Reader(self._headers[at])) if self._headers else {},
             self._sent[at] or self._sealed_at if self._sent else self._sealed_at,
         )
@@ -206,19 +223,12 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     sizes = struct.unpack(f">{count}I", reader.take(4 * count))
     sent = struct.unpack(f">{count}Q", reader.take(8 * count)) if flags & SENT_TIMES else None
     default = reader.text8()
-    types = [_checked(reader, _Reader.text8)[1:] for _ in range(count)] if flags & TYPES else None
-    headers = [_checked(reader, _decode_headers) for _ in range(count)] if flags & HEADERS else None
+    types = _Column(reader, _Reader.text8, count) if flags & TYPES else None
+    headers = _Column(reader, _decode_headers, count) if flags & HEADERS else None
     bounds = list(accumulate(sizes, initial=0))
     if reader.at + bounds[-1] != len(plain):
         raise MalformedEnvelope("the contents have another length than the body says")
     return Messages(memoryview(plain)[reader.at :], bounds, default, types, headers, sent, sealed_at)
-
-
-def _checked(reader: _Reader, read: Callable[[_Reader], object]) -> bytes:
-    """The bytes of what can be read."""
-    start = reader.at
-    read(reader)
-    return reader.raw[start : reader.at]
 
 
 def _decode_headers(reader: _Reader) -> dict[str, str]:

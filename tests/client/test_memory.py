@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+import trio
 
 from cipherbox.client.inbox.lines import Received, lines_of
 from cipherbox.client.inbox.receiver import Receiver
@@ -51,7 +53,27 @@ def many_control_characters() -> bytes:
     return pack([Message(b"\x01" * (MOST // MANY - 8), "text/plain")] * MANY)
 
 
-@pytest.mark.parametrize("make", [many_headers, many_types, control_characters, many_control_characters])
+def many_headers_of_control_characters() -> bytes:
+    """Six times as long as JSON as well, and no file can take them."""
+    return pack([Message(b"", "text/plain", {str(n): "\x01" * 4000 for n in range(15)})] * (MOST // 60_500))
+
+
+def many_short_texts() -> bytes:
+    return pack([Message(b"a" * (MOST // MANY - 8), "text/plain")] * MANY)
+
+
+def one_file() -> bytes:
+    return pack([Message(os.urandom(MOST - 4096))])
+
+
+SHAPES = [
+    many_headers, many_types, control_characters, many_control_characters, many_headers_of_control_characters,
+    many_short_texts, one_file,
+]  # fmt: skip
+REFUSED = {many_control_characters, many_headers_of_control_characters}  # three times as long as lines
+
+
+@pytest.mark.parametrize("make", SHAPES)
 async def test_no_envelope_costs_more_than_its_share(hq: Any, make: Callable[[], bytes]) -> None:
     async with hq.client("BAD-LAB", renew=False) as bad, hq.client("CA-RC") as center:
         plain = make()
@@ -61,8 +83,26 @@ async def test_no_envelope_costs_more_than_its_share(hq: Any, make: Callable[[],
         (delivery,) = await center.fetch_unopened("box.CA-RC", 1)
         receiver, memory = Receiver(center), Memory()
         await receiver.take([delivery])
-        assert receiver.received == count
+        taken = make not in REFUSED
+        assert (receiver.received, receiver.refused) == (count * taken, 1 - taken)
         assert memory.most() < MOST_BYTES, memory.most()
+
+
+@pytest.mark.parametrize("make", [many_types, control_characters, many_control_characters, many_short_texts, one_file])
+async def test_large_envelopes_in_all_mailboxes_at_once_cost_no_more(hq: Any, make: Callable[[], bytes]) -> None:
+    """Two senders, two envelopes in each of three mailboxes: of each all that HQ may hand out before one is done."""
+    Memory()  # or it is skipped
+    await hq.join("BAD-CLINIC")
+    plain = make()
+    count = int.from_bytes(plain[2:6], "big")
+    async with hq.client("BAD-LAB", renew=False) as lab, hq.client("BAD-CLINIC", renew=False) as clinic:
+        for box in (".sys", ".bulk", ""):
+            for bad in (lab, clinic):
+                await submit(bad, await crafted(bad, ["CA-RC"], plain, count=count, routing_key=box))
+    recipient = [sys.executable, "-m", "tests.client.recipient", str(hq.home("CA-RC")), "4"]
+    said = orjson.loads((await trio.run_process(recipient, capture_stdout=True)).stdout)
+    assert (said["recorded"], said["refused"]) == ((0, 4) if make in REFUSED else (4, 0))
+    assert said["most"] < MOST_BYTES, said
 
 
 def test_a_long_text_of_control_characters_becomes_a_file() -> None:

@@ -115,11 +115,13 @@ class Holding:
         inbox = self._inbox
         assert inbox is not None
         assert self._completing is not None
+        lines = None
         try:
             lines = await self._completing.on_disk(inbox.record, new, heard)
         except Exception as error:
             if fault_of(error) is not Fault.SENDER:
                 raise
+        if lines is None:  # outside of that block: the error keeps what was in memory when it was raised
             new, lines = await self._record_each(new, heard)
         if heard is not None and self.client.sessions is not None:
             self.client.sessions.recorded(heard)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from cipherbox.errors import MalformedEnvelope
+from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message, Messages
 
 _TEXT_TYPES = frozenset(
@@ -28,6 +30,8 @@ _TEXT_ENDINGS = ("+json", "+xml", "+yaml")
 _YEAR_10000 = 253_402_300_800_000
 _numbers: list[bytes] = []  # b"0000", b"0001", ... as far as they were needed
 
+_AT_ONCE = 2 * LIMITS.batch_bytes  # of many texts, made JSON in one step: they may become six times as long
+LINES_BYTES = 48 * 1024 * 1024  # of one envelope: texts twice as long as JSON, and 64 KiB lines; more is refused
 _PIECE = 256 * 1024  # of a text, made JSON in one step: all of it at once would be there four times
 FILENAME = "filename"  # the header that makes a message a file
 
@@ -57,7 +61,7 @@ class Lines(NamedTuple):
 
 
 def lines_of(received: Received) -> Lines:
-    """The lines of an envelope's texts; see `Lines`."""
+    """The lines of an envelope's texts; see `Lines`.  MalformedEnvelope when control characters make them too long."""
     messages = received.messages
     if isinstance(messages, Messages) and len(messages) > 1:
         made = _of_one_type(received, messages)
@@ -79,6 +83,9 @@ def lines_of(received: Received) -> Lines:
             types.append(message.content_type)
         else:
             files.append(index)
+        if lines.tell() > LINES_BYTES:
+            lines.close()  # the error's traceback would keep it
+            raise MalformedEnvelope(f"as lines it would take more than {LINES_BYTES >> 20} MiB")
     if len(set(types)) == 1:
         del types[1:]
     return Lines(lines.getvalue(), types, files)
@@ -128,7 +135,7 @@ def line_id(envelope_id: bytes, index: int) -> str:
 
 def _of_one_type(received: Received, messages: Messages) -> bytes | None:
     kind = messages.same_type
-    if kind is None or not is_text(kind):
+    if kind is None or not is_text(kind) or len(messages.contents) > _AT_ONCE:
         return None
     try:
         text = str(messages.contents, "utf-8")

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
 ENVELOPES = 1024  # looked through in one step: what it has no time for is looked through again
+CREDIT_BYTES = 16 * 1024 * 1024  # of all queues together: the last envelope that HQ hands out of each may pass its part
+LEAST_BYTES = 1024 * 1024  # of one queue
 BULK_ENVELOPES = 16  # of files: then messages of others have their turn
 
 
@@ -60,7 +62,7 @@ class Receiver(Taking):
         self.refusals: Counter[tuple[str, str]] = Counter()  # (sender, reason) -> envelopes, of the first so many
         self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
         self._under_way: set[Key] = set()  # ids of the batch that is being written
-        self._under_way_count = 0  # and its messages
+        self._under_way_count = self._under_way_bytes = 0  # its messages, and the bytes they came in
         self._most: int | None = None
         self._acks_open = 0
         self._to_refuse = []
@@ -107,7 +109,7 @@ class Receiver(Taking):
                 acks.start_soon(self._complete)
                 async with background() as nursery:
                     for name in names:
-                        await nursery.start(self._consume, name, acks)
+                        await nursery.start(self._consume, name, max(CREDIT_BYTES // len(names), LEAST_BYTES), acks)
                     task_status.started()
                     await self._until_done(idle_s)
                 await self._settled()
@@ -192,8 +194,10 @@ class Receiver(Taking):
         if self._owed is not None:
             await self._owed.flush()
 
-    async def _consume(self, name: str, acks: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
-        async with self.client.consume_unopened(name) as consumer:
+    async def _consume(
+        self, name: str, size: int, acks: trio.Nursery, task_status: trio.TaskStatus[None]
+    ) -> None:
+        async with self.client.consume_unopened(name, size=size) as consumer:
             self._consumers[name] = consumer
             task_status.started()
             try:
@@ -216,10 +220,12 @@ class Receiver(Taking):
         if not deliveries:
             return
         async with self._turn:
+            if self._under_way_bytes + sum(one.size for one in deliveries) > 2 * BATCH_BYTES:
+                await self._recorded()  # two large ones are never in memory side by side
             new, done, rest = await self._open_new(deliveries)
             consumer.again(rest)
             await self._recorded()
-            self._set_out(new)
+            self._set_out(new, sum(one.size for one in done))
             self._acks_open += 1
             acks.start_soon(self._finish, new, done, self._heard())
 
@@ -231,9 +237,9 @@ class Receiver(Taking):
             most = max(1, self._most - self.received - self._coming - self._under_way_count)
         return await consumer.batch(most, BATCH_BYTES)
 
-    def _set_out(self, new: list[Received]) -> None:
+    def _set_out(self, new: list[Received], size: int = 0) -> None:
         self._under_way = {(one.sender, one.envelope_id) for one in new}
-        self._under_way_count = sum(map(counted, new))
+        self._under_way_count, self._under_way_bytes = sum(map(counted, new)), size
 
     async def _recorded(self) -> None:
         """Waits until nothing is being written; raises what went wrong with it."""
@@ -255,6 +261,9 @@ class Receiver(Taking):
                 self._failure = self._failure or error
                 return
             finally:
+                new.clear()
+                for one in done:
+                    one.drop_messages()
                 self._set_out([])
                 self._move()
             if done:

@@ -132,6 +132,7 @@ class Taking(Holding, ABC):
             text = f"Received {{}} from {prefix.sender}"
             self._events.messages(RECEIVER, text, prefix.envelope_id, prefix.message_count)
         await self.client.opener.open(delivery, later=True)
+        delivery.drop_raw()
         return Received(
             prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
             prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash, delivery.commitment,
