@@ -1,10 +1,11 @@
 """Files on their way in: what came is written to its place, checked as it lies there, and given its name.
 
 A file comes as a message that names it, or as parts and a manifest.  Either way its bytes are written into a hidden
-file and synced before the transaction that records it.  When all of it is recorded it is hashed from the disk
-(`checking`); then the name is chosen and recorded, then the file gets it, then the transfer is done: its line is
-written, a handler gets it, and the envelope owes its receipt.  After a crash in between, it goes on from what is
-recorded.  What goes wrong with one file is told and tried again, and keeps nothing else from arriving.
+file and synced before the transaction that records it: small ones of a batch into one that they share, since others'
+mail waits for the disk meanwhile.  When all of it is recorded it is hashed from the disk (`checking`), and copied to a
+hidden file of its own if it has none; then the name is chosen and recorded, then the file gets it, then the transfer is
+done: its line is written, a handler gets it, and the envelope owes its receipt.  After a crash in between, it goes on
+from what is recorded.  What goes wrong with one file is told and tried again, and keeps nothing else from arriving.
 
 A file that cannot become what its manifest says is refused, and the receipt says so.  What the sender calls a file only
 ever names something below the sender's own directory (`places`).
@@ -16,23 +17,35 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import attrs
 import orjson
 
-from cipherbox.client.inbox.checking import Check
+from cipherbox.client.inbox.checking import Check, sync_all
 from cipherbox.client.inbox.lines import FILENAME, Received, file_line, line_id, timestamp
 from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, open_new, safe_place, sweep
+from cipherbox.client.inbox.shared import Shared
 from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers
 from cipherbox.client.inbox.unpacking import hidden_of, move_directory
 from cipherbox.client.names import split_name
-from cipherbox.client.parts import MANIFEST, PART, Manifest, manifest_of, read_manifest, read_part
+from cipherbox.client.parts import (
+    MANIFEST,
+    PART,
+    Manifest,
+    manifest_message,
+    manifest_of,
+    read_manifest,
+    read_part,
+)
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
+from cipherbox.portable import sync_directory
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import Vault
 from cipherbox.sealing.lockedfile import ClearFile, LockedFile, Places
@@ -42,6 +55,8 @@ KINDS = frozenset({PART, MANIFEST})
 TRANSFER_BYTES = 16  # of a file in parts; one that came as a message has the message's id and a letter
 OPEN_FILES = 32  # of parts that are being written
 CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
+CHECK_FILES = 128  # and their number: others' mail is recorded in between
+SHARED, SHARED_BYTES = ".shared", 256 * 1024  # larger ones have a hidden file of their own from the start
 AGAIN_MS, AGAIN_MOST_MS = 1000, 300_000  # after trouble with one file
 _IMPOSSIBLE = frozenset([errno.EFBIG, errno.EINVAL, errno.EOVERFLOW])
 Key = tuple[str, bytes]  # sender, transfer
@@ -129,29 +144,46 @@ class Arriving:
                 raise
         return Taken(received, part.transfer, part.number)
 
-    def take_messages(self, received: Received, indexes: Sequence[int]) -> list[tuple[Row, Manifest]]:
-        """The files among an envelope's messages, written and synced beside; to be recorded with `Transfers.add`."""
-        found = []
-        for index in indexes:
-            message = received.messages[index]
-            sender, headers = received.sender, message.headers
-            path = [one for one in headers.get(FILENAME, "").split("/") if one not in ("", ".", "..")]
-            path = path[-LIMITS.path_names - 1 :] or [line_id(received.envelope_id, index)]
-            row = self._new(sender, received.envelope_id[:14] + index.to_bytes(2, "big") + b"m")
-            said = orjson.dumps(headers).decode() if headers else ""
-            row = attrs.evolve(row, state=CHECKING, message=index, headers=said,
-                               sent_at=message.sent_at if message.sent_at is not None else received.sealed_at)
-            modified = headers.get("modified_at", "")
-            manifest = manifest_of(row.transfer[:16], path, message.content, message.content_type,
-                                   int(modified) if modified.isdecimal() and len(modified) < 16 else 0)
-            stored = self._stored(row)
-            try:
-                stored.write(message.content, 0)
-                stored.sync(manifest.size)
-            finally:
-                stored.close()
-            found.append((row, manifest))
+    def take_messages(self, batch: Sequence[tuple[Received, Sequence[int]]]) -> list[list[Row]]:
+        """The files among the messages of a batch (their numbers), written and synced beside; of each envelope what is
+        to be recorded with `Transfers.add`."""
+        found: list[list[Row]] = []
+        many = sum(len(indexes) for _, indexes in batch) > 1
+        new = self._new(SHARED, os.urandom(TRANSFER_BYTES))
+        shared = Shared(new.transfer.hex(), partial(self._stored, new))
+        try:
+            for received, indexes in batch:
+                found.append([self._take_message(received, index, shared if many else None) for index in indexes])
+            shared.sync()
+            if shared.size:
+                sync_directory(self._partial(new).parent)
+        finally:
+            shared.close()
         return found
+
+    def _take_message(self, received: Received, index: int, shared: Shared | None) -> Row:
+        message = received.messages[index]
+        headers = message.headers
+        path = [one for one in headers.get(FILENAME, "").split("/") if one not in ("", ".", "..")]
+        path = path[-LIMITS.path_names - 1 :] or [line_id(received.envelope_id, index)]
+        modified = headers.get("modified_at", "")
+        row = self._new(received.sender, received.envelope_id[:14] + index.to_bytes(2, "big") + b"m")
+        manifest = manifest_of(row.transfer[:TRANSFER_BYTES], path, message.content, message.content_type,
+                               int(modified) if modified.isdecimal() and len(modified) < 16 else 0)
+        row = attrs.evolve(
+            row, state=CHECKING, manifest=manifest_message(manifest).content, message=index,
+            headers=orjson.dumps(headers).decode() if headers else "",
+            sent_at=message.sent_at if message.sent_at is not None else received.sealed_at,
+        )  # fmt: skip
+        if shared is not None and manifest.size <= SHARED_BYTES:
+            return attrs.evolve(row, shared=shared.name, at=shared.add(message.content))
+        stored = self._stored(row)
+        try:
+            stored.write(message.content, 0)
+            stored.sync(manifest.size)
+        finally:
+            stored.close()
+        return row
 
     def record(self, taken: Sequence[Taken]) -> None:
         """Inside the inbox's transaction, after its rows of the envelopes."""
@@ -178,24 +210,24 @@ class Arriving:
     # -- completing ---------------------------------------------------------------------------------------------
 
     def ready(self) -> list[Check]:
-        """Files of which everything came, to be checked; some at a time."""
+        """Files of which everything came, to be checked; some at a time, and of each sender in turn."""
         now, size = _now_ms(), 0
         checks: list[Check] = []
-        for name in list(self._touched):
+        whole: list[Row] = []
+        for name in _in_turn(self._touched):
             if self._later.get(name, (0, 0))[0] > now:
                 continue
-            if size >= CHECK_BYTES:
+            if size >= CHECK_BYTES or len(checks) >= CHECK_FILES:
                 break
             row = self._transfers.find(*name)
             if row is None or row.state not in (OPEN, CHECKING, NAMING) or not row.whole:
                 del self._touched[name]
                 continue
-            try:
-                checks.append(self._check(row))
-            except OSError as error:
-                self._again(name, error)
-                continue
+            if row.state == OPEN:
+                whole.append(row)
+            checks.append(self._check(row))
             size += checks[-1].manifest.size
+        self._transfers.check(whole)  # from here on no part of them is written any more
         return checks
 
     @property
@@ -205,20 +237,28 @@ class Arriving:
 
     def _check(self, row: Row) -> Check:
         manifest = read_manifest(row.manifest)
-        if row.state == OPEN:
-            self._transfers.set_state(row, CHECKING)  # from here on no part is written any more
         path = self._partial(row)
-        if row.state == NAMING or (manifest.hashes and not path.exists()):
-            check = Check(row.sender, row.transfer, manifest, ClearFile(os.open(os.devnull, os.O_RDWR)))
+        stored = self._partial(_shared(row)) if row.shared else path
+        if row.state == NAMING or (manifest.hashes and not stored.exists()):
+            check = Check(row.sender, row.transfer, manifest, partial(self._stored, row))
             check.reason = "" if row.state == NAMING else "its parts are gone from this machine; send it again"
             check.close()
             return check
+        if row.shared:
+            return Check(
+                row.sender, row.transfer, manifest, partial(self._stored, _shared(row)), synced=True,
+                at=row.at, copy=partial(self._stored, row),
+            )  # fmt: skip
         hidden = hidden_of(path) if manifest.entries and not row.locked else None
-        return Check(row.sender, row.transfer, manifest, self._stored(row), hidden, synced=_as_message(row))
+        return Check(
+            row.sender, row.transfer, manifest, partial(self._stored, row), hidden, synced=_as_message(row)
+        )  # fmt: skip
 
     def settle(self, checks: Sequence[Check]) -> list[Arrived]:
         """Gives their names to files that were checked, and refuses those that are not what they should be."""
+        sync_all(checks)
         good: list[Row] = []
+        manifests = {(check.sender, check.transfer): check.manifest for check in checks}
         taken = {key(Path(row.file)) for row in self._transfers.named()}
         for check in checks:
             row = self._transfers.find(check.sender, check.transfer)
@@ -238,16 +278,17 @@ class Arriving:
         placed: list[Row] = []
         moved: dict[Path, Path] = {}  # name -> hidden name
         for row in good:
-            partial = self._partial(row)
+            hidden = self._partial(row)
             try:
-                there = not row.locked and partial.exists()
-                placed.append(self._place(row, taken))
+                there = not row.locked and hidden.exists()
+                placed.append(self._place(row, manifests[row.name], taken))
                 if there:
-                    moved[Path(placed[-1].file)] = partial
+                    moved[Path(placed[-1].file)] = hidden
             except OSError as error:
                 self._again((row.sender, row.transfer), error)
         failed = keep(moved)
-        return self._finish([row for row in placed if self._is_kept(row, failed.get(Path(row.file)))])
+        kept = [row for row in placed if self._is_kept(row, failed.get(Path(row.file)))]
+        return self._finish([(row, manifests[row.name]) for row in kept])
 
     def _is_kept(self, row: Row, error: OSError | None) -> bool:
         name = row.sender, row.transfer
@@ -264,8 +305,13 @@ class Arriving:
         for row in old:
             self._refuse(row, "given up here: the rest of it did not come")
         for folder in (self._incoming / PARTIAL, self._home / KEPT):
-            sweep(folder, before_ms, lambda *name: self._transfers.find(*name) is not None)
+            sweep(folder, before_ms, self._knows)
         return len(old)
+
+    def _knows(self, sender: str, name: bytes) -> bool:
+        if sender == SHARED:
+            return self._transfers.shares(name.hex())
+        return self._transfers.find(sender, name) is not None
 
     def _again(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
@@ -273,20 +319,19 @@ class Arriving:
         self._say(f"a file from {name[0]} cannot be stored: {error.strerror or error} ({error.filename}); "
                   f"tried again in {pause / 1000:.0f} s")
 
-    def _place(self, row: Row, taken: set[str]) -> Row:
+    def _place(self, row: Row, manifest: Manifest, taken: set[str]) -> Row:
         """Moves a file to its name; the row with the name it got."""
         if row.locked:
             return row
-        manifest = read_manifest(row.manifest)
-        partial = hidden_of(self._partial(row)) if manifest.entries else self._partial(row)
+        hidden = hidden_of(self._partial(row)) if manifest.entries else self._partial(row)
         for _ in range(1000):
             path = Path(row.file)
-            if partial.exists():
+            if hidden.exists():
                 with suppress(OSError, OverflowError, ValueError):
-                    os.utime(partial, (manifest.modified_at / 1000, manifest.modified_at / 1000))
+                    os.utime(hidden, (manifest.modified_at / 1000, manifest.modified_at / 1000))
             try:
                 # Without the hidden one it has its name since before a crash.
-                if not partial.exists() or (move_directory if manifest.entries else move)(partial, path):
+                if not hidden.exists() or (move_directory if manifest.entries else move)(hidden, path):
                     return row
                 again = self._name(row, manifest, taken)
             except OSError as error:
@@ -304,13 +349,12 @@ class Arriving:
             return ""
         return str(free_place(self._incoming, safe_place(row.sender, manifest.path), taken))
 
-    def _finish(self, rows: Sequence[Row]) -> list[Arrived]:
+    def _finish(self, rows: Sequence[tuple[Row, Manifest]]) -> list[Arrived]:
         if not rows:
             return []
         now = _now_ms()
         found = []
-        for row in rows:
-            manifest = read_manifest(row.manifest)
+        for row, manifest in rows:
             envelope_id = self._transfers.envelope_id(row)
             filename = "/".join(manifest.path)
             where = {"kept": f"{row.sender}/{row.transfer.hex()}"} if row.locked else {"file": row.file}
@@ -326,10 +370,10 @@ class Arriving:
             found.append(Arrived(row.sender, filename, row.file, manifest.size, line, _as_message(row)))
 
         def work(_: sqlite3.Connection) -> None:
-            for row, one in zip(rows, found, strict=True):
-                self._transfers.done(row, read_manifest(row.manifest), one.line, now)
+            self._transfers.done([(*row, one.line) for row, one in zip(rows, found, strict=True)], now)
 
         self._step(work, [one.line for one in found])
+        self._drop_shared([row for row, _ in rows])
         return found
 
     def _refuse(self, row: Row, reason: str) -> None:
@@ -337,6 +381,14 @@ class Arriving:
         self._touched.pop((row.sender, row.transfer), None)
         with suppress(OSError):
             self._partial(row).unlink(missing_ok=True)
+        self._drop_shared([row])
+
+    def _drop_shared(self, rows: Sequence[Row]) -> None:
+        """These have their end: what they shared goes with the last of them."""
+        for shared in {_shared(row) for row in rows if row.shared}:
+            if not self._transfers.shares(shared.transfer.hex()):
+                with suppress(OSError):
+                    self._partial(shared).unlink(missing_ok=True)
 
     # -- places -------------------------------------------------------------------------------------------------
 
@@ -373,6 +425,21 @@ def is_file(received: Received) -> bool:
     """Whether an envelope belongs to a file: one part or one manifest."""
     messages: Sequence[Message] = received.messages
     return len(messages) == 1 and received.queue.endswith(".bulk") and messages[0].content_type in KINDS
+
+
+def _shared(row: Row) -> Row:
+    """The file that it shares with others."""
+    place = str(Path(row.partial).parents[1] / SHARED / row.shared) if row.partial else ""
+    return Row(SHARED, bytes.fromhex(row.shared), partial=place, locked=row.locked)
+
+
+def _in_turn(names: Iterable[Key]) -> Iterator[Key]:
+    """One of each sender, the next one of each, ...: many files of one hold up nobody else's."""
+    own: dict[str, list[Key]] = {}
+    for name in names:
+        own.setdefault(name[0], []).append(name)
+    for row in zip_longest(*own.values()):
+        yield from (name for name in row if name is not None)
 
 
 def _as_message(row: Row) -> bool:

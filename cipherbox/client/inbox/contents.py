@@ -6,7 +6,7 @@ A row is an envelope; a byte of its ``states`` is a message.  A message that is 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
@@ -35,19 +35,23 @@ class Contents:
         plain = pack(list(received.messages))
         self._insert(number, received.sender, received.envelope_id, received.sealed_at, plain, states, "")
 
-    def file(
-        self, number: int, sender: str, envelope_id: bytes, index: int, content_type: str, sent_at: int,
-        about: dict[str, Any],
-    ) -> None:  # fmt: skip
-        """A file is whole: it waits for the handler now."""
+    def files(
+        self, number: int, envelope_id: bytes, whole: Sequence[tuple[str, int, str, int, dict[str, Any]]]
+    ) -> None:
+        """Files of one envelope are whole: they wait for the handler now.  Of each its sender, its message, its content
+        type, when it was sent, and what the handler is told."""
         row = self._db.execute("SELECT states, files FROM contents WHERE number = ?", (number,)).fetchone()
+        if row is None and (len(whole) > 1 or whole[0][1]):
+            return  # its messages came when there was no handler
         if row is None:
+            ((sender, _, content_type, sent_at, about),) = whole
             plain = pack([Message(b"", content_type)])
             files = orjson.dumps({"0": about}).decode()
             self._insert(number, sender, envelope_id, sent_at, plain, bytes([WAITING]), files)
             return
         states, files = bytearray(row[0]), orjson.loads(row[1] or "{}")
-        states[index], files[str(index)] = WAITING, about
+        for _, index, _, _, about in whole:
+            states[index], files[str(index)] = WAITING, about
         self._db.execute(
             "UPDATE contents SET states = ?, files = ? WHERE number = ?",
             (bytes(states), orjson.dumps(files).decode(), number),

@@ -31,11 +31,10 @@ from cipherbox.client.inbox.kept import STEP as KEPT
 from cipherbox.client.inbox.kept import Kept
 from cipherbox.client.inbox.lines import Lines, Received, lines_of
 from cipherbox.client.inbox.linesfile import At, LinesFile
-from cipherbox.client.inbox.transfers import FIRST_STEP, HELD, MOST, Transfers
+from cipherbox.client.inbox.transfers import FIRST_STEP, HELD, MOST, SHARED, Transfers
 from cipherbox.client.inbox.transfers import STEP as TRANSFERS
 from cipherbox.client.inbox.trying import STEP as LATER
 from cipherbox.client.localdb import open_database
-from cipherbox.client.parts import manifest_message
 from cipherbox.client.pipe.frames import is_frame
 from cipherbox.client.sessions.hearing import STEP as HEARING
 from cipherbox.client.sessions.hearing import Heard
@@ -102,6 +101,7 @@ INSERT INTO state VALUES ('inode', 0), ('begun', strftime('%s', 'now') * 1000);
 ALTER TABLE envelopes ADD COLUMN log_entry INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE refusals ADD COLUMN log_entry INTEGER NOT NULL DEFAULT 0;
 """,
+    SHARED,
 )
 
 
@@ -204,16 +204,15 @@ class Inbox:
         with self._failing(recording=True):
             made = [(one, lines_of(one)) for one in batch if not is_file(one) and not is_frame(one)]
             taken = self._arriving.take([received for received in batch if is_file(received)])
-            beside = [self._arriving.take_messages(one, lines.files) for one, lines in made]
+            beside = self._arriving.take_messages([(one, lines.files) for one, lines in made])
 
             def work(_: sqlite3.Connection) -> None:
                 self._insert(batch)
                 self._arriving.record(taken)
                 self._keep(made)
                 for (one, _lines), files in zip(made, beside, strict=True):
-                    number = self._transfers.number(one.sender, one.envelope_id) if files else 0
-                    for row, manifest in files:
-                        self._transfers.add(row, number, manifest_message(manifest).content)
+                    if files:
+                        self._transfers.add(files, self._transfers.number(one.sender, one.envelope_id))
                 if heard is not None and self._sessions is not None:
                     self._sessions.hearing.write(self._db, heard)
 
@@ -224,7 +223,7 @@ class Inbox:
                 if received.envelope_id > self._highest.get(received.sender, b""):
                     self._highest[received.sender] = received.envelope_id
             for files in beside:
-                for row, _ in files:
+                for row in files:
                     self._arriving.touch(row)
         return lines
 

@@ -144,6 +144,8 @@ def _moved(source: Path, target: Path) -> bool:
 
 def private_dirs(path: Path) -> Path:
     """Makes what is missing of the directory and those above it, each for this user alone."""
+    if path.is_dir():
+        return path
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         private_dir(folder)

@@ -62,10 +62,18 @@ CREATE INDEX manifests_by_number ON manifests (number);
 INSERT INTO manifests SELECT sender, id, envelope FROM transfers WHERE envelope IS NOT NULL;
 ALTER TABLE envelopes ADD COLUMN suite INTEGER NOT NULL DEFAULT 0;
 """
+# Small files of a batch lie in one hidden file until they get their own; and a file that has its end holds no receipt.
+SHARED = """
+ALTER TABLE transfers ADD COLUMN shared TEXT NOT NULL DEFAULT '';
+ALTER TABLE transfers ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX transfers_shared ON transfers (shared) WHERE state IN (0, 1, 4);
+DELETE FROM manifests WHERE NOT EXISTS (SELECT 1 FROM transfers t
+  WHERE t.sender = manifests.sender AND t.id = manifests.id AND t.state IN (0, 1, 4));
+"""
 MOST = (1 << 62) - 1  # of a time that a sender's or HQ's clock says: SQLite takes no more
 _COLUMNS = (
     "sender, id, state, coalesce(manifest, x''), coalesce(envelope, 0), file, partial, locked, have, needs, sha256, "
-    "message, headers, sent_at"
+    "message, headers, sent_at, shared, at"
 )
 Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
 
@@ -73,7 +81,7 @@ Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
 @attrs.frozen
 class Row:
     """One file; ``have``: how many of its parts are on the disk, ``needs``: how many it has, -1: nobody counted;
-    ``envelope``: the number of the one that names it."""
+    ``envelope``: the number of the one that names it; ``shared``: the hidden file that it shares, ``at``: its place."""
 
     sender: str
     transfer: bytes
@@ -89,6 +97,12 @@ class Row:
     message: int = 0
     headers: str = attrs.field(default="", repr=False)
     sent_at: int = 0
+    shared: str = ""
+    at: int = 0
+
+    @property
+    def name(self) -> tuple[str, bytes]:
+        return self.sender, self.transfer
 
     @property
     def whole(self) -> bool:
@@ -123,6 +137,13 @@ class Transfers:
     def stale(self, before_ms: int) -> list[Row]:
         """What had no news since that time and is not whole."""
         return self._rows("state = 0 AND changed_at < ?", (before_ms,))
+
+    def shares(self, shared: str) -> bool:
+        """Whether a file that has not its end yet lies in that hidden file."""
+        found = self._db.execute(
+            "SELECT 1 FROM transfers WHERE shared = ? AND state IN (0, 1, 4) LIMIT 1", (shared,)
+        ).fetchone()
+        return found is not None
 
     def number(self, sender: str, envelope_id: bytes) -> int:
         """The envelope's row."""
@@ -159,7 +180,7 @@ class Transfers:
             if read_manifest(before.manifest) != manifest:
                 self._db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.OTHER, number))
             elif before.state != DONE:
-                self._hold(row, number)
+                self._hold([row], number)
             return
         self._begin(row)
         self._db.execute(
@@ -167,42 +188,45 @@ class Transfers:
             " WHERE sender = ? AND id = ?",
             (raw, number, len(manifest.hashes), min(row.sent_at, MOST), _now_ms(), row.sender, row.transfer),
         )
-        self._hold(row, number)
+        self._hold([row], number)
 
-    def add(self, row: Row, number: int, manifest: bytes) -> None:
-        """A file that came as a message, whole."""
-        self._db.execute(
+    def add(self, rows: Sequence[Row], number: int) -> None:
+        """Files of one envelope that came as messages, whole."""
+        now = _now_ms()
+        self._db.executemany(
             "INSERT OR IGNORE INTO transfers (sender, id, state, manifest, envelope, partial, locked, message, headers,"
-            " sent_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (row.sender, row.transfer, row.state, manifest, number, row.partial, row.locked, row.message, row.headers,
-             min(row.sent_at, MOST), _now_ms()),
+            " sent_at, changed_at, shared, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (row.sender, row.transfer, row.state, row.manifest, number, row.partial, row.locked, row.message,
+                 row.headers, min(row.sent_at, MOST), now, row.shared, row.at)
+                for row in rows
+            ],
         )  # fmt: skip
-        self._hold(row, number)
+        self._hold(rows, number)
 
     def malformed(self, number: int) -> None:
         """What the envelope holds is neither part nor manifest."""
         self._db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.MALFORMED, number))
 
-    def done(self, row: Row, manifest: Manifest, line: bytes, now: int) -> None:
-        """The file has its name: its line is kept, a handler may have it, its receipt is owed."""
-        self._db.execute(
+    def done(self, found: Sequence[tuple[Row, Manifest, bytes]], now: int) -> None:
+        """Files have their names: their lines are kept, a handler may have them, their receipts are owed."""
+        self._db.executemany(
             "UPDATE transfers SET state = ?, file = ? WHERE sender = ? AND id = ?",
-            (DONE, row.file, row.sender, row.transfer),
+            [(DONE, row.file, *row.name) for row, _, _ in found],
         )
-        self._db.execute("DELETE FROM parts WHERE sender = ? AND id = ?", (row.sender, row.transfer))
-        envelope_id = self.envelope_id(row)
-        if self._kept is not None:
-            suite = self._suite(row.envelope)
-            self._kept.write(row.sender, envelope_id, now, line, [manifest.content_type], suite)
+        self._db.executemany("DELETE FROM parts WHERE sender = ? AND id = ?", [row.name for row, _, _ in found])
+        for row, manifest, line in found:
+            if self._kept is not None:
+                suite = self._suite(row.envelope)
+                self._kept.write(row.sender, self.envelope_id(row), now, line, [manifest.content_type], suite)
         if self._contents is not None:
-            about: dict[str, Any] = {"file": row.file, "filename": "/".join(manifest.path), "size": manifest.size}
-            if manifest.entries:
-                about["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
-            if row.locked:
-                about["kept"] = f"{row.sender}/{row.transfer.hex()}"
-            self._contents.file(row.envelope, row.sender, envelope_id, row.message, manifest.content_type, row.sent_at,
-                                about)
-        self._release(row)
+            for number in {row.envelope for row, _, _ in found}:
+                files = [(row, manifest) for row, manifest, _ in found if row.envelope == number]
+                self._contents.files(number, self.envelope_id(files[0][0]), [
+                    (row.sender, row.message, manifest.content_type, row.sent_at, _about(row, manifest))
+                    for row, manifest in files
+                ])  # fmt: skip
+        self._release([row for row, _, _ in found])
 
     def refuse(self, row: Row, reason: str) -> None:
         """The file will not become whole; its receipt says so."""
@@ -218,39 +242,47 @@ class Transfers:
         )
         if self._contents is not None:
             self._contents.drop(row.envelope, row.message)
-        self._release(row)
+        self._release([row])
 
-    def _hold(self, row: Row, number: int) -> None:
-        """The envelope owes its receipt when the file is whole."""
+    def _hold(self, rows: Sequence[Row], number: int) -> None:
+        """The envelope owes its receipt when the files are whole."""
         self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
-        self._db.execute("INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", (row.sender, row.transfer, number))
+        self._db.executemany("INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", [(*row.name, number) for row in rows])
 
-    def _release(self, row: Row) -> None:
-        """Owes the receipts of envelopes that name the file, unless another of theirs is under way or a handler's."""
-        self._db.execute(
-            "UPDATE envelopes SET receipt = NULL WHERE receipt = -1"
-            " AND number IN (SELECT number FROM manifests WHERE sender = ? AND id = ?)"
-            " AND NOT EXISTS (SELECT 1 FROM manifests m JOIN transfers t ON t.sender = m.sender AND t.id = m.id"
-            " WHERE m.number = envelopes.number AND t.state IN (0, 1, 4))"
+    def _release(self, rows: Sequence[Row]) -> None:
+        """Owes the receipts of envelopes that name the files, unless another of theirs is under way or a handler's."""
+        numbers: set[int] = set()
+        for row in rows:
+            found = self._db.execute("SELECT number FROM manifests WHERE sender = ? AND id = ?", row.name).fetchall()
+            numbers.update(number for (number,) in found)
+        self._db.executemany("DELETE FROM manifests WHERE sender = ? AND id = ?", [row.name for row in rows])
+        self._db.executemany(
+            "UPDATE envelopes SET receipt = NULL WHERE number = ? AND receipt = -1"
+            " AND NOT EXISTS (SELECT 1 FROM manifests m WHERE m.number = envelopes.number)"
             " AND NOT EXISTS (SELECT 1 FROM contents c WHERE c.number = envelopes.number)",
-            (row.sender, row.transfer),
+            [(number,) for number in numbers],
         )
 
     # -- transactions of their own ------------------------------------------------------------------------------
 
-    def set_state(self, row: Row, state: int) -> None:
-        self._db.execute(
-            "UPDATE transfers SET state = ? WHERE sender = ? AND id = ?", (state, row.sender, row.transfer)
-        )
+    def check(self, rows: Sequence[Row]) -> None:
+        """Records that everything of these came: from here on no part of them is written any more."""
+        values = [(CHECKING, *row.name) for row in rows]
+        self._each("UPDATE transfers SET state = ? WHERE sender = ? AND id = ?", values)
 
     def name(self, rows: Sequence[Row]) -> None:
         """Records the names that these get now."""
+        self._each(
+            "UPDATE transfers SET state = ?, file = ?, sha256 = ? WHERE sender = ? AND id = ?",
+            [(NAMING, row.file, row.sha256, *row.name) for row in rows],
+        )
+
+    def _each(self, statement: str, values: Sequence[tuple[object, ...]]) -> None:
+        if not values:
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            self._db.executemany(
-                "UPDATE transfers SET state = ?, file = ?, sha256 = ? WHERE sender = ? AND id = ?",
-                [(NAMING, row.file, row.sha256, row.sender, row.transfer) for row in rows],
-            )
+            self._db.executemany(statement, values)
             self._db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -271,6 +303,16 @@ class Transfers:
 
     def _rows(self, where: str, values: Sequence[object]) -> list[Row]:
         return [Row(*row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM transfers WHERE {where}", values)]
+
+
+def _about(row: Row, manifest: Manifest) -> dict[str, Any]:
+    """What a handler is told of a file."""
+    about: dict[str, Any] = {"file": row.file, "filename": "/".join(manifest.path), "size": manifest.size}
+    if manifest.entries:
+        about["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
+    if row.locked:
+        about["kept"] = f"{row.sender}/{row.transfer.hex()}"
+    return about
 
 
 def _now_ms() -> int:
