@@ -12,11 +12,14 @@ import pytest
 import trio
 
 from cipherbox.client.inbox import arriving
-from cipherbox.client.inbox.arriving import CHECK_FILES, SHARED, SHARED_BYTES
+from cipherbox.client.inbox.arriving import CHECK_FILES
+from cipherbox.client.inbox.hidden import SHARED, SHARED_BYTES
 from cipherbox.client.inbox.inbox import Inbox, Storing
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.sealing.body import Message
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import Message, pack, unpack
+from tests.client.memory import MOST_BYTES, Memory
 from tests.client.parties import now_ms
 from tests.client.real_hq import real_hq
 from tests.client.test_arriving import IDS, VAULT, completed, files_below, lines, receipts
@@ -125,6 +128,32 @@ def test_files_are_completed_some_at_a_time_and_of_each_sender_in_turn(tmp_path:
     checks = inbox.ready()
     assert len(checks) == CHECK_FILES
     assert [check.sender for check in checks[:2]] == ["BAD-LAB", "FL-LAB"]
+    for check in checks:
+        check.close()
+    inbox.close()
+
+
+def test_more_files_than_are_remembered_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "MOST_TOUCHED", 10)
+    inbox = Inbox(tmp_path)
+    inbox.record([envelope(25), envelope(15, "SF-LAB")])
+    assert len(completed(inbox)) == 40
+    inbox.record([envelope(25)])
+    inbox.close()
+    inbox = Inbox(tmp_path)
+    assert len(completed(inbox)) == 25
+    inbox.close()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_most_files_of_an_envelope_cost_little_memory(tmp_path: Path, plain: bool) -> None:
+    inbox = Inbox(tmp_path, storing=Storing(tmp_path / "incoming", VAULT, plain=plain))
+    count = LIMITS.messages - 1
+    one = envelope(1)._replace(messages=unpack(pack([Message(b"\xff" * 240)] * count), count, 0))
+    memory = Memory()
+    inbox.record([one])
+    assert memory.most() < MOST_BYTES // 2
+    checks = inbox.ready()
     for check in checks:
         check.close()
     inbox.close()

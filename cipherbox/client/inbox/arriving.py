@@ -17,7 +17,7 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import zip_longest
@@ -28,35 +28,23 @@ import attrs
 import orjson
 
 from cipherbox.client.inbox.checking import Check, sync_all
-from cipherbox.client.inbox.lines import FILENAME, Received, file_line, line_id, timestamp
-from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, open_new, safe_place, sweep
-from cipherbox.client.inbox.shared import Shared
+from cipherbox.client.inbox.hidden import KEPT, PARTIAL, SHARED, Beside, Hidden, as_message, message_transfer, shared_of
+from cipherbox.client.inbox.lines import Received, file_line, line_id, timestamp
+from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, safe_place, sweep
 from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers
 from cipherbox.client.inbox.unpacking import hidden_of, move_directory
 from cipherbox.client.names import split_name
-from cipherbox.client.parts import (
-    MANIFEST,
-    PART,
-    Manifest,
-    manifest_message,
-    manifest_of,
-    read_manifest,
-    read_part,
-)
+from cipherbox.client.parts import MANIFEST, PART, Manifest, read_manifest, read_part
 from cipherbox.errors import MalformedEnvelope
-from cipherbox.limits import LIMITS
-from cipherbox.portable import sync_directory
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import Vault
-from cipherbox.sealing.lockedfile import ClearFile, LockedFile, Places
+from cipherbox.sealing.lockedfile import Places
 
-PARTIAL, KEPT = ".partial", "data/kept"
 KINDS = frozenset({PART, MANIFEST})
-TRANSFER_BYTES = 16  # of a file in parts; one that came as a message has the message's id and a letter
 OPEN_FILES = 32  # of parts that are being written
 CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
+MOST_TOUCHED = 8192  # of one sender, remembered as whole; more are asked of the database when these are done
 CHECK_FILES = 128  # and their number: others' mail is recorded in between
-SHARED, SHARED_BYTES = ".shared", 256 * 1024  # larger ones have a hidden file of their own from the start
 AGAIN_MS, AGAIN_MOST_MS = 1000, 300_000  # after trouble with one file
 _IMPOSSIBLE = frozenset([errno.EFBIG, errno.EINVAL, errno.EOVERFLOW])
 Key = tuple[str, bytes]  # sender, transfer
@@ -98,9 +86,11 @@ class Arriving:
         say: Callable[[str], None], step: Step,
     ) -> None:  # fmt: skip
         self._home, self._incoming = home, incoming.absolute()
-        self._transfers, self._vault, self._locked = transfers, vault, locked
+        self.hidden = Hidden(home, self._incoming, vault, locked)
+        self._transfers = transfers
         self._say, self._step = say, step
-        self._touched: dict[Key, None] = dict.fromkeys(transfers.pending())
+        self._touched: dict[str, dict[bytes, None]] = {}
+        self._more = True  # the database may know of others that are whole
         self._later: dict[Key, tuple[int, int]] = {}  # after trouble: (not before, pause), ms
 
     # -- recording ----------------------------------------------------------------------------------------------
@@ -133,7 +123,7 @@ class Arriving:
         if name not in files:
             row = self._transfers.find(*name)
             writable = row is None or row.state == OPEN  # else it is being checked, has its name, or was refused
-            files[name] = self._stored(row or self._new(*name)) if writable else None
+            files[name] = self.hidden.open(row or self.hidden.new(*name)) if writable else None
         stored = files[name]
         if stored is not None:
             try:
@@ -144,54 +134,13 @@ class Arriving:
                 raise
         return Taken(received, part.transfer, part.number)
 
-    def take_messages(self, batch: Sequence[tuple[Received, Sequence[int]]]) -> list[list[Row]]:
-        """The files among the messages of a batch (their numbers), written and synced beside; of each envelope what is
-        to be recorded with `Transfers.add`."""
-        found: list[list[Row]] = []
-        many = sum(len(indexes) for _, indexes in batch) > 1
-        new = self._new(SHARED, os.urandom(TRANSFER_BYTES))
-        shared = Shared(new.transfer.hex(), partial(self._stored, new))
-        try:
-            for received, indexes in batch:
-                found.append([self._take_message(received, index, shared if many else None) for index in indexes])
-            shared.sync()
-            if shared.size:
-                sync_directory(self._partial(new).parent)
-        finally:
-            shared.close()
-        return found
-
-    def _take_message(self, received: Received, index: int, shared: Shared | None) -> Row:
-        message = received.messages[index]
-        headers = message.headers
-        path = [one for one in headers.get(FILENAME, "").split("/") if one not in ("", ".", "..")]
-        path = path[-LIMITS.path_names - 1 :] or [line_id(received.envelope_id, index)]
-        modified = headers.get("modified_at", "")
-        row = self._new(received.sender, received.envelope_id[:14] + index.to_bytes(2, "big") + b"m")
-        manifest = manifest_of(row.transfer[:TRANSFER_BYTES], path, message.content, message.content_type,
-                               int(modified) if modified.isdecimal() and len(modified) < 16 else 0)
-        row = attrs.evolve(
-            row, state=CHECKING, manifest=manifest_message(manifest).content, message=index,
-            headers=orjson.dumps(headers).decode() if headers else "",
-            sent_at=message.sent_at if message.sent_at is not None else received.sealed_at,
-        )  # fmt: skip
-        if shared is not None and manifest.size <= SHARED_BYTES:
-            return attrs.evolve(row, shared=shared.name, at=shared.add(message.content))
-        stored = self._stored(row)
-        try:
-            stored.write(message.content, 0)
-            stored.sync(manifest.size)
-        finally:
-            stored.close()
-        return row
-
     def record(self, taken: Sequence[Taken]) -> None:
         """Inside the inbox's transaction, after its rows of the envelopes."""
         for one in taken:
             sender, transfers = one.received.sender, self._transfers
             if one.part >= 0:
-                transfers.part(self._new(sender, one.transfer), one.part)
-                self._touched[sender, one.transfer] = None
+                transfers.part(self.hidden.new(sender, one.transfer), one.part)
+                self._touch(sender, one.transfer)
                 continue
             number = transfers.number(sender, one.received.envelope_id)
             try:
@@ -199,18 +148,46 @@ class Arriving:
             except MalformedEnvelope:
                 transfers.malformed(number)
                 continue
-            row = attrs.evolve(self._new(sender, manifest.transfer), sent_at=one.received.sealed_at)
+            row = attrs.evolve(self.hidden.new(sender, manifest.transfer), sent_at=one.received.sealed_at)
             transfers.manifest(row, number, one.manifest or b"", manifest)
-            self._touched[sender, manifest.transfer] = None
+            self._touch(sender, manifest.transfer)
 
-    def touch(self, row: Row) -> None:
-        """It may be whole: `ready` looks at it."""
-        self._touched[row.sender, row.transfer] = None
+    def touch(self, files: Beside) -> None:
+        """They are whole: `ready` looks at them."""
+        for index in files.indexes:
+            self._touch(files.received.sender, message_transfer(files.received.envelope_id, index))
+
+    def _touch(self, sender: str, transfer: bytes) -> None:
+        own = self._touched.setdefault(sender, {})
+        if len(own) < MOST_TOUCHED:
+            own[transfer] = None
+        else:
+            self._more = True
+
+    def _untouch(self, sender: str, transfer: bytes) -> None:
+        own = self._touched.get(sender, {})
+        own.pop(transfer, None)
+        if not own:
+            self._touched.pop(sender, None)
+
+    def _look(self) -> None:
+        """What the database knows to be whole."""
+        found = self._transfers.pending(MOST_TOUCHED)
+        self._more = len(found) == MOST_TOUCHED
+        for name in found:
+            self._touch(*name)
 
     # -- completing ---------------------------------------------------------------------------------------------
 
     def ready(self) -> list[Check]:
         """Files of which everything came, to be checked; some at a time, and of each sender in turn."""
+        checks = self._ready()
+        if not checks and self._more:
+            self._look()
+            checks = self._ready()
+        return checks
+
+    def _ready(self) -> list[Check]:
         now, size = _now_ms(), 0
         checks: list[Check] = []
         whole: list[Row] = []
@@ -221,7 +198,7 @@ class Arriving:
                 break
             row = self._transfers.find(*name)
             if row is None or row.state not in (OPEN, CHECKING, NAMING) or not row.whole:
-                del self._touched[name]
+                self._untouch(*name)
                 continue
             if row.state == OPEN:
                 whole.append(row)
@@ -233,25 +210,25 @@ class Arriving:
     @property
     def waits(self) -> bool:
         """Whether a file is to be tried again later."""
-        return any(name in self._touched for name in self._later)
+        return any(transfer in self._touched.get(sender, {}) for sender, transfer in self._later)
 
     def _check(self, row: Row) -> Check:
         manifest = read_manifest(row.manifest)
-        path = self._partial(row)
-        stored = self._partial(_shared(row)) if row.shared else path
+        path = self.hidden.place(row)
+        stored = self.hidden.place(shared_of(row)) if row.shared else path
         if row.state == NAMING or (manifest.hashes and not stored.exists()):
-            check = Check(row.sender, row.transfer, manifest, partial(self._stored, row))
+            check = Check(row.sender, row.transfer, manifest, partial(self.hidden.open, row))
             check.reason = "" if row.state == NAMING else "its parts are gone from this machine; send it again"
             check.close()
             return check
         if row.shared:
             return Check(
-                row.sender, row.transfer, manifest, partial(self._stored, _shared(row)), synced=True,
-                at=row.at, copy=partial(self._stored, row),
+                row.sender, row.transfer, manifest, partial(self.hidden.open, shared_of(row)), synced=True,
+                at=row.at, copy=partial(self.hidden.open, row),
             )  # fmt: skip
         hidden = hidden_of(path) if manifest.entries and not row.locked else None
         return Check(
-            row.sender, row.transfer, manifest, partial(self._stored, row), hidden, synced=_as_message(row)
+            row.sender, row.transfer, manifest, partial(self.hidden.open, row), hidden, synced=as_message(row)
         )  # fmt: skip
 
     def settle(self, checks: Sequence[Check]) -> list[Arrived]:
@@ -278,7 +255,7 @@ class Arriving:
         placed: list[Row] = []
         moved: dict[Path, Path] = {}  # name -> hidden name
         for row in good:
-            hidden = self._partial(row)
+            hidden = self.hidden.place(row)
             try:
                 there = not row.locked and hidden.exists()
                 placed.append(self._place(row, manifests[row.name], taken))
@@ -296,7 +273,7 @@ class Arriving:
             self._again(name, error)
             return False
         self._later.pop(name, None)
-        self._touched.pop(name, None)
+        self._untouch(*name)
         return True
 
     def give_up(self, before_ms: int) -> int:
@@ -323,7 +300,7 @@ class Arriving:
         """Moves a file to its name; the row with the name it got."""
         if row.locked:
             return row
-        hidden = hidden_of(self._partial(row)) if manifest.entries else self._partial(row)
+        hidden = hidden_of(self.hidden.place(row)) if manifest.entries else self.hidden.place(row)
         for _ in range(1000):
             path = Path(row.file)
             if hidden.exists():
@@ -367,7 +344,7 @@ class Arriving:
                 content["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
             headers = orjson.loads(row.headers) if row.headers else None
             line = file_line(row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers)
-            found.append(Arrived(row.sender, filename, row.file, manifest.size, line, _as_message(row)))
+            found.append(Arrived(row.sender, filename, row.file, manifest.size, line, as_message(row)))
 
         def work(_: sqlite3.Connection) -> None:
             self._transfers.done([(*row, one.line) for row, one in zip(rows, found, strict=True)], now)
@@ -378,48 +355,17 @@ class Arriving:
 
     def _refuse(self, row: Row, reason: str) -> None:
         self._step(lambda _: self._transfers.refuse(row, reason), [])
-        self._touched.pop((row.sender, row.transfer), None)
+        self._untouch(*row.name)
         with suppress(OSError):
-            self._partial(row).unlink(missing_ok=True)
+            self.hidden.place(row).unlink(missing_ok=True)
         self._drop_shared([row])
 
     def _drop_shared(self, rows: Sequence[Row]) -> None:
         """These have their end: what they shared goes with the last of them."""
-        for shared in {_shared(row) for row in rows if row.shared}:
+        for shared in {shared_of(row) for row in rows if row.shared}:
             if not self._transfers.shares(shared.transfer.hex()):
                 with suppress(OSError):
-                    self._partial(shared).unlink(missing_ok=True)
-
-    # -- places -------------------------------------------------------------------------------------------------
-
-    def _new(self, sender: str, transfer: bytes) -> Row:
-        hidden = self._incoming / PARTIAL / sender / transfer.hex()
-        return Row(sender, transfer, partial="" if self._locked else str(hidden), locked=self._locked)
-
-    def _partial(self, row: Row) -> Path:
-        """Where its bytes lie; rows of before 0.6.0 do not say."""
-        if row.locked:
-            return self._home / KEPT / row.sender / row.transfer.hex()
-        if row.partial:
-            return Path(row.partial)
-        tops = (self._incoming, self._home / "data/incoming", self._home / "incoming")
-        places = [top / PARTIAL / row.sender / row.transfer.hex() for top in tops]
-        if row.file:
-            places.append(self._home / "data" / row.file)  # it had its name when the machine died
-        return next((place for place in places if place.exists()), places[0])
-
-    def _stored(self, row: Row) -> Places:
-        fd = open_new(self._partial(row))
-        if not row.locked:
-            return ClearFile(fd)
-        assert self._vault is not None
-        return LockedFile(fd, self._vault, kept_name(row.sender, row.transfer.hex()))
-
-
-def kept_name(sender: str, name: str) -> bytes:
-    """The id of a file that is kept under the local key."""
-    return f"{sender}/{name}".encode()
-
+                    self.hidden.place(shared).unlink(missing_ok=True)
 
 def is_file(received: Received) -> bool:
     """Whether an envelope belongs to a file: one part or one manifest."""
@@ -427,23 +373,10 @@ def is_file(received: Received) -> bool:
     return len(messages) == 1 and received.queue.endswith(".bulk") and messages[0].content_type in KINDS
 
 
-def _shared(row: Row) -> Row:
-    """The file that it shares with others."""
-    place = str(Path(row.partial).parents[1] / SHARED / row.shared) if row.partial else ""
-    return Row(SHARED, bytes.fromhex(row.shared), partial=place, locked=row.locked)
-
-
-def _in_turn(names: Iterable[Key]) -> Iterator[Key]:
+def _in_turn(touched: dict[str, dict[bytes, None]]) -> Iterator[Key]:
     """One of each sender, the next one of each, ...: many files of one hold up nobody else's."""
-    own: dict[str, list[Key]] = {}
-    for name in names:
-        own.setdefault(name[0], []).append(name)
-    for row in zip_longest(*own.values()):
+    for row in zip_longest(*([(sender, transfer) for transfer in own] for sender, own in touched.items())):
         yield from (name for name in row if name is not None)
-
-
-def _as_message(row: Row) -> bool:
-    return len(row.transfer) > TRANSFER_BYTES
 
 
 def _sync(files: dict[Key, Places | None]) -> None:

@@ -204,7 +204,7 @@ class Inbox:
         with self._failing(recording=True):
             made = [(one, lines_of(one)) for one in batch if not is_file(one) and not is_frame(one)]
             taken = self._arriving.take([received for received in batch if is_file(received)])
-            beside = self._arriving.take_messages([(one, lines.files) for one, lines in made])
+            beside = self._arriving.hidden.write_messages([(one, lines.files) for one, lines in made])
 
             def work(_: sqlite3.Connection) -> None:
                 self._insert(batch)
@@ -223,8 +223,7 @@ class Inbox:
                 if received.envelope_id > self._highest.get(received.sender, b""):
                     self._highest[received.sender] = received.envelope_id
             for files in beside:
-                for row in files:
-                    self._arriving.touch(row)
+                self._arriving.touch(files)
         return lines
 
     def _keep(self, made: Sequence[tuple[Received, Lines]]) -> None:

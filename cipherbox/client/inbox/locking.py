@@ -18,8 +18,8 @@ import attrs
 import orjson
 
 from cipherbox.client.home import LOCK, Home
-from cipherbox.client.inbox.arriving import KEPT, kept_name
 from cipherbox.client.inbox.contents import lock_contents
+from cipherbox.client.inbox.hidden import KEPT, kept_name
 from cipherbox.client.inbox.inbox import DATABASE, LINES, OLDEST, STEPS
 from cipherbox.client.inbox.kept import Kept, Shelf
 from cipherbox.client.inbox.places import open_new

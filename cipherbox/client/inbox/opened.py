@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cipherbox.client.inbox.arriving import KEPT, kept_name
+from cipherbox.client.inbox.hidden import KEPT, kept_name
 from cipherbox.client.inbox.places import open_new, private_dirs
 from cipherbox.client.inbox.unpacking import unpack
 from cipherbox.client.names import safe_name

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -124,10 +124,12 @@ class Transfers:
         ).fetchone()
         return Row(*row) if row is not None else None
 
-    def pending(self) -> list[tuple[str, bytes]]:
-        """What may be whole: asked once, when the inbox is opened."""
+    def pending(self, most: int) -> list[tuple[str, bytes]]:
+        """What is whole and has not its end yet, at most so many."""
         return self._db.execute(
             "SELECT sender, id FROM transfers WHERE manifest IS NOT NULL AND state IN (0, 1, 4)"
+            " AND (state <> 0 OR needs < 0 OR have >= needs) LIMIT ?",
+            (most,),
         ).fetchall()
 
     def named(self) -> list[Row]:
@@ -180,7 +182,7 @@ class Transfers:
             if read_manifest(before.manifest) != manifest:
                 self._db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.OTHER, number))
             elif before.state != DONE:
-                self._hold([row], number)
+                self._hold([row.name], number)
             return
         self._begin(row)
         self._db.execute(
@@ -188,21 +190,27 @@ class Transfers:
             " WHERE sender = ? AND id = ?",
             (raw, number, len(manifest.hashes), min(row.sent_at, MOST), _now_ms(), row.sender, row.transfer),
         )
-        self._hold([row], number)
+        self._hold([row.name], number)
 
-    def add(self, rows: Sequence[Row], number: int) -> None:
+    def add(self, rows: Iterable[Row], number: int) -> None:
         """Files of one envelope that came as messages, whole."""
         now = _now_ms()
+        names: list[tuple[str, bytes]] = []
+
+        def values() -> Iterator[tuple[object, ...]]:
+            for row in rows:  # one at a time: 65,000 of them would be 200 MB
+                names.append(row.name)
+                yield (
+                    row.sender, row.transfer, row.state, row.manifest, number, row.partial, row.locked, row.message,
+                    row.headers, min(row.sent_at, MOST), now, row.shared, row.at,
+                )  # fmt: skip
+
         self._db.executemany(
             "INSERT OR IGNORE INTO transfers (sender, id, state, manifest, envelope, partial, locked, message, headers,"
             " sent_at, changed_at, shared, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (row.sender, row.transfer, row.state, row.manifest, number, row.partial, row.locked, row.message,
-                 row.headers, min(row.sent_at, MOST), now, row.shared, row.at)
-                for row in rows
-            ],
-        )  # fmt: skip
-        self._hold(rows, number)
+            values(),
+        )
+        self._hold(names, number)
 
     def malformed(self, number: int) -> None:
         """What the envelope holds is neither part nor manifest."""
@@ -244,10 +252,10 @@ class Transfers:
             self._contents.drop(row.envelope, row.message)
         self._release([row])
 
-    def _hold(self, rows: Sequence[Row], number: int) -> None:
+    def _hold(self, names: Sequence[tuple[str, bytes]], number: int) -> None:
         """The envelope owes its receipt when the files are whole."""
         self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
-        self._db.executemany("INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", [(*row.name, number) for row in rows])
+        self._db.executemany("INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", [(*name, number) for name in names])
 
     def _release(self, rows: Sequence[Row]) -> None:
         """Owes the receipts of envelopes that name the files, unless another of theirs is under way or a handler's."""

@@ -1,0 +1,190 @@
+"""Hidden files: where the bytes of files lie until these get their names, and under the local key for ever.
+
+Each file has one, named by its transfer, in the hidden directory of its sender.  Small files of one batch share one
+(`SHARED`) until each is copied to its own: so that is made durable once for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import attrs
+import orjson
+
+from cipherbox.client.inbox.lines import FILENAME, Received, line_id
+from cipherbox.client.inbox.places import open_new
+from cipherbox.client.inbox.transfers import CHECKING, Row
+from cipherbox.client.parts import manifest_message, manifest_of
+from cipherbox.limits import LIMITS
+from cipherbox.portable import sync_directory
+from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.lockedfile import ClearFile, LockedFile, Places
+
+PARTIAL, KEPT = ".partial", "data/kept"
+TRANSFER_BYTES = 16  # of a file in parts; one that came as a message has the message's id and a letter
+SHARED, SHARED_BYTES = ".shared", 256 * 1024  # larger ones have a hidden file of their own from the start
+ALONE = -1
+_PIECE = 1024 * 1024  # of what is shared, written in one step
+
+
+def kept_name(sender: str, name: str) -> bytes:
+    """The id of a file that is kept under the local key."""
+    return f"{sender}/{name}".encode()
+
+
+class Shared:
+    """Written from its beginning to its end; ``opens`` opens it when the first bytes come."""
+
+    def __init__(self, name: str, opens: Callable[[], Places]) -> None:
+        self.name, self._opens = name, opens
+        self.size = 0
+        self._stored: Places | None = None
+        self._pending: list[bytes] = []
+        self._written = 0
+
+    def add(self, data: bytes) -> int:
+        """Puts it to the end; where it begins."""
+        at = self.size
+        self._pending.append(data)
+        self.size += len(data)
+        if self.size - self._written >= _PIECE:
+            self._write()
+        return at
+
+    def sync(self) -> None:
+        """Puts what was added on stable storage."""
+        if self._pending:
+            self._write()
+        if self._stored is not None:
+            self._stored.sync(self.size)
+
+    def close(self) -> None:
+        if self._stored is not None:
+            self._stored.close()
+
+    def _write(self) -> None:
+        if self._stored is None:
+            self._stored = self._opens()
+        self._stored.write(b"".join(self._pending), self._written)
+        self._pending.clear()
+        self._written = self.size
+
+
+class Hidden:
+    """Of one inbox; see the module.  ``locked``: new ones are kept under the local key, in ``home``."""
+
+    def __init__(self, home: Path, incoming: Path, vault: Vault | None, locked: bool) -> None:
+        self._home, self._incoming, self._vault, self._locked = home, incoming, vault, locked
+
+    def new(self, sender: str, transfer: bytes) -> Row:
+        """A file of which nothing has come."""
+        hidden = self._incoming / PARTIAL / sender / transfer.hex()
+        return Row(sender, transfer, partial="" if self._locked else str(hidden), locked=self._locked)
+
+    def place(self, row: Row) -> Path:
+        """Where its bytes lie; rows of before 0.6.0 do not say."""
+        if row.locked:
+            return self._home / KEPT / row.sender / row.transfer.hex()
+        if row.partial:
+            return Path(row.partial)
+        tops = (self._incoming, self._home / "data/incoming", self._home / "incoming")
+        places = [top / PARTIAL / row.sender / row.transfer.hex() for top in tops]
+        if row.file:
+            places.append(self._home / "data" / row.file)  # it had its name when the machine died
+        return next((place for place in places if place.exists()), places[0])
+
+    def open(self, row: Row) -> Places:
+        """Opens it for reading and writing; made if it is missing."""
+        fd = open_new(self.place(row))
+        if not row.locked:
+            return ClearFile(fd)
+        assert self._vault is not None
+        return LockedFile(fd, self._vault, kept_name(row.sender, row.transfer.hex()))
+
+    def write_messages(self, batch: Sequence[tuple[Received, Sequence[int]]]) -> list[Beside]:
+        """The files among the messages of a batch (their numbers), written and synced."""
+        found: list[Beside] = []
+        many = sum(len(indexes) for _, indexes in batch) > 1
+        new = self.new(SHARED, os.urandom(TRANSFER_BYTES))
+        shared = Shared(new.transfer.hex(), partial(self.open, new))
+        try:
+            for received, indexes in batch:
+                places = array("q")
+                for index in indexes:
+                    content = received.messages[index].content
+                    together = many and len(content) <= SHARED_BYTES
+                    places.append(shared.add(content) if together else self._write(received, index))
+                found.append(Beside(self, received, indexes, shared.name, places))
+            shared.sync()
+            if shared.size:
+                sync_directory(self.place(new).parent)
+        finally:
+            shared.close()
+        return found
+
+    def _write(self, received: Received, index: int) -> int:
+        """A hidden file of its own."""
+        content = received.messages[index].content
+        stored = self.open(self.row(received, index))
+        try:
+            stored.write(content, 0)
+            stored.sync(len(content))
+        finally:
+            stored.close()
+        return ALONE
+
+    def row(self, received: Received, index: int) -> Row:
+        """The file that is a message of an envelope."""
+        message = received.messages[index]
+        headers = message.headers
+        path = [one for one in headers.get(FILENAME, "").split("/") if one not in ("", ".", "..")]
+        path = path[-LIMITS.path_names - 1 :] or [line_id(received.envelope_id, index)]
+        modified = headers.get("modified_at", "")
+        row = self.new(received.sender, message_transfer(received.envelope_id, index))
+        manifest = manifest_of(row.transfer[:TRANSFER_BYTES], path, message.content, message.content_type,
+                               int(modified) if modified.isdecimal() and len(modified) < 16 else 0)
+        return attrs.evolve(
+            row, state=CHECKING, manifest=manifest_message(manifest).content, message=index,
+            headers=orjson.dumps(headers).decode() if headers else "",
+            sent_at=message.sent_at if message.sent_at is not None else received.sealed_at,
+        )  # fmt: skip
+
+
+@attrs.frozen
+class Beside:
+    """The files of one envelope that were written beside: their rows, for `Transfers.add`, each made when it is looked
+    at.  ``places``: where each lies in the file they share, or `ALONE`."""
+
+    hidden: Hidden
+    received: Received
+    indexes: Sequence[int]
+    shared: str
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __iter__(self) -> Iterator[Row]:
+        for index, at in zip(self.indexes, self.places, strict=True):
+            row = self.hidden.row(self.received, index)
+            yield row if at == ALONE else attrs.evolve(row, shared=self.shared, at=at)
+
+
+def shared_of(row: Row) -> Row:
+    """The file that it shares with others."""
+    place = str(Path(row.partial).parents[1] / SHARED / row.shared) if row.partial else ""
+    return Row(SHARED, bytes.fromhex(row.shared), partial=place, locked=row.locked)
+
+
+def message_transfer(envelope_id: bytes, index: int) -> bytes:
+    """Names a file that came as a message."""
+    return envelope_id[:14] + index.to_bytes(2, "big") + b"m"
+
+
+def as_message(row: Row) -> bool:
+    """Whether it came as a message, whole."""
+    return len(row.transfer) > TRANSFER_BYTES
