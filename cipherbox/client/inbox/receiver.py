@@ -5,8 +5,9 @@ what cannot be is refused with its reason; the rest is recorded (see `inbox`), a
 before the verification: an id that is recorded is only acknowledged, whatever bytes came with it.  If they commit to
 another plaintext than the recorded one, and the sender signed that, they are refused with a receipt.
 
-While one batch is written to the disk the next one is opened, unless both are large.  So at most one batch is under way, and what it holds is
-neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for it first.
+While one batch is written to the disk the next one is opened, unless both are large.  So at most one batch is under
+way, and what it holds is neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for it
+first.
 
 One receiver per home: the home's lock is held while it runs.  `run` ends with the first error; `keep`, for what runs as
 a service, waits out each that passes and begins again.
