@@ -9,7 +9,7 @@
 Rules.
 1. One file never ends the agent: whatever it raises ends with that file.
 2. What may pass waits in `outgoing`: HQ away, keys a person has to compare, a file that cannot be read.
-2. What may pass waits in `outgoing`: HQ away, keys that a person has to compare, an unreadable file.
+3. Whether a file was sent is a matter of its row in the outbox, which is written in the transaction of
    the envelope, and never of a name, a size, a date or this process's memory.
 4. Small files that wait for the same recipients share an envelope, oldest first, and by name where the time is the
    same; large ones go in parts, a few at once, and hold up no small one.
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 INCOMING = "incoming"
 LOOK_S = 1.0
 GUIDE_S = 600.0  # between looks for clients that joined meanwhile
+EMPTY_TIMES = 6  # the settle time: then an empty folder from which everything was sent is removed
 ONE_LINE_EACH = 16  # files of one look; more are named as a run
 
 
@@ -124,6 +125,9 @@ class Agent:
             self._sender.look()
             taken = await self._settle()
             whole, _ = await trio.to_thread.run_sync(self._scanner.look)
+            if self._scanner.empty:
+                quiet_s = EMPTY_TIMES * self.client.home.config.agent.settle_s
+                await trio.to_thread.run_sync(self._endings.clear, self._scanner.empty, quiet_s)
             for text in self._strays:
                 self._say_once(text)
             self._strays.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import trio
 from cipherbox.client import agent as module
 from cipherbox.client.agent import Agent
 from cipherbox.client.folder import guide
+from cipherbox.client.folder.endings import Endings
 from cipherbox.config import AgentSettings
 from cipherbox.errors import StoreLocked
 from tests.client.real_hq import RealHq
@@ -62,6 +64,43 @@ async def test_from_folder_to_folder(hq: Any, tmp_path: Path) -> None:
     assert (lab / "sent/CA-RC/deep/down/x.bin").exists()
     assert sorted(p.name for p in (lab / "outgoing/CA-RC").iterdir() if p.is_file()) == [".hidden", "now.part"]
     assert sorted(p.name for p in incoming.iterdir()) == ["before.txt", "deep", "empty"]
+
+
+async def test_a_directory_that_was_sent_leaves_no_empty_folders(hq: Any, tmp_path: Path) -> None:
+    lab = tmp_path / "lab"
+    put(lab, "CA-RC/run/deep/down/a.csv", b"a")
+    put(lab, "CA-RC/run/b.csv", b"b")
+    put(lab, "CA-RC/kept/c.csv", b"c")
+    put(lab, "CA-RC/kept/.hidden", b"no")
+    (lab / "outgoing/CA-RC/not yet/filled").mkdir(parents=True)
+    (lab / "outgoing/CA-RC+SF-RC").mkdir()
+    async with running(hq, "FL-LAB", lab) as sender:
+        await until(lambda: sender.sent == 3, 30)
+        await until(lambda: not (lab / "outgoing/CA-RC/run").exists(), 30)
+    left = sorted(str(path.relative_to(lab / "outgoing")) for path in (lab / "outgoing").rglob("*"))
+    assert left == [
+        "CA-RC", "CA-RC+SF-RC", "CA-RC/kept", "CA-RC/kept/.hidden", "CA-RC/not yet", "CA-RC/not yet/filled",
+        "README.txt",
+    ]  # fmt: skip
+    assert (lab / "sent/CA-RC/run/deep/down/a.csv").read_bytes() == b"a"
+
+
+def test_a_folder_that_is_being_filled_stays(tmp_path: Path) -> None:
+    endings = Endings(tmp_path, lambda _: None)
+    folder = tmp_path / "outgoing/CA-RC/run"
+    for path in (folder, tmp_path / "sent/CA-RC/run"):
+        path.mkdir(parents=True)
+    endings.clear([folder], 60.0)
+    assert folder.exists()
+    os.utime(folder, (0, 0))
+    put(tmp_path, "CA-RC/run/more.csv", b"more")
+    os.utime(folder, (0, 0))
+    endings.clear([folder], 60.0)
+    assert folder.exists()
+    (folder / "more.csv").unlink()
+    os.utime(folder, (0, 0))
+    endings.clear([folder], 60.0)
+    assert not folder.exists()
 
 
 async def test_hq_away_and_a_restart_send_each_file_once(hq: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ either at that place, or it still has to be moved.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +71,15 @@ class Endings:
         """Moves them; what does not work is in `Ending.trouble`."""
         for end in endings:
             self._move(end)
+
+    def clear(self, empty: Sequence[Path], quiet_s: float) -> None:
+        """Removes empty folders from which everything was sent, when nothing has changed in them for that time: a
+        program that fills a folder may still put more there."""
+        for folder in empty:
+            with suppress(OSError, ValueError):
+                sent = self._folder / SENT_TO / folder.relative_to(self._folder / OUTGOING)
+                if sent.is_dir() and time.time() - os.lstat(folder).st_mtime >= quiet_s:
+                    os.rmdir(folder)
 
     def fail(self, found: Found, reason: str) -> str:
         """Moves a file that was never taken to `failed`; returns what keeps it from that."""

@@ -66,6 +66,7 @@ class Scanner:
         self._top, self._settings, self._tell = top, settings, tell
         self._ignored = (*LEFT_OUT, *(p.strip().lower() for p in settings.ignore.split(",") if p.strip()))
         self._seen: dict[Path, tuple[State, float]] = {}
+        self.empty: list[Path] = []  # folders of the last look that lie below those of recipients and hold nothing
 
     def look(self) -> tuple[list[Found], list[Found]]:
         """(whole, not yet): every file that is to be sent, oldest first, and by name where the time is the same."""
@@ -73,6 +74,7 @@ class Scanner:
         seen: dict[Path, tuple[State, float]] = {}
         whole: list[Found] = []
         growing: list[Found] = []
+        self.empty = []
         for found in self._files():
             before = self._seen.get(found.file)
             since = before[1] if before is not None and before[0] == found.state else now
@@ -121,6 +123,8 @@ class Scanner:
     def _inside(self, top: Path, folder: Path, address: Address) -> Iterator[Found]:
         marker = self._settings.marker
         entries = _entries(folder, self._tell)
+        if not entries and folder != top:
+            self.empty.append(folder)
         names = {entry.name for entry in entries}
         for entry in entries:
             path = Path(entry.path)
