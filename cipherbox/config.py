@@ -11,7 +11,6 @@ truth: a table's keys are a class's fields, and what a file does not say has the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from cipherbox.configfile import (
     build_table,
     check_address,
     check_loopback,
+    default_home,
+    join_command,
     parse_listen,
     parse_origins,
     read_tables,
@@ -41,11 +42,10 @@ from cipherbox.secretfile import CREDENTIAL, check_credential, is_credential, se
 SERVER_FILE = "cipherbox.toml"
 CLIENT_FILE = "client.toml"
 CLIENT_HEAD = "This client's settings. `cipherbox manual configuration` explains them."
-HOME_VARIABLE = "CIPHERBOX_HOME"
 # For those who know settings by this module alone.
 __all__ = [
-    "CREDENTIAL", "DEFAULT_PORT", "AgentSettings", "InboxSettings", "is_credential", "parse_listen", "secret",
-    "secret_key",
+    "CREDENTIAL", "DEFAULT_PORT", "AgentSettings", "InboxSettings", "default_home", "is_credential", "parse_listen",
+    "secret", "secret_key",
 ]  # fmt: skip
 
 KEEP_UNTIL = ("opened", "delivered", "confirmed")
@@ -344,25 +344,11 @@ def write_server_config(config: ServerConfig) -> Path:
     return write_tables(config.directory / SERVER_FILE, head, tables)
 
 
-def default_home() -> Path:
-    """``$CIPHERBOX_HOME``, or ``.cipherbox`` in the user's home directory."""
-    named = os.environ.get(HOME_VARIABLE)
-    if named:
-        return Path(named)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        home = Path("/")
-    if home == Path(home.anchor):  # what a container or a service has where it has none
-        raise ConfigError(f"this user has no home directory; name one: --home DIRECTORY, or {HOME_VARIABLE}")
-    return home / ".cipherbox"
-
-
 def load_client_config(home: Path | None = None) -> ClientConfig:
     """A client's configuration from its home directory.  ConfigError says what is wrong."""
     home = (home or default_home()).absolute()
     file = home / CLIENT_FILE
-    tables = read_tables(file, CLIENT_TABLES, "enrol first with: cipherbox join (the admin gives you a token)")
+    tables = read_tables(file, CLIENT_TABLES, f"enrol first with: {join_command(home)} (the admin gives you a token)")
     who: IdentitySettings = tables["client"]
     try:
         check_client_id(who.client_id)

@@ -7,6 +7,8 @@ all mistakes of a file at once.
 from __future__ import annotations
 
 import difflib
+import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +33,7 @@ FIXED_LIMITS = frozenset(
         *("batch_bytes", "batch_messages", "open_batches"),
     ]
 )
+HOME_VARIABLE = "CIPHERBOX_HOME"
 
 
 def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
@@ -65,6 +68,29 @@ class InboxSettings:
     partial_days: int = setting(14, "files that came in part are given up after so many days without news", low=1)
     rotate_bytes: int = setting(0, "begin a new received_messages.jsonl above this size; 0: never", low=0)
     rotate_days: int = setting(0, "begin a new one when it is so old; 0: never", low=0)
+
+
+def default_home() -> Path:
+    """``$CIPHERBOX_HOME``, or ``.cipherbox`` in the user's home directory."""
+    named = os.environ.get(HOME_VARIABLE)
+    if named:
+        return Path(named)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path("/")
+    if home == Path(home.anchor):  # what a container or a service has where it has none
+        raise ConfigError(f"this user has no home directory; name one: --home DIRECTORY, or {HOME_VARIABLE}")
+    return home / ".cipherbox"
+
+
+def join_command(home: Path) -> str:
+    """The command that makes this home; names it unless it is the one that counts without a name."""
+    try:
+        usual = default_home().absolute()
+    except ConfigError:
+        usual = None
+    return "cipherbox join" if home == usual else f"cipherbox --home {shlex.quote(str(home))} join"
 
 
 def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def init(
 
     The admin's certificate goes into --home, so that the admin's commands work on this machine at once.
     """
-    from cipherbox.cli.output import next_step, say, warn
+    from cipherbox.cli.output import explain, next_step, say, warn
     from cipherbox.server.setup import init_hq
 
     _check_address(address)
@@ -86,7 +86,7 @@ def init(
         from cipherbox.server.organization import ask
 
         for path in ask(directory, org=organization, issues=org_issues is not None, **options):
-            say(f"{path}: let the organization's CA sign this request (cipherbox manual pki).")
+            explain("", f"{path}: let the organization's CA sign this request (cipherbox manual pki).")
         here = f"{command_here(ctx)} ca import FILE.pem --hq {shlex.quote(str(directory))}"
         next_step(f"with what it signed, and the CAs between it and the root: {here}")
         return

@@ -117,7 +117,7 @@ def inbox_save(ctx: click.Context, message_id: uuid.UUID, target: Path, sender: 
 @click.pass_context
 def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
     """Let the handler try MESSAGE_ID again, or everything that was set aside."""
-    from cipherbox.cli.output import say
+    from cipherbox.cli.output import explain
     from cipherbox.client.inbox.handler import Handlers
 
     async def work(client: Client) -> int:
@@ -130,7 +130,7 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
     count = _offline(ctx, work)
     if message_id is not None and not count:
         raise NotFound(f"message {message_id} was not set aside in {home_of(ctx)}")
-    say(f"{count} message(s) will be tried again by the next: cipherbox receive --exec COMMAND")
+    explain("", f"{count} message(s) will be tried again by the next: {command_here(ctx)} receive --exec COMMAND")
 
 
 # -- inside -----------------------------------------------------------------------------------------------------------

@@ -74,7 +74,8 @@ def inbox_lock(ctx: click.Context) -> None:
 
     home = load_here(ctx)
     if not home.sealed:
-        raise InvalidRequest("this home is under no password, so its key would lie beside: set one first")
+        raise InvalidRequest("this home is under no password, so its key would lie beside what it encrypts; set one "
+                             "first: cipherbox keys password")
     if home.config.inbox.plain:
         raise InvalidRequest("[inbox] plain = true in client.toml has what is received lie readable; remove it first")
     done = lock_all(home)

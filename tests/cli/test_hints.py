@@ -45,3 +45,15 @@ def test_a_postgresql_that_refuses_is_named_and_the_hint_is_about_it(
     looked = cipherbox("doctor", str(directory))
     assert "pg_hba.conf" in looked.out + looked.err
     assert "Error: No PostgreSQL can be written" in cipherbox("config", "check", str(directory)).err
+
+
+def test_a_home_that_is_not_there_is_named_in_the_command_that_makes_it(
+    cipherbox: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command as it was printed made another home."""
+    home = tmp_path / "a home"
+    assert f"--home '{home}' join (the admin gives you a token)" in cipherbox("--home", str(home), "status").err
+    monkeypatch.setenv("CIPHERBOX_HOME", str(home))
+    shown = cipherbox("status").err
+    assert "join (the admin gives you a token)" in shown
+    assert "--home" not in shown

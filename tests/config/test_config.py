@@ -78,7 +78,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: list[str]) -> N
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cipherbox init"):
         config.load_server_config(tmp_path)
-    with pytest.raises(ConfigError, match="cipherbox join"):
+    with pytest.raises(ConfigError, match=f"cipherbox --home {tmp_path} join"):
         config.load_client_config(tmp_path)
 
 
