@@ -33,7 +33,7 @@ class Exit(enum.IntEnum):
 
 MEANING: dict[Exit, str] = {
     Exit.OK: "done",
-    Exit.REFUSED: "HQ refused the request, or a comparison found a difference",
+    Exit.REFUSED: "HQ refused the request, a recipient refused the message, or a comparison found a difference",
     Exit.USAGE: "the command was not given what it needs",
     Exit.NETWORK: "HQ, or the other end of a pipe, cannot be reached, or the line was cut; trying again later may help",
     Exit.CREDENTIALS: "the certificate or the enrolment token was not accepted, or the password of the keys is wrong",

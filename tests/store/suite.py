@@ -120,6 +120,7 @@ class Suite:
         assert bodies_of(store, [3]) == [None]
         report = store.trace("A", incoming(3).envelope_id)
         assert report is not None
+        assert report.messages == incoming(3).count
         assert [(t.queue, t.client, t.state) for t in report.traces] == [
             ("box.B", "B", EntryState.ACKNOWLEDGED),
             ("box.C", "C", EntryState.ACKNOWLEDGED),
