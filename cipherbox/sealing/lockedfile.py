@@ -12,7 +12,7 @@ recorded.
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 from cipherbox.portable import read_at, write_at
 from cipherbox.sealing.kept import VAULT_BYTES, Vault
@@ -106,3 +106,14 @@ class LockedFile:
 
     def _place(self, number: int) -> bytes:
         return b"file" + self._name + number.to_bytes(8, "big")
+
+
+def sync_open(files: dict[Any, Places | None]) -> None:
+    """Syncs files that are being written, and closes them."""
+    for stored in files.values():
+        if stored is not None:
+            stored.sync()
+    for name in list(files):
+        stored = files.pop(name)
+        if stored is not None:
+            stored.close()

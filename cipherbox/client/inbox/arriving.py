@@ -17,28 +17,28 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import attrs
 import orjson
 
+from cipherbox.client.faults import Fault, fault_of, refusal
 from cipherbox.client.inbox.checking import Check, sync_all
 from cipherbox.client.inbox.hidden import KEPT, PARTIAL, SHARED, Beside, Hidden, as_message, message_transfer, shared_of
 from cipherbox.client.inbox.lines import Received, file_line, line_id, timestamp
 from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, safe_place, sweep
-from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers
+from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers, in_turn
 from cipherbox.client.inbox.unpacking import hidden_of, move_directory
 from cipherbox.client.names import split_name
 from cipherbox.client.parts import MANIFEST, PART, Manifest, read_manifest, read_part
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.kept import Vault
-from cipherbox.sealing.lockedfile import Places
+from cipherbox.sealing.lockedfile import Places, sync_open
 
 KINDS = frozenset({PART, MANIFEST})
 OPEN_FILES = 32  # of parts that are being written
@@ -103,8 +103,8 @@ class Arriving:
             for received in batch:
                 taken.append(self._take(received, files))
                 if len(files) >= OPEN_FILES:
-                    _sync(files)
-            _sync(files)
+                    sync_open(files)
+            sync_open(files)
         finally:
             for stored in files.values():
                 if stored is not None:
@@ -191,18 +191,22 @@ class Arriving:
         now, size = _now_ms(), 0
         checks: list[Check] = []
         whole: list[Row] = []
-        for name in _in_turn(self._touched):
+        for name in in_turn(self._touched):
             if self._later.get(name, (0, 0))[0] > now:
                 continue
             if size >= CHECK_BYTES or len(checks) >= CHECK_FILES:
                 break
             row = self._transfers.find(*name)
-            if row is None or row.state not in (OPEN, CHECKING, NAMING) or not row.whole:
-                self._untouch(*name)
+            try:
+                if row is None or row.state not in (OPEN, CHECKING, NAMING) or not row.whole:
+                    self._untouch(*name)
+                    continue
+                checks.append(self._check(row))
+            except Exception as error:
+                self._failed(name, error)
                 continue
             if row.state == OPEN:
                 whole.append(row)
-            checks.append(self._check(row))
             size += checks[-1].manifest.size
         self._transfers.check(whole)  # from here on no part of them is written any more
         return checks
@@ -241,15 +245,18 @@ class Arriving:
             row = self._transfers.find(check.sender, check.transfer)
             if row is None or row.state not in (CHECKING, NAMING):
                 continue
-            if check.trouble is not None:
-                self._again((check.sender, check.transfer), check.trouble)
-            elif check.reason:
+            try:
+                if check.trouble is not None:
+                    raise check.trouble
+                if row.state != NAMING and not check.reason:
+                    row = attrs.evolve(row, sha256=check.sha256, file=self._name(row, check.manifest, taken))
+                    taken.add(key(Path(row.file)))
+            except Exception as error:
+                self._failed(row.name, error)
+                continue
+            if check.reason:
                 self._refuse(row, check.reason)
-            elif row.state == NAMING:
-                good.append(row)
             else:
-                row = attrs.evolve(row, sha256=check.sha256, file=self._name(row, check.manifest, taken))
-                taken.add(key(Path(row.file)))
                 good.append(row)
         self._transfers.name(good)
         placed: list[Row] = []
@@ -261,8 +268,8 @@ class Arriving:
                 placed.append(self._place(row, manifests[row.name], taken))
                 if there:
                     moved[Path(placed[-1].file)] = hidden
-            except OSError as error:
-                self._again((row.sender, row.transfer), error)
+            except Exception as error:
+                self._failed(row.name, error)
         failed = keep(moved)
         kept = [row for row in placed if self._is_kept(row, failed.get(Path(row.file)))]
         return self._finish([(row, manifests[row.name]) for row in kept])
@@ -289,6 +296,16 @@ class Arriving:
         if sender == SHARED:
             return self._transfers.shares(name.hex())
         return self._transfers.find(sender, name) is not None
+
+    def _failed(self, name: Key, error: Exception) -> None:
+        """It ends with this file: what the disk says is tried again, what its sender caused refuses it; ours raises."""
+        row = self._transfers.find(*name)
+        if isinstance(error, OSError):
+            self._again(name, error)
+        elif fault_of(error) is not Fault.SENDER:
+            raise error
+        elif row is not None:
+            self._refuse(row, str(refusal(error)))
 
     def _again(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
@@ -371,22 +388,6 @@ def is_file(received: Received) -> bool:
     """Whether an envelope belongs to a file: one part or one manifest."""
     messages: Sequence[Message] = received.messages
     return len(messages) == 1 and received.queue.endswith(".bulk") and messages[0].content_type in KINDS
-
-
-def _in_turn(touched: dict[str, dict[bytes, None]]) -> Iterator[Key]:
-    """One of each sender, the next one of each, ...: many files of one hold up nobody else's."""
-    for row in zip_longest(*([(sender, transfer) for transfer in own] for sender, own in touched.items())):
-        yield from (name for name in row if name is not None)
-
-
-def _sync(files: dict[Key, Places | None]) -> None:
-    for stored in files.values():
-        if stored is not None:
-            stored.sync()
-    for name in list(files):
-        stored = files.pop(name)
-        if stored is not None:
-            stored.close()
 
 
 def _now_ms() -> int:

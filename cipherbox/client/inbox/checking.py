@@ -26,7 +26,7 @@ Opens = Callable[[], Places]
 
 class Check:
     """One file to be checked; call `step` until `done`.  ``reason`` says afterwards why it is not whole, ``trouble``
-    that the disk did not say: it is to be checked again."""
+    what came up meanwhile, and whose fault that is decides `faults`: the disk's is looked at again."""
 
     def __init__(
         self, sender: str, transfer: bytes, manifest: Manifest, stored: Opens, hidden: Path | None = None, *,
@@ -36,7 +36,7 @@ class Check:
         is stored, ``copy``: then it is copied to there, and `sync_all` has to follow."""
         self.sender, self.transfer, self.manifest = sender, transfer, manifest
         self.reason = ""
-        self.trouble: OSError | None = None
+        self.trouble: Exception | None = None
         self.done = False
         self._opens, self._synced, self._at, self._copies = stored, synced, at, copy
         self._stored: Places | None = None
@@ -91,7 +91,7 @@ class Check:
                         return
         except DecryptionFailed as error:
             self.reason = str(error)
-        except OSError as error:
+        except Exception as error:
             self.trouble = error
         self._end()
 

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any
 
 import attrs
@@ -325,3 +326,9 @@ def _about(row: Row, manifest: Manifest) -> dict[str, Any]:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
+
+
+def in_turn(touched: dict[str, dict[bytes, None]]) -> Iterator[tuple[str, bytes]]:
+    """One of each sender, the next one of each, ...: many files of one hold up nobody else's."""
+    for row in zip_longest(*([(sender, transfer) for transfer in own] for sender, own in touched.items())):
+        yield from (name for name in row if name is not None)
