@@ -10,12 +10,15 @@ from unittest import mock
 import trio
 
 from cipherbox.client.api import Client
+from cipherbox.client.publish import Address
 from cipherbox.client.window import Confirmed, Outgoing
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.errors import CipherBoxError, EnvelopeError
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import Message, pack
+from cipherbox.wire import frames
+from tests.client.attacks import over
 
 IDS = EnvelopeIds(lambda: int(time.time() * 1000))
 
@@ -36,6 +39,31 @@ async def crafted(
     values: dict[str, Any] = {"envelope_id": IDS.next(), "sealed_at": now_ms(), **more}
     with mock.patch.object(sealing, "LAYOUT", plain[0]):
         return sealing.seal(identity, bundles, plain, count, **values).raw
+
+
+async def crafted_in_session(
+    client: Client, to: Sequence[str], plain: bytes, *, count: int, routing_key: str = "", **more: Any
+) -> bytes:
+    """As `crafted`, in this client's session with each recipient, which it keeps like an honest one."""
+    address = Address.make(to, "", "", "", stanza="ratchet", cipher=None, allow_mixed=True, expires_at=0, partial=False)
+    target = await client.sealer.target(address)
+    item = client.sealer.seal(address, target, plain, count, None)
+    assert item.fresh is not None
+    assert client.post is not None
+    for step in item.fresh.turned:
+        await client.post.turned(step)
+    return item.raw
+
+
+async def register(client: Client, patch: tuple[int, bytes] | None = None) -> None:
+    """Registers the next bundle of the same keys; with ``patch`` it is none."""
+    home, identity = client.home, client.home.identity
+    assert identity is not None
+    assert identity.bundle is not None
+    made = identity.make_bundle(home.key, home.chain, identity.bundle.created_at, identity.bundle, identity)
+    await client.line.request(frames.Register, bundle=made.raw if patch is None else over(made.raw, patch), timeout_s=2)
+    if patch is None:
+        identity.bundle = made
 
 
 async def submit(client: Client, raw: bytes, *, flags: int = 0, patience_s: float = 30.0) -> Confirmed:
