@@ -49,6 +49,12 @@ headers = st.dictionaries(
 )  # fmt: skip
 
 
+@functools.lru_cache(4)  # forty of one share it: this process's memory is what is looked at
+def _content(text: bytes, repeat: int, mib: int, cut: int) -> bytes:
+    raw = bomb(mib) if mib else text * repeat
+    return raw[: len(raw) - cut]
+
+
 @attrs.frozen
 class Said:
     """A message: a content ``repeat`` times, and never a large one, which would be shown when it fails.
@@ -66,8 +72,7 @@ class Said:
 
     @property
     def content(self) -> bytes:
-        raw = bomb(self.bomb) if self.bomb else self.text * self.repeat
-        return raw[: len(raw) - self.cut]
+        return _content(self.text, self.repeat, self.bomb, self.cut)
 
     def message(self) -> Message:
         return Message(self.content, self.content_type, self.headers, self.sent_at)
