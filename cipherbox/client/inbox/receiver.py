@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
 ENVELOPES = 1024  # looked through in one step: what it has no time for is looked through again
-CREDIT_BYTES = 16 * 1024 * 1024  # of all queues together: the last envelope that HQ hands out of each may pass its part
+CREDIT_BYTES = 24 * 1024 * 1024  # of all queues together; the last envelope that HQ hands out of each may pass its part
 LEAST_BYTES = 1024 * 1024  # of one queue
 BULK_ENVELOPES = 16  # of files: then messages of others have their turn
 
