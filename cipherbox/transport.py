@@ -33,7 +33,7 @@ class Framing(Protocol):
 
 async def fill(stream: trio.abc.ReceiveStream, framing: Framing) -> int:
     """One receive from ``stream`` into ``framing``, a large frame without a detour; how many bytes, 0 at the end."""
-    room = framing.wanted()
+    room = framing.wanted() if isinstance(stream, TlsStream) else None  # a view that is held lets no buffer grow
     if room is not None and isinstance(stream, TlsStream):
         size = await stream.receive_into(room)
         framing.filled(size)

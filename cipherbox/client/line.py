@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import trio
 
+from cipherbox import tls
 from cipherbox.client.events import LINE, Events
 from cipherbox.client.link import Link, fresh, open_link
 from cipherbox.client.window import SLOWEST_BYTES_PER_S, ProofCheck, Window
@@ -27,6 +28,8 @@ from cipherbox.errors import (
     LogContradiction,
     LogMissing,
     NetworkError,
+    Replaced,
+    Revoked,
     TimedOut,
     VersionMismatch,
 )
@@ -39,6 +42,9 @@ FIRST_PAUSE_S = 0.1
 _STEP_S = 0.25
 AWAY_S = 5.0
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
+# HQ is away, or does not let this client in: what is sent can wait.  Any other trouble with certificates or with the
+# revocation list stops it.
+NOT_LET_IN = (NetworkError, Revoked, Replaced, tls.NotAccepted)
 _LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)  # no new connection mends these
 _chance = random.SystemRandom()
 

@@ -25,7 +25,7 @@ from cipherbox.client.contents import split
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.home import keyless
 from cipherbox.client.keys.directory import Directory
-from cipherbox.client.line import Line, Patience
+from cipherbox.client.line import NOT_LET_IN, Line, Patience
 from cipherbox.client.outbox.beside import Beside
 from cipherbox.client.outbox.rows import Fresh, Row
 from cipherbox.client.routes import BOXES, Routes, check_one_reader, is_mailbox
@@ -41,7 +41,6 @@ from cipherbox.errors import (
     CredentialsError,
     Forbidden,
     InvalidRequest,
-    NetworkError,
     NoRoute,
     RecipientRefuses,
     RecipientRevoked,
@@ -183,7 +182,7 @@ class Sealer:
     async def _resolved(self, where: tuple[str, str]) -> frames.Route:
         try:
             route = await self.resolve(*where)
-        except (NetworkError, CredentialsError):
+        except NOT_LET_IN:
             kept = self._kept_routes.get(where)
             if kept is None:
                 raise

@@ -121,7 +121,7 @@ async def test_an_error_of_the_block_stays_and_nothing_is_waited_for(hq: Any) ->
 
 
 def test_a_home_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cipherbox join"):
+    with pytest.raises(ConfigError, match=r"cipherbox --home .* join"):
         connect(tmp_path)
 
 

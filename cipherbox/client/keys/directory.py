@@ -20,7 +20,7 @@ from cipherbox.client.keys.changes import day, explained
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.keys.senders import ENDLESS, REVOKED, Senders, newer
-from cipherbox.client.line import Line
+from cipherbox.client.line import NOT_LET_IN, Line
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope.bundle import (
     KeyBundle,
@@ -35,8 +35,6 @@ from cipherbox.errors import (
     BundleMalformed,
     BundleOutdated,
     CipherBoxError,
-    CredentialsError,
-    NetworkError,
     RecipientRevoked,
     UnknownRecipient,
     names_detail,
@@ -74,7 +72,7 @@ class Directory(Senders):
         """
         try:
             await self._renew(client_ids)
-        except (NetworkError, CredentialsError):
+        except NOT_LET_IN:
             if not self._revocations.holds or not all(self.pins.get(name) for name in client_ids):
                 raise
         return [self._usable(name) for name in client_ids]
