@@ -1,4 +1,4 @@
-"""What tests of several kinds share: PostgreSQL servers, and logs that are as before afterwards."""
+"""What tests of several kinds share: warm starts, what goes to `make soak`, PostgreSQL servers, logs as before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from collections.abc import Iterator
 import pytest
 
 from cipherbox.ops.logs import ROOT
-from tests import postgres
+from tests import postgres, soak, warm
+
+WARM = warm.install()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="what takes long, and nothing else: see tests/soak.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: there is more of it in `make soak`; see tests/soak.py")
+    soak.ON = config.getoption("--soak")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    soak.choose(config, items)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
 from cipherbox.broker.model import Acked, Confirmed, Done, ExchangeType, Failed, FetchedEntries, Incoming
+from tests import soak
 from tests.broker.world import SMALL, World, durable
 
 CLIENTS = ("A", "B", "C")
@@ -393,4 +394,5 @@ class Deliveries(RuleBasedStateMachine):
 
 
 TestDeliveries = Deliveries.TestCase
-TestDeliveries.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestDeliveries.pytestmark = [soak.more]
+TestDeliveries.settings = settings(max_examples=soak.of(120), stateful_step_count=40, deadline=None)

@@ -10,6 +10,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.core import Broker
 from cipherbox.broker.model import Confirmed, ExchangeType, Failed, FetchedEntries
 from cipherbox.contactlists import Lists
+from tests import soak
 from tests.broker.world import SMALL, World, durable
 
 NAMES = st.sampled_from(["q1", "q2"])
@@ -106,4 +107,5 @@ class Topology(RuleBasedStateMachine):
 
 
 TestTopology = Topology.TestCase
-TestTopology.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestTopology.pytestmark = [soak.more]
+TestTopology.settings = settings(max_examples=soak.of(100), stateful_step_count=25, deadline=None)

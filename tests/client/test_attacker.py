@@ -5,8 +5,8 @@ once and within seconds, memory stays bounded, no file lies where its sender may
 its line says, and the recipient's next start works; in the end it has signed for all that the honest one sent.
 
 What is known to matter is tried in every run (`attacks.KNOWN`), and so are errors that nobody thought of, wherever
-something of the dishonest one is taken in (`traps`).  CIPHERBOX_EXAMPLES chooses how many others chance makes (`make
-soak`: 20,000).  All of them meet the same HQ and the same recipient; after a failure the next try gets new ones, so
+something of the dishonest one is taken in (`traps`).  Others chance makes: 20, and 20,000 in
+`make soak`.  Those of one part meet the same HQ and the same recipient; after a failure the next try gets new ones, so
 that it shrinks to what fails alone, and what came before it is named.
 """
 
@@ -40,13 +40,14 @@ from cipherbox.limits import LIMITS
 from cipherbox.ops.logs import ROOT
 from cipherbox.sealing.body import Message, pack, text_message
 from cipherbox.wire import frames
+from tests import soak
 from tests.client import attacks, traps
 from tests.client.attacker import IDS, crafted, crafted_in_session, register, submit
 from tests.client.memory import MOST_BYTES, Memory
 from tests.client.real_hq import RealHq, real_hq
 from tests.golden.make_envelopes import resigned
 
-EXAMPLES = int(os.environ.get("CIPHERBOX_EXAMPLES", "200"))
+EXAMPLES, PARTS = (2000, 10) if soak.ON else (20, 1)
 ARRIVES_S = 15.0  # on a machine that does much else
 # What the honest sender sends after the attacks of an example; "keys": sealed and signed with a new bundle of its keys.
 HONEST = ["message"] * 16 + ["file"] * 4 + ["session"] * 3 + ["keys"] * 2 + ["parts"]
@@ -349,8 +350,10 @@ class Worlds:
         self._world.end()
 
 
+@soak.more
+@pytest.mark.parametrize("part", range(PARTS))
 async def test_the_honest_ones_arrive_whatever_the_dishonest_one_sends(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    part: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, ROOT)  # of every dead letter a line, and all of them would be kept
 

@@ -20,6 +20,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing.open import inspect
 from cipherbox.sealing.sessions import session
 from cipherbox.sealing.sessions.settings import SessionSettings
+from tests import soak
 from tests.client.session_world import Home, World, stanza, world
 from tests.golden.make_envelopes import resigned
 
@@ -30,7 +31,8 @@ WHATS = ["send", "send", "hear", "hear", "hear", "turn", "day", "offer"]
 STEPS = st.tuples(st.sampled_from(WHATS), st.integers(0, 1 << 20))
 
 
-@settings(max_examples=40, deadline=None)
+@soak.more
+@settings(max_examples=soak.of(40), deadline=None)
 @given(st.lists(STEPS, max_size=40), st.integers(2, 3))
 def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) -> None:
     with tempfile.TemporaryDirectory(dir=PLACE) as directory:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.warm import own_terminal
+
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM
 
 
@@ -61,12 +63,6 @@ class Terminal:
         return bool(data)
 
 
-def _its_own() -> None:
-    """The terminal is this process's, and Ctrl-C ends it, also where the tests run in a shell's background."""
-    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None, **environment: str) -> Iterator[Terminal]:
     """Starts a command on a terminal; with ``stdin`` its standard input is a pipe with these bytes all the same."""
@@ -79,7 +75,7 @@ def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None, **envir
     process = subprocess.Popen(
         [*PROGRAM, "--home", str(home), *arguments], stdin=source, stdout=slave, stderr=slave,
         env=ENVIRONMENT | environment,
-        start_new_session=True, preexec_fn=_its_own,
+        start_new_session=True, preexec_fn=own_terminal,
     )  # fmt: skip
     os.close(slave)
     if stdin is not None:

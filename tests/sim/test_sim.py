@@ -1,6 +1,6 @@
 """Seeds of the simulation: whatever happens, what was confirmed arrives once, and the log is whole.
 
-`make sim` runs many; CIPHERBOX_SEEDS=START:COUNT chooses them, and one alone is replayed by its number.
+`make soak` plays 2,000; CIPHERBOX_SEEDS=START:COUNT chooses others, and one alone is replayed by its number.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import trio.testing
 
 from cipherbox.client.outbox import post as post_module
 from cipherbox.envelope import log, tree
-from tests import postgres
+from tests import postgres, soak
 from tests.server.hq import running
 from tests.sim.world import RECEIVERS, SENDERS, Template, World, virtual
 
-FIRST, COUNT = (int(part) for part in os.environ.get("CIPHERBOX_SEEDS", "0:100").split(":"))
+FIRST, COUNT = (int(part) for part in os.environ.get("CIPHERBOX_SEEDS", "0:2000" if soak.ON else "0:10").split(":"))
 FAULTS_S, SETTLE_S = 30.0, 3600.0
 
 
@@ -41,6 +41,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
     return Template(path / "hq", people)
 
 
+@soak.more
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
 def test_what_is_confirmed_arrives_once(
     seed: int, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -48,6 +49,7 @@ def test_what_is_confirmed_arrives_once(
     play_seed(World(tmp_path, template, seed), seed, monkeypatch)
 
 
+@soak.more
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + max(1, COUNT // 20)))
 def test_the_same_at_postgresql(
     seed: int, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: postgres.Server

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cipherbox.errors import BundleMalformed, CipherBoxError, DecryptionFailed, InvalidRequest, KeyMissing, StoreError
 from cipherbox.sealing.sessions import handshake, ratchet, session
 from cipherbox.sealing.sessions.session import Session
+from tests import soak
 from tests.sealing.sessions.pairs import PARTIES, Person, answer, begin, person
 
 
@@ -232,7 +233,8 @@ def plans(draw: Any) -> list[tuple[str, int]]:
     return draw(st.lists(st.tuples(st.sampled_from("sdcl"), st.integers(0, 1 << 16)), max_size=60))
 
 
-@settings(max_examples=60, deadline=None)
+@soak.more
+@settings(max_examples=soak.of(60), deadline=None)
 @given(plans(), st.integers(2, 3))
 def test_loss_doubling_reordering_and_crashes(plan: list[tuple[str, int]], count: int) -> None:
     """Parties who send to each other over a bad line, each writing its state after every step and crashing anywhere."""
