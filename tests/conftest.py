@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import trio
 
 from cipherbox.ops.logs import ROOT
 from tests import postgres, soak, warm
 
+MEMORY, ROOM = "/dev/shm", 4 << 30
 WARM = warm.install()
 
 
@@ -20,6 +25,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: there is more of it in `make soak`; see tests/soak.py")
     soak.ON = config.getoption("--soak")
+    use_memory()
+
+
+def use_memory() -> None:
+    """Temporary files lie in memory where there is room: most of what tests wait for is a disk that syncs.
+
+    Whoever sets TMPDIR is taken at their word.
+    """
+    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    found = os.statvfs(MEMORY)
+    if found.f_bavail * found.f_frsize > ROOM and not found.f_flag & os.ST_NOEXEC:
+        os.environ["TMPDIR"] = MEMORY
+        tempfile.tempdir = None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,6 +49,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def postgresql() -> Iterator[postgres.Server]:
     """A running server for each process that runs tests; a test takes a schema of its own."""
     yield from postgres.shared()
+
+
+@pytest.fixture(scope="session")
+def enrolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An HQ whose admin enrolled a lab and a center: made once, to be copied by tests that do not test enrolment."""
+    from tests.client.real_hq import real_hq
+
+    path = tmp_path_factory.mktemp("enrolled")
+
+    async def make() -> None:
+        async with real_hq(path) as hq:
+            await hq.join("FL-LAB", "CA-RC")
+
+    trio.run(make)
+    return path
 
 
 @pytest.fixture

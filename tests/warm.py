@@ -3,7 +3,7 @@
 A start of `python -m cipherbox` costs up to 0.7 CPU seconds, nearly all of it imports, and the suite makes thousands.
 So each process that runs tests keeps one warm Python that has imported everything, and
 `subprocess.Popen([sys.executable, "-m", "cipherbox", ...])`, from wherever it is called, lets that one fork, in 0.02.
-Rules:
+So it does with `[sys.executable, "-c", FORKED + source, ...]`.  Rules:
 
 1. What comes of it is a process as any other: the test's own child with a pid of its own (the fork's parent ends, and
    this process adopts it), with real signals, exit status, files, terminal, environment, directory and arguments.
@@ -35,9 +35,11 @@ import sys
 import termios
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 PROGRAM = [sys.executable, "-m", "cipherbox"]
+FORKED = "# forked\n"
 UTF8 = {"PYTHONIOENCODING": "utf-8"}
 ROOM = 16_384  # bytes for the arguments of a fork, as `ps` shows them
 NAMES = ("stdin", "stdout", "stderr")
@@ -190,12 +192,15 @@ class Start(NamedTuple):
         read_at_start = {os.fsdecode(k): os.fsdecode(v) for k, v in environment.items()}
         read_at_start = {k: v for k, v in read_at_start.items() if k.startswith(AT_START)}
         directory = os.fspath(self.cwd or os.getcwd())
-        if arguments[:3] != PROGRAM or UTF8 | read_at_start != _at_start() or not os.access(directory, os.X_OK):
+        source = arguments[:2] == [sys.executable, "-c"] and arguments[2].startswith(FORKED)
+        if not (source or arguments[:3] == PROGRAM) or UTF8 | read_at_start != _at_start():
+            return None
+        if not os.access(directory, os.X_OK):
             return None
         mask = os.umask(0)
         os.umask(mask)
         terminal = self.preexec_fn is not None
-        return Request(arguments[3:], directory, environment, self.start_new_session, terminal, mask)
+        return Request(arguments, directory, environment, self.start_new_session, terminal, mask)
 
 
 # -- in the warm process -----------------------------------------------------------------------------------------------
@@ -266,9 +271,9 @@ def become(request: Request, files: list[int]) -> None:
     os.chdir(request.directory)
     os.environ.clear()
     os.environb.update(request.environment)
-    sys.path[0] = request.directory
-    sys.orig_argv[:] = [*PROGRAM, *request.arguments]
-    sys.argv[1:] = request.arguments
+    sys.path[0] = "" if request.arguments[1] == "-c" else request.directory
+    sys.orig_argv[:] = request.arguments
+    sys.argv[:] = ["-c", *request.arguments[3:]]
     _show(sys.orig_argv)
     for number, name in enumerate(NAMES):
         text = _text(number)
@@ -341,7 +346,11 @@ def main() -> None:
     if NESTED.intersection(request.arguments):
         take_along()
     try:
-        runpy.run_module("cipherbox", run_name="__main__", alter_sys=True)
+        if request.arguments[1] == "-c":
+            sys.modules["__main__"] = module = ModuleType("__main__")
+            exec(compile(request.arguments[2], "<string>", "exec"), module.__dict__)
+        else:
+            runpy.run_module("cipherbox", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         leaving.code = end.code
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import Counter
@@ -17,7 +18,6 @@ from cipherbox.portable import free_bytes, memory_bytes, open_files
 if TYPE_CHECKING:
     from cipherbox.server.hq import HQ
 
-_STARTED = time.time()
 _RECEIPTS = ".sys"  # mailboxes for them end so
 ROLES = ("client", "admin", "anonymous")
 _DAY_S = 86_400.0
@@ -112,12 +112,18 @@ def certificates(hq: HQ) -> dict[str, float]:
     return {name: (end - now).total_seconds() for name, end in ends.items()}
 
 
+@functools.cache
+def started_at() -> float:
+    """When this process began to serve, in seconds since 1970: when this is called first."""
+    return time.time()
+
+
 def process_samples() -> list[Sample]:
     """Of this process; what the system does not say is left out."""
     cpu = os.times()
     found = [
         Sample("process_cpu_seconds_total", round(cpu.user + cpu.system, 3)),
-        Sample("process_start_time_seconds", round(_STARTED, 3)),
+        Sample("process_start_time_seconds", round(started_at(), 3)),
     ]
     if memory := memory_bytes():
         found.append(Sample("process_resident_memory_bytes", memory))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import trio
 
 from cipherbox.ops.metrics import Sample
-from cipherbox.server.gauges import process_samples, samples
+from cipherbox.server.gauges import process_samples, samples, started_at
 from cipherbox.server.hq import HQ
 from cipherbox.server.lobby import Lobby, Place
 
@@ -37,6 +37,7 @@ class Monitor:
     """See the module.  ``hq`` is there once the store is open; until then ``waiting`` says why not."""
 
     def __init__(self) -> None:
+        started_at()
         self.hq: HQ | None = None
         self.waiting = "HQ is starting"
         self._places = Lobby(_AT_ONCE, _AT_ONCE)

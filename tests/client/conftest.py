@@ -25,10 +25,10 @@ async def empty_hq(tmp_path: Path) -> AsyncIterator[RealHq]:
 
 
 @pytest.fixture
-async def hq(empty_hq: RealHq) -> RealHq:
+async def hq(enrolled: Path, tmp_path: Path) -> AsyncIterator[RealHq]:
     """A lab and a center have joined; a module that wants more has its own `hq`, made from this one."""
-    await empty_hq.join("FL-LAB", "CA-RC")
-    return empty_hq
+    async with real_hq(tmp_path, like=enrolled) as found:
+        yield found
 
 
 @pytest.fixture

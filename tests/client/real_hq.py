@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -135,22 +137,35 @@ class RealHq:
         return [orjson.loads(line) for line in whole.splitlines()]
 
 
+def _copy(source: Path, path: Path, address: str) -> None:
+    """All but where it is."""
+    ignored = shutil.ignore_patterns("reserve", "lock")
+    shutil.copytree(source, path, ignore=ignored, dirs_exist_ok=True)
+    for settings in (path / "hq" / "cipherbox.toml", *path.glob("*/client.toml"), *path.glob("homes/*/client.toml")):
+        text = re.sub(r'(?m)^address = "[^"]*"', f'address = "{address}"', settings.read_text("utf-8"))
+        settings.write_text(text, "utf-8")
+
+
 @asynccontextmanager
 async def real_hq(
-    path: Path, *, offline_ca: Path | None = None, limits: dict[str, Any] | None = None
+    path: Path, *, like: Path | None = None, offline_ca: Path | None = None, limits: dict[str, Any] | None = None
 ) -> AsyncIterator[RealHq]:
-    """A fresh HQ, serving."""
+    """An HQ that serves: a fresh one, or one ``like`` another that was made before with those who joined it."""
     async with trio.open_nursery() as nursery:
         gate = Gate(nursery)
         await gate.start()
         directory, admin_home = path / "hq", path / "admin"
-        init_hq(
-            directory, address=gate.address, name="DC-HQ", listen="127.0.0.1:0", offline_ca=offline_ca,
-            admin_id="admin", admin_home=admin_home,
-        )  # fmt: skip
+        if like is not None:
+            _copy(like, path, gate.address)
+        else:
+            init_hq(
+                directory, address=gate.address, name="DC-HQ", listen="127.0.0.1:0", offline_ca=offline_ca,
+                admin_id="admin", admin_home=admin_home,
+            )  # fmt: skip
+            (path / "homes").mkdir()
         config = load_server_config(directory)
-        config = attrs.evolve(config, limits=attrs.evolve(config.limits, **{"stop_s": 1.0, **(limits or {})}))
-        (path / "homes").mkdir()
+        limits = {"stop_s": 1.0, "disk_reserve_bytes": 1 << 20, **(limits or {})}
+        config = attrs.evolve(config, limits=attrs.evolve(config.limits, **limits))
         hq = RealHq(directory, path / "homes", gate, nursery, config, admin_home, offline_ca)
         await hq.start()
         try:

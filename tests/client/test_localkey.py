@@ -31,6 +31,7 @@ from cipherbox.errors import (
 from cipherbox.portable import CREDENTIALS_VARIABLE, lock_file, write_private
 from cipherbox.sealing import keyfile
 from tests.client.real_hq import RealHq
+from tests.warm import FORKED
 
 KEY = bytes(range(32))
 
@@ -213,7 +214,7 @@ def test_whenever_it_is_killed_the_file_is_the_old_or_the_new(
     for step in STEPS:
         for when in ("before", "after"):
             put_local_key(tmp_path, KEY, before or None)
-            command = [sys.executable, "-c", DYING, str(tmp_path), step, when, after]
+            command = [sys.executable, "-c", FORKED + DYING, str(tmp_path), step, when, after]
             assert subprocess.run(command, timeout=60, check=False).returncode == 9, step
             opened = [p for p in (before, after) if is_sealed(tmp_path) == bool(p) and _opens(tmp_path, p or None)]
             assert len(opened) == 1, (step, when)

@@ -184,9 +184,13 @@ def hq_audit(client: Any) -> AuditLog:
     """The running HQ's log, with its key: what its operator has."""
     import gc
 
-    from cipherbox.server.engine import Engine
+    from cipherbox.server.hq import HQ
 
-    engines = [one for one in gc.get_objects() if isinstance(one, Engine) and one.audit is not None]
+    engines = [
+        one.engine
+        for one in gc.get_objects()
+        if isinstance(one, HQ) and one.config.directory.parent in client.home.path.parents
+    ]
     return next(one.audit for one in engines if one.audit is not None and one.audit.public == client.log.key)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cipherbox.cli.demo.processes import free_port
+from tests.warm import FORKED
 
 from .conftest import ENVIRONMENT, LIMIT_S, shell
 
@@ -36,8 +37,8 @@ def init_until(step: int, directory: Path, admin: Path, *options: str) -> bool:
     """Whether it was killed."""
     words = ("--home", str(admin), "init", str(directory), "--address", f"127.0.0.1:{free_port()}", *options)
     done = subprocess.run(
-        [sys.executable, "-c", DYING, str(step), *words], capture_output=True, env=ENVIRONMENT, timeout=LIMIT_S,
-        check=False,
+        [sys.executable, "-c", FORKED + DYING, str(step), *words],
+        capture_output=True, env=ENVIRONMENT, timeout=LIMIT_S, check=False,
     )  # fmt: skip
     assert done.returncode in (0, -9), done.stderr
     return done.returncode == -9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -75,6 +76,19 @@ def machine(pyz: Path, tmp_path: Path) -> Machine:
     return Machine(tmp_path / "root", pyz)
 
 
+@pytest.fixture(scope="session")
+def once_installed(pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    machine = Machine(tmp_path_factory.mktemp("installed") / "root", pyz)
+    assert machine.run("install").code == 0
+    return machine.root
+
+
+@pytest.fixture
+def installed(machine: Machine, once_installed: Path) -> None:
+    """`install` was run on the machine: a copy of what it made, since most of that time goes into compiling."""
+    shutil.copytree(once_installed, machine.root, symlinks=True)
+
+
 OUTSIDE = {
     "etc/systemd/system/cipherbox.service", "etc/systemd/system/cipherbox.socket",
     "etc/systemd/system/cipherbox-websocket.socket", "etc/systemd/system/cipherbox-agent@.service",
@@ -111,8 +125,8 @@ def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(machi
     assert "was installed already" in again.out
 
 
+@pytest.mark.usefixtures("installed")
 def test_the_installed_program_runs_from_its_own_tree(machine: Machine, tmp_path: Path) -> None:
-    assert machine.run("install").code == 0
     program = str(machine.base / "current/bin/cipherbox")
     environment = {**ENVIRONMENT, "HOME": str(tmp_path), CACHE_VARIABLE: "/nonexistent"}
     times = []
@@ -132,8 +146,8 @@ def test_the_installed_program_runs_from_its_own_tree(machine: Machine, tmp_path
     assert (again.returncode, "was installed already" in again.stdout) == (0, True), again.stderr
 
 
+@pytest.mark.usefixtures("installed")
 def test_sockets_listen_where_the_settings_say(machine: Machine) -> None:
-    assert machine.run("install").code == 0
     data = machine.root / "var/lib/cipherbox"
     made = subprocess.run(
         [str(machine.base / "current/bin/cipherbox"), "--home", str(data / "admin"), "init", str(data),
@@ -152,8 +166,8 @@ def test_sockets_listen_where_the_settings_say(machine: Machine) -> None:
     assert not (units / "cipherbox-websocket.socket.d/listen.conf").exists()
 
 
+@pytest.mark.usefixtures("installed")
 def test_an_upgrade_keeps_a_way_back(machine: Machine) -> None:
-    assert machine.run("install").code == 0
     first = read_pointer(machine.base / "current")
     assert machine.run("install", "--rollback").code == 5  # there is nothing before
     unit = machine.root / "etc/systemd/system/cipherbox.service"
@@ -200,8 +214,8 @@ def database(path: Path, version: int) -> None:
 @pytest.mark.parametrize(
     "path", ["var/lib/cipherbox/cipherbox.sqlite3", "var/lib/cipherbox-agent/lab/outbox.sqlite3"]
 )
+@pytest.mark.usefixtures("installed")
 def test_an_older_file_over_newer_data_is_refused_and_changes_nothing(machine: Machine, path: str) -> None:
-    assert machine.run("install").code == 0
     before, current = machine.files(), read_pointer(machine.base / "current")
     database(machine.root / path, 99)
     refused = machine.run("install", pyz=machine.newer(2))
@@ -213,8 +227,8 @@ def test_an_older_file_over_newer_data_is_refused_and_changes_nothing(machine: M
     assert read_pointer(machine.base / "current") == current
 
 
+@pytest.mark.usefixtures("installed")
 def test_a_way_back_over_newer_data_is_refused_and_names_the_copy(machine: Machine) -> None:
-    assert machine.run("install").code == 0
     assert machine.run("install", pyz=machine.newer(2)).code == 0
     told = machine.base / "previous" / "install.json"
     older = json.loads(told.read_text())
@@ -299,9 +313,9 @@ def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pyte
     assert command.endswith("%*\n")
 
 
+@pytest.mark.usefixtures("installed")
 def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.Server) -> None:
     """A newer one is a refusal; an older one, or a server that does not answer, is told and stops nothing."""
-    assert machine.run("install").code == 0
     data, name = machine.root / "var/lib/cipherbox", postgres.schema()
     url = f"{postgres.url(own)}&schema={name}"
     made = shell("init", str(data), "--address", "127.0.0.1:7443", "--database", url, home=machine.root.parent / "home")
@@ -340,8 +354,8 @@ def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.S
     assert read_pointer(machine.base / "current").endswith("2" * 12)
 
 
+@pytest.mark.usefixtures("installed")
 def test_the_database_is_the_one_that_the_settings_name(machine: Machine) -> None:
-    assert machine.run("install").code == 0
     elsewhere = machine.root / "srv" / "hq.sqlite3"
     database(elsewhere, 99)
     file = machine.root / "var/lib/cipherbox/cipherbox.toml"

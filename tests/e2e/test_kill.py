@@ -11,10 +11,11 @@ import trio
 from cipherbox.client.api import Client, open_client
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.errors import CipherBoxError
+from tests import soak
 
 from .conftest import Hq, make_hq, serving
 
-KILLS = 4
+KILLS = 4 if soak.ON else 1
 SENDERS = 8
 BETWEEN = 100  # confirms from one kill to the next
 
@@ -51,6 +52,7 @@ async def keep_sending(client: Client, confirmed: Ids, stop: trio.Event, name: i
         confirmed.add(*map(str, confirmation.message_ids))
 
 
+@soak.more
 async def test_confirmed_means_delivered_once(tmp_path: Path) -> None:
     directory, admin = make_hq(tmp_path)
     with serving(directory) as process:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from cipherbox.envelope import layout as layouts
 from cipherbox.sealing.sessions import session
+from tests import soak
+from tests.warm import FORKED
 
 from .conftest import ENVIRONMENT, PROGRAM, Hq, first_line, shell
 
-SECONDS = 15.0
+SECONDS = soak.of(15)
 WAIT = threading.Event()  # never set
 SPEAKER = """
 import sys, trio
@@ -78,6 +80,7 @@ def ask(home: Path, question: str) -> list[tuple[object, ...]]:
         db.close()
 
 
+@soak.more
 def test_everything_is_killed_and_nothing_lost_or_doubled(hq: Hq, tmp_path: Path) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     for home in (lab, center):
@@ -91,7 +94,7 @@ def test_everything_is_killed_and_nothing_lost_or_doubled(hq: Hq, tmp_path: Path
         place = str(home)
 
         def speaks(turn: int, place: str = place, to: str = to) -> list[str]:
-            return [*python, SPEAKER, place, to, f"publisher.{turn}"]
+            return [*python, FORKED + SPEAKER, place, to, f"publisher.{turn}"]
 
         def sends(turn: int, place: str = place, to: str = to) -> list[str]:
             return [*PROGRAM, "--home", place, "send", "--to", to, "--wrap", "ratchet", f"send.{turn}"]

@@ -55,7 +55,7 @@ class Reader:
             python.parent.mkdir()
             python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I "$@"\n')
             python.chmod(python.stat().st_mode | stat.S_IXUSR)
-        path, cache = f"{python.parent}:{os.environ['PATH']}", str(folder.parent / "cache")
+        path, cache = f"{python.parent}:{os.environ['PATH']}", str(pyz.parent / "cache")
         self.environment = ENVIRONMENT | {"HOME": str(folder), "PATH": path, CACHE_VARIABLE: cache}
 
     def play(self, until: str = "") -> None:

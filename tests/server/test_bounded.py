@@ -136,7 +136,7 @@ async def test_a_consumer_that_does_not_read_is_cut_and_holds_up_nobody(tmp_path
         for _ in range(24):
             raw = r.people["FL-LAB"].seal(r.people["STUCK"], text="x" * MIB).raw
             assert isinstance(await lab.publish(raw), frames.Confirm)
-        stuck, _ = await opened(r, "STUCK", heartbeat_s=1)
+        stuck, _ = await opened(r, "STUCK")
         (session,) = (s for s in r.hq.sessions if s.client == "STUCK")
         session._out._deadline_s = 0.5
         await stuck.send(frames.Consume(1, 1, "box.STUCK", 1000, BIG))

@@ -20,6 +20,7 @@ from cipherbox.cli.exits import Exit, Failed
 from cipherbox.ops.unpack import CACHE_VARIABLE
 
 STOP_S = 15.0
+LIMIT_S = 120.0  # a command may take, on a machine that does much else
 LOWEST_PORT, PORTS = 12_000, 20_000
 
 
@@ -68,14 +69,14 @@ class Stage:
         """Where a process's output is."""
         return self._logs / f"{name}.log"
 
-    async def run(self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = 30.0) -> str:
+    async def run(self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = LIMIT_S) -> str:
         """Runs one command to its end; what it printed, or DemoFailed with the end of it."""
         code, output = await self._ran(name, arguments, stdin, limit_s, both=False)
         if code != Exit.OK:
             raise DemoFailed(f"{name}: {' '.join(arguments)} ended with {code}{self._tail(name)}")
         return output
 
-    async def ran(self, name: str, *arguments: str, limit_s: float = 60.0) -> tuple[int, str]:
+    async def ran(self, name: str, *arguments: str, limit_s: float = LIMIT_S) -> tuple[int, str]:
         """Runs one command to its end, whichever; its exit code, and all it printed as a user sees it."""
         return await self._ran(name, arguments, b"", limit_s, both=True)
 
@@ -97,7 +98,7 @@ class Stage:
             log.write(done.stdout)
         return done.returncode, bytes(done.stdout).decode()
 
-    async def start(self, name: str, *arguments: str, limit_s: float = 30.0) -> tuple[trio.Process, str]:
+    async def start(self, name: str, *arguments: str, limit_s: float = LIMIT_S) -> tuple[trio.Process, str]:
         """Starts a command that stays, and waits for the first line it prints."""
         log: IO[bytes] = self.output(name).open("ab")
         with log:

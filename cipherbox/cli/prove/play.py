@@ -22,7 +22,7 @@ import trio
 from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.prove.database import Database, another_hq
-from cipherbox.cli.prove.worker import LOG, read_content, read_log
+from cipherbox.cli.prove.worker import CONFIRMED, LOG, read_content, read_log
 from cipherbox.errors import CipherBoxError
 
 SETTLE_S, BROKEN_SETTLE_S = 60.0, 10.0
@@ -187,9 +187,8 @@ class Trial:
 
     async def _faults(self, began: float) -> None:
         proof, chance = self.proof, self._chance
-        await trio.sleep(1.0)
         while proof.rounds < self._rounds if not self._seconds else time.monotonic() - began < self._seconds:
-            await self._look_after()
+            await self._confirms()
             proof.rounds += 1
             victims = [*self._hqs, self._hqs[0], chance.choice(self._senders), chance.choice(self._receivers),
                        "cut", "freeze"]  # fmt: skip
@@ -217,6 +216,19 @@ class Trial:
                 await trio.sleep(chance.uniform(*_DOWN_S))
                 await self._start(victim)
             await trio.sleep(chance.uniform(*_CALM_S))
+
+    async def _confirms(self) -> None:
+        """Waits until HQ has confirmed something since the last fault: only then can the next one lose it, on a slow
+        machine too."""
+        logs = [self._directory / name / LOG for name in self._senders]
+        known = [log.stat().st_size if log.exists() else 0 for log in logs]
+        with trio.move_on_after(SETTLE_S):
+            while True:
+                await self._look_after()
+                for log, size in zip(logs, known, strict=True):
+                    if log.exists() and CONFIRMED in log.read_bytes()[size:]:
+                        return
+                await trio.sleep(_LOOK_S)
 
     async def _each_gate(self, act: Callable[[Gate], Awaitable[None]]) -> None:
         for gate in self._gates:

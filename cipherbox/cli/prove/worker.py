@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cipherbox.client.api import Client
 
 LOG = "prove.log"
+CONFIRMED = b'"ok"'  # in a line of it
 TASKS = 3
 _MOST_AT_ONCE = 20  # messages of one publish
 _LARGEST = 40_000  # characters of a filler
