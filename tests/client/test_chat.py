@@ -19,6 +19,7 @@ from cipherbox.client.chat.lines import Lines, Said
 from cipherbox.client.contacts import Contacts, Telling
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.errors import RecipientRevoked, TooLarge
+from tests import soak
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
@@ -243,6 +244,7 @@ def test_a_file_that_is_cut_back_moved_or_full_of_other_things(
     assert found == ["line 8"], "nobody typed the long one"
 
 
+@soak.more
 async def test_a_receiver_that_starts_waits_for_the_moment_of_a_recording(hq: Any) -> None:
     async with talking(hq, "CA-RC", "FL-LAB"), talking(hq, "FL-LAB", "CA-RC") as here:
         async with trio.open_nursery() as nursery:
@@ -252,7 +254,7 @@ async def test_a_receiver_that_starts_waits_for_the_moment_of_a_recording(hq: An
                     await here.chat.say(f"{number}")
 
             nursery.start_soon(keep_saying)
-            for _ in range(20):
+            for _ in range(soak.of(20)):
                 async with hq.client("CA-RC") as client:
                     await Receiver(client).drain()
             nursery.cancel_scope.cancel()
