@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import os
@@ -49,9 +50,16 @@ def binaries() -> Path:
     return found
 
 
+@functools.cache
+def _never_started() -> Server:
+    server = postgres_servers.new_server(binaries())
+    atexit.register(server.remove)
+    return server
+
+
 def new_server() -> Server:
     """An empty server, not started."""
-    return postgres_servers.new_server(binaries())
+    return postgres_servers.new_server(binaries(), _never_started())
 
 
 def shared() -> Iterator[Server]:
