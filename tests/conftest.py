@@ -15,6 +15,8 @@ from cipherbox.ops.logs import ROOT
 from tests import postgres, soak, warm
 
 MEMORY, ROOM = "/dev/shm", 4 << 30
+for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):  # programs start as they do for a user
+    os.environ.pop(name, None)
 WARM = warm.install()
 
 

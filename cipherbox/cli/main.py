@@ -195,7 +195,7 @@ def _within(command: click.Command, name: str) -> Iterator[tuple[click.Command, 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs one command and ends the process with its code; an error becomes plain words, never a traceback."""
-    from cipherbox.cli.stdout import guard_output
+    from cipherbox.cli.stdout import drop_unread_errors, guard_output
     from cipherbox.portable import standard_files
 
     closed = standard_files()
@@ -204,7 +204,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     guard_output(closed)
-    sys.exit(_unprinted(_run(arguments)))
+    code = _unprinted(_run(arguments))
+    drop_unread_errors()
+    sys.exit(code)
 
 
 def _run(arguments: list[str] | None) -> int:

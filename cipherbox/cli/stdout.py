@@ -47,6 +47,15 @@ def guard_output(closed: frozenset[int]) -> None:
     sys.stdout = io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 
+def drop_unread_errors() -> None:
+    """Lets go of a standard error that nobody reads, like a closed terminal's: Python would end with 120 for it."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = None
+
+
 def output_failure() -> OSError | None:
     """Why something could not be printed, if so."""
     with suppress(ValueError):
