@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests import soak
+
 KEYS = {"work", "options", "messages", "seconds", "messages_per_s", "confirmed_per_s", "mb_per_s", "latency_ms",
         "hq_peak_rss_mb", "cpu_s_per_million"}  # fmt: skip
 
@@ -19,10 +21,10 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
     ("arguments", "messages"),
     [
         (["--messages", "500"], 500),
-        (["--messages", "40", "--size", "64KiB", "--batch", "3"], 40),
+        pytest.param(["--messages", "40", "--size", "64KiB", "--batch", "3"], 40, marks=soak.only),
         (["--messages", "31", "--presealed", "--receivers", "2"], 31),
         (["--messages", "21", "--senders", "2", "--receivers", "4", "--recipients", "2", "--batch", "1"], 21),
-        (["--messages", "20", "--rate", "100"], 20),
+        pytest.param(["--messages", "20", "--rate", "100"], 20, marks=soak.only),
         (["--messages", "40", "--files", "--size", "17"], 40),
     ],
 )

@@ -17,6 +17,7 @@ from cipherbox.client.inbox.lines import Received, lines_of
 from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import HEADERS, LAYOUT, Message, pack
+from tests import soak
 from tests.client.attacker import crafted, submit
 from tests.client.memory import MOST_BYTES, Memory
 from tests.client.real_hq import real_hq
@@ -67,8 +68,10 @@ def one_file() -> bytes:
 
 
 SHAPES = [
-    many_headers, many_types, control_characters, many_control_characters, many_headers_of_control_characters,
-    many_short_texts, one_file,
+    many_headers, control_characters, many_short_texts, one_file,
+    *(pytest.param(one, marks=soak.only) for one in (
+        many_types, many_control_characters, many_headers_of_control_characters,
+    )),
 ]  # fmt: skip
 REFUSED = {many_control_characters, many_headers_of_control_characters}  # three times as long as lines
 

@@ -15,6 +15,7 @@ from cipherbox.config import SessionTable
 from cipherbox.envelope import layout as layouts
 from cipherbox.errors import StoreError
 from cipherbox.sealing.sessions import session
+from tests import soak
 from tests.client.test_sessions import hq, received
 from tests.client.waiting import until
 
@@ -52,7 +53,7 @@ def said(hq: Any, name: str) -> list[tuple[bytes, bytes, int]]:
     return found
 
 
-@pytest.mark.parametrize("trouble", ["none", "rotation", "keys"])
+@pytest.mark.parametrize("trouble", ["rotation", *(pytest.param(one, marks=soak.only) for one in ("none", "keys"))])
 async def test_both_directions_with_two_programs_each(hq: Any, trouble: str) -> None:
     count = 300
     table = SessionTable(rotation_s=0 if trouble == "rotation" else 86400)

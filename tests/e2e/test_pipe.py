@@ -4,6 +4,7 @@ import hashlib
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,6 +172,7 @@ def test_what_is_said_when_it_cannot_begin(homes: tuple[Path, Path]) -> None:
             beside = shell("receive", "--idle", "0.1s", home=center)
             if beside.code == Exit.STORE:
                 break
+            threading.Event().wait(0.2)  # it needs the home, too, to begin
         assert "in use by another CipherBox process" in beside.err
     strays = shell("fetch", home=center)
     assert strays.out.startswith("0 message(s)") or "\n0 message(s)" in strays.out, strays.out
