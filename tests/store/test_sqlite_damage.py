@@ -178,7 +178,9 @@ def test_what_was_committed_survives_sigkill(tmp_path: Path) -> None:
         assert child.stdout is not None
         lines = [child.stdout.readline() for _ in range(15)]
         child.send_signal(signal.SIGKILL)
-        lines += child.communicate(timeout=60)[0].splitlines(keepends=True)
+        lines += child.stdout.readlines()  # from the same buffer
+        child.wait(60)
+        child.stdout.close()
         said = int([line for line in lines if line.endswith("\n")][-1])
         again = opened(tmp_path)
         numbers = [e.number for e in again.load(100_000).heads["box.B"]]
