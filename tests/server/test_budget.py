@@ -99,7 +99,7 @@ def test_a_rate_forgets_who_came_long_ago(monkeypatch: Any) -> None:
 
 async def test_proofs_cost_by_what_they_are_of(tmp_path: Path) -> None:
     """5,000 points would otherwise keep the store busy for minutes: an entry is read whole for each envelope."""
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, requests_per_minute=2_000)) as r:
+    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, requests_per_minute=1_000)) as r:
         r.hq.budgets._requests._clock_s = lambda: 0.0  # all of it in one minute, however busy the machine is
         evil, lab = await r.client("EVIL"), await r.client("FL-LAB")
         names = [frames.EnvelopeName("EVIL", n.to_bytes(16, "big")) for n in range(180)]
