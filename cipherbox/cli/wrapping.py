@@ -1,6 +1,6 @@
 """Lines of a terminal that break between words.  A word is never broken: neither a path nor an id nor an option.
 
-A command of ours is one word here, spaces and all, so that it can be copied: a line that the program breaks has an end
+A command to type is one word here, spaces and all, so that it can be copied: a line that the program breaks has an end
 there, one that the terminal breaks has none.
 """
 
@@ -14,7 +14,7 @@ from click.formatting import iter_rows, measure_table
 
 from cipherbox.cli.tables import cells
 
-_COMMAND = re.compile(r"^[(`]?cipherbox$")
+_COMMAND = re.compile(r"^[(`]?(cipherbox|sudo|systemctl|journalctl)$")
 # After these words in the middle of a sentence nothing is typed any more.
 _PROSE = frozenset(
     ["and", "or", "on", "in", "to", "then", "shows", "with", "for", "until", "here", "has", "says", "is", "are", "was"]
