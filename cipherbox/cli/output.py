@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 CHECK = "✅"
 _USUAL = 80  # columns of a terminal that does not say
 _WORDS = "|".join(["--home", "--password-file", *(name for section in COMMANDS.values() for name in section)])
-_COMMAND = re.compile(rf"\bcipherbox (?=(?:{_WORDS})\b)")
+# Another user types the installed command, and may not be able to read this file.
+_COMMAND = re.compile(rf"(?<!sudo -u cipherbox )\bcipherbox (?=(?:{_WORDS})\b)")
 
 __all__ = [
     "as_called",
