@@ -25,10 +25,10 @@ import attrs
 import orjson
 import trio
 
-from cipherbox.alertsettings import AlertSettings, mail_server
+from cipherbox.config.alerts import AlertSettings, mail_server
+from cipherbox.config.secret_file import secret
 from cipherbox.errors import CipherBoxError
 from cipherbox.portable import escape_text, write_atomic
-from cipherbox.secretfile import secret
 
 FILE = "alerts.json"
 WARNING, CRITICAL = "warning", "critical"

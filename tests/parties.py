@@ -23,7 +23,7 @@ from cipherbox.envelope.bundle import (
     encode_bundle,
     encode_signed_part,
 )
-from cipherbox.envelope.kinds import KeyUsage, SignatureSuite, label
+from cipherbox.envelope.stanza_types import KeyUsage, SignatureSuite, label
 from cipherbox.sealing.identity import Identity
 
 

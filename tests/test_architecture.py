@@ -80,7 +80,7 @@ def test_the_table_of_layers_has_each_once() -> None:
 
 def test_the_tasks_of_the_diagram_are_started() -> None:
     started = set()
-    for file in ("app.py", "session.py"):
+    for file in ("app.py", "connection/session.py"):
         for node in ast.walk(ast.parse(Path(PACKAGE, "server", file).read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".start_soon"):
                 started.add(ast.unparse(node.args[0]).removeprefix("hq.").removeprefix("self."))

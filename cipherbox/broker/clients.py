@@ -8,11 +8,11 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import Done
 from cipherbox.broker.rights import MAILBOX
 from cipherbox.broker.usage import SETTINGS
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.errors import Forbidden, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from cipherbox.broker.core import Broker
+    from cipherbox.broker.broker import Broker
 
 
 def owned_queues(broker: Broker, client: str) -> int:

@@ -18,7 +18,7 @@ from cipherbox.broker.rights import no_queue
 from cipherbox.errors import Conflict, InvalidRequest
 
 if TYPE_CHECKING:
-    from cipherbox.broker.core import Broker
+    from cipherbox.broker.broker import Broker
 
 NOTHING = bytes(16)
 SWEEP_ENTRIES = 50_000  # looked at in one sweep: about 5 ms

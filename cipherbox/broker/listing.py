@@ -16,7 +16,7 @@ from cipherbox.broker.model import EVERYBODY, Listed
 from cipherbox.errors import InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from cipherbox.broker.core import Broker
+    from cipherbox.broker.broker import Broker
     from cipherbox.broker.queues import Queue
 
 Key = tuple[str, ...]  # the name first; names hold no control characters, so a joined key sorts as the tuple does

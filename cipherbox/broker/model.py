@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import attrs
 
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.errors import CipherBoxError
 
 ADMIN = "admin"

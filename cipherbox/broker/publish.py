@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cipherbox.broker.dead import overflow
+from cipherbox.broker.dead_letters import overflow
 from cipherbox.broker.model import (
     Confirmed,
     Entry,
@@ -50,7 +50,7 @@ from cipherbox.errors import (
 )
 
 if TYPE_CHECKING:
-    from cipherbox.broker.core import Broker
+    from cipherbox.broker.broker import Broker
 
 MAILBOX_KEYS = {"": "", ".bulk": ".bulk", ".sys": ".sys"}
 Route = tuple[tuple[str, tuple[str, ...]], ...]  # (queue, readers), sorted by name

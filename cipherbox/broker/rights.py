@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from cipherbox.broker.model import ADMIN, EVERYBODY, ClientRow
 from cipherbox.broker.queues import Queue
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.errors import NotFound
 
 RIGHTS = frozenset({"publish", "bind", "read", "declare", "admin"})

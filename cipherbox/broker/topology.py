@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cipherbox.broker import model as m
 from cipherbox.broker.clients import owned_queues, set_contacts
 from cipherbox.broker.consume import bury, disconnect, end_consumer, end_reader, want_page
-from cipherbox.broker.dead import overflow
+from cipherbox.broker.dead_letters import overflow
 from cipherbox.broker.exchanges import Exchange
 from cipherbox.broker.model import (
     ADMIN,
@@ -29,12 +29,12 @@ from cipherbox.broker.model import (
 from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
 from cipherbox.broker.usage import QUEUES
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, Revoked
 from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
-    from cipherbox.broker.core import Broker
+    from cipherbox.broker.broker import Broker
 
 SUFFIXES = ("", ".bulk", ".sys")
 T = TypeVar("T")

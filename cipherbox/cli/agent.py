@@ -12,7 +12,7 @@ from cipherbox.cli.receive import incoming_option, ordered_option, tell_where
 from cipherbox.cli.receive_exec import handler_of
 
 if TYPE_CHECKING:
-    from cipherbox.client.agent import Agent
+    from cipherbox.apps.agent.agent import Agent
     from cipherbox.client.home import Home
 
 
@@ -44,10 +44,10 @@ def agent(
     """
     import trio
 
+    from cipherbox.apps.agent.agent import Agent
     from cipherbox.cli.output import print_event, warn
     from cipherbox.cli.password import load_here
-    from cipherbox.client.agent import Agent
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
     from cipherbox.ops.systemd import notify
     from cipherbox.portable import stop_signals
 

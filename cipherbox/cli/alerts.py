@@ -11,7 +11,7 @@ from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import HQ_DIRECTORY, home_of, hq_settings, json_option, run
 
 if TYPE_CHECKING:
-    from cipherbox.alertsettings import AlertSettings
+    from cipherbox.config.alerts import AlertSettings
 
 _hq_option = click.option("--hq", type=HQ_DIRECTORY, metavar="DIRECTORY", help="HQ's alerts instead of this client's.")
 
@@ -67,7 +67,7 @@ def alerts_list(ctx: click.Context, hq: Path | None, as_json: bool) -> None:
 
 def _of(ctx: click.Context, hq: Path | None) -> tuple[str, Path, AlertSettings]:
     """Who, where the state is, and the settings."""
-    from cipherbox.config import load_client_config
+    from cipherbox.config.settings import load_client_config
 
     if hq is not None:
         server = hq_settings(hq)

@@ -13,7 +13,7 @@ from cipherbox.cli.options import home_of, json_option, run, sure, with_admin, y
 from cipherbox.cli.password import load_here
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.wire.frames import LogEntry
 
 _WHOLE = 4000  # characters of a line: a statement that an admin signed is not cut
@@ -77,7 +77,7 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
     """
     from cipherbox.cli.audit_lines import events, lines
     from cipherbox.cli.output import explain, print_json, safe, say, time_text
-    from cipherbox.envelope.log import decode_groups, decode_record
+    from cipherbox.envelope.transparency_log import decode_groups, decode_record
 
     async def work(client: Client) -> None:
         newest = (await client.read_log(0, 1)).last
@@ -139,7 +139,7 @@ def audit_restored(ctx: click.Context, yes: bool) -> None:
     has seen later entries believes your word that they are lost.
     """
     from cipherbox.cli.output import next_step, say
-    from cipherbox.client.log.restored import attest_restored
+    from cipherbox.client.log.restores import attest_restored
 
     def ask(text: str) -> None:
         say(text)
@@ -184,7 +184,7 @@ async def _entries(client: Client, after: int = 0) -> Entries:
 
 
 def _number(entry: LogEntry) -> int:
-    from cipherbox.envelope.log import decode_record
+    from cipherbox.envelope.transparency_log import decode_record
     from cipherbox.errors import EnvelopeError
 
     try:

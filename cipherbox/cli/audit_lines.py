@@ -9,11 +9,11 @@ import orjson
 
 from cipherbox.broker.model import KEEP, ExchangeType
 from cipherbox.cli.output import time_text
-from cipherbox.envelope import log
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.ids import message_id
 
 if TYPE_CHECKING:
-    from cipherbox.envelope.log import Group
+    from cipherbox.envelope.transparency_log import Group
 
 HQ = "HQ"
 _KEYS = {

@@ -11,9 +11,9 @@ from cipherbox.cli.exits import Exit, exit_code
 from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, run_until_stopped, suggesting
 
 if TYPE_CHECKING:
+    from cipherbox.apps.chat.conversation import Chat
     from cipherbox.cli.chat_screen import Screen
-    from cipherbox.client.api import Client
-    from cipherbox.client.chat.conversation import Chat
+    from cipherbox.client.client import Client
 
 LAST = 20
 LEAVE_S = 5.0  # for the last line to reach HQ, when somebody waits for the prompt
@@ -40,11 +40,11 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
     how far your newest line is: with HQ, opened.  The exit code is 11 when a line still waits in the outbox at the end.
     [manual: tools]
     """
+    from cipherbox.apps.chat.conversation import Chat
     from cipherbox.cli.chat_screen import Screen
     from cipherbox.cli.output import warn
     from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
-    from cipherbox.client.chat.conversation import Chat
+    from cipherbox.client.client import open_client
 
     if bool(clients) == to_all:
         raise click.UsageError("Say with whom: client ids, or --all.")
@@ -69,8 +69,8 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
 
 
 async def _everybody(client: Client) -> list[str]:
+    from cipherbox.apps.chat.conversation import everybody
     from cipherbox.cli.output import safe, warn
-    from cipherbox.client.chat.conversation import everybody
     from cipherbox.errors import UnknownRecipient
 
     found, reasons = await everybody(client)
@@ -86,9 +86,9 @@ async def _talk(
 ) -> int:
     import trio
 
+    from cipherbox.apps.chat.lines import open_lines
     from cipherbox.cli.chat_screen import lines_of_input
-    from cipherbox.client.chat.lines import open_lines
-    from cipherbox.client.tasks import background
+    from cipherbox.client.nursery import background
 
     lines = open_lines(talk.client.home, senders)
     before = lines.last(max(1, last))
@@ -110,7 +110,7 @@ async def _talk(
 
 async def _say(talk: Chat, screen: Screen, text: str | None) -> int:
     """Sends a line; the exit code of one that could not be sent."""
-    from cipherbox.client.chat.conversation import LINE_BYTES
+    from cipherbox.apps.chat.conversation import LINE_BYTES
     from cipherbox.errors import CipherBoxError, CredentialsError, StoreError
 
     if text is None:

@@ -12,10 +12,10 @@ import attrs
 import click
 import trio
 
+from cipherbox.apps.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, Line
+from cipherbox.apps.chat.lines import KeptLines, Lines, Said
 from cipherbox.cli.output import print_json, safe, say
 from cipherbox.cli.stdout import output_failure
-from cipherbox.client.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, Line
-from cipherbox.client.chat.lines import KeptLines, Lines, Said
 
 if TYPE_CHECKING:
     from cipherbox.client.events import Event

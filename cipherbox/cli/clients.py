@@ -9,7 +9,7 @@ import click
 from cipherbox.cli.options import CLIENT_ID, command_here, json_option, with_admin, with_client
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 _HELP = ("-h", "--help")
 ROLES = ("client", "admin")

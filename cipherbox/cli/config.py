@@ -26,8 +26,8 @@ def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> No
     The files name secrets and never hold them, so nothing shown is secret.
     """
     from cipherbox.cli.output import print_json, say
-    from cipherbox.config import load_client_config, load_server_config
-    from cipherbox.configshow import settings_text, settings_values
+    from cipherbox.config.settings import load_client_config, load_server_config
+    from cipherbox.config.show import settings_text, settings_values
 
     loaded = load_server_config(directory) if directory is not None else load_client_config(home_of(ctx))
     if as_json:
@@ -42,11 +42,11 @@ def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> No
 def config_check(directory: Path, as_json: bool) -> int:
     """Check HQ's settings in DIRECTORY, and the keys, certificates, places and addresses they name."""
     from cipherbox.cli.output import fail, print_json, say
-    from cipherbox.config import load_server_config
+    from cipherbox.config.settings import load_server_config
     from cipherbox.errors import ConfigError
 
     try:
-        from cipherbox.server.check import problems
+        from cipherbox.server.operations.check import problems
 
         found = problems(load_server_config(directory))
     except ConfigError as error:

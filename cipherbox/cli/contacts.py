@@ -9,7 +9,7 @@ import click
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option
 
 if TYPE_CHECKING:
-    from cipherbox.contactlists import Lists
+    from cipherbox.contact_lists import Lists
 
 
 @click.group()
@@ -23,7 +23,7 @@ def contacts() -> None:
 @click.pass_context
 def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: bool) -> None:
     """Take mail from CLIENT_IDS, and from nobody else who is not allowed."""
-    from cipherbox.client.contacts import Contacts
+    from cipherbox.client.receiving.contacts import Contacts
 
     if everybody == bool(client_ids):
         raise click.UsageError("Specify client ids or --everybody.")
@@ -37,7 +37,7 @@ def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: b
 @click.pass_context
 def contacts_block(ctx: click.Context, client_ids: tuple[str, ...], remove: bool) -> None:
     """Refuse mail from CLIENT_IDS; each sender is told so, by HQ or by a signed receipt."""
-    from cipherbox.client.contacts import Contacts
+    from cipherbox.client.receiving.contacts import Contacts
 
     found = Contacts(home_of(ctx))
     _changed(ctx, found.unblock(client_ids) if remove else found.block(client_ids), () if remove else client_ids)
@@ -49,7 +49,7 @@ def contacts_block(ctx: click.Context, client_ids: tuple[str, ...], remove: bool
 def contacts_list(ctx: click.Context, as_json: bool) -> None:
     """List whom you allow and whom you block."""
     from cipherbox.cli.output import print_json
-    from cipherbox.client.contacts import Contacts
+    from cipherbox.client.receiving.contacts import Contacts
 
     lists = Contacts(home_of(ctx)).lists()
     if as_json:
@@ -71,8 +71,8 @@ def _changed(ctx: click.Context, lists: Lists, named: tuple[str, ...]) -> None:
     from cipherbox.cli.options import run
     from cipherbox.cli.output import say, warn
     from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
-    from cipherbox.client.contacts import Telling
+    from cipherbox.client.client import open_client
+    from cipherbox.client.receiving.contacts import Telling
     from cipherbox.client.suggest import nearest
     from cipherbox.errors import CipherBoxError
     from cipherbox.limits import LIMITS

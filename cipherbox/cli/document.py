@@ -17,10 +17,11 @@ from typing import Any, get_type_hints
 import attrs
 import click
 
-from cipherbox import config, limits
+from cipherbox import limits
 from cipherbox.cli.exits import MEANING
 from cipherbox.cli.main import COMMANDS, cli, every_command
-from cipherbox.configfile import FIXED_LIMITS
+from cipherbox.config import settings as config
+from cipherbox.config.toml_file import FIXED_LIMITS
 from cipherbox.ops.metrics import METRICS
 
 BEGIN, END = "<!-- made: begin -->", "<!-- made: end -->"
@@ -75,7 +76,7 @@ def metrics() -> str:
 
 def costs() -> str:
     """What each kind of frame costs."""
-    from cipherbox.server.budget import COSTS
+    from cipherbox.server.connection.budget import COSTS
     from cipherbox.wire.fields import TABLE
 
     names = {spec.cls: spec.name for spec in TABLE.values()}

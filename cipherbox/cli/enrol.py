@@ -21,11 +21,11 @@ from cipherbox.cli.options import (
     with_admin,
     yes_option,
 )
-from cipherbox.config import SIGNATURES
+from cipherbox.config.settings import SIGNATURES
 
 if TYPE_CHECKING:
     from cipherbox.client.enrol import JoinReport
-    from cipherbox.client.keys.local import Password
+    from cipherbox.client.keys.local_key import Password
 
 LONGEST_TOKEN_S = 30 * 24 * 3600  # a secret that lies around longer is found
 _EMPTY = "The token is empty. The admin makes one with: cipherbox enroll CLIENT_ID"
@@ -68,7 +68,7 @@ def enroll(
     from cipherbox.portable import write_private
 
     if hq is not None:
-        from cipherbox.server.closed import admin_token
+        from cipherbox.server.operations.offline import admin_token
 
         token = run(admin_token, hq_settings(hq), client_id, int(valid), replace)
     else:
@@ -149,9 +149,9 @@ def join(
     from cipherbox.cli.output import next_step, safe, say, warn
     from cipherbox.cli.password import ask, named_password, new_password, prompt_for
     from cipherbox.client.enrol import join as join_hq
-    from cipherbox.client.keys.local import is_sealed
+    from cipherbox.client.keys.local_key import is_sealed
+    from cipherbox.config.proxies import DIRECT, LineSettings, parse_proxy
     from cipherbox.errors import PasswordNeeded
-    from cipherbox.proxyurl import DIRECT, LineSettings, parse_proxy
 
     if ctx.args:
         raise click.UsageError(
@@ -227,7 +227,7 @@ def revoke(ctx: click.Context, client_id: str, reason: str, yes: bool) -> None:
     Of the last admin HQ refuses it: nobody could administrate it any more.
     """
     from cipherbox.cli.output import next_step, say
-    from cipherbox.config import load_client_config
+    from cipherbox.config.settings import load_client_config
 
     if load_client_config(home_of(ctx)).client_id == client_id:
         sure(f"{client_id} is you. Revoke yourself?", yes)

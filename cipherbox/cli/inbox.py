@@ -18,9 +18,9 @@ from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
-    from cipherbox.client.inbox.kept import Entry
-    from cipherbox.client.inbox.looking import Looking
+    from cipherbox.client.client import Client
+    from cipherbox.client.inbox.encrypted_lines import Entry
+    from cipherbox.client.inbox.inspect import Looking
 
 _SHOWN = 60  # characters of a text in a list
 SUITES = {1: "ed25519", 2: "ed25519+mldsa65"}
@@ -69,7 +69,7 @@ def inbox_search(
     ctx: click.Context, text: str, last: int, since: float | None, sender: str | None, as_json: bool
 ) -> None:
     """List what holds TEXT: in a message, its headers, a file's name, an id.  Contents of files are not searched."""
-    from cipherbox.client.inbox.kept import matches
+    from cipherbox.client.inbox.encrypted_lines import matches
 
     with _look(ctx) as look:
         found = (one for one in look.shelf.newest(_since_ms(since), sender or "") if matches(one, text))
@@ -118,7 +118,7 @@ def inbox_save(ctx: click.Context, message_id: uuid.UUID, target: Path, sender: 
 def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
     """Let the handler try MESSAGE_ID again, or everything that was set aside."""
     from cipherbox.cli.output import explain
-    from cipherbox.client.inbox.handler import Handlers
+    from cipherbox.client.receiving.handler import Handlers
 
     async def work(client: Client) -> int:
         handlers = Handlers(client)
@@ -139,7 +139,7 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
 @contextmanager
 def _look(ctx: click.Context) -> Iterator[Looking]:
     from cipherbox.cli.password import load_here
-    from cipherbox.client.inbox.looking import looking
+    from cipherbox.client.inbox.inspect import looking
 
     with looking(load_here(ctx)) as look:
         yield look
@@ -150,7 +150,7 @@ def _since_ms(since: float | None) -> int:
 
 
 def _found(ctx: click.Context, look: Looking, message_id: uuid.UUID, sender: str | None) -> Entry:
-    from cipherbox.client.inbox.looking import find
+    from cipherbox.client.inbox.inspect import find
 
     entry = find(look, message_id, sender or "")
     if entry is None:

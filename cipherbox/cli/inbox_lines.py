@@ -47,7 +47,7 @@ def inbox_rotate(ctx: click.Context) -> None:
     """Give received_messages.jsonl a name with the time in it; a receiver, also one that runs, begins a new one."""
     from cipherbox.cli.output import say
     from cipherbox.client.inbox.inbox import LINES
-    from cipherbox.client.inbox.linesfile import rotate
+    from cipherbox.client.inbox.lines_file import rotate
     from cipherbox.errors import FileError
 
     path = home_of(ctx) / LINES
@@ -69,7 +69,7 @@ def inbox_lock(ctx: click.Context) -> None:
     """
     from cipherbox.cli.output import say, warn
     from cipherbox.cli.password import load_here
-    from cipherbox.client.inbox.locking import lock_all
+    from cipherbox.client.inbox.encrypting import lock_all
     from cipherbox.errors import InvalidRequest
 
     home = load_here(ctx)

@@ -26,15 +26,15 @@ COMPLETE_VARIABLE = "_CIPHERBOX_COMPLETE"  # set by the shell's completion scrip
 # section -> command -> (module below cipherbox.cli, attribute, one line)
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Headquarters": {
-        "init": ("hq", "init", "Make HQ's data directory, its CA and the first admin."),
-        "serve": ("hq", "serve", "Run HQ."),
+        "init": ("serve", "init", "Make HQ's data directory, its CA and the first admin."),
+        "serve": ("serve", "serve", "Run HQ."),
         "enroll": ("enrol", "enroll", "Make a one-time token for a new client."),
         "approve": ("enrol", "approve", "Let a held enrolment go, or refuse it."),
         "revoke": ("enrol", "revoke", "Revoke a client and cut its connections."),
         "grant": ("topology", "grant", "Give or take a right."),
         "grants": ("topology", "grants", "List who has which right."),
         "config": ("config", "config", "Show the settings, or check whether HQ could start."),
-        "dead": ("dead", "dead", "Dead letters: list, show, send again, drop."),
+        "dead": ("dead_letters", "dead", "Dead letters: list, show, send again, drop."),
         "audit": ("audit", "audit", "Verify or read HQ's signed log."),
         "witness": ("witness", "witness", "Cosign HQ's signed log, so that nobody is shown another one."),
         "top": ("top", "top", "Watch queues, rates, clients and alerts."),
@@ -77,8 +77,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "python": ("python", "python", "Run a program of yours with CipherBox's library."),
         "install": ("install.command", "install", "Install or upgrade HQ, or a client, on this machine."),
         "uninstall": ("install.command", "uninstall", "Remove it again; data stays."),
-        "completion": ("texts", "completion", "Print the shell's completion of these commands."),
-        "version": ("texts", "version", "Print the version."),
+        "completion": ("completion_texts", "completion", "Print the shell's completion of these commands."),
+        "version": ("completion_texts", "version", "Print the version."),
     },
 }
 _FLAT = {name: entry for section in COMMANDS.values() for name, entry in section.items()}

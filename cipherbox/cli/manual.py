@@ -86,7 +86,7 @@ def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> No
     On a terminal a page is laid out for its width; into a pipe or a file it goes as Markdown.
     """
     if man:
-        from cipherbox.cli.manpage import man_page
+        from cipherbox.cli.man_page import man_page
 
         click.echo(man_page(), nl=False)
         return

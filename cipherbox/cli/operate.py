@@ -9,7 +9,7 @@ import click
 from cipherbox.cli.options import DURATION, command_here, json_option, sure, with_admin, yes_option
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 LONGEST_S = 24 * 3600
 _LOOK_S = 0.5

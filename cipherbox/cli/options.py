@@ -18,8 +18,8 @@ from cipherbox.errors import CipherBoxError, Forbidden, InvalidRequest
 from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
-    from cipherbox.config import DatabaseSettings, ServerConfig
+    from cipherbox.client.client import Client
+    from cipherbox.config.settings import DatabaseSettings, ServerConfig
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 def home_of(ctx: click.Context) -> Path:
     """The client's directory: --home, $CIPHERBOX_HOME, or ~/.cipherbox."""
-    from cipherbox.config import default_home
+    from cipherbox.config.settings import default_home
 
     given: Path | None = ctx.find_root().obj
     home = (given or default_home()).absolute()
@@ -104,7 +104,7 @@ def _say_replaced(ctx: click.Context, home: Path) -> None:
 
 def hq_settings(directory: Path) -> ServerConfig:
     """The settings of an HQ whose files are about to be changed; ConfigError for root, where HQ is another user's."""
-    from cipherbox.config import load_server_config
+    from cipherbox.config.settings import load_server_config
     from cipherbox.errors import ConfigError
     from cipherbox.portable import is_root, owner_of
 
@@ -188,7 +188,7 @@ async def suggesting(ctx: click.Context, client: Client) -> AsyncIterator[None]:
 def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """Opens this machine's client, does the work, closes it."""
     from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     home = load_here(ctx)
 
@@ -214,7 +214,7 @@ def database_settings(text: str) -> DatabaseSettings:
     """`[database]` from a command line: postgresql://..., or sqlite:PATH.  Files are named as seen from here."""
     import attrs
 
-    from cipherbox.config import DatabaseSettings, is_credential, with_url
+    from cipherbox.config.settings import DatabaseSettings, is_credential, with_url
 
     if text.startswith("sqlite:"):
         return DatabaseSettings(path=Path(text.removeprefix("sqlite:")).absolute())

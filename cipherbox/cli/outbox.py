@@ -25,8 +25,8 @@ from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
-    from cipherbox.client.outbox.folderfiles import Claim
+    from cipherbox.client.client import Client
+    from cipherbox.client.outbox.folder_files import Claim
     from cipherbox.client.outbox.rows import Row
     from cipherbox.client.outbox.transfers import Transfer
     from cipherbox.errors import CipherBoxError
@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
 
 
 async def _listed(client: Client, wanted: Wanted) -> Listed:
-    from cipherbox.client.outbox.folderfiles import FolderFiles, words
+    from cipherbox.client.outbox.folder_files import FolderFiles, words
     from cipherbox.client.outbox.rows import ASIDE, WAITING
     from cipherbox.client.outbox.transfers import SENT, Transfers
 
@@ -165,8 +165,8 @@ def outbox_send(ctx: click.Context) -> int:
     from cipherbox.cli.output import fail, print_event, say
     from cipherbox.cli.password import load_here
     from cipherbox.cli.send_files import progress
-    from cipherbox.client.api import open_client
-    from cipherbox.client.files import send_unfinished
+    from cipherbox.client.client import open_client
+    from cipherbox.client.publishing.files import send_unfinished
     from cipherbox.errors import Queued
 
     home = load_here(ctx, renews=True)
@@ -212,7 +212,7 @@ def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> Non
     from cipherbox.cli.output import print_json, record
 
     async def work(client: Client) -> dict[str, object]:
-        from cipherbox.client.receipts import words
+        from cipherbox.client.receiving.receipts import words
 
         row, post = await _row(client, message_id), client.outbox()
         whys: Any = await post.store(post.outbox.refusals, row.number)
@@ -332,7 +332,7 @@ async def _row(client: Client, message_id: uuid.UUID) -> Row:
 def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """Works on the outbox whether or not HQ can be reached."""
     from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     home = load_here(ctx)
 

@@ -17,7 +17,7 @@ from cipherbox.cli.options import home_of, sure, yes_option
 
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
-    from cipherbox.config import ClientConfig
+    from cipherbox.config.settings import ClientConfig
 
 TRIES = 3
 CHOICES = 5  # of a new password: some are refused, some are mistyped
@@ -31,7 +31,7 @@ def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
     """
     from cipherbox.cli.keys.life import warn_of_end
     from cipherbox.client.home import home_with
-    from cipherbox.config import load_client_config
+    from cipherbox.config.settings import load_client_config
 
     if _HOME not in ctx.meta:
         config = load_client_config(home_of(ctx))
@@ -46,7 +46,7 @@ def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
     """The local key.  On a terminal somebody may mistype; what a file says is final."""
     from cipherbox.cli.output import warn
     from cipherbox.client.home import unlocked
-    from cipherbox.client.keys.local import is_sealed
+    from cipherbox.client.keys.local_key import is_sealed
     from cipherbox.errors import PasswordError, PasswordNeeded
 
     if not is_sealed(config.home):
@@ -73,7 +73,7 @@ def prompt_for(home: Path) -> str:
 
 def named_password(ctx: click.Context) -> bytes | None:
     """What --password-file holds; None when it was not given."""
-    from cipherbox.client.keys.local import read_password
+    from cipherbox.client.keys.local_key import read_password
 
     named: Path | None = ctx.meta.get(PASSWORD_FILE)
     return read_password(named.absolute()) if named is not None else None
@@ -107,7 +107,7 @@ def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
 
 def chosen_password(file: Path, about: Sequence[str] = ()) -> bytes:
     """The password in a file that protects something from now on; WeakPassword if it is easy to guess."""
-    from cipherbox.client.keys.local import read_password
+    from cipherbox.client.keys.local_key import read_password
     from cipherbox.client.keys.strength import check_strength
 
     return check_strength(read_password(file.absolute()), about, str(file))
@@ -154,8 +154,8 @@ def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> 
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.home import home_with
-    from cipherbox.client.keys.local import configured_password, is_sealed, put_local_key
-    from cipherbox.config import load_client_config
+    from cipherbox.client.keys.local_key import configured_password, is_sealed, put_local_key
+    from cipherbox.config.settings import load_client_config
 
     if remove and file is not None:
         raise click.UsageError("Either --remove or --new-password-file.")

@@ -40,7 +40,7 @@ async def _until_stopped(work: Callable[[float], Awaitable[None]], within_s: flo
     """A signal ends the pipe and not yet the connection: the other end is told."""
     import trio
 
-    from cipherbox.client.tasks import background
+    from cipherbox.client.nursery import background
     from cipherbox.portable import stop_signals
 
     with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as scope:
@@ -80,10 +80,10 @@ def pipe(ctx: click.Context, client_id: str, listen: bool, within: float | None,
     waited for.  When the other end breaks off or falls silent the exit code is 3.  While it runs nothing else may
     receive for this client: stop `receive` and the agent before. [manual: tools]
     """
+    from cipherbox.apps.pipe.pipe import Pipe
     from cipherbox.cli.output import next_step, print_trouble, warn
     from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
-    from cipherbox.client.pipe.pipe import Pipe
+    from cipherbox.client.client import open_client
 
     if 0 < idle < SHORTEST_S:
         raise click.UsageError(f"--idle is at least {SHORTEST_S:g}s, or 0.")

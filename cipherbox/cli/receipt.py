@@ -15,7 +15,7 @@ from cipherbox.cli.status import MessageId
 from cipherbox.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 
 @click.group()
@@ -76,7 +76,7 @@ def receipt_verify(
     any of them the file is checked, its root's fingerprint is shown for you to compare, and the exit code is 7.
     """
     from cipherbox.cli.output import fail, print_json, safe, say, time_text, warn
-    from cipherbox.envelope.receiptfile import verify_file
+    from cipherbox.envelope.receipt_file import verify_file
 
     wanted = _wanted(ctx, root, fingerprint)
     statement = verify_file(file.read())

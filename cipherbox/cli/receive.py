@@ -12,9 +12,9 @@ import click
 from cipherbox.cli.options import DURATION, QUEUE, command_here, home_of, json_option, run
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.client.home import Home
-    from cipherbox.client.inbox.receiver import Receiver
+    from cipherbox.client.receiving.receiver import Receiver
 
     Work = Callable[[Client, Receiver], Awaitable[None]]
 
@@ -134,8 +134,8 @@ def _with_receiver(
     from cipherbox.cli.output import print_event, print_raw
     from cipherbox.cli.password import load_here
     from cipherbox.cli.stdout import output_failure
-    from cipherbox.client.api import open_client
-    from cipherbox.client.inbox.receiver import Receiver
+    from cipherbox.client.client import open_client
+    from cipherbox.client.receiving.receiver import Receiver
     from cipherbox.portable import stop_signals
 
     def print_lines(lines: list[bytes]) -> None:

@@ -19,7 +19,7 @@ from cipherbox.errors import Bad, Later
 from cipherbox.portable import escape_text, stop_signals
 
 if TYPE_CHECKING:
-    from cipherbox.client.inbox.handler import Handled, Handler, Handlers
+    from cipherbox.client.receiving.handler import Handled, Handler, Handlers
 
 SIGKILL = 9  # by its number: not every system has the name
 LATER = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -86,7 +86,7 @@ def execute(
     from cipherbox.cli.output import next_step, print_event, say
     from cipherbox.cli.password import load_here
     from cipherbox.cli.receive import tell_where
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     handle = handler_of(command)
     service = idle_s is None

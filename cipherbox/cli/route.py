@@ -23,7 +23,7 @@ def route_allow(
 ) -> None:
     """Permit CLIENT_IDS as recipients of what you send to EXCHANGE."""
     from cipherbox.cli.output import next_step, say
-    from cipherbox.client.allow import AllowList
+    from cipherbox.client.publishing.allow_list import AllowList
 
     if anybody == bool(client_ids):
         raise click.UsageError("Name the client ids, or say --any.")
@@ -43,7 +43,7 @@ def route_allow(
 def route_list(ctx: click.Context, as_json: bool) -> None:
     """List which recipients you permit, by exchange."""
     from cipherbox.cli.output import print_json, table
-    from cipherbox.client.allow import AllowList
+    from cipherbox.client.publishing.allow_list import AllowList
 
     entries = AllowList(home_of(ctx)).entries()
     if as_json:
@@ -61,7 +61,7 @@ def route_list(ctx: click.Context, as_json: bool) -> None:
 def route_resolve(ctx: click.Context, exchange: str, key: str, as_json: bool) -> None:
     """Ask HQ who would read what is sent to EXCHANGE with KEY now."""
     from cipherbox.cli.output import print_json, safe, table
-    from cipherbox.client.allow import AllowList
+    from cipherbox.client.publishing.allow_list import AllowList
 
     found = with_client(ctx, lambda client: client.resolve(exchange, key))
     allowed = AllowList(home_of(ctx)).entries().get(exchange, [])

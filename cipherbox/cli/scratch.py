@@ -25,7 +25,7 @@ class Scratch:
     def __init__(self, url: str) -> None:
         self.url = ""
         if url:
-            from cipherbox.server.storing import target_of
+            from cipherbox.server.operations.open_store import target_of
 
             parts = urlsplit(url)
             query = dict(parse_qsl(parts.query), schema=f"cipherbox_{secrets.token_hex(6)}")

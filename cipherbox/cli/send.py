@@ -16,7 +16,7 @@ from cipherbox.errors import Queued, RecipientRefuses
 from cipherbox.limits import LIMITS
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Confirmation
+    from cipherbox.client.client import Confirmation
     from cipherbox.sealing.body import Message
 
 TEXT = "text/plain; charset=utf-8"
@@ -116,7 +116,7 @@ def send(
     home = load_here(ctx)
 
     async def main() -> tuple[list[Confirmation], bool, RecipientRefuses | None]:
-        from cipherbox.client.api import open_client
+        from cipherbox.client.client import open_client
 
         done: list[Confirmation] = []
         on_event = None if as_json else print_event if verbose else print_keys
@@ -191,7 +191,7 @@ def _sentence(confirmation: Confirmation, ids: list[str], whom: str, state: str)
 
 
 def _messages(content: str | None, files: tuple[Path, ...], kind: str, headers: dict[str, str]) -> list[Message]:
-    from cipherbox.client.filetypes import guess_type
+    from cipherbox.client.file_types import guess_type
     from cipherbox.sealing.body import Message
 
     if files:

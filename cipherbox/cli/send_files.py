@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from cipherbox.limits import LIMITS
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
-    from cipherbox.client.files import OnProgress
+    from cipherbox.client.client import Client
     from cipherbox.client.outbox.transfers import Transfer
-    from cipherbox.client.publish import Confirmation
+    from cipherbox.client.publishing.files import OnProgress
+    from cipherbox.client.publishing.publish import Confirmation
 
 _TENTH = 10  # plain progress: a line for each tenth
 
@@ -36,8 +36,8 @@ async def send_all(
     stanza: str | None, on_progress: OnProgress,
 ) -> list[Confirmation]:  # fmt: skip
     """Sends one after the other, a directory as one; the confirmations of the manifests."""
-    from cipherbox.client.files import send_directory, send_file
-    from cipherbox.client.filetypes import guess_type
+    from cipherbox.client.file_types import guess_type
+    from cipherbox.client.publishing.files import send_directory, send_file
 
     done = []
     for path in paths:

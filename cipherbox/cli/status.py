@@ -12,7 +12,7 @@ from cipherbox.cli.options import CLIENT_ID, json_option, run, with_client
 from cipherbox.errors import NetworkError
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.wire.frames import StatusReport
 
 STATES = ("waiting", "delivered, not yet acknowledged", "acknowledged", "dead letter")
@@ -53,7 +53,7 @@ def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int |
     """None when the message was not sent from this home."""
     from cipherbox.cli.output import explain, print_json, safe, say, time_text, warn
     from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
     from cipherbox.client.outbox.tracking import Timeline
     from cipherbox.errors import Forbidden, NotFound
 
@@ -153,7 +153,7 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
     from cipherbox.cli.exits import exit_code
     from cipherbox.cli.output import fail
     from cipherbox.cli.password import load_here
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     home = load_here(ctx)
 
@@ -180,7 +180,7 @@ async def _show(client: Client, queues: list[dict[str, Any]], away: NetworkError
     import attrs
 
     from cipherbox.cli.output import print_json, record, rows_table, safe, say, time_text, warn
-    from cipherbox.client.outbox.folderfiles import FolderFiles
+    from cipherbox.client.outbox.folder_files import FolderFiles
     from cipherbox.client.overview import overview
 
     post = client.post

@@ -14,8 +14,8 @@ import click
 from cipherbox.cli.options import HQ_DIRECTORY, database_settings, json_option
 
 if TYPE_CHECKING:
-    from cipherbox.config import ServerConfig
-    from cipherbox.server.backup import Summary
+    from cipherbox.config.settings import ServerConfig
+    from cipherbox.server.operations.backup import Summary
 
 
 
@@ -47,8 +47,8 @@ def backup(directory: Path, to: Path | None, as_json: bool) -> None:
     The backup is a directory that only its owner can read.  It holds HQ's secrets: keep it as you keep them.
     """
     from cipherbox.cli.output import next_step, say, warn
-    from cipherbox.config import load_server_config
-    from cipherbox.server.backup import back_up
+    from cipherbox.config.settings import load_server_config
+    from cipherbox.server.operations.backup import back_up
 
     config = load_server_config(directory)
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -75,7 +75,7 @@ def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
     digest, each envelope by its hash, the signed log from its first entry to its last.
     """
     from cipherbox.cli.output import next_step, say, time_text
-    from cipherbox.server.backup import restore as bring_back
+    from cipherbox.server.operations.backup import restore as bring_back
 
     with progress(silent=as_json) as tell:
         done = bring_back(backup.absolute(), directory.absolute(), database_settings(url) if url else None, tell)
@@ -108,10 +108,10 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
     import attrs
 
     from cipherbox.cli.output import next_step, print_json, say
-    from cipherbox.config import load_server_config, write_server_config
+    from cipherbox.config.settings import load_server_config, write_server_config
     from cipherbox.portable import lock_file
-    from cipherbox.server.backup import copy_store
-    from cipherbox.server.check import LOCK
+    from cipherbox.server.operations.backup import copy_store
+    from cipherbox.server.operations.check import LOCK
 
     config = load_server_config(directory)
     target: ServerConfig = attrs.evolve(config, database=database_settings(to))
@@ -139,10 +139,10 @@ def store_upgrade(directory: Path) -> None:
     copied into a schema beside HQ's, which you may drop when all is well.
     """
     from cipherbox.cli.output import say
-    from cipherbox.config import load_server_config
+    from cipherbox.config.settings import load_server_config
     from cipherbox.portable import lock_file
-    from cipherbox.server.check import LOCK
-    from cipherbox.server.storing import open_store
+    from cipherbox.server.operations.check import LOCK
+    from cipherbox.server.operations.open_store import open_store
 
     config = load_server_config(directory)
     with lock_file(config.directory / LOCK, f"HQ's directory {config.directory}"):

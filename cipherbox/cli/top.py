@@ -14,7 +14,7 @@ from cipherbox.cli.options import DURATION, json_option, run, run_until_stopped
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.client.home import Home
 
 ONCE_S = 1.0  # between the two looks that a rate needs
@@ -137,7 +137,7 @@ def _admin_only(client: Client) -> None:
 async def _once(home: Home) -> dict[str, Any]:
     import trio
 
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async with open_client(home) as client:
         _admin_only(client)
@@ -171,7 +171,7 @@ async def _looks(client: Client, first_s: float, interval: float) -> AsyncGenera
 
 async def _lines(home: Home, interval: float) -> None:
     from cipherbox.cli.output import print_json, warn
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async with open_client(home) as client:
         _admin_only(client)
@@ -189,7 +189,7 @@ async def _live(home: Home, interval: float) -> None:
     from rich.text import Text
 
     from cipherbox.cli.output import safe
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async with open_client(home) as client:
         _admin_only(client)

@@ -23,7 +23,7 @@ from cipherbox.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 RIGHTS = ("publish", "bind", "read", "declare", "admin")
 TYPES = ("direct", "fanout", "topic")

@@ -23,7 +23,7 @@ def witness(ctx: click.Context, key: bool, once: bool) -> None:
     Runs until it is stopped.  Best on a machine that neither HQ nor the senders run; `cipherbox manual log` explains.
     """
     from cipherbox.cli.output import say
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
     from cipherbox.client.log.witness import Witness, load_key, verifier_key
 
     home = load_here(ctx, renews=not once)

@@ -31,37 +31,42 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cipherbox.client.allow import AllowList
-    from cipherbox.client.api import Client, open_client
-    from cipherbox.client.consume import Consumer, Delivery
+    from cipherbox.client.client import Client, open_client
     from cipherbox.client.enrol import JoinReport, join
-    from cipherbox.client.inbox.receiver import Receiver
-    from cipherbox.client.publish import Confirmation
-    from cipherbox.client.publisher import Publisher
-    from cipherbox.client.sessions.securesocket import SecureSocket, SqliteSessions
+    from cipherbox.client.publishing.allow_list import AllowList
+    from cipherbox.client.publishing.publish import Confirmation
+    from cipherbox.client.publishing.publisher import Publisher
+    from cipherbox.client.receiving.consumer import Consumer, Delivery
+    from cipherbox.client.receiving.receiver import Receiver
+    from cipherbox.client.sessions.secure_socket import SecureSocket, SqliteSessions
     from cipherbox.sealing.body import Message
-    from cipherbox.sealing.secure import HandshakeBuilder, SecureContext, SecureSession, generate_keypair
-    from cipherbox.sealing.sessions.settings import SessionSettings
+    from cipherbox.sealing.ratchet.secure_session import (
+        HandshakeBuilder,
+        SecureContext,
+        SecureSession,
+        generate_keypair,
+    )
+    from cipherbox.sealing.ratchet.settings import SessionSettings
 
 _WHERE = {
-    "AllowList": "cipherbox.client.allow",
-    "Client": "cipherbox.client.api",
-    "Confirmation": "cipherbox.client.publish",
-    "Consumer": "cipherbox.client.consume",
-    "Delivery": "cipherbox.client.consume",
+    "AllowList": "cipherbox.client.publishing.allow_list",
+    "Client": "cipherbox.client.client",
+    "Confirmation": "cipherbox.client.publishing.publish",
+    "Consumer": "cipherbox.client.receiving.consumer",
+    "Delivery": "cipherbox.client.receiving.consumer",
     "JoinReport": "cipherbox.client.enrol",
-    "HandshakeBuilder": "cipherbox.sealing.secure",
+    "HandshakeBuilder": "cipherbox.sealing.ratchet.secure_session",
     "Message": "cipherbox.sealing.body",
-    "Publisher": "cipherbox.client.publisher",
-    "Receiver": "cipherbox.client.inbox.receiver",
-    "SecureContext": "cipherbox.sealing.secure",
-    "SecureSession": "cipherbox.sealing.secure",
-    "SessionSettings": "cipherbox.sealing.sessions.settings",
-    "SecureSocket": "cipherbox.client.sessions.securesocket",
-    "SqliteSessions": "cipherbox.client.sessions.securesocket",
-    "generate_keypair": "cipherbox.sealing.secure",
+    "Publisher": "cipherbox.client.publishing.publisher",
+    "Receiver": "cipherbox.client.receiving.receiver",
+    "SecureContext": "cipherbox.sealing.ratchet.secure_session",
+    "SecureSession": "cipherbox.sealing.ratchet.secure_session",
+    "SessionSettings": "cipherbox.sealing.ratchet.settings",
+    "SecureSocket": "cipherbox.client.sessions.secure_socket",
+    "SqliteSessions": "cipherbox.client.sessions.secure_socket",
+    "generate_keypair": "cipherbox.sealing.ratchet.secure_session",
     "join": "cipherbox.client.enrol",
-    "open_client": "cipherbox.client.api",
+    "open_client": "cipherbox.client.client",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from cipherbox.checks import checked
-from cipherbox.client.line import Line
+from cipherbox.client.connection.reconnecting import Line
 from cipherbox.wire import frames
 
 _AS_SET = (1 << 64) - 1

@@ -23,13 +23,13 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from cipherbox.client import api
-from cipherbox.client.consume import Consumer, Delivery
-from cipherbox.client.contents import Content
-from cipherbox.client.inbox.holding import OnLines
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.publish import Confirmation
-from cipherbox.client.publisher import Publisher
+from cipherbox.client import client as api
+from cipherbox.client.publishing.publish import Confirmation
+from cipherbox.client.publishing.publisher import Publisher
+from cipherbox.client.publishing.splitting import Content
+from cipherbox.client.receiving.consumer import Consumer, Delivery
+from cipherbox.client.receiving.held_inbox import OnLines
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import CipherBoxError, GoingAway
 from cipherbox.wire import frames

@@ -20,15 +20,15 @@ import attrs
 from cryptography import x509
 
 from cipherbox import pki
+from cipherbox.client.connection.connection import Link
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, NEXT_KEY, REPLACED, ROOT, put_next_key
 from cipherbox.client.keys.own import LOCK
-from cipherbox.client.link import Link
-from cipherbox.client.sessions.retiring import retire_sessions
-from cipherbox.config import CLIENT_FILE, ClientConfig, load_client_config
+from cipherbox.client.sessions.superseded import retire_sessions
+from cipherbox.config.settings import CLIENT_FILE, ClientConfig, load_client_config
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import BundleRefused, ConfigError, CredentialsError
 from cipherbox.portable import lock_file, read_private, write_atomic, write_private
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token

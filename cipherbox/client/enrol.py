@@ -25,11 +25,12 @@ import orjson
 import trio
 from cryptography import x509
 
-from cipherbox import pki, tls
+from cipherbox import pki
 from cipherbox.checks import checked
 from cipherbox.client.comeback import come_back, next_key, returning
+from cipherbox.client.connection.connection import Link, open_link
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
-from cipherbox.client.keys.local import (
+from cipherbox.client.keys.local_key import (
     LOCAL_KEY,
     Password,
     configured_password,
@@ -41,8 +42,8 @@ from cipherbox.client.keys.local import (
     read_password,
 )
 from cipherbox.client.keys.strength import check_strength
-from cipherbox.client.link import Link, open_link
-from cipherbox.config import SIGNATURES, ClientConfig, write_client_config
+from cipherbox.config.proxies import LineSettings
+from cipherbox.config.settings import SIGNATURES, ClientConfig, write_client_config
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.errors import (
     BundleNotCertified,
@@ -52,9 +53,9 @@ from cipherbox.errors import (
     NetworkError,
     TokenError,
 )
+from cipherbox.net import tls
 from cipherbox.portable import private_dir, read_private, write_atomic, write_private
-from cipherbox.proxyurl import LineSettings
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import SUITES, Identity
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token, decode_token

@@ -20,21 +20,15 @@ from pathlib import Path
 import attrs
 from cryptography import x509
 
-from cipherbox import pki, tls
-from cipherbox.client.keys.local import (
-    Password,
-    Say,
-    configured_password,
-    is_sealed,
-    open_local_key,
-    read_password,
-)
-from cipherbox.config import ClientConfig, load_client_config
+from cipherbox import pki
+from cipherbox.client.keys.local_key import Password, Say, configured_password, is_sealed, open_local_key, read_password
+from cipherbox.config.settings import ClientConfig, load_client_config
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, Forbidden, Replaced
+from cipherbox.net import tls
 from cipherbox.portable import read_private, sync_directory, write_atomic
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.kept import KeyKeeper, Vault
+from cipherbox.sealing.local_secret_box import KeyKeeper, Vault
 from cipherbox.sealing.open import is_signed_by
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cipherbox.client.inbox.looking import looking
-from cipherbox.client.localdb import translated
+from cipherbox.client.inbox.inspect import looking
+from cipherbox.client.local_database import translated
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.client.outbox.outbox import Outbox
 
 

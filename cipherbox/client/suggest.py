@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cipherbox.errors import CipherBoxError, NotFound, UnknownRecipient
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

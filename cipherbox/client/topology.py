@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from cipherbox.checks import checked
-from cipherbox.client.consume import ranges
-from cipherbox.client.line import Line
+from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.receiving.consumer import ranges
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.errors import InvalidRequest
 from cipherbox.limits import LIMITS

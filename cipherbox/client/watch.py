@@ -25,7 +25,7 @@ from cipherbox.errors import CipherBoxError, StoreLocked
 from cipherbox.portable import free_bytes, lock_file
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 LOCK = "alerts.lock"
 INBOX = "inbox.sqlite3"
@@ -96,7 +96,7 @@ async def _outbox(client: Client) -> list[Alert]:
 
 
 def _parked(client: Client) -> list[Alert]:
-    from cipherbox.client.inbox.handler import Handlers
+    from cipherbox.client.receiving.handler import Handlers
 
     if not (client.home.path / INBOX).exists():
         return []

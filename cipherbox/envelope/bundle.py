@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from cipherbox import pki
 from cipherbox.envelope import rsa, signature
-from cipherbox.envelope.kinds import (
+from cipherbox.envelope.stanza_types import (
     PUBLIC_KEY_SIZES,
     SIGN_KEY_SIZES,
     STANZA_NAMES,

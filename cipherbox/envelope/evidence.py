@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import pki
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
-from cipherbox.envelope.kinds import label
-from cipherbox.envelope.tree import is_consistent
+from cipherbox.envelope.merkle_tree import is_consistent
+from cipherbox.envelope.stanza_types import label
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 
 FORMAT = "cipherbox-log-evidence-1"

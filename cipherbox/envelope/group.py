@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import attrs
 
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.envelope.kinds import SignatureSuite
+from cipherbox.envelope.merkle_tree import leaf_hash, merkle_path, merkle_root
 from cipherbox.envelope.receipt import (
     USE,
     Exported,
@@ -25,7 +25,7 @@ from cipherbox.envelope.receipt import (
     read_receipt,
     verify_receipt,
 )
-from cipherbox.envelope.tree import leaf_hash, merkle_path, merkle_root
+from cipherbox.envelope.stanza_types import SignatureSuite
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 from cipherbox.limits import LIMITS
 

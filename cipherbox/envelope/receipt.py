@@ -15,8 +15,8 @@ import attrs
 
 from cipherbox.envelope import signature
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.envelope.kinds import SIGNATURE_SIZES, Outcome, SignatureSuite
-from cipherbox.envelope.tree import leaf_hash, root_from_path
+from cipherbox.envelope.merkle_tree import leaf_hash, root_from_path
+from cipherbox.envelope.stanza_types import SIGNATURE_SIZES, Outcome, SignatureSuite
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, SignatureInvalid, UnknownVersion
 from cipherbox.limits import LIMITS, check_client_id
 

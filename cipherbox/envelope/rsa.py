@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from cipherbox.envelope.kinds import SEALED_KEY
+from cipherbox.envelope.stanza_types import SEALED_KEY
 from cipherbox.errors import BundleMalformed
 from cipherbox.limits import LIMITS
 

@@ -13,7 +13,7 @@ import nacl.signing
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import mldsa
 
-from cipherbox.envelope.kinds import SIGNATURE_SIZES, SignAlgorithm, SignatureSuite, label
+from cipherbox.envelope.stanza_types import SIGNATURE_SIZES, SignAlgorithm, SignatureSuite, label
 from cipherbox.errors import SignatureInvalid
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import orjson
 
-from cipherbox.config import LoggingSettings
+from cipherbox.config.settings import LoggingSettings
 from cipherbox.errors import ConfigError
 from cipherbox.ops import flood
 from cipherbox.ops.flood import Flood

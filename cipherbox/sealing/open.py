@@ -21,9 +21,9 @@ from cryptography.exceptions import InvalidTag
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope import signature
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.envelope.kinds import StanzaType
 from cipherbox.envelope.layout import Hashes, Layout
 from cipherbox.envelope.prefix import VERSION
+from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import (
     CommitmentMismatch,
     DecryptionFailed,

@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 import attrs
 
 from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
-from cipherbox.envelope.kinds import POST_QUANTUM, BodyCipher, StanzaType
 from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encode_prefix
+from cipherbox.envelope.stanza_types import POST_QUANTUM, BodyCipher, StanzaType
 from cipherbox.errors import BundleError, BundleMalformed, EnvelopeError, InvalidRequest, TooLarge, UnsafeMix
 from cipherbox.limits import LIMITS
 from cipherbox.sealing import stanzas

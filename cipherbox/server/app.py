@@ -15,19 +15,19 @@ import trio
 
 from cipherbox.alerting import Teller
 from cipherbox.broker.model import Cutoffs, Retain
-from cipherbox.config import ServerConfig, parse_listen
+from cipherbox.concurrency import ours_alone
+from cipherbox.config.settings import ServerConfig, parse_listen
 from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased
-from cipherbox.groups import ours_alone
 from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
-from cipherbox.server.alerts import Watch
-from cipherbox.server.check import LOCK, require_places
+from cipherbox.server.ca.credentials import check_answered
+from cipherbox.server.connection.listeners import Doorman, address_of, given_listeners, open_listeners
 from cipherbox.server.hq import HQ
-from cipherbox.server.listeners import Doorman, address_of, given_listeners, open_listeners
-from cipherbox.server.material import check_answered
-from cipherbox.server.monitor import Monitor
-from cipherbox.server.storing import check_whole, open_store
+from cipherbox.server.operations.alerts import Watch
+from cipherbox.server.operations.check import LOCK, require_places
+from cipherbox.server.operations.monitor import Monitor
+from cipherbox.server.operations.open_store import check_whole, open_store
 from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import SqliteStore
 

@@ -22,17 +22,17 @@ from typing import TypeVar
 import trio
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Answer, AnyCommand, Effects, Facts, Failed, FetchedEntries, Wanted
 from cipherbox.errors import Busy, CipherBoxError, DiskFull, Draining, GoingAway, StoreError, StoreUnavailable
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
 from cipherbox.ops.metrics import Counts
-from cipherbox.server.auditlog import NO_PROOFS, AuditLog, Proofs, Stored, read_stored
-from cipherbox.server.bodies import Bodies
-from cipherbox.server.counting import count_batch, count_handed, count_requests
-from cipherbox.server.journal import Journal
-from cipherbox.server.peer import Call, Peer, Proof
+from cipherbox.server.body_cache import Bodies
+from cipherbox.server.connection.peer import Call, Peer, Proof
+from cipherbox.server.operations.counting import count_batch, count_handed, count_requests
+from cipherbox.server.operations.event_log import Journal
+from cipherbox.server.transparency_log import NO_PROOFS, AuditLog, Proofs, Stored, read_stored
 from cipherbox.store.port import HISTORY, Body, Store
 
 T = TypeVar("T")

@@ -15,26 +15,26 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox.broker.usage import PREKEYS
-from cipherbox.config import ServerConfig, secret_key
-from cipherbox.configfile import tables_of
+from cipherbox.config.settings import ServerConfig, secret_key
+from cipherbox.config.toml_file import tables_of
 from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked
 from cipherbox.ops.logs import get_logger
-from cipherbox.server.auditlog import KEY_FILE, AuditLog, certified, load_key
-from cipherbox.server.budget import Budgets, Rate
-from cipherbox.server.carried import Carried
-from cipherbox.server.certificate import OwnCertificate
-from cipherbox.server.directory import Directory
-from cipherbox.server.drain import Drain
+from cipherbox.server.ca.credentials import Material
+from cipherbox.server.ca.exchange import Carried
+from cipherbox.server.ca.own_certificate import OwnCertificate
+from cipherbox.server.connection.backpressure import Watermark
+from cipherbox.server.connection.budget import Budgets, Rate
+from cipherbox.server.connection.session import Session
+from cipherbox.server.connection.unauthenticated import Lobby
+from cipherbox.server.directory.bundles import Directory
+from cipherbox.server.directory.enrolment import Enrolments
+from cipherbox.server.directory.prekeys import PrekeyDesk
+from cipherbox.server.directory.revocation_lists import Lists
+from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
-from cipherbox.server.enrolment import Enrolments
-from cipherbox.server.lists import Lists
-from cipherbox.server.lobby import Lobby
-from cipherbox.server.material import Material
-from cipherbox.server.prekeys import PrekeyDesk
-from cipherbox.server.reload import Difference, reload
-from cipherbox.server.session import Session
-from cipherbox.server.trust import Trust
-from cipherbox.server.watermark import Watermark
+from cipherbox.server.operations.drain import Drain
+from cipherbox.server.operations.reload import Difference, reload
+from cipherbox.server.transparency_log import KEY_FILE, AuditLog, certified, load_key
 from cipherbox.store.port import Store
 
 log = get_logger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cipherbox.errors import Conflict
-from cipherbox.store.logtable import LogTable
+from cipherbox.store.log_table import LogTable
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 
 T = TypeVar("T")

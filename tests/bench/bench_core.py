@@ -9,7 +9,7 @@ import gc
 import time
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import ExchangeType, Facts, Incoming, Snapshot
 from cipherbox.limits import LIMITS
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Facts
 from cipherbox.limits import LIMITS
 from cipherbox.store.sqlite.store import open_store

@@ -18,16 +18,16 @@ import trio
 
 from cipherbox import pki
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Facts
 from cipherbox.cli.demo.processes import free_port
-from cipherbox.config import load_server_config
+from cipherbox.config.settings import load_server_config
+from cipherbox.net.connecting import connect
+from cipherbox.net.tls import client_context
 from cipherbox.portable import process_usage
 from cipherbox.server.hq import HQ
-from cipherbox.server.setup import init_hq
+from cipherbox.server.operations.setup import init_hq
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.tls import client_context
-from cipherbox.transport import connect
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection
 

@@ -13,8 +13,8 @@ from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.ratchet import session
 from cipherbox.sealing.seal import seal
-from cipherbox.sealing.sessions import session
 from tests.client.session_world import world
 from tests.parties import now_ms
 from tests.sealing.sessions.pairs import answer, begin, person

@@ -9,7 +9,7 @@ import time
 
 import trio
 
-from cipherbox.transport import fill
+from cipherbox.net.connecting import fill
 from cipherbox.wire import codec
 from tests.transport.test_transport import tls_pair
 from tests.wire.test_frames import opened

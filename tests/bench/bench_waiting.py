@@ -13,13 +13,13 @@ from pathlib import Path
 import trio
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Facts, Incoming
 from cipherbox.cli.demo.processes import free_port
 from cipherbox.limits import LIMITS
+from cipherbox.net.connecting import connect
 from cipherbox.portable import process_usage
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.transport import connect
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries
 from tests.bench.bench_idle import make, rss, serve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Confirmed, Done, ExchangeType, Failed
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.limits import LIMITS
 from tests.broker.world import HQ, World
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Acked, Confirmed, Done, ExchangeType, Failed, FetchedEntries, Incoming
 from tests import soak
 from tests.broker.world import SMALL, World, durable

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Confirmed, ExchangeType, Failed, FetchedEntries
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from tests import soak
 from tests.broker.world import SMALL, World, durable
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import attrs
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Changes, Entry, ExchangeType, Facts, Incoming, Snapshot, Wanted
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.limits import LIMITS, Limits
 
 SMALL = attrs.evolve(LIMITS, head_entries=4, page_entries=4, deliveries=5, quota_bytes=2000, names_per_frame=5)

@@ -15,15 +15,15 @@ import attrs
 import pytest
 import trio
 
+from cipherbox.apps.agent import endings, place, scan, sending
+from cipherbox.apps.agent.agent import Agent
 from cipherbox.cli import main as cli
-from cipherbox.client.agent import Agent
-from cipherbox.client.api import Client
-from cipherbox.client.files import send_unfinished
-from cipherbox.client.folder import endings, place, scan, sending
-from cipherbox.client.inbox.handler import Handlers
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.outbox.folderfiles import FolderFiles
-from cipherbox.config import AgentSettings
+from cipherbox.client.client import Client
+from cipherbox.client.outbox.folder_files import FolderFiles
+from cipherbox.client.publishing.files import send_unfinished
+from cipherbox.client.receiving.handler import Handlers
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.config.settings import AgentSettings
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import Bad
 from tests.cases.play import arrived, digest
@@ -301,7 +301,7 @@ async def cancelled_by_hand(scene: Scene) -> None:
             post.outbox.write(refused=[_cancelled(row)])
 
     with scene.patch.context() as patch:
-        patch.setattr("cipherbox.client.outbox.post.Post._send", lambda self, item: None)
+        patch.setattr("cipherbox.client.outbox.sender.Post._send", lambda self, item: None)
         async with scene.agent() as agent:
             scene.put("x.txt", b"never\n")
             await until(lambda: bool(agent.client.outbox().outbox.newest(10)))

@@ -14,11 +14,11 @@ import attrs
 import orjson
 import trio
 
+from cipherbox.apps.agent import agent as agent_module
+from cipherbox.apps.agent.agent import Agent
 from cipherbox.cli import main as cli
-from cipherbox.client import agent as agent_module
-from cipherbox.client.agent import Agent
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.config import AgentSettings
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.config.settings import AgentSettings
 from tests.cases.table import ARRIVES, FAILS, File
 from tests.client.real_hq import RealHq, real_hq
 from tests.client.waiting import until

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import attrs
 
-from cipherbox.client.folder.sending import SMALL_BYTES
+from cipherbox.apps.agent.sending import SMALL_BYTES
 from cipherbox.limits import LIMITS
 
 ARRIVES, FAILS, WAITS, LEFT = "arrives", "fails", "waits", "left"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client import agent as agent_module
-from cipherbox.client.folder import pauses, sending
+from cipherbox.apps.agent import agent as agent_module
+from cipherbox.apps.agent import pauses, sending
 from tests.cases.moments import MOMENTS, Scene
 from tests.client.conftest import empty_hq, hq
 

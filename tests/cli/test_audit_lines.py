@@ -8,10 +8,10 @@ import attrs
 import orjson
 import pytest
 
-from cipherbox.broker import core
+from cipherbox.broker import broker as core
 from cipherbox.broker import model as m
 from cipherbox.cli.audit_lines import ACTS, events, lines
-from cipherbox.envelope import log
+from cipherbox.envelope import transparency_log as log
 
 _NOTED = (core._note, core._replace_client)
 LOGGED = {*core._ACTS, *(kind for kind, handler in core._HANDLERS.items() if handler in _NOTED)}

@@ -66,7 +66,7 @@ def test_a_clock_that_is_years_off_is_told(at: type[Frozen]) -> None:
 def test_a_log_from_the_future_is_a_clock_set_back(tmp_path: Path) -> None:
     from cipherbox.broker.model import Changes, LogRow
     from cipherbox.cli.doctor.hq import _store
-    from cipherbox.config import ServerConfig
+    from cipherbox.config.settings import ServerConfig
     from cipherbox.store.sqlite.store import open_store
 
     store = open_store(tmp_path, create=True)

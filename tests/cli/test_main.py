@@ -105,7 +105,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Run:
         def version(json: bool) -> None:
             raise error
 
-        monkeypatch.setattr("cipherbox.cli.texts.version", version)
+        monkeypatch.setattr("cipherbox.cli.completion_texts.version", version)
 
     return fail_with  # type: ignore[return-value]
 

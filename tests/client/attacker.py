@@ -9,9 +9,9 @@ from unittest import mock
 
 import trio
 
-from cipherbox.client.api import Client
-from cipherbox.client.publish import Address
-from cipherbox.client.window import Confirmed, Outgoing
+from cipherbox.client.client import Client
+from cipherbox.client.connection.confirm_window import Confirmed, Outgoing
+from cipherbox.client.publishing.publish import Address
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.errors import CipherBoxError, EnvelopeError

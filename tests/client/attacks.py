@@ -10,7 +10,7 @@ import orjson
 import zstandard
 from hypothesis import strategies as st
 
-from cipherbox.client.parts import MANIFEST, PART, manifest_message, manifest_of, part_message
+from cipherbox.client.publishing.parts import MANIFEST, PART, manifest_message, manifest_of, part_message
 from cipherbox.sealing.body import Message
 from cipherbox.wire import codec, frames
 from tests.client import traps

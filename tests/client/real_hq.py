@@ -13,11 +13,11 @@ import attrs
 import orjson
 import trio
 
-from cipherbox.client.api import Client, open_client
+from cipherbox.client.client import Client, open_client
 from cipherbox.client.enrol import JoinReport, join
-from cipherbox.config import ServerConfig, load_server_config
+from cipherbox.config.settings import ServerConfig, load_server_config
 from cipherbox.server.app import serve
-from cipherbox.server.setup import init_hq
+from cipherbox.server.operations.setup import init_hq
 
 
 class Gate:

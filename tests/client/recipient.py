@@ -13,9 +13,9 @@ from pathlib import Path
 import orjson
 import trio
 
-from cipherbox.client.api import open_client
+from cipherbox.client.client import open_client
 from cipherbox.client.inbox.inbox import DATABASE
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.portable import keep_heap
 from tests.client.memory import Memory
 

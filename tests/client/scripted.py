@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox import transport
-from cipherbox.client.api import Client
+from cipherbox.client.client import Client
+from cipherbox.client.connection.reconnecting import Line
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
-from cipherbox.client.line import Line
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.client.outbox import post
-from cipherbox.client.tasks import background
-from cipherbox.config import ClientConfig
-from cipherbox.crl import make_crl
+from cipherbox.client.nursery import background
+from cipherbox.client.outbox import sender as post
+from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.layout import split
 from cipherbox.errors import CipherBoxError, RouteChanged
+from cipherbox.net import connecting as transport
+from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.portable import private_dir
 from cipherbox.sealing.body import Message
-from cipherbox.sealing.kept import KeyKeeper
+from cipherbox.sealing.local_secret_box import KeyKeeper
 from cipherbox.sealing.open import inspect, open_envelope
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import SendBatch

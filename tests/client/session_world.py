@@ -10,17 +10,17 @@ import attrs
 
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import Fresh
-from cipherbox.client.sessions.chains import Turned
+from cipherbox.client.sessions.sending_chains import Turned
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.sealing.body import Message, pack
-from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.local_secret_box import Vault
 from cipherbox.sealing.open import inspect
+from cipherbox.sealing.ratchet import session
+from cipherbox.sealing.ratchet.prekeys import believed
+from cipherbox.sealing.ratchet.settings import SessionSettings
 from cipherbox.sealing.seal import seal
-from cipherbox.sealing.sessions import session
-from cipherbox.sealing.sessions.prekeys import believed
-from cipherbox.sealing.sessions.settings import SessionSettings
 from tests.parties import Party, now_ms, party
 
 NAMES = ("FL-LAB", "CA-RC", "SF-RC")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client import agent as module
-from cipherbox.client.agent import Agent
-from cipherbox.client.folder import guide
-from cipherbox.client.folder.endings import Endings
-from cipherbox.config import AgentSettings
+from cipherbox.apps.agent import agent as module
+from cipherbox.apps.agent import guide
+from cipherbox.apps.agent.agent import Agent
+from cipherbox.apps.agent.endings import Endings
+from cipherbox.config.settings import AgentSettings
 from cipherbox.errors import StoreLocked
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until

@@ -19,9 +19,9 @@ import trustme
 
 from cipherbox import alerting
 from cipherbox.alerting import Alert, Teller, try_ways
-from cipherbox.alertsettings import AlertSettings, check_alerts
 from cipherbox.client.home import load_home
 from cipherbox.client.watch import conditions
+from cipherbox.config.alerts import AlertSettings, check_alerts
 from cipherbox.errors import ConfigError
 
 STUCK = Alert("stuck", "warning", "3 messages wait")
@@ -325,7 +325,7 @@ async def test_what_a_client_has_to_look_at(hq: Any, monkeypatch: pytest.MonkeyP
     home = load_home(hq.home("FL-LAB"))
     home.config = attrs.evolve(home.config, alerts=AlertSettings(command="true", quiet="CA-RC 1h", stuck_minutes=1))
     from cipherbox.client import watch
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async with open_client(home, renew=False) as lab:
         assert await conditions(lab) == []
@@ -344,7 +344,7 @@ async def test_what_a_client_has_to_look_at(hq: Any, monkeypatch: pytest.MonkeyP
 
 async def test_a_message_that_waits_and_one_that_was_refused(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from cipherbox.client import watch
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
     from cipherbox.client.outbox.rows import ASIDE
     from cipherbox.client.outbox.rows import Refused as RefusedRow
 
@@ -369,7 +369,7 @@ async def test_a_message_that_waits_and_one_that_was_refused(hq: Any, monkeypatc
 
 async def test_a_program_that_runs_for_long_tells(hq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cipherbox.client import watch
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
     from tests.client.waiting import until
 
     settings, file = recorder(tmp_path)

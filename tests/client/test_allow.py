@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.client.allow import AllowList
+from cipherbox.client.publishing.allow_list import AllowList
 from cipherbox.errors import ConfigError, InvalidRequest, NotAllowed
 
 

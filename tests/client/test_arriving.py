@@ -12,17 +12,18 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox import arriving, places, unpacking
-from cipherbox.client.inbox.arriving import Arrived
+from cipherbox.client.inbox import incoming_files as arriving
+from cipherbox.client.inbox import places, unpacking
 from cipherbox.client.inbox.inbox import Inbox, Storing
+from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.places import free_place, safe_place
-from cipherbox.client.parts import Entry, Manifest, manifest_message, part_message, read_manifest
+from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message, part_message, read_manifest
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
-from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.local_secret_box import Vault
 from tests.client.parties import now_ms
 
 IDS = EnvelopeIds(now_ms)

@@ -27,11 +27,11 @@ import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cipherbox.client.files import send_file
+from cipherbox.client.connection.connection import open_link
 from cipherbox.client.inbox.lines import line_id
-from cipherbox.client.inbox.lookups import PER_SENDER
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.link import open_link
+from cipherbox.client.publishing.files import send_file
+from cipherbox.client.receiving.lookups import PER_SENDER
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import TYPE, Unsigned
 from cipherbox.envelope.layout import split
 from cipherbox.envelope.receipt import USE, Leaf

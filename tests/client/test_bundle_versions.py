@@ -18,9 +18,9 @@ from cipherbox.errors import (
     BundleRefused,
     SenderNotValid,
 )
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
-from cipherbox.server import directory as at_hq
+from cipherbox.server.directory import bundles as at_hq
 from tests.client.parties import Party, now_ms
 from tests.client.scripted import ScriptedHq, client_on
 from tests.client.waiting import until
@@ -137,7 +137,7 @@ async def test_a_home_of_0_5_0_makes_its_new_bundle_at_its_first_start(old_hq: A
 
 async def test_hq_takes_no_bundle_of_version_1_any_more(old_hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("cipherbox.client.keys.life.VERSION", 1)  # a client that does not upgrade by itself
+        patch.setattr("cipherbox.client.keys.lifecycle.VERSION", 1)  # a client that does not upgrade by itself
         async with old_hq.client("CA-RC") as center:
             old = center.home.identity.bundle
             assert old.version == 1
@@ -164,9 +164,9 @@ async def test_a_rotation_that_0_5_0_left_undone_is_brought_to_its_end(
         own.upcoming = fresh
         keyfile.save(home.path / IDENTITY, own, local_key=home.local_key)  # type: ignore[arg-type]
         if published:
-            patch.setattr("cipherbox.client.keys.life.VERSION", 1)
+            patch.setattr("cipherbox.client.keys.lifecycle.VERSION", 1)
             patch.setattr(Identity, "promote", lambda *_: None)
-            patch.setattr("cipherbox.client.keys.life.KeyLife._save", lambda *_: None)
+            patch.setattr("cipherbox.client.keys.lifecycle.KeyLife._save", lambda *_: None)
             async with old_hq.client("CA-RC", renew=False):
                 pass
     async with old_hq.client("CA-RC") as center:
@@ -189,7 +189,7 @@ async def test_a_first_contact_pins_no_keys_to_which_nothing_may_be_sealed(old_h
 
 async def test_what_a_sender_of_0_5_0_sent_still_opens(old_hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("cipherbox.client.keys.life.VERSION", 1)
+        patch.setattr("cipherbox.client.keys.lifecycle.VERSION", 1)
         async with old_hq.client("CA-RC", renew=False) as center:
             assert center.home.identity.bundle.version == 1
             sender = await center.directory.sender("FL-LAB", load_home(old_hq.home("FL-LAB")).identity.bundle.hash,  # type: ignore[union-attr]

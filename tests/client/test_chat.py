@@ -12,12 +12,12 @@ import orjson
 import pytest
 import trio
 
-from cipherbox.client.chat import conversation as module
-from cipherbox.client.chat import lines as chat_lines
-from cipherbox.client.chat.conversation import AT_HQ, OPENED, SEALED, Chat, Line, everybody
-from cipherbox.client.chat.lines import Lines, Said
-from cipherbox.client.contacts import Contacts, Telling
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.apps.chat import conversation as module
+from cipherbox.apps.chat import lines as chat_lines
+from cipherbox.apps.chat.conversation import AT_HQ, OPENED, SEALED, Chat, Line, everybody
+from cipherbox.apps.chat.lines import Lines, Said
+from cipherbox.client.receiving.contacts import Contacts, Telling
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import RecipientRevoked, TooLarge
 from tests import soak
 from tests.client.real_hq import RealHq

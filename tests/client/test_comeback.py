@@ -12,10 +12,10 @@ import pytest
 from cipherbox.client import comeback, enrol
 from cipherbox.client.enrol import join
 from cipherbox.client.home import NEXT_KEY, REPLACED, load_home, replaced
-from cipherbox.client.inbox.looking import looking
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.inbox.inspect import looking
 from cipherbox.client.keys.pins import PERSON, Pins
 from cipherbox.client.outbox.rows import CONFIRMED, WAITING
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import BundleDiscontinuous, Conflict, CredentialsError, EnrolmentRefused, Replaced, Revoked
 from cipherbox.wire.token import decode_token
 from tests.client.real_hq import real_hq
@@ -185,7 +185,7 @@ async def test_a_home_comes_back_as_the_same_client_of_the_same_hq_alone(hq: Any
 
 
 async def test_keys_under_a_password_come_back_under_it(hq: Any) -> None:
-    from cipherbox.client.keys.local import is_sealed, put_local_key
+    from cipherbox.client.keys.local_key import is_sealed, put_local_key
     from cipherbox.errors import PasswordNeeded
 
     home = load_home(hq.home("CA-RC"))

@@ -11,14 +11,14 @@ import trio
 from click.testing import CliRunner
 
 from cipherbox.cli.main import cli
-from cipherbox.client import contacts as module
-from cipherbox.client.contacts import FILE, Contacts, Telling
-from cipherbox.client.files import send_file
-from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
-from cipherbox.configfile import ContactSettings
-from cipherbox.contactlists import Lists
-from cipherbox.envelope.kinds import Outcome
+from cipherbox.client.publishing.files import send_file
+from cipherbox.client.receiving import contacts as module
+from cipherbox.client.receiving.contacts import FILE, Contacts, Telling
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.config.toml_file import ContactSettings
+from cipherbox.contact_lists import Lists
+from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import ConfigError, InvalidRequest, RecipientRefuses
 from cipherbox.limits import LIMITS
 from tests.client.real_hq import RealHq

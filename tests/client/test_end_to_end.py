@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import (
     Conflict,
     CredentialsError,

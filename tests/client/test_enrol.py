@@ -16,7 +16,7 @@ from cipherbox.client.home import load_home
 from cipherbox.client.keys.pins import PERSON
 from cipherbox.errors import BundleDiscontinuous, EnrolmentRefused, NetworkError, TokenError
 from cipherbox.portable import WINDOWS
-from cipherbox.server.offline import sign_offline
+from cipherbox.server.ca.offline import sign_offline
 from cipherbox.wire.token import decode_token, encode_token
 from tests.client.real_hq import RealHq, real_hq
 from tests.server.hq import open_vault

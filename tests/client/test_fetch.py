@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from cipherbox.cli.main import COMMANDS, every_command
-from cipherbox.client.keys.local import put_local_key
-from cipherbox.sealing import keyfile
+from cipherbox.client.keys.local_key import put_local_key
+from cipherbox.sealing import key_file as keyfile
 from tests.client.test_lookups import typed
 
 PASSWORD = "correct horse battery staple"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.files import FileSender, send_directory, send_file, send_unfinished
-from cipherbox.client.filetypes import guess_type
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.file_types import guess_type
 from cipherbox.client.outbox.transfers import Transfers, entries_of
-from cipherbox.client.parts import Manifest, manifest_message, part_message, read_manifest, read_part
+from cipherbox.client.publishing.files import FileSender, send_directory, send_file, send_unfinished
+from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message, read_manifest, read_part
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, MalformedEnvelope
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message

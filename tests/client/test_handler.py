@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import trio
 
+from cipherbox.apps.agent.agent import Agent
 from cipherbox.cli.receive_exec import handler_of
-from cipherbox.client.agent import Agent
-from cipherbox.client.files import send_file
-from cipherbox.client.inbox import handler as module
-from cipherbox.client.inbox import trying
-from cipherbox.client.inbox.handler import Handled, Handlers
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.publishing.files import send_file
+from cipherbox.client.receiving import attempts as trying
+from cipherbox.client.receiving import handler as module
+from cipherbox.client.receiving.handler import Handled, Handlers
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import NotFound, RecipientRefuses
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq

@@ -13,12 +13,12 @@ import pytest
 import trio
 
 from cipherbox.cli.receive_exec import handler_of
-from cipherbox.client.inbox import handler as module
-from cipherbox.client.inbox import trying
-from cipherbox.client.inbox.handler import Handled, Handlers
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.inbox.trying import Away, Failure, is_later
-from cipherbox.client.localdb import open_database
+from cipherbox.client.local_database import open_database
+from cipherbox.client.receiving import attempts as trying
+from cipherbox.client.receiving import handler as module
+from cipherbox.client.receiving.attempts import Away, Failure, is_later
+from cipherbox.client.receiving.handler import Handled, Handlers
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import Bad, InvalidRequest, Later, NetworkError
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq

@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox.arriving import Arrived
 from cipherbox.client.inbox.inbox import DATABASE, STEPS, Inbox, Storing
+from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received, lines_of, timestamp
-from cipherbox.client.localdb import open_database
+from cipherbox.client.local_database import open_database
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import SchemaTooNew, StoreError
 from cipherbox.portable import WINDOWS

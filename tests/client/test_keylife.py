@@ -14,16 +14,16 @@ import trio
 
 from cipherbox import pki
 from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, load_home
-from cipherbox.client.keys import life as keylife
-from cipherbox.client.keys.life import OLD_KEY_DAYS
+from cipherbox.client.keys import lifecycle as keylife
+from cipherbox.client.keys.lifecycle import OLD_KEY_DAYS
 from cipherbox.client.keys.pins import SUCCESSION, Pins
-from cipherbox.envelope.kinds import SignatureSuite
+from cipherbox.envelope.stanza_types import SignatureSuite
 from cipherbox.errors import BundleRefused, CredentialsError, Forbidden, KeyMissing, StoreLocked
 from cipherbox.limits import LIMITS
-from cipherbox.pki import is_due, renew_at
+from cipherbox.pki.certificates import is_due, renew_at
 from cipherbox.portable import lock_file
-from cipherbox.sealing import keyfile
-from cipherbox.server.trust import Trust
+from cipherbox.sealing import key_file as keyfile
+from cipherbox.server.directory.trust import Trust
 from tests.client.real_hq import real_hq
 from tests.client.waiting import until
 
@@ -225,7 +225,7 @@ async def test_an_admin_renews_too(hq: Any) -> None:
 
 
 async def test_an_offline_ca_renews_when_the_request_was_carried(tmp_path: Path) -> None:
-    from cipherbox.server.offline import sign_offline
+    from cipherbox.server.ca.offline import sign_offline
     from tests.server.hq import open_vault
 
     async with real_hq(tmp_path, offline_ca=tmp_path / "ca") as hq, hq.admin() as admin:

@@ -10,7 +10,6 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.client.keys.pins import PERSON, SUCCESSION, Pins
-from cipherbox.crl import make_crl
 from cipherbox.envelope.bundle import fingerprint
 from cipherbox.errors import (
     BundleDiscontinuous,
@@ -23,6 +22,7 @@ from cipherbox.errors import (
     RecipientRevoked,
     SenderNotValid,
 )
+from cipherbox.pki.revocation_lists import make_crl
 from tests.client.parties import Authority, Party, now_ms
 from tests.client.scripted import ScriptedHq, client_on
 

@@ -13,11 +13,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cipherbox.apps.pipe import mail
 from cipherbox.cli.exits import advice
-from cipherbox.client.inbox.lasting import PAUSE_MAX_S, PAUSE_S, lasting
-from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys import pins, revocations
-from cipherbox.client.pipe import mail
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.client.receiving.supervised import PAUSE_MAX_S, PAUSE_S, lasting
 from cipherbox.errors import (
     CipherBoxError,
     Forbidden,

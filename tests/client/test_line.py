@@ -10,11 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cipherbox import transport
+from cipherbox.client.connection.confirm_window import Outgoing
+from cipherbox.client.connection.reconnecting import Line
 from cipherbox.client.events import Events
-from cipherbox.client.line import Line
-from cipherbox.client.tasks import background
-from cipherbox.client.window import Outgoing
+from cipherbox.client.nursery import background
 from cipherbox.errors import (
     CredentialsError,
     DiskFull,
@@ -27,6 +26,7 @@ from cipherbox.errors import (
     TooLarge,
     VersionMismatch,
 )
+from cipherbox.net import connecting as transport
 from cipherbox.wire import frames
 from cipherbox.wire.connection import SendBatch
 from tests.client.fake_hq import UNREACHABLE, FakeHq, Session, no_context

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cipherbox.client.localdb import open_database
+from cipherbox.client.local_database import open_database
 from cipherbox.portable import WINDOWS
 
 STEPS = ("CREATE TABLE numbers (n INTEGER);\n",)

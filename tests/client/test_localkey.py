@@ -15,8 +15,8 @@ import trio
 from cipherbox.client.blocking import connect
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
-from cipherbox.client.keys import local as localkey
-from cipherbox.client.keys.local import is_sealed, open_local_key, password_bytes, put_local_key, read_password
+from cipherbox.client.keys import local_key as localkey
+from cipherbox.client.keys.local_key import is_sealed, open_local_key, password_bytes, put_local_key, read_password
 from cipherbox.client.keys.strength import weakness
 from cipherbox.errors import (
     CipherBoxError,
@@ -29,7 +29,7 @@ from cipherbox.errors import (
     WrongPassword,
 )
 from cipherbox.portable import CREDENTIALS_VARIABLE, lock_file, write_private
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 from tests.client.real_hq import RealHq
 from tests.warm import FORKED
 
@@ -190,7 +190,7 @@ DYING = """
 import os, sys, tempfile
 from pathlib import Path
 from cipherbox import portable
-from cipherbox.client.keys.local import put_local_key
+from cipherbox.client.keys.local_key import put_local_key
 from cipherbox.sealing import keyfile
 keyfile.MEMORY_KIB, keyfile.PASSES = 8, 1
 home, step, when, password = sys.argv[1:]

@@ -14,10 +14,10 @@ from cipherbox.cli import witness
 from cipherbox.cli.main import cli
 from cipherbox.cli.options import run
 from cipherbox.client.log.heads import Heads
-from cipherbox.envelope import tree
+from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope.checkpoint import Checkpoint, decode_note, sign_checkpoint
 from cipherbox.errors import LogContradiction
-from cipherbox.server import logrequests
+from cipherbox.server.requests import log as logrequests
 from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames

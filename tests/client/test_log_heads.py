@@ -13,14 +13,15 @@ import trio
 from cipherbox.client.home import load_home
 from cipherbox.client.log.audit import verify_log
 from cipherbox.client.log.heads import Heads
-from cipherbox.client.log.restored import attest_restored
+from cipherbox.client.log.restores import attest_restored
 from cipherbox.client.log.witness import Witness, load_key, verifier_key
-from cipherbox.envelope import evidence, tree
+from cipherbox.envelope import evidence
+from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope.checkpoint import Checkpoint, Note, decode_note, origin_of, sign_checkpoint
 from cipherbox.errors import ConfigError, InvalidRequest, LogContradiction, LogMissing, LogUnproven, Queued
 from cipherbox.server import hq as server
-from cipherbox.server.auditlog import AuditLog, Proofs
-from cipherbox.server.backup import back_up, restore
+from cipherbox.server.operations.backup import back_up, restore
+from cipherbox.server.transparency_log import AuditLog, Proofs
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
 from tests.client.waiting import until

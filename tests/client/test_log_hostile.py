@@ -12,12 +12,12 @@ import trio
 from cipherbox.client.home import load_home
 from cipherbox.client.log import verifier
 from cipherbox.client.log.heads import Head, Heads
-from cipherbox.client.log.restored import Word, attest_restored, make_statement
-from cipherbox.envelope import tree
+from cipherbox.client.log.restores import Word, attest_restored, make_statement
+from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope.checkpoint import Checkpoint, sign_checkpoint, verify_checkpoint
 from cipherbox.errors import InvalidRequest, LogContradiction, Queued
-from cipherbox.server import logrequests
-from cipherbox.server.backup import back_up
+from cipherbox.server.operations.backup import back_up
+from cipherbox.server.requests import log as logrequests
 from cipherbox.wire import frames
 from tests.client.test_log_heads import QUICK, hq_audit, publish, restored
 from tests.client.waiting import until

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox.owed import OwedReceipts
-from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.log.order import TOGETHER
+from cipherbox.client.receiving.pending_receipts import OwedReceipts
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import decode_group
-from cipherbox.envelope.kinds import Outcome
+from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import LogContradiction, SenderNotValid, Throttled
 from cipherbox.server.hq import HQ
 from cipherbox.wire import frames
@@ -61,7 +61,7 @@ async def test_an_hq_that_proves_no_order_is_not_believed(hq: Any, monkeypatch: 
         await revoke(server, "FL-LAB")
         (delivery,) = await center.fetch_unopened()
         center.revocations._asked_at = float("-inf")
-        monkeypatch.setattr("cipherbox.server.logrequests._acceptance_for", lambda *_: b"")
+        monkeypatch.setattr("cipherbox.server.requests.log._acceptance_for", lambda *_: b"")
         with pytest.raises(SenderNotValid, match="does not prove that it accepted this before"):
             await center.open(delivery)
 
@@ -81,7 +81,7 @@ async def test_a_revoked_senders_backlog_uses_up_no_requests(hq: Any, monkeypatc
         center.revocations._asked_at = float("-inf")
         await center.open(first)
         with monkeypatch.context() as patch:
-            patch.setattr("cipherbox.server.logrequests._acceptance_for", throttled)
+            patch.setattr("cipherbox.server.requests.log._acceptance_for", throttled)
             with pytest.raises(SenderNotValid, match="not so fast"):
                 await center.open(more[0])
         for delivery in more[1:]:

@@ -11,18 +11,19 @@ import trio
 
 from cipherbox import pki
 from cipherbox.client import home as homes
-from cipherbox.client.keys import life as keylife
+from cipherbox.client.connection.confirm_window import Confirmed
+from cipherbox.client.keys import lifecycle as keylife
 from cipherbox.client.keys.pins import LOG_KEY, PERSON, Pins
 from cipherbox.client.log import verifier
-from cipherbox.client.window import Confirmed
-from cipherbox.config import secret_key
-from cipherbox.envelope import log, tree
+from cipherbox.config.settings import secret_key
+from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle, fingerprint
 from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from cipherbox.errors import BundleDiscontinuous, BundleUnlogged, LogContradiction
 from cipherbox.sealing.body import text_message
 from cipherbox.sealing.identity import Identity
-from cipherbox.server.directory import Directory
+from cipherbox.server.directory.bundles import Directory
 from cipherbox.server.engine import Engine
 from cipherbox.wire import frames
 from tests.client.attacker import crafted, submit

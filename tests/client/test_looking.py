@@ -12,12 +12,12 @@ import trio
 from click.testing import CliRunner, Result
 
 from cipherbox.cli.main import cli
-from cipherbox.client.consume import Delivery
-from cipherbox.client.files import send_file
-from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.overview import overview
-from cipherbox.client.parts import Manifest, manifest_message, part_message
-from cipherbox.envelope.kinds import Outcome
+from cipherbox.client.publishing.files import send_file
+from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message
+from cipherbox.client.receiving.consumer import Delivery
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq

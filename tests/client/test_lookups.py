@@ -12,7 +12,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from cipherbox.cli.main import cli
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import NotFound
 
 

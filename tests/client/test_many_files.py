@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox import arriving
-from cipherbox.client.inbox.arriving import CHECK_FILES
+from cipherbox.client.inbox import incoming_files as arriving
 from cipherbox.client.inbox.hidden import SHARED, SHARED_BYTES
 from cipherbox.client.inbox.inbox import Inbox, Storing
+from cipherbox.client.inbox.incoming_files import CHECK_FILES
 from cipherbox.client.inbox.lines import Received
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message, pack, unpack
 from tests.client.memory import MOST_BYTES, Memory

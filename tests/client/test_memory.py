@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from cipherbox.client.inbox.lines import Received, lines_of
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import HEADERS, LAYOUT, Message, pack
 from tests import soak

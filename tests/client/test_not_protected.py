@@ -10,10 +10,10 @@ from typing import Any
 
 import trio
 
-from cipherbox.client.api import open_client
+from cipherbox.client.client import open_client
 from cipherbox.client.home import load_home
-from cipherbox.envelope.kinds import POST_QUANTUM, StanzaType
 from cipherbox.envelope.prefix import decode_prefix
+from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
 
 TEXT = "Sample 17 is ready"
 

@@ -12,9 +12,9 @@ import pytest
 from cipherbox.client.sessions import old as oldsessions
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.errors import Damaged
-from cipherbox.sealing.kept import Vault
-from cipherbox.sealing.sessions import session
-from cipherbox.sealing.sessions.settings import SETTINGS
+from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.ratchet import session
+from cipherbox.sealing.ratchet.settings import SETTINGS
 from tests.parties import party
 
 SCHEMA = """

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.outbox import post as post_module
-from cipherbox.client.outbox.beside import KEY_BYTES, Once
+from cipherbox.client.outbox import sender as post_module
+from cipherbox.client.outbox.origins import KEY_BYTES, Once
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import CipherBoxError, InvalidRequest, KeyReused, Queued, UnknownRecipient
 from cipherbox.sealing.body import Message
 

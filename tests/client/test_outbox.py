@@ -11,11 +11,11 @@ import attrs
 import pytest
 import trio
 
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.localdb import open_database
+from cipherbox.client.local_database import open_database
 from cipherbox.client.outbox.outbox import DATABASE, FILES, OLDEST, STEPS, Outbox
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
-from cipherbox.envelope.receiptfile import verify_file
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.receipt_file import verify_file
 from cipherbox.errors import (
     CipherBoxError,
     Damaged,

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.files import send_file
 from cipherbox.client.home import load_home
-from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys import own as ownkeys
 from cipherbox.client.outbox.transfers import Transfers
+from cipherbox.client.publishing.files import send_file
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.layout import split
 from cipherbox.errors import BundleError, Forbidden, InvalidRequest, NetworkError, StoreLocked
 from cipherbox.limits import LIMITS

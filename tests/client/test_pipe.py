@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.pipe import pipe as module
-from cipherbox.client.pipe.frames import Frame, Kind, read_frame
-from cipherbox.client.pipe.pipe import Pipe
+from cipherbox.apps.pipe import pipe as module
+from cipherbox.apps.pipe.pipe import Pipe
+from cipherbox.client.receiving.pipe_frames import Frame, Kind, read_frame
 from cipherbox.errors import MalformedEnvelope, PeerGone, ProtocolError, StoreLocked, UnknownRecipient
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
@@ -317,7 +317,7 @@ async def test_other_messages_enter_the_inbox(hq: Any) -> None:
 
 
 async def test_one_receiver_at_a_time(hq: Any) -> None:
-    from cipherbox.client.inbox.receiver import Receiver
+    from cipherbox.client.receiving.receiver import Receiver
 
     async with hq.client("CA-RC") as client:
         with Receiver(client).locked():
@@ -350,7 +350,7 @@ async def test_more_than_was_agreed_is_refused(hq: Any, monkeypatch: pytest.Monk
 
 
 async def test_receive_keeps_no_stray_frames(hq: Any) -> None:
-    from cipherbox.client.inbox.receiver import Receiver
+    from cipherbox.client.receiving.receiver import Receiver
 
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         await lab.publish(Frame(Kind.OPEN, b"p" * 16).message(), to=["CA-RC"])

@@ -10,13 +10,13 @@ import attrs
 import pytest
 import trio
 
-from cipherbox.client.api import open_client
+from cipherbox.client.client import open_client
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
-from cipherbox.config import load_client_config, write_client_config
+from cipherbox.config.proxies import LineSettings, Proxy, is_excepted, parse_proxy, way_to
+from cipherbox.config.settings import load_client_config, write_client_config
 from cipherbox.errors import ConfigError, ProxyFailed
-from cipherbox.proxy import connect_through
-from cipherbox.proxyurl import LineSettings, Proxy, is_excepted, parse_proxy, way_to
+from cipherbox.net.proxy import connect_through
 from tests.proxies import ConnectProxy, LittleProxy, SocksProxy
 
 KINDS: dict[str, type[LittleProxy]] = {"http": ConnectProxy, "socks5": SocksProxy}
@@ -268,7 +268,7 @@ def test_no_proxy_as_others_read_it(host: str, port: int, listed: str, found: bo
 
 
 def test_a_client_with_a_proxy_is_read_back(tmp_path: Path) -> None:
-    from cipherbox.config import ClientConfig
+    from cipherbox.config.settings import ClientConfig
 
     line = LineSettings("socks5://proxy:1080", tmp_path / "proxy.secret", ".inside.example")
     made = ClientConfig(tmp_path, "FL-LAB", "hq:7443", line=line)
@@ -280,8 +280,8 @@ async def test_why_hq_cannot_be_reached_is_said_in_the_systems_words() -> None:
     import socket
 
     from cipherbox.errors import NetworkError
-    from cipherbox.tls import first_contact_context
-    from cipherbox.transport import connect
+    from cipherbox.net.connecting import connect
+    from cipherbox.net.tls import first_contact_context
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

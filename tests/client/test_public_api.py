@@ -12,8 +12,8 @@ import pytest
 import cipherbox.client as api
 from cipherbox.checks import WrongType, check_of, parameters
 from cipherbox.client.admin import AdminCalls
-from cipherbox.client.files import send_file
 from cipherbox.client.outbox.tracking import Tracking
+from cipherbox.client.publishing.files import send_file
 from cipherbox.client.topology import TopologyCalls
 from cipherbox.errors import InvalidRequest
 

@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cipherbox.envelope.kinds import BodyCipher, StanzaType
 from cipherbox.envelope.layout import split
+from cipherbox.envelope.stanza_types import BodyCipher, StanzaType
 from cipherbox.errors import (
     InvalidRequest,
     NoRoute,
@@ -170,7 +170,7 @@ async def test_many_messages_become_several_envelopes(
 async def test_more_recipients_than_an_envelope_has_become_groups(
     scripted: ScriptedHq, lab: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cipherbox.client.publish.LIMITS", type("Few", (), {"recipients": 2, "messages": 65536})())
+    monkeypatch.setattr("cipherbox.client.publishing.publish.LIMITS", type("Few", (), {"recipients": 2, "messages": 65536})())
     names = [f"RC-{n}" for n in range(5)]
     for name in names:
         scripted.offer(authority.party(name))

@@ -105,7 +105,7 @@ async def test_a_publisher_without_room_waits_and_loses_nothing(
 ) -> None:
     scripted.confirm_at_once = False
     scripted.window = 3
-    monkeypatch.setattr("cipherbox.client.publisher.LIMITS", type("Small", (), {
+    monkeypatch.setattr("cipherbox.client.publishing.publisher.LIMITS", type("Small", (), {
         "batch_messages": 10, "batch_bytes": 1 << 20, "open_batches": 2, "recipients": 256,
     })())  # fmt: skip
     taken = 0

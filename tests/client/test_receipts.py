@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import TYPE, Unsigned
-from cipherbox.envelope.kinds import Outcome
 from cipherbox.envelope.receipt import USE, Leaf
+from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq
 

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from cipherbox import pki
-from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys.pins import PERSON
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.layout import split
 from cipherbox.errors import BundleDiscontinuous, CredentialsError, RecipientRevoked, names_detail
 from tests.client.real_hq import RealHq

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from cipherbox.client.sessions.securesocket import SecureSocket, SqliteSessions
+from cipherbox.client.sessions.secure_socket import SecureSocket, SqliteSessions
 from cipherbox.errors import (
     CipherBoxError,
     DecryptionFailed,
@@ -22,8 +22,8 @@ from cipherbox.errors import (
     SignatureInvalid,
     TooLarge,
 )
-from cipherbox.sealing.secure import SecureContext
-from cipherbox.sealing.sessions.settings import SessionSettings
+from cipherbox.sealing.ratchet.secure_session import SecureContext
+from cipherbox.sealing.ratchet.settings import SessionSettings
 
 
 async def pair(**options: Any) -> tuple[SecureSocket, SecureSocket, Any, Any]:

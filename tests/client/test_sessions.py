@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.files import send_file
 from cipherbox.client.inbox.inbox import DATABASE
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.config import SessionTable
+from cipherbox.client.publishing.files import send_file
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.config.settings import SessionTable
 from cipherbox.envelope import layout as layouts
-from cipherbox.envelope.kinds import StanzaType
+from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import InvalidRequest
-from cipherbox.sealing.sessions import session
+from cipherbox.sealing.ratchet import session
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 

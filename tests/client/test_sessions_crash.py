@@ -18,8 +18,8 @@ from cipherbox.envelope import layout as layouts
 from cipherbox.errors import CipherBoxError, DecryptionFailed, KeyMissing, StoreError
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.open import inspect
-from cipherbox.sealing.sessions import session
-from cipherbox.sealing.sessions.settings import SessionSettings
+from cipherbox.sealing.ratchet import session
+from cipherbox.sealing.ratchet.settings import SessionSettings
 from tests import soak
 from tests.client.session_world import Home, World, stanza, world
 from tests.golden.make_envelopes import resigned

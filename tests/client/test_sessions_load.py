@@ -9,12 +9,12 @@ import pytest
 import trio
 
 from cipherbox.client.inbox.inbox import Inbox
-from cipherbox.client.inbox.linesfile import LinesFile
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.config import SessionTable
+from cipherbox.client.inbox.lines_file import LinesFile
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.config.settings import SessionTable
 from cipherbox.envelope import layout as layouts
 from cipherbox.errors import StoreError
-from cipherbox.sealing.sessions import session
+from cipherbox.sealing.ratchet import session
 from tests import soak
 from tests.client.test_sessions import hq, received
 from tests.client.waiting import until

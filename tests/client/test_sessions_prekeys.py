@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import BundleRefused, InvalidRequest, UnknownRecipient
-from cipherbox.sealing.sessions import session
+from cipherbox.sealing.ratchet import session
 from tests.client.test_sessions import copies, hq, received, sent_stanzas, set_back
 from tests.client.waiting import until
 

@@ -11,15 +11,15 @@ import pytest
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.outbox.rows import Fresh
-from cipherbox.client.sessions.chains import Turned
+from cipherbox.client.sessions.sending_chains import Turned
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import KeyMissing, StoreError
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.open import inspect
+from cipherbox.sealing.ratchet import session
+from cipherbox.sealing.ratchet.settings import SessionSettings
 from cipherbox.sealing.seal import seal
-from cipherbox.sealing.sessions import session
-from cipherbox.sealing.sessions.settings import SessionSettings
 from tests.client.session_world import IDS, Home, World, stanza, world
 from tests.parties import now_ms
 

@@ -12,19 +12,19 @@ import orjson
 import pytest
 import trio
 
+from cipherbox.apps.chat.conversation import HEADER
+from cipherbox.apps.chat.lines import open_lines
 from cipherbox.cli.receive import tell_where
-from cipherbox.client.api import open_client
-from cipherbox.client.chat.conversation import HEADER
-from cipherbox.client.chat.lines import open_lines
-from cipherbox.client.files import FileSender, send_directory, send_file
+from cipherbox.client.client import open_client
 from cipherbox.client.home import Home, load_home
-from cipherbox.client.inbox.handler import Handled
-from cipherbox.client.inbox.locking import lock_all
-from cipherbox.client.inbox.looking import looking
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.keys.local import put_local_key
+from cipherbox.client.inbox.encrypting import lock_all
+from cipherbox.client.inbox.inspect import looking
+from cipherbox.client.keys.local_key import put_local_key
 from cipherbox.client.outbox.transfers import LOCKED_COPY, Transfers
-from cipherbox.sealing import keyfile
+from cipherbox.client.publishing.files import FileSender, send_directory, send_file
+from cipherbox.client.receiving.handler import Handled
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.body import TEXT, Message
 from tests.client.real_hq import RealHq
 

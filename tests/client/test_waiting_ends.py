@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.api import Client
-from cipherbox.client.inbox.handler import Handled
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.client import Client
+from cipherbox.client.receiving.handler import Handled
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import Bad, RecipientRefuses
 from tests.client.test_lookups import typed
 

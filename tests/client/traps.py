@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from cipherbox.client import receipts
-from cipherbox.client.inbox import arriving, inbox, opening
-from cipherbox.client.parts import read_manifest
+from cipherbox.client.inbox import inbox
+from cipherbox.client.inbox import incoming_files as arriving
+from cipherbox.client.publishing.parts import read_manifest
+from cipherbox.client.receiving import opening, receipts
 from cipherbox.envelope.receipt import read_receipt
 
 SENDER = "BAD-LAB"

@@ -6,8 +6,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from cipherbox import config
-from cipherbox.configfile import FIXED_LIMITS
+from cipherbox.config import settings as config
+from cipherbox.config.toml_file import FIXED_LIMITS
 from cipherbox.errors import ConfigError
 from cipherbox.limits import LIMITS, Limits
 

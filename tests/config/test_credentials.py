@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox import config, portable
-from cipherbox.configshow import settings_text
+from cipherbox import portable
+from cipherbox.config import settings as config
+from cipherbox.config.show import settings_text
 from cipherbox.errors import ConfigError
 
 KEY = bytes(range(32))

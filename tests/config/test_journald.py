@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.config import LoggingSettings
+from cipherbox.config.settings import LoggingSettings
 from cipherbox.ops import flood, logs
 from cipherbox.ops.journald import Journald, datagram, field_name, in_journal
 from cipherbox.ops.logs import ROOT, JsonLines, get_logger, setup_logging
@@ -60,7 +60,7 @@ Handler = tuple[Journald, io.StringIO]
 
 
 def made(text: str, *values: object, level: int = 20, **extra: object) -> logging.LogRecord:
-    record = logging.LogRecord("cipherbox.server.journal", level, "", 0, text, values, None)
+    record = logging.LogRecord("cipherbox.server.operations.event_log", level, "", 0, text, values, None)
     vars(record).update(extra)
     return record
 

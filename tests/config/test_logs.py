@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from cipherbox.config import LoggingSettings
+from cipherbox.config.settings import LoggingSettings
 from cipherbox.errors import ConfigError
 from cipherbox.ops.logs import Flood, JsonLines, PeopleLines, RotatedFile, fields, get_logger, setup_logging
 from cipherbox.ops.systemd import notify

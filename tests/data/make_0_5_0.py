@@ -33,21 +33,21 @@ from cryptography import x509
 
 import cipherbox
 from cipherbox import pki
-from cipherbox.client.api import Client, open_client
+from cipherbox.client.client import Client, open_client
 from cipherbox.client.enrol import WAITING, WAITS_FOR_CA, join
-from cipherbox.client.files import send_file
-from cipherbox.client.inbox.receiver import Receiver
 from cipherbox.client.keys.pins import PERSON
-from cipherbox.config import load_server_config
-from cipherbox.crl import make_crl
-from cipherbox.envelope.kinds import StanzaType
+from cipherbox.client.publishing.files import send_file
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.config.settings import load_server_config
+from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import Queued
 from cipherbox.limits import LIMITS
+from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.sealing.body import Message
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.sealing.rsa import generate
-from cipherbox.server.authority import bring_back
-from cipherbox.server.offline import ISSUING_KEY, Vault, read_requests
+from cipherbox.server.ca.authority import bring_back
+from cipherbox.server.ca.offline import ISSUING_KEY, Vault, read_requests
 from tests.client.real_hq import RealHq, real_hq
 from tests.server.hq import open_vault
 

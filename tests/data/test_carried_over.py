@@ -11,14 +11,14 @@ from typing import Any
 
 import trio
 
-from cipherbox.client.api import open_client
-from cipherbox.client.files import send_unfinished
+from cipherbox.client.client import open_client
 from cipherbox.client.home import Home
-from cipherbox.client.inbox.looking import looking
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.inbox.inspect import looking
 from cipherbox.client.keys.pins import SUCCESSION, Pins
 from cipherbox.client.log.audit import verify_log
-from cipherbox.envelope.receiptfile import verify_file
+from cipherbox.client.publishing.files import send_unfinished
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.receipt_file import verify_file
 from cipherbox.limits import LIMITS
 from tests.client.real_hq import RealHq
 from tests.data.unpack import PASSWORD, old_hq, skip_when_too_old, unpack

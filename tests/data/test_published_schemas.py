@@ -16,7 +16,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.store import postgres, sqlite
 from cipherbox.store.files import Files
 from cipherbox.store.sqlite import database
-from cipherbox.store.sqlite.look import look_at
+from cipherbox.store.sqlite.inspect import look_at
 from cipherbox.store.sqlite.shape import OLDEST
 from cipherbox.store.sqlite.store import DATABASE, open_store
 

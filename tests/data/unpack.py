@@ -16,7 +16,7 @@ import attrs
 import pytest
 import trio
 
-from cipherbox.config import load_server_config
+from cipherbox.config.settings import load_server_config
 from tests.client.real_hq import Gate, RealHq
 
 PASSWORD = "a password of sample data 0.5.0"  # of NY-RC's home

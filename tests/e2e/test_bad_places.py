@@ -17,11 +17,11 @@ import orjson
 import pytest
 
 import cipherbox.server.app  # here, so that the other user need not read this one's modules
-from cipherbox.cli import hq as commands
 from cipherbox.cli import main
+from cipherbox.cli import serve as commands
 from cipherbox.cli.doctor import command as doctor
 from cipherbox.cli.doctor import hq as doctor_hq
-from cipherbox.client.localdb import open_database
+from cipherbox.client.local_database import open_database
 from cipherbox.errors import StoreError
 from cipherbox.portable import as_user, give_to, ids_of, is_root, owner_of
 

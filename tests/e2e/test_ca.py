@@ -16,8 +16,8 @@ import pytest
 from cipherbox import pki
 from cipherbox.cli.demo.processes import free_port
 from cipherbox.cli.manual import manual_pages
-from cipherbox.config import load_client_config, secret_key
-from cipherbox.crl import make_crl
+from cipherbox.config.settings import load_client_config, secret_key
+from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.portable import write_private
 
 from .conftest import ENVIRONMENT, PROGRAM, Hq, line_with, make_hq, serving, shell

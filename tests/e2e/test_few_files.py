@@ -5,7 +5,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from cipherbox.config import load_client_config
+from cipherbox.config.settings import load_client_config
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, first_line, make_hq, shell
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cipherbox import pki
 from cipherbox.client.home import load_home
-from cipherbox.config import secret_key
+from cipherbox.config.settings import secret_key
 
 from .conftest import ENVIRONMENT, PROGRAM, Hq, line_with, shell
 

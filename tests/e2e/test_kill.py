@@ -8,8 +8,8 @@ from pathlib import Path
 
 import trio
 
-from cipherbox.client.api import Client, open_client
-from cipherbox.client.inbox.receiver import Receiver
+from cipherbox.client.client import Client, open_client
+from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import CipherBoxError
 from tests import soak
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cipherbox.cli.exits import Exit
-from cipherbox.client.keys.local import open_local_key, put_local_key
+from cipherbox.client.keys.local_key import open_local_key, put_local_key
 from cipherbox.portable import write_private
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 
 from .conftest import Hq, serving, shell
 from .terminal import on_terminal

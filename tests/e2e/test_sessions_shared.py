@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cipherbox.envelope import layout as layouts
-from cipherbox.sealing.sessions import session
+from cipherbox.sealing.ratchet import session
 from tests import soak
 from tests.warm import FORKED
 
@@ -22,7 +22,7 @@ SECONDS = soak.of(15)
 WAIT = threading.Event()  # never set
 SPEAKER = """
 import sys, trio
-from cipherbox.client.api import open_client
+from cipherbox.client.client import open_client
 async def main(home, to, name):
     async with open_client(home) as client, client.publisher(to=to, stanza="ratchet", batch=1) as publisher:
         print("ready", flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.config import load_client_config
+from cipherbox.config.settings import load_client_config
 
 from .conftest import ENVIRONMENT, LIMIT_S, PROGRAM, make_hq, shell
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cipherbox import pki
 from cipherbox.envelope import bundle as bundles
-from cipherbox.envelope.kinds import key_id, label
+from cipherbox.envelope.stanza_types import key_id, label
 from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,

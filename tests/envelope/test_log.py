@@ -7,7 +7,8 @@ import os
 import nacl.signing
 import pytest
 
-from cipherbox.envelope import log, tree
+from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
 from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, SignatureInvalid, UnknownVersion
 

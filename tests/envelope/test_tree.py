@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherbox.envelope import tree
+from cipherbox.envelope import merkle_tree as tree
 from cipherbox.errors import CipherBoxError
 
 # The leaves that Certificate Transparency's tests use, and the roots of the first n of them.

@@ -22,31 +22,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import errors, pki
-from cipherbox.client.parts import Manifest, manifest_message, part_message, read_manifest, read_part
-from cipherbox.client.pipe.frames import Frame, Kind, read_frame
-from cipherbox.crl import lists_in, make_crl, read_crl
-from cipherbox.envelope import (
-    bundle,
-    checkpoint,
-    evidence,
-    group,
-    log,
-    prefix,
-    prekeys,
-    receipt,
-    receiptfile,
-    rsa,
-    tree,
-)
-from cipherbox.envelope.kinds import KeyUsage, StanzaType, label
-from cipherbox.sealing import keyfile
+from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message, read_manifest, read_part
+from cipherbox.client.receiving.pipe_frames import Frame, Kind, read_frame
+from cipherbox.envelope import bundle, checkpoint, evidence, group, prefix, prekeys, receipt, rsa
+from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import receipt_file as receiptfile
+from cipherbox.envelope import transparency_log as log
+from cipherbox.envelope.stanza_types import KeyUsage, StanzaType, label
+from cipherbox.net.websocket import accept_websocket
+from cipherbox.pki.revocation_lists import lists_in, make_crl, read_crl
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing import open as opening
 from cipherbox.sealing.body import Message, pack, text_message, unpack
-from cipherbox.sealing.sessions import handshake, session
-from cipherbox.server.material import is_ca
-from cipherbox.server.offline import read_requests
-from cipherbox.server.signed import for_hq, read_signed
-from cipherbox.websocket import accept_websocket
+from cipherbox.sealing.ratchet import handshake, session
+from cipherbox.server.ca.credentials import is_ca
+from cipherbox.server.ca.offline import read_requests
+from cipherbox.server.ca.signed_responses import for_hq, read_signed
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection
 from cipherbox.wire.token import decode_token

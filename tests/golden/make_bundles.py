@@ -6,7 +6,7 @@ from typing import Any
 
 from cipherbox import pki
 from cipherbox.envelope.bundle import KeyBundle, fingerprint
-from cipherbox.envelope.kinds import StanzaType
+from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.sealing.identity import DecryptKey, Identity
 from tests.golden import files
 from tests.parties import Party, now_ms, party, version_1, with_other_keys, world

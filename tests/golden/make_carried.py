@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cipherbox import pki
 from cipherbox.portable import write_private
-from cipherbox.sealing import keyfile
-from cipherbox.server.carried import HQ_NAME, HQ_ROLE, request_row, requests_document
-from cipherbox.server.offline import CA_KEY, ISSUING, ISSUING_KEY, ROOT, ROOT_KEY, Vault, sign_offline
+from cipherbox.sealing import key_file as keyfile
+from cipherbox.server.ca.exchange import HQ_NAME, HQ_ROLE, request_row, requests_document
+from cipherbox.server.ca.offline import CA_KEY, ISSUING, ISSUING_KEY, ROOT, ROOT_KEY, Vault, sign_offline
 from tests.golden import files
 
 PASSWORD = "the root of all"

@@ -8,10 +8,10 @@ from typing import Any
 from unittest import mock
 
 from cipherbox.envelope import layout as layouts
+from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import receipt as receipts
-from cipherbox.envelope import tree
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.envelope.kinds import BodyCipher, Outcome
+from cipherbox.envelope.stanza_types import BodyCipher, Outcome
 from cipherbox.sealing import seal as seal_module
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import Message, pack

@@ -6,11 +6,12 @@ import hashlib
 
 import nacl.signing
 
-from cipherbox.envelope import log, tree
+from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.checkpoint import Checkpoint, Note, VerifierKey, cosign, decode_note, origin_of, sign_checkpoint
 from cipherbox.envelope.group import Unsigned
-from cipherbox.envelope.kinds import Outcome, SignatureSuite
 from cipherbox.envelope.receipt import Leaf
+from cipherbox.envelope.stanza_types import Outcome, SignatureSuite
 from tests.golden import files
 
 KEY = nacl.signing.SigningKey(bytes(range(32)))

@@ -17,8 +17,8 @@ from cipherbox import pki
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.envelope.kinds import StanzaType
 from cipherbox.envelope.rsa import encode_public
+from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.sealing import rsa, stanzas
 from cipherbox.sealing.body import pack
 from cipherbox.sealing.identity import DecryptKey, Identity

@@ -9,12 +9,12 @@ from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.sealing.body import Message, pack
 from cipherbox.sealing.open import inspect, open_envelope
+from cipherbox.sealing.ratchet import handshake, session
+from cipherbox.sealing.ratchet.double_ratchet import public
+from cipherbox.sealing.ratchet.handshake import Secrets
+from cipherbox.sealing.ratchet.prekeys import Pair, believed, offer, offer_once, session_key_id
+from cipherbox.sealing.ratchet.session import Session
 from cipherbox.sealing.seal import seal
-from cipherbox.sealing.sessions import handshake, session
-from cipherbox.sealing.sessions.handshake import Secrets
-from cipherbox.sealing.sessions.prekeys import Pair, believed, offer, offer_once, session_key_id
-from cipherbox.sealing.sessions.ratchet import public
-from cipherbox.sealing.sessions.session import Session
 from tests.golden import files
 from tests.parties import Party, now_ms, party
 

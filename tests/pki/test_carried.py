@@ -9,12 +9,12 @@ import orjson
 import pytest
 
 from cipherbox import pki
-from cipherbox.crl import check_crl
 from cipherbox.errors import InvalidRequest, WrongPassword
+from cipherbox.pki.revocation_lists import check_crl
 from cipherbox.portable import write_private
-from cipherbox.sealing import keyfile
-from cipherbox.server.offline import CA_KEY, ISSUING_KEY, ROOT_KEY, Vault, read_requests, sign_offline
-from cipherbox.server.signed import for_hq, issuing_chain, read_signed
+from cipherbox.sealing import key_file as keyfile
+from cipherbox.server.ca.offline import CA_KEY, ISSUING_KEY, ROOT_KEY, Vault, read_requests, sign_offline
+from cipherbox.server.ca.signed_responses import for_hq, issuing_chain, read_signed
 from tests.golden import files
 
 GOLDEN = files.read("carried")

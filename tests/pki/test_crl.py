@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from cipherbox import pki
-from cipherbox.crl import check_crl, lists_in, make_crl, read_crl
 from cipherbox.errors import CredentialsError, ListOverdue
+from cipherbox.pki.revocation_lists import check_crl, lists_in, make_crl, read_crl
 from tests.pki.kit import DAY, UNKNOWN, authority, crl, part, usage
 
 ROOT = pki.new_root("Org")

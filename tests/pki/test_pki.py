@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox import pki
-from cipherbox.crl import check_crl, make_crl
 from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest, ListOverdue
+from cipherbox.pki.revocation_lists import check_crl, make_crl
 from tests.parties import party, world
 
 NOW = pki.now()

@@ -10,11 +10,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from cipherbox import pki, profile
+from cipherbox import pki
 from cipherbox.envelope.bundle import check_bundle
 from cipherbox.errors import BundleError, BundleNotCertified, CredentialsError
+from cipherbox.net.tls import client_context, server_context, shake_hands
+from cipherbox.pki import profile
 from cipherbox.sealing.identity import Identity
-from cipherbox.tls import client_context, server_context, shake_hands
 from tests.parties import now_ms, party, world
 from tests.pki.kit import BASIC, DAY, ISSUER_ID, NAMES, OWN_ID, PURPOSE, UNKNOWN, USAGE, authority, make, usage
 

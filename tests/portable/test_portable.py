@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox import limits, portable
-from cipherbox.client.names import safe_name
+from cipherbox.client.file_names import safe_name
 from cipherbox.errors import ConfigError, InvalidRequest, StoreLocked
 
 

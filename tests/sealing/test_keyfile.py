@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherbox.envelope.kinds import SignatureSuite
+from cipherbox.envelope.stanza_types import SignatureSuite
 from cipherbox.errors import CipherBoxError, CredentialsError, PasswordError, WrongPassword
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.open import inspect, open_envelope
 from tests.golden.make_envelopes import MESSAGES, sealed

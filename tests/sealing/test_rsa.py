@@ -23,7 +23,8 @@ from cipherbox.errors import (
     NotRecipient,
     UnsafeMix,
 )
-from cipherbox.sealing import keyfile, rsa, stanzas
+from cipherbox.sealing import key_file as keyfile
+from cipherbox.sealing import rsa, stanzas
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import pack, text_message
 from cipherbox.sealing.identity import DecryptKey, Identity

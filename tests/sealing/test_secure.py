@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cipherbox.errors import CipherBoxError, DecryptionFailed, InvalidRequest, KeyMissing, SignatureInvalid
-from cipherbox.sealing.secure import HandshakeBuilder, KeyPair, MemoryStorage, SecureContext, generate_keypair
-from cipherbox.sealing.sessions.settings import SessionSettings
+from cipherbox.sealing.ratchet.secure_session import (
+    HandshakeBuilder,
+    KeyPair,
+    MemoryStorage,
+    SecureContext,
+    generate_keypair,
+)
+from cipherbox.sealing.ratchet.settings import SessionSettings
 
 
 def pair(prologue: bytes = b"") -> tuple[SecureContext, SecureContext, bytes]:

@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
 
-from cipherbox.envelope.kinds import BodyCipher, label
+from cipherbox.envelope.stanza_types import BodyCipher, label
 from cipherbox.errors import CredentialsError, DecryptionFailed, WrongPassword
-from cipherbox.sealing import keyfile, primitives
-from cipherbox.sealing.kept import KeyKeeper
+from cipherbox.sealing import key_file as keyfile
+from cipherbox.sealing import primitives
+from cipherbox.sealing.local_secret_box import KeyKeeper
 from cipherbox.wire.token import secret_hash
 from tests.published import flipped, rows
 

@@ -15,22 +15,22 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.broker import model as m
-from cipherbox.config import ServerConfig, load_server_config, secret_key
+from cipherbox.config.settings import ServerConfig, load_server_config, secret_key
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.limits import Limits
+from cipherbox.net.connecting import connect
+from cipherbox.net.tls import TlsStream, client_context
+from cipherbox.net.websocket import WebSocketStream
 from cipherbox.sealing.body import pack, text_message
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.seal import Sealed, choose_keys, seal
 from cipherbox.server.app import run
+from cipherbox.server.ca.offline import CA_KEY, Vault
 from cipherbox.server.hq import HQ
-from cipherbox.server.offline import CA_KEY, Vault
-from cipherbox.server.setup import init_hq
+from cipherbox.server.operations.setup import init_hq
 from cipherbox.store.files import Files
 from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.tls import TlsStream, client_context
-from cipherbox.transport import connect
-from cipherbox.websocket import WebSocketStream
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries
 

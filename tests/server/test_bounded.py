@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cipherbox.limits import LIMITS
-from cipherbox.server.watermark import Watermark
+from cipherbox.server.connection.backpressure import Watermark
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
 from tests.server.hq import BIG, PATIENCE_S, Raw, codec_name, running

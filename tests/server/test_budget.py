@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from cipherbox.limits import LIMITS
-from cipherbox.server.budget import COSTS, FLOW, REQUESTS, Budgets, Rate
+from cipherbox.server.connection.budget import COSTS, FLOW, REQUESTS, Budgets, Rate
 from cipherbox.wire import frames
 from cipherbox.wire.connection import SendBatch
 from cipherbox.wire.fields import TABLE
@@ -79,7 +79,7 @@ def test_the_budgets_are_what_the_manual_says() -> None:
 
 
 def test_a_rate_forgets_who_came_long_ago(monkeypatch: Any) -> None:
-    from cipherbox.server import budget
+    from cipherbox.server.connection import budget
 
     monkeypatch.setattr(budget, "_NAMES", 10)
     now = 0.0

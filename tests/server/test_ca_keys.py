@@ -11,17 +11,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from cipherbox import pki
-from cipherbox.config import load_server_config, secret_key
+from cipherbox.config.settings import load_server_config, secret_key
 from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, Forbidden, InvalidRequest
-from cipherbox.server import authority, organization
-from cipherbox.server.material import (
-    Material,
-    certificates_in,
-    checked_issuing,
-    is_waiting,
-    read_material,
-)
-from cipherbox.server.offline import CA_KEY, ROOT_KEY
+from cipherbox.server.ca import authority, organization
+from cipherbox.server.ca.credentials import Material, certificates_in, checked_issuing, is_waiting, read_material
+from cipherbox.server.ca.offline import CA_KEY, ROOT_KEY
 from tests.server.hq import open_vault, prepare, running
 from tests.server.test_certificate import clock
 from tests.server.test_reload import alive

@@ -12,16 +12,12 @@ import pytest
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.config import secret_key
+from cipherbox.config.settings import secret_key
 from cipherbox.errors import ConfigError, CredentialsError
 from cipherbox.portable import write_private
-from cipherbox.server.alerts import alerts
+from cipherbox.server.ca.credentials import next_key, put_server, read_material
 from cipherbox.server.hq import HQ
-from cipherbox.server.material import (
-    next_key,
-    put_server,
-    read_material,
-)
+from cipherbox.server.operations.alerts import alerts
 from cipherbox.store.sqlite.store import open_store
 from tests.server.hq import Running, prepare, running
 from tests.server.test_reload import alive, shown

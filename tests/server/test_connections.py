@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from cipherbox.limits import LIMITS
-from cipherbox.tls import client_context
+from cipherbox.net.tls import client_context
 from cipherbox.wire import codec, frames
 from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, running
 

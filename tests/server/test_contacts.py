@@ -6,9 +6,9 @@ from pathlib import Path
 
 import attrs
 
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.limits import LIMITS
-from cipherbox.server.budget import COSTS
+from cipherbox.server.connection.budget import COSTS
 from cipherbox.wire import frames
 from tests.server.hq import codec_name, running
 

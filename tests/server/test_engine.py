@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.errors import (
     CipherBoxError,
     DiskFull,
@@ -20,7 +20,7 @@ from cipherbox.errors import (
     StoreUnavailable,
 )
 from cipherbox.server import engine as engine_module
-from cipherbox.server.bodies import DAMAGED
+from cipherbox.server.body_cache import DAMAGED
 from tests.server.inline import SMALL, Noted, world
 from tests.store.suite import AT
 

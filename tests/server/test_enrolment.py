@@ -13,17 +13,17 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.config import load_server_config
-from cipherbox.envelope import log
+from cipherbox.config.settings import load_server_config
+from cipherbox.envelope import transparency_log as log
 from cipherbox.errors import BundleRefused, CipherBoxError, EnrolmentRefused, InvalidRequest, Replaced, Revoked
 from cipherbox.limits import LIMITS
+from cipherbox.net.tls import client_context
 from cipherbox.sealing.identity import Identity
-from cipherbox.server.enrolment import ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA
+from cipherbox.server.ca.offline import sign_offline
+from cipherbox.server.directory.enrolment import ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA
 from cipherbox.server.hq import HQ
-from cipherbox.server.offline import sign_offline
-from cipherbox.server.setup import init_hq
+from cipherbox.server.operations.setup import init_hq
 from cipherbox.store.sqlite.store import open_store
-from cipherbox.tls import client_context
 from cipherbox.wire import frames
 from cipherbox.wire.token import Token, decode_token, secret_hash
 from tests.server.hq import Raw, Running, codec_name, now_ms, open_vault, running

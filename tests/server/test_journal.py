@@ -9,11 +9,11 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.envelope.ids import message_id
-from cipherbox.server.journal import FEW
+from cipherbox.server.operations.event_log import FEW
 from tests.server.inline import world
 from tests.store.suite import incoming
 
-LOGGER = "cipherbox.server.journal"
+LOGGER = "cipherbox.server.operations.event_log"
 
 
 @pytest.fixture

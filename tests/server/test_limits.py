@@ -10,7 +10,7 @@ import pytest
 from cipherbox import pki
 from cipherbox.errors import Throttled
 from cipherbox.limits import LIMITS
-from cipherbox.server.budget import Rate
+from cipherbox.server.connection.budget import Rate
 from cipherbox.store.port import BundleRow
 from cipherbox.wire import frames
 from cipherbox.wire.token import decode_token

@@ -10,16 +10,14 @@ import pytest
 import trio
 
 from cipherbox import pki
-from cipherbox.config import load_server_config
-from cipherbox.crl import make_crl
+from cipherbox.config.settings import load_server_config
 from cipherbox.errors import Busy, ConfigError, Revoked
-from cipherbox.server import authority, organization
-from cipherbox.server.alerts import alerts
-from cipherbox.server.material import (
-    read_material,
-)
-from cipherbox.server.offline import sign_offline
-from cipherbox.tls import client_context
+from cipherbox.net.tls import client_context
+from cipherbox.pki.revocation_lists import make_crl
+from cipherbox.server.ca import authority, organization
+from cipherbox.server.ca.credentials import read_material
+from cipherbox.server.ca.offline import sign_offline
+from cipherbox.server.operations.alerts import alerts
 from cipherbox.wire import frames
 from tests.server.hq import Raw, Running, open_vault, prepare, running
 from tests.server.test_certificate import clock
@@ -72,7 +70,7 @@ async def test_a_list_ends_the_connections_of_the_certificates_it_names_at_once(
 async def test_a_list_that_was_replaced_is_found_without_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cipherbox.server.lists.LOOK_S", 0.05)
+    monkeypatch.setattr("cipherbox.server.directory.revocation_lists.LOOK_S", 0.05)
     async with running(tmp_path / "hq") as r:
         (tmp_path / "lists").mkdir()
         set_lists(r, tmp_path / "lists")

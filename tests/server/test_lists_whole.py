@@ -15,14 +15,14 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.cli.doctor.findings import BAD
 from cipherbox.cli.doctor.hq import _certificates
-from cipherbox.config import load_server_config, secret_key
-from cipherbox.crl import make_crl, read_crl
+from cipherbox.config.settings import load_server_config, secret_key
 from cipherbox.errors import ConfigError, HqRevoked, Revoked
+from cipherbox.pki.revocation_lists import make_crl, read_crl
 from cipherbox.portable import write_private
-from cipherbox.server.alerts import alerts
-from cipherbox.server.check import problems
-from cipherbox.server.lists import condemned, read_lists
-from cipherbox.server.material import read_material
+from cipherbox.server.ca.credentials import read_material
+from cipherbox.server.directory.revocation_lists import condemned, read_lists
+from cipherbox.server.operations.alerts import alerts
+from cipherbox.server.operations.check import problems
 from cipherbox.wire import frames
 from tests.client.real_hq import real_hq
 from tests.pki.kit import ISSUER_ID, crl, make, part
@@ -36,7 +36,7 @@ DELTA = (x509.DeltaCRLIndicator(5), True)
 @pytest.fixture
 async def r(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     """An HQ that reads the lists in a directory, and looks at it all the time."""
-    monkeypatch.setattr("cipherbox.server.lists.LOOK_S", 0.02)
+    monkeypatch.setattr("cipherbox.server.directory.revocation_lists.LOOK_S", 0.02)
     async with running(tmp_path / "hq") as found:
         (tmp_path / "lists").mkdir()
         set_lists(found, tmp_path / "lists")

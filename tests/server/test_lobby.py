@@ -11,12 +11,12 @@ import pytest
 import trio
 
 from cipherbox import pki
-from cipherbox.configfile import parse_origins
+from cipherbox.config.toml_file import parse_origins
 from cipherbox.errors import ConfigError
 from cipherbox.limits import LIMITS
-from cipherbox.server.lobby import Lobby, group_of
-from cipherbox.server.monitor import Monitor
-from cipherbox.tls import TlsStream, client_context
+from cipherbox.net.tls import TlsStream, client_context
+from cipherbox.server.connection.unauthenticated import Lobby, group_of
+from cipherbox.server.operations.monitor import Monitor
 from cipherbox.wire import frames
 from cipherbox.wire.token import decode_token
 from tests.server.hq import PATIENCE_S, Running, codec_name, running

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cipherbox.broker.model import LogRow
-from cipherbox.envelope import log, tree
+from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.errors import StoreUnavailable
 from cipherbox.store.port import Store

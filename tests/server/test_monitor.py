@@ -14,12 +14,12 @@ import trio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from cipherbox.config import MetricsSettings
+from cipherbox.config.settings import MetricsSettings
 from cipherbox.errors import ConfigError, StoreLeased, StoreUnavailable
 from cipherbox.ops.metrics import COUNTER, HISTOGRAM, METRICS
 from cipherbox.server import app
 from cipherbox.server.app import serve
-from cipherbox.server.monitor import STUCK_S, Monitor
+from cipherbox.server.operations.monitor import STUCK_S, Monitor
 from cipherbox.wire import frames
 from tests.server.hq import BIG, Running, prepare, running
 
@@ -227,7 +227,7 @@ async def test_the_port_is_open_while_hq_waits_for_its_store(
         database=attrs.evolve(config.database, kind="postgresql"),
     )  # fmt: skip
     away = [True]
-    from cipherbox.server.storing import open_store
+    from cipherbox.server.operations.open_store import open_store
 
     def opened(_: Any, **more: Any) -> Any:
         if away[0]:

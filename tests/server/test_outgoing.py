@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from cipherbox.broker import model as m
-from cipherbox.client.tasks import background
+from cipherbox.client.nursery import background
 from cipherbox.errors import (
     CipherBoxError,
     DiskFull,
@@ -23,10 +23,10 @@ from cipherbox.errors import (
     TimedOut,
 )
 from cipherbox.limits import LIMITS, Limits
-from cipherbox.server.answers import error_frame
-from cipherbox.server.bodies import Bodies
-from cipherbox.server.outgoing import Outgoing
-from cipherbox.server.watermark import Watermark
+from cipherbox.server.body_cache import Bodies
+from cipherbox.server.connection.backpressure import Watermark
+from cipherbox.server.connection.outgoing import Outgoing
+from cipherbox.server.requests.answers import error_frame
 from cipherbox.store.port import Body
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Connection, Deliveries

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from cipherbox.config import ServerConfig
+from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import DiskFull
 from cipherbox.server import app
-from cipherbox.server.peer import STORE_AWAY, STORE_BACK
+from cipherbox.server.connection.peer import STORE_AWAY, STORE_BACK
 from cipherbox.store.copying import copy
 from cipherbox.store.port import Store
 from cipherbox.store.postgres import schema as schema_module

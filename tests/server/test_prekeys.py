@@ -13,9 +13,9 @@ from cipherbox import pki
 from cipherbox.envelope.prekeys import decode, decode_once
 from cipherbox.errors import Replaced
 from cipherbox.limits import LIMITS
+from cipherbox.net.tls import client_context
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.sessions.prekeys import Pair, offer, offer_once
-from cipherbox.tls import client_context
+from cipherbox.sealing.ratchet.prekeys import Pair, offer, offer_once
 from cipherbox.wire import frames
 from cipherbox.wire.token import decode_token
 from tests.server.hq import codec_name, running

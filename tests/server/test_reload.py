@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from cipherbox import pki
-from cipherbox.config import load_server_config, secret_key
+from cipherbox.config.settings import load_server_config, secret_key
 from cipherbox.errors import ConfigError
 from cipherbox.ops.logs import ROOT
 from cipherbox.portable import write_private
@@ -273,7 +273,7 @@ async def test_lists_of_figures_and_alerts_are_the_admins(tmp_path: Path) -> Non
 
 
 async def test_alerts_see_ends_and_old_queues_coming(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from cipherbox.server.alerts import Watch, alerts
+    from cipherbox.server.operations.alerts import Watch, alerts
 
     async with running(tmp_path / "hq") as r:
         lab = await r.client("FL-LAB")

@@ -12,11 +12,11 @@ import trio
 import trustme
 
 from cipherbox import pki
-from cipherbox.crl import check_crl
 from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError
 from cipherbox.limits import LIMITS
+from cipherbox.net.tls import client_context
+from cipherbox.pki.revocation_lists import check_crl
 from cipherbox.sealing.body import pack, text_message
-from cipherbox.tls import client_context
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
 from tests.parties import now_ms

@@ -12,7 +12,7 @@ import trio
 
 from cipherbox.errors import NetworkError
 from cipherbox.limits import LIMITS
-from cipherbox.server.watermark import LARGE, Transfer, Watermark
+from cipherbox.server.connection.backpressure import LARGE, Transfer, Watermark
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
 from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, running

@@ -11,7 +11,7 @@ import pytest
 
 from cipherbox import pki
 from cipherbox.limits import LIMITS
-from cipherbox.server.trust import Trust
+from cipherbox.server.directory.trust import Trust
 from cipherbox.store.port import CertificateRow
 from cipherbox.wire import frames
 from tests.server.hq import Raw, Running, codec_name, running

@@ -14,8 +14,9 @@ import pytest
 import trio
 import trio.testing
 
-from cipherbox.client.outbox import post as post_module
-from cipherbox.envelope import log, tree
+from cipherbox.client.outbox import sender as post_module
+from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import transparency_log as log
 from tests import postgres, soak
 from tests.server.hq import running
 from tests.sim.world import RECEIVERS, SENDERS, Template, World, virtual

@@ -22,22 +22,22 @@ import orjson
 import trio
 import trio.testing
 
-from cipherbox import transport
-from cipherbox.client import line as line_module
-from cipherbox.client.api import Client
+from cipherbox.client.client import Client
+from cipherbox.client.connection import reconnecting as line_module
+from cipherbox.client.connection.reconnecting import Line
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.inbox import Inbox
-from cipherbox.client.inbox.receiver import Receiver
-from cipherbox.client.line import Line
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.client.tasks import background
-from cipherbox.config import ClientConfig, load_server_config
+from cipherbox.client.nursery import background
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.config.settings import ClientConfig, load_server_config
 from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavailable
-from cipherbox.sealing.kept import KeyKeeper
+from cipherbox.net import connecting as transport
+from cipherbox.sealing.local_secret_box import KeyKeeper
 from cipherbox.server.app import _tick as tick
+from cipherbox.server.connection.session import Session
 from cipherbox.server.hq import HQ
-from cipherbox.server.session import Session
 from cipherbox.store.copying import copy
 from cipherbox.store.postgres.store import PostgresStore
 from cipherbox.store.postgres.target import Target
@@ -319,8 +319,8 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
     """Time, threads, chance and the network as the world has them."""
     import time
 
-    from cipherbox.client import localdb
-    from cipherbox.client.outbox import post
+    from cipherbox.client import local_database as localdb
+    from cipherbox.client.outbox import sender as post
     from cipherbox.store.sqlite import database
 
     async def connect(address: str, context: Any, nursery: Any, *, timeout_s: float, line: Any) -> SimStream:

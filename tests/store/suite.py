@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from cipherbox.broker import model as m
-from cipherbox.broker.core import Broker
+from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Changes, EntryState, Facts, Incoming, Wanted
 from cipherbox.errors import Fenced, InvalidRequest
 from cipherbox.limits import LIMITS

@@ -7,8 +7,8 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow, Wanted
-from cipherbox.contactlists import Lists
-from cipherbox.envelope import tree
+from cipherbox.contact_lists import Lists
+from cipherbox.envelope import merkle_tree as tree
 from cipherbox.errors import Conflict, Damaged, Fenced, StoreError
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
 from tests.store.suite import AT, Driver, Opener, bodies_of, incoming, published

@@ -10,7 +10,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.errors import Damaged, StoreUnavailable
 from cipherbox.store.copying import TABLES, Source, copy, sums_of
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment, Store

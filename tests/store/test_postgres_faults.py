@@ -14,7 +14,7 @@ import trustme
 
 from cipherbox.broker.model import Changes, Cutoffs
 from cipherbox.cli import postgres_servers
-from cipherbox.config import secret
+from cipherbox.config.settings import secret
 from cipherbox.errors import ConfigError, DiskFull, SchemaTooOld, StoreError, StoreUnavailable
 from cipherbox.store.port import HISTORY
 from cipherbox.store.postgres import driver, retention

@@ -10,7 +10,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Changes
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.errors import CipherBoxError, DiskFull, StoreUnavailable
 from cipherbox.store.sqlite.store import DATABASE, RESERVE
 from tests.store.faults import PLENTY, SMALL_RESERVE, FailingEnd, Faulty, opened, spool_names

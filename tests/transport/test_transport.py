@@ -12,8 +12,8 @@ import trio.testing
 
 from cipherbox import pki
 from cipherbox.errors import CredentialsError, NetworkError, TimedOut
-from cipherbox.tls import Cut, TlsStream, client_context, first_contact_context, server_context, shake_hands
-from cipherbox.transport import connect, parse_address
+from cipherbox.net.connecting import connect, parse_address
+from cipherbox.net.tls import Cut, TlsStream, client_context, first_contact_context, server_context, shake_hands
 from tests.parties import party, world
 
 PATIENCE_S = 10.0
@@ -222,7 +222,7 @@ def test_what_is_no_address(text: str) -> None:
 
 
 async def test_a_large_frame_goes_right_into_its_buffer() -> None:
-    from cipherbox.transport import fill
+    from cipherbox.net.connecting import fill
     from cipherbox.wire import codec
     from cipherbox.wire.connection import LARGE
     from tests.wire.test_frames import opened

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from cipherbox.errors import NetworkError
-from cipherbox.websocket import accept_websocket, open_websocket
+from cipherbox.net.websocket import accept_websocket, open_websocket
 
 REQUEST = (
     b"GET /cipherbox HTTP/1.1\r\nHost: hq\r\nUpgrade: websocket\r\nConnection: Up\xffgrade\r\n"

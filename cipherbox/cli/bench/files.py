@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 _TELL_S = 0.2
 
 
 def settings(do: str) -> dict[str, Any]:
     """Of the client that does it: what lies in the folder is whole."""
-    from cipherbox.configfile import AgentSettings
+    from cipherbox.config.toml_file import AgentSettings
 
     return {"agent": AgentSettings(settle_s=0.0)} if do == "send-files" else {}
 
 
 async def send(client: Client, task: dict[str, Any]) -> None:
     """Puts the files into the folders of their centers, then lets the agent send them until they are in `sent`."""
+    from cipherbox.apps.agent.agent import Agent
+    from cipherbox.apps.agent.endings import OUTGOING
     from cipherbox.cli.bench.worker import measured, shares, tell
-    from cipherbox.client.agent import Agent
-    from cipherbox.client.folder.endings import OUTGOING
 
     folder = client.home.path / "agent"
     content = b"x" * task["size"]
@@ -48,7 +48,7 @@ async def send(client: Client, task: dict[str, Any]) -> None:
 async def receive(client: Client, task: dict[str, Any]) -> None:
     """Receives until all files have their names."""
     from cipherbox.cli.bench.worker import measured, tell
-    from cipherbox.client.inbox.receiver import Receiver
+    from cipherbox.client.receiving.receiver import Receiver
 
     receiver = Receiver(client, incoming=client.home.path / "incoming")
 

@@ -119,7 +119,7 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
 
 
 async def _enrol(stage: Stage, directory: Path, names: list[str]) -> None:
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async def join(name: str, token: str) -> None:
         await stage.run(name, "--home", str(directory / name), "join", stdin=token.encode())

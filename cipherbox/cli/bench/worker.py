@@ -19,7 +19,7 @@ import trio
 from cipherbox.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 STAMP = 20  # digits of a time
 _RESTAMP = 64  # messages that share one stamp when they are sent as fast as it goes
@@ -30,7 +30,7 @@ SAMPLES = 20_000
 
 async def work(home: Path | None) -> int:
     """Reads the task from standard input and does it."""
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
     from cipherbox.cli.bench import files
@@ -93,7 +93,7 @@ async def _send(client: Client, task: dict[str, Any]) -> None:
 
 
 async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
-    from cipherbox.client.window import Outgoing
+    from cipherbox.client.connection.confirm_window import Outgoing
     from cipherbox.envelope.ids import EnvelopeIds
     from cipherbox.sealing.body import TEXT, pack_contents
     from cipherbox.sealing.seal import seal
@@ -159,7 +159,7 @@ def shares(total: int, parts: int) -> list[int]:
 
 
 async def _receive(client: Client, task: dict[str, Any]) -> None:
-    from cipherbox.client.inbox.receiver import Receiver
+    from cipherbox.client.receiving.receiver import Receiver
 
     took: list[float] = []
     told = 0.0

@@ -84,7 +84,7 @@ def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> Non
     from cipherbox.portable import write_atomic
 
     if hq is not None:
-        from cipherbox.server import closed
+        from cipherbox.server.operations import offline as closed
 
         document = run(closed.export, hq_settings(hq))
     else:
@@ -100,9 +100,9 @@ def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> Non
 
 def _write_pem(directory: Path, document: bytes) -> None:
     from cipherbox.cli.output import say
-    from cipherbox.pki import csr_pem
+    from cipherbox.pki.certificates import csr_pem
     from cipherbox.portable import write_atomic
-    from cipherbox.server.offline import read_requests
+    from cipherbox.server.ca.offline import read_requests
 
     directory.mkdir(exist_ok=True)
     for request in read_requests(document):
@@ -128,7 +128,7 @@ def ca_sign(ctx: click.Context, requests: Path, signed: Path, directory: Path, y
     """Sign REQUESTS with the CA in its directory; write certificates and revocation list to SIGNED."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.portable import write_atomic
-    from cipherbox.server.offline import read_requests, sign_offline
+    from cipherbox.server.ca.offline import read_requests, sign_offline
 
     document = requests.read_bytes()
     for request in read_requests(document):
@@ -162,8 +162,9 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
         count = with_admin(ctx, lambda client: client.import_certificates(document))
         say(f"HQ took {count} of them; clients that wait get theirs now." if count else "HQ had all of it already.")
         return
-    from cipherbox.server import closed, organization
-    from cipherbox.server.material import is_waiting
+    from cipherbox.server.ca import organization
+    from cipherbox.server.ca.credentials import is_waiting
+    from cipherbox.server.operations import offline as closed
 
     config = hq_settings(hq)
     if is_waiting(config):

@@ -15,7 +15,7 @@ import click
 from cipherbox.cli.options import HQ_DIRECTORY, hq_settings, yes_option
 
 if TYPE_CHECKING:
-    from cipherbox.server.offline import Vault
+    from cipherbox.server.ca.offline import Vault
 
 CA_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
 _SIZE = 32
@@ -24,7 +24,7 @@ _SIZE = 32
 def vault_at(ctx: click.Context, directory: Path) -> Vault:
     """A CA's directory, opened; a password is asked for where it needs one."""
     from cipherbox.portable import read_private
-    from cipherbox.server.offline import CA_KEY, Vault
+    from cipherbox.server.ca.offline import CA_KEY, Vault
 
     return Vault(directory, _open(ctx, directory, read_private(directory / CA_KEY)))
 
@@ -32,9 +32,9 @@ def vault_at(ctx: click.Context, directory: Path) -> Vault:
 def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | None = None) -> bytes:
     """The 32 bytes that a `ca.key` stands for."""
     from cipherbox.cli.password import ask, named_password
-    from cipherbox.client.keys.local import password_bytes
+    from cipherbox.client.keys.local_key import password_bytes
     from cipherbox.errors import ConfigError, CredentialsError, PasswordNeeded, WrongPassword
-    from cipherbox.sealing import keyfile
+    from cipherbox.sealing import key_file as keyfile
 
     if len(data) == _SIZE:
         return data
@@ -74,8 +74,8 @@ def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect
     from cipherbox.cli.password import named_password, new_password
     from cipherbox.client.keys.strength import check_strength
     from cipherbox.portable import read_private
-    from cipherbox.sealing import keyfile
-    from cipherbox.server import authority
+    from cipherbox.sealing import key_file as keyfile
+    from cipherbox.server.ca import authority
 
     config = hq_settings(hq)
     directory, password = directory.absolute(), named_password(ctx)
@@ -125,7 +125,7 @@ def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> No
     To renew the issuing CA this is not needed: cipherbox ca renew HQ --root DIRECTORY
     """
     from cipherbox.cli.output import next_step, say
-    from cipherbox.server import authority
+    from cipherbox.server.ca import authority
 
     config = hq_settings(hq)
     for path in authority.bring_back(config, vault_at(ctx, directory.absolute()), whole=whole):
@@ -144,8 +144,8 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
     Its name and key stay, so everything it signed stays good and nobody notices. HQ's own certificate renews by itself.
     """
     from cipherbox.cli.output import next_step, say
-    from cipherbox.server import authority
-    from cipherbox.server.offline import CA_KEY
+    from cipherbox.server.ca import authority
+    from cipherbox.server.ca.offline import CA_KEY
 
     if os.path.exists(directory / CA_KEY):  # not Path.exists, which fails where it may not look
         if root is not None:
@@ -166,7 +166,7 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
 def _ask_organization(directory: Path) -> None:
     from cipherbox.cli.output import next_step, say
     from cipherbox.errors import ConfigError
-    from cipherbox.server.authority import ask_organization
+    from cipherbox.server.ca.authority import ask_organization
 
     config = hq_settings(directory)
     if config.ca.offline:

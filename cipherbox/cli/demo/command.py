@@ -150,7 +150,7 @@ async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
 
 async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> trio.Process:
     from cipherbox.cli.demo.processes import DemoFailed, free_port
-    from cipherbox.config import LoggingSettings, load_server_config, write_server_config
+    from cipherbox.config.settings import LoggingSettings, load_server_config, write_server_config
 
     for attempt in range(1, START_TRIES + 1):
         address = f"127.0.0.1:{free_port()}"
@@ -176,7 +176,7 @@ async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> t
 async def _enrol(stage: Stage, directory: Path, admin: Path, clients: Sequence[str]) -> None:
     import trio
 
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async def join(client_id: str, token: str) -> None:
         await stage.run(client_id, "--home", str(directory / client_id), "join", stdin=token.encode())
@@ -187,7 +187,7 @@ async def _enrol(stage: Stage, directory: Path, admin: Path, clients: Sequence[s
 
 
 async def _topology(admin: Path) -> None:
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async with open_client(admin) as client:
         await client.declare_exchange(EXCHANGE, "topic")
@@ -258,7 +258,7 @@ async def _receipts(stage: Stage, directory: Path, sent: dict[str, str]) -> dict
 
 
 async def _compare_depth(admin: Path, report: Report) -> None:
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async with open_client(admin) as client:
         for row in await client.list("queues"):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import trio
 
     from cipherbox.cli.demo.processes import Stage
-    from cipherbox.config import ServerConfig
+    from cipherbox.config.settings import ServerConfig
     from cipherbox.envelope.bundle import KeyBundle
 
 LAB, NEWCOMER, CENTER = "FL-LAB", "MA-LAB", "CA-RC"
@@ -184,8 +184,8 @@ async def _hand_out_keys_of_ours(hq: Path) -> None:
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
     from cipherbox import pki
-    from cipherbox.config import load_server_config, secret_key
-    from cipherbox.server.closed import closed
+    from cipherbox.config.settings import load_server_config, secret_key
+    from cipherbox.server.operations.offline import closed
     from cipherbox.store.port import BundleRow
 
     config = load_server_config(hq)
@@ -205,7 +205,7 @@ async def _hand_out_keys_of_ours(hq: Path) -> None:
 def _forged(config: ServerConfig, known: KeyBundle) -> KeyBundle:
     """Return a bundle that everything HQ has can make: certified and whole, signed by nothing of its owner's."""
     from cipherbox import pki
-    from cipherbox.config import secret_key
+    from cipherbox.config.settings import secret_key
     from cipherbox.sealing.identity import Identity
 
     service_key = secret_key(config.encryption.service_key_file)

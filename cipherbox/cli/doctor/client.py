@@ -28,10 +28,10 @@ from cipherbox.cli.doctor.findings import (
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, PasswordError, StoreError
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.client.home import Home
-    from cipherbox.config import ClientConfig
-    from cipherbox.proxyurl import Proxy
+    from cipherbox.config.proxies import Proxy
+    from cipherbox.config.settings import ClientConfig
 
 _ANSWER_S = 10.0
 _SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in the future
@@ -42,7 +42,7 @@ _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 def look(ctx: click.Context, home: Path) -> list[Finding]:
     """All findings about the client in ``home``."""
     from cipherbox.client.home import replaced
-    from cipherbox.config import CLIENT_FILE, load_client_config
+    from cipherbox.config.settings import CLIENT_FILE, load_client_config
 
     todo = _JOIN if not closed(home) and not (home / CLIENT_FILE).exists() else SETTINGS
     begun, config = opening(home, load_client_config, todo)
@@ -100,8 +100,8 @@ def _certificates(config: ClientConfig) -> Iterator[Finding]:
 
 def _addresses(config: ClientConfig) -> Iterator[Finding]:
     """Name and port of each address, without TLS, so that a firewall and a wrong name look different."""
-    from cipherbox.proxyurl import way_to
-    from cipherbox.transport import parse_address
+    from cipherbox.config.proxies import way_to
+    from cipherbox.net.connecting import parse_address
 
     for address in (part.strip() for part in config.address.split(",")):
         host, port, _ = parse_address(address)
@@ -135,7 +135,7 @@ def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
     """The proxy, and the way through it as far as the proxy says."""
     import trio
 
-    from cipherbox.proxy import connect_through
+    from cipherbox.net.proxy import connect_through
 
     async def attempt() -> None:
         with trio.fail_after(_ANSWER_S):
@@ -187,7 +187,7 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
 async def _meet(home: Home) -> list[Finding]:
     import trio
 
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     async with open_client(home, tries=1, timeout_s=_ANSWER_S) as client:
         began = trio.current_time()
@@ -206,7 +206,7 @@ async def _meet(home: Home) -> list[Finding]:
             found.append(Finding(GOOD, "clock", f"within {abs(skew_s):.0f} s of HQ's"))
         found.append(await _own_keys(client))
         if client.post is not None:
-            from cipherbox.client.outbox.folderfiles import FolderFiles
+            from cipherbox.client.outbox.folder_files import FolderFiles
 
             refused: Any = await client.post.store(FolderFiles(client.post.outbox).refused)
             if refused:

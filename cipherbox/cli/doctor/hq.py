@@ -26,7 +26,7 @@ from cipherbox.cli.doctor.findings import (
 from cipherbox.errors import Busy, CipherBoxError, ConfigError
 
 if TYPE_CHECKING:
-    from cipherbox.config import ServerConfig
+    from cipherbox.config.settings import ServerConfig
 
 _ANSWER_S = 5.0
 CA_SOON_DAYS = 365  # a root key has to come out of a safe
@@ -35,10 +35,10 @@ _SPARE_FILES = 256  # beside one for each connection
 
 def look(directory: Path) -> list[Finding]:
     """All findings about the HQ in ``directory``."""
-    from cipherbox.config import load_server_config
+    from cipherbox.config.settings import load_server_config
     from cipherbox.portable import is_locked
-    from cipherbox.server.check import LOCK
-    from cipherbox.server.material import check_answered
+    from cipherbox.server.ca.credentials import check_answered
+    from cipherbox.server.operations.check import LOCK
 
     begun, config = opening(directory, load_server_config)
     if config is None:
@@ -73,8 +73,8 @@ def _not_looked() -> Iterator[Finding]:
 
 
 def _files(config: ServerConfig) -> Iterator[Finding]:
-    from cipherbox.config import is_credential
-    from cipherbox.server.check import places
+    from cipherbox.config.settings import is_credential
+    from cipherbox.server.operations.check import places
 
     named = [config.encryption.service_key_file, config.encryption.database_key_file, config.tls.key]
     if not config.ca.offline:
@@ -88,7 +88,7 @@ def _files(config: ServerConfig) -> Iterator[Finding]:
 
 
 def _keys(config: ServerConfig) -> Iterator[Finding]:
-    from cipherbox.server.check import keys
+    from cipherbox.server.operations.check import keys
 
     wrong = list(keys(config))
     for text in wrong:
@@ -98,9 +98,9 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
 
 def _certificates(config: ServerConfig) -> Iterator[Finding]:
-    from cipherbox.server.check import certificates
-    from cipherbox.server.lists import Reading, look_at_lists
-    from cipherbox.server.material import certificates_in, load_certificate, read_material
+    from cipherbox.server.ca.credentials import certificates_in, load_certificate, read_material
+    from cipherbox.server.directory.revocation_lists import Reading, look_at_lists
+    from cipherbox.server.operations.check import certificates
 
     server = "HQ renews it when it starts, and while it runs; its log says why not"
     if config.ca.offline:
@@ -132,7 +132,7 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     if config.database.kind == "postgresql":
         yield from _postgresql(config, running=running)
         return
-    from cipherbox.store.sqlite.look import look_at
+    from cipherbox.store.sqlite.inspect import look_at
 
     try:
         found = look_at(config.database.path)
@@ -149,9 +149,9 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
 
 
 def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
-    from cipherbox.server.storing import target_of
+    from cipherbox.server.operations.open_store import target_of
     from cipherbox.store.postgres import schema
-    from cipherbox.store.postgres.look import look_at
+    from cipherbox.store.postgres.inspect import look_at
 
     todo = "is it running, is it reachable, and is pg_hba.conf right? cipherbox manual howto-hq"
     try:
@@ -177,7 +177,7 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
 
 
 def _ports(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
-    from cipherbox.server.ports import wanted
+    from cipherbox.server.operations.port_check import wanted
 
     for setting, host, port in wanted(config):
         yield _answers(setting, host, port) if running else _free(setting, host, port)
@@ -195,7 +195,7 @@ def _answers(setting: str, host: str, port: int) -> Finding:
 
 
 def _free(setting: str, host: str, port: int) -> Finding:
-    from cipherbox.server.ports import taken
+    from cipherbox.server.operations.port_check import taken
 
     if why := taken(host, port):
         return finding("ports", f"{setting}: {why}", "set another address or port")
@@ -206,9 +206,9 @@ def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     """The way clients take, as far as it can be seen from here."""
     import trio
 
-    from cipherbox.server.material import load_certificate
-    from cipherbox.tls import client_context
-    from cipherbox.transport import connect
+    from cipherbox.net.connecting import connect
+    from cipherbox.net.tls import client_context
+    from cipherbox.server.ca.credentials import load_certificate
 
     if not running:
         yield Finding(WARN, "network", "HQ is not running here, so the way to it was not tried",

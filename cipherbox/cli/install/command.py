@@ -173,7 +173,7 @@ def _take(todo: Iterable[Step], dry_run: bool) -> int:
 def _advise(places: Places, server: bool, systemd: bool) -> None:
     from cipherbox.cli.install.places import USER
     from cipherbox.cli.output import next_step, warn
-    from cipherbox.config import SERVER_FILE
+    from cipherbox.config.settings import SERVER_FILE
 
     if not places.real:
         return

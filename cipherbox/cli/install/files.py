@@ -7,7 +7,7 @@ from importlib.resources import files
 from click.shell_completion import get_completion_class
 
 from cipherbox.cli.install.places import CLIENT, SERVER, Places
-from cipherbox.cli.manpage import man_page
+from cipherbox.cli.man_page import man_page
 from cipherbox.portable import WINDOWS
 
 UNITS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cipherbox.cli.install.places import USER
-from cipherbox.config import SERVER_FILE, ServerConfig, load_server_config
+from cipherbox.config.settings import SERVER_FILE, ServerConfig, load_server_config
 from cipherbox.errors import CipherBoxError, ConfigError, SchemaTooNew, StoreError
 from cipherbox.portable import as_user
 
@@ -121,7 +121,7 @@ def _check_postgresql(config: ServerConfig, newest: int, whose: str, *, older: b
 
 
 def _ask(config: ServerConfig) -> int:
-    from cipherbox.server.storing import target_of
-    from cipherbox.store.postgres.look import look_at
+    from cipherbox.server.operations.open_store import target_of
+    from cipherbox.store.postgres.inspect import look_at
 
     return look_at(target_of(config.database)).schema or 0

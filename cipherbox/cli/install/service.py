@@ -8,7 +8,7 @@ import subprocess
 from cipherbox.cli.install.checks import runs_systemd
 from cipherbox.cli.install.places import SOCKETS, USER, Places
 from cipherbox.cli.install.steps import call, listen_steps
-from cipherbox.config import SERVER_FILE
+from cipherbox.config.settings import SERVER_FILE
 from cipherbox.errors import ConfigError
 from cipherbox.portable import ids_of
 
@@ -44,8 +44,8 @@ def start_service(places: Places, *, ready: bool, start: bool, changed: bool, mo
 
 def _listen(places: Places, sockets: list[str]) -> None:
     """ConfigError names what has the port that systemd cannot listen on."""
-    from cipherbox.config import load_server_config
-    from cipherbox.server.ports import taken, wanted
+    from cipherbox.config.settings import load_server_config
+    from cipherbox.server.operations.port_check import taken, wanted
 
     try:
         call(["systemctl", "restart", *sockets])
@@ -67,7 +67,7 @@ def make_hq(places: Places, address: str) -> None:
 
 def _stands_by(places: Places) -> bool:
     """Whether another HQ may serve the same database: then clients must be refused here while that one does."""
-    from cipherbox.config import load_server_config
+    from cipherbox.config.settings import load_server_config
 
     return load_server_config(places.data).database.kind == "postgresql"
 

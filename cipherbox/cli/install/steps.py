@@ -246,8 +246,8 @@ def _make_user(places: Places) -> None:
 
 def listen_steps(places: Places) -> Iterator[Step]:
     """systemd's sockets listen where cipherbox.toml says; ConfigError if somebody else has a port that is new there."""
-    from cipherbox.config import SERVER_FILE, load_server_config, parse_listen
-    from cipherbox.server.ports import taken
+    from cipherbox.config.settings import SERVER_FILE, load_server_config, parse_listen
+    from cipherbox.server.operations.port_check import taken
 
     if not (places.at(places.data) / SERVER_FILE).exists():
         return

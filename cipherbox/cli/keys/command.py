@@ -16,7 +16,7 @@ from cipherbox.cli.password import password
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.envelope.bundle import KeyBundle
 
 
@@ -85,7 +85,7 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     from cipherbox.client.keys.pins import Pins
     from cipherbox.client.log.verifier import entry_of
     from cipherbox.envelope.bundle import fingerprint
-    from cipherbox.envelope.kinds import STANZA_NAMES, SignAlgorithm
+    from cipherbox.envelope.stanza_types import STANZA_NAMES, SignAlgorithm
 
     home = home_of(ctx)
     pin = Pins(home).get(client_id) if client_id is not None else None

@@ -8,7 +8,7 @@ import click
 
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import command_here, with_client
-from cipherbox.config import SIGNATURES
+from cipherbox.config.settings import SIGNATURES
 
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
@@ -31,7 +31,7 @@ def rotate(ctx: click.Context, signatures: str | None) -> None:
 
     from cipherbox.cli.output import say, time_text
     from cipherbox.cli.password import load_here
-    from cipherbox.config import write_client_config
+    from cipherbox.config.settings import write_client_config
     from cipherbox.envelope.bundle import fingerprint
 
     home = load_here(ctx)
@@ -69,7 +69,7 @@ def warn_of_end(ctx: click.Context, home: Home) -> None:
     from datetime import UTC, datetime
 
     from cipherbox.cli.output import warn
-    from cipherbox.pki import is_due
+    from cipherbox.pki.certificates import is_due
 
     certificate = home.chain[0]
     if is_due(certificate):

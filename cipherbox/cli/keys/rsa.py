@@ -29,7 +29,7 @@ def keys_generate(ctx: click.Context, rsa: bool, bits: str) -> None:
     """
     del rsa  # the one kind there is so far, and it has to be said
     from cipherbox.cli.output import warn
-    from cipherbox.envelope.kinds import StanzaType
+    from cipherbox.envelope.stanza_types import StanzaType
     from cipherbox.sealing.identity import DecryptKey
     from cipherbox.sealing.rsa import generate
 
@@ -61,7 +61,7 @@ def import_private(ctx: click.Context, file: Path, data: bytes, password_file: P
     """Takes the RSA private key of a PEM file as this client's own."""
     from cipherbox.cli.output import warn
     from cipherbox.client.keys.strength import weakness
-    from cipherbox.envelope.kinds import StanzaType
+    from cipherbox.envelope.stanza_types import StanzaType
     from cipherbox.portable import others_may_read
     from cipherbox.sealing.identity import DecryptKey
     from cipherbox.sealing.rsa import import_pem
@@ -84,7 +84,7 @@ def import_private(ctx: click.Context, file: Path, data: bytes, password_file: P
 def export_public(bundle: KeyBundle, file: Path) -> None:
     """Writes the bundle's RSA key as PEM."""
     from cipherbox.cli.output import next_step, say
-    from cipherbox.envelope.kinds import StanzaType
+    from cipherbox.envelope.stanza_types import StanzaType
     from cipherbox.portable import write_atomic
     from cipherbox.sealing.rsa import public_pem
 
@@ -98,7 +98,7 @@ def export_public(bundle: KeyBundle, file: Path) -> None:
 
 def _password(file: Path, password_file: Path | None) -> bytes:
     from cipherbox.cli.password import ask
-    from cipherbox.config import secret
+    from cipherbox.config.settings import secret
 
     if password_file is not None:
         return secret(password_file.absolute()).removesuffix(b"\n").removesuffix(b"\r")

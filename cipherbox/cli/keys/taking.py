@@ -41,7 +41,7 @@ def keys_import(
     from cipherbox.cli.password import load_here
     from cipherbox.client.keys.changes import change_of
     from cipherbox.client.keys.pins import PERSON, Pins
-    from cipherbox.client.sessions.retiring import retire_sessions
+    from cipherbox.client.sessions.superseded import retire_sessions
     from cipherbox.envelope.bundle import MAGIC, check_bundle, check_succession, decode_bundle, fingerprint
     from cipherbox.errors import BundleError
     from cipherbox.sealing.rsa import PEM_BYTES, is_pem

@@ -10,7 +10,7 @@ from cipherbox.cli.exits import Exit
 from cipherbox.cli.options import CLIENT_ID, command_here, home_of, with_client
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
     from cipherbox.client.keys.changes import Change
     from cipherbox.envelope.bundle import KeyBundle
 
@@ -42,7 +42,7 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     from cipherbox.cli.password import load_here
     from cipherbox.client.keys.changes import day
     from cipherbox.client.keys.pins import PERSON, Pins
-    from cipherbox.client.sessions.retiring import retire_sessions
+    from cipherbox.client.sessions.superseded import retire_sessions
     from cipherbox.envelope.bundle import fingerprint
 
     own = load_here(ctx).identity

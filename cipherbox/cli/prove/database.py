@@ -110,7 +110,7 @@ def database_for(url: str, programs: Path | None) -> Iterator[Database | None]:
 
 def another_hq(first: Path, second: Path, listen: str) -> None:
     """A second HQ's directory: the first one's, with its own place to listen on."""
-    from cipherbox.config import load_server_config, write_server_config
+    from cipherbox.config.settings import load_server_config, write_server_config
 
     shutil.copytree(first, second)
     config = load_server_config(second)

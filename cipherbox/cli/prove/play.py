@@ -268,7 +268,7 @@ class Trial:
                 self._stage.check(name, process)
 
     async def _drained(self) -> None:
-        from cipherbox.client.api import open_client
+        from cipherbox.client.client import open_client
 
         async with open_client(self._directory / "admin", keep_trying=True) as admin:
             names = {f"box.{name}" for name in self._receivers}

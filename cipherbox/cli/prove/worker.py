@@ -22,7 +22,7 @@ from cipherbox.errors import CipherBoxError
 from cipherbox.portable import O_BINARY
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 LOG = "prove.log"
 CONFIRMED = b'"ok"'  # in a line of it
@@ -64,7 +64,7 @@ def read_log(path: Path) -> tuple[dict[int, list[str]], set[int]]:
 
 async def work(home: Path) -> int:
     """Publishes until standard input ends, then waits until the outbox is empty."""
-    from cipherbox.client.api import open_client
+    from cipherbox.client.client import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
     async with open_client(home, keep_trying=True, tries=3, timeout_s=5.0, pause_max_s=1.0) as client:

@@ -18,11 +18,11 @@ import orjson
 from cipherbox.client.inbox.lines import FILENAME, Received, line_id
 from cipherbox.client.inbox.places import open_new
 from cipherbox.client.inbox.transfers import CHECKING, Row
-from cipherbox.client.parts import manifest_message, manifest_of
+from cipherbox.client.publishing.parts import manifest_message, manifest_of
 from cipherbox.limits import LIMITS
 from cipherbox.portable import sync_directory
-from cipherbox.sealing.kept import Vault
-from cipherbox.sealing.lockedfile import ClearFile, LockedFile, Places
+from cipherbox.sealing.encrypted_file import ClearFile, LockedFile, Places
+from cipherbox.sealing.local_secret_box import Vault
 
 PARTIAL, KEPT = ".partial", "data/kept"
 TRANSFER_BYTES = 16  # of a file in parts; one that came as a message has the message's id and a letter

@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from cipherbox.client.faults import Fault, fault_of
-from cipherbox.client.inbox.arriving import Arrived, Arriving, is_file
-from cipherbox.client.inbox.checking import Check
-from cipherbox.client.inbox.contents import STEP as CONTENTS
-from cipherbox.client.inbox.contents import Contents
-from cipherbox.client.inbox.kept import STEP as KEPT
-from cipherbox.client.inbox.kept import Kept
+from cipherbox.client.inbox.encrypted_lines import STEP as KEPT
+from cipherbox.client.inbox.encrypted_lines import Kept
+from cipherbox.client.inbox.file_check import Check
+from cipherbox.client.inbox.handler_contents import STEP as CONTENTS
+from cipherbox.client.inbox.handler_contents import Contents
+from cipherbox.client.inbox.incoming_files import Arrived, Arriving, is_file
 from cipherbox.client.inbox.lines import Lines, Received, lines_of
-from cipherbox.client.inbox.linesfile import At, LinesFile
+from cipherbox.client.inbox.lines_file import At, LinesFile
 from cipherbox.client.inbox.transfers import FIRST_STEP, HELD, MOST, SHARED, Transfers
 from cipherbox.client.inbox.transfers import STEP as TRANSFERS
-from cipherbox.client.inbox.trying import STEP as LATER
-from cipherbox.client.localdb import open_database
-from cipherbox.client.pipe.frames import is_frame
-from cipherbox.client.sessions.hearing import STEP as HEARING
-from cipherbox.client.sessions.hearing import Heard
+from cipherbox.client.local_database import open_database
+from cipherbox.client.receiving.attempts import STEP as LATER
+from cipherbox.client.receiving.faults import Fault, fault_of
+from cipherbox.client.receiving.pipe_frames import is_frame
+from cipherbox.client.sessions.receiving_chains import STEP as HEARING
+from cipherbox.client.sessions.receiving_chains import Heard
 from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import StoreError
 from cipherbox.limits import LIMITS
@@ -46,7 +46,7 @@ from cipherbox.portable import private_dir
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
     from cipherbox.client.sessions.sessions import Sessions
-    from cipherbox.sealing.kept import Vault
+    from cipherbox.sealing.local_secret_box import Vault
 
 DATABASE, LINES = "inbox.sqlite3", "data/received_messages.jsonl"
 OLDEST = 4  # what 0.5.0 wrote

@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cipherbox.client.names import safe_name, split_name
+from cipherbox.client.file_names import safe_name, split_name
 from cipherbox.portable import O_BINARY, WINDOWS, private_dir, sync_directory, sync_file
 
 PLACE_BYTES = 150 if WINDOWS else 1000  # of a path below the directory of incoming files; systems end at 260 and 4096

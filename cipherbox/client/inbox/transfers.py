@@ -14,10 +14,10 @@ from typing import Any
 
 import attrs
 
-from cipherbox.client.inbox.contents import Contents
-from cipherbox.client.inbox.kept import Kept
-from cipherbox.client.parts import Manifest, read_manifest
-from cipherbox.envelope.kinds import Outcome
+from cipherbox.client.inbox.encrypted_lines import Kept
+from cipherbox.client.inbox.handler_contents import Contents
+from cipherbox.client.publishing.parts import Manifest, read_manifest
+from cipherbox.envelope.stanza_types import Outcome
 
 OPEN, NAMING, DONE, REFUSED, CHECKING = range(5)
 HELD = -1  # the receipt of an envelope whose files are not whole yet, or that a handler has

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from cipherbox.client.inbox.places import free_place, open_exclusive, private_dirs, safe_place
-from cipherbox.client.parts import Entry
+from cipherbox.client.publishing.parts import Entry
 from cipherbox.portable import sync_directory
-from cipherbox.sealing.lockedfile import Places
+from cipherbox.sealing.encrypted_file import Places
 
 _PIECE = 4 * 1024 * 1024
 FILES_OF_A_STEP = 256

@@ -15,12 +15,12 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki
+from cipherbox.client.connection.reconnecting import NOT_LET_IN, Line
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.keys.changes import day, explained
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.keys.senders import ENDLESS, REVOKED, Senders, newer
-from cipherbox.client.line import NOT_LET_IN, Line
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope.bundle import (
     KeyBundle,

@@ -16,12 +16,12 @@ from cipherbox.client.home import IDENTITY, Home, keyless
 from cipherbox.envelope.bundle import KeyBundle, check_succession, decode_bundle
 from cipherbox.errors import BundleError, ConfigError, KeyMissing
 from cipherbox.portable import lock_file
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import DecryptKey, Identity
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
-    from cipherbox.client.api import Client
+    from cipherbox.client.client import Client
 
 LOCK = "keys.lock"
 

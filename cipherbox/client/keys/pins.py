@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import orjson
 
-from cipherbox.client.localdb import translated
+from cipherbox.client.local_database import translated
 from cipherbox.envelope.bundle import VERSION, KeyBundle, decode_bundle, fingerprint
 from cipherbox.errors import BundleError, BundleForAnother, BundleRolledBack, CipherBoxError, NotFound
 from cipherbox.limits import check_client_id

@@ -15,13 +15,13 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki
+from cipherbox.client.connection.connection import Link
+from cipherbox.client.connection.reconnecting import Line
 from cipherbox.client.home import REVOCATIONS
-from cipherbox.client.line import Line
-from cipherbox.client.link import Link
-from cipherbox.client.localdb import translated
-from cipherbox.crl import RevocationList, check_crl
+from cipherbox.client.local_database import translated
 from cipherbox.errors import CredentialsError, HqRevoked
 from cipherbox.limits import LIMITS
+from cipherbox.pki.revocation_lists import RevocationList, check_crl
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
 

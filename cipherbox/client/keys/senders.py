@@ -15,9 +15,9 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.client.events import RECEIVER, Events
-from cipherbox.client.faults import Fault, fault_of
 from cipherbox.client.keys.pins import Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
+from cipherbox.client.receiving.faults import Fault, fault_of
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_continuity
 from cipherbox.errors import BundleError, BundleMalformed, BundleUnknown, CipherBoxError, SenderNotValid
 from cipherbox.limits import LIMITS

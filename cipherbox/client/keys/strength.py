@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cipherbox.client.keys.local import Password, password_bytes
+from cipherbox.client.keys.local_key import Password, password_bytes
 from cipherbox.errors import WeakPassword
 
 LEAST = 3  # of 0 to 4

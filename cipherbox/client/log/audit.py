@@ -12,7 +12,9 @@ import attrs
 import orjson
 
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.envelope import log, oldlog, tree
+from cipherbox.envelope import chained_log as oldlog
+from cipherbox.envelope import merkle_tree as tree
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
 from cipherbox.errors import CipherBoxError, EnvelopeError, LogContradiction
 from cipherbox.wire import frames

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.envelope.checkpoint import Checkpoint, decode_note, read_checkpoint
 from cipherbox.envelope.evidence import CONSISTENT, compare
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from cipherbox.client.bucket import Bucket
-from cipherbox.client.log.asking import Asks
+from cipherbox.client.connection.rate_limit import Bucket
+from cipherbox.client.log.ports import Asks
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.envelope import log
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import EnvelopeError, SenderNotValid, Throttled
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
-    from cipherbox.client.consume import Delivery
     from cipherbox.client.keys.revocations import Revocations
+    from cipherbox.client.receiving.consumer import Delivery
 
 
 POINTS = 4000  # a minute (page broker): two thirds of what HQ allows a client, the rest is for others

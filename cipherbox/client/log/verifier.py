@@ -28,15 +28,15 @@ from cipherbox import pki
 from cipherbox.client.events import LINE, Events
 from cipherbox.client.home import Home
 from cipherbox.client.keys.pins import LOG_KEY, Pins
-from cipherbox.client.log.asking import Asks, Over, ShownLog
 from cipherbox.client.log.heads import Head, Heads, first_wrong, is_gone, stopped
+from cipherbox.client.log.ports import Asks, Over, ShownLog
 from cipherbox.client.log.quorum import Quorum
-from cipherbox.client.log.restored import Ended, ended_origins, left_of
-from cipherbox.envelope import log
+from cipherbox.client.log.restores import Ended, ended_origins, left_of
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import KeyBundle, decode_bundle
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
 from cipherbox.envelope.evidence import Evidence, compare, make_file, words
-from cipherbox.envelope.tree import split_hashes
+from cipherbox.envelope.merkle_tree import split_hashes
 from cipherbox.errors import (
     BundleUnlogged,
     CipherBoxError,

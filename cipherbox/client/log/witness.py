@@ -14,11 +14,11 @@ from contextlib import suppress
 import nacl.signing
 import trio
 
-from cipherbox.client.api import Client
+from cipherbox.client.client import Client
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Head
 from cipherbox.envelope.checkpoint import COSIGNATURE, Note, VerifierKey, cosign, decode_note, verify_checkpoint
-from cipherbox.envelope.tree import is_consistent, split_hashes
+from cipherbox.envelope.merkle_tree import is_consistent, split_hashes
 from cipherbox.errors import CipherBoxError, LogContradiction, LogUnproven
 from cipherbox.portable import read_private, write_private
 from cipherbox.wire import frames

@@ -22,8 +22,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cipherbox.client.localdb import open_database, transaction, translated
-from cipherbox.client.outbox import beside
+from cipherbox.client.local_database import open_database, transaction, translated
+from cipherbox.client.outbox import origins as beside
+from cipherbox.client.outbox.receipts import OutboxSigned
 from cipherbox.client.outbox.rows import (
     UNTIL_CONFIRMED,
     UNTIL_DELIVERED,
@@ -36,11 +37,10 @@ from cipherbox.client.outbox.rows import (
     now_ms,
     values_of,
 )
-from cipherbox.client.outbox.signed import OutboxSigned
-from cipherbox.client.sessions.chains import STEP as CHAINS
-from cipherbox.client.sessions.chains import Chains, Turned
+from cipherbox.client.sessions.sending_chains import STEP as CHAINS
+from cipherbox.client.sessions.sending_chains import Chains, Turned
 from cipherbox.portable import O_BINARY, private_dir, sync_directory
-from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.local_secret_box import Vault
 
 DATABASE, FILES = "outbox.sqlite3", "outbox"
 _FILE_FROM = 64 * 1024  # larger envelopes are files: in the database they cost half the speed

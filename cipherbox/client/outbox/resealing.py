@@ -11,10 +11,10 @@ from contextlib import suppress
 
 import trio
 
+from cipherbox.client.connection.confirm_window import Outgoing
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import ASIDE, Row
-from cipherbox.client.window import Outgoing
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import attrs
 import orjson
 
-from cipherbox.client.outbox.beside import Beside
-from cipherbox.client.sessions.chains import Turned
+from cipherbox.client.outbox.origins import Beside
+from cipherbox.client.sessions.sending_chains import Turned
 
 WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
 STATES = ("waiting", "confirmed", "aside", "cancelled")

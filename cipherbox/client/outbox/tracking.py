@@ -11,24 +11,24 @@ import trio
 
 from cipherbox.checks import checked
 from cipherbox.client.home import keyless
-from cipherbox.client.outbox.folderfiles import FolderFiles
+from cipherbox.client.outbox.folder_files import FolderFiles
+from cipherbox.client.outbox.receipts import another_entry
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
-from cipherbox.client.outbox.signed import another_entry
-from cipherbox.client.receipts import MENDED, words
+from cipherbox.client.receiving.receipts import MENDED, words
 from cipherbox.client.topology import TopologyCalls
-from cipherbox.envelope import log
+from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.ids import message_id, split_message_id
-from cipherbox.envelope.kinds import Outcome
-from cipherbox.envelope.receiptfile import make_file
+from cipherbox.envelope.receipt_file import make_file
+from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import CipherBoxError, NetworkError, NotFound, RecipientRefuses
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
-    from cipherbox.client.outbox.post import Post
-    from cipherbox.client.receipts import ReceiptTaker
+    from cipherbox.client.outbox.sender import Post
+    from cipherbox.client.receiving.receipts import ReceiptTaker
 
 DELIVERED, ACKNOWLEDGED, DEAD = 1, 2, 3  # states of a StatusReport's traces
 MAILBOX = "box."

@@ -16,16 +16,16 @@ from typing import NamedTuple
 import attrs
 import orjson
 
-from cipherbox.client.localdb import transaction, translated
-from cipherbox.client.outbox.beside import FolderFile, insert_file
+from cipherbox.client.local_database import transaction, translated
+from cipherbox.client.outbox.origins import FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import now_ms
-from cipherbox.client.parts import DIRECTORY, NAMES_OF_ENTRIES
+from cipherbox.client.publishing.parts import DIRECTORY, NAMES_OF_ENTRIES
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64
-from cipherbox.sealing.kept import Vault
-from cipherbox.sealing.lockedfile import ClearFile, LockedFile, Places
+from cipherbox.sealing.encrypted_file import ClearFile, LockedFile, Places
+from cipherbox.sealing.local_secret_box import Vault
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
 COPIES = "copies"

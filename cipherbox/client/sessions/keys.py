@@ -19,15 +19,15 @@ from pathlib import Path
 
 import attrs
 
-from cipherbox.client.localdb import transaction, translated
+from cipherbox.client.local_database import transaction, translated
 from cipherbox.errors import KeyMissing
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.kept import Vault
-from cipherbox.sealing.sessions.handshake import Secrets
-from cipherbox.sealing.sessions.prekeys import Pair, offer, offer_once, session_key_id
-from cipherbox.sealing.sessions.ratchet import KEY, public
-from cipherbox.sealing.sessions.settings import SessionSettings
+from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.ratchet.double_ratchet import KEY, public
+from cipherbox.sealing.ratchet.handshake import Secrets
+from cipherbox.sealing.ratchet.prekeys import Pair, offer, offer_once, session_key_id
+from cipherbox.sealing.ratchet.settings import SessionSettings
 
 IDENTITY, SIGNED, ONCE = range(3)
 _PLAUSIBLE = 1_000_000  # numbers lost to a restored backup; a jump beyond is somebody's nonsense

@@ -15,12 +15,12 @@ from typing import Any
 
 import attrs
 
-from cipherbox.client.localdb import transaction, translated
-from cipherbox.client.sessions.chains import at
+from cipherbox.client.local_database import transaction, translated
+from cipherbox.client.sessions.sending_chains import at
 from cipherbox.errors import CipherBoxError
 from cipherbox.portable import sync_directory
-from cipherbox.sealing.kept import Vault
-from cipherbox.sealing.sessions import session
+from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.ratchet import session
 
 DATABASE = "sessions.sqlite3"
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cipherbox.client.connection.reconnecting import Line
 from cipherbox.client.events import KEYS, Events
-from cipherbox.client.line import Line
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import BundleError, CipherBoxError, NetworkError, UnknownRecipient
-from cipherbox.sealing.sessions.prekeys import believed
+from cipherbox.sealing.ratchet.prekeys import believed
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:

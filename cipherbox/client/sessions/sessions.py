@@ -18,30 +18,31 @@ from pathlib import Path
 import attrs
 
 from cipherbox.client.inbox import inbox
-from cipherbox.client.localdb import open_database, transaction, translated
+from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.outbox import outbox
-from cipherbox.client.sessions.chains import Chains, Turned, at
-from cipherbox.client.sessions.hearing import Heard, Hearing
 from cipherbox.client.sessions.keys import SessionKeys
 from cipherbox.client.sessions.old import DATABASE as BEFORE
 from cipherbox.client.sessions.old import take_over
-from cipherbox.config import ClientConfig
+from cipherbox.client.sessions.receiving_chains import Heard, Hearing
+from cipherbox.client.sessions.sending_chains import Chains, Turned, at
+from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.envelope.kinds import StanzaType, label
 from cipherbox.envelope.layout import stanza as stanza_of
+from cipherbox.envelope.stanza_types import StanzaType, label
 from cipherbox.errors import Damaged, DecryptionFailed, InvalidRequest, KeyMissing, StoreError
 from cipherbox.portable import sync_directory, sync_file
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.kept import Vault
+from cipherbox.sealing.local_secret_box import Vault
 from cipherbox.sealing.open import Sighted, inspect
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
-from cipherbox.sealing.sessions import handshake, ratchet, session
-from cipherbox.sealing.sessions.handshake import Prekeys
-from cipherbox.sealing.sessions.prekeys import session_key_id
-from cipherbox.sealing.sessions.ratchet import Chain
-from cipherbox.sealing.sessions.session import Session
-from cipherbox.sealing.sessions.settings import SessionSettings
+from cipherbox.sealing.ratchet import double_ratchet as ratchet
+from cipherbox.sealing.ratchet import handshake, session
+from cipherbox.sealing.ratchet.double_ratchet import Chain
+from cipherbox.sealing.ratchet.handshake import Prekeys
+from cipherbox.sealing.ratchet.prekeys import session_key_id
+from cipherbox.sealing.ratchet.session import Session
+from cipherbox.sealing.ratchet.settings import SessionSettings
 
 STEP_TYPE = "application/vnd.cipherbox.session-step"  # a message of a session that turns its ratchet, beside receipts
 _STEP = label("session-step")

@@ -21,7 +21,7 @@ import orjson
 
 from cipherbox.broker.model import Changes, EntryState, Incoming
 from cipherbox.store.postgres import retention
-from cipherbox.store.postgres.copybinary import NULL, micros, row_of, sized, stream, text
+from cipherbox.store.postgres.copy_binary import NULL, micros, row_of, sized, stream, text
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.registry import upsert
 from cipherbox.store.spool import Place

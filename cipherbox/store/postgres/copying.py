@@ -14,7 +14,7 @@ from cipherbox.errors import StoreError
 from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
 from cipherbox.store.postgres import commit, schema
 from cipherbox.store.postgres.connect import Connector
-from cipherbox.store.postgres.copybinary import EPOCH_MS, micros, row_of, stream, text
+from cipherbox.store.postgres.copy_binary import EPOCH_MS, micros, row_of, stream, text
 from cipherbox.store.postgres.driver import Link, quoted
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.spool import Place, SpoolSnapshot

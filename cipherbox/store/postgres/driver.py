@@ -30,7 +30,7 @@ from cipherbox.errors import (
     StoreError,
     StoreUnavailable,
 )
-from cipherbox.store.postgres.copybinary import Rows
+from cipherbox.store.postgres.copy_binary import Rows
 from cipherbox.store.postgres.target import Target
 
 CONNECT_S = 4.0

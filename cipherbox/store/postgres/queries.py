@@ -12,7 +12,7 @@ from uuid import UUID
 import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.postgres import retention
 from cipherbox.store.postgres.commit import QueueNumbers

@@ -12,7 +12,7 @@ import time
 
 from cipherbox.broker.model import DROPPED, Changes, Cutoffs
 from cipherbox.errors import StoreUnavailable
-from cipherbox.store import logtable
+from cipherbox.store import log_table as logtable
 from cipherbox.store.postgres.driver import Link
 from cipherbox.store.postgres.schema import PARTITIONED, ends_at_ms, month_of, months, name_of
 from cipherbox.store.registry import upsert

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
-from cipherbox.contactlists import Lists
+from cipherbox.contact_lists import Lists
 from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.rows import MOST, Row, as_known, dead_page
 from cipherbox.store.spool import NAME, Place, Spool

@@ -8,7 +8,7 @@ kind; HQ asks again until there is nothing more.
 from __future__ import annotations
 
 from cipherbox.broker.model import DROPPED, Changes, Cutoffs
-from cipherbox.store import logtable
+from cipherbox.store import log_table as logtable
 from cipherbox.store.sqlite.database import Connection
 
 MOST = 5000

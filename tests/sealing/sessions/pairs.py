@@ -7,11 +7,11 @@ from functools import cache
 
 import attrs
 
-from cipherbox.sealing.sessions import handshake, session
-from cipherbox.sealing.sessions.handshake import Prekeys, Secrets
-from cipherbox.sealing.sessions.prekeys import Pair
-from cipherbox.sealing.sessions.ratchet import public
-from cipherbox.sealing.sessions.session import Session
+from cipherbox.sealing.ratchet import handshake, session
+from cipherbox.sealing.ratchet.double_ratchet import public
+from cipherbox.sealing.ratchet.handshake import Prekeys, Secrets
+from cipherbox.sealing.ratchet.prekeys import Pair
+from cipherbox.sealing.ratchet.session import Session
 
 
 @attrs.frozen

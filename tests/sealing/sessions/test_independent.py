@@ -14,8 +14,8 @@ from doubleratchet import AEAD, DoubleRatchet, EncryptedMessage, Header
 from doubleratchet.recommended import HashFunction, kdf_hkdf, kdf_separate_hmacs
 from doubleratchet.recommended import diffie_hellman_ratchet_curve25519 as curve
 
-from cipherbox.sealing.sessions import ratchet
-from cipherbox.sealing.sessions.ratchet import HEADER, ROOT_INFO, Chain, Ratchet, public
+from cipherbox.sealing.ratchet import double_ratchet as ratchet
+from cipherbox.sealing.ratchet.double_ratchet import HEADER, ROOT_INFO, Chain, Ratchet, public
 
 
 class RootKdf(kdf_hkdf.KDF):

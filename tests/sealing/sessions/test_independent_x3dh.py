@@ -13,7 +13,8 @@ from x3dh.identity_key_pair import IdentityKeyPairPriv
 from x3dh.pre_key_pair import PreKeyPair
 from x3dh.signed_pre_key_pair import SignedPreKeyPair
 
-from cipherbox.sealing.sessions import handshake, ratchet
+from cipherbox.sealing.ratchet import double_ratchet as ratchet
+from cipherbox.sealing.ratchet import handshake
 
 
 class X3dh(BaseState):

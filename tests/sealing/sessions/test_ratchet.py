@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cipherbox.errors import BundleMalformed, CipherBoxError, DecryptionFailed, InvalidRequest, KeyMissing, StoreError
-from cipherbox.sealing.sessions import handshake, ratchet, session
-from cipherbox.sealing.sessions.session import Session
+from cipherbox.sealing.ratchet import double_ratchet as ratchet
+from cipherbox.sealing.ratchet import handshake, session
+from cipherbox.sealing.ratchet.session import Session
 from tests import soak
 from tests.sealing.sessions.pairs import PARTIES, Person, answer, begin, person
 

@@ -1,0 +1,1 @@
+"""The agent: sends what is put into a folder, receives into another, and explains both."""

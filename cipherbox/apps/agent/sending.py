@@ -1,0 +1,293 @@
+"""Sends the files of a folder: small ones bundled, an envelope for all that wait for the same recipients; large ones in
+parts.  What may pass by itself is tried again after a pause that grows; what will not go is told to ``fail``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.apps.agent.pauses import Pauses
+from cipherbox.apps.agent.scan import Address, Found, state_of
+from cipherbox.client.file_types import guess_type
+from cipherbox.client.outbox.origins import Beside, FolderFile
+from cipherbox.client.outbox.resealing import waits
+from cipherbox.client.outbox.transfers import SENDING, Transfer, Transfers, check_path
+from cipherbox.client.publishing import publish
+from cipherbox.client.publishing.files import FileSender, OnProgress
+from cipherbox.client.publishing.splitting import cost, room_for
+from cipherbox.client.suggest import with_suggestion
+from cipherbox.errors import (
+    BundleError,
+    CipherBoxError,
+    CredentialsError,
+    FileChanged,
+    FileUnreadable,
+    NetworkError,
+)
+from cipherbox.portable import O_BINARY, is_being_written
+from cipherbox.sealing.body import Message, pack
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+
+AT_ONCE = 3  # large files under way at once
+SMALL_BYTES = 256 * 1024  # larger files go in parts, and go on where they stopped
+BUNDLE_BYTES = 1024 * 1024  # a full envelope, as a publisher's
+BUNDLE_FILES = 1000  # more would only delay the first of them
+MOST_TAKEN = 10_000  # files in the outbox and not yet moved; then no more are taken
+Fail = Callable[[Found, BaseException], Awaitable[None]]
+
+
+class FolderSender:
+    """See the module."""
+
+    def __init__(
+        self, client: Client, pauses: Pauses, fail: Fail, say: Callable[[str], None], on_progress: OnProgress | None
+    ) -> None:
+        self._client, self._pauses, self._fail, self._say = client, pauses, fail, say
+        self._on_progress = on_progress
+        self._post = client.outbox()
+        self._transfers = Transfers(self._post.outbox)
+        self._addresses: set[Address] = set()  # whose small files are being sent
+        self._busy: set[Path] = set()
+        self._over: set[Path] = set()  # of these: no longer
+        self._numbers: set[int] = set()  # of transfers under way
+        self._slots = trio.CapacityLimiter(AT_ONCE)
+
+    def look(self) -> None:
+        """Before the outbox is asked what was taken: what ends after this is busy until the next time."""
+        self._busy -= self._over
+        self._over.clear()
+
+    def start(self, nursery: trio.Nursery, whole: Sequence[Found]) -> None:
+        """Begins to send what is due; without a connection it all waits where it lies."""
+        if self._client.line.link is None:
+            return
+        small: dict[Address, list[Found]] = {}
+        for found in whole:
+            if found.file in self._busy or not self._pauses.due(found.file) or not self._pauses.due(found.address):
+                continue
+            if found.state.size <= SMALL_BYTES:
+                if found.address not in self._addresses:
+                    small.setdefault(found.address, []).append(found)
+            else:
+                self._busy.add(found.file)
+                nursery.start_soon(self._large, found)
+        for address, files in small.items():
+            self._addresses.add(address)
+            self._busy.update(found.file for found in files)
+            nursery.start_soon(self._small, address, files)
+
+    def is_free(self, transfer: Transfer) -> bool:
+        """Whether nobody here sends it now, and it may be tried."""
+        free = transfer.number not in self._numbers and Path(transfer.file) not in self._busy
+        return free and self._pauses.due(transfer.number)
+
+    async def go_on(self, transfer: Transfer) -> None:
+        """Sends the rest of a file."""
+        self._numbers.add(transfer.number)
+        try:
+            async with self._slots:
+                now = await self._post.store(self._transfers.find, transfer.number)
+                if isinstance(now, Transfer) and now.state == SENDING:  # it was asked a moment ago
+                    await self._sent(now)
+                self._pauses.clear(transfer.number)
+        except CipherBoxError as error:
+            _raise_for_good(error)
+            if self._pauses.later(transfer.number, str(error)):
+                self._say(f"{transfer.file} is not sent: {error}")
+        finally:
+            self._numbers.discard(transfer.number)
+
+    # -- small files --------------------------------------------------------------------------------------------
+
+    async def _small(self, address: Address, files: list[Found]) -> None:
+        bundle: list[Found] = []
+        try:
+            recipients = await self._recipients(address)
+            most = min(BUNDLE_BYTES, room_for(self._client.line.window.envelope_bytes, len(recipients)) // 2)
+            for bundle in _bundles(files, most):
+                await self._client.line.window.room()
+                await self._publish(recipients, bundle)
+            self._pauses.clear(address)
+        except CipherBoxError as error:
+            _raise_for_good(error)
+            if _may_pass(error):
+                if self._pauses.later(address, str(error)):
+                    self._say(f"{len(files)} file(s) in {files[0].file.parent} wait: {error}")
+            else:
+                error = await with_suggestion(self._client, error, address.recipients)
+                for found in bundle or files:
+                    await self._fail(found, error)
+        except Exception as error:  # of these files, and it ends with them
+            for found in bundle or files:
+                await self._fail(found, error)
+        finally:
+            self._addresses.discard(address)
+            self._over.update(found.file for found in files)
+
+    async def _recipients(self, address: Address) -> tuple[str, ...]:
+        if address.recipients:
+            await self._client.directory.recipients(address.recipients)
+            return address.recipients
+        return tuple(await self._client.readers(address.exchange, address.key))
+
+    async def _publish(self, recipients: tuple[str, ...], bundle: Sequence[Found]) -> None:
+        messages: list[Message] = []
+        files: list[FolderFile] = []
+        read = await trio.to_thread.run_sync(_read_all, bundle)
+        for found, one in zip(bundle, read, strict=True):
+            if isinstance(one, Message):
+                files.append(_claim(found, recipients, len(messages)))
+                messages.append(one)
+            else:
+                await self._trouble(found, one)
+        if messages:
+            address = publish.Address.make(
+                list(recipients), "", "", "", stanza=None, cipher=None, allow_mixed=False, expires_at=0, partial=False
+            )
+            beside = Beside(files=tuple(files))
+            await self._client.sealer.publish_group(messages, address, False, beside=beside)
+
+    async def _trouble(self, found: Found, error: Exception) -> None:
+        """What went wrong with this file alone."""
+        if isinstance(error, FileChanged):
+            return  # it is looked at again
+        if isinstance(error, FileUnreadable) or (isinstance(error, CipherBoxError) and _may_pass(error)):
+            if self._pauses.later(found.file, str(error)):
+                self._say(f"{error}; it waits and is tried again")
+            return
+        await self._fail(found, error)
+
+    # -- large files --------------------------------------------------------------------------------------------
+
+    async def _large(self, found: Found) -> None:
+        number = 0
+        try:
+            async with self._slots:
+                recipients = await self._recipients(found.address)
+                await trio.to_thread.run_sync(_check, found)
+                transfer = await self._begun(found, recipients)
+                number = transfer.number
+                self._numbers.add(number)
+                await self._sent(transfer)
+                self._pauses.clear(found.file)
+        except FileChanged as error:
+            self._say(f"{error}; it is sent when it stays as it is")
+        except CipherBoxError as error:
+            _raise_for_good(error)
+            if not number and not _may_pass(error):  # else its end is recorded, and it is moved with the next look
+                error = await with_suggestion(self._client, error, found.address.recipients)
+            if not number or _may_pass(error):
+                await self._trouble(found, error)
+        except Exception as error:  # of this file, and it ends with it
+            await self._fail(found, error)
+        finally:
+            self._over.add(found.file)
+            self._numbers.discard(number)
+
+    async def _begun(self, found: Found, recipients: tuple[str, ...]) -> Transfer:
+        claim = _claim(found, recipients, 0)
+        begin = self._transfers.begin
+        made = await self._post.store(
+            lambda: begin(
+                found.file, found.path, recipients, guess_type(found.file), compress=False, copy=False, claim=claim
+            )
+        )
+        assert isinstance(made, Transfer)
+        return made
+
+    async def _sent(self, transfer: Transfer) -> None:
+        await FileSender(self._client, transfer, patient=True, on_progress=self._on_progress).run()
+
+
+def _may_pass(error: CipherBoxError) -> bool:
+    """Whether it may work later with the same file: HQ is away, or a person has to compare keys or permit somebody."""
+    return waits(error) or isinstance(error, BundleError | NetworkError)
+
+
+def _raise_for_good(error: CipherBoxError) -> None:
+    """This client's certificate was not accepted: nothing here can go on."""
+    if isinstance(error, CredentialsError) and not error.retryable:
+        raise error
+
+
+def _bundles(files: Sequence[Found], most: int) -> Iterator[list[Found]]:
+    """Runs that fit into one envelope each, in order."""
+    run: list[Found] = []
+    size = 0
+    for found in files:
+        one = found.state.size + 1024 + 4 * sum(map(len, found.path))
+        if run and (size + one > most or len(run) >= BUNDLE_FILES):
+            yield run
+            run, size = [], 0
+        run.append(found)
+        size += one
+    if run:
+        yield run
+
+
+def _claim(found: Found, recipients: tuple[str, ...], message: int) -> FolderFile:
+    return FolderFile(str(found.file), found.path, recipients, *found.state, message)
+
+
+def _read_all(files: Sequence[Found]) -> list[Message | Exception]:
+    return [_read(found) for found in files]
+
+
+def _read(found: Found) -> Message | Exception:
+    """A small file as a message, or what keeps it from that: whatever one file raises ends with it."""
+    try:
+        fd = _open(found)
+        try:
+            with open(fd, "rb", closefd=False) as file:
+                data = file.read(found.state.size + 1)
+            if state_of(os.fstat(fd)) != found.state or len(data) != found.state.size:
+                raise FileChanged(f"{found.file} changed while it was read")
+        finally:
+            os.close(fd)
+        message = file_message(found.path, data, guess_type(found.file), found.state.modified_ns)
+        pack([message])
+        cost(message)
+        return message
+    except Exception as error:
+        return error
+
+
+def _check(found: Found) -> None:
+    os.close(_open(found))
+
+
+def _open(found: Found) -> int:
+    """The file, open for reading and as it was found; FileUnreadable, FileChanged, or FileError for its name."""
+    check_path(found.file, found.path)
+    try:
+        fd = os.open(
+            found.file, os.O_RDONLY | O_BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        )
+    except FileNotFoundError:
+        raise FileChanged(f"{found.file} vanished") from None
+    except OSError as error:
+        raise FileUnreadable(f"{found.file} cannot be read: {error.strerror}") from None
+    try:
+        now = os.fstat(fd)
+        if state_of(now) != found.state or not stat.S_ISREG(now.st_mode):
+            raise FileChanged(f"{found.file} changed")
+        if is_being_written(fd):
+            raise FileUnreadable(f"{found.file} is being written by a program")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def file_message(path: Sequence[str], content: bytes, content_type: str, modified_ns: int) -> Message:
+    """A file as a message: the header `filename` makes it one; names on the way to it are separated by "/"."""
+    headers = {"filename": "/".join(path), "modified_at": str(max(0, modified_ns // 1_000_000))}
+    return Message(content, content_type, headers)

@@ -1,0 +1,225 @@
+"""A conversation: lines sent at once, their states, and what the others wrote, read from this home's inbox.
+
+A line is a message of its own, of type `TYPE`; its header ``chat`` names those it went to, sealed with it, and marks it
+in the inbox's lines.  What comes is shown from the readable file of the inbox, whoever wrote it there: the agent or
+`receive` of this home, or, while none runs, this conversation, which holds the home's lock for the moment of each
+recording only.  So whatever starts beside it takes over without a word, and every message is recorded once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+
+import attrs
+import trio
+
+from cipherbox.client.client import Client, Confirmation
+from cipherbox.client.events import RECEIVER
+from cipherbox.client.nursery import background
+from cipherbox.client.outbox.queries import OutboxReading
+from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
+from cipherbox.client.receiving.pending_receipts import OwedReceipts
+from cipherbox.client.receiving.receipts import words
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.errors import (
+    BundleError,
+    CipherBoxError,
+    CredentialsError,
+    RecipientRevoked,
+    StoreLocked,
+    TooLarge,
+    UnknownRecipient,
+)
+from cipherbox.sealing.body import Message
+
+TYPE = "text/x-chat; charset=utf-8"
+HEADER = "chat"
+LINE_BYTES = 64 * 1024
+SEALED, AT_HQ, OPENED, REFUSED = "sealed", "with HQ", "opened", "refused"
+_NAMED = 32  # recipients named in the header
+_LOOK_S = 0.3
+_OTHER_S = 1.0  # between looks whether another receiver of this home has ended
+_PAUSE_S = 5.0
+_FLUSH_S = 1.0
+_AT_MOST = 500  # lines under way to HQ; then writing waits
+_WATCHED = 2000  # lines that HQ has and not everybody opened; older ones are watched no more
+
+
+@attrs.define(eq=False)
+class Line:
+    """A line of one's own.  ``opened`` and ``refused``: by whom, the latter with the reason."""
+
+    number: int
+    message_id: uuid.UUID
+    text: str = attrs.field(repr=False)
+    envelopes: tuple[bytes, ...]
+    state: str = SEALED
+    opened: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+OnState = Callable[[Line], None]
+
+
+async def everybody(client: Client) -> tuple[list[str], dict[str, CipherBoxError]]:
+    """All whom this client can write to now, and why it cannot write to those whose keys a person must look at."""
+    names = [str(row["name"]) for row in await client.list("clients")]
+    found, reasons = await client.directory.reachable([name for name in names if name != client.client_id])
+    return found, {name: error for name, error in reasons.items() if isinstance(error, BundleError)}
+
+
+class Chat:
+    """See the module.  ``on_state`` is told a line whose state changed; ``to_all``: who is gone is left out."""
+
+    def __init__(
+        self, client: Client, others: Sequence[str], on_state: OnState | None = None, *, to_all: bool = False
+    ) -> None:
+        self.client, self.others = client, list(others)
+        self._to_all = to_all
+        self._on_state = on_state
+        self._number = 0
+        self._waiting: list[Line] = []  # not yet with HQ
+        self._unopened: list[Line] = []
+        self._changed = trio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """How many lines HQ has not confirmed."""
+        return len(self._waiting)
+
+    async def say(self, text: str) -> Line:
+        """Seals a line and sends it; returns when it is on this machine's disk."""
+        content = text.encode()
+        if len(content) > LINE_BYTES:
+            raise TooLarge(f"a line has at most {LINE_BYTES} bytes, this one {len(content)}; send it as a file")
+        while len(self._waiting) >= _AT_MOST:
+            await self._changed.wait()
+        try:
+            confirmation = await self._publish(content)
+        except (RecipientRevoked, UnknownRecipient):
+            if not self._to_all:
+                raise
+            self.others = (await everybody(self.client))[0]
+            confirmation = await self._publish(content)
+        self._number += 1
+        envelopes = tuple(e for part in (confirmation, *confirmation.more) for e, _ in part.envelopes)
+        line = Line(self._number, confirmation.message_ids[0], text, envelopes)
+        self._waiting.append(line)
+        self._tell(line)
+        return line
+
+    async def _publish(self, content: bytes) -> Confirmation:
+        names = self.others[:_NAMED]
+        more = len(self.others) - len(names)
+        header = ", ".join(names) + (f" and {more} more" if more else "")
+        return await self.client.publish(Message(content, TYPE, {HEADER: header}), to=self.others, wait=False,
+                                         partial=self._to_all)  # fmt: skip
+
+    async def settled(self, within_s: float) -> bool:
+        """Waits until HQ has all lines; False when time is up."""
+        with trio.move_on_after(within_s):
+            while self._waiting:
+                await self._changed.wait()
+        return not self._waiting
+
+    # -- states -------------------------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Follows the lines' states, until cancelled."""
+        while True:
+            news = self.client.receipts.taken
+            with trio.move_on_after(_LOOK_S if self._waiting else _PAUSE_S):
+                if self._waiting:
+                    await trio.sleep(_LOOK_S)
+                else:
+                    await self._until_any(news, self._changed)
+            await self._look()
+
+    @staticmethod
+    async def _until_any(*events: trio.Event) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def one(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            for event in events:
+                nursery.start_soon(one, event)
+
+    async def _look(self) -> None:
+        lines = [*self._waiting, *self._unopened]
+        if not lines:
+            return
+        post = self.client.outbox()
+        await post.store(_update, post.outbox, lines, told := list[Line]())
+        self._waiting = [line for line in self._waiting if line.state == SEALED]
+        known = {id(line) for line in self._unopened}
+        self._unopened += [line for line in told if line.state == AT_HQ and id(line) not in known]
+        self._unopened = [line for line in self._unopened if line.state == AT_HQ][-_WATCHED:]
+        for line in told:
+            self._tell(line)
+
+    def _tell(self, line: Line) -> None:
+        if self._on_state is not None:
+            self._on_state(line)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    async def receive(self) -> None:
+        """Records what comes while no other receiver of this home does, until cancelled."""
+        receiver = Receiver(self.client)
+        while True:
+            try:
+                with receiver.locked():
+                    pass
+                await self._consume(receiver)
+            except StoreLocked:
+                await trio.sleep(_OTHER_S)
+            except CredentialsError:
+                raise
+            except CipherBoxError as error:
+                self.client.events.say(RECEIVER, f"{error}; going on in {_PAUSE_S:.0f} s")
+                await trio.sleep(_PAUSE_S)
+
+    async def _consume(self, receiver: Receiver) -> None:
+        owed = OwedReceipts(self.client)
+        try:
+            async with background() as nursery:
+                nursery.start_soon(owed.run)
+                async with self.client.consume_unopened() as consumer:
+                    try:
+                        while True:
+                            await receiver.take(await consumer.batch(256, 4 * 1024 * 1024))
+                            owed.came()
+                    finally:
+                        with trio.move_on_after(_FLUSH_S, shield=True):
+                            await owed.flush()
+        finally:
+            owed.close()
+
+
+def _update(outbox: OutboxReading, lines: Sequence[Line], told: list[Line]) -> None:
+    for line in lines:
+        rows = [row for row in map(outbox.find, line.envelopes) if row is not None]
+        opened: list[str] = []
+        refused = [("HQ", row.reason) for row in rows if row.state == ASIDE]
+        for row in rows:
+            for recipient, outcome, *_ in outbox.outcomes(row.number):
+                if outcome == Outcome.OPENED:
+                    opened.append(recipient)
+                else:
+                    refused.append((recipient, words(outcome)))
+        before = (line.state, line.opened, line.refused)
+        line.opened, line.refused = tuple(sorted(opened)), tuple(refused)
+        if any(row.state == ASIDE for row in rows):
+            line.state = REFUSED
+        elif rows and all(row.owed <= 0 for row in rows):
+            line.state = OPENED
+        elif all(row.state == CONFIRMED for row in rows):
+            line.state = AT_HQ
+        if before != (line.state, line.opened, line.refused):
+            told.append(line)

@@ -1,0 +1,168 @@
+"""The lines of a conversation in the inbox's readable file: the last of them, and what is added.
+
+The file grows at its end, whoever writes it.  After a crash its end may be cut back and written anew, and somebody may
+move it away: so the ids of the lines shown last are kept, and a file that is another one is read from its beginning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import attrs
+import orjson
+
+from cipherbox.apps.chat.conversation import HEADER
+from cipherbox.client.home import Home
+from cipherbox.client.inbox.inbox import LINES
+from cipherbox.client.inbox.inspect import Looking
+
+LAST = 20
+_BLOCK = 1024 * 1024
+_LOOK_BACK = 64 * _BLOCK
+_KEPT_IDS = 4096
+_MARK = b'"headers":'
+
+
+@attrs.frozen
+class Said:
+    """A line of another party; every text is as that party chose it."""
+
+    message_id: str
+    sender_id: str
+    sent_timestamp: str
+    text: str
+    to: str  # as its sender says
+
+
+class KeptLines:
+    """As `Lines`, of a home that keeps what it receives under its key and has no readable file."""
+
+    def __init__(self, home: Home, senders: Iterable[str] | None) -> None:
+        self._look = Looking(home)
+        self._senders = None if senders is None else frozenset(senders)
+        self._place = 0
+
+    def last(self, most: int = LAST) -> list[Said]:
+        """The last lines so far, oldest first; `new` goes on after them."""
+        self._place = self._look.shelf.end()
+        found: list[Said] = []
+        for entry in islice(self._look.shelf.newest(), _KEPT_IDS):
+            said = said_of(entry.document, self._senders)
+            if said is not None:
+                found.append(said)
+            if len(found) >= most:
+                break
+        return found[::-1]
+
+    def new(self) -> list[Said]:
+        """What was added since."""
+        self._place, entries = self._look.shelf.after(self._place)
+        return [said for entry in entries if (said := said_of(entry.document, self._senders)) is not None]
+
+
+def open_lines(home: Home, senders: Iterable[str] | None) -> Lines | KeptLines:
+    """The lines of a home, wherever it keeps them.  ``senders``: whose; None: everybody's."""
+    return Lines(home.path, senders) if home.hides is None else KeptLines(home, senders)
+
+
+class Lines:
+    """See the module.  ``senders``: whose lines; None: everybody's."""
+
+    def __init__(self, home: Path, senders: Iterable[str] | None) -> None:
+        self._path = home / LINES
+        self._senders = None if senders is None else frozenset(senders)
+        self._at = 0
+        self._file_id: tuple[int, int] | None = None
+        self._skipping = False
+        self._shown: dict[str, None] = {}
+
+    def last(self, most: int = LAST) -> list[Said]:
+        """The last lines so far, oldest first; `new` goes on after them."""
+        try:
+            with self._path.open("rb") as file:
+                self._file_id, end = _identity(file)
+                return self._back(file, end, most)
+        except FileNotFoundError:
+            return []
+
+    def new(self) -> list[Said]:
+        """What was added since."""
+        try:
+            with self._path.open("rb") as file:
+                file_id, size = _identity(file)
+                if file_id != self._file_id:
+                    self._file_id, self._at = file_id, 0
+                self._at = min(self._at, size)
+                file.seek(self._at)
+                data = file.read(_BLOCK)
+        except FileNotFoundError:
+            return []
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) == _BLOCK:  # a long message: nobody typed that
+            self._skipping = True
+            self._at += len(data)
+            return []
+        self._at += end
+        lines = data[:end].split(b"\n")[:-1]
+        if self._skipping and lines:
+            self._skipping = False
+            del lines[0]
+        return self._said(lines)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _back(self, file: BinaryIO, size: int, most: int) -> list[Said]:
+        found: list[Said] = []
+        rest = b""
+        start = size
+        while start > 0 and size - start < _LOOK_BACK and len(found) < most:
+            begin = max(0, start - _BLOCK)
+            file.seek(begin)
+            data = file.read(start - begin) + rest
+            if start == size:  # what has no end yet is being written
+                data = data[: data.rfind(b"\n") + 1]
+                self._at = begin + len(data)
+            start = begin
+            cut = data.find(b"\n") + 1 if start else 0
+            if start and not cut:
+                rest = data
+                continue
+            rest, whole = data[:cut], data[cut:]
+            found = self._said(whole.split(b"\n")) + found
+        return found[max(0, len(found) - most) :]
+
+    def _said(self, lines: Iterable[bytes]) -> list[Said]:
+        found = []
+        for raw in lines:
+            if _MARK in raw and (said := self._one(raw)) is not None and said.message_id not in self._shown:
+                self._shown[said.message_id] = None
+                found.append(said)
+        while len(self._shown) > _KEPT_IDS:
+            del self._shown[next(iter(self._shown))]
+        return found
+
+    def _one(self, raw: bytes) -> Said | None:
+        try:
+            return said_of(orjson.loads(raw), self._senders)
+        except ValueError:
+            return None
+
+
+def said_of(line: dict[str, Any], senders: frozenset[str] | None) -> Said | None:
+    """What a line says, if it is one of a conversation with ``senders``."""
+    try:
+        to, text, sender = line["headers"][HEADER], line["content"], line["sender_id"]
+        said = Said(line["message_id"], sender, line["sent_timestamp"], text, to)
+    except (KeyError, TypeError):
+        return None
+    mine = senders is None or sender in senders
+    return said if mine and all(isinstance(part, str) for part in attrs.astuple(said)) else None
+
+
+def _identity(file: BinaryIO) -> tuple[tuple[int, int], int]:
+    stat = os.fstat(file.fileno())
+    return (stat.st_dev, stat.st_ino), stat.st_size

@@ -1,0 +1,381 @@
+"""A pipe between two clients: what goes in here comes out there, both ways, in order, each byte once.
+
+One end calls (`Pipe.call`), the other waits for one named client (`Pipe.listen`); then frames (see `pipe_frames`) carry
+the bytes.  Frames are numbered, so what HQ delivers again or out of order changes nothing.  At most `WINDOW` bytes are
+under way to the other end and not yet written out there: a reader that stalls stalls the writer, and neither end nor
+HQ holds more.  Each end says at least four times in the shorter ``idle_s`` that it is there; an end that hears nothing
+for its own ``idle_s``, while its own line to HQ stood, gives the pipe up.
+
+The home's lock is held: no other receiver may take frames away.  Other messages that come meanwhile enter the inbox.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import trio
+
+from cipherbox.apps.pipe.mail import arriving
+from cipherbox.client.nursery import background
+from cipherbox.client.outbox.rows import ASIDE, WAITING, Row
+from cipherbox.client.receiving.pipe_frames import Frame, Kind
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.errors import (
+    CipherBoxError,
+    PeerGone,
+    ProtocolError,
+    Queued,
+    Refused,
+)
+from cipherbox.portable import escape_text
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+
+CHUNK = 256 * 1024  # bytes of one frame at most
+WINDOW, WINDOW_FRAMES = 4 * 1024 * 1024, 256  # under way and not yet written out at the other end
+IDLE_S, WITHIN_S = 60.0, 60.0
+KEEP_MS = 24 * 3600 * 1000  # HQ delivers no frame that is older
+_LAST_WORD_S = 3.0
+_LOOK_S = 5.0  # between looks at what became of the oldest frame
+_TICK_S = 0.25
+
+
+class Ends(Protocol):
+    """The two ends of a pipe on this machine."""
+
+    async def read(self, most: int) -> bytes: ...  # b"" at the end of the input
+
+    async def write(self, data: bytes) -> None: ...  # returns when all is written
+
+    async def close(self) -> None: ...  # nothing more will be written
+
+
+@attrs.define(eq=False)
+class _Sent:
+    """A frame on its way; ``number`` 0: one that is not numbered."""
+
+    number: int
+    size: int
+    envelope_id: bytes = b""
+
+
+class Pipe:
+    """See the module.  One object is one pipe; ``idle_s`` 0: never give up."""
+
+    def __init__(self, client: Client, peer: str, ends: Ends, *, idle_s: float = IDLE_S) -> None:
+        self.client, self.peer = client, peer
+        self.sent = self.received = 0  # bytes
+        self._ends, self._idle_s = ends, idle_s
+        self._beat_s = (idle_s or IDLE_S) / 4
+        self._pipe = b""
+        self._opening = b""  # envelope id of the OPEN that is answered
+        self._calling = self._open = self._ended = self._their_break = self._closing = False
+        self._also_calls = False
+        self._began = trio.Event()
+        self._over = trio.Event()
+        self._failure: Exception | None = None
+        self._changed = trio.Event()
+        self._turn = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        # from here to there
+        self._out = bytearray()
+        self._input_over = self._end_sent = False
+        self._number = 0
+        self._under_way: deque[_Sent] = deque()
+        self._under_way_bytes = 0
+        self._done: list[_Sent] = []  # written out at the other end, and still in the outbox
+        self._last = _Sent(0, 0)
+        # from there to here
+        self._ahead: dict[int, Frame] = {}
+        self._ahead_bytes = 0
+        self._written = self._told = 0
+        self._untold_bytes = 0
+        self._their_end = False
+        self._heard_at = self._spoke_at = trio.current_time()
+
+    async def call(self, within_s: float = WITHIN_S) -> None:
+        """Asks the other end, and carries bytes until both inputs have ended and all is written out.
+
+        PeerGone when nobody answers within ``within_s``, when the other end falls silent, or breaks off.
+        """
+        self._calling, self._pipe = True, os.urandom(16)
+
+        async def begin() -> None:
+            await self._post(Kind.OPEN, self._seconds(), keep_ms=int(within_s * 1000))
+            with trio.move_on_after(within_s):
+                await self._began.wait()
+                await self._post(Kind.ALIVE)
+                return
+            both = "; it called here as well: one of the two ends needs --listen" if self._also_calls else ""
+            here = self.client.client_id
+            there = f"there it takes: cipherbox pipe {here} --listen"
+            raise PeerGone(f"{self.peer} did not answer within {within_s:g} s{both}; {there}")
+
+        await self._run(begin)
+
+    async def listen(self, within_s: float = float("inf")) -> None:
+        """Waits until the other end calls; then as `call`."""
+
+        async def begin() -> None:
+            with trio.move_on_after(within_s):
+                await self._began.wait()
+                return
+            raise PeerGone(f"{self.peer} did not call within {within_s:g} s")
+
+        await self._run(begin)
+
+    # -- the tasks ----------------------------------------------------------------------------------------------
+
+    async def _run(self, begin: Callable[[], Awaitable[None]]) -> None:
+        client = self.client
+        receiver = Receiver(client)
+        await receiver.lock_free()
+        with receiver.locked():
+            await client.bundles([self.peer])  # an unknown one is said at once
+            async with client.consume_unopened(envelopes=64, size=2 * WINDOW) as consumer:
+                async with background() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._guarded, arriving, client, consumer, receiver, self.peer, self._take)
+                    nursery.start_soon(self._guarded, self._carry, begin, nursery)
+                    try:
+                        await self._over.wait()
+                    finally:
+                        with trio.move_on_after(_LAST_WORD_S, shield=True):
+                            async with self._turn:  # a frame on its way to the outbox is there, and will be dropped
+                                self._closing = True
+                        nursery.cancel_scope.cancel()
+                        with trio.move_on_after(_LAST_WORD_S, shield=True), suppress(CipherBoxError):
+                            await self._drop([sent for sent in self._under_way if sent.envelope_id])
+                            await self._break()
+                            await self._tidy()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _carry(self, begin: Callable[[], Awaitable[None]], nursery: trio.Nursery) -> None:
+        await begin()
+        self._open = True
+        self._heard_at = trio.current_time()
+        nursery.start_soon(self._guarded, self._watch)
+        async with trio.open_nursery() as both:
+            nursery.start_soon(self._guarded, self._read)  # may still wait for input when all else is over
+            both.start_soon(self._send)
+            both.start_soon(self._write)
+        while self._under_way:
+            await self._changed.wait()
+        await self._last_confirmed()
+        self._ended = True
+        self._over.set()
+
+    async def _guarded(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        try:
+            await work(*arguments)
+        except* (CipherBoxError, OSError) as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            assert isinstance(error, Exception)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._over.is_set():
+            self._failure = error
+            self._over.set()
+
+    async def _read(self) -> None:
+        while data := await self._ends.read(CHUNK):
+            self._out += data
+            self._wake()
+            while len(self._out) >= CHUNK:
+                await self._changed.wait()
+        self._input_over = True
+        self._wake()
+
+    async def _send(self) -> None:
+        while not self._end_sent:
+            full = self._under_way_bytes >= WINDOW or len(self._under_way) >= WINDOW_FRAMES
+            if full or not (self._out or self._input_over):
+                await self._changed.wait()
+                continue
+            data = bytes(self._out[:CHUNK])
+            del self._out[: len(data)]
+            self._wake()
+            self._end_sent = not data
+            await self._post(Kind.DATA if data else Kind.END, data)
+            self.sent += len(data)
+
+    async def _write(self) -> None:
+        """Writes out what came, in order; says so often enough that the other end need not wait."""
+        while not self._their_end:
+            frame = self._ahead.get(self._written + 1)
+            if frame is None:
+                await self._changed.wait()
+                continue
+            if frame.kind == Kind.END:
+                await self._ends.close()
+                self._their_end = True
+            else:
+                await self._ends.write(frame.data)
+            del self._ahead[frame.number]
+            self._written = frame.number
+            size = len(frame.data)
+            self._ahead_bytes -= size
+            self._untold_bytes += size
+            self.received += size
+            many = self._untold_bytes >= WINDOW // 4 or self._written - self._told >= WINDOW_FRAMES // 4
+            if many or self._their_end:
+                await self._post(Kind.ALIVE)
+
+    async def _watch(self) -> None:
+        """Says that this end is there, and notices when the other is not."""
+        looked_at = 0.0
+        tick_s = min(_TICK_S, self._beat_s / 2)
+        while True:
+            await trio.sleep(tick_s)
+            now = trio.current_time()
+            if self.client.line.link is None:
+                self._heard_at = now
+            elif self._idle_s and now - self._heard_at > self._idle_s:
+                gone = "its program, its machine or its line is gone"
+                raise PeerGone(f"nothing came from {self.peer} for {self._idle_s:g} s: {gone}")
+            if now - self._spoke_at >= self._beat_s:
+                await self._post(Kind.ALIVE)
+            await self._tidy()
+            if self._under_way and now - looked_at > _LOOK_S:
+                looked_at = now
+                row = await self._row(self._under_way[0])
+                if row is not None and row.state == ASIDE:
+                    raise Refused(f"HQ refused what was sent: {row.reason}")
+
+    # -- frames -------------------------------------------------------------------------------------------------
+
+    async def _post(self, kind: Kind, data: bytes = b"", *, keep_ms: int = KEEP_MS, wait: bool = False) -> None:
+        async with self._turn:
+            if self._closing and kind != Kind.BREAK:
+                return
+            number = 0
+            if kind in (Kind.DATA, Kind.END):
+                self._number += 1
+                number = self._number
+            self._told, self._untold_bytes = self._written, 0
+            self._spoke_at = trio.current_time()
+            frame = Frame(kind, self._pipe, number, self._told, data)
+            sent = self._last = _Sent(number, len(data))
+            if number:  # noted first: the answer may be faster than this machine's disk
+                self._under_way.append(sent)
+                self._under_way_bytes += sent.size
+            else:
+                self._done.append(sent)
+            confirmation = await self.client.publish(
+                frame.message(), to=[self.peer], expires_at=int(time.time() * 1000) + keep_ms, wait=wait
+            )
+            sent.envelope_id = confirmation.envelope_id
+
+    async def _tidy(self) -> None:
+        """Nobody needs what is done with in the outbox: as a file it may be large, as a row there would be many."""
+        over = self._ended  # then HQ has the last word, and those before it need not be kept for it
+        gone = [s for s in self._done if s.envelope_id and (s.number or over or not await self._waits(s))]
+        await self._drop(gone)
+        self._done = [sent for sent in self._done if sent not in gone]
+
+    async def _drop(self, sent: Sequence[_Sent]) -> None:
+        if sent:
+            post = self.client.outbox()
+            await post.store(post.outbox.drop, [one.envelope_id for one in sent])
+
+    def _take(self, frame: Frame, envelope_id: bytes) -> bool:
+        """Whether the frame is done with; an OPEN for whoever listens next is not."""
+        if frame.kind == Kind.OPEN:
+            return self._called(frame, envelope_id)
+        if frame.pipe != self._pipe:
+            return True  # of a pipe that ended
+        self._heard_at = trio.current_time()
+        self._acknowledged(frame.written)
+        if frame.kind == Kind.BREAK:
+            if not self._calling and not self._began.is_set():
+                self._pipe = b""  # who called changed their mind: wait for the next
+                return True
+            reason = escape_text(frame.data[:500].decode("utf-8", "replace"))
+            self._their_break = True
+            self._fail(PeerGone(f"{self.peer} broke off: {reason}"))
+            return True
+        if frame.kind == Kind.ACCEPT:
+            self._agree(frame)
+        if not self._calling or frame.kind == Kind.ACCEPT:
+            self._began.set()
+        if frame.number > self._written and frame.number not in self._ahead:
+            self._ahead[frame.number] = frame
+            self._ahead_bytes += len(frame.data)
+            if self._ahead_bytes > WINDOW + CHUNK or len(self._ahead) > WINDOW_FRAMES:
+                self._fail(ProtocolError(f"{self.peer} sends more than was agreed"))
+        self._wake()
+        return True
+
+    def _called(self, frame: Frame, envelope_id: bytes) -> bool:
+        if self._calling:
+            self._also_calls = True
+            return True
+        if self._began.is_set():
+            if frame.pipe != self._pipe and envelope_id > self._opening:
+                self._fail(PeerGone(f"{self.peer} began another pipe; its end of this one is gone"))
+                return False
+            return True
+        if envelope_id > self._opening:  # the newest counts: who sent an earlier one has given up
+            self._pipe, self._opening = frame.pipe, envelope_id
+            self._agree(frame)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._guarded, self._post, Kind.ACCEPT, self._seconds())
+        return True
+
+    def _agree(self, frame: Frame) -> None:
+        with suppress(ValueError):
+            theirs = float(frame.data[:32])
+            shorter = min(s for s in (theirs, self._idle_s, IDLE_S * 4) if s > 0)
+            self._beat_s = max(shorter / 4, 0.1)
+
+    def _acknowledged(self, number: int) -> None:
+        while self._under_way and self._under_way[0].number <= number:
+            sent = self._under_way.popleft()
+            self._under_way_bytes -= sent.size
+            self._done.append(sent)
+
+    def _seconds(self) -> bytes:
+        return f"{self._idle_s:g}".encode()
+
+    async def _row(self, sent: _Sent) -> Row | None:
+        post = self.client.outbox()
+        row = await post.store(post.outbox.find, sent.envelope_id)
+        return row if isinstance(row, Row) else None
+
+    async def _waits(self, sent: _Sent) -> bool:
+        row = await self._row(sent)
+        return row is not None and row.state == WAITING
+
+    async def _last_confirmed(self) -> None:
+        """Waits until HQ has this end's last word, for the other end waits for it."""
+        line = self.client.line
+        end = trio.current_time() + line.tries * line.timeout_s
+        while await self._waits(self._last):
+            if trio.current_time() > end:
+                text = f"all is written out, but HQ has not confirmed the last word to {self.peer}"
+                raise Queued(f"{text}; it waits in the outbox")
+            await trio.sleep(_TICK_S / 5)
+
+    async def _break(self) -> None:
+        """Tells the other end why it will hear no more, as far as it can be reached in a moment."""
+        answered = self._open or (not self._calling and self._pipe != b"")
+        stopped = self._failure is None and self._pipe != b""
+        if self._ended or self._their_break or not (answered or stopped):
+            return
+        reason = "it was stopped" if self._failure is None else str(self._failure)
+        await self._post(Kind.BREAK, reason.encode()[:500], wait=True)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

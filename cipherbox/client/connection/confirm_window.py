@@ -1,0 +1,367 @@
+"""What this client published and HQ has not yet confirmed, in the order it was published.
+
+An envelope is `waiting` until there is a link and room on it, then `unconfirmed`, until HQ confirms or refuses it.
+When a link ends, all that is unconfirmed waits again, in its old place, and goes out over the next one: the same bytes
+under the same id, so HQ stores them once.  A correlation id belongs to a link; an `Outgoing` belongs to the window.
+A refusal that says "later" (disk full, quota) puts the envelope back as well; the others are its outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import trio
+
+from cipherbox.envelope.ids import message_id
+from cipherbox.envelope.layout import hashes, split
+from cipherbox.envelope.transparency_log import leaf
+from cipherbox.errors import (
+    CipherBoxError,
+    CredentialsError,
+    LogUnproven,
+    ProtocolError,
+    Queued,
+    TimedOut,
+    TooLarge,
+)
+from cipherbox.limits import LIMITS
+from cipherbox.wire.frames import Confirm
+
+if TYPE_CHECKING:
+    from cipherbox.client.connection.connection import Link
+    from cipherbox.client.log.quorum import Quorum
+    from cipherbox.client.outbox.rows import Fresh
+
+SLOWEST_BYTES_PER_S = 32 * 1024  # a line slower than this is taken for dead; 16 MiB may take nine minutes
+
+
+@attrs.frozen
+class Confirmed:
+    """HQ's word for one envelope."""
+
+    accepted_at: int
+    again: bool
+    queues: tuple[str, ...]
+    missing: tuple[str, ...]
+    proof: bytes = b""
+
+
+@attrs.define(eq=False)
+class Outgoing:
+    """One sealed envelope on its way.  ``settled`` is called once, when ``result`` or ``error`` is there."""
+
+    raw: bytes = attrs.field(repr=False)
+    envelope_id: bytes
+    count: int
+    settled: Callable[[Outgoing], None] | None
+    flags: int = 0
+    route_version: int = 0
+    fresh: Fresh | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
+    generation: int = 0
+    envelope_hash: bytes = attrs.field(default=b"", repr=False)  # empty: made from the bytes when it is needed
+    kept: bool = False  # it is in the outbox
+    owner: Callable[[Outgoing], None] | None = None  # whom the post tells
+    order: int = 0
+    correlation: int = 0
+    sent_at: float = 0.0
+    tries: int = 0
+    result: Confirmed | None = None
+    error: CipherBoxError | None = None
+    trouble: CipherBoxError | None = None  # why it is not confirmed yet
+    gone: bool = False  # settled, or given up by its owner
+    others: tuple[str, ...] = ()  # for whom the outbox seals it again, when HQ refused only some of its recipients
+
+    def leaf(self) -> bytes:
+        """What HQ's log must name of it."""
+        if self.fresh is not None:
+            return leaf(self.envelope_id, self.fresh.generation, self.fresh.envelope_hash)
+        if not self.envelope_hash:
+            self.envelope_hash = hashes(self.raw, split(self.raw)).envelope_hash
+        return leaf(self.envelope_id, self.generation, self.envelope_hash)
+
+
+class ProofCheck(Protocol):
+    """What a window needs of the log's verifier."""
+
+    quorum: Quorum
+
+    def confirm(self, frame: Confirm, leaves: Sequence[bytes], *, again: bool) -> None: ...
+
+
+class Window:
+    """See the module.  One per client; it outlives its links.  ``log`` checks what HQ confirms."""
+
+    def __init__(self, log: ProofCheck | None = None) -> None:
+        self._log = log
+        self._leaves: dict[int, bytes] = {}  # correlation -> of every SEND of this link that has no answer
+        self._uncovered: list[tuple[int, Outgoing, Confirmed]] = []  # confirmed, and waiting for witnesses
+        self.unconfirmed: dict[int, Outgoing] = {}
+        self.waiting: list[Outgoing] = []
+        self.pause: Callable[[float], None] = lambda seconds: None  # set by the line: call resume() after so long
+        self.proven: Callable[[Confirm, list[Outgoing]], None] = lambda frame, items: None  # set by the post
+        self.room_listeners: list[Callable[[], None]] = []  # publishers: called when room may have come free
+        self._link: Link | None = None
+        self._order = 0
+        self._bytes = 0
+        self._most = LIMITS.publish_window
+        self._most_bytes = LIMITS.publish_window_bytes
+        self.envelope_bytes = LIMITS.envelope_bytes  # the largest HQ takes
+        self._held = False
+        self._busy = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether a further envelope would have to wait for room."""
+        return bool(self.waiting) or len(self.unconfirmed) >= self._most or self._bytes >= self._most_bytes
+
+    def crowded(self, envelopes: int, size: int) -> bool:
+        """As `full`, with so many envelopes and bytes more."""
+        return (
+            bool(self.waiting)
+            or len(self.unconfirmed) + envelopes >= self._most
+            or self._bytes + size >= self._most_bytes
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes sent and not confirmed."""
+        return self._bytes
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is confirmed."""
+        return not self.unconfirmed and not self.waiting and not self._uncovered
+
+    async def room(self) -> None:
+        """Waits until `full` is no longer so."""
+        while self.full:
+            came = trio.Event()
+            self.room_listeners.append(came.set)
+            try:
+                await came.wait()
+            finally:
+                self.room_listeners.remove(came.set)
+
+    def tell_room(self) -> None:
+        """Room may have come free."""
+        for listener in list(self.room_listeners):
+            listener()
+
+    def check(self, item: Outgoing) -> None:
+        """TooLarge if HQ would not take it."""
+        if len(item.raw) > self.envelope_bytes:
+            raise TooLarge(f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}")
+
+    def add(self, item: Outgoing) -> None:
+        """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would not take it."""
+        self.check(item)
+        self._order += 1
+        item.order = self._order
+        self.waiting.append(item)
+        if self._link is not None and not self._held:
+            self._pump(self._link)
+
+    def forget(self, item: Outgoing) -> None:
+        """The owner gives up waiting; HQ may have it all the same."""
+        item.gone = True
+        if item in self.waiting:
+            self.waiting.remove(item)
+
+    def attach(self, link: Link) -> None:
+        """A new link is open: its limits count, and all that is unconfirmed goes out again."""
+        self._link = link
+        self._most = max(1, link.welcome.publish_window)
+        self._most_bytes = max(1, link.welcome.publish_window_bytes)
+        self.envelope_bytes = link.welcome.envelope_bytes
+        self._held = False
+        self._pump(link)
+
+    def detach(self, error: CipherBoxError) -> None:
+        """The link is gone: what it had not confirmed waits again, in its order."""
+        self._link = None
+        items = [*self.unconfirmed.values(), *(item for _, item, _ in self._uncovered)]
+        for item in items:
+            item.trouble = error
+        self._take_back(items)
+        self.unconfirmed.clear()
+        self._uncovered.clear()
+        self._leaves.clear()
+        self._bytes = 0
+
+    def confirmed(self, frame: Confirm) -> None:
+        """Settles everything a CONFIRM names, when its proof holds: LogUnproven."""
+        self._check(frame)
+        places = [(tuple(p.queues), tuple(p.missing)) for p in frame.places]
+        proven: list[Outgoing] | None = [] if frame.proof else None
+        for run in frame.ranges:
+            if run.place >= len(places):
+                raise ProtocolError("CONFIRM names a place it does not hold")
+            queues, missing = places[run.place]
+            result = Confirmed(frame.accepted_at, run.outcome == 1, queues, missing, frame.proof)
+            for correlation in range(run.first, run.first + min(run.count, LIMITS.publish_window * 64)):
+                item = self._pop(correlation)
+                if item is None:
+                    proven = None  # one that this window does not know: the proof cannot be checked
+                elif proven is not None and run.outcome == 0:
+                    proven.append(item)
+                if item is not None and not item.gone:
+                    self._confirm(frame.log_position, item, result)
+        if proven:
+            self.proven(frame, proven)
+        self._busy = 0
+        self.resume()
+        self.tell_room()
+
+    def _check(self, frame: Confirm) -> None:
+        if self._log is None:
+            return
+        outcomes = {run.outcome for run in frame.ranges}
+        leaves = []
+        for run in frame.ranges:
+            for correlation in range(run.first, run.first + run.count):
+                known = self._leaves.pop(correlation, None)
+                if known is None:
+                    raise LogUnproven("HQ confirmed an envelope that was not sent to it")
+                leaves.append(known)
+        if len(outcomes) != 1 or not outcomes <= {0, 1}:
+            raise ProtocolError("a CONFIRM has one outcome")
+        self._log.confirm(frame, leaves, again=outcomes == {1})
+
+    def _confirm(self, entry: int, item: Outgoing, result: Confirmed) -> None:
+        if self._log is not None and self._log.quorum.demanded and entry > self._log.quorum.covered:
+            item.trouble = LogUnproven(f"HQ confirmed it, and {self._log.quorum.words} have not cosigned that yet")
+            self._uncovered.append((entry, item, result))
+            return
+        item.result = result
+        self._settle(item)
+
+    def covered(self, entries: int) -> None:
+        """Enough witnesses stand behind so many entries of the log."""
+        ready = [one for one in self._uncovered if one[0] <= entries]
+        self._uncovered = [one for one in self._uncovered if one[0] > entries]
+        for _, item, result in ready:
+            if not item.gone:
+                item.result = result
+                self._settle(item)
+        if ready:
+            self.tell_room()
+
+    def refused(self, correlation: int, error: CipherBoxError) -> bool:
+        """Whether the ERROR was about a SEND; then it is settled, or waits when it may be sent again later."""
+        item = self._pop(correlation)
+        self._leaves.pop(correlation, None)
+        if item is None:
+            return False
+        if item.gone:
+            return True
+        if error.retryable:
+            item.trouble = error
+            self._take_back([item])
+            if not self._held:
+                self._held = True
+                self._busy += 1
+                self.pause(min(0.1 * 2 ** min(self._busy, 9), 30.0))
+        else:
+            item.error = error
+            self._settle(item)
+        return True
+
+    def resume(self) -> None:
+        """Goes on after a pause, or when room came free."""
+        self._held = False
+        if self._link is not None and self.waiting:
+            self._pump(self._link)
+
+    def fail(self, error: CipherBoxError) -> None:
+        """The line is dead for good: everything settles with the reason."""
+        items, self.waiting = [*self.unconfirmed.values(), *self.waiting], []
+        items += [item for _, item, _ in self._uncovered]
+        self.unconfirmed.clear()
+        self._uncovered.clear()
+        for item in items:
+            if not item.gone:
+                item.error = error
+                self._settle(item)
+
+    def overdue(self, link: Link, timeout_s: float) -> None:
+        """Sends again what HQ, though it speaks, has not confirmed in time; ends a link that is silent."""
+        now = trio.current_time()
+        patience = timeout_s + self._bytes / SLOWEST_BYTES_PER_S
+        late = [item for item in self.unconfirmed.values() if now - item.sent_at > patience]
+        if not late:
+            return
+        if link.heard_at < min(item.sent_at for item in late):
+            link.end(TimedOut(f"HQ did not answer within {timeout_s:g} s"))
+            return
+        for item in late:
+            item.trouble = TimedOut(f"HQ sent no confirm within {timeout_s:g} s")
+        self._send(link, late)
+
+    def _pump(self, link: Link) -> None:
+        taken = 0
+        room = self._most - len(self.unconfirmed)
+        for item in self.waiting:
+            if taken >= room or (self._bytes >= self._most_bytes and self.unconfirmed):
+                break
+            taken += 1
+            self._bytes += len(item.raw)
+        if taken:
+            batch, self.waiting = self.waiting[:taken], self.waiting[taken:]
+            self._send(link, batch)
+
+    def _send(self, link: Link, items: list[Outgoing]) -> None:
+        now = trio.current_time()
+        batch = []
+        for item in items:
+            if item.correlation in self.unconfirmed and self.unconfirmed[item.correlation] is item:
+                del self.unconfirmed[item.correlation]
+            item.correlation = link.next_correlation()
+            item.sent_at = now
+            item.tries += 1
+            self.unconfirmed[item.correlation] = item
+            if self._log is not None:
+                self._leaves[item.correlation] = item.leaf()
+            batch.append((item.correlation, item.flags, item.route_version, item.raw))
+        link.send_envelopes(batch)
+
+    def _pop(self, correlation: int) -> Outgoing | None:
+        item = self.unconfirmed.pop(correlation, None)
+        if item is not None:
+            self._bytes -= len(item.raw)
+        return item
+
+    def _take_back(self, items: list[Outgoing]) -> None:
+        for item in items:
+            item.correlation = 0
+        self.waiting = sorted([*self.waiting, *(i for i in items if not i.gone)], key=lambda i: i.order)
+
+    def _settle(self, item: Outgoing) -> None:
+        item.gone = True
+        if item.settled is not None:
+            item.settled(item)
+
+
+def unconfirmed_error(item: Outgoing, waited: str, away_since: str) -> CipherBoxError:
+    """What to tell the owner of an envelope that was not confirmed in time; ``away_since``: a time of day, or empty."""
+    reason = f" ({item.trouble})" if item.trouble is not None else ""
+    first = message_id(item.envelope_id, 0)
+    if away_since:
+        what = f"message {first} is kept in the outbox: HQ cannot be reached since {away_since}{reason}"
+        following = "It goes out with the next command, or by itself while `cipherbox agent` runs"
+    else:
+        what = f"HQ has not confirmed message {first} within {waited}{reason}"
+        following = "It is kept in the outbox and goes out by itself"
+    error = Queued(f"{what}. {following}")
+    error.message_ids = tuple(str(message_id(item.envelope_id, i)) for i in range(item.count))
+    return error
+
+
+def kept_error(item: Outgoing, error: CipherBoxError) -> CipherBoxError:
+    """What to tell the owner of an envelope: one that waits for this client's certificate is kept."""
+    if not isinstance(error, CredentialsError) or not item.kept:
+        return error
+    first = message_id(item.envelope_id, 0)
+    text = f"{error}. Message {first} is kept in the outbox, and goes out when HQ lets this client in again"
+    return type(error)(text, error.detail)

@@ -1,0 +1,319 @@
+"""The lasting connection: one link after another, for as long as the client is open.
+
+When a link ends the line opens the next one, after pauses that double from a tenth of a second up to a bound (60 s) and
+are spread by chance, so that a hundred labs do not come back in one second.  A fresh link first gets what is
+unconfirmed, then the subscriptions, then new requests.
+
+Which errors end the line for good: this party's credentials were not accepted (trying again cannot help, and must not
+flood HQ's log), and two ends that have no protocol version in common.  Everything else is tried again.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import trio
+
+from cipherbox.client.connection.confirm_window import SLOWEST_BYTES_PER_S, ProofCheck, Window
+from cipherbox.client.connection.connection import Link, fresh, open_link
+from cipherbox.client.events import LINE, Events
+from cipherbox.config.proxies import LineSettings
+from cipherbox.errors import (
+    CipherBoxError,
+    CredentialsError,
+    LogContradiction,
+    LogMissing,
+    NetworkError,
+    Replaced,
+    Revoked,
+    TimedOut,
+    VersionMismatch,
+)
+from cipherbox.net import tls
+from cipherbox.wire import frames
+from cipherbox.wire.codec import DeliveredItem
+
+_SYSTEM_BYTES = 4 * 1024 * 1024  # what a system's socket takes at most
+FIRST_PAUSE_S = 0.1
+_STEP_S = 0.25
+AWAY_S = 5.0
+GOOD_S = 10.0  # a link that lived so long begins the pauses anew
+# HQ is away, or does not let this client in: what is sent can wait.  Any other trouble with certificates or with the
+# revocation list stops it.
+NOT_LET_IN = (NetworkError, Revoked, Replaced, tls.NotAccepted)
+_LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)  # no new connection mends these
+_chance = random.SystemRandom()
+
+
+def _anybody(link: Link) -> None:
+    pass
+
+
+async def _nothing(welcome: frames.Welcome) -> None:
+    pass
+
+
+async def _no_list(number: int) -> None:
+    pass
+
+
+class Subscriber(Protocol):
+    """A consumer, as the line sees it."""
+
+    def attach(self, link: Link) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def take(self, entries: list[DeliveredItem]) -> None: ...
+
+    def fail(self, error: CipherBoxError) -> None: ...
+
+
+class LogCheck(ProofCheck, Protocol):
+    """What a line needs of the log's verifier: whether HQ's opening is believed, and what it confirms."""
+
+    async def welcome(self, link: Link, timeout_s: float) -> None: ...
+
+
+class Line:
+    """See the module.  ``tries`` and ``timeout_s`` bound a request; the line itself goes on for ever."""
+
+    def __init__(
+        self, address: str, context: Callable[[], ssl.SSLContext], events: Events, *,
+        tries: int = 3, timeout_s: float = 10.0, pause_max_s: float = 60.0, settings: LineSettings | None = None,
+        log: LogCheck | None = None,
+    ) -> None:  # fmt: skip
+        self.tries, self.timeout_s = tries, timeout_s
+        self._log = log
+        self.window = Window(log)
+        self.window.pause = lambda seconds: self.later(seconds, self.window.resume)
+        self.link: Link | None = None
+        self.failure: CipherBoxError | None = None
+        self.trouble: CipherBoxError | None = None
+        self.attempts = 0  # failed ones in a row
+        self.away_since = 0.0  # when the first of them failed, in seconds since 1970
+        self._away_from = 0.0  # the same by trio's clock
+        self.links = 0  # opened so far
+        self._address, self._context, self._events = address, context, events
+        self._pause_max_s = pause_max_s
+        self._settings = settings
+        self._subscribers: dict[int, Subscriber] = {}
+        self._tag = 0
+        self._changed = trio.Event()
+        self.listed: Callable[[int], Awaitable[None]] = _no_list  # runs when HQ tells of a revocation list
+        self.accept: Callable[[Link], None] = _anybody  # raises when HQ's certificate was revoked
+        self.opened: Callable[[frames.Welcome], Awaitable[None]] = _nothing  # runs for each link
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Keeps the line until it is cancelled or fails for good."""
+        self._nursery = nursery
+        pause = FIRST_PAUSE_S
+        while self.failure is None:
+            began = trio.current_time()
+            error, away_s = await self._one_link()
+            if isinstance(error, _LASTING) and not error.retryable:
+                self._fail(error)
+                return
+            if trio.current_time() - began > GOOD_S:
+                pause = FIRST_PAUSE_S
+            wait = max(away_s, _chance.uniform(pause / 2, pause))
+            pause = min(pause * 2, max(self._pause_max_s, 0.001))
+            self._events.say(LINE, f"{error}; trying again in {wait:.1f} s")
+            self.trouble = error
+            self._wake()
+            await trio.sleep(wait)
+
+    async def _one_link(self) -> tuple[CipherBoxError, float]:
+        away_s = 0.0
+        try:
+            async with open_link(
+                self._address, self._context(), timeout_s=self.timeout_s, handler=self, line=self._settings
+            ) as link:
+                if self._log is not None:
+                    await self._log.welcome(link, self.timeout_s)
+                self.accept(link)
+                self._up(link)
+                try:
+                    await link.closed.wait()
+                finally:
+                    self._down(link)
+                away_s = link.away_s
+                assert link.error is not None
+                return link.error, away_s
+        except CipherBoxError as error:
+            self._missed()
+            return error, away_s
+        except OSError as error:
+            self._missed()
+            return NetworkError(f"HQ cannot be reached: {error.strerror or error}"), away_s
+
+    def _missed(self) -> None:
+        if not self.attempts:
+            self.away_since, self._away_from = time.time(), trio.current_time()
+        self.attempts += 1
+
+    def _up(self, link: Link) -> None:
+        again = self.links > 0
+        self.link, self.trouble, self.attempts, self.links = link, None, 0, self.links + 1
+        if again:
+            self._events.say(LINE, "connected to HQ again")
+        self.window.attach(link)
+        for subscriber in list(self._subscribers.values()):
+            subscriber.attach(link)
+        self._wake()
+        if self._nursery is not None:
+            self._nursery.start_soon(self.opened, link.welcome)
+
+    def _down(self, link: Link) -> None:
+        self.link = None
+        self.window.detach(link.error or NetworkError("the connection was closed"))
+        for subscriber in list(self._subscribers.values()):
+            subscriber.detach()
+
+    def _fail(self, error: CipherBoxError) -> None:
+        self.failure = error
+        self.window.fail(error)
+        for subscriber in list(self._subscribers.values()):
+            subscriber.fail(error)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Calls it after a pause, if the line is still there."""
+        assert self._nursery is not None
+
+        async def wait() -> None:
+            await trio.sleep(seconds)
+            act()
+
+        self._nursery.start_soon(wait)
+
+    @property
+    def away(self) -> bool:
+        """HQ could not be reached for a while: not in a restart of HQ, which takes a second or two."""
+        tried = self.link is None and self.attempts >= self.tries
+        return tried and trio.current_time() - self._away_from >= min(AWAY_S, self.timeout_s)
+
+    # -- asking -------------------------------------------------------------------------------------------------
+
+    async def ready(self, attempts: int | None = None) -> Link:
+        """An open link; raises what ended the line, or the last trouble after so many failed attempts."""
+        while True:
+            if self.failure is not None:
+                raise fresh(self.failure)
+            if self.link is not None and self.link.error is None:
+                return self.link
+            if attempts is not None and self.attempts >= attempts and self.trouble is not None:
+                raise fresh(self.trouble)
+            await self._changed.wait()
+
+    async def _ready_or_away(self) -> Link:
+        while not self.away:
+            with trio.move_on_after(_STEP_S):
+                return await self.ready()
+        raise fresh(self.trouble) if self.trouble is not None else NetworkError("HQ cannot be reached")
+
+    async def request(self, kind: Callable[..., Any], *, timeout_s: float | None = None, **fields: Any) -> Any:
+        """A request and its answer: up to ``tries`` attempts of ``timeout_s`` each; a refusal is raised at once."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        last: CipherBoxError = TimedOut(f"HQ did not answer within {limit:g} s")
+        for attempt in range(1, self.tries + 1):
+            began = trio.current_time()
+            try:
+                with trio.fail_after(limit):
+                    link = await self._ready_or_away()
+                return await link.ask(kind, max(0.001, limit - (trio.current_time() - began)), **fields)
+            except trio.TooSlowError:
+                last = fresh(self.trouble) if self.trouble is not None else last
+            except CredentialsError:
+                raise
+            except CipherBoxError as error:
+                if not error.retryable or self.away:
+                    raise
+                last = error
+                if attempt < self.tries and not error.closes:
+                    await trio.sleep(_chance.uniform(0.1, 0.2) * 2**attempt)
+        raise last
+
+    # -- subscriptions ------------------------------------------------------------------------------------------
+
+    def next_tag(self) -> int:
+        """A number for one more consumer."""
+        self._tag += 1
+        return self._tag
+
+    def subscribe(self, tag: int, subscriber: Subscriber) -> None:
+        """Registers a consumer; every link gets its subscription."""
+        self._subscribers[tag] = subscriber
+        if self.failure is not None:
+            subscriber.fail(self.failure)
+        elif self.link is not None and self.link.error is None:
+            subscriber.attach(self.link)
+
+    def unsubscribe(self, tag: int) -> None:
+        """Forgets a consumer; what still comes for it is dropped, and returns to its queue."""
+        self._subscribers.pop(tag, None)
+
+    # -- the link's handler -------------------------------------------------------------------------------------
+
+    def deliveries(self, link: Link, tag: int, entries: list[DeliveredItem]) -> None:
+        subscriber = self._subscribers.get(tag)
+        if subscriber is not None and link is self.link:
+            subscriber.take(entries)
+
+    def confirmed(self, frame: frames.Confirm) -> None:
+        self.window.confirmed(frame)
+
+    def refused(self, correlation: int, error: CipherBoxError) -> bool:
+        return self.window.refused(correlation, error)
+
+    def news(self, text: str) -> None:
+        """HQ says why it takes nothing now, or that it goes on."""
+        self._events.say(LINE, text)
+
+    def revocations(self, number: int) -> None:
+        """There is a revocation list of this number."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self.listed, number)
+
+    def beat(self, link: Link) -> None:
+        self.window.overdue(link, self.timeout_s)
+
+
+class Patience:
+    """How long to wait for HQ's word about what was sent: while a large one moves, and ``tries`` times after that.
+
+    While there is a connection, what the system has taken and not yet sent may need its time on a slow line.  When
+    HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._still_s = 0.0
+
+    @property
+    def ended(self) -> bool:
+        line = self._line
+        taken = min(_SYSTEM_BYTES, line.window.size_bytes) if line.link is not None else 0
+        most_s = line.tries * line.timeout_s + taken / SLOWEST_BYTES_PER_S
+        return self._still_s >= most_s or line.away
+
+    async def wait(self, event: trio.Event) -> None:
+        """Waits for the event, a moment at most."""
+        line, began = self._line, trio.current_time()
+        with trio.move_on_after(min(_STEP_S, line.timeout_s)) as scope:
+            await event.wait()
+        if not scope.cancelled_caught:
+            self._still_s = 0.0
+            return
+        link = line.link
+        moved = link is not None and link.moved_at > began
+        self._still_s = 0.0 if moved else self._still_s + trio.current_time() - began

@@ -1,0 +1,77 @@
+"""Completes files beside the messages: checks what is whole, without the inbox's turn, and gives it its name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from cipherbox.client.inbox.file_check import Check
+from cipherbox.client.inbox.inbox import Inbox
+from cipherbox.client.inbox.incoming_files import Arrived
+
+TIDY_S = 3600.0  # between looks at what is too old to be kept
+AGAIN_S = 1.0  # between looks at files that could not be stored
+STEP_S = 0.1  # of checking, in a thread at once
+R = TypeVar("R")
+
+
+class Completing:
+    """Of one open inbox.  ``arrived`` is told of files that have their names."""
+
+    def __init__(self, inbox: Inbox, arrived: Callable[[list[Arrived]], None]) -> None:
+        self._inbox, self._arrived = inbox, arrived
+        self._turn = trio.Lock()  # the inbox takes one call at a time
+        self._came = trio.Event()
+        self.busy = False
+
+    async def on_disk(self, call: Callable[..., R], *arguments: object) -> R:
+        """One of the inbox's methods in a thread, one at a time."""
+        async with self._turn:
+            return await trio.to_thread.run_sync(call, *arguments)
+
+    def came(self) -> None:
+        """Something was recorded: a file may be whole."""
+        self._came.set()
+
+    async def run(self) -> None:
+        """Until cancelled, or until the inbox fails: StoreError."""
+        tidied = float("-inf")
+        while True:
+            self._came = trio.Event()
+            if trio.current_time() - tidied >= TIDY_S:
+                await self.on_disk(self._inbox.tidy)
+                tidied = trio.current_time()
+            await self.complete()
+            with trio.move_on_after(AGAIN_S if self._inbox.waits else TIDY_S):
+                await self._came.wait()
+
+    async def complete(self) -> None:
+        """Until nothing is left that can be completed now."""
+        self.busy = True
+        try:
+            while checks := await self.on_disk(self._inbox.ready):
+                self._arrived(await self._checked(checks))
+        finally:
+            self.busy = False
+
+    async def _checked(self, checks: list[Check]) -> list[Arrived]:
+        try:
+            while left := [check for check in checks if not check.done]:
+                await trio.to_thread.run_sync(_step, left)
+            return await self.on_disk(self._inbox.complete, checks)
+        finally:
+            for check in checks:
+                check.close()
+
+
+def _step(checks: list[Check]) -> None:
+    """Some time's worth of checking: many small files, or a piece of a large one."""
+    end = time.monotonic() + STEP_S
+    for check in checks:
+        while not check.done:
+            check.step()
+            if time.monotonic() > end:
+                return

@@ -1,0 +1,90 @@
+"""Files that are kept under the home's local key, written out in clear: where a person says, or for
+a handler's call."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cipherbox.client.file_names import safe_name
+from cipherbox.client.inbox.hidden import KEPT, kept_name
+from cipherbox.client.inbox.places import open_new, private_dirs
+from cipherbox.client.inbox.unpacking import unpack
+from cipherbox.client.publishing.parts import Entry
+from cipherbox.errors import FileError
+from cipherbox.portable import O_BINARY
+from cipherbox.sealing.encrypted_file import LockedFile
+from cipherbox.sealing.local_secret_box import Vault
+
+OPENED = "data/opened"  # of calls under way
+_STEP = 4 * 1024 * 1024
+
+
+def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> None:
+    """Writes what is kept as a new file of this user alone; FileError when the kept file is gone, or the name taken."""
+    source = _source(home, vault, kept)
+    try:
+        if os.path.lexists(target):
+            raise FileError(f"{target} exists already")
+        fd = open_new(target)
+        try:
+            for at in range(0, size, _STEP):
+                view = memoryview(source.read(min(_STEP, size - at), at))
+                while view:
+                    view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+    finally:
+        source.close()
+
+
+def write_out_directory(home: Path, vault: Vault, kept: str, files: Sequence[dict[str, Any]], target: Path) -> None:
+    """As `write_out`, a directory that came as one."""
+    source = _source(home, vault, kept)
+    try:
+        if os.path.lexists(target):
+            raise FileError(f"{target} exists already")
+        entries = [Entry(str(one["name"]), int(one["size"]), 0) for one in files]
+        for _ in unpack(source, entries, target.absolute()):
+            pass
+    finally:
+        source.close()
+
+
+def _source(home: Path, vault: Vault, kept: str) -> LockedFile:
+    try:
+        fd = os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY)
+    except FileNotFoundError:
+        raise FileError(f"{home / KEPT / kept} is gone; ask the sender to send it again") from None
+    return LockedFile(fd, vault, kept_name(*kept.split("/", 1)))
+
+
+@contextmanager
+def opened_file(
+    home: Path, vault: Vault, kept: str, size: int, filename: str, files: Sequence[dict[str, Any]]
+) -> Iterator[Path]:
+    """The file in clear while the block runs."""
+    folder = private_dirs(home / OPENED / os.urandom(8).hex())
+    path = folder / safe_name(filename)
+    try:
+        if files:
+            write_out_directory(home, vault, kept, files, path)
+        else:
+            write_out(home, vault, kept, size, path)
+        yield path
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_opened(home: Path) -> None:
+    """What a crash left in clear goes; the caller holds the home's lock."""
+    with suppress(OSError):
+        shutil.rmtree(home / OPENED)

@@ -1,0 +1,150 @@
+"""Encrypts what lies readable in a home that is under a password now: lines, files, and what waits for a handler.
+
+In an order in which nothing is lost, whenever the machine dies: first the encrypted copy, synced and read back; then
+the row that names it; only then the readable one goes.  Run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+
+from cipherbox.client.home import LOCK, Home
+from cipherbox.client.inbox.encrypted_lines import Kept, Shelf
+from cipherbox.client.inbox.handler_contents import lock_contents
+from cipherbox.client.inbox.hidden import KEPT, kept_name
+from cipherbox.client.inbox.inbox import DATABASE, LINES, OLDEST, STEPS
+from cipherbox.client.inbox.places import open_new
+from cipherbox.client.local_database import open_database, transaction
+from cipherbox.envelope.ids import id_time_ms, split_message_id
+from cipherbox.errors import CipherBoxError, StoreError
+from cipherbox.portable import lock_file, sync_directory
+from cipherbox.sealing.encrypted_file import LockedFile
+from cipherbox.sealing.local_secret_box import Vault
+
+_STEP = 4 * 1024 * 1024
+_OLD_PLACES = ("data/files", "data/incoming")  # of versions before 0.6.0
+
+
+@attrs.define
+class Locked:
+    """What was done; ``left``: what is still readable, and why."""
+
+    lines: int = 0
+    files: int = 0
+    left: list[str] = attrs.Factory(list)
+
+
+def lock_all(home: Home) -> Locked:
+    """See the module; StoreLocked while something receives."""
+    done = Locked()
+    with lock_file(home.path / LOCK, f"the inbox in {home.path}"):
+        db = open_database(home.path / DATABASE, STEPS, OLDEST)
+        try:
+            one = _Locking(home.path, db, home.keeper.content, done)
+            one.lines()
+            with transaction(db, home.path / DATABASE):
+                lock_contents(db, home.keeper.content)
+        finally:
+            db.close()
+    for place in _OLD_PLACES:
+        if any(path.is_file() for path in (home.path / place).rglob("*")):
+            done.left.append(f"{home.path / place} still holds files that no line names; remove them yourself")
+    copies = home.path / "outbox" / "copies"
+    if copies.is_dir() and any(copies.iterdir()):
+        done.left.append(f"{copies} holds copies of files under way; they go when these are opened")
+    return done
+
+
+class _Locking:
+    def __init__(self, home: Path, db: sqlite3.Connection, vault: Vault, done: Locked) -> None:
+        self._home, self._db, self._vault, self._done = home, db, vault, done
+        self._path = home / DATABASE
+        self._kept, self._shelf = Kept(db, vault), Shelf(db, self._path, vault)
+
+    def lines(self) -> None:
+        """Every line of the readable files, and the files they name."""
+        for path in sorted((self._home / LINES).parent.glob("received_messages*.jsonl")):
+            try:
+                for line in _lines(path):
+                    self._line(line)
+            except (CipherBoxError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self._done.left.append(f"{path} stays as it is: {type(error).__name__}: {error}")
+                continue
+            path.unlink()
+            sync_directory(path.parent)
+        with transaction(self._db, self._path):
+            self._db.execute("UPDATE state SET value = -1 WHERE name = 'length'")
+
+    def _line(self, line: bytes) -> None:
+        document: dict[str, Any] = orjson.loads(line)
+        wanted = uuid.UUID(document["message_id"])
+        sender = document["sender_id"]
+        known = next((one for one in self._shelf.find(wanted) if one.sender_id == sender), None)
+        content = document["content"]
+        readable = self._readable(content) if isinstance(content, dict) else None
+        if isinstance(content, dict) and content.get("files") and Path(str(content.get("file", ""))).is_dir():
+            self._done.left.append(f"{content['file']} is a directory; it stays as it is")
+        if known is None or (readable is not None and not known.kept):
+            types = [content.get("content_type", "")] if isinstance(content, dict) else ["text/plain"]
+            if readable is not None:
+                content["kept"] = self._file(sender, wanted, readable)
+                content.pop("file", None)
+            envelope_id, _ = split_message_id(wanted)
+            at = known.received_at if known is not None else id_time_ms(envelope_id)
+            suite = known.suite if known is not None else 0
+            fresh = orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+            with transaction(self._db, self._path):
+                if known is not None:
+                    self._shelf.drop(wanted, sender)
+                self._kept.write(sender, envelope_id, at, fresh, types, suite)
+            self._done.lines += 1
+        if readable is not None:
+            readable.unlink()
+            self._done.files += 1
+
+    def _readable(self, content: dict[str, Any]) -> Path | None:
+        """The file a line names, as long as it lies where it was put: relative before 0.6.0."""
+        named = content.get("file")
+        path = self._home / "data" / str(named)  # which is the path itself when that is absolute
+        return path if named and path.is_file() and not path.is_symlink() else None
+
+    def _file(self, sender: str, message: uuid.UUID, source: Path) -> str:
+        """Encrypts a file and reads it back; the name it is kept under."""
+        name = f"{message.hex}6d"  # as of one that came as a message
+        path = self._home / KEPT / sender / name
+        with suppress(FileNotFoundError):
+            path.unlink()
+        locked = LockedFile(open_new(path), self._vault, kept_name(sender, name))
+        try:
+            before, size = hashlib.sha256(), 0
+            with source.open("rb") as file:
+                while data := file.read(_STEP):
+                    locked.write(data, size)
+                    before.update(data)
+                    size += len(data)
+            locked.sync(size)
+            after = hashlib.sha256()
+            for at in range(0, size, _STEP):
+                after.update(locked.read(min(_STEP, size - at), at))
+        finally:
+            locked.close()
+        sync_directory(path.parent)
+        if before.digest() != after.digest():
+            raise StoreError(f"{path} does not read back as it was written")
+        return f"{sender}/{name}"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield line

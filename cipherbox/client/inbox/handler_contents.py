@@ -1,0 +1,105 @@
+"""Contents that wait for a handler: kept in the inbox's database, encrypted under the home's local key.
+
+A row is an envelope; a byte of its ``states`` is a message.  A message that is a file waits until it is whole.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import orjson
+
+from cipherbox.client.inbox.lines import Received
+from cipherbox.sealing.body import Message, Messages, pack, unpack
+from cipherbox.sealing.local_secret_box import Vault
+
+WAITING, DONE, ASIDE, NOT_WHOLE = range(4)
+STEP = """
+ALTER TABLE contents ADD COLUMN locked INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE contents ADD COLUMN files TEXT NOT NULL DEFAULT '';
+"""
+_MOST = (1 << 62) - 1  # of a time that a sender's clock says: SQLite takes no more
+
+
+class Contents:
+    """Writes inside the inbox's transaction."""
+
+    def __init__(self, db: sqlite3.Connection, vault: Vault | None) -> None:
+        self._db, self._vault = db, vault
+
+    def keep(self, number: int, received: Received, files: Collection[int]) -> None:
+        """All messages of an envelope; ``files``: those that are not whole yet."""
+        states = bytes(NOT_WHOLE if index in files else WAITING for index in range(len(received.messages)))
+        plain = pack(list(received.messages))
+        self._insert(number, received.sender, received.envelope_id, received.sealed_at, plain, states, "")
+
+    def files(
+        self, number: int, envelope_id: bytes, whole: Sequence[tuple[str, int, str, int, dict[str, Any]]]
+    ) -> None:
+        """Files of one envelope are whole: they wait for the handler now.  Of each its sender, its message, its content
+        type, when it was sent, and what the handler is told."""
+        row = self._db.execute("SELECT states, files FROM contents WHERE number = ?", (number,)).fetchone()
+        if row is None and (len(whole) > 1 or whole[0][1]):
+            return  # its messages came when there was no handler
+        if row is None:
+            ((sender, _, content_type, sent_at, about),) = whole
+            plain = pack([Message(b"", content_type)])
+            files = orjson.dumps({"0": about}).decode()
+            self._insert(number, sender, envelope_id, sent_at, plain, bytes([WAITING]), files)
+            return
+        states, files = bytearray(row[0]), orjson.loads(row[1] or "{}")
+        for _, index, _, _, about in whole:
+            states[index], files[str(index)] = WAITING, about
+        self._db.execute(
+            "UPDATE contents SET states = ?, files = ? WHERE number = ?",
+            (bytes(states), orjson.dumps(files).decode(), number),
+        )
+
+    def drop(self, number: int, index: int) -> None:
+        """A file will not become whole: no handler waits for it."""
+        row = self._db.execute("SELECT states FROM contents WHERE number = ?", (number,)).fetchone()
+        if row is None:
+            return
+        states = bytearray(row[0])
+        states[index] = DONE
+        if set(states) == {DONE}:
+            self._db.execute("DELETE FROM contents WHERE number = ?", (number,))
+        else:
+            self._db.execute("UPDATE contents SET states = ? WHERE number = ?", (bytes(states), number))
+
+    def _insert(
+        self, number: int, sender: str, envelope_id: bytes, sealed_at: int, plain: bytes, states: bytes, files: str
+    ) -> None:
+        locked = self._vault is not None
+        if self._vault is not None:
+            plain = self._vault.lock(plain, _place(sender, envelope_id))
+        self._db.execute(
+            "INSERT INTO contents (number, sealed_at, plain, states, locked, files) VALUES (?, ?, ?, ?, ?, ?)",
+            (number, min(sealed_at, _MOST), plain, states, locked, files),
+        )
+
+
+def lock_contents(db: sqlite3.Connection, vault: Vault) -> None:
+    """Encrypts what versions before 0.6.0 kept readable; inside a transaction."""
+    rows = db.execute(
+        "SELECT c.number, e.sender, e.envelope_id, c.plain FROM contents c JOIN envelopes e ON e.number = c.number"
+        " WHERE NOT c.locked"
+    ).fetchall()
+    for number, sender, envelope_id, plain in rows:
+        locked = vault.lock(plain, _place(sender, envelope_id))
+        db.execute("UPDATE contents SET plain = ?, locked = 1 WHERE number = ?", (locked, number))
+
+
+def opened(
+    vault: Vault, plain: bytes, locked: bool, sender: str, envelope_id: bytes, count: int, sealed_at: int
+) -> Messages:
+    """The messages of a row."""
+    if locked:
+        plain = vault.unlock(plain, _place(sender, envelope_id))
+    return unpack(plain, count, sealed_at)
+
+
+def _place(sender: str, envelope_id: bytes) -> bytes:
+    return b"contents" + envelope_id + sender.encode()

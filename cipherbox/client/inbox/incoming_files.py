@@ -1,0 +1,394 @@
+"""Files on their way in: what came is written to its place, checked as it lies there, and given its name.
+
+A file comes as a message that names it, or as parts and a manifest.  Either way its bytes are written into a hidden
+file and synced before the transaction that records it: small ones of a batch into one that they share, since others'
+mail waits for the disk meanwhile.  When all of it is recorded it is hashed from the disk (`checking`), and copied to a
+hidden file of its own if it has none; then the name is chosen and recorded, then the file gets it, then the transfer is
+done: its line is written, a handler gets it, and the envelope owes its receipt.  After a crash in between, it goes on
+from what is recorded.  What goes wrong with one file is told and tried again, and keeps nothing else from arriving.
+
+A file that cannot become what its manifest says is refused, and the receipt says so.  What the sender calls a file only
+ever names something below the sender's own directory (`places`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import attrs
+import orjson
+
+from cipherbox.client.file_names import split_name
+from cipherbox.client.inbox.file_check import Check, sync_all
+from cipherbox.client.inbox.hidden import KEPT, PARTIAL, SHARED, Beside, Hidden, as_message, message_transfer, shared_of
+from cipherbox.client.inbox.lines import Received, file_line, line_id, timestamp
+from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, safe_place, sweep
+from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers, in_turn
+from cipherbox.client.inbox.unpacking import hidden_of, move_directory
+from cipherbox.client.publishing.parts import MANIFEST, PART, Manifest, read_manifest, read_part
+from cipherbox.client.receiving.faults import Fault, fault_of, refusal
+from cipherbox.errors import MalformedEnvelope
+from cipherbox.sealing.body import Message
+from cipherbox.sealing.encrypted_file import Places, sync_open
+from cipherbox.sealing.local_secret_box import Vault
+
+KINDS = frozenset({PART, MANIFEST})
+OPEN_FILES = 32  # of parts that are being written
+CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
+MOST_TOUCHED = 8192  # of one sender, remembered as whole; more are asked of the database when these are done
+CHECK_FILES = 128  # and their number: others' mail is recorded in between
+AGAIN_MS, AGAIN_MOST_MS = 1000, 300_000  # after trouble with one file
+_IMPOSSIBLE = frozenset([errno.EFBIG, errno.EINVAL, errno.EOVERFLOW])
+Key = tuple[str, bytes]  # sender, transfer
+
+
+class Taken(NamedTuple):
+    """What one envelope of a file brought: a part that is on the disk, a manifest, or neither (it was malformed)."""
+
+    received: Received
+    transfer: bytes = b""
+    part: int = -1
+    manifest: bytes | None = None
+
+
+@attrs.frozen
+class Arrived:
+    """A file that got its name: ``file`` is where it lies; empty when it is kept under the local key.
+
+    ``whole``: it came whole, as a message.
+    """
+
+    sender: str
+    filename: str
+    file: str
+    size: int
+    line: bytes
+    whole: bool
+
+
+class Arriving:
+    """Files of one inbox.  Methods block on the disk: OSError.
+
+    ``incoming`` is where they get their names; ``vault``: they are kept under the local key instead, in ``home``.
+    ``keep_contents``: a handler gets them.  ``say`` tells a person about trouble with one of them.
+    """
+
+    def __init__(
+        self, home: Path, incoming: Path, transfers: Transfers, vault: Vault | None, locked: bool,
+        say: Callable[[str], None], step: Step,
+    ) -> None:  # fmt: skip
+        self._home, self._incoming = home, incoming.absolute()
+        self.hidden = Hidden(home, self._incoming, vault, locked)
+        self._transfers = transfers
+        self._say, self._step = say, step
+        self._touched: dict[str, dict[bytes, None]] = {}
+        self._more = True  # the database may know of others that are whole
+        self._later: dict[Key, tuple[int, int]] = {}  # after trouble: (not before, pause), ms
+
+    # -- recording ----------------------------------------------------------------------------------------------
+
+    def take(self, batch: Sequence[Received]) -> list[Taken]:
+        """Writes the parts of a batch to their places, and syncs them; one expanded part is in memory at a time."""
+        taken: list[Taken] = []
+        files: dict[Key, Places | None] = {}
+        try:
+            for received in batch:
+                taken.append(self._take(received, files))
+                if len(files) >= OPEN_FILES:
+                    sync_open(files)
+            sync_open(files)
+        finally:
+            for stored in files.values():
+                if stored is not None:
+                    stored.close()
+        return taken
+
+    def _take(self, received: Received, files: dict[Key, Places | None]) -> Taken:
+        message = received.messages[0]
+        if message.content_type == MANIFEST:
+            return Taken(received, manifest=message.content)
+        try:
+            part = read_part(message)
+        except MalformedEnvelope:
+            return Taken(received)
+        name = received.sender, part.transfer
+        if name not in files:
+            row = self._transfers.find(*name)
+            writable = row is None or row.state == OPEN  # else it is being checked, has its name, or was refused
+            files[name] = self.hidden.open(row or self.hidden.new(*name)) if writable else None
+        stored = files[name]
+        if stored is not None:
+            try:
+                stored.write(part.data, part.number * part.part_bytes)
+            except OSError as error:
+                if error.errno in _IMPOSSIBLE:  # further than a file can reach here
+                    return Taken(received)
+                raise
+        return Taken(received, part.transfer, part.number)
+
+    def record(self, taken: Sequence[Taken]) -> None:
+        """Inside the inbox's transaction, after its rows of the envelopes."""
+        for one in taken:
+            sender, transfers = one.received.sender, self._transfers
+            if one.part >= 0:
+                transfers.part(self.hidden.new(sender, one.transfer), one.part)
+                self._touch(sender, one.transfer)
+                continue
+            number = transfers.number(sender, one.received.envelope_id)
+            try:
+                manifest = read_manifest(one.manifest or b"")
+            except MalformedEnvelope:
+                transfers.malformed(number)
+                continue
+            row = attrs.evolve(self.hidden.new(sender, manifest.transfer), sent_at=one.received.sealed_at)
+            transfers.manifest(row, number, one.manifest or b"", manifest)
+            self._touch(sender, manifest.transfer)
+
+    def touch(self, files: Beside) -> None:
+        """They are whole: `ready` looks at them."""
+        for index in files.indexes:
+            self._touch(files.received.sender, message_transfer(files.received.envelope_id, index))
+
+    def _touch(self, sender: str, transfer: bytes) -> None:
+        own = self._touched.setdefault(sender, {})
+        if len(own) < MOST_TOUCHED:
+            own[transfer] = None
+        else:
+            self._more = True
+
+    def _untouch(self, sender: str, transfer: bytes) -> None:
+        own = self._touched.get(sender, {})
+        own.pop(transfer, None)
+        if not own:
+            self._touched.pop(sender, None)
+
+    def _look(self) -> None:
+        """What the database knows to be whole."""
+        found = self._transfers.pending(MOST_TOUCHED)
+        self._more = len(found) == MOST_TOUCHED
+        for name in found:
+            self._touch(*name)
+
+    # -- completing ---------------------------------------------------------------------------------------------
+
+    def ready(self) -> list[Check]:
+        """Files of which everything came, to be checked; some at a time, and of each sender in turn."""
+        checks = self._ready()
+        if not checks and self._more:
+            self._look()
+            checks = self._ready()
+        return checks
+
+    def _ready(self) -> list[Check]:
+        now, size = _now_ms(), 0
+        checks: list[Check] = []
+        whole: list[Row] = []
+        for name in in_turn(self._touched):
+            if self._later.get(name, (0, 0))[0] > now:
+                continue
+            if size >= CHECK_BYTES or len(checks) >= CHECK_FILES:
+                break
+            row = self._transfers.find(*name)
+            try:
+                if row is None or row.state not in (OPEN, CHECKING, NAMING) or not row.whole:
+                    self._untouch(*name)
+                    continue
+                checks.append(self._check(row))
+            except Exception as error:
+                self._failed(name, error)
+                continue
+            if row.state == OPEN:
+                whole.append(row)
+            size += checks[-1].manifest.size
+        self._transfers.check(whole)  # from here on no part of them is written any more
+        return checks
+
+    @property
+    def waits(self) -> bool:
+        """Whether a file is to be tried again later."""
+        return any(transfer in self._touched.get(sender, {}) for sender, transfer in self._later)
+
+    def _check(self, row: Row) -> Check:
+        manifest = read_manifest(row.manifest)
+        path = self.hidden.place(row)
+        stored = self.hidden.place(shared_of(row)) if row.shared else path
+        if row.state == NAMING or (manifest.hashes and not stored.exists()):
+            check = Check(row.sender, row.transfer, manifest, partial(self.hidden.open, row))
+            check.reason = "" if row.state == NAMING else "its parts are gone from this machine; send it again"
+            check.close()
+            return check
+        if row.shared:
+            return Check(
+                row.sender, row.transfer, manifest, partial(self.hidden.open, shared_of(row)), synced=True,
+                at=row.at, copy=partial(self.hidden.open, row),
+            )  # fmt: skip
+        hidden = hidden_of(path) if manifest.entries and not row.locked else None
+        return Check(
+            row.sender, row.transfer, manifest, partial(self.hidden.open, row), hidden, synced=as_message(row)
+        )  # fmt: skip
+
+    def settle(self, checks: Sequence[Check]) -> list[Arrived]:
+        """Gives their names to files that were checked, and refuses those that are not what they should be."""
+        sync_all(checks)
+        good: list[Row] = []
+        manifests = {(check.sender, check.transfer): check.manifest for check in checks}
+        taken = {key(Path(row.file)) for row in self._transfers.named()}
+        for check in checks:
+            row = self._transfers.find(check.sender, check.transfer)
+            if row is None or row.state not in (CHECKING, NAMING):
+                continue
+            try:
+                if check.trouble is not None:
+                    raise check.trouble
+                if row.state != NAMING and not check.reason:
+                    row = attrs.evolve(row, sha256=check.sha256, file=self._name(row, check.manifest, taken))
+                    taken.add(key(Path(row.file)))
+            except Exception as error:
+                self._failed(row.name, error)
+                continue
+            if check.reason:
+                self._refuse(row, check.reason)
+            else:
+                good.append(row)
+        self._transfers.name(good)
+        placed: list[Row] = []
+        moved: dict[Path, Path] = {}  # name -> hidden name
+        for row in good:
+            hidden = self.hidden.place(row)
+            try:
+                there = not row.locked and hidden.exists()
+                placed.append(self._place(row, manifests[row.name], taken))
+                if there:
+                    moved[Path(placed[-1].file)] = hidden
+            except Exception as error:
+                self._failed(row.name, error)
+        failed = keep(moved)
+        kept = [row for row in placed if self._is_kept(row, failed.get(Path(row.file)))]
+        return self._finish([(row, manifests[row.name]) for row in kept])
+
+    def _is_kept(self, row: Row, error: OSError | None) -> bool:
+        name = row.sender, row.transfer
+        if error is not None:
+            self._again(name, error)
+            return False
+        self._later.pop(name, None)
+        self._untouch(*name)
+        return True
+
+    def give_up(self, before_ms: int) -> int:
+        """Drops what came in part and had no news since that time; how many files."""
+        old = self._transfers.stale(before_ms)
+        for row in old:
+            self._refuse(row, "given up here: the rest of it did not come")
+        for folder in (self._incoming / PARTIAL, self._home / KEPT):
+            sweep(folder, before_ms, self._knows)
+        return len(old)
+
+    def _knows(self, sender: str, name: bytes) -> bool:
+        if sender == SHARED:
+            return self._transfers.shares(name.hex())
+        return self._transfers.find(sender, name) is not None
+
+    def _failed(self, name: Key, error: Exception) -> None:
+        """It ends with this file: what the disk says is tried again, what its sender caused refuses it; ours raises."""
+        row = self._transfers.find(*name)
+        if isinstance(error, OSError):
+            self._again(name, error)
+        elif fault_of(error) is not Fault.SENDER:
+            raise error
+        elif row is not None:
+            self._refuse(row, str(refusal(error)))
+
+    def _again(self, name: Key, error: OSError) -> None:
+        pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
+        self._later[name] = _now_ms() + pause, pause
+        self._say(f"a file from {name[0]} cannot be stored: {error.strerror or error} ({error.filename}); "
+                  f"tried again in {pause / 1000:.0f} s")
+
+    def _place(self, row: Row, manifest: Manifest, taken: set[str]) -> Row:
+        """Moves a file to its name; the row with the name it got."""
+        if row.locked:
+            return row
+        hidden = hidden_of(self.hidden.place(row)) if manifest.entries else self.hidden.place(row)
+        for _ in range(1000):
+            path = Path(row.file)
+            if hidden.exists():
+                with suppress(OSError, OverflowError, ValueError):
+                    os.utime(hidden, (manifest.modified_at / 1000, manifest.modified_at / 1000))
+            try:
+                # Without the hidden one it has its name since before a crash.
+                if not hidden.exists() or (move_directory if manifest.entries else move)(hidden, path):
+                    return row
+                again = self._name(row, manifest, taken)
+            except OSError as error:
+                plain = self._incoming / row.sender / (row.transfer.hex() + split_name(path.name)[1])
+                if not is_about_the_name(error) or path == plain:
+                    raise
+                again = str(plain)
+            row = attrs.evolve(row, file=again)
+            taken.add(key(Path(again)))
+            self._transfers.name([row])
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), row.file)
+
+    def _name(self, row: Row, manifest: Manifest, taken: set[str]) -> str:
+        if row.locked:
+            return ""
+        return str(free_place(self._incoming, safe_place(row.sender, manifest.path), taken))
+
+    def _finish(self, rows: Sequence[tuple[Row, Manifest]]) -> list[Arrived]:
+        if not rows:
+            return []
+        now = _now_ms()
+        found = []
+        for row, manifest in rows:
+            envelope_id = self._transfers.envelope_id(row)
+            filename = "/".join(manifest.path)
+            where = {"kept": f"{row.sender}/{row.transfer.hex()}"} if row.locked else {"file": row.file}
+            content = {
+                **where, "filename": filename, "size": manifest.size, "sha256": row.sha256.hex(),
+                "content_type": manifest.content_type, "modified_at": timestamp(manifest.modified_at),
+                "received_at": timestamp(now),
+            }  # fmt: skip
+            if manifest.entries:
+                content["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
+            headers = orjson.loads(row.headers) if row.headers else None
+            line = file_line(row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers)
+            found.append(Arrived(row.sender, filename, row.file, manifest.size, line, as_message(row)))
+
+        def work(_: sqlite3.Connection) -> None:
+            self._transfers.done([(*row, one.line) for row, one in zip(rows, found, strict=True)], now)
+
+        self._step(work, [one.line for one in found])
+        self._drop_shared([row for row, _ in rows])
+        return found
+
+    def _refuse(self, row: Row, reason: str) -> None:
+        self._step(lambda _: self._transfers.refuse(row, reason), [])
+        self._untouch(*row.name)
+        with suppress(OSError):
+            self.hidden.place(row).unlink(missing_ok=True)
+        self._drop_shared([row])
+
+    def _drop_shared(self, rows: Sequence[Row]) -> None:
+        """These have their end: what they shared goes with the last of them."""
+        for shared in {shared_of(row) for row in rows if row.shared}:
+            if not self._transfers.shares(shared.transfer.hex()):
+                with suppress(OSError):
+                    self.hidden.place(shared).unlink(missing_ok=True)
+
+def is_file(received: Received) -> bool:
+    """Whether an envelope belongs to a file: one part or one manifest."""
+    messages: Sequence[Message] = received.messages
+    return len(messages) == 1 and received.queue.endswith(".bulk") and messages[0].content_type in KINDS
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

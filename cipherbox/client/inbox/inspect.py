@@ -1,0 +1,163 @@
+"""Looks into a home's inbox, whatever else runs: what was received, what was refused and why, what waits."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from cipherbox.client.file_names import safe_name
+from cipherbox.client.home import Home
+from cipherbox.client.inbox.decrypted_files import write_out, write_out_directory
+from cipherbox.client.inbox.encrypted_lines import Entry, Shelf
+from cipherbox.client.inbox.handler_contents import ASIDE, NOT_WHOLE, WAITING
+from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
+from cipherbox.client.inbox.places import free_name, open_exclusive
+from cipherbox.client.local_database import open_database, translated
+from cipherbox.envelope.ids import message_id
+from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.errors import FileError
+from cipherbox.portable import write_private
+
+# Not what was refused at first and came after all, for example once its sender's keys were compared.
+_STANDS = (
+    "NOT EXISTS (SELECT 1 FROM envelopes e WHERE e.sender = r.sender AND e.envelope_id = r.envelope_id"
+    " AND e.received_at >= r.refused_at)"
+)
+
+
+@attrs.frozen
+class RefusedEntry:
+    """An envelope, or a file, that was not taken; ``at`` is ms since 1970."""
+
+    message_id: str
+    sender_id: str
+    at: int
+    outcome: str
+    reason: str
+
+
+@attrs.frozen
+class ParkedEntry:
+    """A message that waits for a person: its handler failed for good."""
+
+    message_id: str
+    sender_id: str
+    attempts: int
+    reason: str
+
+
+class Looking:
+    """One look; has a connection of its own.  Blocks on the disk: StoreError."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._path = home.path / DATABASE
+        self._db: sqlite3.Connection = open_database(self._path, STEPS, OLDEST)
+        self.shelf = Shelf(self._db, self._path, home.keeper.content)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def refused(self, most: int) -> list[RefusedEntry]:
+        """The newest, oldest of them first."""
+        with translated(self._path):
+            rows = self._db.execute(
+                f"SELECT envelope_id, sender, refused_at, outcome, reason FROM refusals r WHERE {_STANDS}"
+                " UNION ALL SELECT e.envelope_id, t.sender, e.received_at, e.outcome, t.reason FROM transfers t"
+                " JOIN envelopes e ON e.number = t.envelope WHERE t.state = 3"
+                " ORDER BY 3 DESC LIMIT ?",
+                (most,),
+            ).fetchall()
+        return [
+            RefusedEntry(str(message_id(envelope_id, 0)), sender, at, _outcome(outcome), reason)
+            for envelope_id, sender, at, outcome, reason in reversed(rows)
+        ]
+
+    def parked(self) -> list[ParkedEntry]:
+        """Oldest first."""
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM failures f"
+                " JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number"
+                " ORDER BY f.number, f.message"
+            ).fetchall()
+        return [
+            ParkedEntry(str(message_id(envelope_id, index)), sender, attempts, reason)
+            for envelope_id, index, sender, attempts, reason, states in rows
+            if states[index] == ASIDE
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """What is here: messages and files received, refused, for handlers, files of which only a part came."""
+        with translated(self._path):
+            states = [row[0] for row in self._db.execute("SELECT states FROM contents")]
+            (envelopes,) = self._db.execute("SELECT count(*) FROM envelopes").fetchone()
+            (refused,) = self._db.execute(f"SELECT count(*) FROM refusals r WHERE {_STANDS}").fetchone()
+            (files,) = self._db.execute("SELECT count(*) FROM transfers WHERE state = 3").fetchone()
+            (coming,) = self._db.execute("SELECT count(*) FROM transfers WHERE state IN (0, 1, 4)").fetchone()
+            (owed,) = self._db.execute("SELECT count(*) FROM envelopes WHERE receipt IS NULL").fetchone()
+        waiting = sum(state.count(WAITING) + state.count(NOT_WHOLE) for state in states)
+        return {
+            "received_envelopes": envelopes, "refused": refused + files, "files_under_way": coming,
+            "for_handlers": waiting, "parked": sum(state.count(ASIDE) for state in states), "receipts_owed": owed,
+        }  # fmt: skip
+
+    def newest_at(self) -> int:
+        """When the newest envelope came, ms since 1970; 0 for none."""
+        with translated(self._path):
+            (newest,) = self._db.execute("SELECT coalesce(max(received_at), 0) FROM envelopes").fetchone()
+        return int(newest)
+
+    def save(self, entry: Entry, target: Path) -> Path:
+        """Writes a message's text, or a file, as a new file: into a directory, or under the name that is given."""
+        name = safe_name(entry.filename) if entry.filename else f"{entry.message_id}.txt"
+        path = free_name(target, name) if target.is_dir() else target
+        files = entry.document["content"].get("files") if entry.text is None else None
+        if entry.kept and files:
+            write_out_directory(self._home.path, self._home.keeper.content, entry.kept, files, path)
+            return path
+        if files:
+            shutil.copytree(entry.file, path)
+            return path
+        if entry.kept:
+            write_out(self._home.path, self._home.keeper.content, entry.kept, entry.size, path)
+            return path
+        if path.exists():
+            raise FileError(f"{path} exists already")
+        if not entry.file:
+            write_private(path, (entry.text or "").encode())
+            return path
+        try:
+            with open(entry.file, "rb") as source, open(open_exclusive(path), "wb") as target_file:
+                shutil.copyfileobj(source, target_file, 1 << 20)
+        except OSError as error:
+            raise FileError(f"{entry.file} cannot be copied: {error.strerror}; was it moved away?") from None
+        return path
+
+
+@contextmanager
+def looking(home: Home) -> Iterator[Looking]:
+    """A look into the inbox of a home."""
+    look = Looking(home)
+    try:
+        yield look
+    finally:
+        look.close()
+
+
+def find(look: Looking, wanted: uuid.UUID, sender: str = "") -> Entry | None:
+    """The message or file with this id."""
+    return next((one for one in look.shelf.find(wanted) if sender in ("", one.sender_id)), None)
+
+
+def _outcome(number: int) -> str:
+    try:
+        return Outcome(number).name.lower().replace("_", "-")
+    except ValueError:
+        return str(number)

@@ -1,0 +1,342 @@
+"""The life of this client's keys: renewed before they end, rotated with overlap, destroyed when nobody needs them.
+
+Every change is a chain of small steps, each whole on the disk before the next begins, and every step can be done again:
+
+    renew    the next certificate key beside the old one; HQ's answer to it; the certificate; the key in its place;
+             then a bundle of the same keys under the new certificate
+    rotate   fresh keys and their bundle, kept as upcoming; published; in the place of the keys before
+    upgrade  a bundle of the same keys in today's version of the format, when the one that is published is older
+    finish   whatever of this a crash, or HQ being away, left undone
+
+So a home works after a crash between any two steps.  Upcoming keys open what comes from the moment they are kept, since
+a lost answer of HQ may mean that others seal to them already.  A lock makes processes of one home take turns; one that
+runs on reads what another one changed (`refresh`).
+
+Retired keys open until nothing sealed to them can still arrive.  A sender that HQ cannot reach uses a pinned key for as
+long as its revocation list holds, at most 35 days; and no inbox takes an envelope whose id is older than 400 days.  A
+day more for clocks that differ: 436 days.  With fewer (`[keys] keep_old_days`) what comes later is refused as
+`key-missing`, and its sender seals it again for the keys of then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from cipherbox import pki
+from cipherbox.client.enrol import ISSUED, checked_chain
+from cipherbox.client.events import KEYS, RECEIVER, Events
+from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, keyless, put_next_key
+from cipherbox.client.keys.own import LOCK
+from cipherbox.client.local_database import translated
+from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
+from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, StoreError, StoreLocked
+from cipherbox.limits import LIMITS
+from cipherbox.pki.certificates import is_due
+from cipherbox.portable import lock_file, read_private, write_atomic, write_private
+from cipherbox.sealing import key_file as keyfile
+from cipherbox.sealing.identity import SUITES, Identity
+from cipherbox.wire import frames
+
+if TYPE_CHECKING:
+    from cipherbox.client.connection.reconnecting import Line
+    from cipherbox.client.keys.directory import Directory
+
+LOOK_S = 3600.0
+RETRY_S = 60.0
+LASTING_S = 10.0  # a program that lives so long asks what HQ hands out in its name; others save HQ the question
+WAIT_S = 5.0
+_DAY_MS = 24 * 3600 * 1000
+OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
+
+
+@attrs.frozen
+class Renewal:
+    """What came of asking for a certificate; ``ends_at`` is ms since 1970, 0: the request waits for the offline CA."""
+
+    number: str
+    ends_at: int
+
+
+class KeyLife:
+    """See the module.  ``home`` and its identity change in place."""
+
+    def __init__(self, home: Home, line: Line, events: Events, directory: Directory) -> None:
+        self._home, self._line, self._events, self._directory = home, line, events, directory
+        self._stamp = self._stamps()
+        self._told = ""
+        self._turn = trio.Lock()
+        self.published: Callable[[], Awaitable[None]] | None = None  # called when other keys are in use
+
+    # -- what people and long commands ask for ------------------------------------------------------------------
+
+    async def rotate(self, signatures: str | None = None) -> Identity:
+        """Fresh keys, published and in use; ``signatures`` None: as `[keys]` says.  Forbidden on an admin's machine.
+
+        When HQ cannot be reached the keys are kept, and published by the next command that reaches it.
+        """
+        identity = self._identity()
+        async with self._locked():
+            self.refresh()
+            await self._finish()
+            suite = SUITES[signatures or self._home.config.signatures]
+            await self._succeed(Identity.generate(identity.client_id, suite))
+            self._destroy()
+        return identity
+
+    async def renew(self) -> Renewal:
+        """A new certificate with a new key; the bundle follows it."""
+        async with self._locked():
+            self.refresh()
+            found = await self._renew()
+            if found.ends_at:
+                await self._finish()
+            self._destroy()
+        return found
+
+    async def finish(self) -> None:
+        """Brings to its end what was left undone; nothing to do costs nothing."""
+        if self._home.local_key is not None and self._left_undone():
+            async with self._locked():
+                self.refresh()
+                await self._finish()
+
+    async def run(self) -> None:
+        """Until cancelled: renews when it is time, finishes, destroys.  What cannot be now is tried again."""
+        began = trio.current_time()
+        while True:
+            lasts = trio.current_time() - began >= LASTING_S
+            pause = LOOK_S if lasts else LASTING_S
+            try:
+                await self._line.ready()
+                self.refresh()
+                await self.finish()
+                if lasts:
+                    await self._warn_of_others()
+                if is_due(self._home.chain[0]):
+                    await self._renew_and_say()
+                elif self._home.identity is not None and self._home.local_key is not None:
+                    async with self._locked():
+                        self._destroy()
+            except StoreLocked:
+                pause = RETRY_S
+            except CipherBoxError as error:
+                self._say_once(f"This client's keys could not be looked after: {error}")
+                pause = RETRY_S if error.retryable else LOOK_S
+            await trio.sleep(pause)
+
+    async def say_registered(self) -> None:
+        """Tells whoever listens that HQ hands out this client's keys; what HQ does not answer stops nothing."""
+        bundle = self._home.identity.bundle if self._home.identity is not None else None
+        if bundle is None or not self._events.heard:
+            return
+        with suppress(CipherBoxError):
+            if await self._at_hq(bundle.sequence) == bundle.hash:
+                self._events.say(RECEIVER, f"Public key of {bundle.client_id} is registered at HQ, bundle "
+                                           f"{bundle.sequence}")  # fmt: skip
+
+    def refresh(self) -> bool:
+        """Takes in what another process of this home changed; whether there was anything."""
+        home, local_key = self._home, self._home.local_key
+        stamp = self._stamps()
+        if local_key is None or stamp == self._stamp:
+            return False
+        try:
+            home.chain, home.key = certificate_of(home.path, home.config.client_id, local_key)
+            if home.identity is not None:
+                home.identity.adopt(keyfile.load(home.path / IDENTITY, local_key=local_key))
+        except CipherBoxError:
+            return False  # it is being written, or damaged: what is in memory goes on working
+        self._stamp = stamp
+        return True
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    async def _renew_and_say(self) -> None:
+        found = await self.renew()
+        if found.ends_at:
+            end = datetime.fromtimestamp(found.ends_at / 1000, UTC)
+            self._events.say(KEYS, f"The certificate was renewed; it ends on {end:%Y-%m-%d}")
+        else:
+            self._say_once(f"The renewal waits until requests were carried to the offline CA; number {found.number}")
+
+    async def _renew(self) -> Renewal:
+        home, path = self._home, self._home.path
+        client_id = home.config.client_id
+        key = self._next_key()
+        answer: frames.Certificate = await self._line.request(frames.Renew, csr=pki.make_csr(key, client_id))
+        if answer.state != ISSUED:
+            return Renewal(answer.number, 0)
+        chain = checked_chain(answer.chain, home.root, key, client_id)
+        with translated(path):
+            write_atomic(path / CERTIFICATE, pki.pem(*chain))
+            put_next_key(path)
+        home.chain, home.key = tuple(chain), key
+        self._stamp = self._stamps()
+        return Renewal(answer.number, pki.ms(chain[0].not_valid_after_utc))
+
+    def _next_key(self) -> pki.PrivateKey:
+        """The key of a renewal that was begun, so that HQ's answer to it still counts; else a new one."""
+        path, local_key = self._home.path / NEXT_KEY, self._local_key()
+        if path.exists():
+            with suppress(ConfigError):  # one that cannot be read never had an answer
+                return pki.load_key(read_private(path), local_key, str(path))
+        key = pki.new_key()
+        with translated(path):
+            write_private(path, pki.key_pem(key, local_key))
+        return key
+
+    def _left_undone(self) -> bool:
+        identity = self._home.identity
+        if identity is None or identity.bundle is None:
+            return False
+        return (
+            identity.upcoming is not None
+            or identity.bundle.version < VERSION  # as 0.5.0 left it: others seal only to keys that these keys sign
+            or identity.bundle.chain[0] != pki.der(self._home.chain[0])
+        )
+
+    async def _finish(self) -> None:
+        identity = self._home.identity
+        if identity is None:
+            return
+        if identity.upcoming is not None:
+            await self._in_todays_format(identity, identity.upcoming)
+            await self._publish()
+        if self._left_undone():
+            await self._succeed(identity.same_keys())
+
+    async def _in_todays_format(self, identity: Identity, fresh: Identity) -> None:
+        """Upcoming keys that 0.5.0 left, and that HQ never got, go into a bundle that HQ takes."""
+        assert fresh.bundle is not None
+        if fresh.bundle.version < VERSION and await self._at_hq(fresh.bundle.sequence) != fresh.bundle.hash:
+            fresh.bundle = fresh.make_bundle(self._home.key, self._home.chain, _now_ms(), identity.bundle, identity)
+            self._save()
+
+    async def _succeed(self, fresh: Identity) -> None:
+        """``fresh`` follows the identity: kept, published, in its place."""
+        home, identity = self._home, self._identity()
+        fresh.bundle = fresh.make_bundle(home.key, home.chain, _now_ms(), identity.bundle, identity)
+        identity.upcoming = fresh
+        self._save()
+        await self._publish()
+
+    async def _publish(self) -> None:
+        identity = self._identity()
+        fresh = identity.upcoming
+        assert fresh is not None
+        assert fresh.bundle is not None
+        try:
+            await self._line.request(frames.Register, bundle=fresh.bundle.raw)
+        except BundleRefused as error:
+            other = await self._at_hq(fresh.bundle.sequence)
+            if other != fresh.bundle.hash:
+                identity.upcoming = None  # HQ never took it, so nobody has sealed to it
+                self._save()
+                raise _explained(error, fresh.bundle.sequence, other) from None
+        identity.promote(_now_ms())
+        self._save()
+        number = fingerprint(fresh.bundle)
+        self._events.say(
+            KEYS, f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; its number: {number}"
+        )
+        if self.published is not None:
+            await self.published()
+
+    async def _at_hq(self, sequence: int) -> bytes | None:
+        """Hash of this client's bundle of that number at HQ."""
+        answers = await self._directory.ask([(self._home.config.client_id, sequence - 1)])
+        found = [decode_bundle(raw) for one in answers for raw in one.bundles]
+        return next((b.hash for b in found if b.sequence == sequence), None)
+
+    async def check_own(self) -> None:
+        """Raise BundleError when HQ hands out keys in this client's name that this home did not make."""
+        identity = self._home.identity
+        if identity is None or identity.bundle is None or self._home.local_key is None:
+            return
+        upcoming = identity.upcoming.bundle if identity.upcoming is not None else None
+        await self._directory.check_own(identity.bundle, upcoming.hash if upcoming is not None else b"")
+
+    async def _warn_of_others(self) -> None:
+        try:
+            await self.check_own()
+        except BundleError as error:
+            self._say_once(f"WARNING: {error}")
+
+    def _destroy(self) -> None:
+        identity = self._home.identity
+        if identity is None:
+            return
+        count = identity.destroy(_now_ms() - self._home.config.keep_old_days * _DAY_MS)
+        if count:
+            self._save()
+            self._events.say(KEYS, f"{count} old private keys were destroyed: nothing sealed to them can arrive")
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _identity(self) -> Identity:
+        if self._home.identity is None:
+            raise keyless("an admin's machine holds no keys that seal or open messages; there is nothing to rotate")
+        return self._home.identity
+
+    def _local_key(self) -> bytes:
+        if self._home.local_key is None:
+            raise StoreError("this home was opened without the key to its files")
+        return self._home.local_key
+
+    def _save(self) -> None:
+        keyfile.save(self._home.path / IDENTITY, self._identity(), local_key=self._local_key())
+        self._stamp = self._stamps()
+
+    def _stamps(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple(_stamp(self._home.path / name) for name in (CERTIFICATE, KEY, IDENTITY))
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        """This task's turn, and this process's: another one is waited for a little, since its steps are short."""
+        self._local_key()
+        path, until = self._home.path / LOCK, trio.current_time() + WAIT_S
+        async with self._turn:
+            with ExitStack() as stack:
+                while True:
+                    try:
+                        stack.enter_context(lock_file(path, f"the keys of {self._home.path}"))
+                        break
+                    except StoreLocked:
+                        if trio.current_time() >= until:
+                            raise
+                    await trio.sleep(0.1)
+                yield
+
+    def _say_once(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            self._events.say(KEYS, text)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _explained(error: CipherBoxError, sequence: int, other: bytes | None) -> CipherBoxError:
+    if other is None:
+        return error
+    return BundleRefused(
+        f"HQ holds a key bundle {sequence} of this client that this home did not make: either the home was restored "
+        "from an older backup, or somebody else has its keys. Ask the admin to revoke this client, then join again"
+    )
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,165 @@
+"""An admin's signed word that HQ was restored from a backup: what tells an honest restore from a rollback.
+
+A restored store has a new incarnation, and the log's first entry of it names the head it goes on from.  Clients that
+saw later heads stop.  The admin who restored it signs that with the key of their certificate
+(`cipherbox audit restored`), and HQ puts it into the new log: then the clients continue, and say who signed it.  A
+rollback that nobody owns up to stays a contradiction; one that HQ's CA forges stands in the log in the admin's name.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cipherbox import pki
+from cipherbox.client.connection.connection import open_link
+from cipherbox.client.home import Home
+from cipherbox.client.log.heads import Heads
+from cipherbox.client.log.ports import Asks
+from cipherbox.envelope import transparency_log as log
+from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
+from cipherbox.envelope.merkle_tree import is_consistent, split_hashes
+from cipherbox.envelope.stanza_types import label
+from cipherbox.errors import CipherBoxError, EnvelopeError, NotFound, SignatureInvalid
+from cipherbox.wire import frames
+
+_USE = label("log-restored")
+_FIRST = "restored from a backup"
+_DIGITS = 18  # of a number of entries
+
+
+class Word(NamedTuple):
+    """An admin's word: the logs of origins ``old`` ended, and ``new`` goes on from their first ``size`` entries."""
+
+    by: str
+    old: tuple[str, ...]
+    size: int
+    root: bytes
+    new: str
+
+
+class Ended(NamedTuple):
+    """By whose word an incarnation ended, and how many of its entries are left."""
+
+    by: str
+    size: int
+
+
+def make_statement(word: Word, chain: list[x509.Certificate], key: Any) -> bytes:
+    """Return an admin's word, signed."""
+    left = f"{word.size} {base64.b64encode(word.root).decode()}"
+    text = "".join(f"{line}\n" for line in (_FIRST, *(f"{old} {left}" for old in word.old), word.new))
+    signature = key.sign(_USE + text.encode(), ec.ECDSA(hashes.SHA384()))
+    return orjson.dumps({
+        "statement": text, "signature": base64.b64encode(signature).decode(),
+        "chain": [base64.b64encode(pki.der(one)).decode() for one in chain],
+    })  # fmt: skip
+
+
+def read_statement(payload: bytes, root: x509.Certificate) -> Word:
+    """Return what it says and who signed it; SignatureInvalid if it does not hold."""
+    try:
+        document = orjson.loads(payload)
+        text = str(document["statement"])
+        first, *lines, new, rest = text.split("\n")
+        (left,) = {line.split(" ", 1)[1] for line in lines}
+        size, hashed = left.split(" ")
+        if first != _FIRST or rest or not size.isascii() or not size.isdigit() or len(size) > _DIGITS:
+            raise ValueError
+        chain = [base64.b64decode(one, validate=True) for one in document["chain"]]
+        leaf = pki.verify_chain(chain, root)
+        public = leaf.public_key()
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise ValueError
+        public.verify(base64.b64decode(document["signature"]), _USE + text.encode(), ec.ECDSA(hashes.SHA384()))
+        old = tuple(line.split(" ", 1)[0] for line in lines)
+        return Word(pki.common_name(leaf), old, int(size), base64.b64decode(hashed, validate=True), new)
+    except (ValueError, KeyError, TypeError, IndexError, InvalidSignature, CipherBoxError):
+        raise SignatureInvalid("the word that HQ was restored is not signed as it must be") from None
+
+
+async def ended_origins(line: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint) -> dict[str, Ended]:
+    """Origins that ended with a backup, as HQ's log proves it.
+
+    A word counts when it leads, itself or over other words, to the incarnation that HQ is in now, and when the log
+    that HQ shows does begin with the entries that the admin named.
+    """
+    answer: frames.Proven = await line.request(frames.Prove, envelopes=[], serials=[], incarnation=True)
+    words = []
+    for one in answer.statements:
+        if one.kind != log.RESTORED:
+            continue
+        try:
+            log.verify_group_proof(one.proof, log.Group(one.kind, one.payload), key)
+            words.append(read_statement(one.payload, root))
+        except EnvelopeError:
+            continue
+    found: dict[str, Ended] = {}
+    reached = {newest.origin}
+    while fresh := [word for word in words if word.new in reached]:
+        words = [word for word in words if word not in fresh]
+        for word in fresh:
+            if await _begins_with(line, word, newest):
+                for old in {*word.old} - {word.new, newest.origin}:
+                    found[old] = min(Ended(word.by, word.size), found.get(old, Ended(word.by, word.size)), key=_left)
+                    reached.add(old)
+    return found
+
+
+def left_of(ended: Mapping[str, Ended]) -> dict[str, int]:
+    """Origin -> how many entries are left."""
+    return {origin: one.size for origin, one in ended.items()}
+
+
+def _left(one: Ended) -> int:
+    return one.size
+
+
+async def _begins_with(line: Asks, word: Word, newest: Checkpoint) -> bool:
+    sizes = sorted({word.size, newest.size})
+    answer: frames.Heads = await line.request(frames.GetHeads, sizes=sizes)
+    raw = answer.proofs[0] if len(sizes) > 1 and answer.proofs else b""
+    return is_consistent(word.size, word.root, newest.size, newest.root, split_hashes(raw))
+
+
+async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
+    """Signs that HQ was restored, as the admin of this home; ``ask`` shows what, and raises unless it is right.
+
+    Over a connection of its own: an admin's home may itself have stopped for the rollback.
+    """
+    timeout_s = files.config.timeout_s
+    async with open_link(files.config.address, files.context(), timeout_s=timeout_s, line=files.config.line) as link:
+        newest = verify_checkpoint(link.welcome.log_head, link.log_key)
+        answer: frames.Proven = await link.ask(frames.Prove, timeout_s, envelopes=[], serials=[], incarnation=True)
+        begun = next((one for one in answer.statements if one.kind == log.BEGUN), None)
+        after = orjson.loads(begun.payload).get("after") if begun is not None else None
+        if begun is None or after is None:
+            raise NotFound("HQ's log does not say that this store goes on from another: it was not restored")
+        log.verify_group_proof(begun.proof, log.Group(begun.kind, begun.payload), link.log_key)
+        old, size, root = str(after["origin"]), int(after["size"]), bytes.fromhex(after["root"])
+        ask(
+            f"HQ's store {newest.origin.rsplit('/', 1)[1][:8]} goes on from the first {size} entries of the log of "
+            f"store {old.rsplit('/', 1)[1][:8]}, root {root.hex()[:16]}. Later entries of that log are lost."
+        )
+        origins = tuple(dict.fromkeys([old, *_seen(files, newest)]))
+        statement = make_statement(Word("", origins, size, root, newest.origin), list(files.chain), files.key)
+        await link.ask(frames.AttestRestore, timeout_s, statement=statement)
+
+
+def _seen(files: Home, newest: Checkpoint) -> list[str]:
+    """Other incarnations that this home has met: a store that was restored twice knows nothing of the one between."""
+    heads = Heads(files.path)
+    try:
+        stored = heads.newest()
+        met = [head.checkpoint.origin for head in (*([stored] if stored else []), *heads.met(), *heads.between())]
+        log_name = newest.origin.rsplit("/", 1)[0]
+        return [one for one in (*met, *heads.ended()) if one != newest.origin and one.rsplit("/", 1)[0] == log_name]
+    finally:
+        heads.close()

@@ -1,0 +1,159 @@
+"""What the outbox can be asked; `outbox` has the rules and does the writing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import orjson
+
+from cipherbox.client.local_database import translated
+from cipherbox.client.outbox.rows import Row
+from cipherbox.errors import RecipientRevoked
+
+_COLUMNS = (
+    "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, route_version, sealed_at, "
+    "bytes, envelope_hash, content_key, state, accepted_at, queues, code, reason, changed_at, owed, file, transfer, "
+    "commitment"
+)
+
+
+class OutboxReading:
+    """Of one home.  Methods block on the disk; StoreError when it fails."""
+
+    _path: Path
+    _files: Path
+    _db: sqlite3.Connection
+
+    def find(self, envelope_id: bytes) -> Row | None:
+        """The row of an envelope, without its bytes."""
+        rows = self._rows("WHERE envelope_id = ?", (envelope_id,))
+        return rows[0] if rows else None
+
+    def rows(self, states: Iterable[int], *, after: int = 0, most: int = 1000) -> list[Row]:
+        """Rows in these states, oldest first."""
+        wanted = ",".join(str(int(s)) for s in states)
+        return self._rows(f"WHERE state IN ({wanted}) AND number > ? ORDER BY number LIMIT ?", (after, most))
+
+    def newest(self, most: int) -> list[Row]:
+        """The rows made last, oldest of them first."""
+        return self._rows("ORDER BY number DESC LIMIT ?", (most,))[::-1]
+
+    def waiting(self, after: int, sealed_before: int, most: int) -> list[Row]:
+        """What still has to be sent, in order."""
+        return self._rows(
+            "WHERE state = 0 AND number > ? AND changed_at <= ? ORDER BY number LIMIT ?", (after, sealed_before, most)
+        )
+
+    def counts(self) -> dict[int, int]:
+        """State -> rows."""
+        with translated(self._path):
+            return dict(self._db.execute("SELECT state, count(*) FROM envelopes GROUP BY state").fetchall())
+
+    def unsigned(self, most: int) -> list[Row]:
+        """Confirmed and not yet signed for by all, oldest first."""
+        return self._rows("WHERE state = 1 AND owed > 0 ORDER BY number LIMIT ?", (most,))
+
+    def unopened_by(self, client_id: str | None, most: int, after: int = 0) -> list[Row]:
+        """What is kept and could be sealed again because this recipient (None: any) has not opened it, oldest first.
+
+        Waiting, confirmed, or refused because a recipient was revoked; envelopes without a kept key are not among them.
+        """
+        which, values = "", (after, RecipientRevoked.code)
+        if client_id is not None:
+            which = (
+                " AND EXISTS (SELECT 1 FROM json_each(envelopes.recipients) r WHERE r.value = ?) AND NOT EXISTS "
+                "(SELECT 1 FROM outcomes o WHERE o.number = envelopes.number AND o.outcome = 0 AND o.recipient = ?)"
+            )
+            values += (client_id, client_id)  # type: ignore[assignment]
+        return self._rows(
+            "WHERE number > ? AND (state IN (0, 1) OR (state = 2 AND code = ?)) AND owed > 0 "
+            f"AND content_key IS NOT NULL{which} ORDER BY number LIMIT {int(most)}",
+            values,
+        )
+
+    def bytes_of(self, row: Row) -> bytes | None:
+        """The envelope's bytes; None when they are gone."""
+        with translated(self._path):
+            if row.file is not None:
+                try:
+                    return (self._files / row.file).read_bytes()
+                except FileNotFoundError:
+                    return None
+            found = self._db.execute("SELECT data FROM envelopes WHERE number = ?", (row.number,)).fetchone()
+            return found[0] if found else None
+
+    def outcomes(self, number: int) -> list[tuple[str, int, int, int, int, bytes]]:
+        """(recipient, outcome, signed at, receipt, leaf, outcome of each message) for each that signed."""
+        with translated(self._path):
+            return self._db.execute(
+                "SELECT recipient, outcome, signed_at, receipt, leaf, messages FROM outcomes WHERE number = ? "
+                "ORDER BY recipient",
+                (number,),
+            ).fetchall()
+
+    def refused(self, most: int) -> list[Row]:
+        """Confirmed, and refused by a recipient, or given up by its handler: the newest, oldest of them first."""
+        return self._rows(
+            "WHERE state = 1 AND number IN (SELECT o.number FROM outcomes o WHERE "
+            "(o.outcome <> 0 OR o.messages <> x'') AND o.generation >= envelopes.generation) "
+            "ORDER BY number DESC LIMIT ?",
+            (most,),
+        )[::-1]
+
+    def refusals(self, number: int) -> dict[str, int]:
+        """Recipient -> why, of those that refused the generation of now, or whose handler gave a message up."""
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT o.recipient, o.outcome, o.messages FROM outcomes o JOIN envelopes e ON e.number = o.number "
+                "WHERE o.number = ? AND (o.outcome <> 0 OR o.messages <> x'') AND o.generation >= e.generation "
+                "ORDER BY o.recipient",
+                (number,),
+            ).fetchall()
+        return {name: next(one for one in (whole, *messages) if one) for name, whole, messages in rows}
+
+    def receipt(self, number: int) -> tuple[bytes, bytes] | None:
+        """(receipt group, key bundle it was signed with)."""
+        with translated(self._path):
+            row = self._db.execute(
+                "SELECT r.bytes, b.bytes FROM receipts r JOIN bundles b ON b.hash = r.bundle_hash WHERE r.receipt = ?",
+                (number,),
+            ).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def proof(self, number: int) -> tuple[int, bytes, bytes] | None:
+        """(entry of HQ's log, proof, leaves) for a row; None: HQ gave none."""
+        with translated(self._path):
+            row: tuple[int, bytes, bytes] | None = self._db.execute(
+                "SELECT p.entry, p.bytes, p.leaves FROM proofs p JOIN envelopes e ON e.proof = p.proof "
+                "WHERE e.number = ?",
+                (number,),
+            ).fetchone()
+        return row
+
+    def key_of(self, route: str, key: str) -> tuple[bytes, bytes] | None:
+        """(digest of the content, envelope id) that an idempotency key stands for."""
+        with translated(self._path):
+            row: tuple[bytes, bytes] | None = self._db.execute(
+                "SELECT digest, envelope_id FROM publish_keys WHERE route = ? AND key = ?", (route, key)
+            ).fetchone()
+        return row
+
+    def size_bytes(self) -> int:
+        """Bytes of all envelopes that are still here."""
+        with translated(self._path):
+            query = "SELECT coalesce(sum(bytes), 0) FROM envelopes WHERE data IS NOT NULL OR file IS NOT NULL"
+            return int(self._db.execute(query).fetchone()[0])
+
+    def _rows(self, where: str, values: Sequence[object]) -> list[Row]:
+        with translated(self._path):
+            found = self._db.execute(f"SELECT {_COLUMNS} FROM envelopes {where}", values).fetchall()
+        return [_row(values) for values in found]
+
+
+def _row(values: Sequence[object]) -> Row:
+    fields = list(values)
+    for at in (6, 15):
+        fields[at] = tuple(orjson.loads(str(fields[at]))) if fields[at] else ()
+    return Row(*fields)  # type: ignore[arg-type]

@@ -1,0 +1,110 @@
+"""What recipients signed for, in the outbox: receipts are kept, bytes that nobody owes a word on go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import orjson
+
+from cipherbox.client.local_database import transaction
+from cipherbox.client.outbox.queries import OutboxReading
+from cipherbox.client.outbox.rows import UNTIL_OPENED, Signed, now_ms
+from cipherbox.envelope import transparency_log as log
+
+
+def another_entry(named: int, leaf: bytes, proof: tuple[int, bytes, bytes] | None) -> int:
+    """The entry that HQ proved here for ``leaf``, if it is another than the one ``named`` in a receipt; else 0.
+
+    ``proof``: what is kept with the envelope; it may be of another generation.
+    """
+    if not named or proof is None or proof[0] == named:
+        return 0
+    entry, _, leaves = proof
+    return entry if any(leaves[at : at + len(leaf)] == leaf for at in range(0, len(leaves), len(leaf))) else 0
+
+
+class OutboxSigned(OutboxReading):
+    """A part of `Outbox`."""
+
+    _keep_until: str
+
+    def sign(self, bundle: bytes, bundle_hash: bytes, recipient: str, group: bytes, digest: bytes,
+             outcomes: Sequence[Signed]) -> list[Signed]:  # fmt: skip
+        """Keeps a verified receipt and what it says; returns what was news.  Bytes nobody owes a word on go."""
+        news: list[Signed] = []
+        dropped: list[str] = []
+        with transaction(self._db, self._path):
+            db, now = self._db, now_ms()
+            found = db.execute("SELECT receipt FROM receipts WHERE hash = ?", (digest,)).fetchone()
+            if found is not None:
+                return []
+            db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (bundle_hash, bundle))
+            row = (recipient, bundle_hash, now, digest, group)
+            receipt = db.execute(
+                "INSERT INTO receipts (recipient, bundle_hash, taken_at, hash, bytes) VALUES (?, ?, ?, ?, ?)", row
+            ).lastrowid
+            for one in outcomes:
+                known = self._take(one, receipt or 0, dropped)
+                if known is not None:
+                    news.append(known)
+            if not news:
+                db.execute("DELETE FROM receipts WHERE receipt = ?", (receipt,))
+        self._delete(dropped)
+        return news
+
+    def _take(self, one: Signed, receipt: int, dropped: list[str]) -> Signed | None:
+        """What was news in it."""
+        db = self._db
+        row = db.execute(
+            "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0) FROM envelopes e "
+            "LEFT JOIN proofs p ON p.proof = e.proof WHERE e.envelope_id = ?",
+            (one.envelope_id,),
+        ).fetchone()
+        if row is None or one.recipient not in orjson.loads(row[1]):
+            return None
+        number, _, generation, digest, entry = row
+        if generation != one.generation:
+            earlier = db.execute(
+                "SELECT envelope_hash FROM generations WHERE envelope_id = ? AND generation = ?",
+                (one.envelope_id, one.generation),
+            ).fetchone()
+            digest = earlier[0] if earlier else None
+        if digest != one.envelope_hash:
+            return None
+        if one.log_entry and entry not in (0, one.log_entry):
+            leaf = log.leaf(one.envelope_id, one.generation, one.envelope_hash)
+            one = one._replace(proven_entry=another_entry(one.log_entry, leaf, self.proof(number)))
+        before = db.execute(
+            "SELECT outcome, generation, messages, signed_at FROM outcomes WHERE number = ? AND recipient = ?",
+            (number, one.recipient),
+        ).fetchone()
+        values = (number, one.recipient, one.generation, one.outcome, one.signed_at, receipt, one.leaf, one.messages)
+        insert = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        if before is not None and before[0] == one.outcome == 0 and before[2] and before[3] < one.signed_at:
+            db.execute(insert, values)  # what its handler gave up it has tried again
+            return one if before[2] != one.messages else None
+        if before is not None and (before[0] == 0 or before[1] >= one.generation):
+            return None  # what was opened stays opened, whatever comes again
+        db.execute(insert, values)
+        if one.outcome == 0:
+            db.execute("UPDATE envelopes SET owed = owed - 1 WHERE number = ?", (number,))
+            if self._keep_until == UNTIL_OPENED:
+                dropped += self._forget_bytes(number, "owed <= 0")
+        return one
+
+    def _forget_bytes(self, number: int, when: str) -> list[str]:
+        """Drops key and bytes; the names of files to delete after the commit."""
+        row = self._db.execute(f"SELECT file FROM envelopes WHERE number = ? AND {when}", (number,)).fetchone()
+        if row is None:
+            return []
+        self._db.execute(
+            "UPDATE envelopes SET content_key = NULL, data = NULL, file = NULL WHERE number = ?", (number,)
+        )
+        return [row[0]] if row[0] else []
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(OSError):
+                os.unlink(self._files / name)

@@ -1,0 +1,1 @@
+"""From a program's messages to sealed envelopes: routes, keys, batches, files."""

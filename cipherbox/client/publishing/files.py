@@ -1,0 +1,311 @@
+"""Sends files of any size: part after part through a bounded window, then the manifest.
+
+A part is read, hashed and compressed in a thread while the one before is sealed; at most `parts_in_flight` are
+unconfirmed.  What HQ has is recorded as it confirms, so an interruption costs what was in flight.  The file must stay
+as it was taken: its size and time are compared at every part, and what changed stops for good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import attrs
+import trio
+
+from cipherbox.checks import checked
+from cipherbox.client.connection.confirm_window import Outgoing
+from cipherbox.client.events import SENDER
+from cipherbox.client.nursery import background
+from cipherbox.client.options import stanza_type
+from cipherbox.client.outbox.resealing import waits
+from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
+from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message, part_message
+from cipherbox.client.publishing.publish import Address, Confirmation, Target
+from cipherbox.client.publishing.sources import Source, open_source
+from cipherbox.envelope.stanza_types import StanzaType
+from cipherbox.errors import (
+    CipherBoxError,
+    FileChanged,
+    FileError,
+    InvalidRequest,
+    Queued,
+    refused_recipients,
+)
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import pack
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+
+_RECORD = 16  # confirmed parts of one transaction
+_AHEAD = 2  # parts read ahead
+_LOOK_S = 0.5
+OnProgress = Callable[[Transfer, int], None]  # bytes that HQ has
+
+
+class _Read(NamedTuple):
+    part: int
+    digest: bytes
+    plain: bytes  # the packed message
+    size: int
+
+
+class FileSender:
+    """Sends one file.  ``patient``: waits for HQ as long as it takes, else Queued when it cannot be reached."""
+
+    def __init__(
+        self, client: Client, transfer: Transfer, *, patient: bool = False, on_progress: OnProgress | None = None
+    ) -> None:
+        self._client, self._transfer, self._patient = client, transfer, patient
+        self._on_progress = on_progress
+        self._post = client.outbox()
+        self._transfers = Transfers(self._post.outbox)
+        self._in_flight = 0
+        self._done: list[tuple[int, bytes, bytes, int]] = []
+        self._done_bytes = 0
+        self._hashes: dict[int, bytes] = {}
+        self._failure: CipherBoxError | None = None
+        self._changed = trio.Event()
+
+    async def run(self) -> Confirmation:
+        """Until HQ has every part and the manifest; the manifest's confirmation.
+
+        FileChanged, or a refusal by HQ: the transfer is stopped and says why.  Queued: it goes on later.  When only
+        some of its recipients are refused, the others get it; those are `missing`.
+        """
+        missing: tuple[str, ...] = ()
+        try:
+            while True:
+                try:
+                    return attrs.evolve(await self._run(), missing=missing)
+                except CipherBoxError as error:
+                    refused = await self._leave_out(error)
+                    if not refused:
+                        raise
+                    missing += refused
+        except CipherBoxError as error:
+            if not waits(error):
+                reason = str(error)
+                await self._post.store(lambda: self._transfers.finish(self._transfer, STOPPED, reason=reason))
+            raise
+
+    async def _leave_out(self, error: CipherBoxError) -> tuple[str, ...]:
+        """Whom HQ or the directory refuses, while there are others: the file goes to these, from where it is."""
+        transfer = self._transfer
+        refused = tuple(name for name in transfer.recipients if name in refused_recipients(error))
+        left = tuple(name for name in transfer.recipients if name not in refused)
+        if not refused or not left:
+            return ()
+        while self._in_flight:  # HQ says the same of these
+            self._give_up()
+            with trio.move_on_after(_LOOK_S):
+                await self._changed.wait()
+        self._failure = None
+        self._transfer = attrs.evolve(transfer, recipients=left)
+        await self._post.store(self._transfers.leave_out, self._transfer)
+        what = f"{error}; {'/'.join(transfer.path)} goes to {', '.join(left)}"
+        self._client.events.say(SENDER, what)
+        return refused
+
+    async def _run(self) -> Confirmation:
+        transfer, client = self._transfer, self._client
+        hashes = await self._post.store(self._transfers.hashes, transfer.number)
+        assert isinstance(hashes, dict)
+        self._hashes = hashes
+        self._done_bytes = sum(_size(transfer, part) for part in hashes)
+        self._tell()
+        address = Address.make(
+            list(transfer.recipients), "", "", "bulk", stanza=transfer.stanza or None, cipher=None, allow_mixed=False,
+            expires_at=0, partial=False,
+        )  # fmt: skip
+        target = await client.sealer.target(address)
+        source = open_source(transfer, client.home.keeper.content)
+        try:
+            async with background() as nursery:
+                send, receive = trio.open_memory_channel[_Read](_AHEAD)
+                nursery.start_soon(self._read_all, source, send)
+                async for one in receive:
+                    await self._send(address, target, one)
+                await self._until(lambda: not self._in_flight)
+            modified_ns = source.check()
+        finally:
+            source.close()
+            await self._record()
+        manifest = Manifest(
+            transfer.id, transfer.path, transfer.size, transfer.part_bytes,
+            tuple(self._hashes[part] for part in range(transfer.parts)), max(0, modified_ns // 1_000_000),
+            transfer.content_type,
+            tuple(Entry(one.path, one.size, max(0, one.modified_ns // 1_000_000)) for one in transfer.entries),
+        )  # fmt: skip
+        message = manifest_message(manifest)
+        kept = await client.publish(
+            [message], to=list(transfer.recipients), box="bulk", stanza=transfer.stanza or None, wait=False
+        )
+        await self._post.store(
+            lambda: self._transfers.finish(transfer, SENT, manifest=kept.envelope_id)
+        )
+        return await self._confirmed(kept)
+
+    async def _confirmed(self, kept: Confirmation) -> Confirmation:
+        from cipherbox.client.outbox.rows import CONFIRMED, WAITING, Row
+
+        while True:
+            row = await self._post.store(self._post.outbox.find, kept.envelope_id)
+            if isinstance(row, Row) and row.state != WAITING:
+                if row.state != CONFIRMED:
+                    raise FileError(f"HQ refused the manifest of {self._transfer.file}: {row.reason}")
+                return Confirmation(row.accepted_at, row.queues, (), False, kept.envelopes)
+            self._give_up()
+            await trio.sleep(_LOOK_S / 5)
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    async def _read_all(self, source: Source, out: trio.MemorySendChannel[_Read]) -> None:
+        before = dict(self._hashes)  # what HQ had of it already must be of this very content
+        async with out:
+            for part in range(self._transfer.parts):
+                try:
+                    one = await trio.to_thread.run_sync(self._read, source, part)
+                    if part not in before:
+                        await out.send(one)
+                    elif one.digest != before[part]:
+                        raise FileChanged(f"{self._transfer.file} is not the file whose first parts HQ has")
+                except CipherBoxError as error:
+                    self._fail(error)
+                    return
+
+    def _read(self, source: Source, part: int) -> _Read:
+        transfer = self._transfer
+        size = _size(transfer, part)
+        try:
+            data = source.read(size, part * transfer.part_bytes)
+        except OSError as error:
+            raise FileError(f"{transfer.file} cannot be read: {error.strerror}") from None
+        if len(data) != size:
+            raise FileChanged(f"{transfer.file} became shorter while it was sent")
+        if not transfer.entries:
+            source.check()  # a directory's files were looked at as they were read
+        message = part_message(transfer.id, part, transfer.part_bytes, data, compress=transfer.compress)
+        return _Read(part, hashlib.sha256(data).digest(), pack([message]), size)
+
+    async def _send(self, address: Address, target: Target, one: _Read) -> None:
+        await self._until(lambda: self._in_flight < LIMITS.parts_in_flight)
+
+        def settled(item: Outgoing) -> None:
+            self._in_flight -= 1
+            if item.error is not None:
+                self._fail(item.error)
+            else:
+                self._hashes[one.part] = one.digest
+                self._done.append((one.part, one.digest, item.envelope_id, one.size))
+                self._done_bytes += one.size
+                self._tell()
+            self._wake()
+
+        item = self._client.sealer.seal(address, target, one.plain, 1, settled)
+        self._in_flight += 1
+        self._client.line.window.add(item)
+        if len(self._done) >= _RECORD:
+            await self._record()
+
+    async def _record(self) -> None:
+        done, self._done = self._done, []
+        if done:
+            with trio.CancelScope(shield=True):
+                await self._post.store(self._transfers.confirmed, self._transfer.number, done)
+
+    async def _until(self, so: Callable[[], bool]) -> None:
+        while not so():
+            if self._failure is not None:
+                raise self._failure
+            self._give_up()
+            with trio.move_on_after(_LOOK_S):
+                await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _give_up(self) -> None:
+        line = self._client.line
+        if line.failure is not None:
+            raise line.failure
+        if line.away and not self._patient:
+            transfer = self._transfer
+            raise Queued(
+                f"HQ cannot be reached ({line.trouble}). It has {self._done_bytes} of the {transfer.size} bytes of "
+                f"{transfer.file}; the rest goes out with the next command, or by itself while `cipherbox agent` runs"
+            )
+
+    def _fail(self, error: CipherBoxError) -> None:
+        self._failure = self._failure or error
+        self._wake()
+
+    def _tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._transfer, self._done_bytes)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+@checked
+async def send_file(
+    client: Client, file: Path | str, path: Sequence[str], recipients: Sequence[str], content_type: str, *,
+    compress: bool = False, copy: bool = False, stanza: int | str | None = None, patient: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Confirmation:  # fmt: skip
+    """Takes a file into the outbox and sends it; see `FileSender.run`.  ``path``: the names the recipients see."""
+    kind = int(stanza_type(stanza) or 0)
+    if kind == StanzaType.RATCHET:
+        raise InvalidRequest("sessions are for messages; send a file without stanza 'ratchet'")
+    post, file = client.outbox(), Path(file)
+    transfers = Transfers(post.outbox)
+    transfer = await post.store(
+        lambda: transfers.begin(file, path, recipients, content_type, compress=compress, copy=copy, stanza=kind)
+    )
+    assert isinstance(transfer, Transfer)
+    client.events.say(SENDER, f"Sending {'/'.join(path)}, {transfer.size} bytes in {transfer.parts} parts")
+    return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
+
+
+@checked
+async def send_directory(
+    client: Client, folder: Path | str, recipients: Sequence[str], *, compress: bool = False, copy: bool = False,
+    stanza: int | str | None = None, patient: bool = False, on_progress: OnProgress | None = None,
+) -> Confirmation:  # fmt: skip
+    """As `send_file`: a directory with all its files as one, under its name."""
+    kind = int(stanza_type(stanza) or 0)
+    if kind == StanzaType.RATCHET:
+        raise InvalidRequest("sessions are for messages; send a directory without stanza 'ratchet'")
+    post, folder = client.outbox(), Path(folder)
+    transfers = Transfers(post.outbox)
+    transfer = await post.store(
+        lambda: transfers.begin_directory(folder, recipients, compress=compress, copy=copy, stanza=kind)
+    )
+    assert isinstance(transfer, Transfer)
+    client.events.say(SENDER, f"Sending {transfer.path[0]}, {len(transfer.entries)} files, {transfer.size} bytes")
+    return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
+
+
+async def send_unfinished(
+    client: Client, *, patient: bool = False, on_progress: OnProgress | None = None
+) -> list[CipherBoxError]:
+    """Goes on with every file that is not whole at HQ yet; returns what stopped some of them."""
+    post = client.outbox()
+    transfers = Transfers(post.outbox)
+    unfinished = await post.store(transfers.unfinished)
+    assert isinstance(unfinished, list)
+    stopped: list[CipherBoxError] = []
+    for transfer in unfinished:
+        try:
+            await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
+        except FileError as error:
+            stopped.append(error)
+    return stopped
+
+
+def _size(transfer: Transfer, part: int) -> int:
+    return min(transfer.part_bytes, transfer.size - part * transfer.part_bytes)

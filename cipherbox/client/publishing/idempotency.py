@@ -1,0 +1,85 @@
+"""Publish once: an idempotency key makes a repeated publish harmless, also from another process and after a crash.
+
+The key is recorded in the outbox in the transaction that keeps the envelope, unique for this sender and route.  So of
+two publishes at once with one key, one wins, and the other finds the winner's row.  The same key with the same content
+answers with the first confirmation; with other content it is refused.  A message that HQ refused or that was cancelled
+never went anywhere: its key is free, and the next publish takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.client.connection.reconnecting import Patience
+from cipherbox.client.outbox.origins import Beside, Once
+from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
+from cipherbox.client.publishing.publish import Address, Confirmation
+from cipherbox.envelope.ids import message_id
+from cipherbox.errors import InvalidRequest, KeyReused, Queued, from_wire
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import Message
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+
+_TURNS = 8  # of two that take each other's place
+
+
+async def publish_once(
+    client: Client, messages: Sequence[Message], address: Address, key: str, *, wait: bool
+) -> Confirmation:
+    """Publishes, or answers as the first publish with this key did; KeyReused for other content."""
+    if len(address.groups()) > 1:
+        raise InvalidRequest(f"an idempotency key goes with at most {LIMITS.recipients} recipients")
+    once = Once.of(key, address.to, address.exchange, address.routing_key, messages)
+    post = client.outbox()
+    for turn in range(_TURNS):
+        found = await post.store(post.outbox.key_of, once.route, once.key)
+        replaces = None
+        if isinstance(found, tuple):
+            digest, envelope_id = found
+            row = await post.store(post.outbox.find, envelope_id)
+            gone_nowhere = isinstance(row, Row) and row.state in (ASIDE, CANCELLED)
+            if not gone_nowhere:
+                if digest != once.digest:
+                    raise KeyReused(
+                        f"idempotency key {key[:80]!r} was used before with other content, for message "
+                        f"{message_id(envelope_id, 0)}; a new message needs a new key"
+                    )
+                return await _first(client, envelope_id, wait)
+            replaces = envelope_id
+        try:
+            return await client.sealer.publish_group(
+                messages, address, wait, beside=Beside(once), replaces=replaces
+            )
+        except KeyReused:
+            if turn == _TURNS - 1:
+                raise
+    raise AssertionError
+
+
+async def _first(client: Client, envelope_id: bytes, wait: bool) -> Confirmation:
+    """The confirmation of what was published before, once HQ has given it; Queued when it does not come in time."""
+    post = client.outbox()
+    patience = Patience(client.line)
+    looked = False
+    while True:
+        row = await post.store(post.outbox.find, envelope_id)
+        if not isinstance(row, Row) or row.state != WAITING or not wait:
+            if isinstance(row, Row) and row.state in (ASIDE, CANCELLED):
+                raise from_wire(row.code, row.reason or "it was cancelled on this machine")
+            count = row.messages if isinstance(row, Row) else 1
+            accepted_at, queues = (row.accepted_at, row.queues) if isinstance(row, Row) else (0, ())
+            return Confirmation(accepted_at, queues, (), False, ((envelope_id, count),), duplicate=True)
+        if not looked:
+            post.look()  # the process that published it may be gone
+            looked = True
+        if patience.ended:
+            error = Queued(f"message {message_id(envelope_id, 0)} was published before with this key, and HQ has not "
+                           "confirmed it yet. It is kept in the outbox and is sent automatically")  # fmt: skip
+            error.message_ids = tuple(str(message_id(envelope_id, i)) for i in range(row.messages))
+            raise error
+        await patience.wait(trio.Event())

@@ -1,0 +1,328 @@
+"""A publisher: messages in, batches out, by itself and without a timer.
+
+At most two partly filled envelopes of a publisher are unconfirmed.  While they are, messages gather; a confirm lets the
+next gathering go; a full one (count or bytes) goes at once.  So one message alone goes at once, and a busy publisher
+batches by itself: the slower the line, the larger the batches.
+
+`put` is synchronous and seals inline.  It returns False when what gathers is full and the window has no room: then
+``await room()`` before the next one (or use `send`, which does).  Nothing is dropped and nothing grows without bound:
+a `put` without room raises Busy.  An envelope HQ refused for good raises in the next call; its messages are then in
+`refused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from cipherbox.checks import checked, unchecked
+from cipherbox.client.connection.confirm_window import Outgoing
+from cipherbox.client.connection.reconnecting import Line, Patience
+from cipherbox.client.events import SENDER
+from cipherbox.client.outbox.sender import Post
+from cipherbox.client.publishing.publish import Address, Sealer, Target
+from cipherbox.client.publishing.splitting import Content, as_messages, cost, room_for
+from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, SessionMoved, TimedOut, TooLarge
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import BINARY, TEXT, Message, pack, pack_contents, text_message
+
+REFRESH_S = 3600.0  # recipients' new keys are used at the latest after this
+
+
+class Batch:
+    """Messages that gather.  As long as they are of one type and without headers they are kept as bare bytes."""
+
+    __slots__ = ("contents", "kind", "messages", "size")
+
+    def __init__(self) -> None:
+        self.contents: list[bytes] = []
+        self.kind = BINARY
+        self.messages: list[Message] | None = None
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self.contents if self.messages is None else self.messages)
+
+    def add(self, content: bytes, kind: str) -> None:
+        """A message without headers."""
+        self.size += len(content) + 12
+        if self.messages is None:
+            if kind == self.kind:
+                self.contents.append(content)
+                return
+            if not self.contents:
+                self.kind = kind
+                self.contents.append(content)
+                return
+            self.messages = self.all()
+        self.messages.append(Message(content, kind))
+
+    def add_message(self, message: Message) -> None:
+        """Any message."""
+        self.size += cost(message)
+        if self.messages is None:
+            self.messages = self.all()
+        self.messages.append(message)
+
+    def all(self) -> list[Message]:
+        """The messages."""
+        return self.messages if self.messages is not None else [Message(c, self.kind) for c in self.contents]
+
+    def pack(self) -> bytes:
+        """The plaintext of a body."""
+        return pack_contents(self.contents, self.kind) if self.messages is None else pack(self.messages)
+
+
+@checked
+class Publisher:
+    """See the module; made by `Client.publisher`, inside ``async with``."""
+
+    def __init__(
+        self, sealer: Sealer, line: Line, post: Post, address: Address, target: Target, nursery: trio.Nursery,
+        batch: int | None = None,
+    ) -> None:  # fmt: skip
+        if batch is not None and not 1 <= batch <= LIMITS.messages:
+            raise InvalidRequest(f"an envelope holds 1 to {LIMITS.messages} messages, not {batch}")
+        self.refused: list[tuple[list[Message], CipherBoxError]] = []
+        self.accepted = 0  # messages taken by put
+        self.confirmed = 0  # messages HQ has
+        self.envelopes = 0  # envelopes sealed
+        self._sealer, self._line, self._post, self._window = sealer, line, post, line.window
+        self._address, self._nursery = address, nursery
+        self._target: Target | None = target
+        self._target_at = trio.current_time()
+        self._refreshing = False
+        self._most = LIMITS.batch_messages if batch is None else batch
+        self._gathering = False  # see `_advance`
+        self._gather_bytes = min(LIMITS.batch_bytes, room_for(self._window.envelope_bytes, LIMITS.recipients) // 2)
+        self._batch = Batch()
+        self._under_way: dict[Outgoing, Batch] = {}
+        self._rerouting: list[tuple[Batch, Outgoing | None]] = []  # and what HQ did not take
+        self._open = 0  # partly filled and unconfirmed
+        self._failure: CipherBoxError | None = None
+        self._changed = trio.Event()
+
+    @property
+    def unconfirmed(self) -> int:
+        """Messages taken and not yet confirmed or refused."""
+        return self.accepted - self.confirmed - sum(len(messages) for messages, _ in self.refused)
+
+    @unchecked
+    def put(self, message: Content) -> bool:
+        """Takes one message; False: `await room()` before the next."""
+        if type(message) is str:
+            try:
+                content, kind = message.encode(), TEXT
+            except UnicodeEncodeError:
+                return self._put(text_message(message))  # which says what is wrong
+        elif type(message) is bytes:
+            content, kind = message, BINARY
+        else:
+            (message,) = as_messages(message)
+            return self._put(message)
+        batch = self._batch
+        size = batch.size + len(content) + 12
+        if self._gathering and kind is batch.kind and size < self._gather_bytes:
+            contents = batch.contents
+            contents.append(content)
+            batch.size = size
+            self.accepted += 1
+            if len(contents) < self._most:
+                return True
+            self._advance()
+            return not self._full(self._batch)
+        return self._put(Message(content, kind))
+
+    def _put(self, message: Message) -> bool:
+        if self._failure is not None:
+            self._raise()
+        if self._full(self._batch):
+            raise Busy("the publisher is full; after put() returned False, await room() before the next")
+        largest = room_for(self._window.envelope_bytes, len(self._target.bundles) if self._target else 1)
+        size = cost(message)
+        if size + 64 > largest:
+            raise TooLarge(f"the message has {size} bytes; at most {largest - 64} fit into an envelope")
+        if self._batch.size + size + 64 > largest:
+            self._flush()
+        if message.headers or message.sent_at is not None:
+            self._batch.add_message(message)
+        else:
+            self._batch.add(message.content, message.content_type)
+        self.accepted += 1
+        self._advance()
+        return not self._full(self._batch)
+
+    async def room(self) -> None:
+        """Waits until `put` may be called."""
+        await self._wait(lambda: not self._full(self._batch))
+
+    @unchecked
+    async def send(self, message: Content) -> None:
+        """`put`, and waits for room when there is none."""
+        if self._full(self._batch):
+            await self.room()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        self.put(message)
+
+    async def flush(self) -> None:
+        """Waits until everything is confirmed.  TimedOut if nothing moved for so long; what waits keeps being sent."""
+        await self._wait(lambda: not len(self._batch) and not self._under_way and not self._rerouting)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _full(self, batch: Batch) -> bool:
+        return batch.size >= LIMITS.batch_bytes or len(batch) >= self._most
+
+    def _advance(self) -> None:
+        """Lets the gathering go when it is full and there is room, or when few partly filled ones are out.
+
+        What stays is `_gathering`: until something else happens, a further message is only put behind the others.
+        """
+        batch = self._batch
+        self._gathering = False
+        if not len(batch) or self._target is None or self._failure is not None:
+            return
+        full = self._full(batch)
+        if not self._post.full and (full or self._open < LIMITS.open_batches):
+            self._flush()
+        else:
+            self._gathering = not full and batch.messages is None
+        self._refresh_when_old()
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, Batch()
+        self._gathering = False
+        self._go(batch)
+
+    def _go(self, batch: Batch, refused: Outgoing | None = None) -> None:
+        if self._target is None:
+            self._rerouting.append((batch, refused))
+            return
+        partial = not self._full(batch)
+        settled = self._settled_partial if partial else self._settled
+        try:
+            item = self._sealer.seal(
+                self._address, self._target, batch.pack(), len(batch), settled,
+                replaces=refused.envelope_id if refused is not None else None, reserve=refused is not None,
+            )  # fmt: skip
+            self._post.add(item)
+        except CipherBoxError as error:  # often in the link's reader, which must go on: the next call raises it
+            self._fail(error, batch)
+            return
+        self._under_way[item] = batch
+        self._open += partial
+        self.envelopes += 1
+
+    def _settled_partial(self, item: Outgoing) -> None:
+        self._open -= 1
+        self._settled(item)
+
+    def _settled(self, item: Outgoing) -> None:
+        batch = self._under_way.pop(item)
+        if item.error is None:
+            self.confirmed += len(batch)
+            self._sealer.events.messages(
+                SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True
+            )
+        elif item.others:  # it is the outbox's now, for them; who does not get it is said
+            self.confirmed += len(batch)
+            self._gathering = False
+            self._failure = self._failure or item.error
+        elif isinstance(item.error, RouteChanged | SessionMoved):
+            self._rerouting.append((batch, item))
+            if self._target is not None:
+                self._target = None
+                self._nursery.start_soon(self._reroute)
+        else:
+            self._fail(item.error, batch)
+        self.room_came()
+
+    def room_came(self) -> None:
+        """The window has room again, or an envelope is settled."""
+        self._advance()
+        self._wake()
+
+    def close(self) -> None:
+        """The block ended: what is not confirmed yet is the post's."""
+        for item in self._under_way:
+            item.owner = None
+
+    def _fail(self, error: CipherBoxError, batch: Batch) -> None:
+        self._gathering = False
+        self.refused.append((batch.all(), error))
+        self._failure = self._failure or error
+        self._wake()
+
+    def _raise(self) -> None:
+        error, self._failure = self._failure, None
+        assert error is not None
+        lost = sum(len(messages) for messages, _ in self.refused)
+        if not lost:
+            raise type(error)(str(error), error.detail)
+        raise type(error)(f"{error} ({lost} messages were not published; they are in `refused`)", error.detail)
+
+    async def _reroute(self) -> None:
+        """The readers behind the route changed: ask again, check the allow-list, seal anew under fresh ids."""
+        try:
+            self._target = await self._sealer.target(self._address, anew=True)
+            self._target_at = trio.current_time()
+            batches, self._rerouting = self._rerouting, []
+            for batch, item in batches:
+                self._go(batch, item)
+            self._advance()
+        except CipherBoxError as error:
+            batches, self._rerouting = self._rerouting, []
+            for batch, item in batches:
+                if item is not None and item.kept:
+                    self._post.aside(item, error)
+                self._fail(error, batch)
+        self._wake()
+
+    def _refresh_when_old(self) -> None:
+        if not self._refreshing and trio.current_time() - self._target_at > REFRESH_S:
+            self._refreshing = True
+            self._nursery.start_soon(self._refresh)
+
+    async def _refresh(self) -> None:
+        try:
+            target = await self._sealer.target(self._address)
+            if self._target is not None:
+                self._target = target
+            self._target_at = trio.current_time()
+        except CipherBoxError as error:
+            if not error.retryable:
+                self._failure = self._failure or error
+                self._gathering = False
+                self._wake()
+        finally:
+            self._refreshing = False
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _wait(self, done: Callable[[], bool]) -> None:
+        await trio.lowlevel.checkpoint()
+        patience = Patience(self._line)
+        while True:
+            if self._failure is not None:
+                self._raise()
+            if done():
+                return
+            if patience.ended:
+                line = self._line
+                reason = f"; the last trouble: {line.trouble}" if line.trouble is not None else ""
+                raise TimedOut(
+                    f"HQ confirmed nothing within {line.tries} tries of {line.timeout_s:g} s{reason}; "
+                    f"{self.unconfirmed} messages wait"
+                )
+            await patience.wait(self._changed)
+
+
+def check_publisher(address: Address) -> Address:
+    """A publisher's address: one group of recipients."""
+    if len(address.groups()) > 1:
+        raise InvalidRequest(f"a publisher has at most {LIMITS.recipients} recipients")
+    return address

@@ -1,0 +1,1 @@
+"""From HQ's deliveries to recorded messages: look-ups, opening, refusals, receipts, handlers."""

@@ -1,0 +1,330 @@
+"""Deliveries: what HQ pushes from a queue, and what this client says back.
+
+A consumer has a credit in envelopes and bytes.  HQ pushes within it; what the client acknowledged or refused gives
+its part back, told to HQ in eighths, so that HQ hands on without pause.  So at most one credit is handed out and not
+yet acknowledged, and that bounds memory on both sides: a program that takes without ever acknowledging stops being
+given more.
+
+When the line is cut, what was pushed and not yet taken by the program is dropped here and comes again from HQ.  What
+the program holds comes again as well, with `attempt` raised; it may be acknowledged over the new line.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.checks import checked
+from cipherbox.client.connection.connection import Link, fresh
+from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.events import RECEIVER
+from cipherbox.client.receiving.faults import Fault, fault_of, refusal
+from cipherbox.envelope.ids import message_id
+from cipherbox.errors import CipherBoxError, EnvelopeError, GoingAway, TimedOut
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import Message
+from cipherbox.sealing.open import Sighted, inspect
+from cipherbox.wire import frames
+from cipherbox.wire.codec import DeliveredItem
+
+if TYPE_CHECKING:
+    from cipherbox.client.receiving.opening import Opener
+
+AGAIN_S = 1.0  # before a subscription that HQ could not take is tried again
+
+
+class Delivery:
+    """One envelope of a queue.
+
+    ``sender_id``, ``envelope_id`` (16 bytes) and ``count`` are in the clear prefix; ``messages`` are there once it was
+    verified and opened.  ``accepted_at`` is when HQ accepted it (ms since 1970), ``log_entry`` the entry of its log
+    that says so, both by HQ's word; ``attempt`` above 1: delivered before.
+    """
+
+    __slots__ = (
+        "_error", "_messages", "_sighted", "accepted_at", "attempt", "consumer", "credited", "link", "log_entry",
+        "queue", "raw", "seq", "size",
+    )  # fmt: skip
+
+    def __init__(self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Link | None) -> None:
+        self.queue = queue
+        self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
+        self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
+        self.consumer, self.link = consumer, link
+        self._messages: Sequence[Message] | None = None
+        self._sighted: Sighted | None = None
+        self._error: EnvelopeError | None = None
+        self.credited = False  # its part of the credit was given back
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {self.size} bytes)"
+
+    @property
+    def sighted(self) -> Sighted:
+        """Layout and hashes, read when first asked for; EnvelopeError when the bytes are no envelope."""
+        if self._sighted is None:
+            if self._error is not None:
+                raise fresh(self._error)
+            try:
+                self._sighted = inspect(self.raw)
+            except EnvelopeError as error:
+                self._error = error
+                raise
+        return self._sighted
+
+    @property
+    def sender_id(self) -> str:
+        return self.sighted.layout.prefix.sender
+
+    @property
+    def envelope_id(self) -> bytes:
+        return self.sighted.layout.prefix.envelope_id
+
+    @property
+    def commitment(self) -> bytes:
+        """The sender's commitment to the plaintext, the same in every generation; empty in version 1."""
+        return self.sighted.layout.prefix.plain_commitment
+
+    @property
+    def sealed_at(self) -> int:
+        """When the sender sealed it, ms since 1970, by its clock."""
+        return self.sighted.layout.prefix.sealed_at
+
+    @property
+    def count(self) -> int:
+        """How many messages it holds."""
+        return self.sighted.layout.prefix.message_count
+
+    @property
+    def message_ids(self) -> list[uuid.UUID]:
+        """One for each message, in order."""
+        return [message_id(self.envelope_id, index) for index in range(self.count)]
+
+    @property
+    def quiet(self) -> bool:
+        """Parts of files and receipts: the log has a line for the whole, not for each of them."""
+        return self.queue.endswith((".bulk", ".sys"))
+
+    @property
+    def opened(self) -> bool:
+        return self._messages is not None
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The messages of an opened delivery."""
+        if self._messages is None:
+            raise EnvelopeError("this delivery was not opened yet: await client.open(delivery)")
+        return self._messages
+
+    def release(self) -> None:
+        """Nothing is done with it any more but telling HQ: the bytes go, and others may come in their place."""
+        if self.consumer is not None:
+            self.consumer.settled([self])
+        self.raw, self._sighted, self._messages = b"", None, None
+
+    def drop_raw(self) -> None:
+        """It is open: the sealed bytes go, what its prefix says stays."""
+        self._sighted = self.sighted._replace(raw=b"")
+        self.raw = b""
+
+    def drop_messages(self) -> None:
+        """What it held is recorded."""
+        self._messages = None
+
+    def fill(self, messages: Sequence[Message]) -> None:
+        """The opener's result."""
+        self._messages = messages
+
+
+class Consumer:
+    """Deliveries of one queue, as an async iterator; made by `Client.consume`, inside ``async with``.
+
+    Each delivery that the iterator gives is verified and opened.  What cannot be is refused to HQ with its reason and
+    does not appear.
+    """
+
+    def __init__(self, line: Line, opener: Opener, queue: str, envelopes: int, size: int) -> None:
+        self.queue = queue
+        self.tag = 0
+        self._line, self._opener = line, opener
+        self._envelopes = max(1, min(envelopes, LIMITS.credit_envelopes))
+        self._size = max(1, min(size, LIMITS.credit_bytes))
+        self._given = (self._envelopes, self._size)
+        self._back_envelopes = self._back_bytes = 0
+        self._waiting: deque[Delivery] = deque()
+        self._returned: deque[Delivery] = deque()  # taken before, to be taken next
+        self._failure: CipherBoxError | None = None
+        self._trouble: CipherBoxError | None = None  # why HQ did not take the newest subscription, for now
+        self._changed = trio.Event()
+        self._link: Link | None = None
+        self.started = trio.Event()
+
+    def __aiter__(self) -> Consumer:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        while True:
+            (delivery,) = await self.batch(1)
+            if not self._opener.ready(delivery):
+                self._opener.lookups.park(delivery, self.looked_up)
+                continue
+            try:
+                if await self._opener.admit(delivery):
+                    return delivery
+            except (trio.Cancelled, CipherBoxError) as error:
+                lasts = isinstance(error, CipherBoxError) and not error.retryable
+                if delivery.link is self._link and not lasts:
+                    self._returned.appendleft(delivery)  # a caller's time limit, or HQ's silence, must not lose it
+                raise
+
+    @property
+    def waiting(self) -> int:
+        """Deliveries that HQ pushed and nobody has taken yet."""
+        return len(self._waiting) + len(self._returned)
+
+    def again(self, deliveries: Sequence[Delivery]) -> None:
+        """Puts back what was taken, to be taken next, in this order; what came over a link that ended is dropped."""
+        self._returned.extendleft(d for d in reversed(deliveries) if d.link is self._link)
+        self._wake()
+
+    def looked_up(self, delivery: Delivery, error: Exception | None) -> None:
+        """The sender's keys were looked up: it comes again, or is refused."""
+        if error is None:
+            if delivery.link is self._link:
+                self._returned.append(delivery)
+                self._wake()
+        elif fault_of(error) is Fault.SENDER:
+            self._opener.refuse_soon(delivery, refusal(error))
+        elif isinstance(error, CipherBoxError):
+            self.fail(error)
+
+    @checked
+    async def batch(self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes) -> list[Delivery]:
+        """What is there now, not opened yet: 1 to ``most`` deliveries, up to ``size`` bytes; waits for the first."""
+        await trio.lowlevel.checkpoint()
+        while not self._waiting and not self._returned:
+            if self._failure is not None:
+                raise fresh(self._failure)
+            await self._changed.wait()
+        taken: list[Delivery] = []
+        for source in (self._returned, self._waiting):
+            while source and len(taken) < most and (not taken or source[0].size <= size):
+                taken.append(source.popleft())
+                size -= taken[-1].size
+        return taken
+
+    def settled(self, deliveries: Iterable[Delivery]) -> None:
+        """These were acknowledged or refused: their credit goes back to HQ, in eighths."""
+        link = self._link
+        for delivery in deliveries:
+            if delivery.link is link and not delivery.credited:
+                delivery.credited = True
+                self._back_envelopes += 1
+                self._back_bytes += delivery.size
+        envelopes, size = self._given
+        if link is not None and (self._back_envelopes * 8 >= envelopes or self._back_bytes * 8 >= size):
+            link.credit(self.tag, self._back_envelopes, self._back_bytes)
+            self._back_envelopes = self._back_bytes = 0
+
+    # -- the line's subscriber ----------------------------------------------------------------------------------
+
+    def attach(self, link: Link) -> None:
+        """A link is open: subscribe on it, with the whole credit."""
+        if self._failure is not None or link.error is not None:
+            return
+        self._link = link
+        self._back_envelopes = self._back_bytes = 0
+        self._given = (
+            min(self._envelopes, max(1, link.welcome.credit_envelopes)),
+            min(self._size, max(1, link.welcome.credit_bytes)),
+        )
+        self._subscribe(link)
+
+    def _subscribe(self, link: Link) -> None:
+        def done(answer: frames.Ok | None, error: CipherBoxError | None) -> None:
+            if error is None:
+                self._trouble = None
+                self.started.set()
+            elif error.retryable:
+                self._trouble = error
+                if self._link is link and link.error is None:
+                    self._opener.events.say(RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again")
+                    self._line.later(AGAIN_S, again)
+            elif self._link is link:
+                self.fail(error)
+
+        def again() -> None:
+            if self._link is link and self._failure is None and link.error is None:
+                self._subscribe(link)
+
+        link.post(frames.Consume, done, tag=self.tag, queue=self.queue, envelopes=self._given[0], size=self._given[1])
+
+    def detach(self) -> None:
+        """The link is gone; what nobody took yet comes again."""
+        self._link = None
+        self._waiting.clear()
+        self._returned.clear()
+
+    def take(self, entries: list[DeliveredItem]) -> None:
+        """What HQ pushed."""
+        link = self._link
+        self._waiting.extend(Delivery(self.queue, item, self, link) for item in entries)
+        self._wake()
+
+    def fail(self, error: CipherBoxError) -> None:
+        """No more deliveries will come."""
+        self._failure = error
+        self.started.set()
+        self._wake()
+
+    async def start(self) -> None:
+        """Subscribes, and waits until HQ agreed; raises its refusal."""
+        self.tag = self._line.next_tag()
+        self._line.subscribe(self.tag, self)
+        with trio.move_on_after(self._line.tries * self._line.timeout_s):
+            await self.started.wait()
+        if self._failure is not None:
+            raise fresh(self._failure)
+        if not self.started.is_set():
+            raise fresh(self._line.trouble or self._trouble or TimedOut("HQ did not answer CONSUME"))
+        self._opener.events.say(RECEIVER, f"Subscribed to queue {self.queue}")
+
+    async def stop(self) -> None:
+        """Ends the subscription; what is not acknowledged returns to the front of its queue."""
+        link, self._link = self._link, None
+        self._line.unsubscribe(self.tag)
+        self._failure = self._failure or GoingAway("the consumer is closed")
+        self._waiting.clear()
+        self._returned.clear()
+        self._wake()
+        if link is not None and link.error is None:
+            with trio.move_on_after(1.0, shield=True):
+                try:
+                    await link.ask(frames.Cancel, 1.0, tag=self.tag)
+                except CipherBoxError:
+                    pass  # the end of the connection ends the subscription as well
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def ranges(numbers: Iterable[int]) -> list[frames.Range]:
+    """Numbers as runs, for an ACK."""
+    found: list[frames.Range] = []
+    for number in sorted(set(numbers)):
+        if found and found[-1].first + found[-1].count == number:
+            found[-1].count += 1
+        else:
+            found.append(frames.Range(number, 1))
+    return found
+
+
+def settled(deliveries: list[Delivery]) -> None:
+    """Tells their consumers that these are done with."""
+    for consumer in {d.consumer for d in deliveries if d.consumer is not None}:
+        consumer.settled(d for d in deliveries if d.consumer is consumer)

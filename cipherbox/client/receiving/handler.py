@@ -1,0 +1,297 @@
+"""Handlers: a program's own function runs once for each message, in one transaction with its result.
+
+What arrives is recorded first, with its content, and acknowledged; so HQ need not wait for the program.  Then each
+message goes through: a transaction of the inbox's database begins, the handler runs and may write into it, the message
+is marked done, all is committed.  A crash at any instruction leaves either all of that or nothing, and then the handler
+runs again: what it wrote with ``tx`` is there exactly once.  What it does elsewhere can happen again.
+
+What a handler does not take waits or is bad; see `trying`.  Messages go to it in the order in which they were recorded;
+those that wait for another try are passed by the others, unless ``ordered``: then the oldest of a sender holds up what
+this sender sent after it, until it is taken or parked.  The receipt is signed when every message of an envelope is done
+or parked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import orjson
+import trio
+
+from cipherbox.client.events import RECEIVER
+from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
+from cipherbox.client.inbox.handler_contents import ASIDE, DONE, NOT_WHOLE, WAITING, opened
+from cipherbox.client.inbox.inbox import DATABASE, STEPS
+from cipherbox.client.local_database import open_database, transaction, translated
+from cipherbox.client.nursery import background
+from cipherbox.client.receiving.attempts import Away, Failure, is_later, now_ms
+from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.envelope.ids import message_id
+from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.errors import Bad, Later
+from cipherbox.sealing.body import Message, Messages
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+
+TRIES = 5
+_LOOK_S = 1.0
+
+
+@attrs.frozen
+class Handled:
+    """One message or file as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts from 1.
+
+    A file lies at ``file`` and was called ``filename`` by its sender; its message's ``content`` is empty when it came
+    in parts.  Under a password without ``[inbox] plain`` it is there in clear for this call only.
+    """
+
+    message_id: uuid.UUID
+    sender_id: str
+    sealed_at: int
+    message: Message
+    attempt: int
+    file: Path | None = None
+    filename: str = ""
+    _kept: str = attrs.field(default="", repr=False)
+    _size: int = attrs.field(default=0, repr=False)
+    _files: list[dict[str, Any]] = attrs.field(factory=list, repr=False)
+
+
+@attrs.frozen
+class SetAside:
+    """A message whose handler failed for good."""
+
+    message_id: uuid.UUID
+    sender_id: str
+    attempts: int
+    reason: str
+
+
+Handler = Callable[[Handled, sqlite3.Connection], Awaitable[None] | None]
+
+
+class Handlers:
+    """What waits for a handler in one home's inbox.  Uses a connection of its own."""
+
+    def __init__(self, client: Client, *, tries: int = TRIES, ordered: bool = False) -> None:
+        self._client = client
+        self._path = client.home.path / DATABASE
+        self._db = open_database(self._path, STEPS)
+        self._tries, self._ordered = tries, ordered
+        self._away = Away(lambda text: client.events.say(RECEIVER, text))
+        self._read: tuple[int, Messages] | None = None  # the envelope that was read last
+        self.done = 0
+        self.aside = 0
+
+    def close(self) -> None:
+        self._db.close()
+
+    def next(self) -> tuple[int, int, Handled] | None:
+        """The oldest message whose time has come: (row, index, message)."""
+        if self._away.waits:
+            return None
+        found = self._due()
+        return None if found is None else self._handled(*found)
+
+    def _due(self) -> tuple[int, int, Failure] | None:
+        """(row, index, how often it was tried) of the next one."""
+        now = now_ms()
+        tried: tuple[int, int, Failure] | None = None
+        blocked: set[str] = set()
+        with translated(self._path):
+            failures = {
+                (number, index): Failure(attempts, later, next_at)
+                for number, index, attempts, next_at, later in self._db.execute(
+                    "SELECT number, message, attempts, next_at, later FROM failures"
+                )
+            }
+            for number, sender, states in self._db.execute(
+                "SELECT c.number, e.sender, c.states FROM contents c JOIN envelopes e ON e.number = c.number "
+                "ORDER BY c.number"
+            ):
+                for index, state in enumerate(states):
+                    if state not in (WAITING, NOT_WHOLE) or sender in blocked:
+                        continue
+                    failure = failures.get((number, index), Failure())
+                    if self._ordered:
+                        blocked.add(sender)
+                    if state == NOT_WHOLE or failure.next_at > now:
+                        continue
+                    if not failure.next_at or not self._away.doubtful:
+                        return number, index, failure
+                    tried = tried or (number, index, failure)
+        return tried
+
+    def _handled(self, number: int, index: int, failure: Failure) -> tuple[int, int, Handled] | None:
+        with translated(self._path):
+            row = self._db.execute(
+                "SELECT e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.locked, c.files FROM contents c "
+                "JOIN envelopes e ON e.number = c.number WHERE c.number = ?",
+                (number,),
+            ).fetchone()
+        if row is None:
+            return None
+        sender, envelope_id, count, sealed_at, plain, locked, files = row
+        if self._read is None or self._read[0] != number:
+            read = opened(self._client.home.keeper.content, plain, locked, sender, envelope_id, count, sealed_at)
+            self._read = number, read
+        about = orjson.loads(files or "{}").get(str(index), {})
+        return number, index, Handled(
+            message_id(envelope_id, index), sender, sealed_at, self._read[1][index],
+            failure.attempts + failure.later + 1, Path(about["file"]) if about.get("file") else None,
+            about.get("filename", ""), about.get("kept", ""), about.get("size", 0), about.get("files", []),
+        )  # fmt: skip
+
+    async def run(self, handler: Handler, number: int, index: int, handled: Handled) -> None:
+        """One message through the handler."""
+        db = self._db
+        try:
+            with translated(self._path):
+                # One that awaits takes the lock when it first writes: what else is recorded here must not wait for it.
+                db.execute("BEGIN" if inspect.iscoroutinefunction(handler) else "BEGIN IMMEDIATE")
+            try:
+                async with self._in_clear(handled) as given:
+                    found = handler(given, db)
+                    if inspect.isawaitable(found):
+                        await found
+                db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
+                self._mark(number, index, DONE)  # after a write, which had the lock, it reads what is newest
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            self.done += 1
+            self._away.over(number, index)
+        except Exception as error:
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT":
+                return  # it wrote by what it had read before something else was recorded: once more, from the start
+            self._failed(number, index, handled, error)
+
+    @asynccontextmanager
+    async def _in_clear(self, handled: Handled) -> AsyncIterator[Handled]:
+        """With its file readable."""
+        if not handled._kept:
+            yield handled
+            return
+        home = self._client.home
+        with opened_file(
+            home.path, home.keeper.content, handled._kept, handled._size, handled.filename, handled._files
+        ) as path:
+            yield attrs.evolve(handled, file=path)
+
+    def _failed(self, number: int, index: int, handled: Handled, error: Exception) -> None:
+        later = is_later(error)
+        name = "" if isinstance(error, Later | Bad) else f"{type(error).__name__}: "
+        reason = f"{name}{error}"[:1000]
+        with transaction(self._db, self._path):
+            before = self._db.execute(
+                "SELECT attempts, later FROM failures WHERE number = ? AND message = ?", (number, index)
+            ).fetchone()
+            failure = Failure(*(before or (0, 0))).after(later)
+            self._db.execute(
+                "INSERT OR REPLACE INTO failures (number, message, attempts, next_at, reason, later) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (number, index, failure.attempts, failure.next_at, reason, failure.later),
+            )
+            over = not later and failure.attempts >= self._tries
+            if over:
+                self._mark(number, index, ASIDE)
+        self.aside += over
+        if later:
+            self._away.later(number, index, reason)
+            return
+        self._away.over(number, index)
+        what = "set aside" if over else f"tried again in {failure.pause_s:.0f} s"
+        attempt = f"attempt {failure.attempts} of {self._tries}"
+        text = f"The handler failed at message {handled.message_id} ({attempt}): {reason}; it is {what}"
+        self._client.events.say(RECEIVER, text)
+
+    def _mark(self, number: int, index: int, state: int) -> None:
+        """Inside a transaction: this message is done or aside; the envelope too, when it was the last."""
+        db = self._db
+        states = self._set_state(number, index, state)
+        if WAITING in states or NOT_WHOLE in states:
+            return
+        failed = ASIDE in states
+        outcomes = bytes(Outcome.HANDLER_FAILED if s == ASIDE else Outcome.OPENED for s in states) if failed else None
+        db.execute("UPDATE envelopes SET receipt = NULL, outcomes = ? WHERE number = ?", (outcomes, number))
+        if not failed:
+            db.execute("DELETE FROM contents WHERE number = ?", (number,))
+
+    def _set_state(self, number: int, index: int, state: int) -> bytes:
+        (before,) = self._db.execute("SELECT states FROM contents WHERE number = ?", (number,)).fetchone()
+        states = bytearray(before)
+        states[index] = state
+        self._db.execute("UPDATE contents SET states = ? WHERE number = ?", (bytes(states), number))
+        return bytes(states)
+
+    async def work(self, handler: Handler, receiver: Receiver, idle_s: float | None = None) -> None:
+        """Runs the handler on what ``receiver``, which runs beside, keeps for it; see `process`."""
+        forget_opened(self._client.home.path)
+        idle_since = trio.current_time()
+        while True:
+            found = self.next()
+            if found is not None:
+                await self.run(handler, *found)
+                receiver.owe()
+                idle_since = trio.current_time()
+                await trio.lowlevel.checkpoint()
+                continue
+            if idle_s is not None and trio.current_time() - idle_since >= idle_s and not receiver.busy:
+                await receiver.flush()
+                return
+            with trio.move_on_after(min(_LOOK_S, idle_s or _LOOK_S)):
+                await receiver.wait_for_more()
+
+    def set_aside(self) -> list[SetAside]:
+        """Messages whose handler failed for good, oldest first."""
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM failures f "
+                "JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number "
+                "ORDER BY f.number, f.message"
+            ).fetchall()
+        return [
+            SetAside(message_id(envelope_id, index), sender, attempts, reason)
+            for envelope_id, index, sender, attempts, reason, states in rows
+            if states[index] == ASIDE
+        ]
+
+    def retry(self, wanted: uuid.UUID | None = None) -> int:
+        """Lets the handler try again, one message or all that were set aside; how many."""
+        count = 0
+        with transaction(self._db, self._path):
+            for number, index, envelope_id, states in self._db.execute(
+                "SELECT f.number, f.message, e.envelope_id, c.states FROM failures f "
+                "JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number"
+            ).fetchall():
+                if states[index] == ASIDE and wanted in (None, message_id(envelope_id, index)):
+                    self._db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
+                    self._set_state(number, index, WAITING)
+                    count += 1
+        return count
+
+
+async def process(
+    client: Client, handler: Handler, queues: list[str] | None = None, tries: int = TRIES,
+    idle_s: float | None = None, incoming: Path | None = None, ordered: bool = False,
+) -> Handlers:  # fmt: skip
+    """Receives and runs the handler on each message, until cancelled or nothing came for ``idle_s``."""
+    handlers = Handlers(client, tries=tries, ordered=ordered)
+    receiver = Receiver(client, keep_contents=True, incoming=incoming)
+    try:
+        async with background() as nursery:
+            await nursery.start(receiver.keep if idle_s is None else receiver.run, queues)
+            await handlers.work(handler, receiver, idle_s)
+            return handlers
+    finally:
+        handlers.close()

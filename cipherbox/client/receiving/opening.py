@@ -1,0 +1,206 @@
+"""Verifies and opens deliveries, and says to HQ what cannot be.
+
+Whatever fails gives the outcome of the receipt format.  What can never be opened here (malformed, not for us, a wrong
+signature, a body that does not decrypt, a broken commitment) becomes a dead letter at HQ, with the reason.  What may
+open later (a key that is not here yet, keys of the sender that a person must compare first, a newer version) goes back
+to the queue, after a pause that grows with each attempt: returning it at once would only use up its deliveries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.home import keyless
+from cipherbox.client.keys.directory import Directory
+from cipherbox.client.log.order import LogOrder
+from cipherbox.client.receiving.consumer import Delivery
+from cipherbox.client.receiving.contacts import Contacts
+from cipherbox.client.receiving.faults import Fault, fault_of, refusal
+from cipherbox.client.receiving.lookups import Lookups
+from cipherbox.client.receiving.refusals import Nack, Refusals
+from cipherbox.client.sessions.sessions import Sessions, in_sessions
+from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.errors import (
+    AnotherPlaintext,
+    CipherBoxError,
+    CommitmentMismatch,
+    DecryptionFailed,
+    EnvelopeError,
+    KeyMissing,
+    MalformedEnvelope,
+    NotAccepted,
+    NotRecipient,
+    PlaintextMismatch,
+    SenderNotValid,
+    SignatureInvalid,
+    UnknownVersion,
+)
+from cipherbox.portable import escape_text
+from cipherbox.sealing.body import Messages
+from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.open import Sighted, open_envelope, verify
+
+OUTCOMES: dict[type[CipherBoxError], Outcome] = {
+    MalformedEnvelope: Outcome.MALFORMED,
+    UnknownVersion: Outcome.UNKNOWN_VERSION,
+    NotRecipient: Outcome.NOT_RECIPIENT,
+    KeyMissing: Outcome.KEY_MISSING,
+    SignatureInvalid: Outcome.SIGNATURE_INVALID,
+    DecryptionFailed: Outcome.DECRYPTION_FAILED,
+    CommitmentMismatch: Outcome.COMMITMENT_MISMATCH,
+    SenderNotValid: Outcome.SENDER_NOT_VALID,
+    PlaintextMismatch: Outcome.PLAINTEXT_MISMATCH,
+    AnotherPlaintext: Outcome.COMMITMENT_CHANGED,
+    NotAccepted: Outcome.NOT_ACCEPTED,
+}
+NEVER = frozenset(
+    [
+        Outcome.MALFORMED,
+        Outcome.NOT_RECIPIENT,
+        Outcome.SIGNATURE_INVALID,
+        Outcome.DECRYPTION_FAILED,
+        Outcome.COMMITMENT_MISMATCH,
+        Outcome.TOO_OLD,
+        Outcome.PLAINTEXT_MISMATCH,
+        Outcome.COMMITMENT_CHANGED,
+        Outcome.NOT_ACCEPTED,
+    ]
+)
+PAUSE_MAX_S = 60.0
+
+
+class Opener:
+    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back."""
+
+    def __init__(
+        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
+        order: LogOrder, contacts: Contacts, sessions: Sessions | None = None,
+    ) -> None:  # fmt: skip
+        self._order, self._contacts = order, contacts
+        self._sessions = sessions
+        self.events = events
+        self._identity, self._directory = identity, directory
+        self.lookups = Lookups(directory, events, nursery)
+        self.refusals = Refusals(nack, events, nursery)
+        self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
+
+    async def open(self, delivery: Delivery, *, later: bool = False) -> None:
+        """Fills the delivery's messages, or raises the EnvelopeError.
+
+        ``later``: the caller records them, and with them what this changed in sessions (`Sessions.heard`).
+        """
+        if delivery.opened:
+            return
+        if self._identity is None:
+            raise keyless()
+        prefix = delivery.sighted.layout.prefix
+        if not self._accepts(delivery):
+            raise NotAccepted(f"no mail is taken from {prefix.sender}; see: cipherbox contacts list")
+        sender = await self._sender(delivery)
+        try:
+            messages = self._opened(delivery.sighted, sender, later)
+        except KeyMissing:
+            if not self.refresh():
+                raise
+            messages = self._opened(delivery.sighted, sender, later)
+        delivery.fill(messages)
+        if not delivery.quiet:
+            self.events.messages(RECEIVER, "Decrypted {}", prefix.envelope_id, prefix.message_count)
+
+    async def verify(self, delivery: Delivery) -> None:
+        """The sender's signature alone; the EnvelopeError if it does not hold."""
+        verify(delivery.sighted, await self._sender(delivery))
+
+    async def _sender(self, delivery: Delivery) -> KeyBundle:
+        prefix = delivery.sighted.layout.prefix
+        known = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+        if known is None:
+            known = await self._looked_up(delivery)
+        await self._order.check(known, delivery)
+        return known
+
+    async def _looked_up(self, delivery: Delivery) -> KeyBundle:
+        prefix = delivery.sighted.layout.prefix
+        if not self._directory.holds(prefix.bundle_hash) and not self.lookups.missed(prefix.sender, prefix.bundle_hash):
+            ((_, error),) = await self.lookups.settle([delivery])
+            if error is not None:
+                raise refusal(error) if fault_of(error) is Fault.SENDER else error
+        if self.lookups.missed(prefix.sender, prefix.bundle_hash):
+            raise SenderNotValid("HQ does not have the key bundle the envelope names")
+        return await self._directory.sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+
+    def _accepts(self, delivery: Delivery) -> bool:
+        """Receipts are taken from everybody: they answer what this client sent."""
+        return delivery.queue.endswith(".sys") or self._contacts.accepts(delivery.sender_id)
+
+    def expect(self, deliveries: Sequence[Delivery]) -> None:
+        """These are opened next, in this order: what HQ has to prove of them is asked for together."""
+        self._order.expect(deliveries)
+
+    def ready(self, delivery: Delivery) -> bool:
+        """Whether opening it, or refusing it, needs no look-up of its sender's keys at HQ."""
+        try:
+            prefix = delivery.sighted.layout.prefix
+        except EnvelopeError:
+            return True
+        if not self._accepts(delivery):
+            return True
+        if self.lookups.holds(prefix.sender):
+            return False
+        return self._directory.holds(prefix.bundle_hash) or self.lookups.missed(prefix.sender, prefix.bundle_hash)
+
+    def _opened(self, sighted: Sighted, sender: KeyBundle, later: bool) -> Messages:
+        assert self._identity is not None
+        if self._sessions is not None and in_sessions(sighted):
+            return (self._sessions.hear if later else self._sessions.open)(sighted, sender)
+        return open_envelope(sighted, self._identity, sender)
+
+    async def admit(self, delivery: Delivery) -> bool:
+        """Opens the delivery, or refuses it to HQ; whether it is open."""
+        try:
+            await self.open(delivery)
+        except EnvelopeError as error:
+            await self.refuse(delivery, error)
+            return False
+        return True
+
+    async def refuse(
+        self, delivery: Delivery, error: EnvelopeError, *, outcome: Outcome | None = None, pause: bool = True
+    ) -> None:
+        """As `refuse_soon`, and waits until HQ was told, unless that is only after a pause."""
+        self.refuse_soon(delivery, error, outcome=outcome, pause=pause)
+        await self.refusals.flush()
+
+    def refuse_soon(
+        self, delivery: Delivery, error: EnvelopeError, *, outcome: Outcome | None = None, pause: bool = True
+    ) -> None:
+        """Tells HQ why this envelope was not opened; ``outcome`` when the error's class does not say it."""
+        outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
+        sender, name = _sender(delivery), _name(delivery)
+        pause_s = min(2.0 ** min(delivery.attempt - 1, 6), PAUSE_MAX_S) if pause else 0.0
+        reason = escape_text(f"{outcome.name.lower().replace('_', '-')}: {error}")
+        final = outcome in NEVER
+        back = self.refusals.put(
+            delivery, sender, requeue=not final, outcome=outcome, reason=reason, pause_s=0.0 if final else pause_s
+        )
+        what = "goes back to the queue" if back else "becomes a dead letter"
+        self.events.say(RECEIVER, f"Refused {name}: {error}; it {what}")
+
+
+def _sender(delivery: Delivery) -> str:
+    try:
+        return delivery.sender_id
+    except EnvelopeError:
+        return ""
+
+
+def _name(delivery: Delivery) -> str:
+    where = f"number {delivery.seq} of queue {delivery.queue}"
+    try:
+        return f"{where} from {delivery.sender_id}"
+    except EnvelopeError:
+        return where

@@ -1,0 +1,248 @@
+"""Receipts this client owes: its signed word to each sender on what became of the sender's envelopes.
+
+Every recorded envelope owes one, and so does every refusal that is final or that the sender can mend.  What is owed
+stands in the inbox's database, so nothing is forgotten in a crash; what is signed for again does no harm.  One
+signature covers all that is owed now, of all senders; each sender gets a group with its own leaves, sealed, into its
+mailbox `.sys`, and an envelope is marked when HQ has confirmed that group.  Receipts owe no receipts.
+
+Beside the group goes an empty message of the session with that sender, if there is one: so traffic in one direction
+heals too.  It is beside, not around: a receipt opens although a session was lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+import trio
+
+from cipherbox.client.connection.confirm_window import Outgoing
+from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
+from cipherbox.client.local_database import open_database, transaction, translated
+from cipherbox.client.publishing.publish import Address
+from cipherbox.client.receiving.opening import NEVER
+from cipherbox.client.receiving.receipts import MENDED
+from cipherbox.client.sessions.sessions import STEP_TYPE
+from cipherbox.envelope.group import TYPE, USE, Unsigned
+from cipherbox.envelope.receipt import NO_COMMITMENT, Leaf
+from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.errors import BundleDiscontinuous, CipherBoxError, EnvelopeError, TimedOut
+from cipherbox.sealing.body import Message, pack
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+    from cipherbox.client.receiving.consumer import Delivery
+
+MOST = 4096  # leaves of one signature: 300 KB of a group
+PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many at once
+RETRY_MAX_S = 60.0
+FLUSH_S = 5.0
+REFUSALS = 1000  # of each sender, in the record
+_GIVEN_UP = 0
+TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
+MOST_MS = (1 << 62) - 1  # of a time or a number that HQ says: SQLite takes no more
+
+
+class Owed(NamedTuple):
+    """One envelope to sign for; ``number`` is its row, None for a refusal."""
+
+    number: int | None
+    leaf: Leaf
+
+
+class OwedReceipts:
+    """See the module.  Has the inbox's database open beside the inbox itself."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._path = client.home.path / DATABASE
+        self._db = open_database(self._path, STEPS, OLDEST)
+        self._news = trio.Event()
+        self._idle = trio.Event()
+        self._later: dict[str, tuple[float, float]] = {}  # senders with trouble: not before, and the pause
+        self.signed = 0  # envelopes signed for
+
+    def close(self) -> None:
+        self._db.close()
+
+    def came(self) -> None:
+        """Something was recorded."""
+        self._idle = trio.Event()
+        self._news.set()
+
+    def refuse(self, refused: Sequence[tuple[Delivery, Outcome, str]]) -> None:
+        """Records what was refused, of each sender so much, and owes the sender the word, where it was the sender.
+
+        Of what is no envelope at all, the newest is remembered.
+        """
+        now = _now_ms()
+        rows = []
+        for delivery, outcome, reason in refused:
+            at, entry = min(delivery.accepted_at, MOST_MS), min(delivery.log_entry, MOST_MS)
+            try:
+                digest, prefix = delivery.sighted.hashes.envelope_hash, delivery.sighted.layout.prefix
+                named = prefix.sender, prefix.envelope_id, prefix.generation
+            except EnvelopeError:
+                named, digest = ("", bytes(16), 0), bytes(32)
+            rows.append((*named, outcome, digest, at, reason, now, None if outcome in TOLD else _GIVEN_UP, entry))
+        with transaction(self._db, self._path):
+            self._db.executemany(
+                "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
+                " reason, refused_at, receipt, log_entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            for sender in {row[0] for row in rows}:  # the newest of each stay, as a record
+                self._db.execute(
+                    "DELETE FROM refusals WHERE sender = ?1 AND refused_at < (SELECT refused_at FROM refusals"
+                    " WHERE sender = ?1 ORDER BY refused_at DESC LIMIT 1 OFFSET ?2)",
+                    (sender, REFUSALS),
+                )
+        self.came()
+
+    async def run(self) -> None:
+        """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried again; a sender whose
+        receipts meet trouble waits by itself."""
+        while True:
+            self._news = trio.Event()
+            now = trio.current_time()
+            self._later = {name: found for name, found in self._later.items() if found[0] > now or found[1] > PAUSE_S}
+            waiting = [name for name, (until, _) in self._later.items() if until > now]
+            owed = self._owed(waiting)
+            if owed:
+                await self._sign(owed)
+                await trio.sleep(PAUSE_S)
+                continue
+            self._idle.set()
+            with trio.move_on_at(min((until for until, _ in self._later.values() if until > now), default=inf)):
+                await self._news.wait()
+
+    async def flush(self) -> None:
+        """Waits a little until nothing is owed; the rest is sent by the next command."""
+        with trio.move_on_after(FLUSH_S):
+            await self._idle.wait()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _owed(self, without: Sequence[str]) -> list[Owed]:
+        names = orjson.dumps(without).decode()
+        with translated(self._path):
+            rows = self._db.execute(
+                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes,"
+                " commitment, log_entry FROM envelopes WHERE receipt IS NULL"
+                " AND sender NOT IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
+                (names, MOST),
+            ).fetchall()
+            rows += self._db.execute(
+                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL, NULL,"
+                " log_entry FROM refusals WHERE receipt IS NULL"
+                " AND sender NOT IN (SELECT value FROM json_each(?)) LIMIT ?",
+                (names, MOST - len(rows)),
+            ).fetchall()
+        return [
+            Owed(
+                number,
+                Leaf(
+                    sender, envelope_id, generation, digest or bytes(32), at, Outcome(outcome),
+                    tuple(map(Outcome, outcomes or b"")), commitment or NO_COMMITMENT, entry,
+                ),
+            )
+            for number, sender, envelope_id, generation, digest, at, outcome, outcomes, commitment, entry in rows
+        ]  # fmt: skip
+
+    async def _sign(self, owed: Sequence[Owed]) -> None:
+        identity = self._client.home.identity
+        assert identity is not None
+        assert identity.bundle is not None
+        at = _now_ms()
+        newest = self._client.log.newest
+        unsigned = Unsigned.over(
+            identity.client_id, at, identity.bundle.hash, identity.suite, [one.leaf for one in owed],
+            newest.note if newest is not None else b"",
+        )  # fmt: skip
+        signatures = identity.sign(USE, unsigned.digest)
+        senders = list(dict.fromkeys(unsigned.senders))
+        sent: dict[str, int] = {}
+
+        async def one(sender: str) -> None:
+            try:
+                await self._send(sender, unsigned.group(signatures, sender))
+                sent[sender] = 1
+                self._later.pop(sender, None)
+            except CipherBoxError as error:
+                mendable = isinstance(error, BundleDiscontinuous)  # a person compares, then the next command sends it
+                if error.retryable or error.closes or mendable:  # it was said what is wrong; what is owed stays owed
+                    pause = min(self._later.get(sender, (0.0, PAUSE_S / 2))[1] * 2, RETRY_MAX_S)
+                    self._later[sender] = trio.current_time() + pause, pause
+                else:  # it is gone, or its keys are not trusted: nobody could read it
+                    sent[sender] = _GIVEN_UP
+
+        async with trio.open_nursery() as nursery:
+            for sender in senders:
+                nursery.start_soon(one, sender)
+        if sent:
+            self._mark(owed, sent, at, unsigned.root)
+
+    async def _send(self, sender: str, group: bytes) -> None:
+        client = self._client
+        address = Address.make(
+            [sender], "", "", "sys", stanza=None, cipher=None, allow_mixed=True, expires_at=0, partial=False
+        )
+        target = await client.sealer.target(address)
+        done = trio.Event()
+        messages = [Message(group, TYPE), *await self._turn(sender)]
+        item: Outgoing = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
+        window = client.line.window
+        window.add(item)
+        try:
+            with trio.move_on_after(client.line.tries * client.line.timeout_s):
+                await done.wait()
+        finally:
+            if not item.gone:
+                window.forget(item)
+        if item.error is not None:
+            raise item.error
+        if item.result is None:
+            raise TimedOut("HQ did not confirm a receipt in time")
+
+    async def _turn(self, sender: str) -> list[Message]:
+        """The session's empty message; none when the session has trouble, for no receipt must wait for that."""
+        sessions = self._client.sessions
+        with suppress(CipherBoxError):
+            turn = sessions.turn(sender) if sessions is not None else None
+            if turn is not None and self._client.post is not None:
+                raw, step = turn
+                await self._client.post.turned(step)
+                return [Message(raw, STEP_TYPE)]
+        return []
+
+    def _mark(self, owed: Sequence[Owed], sent: dict[str, int], at: int, root: bytes) -> None:
+        # A power cut here costs a second receipt, as an end of this process before the mark does.
+        with transaction(self._db, self._path, synced=False):
+            db = self._db
+            receipt = db.execute("INSERT INTO receipts (signed_at, root) VALUES (?, ?)", (at, root)).lastrowid or 0
+            numbers, refusals = [], []
+            for one in owed:
+                state = sent.get(one.leaf.sender)
+                if state is None:
+                    continue
+                mark = receipt if state else _GIVEN_UP
+                self.signed += bool(state)
+                leaf = one.leaf
+                if one.number is not None:
+                    numbers.append((mark, one.number))
+                else:
+                    refusals.append((mark, leaf.sender, leaf.envelope_id, leaf.generation, leaf.outcome))
+            db.executemany("UPDATE envelopes SET receipt = ? WHERE number = ?", numbers)
+            db.executemany(
+                "UPDATE refusals SET receipt = ? WHERE sender = ? AND envelope_id = ? AND generation = ?"
+                " AND outcome = ?",
+                refusals,
+            )
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,69 @@
+"""The frames of a pipe: one message each, sealed like every other.
+
+    byte 0       version, 1             bytes 18..25  number of this frame among DATA and END, from 1; else 0
+    byte 1       kind                   bytes 26..33  the highest number that was written out here
+    bytes 2..17  the pipe's random id   from 34       data; for OPEN, ACCEPT the seconds of --idle; for BREAK the reason
+
+A receiver that is no pipe records such an envelope and signs for it, but writes no line: its pipe has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING
+
+import attrs
+
+from cipherbox.errors import MalformedEnvelope
+from cipherbox.sealing.body import Message
+
+if TYPE_CHECKING:
+    from cipherbox.client.inbox.lines import Received
+    from cipherbox.client.receiving.consumer import Delivery
+
+TYPE = "application/x-cipherbox-pipe"
+VERSION = 1
+_HEAD = struct.Struct(">BB16sQQ")
+
+
+class Kind(enum.IntEnum):
+    """What a frame says."""
+
+    OPEN = 1  # who is there?
+    ACCEPT = 2  # I am, and it is you I wait for
+    DATA = 3
+    END = 4  # of my input
+    ALIVE = 5
+    BREAK = 6  # I end before the end
+
+
+@attrs.frozen
+class Frame:
+    """See the module."""
+
+    kind: Kind
+    pipe: bytes
+    number: int = 0
+    written: int = 0
+    data: bytes = attrs.field(default=b"", repr=False)
+
+    def message(self) -> Message:
+        """As a message."""
+        return Message(_HEAD.pack(VERSION, self.kind, self.pipe, self.number, self.written) + self.data, TYPE)
+
+
+def read_frame(content: bytes) -> Frame:
+    """The frame; MalformedEnvelope when it is none, or one of a newer program."""
+    try:
+        version, kind, pipe, number, written = _HEAD.unpack_from(content)
+        if version != VERSION:
+            raise ValueError
+        return Frame(Kind(kind), pipe, number, written, content[_HEAD.size :])
+    except (struct.error, ValueError):
+        raise MalformedEnvelope("this is no frame of a pipe that this program knows") from None
+
+
+def is_frame(received: Received | Delivery) -> bool:
+    """Whether an opened envelope is a frame of a pipe."""
+    return len(received.messages) == 1 and received.messages[0].content_type == TYPE

@@ -1,0 +1,199 @@
+"""Receipts others sent this client: taken in from the mailbox `.sys` by whatever command is running.
+
+A group counts when its signature verifies against the recipient's keys as this client believes them, when it came from
+that recipient, and when it speaks of an envelope that was sent to that recipient with that hash.  The outbox keeps it,
+with the keys it was signed with, so that it can be exported and verified years later.  The same receipt again, a leaf
+that says nothing new, and one from somebody who was not a recipient change nothing.
+
+A recipient that lacks the key an envelope was sealed to gets the next generation, sealed to the keys it has now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from cipherbox.client.events import SENDER
+from cipherbox.client.outbox.rows import Signed
+from cipherbox.client.receiving.consumer import Consumer, Delivery
+from cipherbox.client.receiving.faults import Fault, fault_of, refusal
+from cipherbox.client.sessions.sessions import STEP_TYPE
+from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
+from cipherbox.envelope.ids import message_id
+from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+
+CREDIT = 64  # groups handed out at once: what a short command can take in before it ends
+CREDIT_BYTES = 1024 * 1024  # and their bytes
+REST_S = 2.0
+_PAUSE_S = 5.0  # after an error, before the mailbox is looked at again
+SETTLE_S = 1.0
+_MOST = (1 << 63) - 1  # of a time that somebody else's clock says: no database takes more
+MENDED = frozenset({Outcome.KEY_MISSING})
+MOST_GENERATIONS = 16  # two ends that never agree stop some time
+
+
+class ReceiptTaker:
+    """See the module."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.taken = trio.Event()  # replaced at each news
+        self._began = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._consumer: Consumer | None = None
+
+    async def settle(self) -> None:
+        """Waits a moment for what lies in the mailbox now."""
+        with trio.move_on_after(SETTLE_S):
+            await self._began.wait()
+            await trio.sleep(SETTLE_S / 4)
+            await self._idle.wait()
+
+    async def rest(self) -> None:
+        """Before the client closes: takes in what HQ has handed out.  Handed out twenty times in vain, by twenty short
+        commands that ended too soon, it would become a dead letter."""
+        with trio.move_on_after(REST_S):
+            while self._consumer is not None and (self._consumer.waiting or not self._idle.is_set()):
+                await self._idle.wait()
+                await trio.lowlevel.checkpoint()  # the taker's turn: what waits makes it busy
+        await self._client.log.rest(self._client.line)
+
+    async def run(self) -> None:
+        """Until cancelled; errors end here, and what could not be taken comes again."""
+        while True:
+            try:
+                await self._consume()
+            except CipherBoxError:
+                self._consumer = None
+                self._idle.set()
+                await trio.sleep(_PAUSE_S)
+
+    async def _consume(self) -> None:
+        client = self._client
+        async with client.consume_unopened(f"{client.mailbox}.sys", envelopes=CREDIT, size=CREDIT_BYTES) as consumer:
+            self._began.set()
+            self._consumer = consumer
+            while True:
+                done = []
+                batch = await consumer.batch(64)
+                self._idle = trio.Event()
+                client.opener.expect(batch)
+                for delivery in batch:
+                    if await self._take(delivery):
+                        delivery.drop_messages()
+                        done.append(delivery)
+                if done:
+                    await client.ack(done)
+                self._idle.set()
+
+    async def _take(self, delivery: Delivery) -> bool:
+        """Whether it may be acknowledged."""
+        client = self._client
+        try:
+            await client.opener.open(delivery)
+            delivery.drop_raw()
+        except Exception as error:
+            if fault_of(error) is not Fault.SENDER:
+                raise
+            client.opener.refuse_soon(delivery, refusal(error))
+            return False
+        for message in delivery.messages:
+            if message.content_type == STEP_TYPE and client.sessions is not None:
+                with suppress(EnvelopeError):  # of a session that is gone here, or taken in before
+                    client.sessions.take_turn(delivery.sender_id, message.content)
+            if message.content_type != TYPE:
+                continue  # of a newer program; it is not for this one
+            try:
+                await self._group(delivery, message.content)
+            except Exception as error:
+                if fault_of(error) is not Fault.SENDER:
+                    raise
+                client.events.say(SENDER, f"A receipt from {delivery.sender_id} does not hold: {error}")
+        return True
+
+    async def _group(self, delivery: Delivery, raw: bytes) -> None:
+        client = self._client
+        group = decode_group(raw)
+        receipt = group.receipt
+        if receipt.recipient != delivery.sender_id:
+            raise SignatureInvalid(f"it speaks for {receipt.recipient}")
+        bundle = await client.opener.lookups.bundle(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
+        verify_group(group, bundle)
+        if receipt.checkpoint:
+            # a fork of HQ's log shows here: both ends saw a head of their own
+            client.log.meet(receipt.checkpoint, receipt.recipient)
+        post = client.post
+        assert post is not None
+        news = await post.store(
+            post.outbox.sign, bundle.raw, bundle.hash, receipt.recipient, raw, hashlib.sha256(raw).digest(),
+            self._outcomes(group),
+        )  # fmt: skip
+        assert isinstance(news, list)
+        if not news:
+            return
+        self._say(news)
+        self.taken.set()
+        self.taken = trio.Event()
+        for one in news:
+            if one.outcome in MENDED and one.generation < MOST_GENERATIONS:
+                await self._mend(one)
+
+    def _outcomes(self, group: Group) -> list[Signed]:
+        me = self._client.client_id
+        receipt = group.receipt
+        return [
+            Signed(
+                leaf.envelope_id, leaf.generation, receipt.recipient, leaf.outcome, min(receipt.at, _MOST), index,
+                leaf.envelope_hash, bytes(leaf.messages), leaf.log_entry,
+            )
+            for index, leaf in enumerate(group.leaves)
+            if leaf is not None and leaf.sender == me
+        ]  # fmt: skip
+
+    def _say(self, news: list[Signed]) -> None:
+        events = self._client.events
+        for one in news:
+            if one.proven_entry:
+                events.say(
+                    SENDER,
+                    f"{one.recipient} signed that HQ delivered {message_id(one.envelope_id, 0)} as accepted in entry "
+                    f"{one.log_entry} of its log, and HQ proved here that it was entry {one.proven_entry}. Unless HQ "
+                    "was restored from a backup in between, HQ keeps two logs, or one of the two does not tell the "
+                    "truth: ask them, and the admin (cipherbox manual log)",
+                )
+        if not events.heard:
+            return
+        for one in news:
+            failed = len(one.messages) - one.messages.count(Outcome.OPENED)
+            if failed:
+                text = f"{one.recipient} opened {{}} and gave up {failed} of {len(one.messages)}; its receipt verifies"
+            elif one.outcome == Outcome.OPENED:
+                text = f"{one.recipient} opened {{}}; its receipt verifies"
+            else:
+                text = f"{one.recipient} refused {{}}: {words(one.outcome)}; its receipt verifies"
+            events.messages(SENDER, text, one.envelope_id, 1, mark=one.outcome == Outcome.OPENED)
+
+    async def _mend(self, one: Signed) -> None:
+        client = self._client
+        assert client.post is not None
+        try:
+            client.directory.refresh(one.recipient)
+            await client.post.seal_again(one.envelope_id, generation=one.generation)
+        except CipherBoxError as error:
+            client.events.say(SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}")
+
+
+def words(outcome: int) -> str:
+    """An outcome as people say it."""
+    try:
+        return Outcome(outcome).name.lower().replace("_", " ")
+    except ValueError:
+        return f"outcome {outcome}"

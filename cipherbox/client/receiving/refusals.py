@@ -1,0 +1,111 @@
+"""What HQ is told about envelopes that were not taken in, beside the receiving.
+
+A refusal that is final goes at once, one that may pass later after a pause that grows with each attempt.  While it
+waits, the envelope's bytes are dropped here and its part of the credit is given back, so what one sender's envelopes
+wait for holds up nobody else's.  Of one sender so many wait at a time; what comes above that becomes a dead letter at
+once, which nothing loses.  HQ's answer to a refusal changes nothing here: what it did not take is delivered again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import trio
+
+from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.receiving.consumer import Delivery
+from cipherbox.errors import CipherBoxError
+
+OF_SENDER = 256  # of one sender, waiting
+AT_ONCE = 64  # told to HQ side by side
+FLUSH_S = 5.0
+Nack = Callable[[Delivery, bool, int, str], Awaitable[None]]
+
+
+class _Due(NamedTuple):
+    at: float
+    number: int
+    delivery: Delivery
+    sender: str
+    requeue: bool
+    outcome: int
+    reason: str
+
+
+class Refusals:
+    """See the module.  ``nack`` tells HQ; ``nursery`` holds the task that does."""
+
+    def __init__(self, nack: Nack, events: Events, nursery: trio.Nursery) -> None:
+        self._nack, self._events, self._nursery = nack, events, nursery
+        self._due: list[_Due] = []
+        self._waiting: Counter[str] = Counter()
+        self._number = 0
+        self._news = trio.Event()
+        self._under_way = 0
+        self._idle = trio.Event()
+        self._running = False
+
+    def put(
+        self, delivery: Delivery, sender: str, *, requeue: bool, outcome: int, reason: str, pause_s: float
+    ) -> bool:
+        """Tells HQ after a pause; whether it goes back to the queue, as wished, or to the dead letters."""
+        if requeue and self._waiting[sender] >= OF_SENDER:
+            requeue, pause_s = False, 0.0
+            reason = f"{reason}; too many of this sender's wait already"
+        if requeue:
+            self._waiting[sender] += 1
+        delivery.release()
+        self._number += 1
+        at = trio.current_time() + pause_s
+        heapq.heappush(self._due, _Due(at, self._number, delivery, sender, requeue, outcome, reason))
+        self._news.set()
+        if not self._running:
+            self._running = True
+            self._nursery.start_soon(self._run)
+        return requeue
+
+    async def flush(self) -> None:
+        """Waits a little until HQ was told all that needs no pause."""
+        with trio.move_on_after(FLUSH_S):
+            while self._under_way or (self._due and self._due[0].at <= trio.current_time()):
+                await self._idle.wait()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._news = trio.Event()
+                now = trio.current_time()
+                ready: list[_Due] = []
+                while self._due and self._due[0].at <= now and len(ready) < AT_ONCE:
+                    ready.append(heapq.heappop(self._due))
+                if ready:
+                    self._under_way = len(ready)
+                    async with trio.open_nursery() as nursery:
+                        for one in ready:
+                            nursery.start_soon(self._tell, one)
+                    self._under_way = 0
+                    continue
+                self._idle.set()
+                self._idle = trio.Event()
+                with trio.move_on_at(self._due[0].at if self._due else float("inf")):
+                    await self._news.wait()
+        finally:
+            self._running = False
+
+    async def _tell(self, one: _Due) -> None:
+        try:
+            link = one.delivery.link
+            if link is None or link.error is None:  # else it is back in its queue already
+                await self._nack(one.delivery, one.requeue, one.outcome, one.reason)
+        except CipherBoxError as error:
+            self._events.say(RECEIVER, f"HQ was not told of a refusal: {error}; it delivers the envelope again")
+        finally:
+            if one.requeue:
+                self._waiting[one.sender] -= 1
+                if self._waiting[one.sender] <= 0:
+                    del self._waiting[one.sender]

@@ -1,0 +1,89 @@
+"""The halves of this home's sessions that speak: sending chains, in the outbox's database, under the local key.
+
+Each envelope that is sealed in a session turns its chain by one.  Where the chain stands then is written in the
+transaction that puts the envelope into the outbox, so a crash loses both or neither, and no message key is used for
+two envelopes that left.  Until then it stands in memory.
+
+Another process of this home may have turned the same chain meanwhile, or a step between may not have been written.  So
+a batch is written only if its steps follow one on the other from where the chain stands; otherwise its envelopes do not
+leave, and are sealed again (SessionMoved).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from operator import attrgetter
+
+import attrs
+
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.local_secret_box import Vault
+from cipherbox.sealing.ratchet import session
+from cipherbox.sealing.ratchet.double_ratchet import Chain
+
+STEP = """
+CREATE TABLE chains (
+    session_id BLOB PRIMARY KEY, turn INTEGER NOT NULL, sent INTEGER NOT NULL, used_at INTEGER NOT NULL,
+    state BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+At = tuple[int, int]  # turn of the root, messages sent in it
+_BEGINNING: At = (0, 0)
+
+
+@attrs.frozen(eq=False)
+class Turned:
+    """A message sealed in a session: where its chain stood before, and the chain after it."""
+
+    peer: str
+    session_id: bytes
+    before: At
+    after: Chain
+
+    @property
+    def begins(self) -> bool:
+        """Whether this was the first of its chain."""
+        return self.before[0] != self.after.turn
+
+
+def at(chain: Chain | None) -> At:
+    """Where a chain stands."""
+    return _BEGINNING if chain is None else (chain.turn, chain.sent)
+
+
+class Chains:
+    """Reads and writes the table; the connection is the caller's."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    def read(self, db: sqlite3.Connection, session_id: bytes) -> Chain | None:
+        """As far as it was written; DecryptionFailed or Damaged when it cannot be read."""
+        row = db.execute("SELECT state FROM chains WHERE session_id = ?", (session_id,)).fetchone()
+        return None if row is None else session.decode_chain(self._vault.unlock(row[0], b"chain" + session_id))
+
+    def write(self, db: sqlite3.Connection, steps: Iterable[Turned]) -> set[bytes]:
+        """Within a transaction; the ids of sessions whose steps do not follow: nothing of these is written."""
+        by_session: dict[bytes, list[Turned]] = {}
+        for step in steps:
+            by_session.setdefault(step.session_id, []).append(step)
+        moved = set()
+        for name, several in by_session.items():
+            row = db.execute("SELECT turn, sent FROM chains WHERE session_id = ?", (name,)).fetchone()
+            place = row or _BEGINNING
+            for step in sorted(several, key=attrgetter("before")):
+                if step.before != place:
+                    moved.add(name)
+                    break
+                chain = step.after
+                place = at(chain)
+            if name in moved:
+                continue
+            now = int(time.time() * 1000)
+            if row is None:  # rarely: sessions that nobody can have spoken in for so long go
+                db.execute("DELETE FROM chains WHERE used_at < ?", (now - LIMITS.watermark_ms,))
+            locked = self._vault.lock(session.encode_chain(chain), b"chain" + name)
+            db.execute("INSERT OR REPLACE INTO chains VALUES (?, ?, ?, ?, ?)", (name, *at(chain), now, locked))
+        return moved

@@ -1,0 +1,25 @@
+"""Sessions in which nothing more is said: their other end, or this one, has begun with other keys."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from cipherbox.client.local_database import translated
+
+DATABASE = "inbox.sqlite3"
+
+
+def retire_sessions(home: Path, peer: str = "") -> None:
+    """Retire the sessions with ``peer``, or all of them.  What still comes in them opens; the next message begins anew.
+
+    For commands alone: no part of this process may have the database open (see `localdb`).
+    """
+    path = home / DATABASE
+    if not path.exists():
+        return
+    with translated(path), closing(sqlite3.connect(path, timeout=30)) as db:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
+            db.execute("UPDATE sessions SET retired = 1 WHERE ? IN ('', peer)", (peer,))
+            db.commit()

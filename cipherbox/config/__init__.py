@@ -1,0 +1,1 @@
+"""Settings: frozen classes, the TOML files they come from, and what they name."""

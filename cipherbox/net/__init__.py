@@ -1,0 +1,1 @@
+"""TLS and WebSocket streams, proxies, and connecting to one of several addresses."""

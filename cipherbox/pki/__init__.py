@@ -1,0 +1,42 @@
+"""Certificates: made, read, and verified against one profile; revocation lists.
+
+Callers write ``from cipherbox import pki`` and use what is named here.
+"""
+
+from cipherbox.pki.certificates import (
+    CRL_DAYS,
+    OFFLINE_CRL_DAYS,
+    Authority,
+    PrivateKey,
+    PublicKey,
+    common_name,
+    csr_pem,
+    der,
+    end_of,
+    enrol_number,
+    fingerprint,
+    is_due,
+    issue_client,
+    issue_server,
+    key_of_csr,
+    key_pem,
+    load_key,
+    load_pem,
+    make_ca_csr,
+    make_csr,
+    ms,
+    new_issuing,
+    new_key,
+    new_root,
+    now,
+    password_of,
+    pem,
+    renew_at,
+    renew_issuing,
+    serial,
+    spki,
+    spki_of,
+)
+from cipherbox.pki.profile import CLIENT, SERVER, SERVER_NAME, check_dates, load_der, verify_chain
+
+__all__ = ["CLIENT", "CRL_DAYS", "OFFLINE_CRL_DAYS", "SERVER", "SERVER_NAME", "Authority", "PrivateKey", "PublicKey", "check_dates", "common_name", "csr_pem", "der", "end_of", "enrol_number", "fingerprint", "is_due", "issue_client", "issue_server", "key_of_csr", "key_pem", "load_der", "load_key", "load_pem", "make_ca_csr", "make_csr", "ms", "new_issuing", "new_key", "new_root", "now", "password_of", "pem", "renew_at", "renew_issuing", "serial", "spki", "spki_of", "verify_chain"]

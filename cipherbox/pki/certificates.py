@@ -1,0 +1,278 @@
+"""Certificates: a root, an issuing CA, one certificate per party, and the revocation list.
+
+The root signs the issuing CA and nothing else, so its key can leave the machine after `init`.  The issuing CA signs
+HQ's server certificate, the clients' certificates and the revocation list.  All keys made here are ECDSA P-384 (RFC
+5480), all signatures ECDSA with SHA-384; the CAs of an organization above ours may be RSA.  The issuing CA keeps name
+and key when it is renewed, so what it signed before stays good and its revocation list is one.  Nothing is issued that
+would outlive its issuer.  A client's id is its certificate's common name and comes from HQ's records; from a signing
+request only the public key is taken.  Clients check HQ by one fixed logical name, so its addresses may change.
+What is verified, and by which profile, is in `profile`; the manual page `pki` has it in words.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Sequence
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from cipherbox.errors import ConfigError, CredentialsError, InvalidRequest
+from cipherbox.limits import check_client_id
+from cipherbox.pki.profile import CLIENT, SERVER, SERVER_NAME, check_dates, load_der, verify_chain
+
+ROOT_DAYS, ISSUING_DAYS, LEAF_DAYS = 7305, 3652, 398
+CRL_DAYS, OFFLINE_CRL_DAYS = 7, 35
+RENEW_AT = 2 / 3  # of a certificate's life
+_LABEL_NUMBER = b"cipherbox/v1/enrol-number\x00"
+BACKDATED = datetime.timedelta(minutes=5)  # a new machine's clock may lag a little
+
+__all__ = ["CLIENT", "SERVER", "SERVER_NAME", "check_dates", "load_der", "verify_chain"]  # the profile's names
+
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
+
+
+@attrs.frozen
+class Authority:
+    """A certificate that signs others, with its key."""
+
+    certificate: x509.Certificate
+    key: PrivateKey = attrs.field(repr=False)
+
+
+def now() -> datetime.datetime:
+    """The time in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def ms(moment: datetime.datetime) -> int:
+    """Milliseconds since 1970."""
+    return int(moment.timestamp() * 1000)
+
+
+def new_key() -> PrivateKey:
+    """A fresh P-384 key."""
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def end_of(chain: Sequence[x509.Certificate]) -> datetime.datetime:
+    """When the first of these certificates ends."""
+    return min(one.not_valid_after_utc for one in chain)
+
+
+def renew_at(certificate: x509.Certificate) -> datetime.datetime:
+    """From when on a certificate is renewed."""
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return begin + (end - begin) * RENEW_AT
+
+
+def is_due(certificate: x509.Certificate, at: datetime.datetime | None = None) -> bool:
+    """Whether two thirds of its life are over."""
+    return (at or now()) >= renew_at(certificate)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, issuer_key: PublicKey, days: float,
+    signer: x509.Certificate | None,
+) -> x509.CertificateBuilder:  # fmt: skip
+    start = now() - BACKDATED
+    end = start + datetime.timedelta(days=days)
+    if signer is not None:
+        end = min(end, signer.not_valid_after_utc)
+        if signer.not_valid_after_utc <= now():
+            raise CredentialsError(
+                f"{common_name(signer) or 'the CA'} ended on {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this "
+                "machine's clock and can sign nothing more; if the clock is right, renew it: cipherbox ca renew"
+            )
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _authority(
+    subject: x509.Name, signer: Authority | None, days: int, depth: int, key: PrivateKey | None = None
+) -> Authority:
+    key = key or new_key()
+    issuer = signer.certificate.subject if signer else subject
+    issuer_key = signer.key if signer else key
+    above = signer.certificate if signer else None
+    certificate = (
+        _builder(subject, issuer, key.public_key(), issuer_key.public_key(), days, above)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=depth), critical=True)
+        .add_extension(_usage(ca=True), critical=True)
+        .sign(issuer_key, hashes.SHA384())
+    )
+    return Authority(certificate, key)
+
+
+def new_root(name: str) -> Authority:
+    """A self-signed root that may sign one level of issuing CAs."""
+    return _authority(_name(f"{name} root"), None, ROOT_DAYS, 1)
+
+
+def new_issuing(name: str, root: Authority) -> Authority:
+    """An issuing CA under ``root``."""
+    return _authority(_name(f"{name} issuing CA"), root, ISSUING_DAYS, 0)
+
+
+def renew_issuing(issuing: Authority, root: Authority) -> Authority:
+    """The same issuing CA, same name and key, for ten years from now."""
+    return _authority(issuing.certificate.subject, root, ISSUING_DAYS, 0, issuing.key)
+
+
+def _leaf(
+    issuing: Authority, key: PublicKey, name: str, purpose: x509.ObjectIdentifier, days: float
+) -> x509.Certificate:
+    builder = (
+        _builder(
+            _name(name), issuing.certificate.subject, key, issuing.key.public_key(), days, issuing.certificate
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+    )
+    if purpose == SERVER:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+    return builder.sign(issuing.key, hashes.SHA384())
+
+
+def issue_client(issuing: Authority, key: PublicKey, client_id: str, days: float = LEAF_DAYS) -> x509.Certificate:
+    """A client's certificate; its id becomes the common name."""
+    return _leaf(issuing, key, check_client_id(client_id), CLIENT, days)
+
+
+def issue_server(issuing: Authority, key: PublicKey, name: str, days: float = LEAF_DAYS) -> x509.Certificate:
+    """HQ's certificate, with the one logical name clients check."""
+    return _leaf(issuing, key, name, SERVER, days)
+
+
+def make_csr(key: PrivateKey, client_id: str) -> bytes:
+    """A PKCS#10 signing request, DER."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(client_id))
+    return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+
+def make_ca_csr(key: PrivateKey, name: str) -> bytes:
+    """A PKCS#10 request, DER, of an issuing CA to the CA of an organization."""
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(f"{name} issuing CA"))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(ca=True), critical=True)
+    return builder.sign(key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+
+def csr_pem(csr: bytes) -> bytes:
+    """A signing request as other tools read it."""
+    return x509.load_der_x509_csr(csr).public_bytes(serialization.Encoding.PEM)
+
+
+def key_of_csr(csr: bytes) -> PublicKey:
+    """The public key of a signing request whose own signature verifies; nothing else is taken from it."""
+    try:
+        request = x509.load_der_x509_csr(csr)
+        key = request.public_key()
+        good = request.is_signature_valid
+    except Exception:  # the parser's errors are many; each means: no signing request
+        raise InvalidRequest("this is not a certificate signing request") from None
+    if not good or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
+        raise InvalidRequest("a signing request needs an ECDSA P-384 key and its own valid signature")
+    return key
+
+
+def spki(key: PublicKey) -> bytes:
+    """SubjectPublicKeyInfo, DER."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def spki_of(certificate: x509.Certificate) -> bytes:
+    """SubjectPublicKeyInfo of a certificate, DER, whatever kind of key it is."""
+    key = certificate.public_key()
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def enrol_number(root_fingerprint: bytes, key_spki: bytes) -> str:
+    """The short number both ends of an enrolment show: "123 456"."""
+    digest = hashlib.sha256(_LABEL_NUMBER + root_fingerprint + key_spki).digest()
+    digits = f"{int.from_bytes(digest[:8], 'big') % 1_000_000:06d}"
+    return f"{digits[:3]} {digits[3:]}"
+
+
+def fingerprint(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate's DER."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The subject's common name, or empty."""
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if len(found) == 1 else ""
+
+
+def serial(certificate: x509.Certificate) -> str:
+    """The serial number as hexadecimal text."""
+    return f"{certificate.serial_number:x}"
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    """DER bytes."""
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def pem(*certificates: x509.Certificate) -> bytes:
+    """PEM, one behind the other."""
+    return b"".join(c.public_bytes(serialization.Encoding.PEM) for c in certificates)
+
+
+def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
+    """Certificates from PEM; CredentialsError names ``where``."""
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except Exception:
+        raise CredentialsError(f"{where} holds no certificate") from None
+
+
+def password_of(local_key: bytes) -> bytes:
+    """The PKCS#8 password a local key stands for: its hexadecimal text, which OpenSSL's tools take as well."""
+    return local_key.hex().encode()
+
+
+def key_pem(key: PrivateKey, local_key: bytes) -> bytes:
+    """PKCS#8 PEM, encrypted under a local key."""
+    protection = serialization.BestAvailableEncryption(password_of(local_key))
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+
+
+def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
+    """A private key from `key_pem`; ConfigError names ``where`` and never what is in it."""
+    try:
+        key = serialization.load_pem_private_key(data, password_of(local_key))
+    except Exception:
+        raise ConfigError(
+            f"{where} does not open with the key that belongs to it; restore both files from your backup"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{where} is not an ECDSA key")
+    return key

@@ -1,0 +1,119 @@
+"""Files that are encrypted under the home's local key and can be read and written at any place.
+
+The file is a run of slots; slot n holds the bytes from n times 16 KiB, each with a nonce and a tag of its own:
+
+    nonce 24 bytes | XChaCha20-Poly1305 of 16,384 bytes, the last ones filled up with zeros | tag 16 bytes
+
+Associated data is the file's id and the slot's number, so no slot can be moved to another place or file.  A slot that
+was never written is zeros and reads as zeros; how long the file is, and the hash of all of it, stand where the file is
+recorded.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+from cipherbox.portable import read_at, write_at
+from cipherbox.sealing.local_secret_box import VAULT_BYTES, Vault
+
+CHUNK = 16 * 1024
+SLOT = CHUNK + VAULT_BYTES
+_EMPTY = bytes(SLOT)
+
+
+class Places(Protocol):
+    """A file, clear or locked, to be read and written at any place."""
+
+    def read(self, size: int, at: int) -> bytes: ...
+
+    def write(self, data: bytes | memoryview, at: int) -> None: ...
+
+    def sync(self, size: int | None = None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ClearFile:
+    """A file as it is.  Takes over the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, size: int, at: int) -> bytes:
+        """Up to ``size`` bytes from ``at``."""
+        return read_at(self._fd, size, at)
+
+    def write(self, data: bytes | memoryview, at: int) -> None:
+        write_at(self._fd, data, at)
+
+    def sync(self, size: int | None = None) -> None:
+        """Puts it on stable storage; ``size``: with exactly so many bytes."""
+        if size is not None:
+            os.ftruncate(self._fd, size)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class LockedFile:
+    """See the module; as `ClearFile`.  ``name`` is the file's id."""
+
+    def __init__(self, fd: int, vault: Vault, name: bytes) -> None:
+        self._fd, self._vault, self._name = fd, vault, name
+
+    def read(self, size: int, at: int) -> bytes:
+        """Up to ``size`` bytes from ``at``; DecryptionFailed when they were changed.  What was not written is zeros."""
+        found = []
+        end = at + size
+        while at < end:
+            number, inside = divmod(at, CHUNK)
+            chunk = self._chunk(number)
+            if not chunk:
+                break
+            found.append(chunk[inside : inside + end - at])
+            at += len(found[-1])
+        return b"".join(found)
+
+    def write(self, data: bytes | memoryview, at: int) -> None:
+        view = memoryview(data)
+        while view:
+            number, inside = divmod(at, CHUNK)
+            piece = view[: CHUNK - inside]
+            whole: bytes | memoryview = piece
+            if len(piece) < CHUNK:
+                before = self._chunk(number) or bytes(CHUNK)
+                whole = before[:inside] + bytes(piece) + before[inside + len(piece) :]
+            write_at(self._fd, self._vault.lock(whole, self._place(number)), number * SLOT)
+            view, at = view[len(piece) :], at + len(piece)
+
+    def sync(self, size: int | None = None) -> None:
+        """Puts it on stable storage; ``size``: with room for exactly so many bytes."""
+        if size is not None:
+            os.ftruncate(self._fd, -(-size // CHUNK) * SLOT)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _chunk(self, number: int) -> bytes:
+        """What is in a slot; empty behind the end."""
+        slot = read_at(self._fd, SLOT, number * SLOT)
+        if len(slot) < SLOT:
+            return b""
+        return bytes(CHUNK) if slot == _EMPTY else self._vault.unlock(slot, self._place(number))
+
+    def _place(self, number: int) -> bytes:
+        return b"file" + self._name + number.to_bytes(8, "big")
+
+
+def sync_open(files: dict[Any, Places | None]) -> None:
+    """Syncs files that are being written, and closes them."""
+    for stored in files.values():
+        if stored is not None:
+            stored.sync()
+    for name in list(files):
+        stored = files.pop(name)
+        if stored is not None:
+            stored.close()

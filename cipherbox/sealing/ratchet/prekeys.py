@@ -1,0 +1,86 @@
+"""Private prekeys, and the offers made of them.
+
+What a client keeps: its session identity key for as long as its home lives, signed prekeys for some weeks, one-time
+prekeys until somebody used them.  Bytes in, bytes out; the caller stores them encrypted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import attrs
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+
+from cipherbox.envelope import prekeys as public_form
+from cipherbox.envelope.stanza_types import StanzaType, key_id
+from cipherbox.errors import BundleNotCertified, StoreError
+from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.ratchet import handshake
+from cipherbox.sealing.ratchet.double_ratchet import KEY, Random, public
+
+SEED = 64
+
+
+@attrs.frozen(repr=False)
+class Pair:
+    """An X25519 private key and an ML-KEM-768 seed."""
+
+    dh: bytes
+    kem: bytes
+
+    @classmethod
+    def generate(cls, random: Random = os.urandom) -> Pair:
+        return cls(random(KEY), MLKEM768PrivateKey.generate().private_bytes_raw())
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Pair:
+        """StoreError for other bytes than `encode` made."""
+        if len(raw) != KEY + SEED:
+            raise StoreError("a stored prekey is damaged")
+        return cls(raw[:KEY], raw[KEY:])
+
+    def encode(self) -> bytes:
+        return self.dh + self.kem
+
+    @property
+    def kem_public(self) -> bytes:
+        return MLKEM768PrivateKey.from_seed_bytes(self.kem).public_key().public_bytes_raw()
+
+
+def session_key_id(identity_public: bytes) -> bytes:
+    """What a prefix names in a recipient's entry of type `ratchet`."""
+    return key_id(StanzaType.RATCHET, identity_public)
+
+
+def offer(identity: Identity, session_identity: bytes, prekey_id: int, pair: Pair, made_at: int) -> bytes:
+    """The signed part; ``session_identity`` is private."""
+    raw = public_form.unsigned(
+        identity.client_id, made_at, public(session_identity), prekey_id, public(pair.dh), pair.kem_public,
+        identity.suite,
+    )  # fmt: skip
+    return raw + identity.sign(public_form.USE, hashlib.sha256(raw).digest())
+
+
+def offer_once(identity: Identity, session_identity: bytes, prekey_id: int, pair: Pair) -> bytes:
+    """A one-time part."""
+    raw = public_form.unsigned_once(
+        identity.client_id, public(session_identity), prekey_id, public(pair.dh), pair.kem_public, identity.suite
+    )
+    return raw + identity.sign(public_form.ONCE_USE, hashlib.sha256(raw).digest())
+
+
+def believed(client_id: str, sign_keys: dict[int, bytes], signed: bytes, once: bytes) -> handshake.Prekeys:
+    """What HQ handed out of a client, checked against the signing keys of its believed bundle; BundleError.
+
+    ``once`` is empty when HQ has none left: then the last-resort key is taken.
+    """
+    one = public_form.decode(signed)
+    public_form.check(one, client_id, sign_keys)
+    if not once:
+        return handshake.Prekeys(one.identity, one.prekey_id, one.prekey, one.kem)
+    two = public_form.decode_once(once)
+    public_form.check(two, client_id, sign_keys)
+    if two.identity != one.identity:
+        raise BundleNotCertified(f"the one-time prekey of {client_id} belongs to other prekeys")
+    return handshake.Prekeys(one.identity, one.prekey_id, one.prekey, two.kem, two.prekey_id, two.prekey)

@@ -1,0 +1,362 @@
+"""Sessions without HQ: two programs, a few bytes to exchange, and a Double Ratchet between them.
+
+    bob = HandshakeBuilder(bob_context).prologue(b"lab line 3")
+    alice = HandshakeBuilder(alice_context).prologue(b"lab line 3").peer_key(bob_public)
+    first, session_id = alice.begin(bob.offer())   # offer() goes to Alice, `first` goes to Bob
+    assert bob.finish(first) == session_id
+    sealed = alice_context.encrypt_message(session_id, b"text", b"associated")
+    bob_context.decrypt_message(session_id, sealed, b"associated")
+
+The handshake is the one of sessions through HQ (PQXDH, `sessions.handshake`), with prekeys made for this one handshake
+and signed with Ed25519; the initiator signs too.  So both prove who they are, and what was said stays closed to who
+steals the key pairs later, also to a quantum computer.  Without `peer_key` the other end is whoever answered: compare
+`SecureSession.peer_key` with what you know before you trust it.
+
+The state is saved before `encrypt_message` and `decrypt_message` return, so no message key is ever used twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import attrs
+import nacl.exceptions
+import nacl.signing
+
+from cipherbox.checks import checked
+from cipherbox.envelope.stanza_types import label
+from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing, MalformedEnvelope, SignatureInvalid
+from cipherbox.sealing.ratchet import handshake, session
+from cipherbox.sealing.ratchet.double_ratchet import KEY, Random, public
+from cipherbox.sealing.ratchet.handshake import Prekeys, Secrets
+from cipherbox.sealing.ratchet.prekeys import Pair
+from cipherbox.sealing.ratchet.session import ID, Session
+from cipherbox.sealing.ratchet.settings import SETTINGS, SessionSettings
+
+PUBLIC = 64
+_OFFER, _FIRST = b"CBXS\x01\x01", b"CBXS\x01\x02"
+_OFFER_LAYOUT = struct.Struct(">6s64s32s1184s64s")
+_FIRST_HEAD = struct.Struct(">6s64s64s")
+_CONFIRM = label("secure-confirm")
+
+
+@attrs.frozen(repr=False)
+class KeyPair:
+    """Who a program is.  ``private``: X25519 key, Ed25519 seed; ``public``: their public keys; 64 bytes each."""
+
+    private: bytes
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.private) != PUBLIC:
+            raise InvalidRequest(f"a private key has {PUBLIC} bytes, this one has {len(self.private)}")
+
+    def __repr__(self) -> str:
+        return f"KeyPair(public={self.public.hex()[:16]}…)"
+
+    def __iter__(self) -> Iterator[bytes]:
+        """``public, private = generate_keypair()``."""
+        return iter((self.public, self.private))
+
+    @property
+    def public(self) -> bytes:
+        return public(self.private[:KEY]) + bytes(nacl.signing.SigningKey(self.private[KEY:]).verify_key)
+
+    def sign(self, use: str, data: bytes) -> bytes:
+        """Ed25519 over a hash of ``data`` for one use, 64 bytes."""
+        return nacl.signing.SigningKey(self.private[KEY:]).sign(_signed(use, data)).signature
+
+
+@checked
+def generate_keypair(random: Random = os.urandom) -> KeyPair:
+    """A fresh key pair."""
+    return KeyPair(random(PUBLIC))
+
+
+def _signed(use: str, data: bytes) -> bytes:
+    return label(use) + hashlib.sha256(data).digest()
+
+
+def _verify(peer: bytes, use: str, data: bytes, signature: bytes) -> None:
+    try:
+        nacl.signing.VerifyKey(peer[KEY:]).verify(_signed(use, data), signature)
+    except (nacl.exceptions.CryptoError, nacl.exceptions.ValueError):
+        raise SignatureInvalid("the handshake is not signed by the key it names") from None
+
+
+def _slot(name: bytes) -> bytes:
+    """Where the key of a named peer lies among the sessions, whose ids are random and shorter."""
+    return label("secure-peer") + hashlib.sha256(name).digest()
+
+
+class SessionStorage(Protocol):
+    """Where states are kept; they are secret.  `save` returns when the state is as safe as it shall be."""
+
+    def load(self, session_id: bytes) -> bytes | None: ...
+
+    def save(self, session_id: bytes, state: bytes) -> None: ...
+
+    def delete(self, session_id: bytes) -> None: ...
+
+
+class MemoryStorage:
+    """Sessions that end with the program."""
+
+    def __init__(self) -> None:
+        self._states: dict[bytes, bytes] = {}
+
+    def load(self, session_id: bytes) -> bytes | None:
+        return self._states.get(session_id)
+
+    def save(self, session_id: bytes, state: bytes) -> None:
+        self._states[session_id] = state
+
+    def delete(self, session_id: bytes) -> None:
+        self._states.pop(session_id, None)
+
+
+@checked
+class SecureContext:
+    """A program's key pair and its sessions.  ``storage``: None for memory alone; `SqliteSessions` lasts."""
+
+    def __init__(
+        self, keypair: KeyPair | None = None, *, storage: SessionStorage | None = None,
+        settings: SessionSettings = SETTINGS, random: Random = os.urandom,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:  # fmt: skip
+        self.keypair = keypair or generate_keypair(random)
+        self.settings = settings
+        self.random = random
+        self.clock_ms = clock_ms
+        self._storage: SessionStorage = storage if storage is not None else MemoryStorage()
+        self._cache: dict[bytes, tuple[bytes, Session]] = {}
+
+    def __repr__(self) -> str:
+        return f"SecureContext({self.keypair!r})"
+
+    @property
+    def public_key(self) -> bytes:
+        """64 bytes, to be given to the other end on a way that is trusted."""
+        return self.keypair.public
+
+    def create_session(self, peer: bytes | None = None) -> HandshakeBuilder:
+        """A handshake to begin, which becomes the session.
+
+        ``peer``: the public key (64 bytes) of the only one who may be at the other end, or any other bytes as a name of
+        your own for it.  Whoever first answers under a name is remembered with its key, and is the only one who may be
+        there from then on; how good that is, only comparing `peer_key` says.
+        """
+        builder = HandshakeBuilder(self)
+        if peer is None:
+            return builder
+        if len(peer) == PUBLIC:
+            return builder.peer_key(peer)
+        if not peer:
+            raise InvalidRequest("the name of a peer is not empty")
+        return builder.named(peer)
+
+    def session(self, session_id: bytes) -> SecureSession:
+        """A session as an object; KeyMissing if there is none."""
+        self._load(session_id)
+        return SecureSession(self, session_id)
+
+    def key_of(self, name: bytes) -> bytes | None:
+        """The public key of whoever answered under a name, 64 bytes; None: nobody has."""
+        return self._storage.load(_slot(name))
+
+    def remember(self, name: bytes, key: bytes) -> None:
+        """Keeps the key of whoever answered under a name; a name keeps its first."""
+        if self.key_of(name) is None:
+            self._storage.save(_slot(name), key)
+
+    def encrypt_message(self, session_id: bytes, plaintext: bytes, associated_data: bytes = b"") -> bytes:
+        """The message's bytes.  KeyMissing: no such session; InvalidRequest: the other end must speak first."""
+        peer, found = self._load(session_id)
+        found, raw = session.seal(found, plaintext, associated_data)
+        self._save(peer, found)
+        return raw
+
+    def decrypt_message(self, session_id: bytes, message: bytes, associated_data: bytes = b"") -> bytes:
+        """The plaintext.  DecryptionFailed, MalformedEnvelope or KeyMissing, and then nothing has changed."""
+        peer, found = self._load(session_id)
+        found, plaintext = session.open_(
+            found, session.parse(message), associated_data, max_skipped=self.settings.max_skipped, random=self.random
+        )
+        self._save(peer, found)
+        return plaintext
+
+    def close_session(self, session_id: bytes) -> None:
+        """Forgets a session: what was said in it opens nowhere any more."""
+        self._cache.pop(session_id, None)
+        self._storage.delete(session_id)
+
+    def peer_key(self, session_id: bytes) -> bytes:
+        """The public key at the other end, 64 bytes."""
+        return self._load(session_id)[0]
+
+    def keep(self, peer: bytes, made: Session) -> bytes:
+        """Saves a session that a handshake made; its id."""
+        self._save(peer, made)
+        return made.session_id
+
+    def _load(self, session_id: bytes) -> tuple[bytes, Session]:
+        if session_id not in self._cache:
+            raw = self._storage.load(session_id)
+            if raw is None:
+                raise KeyMissing("there is no such session; make another handshake")
+            self._cache[session_id] = raw[:PUBLIC], session.decode(raw[PUBLIC:])
+        return self._cache[session_id]
+
+    def _save(self, peer: bytes, found: Session) -> None:
+        self._storage.save(found.session_id, peer + session.encode(found))
+        self._cache[found.session_id] = peer, found
+
+
+@checked
+@attrs.frozen
+class SecureSession:
+    """One session of a context."""
+
+    context: SecureContext
+    session_id: bytes
+
+    @property
+    def peer_key(self) -> bytes:
+        """The public key at the other end, 64 bytes."""
+        return self.context.peer_key(self.session_id)
+
+    def encrypt(self, plaintext: bytes, associated_data: bytes = b"") -> bytes:
+        """See `SecureContext.encrypt_message`."""
+        return self.context.encrypt_message(self.session_id, plaintext, associated_data)
+
+    def decrypt(self, message: bytes, associated_data: bytes = b"") -> bytes:
+        """See `SecureContext.decrypt_message`."""
+        return self.context.decrypt_message(self.session_id, message, associated_data)
+
+    def close(self) -> None:
+        """See `SecureContext.close_session`."""
+        self.context.close_session(self.session_id)
+
+
+@checked
+class HandshakeBuilder:
+    """One handshake: `offer` and `finish` at one end, `begin` at the other.  The bytes may travel any way."""
+
+    def __init__(self, context: SecureContext) -> None:
+        self._context = context
+        self._prologue = b""
+        self._peer: bytes | None = None
+        self._name = b""
+        self._session: SecureSession | None = None
+        self._pair: Pair | None = None
+        self._offer = b""
+
+    def prologue(self, data: bytes) -> HandshakeBuilder:
+        """What both ends must know to be the same; it is not sent."""
+        self._prologue = data
+        return self
+
+    def peer_key(self, key: bytes) -> HandshakeBuilder:
+        """Who alone may be at the other end: its public key, 64 bytes."""
+        if len(key) != PUBLIC:
+            raise InvalidRequest(f"a public key has {PUBLIC} bytes, this one has {len(key)}")
+        self._peer = key
+        return self
+
+    def named(self, name: bytes) -> HandshakeBuilder:
+        """A name for who is at the other end; see `SecureContext.create_session`."""
+        self._name = bytes(name)
+        self._peer = self._context.key_of(self._name)
+        return self
+
+    @property
+    def session(self) -> SecureSession:
+        """The session this handshake made; InvalidRequest before `begin` or `finish`."""
+        if self._session is None:
+            raise InvalidRequest("there is no session yet: exchange offer(), begin() and finish() with the other end "
+                                 "first, or use SecureSocket, which does that")  # fmt: skip
+        return self._session
+
+    def encrypt(self, plaintext: bytes, associated_data: bytes = b"") -> bytes:
+        """See `SecureSession.encrypt`."""
+        return self.session.encrypt(plaintext, associated_data)
+
+    def decrypt(self, message: bytes, associated_data: bytes = b"") -> bytes:
+        """See `SecureSession.decrypt`."""
+        return self.session.decrypt(message, associated_data)
+
+    def offer(self) -> bytes:
+        """The bytes to send to who begins; good for one handshake."""
+        context = self._context
+        self._pair = Pair.generate(context.random)
+        body = _OFFER + context.public_key + public(self._pair.dh) + self._pair.kem_public
+        self._offer = body + context.keypair.sign("secure-offer", body)
+        return self._offer
+
+    def begin(self, offer: bytes) -> tuple[bytes, bytes]:
+        """The bytes to send back, and the session's id.  SignatureInvalid, MalformedEnvelope, BundleMalformed."""
+        if len(offer) != _OFFER_LAYOUT.size:
+            raise MalformedEnvelope("this is no offer of a handshake")
+        magic, peer, prekey, kem, signature = _OFFER_LAYOUT.unpack(offer)
+        if magic != _OFFER:
+            raise MalformedEnvelope("this is no offer of a handshake of a version this program knows")
+        self._expect(peer)
+        _verify(peer, "secure-offer", offer[:-64], signature)
+        context = self._context
+        own = context.keypair
+        prekeys = Prekeys(peer[:KEY], 0, prekey, kem)
+        now = context.clock_ms()
+        parties = self._parties(own.public, peer)
+        shaken, agreed = handshake.begin(own.private[:KEY], prekeys, now, parties, context.random)
+        made = session.started(shaken, agreed, prekeys, now, context.random)
+        made, raw = session.seal(made, b"", _CONFIRM)
+        self._made(peer, made)
+        return _FIRST_HEAD.pack(_FIRST, own.public, own.sign("secure-first", offer + raw)) + raw, made.session_id
+
+    def finish(self, first: bytes) -> bytes:
+        """At the end that made the offer: the session's id.  What fails leaves the offer as it was."""
+        if self._pair is None:
+            raise InvalidRequest("this handshake has made no offer, or is finished; make a new one")
+        if len(first) < _FIRST_HEAD.size:
+            raise MalformedEnvelope("this is no answer to an offer")
+        magic, peer, signature = _FIRST_HEAD.unpack_from(first)
+        raw = first[_FIRST_HEAD.size :]
+        if magic != _FIRST:
+            raise MalformedEnvelope("this is no answer to an offer of a version this program knows")
+        self._expect(peer)
+        _verify(peer, "secure-first", self._offer + raw, signature)
+        parsed = session.parse(raw)
+        if parsed.handshake is None or not hmac.compare_digest(parsed.handshake.identity, peer[:KEY]):
+            raise DecryptionFailed("the answer holds no handshake of who signed it")
+        context = self._context
+        secrets = Secrets(context.keypair.private[:KEY], self._pair.dh, self._pair.kem)
+        agreed = handshake.answer(secrets, parsed.handshake, self._parties(peer, context.public_key))
+        made = session.answered(parsed.handshake, agreed, self._pair.dh, context.clock_ms())
+        made, _ = session.open_(made, parsed, _CONFIRM, random=context.random)
+        self._pair = None
+        return self._made(peer, made)
+
+    def _made(self, peer: bytes, made: Session) -> bytes:
+        if self._name:
+            self._context.remember(self._name, peer)
+        session_id = self._context.keep(peer, made)
+        self._session = SecureSession(self._context, session_id)
+        return session_id
+
+    def _expect(self, peer: bytes) -> None:
+        if self._peer is not None and not hmac.compare_digest(self._peer, peer):
+            raise SignatureInvalid("the other end is not the one this handshake is for")
+
+    def _parties(self, initiator: bytes, responder: bytes) -> bytes:
+        return handshake.parties(initiator.hex(), responder.hex(), self._prologue)
+
+
+__all__ = [
+    "ID", "PUBLIC", "HandshakeBuilder", "KeyPair", "MemoryStorage", "SecureContext", "SecureSession",
+    "SessionStorage", "generate_keypair",
+]  # fmt: skip

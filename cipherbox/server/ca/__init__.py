@@ -1,0 +1,1 @@
+"""HQ's certification authority: on this machine, offline, or an organization's."""

@@ -1,0 +1,248 @@
+"""HQ's certificates and private keys, as its files hold them.
+
+`ca/issuing.crt` holds the issuing CA and, where an organization's root is not directly above it, the CAs between, each
+followed by the one that issued it.  HQ's own certificate is replaced in three steps, each whole on the disk before
+the next begins: the next key beside the old one (one that is there is used), the certificate, the key in its place.
+Whoever reads between the last two finds the key that belongs to the certificate and finishes, so that a crash leaves an
+HQ that starts.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+from cryptography import x509
+from cryptography.x509.oid import ExtensionOID
+
+from cipherbox import pki
+from cipherbox.config.settings import ServerConfig, secret_key
+from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
+from cipherbox.net.tls import client_context, server_context, shake_hands
+from cipherbox.pki.profile import check_ca, check_dates, extensions_of, signs_lists, verify_issuing
+from cipherbox.portable import read_private, sync_directory, unreadable, write_atomic, write_private
+
+CA_REQUEST = "ca/issuing.csr"  # in HQ's directory: what an organization is asked to sign
+_CAS = 3  # of a chain of four
+_CHAIN_BYTES = 7 * 1024  # a key bundle holds its certificates, and has a bound
+CLOCK = "if it is wrong, set it (timedatectl set-ntp true)"
+
+
+def certificates_in(path: Path) -> list[x509.Certificate]:
+    """All certificates of a PEM file; ConfigError names it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(unreadable(path, error)) from None
+    try:
+        found = pki.load_pem(data, str(path))
+    except CipherBoxError:
+        found = []
+    if not found or data.count(b"-----BEGIN") != len(found):
+        raise ConfigError(f"{path} holds no certificate, or half a one: is it half written?")
+    return found
+
+
+def load_certificate(path: Path) -> x509.Certificate:
+    """The first certificate of a PEM file; ConfigError names it."""
+    return certificates_in(path)[0]
+
+
+@attrs.frozen
+class Material:
+    """``chain``: the issuing CA, then the CAs between it and the root.  ``authority`` None: its key is elsewhere."""
+
+    root: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    server: x509.Certificate
+    server_key: pki.PrivateKey = attrs.field(repr=False)
+    authority: pki.Authority | None = attrs.field(repr=False)
+
+    @property
+    def issuing(self) -> x509.Certificate:
+        return self.chain[0]
+
+    def context(self) -> ssl.SSLContext:
+        """For the listeners."""
+        return server_context([self.server, *self.chain], self.server_key, [self.root, *self.chain])
+
+    def try_out(self) -> None:
+        """A handshake as a client would make it; NotAccepted or Cut says what the client would see."""
+        shake_hands(self.context(), client_context(self.root))
+
+
+def read_material(config: ServerConfig, *, settle: bool = True) -> Material:
+    """Reads the files that the settings name; ConfigError names the one that is wrong."""
+    check_answered(config)
+    service_key = secret_key(config.encryption.service_key_file)
+    chain = certificates_in(config.tls.issuing)
+    authority = None
+    if not config.ca.offline:
+        authority = pki.Authority(chain[0], key_at(config.ca.issuing_key, service_key))
+        if not belongs(authority.key, chain[0]):
+            raise ConfigError(f"{config.ca.issuing_key} is not the key of {config.tls.issuing}")
+    server = load_certificate(config.tls.certificate)
+    key = server_key(config, service_key, server, settle=settle)
+    return Material(load_certificate(config.tls.root), tuple(chain), server, key, authority)
+
+
+def is_waiting(config: ServerConfig) -> bool:
+    """Whether the organization's answer to `init` is still missing."""
+    return config.ca.organization and not config.tls.certificate.exists()
+
+
+def check_answered(config: ServerConfig) -> None:
+    """ConfigError while it is."""
+    if is_waiting(config):
+        raise ConfigError(
+            "the organization's answer is missing; let it sign what `cipherbox init` wrote to "
+            f"{config.directory / 'ca'}, then: cipherbox ca import FILE --hq {config.directory}"
+        )
+
+
+def key_at(path: Path, key: bytes) -> pki.PrivateKey:
+    """The private key in a file that only this user can read, encrypted under ``key``."""
+    return pki.load_key(read_private(path), key, str(path))
+
+
+def belongs(key: pki.PrivateKey, certificate: x509.Certificate) -> bool:
+    """Whether the certificate is of this key."""
+    return pki.spki(key.public_key()) == pki.spki_of(certificate)
+
+
+# -- HQ's own certificate -----------------------------------------------------------------------------------------
+
+
+def server_key(
+    config: ServerConfig, service_key: bytes, certificate: x509.Certificate, *, settle: bool
+) -> pki.PrivateKey:
+    """The key of HQ's certificate, put in its place (``settle``) where a crash left it beside."""
+    path, coming = config.tls.key, _next(config)
+    if path.exists() or not coming.exists():
+        key = key_at(path, service_key)
+        if belongs(key, certificate):
+            return key
+    if coming.exists():
+        key = key_at(coming, service_key)
+        if belongs(key, certificate):
+            if settle:
+                _put_next(config)
+            return key
+    raise ConfigError(f"{path} is not the key of {config.tls.certificate}")
+
+
+def next_key(config: ServerConfig) -> pki.PrivateKey:
+    """The key that HQ's next certificate is for; made when there is none yet."""
+    service_key, path = secret_key(config.encryption.service_key_file), _next(config)
+    if path.exists():
+        try:
+            return key_at(path, service_key)
+        except ConfigError:
+            pass  # one that cannot be read never had an answer
+    key = pki.new_key()
+    write_private(path, pki.key_pem(key, service_key))
+    return key
+
+
+def put_server(config: ServerConfig, certificate: x509.Certificate) -> None:
+    """HQ's next certificate, for `next_key`, replaces the one before; ConfigError if it is for another key."""
+    service_key = secret_key(config.encryption.service_key_file)
+    server_key(config, service_key, certificate, settle=False)
+    write_atomic(config.tls.certificate, pki.pem(certificate))
+    server_key(config, service_key, certificate, settle=True)
+
+
+def _next(config: ServerConfig) -> Path:
+    return config.tls.key.with_name(f"{config.tls.key.name}.next")
+
+
+def _put_next(config: ServerConfig) -> None:
+    os.replace(_next(config), config.tls.key)
+    sync_directory(config.tls.key.parent)
+
+
+# -- the issuing CA's chain ---------------------------------------------------------------------------------------
+
+
+def checked_issuing(
+    found: Sequence[x509.Certificate], root: x509.Certificate, where: str, at: datetime.datetime | None = None
+) -> list[x509.Certificate]:
+    """The chain from an issuing CA up to, without, the root; ConfigError says what is wrong with it."""
+    chain = [c for c in found if c != root]
+    if not chain:
+        raise ConfigError(f"{where}: the issuing CA's certificate is missing")
+    first = _text(chain[0])
+    if not is_ca(chain[0]):
+        raise ConfigError(f"{where}: {first} is no CA: it may not sign others (CA:TRUE and keyCertSign are missing)")
+    if len(chain) > _CAS or sum(len(pki.der(c)) for c in chain) > _CHAIN_BYTES:
+        raise ConfigError(f"{where}: more than {_CAS} CAs below the root, or more than {_CHAIN_BYTES} bytes of them; "
+                          "take as root one that is nearer")  # fmt: skip
+    try:
+        verify_issuing(chain, root, at)
+    except BundleNotCertified as error:
+        raise ConfigError(f"{where}: {_why(chain, root, at) or error}") from None
+    if not signs_lists(chain[0]):
+        raise ConfigError(f"{where}: {first} may not sign revocation lists (cRLSign is missing)")
+    return chain
+
+
+def _why(chain: list[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None) -> str:
+    """Which certificates of a chain do not belong together, and why."""
+    for depth, (child, parent) in enumerate(zip(chain, [*chain[1:], root], strict=True)):
+        if not issued(child, parent):
+            if any(issued(child, other) for other in (*chain, root)):
+                return ("the certificates are in the wrong order: the issuing CA first, each followed by the one that "
+                        "issued it")  # fmt: skip
+            return f"{_text(child)} was not issued by {_text(parent)}"
+        try:
+            check_ca(child, depth)
+            check_ca(parent, depth + 1, anchor=parent is root)
+            if at is not None:
+                check_dates([child, parent], at)
+        except BundleNotCertified as error:
+            return f"{_text(child)} below {_text(parent)}: {error}"
+    return ""
+
+
+def is_ca(certificate: x509.Certificate) -> bool:
+    """Whether it may sign other certificates."""
+    try:
+        found = extensions_of(certificate)
+    except BundleNotCertified:
+        return False
+    basic, usage = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
+    return basic is not None and usage is not None and bool(basic.value.ca and usage.value.key_cert_sign)
+
+
+def issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    """Whether names and signature say so."""
+    try:
+        child.verify_directly_issued_by(parent)
+    except Exception:  # names, keys and signatures fail in many ways; each means no
+        return False
+    return True
+
+
+def _text(certificate: x509.Certificate) -> str:
+    return certificate.subject.rfc4514_string() or f"serial {pki.serial(certificate)}"
+
+
+def dates(material: Material, at: datetime.datetime) -> list[str]:
+    """What begins later or has ended by this machine's clock, of all that HQ cannot renew by itself."""
+    named = [("the root", material.root)]
+    named += [("the issuing CA" if i == 0 else "a CA above it", c) for i, c in enumerate(material.chain)]
+    if material.authority is None:
+        named.append(("HQ's certificate", material.server))
+    found = []
+    for what, one in named:
+        first, last = one.not_valid_before_utc, one.not_valid_after_utc
+        here = f"this machine's clock says {at:%Y-%m-%d %H:%M} UTC: {CLOCK}"
+        if at < first:
+            found.append(f"{what} begins only on {first:%Y-%m-%d %H:%M} UTC, and {here}")
+        elif at > last:
+            found.append(f"{what} ended on {last:%Y-%m-%d %H:%M} UTC, and {here}; else renew it (cipherbox manual pki)")
+    return found

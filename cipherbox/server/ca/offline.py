@@ -1,0 +1,117 @@
+"""The directory of a CA that is not at HQ: on a USB stick, or on a machine of its own.
+
+    root.crt issuing.crt     as at HQ
+    root.key issuing.key     encrypted under ca.key; one of the two where only that was carried away
+    ca.key                   32 random bytes, as they are or under a password (the format of a client's `local.key`)
+
+Whoever calls opens `ca.key`; nothing here asks for a password.
+"""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
+import orjson
+from cryptography import x509
+
+from cipherbox import pki
+from cipherbox.errors import ConfigError, InvalidRequest
+from cipherbox.limits import check_client_id
+from cipherbox.pki.revocation_lists import make_crl
+from cipherbox.portable import write_atomic
+from cipherbox.server.ca.credentials import belongs, certificates_in, key_at, load_certificate
+from cipherbox.server.ca.signed_responses import CERTIFICATES_FORMAT, REQUESTS_FORMAT
+
+CA_KEY, ROOT, ISSUING = "ca.key", "root.crt", "issuing.crt"
+ROOT_KEY, ISSUING_KEY = "root.key", "issuing.key"
+
+
+@attrs.frozen
+class Request:
+    """A request that was carried to the offline CA; ``hq``: what HQ calls itself, in its own request."""
+
+    client_id: str
+    number: str
+    csr: bytes
+    hq: str = ""
+
+
+@attrs.frozen
+class Vault:
+    """The directory, with what `ca.key` stands for."""
+
+    directory: Path
+    key: bytes = attrs.field(repr=False)
+
+    def root(self) -> x509.Certificate:
+        return load_certificate(self.directory / ROOT)
+
+    def chain(self) -> list[x509.Certificate]:
+        """The issuing CA, then those between it and the root."""
+        return certificates_in(self.directory / ISSUING)
+
+    def authority(self, key: str, certificate: x509.Certificate) -> pki.Authority:
+        """`ROOT_KEY` or `ISSUING_KEY` with its certificate; ConfigError if it is not there, or of another CA."""
+        path = self.directory / key
+        if not path.exists():
+            raise ConfigError(f"{path} is not there: is this the right directory, and is it mounted?")
+        found = key_at(path, self.key)
+        if not belongs(found, certificate):
+            raise ConfigError(f"{path} is the key of another CA, not of {certificate.subject.rfc4514_string()} with "
+                              f"SHA-256 {pki.fingerprint(certificate).hex()}; bring back the right one")  # fmt: skip
+        return pki.Authority(certificate, found)
+
+    def renew_issuing(self) -> x509.Certificate:
+        """The issuing CA for another ten years, with both keys here; `sign_offline` carries it to HQ."""
+        issuing = self.authority(ISSUING_KEY, self.chain()[0])
+        renewed = pki.renew_issuing(issuing, self.authority(ROOT_KEY, self.root())).certificate
+        write_atomic(self.directory / ISSUING, pki.pem(renewed))
+        return renewed
+
+
+def read_requests(document: bytes) -> list[Request]:
+    """The requests in a document HQ exported; InvalidRequest if it is none."""
+    try:
+        data = orjson.loads(document)
+        if data["format"] != REQUESTS_FORMAT:
+            raise InvalidRequest(f"this file is not of the format {REQUESTS_FORMAT}")
+        return [
+            Request(
+                check_client_id(r["client_id"]), str(r["number"]), base64.b64decode(r["csr"], validate=True),
+                str(r.get("hq", "")),
+            )
+            for r in data["requests"]
+        ]  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InvalidRequest("this file holds no requests of an HQ") from None
+
+
+def sign_offline(vault: Vault, document: bytes) -> bytes:
+    """Signs every request of the document, and a new revocation list if it asks for one."""
+    requests, data = read_requests(document), orjson.loads(document)
+    chain = vault.chain()
+    if data["root"] != pki.fingerprint(vault.root()).hex():
+        raise InvalidRequest("these requests are for another CA")
+    issuing = vault.authority(ISSUING_KEY, chain[0])
+    signed = []
+    for request in requests:
+        key = pki.key_of_csr(request.csr)
+        if request.hq:
+            leaf = pki.issue_server(issuing, key, request.hq)
+        else:
+            leaf = pki.issue_client(issuing, key, request.client_id)
+        signed.append({"client_id": request.client_id, "chain": [_text(pki.der(c)) for c in (leaf, *chain)]})
+    answer = {
+        "format": CERTIFICATES_FORMAT, "certificates": signed, "issuing": [_text(pki.der(c)) for c in chain],
+    }  # fmt: skip
+    if number := int(data["crl_number"]):
+        revoked = [(str(serial), datetime.fromtimestamp(at / 1000, UTC)) for serial, at in data["revoked"]]
+        answer["crl"] = _text(make_crl(issuing, revoked, number, pki.OFFLINE_CRL_DAYS))
+    return orjson.dumps(answer, option=orjson.OPT_INDENT_2)
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

@@ -1,0 +1,174 @@
+"""What each kind of frame costs, and what a client may spend in a minute.
+
+Every frame costs HQ time, and some cost disk: a declared queue is a commit with an entry in the signed log.  So each
+kind has a row in `COSTS`, and a budget that it is taken from:
+
+- *flow*: frames that move envelopes.  Their sender is read no further until its budget allows, so nothing is refused
+  and nothing is lost; windows, credit and totals bound what is under way.
+- *requests*: questions and changes.  Without budget they are refused as `throttled`, with the time to wait.
+- *keys*, *prekeys*, *enrolment*: rates of their own.
+
+All connections of a client share its budgets; those without a certificate share their address's.  An admin has twenty
+times as much: tools set up whole topologies.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+from cipherbox.errors import Throttled
+from cipherbox.wire import frames as f
+from cipherbox.wire.connection import SendBatch
+
+if TYPE_CHECKING:
+    from cipherbox.limits import Limits
+    from cipherbox.server.connection.session import Session
+
+FLOW, REQUESTS, KEYS, PREKEYS, ENROLMENT, LOBBY = "flow", "requests", "keys", "prekeys", "enrolment", "lobby"
+_ADMIN_SHARE = 20
+_NAMES = 100_000  # a rate remembers
+_ENTRIES = 256  # of an ack: so many cost one point more
+
+
+class Cost(NamedTuple):
+    """Of one frame: from which budget, how many points, and why so many."""
+
+    budget: str
+    points: int
+    why: str
+
+
+_CHANGE = Cost(REQUESTS, 50, "a commit, and an entry in the signed log")
+_ADMIN = Cost(REQUESTS, 50, "an admin's; a commit, and an entry in the signed log")
+_LOOK = Cost(REQUESTS, 20, "a page of up to 1,024 rows")
+COSTS: dict[type, Cost] = {
+    f.Hello: Cost(LOBBY, 0, "once a connection, and those are bounded by address and client"),
+    f.Ping: Cost(FLOW, 50, "an answer"),
+    f.Pong: Cost(FLOW, 1, "nothing is done"),
+    f.Error: Cost(FLOW, 1, "nothing is done"),
+    f.Send: Cost(FLOW, 1, "one row; bytes and envelopes count in the totals"),
+    f.Ack: Cost(FLOW, 1, "and one for each 256 envelopes it names"),
+    f.Nack: Cost(FLOW, 5, "a row, perhaps a dead letter"),
+    f.Credit: Cost(FLOW, 1, "opens a window"),
+    f.Fetch: Cost(FLOW, 20, "may read a page from the store"),
+    f.Consume: Cost(FLOW, 50, "a consumer"),
+    f.Cancel: Cost(FLOW, 50, "what it held goes back"),
+    f.Resend: Cost(REQUESTS, 20, "delivers again all that is unacknowledged"),
+    f.Resolve: Cost(REQUESTS, 1, "looks a route up"),
+    f.Status: Cost(REQUESTS, 1, "two look-ups by an index"),
+    f.GetRevocations: Cost(REQUESTS, 5, "the list, which may be large"),
+    f.List: _LOOK,
+    f.ListDead: _LOOK,
+    f.SettleDead: Cost(REQUESTS, 50, "rows, and an entry in the signed log"),
+    f.DeclareExchange: _CHANGE,
+    f.DeleteExchange: _CHANGE,
+    f.DeclareQueue: _CHANGE,
+    f.DeleteQueue: _CHANGE,
+    f.Bind: _CHANGE,
+    f.Unbind: _CHANGE,
+    f.Purge: _ADMIN,
+    f.TellContacts: _CHANGE,
+    f.Register: Cost(KEYS, 1, "checks signatures; an entry in the signed log"),
+    f.GetBundles: Cost(KEYS, 1, "up to 1,024 clients at once"),
+    f.OfferPrekeys: Cost(KEYS, 1, "checks signatures"),
+    f.Renew: Cost(KEYS, 1, "a certificate; those are bounded too"),
+    f.GetPrekeys: Cost(PREKEYS, 1, "for each client it names"),
+    f.GetRoot: Cost(REQUESTS, 1, "two certificates"),
+    f.RequestCertificate: Cost(ENROLMENT, 1, "of its token, or of its address when HQ does not know the token"),
+    f.Enrol: _ADMIN,
+    f.Approve: _ADMIN,
+    f.Grant: _ADMIN,
+    f.LimitClient: _ADMIN,
+    f.Revoke: Cost(REQUESTS, 50, "an admin's; a new revocation list"),
+    f.ExportRequests: _LOOK,
+    f.ImportCertificates: _ADMIN,
+    f.ReadLog: Cost(REQUESTS, 20, "an admin's; a page of the log"),
+    f.GetHeads: Cost(REQUESTS, 5, "and one for each 4 heads it names: proofs of logarithmic size"),
+    f.Prove: Cost(REQUESTS, 5, "and 3 for each envelope, one for each serial: entries are read whole"),
+    f.Cosign: Cost(REQUESTS, 20, "checks a signature and keeps it"),
+    f.AttestRestore: _ADMIN,
+    f.Kick: _ADMIN,
+    f.Reload: _ADMIN,
+    f.Drain: _ADMIN,
+}
+_MORE: dict[type, Callable[[Any], float]] = {  # points for what a frame names
+    f.Ack: lambda x: min(sum(run.count for run in x.ranges), 1 << 20) // _ENTRIES,
+    f.GetHeads: lambda x: len(x.sizes) // 4,
+    f.Prove: lambda x: 3 * len(x.envelopes) + len(x.serials),
+    SendBatch: lambda x: len(x.items) - 1,
+}
+_UNKNOWN = Cost(REQUESTS, 50, "a kind without a row; a test finds it")
+
+
+class Rate:
+    """So many points a minute for each name: a bucket that fills evenly."""
+
+    def __init__(self, per_minute: int, what: str, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._what = what
+        self._clock_s = clock_s
+        self._spent: dict[str, tuple[float, float]] = {}  # name -> (points left, when)
+
+    def spend(self, name: str, cost: float = 1) -> None:
+        """Throttled when this name has used up its minute."""
+        left, now = self._left(name)
+        if left < cost:
+            wait_s = math.ceil((cost - left) * 60 / self._per_minute)
+            raise Throttled(f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s")
+        self._spent[name] = (left - cost, now)
+
+    def wait_s(self, name: str, cost: float) -> float:
+        """Takes so many points, and says how long to wait until they are earned; 0 while there are some."""
+        left, now = self._left(name)
+        self._spent[name] = (left - cost, now)
+        return max(0.0, (cost - left) * 60 / self._per_minute)
+
+    def _left(self, name: str) -> tuple[float, float]:
+        now = self._clock_s()
+        left, when = self._spent.get(name, (float(self._per_minute), now))
+        if len(self._spent) >= _NAMES and name not in self._spent:
+            self._prune(now)
+        return min(self._per_minute, left + (now - when) * self._per_minute / 60), now
+
+    def _prune(self, now: float) -> None:
+        """Forgets those whose bucket is full again; if there are none, those who asked longest ago."""
+        full_after_s = 60.0
+        left = {name: row for name, row in self._spent.items() if now - row[1] < full_after_s}
+        if len(left) >= _NAMES:
+            left = dict(sorted(left.items(), key=lambda item: item[1][1])[_NAMES // 2 :])
+        self._spent = left
+
+
+class Budgets:
+    """See the module."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._flow = Rate(limits.flow_per_minute, "points of frames")
+        self._requests = Rate(limits.requests_per_minute, "points of requests (cipherbox manual broker)")
+        self.throttled = 0  # requests refused
+
+    async def charge(self, session: Session, event: Any) -> Throttled | None:
+        """Takes what a frame costs: waits for a budget of the flow; of requests it is the refusal, if any."""
+        kind = f.Send if type(event) is SendBatch else type(event)
+        budget, points, _ = COSTS.get(kind, _UNKNOWN)
+        more = _MORE.get(type(event))
+        cost = points + (more(event) if more is not None else 0)
+        if session.role == "admin":
+            cost /= _ADMIN_SHARE
+        name = session.client or f"address {session.address}"
+        if budget == FLOW:
+            wait_s = self._flow.wait_s(name, cost)
+            if wait_s:
+                await trio.sleep(wait_s)
+        elif budget == REQUESTS:
+            try:
+                self._requests.spend(name, cost)
+            except Throttled as refusal:
+                self.throttled += 1
+                return refusal
+        return None

@@ -1,0 +1,163 @@
+"""Listeners: TCP, then TLS within a deadline and a bounded number at once, then (WebSocket and) a session.
+
+Until it has said HELLO a connection is in the lobby, which is bounded by address.  Nothing of TLS is made for it, and
+no place among the handshakes is taken, before it speaks: those who only connect cost a socket.  The log
+key goes with the certificate a connection was begun with: HQ may have another certificate before it is open.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from cipherbox.config.toml_file import parse_origins
+from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
+from cipherbox.net.tls import Cut, TlsStream
+from cipherbox.ops.logs import get_logger
+from cipherbox.server.connection.session import Session
+from cipherbox.server.connection.unauthenticated import Place, group_of
+from cipherbox.server.hq import HQ
+from cipherbox.server.operations.port_check import why_not
+
+log = get_logger(__name__)
+Handle = Callable[[TlsStream, str, bytes, Place], Awaitable[None]]  # a connection, from where, HQ's log key
+_SLOT_S = 0.5  # a good line's handshake takes a tenth
+_ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
+
+
+def given_listeners(sockets: list[socket.socket], addresses: list[tuple[str, int]]) -> list[trio.SocketListener]:
+    """What systemd listens on for HQ; it counts, also where the settings say something else."""
+    found = [trio.SocketListener(trio.socket.from_stdlib_socket(given)) for given in sockets]
+    ports = {address_of(listener)[1] for listener in found}
+    if addresses and ports != {port for _, port in addresses}:
+        log.warning(
+            "systemd listens on other ports than the settings say; `cipherbox install` brings its units up to date",
+            extra={"systemd": sorted(ports), "settings": sorted(port for _, port in addresses)},
+        )
+    return found
+
+
+async def open_listeners(addresses: list[tuple[str, int]]) -> list[trio.SocketListener]:
+    """Bound sockets; ConfigError names the address that is taken or not ours."""
+    found: list[trio.SocketListener] = []
+    for host, port in addresses:
+        try:
+            found += await trio.open_tcp_listeners(port, host=host)
+        except OSError as error:
+            for listener in found:
+                await listener.aclose()
+            raise ConfigError(why_not(host, port, error)) from None
+    return found
+
+
+def address_of(listener: trio.SocketListener) -> tuple[str, int]:
+    """(host, port) as bound."""
+    host, port = listener.socket.getsockname()[:2]
+    return str(host), int(port)
+
+
+class Doorman:
+    """Takes connections, gets them through TLS, and hands them to sessions in ``handlers``."""
+
+    def __init__(self, hq: HQ, handlers: trio.Nursery) -> None:
+        self._hq = hq
+        self._handlers = handlers
+        self._slots = trio.CapacityLimiter(hq.config.limits.handshakes_at_once)
+        self._turn = trio.CapacityLimiter(hq.config.limits.handshake_steps)
+        self._lobby = hq.lobby
+
+    async def serve(self, listener: trio.SocketListener, websocket: bool) -> None:
+        """Accepts until cancelled."""
+        handle = self._websocket if websocket else self._tls
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                log.error("A connection could not be accepted", extra={"error": str(error)})
+                await trio.sleep(_ACCEPT_PAUSE_S)
+                continue
+            remote = _remote(stream)
+            place = self._lobby.enter(group_of(remote.rpartition(":")[0]))
+            if place is None:
+                stream.socket.close()
+                continue
+            self._handlers.start_soon(self._guard, handle, stream, remote, place)
+
+    async def _guard(self, handle: Handle, stream: trio.SocketStream, remote: str, place: Place) -> None:
+        """Whatever one connection does, it ends alone."""
+        try:
+            with place.scope:
+                opened = await self._handshake(stream, remote, place)
+                if opened is not None:
+                    tls, log_key = opened
+                    await handle(tls, remote, log_key, place)
+        except* (CipherBoxError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            log.info("A connection ended early", extra={"remote": remote, "reason": str(group.exceptions[0])})
+        except* Exception:
+            log.exception("A connection failed; this is a fault of HQ", extra={"remote": remote})
+        finally:
+            self._lobby.leave(place)
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+
+    async def _handshake(
+        self, stream: trio.SocketStream, remote: str, place: Place
+    ) -> tuple[TlsStream, bytes] | None:
+        with trio.move_on_after(self._hq.config.limits.client_hello_s):
+            try:
+                await trio.lowlevel.wait_readable(stream.socket)
+                place.silent = False
+                slot = trio.Event()
+                await self._slots.acquire_on_behalf_of(slot)
+                self._handlers.start_soon(self._lose_slot, slot)
+                try:
+                    log_key = self._hq.log_key
+                    tls = TlsStream(stream, self._hq.context, server_side=True, peer=remote)
+                    await tls.do_handshake(self._turn)
+                finally:
+                    slot.set()
+            except CipherBoxError as error:
+                if isinstance(error, Cut) and not isinstance(error.__cause__, ssl.SSLError):
+                    log.info("A connection ended before TLS was up", extra={"remote": remote, "reason": str(error)})
+                    return None  # whoever only looks whether the port is open, or thought better of it
+                self._hq.engine.counts.handshakes_failed += 1
+                log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
+                return None
+            return tls, log_key
+        self._hq.engine.counts.handshakes_failed += 1
+        log.error("TLS handshake failed", extra={"remote": remote, "reason": "it took too long"})
+        return None
+
+    async def _lose_slot(self, slot: trio.Event) -> None:
+        """Gives the slot back when the handshake is done, or takes long: nobody can keep the others out."""
+        with trio.move_on_after(_SLOT_S):
+            await slot.wait()
+        self._slots.release_on_behalf_of(slot)
+
+    async def _tls(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
+        await Session(self._hq, tls, remote, log_key, partial(self._lobby.leave, place)).run()
+
+    async def _websocket(self, tls: TlsStream, remote: str, log_key: bytes, place: Place) -> None:
+        from cipherbox.net.websocket import accept_websocket
+
+        origins = parse_origins(self._hq.config.server.websocket_origins)
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(self._hq.config.limits.client_hello_s) as opening:
+                stream = await accept_websocket(nursery, tls, origins)
+            if opening.cancelled_caught:
+                raise HandshakeTimeout("no WebSocket was opened")
+            await Session(self._hq, stream, remote, log_key, partial(self._lobby.leave, place)).run()
+            nursery.cancel_scope.cancel()
+
+
+def _remote(stream: trio.SocketStream) -> str:
+    """host:port of the peer; "?" when it is gone already."""
+    with suppress(OSError):
+        host, port = stream.socket.getpeername()[:2]
+        return f"{host}:{port}"
+    return "?"

@@ -1,0 +1,1 @@
+"""Who is who: certificates, enrolments, key bundles, prekeys, revocation lists."""

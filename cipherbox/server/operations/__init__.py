@@ -1,0 +1,1 @@
+"""Running HQ: set-up, checks, alerts, metrics, reload, drain, backup, maintenance."""

@@ -1,0 +1,131 @@
+"""What `serve` needs besides the settings themselves: keys that are keys, certificates that belong together, places
+that can be written.  Every mistake is found in one go, before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from cipherbox import pki
+from cipherbox.config.settings import ServerConfig, secret_key
+from cipherbox.errors import CipherBoxError, ConfigError, StoreError
+from cipherbox.portable import is_locked, unwritable
+from cipherbox.server.ca.credentials import (
+    certificates_in,
+    check_answered,
+    checked_issuing,
+    issued,
+    load_certificate,
+    read_material,
+)
+from cipherbox.server.directory.revocation_lists import read_lists
+from cipherbox.server.operations.open_store import reach
+from cipherbox.server.operations.port_check import taken, wanted
+from cipherbox.store.sqlite.store import RESERVE, SPOOL
+
+LOCK = "lock"
+
+
+def problems(config: ServerConfig) -> list[str]:
+    """What is wrong, a text each; empty when HQ could start."""
+    try:
+        check_answered(config)  # what comes with the answer is not missing
+    except ConfigError as error:
+        return [str(error)]
+    found: list[str] = []
+    for look in (keys, certificates, _places, _database, _addresses):
+        try:
+            found += look(config)
+        except (CipherBoxError, OSError) as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _tried(*work: Callable[[], object]) -> Iterator[str]:
+    for one in work:
+        try:
+            one()
+        except (CipherBoxError, OSError) as error:
+            yield str(error)
+
+
+def keys(config: ServerConfig) -> Iterator[str]:
+    """What is wrong with the secret keys."""
+    encryption = config.encryption
+    yield from _tried(
+        lambda: secret_key(encryption.database_key_file), lambda: secret_key(encryption.service_key_file)
+    )
+
+
+def certificates(config: ServerConfig) -> Iterator[str]:
+    """What is wrong with HQ's certificates and their keys."""
+    tls = config.tls
+    yield from _tried(
+        lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
+        lambda: load_certificate(tls.certificate),
+    )  # fmt: skip
+    root, issuing = load_certificate(tls.root), certificates_in(tls.issuing)
+    server = load_certificate(tls.certificate)
+    yield from _tried(lambda: checked_issuing(issuing, root, str(tls.issuing)))
+    if not issued(server, issuing[0]):
+        yield f"{tls.certificate} was not issued by {tls.issuing}"
+    else:
+        fits = partial(pki.verify_chain, [server, *issuing], root, None, pki.SERVER)
+        yield from (f"{tls.certificate} is nothing that clients accept: {text}" for text in _tried(fits))
+    if server.not_valid_after_utc <= pki.now():
+        renews = "" if config.ca.offline else "; HQ renews it when it starts"
+        yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
+    yield from _tried(lambda: read_lists(config, read_material(config, settle=False)))
+
+
+def _database(config: ServerConfig) -> Iterator[str]:
+    if config.database.kind == "postgresql":
+        yield from _tried(lambda: reach(config))
+    elif not config.database.path.exists():
+        yield f"{config.database.path}: there is no database; make one with: cipherbox init"
+
+
+def places(config: ServerConfig) -> Iterator[str]:
+    """What HQ must write and this user cannot."""
+    directories: list[Path] = [config.directory]
+    files: list[Path] = [config.directory / LOCK]
+    if config.logging.directory is not None:
+        directories.append(config.logging.directory)
+    if config.database.kind == "sqlite":
+        database = config.database.path
+        directories.append(database.parent)
+        files += [database.with_name(database.name + end) for end in ("", "-wal", "-shm")]
+        files += [database.with_name(RESERVE), database.with_name(SPOOL)]
+    closed = False
+    for directory in dict.fromkeys(directories):
+        there = directory
+        while not there.exists():
+            there = there.parent
+        why = unwritable(there) if there.is_dir() else f"{there} is no directory; move it away"
+        closed = closed or bool(why)
+        yield why
+    if not closed:
+        yield from (unwritable(file) for file in files if file.exists())
+
+
+def require_places(config: ServerConfig) -> None:
+    """StoreError with everything that could not be written, before anything is."""
+    try:
+        wrong = [text for text in places(config) if text]
+    except OSError as error:
+        raise StoreError(f"{error.filename}: {error.strerror}") from None
+    if wrong:
+        raise StoreError("; ".join(wrong))
+
+
+def _places(config: ServerConfig) -> Iterator[str]:
+    return filter(None, places(config))
+
+
+def _addresses(config: ServerConfig) -> Iterator[str]:
+    if is_locked(config.directory / LOCK):
+        return  # HQ runs on it: its addresses are taken, by itself
+    for setting, host, port in wanted(config):
+        if why := taken(host, port):
+            yield f"{setting}: {why}"

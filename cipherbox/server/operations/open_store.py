@@ -1,0 +1,69 @@
+"""Opens the store that the configuration names."""
+
+from __future__ import annotations
+
+from cipherbox.config.database_url import parse_hosts
+from cipherbox.config.settings import DatabaseSettings, ServerConfig, secret
+from cipherbox.errors import StoreError
+from cipherbox.store.copying import COPYING, Source
+from cipherbox.store.port import Store
+from cipherbox.store.postgres.target import Target
+from cipherbox.store.sqlite.copying import SqliteSource
+from cipherbox.store.sqlite.store import SqliteStore
+from cipherbox.store.sqlite.store import open_store as open_sqlite
+
+
+def target_of(settings: DatabaseSettings) -> Target:
+    """Where PostgreSQL is."""
+    password = settings.password_file
+
+    def asked() -> str | None:
+        return secret(password).decode("utf-8").rstrip("\r\n") if password is not None else None
+
+    return Target(
+        hosts=parse_hosts(settings.hosts), database=settings.name, user=settings.user,
+        password=asked, tls=settings.tls,
+        tls_ca=settings.tls_ca, tls_certificate=settings.tls_certificate, tls_key=settings.tls_key,
+        schema=settings.schema, pool_size=settings.pool_size, bodies=settings.bodies,
+    )  # fmt: skip
+
+
+def open_source(config: ServerConfig) -> Source:
+    """Everything in the store as it is now, also beside a running HQ."""
+    if config.database.kind == "postgresql":
+        from cipherbox.store.postgres.copying import PostgresSource
+
+        return PostgresSource(target_of(config.database), config.directory)
+    return SqliteSource(config.database.path.parent, config.database.path.name)
+
+
+def open_store(
+    config: ServerConfig, *, create: bool = False, upgrade: bool = False, kind: type[SqliteStore] = SqliteStore
+) -> Store:
+    """The caller holds the data directory's lock.  StoreLeased while another HQ writes this database."""
+    if config.database.kind == "postgresql":
+        from cipherbox.store.postgres.store import PostgresStore
+
+        target = target_of(config.database)
+        return PostgresStore(target, config.directory, create=create, upgrade=upgrade, limits=config.limits)
+    path = config.database.path
+    return open_sqlite(path.parent, create=create, limits=config.limits, kind=kind, name=path.name)
+
+
+def reach(config: ServerConfig) -> None:
+    """Whether PostgreSQL is there and holds this HQ; raises what is wrong."""
+    from cipherbox.store.postgres import schema
+    from cipherbox.store.postgres.connect import Connector
+
+    target = target_of(config.database)
+    link = Connector(target).writable()
+    try:
+        schema.prepare(link, target, create=False, upgrade=False)
+    finally:
+        link.close()
+
+
+def check_whole(store: Store) -> None:
+    """StoreError for the remains of a copy that did not come to its end."""
+    if store.get_setting(COPYING):
+        raise StoreError("this database is an unfinished copy; remove it and copy or restore again")

@@ -1,0 +1,44 @@
+"""Ports that cannot be listened on: why, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+
+from cipherbox.config.settings import ServerConfig, parse_listen
+from cipherbox.ops import systemd
+
+
+def why_not(host: str, port: int, error: OSError) -> str:
+    """What a failed bind means."""
+    text = f"cannot listen on {host}:{port}: {error.strerror or error}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{text}; see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{text}; this machine has no such address: ip address shows those it has"
+    if error.errno == errno.EACCES:
+        return f"{text}; ports below 1024 are root's, set one above"
+    return text
+
+
+def wanted(config: ServerConfig) -> Iterator[tuple[str, str, int]]:
+    """Setting, host and port of everything that HQ listens on."""
+    settings = {
+        "[server] listen": config.server.listen, "[server] websocket_listen": config.server.websocket_listen,
+        "[metrics] listen": config.metrics.listen,
+    }  # fmt: skip
+    for setting, text in settings.items():
+        for host, port in parse_listen(text):
+            yield setting, host, port
+
+
+def taken(host: str, port: int) -> str:
+    """Why nobody could listen there now; empty when one could, or when systemd listens there for HQ."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return "" if error.errno == errno.EADDRINUSE and systemd.listens_on(port) else why_not(host, port, error)
+    return ""

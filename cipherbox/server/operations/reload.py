@@ -1,0 +1,101 @@
+"""Settings and certificates read again while HQ runs: all or nothing, and no connection notices.
+
+Everything is read and checked first; a half-written file, or a certificate beside another key, changes nothing.  New
+connections see the new certificate, those that are open stay as they are.  What only a start can change is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import attrs
+
+from cipherbox import pki
+from cipherbox.config.settings import ServerConfig, load_server_config
+from cipherbox.config.show import settings_values
+from cipherbox.config.toml_file import whole_tables
+from cipherbox.errors import CipherBoxError, ConfigError
+from cipherbox.ops.logs import get_logger, setup_logging
+from cipherbox.server.ca.credentials import Material, read_material
+from cipherbox.server.operations.check import certificates, keys
+
+if TYPE_CHECKING:
+    from cipherbox.server.hq import HQ
+
+log = get_logger(__name__)
+NOW, AT_START = "now", "at the next start"
+_TABLES_NOW = ("logging", "retention", "tls", "ca", "alerts")
+_SETTINGS_NOW = frozenset(
+    {("server", "name"), ("server", "address"), ("server", "websocket_origins"), ("metrics", "queues"),
+     ("metrics", "clients")}
+)  # fmt: skip
+
+
+class Difference(NamedTuple):
+    """One thing that is different, and when that counts."""
+
+    name: str
+    was: object
+    now: object
+    effect: str
+
+
+def reload(hq: HQ) -> list[Difference]:
+    """Takes over what is different.  ConfigError says what is wrong; then everything is as before."""
+    try:
+        return _reload(hq)
+    except (CipherBoxError, OSError, ValueError) as error:  # of a file that cannot be read as what it should be
+        raise ConfigError(f"{error}\nNothing was taken over: HQ goes on with the settings it has") from error
+
+
+def _reload(hq: HQ) -> list[Difference]:
+    config = load_server_config(hq.config.file)
+    tables = whole_tables(hq.config.file, hq.tables)
+    if wrong := [*keys(config), *certificates(config)]:
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
+    material = read_material(config)
+    if pki.fingerprint(material.root) != hq.trust.root_fingerprint:
+        raise ConfigError(f"{config.tls.root} is another root CA: no client would be let in any more, or trust HQ")
+    material.try_out()
+    context, lists = material.context(), hq.lists.read(config, material)
+    found = [*_settings(hq.config, config), *_certificates(hq, material)]
+    if config.logging != hq.config.logging:
+        setup_logging(config.logging)  # the last that can fail
+    hq.take_over(_live(hq.config, config), material, context)
+    hq.lists.adopt(lists)
+    hq.tables = tables
+    for one in found:
+        extra = {"setting": one.name, "was": one.was, "now": one.now, "effect": one.effect}
+        log.info("Setting read again", extra=extra)
+    return found
+
+
+def _live(old: ServerConfig, new: ServerConfig) -> ServerConfig:
+    """The new settings where they count now, the old ones elsewhere."""
+    server = attrs.evolve(old.server, name=new.server.name, address=new.server.address)
+    metrics = attrs.evolve(old.metrics, queues=new.metrics.queues)
+    return attrs.evolve(
+        old, server=server, metrics=metrics, logging=new.logging, retention=new.retention, tls=new.tls, ca=new.ca,
+        alerts=new.alerts,
+    )
+
+
+def _settings(old: ServerConfig, new: ServerConfig) -> Iterator[Difference]:
+    before: dict[str, dict[str, Any]] = settings_values(old)
+    for table, values in settings_values(new).items():
+        for key, value in values.items():
+            if value != before[table][key]:
+                now = table in _TABLES_NOW or (table, key) in _SETTINGS_NOW
+                yield Difference(f"{table}.{key}", before[table][key], value, NOW if now else AT_START)
+
+
+def _certificates(hq: HQ, material: Material) -> Iterator[Difference]:
+    if (hq.trust.authority is None) != (material.authority is None):
+        was, now = ("here", "elsewhere") if material.authority is None else ("elsewhere", "here")
+        yield Difference("the issuing CA's key", was, now, NOW)
+    for name in ("server", "issuing", "root"):
+        old, new = getattr(hq.trust, name), getattr(material, name)
+        if pki.der(old) != pki.der(new):
+            was, now = (f"{pki.serial(c)}, until {c.not_valid_after_utc:%Y-%m-%d}" for c in (old, new))
+            yield Difference(f"certificate {name}", was, now, NOW)

@@ -1,0 +1,1 @@
+"""Frames from clients, answered: commands for the broker, and what HQ answers without it."""

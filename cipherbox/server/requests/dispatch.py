@@ -1,0 +1,284 @@
+"""Frames -> commands for the core, and the requests HQ answers without it.
+
+`COMMANDS` turns a frame into a command; `CALLS` holds what is answered here: keys, revocations, status, enrolment.  A
+refusal is raised and becomes an ERROR; the connection decides by the error whether it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from cipherbox import pki
+from cipherbox.broker import model as m
+from cipherbox.broker.model import AnyCommand, ExchangeType
+from cipherbox.broker.rights import MAILBOX
+from cipherbox.contact_lists import Lists
+from cipherbox.envelope.ids import split_message_id
+from cipherbox.envelope.layout import split, stored_hashes
+from cipherbox.envelope.prefix import VERSION
+from cipherbox.errors import (
+    EnvelopeError,
+    EnvelopeRefused,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    TokenError,
+    TooLarge,
+    WrongSender,
+)
+from cipherbox.limits import LIMITS, check_client_id
+from cipherbox.server.directory.bundles import Registered
+from cipherbox.server.directory.enrolment import Outcome
+from cipherbox.server.requests import administration
+from cipherbox.server.requests import log as logrequests
+from cipherbox.wire import frames as f
+from cipherbox.wire.codec import SendItem
+from cipherbox.wire.token import secret_hash
+
+if TYPE_CHECKING:
+    from cipherbox.server.connection.session import Session
+
+PARTIAL = 1
+_AS_SET, _MOST = (1 << 64) - 1, (1 << 63) - 1
+_IDS = LIMITS.names_per_frame
+
+
+def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
+    """One SEND as the core takes it; EnvelopeRefused, TooLarge or WrongSender."""
+    correlation, flags, route_version, raw = item
+    if len(raw) > envelope_bytes:
+        raise TooLarge(f"the envelope has {len(raw)} bytes; HQ takes {envelope_bytes}")
+    try:
+        layout = split(raw)
+    except EnvelopeError as error:
+        raise EnvelopeRefused(str(error)) from None
+    (_, _, sealed_at, expires_at, envelope_id, generation, count, _, _, _, _, commitment, version, sender, exchange,
+     routing_key, _, readers, _) = layout.prefix  # fmt: skip
+    if version != VERSION:
+        raise EnvelopeRefused(f"the envelope is of version {version}; this HQ takes version {VERSION} only")
+    if sender != client:
+        raise WrongSender(f"this connection is {client}; the envelope says it is from {sender}")
+    envelope_hash, stored_hash = stored_hashes(raw, layout)
+    return tuple.__new__(
+        m.Incoming,
+        (correlation, bool(flags & PARTIAL), route_version, sender, envelope_id, generation, count, envelope_hash,
+         stored_hash, exchange, routing_key, readers, sealed_at, expires_at, len(raw), raw, commitment),
+    )  # fmt: skip
+
+
+def _exchange_type(value: int) -> ExchangeType:
+    try:
+        return ExchangeType(value)
+    except ValueError:
+        raise InvalidRequest(f"an exchange is of type 0, 1 or 2, not {value}") from None
+
+
+def _many(count: int, what: str, most: int) -> None:
+    if count > most:
+        raise InvalidRequest(f"one request holds at most {most} {what}, this one has {count}")
+
+
+def _ack(n: int, c: str, x: f.Ack) -> m.Ack:
+    _many(len(x.ranges), "ranges", LIMITS.ranges_per_frame)
+    ranges = [(r.first, r.count) for r in x.ranges]
+    _many(sum(count for _, count in ranges), "envelopes", LIMITS.ack_entries)
+    return m.Ack(n, c, x.correlation, x.queue, ranges)
+
+
+def _lists(x: f.TellContacts) -> Lists:
+    _many(len(x.allowed) + len(x.blocked), "contacts", _IDS)
+    allowed, blocked = (tuple(sorted({check_client_id(name) for name in names})) for names in (x.allowed, x.blocked))
+    return Lists(allowed, blocked)
+
+
+# frame -> command; (connection, client, frame)
+COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
+    f.Consume: lambda n, c, x: m.Consume(n, c, x.correlation, x.tag, x.queue, x.envelopes, x.size),
+    f.Cancel: lambda n, c, x: m.Cancel(n, c, x.correlation, x.tag),
+    f.Credit: lambda n, c, x: m.Credit(n, x.tag, x.envelopes, x.size),
+    f.Fetch: lambda n, c, x: m.Fetch(n, c, x.correlation, x.queue, x.envelopes, x.size),
+    f.Ack: _ack,
+    f.Nack: lambda n, c, x: m.Nack(n, c, x.correlation, x.queue, x.seq, x.requeue, x.outcome, x.reason[:500]),
+    f.Resend: lambda n, c, x: m.Resend(n, c, x.correlation, x.queue, x.sender_id, x.envelope_id),
+    f.Resolve: lambda n, c, x: m.Resolve(n, c, x.correlation, x.exchange, x.routing_key),
+    f.DeclareExchange: lambda n, c, x: m.DeclareExchange(n, c, x.correlation, x.name, _exchange_type(x.type)),
+    f.DeleteExchange: lambda n, c, x: m.DeleteExchange(n, c, x.correlation, x.name),
+    f.DeclareQueue: lambda n, c, x: m.DeclareQueue(
+        n, c, x.correlation, x.name, x.owner, tuple(x.readers), x.ttl_s, x.max_length
+    ),
+    f.SettleDead: lambda n, c, x: m.SettleDead(
+        n, c, x.correlation, x.queue, [(r.first, r.count) for r in x.ranges], x.drop
+    ),
+    f.DeleteQueue: lambda n, c, x: m.DeleteQueue(n, c, x.correlation, x.name),
+    f.Bind: lambda n, c, x: m.Bind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
+    f.Unbind: lambda n, c, x: m.Unbind(n, c, x.correlation, x.exchange, x.queue, x.routing_key),
+    f.Purge: lambda n, c, x: m.Purge(n, c, x.correlation, x.queue),
+    f.LimitClient: lambda n, c, x: m.LimitClient(
+        n, c, x.correlation, x.client_id, x.what, -1 if x.most == _AS_SET else min(x.most, _MOST)
+    ),
+    f.TellContacts: lambda n, c, x: m.TellContacts(n, c, x.correlation, _lists(x)),
+    f.Grant: lambda n, c, x: m.Grant(n, c, x.correlation, x.client_id, x.right, x.resource, x.give),
+}
+
+
+async def _register(s: Session, x: f.Register) -> object:
+    s.hq.key_requests.spend(s.client)
+    async with s.hq.enrolments.lock:  # a home that is being replaced publishes nothing after its successor is let in
+        s.hq.trust.require(s.serial)
+        found = await s.hq.directory.register(s.client, x.bundle)
+    s.log("Key bundle registered" if found else "Key bundle was registered before")
+    if found is Registered.ANEW:
+        number = await s.hq.engine.in_store(s.hq.trust.crl_number)
+        s.hq.tell_revoked(
+            f"{s.client} was enrolled again and begins anew with keys that the ones before did not sign; who pinned "
+            f"it compares: cipherbox keys verify {s.client}", number,
+        )  # fmt: skip
+    return f.Ok(x.correlation, int(found is not Registered.AGAIN))
+
+
+async def _get_bundles(s: Session, x: f.GetBundles) -> object:
+    _many(len(x.clients) + len(x.hashes), "clients", _IDS)
+    s.hq.key_requests.spend(s.client)
+    answers, proofs = await s.hq.directory.answers(x, s.hq.config.limits.frame_bytes // 2)
+    return f.Bundles(x.correlation, answers, proofs)
+
+
+async def _offer_prekeys(s: Session, x: f.OfferPrekeys) -> object:
+    s.hq.key_requests.spend(s.client)
+    s.hq.trust.require(s.serial)
+    return f.Ok(x.correlation, await s.hq.prekeys.offer(s.client, x.signed, x.once, replace=x.replace))
+
+
+async def _get_prekeys(s: Session, x: f.GetPrekeys) -> object:
+    _many(len(x.clients), "clients", LIMITS.recipients)
+    s.hq.prekey_requests.spend(s.client, max(1, len(x.clients)))
+    return f.Prekeys(x.correlation, [await s.hq.prekeys.take(s.client, name) for name in x.clients])
+
+
+async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
+    return f.Revocations(x.correlation, await s.hq.engine.in_store(s.hq.trust.crl))
+
+
+async def _status(s: Session, x: f.Status) -> object:
+    """Unknown and not yours look the same, and so does a message that its envelope does not have."""
+    from uuid import UUID
+
+    envelope_id, index = split_message_id(UUID(bytes=x.message_id))
+    sender = x.sender_id or s.client
+    report = await s.hq.engine.in_store(s.hq.store.trace, sender, envelope_id)
+    traces = list(report.traces) if report else []
+    if not (sender == s.client or s.hq.is_admin(s.client)):
+        traces = [t for t in traces if s.client in t.readers]
+    if report is None or not traces or index >= report.messages:
+        return f.StatusReport(x.correlation, False, sender, 0, [])
+    rows = [
+        f.Trace(t.queue, t.client, int(t.state), min(t.attempts, 0xFFFF), t.delivered_at, t.acknowledged_at, t.reason)
+        for t in traces
+    ]
+    return f.StatusReport(x.correlation, True, report.sender, report.accepted_at, rows)
+
+
+async def _list(s: Session, x: f.List) -> object | None:
+    """Connections, pending requests, metrics and alerts are HQ's, everything else the core lists."""
+    make = administration.LISTS.get(x.what)
+    if make is None:
+        await s.ask(m.List(s.connection, s.client, x.correlation, x.what, x.name, x.after))
+        return None
+    s.need_admin()
+    rows = [r for r in await make(s) if x.name in ("", r["name"])]
+    return f.Listing(x.correlation, "", orjson.dumps(rows))
+
+
+async def _list_dead(s: Session, x: f.ListDead) -> object:
+    """Of one queue for its readers and owner; of all for admins.  Not yours and not there look the same."""
+    broker = s.hq.engine.broker
+    queue = broker.queues.get(x.queue)
+    if not s.hq.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
+        if not x.queue:
+            raise Forbidden("the dead letters of all queues are an admin's; name a queue of yours, for example "
+                            f"{MAILBOX}{s.client}")  # fmt: skip
+        raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
+    rows, after = await s.hq.engine.in_store(s.hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
+    if x.queue and queue is None and not rows and not x.after:  # what was deleted may have left some
+        raise NotFound(f"there is no queue {x.queue!r}; see: cipherbox queue list")
+    return f.Listing(x.correlation, after, orjson.dumps(rows))
+
+
+async def _get_root(s: Session, x: f.GetRoot) -> object:
+    return f.Root(x.correlation, pki.der(s.hq.trust.root), pki.der(s.hq.trust.issuing))
+
+
+def _certificate(correlation: int, outcome: Outcome) -> f.Certificate:
+    return f.Certificate(correlation, outcome.state, outcome.number, list(outcome.chain))
+
+
+async def _request_certificate(s: Session, x: f.RequestCertificate) -> object:
+    """A token that HQ knows has tries of its own; those with an unknown secret share their address's."""
+    known = await s.hq.enrolments.known(x.client_id, x.secret)
+    s.hq.enrol_attempts.spend(f"token {secret_hash(x.secret).hex()}" if known else f"address {s.address}")
+    if not known:
+        raise TokenError("HQ does not know this token; ask the admin for a new one")
+    return _certificate(x.correlation, await s.hq.enrolments.request(x.client_id, x.secret, x.csr))
+
+
+async def _renew(s: Session, x: f.Renew) -> object:
+    s.hq.key_requests.spend(s.client)
+    return _certificate(x.correlation, await s.hq.enrolments.renew(s.client, x.csr, s.serial))
+
+
+async def _enrol(s: Session, x: f.Enrol) -> object:
+    s.need_admin()
+    text = await s.hq.enrolments.token(
+        x.client_id, x.role or m.CLIENT, approve=x.approve, valid_s=x.valid_s, replaces=x.replaces, by=s.client
+    )
+    s.log("Enrolment token made", target=x.client_id, replaces=x.replaces)
+    return f.Token(x.correlation, text)
+
+
+async def _approve(s: Session, x: f.Approve) -> object:
+    s.need_admin()
+    return f.Ok(x.correlation, await s.hq.enrolments.approve(x.client_id, accept=x.accept))
+
+
+async def _revoke(s: Session, x: f.Revoke) -> object:
+    s.need_admin()
+    count = await s.hq.enrolments.revoke(x.client_id, x.reason[:500], by=s.client)
+    number = await s.hq.engine.in_store(s.hq.trust.crl_number)
+    s.hq.tell_revoked(f"{x.client_id} was revoked; nothing is sealed for it any more", number)
+    return f.Ok(x.correlation, count)
+
+
+async def _export(s: Session, x: f.ExportRequests) -> object:
+    s.need_admin()
+    return f.Requests(x.correlation, await s.hq.carried.export())
+
+
+async def _import(s: Session, x: f.ImportCertificates) -> object:
+    s.need_admin()
+    return f.Ok(x.correlation, await s.hq.carried.take(x.document))
+
+
+CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
+    f.Register: _register,
+    f.GetBundles: _get_bundles,
+    f.OfferPrekeys: _offer_prekeys,
+    f.GetPrekeys: _get_prekeys,
+    f.GetRevocations: _get_revocations,
+    f.Status: _status,
+    f.List: _list,
+    f.GetRoot: _get_root,
+    f.RequestCertificate: _request_certificate,
+    f.Renew: _renew,
+    f.Enrol: _enrol,
+    f.Approve: _approve,
+    f.Revoke: _revoke,
+    f.ListDead: _list_dead,
+    f.ExportRequests: _export,
+    f.ImportCertificates: _import,
+    **administration.CALLS,
+    **logrequests.CALLS,
+}
+
