@@ -8,7 +8,7 @@ import attrs
 
 
 @attrs.frozen
-class Lists:
+class ContactLists:
     """Client ids as a person wrote them; they are compared without regard to case.
 
     Who is *blocked* is refused.  As soon as somebody is *allowed*, only those are taken; blocked wins over allowed.

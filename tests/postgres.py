@@ -19,7 +19,7 @@ import attrs
 from cipherbox.cli import postgres_servers
 from cipherbox.cli.postgres_servers import PAUSE
 from cipherbox.portable import other_user
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.target import Target
 
 __all__ = ["PAUSE", "Server", "binaries", "connect", "new_server", "schema", "shared", "target", "url"]
@@ -86,9 +86,9 @@ def schema() -> str:
     return f"t_{secrets.token_hex(6)}"
 
 
-def connect(server: Server, schema: str = "cipherbox") -> Link:
+def connect(server: Server, schema: str = "cipherbox") -> PostgresConnection:
     """A session as a tool has it: PostgreSQL's own settings, HQ's schema."""
-    link = Link(target(server, schema), str(server.directory), server.port, None, None)
+    link = PostgresConnection(target(server, schema), str(server.directory), server.port, None, None)
     link.script("RESET ALL")
     link.script(f'SET search_path = "{schema}"')
     return link

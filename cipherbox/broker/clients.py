@@ -8,7 +8,7 @@ from cipherbox.broker import model as m
 from cipherbox.broker.model import Done
 from cipherbox.broker.rights import MAILBOX
 from cipherbox.broker.usage import SETTINGS
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import Forbidden, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def tell_contacts(broker: Broker, c: m.TellContacts) -> Done:
     return Done(c.correlation, 1)
 
 
-def set_contacts(broker: Broker, client: str, lists: Lists) -> None:
+def set_contacts(broker: Broker, client: str, lists: ContactLists) -> None:
     """These are a client's lists from now on; empty ones are forgotten."""
     contacts = broker.rights.contacts
     if lists:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import attrs
 
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import CipherBoxError
 
 ADMIN = "admin"
@@ -289,7 +289,7 @@ class LimitClient(Command):
 class TellContacts(Command):
     """Whom this client takes mail from, in place of what it told before."""
 
-    lists: Lists
+    lists: ContactLists
 
 
 @attrs.define
@@ -526,7 +526,7 @@ class Changes:
     highest: dict[str, bytes] = attrs.Factory(dict)  # sender -> highest envelope id
     usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)  # (sender, queue) -> bytes, envelopes there
     client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)  # (client, what) -> most; -1: as the settings say
-    contacts: dict[str, Lists] = attrs.Factory(dict)  # client -> whom it takes mail from; empty lists: forgotten
+    contacts: dict[str, ContactLists] = attrs.Factory(dict)  # client -> whom it takes mail from; empty lists: forgotten
     bindings_version: int | None = None
     notes: list[NewNote] = attrs.Factory(list)  # for the log alone
     noted: int = 0  # acts that change nothing else, for the log alone
@@ -631,4 +631,4 @@ class Snapshot:
     highest: dict[str, bytes] = attrs.Factory(dict)
     usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)
     client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)
-    contacts: dict[str, Lists] = attrs.Factory(dict)
+    contacts: dict[str, ContactLists] = attrs.Factory(dict)

@@ -11,21 +11,21 @@ from collections.abc import Mapping
 
 from cipherbox.broker.model import ADMIN, EVERYBODY, ClientRow
 from cipherbox.broker.queues import Queue
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import NotFound
 
 RIGHTS = frozenset({"publish", "bind", "read", "declare", "admin"})
 MAILBOX = "box."
 SYSTEM = ".sys"  # ends the names of the queues that receipts come in
-_NONE: dict[str, Lists] = {}
-_EVERYBODY = Lists()
+_NONE: dict[str, ContactLists] = {}
+_EVERYBODY = ContactLists()
 
 
 class Rights:
     """Clients, their roles and their grants, and whom each of them takes mail from, if it has told."""
 
     def __init__(
-        self, clients: list[ClientRow], grants: list[tuple[str, str, str]], contacts: Mapping[str, Lists] = _NONE
+        self, clients: list[ClientRow], grants: list[tuple[str, str, str]], contacts: Mapping[str, ContactLists] = _NONE
     ) -> None:
         self.contacts = dict(contacts)
         self.clients = {c.name: c for c in clients}
@@ -66,7 +66,7 @@ class Rights:
         """Everybody who reads a queue and whose certificate is not revoked, sorted."""
         return tuple(sorted(c for c in queue.all_readers if not self.revoked(c)))
 
-    def contacts_of(self, client: str) -> Lists:
+    def contacts_of(self, client: str) -> ContactLists:
         """Whom this client takes mail from, as it told; everybody, if it told nothing."""
         return self.contacts.get(client, _EVERYBODY)
 

@@ -29,7 +29,7 @@ from cipherbox.broker.model import (
 from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
 from cipherbox.broker.usage import QUEUES
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, Revoked
 from cipherbox.limits import check_client_id, check_name
 
@@ -375,7 +375,7 @@ def revoke_client(broker: Broker, c: m.RevokeClient) -> Done:
         broker.rights.add(row)
         broker.effects.changes.clients.append(row)
         broker.bindings_changed()
-        set_contacts(broker, c.target, Lists())  # nothing is taken for it any more
+        set_contacts(broker, c.target, ContactLists())  # nothing is taken for it any more
     end_connections(broker, c.target, Revoked(f"the certificate of {c.target} was revoked: {c.reason}"))
     return Done(c.correlation, 1)
 

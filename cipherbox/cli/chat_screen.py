@@ -12,8 +12,8 @@ import attrs
 import click
 import trio
 
-from cipherbox.apps.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, Line
-from cipherbox.apps.chat.lines import KeptLines, Lines, Said
+from cipherbox.apps.chat.conversation import AT_HQ, LINE_BYTES, OPENED, REFUSED, SEALED, ChatLine
+from cipherbox.apps.chat.lines import ChatLines, KeptLines, Said
 from cipherbox.cli.output import print_json, safe, say
 from cipherbox.cli.stdout import output_failure
 
@@ -33,7 +33,7 @@ class Screen:
 
     def __init__(self, *, as_json: bool, interactive: bool) -> None:
         self._as_json, self._interactive = as_json, interactive
-        self._newest: Line | None = None
+        self._newest: ChatLine | None = None
         self._changed = trio.Event()
         self._away = False
 
@@ -53,7 +53,7 @@ class Screen:
         if output_failure() is not None:
             raise BrokenPipeError  # nobody reads any more; what was received is in the inbox
 
-    def state(self, line: Line) -> None:
+    def state(self, line: ChatLine) -> None:
         """A line of one's own is somewhere else now."""
         if self._as_json:
             refused = [{"by": by, "reason": reason} for by, reason in line.refused]
@@ -101,7 +101,7 @@ class Screen:
             if line is not None and told != (told := (line.number, _progress(line))):
                 self._dim(told[1])
 
-    async def follow(self, lines: Lines | KeptLines) -> None:
+    async def follow(self, lines: ChatLines | KeptLines) -> None:
         """Shows what the others add."""
         while True:
             found = lines.new()
@@ -115,7 +115,7 @@ class Screen:
 
 
 async def lines_of_input() -> AsyncIterator[str | None]:
-    """Lines of standard input as they come; None for one that is too long or no text."""
+    """ChatLines of standard input as they come; None for one that is too long or no text."""
     rest = b""
     dropping = False
     while True:
@@ -140,7 +140,7 @@ def _decoded(raw: bytes) -> str | None:
         return None
 
 
-def _progress(line: Line) -> str:
+def _progress(line: ChatLine) -> str:
     if line.state == OPENED:
         return f"opened by {_names(line.opened)}"
     if line.state == AT_HQ:
@@ -153,7 +153,7 @@ def _progress(line: Line) -> str:
     return f"{SEALED}, not with HQ yet"
 
 
-def _refusals(line: Line) -> str:
+def _refusals(line: ChatLine) -> str:
     return "; ".join(f"refused by {by}: {safe(reason)}" for by, reason in line.refused)
 
 

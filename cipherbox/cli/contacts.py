@@ -9,7 +9,7 @@ import click
 from cipherbox.cli.options import CLIENT_ID, home_of, json_option
 
 if TYPE_CHECKING:
-    from cipherbox.contact_lists import Lists
+    from cipherbox.contact_lists import ContactLists
 
 
 @click.group()
@@ -58,7 +58,7 @@ def contacts_list(ctx: click.Context, as_json: bool) -> None:
     _say(lists)
 
 
-def _say(lists: Lists) -> None:
+def _say(lists: ContactLists) -> None:
     from cipherbox.cli.output import say
 
     only = f"{', '.join(lists.allowed)}; everybody else is refused (--everybody takes it back)"
@@ -66,7 +66,7 @@ def _say(lists: Lists) -> None:
     say(f"blocked: {', '.join(lists.blocked) or 'nobody'}")
 
 
-def _changed(ctx: click.Context, lists: Lists, named: tuple[str, ...]) -> None:
+def _changed(ctx: click.Context, lists: ContactLists, named: tuple[str, ...]) -> None:
     """The lists count here already; HQ gets to know them now, or with the next connection."""
     from cipherbox.cli.options import run
     from cipherbox.cli.output import say, warn

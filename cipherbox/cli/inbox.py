@@ -20,7 +20,7 @@ from cipherbox.errors import NotFound
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
     from cipherbox.client.inbox.encrypted_lines import Entry
-    from cipherbox.client.inbox.inspect import Looking
+    from cipherbox.client.inbox.inspect import InboxInspection
 
 _SHOWN = 60  # characters of a text in a list
 SUITES = {1: "ed25519", 2: "ed25519+mldsa65"}
@@ -137,7 +137,7 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
 
 
 @contextmanager
-def _look(ctx: click.Context) -> Iterator[Looking]:
+def _look(ctx: click.Context) -> Iterator[InboxInspection]:
     from cipherbox.cli.password import load_here
     from cipherbox.client.inbox.inspect import looking
 
@@ -149,7 +149,7 @@ def _since_ms(since: float | None) -> int:
     return int((time.time() - since) * 1000) if since else 0
 
 
-def _found(ctx: click.Context, look: Looking, message_id: uuid.UUID, sender: str | None) -> Entry:
+def _found(ctx: click.Context, look: InboxInspection, message_id: uuid.UUID, sender: str | None) -> Entry:
     from cipherbox.client.inbox.inspect import find
 
     entry = find(look, message_id, sender or "")
@@ -197,7 +197,7 @@ def _record(one: Entry) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _refused(look: Looking, last: int, as_json: bool) -> None:
+def _refused(look: InboxInspection, last: int, as_json: bool) -> None:
     import attrs
 
     from cipherbox.cli.output import print_json, safe, table, time_text
@@ -213,7 +213,7 @@ def _refused(look: Looking, last: int, as_json: bool) -> None:
     )
 
 
-def _parked(ctx: click.Context, look: Looking, as_json: bool) -> None:
+def _parked(ctx: click.Context, look: InboxInspection, as_json: bool) -> None:
     import attrs
 
     from cipherbox.cli.output import next_step, print_json, safe, table

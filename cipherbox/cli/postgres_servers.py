@@ -82,11 +82,11 @@ class Server:
 
     def sql(self, statement: str) -> list[Any]:
         """Runs statements as the superuser."""
-        from cipherbox.store.postgres.driver import Link
+        from cipherbox.store.postgres.driver import PostgresConnection
         from cipherbox.store.postgres.target import Target
 
         target = Target((), database="postgres", user="cipherbox", tls="off", schema="public")
-        link = Link(target, str(self.directory), self.port, None, None)
+        link = PostgresConnection(target, str(self.directory), self.port, None, None)
         try:
             return link.script(statement)
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from cipherbox.checks import checked
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.wire import frames
 
 _AS_SET = (1 << 64) - 1
@@ -17,7 +17,7 @@ _AS_SET = (1 << 64) - 1
 class AdminCalls:
     """Mixed into `Client`."""
 
-    line: Line
+    line: ReconnectingConnection
 
     async def enrol(
         self, client_id: str, role: str = "client", approve: bool = False, valid_s: int = 0, replace: bool = False

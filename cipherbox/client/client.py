@@ -22,11 +22,11 @@ import trio
 
 from cipherbox.checks import checked
 from cipherbox.client.admin import AdminCalls
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import KEYS, RECEIVER, Events, OnEvent
 from cipherbox.client.home import Home, keyless, load_home, note_replaced
 from cipherbox.client.keys.directory import Directory
-from cipherbox.client.keys.lifecycle import KeyLife
+from cipherbox.client.keys.lifecycle import KeyLifecycle
 from cipherbox.client.keys.local_key import Password
 from cipherbox.client.keys.own import Added, add_key
 from cipherbox.client.keys.pins import Pins
@@ -35,18 +35,18 @@ from cipherbox.client.log.order import LogOrder
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.client.nursery import background
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.client.outbox.sender import Post
+from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.outbox.tracking import Tracking
 from cipherbox.client.publishing.allow_list import AllowList
 from cipherbox.client.publishing.idempotency import publish_once
-from cipherbox.client.publishing.publish import Address, Confirmation, Sealer
+from cipherbox.client.publishing.publish import Confirmation, PublishOptions, Sealer
 from cipherbox.client.publishing.publisher import Publisher, check_publisher
 from cipherbox.client.publishing.routes import Routes
 from cipherbox.client.publishing.splitting import Content, as_messages
 from cipherbox.client.receiving.consumer import Consumer, Delivery, ranges, settled
 from cipherbox.client.receiving.contacts import Contacts, keep_told
 from cipherbox.client.receiving.opening import Opener
-from cipherbox.client.receiving.receipts import ReceiptTaker
+from cipherbox.client.receiving.receipts import ReceiptConsumer
 from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.watch import watch
@@ -67,12 +67,12 @@ CONSUME_BYTES = 16 * 1024 * 1024
 class Client(Tracking, AdminCalls):
     """An open client.  ``home`` holds its files, ``directory`` and ``allow`` what it believes and permits."""
 
-    def __init__(self, home: Home, line: Line, events: Events, nursery: trio.Nursery, log: LogProofVerifier) -> None:
+    def __init__(self, home: Home, line: ReconnectingConnection, events: Events, nursery: trio.Nursery, log: LogProofVerifier) -> None:
         self.home, self.line, self.events, self.log = home, line, events, log
         self.revocations = Revocations(home.path, home.issuing, line)
         self.directory = Directory(Pins(home.path), home.root, self.revocations, line, events, log)
         self.allow = AllowList(home.path)
-        self.life = KeyLife(home, line, events, self.directory)
+        self.life = KeyLifecycle(home, line, events, self.directory)
         self.sessions: Sessions | None = None
         self.prekeys: Prekeys | None = None
         if home.identity is not None:
@@ -84,16 +84,16 @@ class Client(Tracking, AdminCalls):
         self.opener.refresh = self.life.refresh
         keep = home.keeper, Routes(home.path)
         self.sealer = Sealer(home.identity, self.directory, self.allow, line, events, *keep, prekeys=self.prekeys)
-        self.post: Post | None = None  # an admin's machine sends nothing
+        self.post: OutboxSender | None = None  # an admin's machine sends nothing
         if self.sessions is not None:
             outbox = Outbox(home.path, home.config.keep_until, self.sessions.chains, home.hides)
             seal_again, revoked = self.sealer.seal_again, self.directory.revoked
             more = home.config.client_id, self.sessions, home.holds
-            self.post = Post(line, outbox, events, seal_again, revoked, *more)
+            self.post = OutboxSender(line, outbox, events, seal_again, revoked, *more)
             self.sealer.post = self.post
             nursery.start_soon(self.post.run)
         line.accept, line.listed, line.opened = self.revocations.check_hq, self._look_at_revocations, self._compare
-        self.receipts = ReceiptTaker(self)
+        self.receipts = ReceiptConsumer(self)
         self._welcome: frames.Welcome | None = None
 
     async def _compare(self, welcome: frames.Welcome) -> None:
@@ -140,7 +140,7 @@ class Client(Tracking, AdminCalls):
         never.  Raises what refuses it; Queued when HQ did not confirm in time: it goes out from the outbox.  ``wait``
         False: returns when it is kept, with ``accepted_at`` 0.  ``key``: an idempotency key (see `once`).
         """
-        address = Address.make(
+        address = PublishOptions.make(
             to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
             expires_at=expires_at, partial=partial,
         )  # fmt: skip
@@ -159,7 +159,7 @@ class Client(Tracking, AdminCalls):
         ``batch``: at most so many messages in one envelope; None for as many as are best.
         """
         address = check_publisher(
-            Address.make(
+            PublishOptions.make(
                 to, exchange, routing_key, box, stanza=stanza, cipher=cipher, allow_mixed=allow_mixed,
                 expires_at=expires_at, partial=partial,
             )
@@ -191,7 +191,7 @@ class Client(Tracking, AdminCalls):
 
     async def readers(self, exchange: str, routing_key: str) -> list[str]:
         """Who reads a route, if the allow-list permits them all; NotAllowed names who is not on it."""
-        address = Address.make(
+        address = PublishOptions.make(
             None, exchange, routing_key, "", stanza=None, cipher=None, allow_mixed=True, expires_at=0, partial=False
         )
         return list((await self.sealer.target(address, anew=True)).names)
@@ -368,7 +368,7 @@ async def open_client(
         files = attrs.evolve(files, config=attrs.evolve(files.config, **overrides))
     config = files.config
     log = LogProofVerifier.of(files, events)
-    line = Line(
+    line = ReconnectingConnection(
         config.address, files.context, events, tries=config.tries, timeout_s=config.timeout_s,
         pause_max_s=config.pause_max_s, settings=config.line, log=log,
     )  # fmt: skip

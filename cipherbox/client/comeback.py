@@ -20,7 +20,7 @@ import attrs
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.client.connection.connection import Link
+from cipherbox.client.connection.connection import Connection
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, NEXT_KEY, REPLACED, ROOT, put_next_key
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.sessions.superseded import retire_sessions
@@ -63,7 +63,7 @@ def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
 
 
 async def come_back(
-    link: Link, config: ClientConfig, fresh: Identity | None, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
+    link: Connection, config: ClientConfig, fresh: Identity | None, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
     local_key: bytes, timeout_s: float,
 ) -> None:  # fmt: skip
     """Puts the new certificate and ``fresh`` keys (None: an admin's home has none) in the place of those before."""
@@ -100,7 +100,7 @@ def _keys_of(home: Path, fresh: Identity, local_key: bytes) -> Identity:
 
 
 async def _prepare(
-    link: Link, identity: Identity, fresh: Identity, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
+    link: Connection, identity: Identity, fresh: Identity, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
     timeout_s: float,
 ) -> None:  # fmt: skip
     """The upcoming keys are fresh ones, in a bundle after the newest that HQ has; or those of an earlier attempt."""
@@ -122,7 +122,7 @@ async def _prepare(
     identity.upcoming = fresh
 
 
-async def _publish(link: Link, identity: Identity, timeout_s: float) -> None:
+async def _publish(link: Connection, identity: Identity, timeout_s: float) -> None:
     if identity.upcoming is not None:
         assert identity.upcoming.bundle is not None
         await link.ask(frames.Register, timeout_s, bundle=identity.upcoming.bundle.raw)

@@ -28,7 +28,7 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.checks import checked
 from cipherbox.client.comeback import come_back, next_key, returning
-from cipherbox.client.connection.connection import Link, open_link
+from cipherbox.client.connection.connection import Connection, open_link
 from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, ROOT, home_with
 from cipherbox.client.keys.local_key import (
     LOCAL_KEY,
@@ -141,7 +141,7 @@ async def join(
     return JoinReport(token.client_id, role, where, number, token.address, hq, root_hex, other, back)
 
 
-async def _other(link: Link, client_id: str, timeout_s: float) -> str:
+async def _other(link: Connection, client_id: str, timeout_s: float) -> str:
     """A client with keys besides this one, for an example that works; that there is none stops nothing."""
     try:
         page: frames.Listing = await link.ask(frames.List, timeout_s, what="clients", name="", after="")
@@ -205,7 +205,7 @@ def _keys(
 
 
 async def _fetch_root(token: Token, timeout_s: float, line: LineSettings) -> x509.Certificate:
-    async def ask(link: Link) -> frames.Root:
+    async def ask(link: Connection) -> frames.Root:
         answer: frames.Root = await link.ask(frames.GetRoot, timeout_s)
         return answer
 
@@ -224,7 +224,7 @@ async def _certificate(
     context = tls.client_context(root, None, None)
     csr = pki.make_csr(key, token.client_id)
 
-    async def ask(link: Link) -> frames.Certificate:
+    async def ask(link: Connection) -> frames.Certificate:
         answer: frames.Certificate = await link.ask(
             frames.RequestCertificate, timeout_s, client_id=token.client_id, secret=token.secret, csr=csr
         )
@@ -267,7 +267,7 @@ def checked_chain(
 
 
 async def _register(
-    link: Link, home: Path, fresh: Identity, chain: list[x509.Certificate], key: pki.PrivateKey, local_key: bytes,
+    link: Connection, home: Path, fresh: Identity, chain: list[x509.Certificate], key: pki.PrivateKey, local_key: bytes,
     timeout_s: float,
 ) -> None:  # fmt: skip
     """Registers the bundle of this client's keys.  Keys of an interrupted attempt are used again."""
@@ -286,7 +286,7 @@ async def _register(
 
 
 async def _connected(
-    token: Token, context: Any, timeout_s: float, ask: Callable[[Link], Any], line: LineSettings
+    token: Token, context: Any, timeout_s: float, ask: Callable[[Connection], Any], line: LineSettings
 ) -> Any:
     """One short connection and one request; tried again when the network fails."""
     for attempt in range(1, NETWORK_TRIES + 1):

@@ -28,7 +28,7 @@ from cipherbox.net import tls
 from cipherbox.portable import read_private, sync_directory, write_atomic
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.local_secret_box import KeyKeeper, Vault
+from cipherbox.sealing.local_secret_box import LocalSecretBox, Vault
 from cipherbox.sealing.open import is_signed_by
 
 ROOT, ISSUING, CERTIFICATE, KEY = "ca.crt", "issuing.crt", "client.crt", "client.key"
@@ -56,7 +56,7 @@ class Home:
     chain: tuple[x509.Certificate, ...]
     key: pki.PrivateKey = attrs.field(repr=False)
     identity: Identity | None
-    keeper: KeyKeeper
+    keeper: LocalSecretBox
     local_key: bytes | None = attrs.field(default=None, repr=False)  # None: nothing on the disk is changed
     sealed: bool = False  # its keys are under a password
 
@@ -121,7 +121,7 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
         if identity.client_id != config.client_id:
             raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
     return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity,
-                KeyKeeper(local_key), local_key, is_sealed(where))
+                LocalSecretBox(local_key), local_key, is_sealed(where))
 
 
 def note_replaced(home: Path, failure: CipherBoxError | None, connected: bool) -> None:

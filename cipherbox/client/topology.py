@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from cipherbox.checks import checked
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.receiving.consumer import ranges
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.errors import InvalidRequest
@@ -23,7 +23,7 @@ TYPES = {"direct": 0, "fanout": 1, "topic": 2}
 class TopologyCalls:
     """Mixed into `Client`."""
 
-    line: Line
+    line: ReconnectingConnection
 
     async def declare_exchange(self, name: str, type: str = "direct") -> None:
         """Makes an exchange (direct, fanout or topic), or finds it the same; Conflict if it is another type."""

@@ -57,7 +57,7 @@ class ClearFile:
         os.close(self._fd)
 
 
-class LockedFile:
+class EncryptedFile:
     """See the module; as `ClearFile`.  ``name`` is the file's id."""
 
     def __init__(self, fd: int, vault: Vault, name: bytes) -> None:

@@ -24,7 +24,7 @@ SESSION_TROUBLE = "the file with the sessions is damaged or belongs to another k
 CONTENT_TROUBLE = "what was kept here of received content is damaged, or belongs to another home's local key"
 
 
-class KeyKeeper:
+class LocalSecretBox:
     """Wraps and unwraps content keys.  ``local_key`` has 32 bytes."""
 
     def __init__(self, local_key: bytes) -> None:
@@ -33,7 +33,7 @@ class KeyKeeper:
         self.content = Vault(hkdf(local_key, label("content"), 32), CONTENT_TROUBLE)
 
     def __repr__(self) -> str:
-        return "KeyKeeper(…)"
+        return "LocalSecretBox(…)"
 
     def wrap(self, content_key: bytes, envelope_id: bytes, generation: int) -> bytes:
         """What may lie on the disk: 72 bytes."""

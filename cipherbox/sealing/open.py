@@ -43,7 +43,7 @@ from cipherbox.sealing.seal import SIGNATURE_USE
 OpenInSession = Callable[[bytes, bytes, bytes], bytes]
 
 
-class Sighted(NamedTuple):
+class ParsedEnvelope(NamedTuple):
     """An envelope whose layout was read and whose hashes are known; nothing is verified yet."""
 
     raw: bytes
@@ -51,13 +51,13 @@ class Sighted(NamedTuple):
     hashes: Hashes
 
 
-def inspect(raw: bytes) -> Sighted:
+def inspect(raw: bytes) -> ParsedEnvelope:
     """Reads layout and hashes: enough to look the envelope up before opening it."""
     layout = layouts.split(raw)
-    return Sighted(raw, layout, layouts.hashes(raw, layout))
+    return ParsedEnvelope(raw, layout, layouts.hashes(raw, layout))
 
 
-def verify(sighted: Sighted, sender: KeyBundle) -> None:
+def verify(sighted: ParsedEnvelope, sender: KeyBundle) -> None:
     """The sender's signature, by the bundle the prefix names (checked by the caller)."""
     prefix = sighted.layout.prefix
     if sender.client_id != prefix.sender or not hmac.compare_digest(sender.hash, prefix.bundle_hash):
@@ -76,13 +76,13 @@ def is_signed_by(raw: bytes, sender: KeyBundle) -> bool:
     return True
 
 
-def content_key(sighted: Sighted, identity: Identity) -> bytes:
+def content_key(sighted: ParsedEnvelope, identity: Identity) -> bytes:
     """Unwraps this client's stanza and checks the commitment."""
     return _content_key(sighted, identity)[0]
 
 
 def _content_key(
-    sighted: Sighted, identity: Identity, in_session: OpenInSession | None = None
+    sighted: ParsedEnvelope, identity: Identity, in_session: OpenInSession | None = None
 ) -> tuple[bytes, ContentKeys]:
     prefix = sighted.layout.prefix
     wanted = identity.client_id.casefold()
@@ -105,12 +105,12 @@ def _content_key(
     return unwrapped, keys
 
 
-def open_plain(sighted: Sighted, key: bytes) -> bytes:
+def open_plain(sighted: ParsedEnvelope, key: bytes) -> bytes:
     """The body's plaintext as `body.pack` made it: what a sender seals again."""
     return _plain(sighted, derive(key))
 
 
-def _open_body(sighted: Sighted, keys: ContentKeys) -> Messages:
+def _open_body(sighted: ParsedEnvelope, keys: ContentKeys) -> Messages:
     prefix = sighted.layout.prefix
     plain = _plain(sighted, keys)
     layout = FIRST_LAYOUT
@@ -123,7 +123,7 @@ def _open_body(sighted: Sighted, keys: ContentKeys) -> Messages:
     return unpack(plain, prefix.message_count, prefix.sealed_at)
 
 
-def _plain(sighted: Sighted, keys: ContentKeys) -> bytes:
+def _plain(sighted: ParsedEnvelope, keys: ContentKeys) -> bytes:
     layout = sighted.layout
     body = memoryview(sighted.raw)[layout.body_at : layout.signatures_at]
     try:
@@ -133,7 +133,7 @@ def _plain(sighted: Sighted, keys: ContentKeys) -> bytes:
 
 
 def open_envelope(
-    sighted: Sighted, identity: Identity, sender: KeyBundle, in_session: OpenInSession | None = None
+    sighted: ParsedEnvelope, identity: Identity, sender: KeyBundle, in_session: OpenInSession | None = None
 ) -> Messages:
     """All checks in their order; the messages.  Without ``in_session`` nothing of a session opens (KeyMissing)."""
     verify(sighted, sender)

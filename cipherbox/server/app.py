@@ -22,7 +22,7 @@ from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
 from cipherbox.server.ca.credentials import check_answered
-from cipherbox.server.connection.listeners import Doorman, address_of, given_listeners, open_listeners
+from cipherbox.server.connection.listeners import ConnectionAcceptor, address_of, given_listeners, open_listeners
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import Watch
 from cipherbox.server.operations.check import LOCK, require_places
@@ -167,7 +167,7 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
             handlers.start_soon(_keep_watch, hq)
             handlers.start_soon(_keep_writing, hq)
             handlers.start_soon(_tell_systemd, hq)
-            doorman = Doorman(hq, handlers)
+            doorman = ConnectionAcceptor(hq, handlers)
             async with trio.open_nursery() as accepting:
                 for listener in plain:
                     accepting.start_soon(doorman.serve, listener, False)

@@ -24,7 +24,7 @@ TRIES, _PAUSE_S = 3, 1.0
 DAMAGED = "damaged on HQ's disk"
 
 
-class Bodies:
+class BodyCache:
     """Envelope number -> its bytes and its place in HQ's log, at most ``size_bytes`` together; the oldest go first.
 
     ``read`` brings bodies from the store in its thread; ``lost(queue, seqs, reason)`` is told what cannot be delivered.

@@ -28,11 +28,11 @@ from cipherbox.errors import Busy, CipherBoxError, DiskFull, Draining, GoingAway
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
 from cipherbox.ops.metrics import Counts
-from cipherbox.server.body_cache import Bodies
+from cipherbox.server.body_cache import BodyCache
 from cipherbox.server.connection.peer import Call, Peer, Proof
 from cipherbox.server.operations.counting import count_batch, count_handed, count_requests
-from cipherbox.server.operations.event_log import Journal
-from cipherbox.server.transparency_log import NO_PROOFS, AuditLog, Proofs, Stored, read_stored
+from cipherbox.server.operations.event_log import EventLog
+from cipherbox.server.transparency_log import NO_PROOFS, Proofs, Stored, TransparencyLog, read_stored
 from cipherbox.store.port import HISTORY, Body, Store
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Engine:
 
     def __init__(
         self, store: Store, limits: Limits, clock_ms: Callable[[], int], runner: Runner | None = None,
-        audit: AuditLog | None = None,
+        audit: TransparencyLog | None = None,
     ) -> None:  # fmt: skip
         self._store = store
         self.audit = audit
@@ -77,12 +77,12 @@ class Engine:
         self._disk_full = False
         self._store_since: float | None = None  # trio time since when the store has not answered a write or a load
         self.turns = 0  # of the task: at least one each second, unless a commit hangs
-        self._journal = Journal()
+        self._journal = EventLog()
         self.counts = Counts()
         self.draining = False  # publishes are refused, everything else goes on
         self.away = ""  # why the store is not there
         self.turned_at = time.monotonic()  # when the loop last began a batch
-        self.bodies = Bodies(limits.body_cache_bytes, self._read_bodies, self._lost)
+        self.bodies = BodyCache(limits.body_cache_bytes, self._read_bodies, self._lost)
         self.broker = Broker(store.load(limits.head_entries), limits)
         self.history = store.get_setting(HISTORY) or os.urandom(16)
         store.put_setting(HISTORY, self.history)

@@ -19,22 +19,22 @@ from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.config.toml_file import tables_of
 from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked
 from cipherbox.ops.logs import get_logger
-from cipherbox.server.ca.credentials import Material
-from cipherbox.server.ca.exchange import Carried
+from cipherbox.server.ca.credentials import Credentials
+from cipherbox.server.ca.exchange import CaExchange
 from cipherbox.server.ca.own_certificate import OwnCertificate
-from cipherbox.server.connection.backpressure import Watermark
+from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.server.connection.budget import Budgets, Rate
 from cipherbox.server.connection.session import Session
-from cipherbox.server.connection.unauthenticated import Lobby
+from cipherbox.server.connection.unauthenticated import UnauthenticatedConnections
 from cipherbox.server.directory.bundles import Directory
 from cipherbox.server.directory.enrolment import Enrolments
-from cipherbox.server.directory.prekeys import PrekeyDesk
-from cipherbox.server.directory.revocation_lists import Lists
+from cipherbox.server.directory.prekeys import PrekeyService
+from cipherbox.server.directory.revocation_lists import RevocationLists
 from cipherbox.server.directory.trust import Trust
 from cipherbox.server.engine import Engine
 from cipherbox.server.operations.drain import Drain
 from cipherbox.server.operations.reload import Difference, reload
-from cipherbox.server.transparency_log import KEY_FILE, AuditLog, certified, load_key
+from cipherbox.server.transparency_log import KEY_FILE, TransparencyLog, certified, load_key
 from cipherbox.store.port import Store
 
 log = get_logger(__name__)
@@ -75,25 +75,25 @@ class HQ:
         self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
         self.context = self.trust.material.context()
-        self.engine = Engine(store, config.limits, clock_ms, audit=AuditLog(log_key))
+        self.engine = Engine(store, config.limits, clock_ms, audit=TransparencyLog(log_key))
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine)
         self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
-        self.carried = Carried(self)
+        self.carried = CaExchange(self)
         self.certificate = OwnCertificate(self)
-        self.lists = Lists(self)
+        self.lists = RevocationLists(self)
         self.budgets = Budgets(config.limits)
         self.key_requests = Rate(config.limits.key_requests_per_minute, "requests for keys and certificates")
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
         self.prekey_requests = Rate(config.limits.prekey_requests_per_minute, "requests for prekeys")
         of_one = Rate(config.limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
-        self.prekeys = PrekeyDesk(
+        self.prekeys = PrekeyService(
             store, self.directory, self.trust, lambda client: self.engine.broker.totals.most(client, PREKEYS), of_one,
             self.engine.in_store,
         )  # fmt: skip
-        self.memory = Watermark(config.limits)
-        self.lobby = Lobby(config.limits.greeting_per_address, config.limits.greeting)
+        self.memory = BackPressure(config.limits)
+        self.lobby = UnauthenticatedConnections(config.limits.greeting_per_address, config.limits.greeting)
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
         self._deserted = trio.Event()
@@ -124,7 +124,7 @@ class HQ:
             log.error("Settings and certificates stay as they were", extra={"error": str(error)})
             raise
 
-    def take_over(self, config: ServerConfig, material: Material, context: ssl.SSLContext) -> None:
+    def take_over(self, config: ServerConfig, material: Credentials, context: ssl.SSLContext) -> None:
         """What a reload found; nothing here can fail."""
         self.config, self.context = config, context
         self.trust.adopt(material)

@@ -83,7 +83,7 @@ class _State(NamedTuple):
     old: tuple[int, bytes]
 
 
-class AuditLog:
+class TransparencyLog:
     """See the module."""
 
     def __init__(self, key: nacl.signing.SigningKey) -> None:

@@ -1,6 +1,6 @@
 """One end of a connection without IO: bytes in, events out; frames in, bytes out.
 
-    connection = Connection("server")
+    connection = WireConnection("server")
     connection.receive_data(data)           # as it comes from the stream, any pieces
     for event in connection.events(): ...   # complete frames, in order
     stream.send_all(connection.send(frame))
@@ -81,7 +81,7 @@ def negotiate(hello: Hello) -> int:
     return VERSION
 
 
-class Connection:
+class WireConnection:
     """See the module.  ``role`` is this end's: "client" or "server"."""
 
     def __init__(self, role: str, limits: Limits = LIMITS) -> None:

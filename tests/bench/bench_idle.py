@@ -29,7 +29,7 @@ from cipherbox.server.hq import HQ
 from cipherbox.server.operations.setup import init_hq
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import codec, frames
-from cipherbox.wire.connection import Connection
+from cipherbox.wire.connection import WireConnection
 
 MANY = 1000
 
@@ -87,7 +87,7 @@ class Idle:
                 await Idle.gate.wait()
             try:
                 stream = await connect(self._address, self._context, nursery)  # type: ignore[arg-type]
-                wire = Connection("client")
+                wire = WireConnection("client")
                 await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 0, "idle")))
                 while True:
                     data = await stream.receive_some()
@@ -174,7 +174,7 @@ async def _steady(address: str, context: object, signals: Signals) -> None:
     times: list[float] = []
     async with trio.open_nursery() as nursery:
         stream = await connect(address, context, nursery)  # type: ignore[arg-type]
-        wire = Connection("client")
+        wire = WireConnection("client")
         await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 0, "steady")))
         number = 0
         while not signals.stop.is_set():

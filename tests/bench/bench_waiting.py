@@ -21,7 +21,7 @@ from cipherbox.net.connecting import connect
 from cipherbox.portable import process_usage
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import codec, frames
-from cipherbox.wire.connection import Connection, Deliveries
+from cipherbox.wire.connection import Deliveries, WireConnection
 from tests.bench.bench_idle import make, rss, serve
 from tests.store.suite import incoming
 
@@ -49,7 +49,7 @@ async def measure(address: str, context: object, pid: int, ready: float) -> None
     print(f"ready after {ready:.2f} s; HQ {rss(pid) / 1e6:.1f} MB")
     async with trio.open_nursery() as nursery:
         stream = await connect(address, context, nursery)  # type: ignore[arg-type]
-        wire = Connection("client")
+        wire = WireConnection("client")
         await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 24, 0, "taker")))
         began, last, taken, number = time.perf_counter(), 0, 0, 1
         consuming = False

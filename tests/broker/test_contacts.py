@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Confirmed, Done, ExchangeType, Failed
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.limits import LIMITS
 from tests.broker.world import HQ, World
 
 
 def tell(w: World, client: str, **lists: tuple[str, ...]) -> m.Effects:
-    effects = w.run(m.TellContacts(w.connection_of[client], client, w.next(), Lists(**lists)))
+    effects = w.run(m.TellContacts(w.connection_of[client], client, w.next(), ContactLists(**lists)))
     assert isinstance(effects.answers[w.connection_of[client]][0], Done)
     return effects
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Confirmed, ExchangeType, Failed, FetchedEntries
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from tests import soak
 from tests.broker.world import SMALL, World, durable
 
@@ -34,7 +34,7 @@ TOPOLOGY = st.one_of(
     st.builds(m.RevokeClient, st.just(0), st.just(""), st.just(1), WHO, st.just("")),
     st.builds(
         m.TellContacts, st.just(0), WHO, st.just(1),
-        st.builds(Lists, st.just(()), st.lists(st.sampled_from(["Y", "Z"]), max_size=2).map(tuple)),
+        st.builds(ContactLists, st.just(()), st.lists(st.sampled_from(["Y", "Z"]), max_size=2).map(tuple)),
     ),
     st.builds(m.AddClient, st.just(0), st.just(""), st.just(1), WHO, st.just("client")),
 )  # fmt: skip

@@ -7,7 +7,7 @@ import attrs
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
 from cipherbox.broker.model import Changes, Entry, ExchangeType, Facts, Incoming, Snapshot, Wanted
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.limits import LIMITS, Limits
 
 SMALL = attrs.evolve(LIMITS, head_entries=4, page_entries=4, deliveries=5, quota_bytes=2000, names_per_frame=5)
@@ -36,7 +36,7 @@ class ModelStore:
         self.highest: dict[str, bytes] = {}
         self.usage: dict[tuple[str, str], tuple[int, int]] = {}
         self.client_limits: dict[tuple[str, str], int] = {}
-        self.contacts: dict[str, Lists] = {}
+        self.contacts: dict[str, ContactLists] = {}
         self.version = 1
         self.first_seq = 1
 

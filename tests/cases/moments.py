@@ -301,7 +301,7 @@ async def cancelled_by_hand(scene: Scene) -> None:
             post.outbox.write(refused=[_cancelled(row)])
 
     with scene.patch.context() as patch:
-        patch.setattr("cipherbox.client.outbox.sender.Post._send", lambda self, item: None)
+        patch.setattr("cipherbox.client.outbox.sender.OutboxSender._send", lambda self, item: None)
         async with scene.agent() as agent:
             scene.put("x.txt", b"never\n")
             await until(lambda: bool(agent.client.outbox().outbox.newest(10)))

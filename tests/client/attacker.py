@@ -10,8 +10,8 @@ from unittest import mock
 import trio
 
 from cipherbox.client.client import Client
-from cipherbox.client.connection.confirm_window import Confirmed, Outgoing
-from cipherbox.client.publishing.publish import Address
+from cipherbox.client.connection.confirm_window import Confirmed, PendingPublish
+from cipherbox.client.publishing.publish import PublishOptions
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.errors import CipherBoxError, EnvelopeError
@@ -45,7 +45,7 @@ async def crafted_in_session(
     client: Client, to: Sequence[str], plain: bytes, *, count: int, routing_key: str = "", **more: Any
 ) -> bytes:
     """As `crafted`, in this client's session with each recipient, which it keeps like an honest one."""
-    address = Address.make(to, "", "", "", stanza="ratchet", cipher=None, allow_mixed=True, expires_at=0, partial=False)
+    address = PublishOptions.make(to, "", "", "", stanza="ratchet", cipher=None, allow_mixed=True, expires_at=0, partial=False)
     target = await client.sealer.target(address)
     item = client.sealer.seal(address, target, plain, count, None)
     assert item.fresh is not None
@@ -70,7 +70,7 @@ async def submit(client: Client, raw: bytes, *, flags: int = 0, patience_s: floa
     """Sends bytes as they are; HQ's word, or its refusal raised."""
     done = trio.Event()
     generation, envelope_hash = _named(raw)
-    item = Outgoing(
+    item = PendingPublish(
         raw, raw[30:46], 1, lambda _: done.set(), flags=flags, generation=generation, envelope_hash=envelope_hash
     )
     client.line.window.add(item)

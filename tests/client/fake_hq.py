@@ -11,7 +11,7 @@ import trio.testing
 
 from cipherbox.errors import CipherBoxError, NetworkError
 from cipherbox.wire import frames
-from cipherbox.wire.connection import Connection, SendBatch
+from cipherbox.wire.connection import SendBatch, WireConnection
 
 Script = Callable[["Session", Any], Awaitable[None]]
 
@@ -25,7 +25,7 @@ class Session:
 
     def __init__(self, hq: FakeHq, stream: trio.abc.Stream) -> None:
         self.hq, self.stream = hq, stream
-        self.wire = Connection("server")
+        self.wire = WireConnection("server")
         self._turn = trio.Lock()
 
     async def send(self, frame: object) -> None:

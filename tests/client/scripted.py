@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cipherbox.client.client import Client
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.log.verifier import LogProofVerifier
@@ -24,7 +24,7 @@ from cipherbox.net import connecting as transport
 from cipherbox.pki.revocation_lists import make_crl
 from cipherbox.portable import private_dir
 from cipherbox.sealing.body import Message
-from cipherbox.sealing.local_secret_box import KeyKeeper
+from cipherbox.sealing.local_secret_box import LocalSecretBox
 from cipherbox.sealing.open import inspect, open_envelope
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import SendBatch
@@ -162,11 +162,11 @@ async def client_on(
     monkeypatch.setattr(post, "in_thread", inline)
     home = Home(
         config, authority.root.certificate, authority.issuing.certificate, tuple(party.chain), party.key,
-        party.identity, KeyKeeper(bytes(32)), bytes(32),
+        party.identity, LocalSecretBox(bytes(32)), bytes(32),
     )  # fmt: skip
     events = Events(said.append if said is not None else None)
     async with background() as nursery:
-        line = Line(config.address, no_context, events, **options)
+        line = ReconnectingConnection(config.address, no_context, events, **options)
         client = Client(home, line, events, nursery, NoLog.of(home, events))
         nursery.start_soon(line.run, nursery)
         await line.ready()

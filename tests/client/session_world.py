@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.client.outbox.rows import Fresh
+from cipherbox.client.outbox.rows import OutboxEntry
 from cipherbox.client.sessions.sending_chains import Turned
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope import layout as layouts
@@ -64,7 +64,7 @@ class Home:
         self.sessions.sync()
         prefix = layouts.split(raw).prefix
         names = tuple(r.client_id for r in prefix.recipients)
-        fresh = Fresh(raw, prefix.envelope_id, 0, 1, "", "", names, 0, 0, 0, bytes(32), b"", turned=tuple(turned))
+        fresh = OutboxEntry(raw, prefix.envelope_id, 0, 1, "", "", names, 0, 0, 0, bytes(32), b"", turned=tuple(turned))
         assert self.outbox.write([fresh]) == set()
         self.sessions.kept(turned)
 

@@ -292,10 +292,10 @@ def deaths() -> list[Callable[[pytest.MonkeyPatch], None]]:
         patch.setattr(arriving, "move", _die)
 
     def after_the_move(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(arriving.Arriving, "_finish", _die)
+        patch.setattr(arriving.IncomingFiles, "_finish", _die)
 
     def while_it_is_checked(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(arriving.Arriving, "settle", _die)
+        patch.setattr(arriving.IncomingFiles, "settle", _die)
 
     def between_link_and_unlink(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(Path, "unlink", _die)
@@ -393,7 +393,7 @@ def test_a_directory_is_there_once_wherever_the_machine_died(
         if death == "unpack":
             patch.setattr(unpacking, "open_exclusive", _die)
         else:
-            patch.setattr(arriving.Arriving if death == "_finish" else arriving, death, _die)
+            patch.setattr(arriving.IncomingFiles if death == "_finish" else arriving, death, _die)
         with pytest.raises(Died):
             completed(inbox)
     inbox.close()

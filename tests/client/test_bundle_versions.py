@@ -166,7 +166,7 @@ async def test_a_rotation_that_0_5_0_left_undone_is_brought_to_its_end(
         if published:
             patch.setattr("cipherbox.client.keys.lifecycle.VERSION", 1)
             patch.setattr(Identity, "promote", lambda *_: None)
-            patch.setattr("cipherbox.client.keys.lifecycle.KeyLife._save", lambda *_: None)
+            patch.setattr("cipherbox.client.keys.lifecycle.KeyLifecycle._save", lambda *_: None)
             async with old_hq.client("CA-RC", renew=False):
                 pass
     async with old_hq.client("CA-RC") as center:

@@ -14,8 +14,8 @@ import trio
 
 from cipherbox.apps.chat import conversation as module
 from cipherbox.apps.chat import lines as chat_lines
-from cipherbox.apps.chat.conversation import AT_HQ, OPENED, SEALED, Chat, Line, everybody
-from cipherbox.apps.chat.lines import Lines, Said
+from cipherbox.apps.chat.conversation import AT_HQ, OPENED, SEALED, Chat, ChatLine, everybody
+from cipherbox.apps.chat.lines import ChatLines, Said
 from cipherbox.client.receiving.contacts import Contacts, Telling
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import RecipientRevoked, TooLarge
@@ -34,7 +34,7 @@ async def hq(hq: RealHq, monkeypatch: pytest.MonkeyPatch) -> RealHq:
 class Talk:
     """One side: what it saw, and its lines' states."""
 
-    def __init__(self, chat: Chat, lines: Lines) -> None:
+    def __init__(self, chat: Chat, lines: ChatLines) -> None:
         self.chat, self._lines = chat, lines
         self.seen: list[Said] = []
 
@@ -47,12 +47,12 @@ class Talk:
 async def talking(hq: Any, name: str, *others: str, states: list[Any] | None = None) -> AsyncIterator[Talk]:
     async with hq.client(name, keep_trying=True, pause_max_s=0.2) as client:
 
-        def note(line: Line) -> None:
+        def note(line: ChatLine) -> None:
             if states is not None:
                 states.append((line.text, line.state))
 
         chat = Chat(client, others, note)
-        lines = Lines(client.home.path, others)
+        lines = ChatLines(client.home.path, others)
         lines.last()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(chat.watch)
@@ -80,8 +80,8 @@ async def test_two_people_and_what_became_of_each_line(hq: Any) -> None:
     assert here.seen[0].sender_id == "CA-RC"
     assert here.seen[0].to == "FL-LAB"
     assert [line["content"] for line in inbox(hq, "CA-RC")] == ["hello"]
-    assert [said.text for said in Lines(hq.home("CA-RC"), ["FL-LAB"]).last()] == ["hello"]
-    assert Lines(hq.home("CA-RC"), ["NY-RC"]).last() == []
+    assert [said.text for said in ChatLines(hq.home("CA-RC"), ["FL-LAB"]).last()] == ["hello"]
+    assert ChatLines(hq.home("CA-RC"), ["NY-RC"]).last() == []
 
 
 async def test_lines_to_several_keep_their_order(hq: Any) -> None:
@@ -194,16 +194,16 @@ def texts(found: list[Said]) -> list[str]:
 def test_the_last_lines_and_the_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(chat_lines, "_BLOCK", max(block, 7))
     monkeypatch.setattr(chat_lines, "_LOOK_BACK", 1 << 20)
-    assert Lines(tmp_path, None).last() == Lines(tmp_path, None).new() == []
+    assert ChatLines(tmp_path, None).last() == ChatLines(tmp_path, None).new() == []
     file = File(tmp_path)
     for number in range(30):
         file.add(number)
         file.add(100 + number, sender="NY-RC")
         file.add(200 + number, headers={"subject": "no chat"})
-    lines = Lines(tmp_path, ["CA-RC"])
+    lines = ChatLines(tmp_path, ["CA-RC"])
     assert texts(lines.last(5)) == [f"line {number}" for number in range(25, 30)]
-    assert len(texts(Lines(tmp_path, ["CA-RC"]).last(1000))) == 30
-    assert len(texts(Lines(tmp_path, None).last(1000))) == 60
+    assert len(texts(ChatLines(tmp_path, ["CA-RC"]).last(1000))) == 30
+    assert len(texts(ChatLines(tmp_path, None).last(1000))) == 60
     if block < 1000:
         return
     assert lines.new() == []
@@ -217,7 +217,7 @@ def test_a_file_that_is_cut_back_moved_or_full_of_other_things(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = File(tmp_path)
-    lines = Lines(tmp_path, None)
+    lines = ChatLines(tmp_path, None)
     file.add(1)
     size = file.path.stat().st_size
     file.add(2)

@@ -17,7 +17,7 @@ from cipherbox.client.receiving import contacts as module
 from cipherbox.client.receiving.contacts import FILE, Contacts, Telling
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.config.toml_file import ContactSettings
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import ConfigError, InvalidRequest, RecipientRefuses
 from cipherbox.limits import LIMITS
@@ -94,14 +94,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_S", 0.02)
 
 
-async def at_hq(hq: RealHq, client_id: str) -> Lists:
+async def at_hq(hq: RealHq, client_id: str) -> ContactLists:
     """What HQ says it has of a client, found by the digest that WELCOME names."""
     async with hq.client(client_id) as client:
         assert client.hq is not None
         told = client.hq.contacts
     lists = Contacts(hq.home(client_id)).lists()
     assert told in (b"", lists.digest)
-    return lists if told else Lists()
+    return lists if told else ContactLists()
 
 
 @pytest.mark.usefixtures("quick")
@@ -222,7 +222,7 @@ async def test_hq_gets_to_know_what_another_program_changed_and_forgets_it_when_
         assert silent.hq is not None
         assert silent.hq.contacts == contacts.lists().digest
         await Telling(silent).tell()
-    assert await at_hq(hq, "CA-RC") == Lists()
+    assert await at_hq(hq, "CA-RC") == ContactLists()
 
 
 async def test_a_list_too_long_for_hq_is_not_told_in_part(hq: RealHq) -> None:
@@ -268,7 +268,7 @@ async def test_the_command_tells_hq_and_says_what_hq_knows(hq: RealHq) -> None:
     assert isinstance(lab.exception, RecipientRefuses)
     (home / "client.toml").write_text((home / "client.toml").read_text().replace("tell_hq = true", "tell_hq = false"))
     assert "HQ knows nothing of it" in await said("block", "MA-LAB")
-    assert await at_hq(hq, "CA-RC") == Lists()
+    assert await at_hq(hq, "CA-RC") == ContactLists()
     await hq.stop()
     told = await said("allow", "--everybody")
     assert "counts here from now on" in told

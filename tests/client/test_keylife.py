@@ -260,7 +260,7 @@ def writes(monkeypatch: pytest.MonkeyPatch, die_before: int | None) -> list[str]
     monkeypatch.setattr(keylife, "write_atomic", step("certificate", keylife.write_atomic))
     monkeypatch.setattr(keylife, "put_next_key", step("key", keylife.put_next_key))
     monkeypatch.setattr(keylife.keyfile, "save", step("keys", keyfile.save))
-    monkeypatch.setattr(keylife.KeyLife, "_publish", step("publish", keylife.KeyLife._publish))
+    monkeypatch.setattr(keylife.KeyLifecycle, "_publish", step("publish", keylife.KeyLifecycle._publish))
     return done
 
 

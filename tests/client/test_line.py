@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cipherbox.client.connection.confirm_window import Outgoing
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.confirm_window import PendingPublish
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.nursery import background
 from cipherbox.errors import (
@@ -40,11 +40,11 @@ def said() -> list[str]:
 @asynccontextmanager
 async def line_to(
     hq: FakeHq, monkeypatch: pytest.MonkeyPatch, said: list[str] | None = None, **options: Any
-) -> AsyncIterator[Line]:
+) -> AsyncIterator[ReconnectingConnection]:
     monkeypatch.setattr(transport, "connect", hq.connect)
     listener = said.append if said is not None else None
     async with background() as nursery:
-        line = Line("hq:1", no_context, Events(listener), **options)
+        line = ReconnectingConnection("hq:1", no_context, Events(listener), **options)
         nursery.start_soon(line.run, nursery)
         yield line
 
@@ -52,17 +52,17 @@ async def line_to(
 class Outcome:
     """An envelope on its way, and a place to wait for what becomes of it."""
 
-    def __init__(self, line: Line, raw: bytes = b"envelope") -> None:
+    def __init__(self, line: ReconnectingConnection, raw: bytes = b"envelope") -> None:
         self.done = trio.Event()
         self.count = 0
-        self.item = Outgoing(raw, bytes(16), 1, self._settled)
+        self.item = PendingPublish(raw, bytes(16), 1, self._settled)
         line.window.add(self.item)
 
-    def _settled(self, item: Outgoing) -> None:
+    def _settled(self, item: PendingPublish) -> None:
         self.count += 1
         self.done.set()
 
-    async def wait(self) -> Outgoing:
+    async def wait(self) -> PendingPublish:
         with trio.fail_after(3600):
             await self.done.wait()
         return self.item

@@ -21,7 +21,7 @@ from cipherbox.envelope.checkpoint import Checkpoint, Note, decode_note, origin_
 from cipherbox.errors import ConfigError, InvalidRequest, LogContradiction, LogMissing, LogUnproven, Queued
 from cipherbox.server import hq as server
 from cipherbox.server.operations.backup import back_up, restore
-from cipherbox.server.transparency_log import AuditLog, Proofs
+from cipherbox.server.transparency_log import Proofs, TransparencyLog
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import frames
 from tests.client.waiting import until
@@ -41,14 +41,14 @@ async def test_a_confirm_without_a_proof_leaves_the_envelope_in_the_outbox(
 ) -> None:
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
-    honest = AuditLog.entry
+    honest = TransparencyLog.entry
 
-    def unproven(self: AuditLog, *args: Any) -> Any:
+    def unproven(self: TransparencyLog, *args: Any) -> Any:
         row, proofs = honest(self, *args)
         return row, Proofs({n: [b""] * len(found) for n, found in proofs.confirms.items()}, proofs.notes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AuditLog, "entry", unproven)
+        patch.setattr(TransparencyLog, "entry", unproven)
         async with hq.client("FL-LAB", **QUICK) as lab:
             with pytest.raises(Queued, match="did not prove that its signed log names them"):
                 await publish(lab)
@@ -58,13 +58,13 @@ async def test_a_confirm_without_a_proof_leaves_the_envelope_in_the_outbox(
 
 
 async def test_a_confirm_of_another_envelope_is_none(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = AuditLog.entry
+    honest = TransparencyLog.entry
 
-    def other(self: AuditLog, effects: Any, now: int) -> Any:
+    def other(self: TransparencyLog, effects: Any, now: int) -> Any:
         changed = {n: [i._replace(envelope_hash=bytes(32)) for i in items] for n, items in effects.confirmed.items()}
         return honest(self, attrs.evolve(effects, confirmed=changed), now)
 
-    monkeypatch.setattr(AuditLog, "entry", other)
+    monkeypatch.setattr(TransparencyLog, "entry", other)
     async with hq.client("FL-LAB", **QUICK) as lab:
         with pytest.raises(Queued, match="HQ's proof is for something else"):
             await publish(lab)
@@ -87,7 +87,7 @@ async def test_what_was_confirmed_before_is_proven_again(hq: Any) -> None:
 async def test_an_hq_without_a_log_is_refused_by_a_client_that_never_saw_one(
     hq: Any, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    monkeypatch.setattr(*((server, "certified") if missing == "key" else (AuditLog, "head")), lambda *_: b"")
+    monkeypatch.setattr(*((server, "certified") if missing == "key" else (TransparencyLog, "head")), lambda *_: b"")
     await hq.restart()
     with pytest.raises(LogMissing, match="HQ shows no signed log"):
         async with hq.client("FL-LAB", **QUICK):
@@ -181,7 +181,7 @@ async def test_a_fork_shows_in_a_receipt(hq: Any) -> None:
             pass
 
 
-def hq_audit(client: Any) -> AuditLog:
+def hq_audit(client: Any) -> TransparencyLog:
     """The running HQ's log, with its key: what its operator has."""
     import gc
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from cipherbox.client.log.order import TOGETHER
-from cipherbox.client.receiving.pending_receipts import OwedReceipts
+from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.stanza_types import Outcome
@@ -209,7 +209,7 @@ async def test_a_refusal_is_signed_with_its_entry(hq: Any) -> None:
         (delivery,) = await center.fetch_unopened()
         receiver = Receiver(center)
         with receiver.locked():
-            owed = OwedReceipts(center)
+            owed = PendingReceipts(center)
             owed.refuse([(delivery, Outcome.NOT_ACCEPTED, "from nobody")])
             (one,) = owed._owed([])
             owed.close()

@@ -122,7 +122,7 @@ async def test_the_key_of_what_went_nowhere_is_free(hq: Any, monkeypatch: Any) -
             self._settled(item)
 
         with monkeypatch.context() as patch:
-            patch.setattr(post_module.Post, "_send", refuse)
+            patch.setattr(post_module.OutboxSender, "_send", refuse)
             with pytest.raises(UnknownRecipient):
                 await lab.publish("y", to="CA-RC", key="y")
             await trio.sleep(0.5)

@@ -13,7 +13,7 @@ import trio
 
 from cipherbox.client.local_database import open_database
 from cipherbox.client.outbox.outbox import DATABASE, FILES, OLDEST, STEPS, Outbox
-from cipherbox.client.outbox.rows import ASIDE, CONFIRMED, WAITING, Confirmed, Fresh, Refused, Signed
+from cipherbox.client.outbox.rows import ASIDE, CONFIRMED, WAITING, Confirmed, OutboxEntry, Refused, Signed
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.receipt_file import verify_file
 from cipherbox.errors import (
@@ -28,16 +28,16 @@ from cipherbox.errors import (
 from tests.client.waiting import until
 
 
-def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> Fresh:
+def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> OutboxEntry:
     values: dict[str, Any] = {
         "raw": bytes([number]) * size, "envelope_id": bytes([number]) * 14 + b"\0\0", "generation": generation,
         "count": 1, "exchange": "", "routing_key": "", "recipients": ("CA-RC", "SF-RC"), "flags": 0,
         "route_version": 0, "sealed_at": 1, "envelope_hash": bytes([number, generation]) * 16, "content_key": b"k" * 72,
     }  # fmt: skip
-    return Fresh(**{**values, **more})
+    return OutboxEntry(**{**values, **more})
 
 
-def signed(item: Fresh, recipient: str, outcome: int = 0) -> Signed:
+def signed(item: OutboxEntry, recipient: str, outcome: int = 0) -> Signed:
     return Signed(item.envelope_id, item.generation, recipient, outcome, 5, 0, item.envelope_hash)
 
 

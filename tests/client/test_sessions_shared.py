@@ -10,7 +10,7 @@ import pytest
 
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.lines import Received
-from cipherbox.client.outbox.rows import Fresh
+from cipherbox.client.outbox.rows import OutboxEntry
 from cipherbox.client.sessions.sending_chains import Turned
 from cipherbox.envelope import layout as layouts
 from cipherbox.envelope.bundle import KeyBundle
@@ -40,7 +40,7 @@ def sealed(here: World, home: Home, to: str, text: bytes, *, reserve: bool = Fal
 def write(home: Home, *batch: Sealed) -> list[bytes]:
     """As the post does; what is in the outbox now."""
     moved = home.outbox.write([
-        Fresh(raw, layouts.split(raw).prefix.envelope_id, 0, 1, "", "", ("CA-RC",), 0, 0, 0, bytes(32), b"",
+        OutboxEntry(raw, layouts.split(raw).prefix.envelope_id, 0, 1, "", "", ("CA-RC",), 0, 0, 0, bytes(32), b"",
               turned=turned)
         for raw, turned in batch
     ])  # fmt: skip

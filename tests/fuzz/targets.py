@@ -39,7 +39,7 @@ from cipherbox.server.ca.credentials import is_ca
 from cipherbox.server.ca.offline import read_requests
 from cipherbox.server.ca.signed_responses import for_hq, read_signed
 from cipherbox.wire import codec, frames
-from cipherbox.wire.connection import Connection
+from cipherbox.wire.connection import WireConnection
 from cipherbox.wire.token import decode_token
 from tests.golden import files as golden
 from tests.parties import party, world
@@ -370,7 +370,7 @@ def _(data: bytes) -> object:
     role = "client" if data[:1] == b"\x01" else "server"
     outcomes = []
     for step in (len(data) or 1, 7):
-        connection, found = Connection(role), []
+        connection, found = WireConnection(role), []
         try:
             for at in range(1, len(data), step):
                 connection.receive_data(data[at : at + step])

@@ -17,7 +17,7 @@ from cipherbox.envelope.stanza_types import BodyCipher, label
 from cipherbox.errors import CredentialsError, DecryptionFailed, WrongPassword
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing import primitives
-from cipherbox.sealing.local_secret_box import KeyKeeper
+from cipherbox.sealing.local_secret_box import LocalSecretBox
 from cipherbox.wire.token import secret_hash
 from tests.published import flipped, rows
 
@@ -164,11 +164,11 @@ def test_key_files_and_kept_keys_are_xchacha20_poly1305() -> None:
         with pytest.raises(CredentialsError):
             keyfile.decrypt(head + flipped(nonce) + sealed, local_key=key)
     local, envelope, content_key = os.urandom(32), os.urandom(16), os.urandom(32)
-    kept = KeyKeeper(local).wrap(content_key, envelope, 7)
+    kept = LocalSecretBox(local).wrap(content_key, envelope, 7)
     cipher, short = xchacha20_poly1305(primitives.hkdf(local, label("outbox"), 32), kept[:24])
     assert cipher.decrypt(short, kept[24:], envelope + bytes([0, 0, 0, 7])) == content_key
     with pytest.raises(DecryptionFailed):
-        KeyKeeper(local).unwrap(flipped(kept), envelope, 7)
+        LocalSecretBox(local).unwrap(flipped(kept), envelope, 7)
 
 
 def test_argon2id_against_rfc_9106() -> None:

@@ -32,7 +32,7 @@ from cipherbox.store.files import Files
 from cipherbox.store.port import Store
 from cipherbox.store.sqlite.store import open_store
 from cipherbox.wire import codec, frames
-from cipherbox.wire.connection import Connection, Deliveries
+from cipherbox.wire.connection import Deliveries, WireConnection
 
 PATIENCE_S = 10.0
 BIG = 1 << 25
@@ -69,7 +69,7 @@ class Raw:
 
     def __init__(self, stream: TlsStream | WebSocketStream) -> None:
         self.stream = stream
-        self.wire = Connection("client")
+        self.wire = WireConnection("client")
         self.events: list[Any] = []
         self.correlation = 0
         self.told: list[str] = []  # what HQ said in its PINGs

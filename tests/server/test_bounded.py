@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cipherbox.limits import LIMITS
-from cipherbox.server.connection.backpressure import Watermark
+from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
 from tests.server.hq import BIG, PATIENCE_S, Raw, codec_name, running
@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 async def test_a_watermark_closes_above_the_high_mark_and_opens_below_the_low() -> None:
-    mark = Watermark(attrs.evolve(LIMITS, memory_high_bytes=100, memory_low_bytes=60))
+    mark = BackPressure(attrs.evolve(LIMITS, memory_high_bytes=100, memory_low_bytes=60))
     seen = []
     for size in (100, 1, -30, 20, -31, 40, 1, -100):
         mark.add(size)

@@ -14,7 +14,7 @@ from cipherbox import pki
 from cipherbox.config.settings import load_server_config, secret_key
 from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, Forbidden, InvalidRequest
 from cipherbox.server.ca import authority, organization
-from cipherbox.server.ca.credentials import Material, certificates_in, checked_issuing, is_waiting, read_material
+from cipherbox.server.ca.credentials import Credentials, certificates_in, checked_issuing, is_waiting, read_material
 from cipherbox.server.ca.offline import CA_KEY, ROOT_KEY
 from tests.server.hq import open_vault, prepare, running
 from tests.server.test_certificate import clock
@@ -145,7 +145,7 @@ def test_what_an_organization_bounds_is_obeyed() -> None:
     key = pki.new_key()
     server = pki.issue_server(issuing, key.public_key(), "DC-HQ")  # and this one has another
     with pytest.raises(CredentialsError, match="permitted subtree"):
-        Material(root.certificate, (issuing.certificate,), server, key, None).try_out()
+        Credentials(root.certificate, (issuing.certificate,), server, key, None).try_out()
 
 
 def test_a_root_in_the_middle_of_an_organizations_pki_can_be_the_one() -> None:
@@ -153,9 +153,9 @@ def test_a_root_in_the_middle_of_an_organizations_pki_can_be_the_one() -> None:
     issuing = ca_under(anchor, "A", 0)
     key = pki.new_key()
     server = pki.issue_server(issuing, key.public_key(), "DC-HQ")
-    Material(anchor.certificate, (issuing.certificate,), server, key, None).try_out()
+    Credentials(anchor.certificate, (issuing.certificate,), server, key, None).try_out()
     with pytest.raises(CredentialsError):
-        Material(pki.new_root("X").certificate, (issuing.certificate,), server, key, None).try_out()
+        Credentials(pki.new_root("X").certificate, (issuing.certificate,), server, key, None).try_out()
 
 
 async def test_an_answer_that_is_none_changes_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.limits import LIMITS
 from cipherbox.server.connection.budget import COSTS
 from cipherbox.wire import frames
@@ -14,7 +14,7 @@ from tests.server.hq import codec_name, running
 
 
 async def test_a_client_tells_and_hq_refuses_for_it_and_says_at_welcome_what_it_has(tmp_path: Path) -> None:
-    lists = Lists((), ("fl-lab", "Zz"))
+    lists = ContactLists((), ("fl-lab", "Zz"))
     async with running(tmp_path / "hq") as r:
         center, lab = await r.client("CA-RC"), await r.client("FL-LAB")
         assert (await center.ask(frames.TellContacts, [], ["Zz", "fl-lab", "Zz"])).count == 1

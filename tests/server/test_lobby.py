@@ -15,7 +15,7 @@ from cipherbox.config.toml_file import parse_origins
 from cipherbox.errors import ConfigError
 from cipherbox.limits import LIMITS
 from cipherbox.net.tls import TlsStream, client_context
-from cipherbox.server.connection.unauthenticated import Lobby, group_of
+from cipherbox.server.connection.unauthenticated import UnauthenticatedConnections, group_of
 from cipherbox.server.operations.monitor import Monitor
 from cipherbox.wire import frames
 from cipherbox.wire.token import decode_token
@@ -36,7 +36,7 @@ def test_an_address_is_an_ipv4_address_or_a_64(host: str, group: str) -> None:
 
 
 async def test_the_oldest_that_says_nothing_makes_room() -> None:
-    lobby = Lobby(2, 3)
+    lobby = UnauthenticatedConnections(2, 3)
     a, b = lobby.enter("A"), lobby.enter("A")
     assert a is not None
     assert b is not None

@@ -23,13 +23,13 @@ from cipherbox.errors import (
     TimedOut,
 )
 from cipherbox.limits import LIMITS, Limits
-from cipherbox.server.body_cache import Bodies
-from cipherbox.server.connection.backpressure import Watermark
+from cipherbox.server.body_cache import BodyCache
+from cipherbox.server.connection.backpressure import BackPressure
 from cipherbox.server.connection.outgoing import Outgoing
 from cipherbox.server.requests.answers import error_frame
 from cipherbox.store.port import Body
 from cipherbox.wire import codec, frames
-from cipherbox.wire.connection import Connection, Deliveries
+from cipherbox.wire.connection import Deliveries, WireConnection
 
 SMALL = attrs.evolve(LIMITS, deliver_frame_bytes=1000, heartbeat_s=5)
 
@@ -42,7 +42,7 @@ class Peer:
     """Takes bytes, and can stop taking them."""
 
     def __init__(self) -> None:
-        self.wire = Connection("client")
+        self.wire = WireConnection("client")
         welcome = frames.Welcome(1, 1 << 24, 1 << 24, 5, 1, 1, 1, 1, 1, 1, 1, "B", "client", "")
         self.wire.receive_data(codec.encode(welcome))
         self.wire.events()
@@ -69,13 +69,13 @@ class Line:
     returned: list[int] = attrs.Factory(list)
     cache_bytes: int = 0
     cut: list[str] = attrs.Factory(list)
-    memory: Watermark = attrs.field(init=False)
+    memory: BackPressure = attrs.field(init=False)
     out: Outgoing = attrs.field(init=False)
-    bodies: Bodies = attrs.field(init=False)
+    bodies: BodyCache = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.memory = Watermark(self.limits)
-        self.bodies = Bodies(self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs))
+        self.memory = BackPressure(self.limits)
+        self.bodies = BodyCache(self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs))
         self.out = Outgoing(
             self.peer, self.bodies, self.limits, self.memory.account("B"), given_back=self._give_back,
             drained=lambda: None, cut=self.cut.append,

@@ -12,7 +12,7 @@ import trio
 
 from cipherbox.errors import NetworkError
 from cipherbox.limits import LIMITS
-from cipherbox.server.connection.backpressure import LARGE, Transfer, Watermark
+from cipherbox.server.connection.backpressure import LARGE, BackPressure, Transfer
 from cipherbox.wire import codec, frames
 from cipherbox.wire.connection import Deliveries
 from tests.server.hq import BIG, PATIENCE_S, Raw, Running, codec_name, running
@@ -147,7 +147,7 @@ def transfer(size: int, *, moved: int, waited: float, gone: list[str], name: str
 
 async def test_twice_above_the_mark_the_slowest_goes_at_once_and_only_as_many_as_needed(autojump_clock: Any) -> None:
     high = 64 * MIB
-    memory = Watermark(attrs.evolve(LIMITS, memory_high_bytes=high, memory_low_bytes=high // 2))
+    memory = BackPressure(attrs.evolve(LIMITS, memory_high_bytes=high, memory_low_bytes=high // 2))
     gone: list[str] = []
     for n in range(8):
         memory.began(transfer(16 * MIB, moved=16 * MIB, waited=1.0 + n, gone=gone, name=f"C{n}"))

@@ -24,7 +24,7 @@ import trio.testing
 
 from cipherbox.client.client import Client
 from cipherbox.client.connection import reconnecting as line_module
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.inbox import Inbox
@@ -34,7 +34,7 @@ from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.config.settings import ClientConfig, load_server_config
 from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavailable
 from cipherbox.net import connecting as transport
-from cipherbox.sealing.local_secret_box import KeyKeeper
+from cipherbox.sealing.local_secret_box import LocalSecretBox
 from cipherbox.server.app import _tick as tick
 from cipherbox.server.connection.session import Session
 from cipherbox.server.hq import HQ
@@ -217,10 +217,10 @@ class World:
         hq_root, issuing = self.root
         events = Events(None)
         async with background() as nursery:
-            keeper = KeyKeeper(bytes(32))
+            keeper = LocalSecretBox(bytes(32))
             files = Home(config, hq_root, issuing, tuple(person.chain), person.key, person.identity, keeper, bytes(32))
             log = LogProofVerifier.of(files, events)
-            line = Line(name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log)  # type: ignore[arg-type, return-value]
+            line = ReconnectingConnection(name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log)  # type: ignore[arg-type, return-value]
             client = Client(files, line, events, nursery, log)
             self.clients[name] = client
             nursery.start_soon(line.run, nursery)

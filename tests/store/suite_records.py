@@ -7,7 +7,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow, Wanted
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.errors import Conflict, Damaged, Fenced, StoreError
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment
@@ -170,13 +170,13 @@ class Records:
     def test_contacts_of_clients(self, opener: Opener) -> None:
         store = opener()
         driver = Driver(store).clients()
-        driver.run(m.TellContacts(0, "A", 1, Lists(("B", "C"))), m.TellContacts(0, "B", 2, Lists((), ("A",))))
-        driver.run(m.TellContacts(0, "A", 1, Lists(("B",), ("C",))), m.TellContacts(0, "B", 2, Lists()))
-        driver.run(m.TellContacts(0, "C", 3, Lists((), tuple(f"LAB-{n}" for n in range(1024)))))
+        driver.run(m.TellContacts(0, "A", 1, ContactLists(("B", "C"))), m.TellContacts(0, "B", 2, ContactLists((), ("A",))))
+        driver.run(m.TellContacts(0, "A", 1, ContactLists(("B",), ("C",))), m.TellContacts(0, "B", 2, ContactLists()))
+        driver.run(m.TellContacts(0, "C", 3, ContactLists((), tuple(f"LAB-{n}" for n in range(1024)))))
         store.close()
         found = opener().load(10).contacts
         assert found.pop("C").blocked[-1] == "LAB-1023"
-        assert found == {"A": Lists(("B",), ("C",))}
+        assert found == {"A": ContactLists(("B",), ("C",))}
 
     def test_the_log_keeps_its_newest_entry(self, opener: Opener) -> None:
         store, edge = opener(), tree.RightEdge()

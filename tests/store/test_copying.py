@@ -10,7 +10,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import LogRow
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import Damaged, StoreUnavailable
 from cipherbox.store.copying import TABLES, Source, copy, sums_of
 from cipherbox.store.port import BundleRow, CertificateRow, Enrolment, Store
@@ -60,7 +60,7 @@ def lived_in(store: Store) -> Driver:
     driver.run(m.DeclareExchange(0, "", 1, "e", m.ExchangeType.TOPIC), m.DeclareQueue(0, "", 2, "q", "B", ("C",), 6, 9),
                m.Bind(0, "", 3, "e", "q", "a.#"), m.Grant(0, "", 4, "A", "publish", "e", True),
                m.LimitClient(0, "", 5, "A", "bytes", 1 << 40),
-               m.TellContacts(0, "C", 6, Lists(("A",), ("B",))))  # fmt: skip
+               m.TellContacts(0, "C", 6, ContactLists(("A",), ("B",))))  # fmt: skip
     driver.publish(*[incoming(i, b"%d" % i) for i in range(1, 30)], incoming(30, b"L" * LARGE),
                    incoming(31, b"M" * LARGE, to=("B", "C")))  # fmt: skip
     driver.consume()

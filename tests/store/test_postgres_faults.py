@@ -20,7 +20,7 @@ from cipherbox.store.port import HISTORY
 from cipherbox.store.postgres import driver, retention
 from cipherbox.store.postgres import schema as schema_module
 from cipherbox.store.postgres.connect import Connector
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.store import PostgresStore
 from tests import postgres
 from tests.store.conftest import Opener
@@ -37,9 +37,9 @@ def test_a_connection_cut_in_the_middle_of_commit(
 ) -> None:
     store = opening(postgres.target(postgresql, postgres.schema()))
     store.commit(published(1), store.epoch)
-    script, armed = Link.script, [True]
+    script, armed = PostgresConnection.script, [True]
 
-    def cut(link: Link, statements: str) -> list[list[Any]]:
+    def cut(link: PostgresConnection, statements: str) -> list[list[Any]]:
         if statements == "COMMIT" and armed:
             armed.clear()
             if reached:
@@ -49,7 +49,7 @@ def test_a_connection_cut_in_the_middle_of_commit(
             postgresql.sql(f"SELECT pg_terminate_backend({store_pid(store)})")
         return script(link, statements)
 
-    monkeypatch.setattr(Link, "script", cut)
+    monkeypatch.setattr(PostgresConnection, "script", cut)
     if reached:
         store.commit(published(2, b"two"), store.epoch)
     else:

@@ -16,7 +16,7 @@ import pytest
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Changes
 from cipherbox.store.postgres import retention, schema
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.store import PostgresStore
 from tests import postgres
 from tests.store.suite import AT, bodies_of, incoming, published
@@ -27,7 +27,7 @@ FINDERS = {"message_metadata": "find_message", "message_deliveries": "find_deliv
 
 @attrs.frozen
 class PostgresTool:
-    link: Link
+    link: PostgresConnection
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in self.link.script(query)]

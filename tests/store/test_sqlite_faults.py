@@ -10,7 +10,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Changes
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import CipherBoxError, DiskFull, StoreUnavailable
 from cipherbox.store.sqlite.store import DATABASE, RESERVE
 from tests.store.faults import PLENTY, SMALL_RESERVE, FailingEnd, Faulty, opened, spool_names
@@ -32,7 +32,7 @@ def mixed(first: int) -> Changes:
     changes.highest = {"A": incoming(first + 1).envelope_id}
     changes.usage = {("A", "new"): (5, 1), ("A", "box.B"): (0, 0)}
     changes.client_limits = {("A", "bytes"): 7, ("A", "queues"): -1}
-    changes.contacts = {"A": Lists(("B",)), "B": Lists()}
+    changes.contacts = {"A": ContactLists(("B",)), "B": ContactLists()}
     changes.counters.append(m.Counters("box.B", 3, 9, 1, 7))
     changes.bindings_version = 9
     return changes
@@ -42,7 +42,7 @@ def ground() -> Changes:
     changes = published(1, b"one", b"two", b"three", b"4" * LARGE, b"five", b"six")
     changes.exchanges, changes.bindings, changes.usage = [("e", 0)], [("e", "box.B", "k")], {("A", "box.B"): (77, 6)}
     changes.client_limits = {("A", "queues"): 3}
-    changes.contacts = {"B": Lists((), ("A",))}
+    changes.contacts = {"B": ContactLists((), ("A",))}
     return changes
 
 

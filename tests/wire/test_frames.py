@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cipherbox.errors import ProtocolError
 from cipherbox.wire import codec, document, frames
-from cipherbox.wire.connection import LARGE, Connection, Deliveries, SendBatch, State
+from cipherbox.wire.connection import LARGE, Deliveries, SendBatch, State, WireConnection
 from cipherbox.wire.fields import TABLE
 from tests.golden import files
 from tests.golden.make_frames import samples
@@ -16,9 +16,9 @@ from tests.golden.make_frames import samples
 GOLDEN = files.read("frames")
 
 
-def opened(role: str, peer: str = "admin") -> Connection:
+def opened(role: str, peer: str = "admin") -> WireConnection:
     """A connection past its opening; ``peer`` is the role HQ gave."""
-    server, client = Connection("server"), Connection("client")
+    server, client = WireConnection("server"), WireConnection("client")
     server.receive_data(client.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 25, 30, "test")))
     (hello,) = server.events()
     assert isinstance(hello, frames.Hello)
@@ -41,7 +41,7 @@ def unbatched(events: list[object]) -> list[object]:
     return found
 
 
-def receiver_of(kind: int) -> Connection:
+def receiver_of(kind: int) -> WireConnection:
     return opened("client" if TABLE[kind].sender == "server" else "server")
 
 
@@ -202,14 +202,14 @@ def test_half_a_frame_and_the_end_is_a_fault() -> None:
      codec.encode(frames.Hello(1, 1, 1, 1, 1, "wrong magic"))],
 )  # fmt: skip
 def test_what_is_no_hello_is_refused_at_once(first: bytes) -> None:
-    server = Connection("server")
+    server = WireConnection("server")
     server.receive_data(first)
     with pytest.raises(ProtocolError):
         server.events()
 
 
 def test_hello_is_read_alone_until_welcome() -> None:
-    server, client = Connection("server"), Connection("client")
+    server, client = WireConnection("server"), WireConnection("client")
     server.receive_data(client.send(frames.Hello(frames.MAGIC, 2, 2, 1, 1, "")) + codec.encode(frames.Ping(5)))
     assert len(server.events()) == 1
     assert server.events() == []
@@ -256,7 +256,7 @@ def test_what_the_other_end_cannot_take_is_not_sent() -> None:
 
 @given(st.lists(st.binary(max_size=60), max_size=8), st.sampled_from(["server", "client", "new"]))
 def test_any_bytes_give_frames_or_a_fault(pieces: list[bytes], role: str) -> None:
-    connection = Connection("server") if role == "new" else opened(role)
+    connection = WireConnection("server") if role == "new" else opened(role)
     try:
         for piece in pieces:
             connection.receive_data(piece)

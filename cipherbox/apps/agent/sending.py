@@ -15,7 +15,7 @@ import trio
 from cipherbox.apps.agent.pauses import Pauses
 from cipherbox.apps.agent.scan import Address, Found, state_of
 from cipherbox.client.file_types import guess_type
-from cipherbox.client.outbox.origins import Beside, FolderFile
+from cipherbox.client.outbox.origins import FolderFile, Origins
 from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.outbox.transfers import SENDING, Transfer, Transfers, check_path
 from cipherbox.client.publishing import publish
@@ -149,10 +149,10 @@ class FolderSender:
             else:
                 await self._trouble(found, one)
         if messages:
-            address = publish.Address.make(
+            address = publish.PublishOptions.make(
                 list(recipients), "", "", "", stanza=None, cipher=None, allow_mixed=False, expires_at=0, partial=False
             )
-            beside = Beside(files=tuple(files))
+            beside = Origins(files=tuple(files))
             await self._client.sealer.publish_group(messages, address, False, beside=beside)
 
     async def _trouble(self, found: Found, error: Exception) -> None:

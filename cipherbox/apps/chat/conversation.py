@@ -17,9 +17,9 @@ import trio
 from cipherbox.client.client import Client, Confirmation
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.nursery import background
-from cipherbox.client.outbox.queries import OutboxReading
+from cipherbox.client.outbox.queries import OutboxQueries
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
-from cipherbox.client.receiving.pending_receipts import OwedReceipts
+from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receipts import words
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.stanza_types import Outcome
@@ -48,7 +48,7 @@ _WATCHED = 2000  # lines that HQ has and not everybody opened; older ones are wa
 
 
 @attrs.define(eq=False)
-class Line:
+class ChatLine:
     """A line of one's own.  ``opened`` and ``refused``: by whom, the latter with the reason."""
 
     number: int
@@ -60,7 +60,7 @@ class Line:
     refused: tuple[tuple[str, str], ...] = ()
 
 
-OnState = Callable[[Line], None]
+OnState = Callable[[ChatLine], None]
 
 
 async def everybody(client: Client) -> tuple[list[str], dict[str, CipherBoxError]]:
@@ -80,8 +80,8 @@ class Chat:
         self._to_all = to_all
         self._on_state = on_state
         self._number = 0
-        self._waiting: list[Line] = []  # not yet with HQ
-        self._unopened: list[Line] = []
+        self._waiting: list[ChatLine] = []  # not yet with HQ
+        self._unopened: list[ChatLine] = []
         self._changed = trio.Event()
 
     @property
@@ -89,7 +89,7 @@ class Chat:
         """How many lines HQ has not confirmed."""
         return len(self._waiting)
 
-    async def say(self, text: str) -> Line:
+    async def say(self, text: str) -> ChatLine:
         """Seals a line and sends it; returns when it is on this machine's disk."""
         content = text.encode()
         if len(content) > LINE_BYTES:
@@ -105,7 +105,7 @@ class Chat:
             confirmation = await self._publish(content)
         self._number += 1
         envelopes = tuple(e for part in (confirmation, *confirmation.more) for e, _ in part.envelopes)
-        line = Line(self._number, confirmation.message_ids[0], text, envelopes)
+        line = ChatLine(self._number, confirmation.message_ids[0], text, envelopes)
         self._waiting.append(line)
         self._tell(line)
         return line
@@ -153,7 +153,7 @@ class Chat:
         if not lines:
             return
         post = self.client.outbox()
-        await post.store(_update, post.outbox, lines, told := list[Line]())
+        await post.store(_update, post.outbox, lines, told := list[ChatLine]())
         self._waiting = [line for line in self._waiting if line.state == SEALED]
         known = {id(line) for line in self._unopened}
         self._unopened += [line for line in told if line.state == AT_HQ and id(line) not in known]
@@ -161,7 +161,7 @@ class Chat:
         for line in told:
             self._tell(line)
 
-    def _tell(self, line: Line) -> None:
+    def _tell(self, line: ChatLine) -> None:
         if self._on_state is not None:
             self._on_state(line)
         self._changed.set()
@@ -186,7 +186,7 @@ class Chat:
                 await trio.sleep(_PAUSE_S)
 
     async def _consume(self, receiver: Receiver) -> None:
-        owed = OwedReceipts(self.client)
+        owed = PendingReceipts(self.client)
         try:
             async with background() as nursery:
                 nursery.start_soon(owed.run)
@@ -202,7 +202,7 @@ class Chat:
             owed.close()
 
 
-def _update(outbox: OutboxReading, lines: Sequence[Line], told: list[Line]) -> None:
+def _update(outbox: OutboxQueries, lines: Sequence[ChatLine], told: list[ChatLine]) -> None:
     for line in lines:
         rows = [row for row in map(outbox.find, line.envelopes) if row is not None]
         opened: list[str] = []

@@ -18,7 +18,7 @@ import orjson
 from cipherbox.apps.chat.conversation import HEADER
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.inbox import LINES
-from cipherbox.client.inbox.inspect import Looking
+from cipherbox.client.inbox.inspect import InboxInspection
 
 LAST = 20
 _BLOCK = 1024 * 1024
@@ -39,10 +39,10 @@ class Said:
 
 
 class KeptLines:
-    """As `Lines`, of a home that keeps what it receives under its key and has no readable file."""
+    """As `ChatLines`, of a home that keeps what it receives under its key and has no readable file."""
 
     def __init__(self, home: Home, senders: Iterable[str] | None) -> None:
-        self._look = Looking(home)
+        self._look = InboxInspection(home)
         self._senders = None if senders is None else frozenset(senders)
         self._place = 0
 
@@ -64,12 +64,12 @@ class KeptLines:
         return [said for entry in entries if (said := said_of(entry.document, self._senders)) is not None]
 
 
-def open_lines(home: Home, senders: Iterable[str] | None) -> Lines | KeptLines:
+def open_lines(home: Home, senders: Iterable[str] | None) -> ChatLines | KeptLines:
     """The lines of a home, wherever it keeps them.  ``senders``: whose; None: everybody's."""
-    return Lines(home.path, senders) if home.hides is None else KeptLines(home, senders)
+    return ChatLines(home.path, senders) if home.hides is None else KeptLines(home, senders)
 
 
-class Lines:
+class ChatLines:
     """See the module.  ``senders``: whose lines; None: everybody's."""
 
     def __init__(self, home: Path, senders: Iterable[str] | None) -> None:

@@ -13,7 +13,7 @@ import trio
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.nursery import background
 from cipherbox.client.receiving.consumer import Consumer, Delivery
-from cipherbox.client.receiving.pending_receipts import OwedReceipts
+from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.pipe_frames import Frame, Kind, is_frame, read_frame
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, NetworkError, Refused
@@ -28,7 +28,7 @@ _PAUSE_S = 1.0
 
 async def arriving(client: Client, consumer: Consumer, receiver: Receiver, peer: str, take: Take) -> None:
     """Until cancelled; the receiver's lock is held."""
-    owed = OwedReceipts(client)
+    owed = PendingReceipts(client)
     try:
         async with background() as nursery:
             nursery.start_soon(owed.run)

@@ -93,7 +93,7 @@ async def _send(client: Client, task: dict[str, Any]) -> None:
 
 
 async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
-    from cipherbox.client.connection.confirm_window import Outgoing
+    from cipherbox.client.connection.confirm_window import PendingPublish
     from cipherbox.envelope.ids import EnvelopeIds
     from cipherbox.sealing.body import TEXT, pack_contents
     from cipherbox.sealing.seal import seal
@@ -106,7 +106,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
     settled = 0
     moved = trio.Event()
 
-    def done(item: Outgoing) -> None:
+    def done(item: PendingPublish) -> None:
         nonlocal settled, moved
         if item.error is not None:
             raise item.error
@@ -114,11 +114,11 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
         if not window.full:
             moved.set()
 
-    def sealed(number: int) -> Outgoing:
+    def sealed(number: int) -> PendingPublish:
         raw = seal(
             identity, bundles[number % len(bundles)], plain, count, envelope_id=ids.next(), sealed_at=now
         )  # fmt: skip
-        return Outgoing(raw.raw, raw.envelope_id, raw.count, done, envelope_hash=raw.envelope_hash)
+        return PendingPublish(raw.raw, raw.envelope_id, raw.count, done, envelope_hash=raw.envelope_hash)
 
     count = task["batch"] or 1
     plain = pack_contents([_message(0, task["size"]).encode()] * count, TEXT)

@@ -2,7 +2,7 @@
 
 An envelope is `waiting` until there is a link and room on it, then `unconfirmed`, until HQ confirms or refuses it.
 When a link ends, all that is unconfirmed waits again, in its old place, and goes out over the next one: the same bytes
-under the same id, so HQ stores them once.  A correlation id belongs to a link; an `Outgoing` belongs to the window.
+under the same id, so HQ stores them once.  A correlation id belongs to a link; an `PendingPublish` belongs to the window.
 A refusal that says "later" (disk full, quota) puts the envelope back as well; the others are its outcome.
 """
 
@@ -30,9 +30,9 @@ from cipherbox.limits import LIMITS
 from cipherbox.wire.frames import Confirm
 
 if TYPE_CHECKING:
-    from cipherbox.client.connection.connection import Link
+    from cipherbox.client.connection.connection import Connection
     from cipherbox.client.log.quorum import Quorum
-    from cipherbox.client.outbox.rows import Fresh
+    from cipherbox.client.outbox.rows import OutboxEntry
 
 SLOWEST_BYTES_PER_S = 32 * 1024  # a line slower than this is taken for dead; 16 MiB may take nine minutes
 
@@ -49,20 +49,20 @@ class Confirmed:
 
 
 @attrs.define(eq=False)
-class Outgoing:
+class PendingPublish:
     """One sealed envelope on its way.  ``settled`` is called once, when ``result`` or ``error`` is there."""
 
     raw: bytes = attrs.field(repr=False)
     envelope_id: bytes
     count: int
-    settled: Callable[[Outgoing], None] | None
+    settled: Callable[[PendingPublish], None] | None
     flags: int = 0
     route_version: int = 0
-    fresh: Fresh | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
+    fresh: OutboxEntry | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
     generation: int = 0
     envelope_hash: bytes = attrs.field(default=b"", repr=False)  # empty: made from the bytes when it is needed
     kept: bool = False  # it is in the outbox
-    owner: Callable[[Outgoing], None] | None = None  # whom the post tells
+    owner: Callable[[PendingPublish], None] | None = None  # whom the post tells
     order: int = 0
     correlation: int = 0
     sent_at: float = 0.0
@@ -96,13 +96,13 @@ class Window:
     def __init__(self, log: ProofCheck | None = None) -> None:
         self._log = log
         self._leaves: dict[int, bytes] = {}  # correlation -> of every SEND of this link that has no answer
-        self._uncovered: list[tuple[int, Outgoing, Confirmed]] = []  # confirmed, and waiting for witnesses
-        self.unconfirmed: dict[int, Outgoing] = {}
-        self.waiting: list[Outgoing] = []
+        self._uncovered: list[tuple[int, PendingPublish, Confirmed]] = []  # confirmed, and waiting for witnesses
+        self.unconfirmed: dict[int, PendingPublish] = {}
+        self.waiting: list[PendingPublish] = []
         self.pause: Callable[[float], None] = lambda seconds: None  # set by the line: call resume() after so long
-        self.proven: Callable[[Confirm, list[Outgoing]], None] = lambda frame, items: None  # set by the post
+        self.proven: Callable[[Confirm, list[PendingPublish]], None] = lambda frame, items: None  # set by the post
         self.room_listeners: list[Callable[[], None]] = []  # publishers: called when room may have come free
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self._order = 0
         self._bytes = 0
         self._most = LIMITS.publish_window
@@ -149,12 +149,12 @@ class Window:
         for listener in list(self.room_listeners):
             listener()
 
-    def check(self, item: Outgoing) -> None:
+    def check(self, item: PendingPublish) -> None:
         """TooLarge if HQ would not take it."""
         if len(item.raw) > self.envelope_bytes:
             raise TooLarge(f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}")
 
-    def add(self, item: Outgoing) -> None:
+    def add(self, item: PendingPublish) -> None:
         """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would not take it."""
         self.check(item)
         self._order += 1
@@ -163,13 +163,13 @@ class Window:
         if self._link is not None and not self._held:
             self._pump(self._link)
 
-    def forget(self, item: Outgoing) -> None:
+    def forget(self, item: PendingPublish) -> None:
         """The owner gives up waiting; HQ may have it all the same."""
         item.gone = True
         if item in self.waiting:
             self.waiting.remove(item)
 
-    def attach(self, link: Link) -> None:
+    def attach(self, link: Connection) -> None:
         """A new link is open: its limits count, and all that is unconfirmed goes out again."""
         self._link = link
         self._most = max(1, link.welcome.publish_window)
@@ -194,7 +194,7 @@ class Window:
         """Settles everything a CONFIRM names, when its proof holds: LogUnproven."""
         self._check(frame)
         places = [(tuple(p.queues), tuple(p.missing)) for p in frame.places]
-        proven: list[Outgoing] | None = [] if frame.proof else None
+        proven: list[PendingPublish] | None = [] if frame.proof else None
         for run in frame.ranges:
             if run.place >= len(places):
                 raise ProtocolError("CONFIRM names a place it does not hold")
@@ -229,7 +229,7 @@ class Window:
             raise ProtocolError("a CONFIRM has one outcome")
         self._log.confirm(frame, leaves, again=outcomes == {1})
 
-    def _confirm(self, entry: int, item: Outgoing, result: Confirmed) -> None:
+    def _confirm(self, entry: int, item: PendingPublish, result: Confirmed) -> None:
         if self._log is not None and self._log.quorum.demanded and entry > self._log.quorum.covered:
             item.trouble = LogUnproven(f"HQ confirmed it, and {self._log.quorum.words} have not cosigned that yet")
             self._uncovered.append((entry, item, result))
@@ -285,7 +285,7 @@ class Window:
                 item.error = error
                 self._settle(item)
 
-    def overdue(self, link: Link, timeout_s: float) -> None:
+    def overdue(self, link: Connection, timeout_s: float) -> None:
         """Sends again what HQ, though it speaks, has not confirmed in time; ends a link that is silent."""
         now = trio.current_time()
         patience = timeout_s + self._bytes / SLOWEST_BYTES_PER_S
@@ -299,7 +299,7 @@ class Window:
             item.trouble = TimedOut(f"HQ sent no confirm within {timeout_s:g} s")
         self._send(link, late)
 
-    def _pump(self, link: Link) -> None:
+    def _pump(self, link: Connection) -> None:
         taken = 0
         room = self._most - len(self.unconfirmed)
         for item in self.waiting:
@@ -311,7 +311,7 @@ class Window:
             batch, self.waiting = self.waiting[:taken], self.waiting[taken:]
             self._send(link, batch)
 
-    def _send(self, link: Link, items: list[Outgoing]) -> None:
+    def _send(self, link: Connection, items: list[PendingPublish]) -> None:
         now = trio.current_time()
         batch = []
         for item in items:
@@ -326,24 +326,24 @@ class Window:
             batch.append((item.correlation, item.flags, item.route_version, item.raw))
         link.send_envelopes(batch)
 
-    def _pop(self, correlation: int) -> Outgoing | None:
+    def _pop(self, correlation: int) -> PendingPublish | None:
         item = self.unconfirmed.pop(correlation, None)
         if item is not None:
             self._bytes -= len(item.raw)
         return item
 
-    def _take_back(self, items: list[Outgoing]) -> None:
+    def _take_back(self, items: list[PendingPublish]) -> None:
         for item in items:
             item.correlation = 0
         self.waiting = sorted([*self.waiting, *(i for i in items if not i.gone)], key=lambda i: i.order)
 
-    def _settle(self, item: Outgoing) -> None:
+    def _settle(self, item: PendingPublish) -> None:
         item.gone = True
         if item.settled is not None:
             item.settled(item)
 
 
-def unconfirmed_error(item: Outgoing, waited: str, away_since: str) -> CipherBoxError:
+def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> CipherBoxError:
     """What to tell the owner of an envelope that was not confirmed in time; ``away_since``: a time of day, or empty."""
     reason = f" ({item.trouble})" if item.trouble is not None else ""
     first = message_id(item.envelope_id, 0)
@@ -358,7 +358,7 @@ def unconfirmed_error(item: Outgoing, waited: str, away_since: str) -> CipherBox
     return error
 
 
-def kept_error(item: Outgoing, error: CipherBoxError) -> CipherBoxError:
+def kept_error(item: PendingPublish, error: CipherBoxError) -> CipherBoxError:
     """What to tell the owner of an envelope: one that waits for this client's certificate is kept."""
     if not isinstance(error, CredentialsError) or not item.kept:
         return error

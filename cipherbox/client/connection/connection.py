@@ -39,7 +39,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.net import connecting as transport
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem, SendItem
-from cipherbox.wire.connection import Connection, Deliveries
+from cipherbox.wire.connection import Deliveries, WireConnection
 
 LAST_WORD_S = 1.0
 CLOSE_S = 2.0
@@ -50,20 +50,20 @@ Done = Callable[[Any, "CipherBoxError | None"], None]
 class Handler(Protocol):
     """Who gets what HQ sends unasked."""
 
-    def deliveries(self, link: Link, tag: int, entries: list[DeliveredItem]) -> None: ...
+    def deliveries(self, link: Connection, tag: int, entries: list[DeliveredItem]) -> None: ...
 
     def confirmed(self, frame: frames.Confirm) -> None: ...
 
     def refused(self, correlation: int, error: CipherBoxError) -> bool: ...
 
-    def beat(self, link: Link) -> None: ...
+    def beat(self, link: Connection) -> None: ...
 
     def news(self, text: str) -> None: ...
 
     def revocations(self, number: int) -> None: ...
 
 
-class Link:
+class Connection:
     """See the module; made by `open_link`."""
 
     welcome: frames.Welcome
@@ -77,7 +77,7 @@ class Link:
         self.away_s = 0.0  # the pause HQ asked for when it said it is going
         self._stream = stream
         self._handler = handler
-        self._wire = Connection("client")
+        self._wire = WireConnection("client")
         self._out: list[bytes] = []
         self._more = trio.Event()
         self._pending: dict[int, Done] = {}
@@ -290,7 +290,7 @@ class Link:
 @asynccontextmanager
 async def open_link(
     address: str, context: Any, *, timeout_s: float, handler: Handler | None = None, line: LineSettings | None = None
-) -> AsyncIterator[Link]:
+) -> AsyncIterator[Connection]:
     """Connects, opens, and gives the link while the block runs; NetworkError or CredentialsError says why not.
 
     ``address`` is one or more of host:port and wss://host:port/, separated by commas; they are tried in turn, through
@@ -300,7 +300,7 @@ async def open_link(
         stream = await transport.connect(
             address, context, nursery, timeout_s=timeout_s, line=line or LineSettings()
         )
-        link = Link(stream, handler, timeout_s / 2)
+        link = Connection(stream, handler, timeout_s / 2)
         nursery.start_soon(link.run)
         try:
             with trio.move_on_after(timeout_s):

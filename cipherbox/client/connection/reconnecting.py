@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import trio
 
 from cipherbox.client.connection.confirm_window import SLOWEST_BYTES_PER_S, ProofCheck, Window
-from cipherbox.client.connection.connection import Link, fresh, open_link
+from cipherbox.client.connection.connection import Connection, fresh, open_link
 from cipherbox.client.events import LINE, Events
 from cipherbox.config.proxies import LineSettings
 from cipherbox.errors import (
@@ -49,7 +49,7 @@ _LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)  # 
 _chance = random.SystemRandom()
 
 
-def _anybody(link: Link) -> None:
+def _anybody(link: Connection) -> None:
     pass
 
 
@@ -64,7 +64,7 @@ async def _no_list(number: int) -> None:
 class Subscriber(Protocol):
     """A consumer, as the line sees it."""
 
-    def attach(self, link: Link) -> None: ...
+    def attach(self, link: Connection) -> None: ...
 
     def detach(self) -> None: ...
 
@@ -76,10 +76,10 @@ class Subscriber(Protocol):
 class LogCheck(ProofCheck, Protocol):
     """What a line needs of the log's verifier: whether HQ's opening is believed, and what it confirms."""
 
-    async def welcome(self, link: Link, timeout_s: float) -> None: ...
+    async def welcome(self, link: Connection, timeout_s: float) -> None: ...
 
 
-class Line:
+class ReconnectingConnection:
     """See the module.  ``tries`` and ``timeout_s`` bound a request; the line itself goes on for ever."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Line:
         self._log = log
         self.window = Window(log)
         self.window.pause = lambda seconds: self.later(seconds, self.window.resume)
-        self.link: Link | None = None
+        self.link: Connection | None = None
         self.failure: CipherBoxError | None = None
         self.trouble: CipherBoxError | None = None
         self.attempts = 0  # failed ones in a row
@@ -105,7 +105,7 @@ class Line:
         self._tag = 0
         self._changed = trio.Event()
         self.listed: Callable[[int], Awaitable[None]] = _no_list  # runs when HQ tells of a revocation list
-        self.accept: Callable[[Link], None] = _anybody  # raises when HQ's certificate was revoked
+        self.accept: Callable[[Connection], None] = _anybody  # raises when HQ's certificate was revoked
         self.opened: Callable[[frames.Welcome], Awaitable[None]] = _nothing  # runs for each link
         self._nursery: trio.Nursery | None = None
 
@@ -157,7 +157,7 @@ class Line:
             self.away_since, self._away_from = time.time(), trio.current_time()
         self.attempts += 1
 
-    def _up(self, link: Link) -> None:
+    def _up(self, link: Connection) -> None:
         again = self.links > 0
         self.link, self.trouble, self.attempts, self.links = link, None, 0, self.links + 1
         if again:
@@ -169,7 +169,7 @@ class Line:
         if self._nursery is not None:
             self._nursery.start_soon(self.opened, link.welcome)
 
-    def _down(self, link: Link) -> None:
+    def _down(self, link: Connection) -> None:
         self.link = None
         self.window.detach(link.error or NetworkError("the connection was closed"))
         for subscriber in list(self._subscribers.values()):
@@ -204,7 +204,7 @@ class Line:
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    async def ready(self, attempts: int | None = None) -> Link:
+    async def ready(self, attempts: int | None = None) -> Connection:
         """An open link; raises what ended the line, or the last trouble after so many failed attempts."""
         while True:
             if self.failure is not None:
@@ -215,7 +215,7 @@ class Line:
                 raise fresh(self.trouble)
             await self._changed.wait()
 
-    async def _ready_or_away(self) -> Link:
+    async def _ready_or_away(self) -> Connection:
         while not self.away:
             with trio.move_on_after(_STEP_S):
                 return await self.ready()
@@ -264,7 +264,7 @@ class Line:
 
     # -- the link's handler -------------------------------------------------------------------------------------
 
-    def deliveries(self, link: Link, tag: int, entries: list[DeliveredItem]) -> None:
+    def deliveries(self, link: Connection, tag: int, entries: list[DeliveredItem]) -> None:
         subscriber = self._subscribers.get(tag)
         if subscriber is not None and link is self.link:
             subscriber.take(entries)
@@ -284,7 +284,7 @@ class Line:
         assert self._nursery is not None
         self._nursery.start_soon(self.listed, number)
 
-    def beat(self, link: Link) -> None:
+    def beat(self, link: Connection) -> None:
         self.window.overdue(link, self.timeout_s)
 
 
@@ -295,7 +295,7 @@ class Patience:
     HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
     """
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: ReconnectingConnection) -> None:
         self._line = line
         self._still_s = 0.0
 

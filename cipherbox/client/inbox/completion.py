@@ -18,7 +18,7 @@ STEP_S = 0.1  # of checking, in a thread at once
 R = TypeVar("R")
 
 
-class Completing:
+class Completion:
     """Of one open inbox.  ``arrived`` is told of files that have their names."""
 
     def __init__(self, inbox: Inbox, arrived: Callable[[list[Arrived]], None]) -> None:

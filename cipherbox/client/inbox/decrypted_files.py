@@ -17,7 +17,7 @@ from cipherbox.client.inbox.unpacking import unpack
 from cipherbox.client.publishing.parts import Entry
 from cipherbox.errors import FileError
 from cipherbox.portable import O_BINARY
-from cipherbox.sealing.encrypted_file import LockedFile
+from cipherbox.sealing.encrypted_file import EncryptedFile
 from cipherbox.sealing.local_secret_box import Vault
 
 OPENED = "data/opened"  # of calls under way
@@ -59,12 +59,12 @@ def write_out_directory(home: Path, vault: Vault, kept: str, files: Sequence[dic
         source.close()
 
 
-def _source(home: Path, vault: Vault, kept: str) -> LockedFile:
+def _source(home: Path, vault: Vault, kept: str) -> EncryptedFile:
     try:
         fd = os.open(home / KEPT / kept, os.O_RDONLY | O_BINARY)
     except FileNotFoundError:
         raise FileError(f"{home / KEPT / kept} is gone; ask the sender to send it again") from None
-    return LockedFile(fd, vault, kept_name(*kept.split("/", 1)))
+    return EncryptedFile(fd, vault, kept_name(*kept.split("/", 1)))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Entry:
         return content if isinstance(content, str) else None
 
 
-class Kept:
+class EncryptedLines:
     """Writes inside the inbox's transaction."""
 
     def __init__(self, db: sqlite3.Connection, vault: Vault) -> None:

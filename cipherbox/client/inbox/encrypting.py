@@ -18,7 +18,7 @@ import attrs
 import orjson
 
 from cipherbox.client.home import LOCK, Home
-from cipherbox.client.inbox.encrypted_lines import Kept, Shelf
+from cipherbox.client.inbox.encrypted_lines import EncryptedLines, Shelf
 from cipherbox.client.inbox.handler_contents import lock_contents
 from cipherbox.client.inbox.hidden import KEPT, kept_name
 from cipherbox.client.inbox.inbox import DATABASE, LINES, OLDEST, STEPS
@@ -27,7 +27,7 @@ from cipherbox.client.local_database import open_database, transaction
 from cipherbox.envelope.ids import id_time_ms, split_message_id
 from cipherbox.errors import CipherBoxError, StoreError
 from cipherbox.portable import lock_file, sync_directory
-from cipherbox.sealing.encrypted_file import LockedFile
+from cipherbox.sealing.encrypted_file import EncryptedFile
 from cipherbox.sealing.local_secret_box import Vault
 
 _STEP = 4 * 1024 * 1024
@@ -68,7 +68,7 @@ class _Locking:
     def __init__(self, home: Path, db: sqlite3.Connection, vault: Vault, done: Locked) -> None:
         self._home, self._db, self._vault, self._done = home, db, vault, done
         self._path = home / DATABASE
-        self._kept, self._shelf = Kept(db, vault), Shelf(db, self._path, vault)
+        self._kept, self._shelf = EncryptedLines(db, vault), Shelf(db, self._path, vault)
 
     def lines(self) -> None:
         """Every line of the readable files, and the files they name."""
@@ -123,7 +123,7 @@ class _Locking:
         path = self._home / KEPT / sender / name
         with suppress(FileNotFoundError):
             path.unlink()
-        locked = LockedFile(open_new(path), self._vault, kept_name(sender, name))
+        locked = EncryptedFile(open_new(path), self._vault, kept_name(sender, name))
         try:
             before, size = hashlib.sha256(), 0
             with source.open("rb") as file:

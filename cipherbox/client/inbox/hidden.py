@@ -21,7 +21,7 @@ from cipherbox.client.inbox.transfers import CHECKING, Row
 from cipherbox.client.publishing.parts import manifest_message, manifest_of
 from cipherbox.limits import LIMITS
 from cipherbox.portable import sync_directory
-from cipherbox.sealing.encrypted_file import ClearFile, LockedFile, Places
+from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, Places
 from cipherbox.sealing.local_secret_box import Vault
 
 PARTIAL, KEPT = ".partial", "data/kept"
@@ -103,7 +103,7 @@ class Hidden:
         if not row.locked:
             return ClearFile(fd)
         assert self._vault is not None
-        return LockedFile(fd, self._vault, kept_name(row.sender, row.transfer.hex()))
+        return EncryptedFile(fd, self._vault, kept_name(row.sender, row.transfer.hex()))
 
     def write_messages(self, batch: Sequence[tuple[Received, Sequence[int]]]) -> list[Beside]:
         """The files among the messages of a batch (their numbers), written and synced."""

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cipherbox.client.inbox.encrypted_lines import STEP as KEPT
-from cipherbox.client.inbox.encrypted_lines import Kept
+from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.file_check import Check
 from cipherbox.client.inbox.handler_contents import STEP as CONTENTS
 from cipherbox.client.inbox.handler_contents import Contents
-from cipherbox.client.inbox.incoming_files import Arrived, Arriving, is_file
-from cipherbox.client.inbox.lines import Lines, Received, lines_of
+from cipherbox.client.inbox.incoming_files import Arrived, IncomingFiles, is_file
+from cipherbox.client.inbox.lines import MessageLines, Received, lines_of
 from cipherbox.client.inbox.lines_file import At, LinesFile
 from cipherbox.client.inbox.transfers import FIRST_STEP, HELD, MOST, SHARED, Transfers
 from cipherbox.client.inbox.transfers import STEP as TRANSFERS
@@ -159,10 +159,10 @@ class Inbox:
                 self._file = LinesFile(home / LINES, at, say, storing.rotate)
                 self._record_at(self._file.at)
             vault = storing.vault
-            self._kept = Kept(self._db, vault) if vault is not None else None
+            self._kept = EncryptedLines(self._db, vault) if vault is not None else None
             self._contents = Contents(self._db, vault) if keep_contents else None
             self._transfers = Transfers(self._db, self._contents, self._kept)
-            self._arriving = Arriving(
+            self._arriving = IncomingFiles(
                 home, storing.incoming, self._transfers, vault, not storing.plain, say, self._step
             )
         except (OSError, sqlite3.Error) as error:
@@ -226,7 +226,7 @@ class Inbox:
                 self._arriving.touch(files)
         return lines
 
-    def _keep(self, made: Sequence[tuple[Received, Lines]]) -> None:
+    def _keep(self, made: Sequence[tuple[Received, MessageLines]]) -> None:
         """To be shown later; and for a handler, which decides what the receipt says."""
         now = _now_ms()
         for one, lines in made:

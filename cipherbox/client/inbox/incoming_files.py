@@ -74,7 +74,7 @@ class Arrived:
     whole: bool
 
 
-class Arriving:
+class IncomingFiles:
     """Files of one inbox.  Methods block on the disk: OSError.
 
     ``incoming`` is where they get their names; ``vault``: they are kept under the local key instead, in ``home``.

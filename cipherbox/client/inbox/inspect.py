@@ -52,7 +52,7 @@ class ParkedEntry:
     reason: str
 
 
-class Looking:
+class InboxInspection:
     """One look; has a connection of its own.  Blocks on the disk: StoreError."""
 
     def __init__(self, home: Home) -> None:
@@ -142,16 +142,16 @@ class Looking:
 
 
 @contextmanager
-def looking(home: Home) -> Iterator[Looking]:
+def looking(home: Home) -> Iterator[InboxInspection]:
     """A look into the inbox of a home."""
-    look = Looking(home)
+    look = InboxInspection(home)
     try:
         yield look
     finally:
         look.close()
 
 
-def find(look: Looking, wanted: uuid.UUID, sender: str = "") -> Entry | None:
+def find(look: InboxInspection, wanted: uuid.UUID, sender: str = "") -> Entry | None:
     """The message or file with this id."""
     return next((one for one in look.shelf.find(wanted) if sender in ("", one.sender_id)), None)
 

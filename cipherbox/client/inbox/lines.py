@@ -51,7 +51,7 @@ class Received(NamedTuple):
     log_entry: int = 0  # of HQ's log, that says it was accepted, as HQ named it
 
 
-class Lines(NamedTuple):
+class MessageLines(NamedTuple):
     """What the messages of an envelope become: the lines of its texts, each with its end, their types, and the
     numbers of those that are files.  One type stands for all."""
 
@@ -60,13 +60,13 @@ class Lines(NamedTuple):
     files: list[int]
 
 
-def lines_of(received: Received) -> Lines:
-    """The lines of an envelope's texts; see `Lines`.  MalformedEnvelope when control characters make them too long."""
+def lines_of(received: Received) -> MessageLines:
+    """The lines of an envelope's texts; see `MessageLines`.  MalformedEnvelope when control characters make them too long."""
     messages = received.messages
     if isinstance(messages, Messages) and len(messages) > 1:
         made = _of_one_type(received, messages)
         if made is not None:
-            return Lines(made, [messages.same_type or ""], [])
+            return MessageLines(made, [messages.same_type or ""], [])
     lines, types, files = io.BytesIO(), [], []  # as JSON a text may be six times as large: it is not joined from pieces
     sealed = timestamp(received.sealed_at)
     for index, message in enumerate(messages):
@@ -88,7 +88,7 @@ def lines_of(received: Received) -> Lines:
             raise MalformedEnvelope(f"as lines it would take more than {LINES_BYTES >> 20} MiB")
     if len(set(types)) == 1:
         del types[1:]
-    return Lines(lines.getvalue(), types, files)
+    return MessageLines(lines.getvalue(), types, files)
 
 
 def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:

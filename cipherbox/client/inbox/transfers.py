@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from cipherbox.client.inbox.encrypted_lines import Kept
+from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.handler_contents import Contents
 from cipherbox.client.publishing.parts import Manifest, read_manifest
 from cipherbox.envelope.stanza_types import Outcome
@@ -116,7 +116,7 @@ class Row:
 class Transfers:
     """See the module."""
 
-    def __init__(self, db: sqlite3.Connection, contents: Contents | None, kept: Kept | None) -> None:
+    def __init__(self, db: sqlite3.Connection, contents: Contents | None, kept: EncryptedLines | None) -> None:
         self._db, self._contents, self._kept = db, contents, kept
 
     def find(self, sender: str, transfer: bytes) -> Row | None:

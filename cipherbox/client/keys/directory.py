@@ -15,7 +15,7 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.client.connection.reconnecting import NOT_LET_IN, Line
+from cipherbox.client.connection.reconnecting import NOT_LET_IN, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.keys.changes import day, explained
 from cipherbox.client.keys.pins import FIRST_USE, SUCCESSION, Pin, Pins
@@ -51,7 +51,7 @@ class Directory(Senders):
     """See the module.  ``pins`` may be used directly, for `keys list` and the like."""
 
     def __init__(
-        self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: Line, events: Events,
+        self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: ReconnectingConnection, events: Events,
         log: LogProofVerifier,
     ) -> None:  # fmt: skip
         self.pins = pins

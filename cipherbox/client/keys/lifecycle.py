@@ -46,7 +46,7 @@ from cipherbox.sealing.identity import SUITES, Identity
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
-    from cipherbox.client.connection.reconnecting import Line
+    from cipherbox.client.connection.reconnecting import ReconnectingConnection
     from cipherbox.client.keys.directory import Directory
 
 LOOK_S = 3600.0
@@ -65,10 +65,10 @@ class Renewal:
     ends_at: int
 
 
-class KeyLife:
+class KeyLifecycle:
     """See the module.  ``home`` and its identity change in place."""
 
-    def __init__(self, home: Home, line: Line, events: Events, directory: Directory) -> None:
+    def __init__(self, home: Home, line: ReconnectingConnection, events: Events, directory: Directory) -> None:
         self._home, self._line, self._events, self._directory = home, line, events, directory
         self._stamp = self._stamps()
         self._told = ""

@@ -15,8 +15,8 @@ import trio
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.client.connection.connection import Link
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.connection import Connection
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.home import REVOCATIONS
 from cipherbox.client.local_database import translated
 from cipherbox.errors import CredentialsError, HqRevoked
@@ -32,7 +32,7 @@ _AHEAD = timedelta(milliseconds=LIMITS.clock_ahead_ms)  # this machine's clock m
 class Revocations:
     """See the module."""
 
-    def __init__(self, home: Path, issuing: x509.Certificate, line: Line) -> None:
+    def __init__(self, home: Path, issuing: x509.Certificate, line: ReconnectingConnection) -> None:
         self._path = Path(home) / REVOCATIONS
         self._issuing, self._line = issuing, line
         self._list: RevocationList | None = None
@@ -74,7 +74,7 @@ class Revocations:
         if self._line.link is not None:
             self.check_hq(self._line.link)
 
-    def check_hq(self, link: Link) -> None:
+    def check_hq(self, link: Connection) -> None:
         """HqRevoked if HQ's own certificate is on the list; the link ends then."""
         shown = link.certificate
         if shown is not None and self.revoked_at(pki.serial(shown)):

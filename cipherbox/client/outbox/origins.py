@@ -17,7 +17,7 @@ from cipherbox.errors import InvalidRequest
 from cipherbox.sealing.body import Message
 
 if TYPE_CHECKING:
-    from cipherbox.client.outbox.rows import Fresh
+    from cipherbox.client.outbox.rows import OutboxEntry
 
 KEY_BYTES = 255  # an MSH-10 has 199 at most, a UUID 36
 TAKEN, SENT, REFUSED, OVER = range(4)  # OVER: nothing more will become of it
@@ -86,14 +86,14 @@ class FolderFile(NamedTuple):
     message: int = 0
 
 
-class Beside(NamedTuple):
+class Origins(NamedTuple):
     """What is recorded together with an envelope."""
 
     once: Once | None = None
     files: tuple[FolderFile, ...] = ()
 
 
-def insert(db: sqlite3.Connection, fresh: Sequence[Fresh], now: int) -> set[bytes]:
+def insert(db: sqlite3.Connection, fresh: Sequence[OutboxEntry], now: int) -> set[bytes]:
     """Inside the outbox's transaction: the ids of envelopes whose key another envelope has; those must not be written.
 
     An envelope that takes another's place takes over its key and its files.

@@ -24,13 +24,13 @@ from pathlib import Path
 
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.outbox import origins as beside
-from cipherbox.client.outbox.receipts import OutboxSigned
+from cipherbox.client.outbox.receipts import OutboxReceipts
 from cipherbox.client.outbox.rows import (
     UNTIL_CONFIRMED,
     UNTIL_DELIVERED,
     UNTIL_OPENED,
     Confirmed,
-    Fresh,
+    OutboxEntry,
     Proven,
     Refused,
     names_text,
@@ -38,7 +38,7 @@ from cipherbox.client.outbox.rows import (
     values_of,
 )
 from cipherbox.client.sessions.sending_chains import STEP as CHAINS
-from cipherbox.client.sessions.sending_chains import Chains, Turned
+from cipherbox.client.sessions.sending_chains import SendingChains, Turned
 from cipherbox.portable import O_BINARY, private_dir, sync_directory
 from cipherbox.sealing.local_secret_box import Vault
 
@@ -96,14 +96,14 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
     beside.MESSAGES_STEP,
     "ALTER TABLE transfers ADD COLUMN entries TEXT NOT NULL DEFAULT '';\n",
 )
-class Outbox(OutboxSigned):
+class Outbox(OutboxReceipts):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time.
 
     ``hides``: what copies of files are encrypted with; None: they are as the files are.
     """
 
     def __init__(
-        self, home: Path, keep_until: str = UNTIL_OPENED, chains: Chains | None = None, hides: Vault | None = None
+        self, home: Path, keep_until: str = UNTIL_OPENED, chains: SendingChains | None = None, hides: Vault | None = None
     ) -> None:
         self._chains = chains
         self.hides = hides
@@ -136,7 +136,7 @@ class Outbox(OutboxSigned):
     # -- what the sender writes ---------------------------------------------------------------------------------
 
     def write(
-        self, fresh: Sequence[Fresh] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = (),
+        self, fresh: Sequence[OutboxEntry] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = (),
         proven: Sequence[Proven] = (), turned: Sequence[Turned] = (),
     ) -> set[bytes]:  # fmt: skip
         """All of it durable, or none of it: StoreError.
@@ -250,9 +250,9 @@ class Outbox(OutboxSigned):
         return self._chains.write(self._db, steps) if steps and self._chains is not None else set()
 
     def _unmoved(
-        self, fresh: Sequence[Fresh], places: Sequence[str | None], moved: set[bytes], dropped: list[str]
-    ) -> tuple[list[Fresh], list[str | None]]:
-        kept: list[tuple[Fresh, str | None]] = []
+        self, fresh: Sequence[OutboxEntry], places: Sequence[str | None], moved: set[bytes], dropped: list[str]
+    ) -> tuple[list[OutboxEntry], list[str | None]]:
+        kept: list[tuple[OutboxEntry, str | None]] = []
         for item, file in zip(fresh, places, strict=True):
             if item.envelope_id not in moved and not any(step.session_id in moved for step in item.turned):
                 kept.append((item, file))
@@ -260,7 +260,7 @@ class Outbox(OutboxSigned):
                 dropped.append(file)
         return [item for item, _ in kept], [file for _, file in kept]
 
-    def _spool(self, fresh: Sequence[Fresh], written: list[Path]) -> list[str | None]:
+    def _spool(self, fresh: Sequence[OutboxEntry], written: list[Path]) -> list[str | None]:
         places: list[str | None] = []
         for item in fresh:
             if len(item.raw) < _FILE_FROM:
@@ -281,7 +281,7 @@ class Outbox(OutboxSigned):
             sync_directory(self._files)
         return places
 
-    def _insert(self, fresh: Sequence[Fresh], places: Sequence[str | None], now: int) -> None:
+    def _insert(self, fresh: Sequence[OutboxEntry], places: Sequence[str | None], now: int) -> None:
         self._db.executemany(
             "INSERT OR IGNORE INTO envelopes (envelope_id, generation, messages, exchange, routing_key, recipients, "
             "flags, route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, "
@@ -289,7 +289,7 @@ class Outbox(OutboxSigned):
             [values_of(i, file, now) for i, file in zip(fresh, places, strict=True)],
         )
 
-    def _next_generation(self, item: Fresh, file: str | None, now: int) -> list[str]:
+    def _next_generation(self, item: OutboxEntry, file: str | None, now: int) -> list[str]:
         """In the place of the generation before; who opened that one need not sign again."""
         db = self._db
         row = db.execute(

@@ -19,7 +19,7 @@ _COLUMNS = (
 )
 
 
-class OutboxReading:
+class OutboxQueries:
     """Of one home.  Methods block on the disk; StoreError when it fails."""
 
     _path: Path

@@ -9,7 +9,7 @@ from contextlib import suppress
 import orjson
 
 from cipherbox.client.local_database import transaction
-from cipherbox.client.outbox.queries import OutboxReading
+from cipherbox.client.outbox.queries import OutboxQueries
 from cipherbox.client.outbox.rows import UNTIL_OPENED, Signed, now_ms
 from cipherbox.envelope import transparency_log as log
 
@@ -25,7 +25,7 @@ def another_entry(named: int, leaf: bytes, proof: tuple[int, bytes, bytes] | Non
     return entry if any(leaves[at : at + len(leaf)] == leaf for at in range(0, len(leaves), len(leaf))) else 0
 
 
-class OutboxSigned(OutboxReading):
+class OutboxReceipts(OutboxQueries):
     """A part of `Outbox`."""
 
     _keep_until: str

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import trio
 
-from cipherbox.client.connection.confirm_window import Outgoing
+from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import ASIDE, Row
@@ -26,9 +26,9 @@ from cipherbox.errors import (
 )
 
 PAGE = 256
-Reseal = Callable[[Row, bytes, Collection[str]], Awaitable[Outgoing]]
+Reseal = Callable[[Row, bytes, Collection[str]], Awaitable[PendingPublish]]
 Revoked = Callable[[], Awaitable[list[str]]]
-Settled = Callable[[Outgoing], None]
+Settled = Callable[[PendingPublish], None]
 
 
 class Resealing:
@@ -38,8 +38,8 @@ class Resealing:
     _events: Events
     _reseal: Reseal
     _revoked: Revoked
-    add: Callable[[Outgoing], None]
-    kept: Callable[[Outgoing], Awaitable[None]]
+    add: Callable[[PendingPublish], None]
+    kept: Callable[[PendingPublish], Awaitable[None]]
     refuse: Callable[[Row, CipherBoxError], None]
     store: Callable[..., Awaitable[object]]
     _one_at_a_time: trio.Lock

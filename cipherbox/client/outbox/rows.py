@@ -8,7 +8,7 @@ from typing import NamedTuple
 import attrs
 import orjson
 
-from cipherbox.client.outbox.origins import Beside
+from cipherbox.client.outbox.origins import Origins
 from cipherbox.client.sessions.sending_chains import Turned
 
 WAITING, CONFIRMED, ASIDE, CANCELLED = range(4)
@@ -16,7 +16,7 @@ STATES = ("waiting", "confirmed", "aside", "cancelled")
 UNTIL_OPENED, UNTIL_DELIVERED, UNTIL_CONFIRMED = "opened", "delivered", "confirmed"
 
 
-class Fresh(NamedTuple):
+class OutboxEntry(NamedTuple):
     """A sealed envelope to be kept; a generation above the one that is kept takes its place.
 
     ``replaces`` names another envelope whose place it takes: the same messages sealed anew under a fresh id.
@@ -37,7 +37,7 @@ class Fresh(NamedTuple):
     transfer: int | None = None
     replaces: bytes | None = None  # envelope id
     turned: tuple[Turned, ...] = ()  # what it was sealed with, in sessions
-    beside: Beside | None = None  # recorded with it
+    beside: Origins | None = None  # recorded with it
     commitment: bytes = b""  # to the plaintext, the same in every generation
     reason: str = ""  # why it goes to fewer than the generation before
 
@@ -114,7 +114,7 @@ class Row:
     commitment: bytes = b""  # to the plaintext; empty for what 0.5.0 sealed
 
 
-def values_of(i: Fresh, file: str | None, now: int) -> tuple[object, ...]:
+def values_of(i: OutboxEntry, file: str | None, now: int) -> tuple[object, ...]:
     """A row of the outbox, in the order of its INSERT."""
     return (
         i.envelope_id, i.generation, i.count, i.exchange, i.routing_key, names_text(i.recipients), i.flags,

@@ -23,8 +23,8 @@ from contextlib import suppress
 import attrs
 import trio
 
-from cipherbox.client.connection.confirm_window import Outgoing
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.confirm_window import PendingPublish
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.resealing import PAGE, Reseal, Resealing, Revoked, waits
@@ -51,12 +51,12 @@ CLOSE_S = 5.0  # for the last write
 in_thread = trio.to_thread.run_sync
 
 
-class Post(Resealing):
+class OutboxSender(Resealing):
     """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked`` names who was;
     ``sessions``: what some of the envelopes were sealed with; ``holds``: whether bytes are signed with today's keys."""
 
     def __init__(
-        self, line: Line, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str,
+        self, line: ReconnectingConnection, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str,
         sessions: Sessions, holds: Callable[[bytes], bool],
     ) -> None:  # fmt: skip
         self.outbox = outbox
@@ -64,9 +64,9 @@ class Post(Resealing):
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
         self._window.proven = self._keep_proof
-        self._fresh: list[Outgoing] = []
+        self._fresh: list[PendingPublish] = []
         self._fresh_bytes = 0
-        self._behind: list[Outgoing] | None = []  # kept, and waiting behind what was left; None: nothing was left
+        self._behind: list[PendingPublish] | None = []  # kept, and waiting behind what was left; None: nothing was left
         self._known: dict[bytes, int] = {}  # envelope id -> generation, of what this process sends
         self._confirmed: list[Confirmed] = []
         self._refused: list[Refused] = []
@@ -89,7 +89,7 @@ class Post(Resealing):
         """Whether a further envelope would have to wait for room."""
         return bool(self._behind) or self._window.crowded(len(self._fresh), self._fresh_bytes)
 
-    def add(self, item: Outgoing) -> None:
+    def add(self, item: PendingPublish) -> None:
         """Takes a sealed envelope: kept first, then sent.  TooLarge if HQ would not take it."""
         self._window.check(item)
         item.owner, item.settled = item.settled, self._settled
@@ -98,7 +98,7 @@ class Post(Resealing):
         self._known[item.envelope_id] = item.generation
         self._work.set()
 
-    def aside(self, item: Outgoing, error: CipherBoxError) -> None:
+    def aside(self, item: PendingPublish, error: CipherBoxError) -> None:
         """Its owner could not mend what HQ refused: kept aside with the reason."""
         self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
         self._work.set()
@@ -108,7 +108,7 @@ class Post(Resealing):
         self._refused.append(Refused(row.envelope_id, row.generation, error.code, str(error)))
         self._work.set()
 
-    async def kept(self, item: Outgoing) -> None:
+    async def kept(self, item: PendingPublish) -> None:
         """Waits until the envelope is on this machine's disk; StoreError if it could not be."""
         while not item.kept and item.error is None:
             await self._written.wait()
@@ -184,7 +184,7 @@ class Post(Resealing):
         steps, self._steps = self._steps, []
         if not (fresh or confirmed or refused or proven or steps):
             return
-        batch: list[Outgoing | _Step] = [*fresh, *steps]
+        batch: list[PendingPublish | _Step] = [*fresh, *steps]
         kept = [item.fresh for item in fresh if item.fresh is not None]
         turned = [step.turned for step in steps]
         try:
@@ -211,7 +211,7 @@ class Post(Resealing):
             if any(step.session_id in moved for step in _turned(one)):
                 self._unkept(one, SessionMoved())
                 continue
-            if isinstance(one, Outgoing) and one.envelope_id in moved:
+            if isinstance(one, PendingPublish) and one.envelope_id in moved:
                 self._unkept(one, KeyReused())
                 continue
             self._sessions.kept(_turned(one))
@@ -224,7 +224,7 @@ class Post(Resealing):
             else:
                 self._send(one)
 
-    def _unkept(self, one: Outgoing | _Step, error: CipherBoxError) -> None:
+    def _unkept(self, one: PendingPublish | _Step, error: CipherBoxError) -> None:
         """It is not in the outbox, and does not leave."""
         self._sessions.lost(_turned(one))
         if isinstance(one, _Step):
@@ -235,7 +235,7 @@ class Post(Resealing):
         one.error, one.gone = error, True
         _tell(one)
 
-    def _send(self, item: Outgoing) -> None:
+    def _send(self, item: PendingPublish) -> None:
         try:
             if self._line.failure is not None:
                 raise again(self._line.failure)
@@ -292,14 +292,14 @@ class Post(Resealing):
         if self._known.get(row.envelope_id, -1) < row.generation:
             self._known[row.envelope_id] = row.generation
             self._events.messages(SENDER, "Sending {} again", row.envelope_id, row.messages)
-            item = Outgoing(raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version)
+            item = PendingPublish(raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version)
             item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
             self._send(item)
 
-    async def _for_the_others(self, item: Outgoing, error: CipherBoxError) -> None:
+    async def _for_the_others(self, item: PendingPublish, error: CipherBoxError) -> None:
         """HQ refuses some of its recipients; its owner hears so when the others' generation is settled."""
 
-        def settled(new: Outgoing | None) -> None:
+        def settled(new: PendingPublish | None) -> None:
             text = f"{error}; the others get it: {', '.join(item.others)}"
             if new is not None and new.error is not None:
                 text, item.others = f"{error}; {new.error}", new.others
@@ -309,7 +309,7 @@ class Post(Resealing):
         if not await self.mend(item.envelope_id, item.generation, error, settled):
             settled(None)
 
-    def _keep_proof(self, frame: Confirm, items: list[Outgoing]) -> None:
+    def _keep_proof(self, frame: Confirm, items: list[PendingPublish]) -> None:
         """HQ has proven that these are in its signed log: the proof is kept with those that are in the outbox."""
         names = tuple(item.envelope_id for item in items if item.kept)
         if names:
@@ -319,7 +319,7 @@ class Post(Resealing):
 
     # -- outcomes -----------------------------------------------------------------------------------------------
 
-    def _settled(self, item: Outgoing) -> None:
+    def _settled(self, item: PendingPublish) -> None:
         self._known.pop(item.envelope_id, None)
         error = item.error
         if item.result is not None:
@@ -354,13 +354,13 @@ class _Step:
     error: CipherBoxError | None = None
 
 
-def _turned(one: Outgoing | _Step) -> tuple[Turned, ...]:
+def _turned(one: PendingPublish | _Step) -> tuple[Turned, ...]:
     if isinstance(one, _Step):
         return (one.turned,)
     return one.fresh.turned if one.fresh is not None else ()
 
 
-def _others(item: Outgoing, error: CipherBoxError) -> tuple[str, ...]:
+def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:
     """Who could get an envelope that HQ refused because of some recipients; of a route nobody can be left out."""
     refused = refused_recipients(error)
     prefix = split(item.raw).prefix if refused else None
@@ -369,7 +369,7 @@ def _others(item: Outgoing, error: CipherBoxError) -> tuple[str, ...]:
     return tuple(one.client_id for one in prefix.recipients if one.client_id not in refused)
 
 
-def _tell(item: Outgoing) -> None:
+def _tell(item: PendingPublish) -> None:
     if item.owner is not None:
         item.owner(item)
 

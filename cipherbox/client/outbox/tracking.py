@@ -27,8 +27,8 @@ from cipherbox.wire import frames
 
 if TYPE_CHECKING:
     from cipherbox.client.home import Home
-    from cipherbox.client.outbox.sender import Post
-    from cipherbox.client.receiving.receipts import ReceiptTaker
+    from cipherbox.client.outbox.sender import OutboxSender
+    from cipherbox.client.receiving.receipts import ReceiptConsumer
 
 DELIVERED, ACKNOWLEDGED, DEAD = 1, 2, 3  # states of a StatusReport's traces
 MAILBOX = "box."
@@ -63,10 +63,10 @@ class Tracking(TopologyCalls):
     """Mixed into `Client`."""
 
     home: Home
-    post: Post | None
-    receipts: ReceiptTaker
+    post: OutboxSender | None
+    receipts: ReceiptConsumer
 
-    def outbox(self) -> Post:
+    def outbox(self) -> OutboxSender:
         """The post with its outbox; Forbidden on an admin's machine, which sends nothing."""
         if self.post is None:
             raise keyless("an admin's machine sends nothing, so it has no outbox")

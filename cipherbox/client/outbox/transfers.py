@@ -24,7 +24,7 @@ from cipherbox.client.publishing.parts import DIRECTORY, NAMES_OF_ENTRIES
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
 from cipherbox.portable import O_BINARY, int64
-from cipherbox.sealing.encrypted_file import ClearFile, LockedFile, Places
+from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, Places
 from cipherbox.sealing.local_secret_box import Vault
 
 SENDING, SENT, STOPPED = range(3)  # SENT: the manifest is in the outbox, which has it from here on
@@ -309,7 +309,7 @@ def _copied(files: Sequence[Path], kept: Path, transfer_id: bytes, hides: Vault 
 
 def copy_at(fd: int, transfer_id: bytes, hides: Vault | None) -> Places:
     """A file's copy, to be read and written; takes over the descriptor."""
-    return ClearFile(fd) if hides is None else LockedFile(fd, hides, b"copy" + transfer_id)
+    return ClearFile(fd) if hides is None else EncryptedFile(fd, hides, b"copy" + transfer_id)
 
 
 def _transfer(row: Sequence[object]) -> Transfer:

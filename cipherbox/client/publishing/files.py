@@ -16,14 +16,14 @@ import attrs
 import trio
 
 from cipherbox.checks import checked
-from cipherbox.client.connection.confirm_window import Outgoing
+from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.events import SENDER
 from cipherbox.client.nursery import background
 from cipherbox.client.options import stanza_type
 from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message, part_message
-from cipherbox.client.publishing.publish import Address, Confirmation, Target
+from cipherbox.client.publishing.publish import Confirmation, PublishOptions, ResolvedRoute
 from cipherbox.client.publishing.sources import Source, open_source
 from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import (
@@ -117,7 +117,7 @@ class FileSender:
         self._hashes = hashes
         self._done_bytes = sum(_size(transfer, part) for part in hashes)
         self._tell()
-        address = Address.make(
+        address = PublishOptions.make(
             list(transfer.recipients), "", "", "bulk", stanza=transfer.stanza or None, cipher=None, allow_mixed=False,
             expires_at=0, partial=False,
         )  # fmt: skip
@@ -191,10 +191,10 @@ class FileSender:
         message = part_message(transfer.id, part, transfer.part_bytes, data, compress=transfer.compress)
         return _Read(part, hashlib.sha256(data).digest(), pack([message]), size)
 
-    async def _send(self, address: Address, target: Target, one: _Read) -> None:
+    async def _send(self, address: PublishOptions, target: ResolvedRoute, one: _Read) -> None:
         await self._until(lambda: self._in_flight < LIMITS.parts_in_flight)
 
-        def settled(item: Outgoing) -> None:
+        def settled(item: PendingPublish) -> None:
             self._in_flight -= 1
             if item.error is not None:
                 self._fail(item.error)

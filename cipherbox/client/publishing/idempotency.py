@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.client.connection.reconnecting import Patience
-from cipherbox.client.outbox.origins import Beside, Once
+from cipherbox.client.outbox.origins import Once, Origins
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
-from cipherbox.client.publishing.publish import Address, Confirmation
+from cipherbox.client.publishing.publish import Confirmation, PublishOptions
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import InvalidRequest, KeyReused, Queued, from_wire
 from cipherbox.limits import LIMITS
@@ -29,7 +29,7 @@ _TURNS = 8  # of two that take each other's place
 
 
 async def publish_once(
-    client: Client, messages: Sequence[Message], address: Address, key: str, *, wait: bool
+    client: Client, messages: Sequence[Message], address: PublishOptions, key: str, *, wait: bool
 ) -> Confirmation:
     """Publishes, or answers as the first publish with this key did; KeyReused for other content."""
     if len(address.groups()) > 1:
@@ -53,7 +53,7 @@ async def publish_once(
             replaces = envelope_id
         try:
             return await client.sealer.publish_group(
-                messages, address, wait, beside=Beside(once), replaces=replaces
+                messages, address, wait, beside=Origins(once), replaces=replaces
             )
         except KeyReused:
             if turn == _TURNS - 1:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from cipherbox.client.connection.confirm_window import Confirmed, Outgoing, kept_error, unconfirmed_error
-from cipherbox.client.connection.reconnecting import NOT_LET_IN, Line, Patience
+from cipherbox.client.connection.confirm_window import Confirmed, PendingPublish, kept_error, unconfirmed_error
+from cipherbox.client.connection.reconnecting import NOT_LET_IN, Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.home import keyless
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.options import body_cipher, stanza_type
-from cipherbox.client.outbox.origins import Beside
-from cipherbox.client.outbox.rows import Fresh, Row
+from cipherbox.client.outbox.origins import Origins
+from cipherbox.client.outbox.rows import OutboxEntry, Row
 from cipherbox.client.publishing.allow_list import AllowList
 from cipherbox.client.publishing.routes import BOXES, Routes, check_one_reader, is_mailbox
 from cipherbox.client.publishing.splitting import split
@@ -52,13 +52,13 @@ from cipherbox.errors import (
 from cipherbox.limits import LIMITS, check_client_id, check_name
 from cipherbox.sealing.body import Message, pack, salted
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.local_secret_box import KeyKeeper
+from cipherbox.sealing.local_secret_box import LocalSecretBox
 from cipherbox.sealing.open import inspect, open_plain
 from cipherbox.sealing.seal import choose_keys, seal
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
-    from cipherbox.client.outbox.sender import Post
+    from cipherbox.client.outbox.sender import OutboxSender
 
 PARTIAL = 1  # flag of SEND
 
@@ -92,7 +92,7 @@ class Confirmation:
 
 
 @attrs.frozen
-class Target:
+class ResolvedRoute:
     """Where envelopes go, resolved: bundles and keys of the recipients, the route and its version."""
 
     exchange: str
@@ -105,7 +105,7 @@ class Target:
 
 
 @attrs.frozen
-class Address:
+class PublishOptions:
     """What a caller says about where to; `Sealer.target` resolves it."""
 
     to: tuple[str, ...] | None
@@ -121,7 +121,7 @@ class Address:
     def make(
         cls, to: str | Sequence[str] | None, exchange: str, routing_key: str, box: str, *, stanza: int | str | None,
         cipher: int | str | None, allow_mixed: bool, expires_at: int, partial: bool,
-    ) -> Address:  # fmt: skip
+    ) -> PublishOptions:  # fmt: skip
         """Checks the arguments of `publish`; InvalidRequest says what does not go together."""
         if box not in BOXES:
             raise InvalidRequest(f"a mailbox is '', 'bulk' or 'sys', not {box!r}")
@@ -146,7 +146,7 @@ class Address:
     def to_mailboxes(self) -> bool:
         return is_mailbox(self.exchange, self.routing_key)
 
-    def groups(self) -> list[Address]:
+    def groups(self) -> list[PublishOptions]:
         """This address, or several of at most 256 recipients each."""
         if self.to is None or len(self.to) <= LIMITS.recipients:
             return [self]
@@ -160,14 +160,14 @@ class Sealer:
     """Resolves addresses and seals for them.  One per client; holds what HQ answered about routes."""
 
     def __init__(
-        self, identity: Identity | None, directory: Directory, allow: AllowList, line: Line, events: Events,
-        keeper: KeyKeeper, routes: Routes, clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        self, identity: Identity | None, directory: Directory, allow: AllowList, line: ReconnectingConnection, events: Events,
+        keeper: LocalSecretBox, routes: Routes, clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         prekeys: Prekeys | None = None,
     ) -> None:  # fmt: skip
         self._prekeys = prekeys
         self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
         self.events = events
-        self.post: Post | None = None  # set by the client
+        self.post: OutboxSender | None = None  # set by the client
         self._keeper = keeper
         self._clock_ms = clock_ms
         self._ids = EnvelopeIds(clock_ms)
@@ -191,7 +191,7 @@ class Sealer:
         self._kept_routes.put(where, route)
         return route
 
-    async def target(self, address: Address, *, anew: bool = False) -> Target:
+    async def target(self, address: PublishOptions, *, anew: bool = False) -> ResolvedRoute:
         """Readers, permission, keys.  ``anew``: ask HQ again, the route has changed."""
         if self._identity is None:
             raise keyless()
@@ -218,14 +218,14 @@ class Sealer:
             if self._prekeys is None:
                 raise Forbidden("this client has no sessions")
             bundles = await self._prekeys.ensured(bundles, self._directory)
-            return Target(address.exchange, address.routing_key, version, tuple(bundles), (), names, in_sessions=True)
+            return ResolvedRoute(address.exchange, address.routing_key, version, tuple(bundles), (), names, in_sessions=True)
         keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
-        return Target(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names)
+        return ResolvedRoute(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names)
 
     def seal(
-        self, address: Address, target: Target, plain: bytes, count: int, settled: Callable[[Outgoing], None] | None,
+        self, address: PublishOptions, target: ResolvedRoute, plain: bytes, count: int, settled: Callable[[PendingPublish], None] | None,
         *, replaces: bytes | None = None, before: Row | None = None, reserve: bool = False,
-    ) -> Outgoing:  # fmt: skip
+    ) -> PendingPublish:  # fmt: skip
         """One envelope, ready for the post.  ``reserve``: see `Sessions.speakers`.
 
         ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is its next generation.
@@ -249,19 +249,19 @@ class Sealer:
             )  # fmt: skip
         if self.events.heard and target.routing_key not in (".bulk", ".sys"):
             self.events.messages(SENDER, "Encrypted {} for " + ", ".join(target.names), sealed.envelope_id, count)
-        fresh = Fresh(
+        fresh = OutboxEntry(
             sealed.raw, sealed.envelope_id, generation, count, target.exchange, target.routing_key, target.names,
             address.flags, target.version, sealed_at, sealed.envelope_hash,
             self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation), None, replaces,
             tuple(step for speaker in speakers or () for step in speaker.turned), commitment=sealed.commitment,
         )  # fmt: skip
-        return Outgoing(
+        return PendingPublish(
             sealed.raw, sealed.envelope_id, count, settled, flags=address.flags, route_version=target.version,
             fresh=fresh, generation=generation,
         )  # fmt: skip
 
     @contextmanager
-    def _speakers(self, target: Target, reserve: bool) -> Iterator[list[Speaker] | None]:
+    def _speakers(self, target: ResolvedRoute, reserve: bool) -> Iterator[list[Speaker] | None]:
         if not target.in_sessions or self._prekeys is None:
             yield None
             return
@@ -269,7 +269,7 @@ class Sealer:
         with self._prekeys.sessions.speakers(names, reserve=reserve) as found:
             yield found
 
-    async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> Outgoing:
+    async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> PendingPublish:
         """The next generation of an envelope of the outbox, for those who read its route now.
 
         ``without``: recipients that were revoked.  The same plaintext, commitment, id, time and end; fresh keys.  What
@@ -290,7 +290,7 @@ class Sealer:
             stanza = StanzaType.RATCHET
             for name in left:
                 self._prekeys.sessions.retire(name, raw)
-        address = Address(
+        address = PublishOptions(
             None if by_route else left, row.exchange, row.routing_key, stanza, BodyCipher(prefix.body_cipher),
             expires_at=prefix.expires_at, flags=row.flags,
             allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,
@@ -305,13 +305,13 @@ class Sealer:
 
     # -- publish ------------------------------------------------------------------------------------------------
 
-    async def publish(self, messages: Sequence[Message], address: Address, *, wait: bool = True) -> Confirmation:
+    async def publish(self, messages: Sequence[Message], address: PublishOptions, *, wait: bool = True) -> Confirmation:
         """Seals, sends, waits for HQ's word; see `Client.publish`."""
         first, *others = [await self.publish_group(messages, group, wait) for group in address.groups()]
         return attrs.evolve(first, more=tuple(others))
 
     async def publish_group(
-        self, messages: Sequence[Message], address: Address, wait: bool, *, beside: Beside | None = None,
+        self, messages: Sequence[Message], address: PublishOptions, wait: bool, *, beside: Origins | None = None,
         replaces: bytes | None = None,
     ) -> Confirmation:  # fmt: skip
         """As `publish`, for at most 256 recipients.  ``beside`` is recorded with the envelope, which then is one."""
@@ -365,12 +365,12 @@ class Sealer:
             tuple((envelope_id, count) for envelope_id, count, _ in done),
         )
 
-    def _kept_by(self) -> Post:
+    def _kept_by(self) -> OutboxSender:
         if self.post is None:
             raise keyless()
         return self.post
 
-    async def _send(self, item: Outgoing, wait: bool) -> None:
+    async def _send(self, item: PendingPublish, wait: bool) -> None:
         """Keeps and sends an envelope, and waits for HQ's word.  Queued: it waits in the outbox."""
         ready = trio.Event()
         line, post = self._line, self._kept_by()

@@ -17,11 +17,11 @@ from collections.abc import Callable
 import trio
 
 from cipherbox.checks import checked, unchecked
-from cipherbox.client.connection.confirm_window import Outgoing
-from cipherbox.client.connection.reconnecting import Line, Patience
+from cipherbox.client.connection.confirm_window import PendingPublish
+from cipherbox.client.connection.reconnecting import Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER
-from cipherbox.client.outbox.sender import Post
-from cipherbox.client.publishing.publish import Address, Sealer, Target
+from cipherbox.client.outbox.sender import OutboxSender
+from cipherbox.client.publishing.publish import PublishOptions, ResolvedRoute, Sealer
 from cipherbox.client.publishing.splitting import Content, as_messages, cost, room_for
 from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, SessionMoved, TimedOut, TooLarge
 from cipherbox.limits import LIMITS
@@ -79,7 +79,7 @@ class Publisher:
     """See the module; made by `Client.publisher`, inside ``async with``."""
 
     def __init__(
-        self, sealer: Sealer, line: Line, post: Post, address: Address, target: Target, nursery: trio.Nursery,
+        self, sealer: Sealer, line: ReconnectingConnection, post: OutboxSender, address: PublishOptions, target: ResolvedRoute, nursery: trio.Nursery,
         batch: int | None = None,
     ) -> None:  # fmt: skip
         if batch is not None and not 1 <= batch <= LIMITS.messages:
@@ -90,15 +90,15 @@ class Publisher:
         self.envelopes = 0  # envelopes sealed
         self._sealer, self._line, self._post, self._window = sealer, line, post, line.window
         self._address, self._nursery = address, nursery
-        self._target: Target | None = target
+        self._target: ResolvedRoute | None = target
         self._target_at = trio.current_time()
         self._refreshing = False
         self._most = LIMITS.batch_messages if batch is None else batch
         self._gathering = False  # see `_advance`
         self._gather_bytes = min(LIMITS.batch_bytes, room_for(self._window.envelope_bytes, LIMITS.recipients) // 2)
         self._batch = Batch()
-        self._under_way: dict[Outgoing, Batch] = {}
-        self._rerouting: list[tuple[Batch, Outgoing | None]] = []  # and what HQ did not take
+        self._under_way: dict[PendingPublish, Batch] = {}
+        self._rerouting: list[tuple[Batch, PendingPublish | None]] = []  # and what HQ did not take
         self._open = 0  # partly filled and unconfirmed
         self._failure: CipherBoxError | None = None
         self._changed = trio.Event()
@@ -196,7 +196,7 @@ class Publisher:
         self._gathering = False
         self._go(batch)
 
-    def _go(self, batch: Batch, refused: Outgoing | None = None) -> None:
+    def _go(self, batch: Batch, refused: PendingPublish | None = None) -> None:
         if self._target is None:
             self._rerouting.append((batch, refused))
             return
@@ -215,11 +215,11 @@ class Publisher:
         self._open += partial
         self.envelopes += 1
 
-    def _settled_partial(self, item: Outgoing) -> None:
+    def _settled_partial(self, item: PendingPublish) -> None:
         self._open -= 1
         self._settled(item)
 
-    def _settled(self, item: Outgoing) -> None:
+    def _settled(self, item: PendingPublish) -> None:
         batch = self._under_way.pop(item)
         if item.error is None:
             self.confirmed += len(batch)
@@ -321,7 +321,7 @@ class Publisher:
             await patience.wait(self._changed)
 
 
-def check_publisher(address: Address) -> Address:
+def check_publisher(address: PublishOptions) -> PublishOptions:
     """A publisher's address: one group of recipients."""
     if len(address.groups()) > 1:
         raise InvalidRequest(f"a publisher has at most {LIMITS.recipients} recipients")

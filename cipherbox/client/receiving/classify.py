@@ -16,7 +16,7 @@ from cipherbox.client.inbox.inbox import Inbox, counted
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.receiving.consumer import Consumer, Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
-from cipherbox.client.receiving.held_inbox import Holding
+from cipherbox.client.receiving.held_inbox import HeldInbox
 from cipherbox.client.receiving.opening import OUTCOMES
 from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import AnotherPlaintext, EnvelopeError
@@ -26,7 +26,7 @@ TURN_S = 0.25  # of opening, until what was opened is recorded: one sender's cos
 Key = tuple[str, bytes]  # sender, envelope id
 
 
-class Taking(Holding, ABC):
+class Taking(HeldInbox, ABC):
     """See the module."""
 
     duplicates: int

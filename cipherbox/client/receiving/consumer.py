@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.checks import checked
-from cipherbox.client.connection.connection import Link, fresh
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.connection import Connection, fresh
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import CipherBoxError, EnvelopeError, GoingAway, TimedOut
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
-from cipherbox.sealing.open import Sighted, inspect
+from cipherbox.sealing.open import ParsedEnvelope, inspect
 from cipherbox.wire import frames
 from cipherbox.wire.codec import DeliveredItem
 
@@ -50,13 +50,13 @@ class Delivery:
         "queue", "raw", "seq", "size",
     )  # fmt: skip
 
-    def __init__(self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Link | None) -> None:
+    def __init__(self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Connection | None) -> None:
         self.queue = queue
         self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
         self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
         self.consumer, self.link = consumer, link
         self._messages: Sequence[Message] | None = None
-        self._sighted: Sighted | None = None
+        self._sighted: ParsedEnvelope | None = None
         self._error: EnvelopeError | None = None
         self.credited = False  # its part of the credit was given back
 
@@ -64,7 +64,7 @@ class Delivery:
         return f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {self.size} bytes)"
 
     @property
-    def sighted(self) -> Sighted:
+    def sighted(self) -> ParsedEnvelope:
         """Layout and hashes, read when first asked for; EnvelopeError when the bytes are no envelope."""
         if self._sighted is None:
             if self._error is not None:
@@ -147,7 +147,7 @@ class Consumer:
     does not appear.
     """
 
-    def __init__(self, line: Line, opener: Opener, queue: str, envelopes: int, size: int) -> None:
+    def __init__(self, line: ReconnectingConnection, opener: Opener, queue: str, envelopes: int, size: int) -> None:
         self.queue = queue
         self.tag = 0
         self._line, self._opener = line, opener
@@ -160,7 +160,7 @@ class Consumer:
         self._failure: CipherBoxError | None = None
         self._trouble: CipherBoxError | None = None  # why HQ did not take the newest subscription, for now
         self._changed = trio.Event()
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self.started = trio.Event()
 
     def __aiter__(self) -> Consumer:
@@ -232,7 +232,7 @@ class Consumer:
 
     # -- the line's subscriber ----------------------------------------------------------------------------------
 
-    def attach(self, link: Link) -> None:
+    def attach(self, link: Connection) -> None:
         """A link is open: subscribe on it, with the whole credit."""
         if self._failure is not None or link.error is not None:
             return
@@ -244,7 +244,7 @@ class Consumer:
         )
         self._subscribe(link)
 
-    def _subscribe(self, link: Link) -> None:
+    def _subscribe(self, link: Connection) -> None:
         def done(answer: frames.Ok | None, error: CipherBoxError | None) -> None:
             if error is None:
                 self._trouble = None

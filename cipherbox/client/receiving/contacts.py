@@ -19,7 +19,7 @@ import orjson
 import trio
 
 from cipherbox.client.events import LINE
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, InvalidRequest, NetworkError
 from cipherbox.limits import LIMITS, check_client_id
 from cipherbox.portable import write_atomic
@@ -27,10 +27,10 @@ from cipherbox.wire import frames
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
-    from cipherbox.client.connection.connection import Link
+    from cipherbox.client.connection.connection import Connection
 
 FILE = "contacts.json"
-_NO_LISTS = Lists()
+_NO_LISTS = ContactLists()
 LOOK_S = 1.0  # a running program looks so often whether HQ has the lists of now
 
 
@@ -42,7 +42,7 @@ class Contacts:
         self._stamp: tuple[int, int, int] | None = None
         self._lists = _NO_LISTS
 
-    def lists(self) -> Lists:
+    def lists(self) -> ContactLists:
         """Both lists as they are now.  ConfigError if the file is not one."""
         try:
             found = os.stat(self._path)
@@ -60,34 +60,34 @@ class Contacts:
         """Whether this client's mail is taken."""
         return self.lists().accepts(client_id)
 
-    def allow(self, client_ids: Iterable[str]) -> Lists:
+    def allow(self, client_ids: Iterable[str]) -> ContactLists:
         """Takes these from now on, and nobody who is not allowed; they are blocked no longer."""
         names, before = _checked(client_ids), self.lists()
-        return self._write(Lists(_union(before.allowed, names), _without(before.blocked, names)))
+        return self._write(ContactLists(_union(before.allowed, names), _without(before.blocked, names)))
 
-    def block(self, client_ids: Iterable[str]) -> Lists:
+    def block(self, client_ids: Iterable[str]) -> ContactLists:
         """Refuses these from now on; with the last who was allowed, nobody else is taken instead."""
         names, before = _checked(client_ids), self.lists()
         allowed = _without(before.allowed, names) or before.allowed  # an empty list would let everybody in
-        return self._write(Lists(allowed, _union(before.blocked, names)))
+        return self._write(ContactLists(allowed, _union(before.blocked, names)))
 
-    def unblock(self, client_ids: Iterable[str]) -> Lists:
+    def unblock(self, client_ids: Iterable[str]) -> ContactLists:
         """Takes these off the list of those blocked, and nothing else."""
         before = self.lists()
-        return self._write(Lists(before.allowed, _without(before.blocked, _checked(client_ids))))
+        return self._write(ContactLists(before.allowed, _without(before.blocked, _checked(client_ids))))
 
-    def allow_everybody(self) -> Lists:
+    def allow_everybody(self) -> ContactLists:
         """Takes everybody again who is not blocked."""
-        return self._write(Lists((), self.lists().blocked))
+        return self._write(ContactLists((), self.lists().blocked))
 
-    def _read(self) -> Lists:
+    def _read(self) -> ContactLists:
         try:
             document = orjson.loads(self._path.read_bytes())
-            return Lists(_checked(document.get("allowed", ())), _checked(document.get("blocked", ())))
+            return ContactLists(_checked(document.get("allowed", ())), _checked(document.get("blocked", ())))
         except (OSError, orjson.JSONDecodeError, AttributeError, TypeError, InvalidRequest) as error:
             raise ConfigError(f"{self._path} is not a list of contacts: {error}") from None
 
-    def _write(self, lists: Lists) -> Lists:
+    def _write(self, lists: ContactLists) -> ContactLists:
         document = {"allowed": lists.allowed, "blocked": lists.blocked}
         write_atomic(self._path, orjson.dumps(document, option=orjson.OPT_INDENT_2))
         return self.lists()
@@ -112,7 +112,7 @@ class Telling:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._contacts = Contacts(client.home.path)
-        self._link: Link | None = None
+        self._link: Connection | None = None
         self._told = b""  # digest of what HQ has
 
     async def tell(self) -> bool:
@@ -132,11 +132,11 @@ class Telling:
             await line.request(frames.TellContacts, allowed=list(lists.allowed), blocked=list(lists.blocked))
             self._told, changed = lists.digest, True
 
-    def _wanted(self) -> Lists:
+    def _wanted(self) -> ContactLists:
         if not self._client.home.config.contacts.tell_hq:
-            return Lists()
+            return ContactLists()
         lists = self._contacts.lists()
-        return lists if len(lists) <= LIMITS.names_per_frame else Lists()  # part of a list would mean something else
+        return lists if len(lists) <= LIMITS.names_per_frame else ContactLists()  # part of a list would mean something else
 
 
 async def keep_told(client: Client) -> None:
@@ -155,4 +155,4 @@ async def keep_told(client: Client) -> None:
         await trio.sleep(LOOK_S)
 
 
-__all__ = ["FILE", "Contacts", "Lists", "Telling", "keep_told"]
+__all__ = ["FILE", "ContactLists", "Contacts", "Telling", "keep_told"]

@@ -14,12 +14,12 @@ import trio
 
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK, keyless
-from cipherbox.client.inbox.completion import Completing
+from cipherbox.client.inbox.completion import Completion
 from cipherbox.client.inbox.inbox import LINES, Inbox, Storing
 from cipherbox.client.inbox.incoming_files import Arrived, is_file
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
-from cipherbox.client.receiving.pending_receipts import OwedReceipts
+from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.pipe_frames import is_frame
 from cipherbox.client.sessions.receiving_chains import Heard
 from cipherbox.errors import CipherBoxError, EnvelopeError, StoreLocked
@@ -32,7 +32,7 @@ PATIENCE_S = 0.5  # for the lock
 OnLines = Callable[[list[bytes]], None]
 
 
-class Holding:
+class HeldInbox:
     """See the module."""
 
     def __init__(self, client: Client, on_lines: OnLines | None, incoming: Path | None, keep_contents: bool) -> None:
@@ -45,8 +45,8 @@ class Holding:
         self._events = client.events
         self._on_lines = on_lines
         self._inbox: Inbox | None = None
-        self._completing: Completing | None = None
-        self._owed: OwedReceipts | None = None
+        self._completing: Completion | None = None
+        self._owed: PendingReceipts | None = None
         self._locked = False
         self._coming = 0  # messages that are files and not whole yet
         self._moved = trio.Event()
@@ -91,10 +91,10 @@ class Holding:
                 say=lambda text: self._events.say(RECEIVER, text),
             )  # fmt: skip
             self._inbox = inbox
-            self._completing = Completing(inbox, self._tell)
+            self._completing = Completion(inbox, self._tell)
             self._coming = 0
             try:
-                self._owed = OwedReceipts(self.client)
+                self._owed = PendingReceipts(self.client)
                 yield inbox
             finally:
                 self._inbox = self._completing = None

@@ -42,7 +42,7 @@ from cipherbox.errors import (
 from cipherbox.portable import escape_text
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
-from cipherbox.sealing.open import Sighted, open_envelope, verify
+from cipherbox.sealing.open import ParsedEnvelope, open_envelope, verify
 
 OUTCOMES: dict[type[CipherBoxError], Outcome] = {
     MalformedEnvelope: Outcome.MALFORMED,
@@ -153,7 +153,7 @@ class Opener:
             return False
         return self._directory.holds(prefix.bundle_hash) or self.lookups.missed(prefix.sender, prefix.bundle_hash)
 
-    def _opened(self, sighted: Sighted, sender: KeyBundle, later: bool) -> Messages:
+    def _opened(self, sighted: ParsedEnvelope, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
         if self._sessions is not None and in_sessions(sighted):
             return (self._sessions.hear if later else self._sessions.open)(sighted, sender)

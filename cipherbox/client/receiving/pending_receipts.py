@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 import trio
 
-from cipherbox.client.connection.confirm_window import Outgoing
+from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
-from cipherbox.client.publishing.publish import Address
+from cipherbox.client.publishing.publish import PublishOptions
 from cipherbox.client.receiving.opening import NEVER
 from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.sessions.sessions import STEP_TYPE
@@ -47,14 +47,14 @@ TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a rece
 MOST_MS = (1 << 62) - 1  # of a time or a number that HQ says: SQLite takes no more
 
 
-class Owed(NamedTuple):
+class PendingReceipt(NamedTuple):
     """One envelope to sign for; ``number`` is its row, None for a refusal."""
 
     number: int | None
     leaf: Leaf
 
 
-class OwedReceipts:
+class PendingReceipts:
     """See the module.  Has the inbox's database open beside the inbox itself."""
 
     def __init__(self, client: Client) -> None:
@@ -127,7 +127,7 @@ class OwedReceipts:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _owed(self, without: Sequence[str]) -> list[Owed]:
+    def _owed(self, without: Sequence[str]) -> list[PendingReceipt]:
         names = orjson.dumps(without).decode()
         with translated(self._path):
             rows = self._db.execute(
@@ -143,7 +143,7 @@ class OwedReceipts:
                 (names, MOST - len(rows)),
             ).fetchall()
         return [
-            Owed(
+            PendingReceipt(
                 number,
                 Leaf(
                     sender, envelope_id, generation, digest or bytes(32), at, Outcome(outcome),
@@ -153,7 +153,7 @@ class OwedReceipts:
             for number, sender, envelope_id, generation, digest, at, outcome, outcomes, commitment, entry in rows
         ]  # fmt: skip
 
-    async def _sign(self, owed: Sequence[Owed]) -> None:
+    async def _sign(self, owed: Sequence[PendingReceipt]) -> None:
         identity = self._client.home.identity
         assert identity is not None
         assert identity.bundle is not None
@@ -188,13 +188,13 @@ class OwedReceipts:
 
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client
-        address = Address.make(
+        address = PublishOptions.make(
             [sender], "", "", "sys", stanza=None, cipher=None, allow_mixed=True, expires_at=0, partial=False
         )
         target = await client.sealer.target(address)
         done = trio.Event()
         messages = [Message(group, TYPE), *await self._turn(sender)]
-        item: Outgoing = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
+        item: PendingPublish = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
         window = client.line.window
         window.add(item)
         try:
@@ -219,7 +219,7 @@ class OwedReceipts:
                 return [Message(raw, STEP_TYPE)]
         return []
 
-    def _mark(self, owed: Sequence[Owed], sent: dict[str, int], at: int, root: bytes) -> None:
+    def _mark(self, owed: Sequence[PendingReceipt], sent: dict[str, int], at: int, root: bytes) -> None:
         # A power cut here costs a second receipt, as an end of this process before the mark does.
         with transaction(self._db, self._path, synced=False):
             db = self._db

@@ -39,7 +39,7 @@ MENDED = frozenset({Outcome.KEY_MISSING})
 MOST_GENERATIONS = 16  # two ends that never agree stop some time
 
 
-class ReceiptTaker:
+class ReceiptConsumer:
     """See the module."""
 
     def __init__(self, client: Client) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cipherbox.client.connection.reconnecting import Line
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import KEYS, Events
 from cipherbox.client.sessions.sessions import Sessions
 from cipherbox.envelope.bundle import KeyBundle
@@ -38,7 +38,7 @@ REST_S = 1.0  # between replacements that somebody else can cause
 class Prekeys:
     """See the module."""
 
-    def __init__(self, sessions: Sessions, line: Line, events: Events) -> None:
+    def __init__(self, sessions: Sessions, line: ReconnectingConnection, events: Events) -> None:
         self.sessions = sessions
         self._line, self._events = line, events
         self._beginning: dict[str, trio.Event] = {}  # a session with this client is being begun

@@ -32,7 +32,7 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.local_secret_box import Vault
-from cipherbox.sealing.open import Sighted, open_envelope
+from cipherbox.sealing.open import ParsedEnvelope, open_envelope
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
 from cipherbox.sealing.ratchet import handshake, session
 from cipherbox.sealing.ratchet.session import Parsed, Session
@@ -69,13 +69,13 @@ class _Ear:
 
 @attrs.frozen(eq=False)
 class Heard:
-    """Next states, for `Hearing.write`.  ``next_version``: which one the row of each place gets."""
+    """Next states, for `ReceivingChains.write`.  ``next_version``: which one the row of each place gets."""
 
     ears: dict[Place, _Ear]
     next_version: int
 
 
-class Hearing:
+class ReceivingChains:
     """See the module.  Methods block on the disk; `write` alone may be called from another thread."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Hearing:
 
     # -- opening ------------------------------------------------------------------------------------------------
 
-    def hear(self, sighted: Sighted, sender: KeyBundle) -> Messages:
+    def hear(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """As `open_envelope`, with this home's sessions; the next state stays in memory until `heard`."""
         digest = sighted.hashes.envelope_hash
         taken: list[tuple[Place, _Ear, Session, tuple[Parsed, bytes], bytes]] = []
@@ -120,7 +120,7 @@ class Hearing:
             ear.keys[digest] = content_key
         return messages
 
-    def open(self, sighted: Sighted, sender: KeyBundle) -> Messages:
+    def open(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """`hear`, and the states are written; the content key is held until `acknowledged`."""
         messages = self.hear(sighted, sender)
         self._commit()

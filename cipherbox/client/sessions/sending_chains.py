@@ -53,7 +53,7 @@ def at(chain: Chain | None) -> At:
     return _BEGINNING if chain is None else (chain.turn, chain.sent)
 
 
-class Chains:
+class SendingChains:
     """Reads and writes the table; the connection is the caller's."""
 
     def __init__(self, vault: Vault) -> None:

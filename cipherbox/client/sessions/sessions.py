@@ -23,8 +23,8 @@ from cipherbox.client.outbox import outbox
 from cipherbox.client.sessions.keys import SessionKeys
 from cipherbox.client.sessions.old import DATABASE as BEFORE
 from cipherbox.client.sessions.old import take_over
-from cipherbox.client.sessions.receiving_chains import Heard, Hearing
-from cipherbox.client.sessions.sending_chains import Chains, Turned, at
+from cipherbox.client.sessions.receiving_chains import Heard, ReceivingChains
+from cipherbox.client.sessions.sending_chains import SendingChains, Turned, at
 from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.layout import stanza as stanza_of
@@ -34,7 +34,7 @@ from cipherbox.portable import sync_directory, sync_file
 from cipherbox.sealing.body import Messages
 from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.local_secret_box import Vault
-from cipherbox.sealing.open import Sighted, inspect
+from cipherbox.sealing.open import ParsedEnvelope, inspect
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES
 from cipherbox.sealing.ratchet import double_ratchet as ratchet
 from cipherbox.sealing.ratchet import handshake, session
@@ -82,17 +82,17 @@ class Sessions:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:  # fmt: skip
         self.settings = settings
-        self.chains = Chains(vault)
+        self.chains = SendingChains(vault)
         self._home, self._vault, self._identity, self._clock_ms = home, vault, identity, clock_ms
         self._path = home / inbox.DATABASE
         self._outbox_path = home / outbox.DATABASE
-        self._hearing: Hearing | None = None
+        self._hearing: ReceivingChains | None = None
         self._exists = False
         self.unsynced = False  # a chain begins that stands on what was heard; `sync` has to see to that
         self._said: dict[bytes, Chain] = {}  # session id -> chain, of what is not in the outbox yet
 
     @property
-    def hearing(self) -> Hearing:
+    def hearing(self) -> ReceivingChains:
         """The halves that hear."""
         if self._hearing is None:
             with ExitStack() as undo:
@@ -106,7 +106,7 @@ class Sessions:
                 for db in (self._db, self._outbox):
                     db.execute("PRAGMA synchronous = NORMAL")
                 keys = SessionKeys(self._db, self._path, self._vault, self._identity, self.settings, self._clock_ms)
-                self._hearing = Hearing(
+                self._hearing = ReceivingChains(
                     self._db, self._path, self._vault, self._identity, keys, self.settings, self._clock_ms
                 )
                 undo.pop_all()
@@ -269,11 +269,11 @@ class Sessions:
             raise KeyMissing("there are no sessions here")
         self.hearing.take_turn(peer, session.parse(raw), _STEP)
 
-    def open(self, sighted: Sighted, sender: KeyBundle) -> Messages:
+    def open(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """As `open_envelope`, with this home's sessions; what does not open changes nothing."""
         return self.hearing.open(sighted, sender)
 
-    def hear(self, sighted: Sighted, sender: KeyBundle) -> Messages:
+    def hear(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
         """`open` for who records the messages, and writes what `heard` gives in the same transaction."""
         return self.hearing.hear(sighted, sender)
 
@@ -297,7 +297,7 @@ class Sessions:
             self.hearing.acknowledged(envelope_hashes)
 
 
-def in_sessions(sighted: Sighted) -> bool:
+def in_sessions(sighted: ParsedEnvelope) -> bool:
     """Whether an envelope has a stanza of a session."""
     return any(entry.stanza_type == StanzaType.RATCHET for entry in sighted.layout.prefix.recipients)
 

@@ -53,7 +53,7 @@ def load_certificate(path: Path) -> x509.Certificate:
 
 
 @attrs.frozen
-class Material:
+class Credentials:
     """``chain``: the issuing CA, then the CAs between it and the root.  ``authority`` None: its key is elsewhere."""
 
     root: x509.Certificate
@@ -75,7 +75,7 @@ class Material:
         shake_hands(self.context(), client_context(self.root))
 
 
-def read_material(config: ServerConfig, *, settle: bool = True) -> Material:
+def read_material(config: ServerConfig, *, settle: bool = True) -> Credentials:
     """Reads the files that the settings name; ConfigError names the one that is wrong."""
     check_answered(config)
     service_key = secret_key(config.encryption.service_key_file)
@@ -87,7 +87,7 @@ def read_material(config: ServerConfig, *, settle: bool = True) -> Material:
             raise ConfigError(f"{config.ca.issuing_key} is not the key of {config.tls.issuing}")
     server = load_certificate(config.tls.certificate)
     key = server_key(config, service_key, server, settle=settle)
-    return Material(load_certificate(config.tls.root), tuple(chain), server, key, authority)
+    return Credentials(load_certificate(config.tls.root), tuple(chain), server, key, authority)
 
 
 def is_waiting(config: ServerConfig) -> bool:
@@ -231,7 +231,7 @@ def _text(certificate: x509.Certificate) -> str:
     return certificate.subject.rfc4514_string() or f"serial {pki.serial(certificate)}"
 
 
-def dates(material: Material, at: datetime.datetime) -> list[str]:
+def dates(material: Credentials, at: datetime.datetime) -> list[str]:
     """What begins later or has ended by this machine's clock, of all that HQ cannot renew by itself."""
     named = [("the root", material.root)]
     named += [("the issuing CA" if i == 0 else "a CA above it", c) for i, c in enumerate(material.chain)]

@@ -36,7 +36,7 @@ HQ_ROLE, HQ_NAME = "hq", "HQ"  # of the row with HQ's own request
 _YEAR_MS = 365 * 24 * 3600 * 1000
 
 
-class Carried:
+class CaExchange:
     """See the module."""
 
     def __init__(self, hq: HQ) -> None:

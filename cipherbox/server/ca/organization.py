@@ -33,7 +33,7 @@ from cipherbox.pki.revocation_lists import check_crl, make_crl
 from cipherbox.portable import lock_file, write_atomic, write_private
 from cipherbox.server.ca.credentials import (
     CA_REQUEST,
-    Material,
+    Credentials,
     certificates_in,
     checked_issuing,
     key_at,
@@ -123,7 +123,7 @@ def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
         server = pki.issue_server(authority, key.public_key(), config.server.name)
         person = pki.issue_client(authority, admin_key.public_key(), admin.client_id)
         crl = make_crl(authority, [], 1)
-    Material(root, tuple(chain), server, key, authority).try_out()
+    Credentials(root, tuple(chain), server, key, authority).try_out()
     pki.verify_chain([person, *chain], root, pki.now())
     fill_store(config, admin.client_id, person, crl, check_crl(crl, chain[0], pki.now()).number)
     write_admin_certificates(admin_home, person, chain, root)
@@ -195,7 +195,7 @@ def put_by_hand(config: ServerConfig, document: bytes) -> int:
     server = own[-1] if own else before
     pki.verify_chain([server, *chain], root, pki.now(), pki.SERVER)
     its_key = server_key(config, key, server, settle=False)
-    Material(root, tuple(chain), server, its_key, None).try_out()
+    Credentials(root, tuple(chain), server, its_key, None).try_out()
     if chain != current:
         write_atomic(config.tls.issuing, pki.pem(*chain))
     if own:

@@ -81,7 +81,7 @@ class Account:
 
     __slots__ = ("_freed", "coming", "held", "memory")
 
-    def __init__(self, memory: Watermark) -> None:
+    def __init__(self, memory: BackPressure) -> None:
         self.memory = memory
         self.held = 0
         self.coming: dict[Transfer, None] = {}  # frames that are coming in, oldest first
@@ -120,7 +120,7 @@ class Account:
         return next(iter(self.coming), None) is transfer
 
 
-class Watermark:
+class BackPressure:
     """See the module."""
 
     def __init__(self, limits: Limits) -> None:

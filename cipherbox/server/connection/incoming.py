@@ -7,14 +7,14 @@ from collections.abc import Callable
 from cipherbox.limits import Limits
 from cipherbox.server.connection.backpressure import LARGE, Account, Transfer
 from cipherbox.server.connection.peer import MEMORY_FREE, MEMORY_SHORT
-from cipherbox.wire.connection import Connection
+from cipherbox.wire.connection import WireConnection
 
 
-class Arriving:
+class IncomingFrame:
     """See the module.  ``cut`` ends the connection for a reason, ``tell`` sends the peer a word."""
 
     def __init__(
-        self, wire: Connection, limits: Limits, account: Account, cut: Callable[[str], None],
+        self, wire: WireConnection, limits: Limits, account: Account, cut: Callable[[str], None],
         tell: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.account = account  # what HQ holds for this client

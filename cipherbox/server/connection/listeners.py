@@ -61,7 +61,7 @@ def address_of(listener: trio.SocketListener) -> tuple[str, int]:
     return str(host), int(port)
 
 
-class Doorman:
+class ConnectionAcceptor:
     """Takes connections, gets them through TLS, and hands them to sessions in ``handlers``."""
 
     def __init__(self, hq: HQ, handlers: trio.Nursery) -> None:

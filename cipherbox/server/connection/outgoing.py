@@ -18,7 +18,7 @@ from cipherbox.broker.model import Entry, FetchedEntries
 from cipherbox.errors import CipherBoxError, FrameTooLarge, TimedOut
 from cipherbox.limits import Limits
 from cipherbox.ops.metrics import Counts
-from cipherbox.server.body_cache import Bodies
+from cipherbox.server.body_cache import BodyCache
 from cipherbox.server.connection.backpressure import LARGE, Account, Transfer
 from cipherbox.server.requests import answers
 from cipherbox.wire import codec
@@ -71,7 +71,7 @@ class Ahead:
         self.error: CipherBoxError | None = None
         self.done = trio.Event()
 
-    async def read(self, bodies: Bodies, queue: str) -> None:
+    async def read(self, bodies: BodyCache, queue: str) -> None:
         try:
             self.items = await bodies.items(queue, self.entries)
         except CipherBoxError as error:
@@ -86,7 +86,7 @@ class Outgoing:
     """
 
     def __init__(
-        self, sink: Sink, bodies: Bodies, limits: Limits, account: Account, *,
+        self, sink: Sink, bodies: BodyCache, limits: Limits, account: Account, *,
         given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None],
         cut: Callable[[str], None], counts: Counts | None = None,
     ) -> None:  # fmt: skip

@@ -36,14 +36,14 @@ from cipherbox.errors import (
 )
 from cipherbox.net.connecting import fill
 from cipherbox.ops.logs import get_logger
-from cipherbox.server.connection.incoming import Arriving
+from cipherbox.server.connection.incoming import IncomingFrame
 from cipherbox.server.connection.outgoing import Outgoing
 from cipherbox.server.connection.peer import STORE_AWAY, STORE_BACK, Proof
 from cipherbox.server.connection.unauthenticated import group_of
 from cipherbox.server.requests import answers as encode
 from cipherbox.server.requests.dispatch import CALLS, COMMANDS, incoming
 from cipherbox.wire import codec, frames
-from cipherbox.wire.connection import Connection, SendBatch, negotiate
+from cipherbox.wire.connection import SendBatch, WireConnection, negotiate
 
 if TYPE_CHECKING:
     from cipherbox.net.tls import TlsStream
@@ -73,13 +73,13 @@ class Session:
         self._stream = stream
         self._limits = hq.config.limits
         self._beat_s = self._limits.heartbeat_s
-        self._wire = Connection("server", self._limits)
+        self._wire = WireConnection("server", self._limits)
         self._account = hq.memory.account("")  # what HQ holds for this client
         self._out = Outgoing(
             stream, hq.engine.bodies, self._limits, self._account, given_back=self._give_back, drained=self._wake,
             cut=self._cut, counts=hq.engine.counts,
         )  # fmt: skip
-        self._coming = Arriving(self._wire, self._limits, self._account, self._cut, lambda news: self.tell(news, 0))
+        self._coming = IncomingFrame(self._wire, self._limits, self._account, self._cut, lambda news: self.tell(news, 0))
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
         self._last_correlation = 0
         self._unconfirmed: dict[int, int] = {}  # correlation -> bytes of SENDs
@@ -114,7 +114,7 @@ class Session:
             with trio.move_on_after(LAST_WORD_S) as scope:
                 scope.shield = True
                 await self._stream.aclose()
-            self.log("Connection closed", **({"reason": str(self._ended)} if self._ended else {}))
+            self.log("WireConnection closed", **({"reason": str(self._ended)} if self._ended else {}))
 
     async def _write(self, nursery: trio.Nursery) -> None:
         try:

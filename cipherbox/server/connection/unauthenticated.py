@@ -39,7 +39,7 @@ class Place:
         self.silent = True
 
 
-class Lobby:
+class UnauthenticatedConnections:
     """See the module."""
 
     def __init__(self, per_address: int, most: int) -> None:

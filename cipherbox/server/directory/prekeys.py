@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class PrekeyDesk:
+class PrekeyService:
     """See the module.
 
     ``most``: how many one-time prekeys a client may keep; ``in_store`` runs a store call in the store's thread.

@@ -28,7 +28,7 @@ from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, GoingAway, HqRevoked
 from cipherbox.ops.logs import get_logger
 from cipherbox.pki.revocation_lists import RevocationList, issuer_of, lists_in, read_crl
-from cipherbox.server.ca.credentials import Material
+from cipherbox.server.ca.credentials import Credentials
 from cipherbox.server.log_statements import note_revocation
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Reading(NamedTuple):
     refused: list[str]
 
 
-def look_at_lists(config: ServerConfig, material: Material) -> Reading:
+def look_at_lists(config: ServerConfig, material: Credentials) -> Reading:
     """Reads every file; each is understood completely or refused."""
     reading = Reading({}, [])
     for file in files_of(config):
@@ -82,7 +82,7 @@ def look_at_lists(config: ServerConfig, material: Material) -> Reading:
     return reading
 
 
-def read_lists(config: ServerConfig, material: Material) -> dict[bytes, Listed]:
+def read_lists(config: ServerConfig, material: Credentials) -> dict[bytes, Listed]:
     """The newest list of each CA, by its fingerprint; ConfigError names the file that is wrong."""
     found, refused = look_at_lists(config, material)
     if refused:
@@ -90,7 +90,7 @@ def read_lists(config: ServerConfig, material: Material) -> dict[bytes, Listed]:
     return found
 
 
-def _listed(der: bytes, material: Material, file: Path) -> Listed:
+def _listed(der: bytes, material: Credentials, file: Path) -> Listed:
     why = CredentialsError("no CA of this HQ signed this revocation list")
     for ca in (*material.chain, material.root):
         if issuer_of(der) != ca.subject:
@@ -102,7 +102,7 @@ def _listed(der: bytes, material: Material, file: Path) -> Listed:
     raise CredentialsError(f"{file}: {why}")
 
 
-def condemned(found: Iterable[Listed], material: Material) -> str:
+def condemned(found: Iterable[Listed], material: Credentials) -> str:
     """Why nothing that HQ's chain certifies is accepted, or HQ itself; empty: nothing of the kind."""
     steps = zip([material.server, *material.chain], [*material.chain, material.root], strict=True)
     below = {pki.fingerprint(parent): child for child, parent in steps}
@@ -116,7 +116,7 @@ def condemned(found: Iterable[Listed], material: Material) -> str:
     return ""
 
 
-class Lists:
+class RevocationLists:
     """See the module.  ``trouble``: which files were refused, and why."""
 
     def __init__(self, hq: HQ) -> None:
@@ -141,7 +141,7 @@ class Lists:
         """Why nobody is let in for now; empty: somebody may be."""
         return self.stale() if self._hq.config.ca.stale_lists == "refuse" else ""
 
-    def read(self, config: ServerConfig, material: Material) -> dict[bytes, Listed]:
+    def read(self, config: ServerConfig, material: Credentials) -> dict[bytes, Listed]:
         """What the files say; ConfigError when one is wrong, or older than what was read before."""
         found = read_lists(config, material)
         if older := self._older(found):

@@ -15,7 +15,7 @@ from cipherbox import pki
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import BundleNotCertified, CredentialsError, Forbidden, Replaced, Revoked
 from cipherbox.pki.revocation_lists import make_crl
-from cipherbox.server.ca.credentials import Material, read_material
+from cipherbox.server.ca.credentials import Credentials, read_material
 from cipherbox.store.port import CertificateRow, Store
 
 CRL_SETTING, CRL_NUMBER_SETTING = "crl", "crl_number"
@@ -37,7 +37,7 @@ class Trust:
             self.put(row)
         self.root_fingerprint = pki.fingerprint(self.root)
 
-    def adopt(self, material: Material) -> None:
+    def adopt(self, material: Credentials) -> None:
         """These are HQ's certificates and keys from now on."""
         self.material = material
         self.root, self.issuing, self.server = material.root, material.issuing, material.server

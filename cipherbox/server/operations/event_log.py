@@ -19,7 +19,7 @@ FEW = 10  # envelopes or acks of one batch that get a line each
 _REMEMBERED = 10_000  # entries handed out, so that an ack's line can name the message
 
 
-class Journal:
+class EventLog:
     """See the module."""
 
     def __init__(self) -> None:

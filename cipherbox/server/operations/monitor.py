@@ -13,7 +13,7 @@ from typing import NamedTuple
 import trio
 
 from cipherbox.ops.metrics import Sample
-from cipherbox.server.connection.unauthenticated import Lobby, Place
+from cipherbox.server.connection.unauthenticated import Place, UnauthenticatedConnections
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.gauges import process_samples, samples, started_at
 
@@ -40,7 +40,7 @@ class Monitor:
         started_at()
         self.hq: HQ | None = None
         self.waiting = "HQ is starting"
-        self._places = Lobby(_AT_ONCE, _AT_ONCE)
+        self._places = UnauthenticatedConnections(_AT_ONCE, _AT_ONCE)
         self._made: dict[str, tuple[bytes, str]] = {}  # answers of /metrics of this second, by what was accepted
         self._second, self._fresh = 0, 0
 

@@ -17,7 +17,7 @@ from cipherbox.config.show import settings_values
 from cipherbox.config.toml_file import whole_tables
 from cipherbox.errors import CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger, setup_logging
-from cipherbox.server.ca.credentials import Material, read_material
+from cipherbox.server.ca.credentials import Credentials, read_material
 from cipherbox.server.operations.check import certificates, keys
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _settings(old: ServerConfig, new: ServerConfig) -> Iterator[Difference]:
                 yield Difference(f"{table}.{key}", before[table][key], value, NOW if now else AT_START)
 
 
-def _certificates(hq: HQ, material: Material) -> Iterator[Difference]:
+def _certificates(hq: HQ, material: Credentials) -> Iterator[Difference]:
     if (hq.trust.authority is None) != (material.authority is None):
         was, now = ("here", "elsewhere") if material.authority is None else ("elsewhere", "here")
         yield Difference("the issuing CA's key", was, now, NOW)

@@ -15,7 +15,7 @@ from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.model import AnyCommand, ExchangeType
 from cipherbox.broker.rights import MAILBOX
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.envelope.layout import split, stored_hashes
 from cipherbox.envelope.prefix import VERSION
@@ -88,10 +88,10 @@ def _ack(n: int, c: str, x: f.Ack) -> m.Ack:
     return m.Ack(n, c, x.correlation, x.queue, ranges)
 
 
-def _lists(x: f.TellContacts) -> Lists:
+def _lists(x: f.TellContacts) -> ContactLists:
     _many(len(x.allowed) + len(x.blocked), "contacts", _IDS)
     allowed, blocked = (tuple(sorted({check_client_id(name) for name in names})) for names in (x.allowed, x.blocked))
-    return Lists(allowed, blocked)
+    return ContactLists(allowed, blocked)
 
 
 # frame -> command; (connection, client, frame)

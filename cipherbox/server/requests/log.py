@@ -13,7 +13,7 @@ from cipherbox.envelope import transparency_log as format
 from cipherbox.envelope.checkpoint import decode_note, verify_checkpoint
 from cipherbox.errors import EnvelopeError, InvalidRequest
 from cipherbox.server.log_statements import LENGTH, REVOKED, note
-from cipherbox.server.transparency_log import AuditLog
+from cipherbox.server.transparency_log import TransparencyLog
 from cipherbox.store.port import Store
 from cipherbox.wire import frames as f
 
@@ -27,7 +27,7 @@ _MOST_RESTORED = 16
 _COSIGNED, _RESTORED = "cosigned/", "log-restored/"
 
 
-def _audit(s: Session) -> AuditLog:
+def _audit(s: Session) -> TransparencyLog:
     audit = s.hq.engine.audit
     if audit is None:
         raise InvalidRequest("this HQ keeps no signed log")

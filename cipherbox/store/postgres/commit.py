@@ -22,7 +22,7 @@ import orjson
 from cipherbox.broker.model import Changes, EntryState, Incoming
 from cipherbox.store.postgres import retention
 from cipherbox.store.postgres.copy_binary import NULL, micros, row_of, sized, stream, text
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.registry import upsert
 from cipherbox.store.spool import Place
 
@@ -59,7 +59,7 @@ def _name(value: str) -> bytes:
 class QueueNumbers:
     """Names of living queues and the numbers their rows use; a name declared again gets a new number."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: PostgresConnection) -> None:
         rows = link.run("SELECT name, queue_no FROM queues WHERE dropped = 0")
         self.of: dict[str, int] = {row[0]: row[1] for row in rows}
         self._next: int = link.run("SELECT coalesce(max(queue_no), 0) + 1 FROM queues")[0][0]
@@ -70,7 +70,7 @@ class QueueNumbers:
         return self.of[name]
 
 
-def write(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> list[str]:
+def write(link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> list[str]:
     """See the module; ``spooled`` holds the bodies that went to the spool."""
     if changes.retention is not None:
         retention.drop_dead_letters(link, changes, changes.retention)
@@ -95,14 +95,14 @@ def write(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spooled)
     return _unnamed(link, dropped)
 
 
-def _unnamed(link: Link, files: set[str]) -> list[str]:
+def _unnamed(link: PostgresConnection, files: set[str]) -> list[str]:
     if not files:
         return []
     still = link.run("SELECT DISTINCT spool FROM bodies WHERE spool = ANY(CAST(? AS text[]))", (sorted(files),))
     return sorted(files - {name for (name,) in still})
 
 
-def _topology(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
+def _topology(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     for c in changes.clients:
         names = ("name", "role", "added_at", "revoked_at", "reason")
         link.run(upsert("clients", names), (c.name, c.role, c.added_at, c.revoked_at, _clean(c.reason)))
@@ -171,7 +171,7 @@ def body_row(
     return head + NULL, sized(place.name.encode()), _LONG.pack(8, place.at) + tail
 
 
-def _envelopes(link: Link, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> None:
+def _envelopes(link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> None:
     rows: list[bytes] = []
     bodies: list[bytes] = []
     fresh: dict[int, tuple[int, int, Incoming]] = {}
@@ -228,7 +228,7 @@ def _log_entry(changes: Changes) -> int:
     return changes.log.index if changes.log is not None else 0
 
 
-def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
+def _replaced(link: PostgresConnection, changes: Changes, spooled: Spooled) -> set[str]:
     dropped = set()
     log_entry = _log_entry(changes)
     for number, i in changes.replaced:
@@ -258,7 +258,7 @@ def _replaced(link: Link, changes: Changes, spooled: Spooled) -> set[str]:
     return dropped
 
 
-def _waiting(link: Link, number: int) -> int:
+def _waiting(link: PostgresConnection, number: int) -> int:
     """Queues in which an envelope waits."""
     count: int = link.run("SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, ACKED))[0][0]
     return count
@@ -287,7 +287,7 @@ _ACKNOWLEDGE = (
 )
 
 
-def _marks(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
+def _marks(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     for statement, marks in ((_DELIVER, changes.delivered), (_ACKNOWLEDGE, changes.acked)):
         if marks:
             link.run(statement, _columns((numbers.of[m.queue], m.first, m.last, m.at, m.client) for m in marks))
@@ -326,7 +326,7 @@ _USE_NO_MORE = (
 )
 
 
-def _counters(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
+def _counters(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     counters = [c for c in changes.counters if c.queue in numbers.of]
     if counters:
         link.run(_COUNT, _columns((numbers.of[c.queue], c.depth, c.size, c.first, c.next) for c in counters))
@@ -340,7 +340,7 @@ def _counters(link: Link, changes: Changes, numbers: QueueNumbers) -> None:
         link.run(_USE_NO_MORE, _columns(unused))
 
 
-def _drop_bodies(link: Link, changes: Changes) -> set[str]:
+def _drop_bodies(link: PostgresConnection, changes: Changes) -> set[str]:
     finished = list(changes.finished)
     released = Counter(changes.released)
     if released:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ssl
 
 from cipherbox.errors import CipherBoxError, StoreError, StoreUnavailable
-from cipherbox.store.postgres.driver import Link, tls_context
+from cipherbox.store.postgres.driver import PostgresConnection, tls_context
 from cipherbox.store.postgres.target import Target
 
 OLDEST = 14
@@ -34,15 +34,15 @@ class Connector:
         self._newest = ""  # timeline
         self._context: ssl.SSLContext | None = tls_context(target)
 
-    def writable(self) -> Link:
+    def writable(self) -> PostgresConnection:
         """A link to the primary.  StoreError if none can ever do as it is set up, else StoreUnavailable."""
         password = self.target.password()
-        found: list[tuple[str, Link]] = []
+        found: list[tuple[str, PostgresConnection]] = []
         wrong: list[CipherBoxError] = []
         try:
             for host, port in self.target.hosts:
                 try:
-                    link = Link(self.target, host, port, password, self._context)
+                    link = PostgresConnection(self.target, host, port, password, self._context)
                 except (StoreUnavailable, StoreError) as error:
                     wrong.append(error)
                     continue
@@ -63,7 +63,7 @@ class Connector:
             why.append(f"{link.host}:{link.port} is {'an old primary' if timeline else 'a standby'}")
         raise StoreUnavailable("no PostgreSQL can be written: " + "; ".join(why), remedy=_REMEDY)
 
-    def _timeline(self, link: Link) -> str:
+    def _timeline(self, link: PostgresConnection) -> str:
         """'' for a standby.  StoreError for a server that must not be used."""
         recovery, version, fsync, pages, synchronous, encoding = link.script(_LOOK)[0]
         where = f"PostgreSQL at {link.host}:{link.port}"

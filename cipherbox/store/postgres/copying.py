@@ -15,7 +15,7 @@ from cipherbox.store.copying import OWN_SETTINGS, Row, batches, columns
 from cipherbox.store.postgres import commit, schema
 from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.copy_binary import EPOCH_MS, micros, row_of, stream, text
-from cipherbox.store.postgres.driver import Link, quoted
+from cipherbox.store.postgres.driver import PostgresConnection, quoted
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.spool import Place, SpoolSnapshot
 
@@ -54,7 +54,7 @@ class PostgresSource:
     def __init__(self, target: Target, directory: Path) -> None:
         """``directory``: HQ's, which holds the spool, where large bodies may lie."""
         self._spool = SpoolSnapshot(directory)
-        self._link: Link = Connector(target).writable()
+        self._link: PostgresConnection = Connector(target).writable()
         try:
             if schema.version_of(self._link, target.schema) != len(schema.scripts()):
                 raise StoreError(f"there is no HQ of this program's schema in {target}")
@@ -137,7 +137,7 @@ def _encoded(kind: str, value: Any) -> bytes | None:
     return text(value) if kind == "t" else bytes(value)
 
 
-def fill(link: Link, table: str, rows: Sequence[Row]) -> None:
+def fill(link: PostgresConnection, table: str, rows: Sequence[Row]) -> None:
     """Inserts rows in the open transaction.  Bodies go into the database, wherever they lay before."""
     names = [name for name, _ in columns(table)]
     kinds = dict(columns(table))
@@ -162,6 +162,6 @@ def months_of(table: str, rows: Sequence[Row]) -> set[int]:
     return {schema.month_of(row[at]) for row in rows}
 
 
-def _copy(link: Link, into: str, rows: Sequence[Sequence[bytes | None]]) -> None:
+def _copy(link: PostgresConnection, into: str, rows: Sequence[Sequence[bytes | None]]) -> None:
     if rows:
         link.copy_in(into, stream([row_of(row) for row in rows]))

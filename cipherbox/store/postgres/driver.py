@@ -55,7 +55,7 @@ _SSL_REQUEST = (8).to_bytes(4, "big") + (80_877_103).to_bytes(4, "big")
 _BROKEN = ("08", "57P", "25006", "25P")  # after these a connection is of no use
 
 
-class Link:
+class PostgresConnection:
     """One session.  Methods raise what `translated` makes of errors."""
 
     def __init__(

@@ -10,7 +10,7 @@ from cipherbox.store.postgres.connect import Connector
 from cipherbox.store.postgres.target import Target
 
 
-class Looked(NamedTuple):
+class Inspection(NamedTuple):
     where: str
     version: str
     schema: int | None  # its version; None: there is no HQ in it
@@ -19,7 +19,7 @@ class Looked(NamedTuple):
     clock_s: float  # how far its clock is ahead of this one
 
 
-def look_at(target: Target) -> Looked:
+def look_at(target: Target) -> Inspection:
     """StoreError or StoreUnavailable says why nobody can be asked."""
     link = Connector(target).writable()
     try:
@@ -32,4 +32,4 @@ def look_at(target: Target) -> Looked:
     finally:
         link.close()
     name = holder.name if holder is not None and holder.alive else ""
-    return Looked(f"{link.host}:{link.port}", str(version), there, name, ms, float(at) - time.time())
+    return Inspection(f"{link.host}:{link.port}", str(version), there, name, ms, float(at) - time.time())

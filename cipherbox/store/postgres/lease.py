@@ -16,7 +16,7 @@ from __future__ import annotations
 import attrs
 
 from cipherbox.errors import Fenced, StoreUnavailable
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 
 LEASE_S = 6.0
 
@@ -30,7 +30,7 @@ class Holder:
     alive: bool  # its session is there and it renewed in time
 
 
-def look(link: Link) -> Holder:
+def look(link: PostgresConnection) -> Holder:
     """The lease as it stands."""
     holder, epoch, alive = link.run(
         "SELECT w.holder, w.epoch, w.renewed_at > clock_timestamp() - make_interval(secs => ?) AND EXISTS ("
@@ -40,7 +40,7 @@ def look(link: Link) -> Holder:
     return Holder(holder, epoch, bool(holder) and alive)
 
 
-def take(link: Link, name: str, least: int, *, force: bool) -> tuple[int, int]:
+def take(link: PostgresConnection, name: str, least: int, *, force: bool) -> tuple[int, int]:
     """The new epoch, above ``least``, and the count of commits.  StoreUnavailable while somebody else has the lease."""
     old = link.run("SELECT pid, session_began FROM writer")[0]
     if not force and look(link).alive:
@@ -60,7 +60,7 @@ def take(link: Link, name: str, least: int, *, force: bool) -> tuple[int, int]:
     return rows[0][0], rows[0][1]
 
 
-def resume(link: Link, name: str, epoch: int) -> int:
+def resume(link: PostgresConnection, name: str, epoch: int) -> int:
     """This holder with a new session; the count of commits.  Waits for what the old session still does.  Fenced."""
     rows = link.run("SELECT 1 FROM writer WHERE epoch = ? AND holder = ?", (epoch, name))
     if rows:
@@ -74,7 +74,7 @@ def resume(link: Link, name: str, epoch: int) -> int:
     return count
 
 
-def begin(link: Link, epoch: int) -> int:
+def begin(link: PostgresConnection, epoch: int) -> int:
     """Opens a transaction of the writer; the number it will have if it is committed.  Fenced."""
     rows = link.script(
         f"BEGIN; UPDATE writer SET commits = commits + 1, renewed_at = clock_timestamp() WHERE epoch = {epoch} "
@@ -87,12 +87,12 @@ def begin(link: Link, epoch: int) -> int:
     return count
 
 
-def renew(link: Link, epoch: int) -> None:
+def renew(link: PostgresConnection, epoch: int) -> None:
     """Says that the holder lives.  Fenced."""
     if not link.settle(f"UPDATE writer SET renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING 1"):
         raise Fenced
 
 
-def give_back(link: Link, epoch: int) -> None:
+def give_back(link: PostgresConnection, epoch: int) -> None:
     """The next HQ need not wait."""
     link.script(f"UPDATE writer SET holder = '', pid = 0, session_began = NULL WHERE epoch = {epoch}")

@@ -12,11 +12,11 @@ from uuid import UUID
 import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.postgres import retention
 from cipherbox.store.postgres.commit import QueueNumbers
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.rows import MOST, as_known, dead_page
 from cipherbox.store.spool import Place
 
@@ -74,7 +74,7 @@ def _entries(rows: Iterable[Sequence[Any]]) -> list[Entry]:
     return [Entry._make((*row[:6], row[6].bytes, *row[7:])) for row in rows]
 
 
-def load(link: Link, head: int) -> Snapshot:
+def load(link: PostgresConnection, head: int) -> Snapshot:
     """Counters are read, never counted; of each queue only the head."""
     snapshot = Snapshot()
     snapshot.next_number = link.script("SELECT last_number + 1 FROM writer")[0][0]
@@ -94,7 +94,7 @@ def load(link: Link, head: int) -> Snapshot:
     own = link.script("SELECT client, what, most FROM client_limits")
     snapshot.client_limits = {(client, what): most for client, what, most in own}
     told = link.script("SELECT client, allowed, blocked FROM contacts")
-    snapshot.contacts = {name: Lists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told}
+    snapshot.contacts = {name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told}
     rows = link.script(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
         "WHERE dropped = 0 ORDER BY name"
@@ -108,7 +108,7 @@ def load(link: Link, head: int) -> Snapshot:
     return snapshot
 
 
-def facts(link: Link, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts:
+def facts(link: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts:
     """See the port."""
     found = Facts()
     if wanted.known:
@@ -135,7 +135,7 @@ def facts(link: Link, numbers: QueueNumbers, wanted: Wanted, page: int) -> Facts
     return found
 
 
-def _known(link: Link, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, bytes], Known]:
+def _known(link: PostgresConnection, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, bytes], Known]:
     rows = link.run(_KNOWN, ([sender for sender, _ in wanted], [str(UUID(bytes=i)) for _, i in wanted]))
     if not rows:
         return {}
@@ -151,11 +151,11 @@ def _known(link: Link, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, b
     return found
 
 
-def _kept(link: Link, number: int) -> list[str]:
+def _kept(link: PostgresConnection, number: int) -> list[str]:
     return [name for (name,) in link.run(_KEPT, (number,))]
 
 
-def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[Body | None]:
+def read_bodies(link: PostgresConnection, spooled: Spooled, numbers: Sequence[int]) -> list[Body | None]:
     """The envelopes in the order asked; None for one that is gone or does not match its hash."""
     found: dict[int, Body] = {}
     wanted = ",".join(str(int(number)) for number in numbers)
@@ -173,7 +173,7 @@ def read_bodies(link: Link, spooled: Spooled, numbers: Sequence[int]) -> list[Bo
     return [found.get(number) for number in numbers]
 
 
-def trace(link: Link, sender: str, envelope_id: bytes) -> TraceReport | None:
+def trace(link: PostgresConnection, sender: str, envelope_id: bytes) -> TraceReport | None:
     """Where an envelope is, queue by queue."""
     known = link.run(
         "SELECT number, ms_of(accepted_at), messages FROM envelopes WHERE envelope_id = CAST(? AS uuid) AND sender = ?",
@@ -193,6 +193,6 @@ def trace(link: Link, sender: str, envelope_id: bytes) -> TraceReport | None:
     return TraceReport(sender, accepted_at, traces, messages)
 
 
-def dead_letters(link: Link, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
+def dead_letters(link: PostgresConnection, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
     """See the port."""
     return dead_page(link.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)

@@ -13,7 +13,7 @@ import time
 from cipherbox.broker.model import DROPPED, Changes, Cutoffs
 from cipherbox.errors import StoreUnavailable
 from cipherbox.store import log_table as logtable
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.schema import PARTITIONED, ends_at_ms, month_of, months, name_of
 from cipherbox.store.registry import upsert
 
@@ -34,7 +34,7 @@ _OLD_OTHER = (
 )
 
 
-def drop_dead_letters(link: Link, changes: Changes, cutoffs: Cutoffs) -> None:
+def drop_dead_letters(link: PostgresConnection, changes: Changes, cutoffs: Cutoffs) -> None:
     """Old dead letters are dropped, and their bodies with the others of this commit."""
     if not cutoffs.dead_letters:
         return
@@ -54,7 +54,7 @@ def drop_dead_letters(link: Link, changes: Changes, cutoffs: Cutoffs) -> None:
             (changes.finished if fan == 1 else changes.released).append(number)
 
 
-def drop_records(link: Link, cutoffs: Cutoffs) -> None:
+def drop_records(link: PostgresConnection, cutoffs: Cutoffs) -> None:
     """Metadata and log older than they are kept."""
     if cutoffs.metadata:
         old = old_months(link, cutoffs.metadata)
@@ -71,13 +71,13 @@ def drop_records(link: Link, cutoffs: Cutoffs) -> None:
         link.run(upsert("settings", ("name", "value")), (logtable.FIRST, first))
 
 
-def old_months(link: Link, cutoff: int) -> list[int]:
+def old_months(link: PostgresConnection, cutoff: int) -> list[int]:
     """Never this month or a later one, whatever the cutoff: rows are on their way there."""
     now = month_of(time.time_ns() // 1_000_000)
     return [month for month in months(link) if ends_at_ms(month) <= cutoff and month < now]
 
 
-def _locked(link: Link) -> bool:
+def _locked(link: PostgresConnection) -> bool:
     """Whether the tables could be had for dropping parts of them; a tool with a long query must not hold up HQ."""
     link.script("SAVEPOINT months")
     try:
@@ -90,7 +90,7 @@ def _locked(link: Link) -> bool:
     return True
 
 
-def _drop_month(link: Link, month: int) -> None:
+def _drop_month(link: PostgresConnection, month: int) -> None:
     end = ends_at_ms(month)
     numbers = sorted({number for (number,) in link.run(_OPEN, (end,))})
     for table in PARTITIONED:
@@ -109,7 +109,7 @@ def _drop_month(link: Link, month: int) -> None:
         )
 
 
-def anything(link: Link, cutoffs: Cutoffs) -> bool:
+def anything(link: PostgresConnection, cutoffs: Cutoffs) -> bool:
     """Whether there is something to drop."""
     if cutoffs.metadata and (
         old_months(link, cutoffs.metadata) or link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))

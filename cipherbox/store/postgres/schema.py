@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib import resources
 
 from cipherbox.errors import Busy, SchemaTooNew, SchemaTooOld, StoreError
-from cipherbox.store.postgres.driver import LOCK_MS, Link, quoted
+from cipherbox.store.postgres.driver import LOCK_MS, PostgresConnection, quoted
 from cipherbox.store.postgres.target import Target
 
 OLDEST = 2  # what 0.5.0 wrote
@@ -25,7 +25,7 @@ def scripts() -> list[str]:
     return [f.read_text("utf-8") for f in files]
 
 
-def version_of(link: Link, schema: str) -> int | None:
+def version_of(link: PostgresConnection, schema: str) -> int | None:
     """None: there is no such schema; StoreError if it is another program's."""
     rows = link.run("SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = ?", (schema,))
     if not rows:
@@ -40,7 +40,7 @@ def version_of(link: Link, schema: str) -> int | None:
     return 0
 
 
-def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
+def prepare(link: PostgresConnection, target: Target, *, create: bool, upgrade: bool) -> None:
     """Brings the schema to this program's version, or says why not."""
     steps, name = scripts(), target.schema
     version = version_of(link, name)
@@ -82,7 +82,7 @@ def prepare(link: Link, target: Target, *, create: bool, upgrade: bool) -> None:
         ) from error
 
 
-def _keep(link: Link, name: str, copy: str) -> None:
+def _keep(link: PostgresConnection, name: str, copy: str) -> None:
     """Every table as it is, without indexes, in a schema of its own."""
     link.script(f"SET LOCAL statement_timeout = 0; CREATE SCHEMA {quoted(copy)}")
     tables = link.run("SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -105,7 +105,7 @@ def name_of(table: str, month: int) -> str:
     return f"{table}_{month // 12:04d}_{month % 12 + 1:02d}"
 
 
-def months(link: Link) -> list[int]:
+def months(link: PostgresConnection) -> list[int]:
     """Those that have partitions."""
     rows = link.run(
         "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
@@ -114,7 +114,7 @@ def months(link: Link) -> list[int]:
     return [int(name[-7:-3]) * 12 + int(name[-2:]) - 1 for (name,) in rows]
 
 
-def make_month(link: Link, month: int) -> bool:
+def make_month(link: PostgresConnection, month: int) -> bool:
     """A partition for that month, in a transaction of its own; False if it cannot be had now."""
     try:
         for table in PARTITIONED:

@@ -30,7 +30,7 @@ from cipherbox.store.port import HISTORY, Acceptance, Body, TraceReport
 from cipherbox.store.postgres import commit, copying, lease, queries, retention, schema
 from cipherbox.store.postgres.commit import QueueNumbers
 from cipherbox.store.postgres.connect import Connector
-from cipherbox.store.postgres.driver import Link
+from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.target import Target
 from cipherbox.store.registry import Registry, upsert
 from cipherbox.store.spool import NAME, Place, Spool
@@ -56,7 +56,7 @@ class PostgresStore(Registry):
         self.target = target
         self.readers = max(1, target.pool_size - 1)
         self._name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-        self._pool: list[Link] = []
+        self._pool: list[PostgresConnection] = []
         self._pool_lock = threading.Lock()
         self._spool_from = limits.spool_from_bytes
         self._months_at, self._months = 0.0, set[int]()
@@ -65,9 +65,9 @@ class PostgresStore(Registry):
         self._set_back = False  # the server knows less than what was read from it: load first
         self._pause = threading.Event()  # never set: waits out a pause
         self._numbers: QueueNumbers | None = None
-        self._inside: Link | None = None  # the session of the transaction that is open
+        self._inside: PostgresConnection | None = None  # the session of the transaction that is open
         self.epoch = self._commits = 0
-        self._link: Link | None = self._connector.writable()
+        self._link: PostgresConnection | None = self._connector.writable()
         try:
             if upgrade and schema.version_of(self._link, target.schema) and lease.look(self._link).alive:
                 raise StoreLeased("another HQ serves this database; stop it before the upgrade")
@@ -82,7 +82,7 @@ class PostgresStore(Registry):
             self._link.close()
             raise
 
-    def _queue_numbers(self, link: Link) -> QueueNumbers:
+    def _queue_numbers(self, link: PostgresConnection) -> QueueNumbers:
         if self._numbers is None:
             self._numbers = QueueNumbers(link)
         return self._numbers
@@ -110,7 +110,7 @@ class PostgresStore(Registry):
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
-    def _writer(self) -> Link:
+    def _writer(self) -> PostgresConnection:
         """The writing session; a new one where the old one broke."""
         if self._link is None or self._link.broken:
             if self._link is not None:
@@ -125,14 +125,14 @@ class PostgresStore(Registry):
             self._link = link
         return self._link
 
-    def _connect(self) -> Link:
+    def _connect(self) -> PostgresConnection:
         """Another session at the primary; what is set up wrong now was right once: an administrator is at work."""
         try:
             return self._connector.writable()
         except StoreError as error:
             raise StoreUnavailable(str(error)) from error
 
-    def _resume(self, link: Link) -> None:
+    def _resume(self, link: PostgresConnection) -> None:
         """Takes the lease up again on a new session, and sees whether this is the same history."""
         found = lease.look(link)
         if found.epoch > self.epoch or (found.epoch == self.epoch and found.name != self._name):
@@ -147,7 +147,7 @@ class PostgresStore(Registry):
             self._commits = commits
 
     @contextmanager
-    def _reader(self) -> Iterator[Link]:
+    def _reader(self) -> Iterator[PostgresConnection]:
         with self._pool_lock:
             link = self._pool.pop() if self._pool else None
         if link is None or link.broken:
@@ -167,7 +167,7 @@ class PostgresStore(Registry):
         for link in pool:
             link.close()
 
-    def _ask(self, work: Callable[[Link], T]) -> T:
+    def _ask(self, work: Callable[[PostgresConnection], T]) -> T:
         """Reads over the writing session, which sees its own commits; once more over a new one if it broke."""
         link = self._writer()
         try:
@@ -180,7 +180,7 @@ class PostgresStore(Registry):
     # -- reads --------------------------------------------------------------------------------------------------
 
     def load(self, head: int) -> Snapshot:
-        def work(link: Link) -> Snapshot:
+        def work(link: PostgresConnection) -> Snapshot:
             lease.renew(link, self.epoch)  # a commit: what is loaded is as safe as what is confirmed
             self._numbers = None
             snapshot = queries.load(link, head)
@@ -263,7 +263,7 @@ class PostgresStore(Registry):
             raise StoreUnavailable(f"the spool does not answer: {error.strerror}") from error
         return {(number, i.generation): place for (number, i), place in zip(large, places, strict=True)}
 
-    def _write_once(self, work: Callable[[Link], T]) -> T:
+    def _write_once(self, work: Callable[[PostgresConnection], T]) -> T:
         """One transaction; what it returned, once it is known to be committed."""
         link, number = self._begin()
         if self._set_back:
@@ -291,7 +291,7 @@ class PostgresStore(Registry):
         self._commits = number
         return result
 
-    def _begin(self) -> tuple[Link, int]:
+    def _begin(self) -> tuple[PostgresConnection, int]:
         """Once more when the session broke since it was last used: nothing was sent yet."""
         link = self._writer()
         try:
@@ -302,7 +302,7 @@ class PostgresStore(Registry):
         link = self._writer()
         return link, lease.begin(link, self.epoch)
 
-    def _roll_back(self, link: Link) -> None:
+    def _roll_back(self, link: PostgresConnection) -> None:
         if not link.broken:
             with suppress(CipherBoxError):
                 link.script("ROLLBACK")
@@ -344,7 +344,7 @@ class PostgresStore(Registry):
             with suppress(StoreError, Busy):  # rows go to the partition `other` then
                 self._keep_months(link)
 
-    def _keep_months(self, link: Link) -> None:
+    def _keep_months(self, link: PostgresConnection) -> None:
         """This month's partitions and the next one's; where they cannot be had, rows go to the partition `other`."""
         self._months_at = time.monotonic() + _MONTHS_S
         now = time.time_ns() // 1_000_000

@@ -13,14 +13,14 @@ from cipherbox.store.sqlite.database import APPLICATION_ID, check_age, scripts, 
 _CHECK_BYTES = 256 * 1024 * 1024  # up to here every page is looked at: a second or two
 
 
-class Looked(NamedTuple):
+class Inspection(NamedTuple):
     schema: int
     size: int
     newest_at: int  # of the signed log, ms since 1970; 0: it has no entry
     problem: str  # empty: none found
 
 
-def look_at(path: Path) -> Looked:
+def look_at(path: Path) -> Inspection:
     """StoreError if it is no database of ours."""
     if not path.exists():
         raise StoreError(f"there is no database {path}; run: cipherbox init")
@@ -38,4 +38,4 @@ def look_at(path: Path) -> Looked:
         if size <= _CHECK_BYTES:
             said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             problem = "" if said == "ok" else f"the database is damaged: {said}"
-    return Looked(schema, size, newest[0] if newest else 0, problem)
+    return Inspection(schema, size, newest[0] if newest else 0, problem)

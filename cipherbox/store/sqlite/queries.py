@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import orjson
 
 from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
-from cipherbox.contact_lists import Lists
+from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.rows import MOST, Row, as_known, dead_page
 from cipherbox.store.spool import NAME, Place, Spool
@@ -72,7 +72,7 @@ def load(db: Connection, head: int) -> Snapshot:
     own = db.execute("SELECT client, what, most FROM client_limits")
     snapshot.client_limits = {(client, what): most for client, what, most in own}
     told = db.execute("SELECT client, allowed, blocked FROM contacts")
-    snapshot.contacts = {name: Lists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told}
+    snapshot.contacts = {name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told}
     rows = db.execute(
         "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
         "WHERE dropped = 0 ORDER BY name"
