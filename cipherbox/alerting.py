@@ -1,11 +1,12 @@
 """Alerts told to people: by a command, a webhook, mail.  HQ and clients use it the same way.
 
-1. What is to be looked at is found anew each time; a condition is known by its key.  It is told once when it begins and
-   once when it has ended for a while, so that one that comes and goes is one alert and not a hundred.
-2. What was told is in a file beside the data and is written after the telling: a restart repeats nothing, and a crash
-   between the two tells once more rather than never.
-3. A way that fails is tried a few times, then again at the next look.  It never stops what is watched, and the others
-   are told all the same.
+1. What is to be looked at is found anew each time; a condition is known by its key.  It is told
+   once when it begins and once when it has ended for a while, so that one that comes and goes is
+   one alert and not a hundred.
+2. What was told is in a file beside the data and is written after the telling: a restart repeats
+   nothing, and a crash between the two tells once more rather than never.
+3. A way that fails is tried a few times, then again at the next look.  It never stops what is
+   watched, and the others are told all the same.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ _threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("cip
 
 
 class Alert(NamedTuple):
-    """Something to be looked at: ``name`` and ``subject`` tell it from others, ``text`` says what is so, what to do."""
+    """Something to be looked at: ``name`` and ``subject`` tell it from others, ``text`` says
+    what is so, what to do.
+    """
 
     name: str
     severity: str
@@ -69,7 +72,7 @@ class Failed(Exception):
     """A way did not take it; the text says why."""
 
 
-# -- the ways -----------------------------------------------------------------------------------------------------
+# -- the ways --------------------------------------------------------------------------------------
 
 
 async def by_command(settings: AlertSettings, event: dict[str, object]) -> None:
@@ -81,9 +84,12 @@ async def by_command(settings: AlertSettings, event: dict[str, object]) -> None:
     try:
         with trio.fail_after(settings.timeout_s):
             done = await trio.run_process(
-                words, stdin=orjson.dumps(event) + b"\n", check=False, stdout=subprocess.DEVNULL,
+                words,
+                stdin=orjson.dumps(event) + b"\n",
+                check=False,
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
     except trio.TooSlowError:
         raise Failed(f"{words[0]} did not end within {settings.timeout_s:g} s") from None
     except OSError as error:
@@ -104,7 +110,8 @@ async def by_mail(settings: AlertSettings, event: dict[str, object]) -> None:
 
 async def _in_thread(settings: AlertSettings, work: Callable[[], None]) -> None:
     try:
-        with trio.fail_after(settings.timeout_s * 2):  # each step has the timeout; together no more than this
+        # each step has the timeout; together no more than this
+        with trio.fail_after(settings.timeout_s * 2):
             await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_limiter())
     except trio.TooSlowError:
         raise Failed(f"no answer within {settings.timeout_s:g} s") from None
@@ -114,7 +121,9 @@ async def _in_thread(settings: AlertSettings, work: Callable[[], None]) -> None:
 
 
 def _limiter() -> trio.CapacityLimiter:
-    """Threads of alerts alone: a server that answers a byte at a time must not take those the store works in."""
+    """Threads of alerts alone: a server that answers a byte at a time must not take those the
+    store works in.
+    """
     try:
         return _threads.get()
     except LookupError:
@@ -164,7 +173,9 @@ def _mail(settings: AlertSettings, event: dict[str, object]) -> None:
     message.set_content(f"{event['text']}\n\n" + "\n".join(lines) + "\n")
     context = _trusted(settings.mail_ca)
     if settings.mail_tls == "tls":
-        server: smtplib.SMTP = smtplib.SMTP_SSL(host, port, timeout=settings.timeout_s, context=context)
+        server: smtplib.SMTP = smtplib.SMTP_SSL(
+            host, port, timeout=settings.timeout_s, context=context
+        )
     else:
         server = smtplib.SMTP(host, port, timeout=settings.timeout_s)
     with server:
@@ -172,13 +183,17 @@ def _mail(settings: AlertSettings, event: dict[str, object]) -> None:
             server.starttls(context=context)
         if settings.mail_user:
             assert settings.mail_password_file is not None
-            server.login(settings.mail_user, secret(settings.mail_password_file).decode().rstrip("\r\n"))
+            server.login(
+                settings.mail_user, secret(settings.mail_password_file).decode().rstrip("\r\n")
+            )
         server.send_message(message)
 
 
 WAYS: dict[str, Callable[[AlertSettings, dict[str, object]], Awaitable[None]]] = {
-    "command": by_command, "webhook": by_webhook, "mail": by_mail,
-}  # fmt: skip
+    "command": by_command,
+    "webhook": by_webhook,
+    "mail": by_mail,
+}
 
 
 def ways(settings: AlertSettings) -> list[str]:
@@ -189,36 +204,59 @@ def ways(settings: AlertSettings) -> list[str]:
 def event_of(who: str, state: str, alert: Alert, since: float) -> dict[str, object]:
     """What a way is given."""
     return {
-        "who": who, "alert": alert.name, "subject": alert.subject, "state": state, "severity": alert.severity,
-        "text": escape_text(alert.text, _LONGEST), "since": _time(since), "at": _time(time.time()),
-    }  # fmt: skip
+        "who": who,
+        "alert": alert.name,
+        "subject": alert.subject,
+        "state": state,
+        "severity": alert.severity,
+        "text": escape_text(alert.text, _LONGEST),
+        "since": _time(since),
+        "at": _time(time.time()),
+    }
 
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-# -- what was told ------------------------------------------------------------------------------------------------
+# -- what was told ---------------------------------------------------------------------------------
 
 
 class Teller:
-    """Tells of what begins and ends.  ``settings`` may be replaced; ``say(text, error)`` hears of ways that fail."""
+    """Tells of what begins and ends.  ``settings`` may be replaced; ``say(text, error)`` hears
+    of ways that fail.
+    """
 
     def __init__(
-        self, who: str, settings: AlertSettings, directory: Path, say: Callable[[str, str], None] = lambda *_: None, *,
-        end_after_s: float = END_AFTER_S, pause_s: float = _PAUSE_S, clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+        self,
+        who: str,
+        settings: AlertSettings,
+        directory: Path,
+        say: Callable[[str, str], None] = lambda *_: None,
+        *,
+        end_after_s: float = END_AFTER_S,
+        pause_s: float = _PAUSE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.who, self.settings, self.path = who, settings, directory / FILE
         self._say, self._clock = say, clock
         self._end_after_s, self._pause_s = end_after_s, pause_s
-        self._known: dict[str, Known] | None = None  # the file is for the next start: a full disk must repeat nothing
+        # the file is for the next start: a full disk must repeat nothing
+        self._known: dict[str, Known] | None = None
 
     def known(self) -> dict[str, Known]:
-        """What was begun and is not over, as the file has it; a file that is none counts as empty."""
+        """What was begun and is not over, as the file has it; a file that is none counts as
+        empty.
+        """
         try:
             rows = orjson.loads(self.path.read_bytes())
             return {
-                k: Known(Alert(*map(str, r["alert"])), float(r["since"]), float(r["seen"]), bool(r["told"]))
+                k: Known(
+                    Alert(*map(str, r["alert"])),
+                    float(r["since"]),
+                    float(r["seen"]),
+                    bool(r["told"]),
+                )
                 for k, r in rows.items()
             }
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -246,7 +284,10 @@ class Teller:
         self._write(known)
 
     def _write(self, known: dict[str, Known]) -> None:
-        rows = {k: {"alert": list(r.alert), "since": r.since, "seen": r.seen, "told": r.told} for k, r in known.items()}
+        rows = {
+            k: {"alert": list(r.alert), "since": r.since, "seen": r.seen, "told": r.told}
+            for k, r in known.items()
+        }
         try:
             write_atomic(self.path, orjson.dumps(rows), 0o600)
         except OSError as error:

@@ -1,8 +1,10 @@
-"""Types at the door of the public API: a wrong one is named, with the parameter, before anything else happens.
+"""Types at the door of the public API: a wrong one is named, with the parameter, before anything
+else happens.
 
-`checked` reads a function's annotations and refuses what they do not allow, in words: bytes for text, text for bytes,
-None, a list for one, one for a list, a negative number.  No value is ever repeated: it may be a secret.  Annotations of
-kinds that are not in the table below are left to the code itself.
+`checked` reads a function's annotations and refuses what they do not allow, in words: bytes for
+text, text for bytes, None, a list for one, one for a list, a negative number.  No value is ever
+repeated: it may be a secret.  Annotations of kinds that are not in the table below are left to the
+code itself.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class WrongType(InvalidRequest, TypeError, code=InvalidRequest.code):
 
 WrongType.name = InvalidRequest.name
 _BYTES = (bytes, bytearray, memoryview)
-_MANY = re.compile(r"(?:Sequence|Iterable|Collection|list|tuple|set|frozenset)\[([\w.]+)(?:, \.\.\.)?\]")
+_MANY = re.compile(
+    r"(?:Sequence|Iterable|Collection|list|tuple|set|frozenset)\[([\w.]+)(?:, \.\.\.)?\]"
+)
 
 
 def checked(target: F) -> F:
@@ -122,7 +126,9 @@ def check_of(annotation: object) -> Check | None:
 
 def _kinds(annotation: str) -> list[str]:
     """The members of a union, an alias taken apart."""
-    return [one for kind in annotation.split("|") for one in _ALIASES.get(kind.strip(), [kind.strip()])]
+    return [
+        one for kind in annotation.split("|") for one in _ALIASES.get(kind.strip(), [kind.strip()])
+    ]
 
 
 def _all(value: object, elements: list[str]) -> bool:
@@ -148,7 +154,11 @@ def _instead(value: object, kinds: list[str], elements: list[str]) -> str:
         return f"not {name}: use data.decode()"
     if elements and any(_TESTS[kind](value) for kind in elements):
         return f"not one {name}: put it in a list"
-    if isinstance(value, int | float) and not isinstance(value, bool) and {"int", "float"} & set(kinds):
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and {"int", "float"} & set(kinds)
+    ):
         return f"not {value}"
     return f"not {name}"
 
@@ -158,7 +168,12 @@ def _number(value: object) -> bool:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and not math.isnan(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value >= 0
+        and not math.isnan(value)
+    )
 
 
 def _uuid(value: object) -> bool:
@@ -181,10 +196,19 @@ def _named(name: str) -> Callable[[object], bool]:
 _OURS = ("Home", "Message", "Delivery", "SecureContext", "KeyPair", "SessionSettings")
 _ALIASES = {"Content": ["str", "bytes", "Message"], "Password": ["str", "bytes"]}
 _TESTS: dict[str, Callable[[object], bool]] = {
-    "str": lambda v: isinstance(v, str), "bytes": lambda v: isinstance(v, _BYTES), "int": _number, "float": _real,
-    "bool": lambda v: isinstance(v, bool), "uuid.UUID": _uuid, "Path": _path, **{name: _named(name) for name in _OURS},
-}  # fmt: skip
+    "str": lambda v: isinstance(v, str),
+    "bytes": lambda v: isinstance(v, _BYTES),
+    "int": _number,
+    "float": _real,
+    "bool": lambda v: isinstance(v, bool),
+    "uuid.UUID": _uuid,
+    "Path": _path,
+    **{name: _named(name) for name in _OURS},
+}
 _WORDS = {
-    "int": "a whole number from 0 on", "float": "a number from 0 on", "bool": "True or False", "uuid.UUID": "a UUID",
+    "int": "a whole number from 0 on",
+    "float": "a number from 0 on",
+    "bool": "True or False",
+    "uuid.UUID": "a UUID",
     "Path": "a path",
-}  # fmt: skip
+}

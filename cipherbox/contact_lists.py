@@ -1,4 +1,6 @@
-"""Whom a recipient takes mail from, as two lists: what its inbox goes by, and what HQ may know of it."""
+"""Whom a recipient takes mail from, as two lists: what its inbox goes by, and what HQ may know
+of it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import attrs
 class ContactLists:
     """Client ids as a person wrote them; they are compared without regard to case.
 
-    Who is *blocked* is refused.  As soon as somebody is *allowed*, only those are taken; blocked wins over allowed.
+    Who is *blocked* is refused.  As soon as somebody is *allowed*, only those are taken; blocked
+    wins over allowed.
     """
 
     allowed: tuple[str, ...] = ()
@@ -30,7 +33,9 @@ class ContactLists:
 
     @property
     def digest(self) -> bytes:
-        """The same for lists that mean the same: SHA-256 of the sorted names; empty when both lists are empty."""
+        """The same for lists that mean the same: SHA-256 of the sorted names; empty when both
+        lists are empty.
+        """
         if not self:
             return b""
         text = "\n".join([*sorted(self._allowed), "", *sorted(self._blocked)])

@@ -1,11 +1,11 @@
 """Every error CipherBox raises or sends.
 
-An error says three things besides its text: its stable wire code (what travels in an ERROR frame and what
-scripts may test), whether the same request may be tried again unchanged later, and whether the connection
-survives it.  Codes are never reused.
+An error says three things besides its text: its stable wire code (what travels in an ERROR frame
+and what scripts may test), whether the same request may be tried again unchanged later, and whether
+the connection survives it.  Codes are never reused.
 
     CipherBoxError
-    +-- ProtocolError            the peer broke the framing or the order of frames; the connection ends
+    +-- ProtocolError            the peer broke the framing or the order of frames; it is cut
     |   +-- FrameTooLarge        +-- UnexpectedFrame      +-- VersionMismatch
     |   +-- HandshakeTimeout     +-- IdleTimeout          +-- TooManyConnections (retry)
     |   +-- SlowFrame (retry)
@@ -79,7 +79,9 @@ class CipherBoxError(Exception):
         if closes is not None:
             cls.closes = closes
 
-    def __init__(self, message: str = "", detail: bytes = b"", *, remedy: str | None = None) -> None:
+    def __init__(
+        self, message: str = "", detail: bytes = b"", *, remedy: str | None = None
+    ) -> None:
         super().__init__(message or (self.__doc__ or self.name).splitlines()[0].rstrip("."))
         self.detail = detail
         self.remedy = remedy  # what to do about this one; None: what its class advises
@@ -202,7 +204,9 @@ class KeyReused(Refused, code=0x0224):
 
 
 class LimitReached(Refused, code=0x0286):
-    """This client has as many of these as it may; an admin may raise it (cipherbox clients limit)."""
+    """This client has as many of these as it may; an admin may raise it (cipherbox clients
+    limit).
+    """
 
 
 class Busy(Refused, code=0x0280, retryable=True):
@@ -242,7 +246,9 @@ class TokenError(CredentialsError, code=0x0302):
 
 
 class ListOverdue(CredentialsError, code=0x0303, retryable=True, closes=False):
-    """HQ's revocation list has ended, or is older than one seen; nobody is trusted until a newer one comes."""
+    """HQ's revocation list has ended, or is older than one seen; nobody is trusted until a newer
+    one comes.
+    """
 
 
 class HqRevoked(CredentialsError, code=0x0308, retryable=True):
@@ -250,7 +256,9 @@ class HqRevoked(CredentialsError, code=0x0308, retryable=True):
 
 
 class Replaced(CredentialsError, code=0x0304):
-    """Another home was enrolled under this client's id, and this one's certificate no longer counts."""
+    """Another home was enrolled under this client's id, and this one's certificate no longer
+    counts.
+    """
 
 
 class NetworkError(CipherBoxError, code=0x0400, retryable=True, closes=True):
@@ -485,7 +493,9 @@ def names_detail(client_ids: Iterable[str]) -> bytes:
 
 
 def refused_recipients(error: CipherBoxError) -> tuple[str, ...]:
-    """Whom a refusal is about, when the others could get the envelope; empty for all other errors."""
+    """Whom a refusal is about, when the others could get the envelope; empty for all other
+    errors.
+    """
     if not isinstance(error, UnknownRecipient | RecipientRevoked | RecipientRefuses):
         return ()
     names, at = [], 4
@@ -502,7 +512,9 @@ BY_CODE: dict[int, type[CipherBoxError]] = _tree(CipherBoxError)
 
 
 def from_wire(code: int, message: str, detail: bytes = b"") -> CipherBoxError:
-    """The error an ERROR frame stands for; an unknown code becomes a plain Refused that names it."""
+    """The error an ERROR frame stands for; an unknown code becomes a plain Refused that names
+    it.
+    """
     kind = BY_CODE.get(code)
     if kind is None:
         return Refused(f"{message} (error code 0x{code:04x})", detail)

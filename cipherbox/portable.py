@@ -1,6 +1,7 @@
 """The only file that knows of Unix and Windows: file modes, locks, signals.
 
-Writes are atomic and durable: a new file beside the old one, synced, renamed over it, the directory synced.
+Writes are atomic and durable: a new file beside the old one, synced, renamed over it, the directory
+synced.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's ma
 
 
 def read_at(fd: int, size: int, at: int) -> bytes:
-    """Bytes from a place in a file; one thread at a time, as Windows has one position for them all."""
+    """Bytes from a place in a file; one thread at a time, as Windows has one position for them
+    all.
+    """
     if sys.platform != "win32":
         return os.pread(fd, size, at)
     os.lseek(fd, at, os.SEEK_SET)
@@ -85,7 +88,8 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             with suppress(OSError):
                 os.unlink(name)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # a full disk does not say which one it is
+            # a full disk does not say which one it is
+            error.filename, error.filename2 = str(path), None
         raise
     sync_directory(path.parent)
 
@@ -103,7 +107,8 @@ def read_private(path: Path) -> bytes:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
                 if mode & (0o037 if _is_credential(path) else 0o077):
                     raise ConfigError(
-                        f"{path} holds a secret but other users may read it (mode {mode:04o}); run: chmod 600 {path}"
+                        f"{path} holds a secret but other users may read it (mode {mode:04o}); "
+                        f"run: chmod 600 {path}"
                     )
             return file.read()
     except OSError as error:
@@ -111,14 +116,18 @@ def read_private(path: Path) -> bytes:
 
 
 def credential(name: str) -> Path | None:
-    """The file in which systemd hands the secret ``name`` to this service alone; None if it hands over none."""
+    """The file in which systemd hands the secret ``name`` to this service alone; None if it
+    hands over none.
+    """
     directory = os.environ.get(CREDENTIALS_VARIABLE)
     path = Path(directory, name) if directory else None
     return path if path is not None and path.exists() else None
 
 
 def _is_credential(path: Path) -> bool:
-    """systemd lets the service read its credentials by an access list, which shows as a right of the group."""
+    """systemd lets the service read its credentials by an access list, which shows as a right of
+    the group.
+    """
     directory = os.environ.get(CREDENTIALS_VARIABLE)
     return bool(directory) and path.parent == Path(str(directory))
 
@@ -147,7 +156,8 @@ def private_dir(path: Path) -> Path:
 
 @contextmanager
 def lock_file(path: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock on ``path`` while the block runs; StoreLocked says which process has it.
+    """Holds an exclusive lock on ``path`` while the block runs; StoreLocked says which process has
+    it.
 
     The lock goes with the process, also when it is killed, so a stale file locks nobody out.
     """
@@ -181,7 +191,8 @@ def _try_lock(fd: int) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(fd, 1 << 20, os.SEEK_SET)  # beyond the text, so that others may read the number
+            # beyond the text, so that others may read the number
+            os.lseek(fd, 1 << 20, os.SEEK_SET)
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
             os.lseek(fd, 0, os.SEEK_SET)
         else:
@@ -199,7 +210,9 @@ def free_bytes(path: Path) -> int:
 
 
 def standard_files() -> frozenset[int]:
-    """Which of 0, 1 and 2 were closed; they lead nowhere now, or the next file opened would have their number."""
+    """Which of 0, 1 and 2 were closed; they lead nowhere now, or the next file opened would have
+    their number.
+    """
     closed = set()
     for fd in (0, 1, 2):
         try:
@@ -214,8 +227,8 @@ def standard_files() -> frozenset[int]:
 def keep_heap() -> None:
     """Lets the C library keep what was freed, up to 32 MiB, for the next large block.
 
-    glibc gives blocks from 128 KiB up back to the system at once, and the system clears new pages for each: that costs
-    a large envelope as much as encrypting it.  Elsewhere this does nothing.
+    glibc gives blocks from 128 KiB up back to the system at once, and the system clears new pages
+    for each: that costs a large envelope as much as encrypting it.  Elsewhere this does nothing.
     """
     if sys.platform != "linux":
         return
@@ -229,7 +242,9 @@ def keep_heap() -> None:
 
 
 def process_usage(pid: int) -> tuple[float, int] | None:
-    """CPU seconds so far and the largest memory in bytes of a running process; None where the system does not say."""
+    """CPU seconds so far and the largest memory in bytes of a running process; None where the
+    system does not say.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         status = Path(f"/proc/{pid}/status").read_text()
@@ -240,7 +255,9 @@ def process_usage(pid: int) -> tuple[float, int] | None:
 
 
 def other_user() -> dict[str, Any]:
-    """Arguments for a subprocess that must not run as root: a user without rights where this is root, else none."""
+    """Arguments for a subprocess that must not run as root: a user without rights where this is
+    root, else none.
+    """
     if WINDOWS or os.geteuid() != 0:
         return {}
     import pwd
@@ -294,7 +311,9 @@ def unreadable(path: Path, error: OSError) -> str:
 
 
 def why_unreachable(error: OSError) -> str:
-    """Why no connection came about, in the system's words; trio wraps what each of the addresses said."""
+    """Why no connection came about, in the system's words; trio wraps what each of the addresses
+    said.
+    """
     inner: BaseException | None = error
     while isinstance(inner, OSError) and not inner.strerror:
         inner = inner.__cause__
@@ -308,7 +327,9 @@ def why_unreachable(error: OSError) -> str:
 
 
 def unwritable(path: Path) -> str:
-    """What keeps this user from writing a file, or into a directory, and what to do; empty when nothing does."""
+    """What keeps this user from writing a file, or into a directory, and what to do; empty when
+    nothing does.
+    """
     folder = path.is_dir()
     if os.access(path, os.W_OK | (os.X_OK if folder else 0)):
         return ""
@@ -324,12 +345,17 @@ def _anothers(path: Path) -> str:
     if path.stat().st_uid == os.geteuid():
         return f"it has mode {stat.S_IMODE(path.stat().st_mode):04o}, run: chmod u+rwX {path}"
     if path.absolute().parent.stat().st_uid == os.geteuid():
-        return f"it belongs to {owner_of(path)}, run as root: chown --reference={path.absolute().parent} {path}"
+        return (
+            f"it belongs to {owner_of(path)}, run as root: chown "
+            f"--reference={path.absolute().parent} {path}"
+        )
     return f"{path} belongs to {owner_of(path)}, run this as that user"
 
 
 def as_user(user: str, work: Callable[..., T], *values: object) -> T:
-    """What ``work`` gives, done in a process of that user, where this is root and there is such a user."""
+    """What ``work`` gives, done in a process of that user, where this is root and there is such
+    a user.
+    """
     ids = ids_of(user)
     if ids is None or not is_root():
         return work(*values)
@@ -358,10 +384,15 @@ def give_to(path: Path, ids: tuple[int, int]) -> None:
 
 
 def escape_text(text: str, most: int = 500) -> str:
-    """Another party's text made safe for a terminal or a log: control and direction characters become escapes."""
+    """Another party's text made safe for a terminal or a log: control and direction characters
+    become escapes.
+    """
     cut = text if len(text) <= most else text[:most] + "…"
     return "".join(
-        c if c == " " or unicodedata.category(c)[0] not in "CZ" else c.encode("unicode_escape").decode() for c in cut
+        c
+        if c == " " or unicodedata.category(c)[0] not in "CZ"
+        else c.encode("unicode_escape").decode()
+        for c in cut
     )
 
 
@@ -399,13 +430,16 @@ def memory_bytes() -> int:
 
 
 def int64(number: int) -> int:
-    """The nearest number that fits into 64 bits: a file's date may lie in the year 2400, and in no database."""
+    """The nearest number that fits into 64 bits: a file's date may lie in the year 2400, and in
+    no database.
+    """
     return max(-(1 << 63), min(number, (1 << 63) - 1))
 
 
 def is_being_written(fd: int) -> bool:
-    """Whether some program has this file open for writing.  Linux says so to the owner of a file; elsewhere, and where
-    the file system has no leases, False."""
+    """Whether some program has this file open for writing.  Linux says so to the owner of a
+    file; elsewhere, and where the file system has no leases, False.
+    """
     if sys.platform != "linux":
         return False
     import fcntl

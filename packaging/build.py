@@ -1,13 +1,14 @@
 """Builds dist/cipherbox.pyz: CipherBox and everything it needs beside Python, in one file.
 
-    make pyz                                            for this machine and this Python; quick
-    python packaging/build.py --platform all [FILE]     for every machine and Python named in platforms.py
+    make pyz                                         for this machine and this Python; quick
+    python packaging/build.py --platform all [FILE]  for every machine and Python in platforms.py
     python packaging/build.py --platform linux-aarch64 --platform windows-amd64 [FILE]
 
-The same tree and requirements give the same bytes on any machine: pip picks the wheel of each platform by its tag and
-checks it against the pinned hashes, what differs between two downloads is left out, and the archive is written in
-sorted order with one fixed time and plain modes.  Of the compiled parts for Linux the debugging information is left
-out, half of the file: what the system loads of them is the wheel's, byte for byte.
+The same tree and requirements give the same bytes on any machine: pip picks the wheel of each
+platform by its tag and checks it against the pinned hashes, what differs between two downloads is
+left out, and the archive is written in sorted order with one fixed time and plain modes.  Of the
+compiled parts for Linux the debugging information is left out, half of the file: what the system
+loads of them is the wheel's, byte for byte.
 """
 
 from __future__ import annotations
@@ -34,22 +35,32 @@ from cipherbox.ops.unpack import ANY, BUILD_NAME, NATIVE, SITE, platform_name  #
 LARGEST = 60_000_000
 OWN_FILES = frozenset([".py", ".md", ".sql", ".typed"])
 NOTES = frozenset(
-    ["RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "WHEEL", "top_level.txt", "entry_points.txt"]
+    [
+        "RECORD",
+        "INSTALLER",
+        "REQUESTED",
+        "direct_url.json",
+        "WHEEL",
+        "top_level.txt",
+        "entry_points.txt",
+    ]
 )
-UNNEEDED = re.compile(r"trio/_tests/|zstandard/_cffi\.|.*\.pyi$|.*\.(c|h|pxd|pyx)$|[^/]+(\.data|\.dist-info/sboms)/")
+UNNEEDED = re.compile(
+    r"trio/_tests/|zstandard/_cffi\.|.*\.pyi$|.*\.(c|h|pxd|pyx)$|[^/]+(\.data|\.dist-info/sboms)/"
+)
 Target = tuple[str, str]  # platform and Python: ("linux-x86_64", "cp311")
 Contents = dict[str, bytes]  # path -> bytes
-MAIN = '''\
+MAIN = """\
 import sys
 
 if sys.version_info < (3, 11):
-    sys.exit("CipherBox needs Python 3.11 or newer, and this is %d.%d. Start it with a newer one, for example: "
-             "python3.11 %s" % (sys.version_info[0], sys.version_info[1], sys.argv[0]))
+    sys.exit("CipherBox needs Python 3.11 or newer, and this is %d.%d. Start it with a newer one, "
+             "for example: python3.11 %s" % (sys.version_info[0], sys.version_info[1], sys.argv[0]))
 
 from unpack import start
 
 start(sys.path[0], {build!r})
-'''
+"""
 
 
 def fetch(target: Target, where: Path) -> list[Path]:
@@ -58,7 +69,13 @@ def fetch(target: Target, where: Path) -> list[Path]:
     where.mkdir()
     (where / "requirements.txt").write_text(requirements(SYSTEMS[platform]), "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    command += ["--only-binary=:all:", "--python-version", f"{python[2]}.{python[3:]}", "--dest", str(where)]
+    command += [
+        "--only-binary=:all:",
+        "--python-version",
+        f"{python[2]}.{python[3:]}",
+        "--dest",
+        str(where),
+    ]
     for tag in TAGS[platform]:
         command += ["--platform", tag]
     subprocess.run([*command, "-r", str(where / "requirements.txt")], check=True)
@@ -66,7 +83,9 @@ def fetch(target: Target, where: Path) -> list[Path]:
 
 
 def requirements(system: str) -> str:
-    """The pinned requirements of one system; pip would read their markers for the machine it runs on."""
+    """The pinned requirements of one system; pip would read their markers for the machine it
+    runs on.
+    """
     kept = []
     for block in re.split(r"\n(?=[a-z0-9])", (HERE / "requirements.txt").read_text("utf-8")):
         marker = re.search(r" ; (.+?) \\\n", block)
@@ -95,7 +114,10 @@ def without_debugging(data: bytes) -> bytes:
     (at,), size, count = struct.unpack_from("<Q", data, 32), *struct.unpack_from("<HH", data, 54)
     end = at + size * count
     for number in range(count):
-        offset, in_file = struct.unpack_from("<Q", data, at + number * size + 8)[0], at + number * size + 32
+        offset, in_file = (
+            struct.unpack_from("<Q", data, at + number * size + 8)[0],
+            at + number * size + 32,
+        )
         end = max(end, offset + struct.unpack_from("<Q", data, in_file)[0])
     head = bytearray(data[:64])
     struct.pack_into("<Q", head, 40, 0)  # no table of sections,
@@ -105,7 +127,11 @@ def without_debugging(data: bytes) -> bytes:
 
 def own() -> Contents:
     """The package itself."""
-    files = (path for path in (PROJECT / "cipherbox").rglob("*") if path.suffix in OWN_FILES and path.is_file())
+    files = (
+        path
+        for path in (PROJECT / "cipherbox").rglob("*")
+        if path.suffix in OWN_FILES and path.is_file()
+    )
     found = {path.relative_to(PROJECT).as_posix(): path.read_bytes() for path in files}
     for unit in (PROJECT / "systemd").glob("*.*"):
         found[f"cipherbox/units/{unit.name}"] = unit.read_bytes()
@@ -113,7 +139,9 @@ def own() -> Contents:
 
 
 def arranged(parts: dict[Target, Contents]) -> Contents:
-    """Each file once: in `site/` if it is the same for all, else below its platform and, if needed, its Python."""
+    """Each file once: in `site/` if it is the same for all, else below its platform and, if
+    needed, its Python.
+    """
     made: Contents = {}
     for path in sorted({path for held in parts.values() for path in held}):
         versions = {target: held.get(path) for target, held in parts.items()}
@@ -123,11 +151,19 @@ def arranged(parts: dict[Target, Contents]) -> Contents:
         for platform in sorted({platform for platform, _ in parts}):
             here = {python: data for (name, python), data in versions.items() if name == platform}
             held = {data for data in here.values() if data is not None}
-            if len(held) == 1 and None not in here.values() and "cpython-" not in path and ".cp3" not in path:
+            if (
+                len(held) == 1
+                and None not in here.values()
+                and "cpython-" not in path
+                and ".cp3" not in path
+            ):
                 made[f"{NATIVE}{platform}/{ANY}/{path}"] = held.pop()
                 continue
             if len(held) > 1:
-                raise SystemExit(f"{path} differs between the Pythons of {platform}; one tree could not hold both")
+                raise SystemExit(
+                    f"{path} differs between the Pythons of {platform}; one tree could not hold "
+                    "both"
+                )
             for python, data in here.items():
                 if data is not None:
                     made[f"{NATIVE}{platform}/{python}/{path}"] = data
@@ -147,7 +183,9 @@ def build(target: Path, targets: list[Target] | None = None) -> str:
         write(final, made)
         if final.stat().st_size > LARGEST:
             size = final.stat().st_size / 1e6
-            raise SystemExit(f"{size:.1f} MB are more than {LARGEST / 1e6:.0f}: name fewer platforms")
+            raise SystemExit(
+                f"{size:.1f} MB are more than {LARGEST / 1e6:.0f}: name fewer platforms"
+            )
         final.replace(target)
     return hashlib.sha256(target.read_bytes()).hexdigest()
 
@@ -175,10 +213,14 @@ def write(file: Path, made: Contents) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description="Builds the one file.")
     options.add_argument("file", nargs="?", type=Path, default=PROJECT / "dist" / "cipherbox.pyz")
-    options.add_argument("--platform", action="append", choices=["all", *TAGS], help="all, or some; again for more")
+    options.add_argument(
+        "--platform", action="append", choices=["all", *TAGS], help="all, or some; again for more"
+    )
     chosen = options.parse_args()
     named = list(TAGS) if "all" in (chosen.platform or []) else chosen.platform or []
-    targets = [(platform, f"cp{python.replace('.', '')}") for platform in named for python in PYTHONS]
+    targets = [
+        (platform, f"cp{python.replace('.', '')}") for platform in named for python in PYTHONS
+    ]
     digest = build(chosen.file, targets)
     print(f"{chosen.file}: {chosen.file.stat().st_size / 1e6:.1f} MB, SHA-256 {digest}")
 

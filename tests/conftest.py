@@ -1,4 +1,6 @@
-"""What tests of several kinds share: warm starts, what goes to `make soak`, PostgreSQL servers, logs as before."""
+"""What tests of several kinds share: warm starts, what goes to `make soak`, PostgreSQL servers,
+logs as before.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,22 @@ WARM = warm.install()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="what takes long, and nothing else: see tests/soak.py")
+    parser.addoption(
+        "--soak", action="store_true", help="what takes long, and nothing else: see tests/soak.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "soak: there is more of it in `make soak`; see tests/soak.py")
+    config.addinivalue_line(
+        "markers", "soak: there is more of it in `make soak`; see tests/soak.py"
+    )
     soak.ON = config.getoption("--soak")
     use_memory()
 
 
 def use_memory() -> None:
-    """Temporary files lie in memory where there is room: most of what tests wait for is a disk that syncs.
+    """Temporary files lie in memory where there is room: most of what tests wait for is a disk that
+    syncs.
 
     Whoever sets TMPDIR is taken at their word.
     """
@@ -55,7 +62,9 @@ def postgresql() -> Iterator[postgres.Server]:
 
 @pytest.fixture(scope="session")
 def enrolled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An HQ whose admin enrolled a lab and a center: made once, to be copied by tests that do not test enrolment."""
+    """An HQ whose admin enrolled a lab and a center: made once, to be copied by tests that do
+    not test enrolment.
+    """
     from tests.client.real_hq import real_hq
 
     path = tmp_path_factory.mktemp("enrolled")

@@ -76,24 +76,42 @@ def party(name: str, suite: int = 1, where: str = "DC-HQ", copy: int = 0) -> Par
 
 
 def version_1(
-    of: Party, before: KeyBundle | None = None, *, identity: Identity | None = None, signer: Identity | None = None
+    of: Party,
+    before: KeyBundle | None = None,
+    *,
+    identity: Identity | None = None,
+    signer: Identity | None = None,
 ) -> KeyBundle:
     """The bundle that CipherBox 0.5.0 made of these keys."""
     return old_bundle(identity or of.identity, of.key, of.chain, before, signer)
 
 
 def old_bundle(
-    identity: Identity, key: pki.PrivateKey, chain: Sequence[x509.Certificate], before: KeyBundle | None = None,
+    identity: Identity,
+    key: pki.PrivateKey,
+    chain: Sequence[x509.Certificate],
+    before: KeyBundle | None = None,
     signer: Identity | None = None,
-) -> KeyBundle:  # fmt: skip
+) -> KeyBundle:
     """As `version_1`, of a home's own files."""
     name = identity.client_id.encode()
     keys = [(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in identity.current]
     keys += [(KeyUsage.SIGN, algorithm, public) for algorithm, public in identity.sign_keys.items()]
-    signed = struct.pack(
-        ">4sBBQQQ32sB", b"CBXB", 1, 0, before.sequence + 1 if before else 1, now_ms(),
-        pki.ms(chain[0].not_valid_after_utc), before.hash if before else NO_HASH, len(name),
-    ) + name + bytes([len(keys)])  # fmt: skip
+    signed = (
+        struct.pack(
+            ">4sBBQQQ32sB",
+            b"CBXB",
+            1,
+            0,
+            before.sequence + 1 if before else 1,
+            now_ms(),
+            pki.ms(chain[0].not_valid_after_utc),
+            before.hash if before else NO_HASH,
+            len(name),
+        )
+        + name
+        + bytes([len(keys)])
+    )
     for usage, algorithm, public in keys:
         signed += struct.pack(">BBH", usage, algorithm, len(public)) + public
     signed += bytes([len(chain)])
@@ -104,30 +122,56 @@ def old_bundle(
     continued = (signer or identity).sign("bundle-continuity", digest) if before else b""
     suite = int((signer or identity).suite) if before else 0
     return decode_bundle(
-        signed + struct.pack(">H", len(certified)) + certified + struct.pack(">BH", suite, len(continued)) + continued
+        signed
+        + struct.pack(">H", len(certified))
+        + certified
+        + struct.pack(">BH", suite, len(continued))
+        + continued
     )
 
 
 def with_other_keys(
-    of: Any, signed: str = "none", before: KeyBundle | None = None, *, key: pki.PrivateKey | None = None,
-    chain: Sequence[x509.Certificate] = (), anew: bool = False,
-) -> KeyBundle:  # fmt: skip
-    """What who holds the CA can make: the real signing keys of ``of``, and encryption keys of its own.
+    of: Any,
+    signed: str = "none",
+    before: KeyBundle | None = None,
+    *,
+    key: pki.PrivateKey | None = None,
+    chain: Sequence[x509.Certificate] = (),
+    anew: bool = False,
+) -> KeyBundle:
+    """What who holds the CA can make: the real signing keys of ``of``, and encryption keys of its
+    own.
 
-    ``signed``: none; other: by the swapper's own signing key; ed25519: by the first of two keys alone.
+    ``signed``: none; other: by the swapper's own signing key; ed25519: by the first of two keys
+    alone.
     """
     evil = Identity.generate(of.identity.client_id)
     keys = [BundleKey(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in evil.current]
-    keys += [BundleKey(KeyUsage.SIGN, algorithm, public) for algorithm, public in of.identity.sign_keys.items()]
+    keys += [
+        BundleKey(KeyUsage.SIGN, algorithm, public)
+        for algorithm, public in of.identity.sign_keys.items()
+    ]
     key, chain = key or of.key, chain or of.chain
     part = encode_signed_part(
-        evil.client_id, before.sequence + 1 if before else 1, now_ms(), pki.ms(chain[0].not_valid_after_utc),
-        before.hash if before else NO_HASH, keys, [pki.der(c) for c in chain], bytes(16),
+        evil.client_id,
+        before.sequence + 1 if before else 1,
+        now_ms(),
+        pki.ms(chain[0].not_valid_after_utc),
+        before.hash if before else NO_HASH,
+        keys,
+        [pki.der(c) for c in chain],
+        bytes(16),
         int(before is not None and anew),
-    )  # fmt: skip
+    )
     digest = hashlib.sha256(part).digest()
-    by = Identity(evil.client_id, of.identity.seeds()[0], None, evil.current) if signed == "ed25519" else evil
+    by = (
+        Identity(evil.client_id, of.identity.seeds()[0], None, evil.current)
+        if signed == "ed25519"
+        else evil
+    )
     own = b"" if signed == "none" else by.sign("bundle-own", digest)
     certified = key.sign(label("bundle") + digest, ec.ECDSA(hashes.SHA384()))
-    suite, continued = (1, evil.sign("bundle-continuity", digest)) if before and not anew else (0, b"")
+    suite, continued = (
+        (1, evil.sign("bundle-continuity", digest)) if before and not anew else (0, b"")
+    )
     return decode_bundle(encode_bundle(part, certified, 1, own, suite, continued))

@@ -22,7 +22,17 @@ from cipherbox.portable import other_user
 from cipherbox.store.postgres.driver import PostgresConnection
 from cipherbox.store.postgres.target import Target
 
-__all__ = ["PAUSE", "Server", "binaries", "connect", "new_server", "schema", "shared", "target", "url"]
+__all__ = [
+    "PAUSE",
+    "Server",
+    "binaries",
+    "connect",
+    "new_server",
+    "schema",
+    "shared",
+    "target",
+    "url",
+]
 
 VERSION = "pginstall18"
 Server = postgres_servers.Server
@@ -77,7 +87,9 @@ def url(server: Server) -> str:
 
 
 def target(server: Server, schema: str = "cipherbox", **more: Any) -> Target:
-    base = Target(((str(server.directory), server.port),), database="postgres", user="cipherbox", tls="off")
+    base = Target(
+        ((str(server.directory), server.port),), database="postgres", user="cipherbox", tls="off"
+    )
     return attrs.evolve(base, schema=schema, **more)
 
 
@@ -88,7 +100,9 @@ def schema() -> str:
 
 def connect(server: Server, schema: str = "cipherbox") -> PostgresConnection:
     """A session as a tool has it: PostgreSQL's own settings, HQ's schema."""
-    link = PostgresConnection(target(server, schema), str(server.directory), server.port, None, None)
+    link = PostgresConnection(
+        target(server, schema), str(server.directory), server.port, None, None
+    )
     link.script("RESET ALL")
     link.script(f'SET search_path = "{schema}"')
     return link

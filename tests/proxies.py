@@ -1,4 +1,6 @@
-"""Little proxies on loopback, written from the RFCs and not with the libraries under test: CONNECT and SOCKS5."""
+"""Little proxies on loopback, written from the RFCs and not with the libraries under test:
+CONNECT and SOCKS5.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class LittleProxy(ABC):
             await client.send_all(part)
             await trio.lowlevel.checkpoint()
 
-    async def forward(self, client: trio.SocketStream, target: str, good: bytes, bad: bytes) -> None:
+    async def forward(
+        self, client: trio.SocketStream, target: str, good: bytes, bad: bytes
+    ) -> None:
         self.asked.append(target)
         try:
             hq = await trio.open_tcp_stream(*self.leads_to(target))
@@ -66,7 +70,9 @@ class LittleProxy(ABC):
             nursery.start_soon(self._pump, client, hq, nursery)
             nursery.start_soon(self._pump, hq, client, nursery)
 
-    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream, nursery: trio.Nursery) -> None:
+    async def _pump(
+        self, source: trio.SocketStream, target: trio.SocketStream, nursery: trio.Nursery
+    ) -> None:
         try:
             while data := await source.receive_some():
                 await target.send_all(data)
@@ -89,13 +95,21 @@ class ConnectProxy(LittleProxy):
         lines = head.decode("latin-1").split("\r\n")
         method, target, _ = lines[0].split(" ")
         assert method == "CONNECT"
-        given = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        given = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines[1:])
+        }
         wanted = "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         if self.user and given.get("proxy-authorization") != wanted:
-            await self.say(client, b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n")
+            await self.say(
+                client,
+                b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n",
+            )
             return
         good = b"HTTP/1.1 200 Connection established\r\nVia: 1.1 little\r\n\r\n"
-        await self.forward(client, target, good, b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+        await self.forward(
+            client, target, good, b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
+        )
 
 
 class SocksProxy(LittleProxy):

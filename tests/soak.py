@@ -1,11 +1,13 @@
-"""What takes long: `make test` plays a tenth of it, `make soak` the whole, with the same assertions.
+"""What takes long: `make test` plays a tenth of it, `make soak` the whole, with the same
+assertions.
 
     @soak.more                                       there is more of it in `make soak`,
     @settings(max_examples=soak.of(200))             which is 200 there and 20 in `make test`
     @soak.only                                       it runs in `make soak` alone
 
-`pytest --soak` (what `make soak` says) runs the tests with one of these marks and no other; without it, those of
-`only` are skipped.  How much there is, is known when this module is read: conftest.py sets `ON` before.
+`pytest --soak` (what `make soak` says) runs the tests with one of these marks and no other; without
+it, those of `only` are skipped.  How much there is, is known when this module is read: conftest.py
+sets `ON` before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The diagrams of the manual: Mermaid that a viewer takes, and no other layers and tasks than the code has."""
+"""The diagrams of the manual: Mermaid that a viewer takes, and no other layers and tasks than
+the code has.
+"""
 
 import ast
 import re
@@ -16,12 +18,16 @@ DIAGRAMS = [
     for page, text in sorted(PAGES.items())
     for number, found in enumerate(re.finditer(r"```mermaid\n(.*?)```", text, re.DOTALL))
 ]
-# One line of each kind of diagram, as Mermaid's grammar has it; ids without spaces, labels where they may stand.
+# One line of each kind of diagram, as Mermaid's grammar has it; ids without spaces, labels where
+# they may stand.
 _NODE = r"[\w.]+(?:\[\([^\])]+\)\]|\[[^\]]+\])?"
 _ARROW = r"(?:-->|<-->|-- [^->]+ -->|-->\|[^|]+\|)"
 GRAMMAR = {
     "flowchart": rf"subgraph \w+ \[[^\]]+\]|end|{_NODE}(?: {_ARROW} {_NODE})*",
-    "sequenceDiagram": r"participant \w+(?: as .+)?|Note over \w+(?:,\w+)?: .+|loop .+|end|\w+(?:->>|-->>)\w+: .+",
+    "sequenceDiagram": (
+        r"participant \w+(?: as .+)?|Note over \w+(?:,\w+)?: .+|loop .+|end|\w+(?:->>|-->>)\w+: "
+        r".+"
+    ),
     "stateDiagram-v2": r"(?:\[\*\]|\w+) --> (?:\[\*\]|\w+)(?:: .+)?",
 }
 
@@ -40,7 +46,12 @@ def test_a_diagram_parses(diagram: str) -> None:
     assert opened == 0
     if kind == "sequenceDiagram":
         parties = {line.split()[1] for line in lines if line.startswith("participant ")}
-        used = {party for line in lines for party in re.findall(r"^(\w+)-{1,2}>>(\w+):", line) for party in party}
+        used = {
+            party
+            for line in lines
+            for party in re.findall(r"^(\w+)-{1,2}>>(\w+):", line)
+            for party in party
+        }
         assert used == parties
 
 
@@ -52,7 +63,9 @@ def diagram_after(heading: str) -> list[str]:
 
 
 def test_the_diagram_of_layers_is_what_the_code_imports() -> None:
-    """Every import between layers, but for the two of everybody and those that follow from others."""
+    """Every import between layers, but for the two of everybody and those that follow from
+    others.
+    """
     graph: dict[str, set[str]] = {}
     for layer, path in modules():
         if not layer.startswith("__") and layer not in BASE:
@@ -74,7 +87,9 @@ def test_the_diagram_of_layers_is_what_the_code_imports() -> None:
 
 def test_the_table_of_layers_has_each_once() -> None:
     table = PAGES["architecture"].partition("| layer | what | knows |\n")[2].partition("\n\n")[0]
-    named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    named = [
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    ]
     assert sorted(named) == sorted({layer for layer, _ in modules()} - {"__init__", "__main__"})
 
 
@@ -84,6 +99,8 @@ def test_the_tasks_of_the_diagram_are_started() -> None:
         for node in ast.walk(ast.parse(Path(PACKAGE, "server", file).read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".start_soon"):
                 started.add(ast.unparse(node.args[0]).removeprefix("hq.").removeprefix("self."))
-    drawn = {line for line in diagram_after("Connections and nurseries") if re.fullmatch(r"[\w.]+", line)} - {"end"}
+    drawn = {
+        line for line in diagram_after("Connections and nurseries") if re.fullmatch(r"[\w.]+", line)
+    } - {"end"}
     assert len(drawn) >= 10
     assert drawn <= started

@@ -11,7 +11,10 @@ from cipherbox.ops.metrics import HISTOGRAM, METRICS
 PACKAGING = Path(__file__).resolve().parent.parent / "packaging"
 NAMES = re.compile(r"\b(?:cipherbox|process)_[a-z_]+")
 KNOWN = set(METRICS) | {
-    f"{name}{end}" for name, m in METRICS.items() if m.kind == HISTOGRAM for end in ("_bucket", "_count", "_sum")
+    f"{name}{end}"
+    for name, m in METRICS.items()
+    if m.kind == HISTOGRAM
+    for end in ("_bucket", "_count", "_sum")
 }
 ADDED = {"instance", "job", "le"}  # by Prometheus itself
 
@@ -55,6 +58,11 @@ def test_every_metric_is_on_the_dashboard_or_explained_elsewhere() -> None:
     shown = {re.sub(r"_(bucket|count|sum)$", "", n) if n not in METRICS else n for n in shown}
     rest = set(METRICS) - shown
     assert rest <= {
-        "cipherbox_build_info", "cipherbox_draining", "cipherbox_queues", "cipherbox_queue_consumers",
-        "cipherbox_engine_commands", "cipherbox_memory_short", "process_start_time_seconds",
-    }, rest  # fmt: skip
+        "cipherbox_build_info",
+        "cipherbox_draining",
+        "cipherbox_queues",
+        "cipherbox_queue_consumers",
+        "cipherbox_engine_commands",
+        "cipherbox_memory_short",
+        "process_start_time_seconds",
+    }, rest

@@ -1,4 +1,6 @@
-"""The frame around the code: what stands at the top, what the build promises, which words are not used."""
+"""The frame around the code: what stands at the top, what the build promises, which words are
+not used.
+"""
 
 import re
 import subprocess
@@ -50,10 +52,14 @@ def test_requirements_are_pinned_and_hashed() -> None:
 
     for file, wanted in {
         "requirements.txt": names(project["dependencies"]),
-        "requirements-dev.txt": names(project["dependencies"] + project["optional-dependencies"]["dev"]),
+        "requirements-dev.txt": names(
+            project["dependencies"] + project["optional-dependencies"]["dev"]
+        ),
     }.items():
         text = (ROOT / "packaging" / file).read_text()
-        entries = re.split(r"\n(?=[a-z0-9])", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip())
+        entries = re.split(
+            r"\n(?=[a-z0-9])", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip()
+        )
         pinned = {re.match(r"([a-z0-9-]+)==[\w.]+", entry)[1] for entry in entries}  # type: ignore[index]
         assert pinned >= wanted, file
         assert all("--hash=sha256:" in entry for entry in entries), file
@@ -99,7 +105,11 @@ def test_no_path_of_a_machine() -> None:
     above = ROOT.parent
     if above == Path("/"):
         pytest.skip("the project stands at the root, which every path begins with")
-    assert [str(path) for path, text in texts() if f"{above}/" in text or str(Path.home() / "x")[:-1] in text] == []
+    assert [
+        str(path)
+        for path, text in texts()
+        if f"{above}/" in text or str(Path.home() / "x")[:-1] in text
+    ] == []
 
 
 def test_the_license_and_version_are_stated() -> None:

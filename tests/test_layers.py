@@ -1,4 +1,6 @@
-"""The import table is law: which layer may import which, and what from outside.  Read from the source, not run."""
+"""The import table is law: which layer may import which, and what from outside.  Read from the
+source, not run.
+"""
 
 import ast
 import subprocess
@@ -31,7 +33,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "wire": (BASE, {"attrs"}),
     "envelope": (BASE | {"pki"}, {"attrs", "cryptography", "nacl"}),
     # portable for the key file's mode, pki for the certificate key that signs a bundle
-    "sealing": (BASE | {"envelope", "portable", "pki"}, {"attrs", "cryptography", "nacl", "orjson"}),
+    "sealing": (
+        BASE | {"envelope", "portable", "pki"},
+        {"attrs", "cryptography", "nacl", "orjson"},
+    ),
     "broker": (BASE, {"attrs"}),
     "store": (BASE | {"broker", "portable"}, {"attrs", "orjson", "pg8000"}),
     "server": (
@@ -49,7 +54,17 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 }
 CLI_ONLY = {"click", "rich"}
 PURE = {"wire", "broker", "envelope"}
-IMPURE = {"trio", "socket", "ssl", "time", "random", "asyncio", "threading", "sqlite3", "subprocess"}
+IMPURE = {
+    "trio",
+    "socket",
+    "ssl",
+    "time",
+    "random",
+    "asyncio",
+    "threading",
+    "sqlite3",
+    "subprocess",
+}
 UNIX_OR_WINDOWS = {"fcntl", "msvcrt", "signal", "pwd", "grp", "winreg", "resource"}
 
 
@@ -83,7 +98,11 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
 
 def layer_of(name: str) -> str | None:
     parts = name.split(".")
-    return parts[1] if parts[0] == "cipherbox" and len(parts) > 1 and not parts[1].startswith("__") else None
+    return (
+        parts[1]
+        if parts[0] == "cipherbox" and len(parts) > 1 and not parts[1].startswith("__")
+        else None
+    )
 
 
 def test_every_module_has_its_layer() -> None:
@@ -111,7 +130,11 @@ def test_the_table_holds() -> None:
 
 def test_sqlite_and_postgresql_have_one_place_each() -> None:
     for driver, layers in {"sqlite3": {"store", "client", "cli"}, "pg8000": {"store"}}.items():
-        users = [path for layer, path in modules() if any(n.split(".")[0] == driver for n, _ in imported(path))]
+        users = [
+            path
+            for layer, path in modules()
+            if any(n.split(".")[0] == driver for n, _ in imported(path))
+        ]
         assert {path.relative_to(PACKAGE).parts[0] for path in users} <= layers
 
 
@@ -130,7 +153,8 @@ def test_only_portable_knows_the_system() -> None:
     wrong = [
         f"{path.relative_to(PACKAGE)}:{line} imports {name}"
         for layer, path in modules()
-        if layer != "portable" and path.name != "unpack.py"  # which runs before the package can be imported
+        # which runs before the package can be imported
+        if layer != "portable" and path.name != "unpack.py"
         for name, line in imported(path)
         if name.split(".")[0] in UNIX_OR_WINDOWS
     ]
@@ -146,9 +170,17 @@ def test_only_the_command_line_prints() -> None:
             if name.split(".")[0] in CLI_ONLY:
                 wrong.append(f"{path}:{line} imports {name}")
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("print", "input")
+            ):
                 wrong.append(f"{path}:{node.lineno} calls {node.func.id}")
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "trio.run" and path.name != "blocking.py":
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "trio.run"
+                and path.name != "blocking.py"
+            ):
                 wrong.append(f"{path}:{node.lineno} calls trio.run")
     assert [w for w in wrong if "document.py" not in w] == []
 
@@ -159,23 +191,33 @@ PACKAGES = [p for _, p in modules() if p.name == "__init__.py" and p.parent.name
 
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda p: p.parent.name)
 def test_packages_import_nothing_and_have_a_map(path: Path) -> None:
-    assert [name for name, _ in imported(path) if name.split(".")[0] not in sys.stdlib_module_names] == []
+    assert [
+        name for name, _ in imported(path) if name.split(".")[0] not in sys.stdlib_module_names
+    ] == []
     assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
 def test_files_are_small() -> None:
-    long = {str(p.relative_to(PACKAGE)): n for _, p in modules() if (n := len(p.read_text("utf-8").splitlines())) > 400}
-    # Formats and errors are one table each, and stay one file each; so does what knows of Unix and Windows.
+    long = {
+        str(p.relative_to(PACKAGE)): n
+        for _, p in modules()
+        if (n := len(p.read_text("utf-8").splitlines())) > 400
+    }
+    # Formats and errors are one table each, and stay one file each; so does what knows of Unix and
+    # Windows.
     assert set(long) <= {"wire/frames.py", "broker/model.py", "errors.py", "portable.py"}
 
 
 def test_the_server_cannot_open_anything() -> None:
     """Not even indirectly: loading all of the server loads nothing of `sealing`."""
     program = (
-        "import sys, pkgutil, importlib, cipherbox.server as server\n"
-        "for m in pkgutil.walk_packages(server.__path__, 'cipherbox.server.'): importlib.import_module(m.name)\n"
-        "import cipherbox.cli.serve, cipherbox.cli.main, cipherbox.cli.output\n"
-        "print([m for m in sys.modules if m.startswith('cipherbox.sealing') or m.startswith('cipherbox.client')])\n"
+        "import sys, pkgutil, importlib, cipherbox.server as server\nfor m in "
+        "pkgutil.walk_packages(server.__path__, 'cipherbox.server.'): "
+        "importlib.import_module(m.name)\nimport cipherbox.cli.serve, cipherbox.cli.main, "
+        "cipherbox.cli.output\nprint([m for m in sys.modules if "
+        "m.startswith('cipherbox.sealing') or m.startswith('cipherbox.client')])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"

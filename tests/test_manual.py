@@ -1,4 +1,6 @@
-"""The manual says what the code does: its made parts are up to date, its links lead somewhere, its commands exist."""
+"""The manual says what the code does: its made parts are up to date, its links lead somewhere,
+its commands exist.
+"""
 
 import re
 import shlex
@@ -48,7 +50,9 @@ def test_pages_named_in_texts_exist() -> None:
 def _shown(lines: list[str]) -> Iterator[list[str]]:
     """The words of every command `cipherbox ...` in lines of a shell."""
     for line in lines:
-        lexer = shlex.shlex(re.sub(r"\bsudo (-u ?\w+ )?", "", line), posix=True, punctuation_chars=True)
+        lexer = shlex.shlex(
+            re.sub(r"\bsudo (-u ?\w+ )?", "", line), posix=True, punctuation_chars=True
+        )
         lexer.whitespace_split = True
         words: list[str] = []
         for word in [*lexer, ";"]:
@@ -63,10 +67,14 @@ def _shown(lines: list[str]) -> Iterator[list[str]]:
 
 
 def _commands() -> list[Any]:
-    """Those in a block of the manual and the README, whole; and those in a sentence, which may leave words out."""
+    """Those in a block of the manual and the README, whole; and those in a sentence, which may
+    leave words out.
+    """
     found = []
     for name, page in {**PAGES, "README": (ROOT / "README.md").read_text("utf-8")}.items():
-        blocks = [block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)]
+        blocks = [
+            block.replace("\\\n", " ") for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        ]
         blocks = [re.sub(r"(?s)<<'EOF'.*?^EOF$", "", block, flags=re.MULTILINE) for block in blocks]
         found += [(name, words, True) for block in blocks for words in _shown(block.splitlines())]
         text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
@@ -77,8 +85,12 @@ def _commands() -> list[Any]:
 
 @pytest.mark.parametrize(("page", "words", "whole"), _commands())
 def test_commands_in_examples_parse(page: str, words: list[str], whole: bool) -> None:
-    """Commands, options, their choices and the number of arguments are those of the program; nothing is run."""
-    context = cli.make_context("cipherbox", [word for word in words if word != "..."], resilient_parsing=True)
+    """Commands, options, their choices and the number of arguments are those of the program;
+    nothing is run.
+    """
+    context = cli.make_context(
+        "cipherbox", [word for word in words if word != "..."], resilient_parsing=True
+    )
     command: click.Command = cli
     rest = [*context._protected_args, *context.args]
     while isinstance(command, click.Group) and rest:
@@ -93,7 +105,10 @@ def test_commands_in_examples_parse(page: str, words: list[str], whole: bool) ->
         assert not whole or command.invoke_without_command or not rest, (page, words)
         return
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-    assert {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)} <= known, (page, words)
+    assert {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)} <= known, (
+        page,
+        words,
+    )
     if not whole:
         return
     values, extra, _ = command.make_parser(click.Context(command)).parse_args(rest)
@@ -101,7 +116,11 @@ def test_commands_in_examples_parse(page: str, words: list[str], whole: bool) ->
     for parameter in command.params:
         value = values.get(parameter.name)
         if isinstance(parameter, click.Argument) and parameter.required:
-            assert isinstance(value, str) or (isinstance(value, tuple) and value), (page, words, parameter.name)
+            assert isinstance(value, str) or (isinstance(value, tuple) and value), (
+                page,
+                words,
+                parameter.name,
+            )
         if isinstance(parameter.type, click.Choice) and isinstance(value, str):
             assert value in parameter.type.choices, (page, words)
 
@@ -110,15 +129,30 @@ def test_a_wrong_command_is_noticed() -> None:
     good = ["dead", "show", "box.CA-RC/17"]
     test_commands_in_examples_parse("here", good, True)
     wrong_role = ["enroll", "FL-LAB", "--role", "x"]
-    for words in (["dead", "show"], [*good, "x"], ["dead", "shew", "x"], [*good, "--wrong"], wrong_role):
+    for words in (
+        ["dead", "show"],
+        [*good, "x"],
+        ["dead", "shew", "x"],
+        [*good, "--wrong"],
+        wrong_role,
+    ):
         with pytest.raises((AssertionError, click.UsageError)):
             test_commands_in_examples_parse("here", words, True)
-    assert list(_shown(["a | sudo -u lab cipherbox --home x join || echo cipherbox"])) == [["--home", "x", "join"], []]
+    assert list(_shown(["a | sudo -u lab cipherbox --home x join || echo cipherbox"])) == [
+        ["--home", "x", "join"],
+        [],
+    ]
 
 
 def test_every_page_is_in_the_index_and_in_the_readme() -> None:
     assert sorted(INDEXED) == sorted(PAGES)
-    assert [kind.partition(":")[0] for kind in INDEX] == ["Tutorials", "How-to", "Reference", "Formats", "Explanation"]
+    assert [kind.partition(":")[0] for kind in INDEX] == [
+        "Tutorials",
+        "How-to",
+        "Reference",
+        "Formats",
+        "Explanation",
+    ]
     readme = (ROOT / "README.md").read_text("utf-8")
     assert [page for page in PAGES if f"(cipherbox/manual/{page}.md)" not in readme] == []
 
@@ -139,7 +173,10 @@ def test_the_tests_the_threat_model_names_exist() -> None:
     assert len(named) > 40
     for file, function in named:
         text = (ROOT / file).read_text("utf-8")
-        assert not function or re.search(rf"^ *(async )?def {function}\(", text, re.MULTILINE), (file, function)
+        assert not function or re.search(rf"^ *(async )?def {function}\(", text, re.MULTILINE), (
+            file,
+            function,
+        )
 
 
 def test_every_adversary_of_the_threat_model_has_what_it_can_and_what_it_cannot() -> None:
@@ -148,12 +185,16 @@ def test_every_adversary_of_the_threat_model_has_what_it_can_and_what_it_cannot(
     rows = [line for line in sections[0].splitlines() if line.startswith("| ")][2:]
     assert len(rows) > 5
     assert all("`tests/" in line for line in rows)
-    adversaries = [s for s in sections if s.startswith(("A ", "An ", "Another ", "HQ's ", "Who holds "))]
+    adversaries = [
+        s for s in sections if s.startswith(("A ", "An ", "Another ", "HQ's ", "Who holds "))
+    ]
     assert len(adversaries) == 8
     for section in adversaries:
         assert "| can |" in section
         assert "| cannot |" in section
-        lines = [line for line in section.splitlines() if line.startswith(("| can |", "| cannot |"))]
+        lines = [
+            line for line in section.splitlines() if line.startswith(("| can |", "| cannot |"))
+        ]
         assert [line for line in lines if "`tests/" not in line] == [], section[:40]
 
 
@@ -165,4 +206,10 @@ def test_examples_in_python_run(name: str, tmp_path: Path) -> None:
     for number, block in enumerate(blocks):
         program = tmp_path / f"{name}{number}.py"
         program.write_text(block)
-        subprocess.run([sys.executable, str(program)], check=True, timeout=60, cwd=ROOT, env={"PYTHONPATH": str(ROOT)})
+        subprocess.run(
+            [sys.executable, str(program)],
+            check=True,
+            timeout=60,
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT)},
+        )

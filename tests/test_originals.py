@@ -35,7 +35,9 @@ async def test_nobody_registers_in_anothers_name(tmp_path: Path) -> None:
         thief, victim = await r.client("PA-LAB"), await r.person("FL-LAB")
         stolen = victim.identity.bundle
         assert stolen is not None
-        assert "asked for the keys of PA-LAB" in (await thief.ask(frames.Register, stolen.raw)).message
+        assert (
+            "asked for the keys of PA-LAB" in (await thief.ask(frames.Register, stolen.raw)).message
+        )
         me = r.people["PA-LAB"]
         forged = attrs.evolve(me.identity.bundle, client_id="FL-LAB")
         assert forged.client_id == "FL-LAB"
@@ -56,7 +58,9 @@ async def test_private_keys_never_lie_in_plain_text(tmp_path: Path) -> None:
         home = load_home(hq.home("CA-RC"))
     identity = home.identity
     assert identity is not None
-    secrets = [k.seed for k in (*identity.current, *identity.retired)] + [s for s in identity.seeds() if s]
+    secrets = [k.seed for k in (*identity.current, *identity.retired)] + [
+        s for s in identity.seeds() if s
+    ]
     secrets.append(home.key.private_numbers().private_value.to_bytes(48, "big"))
     assert len(secrets) == 7
     for path in [*home.path.rglob("*"), *hq.directory.rglob("*")]:

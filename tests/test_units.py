@@ -1,4 +1,6 @@
-"""The units: right in the eyes of systemd, tight, each line with its reason, and of the paths that `install` makes."""
+"""The units: right in the eyes of systemd, tight, each line with its reason, and of the paths
+that `install` makes.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +51,19 @@ def test_systemd_finds_nothing_to_say(name: str, tmp_path: Path) -> None:
         pytest.skip("no systemd-analyze here; the test before reads the units itself")
     for other in ALL:
         text = (FOLDER / other).read_text("utf-8")
-        (tmp_path / other).write_text(re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text), "utf-8")
+        (tmp_path / other).write_text(
+            re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text), "utf-8"
+        )
     asked = tmp_path / name.replace("@.", "@lab.")
     if not asked.exists():
         asked.symlink_to(name)
     done = subprocess.run(
         [ANALYZE, "verify", "--man=no", "--recursive-errors=no", str(asked)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -64,7 +71,14 @@ def test_systemd_finds_nothing_to_say(name: str, tmp_path: Path) -> None:
 def test_the_sandbox_scores_well(name: str) -> None:
     if ANALYZE is None:
         pytest.skip("no systemd-analyze here; the next test reads what it would judge by")
-    command = [ANALYZE, "security", "--offline=true", "--threshold=15", "--no-pager", str(FOLDER / name)]
+    command = [
+        ANALYZE,
+        "security",
+        "--offline=true",
+        "--threshold=15",
+        "--no-pager",
+        str(FOLDER / name),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-300:]
     assert "Overall exposure level" in done.stdout
@@ -73,15 +87,25 @@ def test_the_sandbox_scores_well(name: str) -> None:
 def test_the_sandbox_is_there_without_systemd_to_ask() -> None:
     found = parsed("cipherbox.service")
     wanted = {
-        "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes",
-        "PrivateDevices": "yes", "PrivateUsers": "yes", "CapabilityBoundingSet": "", "MemoryDenyWriteExecute": "yes",
-        "RestrictNamespaces": "yes", "SystemCallArchitectures": "native", "ProtectProc": "invisible",
-    }  # fmt: skip
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "PrivateTmp": "yes",
+        "PrivateDevices": "yes",
+        "PrivateUsers": "yes",
+        "CapabilityBoundingSet": "",
+        "MemoryDenyWriteExecute": "yes",
+        "RestrictNamespaces": "yes",
+        "SystemCallArchitectures": "native",
+        "ProtectProc": "invisible",
+    }
     assert {key: found[f"Service.{key}"][-1] for key in wanted} == wanted
     assert found["Service.SystemCallFilter"] == ["@system-service", "~@privileged @resources"]
 
 
-@pytest.mark.parametrize("name", ["cipherbox.service", "cipherbox-agent.service", "cipherbox.socket"])
+@pytest.mark.parametrize(
+    "name", ["cipherbox.service", "cipherbox-agent.service", "cipherbox.socket"]
+)
 def test_each_run_of_lines_has_its_reason(name: str) -> None:
     before = ""
     for line in (FOLDER / name).read_text("utf-8").splitlines():
@@ -95,7 +119,9 @@ def test_limits_fit_the_documented_load() -> None:
     found = parsed("cipherbox.service")
     sessions = 2 * LIMITS.connections  # half of them still greeting
     assert int(found["Service.LimitNOFILE"][0]) >= sessions + 1024
-    held = LIMITS.memory_high_bytes + LIMITS.body_cache_bytes + LIMITS.engine_bytes + sessions * 45_000
+    held = (
+        LIMITS.memory_high_bytes + LIMITS.body_cache_bytes + LIMITS.engine_bytes + sessions * 45_000
+    )
     high, most = (_bytes(found[f"Service.{key}"][0]) for key in ("MemoryHigh", "MemoryMax"))
     assert 1.5 * held < high < most
     assert int(found["Service.TimeoutStopSec"][0]) > LIMITS.stop_s

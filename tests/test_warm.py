@@ -16,8 +16,12 @@ import pytest
 from tests import warm
 from tests.conftest import WARM
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or "COLD" in os.environ, reason="every start is a real one")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k == "PATH" or k.startswith(warm.AT_START)} | warm.UTF8
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or "COLD" in os.environ, reason="every start is a real one"
+)
+ENVIRONMENT = {
+    k: v for k, v in os.environ.items() if k == "PATH" or k.startswith(warm.AT_START)
+} | warm.UTF8
 PROBE = """
 import gc, json, os, resource, signal, sys, threading
 mask = os.umask(0)
@@ -52,14 +56,18 @@ def probe(tmp_path: Path) -> list[str]:
     return [*warm.PROGRAM, "python", str(tmp_path / "probe.py")]
 
 
-def started(monkeypatch: pytest.MonkeyPatch, command: list[str], forked: bool, **options: Any) -> list[Any]:
+def started(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], forked: bool, **options: Any
+) -> list[Any]:
     """How it ended, and what it said."""
     with monkeypatch.context() as patch:
         if not forked:
             patch.setattr(subprocess.Popen, "_execute_child", warm.REALLY)
         options = {"env": {**ENVIRONMENT, "A": "ä"}, "input": "given\n", **options}
         began = WARM.forks
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, **options
+        )
         assert WARM.forks - began == int(forked)
         return [done.returncode, json.loads(done.stdout), done.stderr]
 
@@ -67,10 +75,16 @@ def started(monkeypatch: pytest.MonkeyPatch, command: list[str], forked: bool, *
 @pytest.mark.parametrize("argument", ["", "0", "7", "255", "signal", "raise"])
 @pytest.mark.parametrize("new_session", [False, True])
 def test_what_runs_finds_what_a_new_python_finds(
-    probe: list[str], argument: str, new_session: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probe: list[str],
+    argument: str,
+    new_session: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"cwd": tmp_path, "start_new_session": new_session}
-    real, forked = (started(monkeypatch, [*probe, argument], one, **options) for one in (False, True))
+    real, forked = (
+        started(monkeypatch, [*probe, argument], one, **options) for one in (False, True)
+    )
     assert forked == real
     assert forked[1]["parent"] == os.getpid()
 
@@ -83,9 +97,14 @@ def test_a_terminal_is_its_own(probe: list[str], monkeypatch: pytest.MonkeyPatch
             if not forked:
                 patch.setattr(subprocess.Popen, "_execute_child", warm.REALLY)
             process = subprocess.Popen(
-                [*warm.PROGRAM, "chat", "--help"], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-                preexec_fn=warm.own_terminal, env=ENVIRONMENT,
-            )  # fmt: skip
+                [*warm.PROGRAM, "chat", "--help"],
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+                preexec_fn=warm.own_terminal,
+                env=ENVIRONMENT,
+            )
         os.close(slave)
         data = b""
         try:
@@ -100,15 +119,21 @@ def test_a_terminal_is_its_own(probe: list[str], monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP])
-def test_it_takes_signals_as_a_child(tmp_path: Path, sent: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "waits.py").write_text("print('here', flush=True)\nimport threading\nthreading.Event().wait()\n")
+def test_it_takes_signals_as_a_child(
+    tmp_path: Path, sent: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waits.py").write_text(
+        "print('here', flush=True)\nimport threading\nthreading.Event().wait()\n"
+    )
     ends = []
     for forked in (False, True):
         with monkeypatch.context() as patch:
             if not forked:
                 patch.setattr(subprocess.Popen, "_execute_child", warm.REALLY)
             process = subprocess.Popen(
-                [*warm.PROGRAM, "python", str(tmp_path / "waits.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                [*warm.PROGRAM, "python", str(tmp_path / "waits.py")],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
         with process:
             assert process.stdout is not None
@@ -134,7 +159,9 @@ def test_it_takes_signals_as_a_child(tmp_path: Path, sent: signal.Signals, monke
 )
 def test_what_a_fork_could_not_give_is_started_for_real(options: dict[str, Any]) -> None:
     before = WARM.forks
-    done = subprocess.run([*warm.PROGRAM, "version"], capture_output=True, check=False, timeout=60, **options)
+    done = subprocess.run(
+        [*warm.PROGRAM, "version"], capture_output=True, check=False, timeout=60, **options
+    )
     assert done.returncode == 0
     assert WARM.forks == before
 

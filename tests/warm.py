@@ -1,18 +1,22 @@
 """Starts of the program without a new Python each time: a warm process forks them.
 
-A start of `python -m cipherbox` costs up to 0.7 CPU seconds, nearly all of it imports, and the suite makes thousands.
-So each process that runs tests keeps one warm Python that has imported everything, and
-`subprocess.Popen([sys.executable, "-m", "cipherbox", ...])`, from wherever it is called, lets that one fork, in 0.02.
-So it does with `[sys.executable, "-c", FORKED + source, ...]`.  Rules:
+A start of `python -m cipherbox` costs up to 0.7 CPU seconds, nearly all of it imports, and the
+suite makes thousands.  So each process that runs tests keeps one warm Python that has imported
+everything, and `subprocess.Popen([sys.executable, "-m", "cipherbox", ...])`, from wherever it is
+called, lets that one fork, in 0.02.  So it does with `[sys.executable, "-c", FORKED + source,
+...]`.  Rules:
 
-1. What comes of it is a process as any other: the test's own child with a pid of its own (the fork's parent ends, and
-   this process adopts it), with real signals, exit status, files, terminal, environment, directory and arguments.
-   `Popen` keeps every other part of its work.
-2. What a fork could not give is started for real: another program, other limits or users, files passed on, a
-   `preexec_fn` but `own_terminal`, and what Python or C's library reads as it starts (`AT_START`).
-3. The warm process runs nothing of the program before a fork: it imports.  It has one thread and ends with the tests.
+1. What comes of it is a process as any other: the test's own child with a pid of its own (the
+   fork's parent ends, and this process adopts it), with real signals, exit status, files, terminal,
+   environment, directory and arguments.  `Popen` keeps every other part of its work.
+2. What a fork could not give is started for real: another program, other limits or users, files
+   passed on, a `preexec_fn` but `own_terminal`, and what Python or C's library reads as it starts
+   (`AT_START`).
+3. The warm process runs nothing of the program before a fork: it imports.  It has one thread and
+   ends with the tests.
 4. `COLD=1` in the environment, or another system than Linux: everything is started for real.
-5. Commands that start others (`NESTED`) take a warm process of their own along, so what they start is forked too.
+5. Commands that start others (`NESTED`) take a warm process of their own along, so what they start
+   is forked too.
 """
 
 from __future__ import annotations
@@ -62,8 +66,9 @@ class Request(NamedTuple):
 
 
 def own_terminal() -> None:
-    """A `preexec_fn`: the terminal on standard output is this process's, and Ctrl-C ends it, also in tests that a
-    shell runs in its background."""
+    """A `preexec_fn`: the terminal on standard output is this process's, and Ctrl-C ends it,
+    also in tests that a shell runs in its background.
+    """
     fcntl.ioctl(1, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -110,7 +115,13 @@ class Warm:
     def _begin(self) -> socket.socket:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = subprocess.Popen(
-            [sys.executable, "-c", "from tests.warm import main; main()", str(there.fileno()), " " * ROOM],
+            [
+                sys.executable,
+                "-c",
+                "from tests.warm import main; main()",
+                str(there.fileno()),
+                " " * ROOM,
+            ],
             cwd=Path(__file__).parent.parent,
             pass_fds=[there.fileno()],
             env=_at_start(),
@@ -182,10 +193,30 @@ class Start(NamedTuple):
     def request(self) -> Request | None:
         """None where a fork would not do."""
         plain = Start(
-            self.args, None, self.preexec_fn, True, (), self.cwd, self.env, None, 0, False, *self[10:16], True,
-            None, None, None, -1, self.start_new_session, -1,
-        )  # fmt: skip
-        if self != plain or self.preexec_fn not in (None, own_terminal) or not isinstance(self.args, list | tuple):
+            self.args,
+            None,
+            self.preexec_fn,
+            True,
+            (),
+            self.cwd,
+            self.env,
+            None,
+            0,
+            False,
+            *self[10:16],
+            True,
+            None,
+            None,
+            None,
+            -1,
+            self.start_new_session,
+            -1,
+        )
+        if (
+            self != plain
+            or self.preexec_fn not in (None, own_terminal)
+            or not isinstance(self.args, list | tuple)
+        ):
             return None
         arguments = [os.fspath(one) for one in self.args]
         environment = {os.fsencode(k): os.fsencode(v) for k, v in (self.env or os.environ).items()}
@@ -203,7 +234,7 @@ class Start(NamedTuple):
         return Request(arguments, directory, environment, self.start_new_session, terminal, mask)
 
 
-# -- in the warm process -----------------------------------------------------------------------------------------------
+# -- in the warm process ---------------------------------------------------------------------------
 
 
 def import_everything() -> None:
@@ -230,7 +261,9 @@ def import_everything() -> None:
 
 
 def forking(control: socket.socket) -> Request:
-    """Forks until there is nobody left to ask for it; comes back in each fork, with what it is to run."""
+    """Forks until there is nobody left to ask for it; comes back in each fork, with what it is
+    to run.
+    """
     while True:
         try:
             data, files, _, _ = socket.recv_fds(control, _LARGEST, 3)
@@ -296,7 +329,9 @@ def _text(number: int) -> io.TextIOWrapper:
     buffer: Any = raw if plain else io.BufferedWriter(raw) if number else io.BufferedReader(raw)
     errors = "backslashreplace" if number == 2 else "strict"
     by_line = not plain and (number == 2 or raw.isatty())
-    text = io.TextIOWrapper(buffer, "utf-8", errors, "\n", line_buffering=by_line, write_through=plain)
+    text = io.TextIOWrapper(
+        buffer, "utf-8", errors, "\n", line_buffering=by_line, write_through=plain
+    )
     text.mode = "w" if number else "r"  # type: ignore[misc]
     return text
 
@@ -319,8 +354,9 @@ def take_along() -> None:
 
 
 class Leaving:
-    """The last step of an end, after threads and `atexit`: nothing is torn down module by module, which takes longer
-    than most commands and copies all that was shared."""
+    """The last step of an end, after threads and `atexit`: nothing is torn down module by
+    module, which takes longer than most commands and copies all that was shared.
+    """
 
     code: object = None
 
@@ -354,4 +390,3 @@ def main() -> None:
     except SystemExit as end:
         leaving.code = end.code
         raise
-

@@ -1,12 +1,15 @@
 """The Broker: one batch of commands in, its effects out.
 
 Rules.
-1. Deterministic and pure: `handle(commands, facts, now)` depends on nothing else, and sets are never iterated
-   unsorted where the order could show.
-2. A bad request is answered with Failed; `handle` raises only when the core itself is wrong; then it is thrown away.
-3. Memory runs ahead of the store only within one batch: after a failed commit this object must not be used again.
+1. Deterministic and pure: `handle(commands, facts, now)` depends on nothing else, and sets are
+   never iterated unsorted where the order could show.
+2. A bad request is answered with Failed; `handle` raises only when the core itself is wrong; then
+   it is thrown away.
+3. Memory runs ahead of the store only within one batch: after a failed commit this object must not
+   be used again.
 4. A connection must have been introduced with `connect` before its commands come.
-5. `changes` say what is different at the end of the batch: what was taken away and made again in it is in neither list.
+5. `changes` say what is different at the end of the batch: what was taken away and made again in it
+   is in neither list.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ def _resolve(broker: Broker, c: m.Resolve) -> Routed:
 
 
 def _retain(broker: Broker, c: m.Retain, facts: Facts) -> m.Done:
-    """What the record no longer holds must never be taken for new: so the watermark rises with it."""
+    """What the record no longer holds must never be taken for new: so the watermark rises with
+    it.
+    """
     changes = broker.effects.changes
     for name, sender, size in facts.retired:
         queue = broker.queues.get(name)
@@ -104,9 +109,20 @@ _HANDLERS: dict[type, Callable[[Any, Any], Answer | None]] = {
 
 # What the signed log has a line for, when it changed something.
 _ACTS = frozenset(
-    [m.DeclareExchange, m.DeleteExchange, m.DeclareQueue, m.DeleteQueue, m.Bind, m.Unbind, m.Purge, m.Grant,
-     m.AddClient, m.RevokeClient, m.LimitClient]
-)  # fmt: skip
+    [
+        m.DeclareExchange,
+        m.DeleteExchange,
+        m.DeclareQueue,
+        m.DeleteQueue,
+        m.Bind,
+        m.Unbind,
+        m.Purge,
+        m.Grant,
+        m.AddClient,
+        m.RevokeClient,
+        m.LimitClient,
+    ]
+)
 
 
 def _detail(c: m.Command) -> dict[str, object]:
@@ -124,14 +140,20 @@ class Broker:
         self.bindings_version = snapshot.bindings_version
         self.watermark = snapshot.watermark
         self.rights = Rights(snapshot.clients, snapshot.grants, snapshot.contacts)
-        self.exchanges = {name: Exchange(name, ExchangeType(kind)) for name, kind in snapshot.exchanges}
+        self.exchanges = {
+            name: Exchange(name, ExchangeType(kind)) for name, kind in snapshot.exchanges
+        }
         counters = {c.queue: c for c in snapshot.counters}
         self.totals = Totals(limits, snapshot.client_limits)
         self.queues = {
-            q.name: Queue(q.name, q.owner, q.readers, self.totals, counters.get(q.name)) for q in snapshot.queues
+            q.name: Queue(q.name, q.owner, q.readers, self.totals, counters.get(q.name))
+            for q in snapshot.queues
         }
         for row in snapshot.queues:
-            self.queues[row.name].ttl_ms, self.queues[row.name].max_length = row.ttl_s * 1000, row.max_length
+            self.queues[row.name].ttl_ms, self.queues[row.name].max_length = (
+                row.ttl_s * 1000,
+                row.max_length,
+            )
         for exchange, name, key in snapshot.bindings:
             self.exchanges[exchange].bind(name, key)
             self.queues[name].bindings.add((exchange, key))
@@ -151,13 +173,15 @@ class Broker:
         self.fetchers: dict[int, set[str]] = {}  # connection -> queues it fetched from
         self.client_of: dict[int, str] = {}
         self.connections_of: Counter[str] = Counter()
-        self.targets: dict[tuple[str, str, str, tuple[str, ...]], Targets] = {}  # where the last envelopes went
+        # where the last envelopes went
+        self.targets: dict[tuple[str, str, str, tuple[str, ...]], Targets] = {}
         self._begin(0)
 
     def _begin(self, now: int) -> None:
         self.now = now
         self.earliest = self.watermark.to_bytes(6, "big")  # ids below it are too old,
-        self.latest = (now + self.limits.clock_ahead_ms + 1).to_bytes(6, "big")  # from it on too new
+        # from it on too new
+        self.latest = (now + self.limits.clock_ahead_ms + 1).to_bytes(6, "big")
         self.effects = Effects()
         self.fresh: dict[tuple[str, bytes], Known] = {}  # accepted in this batch
         self.gone: set[tuple[str, int]] = set()  # taken from the tail in this batch
@@ -187,7 +211,9 @@ class Broker:
         self.effects.changes.bindings_version = self.bindings_version
 
     def leave(self, queue: Queue) -> None:
-        """A queue is deleted: what it did in this batch is noted now, and its numbers are not used again."""
+        """A queue is deleted: what it did in this batch is noted now, and its numbers are not
+        used again.
+        """
         self.first_seq = max(self.first_seq, queue.next)
         self._note(queue)
         for sender, used in queue.used.items():
@@ -211,7 +237,10 @@ class Broker:
             elif type(c) is m.Retain:
                 wanted.retired = c.cutoffs.dead_letters
             elif type(c) is m.SettleDead:
-                wanted.dead += [(c.queue, first, min(count, self.limits.ack_entries)) for first, count in c.ranges]
+                wanted.dead += [
+                    (c.queue, first, min(count, self.limits.ack_entries))
+                    for first, count in c.ranges
+                ]
         return wanted
 
     def _wanted_of(self, wanted: Wanted, queue: Queue, c: m.Ack | m.Nack | m.Fetch) -> None:
@@ -283,10 +312,18 @@ class Broker:
         """Differs after a command that changed who may do what, or what there is."""
         c = self.effects.changes
         return (
-            len(c.clients), len(c.exchanges), len(c.dropped_exchanges), len(c.queues), len(c.dropped_queues),
-            len(c.bindings), len(c.dropped_bindings), len(c.grants), len(c.dropped_grants), len(c.dead),
+            len(c.clients),
+            len(c.exchanges),
+            len(c.dropped_exchanges),
+            len(c.queues),
+            len(c.dropped_queues),
+            len(c.bindings),
+            len(c.dropped_bindings),
+            len(c.grants),
+            len(c.dropped_grants),
+            len(c.dead),
             len(c.client_limits),
-        )  # fmt: skip
+        )
 
     def _ask(self, c: m.Command, facts: Facts) -> None:
         answers = self.effects.answers.setdefault(c.connection, [])

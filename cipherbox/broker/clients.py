@@ -28,7 +28,9 @@ def limit_client(broker: Broker, c: m.LimitClient) -> Done:
     if c.target not in broker.rights.clients:
         raise NotFound(f"there is no client {c.target!r}")
     if c.what not in SETTINGS:
-        raise InvalidRequest(f"a client has no limit of {c.what!r}; there are {', '.join(SETTINGS)}")
+        raise InvalidRequest(
+            f"a client has no limit of {c.what!r}; there are {', '.join(SETTINGS)}"
+        )
     key = (c.target, c.what)
     if broker.totals.own.get(key, -1) == c.most:
         return Done(c.correlation, 0)
@@ -41,7 +43,9 @@ def limit_client(broker: Broker, c: m.LimitClient) -> Done:
 
 
 def tell_contacts(broker: Broker, c: m.TellContacts) -> Done:
-    """A client says whom it takes mail from.  The signed log cannot forget, so it gets the numbers and no names."""
+    """A client says whom it takes mail from.  The signed log cannot forget, so it gets the
+    numbers and no names.
+    """
     if broker.rights.contacts_of(c.client) == c.lists:
         return Done(c.correlation, 0)
     set_contacts(broker, c.client, c.lists)

@@ -1,9 +1,10 @@
 """Consumers and what they do: credit, deliveries, fetch, ack, nack, resend.
 
-Deliveries go round robin over the consumers of a queue that have credit.  The counter of deliveries rises when an
-entry is handed out; one that was delivered as often as the limit allows and waits again becomes a dead letter, as does
-one whose time is over.  An ack counts from any connection of any reader, before or after a restart: it names
-(queue, seq).  What an ack costs is bounded by what is unacknowledged, never by the numbers it names.
+Deliveries go round robin over the consumers of a queue that have credit.  The counter of deliveries
+rises when an entry is handed out; one that was delivered as often as the limit allows and waits
+again becomes a dead letter, as does one whose time is over.  An ack counts from any connection of
+any reader, before or after a restart: it names (queue, seq).  What an ack costs is bounded by what
+is unacknowledged, never by the numbers it names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 NOTHING = bytes(16)
 SWEEP_ENTRIES = 50_000  # looked at in one sweep: about 5 ms
 Runs = list[tuple[int, int]]  # first and last seq, sorted, apart
-_CONSUMERS_SHARE = 4  # of a queue's consumers, one reader may have one in so many: the others need places too
+# of a queue's consumers, one reader may have one in so many: the others need places too
+_CONSUMERS_SHARE = 4
 _new = tuple.__new__
 
 
@@ -35,7 +37,7 @@ def readable(broker: Broker, client: str, name: str) -> Queue:
     return queue
 
 
-# -- consumers ----------------------------------------------------------------------------------------------------
+# -- consumers -------------------------------------------------------------------------------------
 
 
 def consume(broker: Broker, c: m.Consume) -> Done:
@@ -45,8 +47,13 @@ def consume(broker: Broker, c: m.Consume) -> Done:
     if len(queue.consumers) >= broker.limits.consumers_per_queue:
         raise InvalidRequest(f"a queue has at most {broker.limits.consumers_per_queue} consumers")
     most = max(1, broker.limits.consumers_per_queue // _CONSUMERS_SHARE)
-    if len(queue.all_readers) > 1 and sum(one.client == c.client for one in queue.consumers) >= most:
-        raise InvalidRequest(f"{c.client} has {most} consumers of {c.queue!r} already, the most one reader may have")
+    if (
+        len(queue.all_readers) > 1
+        and sum(one.client == c.client for one in queue.consumers) >= most
+    ):
+        raise InvalidRequest(
+            f"{c.client} has {most} consumers of {c.queue!r} already, the most one reader may have"
+        )
     consumer = Consumer(c.connection, c.client, c.tag, c.queue)
     _add_credit(broker, consumer, c.envelopes, c.size)
     queue.consumers.append(consumer)
@@ -129,11 +136,13 @@ def _too_often(entry: Entry) -> str:
 def bury(broker: Broker, queue: Queue, entry: Entry, reason: str, by: str) -> None:
     """A dead letter: out of the queue, kept in the store with its reason."""
     queue.forget(entry)
-    broker.effects.changes.dead.append(Dead(queue.name, entry.seq, entry.number, broker.now, reason, by))
+    broker.effects.changes.dead.append(
+        Dead(queue.name, entry.seq, entry.number, broker.now, reason, by)
+    )
     broker.touched.add(queue)
 
 
-# -- handing out --------------------------------------------------------------------------------------------------
+# -- handing out -----------------------------------------------------------------------------------
 
 
 def dispatch(broker: Broker, queue: Queue) -> None:
@@ -149,7 +158,15 @@ def dispatch(broker: Broker, queue: Queue) -> None:
         else:
             idle = 0
             room = 1 if len(consumers) > 1 else consumer.envelopes
-            taken, size = _hand(broker, queue, consumer.connection, consumer.tag, consumer.client, room, consumer.size)
+            taken, size = _hand(
+                broker,
+                queue,
+                consumer.connection,
+                consumer.tag,
+                consumer.client,
+                room,
+                consumer.size,
+            )
             consumer.envelopes -= len(taken)
             consumer.size -= size
             key = (consumer.connection, consumer.tag)
@@ -157,7 +174,9 @@ def dispatch(broker: Broker, queue: Queue) -> None:
                 batches[key] += taken
             elif taken:
                 batches[key] = taken
-                broker.effects.handed.append(Handed(consumer.connection, consumer.tag, queue.name, taken))
+                broker.effects.handed.append(
+                    Handed(consumer.connection, consumer.tag, queue.name, taken)
+                )
         consumers.rotate(-1)
     want_page(broker, queue)
 
@@ -165,7 +184,9 @@ def dispatch(broker: Broker, queue: Queue) -> None:
 def _hand(
     broker: Broker, queue: Queue, connection: int, tag: int, client: str, room: int, window: int
 ) -> tuple[list[Entry], int]:
-    """Takes entries within ``room`` and ``window`` bytes, which the last one may pass; the entries and their bytes."""
+    """Takes entries within ``room`` and ``window`` bytes, which the last one may pass; the
+    entries and their bytes.
+    """
     ready, out, fresh_to, fresh_from = queue.ready, queue.out, queue.fresh_to, queue.fresh_from
     now, most = broker.now, broker.limits.deliveries
     marks = broker.effects.changes.delivered
@@ -176,12 +197,21 @@ def _hand(
         seq, number, size, attempts, fan, sender, envelope_id, accepted_at, expires_at = entry
         if 0 < expires_at <= now:
             own = 0 < entry.expires_at <= broker.now
-            bury(broker, queue, entry, "expired" if own else "it waited longer than the queue's time to live", "")
+            bury(
+                broker,
+                queue,
+                entry,
+                "expired" if own else "it waited longer than the queue's time to live",
+                "",
+            )
             continue
         if attempts >= most:
             bury(broker, queue, entry, _too_often(entry), "")
             continue
-        entry = _new(Entry, (seq, number, size, attempts + 1, fan, sender, envelope_id, accepted_at, expires_at))
+        entry = _new(
+            Entry,
+            (seq, number, size, attempts + 1, fan, sender, envelope_id, accepted_at, expires_at),
+        )
         out[seq] = _new(Out, (entry, connection, tag))
         if seq >= fresh_from and seq not in fresh_to:
             fresh_to[seq] = client
@@ -223,11 +253,13 @@ def fetch(broker: Broker, c: m.Fetch) -> FetchedEntries:
     return FetchedEntries(c.correlation, queue.name, queue.depth - len(queue.out), taken)
 
 
-# -- coming back --------------------------------------------------------------------------------------------------
+# -- coming back -----------------------------------------------------------------------------------
 
 
 def runs_of(broker: Broker, queue: Queue, ranges: Sequence[tuple[int, int]]) -> Runs:
-    """Ranges (first seq, count) as runs of what can be unacknowledged; InvalidRequest when that is too much at once."""
+    """Ranges (first seq, count) as runs of what can be unacknowledged; InvalidRequest when that
+    is too much at once.
+    """
     runs: Runs = []
     at, end = queue.first, queue.next - 1
     total = 0
@@ -238,7 +270,9 @@ def runs_of(broker: Broker, queue: Queue, ranges: Sequence[tuple[int, int]]) -> 
             total += last - first + 1
             at = last + 1
     if total > broker.limits.ack_entries:
-        raise InvalidRequest(f"an ack names at most {broker.limits.ack_entries} envelopes, this one {total}")
+        raise InvalidRequest(
+            f"an ack names at most {broker.limits.ack_entries} envelopes, this one {total}"
+        )
     return runs
 
 
@@ -254,7 +288,9 @@ def ack(broker: Broker, c: m.Ack, facts: Facts) -> Acked:
     return Acked(c.correlation, len(entries), named - len(entries))
 
 
-def _take_runs(broker: Broker, queue: Queue, runs: Runs, stored: dict[int, Entry] | None) -> list[Entry]:
+def _take_runs(
+    broker: Broker, queue: Queue, runs: Runs, stored: dict[int, Entry] | None
+) -> list[Entry]:
     """Removes what lies in the runs from memory, and from the tail by the store's word."""
     found: list[Entry] = []
     pop = queue.out.pop
@@ -311,7 +347,9 @@ def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry], client: str
 
 
 def _from_store(broker: Broker, queue: Queue, stored: dict[int, Entry], seq: int) -> Entry | None:
-    """An entry the store has waiting and memory has not: it lies in the tail, unless an earlier command took it."""
+    """An entry the store has waiting and memory has not: it lies in the tail, unless an earlier
+    command took it.
+    """
     if seq <= queue.loaded_to or (queue.name, seq) in broker.gone:
         return None
     entry = stored.get(seq)
@@ -338,7 +376,9 @@ def nack(broker: Broker, c: m.Nack, facts: Facts) -> Done:
 
 
 def resend(broker: Broker, c: m.Resend) -> Done:
-    """Deliver again what this client's connections have out, or one envelope that is out from its queues."""
+    """Deliver again what this client's connections have out, or one envelope that is out from
+    its queues.
+    """
     everything = c.envelope_id == NOTHING
     count = 0
     for name in [c.queue] if c.queue else sorted(broker.reads.get(c.client, ())):
@@ -354,7 +394,9 @@ def resend(broker: Broker, c: m.Resend) -> Done:
 
 
 def lost(broker: Broker, c: m.Lost) -> None:
-    """Bodies that could not be read back: their entries become dead letters, never silently gone."""
+    """Bodies that could not be read back: their entries become dead letters, never silently
+    gone.
+    """
     for name, seq in c.entries:
         queue = broker.queues.get(name)
         entry = queue.take(seq) if queue is not None else None
@@ -371,7 +413,13 @@ def sweep(broker: Broker) -> None:
         looked += len(queue.ready)
         for entry in queue.expired(broker.now):
             own = 0 < entry.expires_at <= broker.now
-            bury(broker, queue, entry, "expired" if own else "it waited longer than the queue's time to live", "")
+            bury(
+                broker,
+                queue,
+                entry,
+                "expired" if own else "it waited longer than the queue's time to live",
+                "",
+            )
         want_page(broker, queue)
         if looked >= SWEEP_ENTRIES:
             return

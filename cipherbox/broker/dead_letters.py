@@ -1,9 +1,9 @@
 """Dead letters that somebody looked at: back into their queue, or dropped for good.
 
-A dead letter is kept by the store alone, with its reason; the core is told of it by the facts of a batch.  Redriven, it
-goes to the end of its queue as a new entry with no deliveries counted.  Dropped, its body goes, and what the record
-says of it stays.  Dropping is the one way besides retention in which an unacknowledged body is ever deleted, so it is
-an admin's alone.
+A dead letter is kept by the store alone, with its reason; the core is told of it by the facts of a
+batch.  Redriven, it goes to the end of its queue as a new entry with no deliveries counted.
+Dropped, its body goes, and what the record says of it stays.  Dropping is the one way besides
+retention in which an unacknowledged body is ever deleted, so it is an admin's alone.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def settle(broker: Broker, c: m.SettleDead, facts: Facts) -> Done:
         raise InvalidRequest(f"one request names at most {broker.limits.ack_entries} dead letters")
     stored = facts.dead.get(c.queue, {})
     wanted = [
-        entry for seq, entry in sorted(stored.items())
-        if (queue.name, seq) not in broker.gone and any(first <= seq < first + count for first, count in c.ranges)
-    ]  # fmt: skip
+        entry
+        for seq, entry in sorted(stored.items())
+        if (queue.name, seq) not in broker.gone
+        and any(first <= seq < first + count for first, count in c.ranges)
+    ]
     if not c.drop:
         _may_return(broker, queue, wanted)
     for entry in wanted:
@@ -60,7 +62,11 @@ def _may_return(broker: Broker, queue: Queue, entries: list[Entry]) -> None:
         end = queue.end_of(entry)
         if 0 < end <= broker.now:
             own = 0 < entry.expires_at <= broker.now
-            why = "its sender's time is over" if own else "the queue's time to live is over; set a longer one first"
+            why = (
+                "its sender's time is over"
+                if own
+                else "the queue's time to live is over; set a longer one first"
+            )
             raise Conflict(f"dead letter {queue.name}/{entry.seq} would expire at once: {why}")
 
 

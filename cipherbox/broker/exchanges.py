@@ -1,7 +1,8 @@
 """Exchanges and bindings, as in AMQP 0-9-1: direct, fanout and topic.
 
-A topic pattern and a routing key are words between dots; `*` stands for exactly one word, `#` for none or more.  An
-empty key has no words.  Keys without wildcards are looked up, patterns are tried one by one.
+A topic pattern and a routing key are words between dots; `*` stands for exactly one word, `#` for
+none or more.  An empty key has no words.  Keys without wildcards are looked up, patterns are tried
+one by one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _REMEMBERED = 10_000  # routing keys whose queues are kept at hand
 def topic_matches(pattern: str, routing_key: str) -> bool:
     """Whether a topic pattern takes a routing key.
 
-    Walks the set of positions the pattern can be at, so the time is words of one times words of the other.
+    Walks the set of positions the pattern can be at, so the time is words of one times words of the
+    other.
     """
     words = _words(pattern)
     reach = _skip_hashes({0}, words)

@@ -1,7 +1,7 @@
 """What one may see of exchanges, queues, bindings, clients and grants, in pages sorted by name.
 
-What a client may not see is not there.  Only the rows of the page asked for are made: the lists may be long, and the
-one task that owns the core makes them.
+What a client may not see is not there.  Only the rows of the page asked for are made: the lists may
+be long, and the one task that owns the core makes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cipherbox.broker.broker import Broker
     from cipherbox.broker.queues import Queue
 
-Key = tuple[str, ...]  # the name first; names hold no control characters, so a joined key sorts as the tuple does
+# the name first; names hold no control characters, so a joined key sorts as the tuple does
+Key = tuple[str, ...]
 Row = dict[str, object]
 Lister = tuple[Callable[["Broker", str, bool], Iterator[Key]], Callable[["Broker", Key, bool], Row]]
 _SEPARATOR = "\x00"
@@ -29,7 +30,9 @@ def listing(broker: Broker, c: m.List) -> Listed:
     """One page of rows; NotFound when one is asked for by name and is not to be seen."""
     lister = _LISTERS.get(c.what)
     if lister is None:
-        raise InvalidRequest(f"there is no list of {c.what!r}; there are {', '.join(sorted(_LISTERS))}")
+        raise InvalidRequest(
+            f"there is no list of {c.what!r}; there are {', '.join(sorted(_LISTERS))}"
+        )
     keys, row = lister
     admin = broker.rights.is_admin(c.client, c.connection)
     seen = (key for key in keys(broker, c.client, admin) if not c.name or key[0] == c.name)
@@ -52,7 +55,11 @@ def _exchanges(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
 
 def _exchange(broker: Broker, key: Key, admin: bool) -> Row:
     exchange = broker.exchanges[key[0]]
-    return {"name": exchange.name, "type": exchange.kind.name.lower(), "bindings": len(exchange.bindings)}
+    return {
+        "name": exchange.name,
+        "type": exchange.kind.name.lower(),
+        "bindings": len(exchange.bindings),
+    }
 
 
 def _queues(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
@@ -63,10 +70,17 @@ def _queues(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
 def _queue(broker: Broker, key: Key, admin: bool) -> Row:
     q = broker.queues[key[0]]
     return {
-        "name": q.name, "owner": q.owner, "readers": sorted(q.readers), "waiting": q.depth - len(q.out),
-        "unacknowledged": len(q.out), "bytes": q.size, "consumers": len(q.consumers), "oldest_at": oldest(q),
-        "ttl_s": q.ttl_ms // 1000, "max_length": q.max_length,
-    }  # fmt: skip
+        "name": q.name,
+        "owner": q.owner,
+        "readers": sorted(q.readers),
+        "waiting": q.depth - len(q.out),
+        "unacknowledged": len(q.out),
+        "bytes": q.size,
+        "consumers": len(q.consumers),
+        "oldest_at": oldest(q),
+        "ttl_s": q.ttl_ms // 1000,
+        "max_length": q.max_length,
+    }
 
 
 def oldest(queue: Queue) -> int:
@@ -99,10 +113,16 @@ def _client(broker: Broker, key: Key, admin: bool) -> Row:
     if not admin:
         return {"name": c.name}
     return {
-        "name": c.name, "role": c.role, "added_at": c.added_at, "revoked_at": c.revoked_at, "reason": c.reason,
-        "connected": c.name in broker.connections_of, "bytes": broker.totals.of(c.name).size,
-        "envelopes": broker.totals.of(c.name).envelopes, "queues": owned_queues(broker, c.name),
-    }  # fmt: skip
+        "name": c.name,
+        "role": c.role,
+        "added_at": c.added_at,
+        "revoked_at": c.revoked_at,
+        "reason": c.reason,
+        "connected": c.name in broker.connections_of,
+        "bytes": broker.totals.of(c.name).size,
+        "envelopes": broker.totals.of(c.name).envelopes,
+        "queues": owned_queues(broker, c.name),
+    }
 
 
 def _grants(broker: Broker, client: str, admin: bool) -> Iterator[Key]:

@@ -1,9 +1,11 @@
-"""What goes into the core and what comes out: commands, facts, effects, and the changes for the store.
+"""What goes into the core and what comes out: commands, facts, effects, and the changes for the
+store.
 
-Rules.  Per-envelope things are tuples (NamedTuple) in lists; attrs classes are per command or per batch.  The core
-carries `Incoming.body` and never looks at it.  Everything here is plain data: no IO, no clock, no randomness.
-Numbers: an *envelope number* counts accepted envelopes of this store, from 1; a *seq* counts entries of one queue,
-from 1; both only rise and are never used twice.  Times are ms since 1970; a `connection` is HQ's number for it.
+Rules.  Per-envelope things are tuples (NamedTuple) in lists; attrs classes are per command or per
+batch.  The core carries `Incoming.body` and never looks at it.  Everything here is plain data: no
+IO, no clock, no randomness.  Numbers: an *envelope number* counts accepted envelopes of this store,
+from 1; a *seq* counts entries of one queue, from 1; both only rise and are never used twice.  Times
+are ms since 1970; a `connection` is HQ's number for it.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class EntryState(enum.IntEnum):
     DEAD = 3
 
 
-# -- per envelope -------------------------------------------------------------------------------------------------
+# -- per envelope ----------------------------------------------------------------------------------
 
 
 class Incoming(NamedTuple):
@@ -92,10 +94,11 @@ class Known(NamedTuple):
     size: int  # bytes of the generation that HQ has
     dead: tuple[str, ...] = ()  # queues where it is a dead letter and nothing else
     commitment: bytes = b""  # to the plaintext; empty where none was made yet (0.5.0)
-    kept: tuple[str, ...] = ()  # those of `dead` where nobody has dropped it: its bytes are still here
+    # those of `dead` where nobody has dropped it: its bytes are still here
+    kept: tuple[str, ...] = ()
 
 
-# -- commands -----------------------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------
 
 
 @attrs.define
@@ -245,7 +248,9 @@ class AddClient(Command):
 
 @attrs.define
 class EnrolHere(Command):
-    """On HQ's own machine, without an admin, a token was made: the signed log says so, whatever becomes of it."""
+    """On HQ's own machine, without an admin, a token was made: the signed log says so, whatever
+    becomes of it.
+    """
 
     target: str
     role: str
@@ -253,7 +258,9 @@ class EnrolHere(Command):
 
 @attrs.define
 class Enrol(Command):
-    """A token was made, by the admin whose command this is; ``replaces``: for the id of a home that has it."""
+    """A token was made, by the admin whose command this is; ``replaces``: for the id of a home
+    that has it.
+    """
 
     target: str
     role: str
@@ -300,7 +307,9 @@ class RevokeClient(Command):
 
 @attrs.define
 class Note(Command):
-    """A group for the signed log alone: a key bundle that HQ is about to hand out, a revocation, an admin's word."""
+    """A group for the signed log alone: a key bundle that HQ is about to hand out, a revocation,
+    an admin's word.
+    """
 
     kind: int
     payload: bytes
@@ -336,32 +345,67 @@ class Sweep:
 
 @attrs.define
 class Lost:
-    """The engine read these bodies back and they were damaged or gone: dead letters with that reason."""
+    """The engine read these bodies back and they were damaged or gone: dead letters with that
+    reason.
+    """
 
     entries: Sequence[tuple[str, int]]  # (queue, seq)
     reason: str
 
 
 AnyCommand = (
-    Publish | Consume | Cancel | Credit | Fetch | Ack | Nack | Resend | Resolve | DeclareExchange | DeleteExchange
-    | DeclareQueue | DeleteQueue | Bind | Unbind | Purge | Grant | AddClient | LimitClient | RevokeClient | List
-    | Disconnect | Sweep | Note | Lost | SettleDead | Retain | EnrolHere | Enrol | ReplaceClient | KeysAnew
+    Publish
+    | Consume
+    | Cancel
+    | Credit
+    | Fetch
+    | Ack
+    | Nack
+    | Resend
+    | Resolve
+    | DeclareExchange
+    | DeleteExchange
+    | DeclareQueue
+    | DeleteQueue
+    | Bind
+    | Unbind
+    | Purge
+    | Grant
+    | AddClient
+    | LimitClient
+    | RevokeClient
+    | List
+    | Disconnect
+    | Sweep
+    | Note
+    | Lost
+    | SettleDead
+    | Retain
+    | EnrolHere
+    | Enrol
+    | ReplaceClient
+    | KeysAnew
     | TellContacts
-)  # fmt: skip
+)
 
 
-# -- facts --------------------------------------------------------------------------------------------------------
+# -- facts -----------------------------------------------------------------------------------------
 
 
 @attrs.define
 class Wanted:
-    """What the engine must ask the store before these commands; `Broker.wanted(commands)` says it."""
+    """What the engine must ask the store before these commands; `Broker.wanted(commands)` says
+    it.
+    """
 
     known: list[tuple[str, bytes]] = attrs.Factory(list)  # (sender, envelope id)
-    entries: list[tuple[str, int, int]] = attrs.Factory(list)  # (queue, first seq, count): acks outside the head
+    # (queue, first seq, count): acks outside the head
+    entries: list[tuple[str, int, int]] = attrs.Factory(list)
     pages: list[tuple[str, int]] = attrs.Factory(list)  # (queue, after seq)
-    envelopes: list[tuple[str, str, bytes]] = attrs.Factory(list)  # (queue, sender, envelope id) for resend
-    dead: list[tuple[str, int, int]] = attrs.Factory(list)  # (queue, first seq, count): dead letters nobody settled
+    # (queue, sender, envelope id) for resend
+    envelopes: list[tuple[str, str, bytes]] = attrs.Factory(list)
+    # (queue, first seq, count): dead letters nobody settled
+    dead: list[tuple[str, int, int]] = attrs.Factory(list)
     retired: int = 0  # dead letters older than this are about to go with a `Retain`; 0: none
 
 
@@ -373,10 +417,11 @@ class Facts:
     entries: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> waiting entry
     dead: dict[str, dict[int, Entry]] = attrs.Factory(dict)  # queue -> seq -> dead letter
     pages: dict[str, list[Entry]] = attrs.Factory(dict)  # the next waiting entries, in order
-    retired: list[tuple[str, str, int]] = attrs.Factory(list)  # (queue, sender, bytes) of each that goes
+    # (queue, sender, bytes) of each that goes
+    retired: list[tuple[str, str, int]] = attrs.Factory(list)
 
 
-# -- changes: what one commit writes ------------------------------------------------------------------------------
+# -- changes: what one commit writes ---------------------------------------------------------------
 
 
 class NewEnvelope(NamedTuple):
@@ -387,7 +432,9 @@ class NewEnvelope(NamedTuple):
 
 
 class NewEntry(NamedTuple):
-    """An envelope's place in a queue; a dead letter whose next generation came gets a second one there."""
+    """An envelope's place in a queue; a dead letter whose next generation came gets a second one
+    there.
+    """
 
     queue: str
     seq: int
@@ -514,19 +561,25 @@ class Changes:
     dropped_grants: list[tuple[str, str, str]] = attrs.Factory(list)
     envelopes: list[NewEnvelope] = attrs.Factory(list)
     entries: list[NewEntry] = attrs.Factory(list)
-    replaced: list[tuple[int, Incoming]] = attrs.Factory(list)  # envelope number, its next generation
+    # envelope number, its next generation
+    replaced: list[tuple[int, Incoming]] = attrs.Factory(list)
     delivered: list[Mark] = attrs.Factory(list)  # sets delivered_at and client, raises attempts
     acked: list[Mark] = attrs.Factory(list)
     dead: list[Dead] = attrs.Factory(list)  # bodies of dead letters are kept
     settled: list[Settled] = attrs.Factory(list)  # dead letters redriven or dropped
-    finished: list[int] = attrs.Factory(list)  # envelope numbers with fan 1 now acknowledged: their bodies go
-    released: list[int] = attrs.Factory(list)  # numbers with fan > 1, one of whose entries was acknowledged: the
+    # envelope numbers with fan 1 now acknowledged: their bodies go
+    finished: list[int] = attrs.Factory(list)
+    # numbers with fan > 1, one of whose entries was acknowledged: the
+    released: list[int] = attrs.Factory(list)
     # store counts down and drops the body at zero
     counters: list[Counters] = attrs.Factory(list)
     highest: dict[str, bytes] = attrs.Factory(dict)  # sender -> highest envelope id
-    usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)  # (sender, queue) -> bytes, envelopes there
-    client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)  # (client, what) -> most; -1: as the settings say
-    contacts: dict[str, ContactLists] = attrs.Factory(dict)  # client -> whom it takes mail from; empty lists: forgotten
+    # (sender, queue) -> bytes, envelopes there
+    usage: dict[tuple[str, str], tuple[int, int]] = attrs.Factory(dict)
+    # (client, what) -> most; -1: as the settings say
+    client_limits: dict[tuple[str, str], int] = attrs.Factory(dict)
+    # client -> whom it takes mail from; empty lists: forgotten
+    contacts: dict[str, ContactLists] = attrs.Factory(dict)
     bindings_version: int | None = None
     notes: list[NewNote] = attrs.Factory(list)  # for the log alone
     noted: int = 0  # acts that change nothing else, for the log alone
@@ -538,7 +591,7 @@ class Changes:
         return any(getattr(self, a.name) not in ([], {}, None, 0) for a in attrs.fields(Changes))
 
 
-# -- effects ------------------------------------------------------------------------------------------------------
+# -- effects ---------------------------------------------------------------------------------------
 
 
 class Confirmed(NamedTuple):
@@ -604,18 +657,22 @@ class Effects:
     answers: dict[int, list[Answer]] = attrs.Factory(dict)  # connection -> in order
     handed: list[Handed] = attrs.Factory(list)
     closed: dict[int, CipherBoxError] = attrs.Factory(dict)  # connections to end (revoked)
-    pages: list[tuple[str, int]] = attrs.Factory(list)  # (queue, after seq): to bring as facts next time
+    # (queue, after seq): to bring as facts next time
+    pages: list[tuple[str, int]] = attrs.Factory(list)
     accepted: dict[int, list[Incoming]] = attrs.Factory(dict)  # connection -> stored now, in order
-    confirmed: dict[int, list[Incoming]] = attrs.Factory(dict)  # connection -> of each Confirmed, in order: for the log
+    # connection -> of each Confirmed, in order: for the log
+    confirmed: dict[int, list[Incoming]] = attrs.Factory(dict)
     acts: list[Act] = attrs.Factory(list)  # for the log
 
 
-# -- what the store loads -----------------------------------------------------------------------------------------
+# -- what the store loads --------------------------------------------------------------------------
 
 
 @attrs.define
 class Snapshot:
-    """The core's state as the store holds it; heads hold the first `head_entries` waiting of each queue."""
+    """The core's state as the store holds it; heads hold the first `head_entries` waiting of
+    each queue.
+    """
 
     next_number: int = 1
     bindings_version: int = 1

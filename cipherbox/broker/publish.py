@@ -1,11 +1,12 @@
 """One envelope's way into queues.
 
-In this order: known already? (confirm again, replace by a higher generation, or refuse) - its time - the right to
-publish - the route - every recipient in exactly one queue - the quota.  A publish is all or nothing.  An envelope goes
-only into queues whose readers are all among its recipients; anything else would hand somebody what they cannot open.
+In this order: known already? (confirm again, replace by a higher generation, or refuse) - its time
+- the right to publish - the route - every recipient in exactly one queue - the quota.  A publish is
+all or nothing.  An envelope goes only into queues whose readers are all among its recipients;
+anything else would hand somebody what they cannot open.
 
-This is a hot path: where an envelope goes is remembered until rights or bindings change, and tuples are made by
-`tuple.__new__`, which costs half of the named constructor.
+This is a hot path: where an envelope goes is remembered until rights or bindings change, and tuples
+are made by `tuple.__new__`, which costs half of the named constructor.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ if TYPE_CHECKING:
 
 MAILBOX_KEYS = {"": "", ".bulk": ".bulk", ".sys": ".sys"}
 Route = tuple[tuple[str, tuple[str, ...]], ...]  # (queue, readers), sorted by name
-Targets = tuple[tuple[Queue, ...], tuple[str, ...], tuple[str, ...]]  # queues, their names, recipients left out
+# queues, their names, recipients left out
+Targets = tuple[tuple[Queue, ...], tuple[str, ...], tuple[str, ...]]
 _new = tuple.__new__
-_REMEMBERED = 4096  # targets, and at most so many recipients in each, so that their memory is bounded
+# targets, and at most so many recipients in each, so that their memory is bounded
+_REMEMBERED = 4096
 _REMEMBERED_RECIPIENTS = 16
 
 
@@ -89,7 +92,8 @@ def publish(broker: Broker, command: Publish, facts: Facts) -> None:
                     answers.append(answer)
                     confirmed.append(item)
                     if answer.again:
-                        broker.effects.changes.noted += 1  # a confirm is proven, whatever it confirms
+                        # a confirm is proven, whatever it confirms
+                        broker.effects.changes.noted += 1
                     else:
                         accepted.append(item)
                     continue
@@ -101,7 +105,9 @@ def publish(broker: Broker, command: Publish, facts: Facts) -> None:
 
 
 def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
-    """An id that HQ knows: confirmed again, or its next generation wherever nobody acknowledged it yet."""
+    """An id that HQ knows: confirmed again, or its next generation wherever nobody acknowledged
+    it yet.
+    """
     here = [broker.queues[name] for name in known.queues if name in broker.queues]
     missing = _left_out(item, here) if item.partial else ()
     if item.envelope_hash == known.envelope_hash:
@@ -117,42 +123,58 @@ def _again(broker: Broker, item: Incoming, known: Known) -> Confirmed:
         raise _changed(broker, tuple((q.name, rights.readers(q)) for q, _ in waiting))
     everywhere = dead
     dead = [
-        q for q in dead
-        if (readers := rights.readers(q)) and recipients.issuperset(readers) and rights.takes(q, item.sender)
-    ]  # fmt: skip
-    if not waiting and not dead:  # acknowledged everywhere: there is nothing that the new bytes could replace
+        q
+        for q in dead
+        if (readers := rights.readers(q))
+        and recipients.issuperset(readers)
+        and rights.takes(q, item.sender)
+    ]
+    # acknowledged everywhere: there is nothing that the new bytes could replace
+    if not waiting and not dead:
         return Confirmed(item.correlation, True, known.queues, missing, known.accepted_at)
     if not item.partial and _left_out(item, here):
         raise _changed(broker, tuple((q.name, rights.readers(q)) for q in here))
     kept = [q for q in dead if _kept(broker, q, known)]
     fresh = [q for q in dead if q not in kept]  # somebody dropped it there
     grown = [*(q for q, _ in waiting), *kept]
-    for queue, more in [*((q, item.size - known.size) for q in grown), *((q, item.size) for q in fresh)]:
+    for queue, more in [
+        *((q, item.size - known.size) for q in grown),
+        *((q, item.size) for q in fresh),
+    ]:
         _check_quota(broker, queue, item.sender, more)
     more = (item.size - known.size) * len(grown) + item.size * len(fresh)
     broker.totals.check(item.sender, more, len(fresh))
     for queue in kept:
         queue.add_used(item.sender, -known.size, -1)
     for queue in everywhere:
-        if queue not in dead and _kept(broker, queue, known):  # it stays a dead letter, of other bytes now
+        # it stays a dead letter, of other bytes now
+        if queue not in dead and _kept(broker, queue, known):
             queue.add_used(item.sender, item.size - known.size, 0)
             broker.touched.add(queue)
     for queue, seq in waiting:
         _replace(broker, queue, seq, item, known)
     places = [(q.name, seq) for q, seq in waiting]
     fan = len(known.queues)
-    places += [(q.name, _enter(broker, q, known.number, fan, item, known.accepted_at)) for q in dead]
+    places += [
+        (q.name, _enter(broker, q, known.number, fan, item, known.accepted_at)) for q in dead
+    ]
     broker.effects.changes.replaced.append((known.number, item))
     broker.fresh[(item.sender, item.envelope_id)] = known._replace(
-        generation=item.generation, envelope_hash=item.envelope_hash, size=item.size, waiting=tuple(places),
-        dead=tuple(name for name in known.dead if name not in [q.name for q in dead]), commitment=item.commitment,
+        generation=item.generation,
+        envelope_hash=item.envelope_hash,
+        size=item.size,
+        waiting=tuple(places),
+        dead=tuple(name for name in known.dead if name not in [q.name for q in dead]),
+        commitment=item.commitment,
         kept=tuple(name for name in known.kept if name not in [q.name for q in dead]),
-    )  # fmt: skip
+    )
     return Confirmed(item.correlation, False, known.queues, missing, known.accepted_at)
 
 
 def _unacknowledged(broker: Broker, known: Known) -> tuple[list[tuple[Queue, int]], list[Queue]]:
-    """Where it waits, and where it is a dead letter, by the facts and by what happened since in this batch."""
+    """Where it waits, and where it is a dead letter, by the facts and by what happened since in
+    this batch.
+    """
     waiting = []
     dead = [broker.queues[name] for name in known.dead if name in broker.queues]
     for name, seq in known.waiting:
@@ -172,14 +194,18 @@ def _kept(broker: Broker, queue: Queue, known: Known) -> bool:
     changes = broker.effects.changes
     if any(s.queue == queue.name and s.number == known.number for s in changes.settled):
         return False
-    return queue.name in known.kept or any(d.queue == queue.name and d.number == known.number for d in changes.dead)
+    return queue.name in known.kept or any(
+        d.queue == queue.name and d.number == known.number for d in changes.dead
+    )
 
 
 def _check_quota(broker: Broker, queue: Queue, sender: str, more: int) -> None:
     quota = broker.limits.quota_bytes
     used = queue.used.get(sender, NONE).size
     if used + more > quota:
-        raise QuotaExceeded(f"{used} bytes of {sender} are in {queue.name} already; at most {quota} may be")
+        raise QuotaExceeded(
+            f"{used} bytes of {sender} are in {queue.name} already; at most {quota} may be"
+        )
 
 
 def _left_out(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
@@ -188,7 +214,9 @@ def _left_out(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
 
 
 def _replace(broker: Broker, queue: Queue, seq: int, item: Incoming, known: Known) -> None:
-    """The next generation takes the entry's place; who holds the old one gets the new one as a redelivery."""
+    """The next generation takes the entry's place; who holds the old one gets the new one as a
+    redelivery.
+    """
     changed = item.size - known.size
     queue.size += changed
     queue.add_used(item.sender, changed, 0)
@@ -202,9 +230,24 @@ def _replace(broker: Broker, queue: Queue, seq: int, item: Incoming, known: Know
 
 def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) -> Confirmed:
     (
-        correlation, _, _, sender, envelope_id, generation, _, envelope_hash, _, exchange, key, recipients, _,
-        expires_at, size, _, commitment,
-    ) = item  # fmt: skip
+        correlation,
+        _,
+        _,
+        sender,
+        envelope_id,
+        generation,
+        _,
+        envelope_hash,
+        _,
+        exchange,
+        key,
+        recipients,
+        _,
+        expires_at,
+        size,
+        _,
+        commitment,
+    ) = item
     now = broker.now
     if envelope_id < broker.earliest:
         raise TooOld
@@ -224,7 +267,9 @@ def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) 
     changes = broker.effects.changes
     fan = len(queues)
     changes.envelopes.append(_new(NewEnvelope, (number, now, fan, item)))
-    places = tuple([(queue.name, _enter(broker, queue, number, fan, item, now)) for queue in queues])
+    places = tuple(
+        [(queue.name, _enter(broker, queue, number, fan, item, now)) for queue in queues]
+    )
     if top is None or envelope_id > top:
         broker.highest[sender] = changes.highest[sender] = envelope_id
     broker.fresh[(sender, envelope_id)] = _new(
@@ -233,12 +278,15 @@ def _accept(broker: Broker, connection: int, item: Incoming, top: bytes | None) 
     return _new(Confirmed, (correlation, False, names, missing, now))
 
 
-def _enter(broker: Broker, queue: Queue, number: int, fan: int, item: Incoming, accepted_at: int) -> int:
+def _enter(
+    broker: Broker, queue: Queue, number: int, fan: int, item: Incoming, accepted_at: int
+) -> int:
     """A new entry at the end of a queue; its seq."""
     seq = queue.next
     sender, size = item[3], item[14]
     queue.append(
-        _new(Entry, (seq, number, size, 0, fan, sender, item[4], accepted_at, item[13])), broker.limits.head_entries
+        _new(Entry, (seq, number, size, 0, fan, sender, item[4], accepted_at, item[13])),
+        broker.limits.head_entries,
     )
     queue.add_used(sender, size, 1)
     broker.touched.add(queue)
@@ -275,7 +323,9 @@ def _choose(broker: Broker, connection: int, item: Incoming) -> tuple[list[Queue
         if len(twice) == len(readers):
             continue
         if twice:
-            raise AmbiguousRoute(f"{twice[0]} would get the envelope in {covered[twice[0]]} and in {name}")
+            raise AmbiguousRoute(
+                f"{twice[0]} would get the envelope in {covered[twice[0]]} and in {name}"
+            )
         covered.update(dict.fromkeys(readers, name))
         chosen.append(broker.queues[name])
     missing = tuple(sorted(recipients.difference(covered)))
@@ -286,7 +336,9 @@ def _choose(broker: Broker, connection: int, item: Incoming) -> tuple[list[Queue
 
 def _changed(broker: Broker, route: Route) -> RouteChanged:
     readers = sorted({r for _, rs in route for r in rs})
-    error = RouteChanged(f"this route is read by {', '.join(readers)}; the envelope was sealed for others")
+    error = RouteChanged(
+        f"this route is read by {', '.join(readers)}; the envelope was sealed for others"
+    )
     error.__cause__ = RouteDetail(Routed(0, broker.bindings_version, route))
     return error
 
@@ -312,10 +364,12 @@ def _mailboxes(broker: Broker, item: Incoming) -> tuple[list[Queue], tuple[str, 
 def _without_refusing(
     item: Incoming, queues: list[Queue], kept: list[Queue], missing: tuple[str, ...]
 ) -> tuple[list[Queue], tuple[str, ...]]:
-    """Where an envelope goes when only ``kept`` of its queues have a reader who takes mail from its sender.
+    """Where an envelope goes when only ``kept`` of its queues have a reader who takes mail from its
+    sender.
 
-    It is refused, naming who takes none, unless it is partial and somebody else gets it.  Whoever publishes to a route
-    cannot leave a reader out, so there one reader's lists keep the envelope from nobody else: inboxes decide.
+    It is refused, naming who takes none, unless it is partial and somebody else gets it.  Whoever
+    publishes to a route cannot leave a reader out, so there one reader's lists keep the envelope
+    from nobody else: inboxes decide.
     """
     routed = bool(item.exchange) or item.routing_key not in MAILBOX_KEYS
     if kept and routed and not item.partial:
@@ -324,14 +378,17 @@ def _without_refusing(
     refusing = sorted(set(item.recipients).difference(covered, missing))
     if not item.partial or not kept:
         verb = "takes" if len(refusing) == 1 else "take"
-        raise RecipientRefuses(f"{', '.join(refusing)} {verb} no mail from {item.sender}", names_detail(refusing))
+        raise RecipientRefuses(
+            f"{', '.join(refusing)} {verb} no mail from {item.sender}", names_detail(refusing)
+        )
     return kept, tuple(sorted({*missing, *refusing}))
 
 
 def resolve(broker: Broker, connection: int, client: str, exchange: str, routing_key: str) -> Route:
     """Who reads what is published here: (queue, readers), queues without a reader left out.
 
-    NotFound for an unknown exchange, Forbidden without the right to publish, NoRoute when nobody reads it.
+    NotFound for an unknown exchange, Forbidden without the right to publish, NoRoute when nobody
+    reads it.
     """
     rights = broker.rights
     names: tuple[str, ...]
@@ -340,17 +397,26 @@ def resolve(broker: Broker, connection: int, client: str, exchange: str, routing
         if found is None:
             raise NotFound(f"there is no exchange {exchange!r}; see: cipherbox exchange list")
         if not rights.may_publish(client, connection, exchange):
-            raise Forbidden(f"{client} may not publish to exchange {exchange!r}; an admin permits it: "
-                        f"cipherbox grant {client} publish {exchange}")  # fmt: skip
+            raise Forbidden(
+                f"{client} may not publish to exchange {exchange!r}; an admin permits it: "
+                f"cipherbox grant {client} publish {exchange}"
+            )
         names = found.route(routing_key)
     else:
         queue = broker.queues.get(routing_key)
         mine = queue is not None and (queue.is_reader(client) or queue.name.startswith(MAILBOX))
         if queue is None or not (mine or rights.may_publish(client, connection, routing_key)):
-            raise NotFound(f"there is no queue {routing_key!r} that you may publish to; see: cipherbox queue list")
+            raise NotFound(
+                f"there is no queue {routing_key!r} that you may publish to; see: cipherbox "
+                "queue list"
+            )
         names = (routing_key,)
     route = tuple((n, r) for n in names if (r := rights.readers(broker.queues[n])))
     if not route:
-        where = f"exchange {exchange!r} with key {routing_key!r}" if exchange else f"queue {routing_key!r}"
+        where = (
+            f"exchange {exchange!r} with key {routing_key!r}"
+            if exchange
+            else f"queue {routing_key!r}"
+        )
         raise NoRoute(f"nobody reads what is published to {where}")
     return route

@@ -1,13 +1,15 @@
-"""One queue in memory: a head of bounded length, what is out with consumers, what came back, and counters.
+"""One queue in memory: a head of bounded length, what is out with consumers, what came back, and
+counters.
 
     acknowledged | out and returned | head (in memory) | tail (in the store only)
                  ^ first                               ^ loaded_to                ^ next
 
 Rules.
 1. `ready` is sorted by seq: what comes back goes to its place at the front.
-2. As long as the whole tail is in memory a new entry joins `ready`; once the head is full, entries only count until the
-   store brings a page.
-3. Every unacknowledged seq up to `loaded_to` is in `ready` or in `out`, never in both; none beyond it is in either.
+2. As long as the whole tail is in memory a new entry joins `ready`; once the head is full, entries
+   only count until the store brings a page.
+3. Every unacknowledged seq up to `loaded_to` is in `ready` or in `out`, never in both; none beyond
+   it is in either.
 4. `first` may lag behind the lowest unacknowledged seq, never run ahead of it.
 """
 
@@ -68,7 +70,12 @@ class Queue:
     """See the module."""
 
     def __init__(
-        self, name: str, owner: str, readers: Iterable[str], totals: Totals, counters: Counters | None = None
+        self,
+        name: str,
+        owner: str,
+        readers: Iterable[str],
+        totals: Totals,
+        counters: Counters | None = None,
     ) -> None:
         self.name = name
         self.owner = owner
@@ -82,7 +89,8 @@ class Queue:
         self.ready: deque[Entry] = deque()
         self.out: dict[int, Out] = {}
         self.consumers: deque[Consumer] = deque()
-        self.loaded_to = self.next - 1  # the highest seq that was in memory; the tail begins behind it
+        # the highest seq that was in memory; the tail begins behind it
+        self.loaded_to = self.next - 1
         self.paging = False  # a page was asked for
         self.purges: list[Purging] = []
         self.soonest = 0  # no entry in `ready` expires before; 0: none expires
@@ -125,7 +133,9 @@ class Queue:
         self.senders.add(sender)
 
     def append(self, entry: Entry, most: int) -> None:
-        """A new entry at the end; it stays in memory while the head has room and no tail is before it."""
+        """A new entry at the end; it stays in memory while the head has room and no tail is
+        before it.
+        """
         seq = entry[0]
         self.depth += 1
         self.size += entry[2]
@@ -145,7 +155,9 @@ class Queue:
         rows = []
         for seq, number in enumerate(self.fresh, self.fresh_from):
             client = handed(seq)
-            rows.append(NewEntry(self.name, seq, number, 0 if client is None else now, client or ""))
+            rows.append(
+                NewEntry(self.name, seq, number, 0 if client is None else now, client or "")
+            )
         return rows
 
     def end_batch(self) -> None:
@@ -155,7 +167,9 @@ class Queue:
         self.fresh_from = _NONE
 
     def page(self, entries: list[Entry], limit: int) -> None:
-        """The next waiting entries behind `loaded_to`; fewer than ``limit`` mean that the tail is now in memory."""
+        """The next waiting entries behind `loaded_to`; fewer than ``limit`` mean that the tail
+        is now in memory.
+        """
         self.paging = False
         for entry in entries:
             if entry.seq > self.loaded_to:
@@ -237,7 +251,9 @@ class Queue:
         return entry
 
     def take_ready(self, runs: Sequence[tuple[int, int]]) -> list[Entry]:
-        """Removes from `ready` what lies in sorted runs (first seq, last seq), in one pass over the part concerned."""
+        """Removes from `ready` what lies in sorted runs (first seq, last seq), in one pass over
+        the part concerned.
+        """
         ready = self.ready
         found: list[Entry] = []
         kept: list[Entry] = []

@@ -1,8 +1,9 @@
 """Who may do what.  The manual page `permissions` says it in words.
 
-Admins may do everything but read other clients' queues.  A client may publish to every mailbox and to exchanges it was
-granted, read its own queues and those it was granted, and declare queues of its own.  HQ itself is connection 0.
-Unknown and forbidden look the same wherever saying more would tell what exists.
+Admins may do everything but read other clients' queues.  A client may publish to every mailbox and
+to exchanges it was granted, read its own queues and those it was granted, and declare queues of its
+own.  HQ itself is connection 0.  Unknown and forbidden look the same wherever saying more would
+tell what exists.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ _EVERYBODY = ContactLists()
 
 
 class Rights:
-    """Clients, their roles and their grants, and whom each of them takes mail from, if it has told."""
+    """Clients, their roles and their grants, and whom each of them takes mail from, if it has
+    told.
+    """
 
     def __init__(
-        self, clients: list[ClientRow], grants: list[tuple[str, str, str]], contacts: Mapping[str, ContactLists] = _NONE
+        self,
+        clients: list[ClientRow],
+        grants: list[tuple[str, str, str]],
+        contacts: Mapping[str, ContactLists] = _NONE,
     ) -> None:
         self.contacts = dict(contacts)
         self.clients = {c.name: c for c in clients}
@@ -53,7 +59,11 @@ class Rights:
         return {name for name in found if not self.revoked(name)}
 
     def granted(self, client: str, right: str, resource: str) -> bool:
-        return (client, right, resource) in self.grants or (EVERYBODY, right, resource) in self.grants
+        return (client, right, resource) in self.grants or (
+            EVERYBODY,
+            right,
+            resource,
+        ) in self.grants
 
     def may_publish(self, client: str, connection: int, exchange: str) -> bool:
         return self.granted(client, "publish", exchange) or self.is_admin(client, connection)

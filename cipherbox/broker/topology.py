@@ -1,9 +1,9 @@
 """Exchanges, queues, bindings, grants and clients: declare, delete, show.
 
-Names stay as they were declared; declaring the same again is no error, declaring another under a name is a Conflict.
-What is deleted takes its bindings and grants with it, so that a later thing of that name starts with neither.  A new
-queue begins above the numbers of every deleted one: no (queue, seq) is ever used twice, so that an old ack repeated
-late cannot meet a new envelope.
+Names stay as they were declared; declaring the same again is no error, declaring another under a
+name is a Conflict.  What is deleted takes its bindings and grants with it, so that a later thing of
+that name starts with neither.  A new queue begins above the numbers of every deleted one: no
+(queue, seq) is ever used twice, so that an old ack repeated late cannot meet a new envelope.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from cipherbox.broker.queues import Purging, Queue
 from cipherbox.broker.rights import MAILBOX, RIGHTS, no_queue
 from cipherbox.broker.usage import QUEUES
 from cipherbox.contact_lists import ContactLists
-from cipherbox.errors import CipherBoxError, Conflict, Forbidden, InvalidRequest, LimitReached, NotFound, Revoked
+from cipherbox.errors import (
+    CipherBoxError,
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    LimitReached,
+    NotFound,
+    Revoked,
+)
 from cipherbox.limits import check_client_id, check_name
 
 if TYPE_CHECKING:
@@ -72,12 +80,16 @@ def declare_exchange(broker: Broker, c: m.DeclareExchange) -> Done:
     found = broker.exchanges.get(c.name)
     if found is not None:
         if found.kind != c.type:
-            raise Conflict(f"exchange {c.name!r} exists already and is of type {found.kind.name.lower()}, not "
-                           f"{ExchangeType(c.type).name.lower()}; a type never changes")  # fmt: skip
+            raise Conflict(
+                f"exchange {c.name!r} exists already and is of type {found.kind.name.lower()}, not "
+                f"{ExchangeType(c.type).name.lower()}; a type never changes"
+            )
         return Done(c.correlation, 0)
     if not (_admin(broker, c) or broker.rights.granted(c.client, "declare", "")):
-        raise Forbidden(f"{c.client} may not declare exchanges; an admin permits it: "
-                        f"cipherbox grant {c.client} declare")  # fmt: skip
+        raise Forbidden(
+            f"{c.client} may not declare exchanges; an admin permits it: "
+            f"cipherbox grant {c.client} declare"
+        )
     if len(broker.exchanges) >= broker.limits.exchanges:
         raise InvalidRequest(f"there are {broker.limits.exchanges} exchanges already")
     broker.exchanges[c.name] = Exchange(c.name, ExchangeType(c.type))
@@ -115,7 +127,9 @@ def delete_exchange(broker: Broker, c: m.DeleteExchange) -> Done:
 
 
 def _drop_grants(broker: Broker, name: str) -> None:
-    """The grants on something deleted end with it, unless an exchange or queue of the same name stays."""
+    """The grants on something deleted end with it, unless an exchange or queue of the same name
+    stays.
+    """
     if name in broker.exchanges or name in broker.queues:
         return
     changes = broker.effects.changes
@@ -127,7 +141,9 @@ def _drop_grants(broker: Broker, name: str) -> None:
 def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
     check_name(c.name, "queue name")
     if c.name.startswith(MAILBOX):
-        raise InvalidRequest(f"queue names beginning with {MAILBOX!r} are mailboxes, made at enrolment")
+        raise InvalidRequest(
+            f"queue names beginning with {MAILBOX!r} are mailboxes, made at enrolment"
+        )
     admin = _admin(broker, c)
     owner = c.owner if c.connection == 0 else c.owner or c.client
     for client in {owner, *c.readers} - {""}:
@@ -138,12 +154,19 @@ def declare_queue(broker: Broker, c: m.DeclareQueue) -> Done:
     found = broker.queues.get(c.name)
     if found is not None:
         if not (admin or c.client == found.owner):
-            raise Conflict(f"a queue {c.name!r} exists already, and is not yours; choose another name")
+            raise Conflict(
+                f"a queue {c.name!r} exists already, and is not yours; choose another name"
+            )
         if found.owner != owner:
-            raise Conflict(f"queue {c.name!r} exists already with the owner {found.owner or 'HQ'}, not {owner or 'HQ'}")
+            raise Conflict(
+                f"queue {c.name!r} exists already with the owner {found.owner or 'HQ'}, not "
+                f"{owner or 'HQ'}"
+            )
         if more := sorted(set(c.readers) - {owner} - found.readers):
-            raise Conflict(f"queue {c.name!r} exists already, and {', '.join(more)} does not read it; an admin permits "
-                           f"it: cipherbox grant {more[0]} read {c.name}")  # fmt: skip
+            raise Conflict(
+                f"queue {c.name!r} exists already, and {', '.join(more)} does not read it; an "
+                f"admin permits it: cipherbox grant {more[0]} read {c.name}"
+            )
         return Done(c.correlation, int(_limit(broker, found, c)))
     owned = owned_queues(broker, owner)
     if not admin and owned >= (most := broker.totals.most(owner, QUEUES)):
@@ -179,7 +202,9 @@ def row_of(queue: Queue) -> QueueRow:
 
 def _add_queue(broker: Broker, name: str, owner: str, readers: tuple[str, ...]) -> None:
     first = broker.first_seq
-    queue = broker.queues[name] = Queue(name, owner, readers, broker.totals, Counters(name, 0, 0, first, first))
+    queue = broker.queues[name] = Queue(
+        name, owner, readers, broker.totals, Counters(name, 0, 0, first, first)
+    )
     for client in queue.all_readers:
         broker.reads.setdefault(client, set()).add(name)
     changes = broker.effects.changes
@@ -201,10 +226,16 @@ def delete_queue(broker: Broker, c: m.DeleteQueue) -> Done:
     if c.name.startswith(MAILBOX):
         raise InvalidRequest("a mailbox stays as long as HQ knows its client")
     if queue.depth:
-        raise Conflict(f"{queue.depth} envelopes wait in {c.name!r}; nothing unacknowledged is deleted")
+        raise Conflict(
+            f"{queue.depth} envelopes wait in {c.name!r}; nothing unacknowledged is deleted"
+        )
     dead = sum(used.envelopes for used in queue.used.values())
-    if dead and not _admin(broker, c):  # or whoever declares, fills and deletes queues fills the disk uncounted
-        raise Conflict(f"{dead} dead letters of {c.name!r} are kept; redrive them first, or an admin drops them")
+    # or whoever declares, fills and deletes queues fills the disk uncounted
+    if dead and not _admin(broker, c):
+        raise Conflict(
+            f"{dead} dead letters of {c.name!r} are kept; redrive them first, or an admin drops "
+            "them"
+        )
     for exchange, key in sorted(queue.bindings):
         _unbind(broker, broker.exchanges[exchange], c.name, key)
     for consumer in list(queue.consumers):
@@ -259,7 +290,9 @@ def _unbind(broker: Broker, exchange: Exchange, queue: str, routing_key: str) ->
 
 
 def purge(broker: Broker, c: m.Purge) -> None:
-    """All that waits now becomes dead letters, page by page, also what is out.  Answered when the last page is done."""
+    """All that waits now becomes dead letters, page by page, also what is out.  Answered when
+    the last page is done.
+    """
     _need_admin(broker, c)
     queue = broker.queues.get(c.queue)
     if queue is None:
@@ -277,7 +310,13 @@ def purge_on(broker: Broker, queue: Queue) -> None:
     for purging in going:
         done = purging.done
         while queue.ready and queue.ready[0].seq <= purging.up_to:
-            bury(broker, queue, queue.ready.popleft(), f"purged by {purging.client or 'HQ'}", purging.client)
+            bury(
+                broker,
+                queue,
+                queue.ready.popleft(),
+                f"purged by {purging.client or 'HQ'}",
+                purging.client,
+            )
             done += 1
         if queue.loaded_to >= purging.up_to:
             answers = broker.effects.answers.setdefault(purging.connection, [])
@@ -290,13 +329,17 @@ def purge_on(broker: Broker, queue: Queue) -> None:
 def grant(broker: Broker, c: m.Grant) -> Done:
     _need_admin(broker, c)
     if c.right not in RIGHTS:
-        raise InvalidRequest(f"there is no right {c.right!r}; there are {', '.join(sorted(RIGHTS))}")
+        raise InvalidRequest(
+            f"there is no right {c.right!r}; there are {', '.join(sorted(RIGHTS))}"
+        )
     if c.target != EVERYBODY and c.target not in broker.rights.clients:
         raise NotFound(f"there is no client {c.target!r}; see who is enrolled: cipherbox clients")
     if c.right == "read":
         return _grant_read(broker, c)
     if c.right in ("declare", "admin") and (c.resource or c.target == EVERYBODY):
-        raise InvalidRequest(f"the right {c.right!r} is given to one client and names no exchange or queue")
+        raise InvalidRequest(
+            f"the right {c.right!r} is given to one client and names no exchange or queue"
+        )
     known = c.resource in broker.exchanges or c.resource in broker.queues
     if c.right in ("publish", "bind") and c.give and not known:
         raise NotFound(f"there is no exchange or queue {c.resource!r}")
@@ -319,7 +362,9 @@ def _grant_read(broker: Broker, c: m.Grant) -> Done:
     if queue is None:
         raise no_queue(c.resource)
     if c.target == EVERYBODY or c.resource.startswith(MAILBOX):
-        raise InvalidRequest("readers are named one by one, and a mailbox is read by its client alone")
+        raise InvalidRequest(
+            "readers are named one by one, and a mailbox is read by its client alone"
+        )
     if c.give == (c.target in queue.readers):
         return Done(c.correlation, 0)
     if c.give:
@@ -345,7 +390,10 @@ def add_client(broker: Broker, c: m.AddClient) -> Done:
         raise InvalidRequest(f"a role is {CLIENT} or {ADMIN}, not {c.role!r}")
     found = broker.rights.clients.get(c.target)
     if found is not None and not found.revoked_at and found.role != c.role:
-        raise Conflict(f"{c.target} is enrolled already with the role {found.role}, not {c.role}; revoke it first")
+        raise Conflict(
+            f"{c.target} is enrolled already with the role {found.role}, not {c.role}; revoke it "
+            "first"
+        )
     if found is None or found.revoked_at:
         row = ClientRow(c.target, c.role, found.added_at if found else broker.now)
         broker.rights.add(row)
@@ -376,7 +424,9 @@ def revoke_client(broker: Broker, c: m.RevokeClient) -> Done:
         broker.effects.changes.clients.append(row)
         broker.bindings_changed()
         set_contacts(broker, c.target, ContactLists())  # nothing is taken for it any more
-    end_connections(broker, c.target, Revoked(f"the certificate of {c.target} was revoked: {c.reason}"))
+    end_connections(
+        broker, c.target, Revoked(f"the certificate of {c.target} was revoked: {c.reason}")
+    )
     return Done(c.correlation, 1)
 
 

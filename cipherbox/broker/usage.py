@@ -1,8 +1,8 @@
 """What each client has at HQ, in bytes and envelopes: waiting, delivered, or kept as a dead letter.
 
-An envelope counts once for each queue it is in, for its sender.  A queue knows its part of it (`Queue.used`), which the
-store keeps; `Totals` is the sum over all queues.  A client may have as much as the settings say, or as an admin said of
-this one client.
+An envelope counts once for each queue it is in, for its sender.  A queue knows its part of it
+(`Queue.used`), which the store keeps; `Totals` is the sum over all queues.  A client may have as
+much as the settings say, or as an admin said of this one client.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from cipherbox.errors import QuotaExceeded
 from cipherbox.limits import Limits
 
 BYTES, ENVELOPES, QUEUES, BUNDLES, CERTIFICATES, PREKEYS = (
-    "bytes", "envelopes", "queues", "bundles", "certificates", "prekeys",
-)  # fmt: skip
-SETTINGS: dict[str, Callable[[Limits], int]] = {  # what is bounded for each client, and the setting that says how much
+    "bytes",
+    "envelopes",
+    "queues",
+    "bundles",
+    "certificates",
+    "prekeys",
+)
+# what is bounded for each client, and the setting that says how much
+SETTINGS: dict[str, Callable[[Limits], int]] = {
     BYTES: lambda x: x.bytes_per_client,
     ENVELOPES: lambda x: x.envelopes_per_client,
     QUEUES: lambda x: x.queues_per_client,
@@ -70,8 +76,12 @@ class Totals:
         """QuotaExceeded, with the numbers, if so much more is more than this client may have."""
         had = self._of.get(client, NONE)
         if had.size + size > (most := self.most(client, BYTES)):
-            raise QuotaExceeded(f"{client} has {had.size} bytes at HQ, in all queues and dead letters; at most {most}")
+            raise QuotaExceeded(
+                f"{client} has {had.size} bytes at HQ, in all queues and dead letters; at most "
+                f"{most}"
+            )
         if had.envelopes + envelopes > (most := self.most(client, ENVELOPES)):
             raise QuotaExceeded(
-                f"{client} has {had.envelopes} envelopes at HQ, in all queues and dead letters; at most {most}"
+                f"{client} has {had.envelopes} envelopes at HQ, in all queues and dead letters; "
+                f"at most {most}"
             )

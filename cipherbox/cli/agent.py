@@ -18,15 +18,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--folder", type=click.Path(path_type=Path, file_okay=False),
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
     help="Where the folders are. [default: your --home; ~/CipherBox for ~/.cipherbox]",
 )
 @incoming_option
-@click.option("--exec", "command", help="Run this command for each message and file, as `receive --exec` does.")
+@click.option(
+    "--exec",
+    "command",
+    help="Run this command for each message and file, as `receive --exec` does.",
+)
 @ordered_option
 @click.pass_context
 def agent(
-    ctx: click.Context, folder: Path | None, incoming: Path | None, command: str | None, ordered: bool
+    ctx: click.Context,
+    folder: Path | None,
+    incoming: Path | None,
+    command: str | None,
+    ordered: bool,
 ) -> None:
     """Send what is put into a folder, and receive into another, until Ctrl-C.
 
@@ -38,9 +47,10 @@ def agent(
     refused/                  what a recipient refused, and why: the same
     incoming/FL-LAB/          what came, under its name when it is whole
 
-    Messages enter data/received_messages.jsonl as with `receive`.  What other commands left in the outbox goes out too.
-    A file is sent when it has not changed for ten seconds, and no program has it open for writing ([agent] in
-    client.toml: other times, marker files, names to ignore).  HQ away, a cut line, a restart: nothing needs doing.
+    Messages enter data/received_messages.jsonl as with `receive`.  What other commands left in the
+    outbox goes out too.  A file is sent when it has not changed for ten seconds, and no program has
+    it open for writing ([agent] in client.toml: other times, marker files, names to ignore).  HQ
+    away, a cut line, a restart: nothing needs doing.
     """
     import trio
 
@@ -82,7 +92,6 @@ def _end(service: Agent) -> None:
     refused = f"{service.refused} refused, " if service.refused else ""
     text = f"{service.sent} file(s) sent, {service.failed} failed, {refused}"
     say(text + f"{service.receiver.received} message(s) received.")
-
 
 
 def _folder(home: Home) -> Path:

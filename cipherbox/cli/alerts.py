@@ -13,7 +13,9 @@ from cipherbox.cli.options import HQ_DIRECTORY, home_of, hq_settings, json_optio
 if TYPE_CHECKING:
     from cipherbox.config.alerts import AlertSettings
 
-_hq_option = click.option("--hq", type=HQ_DIRECTORY, metavar="DIRECTORY", help="HQ's alerts instead of this client's.")
+_hq_option = click.option(
+    "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY", help="HQ's alerts instead of this client's."
+)
 
 
 @click.group()
@@ -33,7 +35,9 @@ def alerts_test(ctx: click.Context, hq: Path | None, as_json: bool) -> int:
 
     who, _, settings = _of(ctx, hq)
     if not ways(settings):
-        raise ConfigError("nobody is told: set command, webhook or mail in [alerts] (cipherbox manual operations)")
+        raise ConfigError(
+            "nobody is told: set command, webhook or mail in [alerts] (cipherbox manual operations)"
+        )
     found = run(try_ways, settings, who)
     if as_json:
         print_json({name: {"taken": not why, "reason": why} for name, why in found.items()})
@@ -55,14 +59,27 @@ def alerts_list(ctx: click.Context, hq: Path | None, as_json: bool) -> None:
     who, directory, settings = _of(ctx, hq)
     rows = Teller(who, settings, directory).known().values()
     if as_json:
-        print_json([{**row.alert._asdict(), "since": int(row.since * 1000), "told": row.told} for row in rows])
+        print_json(
+            [
+                {**row.alert._asdict(), "since": int(row.since * 1000), "told": row.told}
+                for row in rows
+            ]
+        )
         return
     table(
         ("alert", "since", "told", "text"),
-        [(row.alert.name, time_text(int(row.since * 1000)), "yes" if row.told else "no", safe(row.alert.text))
-         for row in rows],
-        empty="nothing to look at was seen", drop=("told", "since"),
-    )  # fmt: skip
+        [
+            (
+                row.alert.name,
+                time_text(int(row.since * 1000)),
+                "yes" if row.told else "no",
+                safe(row.alert.text),
+            )
+            for row in rows
+        ],
+        empty="nothing to look at was seen",
+        drop=("told", "since"),
+    )
 
 
 def _of(ctx: click.Context, hq: Path | None) -> tuple[str, Path, AlertSettings]:

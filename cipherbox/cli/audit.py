@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import attrs
@@ -26,14 +26,18 @@ def audit() -> None:
 
 
 @audit.command("verify")
-@click.option("--key", help="The log key in hexadecimal. [default: what this HQ's certificate stands behind]")
+@click.option(
+    "--key", help="The log key in hexadecimal. [default: what this HQ's certificate stands behind]"
+)
 @json_option
 @click.pass_context
 def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
-    """Read the whole log from HQ and check every entry, the tree over them, and that what was read before is there.
+    """Read the whole log from HQ and check every entry, the tree over them, and that what was read
+    before is there.
 
-    Exit code 1 when an entry was changed, is missing or stands in another place, when the newest head does not fit, or
-    when two entries name different key bundles of one client under one number; it is named.
+    Exit code 1 when an entry was changed, is missing or stands in another place, when the newest
+    head does not fit, or when two entries name different key bundles of one client under one
+    number; it is named.
     """
     from cipherbox.cli.output import fail, print_json, say
     from cipherbox.client.log.audit import Audit, verify_log
@@ -55,11 +59,17 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
         for one in found.wrong:
             fail(f"Entry {one['entry']}: {one['reason']}.")
         if not found.wrong:
-            say(f"{found.entries} entries, {found.first} to {found.last}: all signed, whole and in order.")
+            say(
+                f"{found.entries} entries, {found.first} to {found.last}: all signed, whole and "
+                "in order."
+            )
             if found.remembered:
                 say(f"{found.remembered} of them were read here before, and are the same.")
             if found.old_entries:
-                say(f"Before them {found.old_entries} entries of the log as it was before 0.6, whole as well.")
+                say(
+                    f"Before them {found.old_entries} entries of the log as it was before 0.6, "
+                    "whole as well."
+                )
             say(f"Log key: {found.key}")
             say(f"Root: {found.root}")
     return Exit.REFUSED if found.wrong else Exit.OK
@@ -67,7 +77,13 @@ def audit_verify(ctx: click.Context, key: str | None, as_json: bool) -> int:
 
 @audit.command("show")
 @click.option("--after", type=click.IntRange(min=0), help="Entries after this one.")
-@click.option("--last", type=click.IntRange(1, 100_000), default=20, show_default=True, help="The newest so many.")
+@click.option(
+    "--last",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    help="The newest so many.",
+)
 @json_option
 @click.pass_context
 def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) -> None:
@@ -87,9 +103,13 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
             head, groups = decode_record(entry.record), decode_groups(entry.body)
             if as_json:
                 found = [event for group in groups for event in events(group)]
-                print_json({"entry": head.index, "at": head.at, "root": head.root.hex(), "events": found})
+                print_json(
+                    {"entry": head.index, "at": head.at, "root": head.root.hex(), "events": found}
+                )
             else:
-                for who, what in [line for group in groups for line in lines(group)] or [("HQ", "nothing to tell")]:
+                for who, what in [line for group in groups for line in lines(group)] or [
+                    ("HQ", "nothing to tell")
+                ]:
                     at = f"{head.index:>{len(str(newest))}}  {time_text(head.at)}"
                     explain(f"{at}  {safe(who)}  ", safe(what, _WHOLE))
             shown += 1
@@ -108,23 +128,42 @@ def audit_show(ctx: click.Context, after: int | None, last: int, as_json: bool) 
 def audit_evidence(ctx: click.Context, file: BinaryIO, as_json: bool) -> int:
     """Verify a file of evidence against HQ's log: offline, on any machine, with no home.
 
-    Exit code 0 when the two signed heads in it contradict each other, 1 when they do not or HQ may still explain them.
+    Exit code 0 when the two signed heads in it contradict each other, 1 when they do not or HQ may
+    still explain them.
     """
     from cipherbox.cli.output import fail, print_json, say, time_text
     from cipherbox.envelope.evidence import CONSISTENT, FORK, ROLLBACK, verify_file
 
     found = verify_file(file.read())
     if as_json:
-        heads = [{"origin": h.origin, "entries": h.size, "root": h.root.hex(), "at": h.at} for h in found[1:3]]
-        print_json({"kind": found.kind, "says": found.words, "hq": found.hq, "first": heads[0], "second": heads[1]})
+        heads = [
+            {"origin": h.origin, "entries": h.size, "root": h.root.hex(), "at": h.at}
+            for h in found[1:3]
+        ]
+        print_json(
+            {
+                "kind": found.kind,
+                "says": found.words,
+                "hq": found.hq,
+                "first": heads[0],
+                "second": heads[1],
+            }
+        )
         return Exit.OK if found.kind in (FORK, ROLLBACK) else Exit.REFUSED
     for name, head in (("First", found.first), ("Then", found.second)):
-        say(f"{name}: {head.size} entries, root {head.root.hex()}, signed {time_text(head.at)}, {head.origin}")
+        say(
+            f"{name}: {head.size} entries, root {head.root.hex()}, signed {time_text(head.at)}, "
+            f"{head.origin}"
+        )
     say(f"Both are signed with the log key that the certificate of {found.hq} stands behind.")
     if found.kind in (FORK, ROLLBACK):
         say(f"Proven ({found.kind}): {found.words}.")
         return Exit.OK
-    todo = "" if found.kind == CONSISTENT else "HQ owes a proof that one goes on from the other; ask its admin for it."
+    todo = (
+        ""
+        if found.kind == CONSISTENT
+        else "HQ owes a proof that one goes on from the other; ask its admin for it."
+    )
     fail(f"Not proven by this file alone ({found.kind}): {found.words}.", todo)
     return Exit.REFUSED
 
@@ -135,8 +174,8 @@ def audit_evidence(ctx: click.Context, file: BinaryIO, as_json: bool) -> int:
 def audit_restored(ctx: click.Context, yes: bool) -> None:
     """Sign, as an admin, that HQ was restored from a backup, so that its clients go on.
 
-    HQ's log says what the restored store goes on from.  Look at it, and sign only what you did yourself: a client that
-    has seen later entries believes your word that they are lost.
+    HQ's log says what the restored store goes on from.  Look at it, and sign only what you did
+    yourself: a client that has seen later entries believes your word that they are lost.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.log.restores import attest_restored
@@ -146,7 +185,9 @@ def audit_restored(ctx: click.Context, yes: bool) -> None:
         sure("Sign that?", yes)
 
     run(attest_restored, load_here(ctx), ask)
-    next_step("clients that stopped go on with their next start; see: cipherbox audit show --last 5")
+    next_step(
+        "clients that stopped go on with their next start; see: cipherbox audit show --last 5"
+    )
 
 
 @audit.command("accept")
@@ -207,7 +248,10 @@ def _progress(quiet: bool) -> Any:
 
         with Progress(console=Console(stderr=True)) as shown:
             task = shown.add_task("Verifying", total=None)
-            tell: Callable[[int, int], None] = lambda n, newest: shown.update(task, completed=n, total=newest)  # noqa: E731
+
+            def tell(number: int, newest: int) -> None:
+                shown.update(task, completed=number, total=newest)
+
             yield tell
 
     return bar()

@@ -31,17 +31,32 @@ def events(group: Group) -> list[dict[str, Any]]:
         return [{"what": name, **orjson.loads(group.payload)}]
     if group.kind == log.BUNDLE:
         one = log.read_bundle(group.payload)
-        return [{"what": name, "client": one.client_id, "sequence": one.sequence, "hash": one.bundle_hash.hex()}]
+        return [
+            {
+                "what": name,
+                "client": one.client_id,
+                "sequence": one.sequence,
+                "hash": one.bundle_hash.hex(),
+            }
+        ]
     if group.kind in (log.ACCEPTED, log.AGAIN):
         sender, _, envelopes = log.read_accepted(group.payload)
         return [
-            {"what": name, "sender": sender, "message_id": str(message_id(e.envelope_id, 0)),
-             "generation": e.generation, "envelope_sha256": e.envelope_hash.hex()}
+            {
+                "what": name,
+                "sender": sender,
+                "message_id": str(message_id(e.envelope_id, 0)),
+                "generation": e.generation,
+                "envelope_sha256": e.envelope_hash.hex(),
+            }
             for e in envelopes
-        ]  # fmt: skip
+        ]
     rows = orjson.loads(group.payload)
     if group.kind == log.ACTS:
-        return [{"what": name, "by": by or HQ, "act": act, **_detail(detail)} for by, act, detail in rows]
+        return [
+            {"what": name, "by": by or HQ, "act": act, **_detail(detail)}
+            for by, act, detail in rows
+        ]
     return [{"what": name, **dict(zip(_KEYS[group.kind], row, strict=False))} for row in rows]
 
 
@@ -67,7 +82,9 @@ def _sent(found: list[dict[str, Any]]) -> tuple[str, str]:
 def _act(event: dict[str, Any]) -> tuple[str, str]:
     words = ACTS.get(event["act"])
     if words is None:  # of a newer HQ
-        detail = {k: v for k, v in event.items() if k not in ("what", "by", "act") and v not in ("", None)}
+        detail = {
+            k: v for k, v in event.items() if k not in ("what", "by", "act") and v not in ("", None)
+        }
         return event["by"], f"{event['act']} {', '.join(f'{k} {v}' for k, v in detail.items())}"
     return event["by"], words(event) if callable(words) else words.format_map(event)
 
@@ -84,11 +101,23 @@ def _numbers(first: int, last: int) -> str:
 _LINES: dict[int, Callable[[dict[str, Any]], tuple[str, str]]] = {
     log.BEGUN: lambda e: (HQ, f"began the store incarnation {e['incarnation']}"),
     log.RESTORED: _restored,
-    log.REVOKED: lambda e: (HQ, f"revoked certificates of {e['client']}: {', '.join(e['serials'])}"),
+    log.REVOKED: lambda e: (
+        HQ,
+        f"revoked certificates of {e['client']}: {', '.join(e['serials'])}",
+    ),
     log.BUNDLE: lambda e: (e["client"], f"has key bundle {e['sequence']}, SHA-256 {e['hash']}"),
-    log.DELIVERED: lambda e: (HQ, f"delivered {_numbers(e['first'], e['last'])} of {e['queue']} to {e['client']}"),
-    log.ACKNOWLEDGED: lambda e: (e["client"], f"acknowledged {_numbers(e['first'], e['last'])} of {e['queue']}"),
-    log.DEAD: lambda e: (e["by"] or HQ, f"made {e['queue']}/{e['seq']} a dead letter: {e['reason']}"),
+    log.DELIVERED: lambda e: (
+        HQ,
+        f"delivered {_numbers(e['first'], e['last'])} of {e['queue']} to {e['client']}",
+    ),
+    log.ACKNOWLEDGED: lambda e: (
+        e["client"],
+        f"acknowledged {_numbers(e['first'], e['last'])} of {e['queue']}",
+    ),
+    log.DEAD: lambda e: (
+        e["by"] or HQ,
+        f"made {e['queue']}/{e['seq']} a dead letter: {e['reason']}",
+    ),
     log.DROPPED: lambda e: (e["by"] or HQ, f"dropped {e['queue']}/{e['seq']}"),
     log.ACTS: _act,
 }
@@ -96,7 +125,11 @@ _LINES: dict[int, Callable[[dict[str, Any]], tuple[str, str]]] = {
 
 def _declared_queue(e: dict[str, Any]) -> str:
     said = [f"read by {', '.join(e['readers'])}"] if e["readers"] else []
-    said += [f"{name} {e[key]}" for name, key in (("ttl s", "ttl_s"), ("max length", "max_length")) if e[key] != KEEP]
+    said += [
+        f"{name} {e[key]}"
+        for name, key in (("ttl s", "ttl_s"), ("max length", "max_length"))
+        if e[key] != KEEP
+    ]
     return ", ".join([f"declared queue {e['name']} of {e['owner'] or e['by']}", *said])
 
 
@@ -112,14 +145,20 @@ def _limited(e: dict[str, Any]) -> str:
 
 
 def _retained(e: dict[str, Any]) -> str:
-    kinds = (("messages' records", "metadata"), ("dead letters", "dead_letters"), ("the log", "log"))
+    kinds = (
+        ("messages' records", "metadata"),
+        ("dead letters", "dead_letters"),
+        ("the log", "log"),
+    )
     said = [f"{name} before {time_text(e[key])}" for name, key in kinds if e.get(key)]
     return f"dropped what is too old: {', '.join(said) or 'nothing'}"
 
 
 # What an act's name means; a test compares it with the commands that the broker logs.
 ACTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
-    "DeclareExchange": lambda e: f"declared exchange {e['name']}, {ExchangeType(e['type']).name.lower()}",
+    "DeclareExchange": lambda e: (
+        f"declared exchange {e['name']}, {ExchangeType(e['type']).name.lower()}"
+    ),
     "DeleteExchange": "deleted exchange {name}",
     "DeclareQueue": _declared_queue,
     "DeleteQueue": "deleted queue {name}",
@@ -134,7 +173,9 @@ ACTS: dict[str, str | Callable[[dict[str, Any]], str]] = {
     "Retain": _retained,
     "TellContacts": "allows {allowed} and blocks {blocked} clients by name",
     "EnrolHere": "made a token for {target} as {role}, on HQ's own machine",
-    "Enrol": lambda e: f"made a token for {e['target']} as {e['role']}{', in place of its home' * e['replaces']}",
+    "Enrol": lambda e: (
+        f"made a token for {e['target']} as {e['role']}{', in place of its home' * e['replaces']}"
+    ),
     "ReplaceClient": "let another home be {target} from now on",
     "KeysAnew": "let {target} begin with new keys, bundle {sequence}, SHA-256 {bundle}",
 }

@@ -21,12 +21,32 @@ LEAVE_S = 5.0  # for the last line to reach HQ, when somebody waits for the prom
 
 @click.command()
 @click.argument("clients", metavar="CLIENT...", nargs=-1, type=CLIENT_ID)
-@click.option("--all", "to_all", is_flag=True, help="With everybody whose keys HQ lists now and you trust.")
-@click.option("--last", type=click.IntRange(0, 1000), default=LAST, show_default=True, help="Lines of before to show.")
-@click.option("--stay", type=DURATION, default=0.0, help="After the end of the input listen for so long, as 30s.")
+@click.option(
+    "--all", "to_all", is_flag=True, help="With everybody whose keys HQ lists now and you trust."
+)
+@click.option(
+    "--last",
+    type=click.IntRange(0, 1000),
+    default=LAST,
+    show_default=True,
+    help="Lines of before to show.",
+)
+@click.option(
+    "--stay",
+    type=DURATION,
+    default=0.0,
+    help="After the end of the input listen for so long, as 30s.",
+)
 @json_option
 @click.pass_context
-def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, stay: float, as_json: bool) -> int:
+def chat(
+    ctx: click.Context,
+    clients: tuple[str, ...],
+    to_all: bool,
+    last: int,
+    stay: float,
+    as_json: bool,
+) -> int:
     """Write to CLIENT, or to several, line by line, and read what they write; Ctrl-D ends.
 
     \b
@@ -35,10 +55,10 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
     cipherbox chat --all
     echo 'Sample 17 is ready' | cipherbox chat CA-RC --stay 30s --json
 
-    Each line is sealed and sent at once, and kept in the outbox while HQ is away.  What the others wrote before, and
-    write now, is in your inbox like every message; `receive` or the agent may run beside.  On a terminal a note says
-    how far your newest line is: with HQ, opened.  The exit code is 11 when a line still waits in the outbox at the end.
-    [manual: tools]
+    Each line is sealed and sent at once, and kept in the outbox while HQ is away.  What the others
+    wrote before, and write now, is in your inbox like every message; `receive` or the agent may run
+    beside.  On a terminal a note says how far your newest line is: with HQ, opened.  The exit code
+    is 11 when a line still waits in the outbox at the end.  [manual: tools]
     """
     from cipherbox.apps.chat.conversation import Chat
     from cipherbox.cli.chat_screen import Screen
@@ -53,7 +73,10 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
     screen = Screen(as_json=as_json, interactive=interactive)
 
     async def main() -> int:
-        async with open_client(home, on_event=screen.event, keep_trying=True) as client, suggesting(ctx, client):
+        async with (
+            open_client(home, on_event=screen.event, keep_trying=True) as client,
+            suggesting(ctx, client),
+        ):
             others = list(dict.fromkeys(clients)) or await _everybody(client)
             await client.bundles(others)
             talk = Chat(client, others, screen.state, to_all=to_all)
@@ -61,7 +84,10 @@ def chat(ctx: click.Context, clients: tuple[str, ...], to_all: bool, last: int, 
             patience_s = LEAVE_S if interactive else client.line.tries * client.line.timeout_s
             code = await _talk(talk, screen, senders, last, patience_s, stay)
             if talk.waiting:
-                warn(f"{talk.waiting} line(s) wait in the outbox; the next command of this client sends them.")
+                warn(
+                    f"{talk.waiting} line(s) wait in the outbox; the next command of this client "
+                    "sends them."
+                )
                 return code or Exit.QUEUED
             return code
 
@@ -114,7 +140,10 @@ async def _say(talk: Chat, screen: Screen, text: str | None) -> int:
     from cipherbox.errors import CipherBoxError, CredentialsError, StoreError
 
     if text is None:
-        screen.note(f"not sent: a line is UTF-8 text of at most {LINE_BYTES} bytes; send files with: cipherbox send")
+        screen.note(
+            f"not sent: a line is UTF-8 text of at most {LINE_BYTES} bytes; send files with: "
+            "cipherbox send"
+        )
         return Exit.USAGE
     if not text.strip():
         return 0

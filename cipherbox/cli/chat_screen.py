@@ -48,7 +48,10 @@ class Screen:
             print_json({"event": "said", **attrs.asdict(said), "history": history})
         else:
             also = f" (to {safe(said.to)})" if "," in said.to or " " in said.to else ""
-            text = f"{_clock(said.sent_timestamp)} {safe(said.sender_id)}{also}: {safe(said.text, _SHOWN)}"
+            text = (
+                f"{_clock(said.sent_timestamp)} {safe(said.sender_id)}{also}: "
+                f"{safe(said.text, _SHOWN)}"
+            )
             say(f"{_CLEAR if self._interactive and sys.stdout.isatty() else ''}{text}")
         if output_failure() is not None:
             raise BrokenPipeError  # nobody reads any more; what was received is in the inbox
@@ -81,7 +84,11 @@ class Screen:
         if event.role == "LINE":
             away = "trying again in" in event.text
             if not away or not self._away:
-                self.note("HQ cannot be reached; lines are kept here and sent later" if away else event.text)
+                self.note(
+                    "HQ cannot be reached; lines are kept here and sent later"
+                    if away
+                    else event.text
+                )
             self._away = away
         elif event.role == "KEYS" or event.text.startswith("Key of "):
             self.note(event.text)

@@ -17,7 +17,9 @@ WHAT = ("bytes", "envelopes", "queues", "bundles", "certificates", "prekeys")
 
 
 class Clients(click.Group):
-    """`clients` alone lists, and `clients FL-LAB` shows one, as if `list` and `show` had been said."""
+    """`clients` alone lists, and `clients FL-LAB` shows one, as if `list` and `show` had been
+    said.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
@@ -28,7 +30,10 @@ class Clients(click.Group):
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or self.commands["list" if cmd_name.startswith("-") else "show"]
+        return (
+            super().get_command(ctx, cmd_name)
+            or self.commands["list" if cmd_name.startswith("-") else "show"]
+        )
 
 
 @click.group(cls=Clients)
@@ -37,18 +42,24 @@ def clients() -> None:
 
 
 @clients.command("list")
-@click.option("--pending", is_flag=True, help="The enrolments that wait for approval or for the CA (admin).")
+@click.option(
+    "--pending", is_flag=True, help="The enrolments that wait for approval or for the CA (admin)."
+)
 @click.option("--connected", is_flag=True, help="The connections of now (admin).")
 @json_option
 @click.pass_context
 def clients_list(ctx: click.Context, pending: bool, connected: bool, as_json: bool) -> None:
-    """List who is enrolled; with --pending, who waits; with --connected, each connection and its newest request."""
+    """List who is enrolled; with --pending, who waits; with --connected, each connection and its
+    newest request.
+    """
     from cipherbox.cli.output import next_step, print_json, rows_table
 
     if pending and connected:
         raise click.UsageError("Either --pending or --connected.")
     what = "pending" if pending else "connections" if connected else "clients"
-    rows = (with_client if what == "clients" else with_admin)(ctx, lambda client: _listed(client, what, as_json))
+    rows = (with_client if what == "clients" else with_admin)(
+        ctx, lambda client: _listed(client, what, as_json)
+    )
     if as_json:
         print_json(rows)
         return
@@ -91,7 +102,10 @@ def clients_show(ctx: click.Context, client_id: str, as_json: bool) -> None:
             (totals,) = await client.list("totals", client_id)
             has = {what: totals[what] for what in WHAT}
             row |= {what: count for what, count in has.items() if what not in row}
-            parts["totals"] = [{"what": what, "has": n, "at_most": totals[f"{what}_most"]} for what, n in has.items()]
+            parts["totals"] = [
+                {"what": what, "has": n, "at_most": totals[f"{what}_most"]}
+                for what, n in has.items()
+            ]
         show_parts(row, parts, as_json)
 
     with_client(ctx, work)
@@ -102,8 +116,11 @@ def clients_show(ctx: click.Context, client_id: str, as_json: bool) -> None:
 @click.argument("role", type=click.Choice(ROLES), required=False)
 @json_option
 @click.pass_context
-def clients_roles(ctx: click.Context, client_id: str | None, role: str | None, as_json: bool) -> None:
-    """Show who is an admin and who has which right (admin); with ROLE, make CLIENT_ID an admin, or a client again.
+def clients_roles(
+    ctx: click.Context, client_id: str | None, role: str | None, as_json: bool
+) -> None:
+    """Show who is an admin and who has which right (admin); with ROLE, make CLIENT_ID an admin, or
+    a client again.
 
     An admin by its enrolment stays one until it is revoked: cipherbox revoke
     """
@@ -115,10 +132,14 @@ def clients_roles(ctx: click.Context, client_id: str | None, role: str | None, a
         (row,) = await client.list("clients", client_id)
         if role == "client" and row["role"] == "admin":
             raise Conflict(
-                f"{client_id} is an admin by its enrolment; to end that: cipherbox revoke {client_id}, then enroll anew"
+                f"{client_id} is an admin by its enrolment; to end that: cipherbox revoke "
+                f"{client_id}, then enroll anew"
             )
         await client.grant(client_id, "admin", give=role == "admin")
-        say(f"{client_id} is {'an admin' if role == 'admin' else 'a client'}, from its next connection on.")
+        say(
+            f"{client_id} is {'an admin' if role == 'admin' else 'a client'}, from its next "
+            "connection on."
+        )
 
     if role is not None:
         with_admin(ctx, change)
@@ -141,7 +162,9 @@ async def _roles(client: Client) -> list[dict[str, Any]]:
         own = rights.get(row["name"], [])
         is_admin = row["role"] == "admin" or "admin" in own
         role = "revoked" if row["revoked_at"] else "admin" if is_admin else "client"
-        found.append({"client": row["name"], "role": role, "rights": [r for r in own if r != "admin"]})
+        found.append(
+            {"client": row["name"], "role": role, "rights": [r for r in own if r != "admin"]}
+        )
     everybody = [{"client": "*", "role": "-", "rights": rights["*"]}] if "*" in rights else []
     return [*found, *everybody]
 
@@ -150,14 +173,19 @@ async def _roles(client: Client) -> list[dict[str, Any]]:
 @click.argument("client_id", type=CLIENT_ID)
 @click.argument("what", type=click.Choice(WHAT), metavar="WHAT")
 @click.argument("most", type=click.IntRange(0), required=False)
-@click.option("--default", "default", is_flag=True, help="As HQ's settings say, as for everybody else.")
+@click.option(
+    "--default", "default", is_flag=True, help="As HQ's settings say, as for everybody else."
+)
 @click.pass_context
-def clients_limit(ctx: click.Context, client_id: str, what: str, most: int | None, default: bool) -> None:
+def clients_limit(
+    ctx: click.Context, client_id: str, what: str, most: int | None, default: bool
+) -> None:
     """Let CLIENT_ID have at most MOST of WHAT at HQ (admin): more than the settings say, or less.
 
-    WHAT is bytes, envelopes, queues, bundles, certificates or prekeys.
-    bytes and envelopes count what it sent and nobody acknowledged yet, dead letters with it, in each queue for itself.
-    What it has already stays, and above MOST nothing is added. What each client has: cipherbox clients show CLIENT_ID
+    WHAT is bytes, envelopes, queues, bundles, certificates or prekeys. bytes and envelopes count
+    what it sent and nobody acknowledged yet, dead letters with it, in each queue for itself. What
+    it has already stays, and above MOST nothing is added. What each client has: cipherbox clients
+    show CLIENT_ID
     """
     from cipherbox.cli.output import say
 
@@ -170,7 +198,11 @@ def clients_limit(ctx: click.Context, client_id: str, what: str, most: int | Non
 
 @clients.command("kick")
 @click.argument("client_id", type=CLIENT_ID)
-@click.option("--connection", type=click.IntRange(1), help="Only this one; see: cipherbox clients list --connected")
+@click.option(
+    "--connection",
+    type=click.IntRange(1),
+    help="Only this one; see: cipherbox clients list --connected",
+)
 @click.option("--reason", default="", help="What the client is told.")
 @click.pass_context
 def clients_kick(ctx: click.Context, client_id: str, connection: int | None, reason: str) -> None:

@@ -29,7 +29,9 @@ def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> No
     from cipherbox.config.settings import load_client_config, load_server_config
     from cipherbox.config.show import settings_text, settings_values
 
-    loaded = load_server_config(directory) if directory is not None else load_client_config(home_of(ctx))
+    loaded = (
+        load_server_config(directory) if directory is not None else load_client_config(home_of(ctx))
+    )
     if as_json:
         print_json(settings_values(loaded))
     else:
@@ -40,7 +42,9 @@ def config_show(ctx: click.Context, directory: Path | None, as_json: bool) -> No
 @click.argument("directory", type=HQ_DIRECTORY)
 @json_option
 def config_check(directory: Path, as_json: bool) -> int:
-    """Check HQ's settings in DIRECTORY, and the keys, certificates, places and addresses they name."""
+    """Check HQ's settings in DIRECTORY, and the keys, certificates, places and addresses they
+    name.
+    """
     from cipherbox.cli.output import fail, print_json, say
     from cipherbox.config.settings import load_server_config
     from cipherbox.errors import ConfigError

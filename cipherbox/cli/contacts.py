@@ -19,7 +19,9 @@ def contacts() -> None:
 
 @contacts.command("allow")
 @click.argument("client_ids", type=CLIENT_ID, nargs=-1)
-@click.option("--everybody", is_flag=True, help="Take mail from everybody again who is not blocked.")
+@click.option(
+    "--everybody", is_flag=True, help="Take mail from everybody again who is not blocked."
+)
 @click.pass_context
 def contacts_allow(ctx: click.Context, client_ids: tuple[str, ...], everybody: bool) -> None:
     """Take mail from CLIENT_IDS, and from nobody else who is not allowed."""
@@ -40,7 +42,11 @@ def contacts_block(ctx: click.Context, client_ids: tuple[str, ...], remove: bool
     from cipherbox.client.receiving.contacts import Contacts
 
     found = Contacts(home_of(ctx))
-    _changed(ctx, found.unblock(client_ids) if remove else found.block(client_ids), () if remove else client_ids)
+    _changed(
+        ctx,
+        found.unblock(client_ids) if remove else found.block(client_ids),
+        () if remove else client_ids,
+    )
 
 
 @contacts.command("list")
@@ -96,6 +102,9 @@ def _changed(ctx: click.Context, lists: ContactLists, named: tuple[str, ...]) ->
     if not home.config.contacts.tell_hq:
         say("HQ knows nothing of it ([contacts] tell_hq).")
     elif len(lists) > LIMITS.names_per_frame:
-        say(f"HQ knows nothing of it: it keeps at most {LIMITS.names_per_frame:,} names of one client.")
+        say(
+            f"HQ knows nothing of it: it keeps at most {LIMITS.names_per_frame:,} names of one "
+            "client."
+        )
     else:
         say("HQ knows it too, and refuses for you.")

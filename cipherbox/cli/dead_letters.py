@@ -20,10 +20,17 @@ class Letter(click.ParamType[Where]):
 
     name = "queue/seq"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Where:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Where:
         queue, slash, seq = str(value).rpartition("/")
         if not slash or not seq.isdigit():
-            self.fail(f"{value!r} is no dead letter; it looks like box.CA-RC/17, see: cipherbox dead list", param, ctx)
+            self.fail(
+                f"{value!r} is no dead letter; it looks like box.CA-RC/17, see: cipherbox dead "
+                "list",
+                param,
+                ctx,
+            )
         return queue, int(seq)
 
 
@@ -52,13 +59,18 @@ def dead_list(ctx: click.Context, queue: str | None, settled: bool, as_json: boo
         ("dead letter", "from", "message", "more", "dead", "reason", "settled"),
         [
             (
-                safe(f"{r['queue']}/{r['seq']}"), safe(r["sender"]), r["message_id"], r["messages"] - 1,
-                time_text(r["dead_at"]), safe(r["reason"]), safe(_settled(r)) or "-",
+                safe(f"{r['queue']}/{r['seq']}"),
+                safe(r["sender"]),
+                r["message_id"],
+                r["messages"] - 1,
+                time_text(r["dead_at"]),
+                safe(r["reason"]),
+                safe(_settled(r)) or "-",
             )
             for r in rows
         ],
         empty="no dead letters",
-    )  # fmt: skip
+    )
     if rows and not settled:
         first = safe(f"{rows[0]['queue']}/{rows[0]['seq']}")
         next_step(
@@ -106,7 +118,9 @@ def dead_redrive(ctx: click.Context, letters: tuple[Where, ...], queue: str | No
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def dead_drop(ctx: click.Context, letters: tuple[Where, ...], queue: str | None, yes: bool) -> None:
-    """Delete LETTERS (QUEUE/SEQ), or all of a queue, for good (admin).  The record of them stays."""
+    """Delete LETTERS (QUEUE/SEQ), or all of a queue, for good (admin).  The record of them
+    stays.
+    """
     from cipherbox.cli.output import say
 
     what = f"all dead letters of {queue}" if queue else f"{len(letters)} dead letter(s)"
@@ -116,7 +130,9 @@ def dead_drop(ctx: click.Context, letters: tuple[Where, ...], queue: str | None,
     say(f"{count} dead letter(s) dropped; HQ's log says who did it.")
 
 
-async def _settle(client: Client, letters: tuple[Where, ...], queue: str | None, *, drop: bool) -> int:
+async def _settle(
+    client: Client, letters: tuple[Where, ...], queue: str | None, *, drop: bool
+) -> int:
     if bool(letters) == bool(queue):
         raise click.UsageError("Name the dead letters (QUEUE/SEQ), or say --queue.")
     wanted: dict[str, list[int]] = {}
@@ -128,7 +144,10 @@ async def _settle(client: Client, letters: tuple[Where, ...], queue: str | None,
     for name, seqs in wanted.items():
         count += await client.settle_dead(name, seqs, drop=drop)
     if letters and count < len(letters):
-        raise NotFound(f"{len(letters) - count} of them are no dead letters, or settled already; {count} were settled")
+        raise NotFound(
+            f"{len(letters) - count} of them are no dead letters, or settled already; {count} "
+            "were settled"
+        )
     return count
 
 

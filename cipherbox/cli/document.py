@@ -2,8 +2,9 @@
 
     python -m cipherbox.cli.document
 
-Each page keeps its hand-written text; what stands between `<!-- made: begin -->` and `<!-- made: end -->` is replaced.
-A test compares the pages with what this module makes, so that a new option or setting cannot go undocumented.
+Each page keeps its hand-written text; what stands between `<!-- made: begin -->` and `<!-- made:
+end -->` is replaced. A test compares the pages with what this module makes, so that a new option or
+setting cannot go undocumented.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ def settings() -> str:
     for table, kind in config.SERVER_TABLES.items():
         if kind is not limits.Limits:
             parts += _settings(table, kind)
-    parts.append("\n### `[limits]`\n\nEvery bound has a default with a reason; set one only when you know better.\n")
-    reasons = dict(
-        re.findall(r"^    (\w+): \w+ = [^#\n]+# (.+)$", inspect.getsource(limits.Limits), re.MULTILINE)
+    parts.append(
+        "\n### `[limits]`\n\nEvery bound has a default with a reason; set one only when you know "
+        "better.\n"
     )
+    reasons = _reasons()
     rows = [
-        (f"`{a.name}`", f"{a.default:_}", reasons.get(a.name, ""))
+        (f"`{a.name}`", f"{a.default:_}", reasons[a.name])
         for a in attrs.fields(limits.Limits)
         if a.name not in FIXED_LIMITS
     ]
@@ -60,9 +62,24 @@ def settings() -> str:
     return "\n".join(parts)
 
 
+def _reasons() -> dict[str, str]:
+    """Return the comment of each limit: beside its line, or above it."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(limits.Limits).splitlines():
+        comment = re.match(r"    # (.+)", line)
+        field = re.match(r"    (\w+): \w+ = [^#\n]+(?:# (.+))?", line)
+        if field:
+            found[field[1]] = field[2] or " ".join(above)
+        above = [*above, comment[1]] if comment else []
+    return found
+
+
 def exit_codes() -> str:
     """The table of exit codes."""
-    return "\n".join(_table(("code", "meaning"), [(str(int(code)), words) for code, words in MEANING.items()]))
+    return "\n".join(
+        _table(("code", "meaning"), [(str(int(code)), words) for code, words in MEANING.items()])
+    )
 
 
 def metrics() -> str:
@@ -80,14 +97,20 @@ def costs() -> str:
     from cipherbox.wire.fields import TABLE
 
     names = {spec.cls: spec.name for spec in TABLE.values()}
-    rows = [(f"`{names[kind]}`", cost.budget, str(cost.points), cost.why) for kind, cost in COSTS.items()]
+    rows = [
+        (f"`{names[kind]}`", cost.budget, str(cost.points), cost.why)
+        for kind, cost in COSTS.items()
+    ]
     return "\n".join(_table(("frame", "budget", "points", "why"), rows))
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "commands": commands, "configuration": settings, "exit-codes": exit_codes, "metrics": metrics,
+    "commands": commands,
+    "configuration": settings,
+    "exit-codes": exit_codes,
+    "metrics": metrics,
     "broker": costs,
-}  # fmt: skip
+}
 
 
 def renewed(page: str, made: str) -> str:

@@ -35,32 +35,56 @@ TOKEN_BYTES = 4096  # far above a token; a wrong file is not read whole
 @click.command()
 @click.argument("client_id", type=CLIENT_ID)
 @click.option("--role", type=click.Choice(["client", "admin"]), default="client", show_default=True)
-@click.option("--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID")
-@click.option("--valid", type=DURATION, default="24h", show_default=True, help="How long the token lives, 1m to 30d.")
 @click.option(
-    "--replace", is_flag=True,
+    "--approve", is_flag=True, help="Hold the certificate until: cipherbox approve CLIENT_ID"
+)
+@click.option(
+    "--valid",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long the token lives, 1m to 30d.",
+)
+@click.option(
+    "--replace",
+    is_flag=True,
     help="Also for an id that a home has: that home is cut off when the token is used.",
-)  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the token to this file.")
+)
 @click.option(
-    "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the token to this file.",
+)
+@click.option(
+    "--hq",
+    type=HQ_DIRECTORY,
+    metavar="DIRECTORY",
     help="HQ's directory, while it does not run: when no admin's key is left.",
-)  # fmt: skip
+)
 @click.pass_context
 def enroll(
-    ctx: click.Context, client_id: str, role: str, approve: bool, valid: float, replace: bool, output: Path | None,
+    ctx: click.Context,
+    client_id: str,
+    role: str,
+    approve: bool,
+    valid: float,
+    replace: bool,
+    output: Path | None,
     hq: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Make a one-time token for CLIENT_ID.  Hand it over by a way you trust; it works once.
 
-    An id that a home has is refused, unless you say --replace: then the keys of CLIENT_ID begin anew with the home that
-    joins, everybody who pinned the ones before must compare again, and the home before is told that it was replaced.
+    An id that a home has is refused, unless you say --replace: then the keys of CLIENT_ID begin
+    anew with the home that joins, everybody who pinned the ones before must compare again, and the
+    home before is told that it was replaced.
 
-    With --hq no admin is needed, but the user HQ runs as, and HQ stopped: it is for a new admin alone, and HQ's signed
-    log says that it was done.
+    With --hq no admin is needed, but the user HQ runs as, and HQ stopped: it is for a new admin
+    alone, and HQ's signed log says that it was done.
     """
     if hq is not None and (role != "admin" or approve):
-        raise click.UsageError("--hq makes an admin, whom nobody has to approve: --role admin, without --approve.")
+        raise click.UsageError(
+            "--hq makes an admin, whom nobody has to approve: --role admin, without --approve."
+        )
     if not 60 <= valid <= LONGEST_TOKEN_S:
         raise click.UsageError("A token lives between 1m and 30d.")
     from cipherbox.cli.output import next_step, say, warn
@@ -82,18 +106,31 @@ def enroll(
         write_private(output, f"{token}\n".encode())
         say(f"The token for {client_id} is in {output}. It works once, until {_until(token)}.")
     else:
-        warn(f"The token for {client_id}. It works once, until {_until(token)}; anyone who has it can enrol as it:")
+        warn(
+            f"The token for {client_id}. It works once, until {_until(token)}; anyone who has it "
+            "can enrol as it:"
+        )
         say(token)
         if output_failure() is not None:
-            warn(f"The token could not be printed. It ends by itself; make another: cipherbox enroll {client_id}")
+            warn(
+                "The token could not be printed. It ends by itself; make another: cipherbox "
+                f"enroll {client_id}"
+            )
             return
     if replace:
         warn(f"When it is used, the home that is {client_id} now is cut off.")
-    how = f"join --token-file {shlex.quote(output.name)}" if output else "join   (it asks for the token)"
+    how = (
+        f"join --token-file {shlex.quote(output.name)}"
+        if output
+        else "join   (it asks for the token)"
+    )
     steps = [f"on the machine of {client_id}: cipherbox {how}"]
     if hq is not None:
-        steps = [f"start HQ: cipherbox serve {shlex.quote(str(hq))}", *steps,
-                 "from there revoke whom the lost key belongs to: cipherbox revoke CLIENT_ID"]  # fmt: skip
+        steps = [
+            f"start HQ: cipherbox serve {shlex.quote(str(hq))}",
+            *steps,
+            "from there revoke whom the lost key belongs to: cipherbox revoke CLIENT_ID",
+        ]
     if approve:
         here = command_here(ctx)
         steps.append(f"see its short number: {here} clients --pending")
@@ -117,34 +154,47 @@ def _until(token: str) -> str:
     help="Read the token from this file; - is standard input.",
 )
 @click.option(
-    "--password", "protect", is_flag=True, help="Put the keys under a password: asked for twice, or of --password-file."
+    "--password",
+    "protect",
+    is_flag=True,
+    help="Put the keys under a password: asked for twice, or of --password-file.",
 )
 @click.option(
-    "--signatures", type=click.Choice(SIGNATURES), help=f"How to sign; {SIGNATURES[0]}, or as this home does."
+    "--signatures",
+    type=click.Choice(SIGNATURES),
+    help=f"How to sign; {SIGNATURES[0]}, or as this home does.",
 )
 @click.option(
-    "--proxy", metavar="URL", help="Reach HQ through this proxy, now and later: http://host:port, socks5://host:port, "
+    "--proxy",
+    metavar="URL",
+    help="Reach HQ through this proxy, now and later: http://host:port, socks5://host:port, "
     "or none. [default: $HTTPS_PROXY]",
 )
 @click.option(
-    "--proxy-credentials", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    "--proxy-credentials",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File with USER:PASSWORD for the proxy; only you may read it.",
 )
 @click.pass_context
 def join(
-    ctx: click.Context, token_file: BinaryIO | None, protect: bool, signatures: str | None, proxy: str | None,
+    ctx: click.Context,
+    token_file: BinaryIO | None,
+    protect: bool,
+    signatures: str | None,
+    proxy: str | None,
     proxy_credentials: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Enrol this machine with the token the admin gave you.
 
-    A home whose client was revoked or replaced comes back so: it keeps its outbox, what it received and its pins, and
-    gets new keys.  The old ones go on opening what was sealed to them.
+    A home whose client was revoked or replaced comes back so: it keeps its outbox, what it received
+    and its pins, and gets new keys.  The old ones go on opening what was sealed to them.
 
-    The token comes from a prompt, from standard input or from a file, never from the command's arguments: those are
-    seen by every user of the machine.
+    The token comes from a prompt, from standard input or from a file, never from the command's
+    arguments: those are seen by every user of the machine.
 
-    The keys made here lie in your directory.  With --password, or --password-file before the command, nobody who copies
-    it can use them, and every command asks for the password.  Nobody can help who forgets it.
+    The keys made here lie in your directory.  With --password, or --password-file before the
+    command, nobody who copies it can use them, and every command asks for the password.  Nobody can
+    help who forgets it.
     """
     from cipherbox.cli.output import next_step, safe, say, warn
     from cipherbox.cli.password import ask, named_password, new_password, prompt_for
@@ -155,11 +205,14 @@ def join(
 
     if ctx.args:
         raise click.UsageError(
-            "join takes no arguments: a token there is seen by every user of this machine. If it was one, ask the "
-            "admin for another, say cipherbox join, and type it when you are asked."
+            "join takes no arguments: a token there is seen by every user of this machine. If it "
+            "was one, ask the admin for another, say cipherbox join, and type it when you are "
+            "asked."
         )
     home = home_of(ctx)
-    line = LineSettings(proxy or "", proxy_credentials.absolute() if proxy_credentials is not None else None)
+    line = LineSettings(
+        proxy or "", proxy_credentials.absolute() if proxy_credentials is not None else None
+    )
     if proxy and proxy.lower() != DIRECT:
         parse_proxy(proxy, "--proxy")
     password = named_password(ctx)
@@ -176,7 +229,7 @@ def join(
     async def attempt(password: Password | None) -> JoinReport:
         return await join_hq(
             home, token, on_number=show_number, password=password, signatures=signatures, line=line
-        )  # fmt: skip
+        )
 
     try:
         report = run(attempt, password)
@@ -192,11 +245,14 @@ def join(
     if report.came_back:
         say("Its outbox, its pins and what it received are as they were; its keys are new.")
         next_step(
-            f"your partners compare the new keys, each with: cipherbox keys verify {report.client_id}",
+            "your partners compare the new keys, each with: cipherbox keys verify "
+            f"{report.client_id}",
             f"you read them your number: {here} keys fingerprint",
         )
         return
-    alone = "nobody else has joined yet; see who has" if not report.other else "see who else has joined"
+    alone = (
+        "nobody else has joined yet; see who has" if not report.other else "see who else has joined"
+    )
     next_step(
         f"to receive:  {here} receive",
         f"to send:     {here} send --to {report.other or 'CLIENT_ID'} 'Hello'",
@@ -250,7 +306,9 @@ def _read_token(token_file: BinaryIO | None) -> str:
 
 
 def _ask_token() -> str:
-    """What is typed or pasted, also over several lines: mail breaks long ones.  An empty line ends it."""
+    """What is typed or pasted, also over several lines: mail breaks long ones.  An empty line
+    ends it.
+    """
     from cipherbox.errors import TokenError
     from cipherbox.wire.token import PREFIX, decode_token
 
@@ -260,7 +318,9 @@ def _ask_token() -> str:
             decode_token(text)
             break
         except TokenError:
-            more = click.prompt("... the rest of it", default="", hide_input=True, show_default=False, err=True).strip()
+            more = click.prompt(
+                "... the rest of it", default="", hide_input=True, show_default=False, err=True
+            ).strip()
             if not more:
                 break
             text += more

@@ -1,6 +1,7 @@
 """Exit codes: one table for every command, and what each kind of error advises to do next.
 
-Scripts may rely on the numbers; the manual page `exit-codes` says the same, and a test compares the two.
+Scripts may rely on the numbers; the manual page `exit-codes` says the same, and a test compares the
+two.
 """
 
 from __future__ import annotations
@@ -33,20 +34,40 @@ class Exit(enum.IntEnum):
 
 MEANING: dict[Exit, str] = {
     Exit.OK: "done",
-    Exit.REFUSED: "HQ refused the request, a recipient refused the message, or a comparison found a difference",
+    Exit.REFUSED: (
+        "HQ refused the request, a recipient refused the message, or a comparison found a "
+        "difference"
+    ),
     Exit.USAGE: "the command was not given what it needs",
-    Exit.NETWORK: "HQ, or the other end of a pipe, cannot be reached, or the line was cut; trying again later may help",
-    Exit.CREDENTIALS: "the certificate or the enrolment token was not accepted, or the password of the keys is wrong",
+    Exit.NETWORK: (
+        "HQ, or the other end of a pipe, cannot be reached, or the line was cut; trying again "
+        "later may help"
+    ),
+    Exit.CREDENTIALS: (
+        "the certificate or the enrolment token was not accepted, or the password of the keys is "
+        "wrong"
+    ),
     Exit.CONFIG: "a setting or a file it names is not valid",
     Exit.STORE: "this machine's storage failed: a file, a disk, the database, a lock",
     Exit.KEYS: "a key bundle is not trusted, or a recipient is not allowed; somebody must look",
     Exit.ENVELOPE: "an envelope must not be opened, or cannot be sealed this way",
     Exit.PROTOCOL: "the two ends did not understand each other",
-    Exit.OUTPUT: "the work is done, but its result could not be printed: standard output is closed, full, or not read",
-    Exit.QUEUED: "kept in this machine's outbox and not yet where it was waited for; it goes on by itself",
-    Exit.FILE: "a file changed, vanished, or cannot be sent as it is; nothing of it gets a name at the recipient",
+    Exit.OUTPUT: (
+        "the work is done, but its result could not be printed: standard output is closed, full, "
+        "or not read"
+    ),
+    Exit.QUEUED: (
+        "kept in this machine's outbox and not yet where it was waited for; it goes on by itself"
+    ),
+    Exit.FILE: (
+        "a file changed, vanished, or cannot be sent as it is; nothing of it gets a name at the "
+        "recipient"
+    ),
     Exit.BUG: "a mistake in CipherBox itself",
-    Exit.INTERRUPTED: "stopped by Ctrl-C or SIGTERM before its end (what has none, like `serve` and `top`, gives 0)",
+    Exit.INTERRUPTED: (
+        "stopped by Ctrl-C or SIGTERM before its end (what has none, like `serve` and `top`, "
+        "gives 0)"
+    ),
 }
 
 _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
@@ -68,46 +89,95 @@ _BY_ERROR: tuple[tuple[type[errors.CipherBoxError], Exit], ...] = (
 
 # The nearest class wins: an error without a line of its own gets its parent's.
 _ADVICE: dict[type[errors.CipherBoxError], str] = {
-    errors.NetworkError: "Is this machine online, is HQ running, and is the address in client.toml right?",
+    errors.NetworkError: (
+        "Is this machine online, is HQ running, and is the address in client.toml right?"
+    ),
     errors.Queued: "See what waits: cipherbox outbox list",
     errors.PeerGone: "How the two ends find each other: cipherbox manual tools",
-    errors.ProxyFailed: "See which way is taken: cipherbox doctor --all. The settings: [line] in client.toml, "
-    "HTTPS_PROXY, NO_PROXY (cipherbox manual configuration)",
+    errors.ProxyFailed: (
+        "See which way is taken: cipherbox doctor --all. The settings: [line] in client.toml, "
+        "HTTPS_PROXY, NO_PROXY (cipherbox manual configuration)"
+    ),
     errors.GoingAway: "HQ is stopping; run the command again in a moment.",
-    errors.CredentialsError: "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join",
-    errors.ListOverdue: "Look at this machine's clock. If it is right, tell HQ's admin: cipherbox ca shows the list.",
-    errors.Revoked: "The admin revoked this client. Ask the admin why. To come back, with what this home holds: the "
-    "admin runs cipherbox enroll CLIENT_ID, you run here: cipherbox join",
-    errors.Replaced: "What this home received and sent stays here. If it is to be this client again: the admin runs "
-    "cipherbox enroll CLIENT_ID --replace, you run here: cipherbox join",
-    errors.BundleNotSigned: "Send nothing, and tell the admin: HQ shows keys that their owner did not make.",
+    errors.CredentialsError: (
+        "Ask the admin for a new token (cipherbox enroll) and run: cipherbox join"
+    ),
+    errors.ListOverdue: (
+        "Look at this machine's clock. If it is right, tell HQ's admin: cipherbox ca shows the "
+        "list."
+    ),
+    errors.Revoked: (
+        "The admin revoked this client. Ask the admin why. To come back, with what this home "
+        "holds: the admin runs cipherbox enroll CLIENT_ID, you run here: cipherbox join"
+    ),
+    errors.Replaced: (
+        "What this home received and sent stays here. If it is to be this client again: the "
+        "admin runs cipherbox enroll CLIENT_ID --replace, you run here: cipherbox join"
+    ),
+    errors.BundleNotSigned: (
+        "Send nothing, and tell the admin: HQ shows keys that their owner did not make."
+    ),
     errors.BundleOutdated: "Their machine must run the new version once; then send again.",
-    errors.HqRevoked: "Send nothing until HQ's administrator has another certificate made: cipherbox manual pki",
-    errors.TokenError: "A token works once, for one id, for a day. Ask the admin for a new one (cipherbox enroll).",
+    errors.HqRevoked: (
+        "Send nothing until HQ's administrator has another certificate made: cipherbox manual pki"
+    ),
+    errors.TokenError: (
+        "A token works once, for one id, for a day. Ask the admin for a new one (cipherbox enroll)."
+    ),
     errors.EnrolmentRefused: "Ask the admin for a new token (cipherbox enroll).",
-    errors.WrongPassword: "Try again. If you are sure of it, the file was changed: restore it from your backup.",
-    errors.WeakPassword: "Choose another: there is no way to set this one. (cipherbox manual security)",
-    errors.PasswordNeeded: "Run it on a terminal, or keep the password in a file that only you can read and name it: "
-    "--password-file FILE before the command, or [client] password_file in client.toml. (cipherbox manual security)",
+    errors.WrongPassword: (
+        "Try again. If you are sure of it, the file was changed: restore it from your backup."
+    ),
+    errors.WeakPassword: (
+        "Choose another: there is no way to set this one. (cipherbox manual security)"
+    ),
+    errors.PasswordNeeded: (
+        "Run it on a terminal, or keep the password in a file that only you can read and name "
+        "it: --password-file FILE before the command, or [client] password_file in client.toml. "
+        "(cipherbox manual security)"
+    ),
     errors.UnknownRecipient: "See who is enrolled: cipherbox clients",
     errors.RecipientRevoked: "See who is enrolled: cipherbox clients",
-    errors.RecipientRefuses: "Ask them to take your mail (they run: cipherbox contacts), then send it to them "
-    "again; what was for them alone: cipherbox outbox retry.",
-    errors.NoRoute: "See where it would go: cipherbox route resolve EXCHANGE KEY; bindings: cipherbox binding list",
-    errors.RouteChanged: "See who reads it now: cipherbox route resolve EXCHANGE KEY; then send again.",
-    errors.AmbiguousRoute: "A reader is behind two of the bound queues: cipherbox route resolve EXCHANGE KEY",
+    errors.RecipientRefuses: (
+        "Ask them to take your mail (they run: cipherbox contacts), then send it to them again; "
+        "what was for them alone: cipherbox outbox retry."
+    ),
+    errors.NoRoute: (
+        "See where it would go: cipherbox route resolve EXCHANGE KEY; bindings: cipherbox "
+        "binding list"
+    ),
+    errors.RouteChanged: (
+        "See who reads it now: cipherbox route resolve EXCHANGE KEY; then send again."
+    ),
+    errors.AmbiguousRoute: (
+        "A reader is behind two of the bound queues: cipherbox route resolve EXCHANGE KEY"
+    ),
     errors.ClockSkew: "Set this machine's clock.",
     errors.Busy: "Nothing was lost. Run the command again later.",
     errors.NotAllowed: "Permit the recipient: cipherbox route allow EXCHANGE CLIENT_ID",
-    errors.BundleDiscontinuous: "Compare fingerprints by telephone, then: cipherbox keys verify CLIENT_ID",
-    errors.BundleRolledBack: "HQ showed an old key. Tell the admin; do not send until it is explained.",
+    errors.BundleDiscontinuous: (
+        "Compare fingerprints by telephone, then: cipherbox keys verify CLIENT_ID"
+    ),
+    errors.BundleRolledBack: (
+        "HQ showed an old key. Tell the admin; do not send until it is explained."
+    ),
     errors.BundleExpired: "Its owner must connect once (cipherbox receive) to publish a new one.",
-    errors.UnsafeMix: "Ask the recipient with the older key to join again, or send to each separately.",
-    errors.FileChanged: "Send it again when it is complete, or with --copy, which keeps a copy of it as it is now.",
-    errors.StoreLocked: "Stop the other process that uses this directory, or choose another directory.",
-    errors.StoreLeased: "Stop that HQ first (cipherbox drain), or choose another database or schema.",
+    errors.UnsafeMix: (
+        "Ask the recipient with the older key to join again, or send to each separately."
+    ),
+    errors.FileChanged: (
+        "Send it again when it is complete, or with --copy, which keeps a copy of it as it is now."
+    ),
+    errors.StoreLocked: (
+        "Stop the other process that uses this directory, or choose another directory."
+    ),
+    errors.StoreLeased: (
+        "Stop that HQ first (cipherbox drain), or choose another database or schema."
+    ),
     errors.SchemaTooNew: "Install the newer cipherbox.pyz that wrote it.",
-    errors.SchemaTooOld: "Keep using the version that wrote it, or start anew: cipherbox init, cipherbox join.",
+    errors.SchemaTooOld: (
+        "Keep using the version that wrote it, or start anew: cipherbox init, cipherbox join."
+    ),
     errors.VersionMismatch: "Install the same cipherbox.pyz on both machines.",
 }
 
@@ -123,7 +193,9 @@ _SYSTEM_ADVICE = {
 
 
 class Failed(Exception):
-    """What a command set out to do did not come to its end, and the text says why: exit code REFUSED."""
+    """What a command set out to do did not come to its end, and the text says why: exit code
+    REFUSED.
+    """
 
 
 def exit_code(error: BaseException) -> Exit:

@@ -1,4 +1,6 @@
-"""`inbox`: what was received here: list, show, save, search; what was refused, and what waits for a person."""
+"""`inbox`: what was received here: list, show, save, search; what was refused, and what waits
+for a person.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,20 @@ if TYPE_CHECKING:
 
 _SHOWN = 60  # characters of a text in a list
 SUITES = {1: "ed25519", 2: "ed25519+mldsa65"}
-last_option = click.option("--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="So many.")
-since_option = click.option("--since", type=DURATION, help="Only what came within this time, for example 7d.")
+last_option = click.option(
+    "--last", type=click.IntRange(1, 100_000), default=50, show_default=True, help="So many."
+)
+since_option = click.option(
+    "--since", type=DURATION, help="Only what came within this time, for example 7d."
+)
 sender_option = click.option("--from", "sender", type=CLIENT_ID, help="Only what this client sent.")
 
 
 @click.group()
 def inbox() -> None:
-    """What this home has received: messages and files, also while a receiver runs, also without HQ."""
+    """What this home has received: messages and files, also while a receiver runs, also without
+    HQ.
+    """
 
 
 @inbox.command("list")
@@ -43,7 +51,13 @@ def inbox() -> None:
 @json_option
 @click.pass_context
 def inbox_list(
-    ctx: click.Context, last: int, since: float | None, sender: str | None, refused: bool, parked: bool, as_json: bool
+    ctx: click.Context,
+    last: int,
+    since: float | None,
+    sender: str | None,
+    refused: bool,
+    parked: bool,
+    as_json: bool,
 ) -> None:
     """List what was received, newest last: when, from whom, what, and how it was signed."""
     if refused and parked:
@@ -68,11 +82,15 @@ def inbox_list(
 def inbox_search(
     ctx: click.Context, text: str, last: int, since: float | None, sender: str | None, as_json: bool
 ) -> None:
-    """List what holds TEXT: in a message, its headers, a file's name, an id.  Contents of files are not searched."""
+    """List what holds TEXT: in a message, its headers, a file's name, an id.  Contents of files
+    are not searched.
+    """
     from cipherbox.client.inbox.encrypted_lines import matches
 
     with _look(ctx) as look:
-        found = (one for one in look.shelf.newest(_since_ms(since), sender or "") if matches(one, text))
+        found = (
+            one for one in look.shelf.newest(_since_ms(since), sender or "") if matches(one, text)
+        )
         _entries(ctx, reversed(list(islice(found, last))), as_json)
 
 
@@ -81,7 +99,9 @@ def inbox_search(
 @sender_option
 @json_option
 @click.pass_context
-def inbox_show(ctx: click.Context, message_id: uuid.UUID, sender: str | None, as_json: bool) -> None:
+def inbox_show(
+    ctx: click.Context, message_id: uuid.UUID, sender: str | None, as_json: bool
+) -> None:
     """Show MESSAGE_ID: what it is, and the text of a message."""
     from cipherbox.cli.output import print_raw, record, safe, say
 
@@ -104,7 +124,9 @@ def inbox_show(ctx: click.Context, message_id: uuid.UUID, sender: str | None, as
 @sender_option
 @click.pass_context
 def inbox_save(ctx: click.Context, message_id: uuid.UUID, target: Path, sender: str | None) -> None:
-    """Write MESSAGE_ID, a message or a file, readable to TARGET: a directory, or a new file's name."""
+    """Write MESSAGE_ID, a message or a file, readable to TARGET: a directory, or a new file's
+    name.
+    """
     from cipherbox.cli.output import say
 
     with _look(ctx) as look:
@@ -130,10 +152,14 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
     count = _offline(ctx, work)
     if message_id is not None and not count:
         raise NotFound(f"message {message_id} was not set aside in {home_of(ctx)}")
-    explain("", f"{count} message(s) will be tried again by the next: {command_here(ctx)} receive --exec COMMAND")
+    explain(
+        "",
+        f"{count} message(s) will be tried again by the next: {command_here(ctx)} receive --exec "
+        "COMMAND",
+    )
 
 
-# -- inside -----------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -149,12 +175,17 @@ def _since_ms(since: float | None) -> int:
     return int((time.time() - since) * 1000) if since else 0
 
 
-def _found(ctx: click.Context, look: InboxInspection, message_id: uuid.UUID, sender: str | None) -> Entry:
+def _found(
+    ctx: click.Context, look: InboxInspection, message_id: uuid.UUID, sender: str | None
+) -> Entry:
     from cipherbox.client.inbox.inspect import find
 
     entry = find(look, message_id, sender or "")
     if entry is None:
-        raise NotFound(f"message {message_id} is not in the inbox of {home_of(ctx)}, or older than [inbox] keep_days")
+        raise NotFound(
+            f"message {message_id} is not in the inbox of {home_of(ctx)}, or older than [inbox] "
+            "keep_days"
+        )
     return entry
 
 
@@ -169,13 +200,19 @@ def _entries(ctx: click.Context, entries: Iterable[Entry], as_json: bool) -> Non
         ("received", "from", "type", "size", "signature", "what", "message"),
         [
             (
-                time_text(one.received_at), safe(one.sender_id), safe(one.content_type.partition(";")[0]),
-                size_text(one.size), SUITES.get(one.suite, "-"), _what(one), one.message_id,
+                time_text(one.received_at),
+                safe(one.sender_id),
+                safe(one.content_type.partition(";")[0]),
+                size_text(one.size),
+                SUITES.get(one.suite, "-"),
+                _what(one),
+                one.message_id,
             )
             for one in rows
         ],
-        empty="nothing was received, or nothing that fits", drop=("signature", "size", "type"),
-    )  # fmt: skip
+        empty="nothing was received, or nothing that fits",
+        drop=("signature", "size", "type"),
+    )
     if rows:
         next_step(f"look at one: {command_here(ctx)} inbox show {rows[-1].message_id}")
 
@@ -191,10 +228,16 @@ def _what(one: Entry) -> str:
 
 def _record(one: Entry) -> dict[str, object]:
     return {
-        "message_id": one.message_id, "sender_id": one.sender_id, "received_at": one.received_at,
-        "content_type": one.content_type, "bytes": one.size, "signature": SUITES.get(one.suite, ""),
-        "filename": one.filename, "file": one.file, "kept": bool(one.kept),
-    }  # fmt: skip
+        "message_id": one.message_id,
+        "sender_id": one.sender_id,
+        "received_at": one.received_at,
+        "content_type": one.content_type,
+        "bytes": one.size,
+        "signature": SUITES.get(one.suite, ""),
+        "filename": one.filename,
+        "file": one.file,
+        "kept": bool(one.kept),
+    }
 
 
 def _refused(look: InboxInspection, last: int, as_json: bool) -> None:
@@ -208,8 +251,12 @@ def _refused(look: InboxInspection, last: int, as_json: bool) -> None:
         return
     table(
         ("refused", "from", "why", "reason", "message"),
-        [(time_text(r.at), safe(r.sender_id), r.outcome, safe(r.reason), r.message_id) for r in rows],
-        empty="nothing was refused", drop=("why",),
+        [
+            (time_text(r.at), safe(r.sender_id), r.outcome, safe(r.reason), r.message_id)
+            for r in rows
+        ],
+        empty="nothing was refused",
+        drop=("why",),
     )
 
 

@@ -16,10 +16,14 @@ from cipherbox.cli.options import home_of
 @since_option
 @sender_option
 @click.pass_context
-def inbox_export(ctx: click.Context, target: Path | None, since: float | None, sender: str | None) -> None:
-    """Write the lines of received_messages.jsonl again, to the new file TARGET or to standard output.
+def inbox_export(
+    ctx: click.Context, target: Path | None, since: float | None, sender: str | None
+) -> None:
+    """Write the lines of received_messages.jsonl again, to the new file TARGET or to standard
+    output.
 
-    From what the inbox has recorded: for those who lost the file, and under a password, where there is none.
+    From what the inbox has recorded: for those who lost the file, and under a password, where there
+    is none.
     """
     from cipherbox.cli.output import print_raw, say
     from cipherbox.client.inbox.places import open_new
@@ -44,7 +48,9 @@ def inbox_export(ctx: click.Context, target: Path | None, since: float | None, s
 @inbox.command("rotate")
 @click.pass_context
 def inbox_rotate(ctx: click.Context) -> None:
-    """Give received_messages.jsonl a name with the time in it; a receiver, also one that runs, begins a new one."""
+    """Give received_messages.jsonl a name with the time in it; a receiver, also one that runs,
+    begins a new one.
+    """
     from cipherbox.cli.output import say
     from cipherbox.client.inbox.inbox import LINES
     from cipherbox.client.inbox.lines_file import rotate
@@ -54,18 +60,21 @@ def inbox_rotate(ctx: click.Context) -> None:
     try:
         target = rotate(path)
     except OSError as error:
-        raise FileError(f"{path} cannot be renamed: {error.strerror}; end what reads it, or the receiver") from None
+        raise FileError(
+            f"{path} cannot be renamed: {error.strerror}; end what reads it, or the receiver"
+        ) from None
     say(f"There is no {path}." if target is None else str(target))
 
 
 @inbox.command("lock")
 @click.pass_context
 def inbox_lock(ctx: click.Context) -> None:
-    """Encrypt what lies here readable: lines and files that came before this home was under a password.
+    """Encrypt what lies here readable: lines and files that came before this home was under a
+    password.
 
-    Only under a password, and without [inbox] plain.  Each is encrypted under the home's key, checked, and then the
-    readable one is removed; inbox show, save and export open them.  Files you moved or copied elsewhere stay as they
-    are.  End the agent or receiver first.
+    Only under a password, and without [inbox] plain.  Each is encrypted under the home's key,
+    checked, and then the readable one is removed; inbox show, save and export open them.  Files you
+    moved or copied elsewhere stay as they are.  End the agent or receiver first.
     """
     from cipherbox.cli.output import say, warn
     from cipherbox.cli.password import load_here
@@ -74,10 +83,14 @@ def inbox_lock(ctx: click.Context) -> None:
 
     home = load_here(ctx)
     if not home.sealed:
-        raise InvalidRequest("this home is under no password, so its key would lie beside what it encrypts; set one "
-                             "first: cipherbox keys password")
+        raise InvalidRequest(
+            "this home is under no password, so its key would lie beside what it encrypts; set one "
+            "first: cipherbox keys password"
+        )
     if home.config.inbox.plain:
-        raise InvalidRequest("[inbox] plain = true in client.toml has what is received lie readable; remove it first")
+        raise InvalidRequest(
+            "[inbox] plain = true in client.toml has what is received lie readable; remove it first"
+        )
     done = lock_all(home)
     for text in done.left:
         warn(text)

@@ -1,4 +1,6 @@
-"""The command `cipherbox`: its table of commands, and the one place where an error becomes words and an exit code."""
+"""The command `cipherbox`: its table of commands, and the one place where an error becomes words
+and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,19 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "config": ("config", "config", "Show the settings, or check whether HQ could start."),
         "dead": ("dead_letters", "dead", "Dead letters: list, show, send again, drop."),
         "audit": ("audit", "audit", "Verify or read HQ's signed log."),
-        "witness": ("witness", "witness", "Cosign HQ's signed log, so that nobody is shown another one."),
+        "witness": (
+            "witness",
+            "witness",
+            "Cosign HQ's signed log, so that nobody is shown another one.",
+        ),
         "top": ("top", "top", "Watch queues, rates, clients and alerts."),
         "reload": ("operate", "reload", "Let HQ read settings and certificates again."),
         "drain": ("operate", "drain", "Let HQ finish and end, for an upgrade."),
-        "ca": ("ca.command", "ca", "Show HQ's certificates; renew them; an offline CA, or an organization's."),
+        "ca": (
+            "ca.command",
+            "ca",
+            "Show HQ's certificates; renew them; an offline CA, or an organization's.",
+        ),
         "backup": ("store", "backup", "Back up everything HQ is, while it runs."),
         "restore": ("store", "restore", "Make an HQ from a backup, and prove that it is whole."),
         "store": ("store", "store", "Copy HQ's store to another database; upgrade it."),
@@ -54,12 +64,28 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "pipe": ("pipe", "pipe", "Standard input here to standard output there: netcat."),
         "agent": ("agent", "agent", "Send from a folder and receive into another, for good."),
         "status": ("status", "status", "Where is my message?  And how is HQ?"),
-        "inbox": ("inbox_lines", "inbox", "What was received here: list, show, save, search; refused, parked."),
+        "inbox": (
+            "inbox_lines",
+            "inbox",
+            "What was received here: list, show, save, search; refused, parked.",
+        ),
         "outbox": ("outbox", "outbox", "What was sent from here and is under way; retry, cancel."),
         "receipt": ("receipt", "receipt", "Proof that a recipient opened a message."),
-        "clients": ("clients", "clients", "Who is enrolled and connected; roles; cut a connection."),
-        "alerts": ("alerts", "alerts", "Who is told when something is wrong: test it, list what was told."),
-        "doctor": ("doctor.command", "doctor", "Look for what is wrong on this machine and say what to do."),
+        "clients": (
+            "clients",
+            "clients",
+            "Who is enrolled and connected; roles; cut a connection.",
+        ),
+        "alerts": (
+            "alerts",
+            "alerts",
+            "Who is told when something is wrong: test it, list what was told.",
+        ),
+        "doctor": (
+            "doctor.command",
+            "doctor",
+            "Look for what is wrong on this machine and say what to do.",
+        ),
     },
     "Routes and keys": {
         "exchange": ("topology", "exchange", "Declare, show, list and delete exchanges."),
@@ -67,17 +93,33 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "binding": ("topology", "binding", "Lead routing keys into queues."),
         "contacts": ("contacts", "contacts", "Whom you take mail from."),
         "route": ("route", "route", "Who may receive what you send to an exchange."),
-        "keys": ("keys.command", "keys", "Keys, yours and others': list, compare, pin; your password."),
+        "keys": (
+            "keys.command",
+            "keys",
+            "Keys, yours and others': list, compare, pin; your password.",
+        ),
     },
     "More": {
         "demo": ("demo.command", "demo", "Play the labs scenario on this machine."),
-        "prove": ("prove.command", "prove", "Prove that nothing is lost or doubled, whatever is killed."),
+        "prove": (
+            "prove.command",
+            "prove",
+            "Prove that nothing is lost or doubled, whatever is killed.",
+        ),
         "bench": ("bench.command", "bench", "Measure how fast this machine does the whole job."),
         "manual": ("manual", "manual", "Read the manual."),
         "python": ("python", "python", "Run a program of yours with CipherBox's library."),
-        "install": ("install.command", "install", "Install or upgrade HQ, or a client, on this machine."),
+        "install": (
+            "install.command",
+            "install",
+            "Install or upgrade HQ, or a client, on this machine.",
+        ),
         "uninstall": ("install.command", "uninstall", "Remove it again; data stays."),
-        "completion": ("completion_texts", "completion", "Print the shell's completion of these commands."),
+        "completion": (
+            "completion_texts",
+            "completion",
+            "Print the shell's completion of these commands.",
+        ),
         "version": ("completion_texts", "version", "Print the version."),
     },
 }
@@ -96,7 +138,9 @@ class LazyGroup(click.Group):
         if cmd_name not in _FLAT:
             return None
         module, attribute, _ = _FLAT[cmd_name]
-        found: click.Command = getattr(importlib.import_module(f"cipherbox.cli.{module}"), attribute)
+        found: click.Command = getattr(
+            importlib.import_module(f"cipherbox.cli.{module}"), attribute
+        )
         _prepare(found)
         return found
 
@@ -108,7 +152,9 @@ class LazyGroup(click.Group):
 
             near = difflib.get_close_matches(args[0], list(_FLAT), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"There is no command {args[0]!r}.{hint} See: cipherbox --help", ctx)
+            raise click.UsageError(
+                f"There is no command {args[0]!r}.{hint} See: cipherbox --help", ctx
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -118,25 +164,40 @@ class LazyGroup(click.Group):
 
 
 def _prepare(command: click.Command) -> None:
-    """Lets --home and --password-file also stand after the command, where people put them; unseen in its help."""
+    """Lets --home and --password-file also stand after the command, where people put them;
+    unseen in its help.
+    """
     command.context_class = Context
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _prepare(inner)
         return
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    known = {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     if command.ignore_unknown_options or "--home" in known:
         return
     command.params += [
         click.Option(
-            ["--home", "_home"], type=_DIRECTORY, hidden=True, expose_value=False,
+            ["--home", "_home"],
+            type=_DIRECTORY,
+            hidden=True,
+            expose_value=False,
             callback=lambda ctx, _, value: _set_home(ctx, value),
         ),
-        *[click.Option(
-            ["--password-file", "_password_file"], type=click.Path(path_type=Path), hidden=True, expose_value=False,
-            callback=lambda ctx, _, value: _set_password_file(ctx, value),
-        )] * ("--password-file" not in known),
-    ]  # fmt: skip
+        *[
+            click.Option(
+                ["--password-file", "_password_file"],
+                type=click.Path(path_type=Path),
+                hidden=True,
+                expose_value=False,
+                callback=lambda ctx, _, value: _set_password_file(ctx, value),
+            )
+        ]
+        * ("--password-file" not in known),
+    ]
 
 
 def _set_home(ctx: click.Context, home: Path | None) -> None:
@@ -163,10 +224,13 @@ def _set_password_file(ctx: click.Context, file: Path | None) -> None:
 @click.option(
     "--password-file",
     type=click.Path(path_type=Path),
-    help="Read the password of the keys from this file. [default: password_file in client.toml, else a prompt]",
+    help="Read the password of the keys from this file. [default: password_file in client.toml, "
+    "else a prompt]",
 )
 @click.version_option(cipherbox.__version__, prog_name="CipherBox", message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, envvar=DEBUG_VARIABLE, help="Show the traceback of an error.")
+@click.option(
+    "--debug", is_flag=True, envvar=DEBUG_VARIABLE, help="Show the traceback of an error."
+)
 @click.pass_context
 def cli(ctx: click.Context, home: Path | None, password_file: Path | None, debug: bool) -> None:
     """CipherBox: a blind message broker in one file."""
@@ -175,7 +239,9 @@ def cli(ctx: click.Context, home: Path | None, password_file: Path | None, debug
 
 
 def every_command(section: str) -> Iterator[tuple[click.Command, click.Context]]:
-    """A section's commands, a group before what it holds; a context's `info_name` is the name in full."""
+    """A section's commands, a group before what it holds; a context's `info_name` is the name in
+    full.
+    """
     for name in COMMANDS[section]:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
@@ -194,7 +260,9 @@ def _within(command: click.Command, name: str) -> Iterator[tuple[click.Command, 
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs one command and ends the process with its code; an error becomes plain words, never a traceback."""
+    """Runs one command and ends the process with its code; an error becomes plain words, never a
+    traceback.
+    """
     from cipherbox.cli.stdout import drop_unread_errors, guard_output
     from cipherbox.portable import standard_files
 
@@ -229,7 +297,9 @@ def _say_usage(error: click.ClickException) -> None:
 
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:
-        click.echo(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
+        click.echo(
+            f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True
+        )
     fail(error.format_message())
 
 
@@ -242,7 +312,8 @@ def _unprinted(code: int) -> int:
         return int(code)
     from cipherbox.cli.output import fail
 
-    if failure.errno != errno.EPIPE:  # a reader who has seen enough, like head, needs no explanation
+    # a reader who has seen enough, like head, needs no explanation
+    if failure.errno != errno.EPIPE:
         fail(f"the work is done, but its result could not be printed: {failure.strerror}")
     return int(Exit.OUTPUT)
 
@@ -262,7 +333,13 @@ def leaf(error: BaseException) -> BaseException:
 def _report(group: BaseException, arguments: list[str]) -> int:
     error = leaf(group)
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else Exit.OK if error.code is None else Exit.REFUSED
+        return (
+            error.code
+            if isinstance(error.code, int)
+            else Exit.OK
+            if error.code is None
+            else Exit.REFUSED
+        )
     code = exit_code(error)
     if code in (Exit.INTERRUPTED, Exit.OUTPUT):
         return code
@@ -286,10 +363,17 @@ def _report(group: BaseException, arguments: list[str]) -> int:
 
 
 def _wants_traceback(arguments: list[str]) -> bool:
-    return "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+    return "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "").lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+    )
 
 
 def sentence(text: str) -> str:
-    """The text as a sentence begins: with a capital, unless it begins with a path, an address or a code word."""
+    """The text as a sentence begins: with a capital, unless it begins with a path, an address or
+    a code word.
+    """
     first = text.split(" ", 1)[0]
     return text[:1].upper() + text[1:] if first.replace("'", "").isalpha() else text

@@ -18,9 +18,11 @@ def man_page() -> str:
     lines += [r"cipherbox \- a blind message broker in one file", ".SH SYNOPSIS"]
     lines += [r"\fBcipherbox\fR [\fIOPTIONS\fR] \fICOMMAND\fR [\fIARGUMENTS\fR]", ".SH DESCRIPTION"]
     lines += [
-        "Laboratories seal data and reports on their own machines, a central server (HQ) that cannot read them stores,",
+        "Laboratories seal data and reports on their own machines, a central server (HQ) that "
+        "cannot read them stores,",
         "routes and pushes them, and research centers open them and sign for them.",
-        r"\fBcipherbox manual\fR lists the pages of the manual; \fBcipherbox manual quickstart\fR is the first.",
+        r"\fBcipherbox manual\fR lists the pages of the manual; \fBcipherbox manual "
+        r"quickstart\fR is the first.",
         ".SH OPTIONS",
         *_options(cli, click.Context(cli, info_name="cipherbox")),
     ]
@@ -32,8 +34,18 @@ def man_page() -> str:
     lines.append(".SH EXIT STATUS")
     for code, words in MEANING.items():
         lines += [".TP", str(int(code)), _text(words)]
-    lines += [".SH FILES", ".TP", r"\fI~/.cipherbox\fR", "a client's settings, certificate and keys"]
-    lines += [".TP", r"\fI/var/lib/cipherbox\fR", "HQ's settings, certificates and data", ".SH ENVIRONMENT"]
+    lines += [
+        ".SH FILES",
+        ".TP",
+        r"\fI~/.cipherbox\fR",
+        "a client's settings, certificate and keys",
+    ]
+    lines += [
+        ".TP",
+        r"\fI/var/lib/cipherbox\fR",
+        "HQ's settings, certificates and data",
+        ".SH ENVIRONMENT",
+    ]
     lines += [".TP", "CIPHERBOX_HOME", "the client's home", ".TP", "CIPHERBOX_CACHE"]
     lines += [r"where the one file unpacks itself at its first start", ""]
     return "\n".join(lines)

@@ -1,6 +1,8 @@
-"""`manual`: the pages inside the package, by kind, searched, and on a terminal laid out for it and through the pager.
+"""`manual`: the pages inside the package, by kind, searched, and on a terminal laid out for it and
+through the pager.
 
-A pipe gets the Markdown as it is.  A page is in the index below, with the question it answers, or it is not found.
+A pipe gets the Markdown as it is.  A page is in the index below, with the question it answers, or
+it is not found.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ INDEX: dict[str, dict[str, str]] = {
         "security": "who can do what, in short, and what you must do",
         "threat-model": "who could attack, what each can, and cannot, with tests",
     },
-}  # fmt: skip
+}
 # programs in manual/examples, printed as they are: cipherbox manual example-sender > sender.py
 EXAMPLES = {
     "example-key-maker": "make keys, enrol, hand out the public ones",
@@ -77,9 +79,15 @@ def _topics(context: click.Context, argument: click.Parameter, begun: str) -> li
 
 @click.command()
 @click.argument("topic", required=False, shell_complete=_topics)
-@click.option("--search", "word", metavar="WORD", help="Show where WORD occurs, in all pages or in TOPIC.")
-@click.option("--no-pager", is_flag=True, help="Print the page at once; else $PAGER shows it on a terminal.")
-@click.option("--man", is_flag=True, help="Print the man page cipherbox(1), made from the commands.")
+@click.option(
+    "--search", "word", metavar="WORD", help="Show where WORD occurs, in all pages or in TOPIC."
+)
+@click.option(
+    "--no-pager", is_flag=True, help="Print the page at once; else $PAGER shows it on a terminal."
+)
+@click.option(
+    "--man", is_flag=True, help="Print the man page cipherbox(1), made from the commands."
+)
 def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> None:
     """Read the manual page TOPIC; without one, list the pages.
 
@@ -97,10 +105,13 @@ def manual(topic: str | None, word: str | None, no_pager: bool, man: bool) -> No
     if topic is not None and topic not in pages:
         import difflib
 
-        near = difflib.get_close_matches(topic, [*PAGES, *EXAMPLES], n=3) or [p for p in PAGES if topic and topic in p]
+        near = difflib.get_close_matches(topic, [*PAGES, *EXAMPLES], n=3) or [
+            p for p in PAGES if topic and topic in p
+        ]
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise click.UsageError(
-            f"There is no page {topic!r}.{hint} `cipherbox manual` lists them; `--search` looks into them."
+            f"There is no page {topic!r}.{hint} `cipherbox manual` lists them; `--search` looks "
+            "into them."
         )
     if word is not None:
         _search([topic] if topic else PAGES, pages, word)
@@ -143,7 +154,9 @@ def _search(names: list[str], pages: dict[str, str], word: str) -> None:
         for section, line in hits[:_LINES_SHOWN]:
             click.echo(f"  [{section}] {_around(line, word)}")
     if not found:
-        raise click.UsageError(f"No page has {word!r}. Try a shorter word; `cipherbox manual` lists the pages.")
+        raise click.UsageError(
+            f"No page has {word!r}. Try a shorter word; `cipherbox manual` lists the pages."
+        )
 
 
 def _around(line: str, word: str) -> str:
@@ -154,7 +167,9 @@ def _around(line: str, word: str) -> str:
 
 
 def laid_out(page: str) -> str:
-    """The page for a terminal: text and tables as wide as it is, code as it stands so that it can be copied."""
+    """The page for a terminal: text and tables as wide as it is, code as it stands so that it
+    can be copied.
+    """
     import io
     import re
     import shutil
@@ -169,7 +184,11 @@ def laid_out(page: str) -> str:
     class Code(CodeBlock):
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
             code = str(self.text).rstrip()
-            yield Text("\n".join(f"    {line}" for line in code.splitlines()), no_wrap=True, overflow="ignore")
+            yield Text(
+                "\n".join(f"    {line}" for line in code.splitlines()),
+                no_wrap=True,
+                overflow="ignore",
+            )
 
     class Title(Heading):
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -178,7 +197,9 @@ def laid_out(page: str) -> str:
             yield Text(str(self.text).upper() if self.tag == "h1" else str(self.text), style="bold")
 
     class Rows(TableElement):
-        """Nothing of a cell is left out; what is looked up, in the first column, stays in one piece, if it can."""
+        """Nothing of a cell is left out; what is looked up, in the first column, stays in one
+        piece, if it can.
+        """
 
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
             for table in super().__rich_console__(console, options):
@@ -191,14 +212,27 @@ def laid_out(page: str) -> str:
 
     class Page(Markdown):
         elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-            **Markdown.elements, "fence": Code, "code_block": Code, "heading_open": Title, "table_open": Rows,
-        }  # fmt: skip
+            **Markdown.elements,
+            "fence": Code,
+            "code_block": Code,
+            "heading_open": Title,
+            "table_open": Rows,
+        }
 
     console = Console(
-        file=io.StringIO(), force_terminal=True, legacy_windows=False, highlight=False,
+        file=io.StringIO(),
+        force_terminal=True,
+        legacy_windows=False,
+        highlight=False,
         width=min(shutil.get_terminal_size().columns, _WIDEST),
-        theme=Theme({"markdown.code": "bold", "markdown.table.border": "none", "markdown.table.header": "underline"}),
-    )  # fmt: skip
+        theme=Theme(
+            {
+                "markdown.code": "bold",
+                "markdown.table.border": "none",
+                "markdown.table.header": "underline",
+            }
+        ),
+    )
     with console.capture() as capture:
         console.print(Page(page, hyperlinks=False), crop=False)
     lines = "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -21,8 +21,8 @@ _LOOK_S = 0.5
 def reload(ctx: click.Context, as_json: bool) -> None:
     """Let HQ read its settings and certificates again (admin).  No connection is dropped.
 
-    All or nothing: when a file is half written or wrong, HQ goes on as it was and this says what is wrong.  What only
-    a start can change is listed as such.  On HQ's machine SIGHUP does the same.
+    All or nothing: when a file is half written or wrong, HQ goes on as it was and this says what is
+    wrong.  What only a start can change is listed as such.  On HQ's machine SIGHUP does the same.
     """
     from cipherbox.cli.output import next_step, print_json, rows_table
 
@@ -33,11 +33,19 @@ def reload(ctx: click.Context, as_json: bool) -> None:
     shown = [{key: str(row[key]) for key in ("name", "was", "now", "effect")} for row in rows]
     rows_table(shown, empty="nothing is different")
     if any(row["effect"] != "now" for row in rows):
-        next_step(f"for what counts at the next start: {command_here(ctx)} drain, then start HQ again")
+        next_step(
+            f"for what counts at the next start: {command_here(ctx)} drain, then start HQ again"
+        )
 
 
 @click.command()
-@click.option("--most", type=DURATION, default="5m", show_default=True, help="End after so long, whatever still waits.")
+@click.option(
+    "--most",
+    type=DURATION,
+    default="5m",
+    show_default=True,
+    help="End after so long, whatever still waits.",
+)
 @click.option("--undo", is_flag=True, help="Take it back: HQ takes everything again and goes on.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until HQ has ended.")
 @yes_option
@@ -45,8 +53,8 @@ def reload(ctx: click.Context, as_json: bool) -> None:
 def drain(ctx: click.Context, most: float, undo: bool, no_wait: bool, yes: bool) -> None:
     """Let HQ finish and end, for an upgrade (admin).
 
-    HQ takes no new publishes (senders keep theirs and send them afterwards), lets what waits go out to the consumers
-    that are connected, and ends.  What waits for others stays in its store.
+    HQ takes no new publishes (senders keep theirs and send them afterwards), lets what waits go out
+    to the consumers that are connected, and ends.  What waits for others stays in its store.
     """
     from cipherbox.cli.output import say
 

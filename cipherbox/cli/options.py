@@ -58,7 +58,9 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         if isinstance(value, int | float):
             return float(value)
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip().lower())
@@ -90,7 +92,9 @@ def home_of(ctx: click.Context) -> Path:
 
 
 def _say_replaced(ctx: click.Context, home: Path) -> None:
-    """Every command of a home that was replaced says so at once, also one that does not ask HQ; `join` ends it."""
+    """Every command of a home that was replaced says so at once, also one that does not ask HQ;
+    `join` ends it.
+    """
     from cipherbox.cli.output import safe, warn
     from cipherbox.client.home import replaced
 
@@ -103,22 +107,30 @@ def _say_replaced(ctx: click.Context, home: Path) -> None:
 
 
 def hq_settings(directory: Path) -> ServerConfig:
-    """The settings of an HQ whose files are about to be changed; ConfigError for root, where HQ is another user's."""
+    """The settings of an HQ whose files are about to be changed; ConfigError for root, where HQ
+    is another user's.
+    """
     from cipherbox.config.settings import load_server_config
     from cipherbox.errors import ConfigError
     from cipherbox.portable import is_root, owner_of
 
     config = load_server_config(directory)
     if is_root() and config.tls.root.exists() and (owner := owner_of(config.tls.root)) != "root":
-        raise ConfigError(f"HQ's files belong to {owner}, who could not use what root writes; say it as that user: "
-                          f"sudo -u {owner} cipherbox ...")  # fmt: skip
+        raise ConfigError(
+            f"HQ's files belong to {owner}, who could not use what root writes; say it as that "
+            f"user: sudo -u {owner} cipherbox ..."
+        )
     return config
 
 
 def command_here(ctx: click.Context) -> str:
-    """`cipherbox`, with the --home and --password-file this command was given: for advice about this same client."""
+    """`cipherbox`, with the --home and --password-file this command was given: for advice about
+    this same client.
+    """
     given = {"--home": ctx.find_root().obj, "--password-file": ctx.meta.get(PASSWORD_FILE)}
-    return " ".join(["cipherbox", *(f"{o} {shlex.quote(str(v))}" for o, v in given.items() if v is not None)])
+    return " ".join(
+        ["cipherbox", *(f"{o} {shlex.quote(str(v))}" for o, v in given.items() if v is not None)]
+    )
 
 
 def sure(question: str, yes: bool) -> None:
@@ -138,13 +150,16 @@ def run(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
 
     keep_heap()
     gc.freeze()  # what was imported stays
-    gc.set_threshold(50_000, 20, 50)  # batches are tuples without cycles: looking through them is a tenth of the work
+    # batches are tuples without cycles: looking through them is a tenth of the work
+    gc.set_threshold(50_000, 20, 50)
     result: T = trio.run(work, *arguments)
     return result
 
 
 def run_until_stopped(work: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """As `run`; Ctrl-C and SIGTERM end it in order, so that what it started ends too.  Then KeyboardInterrupt."""
+    """As `run`; Ctrl-C and SIGTERM end it in order, so that what it started ends too.  Then
+    KeyboardInterrupt.
+    """
     import trio
 
     from cipherbox.portable import stop_signals
@@ -177,8 +192,14 @@ async def suggesting(ctx: click.Context, client: Client) -> AsyncIterator[None]:
     try:
         yield
     except CipherBoxError as error:
-        given = [ctx.params.get(one.name or "") for one in ctx.command.params if isinstance(one.type, ClientId)]
-        names = [name for value in given for name in ([value] if isinstance(value, str) else value or ())]
+        given = [
+            ctx.params.get(one.name or "")
+            for one in ctx.command.params
+            if isinstance(one.type, ClientId)
+        ]
+        names = [
+            name for value in given for name in ([value] if isinstance(value, str) else value or ())
+        ]
         found = await with_suggestion(client, error, names)
         if found is error:
             raise
@@ -204,14 +225,18 @@ def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
 
     async def checked(client: Client) -> T:
         if client.role != "admin":
-            raise Forbidden(f"only an admin may do that, and {client.client_id} is none; use the admin's --home")
+            raise Forbidden(
+                f"only an admin may do that, and {client.client_id} is none; use the admin's --home"
+            )
         return await work(client)
 
     return with_client(ctx, checked)
 
 
 def database_settings(text: str) -> DatabaseSettings:
-    """`[database]` from a command line: postgresql://..., or sqlite:PATH.  Files are named as seen from here."""
+    """`[database]` from a command line: postgresql://..., or sqlite:PATH.  Files are named as
+    seen from here.
+    """
     import attrs
 
     from cipherbox.config.settings import DatabaseSettings, is_credential, with_url
@@ -220,5 +245,9 @@ def database_settings(text: str) -> DatabaseSettings:
         return DatabaseSettings(path=Path(text.removeprefix("sqlite:")).absolute())
     found = with_url(DatabaseSettings(), text)
     files = ("password_file", "tls_ca", "tls_certificate", "tls_key")
-    named = {name: path for name in files if (path := getattr(found, name)) is not None and not is_credential(path)}
+    named = {
+        name: path
+        for name in files
+        if (path := getattr(found, name)) is not None and not is_credential(path)
+    }
     return attrs.evolve(found, **{name: path.absolute() for name, path in named.items()})

@@ -71,8 +71,13 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
     post = client.outbox()
     kept = post.outbox
     everything, last = wanted.everything, wanted.last
-    most = last if wanted.to is None and not wanted.since_ms else _MOST  # what does not fit is left out below
-    newest = (lambda: kept.newest(most)) if everything else (lambda: kept.rows([WAITING, ASIDE], most=most))
+    # what does not fit is left out below
+    most = last if wanted.to is None and not wanted.since_ms else _MOST
+    newest = (
+        (lambda: kept.newest(most))
+        if everything
+        else (lambda: kept.rows([WAITING, ASIDE], most=most))
+    )
     found: Any = await post.store(newest)
     found = [row for row in found if wanted.has(row.recipients, row.sealed_at)][-last:]
     refusing: Any = await post.store(kept.refused, most)
@@ -90,20 +95,37 @@ async def _listed(client: Client, wanted: Wanted) -> Listed:
     files = [one for one in files if everything or one.state != SENT]
     states = {}
     for one in files:
-        manifest: Any = await post.store(kept.find, one.manifest) if one.manifest and one.state == SENT else None
+        manifest: Any = (
+            await post.store(kept.find, one.manifest)
+            if one.manifest and one.state == SENT
+            else None
+        )
         states[one.id] = FILE_STATES[one.state] if manifest is None else _state(manifest, refused)
     return Listed(found, files, refused, folder, states)
 
 
 @outbox.command("list")
 @click.option("--all", "everything", is_flag=True, help="Also what HQ has confirmed.")
-@click.option("--last", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many.")
+@click.option(
+    "--last",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="At most so many.",
+)
 @click.option("--to", type=CLIENT_ID, help="Only what goes to this client.")
-@click.option("--since", type=DURATION, help="Only what was sealed within this time, for example 7d.")
+@click.option(
+    "--since", type=DURATION, help="Only what was sealed within this time, for example 7d."
+)
 @json_option
 @click.pass_context
 def outbox_list(
-    ctx: click.Context, everything: bool, last: int, to: str | None, since: float | None, as_json: bool
+    ctx: click.Context,
+    everything: bool,
+    last: int,
+    to: str | None,
+    since: float | None,
+    as_json: bool,
 ) -> None:
     """List what is not confirmed yet, or was refused; with --all everything, newest last."""
     from cipherbox.cli.output import next_step, print_json, safe, size_text, table, time_text
@@ -114,43 +136,58 @@ def outbox_list(
     rows, files, refused, folder, states = _offline(ctx, lambda client: _listed(client, wanted))
     if as_json:
         of_files = [_file_record(one, states[one.id]) for one in files]
-        print_json([*(_record(row, refused) for row in rows), *of_files, *map(_refused_record, folder)])
+        print_json(
+            [*(_record(row, refused) for row in rows), *of_files, *map(_refused_record, folder)]
+        )
         return
     table(
         ("message", "more", "to", "sealed", "size", "state", "reason"),
         [
             (
-                _first(row), row.messages - 1, safe(", ".join(row.recipients)), time_text(row.sealed_at),
-                size_text(row.size), _state(row, refused), safe(row.reason or refused.get(row.envelope_id, "")) or "-",
+                _first(row),
+                row.messages - 1,
+                safe(", ".join(row.recipients)),
+                time_text(row.sealed_at),
+                size_text(row.size),
+                _state(row, refused),
+                safe(row.reason or refused.get(row.envelope_id, "")) or "-",
             )
             for row in rows
         ],
-        empty="nothing waits, nothing was refused", drop=("more", "size", "sealed"),
-    )  # fmt: skip
+        empty="nothing waits, nothing was refused",
+        drop=("more", "size", "sealed"),
+    )
     if files:
         table(
             ("file", "to", "size", "at HQ", "state", "reason"),
             [
                 (
-                    safe(one.file), safe(", ".join(one.recipients)), size_text(one.size), size_text(one.done_bytes),
-                    states[one.id], safe(one.reason) or "-",
+                    safe(one.file),
+                    safe(", ".join(one.recipients)),
+                    size_text(one.size),
+                    size_text(one.done_bytes),
+                    states[one.id],
+                    safe(one.reason) or "-",
                 )
                 for one in files
             ],
             drop=("size", "at HQ"),
-        )  # fmt: skip
+        )
     if folder:
         table(
             ("refused file", "to", "when", "reason", "it is in"),
             [
                 (
-                    safe("/".join(one.path)), safe(", ".join(one.recipients)), time_text(one.changed_at),
-                    safe(one.reason), safe(one.place) or "-",
+                    safe("/".join(one.path)),
+                    safe(", ".join(one.recipients)),
+                    time_text(one.changed_at),
+                    safe(one.reason),
+                    safe(one.place) or "-",
                 )
                 for one in folder
             ],
             drop=("when",),
-        )  # fmt: skip
+        )
     if any(row.state == WAITING for row in rows) or any(one.state == 0 for one in files):
         next_step(f"send what waits now: {command_here(ctx)} outbox send")
     if any(row.state == ASIDE for row in rows):
@@ -161,7 +198,9 @@ def outbox_list(
 @outbox.command("send")
 @click.pass_context
 def outbox_send(ctx: click.Context) -> int:
-    """Send everything that waits, files too, and end when nothing does.  `cipherbox agent` does so for good."""
+    """Send everything that waits, files too, and end when nothing does.  `cipherbox agent` does
+    so for good.
+    """
     from cipherbox.cli.output import fail, print_event, say
     from cipherbox.cli.password import load_here
     from cipherbox.cli.send_files import progress
@@ -183,11 +222,15 @@ def outbox_send(ctx: click.Context) -> int:
                     if client.line.failure is not None:
                         raise client.line.failure
                     if client.line.away:
-                        raise Queued(f"HQ cannot be reached ({client.line.trouble}); what waits is kept")
+                        raise Queued(
+                            f"HQ cannot be reached ({client.line.trouble}); what waits is kept"
+                        )
                     await trio.sleep(0.1)
 
             async def to_compare() -> bool:
-                return not post.compared.is_set() and bool(await post.store(post.outbox.unsigned, 1))
+                return not post.compared.is_set() and bool(
+                    await post.store(post.outbox.unsigned, 1)
+                )
 
             await while_reached(to_compare)
             with progress() as tell:
@@ -216,7 +259,11 @@ def outbox_show(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> Non
 
         row, post = await _row(client, message_id), client.outbox()
         whys: Any = await post.store(post.outbox.refusals, row.number)
-        refused = {row.envelope_id: "; ".join(f"{name}: {words(why)}" for name, why in whys.items())} if whys else {}
+        refused = (
+            {row.envelope_id: "; ".join(f"{name}: {words(why)}" for name, why in whys.items())}
+            if whys
+            else {}
+        )
         return _record(row, refused)
 
     (print_json if as_json else record)(_offline(ctx, work))
@@ -256,7 +303,10 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
         return True
 
     if not _offline(ctx, work):
-        raise NotFound(f"the bytes of message {message_id} are no longer here: its recipients have signed for it")
+        raise NotFound(
+            f"the bytes of message {message_id} are no longer here: its recipients have signed "
+            "for it"
+        )
     row = _offline(ctx, lambda client: _row(client, message_id))
     say(f"{message_id}: {_state(row)}{f', {row.reason}' if row.reason else ''}")
     return Exit.OK if row.state == 1 else Exit.QUEUED if row.state == WAITING else Exit.REFUSED
@@ -268,8 +318,8 @@ def outbox_retry(ctx: click.Context, message_id: uuid.UUID, seal_again: bool) ->
 def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
     """Seal again, for the keys of now, everything that is not opened yet.
 
-    After a recipient lost its keys and you compared its new ones, or when somebody was revoked: a revoked recipient is
-    left out.  Who has opened a message does not get it twice.
+    After a recipient lost its keys and you compared its new ones, or when somebody was revoked: a
+    revoked recipient is left out.  Who has opened a message does not get it twice.
     """
     from cipherbox.cli.output import fail, say
 
@@ -292,7 +342,9 @@ def outbox_reseal(ctx: click.Context, client_id: str | None) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def outbox_cancel(ctx: click.Context, message_id: uuid.UUID, yes: bool) -> None:
-    """Give up MESSAGE_ID, which HQ has not confirmed.  If it reached HQ all the same, it is delivered."""
+    """Give up MESSAGE_ID, which HQ has not confirmed.  If it reached HQ all the same, it is
+    delivered.
+    """
     from cipherbox.cli.output import say
     from cipherbox.client.outbox.rows import CANCELLED, CONFIRMED, Refused
 
@@ -325,7 +377,9 @@ async def _settled(client: Client) -> None:
 async def _row(client: Client, message_id: uuid.UUID) -> Row:
     row = await client.sent(message_id)
     if row is None:
-        raise NotFound(f"message {message_id} was not sent from this home, or its history was dropped")
+        raise NotFound(
+            f"message {message_id} was not sent from this home, or its history was dropped"
+        )
     return row
 
 
@@ -337,7 +391,10 @@ def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     home = load_here(ctx)
 
     async def main() -> T:
-        async with open_client(home, keep_trying=True, renew=False) as client, suggesting(ctx, client):
+        async with (
+            open_client(home, keep_trying=True, renew=False) as client,
+            suggesting(ctx, client),
+        ):
             return await work(client)
 
     return run(main)
@@ -345,9 +402,15 @@ def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
 
 def _file_record(one: Transfer, state: str) -> dict[str, object]:
     return {
-        "file": one.file, "path": list(one.path), "recipients": list(one.recipients), "bytes": one.size,
-        "at_hq": one.done_bytes, "state": state, "reason": one.reason, "made_at": one.made_at,
-    }  # fmt: skip
+        "file": one.file,
+        "path": list(one.path),
+        "recipients": list(one.recipients),
+        "bytes": one.size,
+        "at_hq": one.done_bytes,
+        "state": state,
+        "reason": one.reason,
+        "made_at": one.made_at,
+    }
 
 
 def _first(row: Row) -> str:
@@ -366,15 +429,29 @@ def _state(row: Row, refused: Mapping[bytes, str] = MappingProxyType({})) -> str
 
 def _refused_record(one: Claim) -> dict[str, object]:
     return {
-        "file": one.file, "path": list(one.path), "recipients": list(one.recipients), "bytes": one.size,
-        "state": "refused", "reason": one.reason, "place": one.place, "made_at": one.taken_at,
-    }  # fmt: skip
+        "file": one.file,
+        "path": list(one.path),
+        "recipients": list(one.recipients),
+        "bytes": one.size,
+        "state": "refused",
+        "reason": one.reason,
+        "place": one.place,
+        "made_at": one.taken_at,
+    }
 
 
 def _record(row: Row, refused: Mapping[bytes, str] = MappingProxyType({})) -> dict[str, object]:
     return {
-        "message_id": _first(row), "messages": row.messages, "recipients": list(row.recipients),
-        "exchange": row.exchange, "routing_key": row.routing_key, "generation": row.generation,
-        "bytes": row.size, "sealed_at": row.sealed_at, "accepted_at": row.accepted_at, "state": _state(row, refused),
-        "reason": row.reason or refused.get(row.envelope_id, ""), "kept": row.content_key is not None,
-    }  # fmt: skip
+        "message_id": _first(row),
+        "messages": row.messages,
+        "recipients": list(row.recipients),
+        "exchange": row.exchange,
+        "routing_key": row.routing_key,
+        "generation": row.generation,
+        "bytes": row.size,
+        "sealed_at": row.sealed_at,
+        "accepted_at": row.accepted_at,
+        "state": _state(row, refused),
+        "reason": row.reason or refused.get(row.envelope_id, ""),
+        "kept": row.content_key is not None,
+    }

@@ -1,8 +1,9 @@
 """How things look on the screen.
 
-Results go to standard output, so that a script can read them; what to do next, warnings and errors go to standard
-error.  Text that another party chose is passed through `safe` before it gets here: a client id that is really an escape
-sequence must not move the cursor.  Colour is used on a terminal only, and never carries meaning alone.
+Results go to standard output, so that a script can read them; what to do next, warnings and errors
+go to standard error.  Text that another party chose is passed through `safe` before it gets here: a
+client id that is really an escape sequence must not move the cursor.  Colour is used on a terminal
+only, and never carries meaning alone.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 CHECK = "✅"
 _USUAL = 80  # columns of a terminal that does not say
-_WORDS = "|".join(["--home", "--password-file", *(name for section in COMMANDS.values() for name in section)])
+_WORDS = "|".join(
+    ["--home", "--password-file", *(name for section in COMMANDS.values() for name in section)]
+)
 # Another user types the installed command, and may not be able to read this file.
 _COMMAND = re.compile(rf"(?<!sudo -u cipherbox )\bcipherbox (?=(?:{_WORDS})\b)")
 
@@ -61,7 +64,9 @@ def say(text: str = "") -> None:
 
 
 def explain(head: str, text: str) -> None:
-    """A result in words, to standard output: on a terminal its lines break between words, and stand behind ``head``."""
+    """A result in words, to standard output: on a terminal its lines break between words, and
+    stand behind ``head``.
+    """
     _tell(head, text, err=False)
 
 
@@ -90,7 +95,9 @@ def keep(text: str, advice: str = "") -> None:
 
 
 def _tell(head: str, text: str, colour: str | None = None, *, err: bool = True) -> None:
-    """Lines of which the first stands behind ``head`` and the others under it; on a terminal they fit its width."""
+    """Lines of which the first stands behind ``head`` and the others under it; on a terminal
+    they fit its width.
+    """
     width = _width_of(sys.stderr if err else sys.stdout)
     for number, line in enumerate(text.split("\n")):
         indent = " " * len(head)
@@ -112,7 +119,9 @@ def _width_of(stream: TextIO) -> int:
 
 
 def as_called(text: str) -> str:
-    """``text`` with each command in it as the user has to type it: `cipherbox send`, `python3 cipherbox.pyz send`."""
+    """``text`` with each command in it as the user has to type it: `cipherbox send`, `python3
+    cipherbox.pyz send`.
+    """
     return _COMMAND.sub(lambda _: f"{_called()} ", text)
 
 
@@ -138,8 +147,14 @@ def print_event(event: Event) -> None:
 
 
 def print_trouble(event: Event) -> None:
-    """Only what a person must know while something else has the screen: the line to HQ, keys, who was turned away."""
-    told = event.role in ("LINE", "KEYS") or event.text.startswith("Key of ") or " called; " in event.text
+    """Only what a person must know while something else has the screen: the line to HQ, keys,
+    who was turned away.
+    """
+    told = (
+        event.role in ("LINE", "KEYS")
+        or event.text.startswith("Key of ")
+        or " called; " in event.text
+    )
     if told:
         warn(event)
 
@@ -158,9 +173,15 @@ def print_raw(line: bytes) -> None:
 
 
 def table(
-    heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "none", drop: Sequence[str] | None = None
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    empty: str = "none",
+    drop: Sequence[str] | None = None,
 ) -> None:
-    """A table; numbers stand to the right.  ``drop``: columns that go on a narrow terminal, least important first."""
+    """A table; numbers stand to the right.  ``drop``: columns that go on a narrow terminal,
+    least important first.
+    """
     from cipherbox.cli import tables
 
     texts = [[cell if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
@@ -171,7 +192,9 @@ def table(
 
 
 def rows_table(rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> None:
-    """HQ's rows as a table: the keys of the first row are the heads, times and lists in words, all text made safe."""
+    """HQ's rows as a table: the keys of the first row are the heads, times and lists in words,
+    all text made safe.
+    """
     heads = list(rows[0]) if rows else []
     cells = [[_cell(head, row.get(head)) for head in heads] for row in rows]
     table([head.removesuffix("_at").replace("_", " ") for head in heads], cells, empty=empty)

@@ -1,7 +1,9 @@
-"""The password of a client's keys: where it comes from, and `keys password`, which sets, changes and removes it.
+"""The password of a client's keys: where it comes from, and `keys password`, which sets, changes
+and removes it.
 
-It comes from a file, from what systemd hands over, or from the terminal, where it is not shown.  Never from arguments
-or the environment: other users of the machine, and every program started from here, see those.
+It comes from a file, from what systemd hands over, or from the terminal, where it is not shown.
+Never from arguments or the environment: other users of the machine, and every program started from
+here, see those.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _HOME = "cipherbox.home"
 
 
 def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
-    """This command's home with its keys; a password is asked for once, however often the home is needed.
+    """This command's home with its keys; a password is asked for once, however often the home is
+    needed.
 
     ``renews``: the command lives long enough to renew the certificate; others say when it is due.
     """
@@ -80,9 +83,11 @@ def named_password(ctx: click.Context) -> bytes | None:
 
 
 def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
-    """A password typed for the first time: twice, so that it is the one that was meant; ``instead`` needs nobody.
+    """A password typed for the first time: twice, so that it is the one that was meant; ``instead``
+    needs nobody.
 
-    One that is easy to guess is refused, with the reason, before it is typed again.  ``about``: see `check_strength`.
+    One that is easy to guess is refused, with the reason, before it is typed again.  ``about``: see
+    `check_strength`.
     """
     from cipherbox.cli.output import warn
     from cipherbox.client.keys.strength import check_strength
@@ -106,7 +111,9 @@ def new_password(instead: str, about: Sequence[str] = ()) -> bytes:
 
 
 def chosen_password(file: Path, about: Sequence[str] = ()) -> bytes:
-    """The password in a file that protects something from now on; WeakPassword if it is easy to guess."""
+    """The password in a file that protects something from now on; WeakPassword if it is easy to
+    guess.
+    """
     from cipherbox.client.keys.local_key import read_password
     from cipherbox.client.keys.strength import check_strength
 
@@ -125,7 +132,8 @@ def ask(prompt: str, nobody: Exception) -> str:
         raise nobody
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # it would go on and show what is typed
+            # it would go on and show what is typed
+            warnings.simplefilter("error", getpass.GetPassWarning)
             return getpass.getpass(f"{prompt}: ")
     except getpass.GetPassWarning:
         raise nobody from None
@@ -137,7 +145,9 @@ def ask(prompt: str, nobody: Exception) -> str:
 
 @click.command()
 @click.option(
-    "--new-password-file", "file", type=click.Path(path_type=Path, dir_okay=False),
+    "--new-password-file",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
     help="Read the new password from this file instead of asking for it.",
 )
 @click.option("--remove", is_flag=True, help="Keep the keys under no password; asks first.")
@@ -146,11 +156,13 @@ def ask(prompt: str, nobody: Exception) -> str:
 def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> None:
     """Set, change or remove the password your keys are under.
 
-    With a password nobody who copies your directory can use its keys; every command then asks for it.  The file
-    local.key is sealed under it, with Argon2id; nothing else changes, and programs that run go on.  A forgotten
-    password cannot be recovered: nothing sealed to these keys can be opened then.
+    With a password nobody who copies your directory can use its keys; every command then asks for
+    it.  The file local.key is sealed under it, with Argon2id; nothing else changes, and programs
+    that run go on.  A forgotten password cannot be recovered: nothing sealed to these keys can be
+    opened then.
 
-    What was copied before, a backup for example, is as open as it was: after a suspicion join again with new keys.
+    What was copied before, a backup for example, is as open as it was: after a suspicion join again
+    with new keys.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.client.home import home_with
@@ -173,11 +185,21 @@ def password(ctx: click.Context, file: Path | None, remove: bool, yes: bool) -> 
         say(f"The keys in {config.home} are under no password any more.")
         return
     about = [config.client_id]
-    new = chosen_password(file, about) if file is not None else new_password("--new-password-file FILE", about)
+    new = (
+        chosen_password(file, about)
+        if file is not None
+        else new_password("--new-password-file FILE", about)
+    )
     put_local_key(config.home, local_key, new)
-    say(f"The keys in {config.home} are under {'the new' if sealed else 'your'} password from now on.")
+    say(
+        f"The keys in {config.home} are under {'the new' if sealed else 'your'} password from "
+        "now on."
+    )
     held_ready = configured_password(config)
     if held_ready is not None:
         next_step(f"put it into {held_ready} too: commands and agents of this home read it there")
     elif not sealed:
-        next_step("an agent or another service of this home needs it at its next start: cipherbox manual security")
+        next_step(
+            "an agent or another service of this home needs it at its next start: cipherbox "
+            "manual security"
+        )

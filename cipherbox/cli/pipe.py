@@ -16,7 +16,9 @@ SHORTEST_S = 2.0
 
 
 class StandardEnds:
-    """Standard input and output of this process.  What blocks there blocks a thread of its own, which may be left."""
+    """Standard input and output of this process.  What blocks there blocks a thread of its own,
+    which may be left.
+    """
 
     async def read(self, most: int) -> bytes:
         import trio
@@ -60,25 +62,33 @@ async def _until_stopped(work: Callable[[float], Awaitable[None]], within_s: flo
 @click.argument("client_id", metavar="CLIENT", type=CLIENT_ID)
 @click.option("--listen", is_flag=True, help="Wait until CLIENT calls, instead of calling it.")
 @click.option(
-    "--within", type=DURATION,
-    help="Give up when CLIENT does not answer, or call, within this time. [default: 60s; --listen: never]",
-)  # fmt: skip
+    "--within",
+    type=DURATION,
+    help="Give up when CLIENT does not answer, or call, within this time. [default: 60s; "
+    "--listen: never]",
+)
 @click.option(
-    "--idle", type=DURATION, default=IDLE_S,
+    "--idle",
+    type=DURATION,
+    default=IDLE_S,
     help="Give up when nothing is heard of CLIENT for so long; 0 never. [default: 60s]",
-)  # fmt: skip
+)
 @click.pass_context
-def pipe(ctx: click.Context, client_id: str, listen: bool, within: float | None, idle: float) -> int:
-    """Carry standard input here to standard output there, and back, sealed: netcat between two clients.
+def pipe(
+    ctx: click.Context, client_id: str, listen: bool, within: float | None, idle: float
+) -> int:
+    """Carry standard input here to standard output there, and back, sealed: netcat between two
+    clients.
 
     \b
     cipherbox pipe FL-LAB --listen </dev/null | tar x     at CA-RC
     tar c run-42 | cipherbox pipe CA-RC                   at FL-LAB
 
-    Any bytes, in order, each once; a slow reader slows the writer down.  The end of the input is carried too, and the
-    command ends with 0 when both inputs have ended and everything is written out.  A cut line and a restart of HQ are
-    waited for.  When the other end breaks off or falls silent the exit code is 3.  While it runs nothing else may
-    receive for this client: stop `receive` and the agent before. [manual: tools]
+    Any bytes, in order, each once; a slow reader slows the writer down.  The end of the input is
+    carried too, and the command ends with 0 when both inputs have ended and everything is written
+    out.  A cut line and a restart of HQ are waited for.  When the other end breaks off or falls
+    silent the exit code is 3.  While it runs nothing else may receive for this client: stop
+    `receive` and the agent before. [manual: tools]
     """
     from cipherbox.apps.pipe.pipe import Pipe
     from cipherbox.cli.output import next_step, print_trouble, warn

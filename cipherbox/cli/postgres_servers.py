@@ -1,7 +1,9 @@
-"""PostgreSQL servers of our own for trials and tests: made, started, killed, followed by standbys, promoted.
+"""PostgreSQL servers of our own for trials and tests: made, started, killed, followed by standbys,
+promoted.
 
-They need PostgreSQL's programs (`initdb`, `postgres`, `pg_basebackup`): from a directory that is named, from the PATH,
-or from where distributions put them.  PostgreSQL refuses to run as root; then it runs as `nobody`.
+They need PostgreSQL's programs (`initdb`, `postgres`, `pg_basebackup`): from a directory that is
+named, from the PATH, or from where distributions put them.  PostgreSQL refuses to run as root; then
+it runs as `nobody`.
 """
 
 from __future__ import annotations
@@ -25,23 +27,41 @@ from cipherbox.portable import other_user
 
 PATIENCE_S = 30.0
 FAST, AT_ONCE, _KILL = 2, 3, 9  # SIGINT and SIGQUIT as PostgreSQL understands them, and SIGKILL
-PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql@*/bin")
-MODEST = ("shared_buffers=32MB", "max_connections=40", "log_min_messages=fatal", "wal_keep_size=64MB",
-          "max_wal_senders=6", "unix_socket_permissions=0777")  # fmt: skip
+PLACES = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+)
+MODEST = (
+    "shared_buffers=32MB",
+    "max_connections=40",
+    "log_min_messages=fatal",
+    "wal_keep_size=64MB",
+    "max_wal_senders=6",
+    "unix_socket_permissions=0777",
+)
 PAUSE = threading.Event()  # never set
 
 
 def find_programs(named: Path | None = None) -> Path:
     """The directory with `postgres` in it.  ConfigError when there is none."""
     found = shutil.which("postgres")
-    candidates: Iterable[Path] = [named] if named else [
-        *([Path(found).parent] if found else []),
-        *(path for place in PLACES for path in sorted(Path("/").glob(place[1:]), reverse=True)),
-    ]  # fmt: skip
+    candidates: Iterable[Path] = (
+        [named]
+        if named
+        else [
+            *([Path(found).parent] if found else []),
+            *(path for place in PLACES for path in sorted(Path("/").glob(place[1:]), reverse=True)),
+        ]
+    )
     for path in candidates:
         if (path / "postgres").exists() and (path / "pg_basebackup").exists():
             return path
-    raise ConfigError("PostgreSQL's programs were not found; install it, or name their directory with --postgres-bin")
+    raise ConfigError(
+        "PostgreSQL's programs were not found; install it, or name their directory with "
+        "--postgres-bin"
+    )
 
 
 def _as_user() -> dict[str, Any]:
@@ -50,7 +70,9 @@ def _as_user() -> dict[str, Any]:
 
 @attrs.define(eq=False)
 class Server:
-    """One server in a directory of its own, which it reaches others and is reached in by a socket and a port."""
+    """One server in a directory of its own, which it reaches others and is reached in by a
+    socket and a port.
+    """
 
     programs: Path
     directory: Path
@@ -66,10 +88,23 @@ class Server:
         options = [part for setting in (*MODEST, *settings) for part in ("-c", setting)]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self.programs / "postgres", "-D", self.data, "-k", self.directory, "-h", "127.0.0.1", "-p",
-                 str(self.port), *options],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, **_as_user(),
-            )  # fmt: skip
+                [
+                    self.programs / "postgres",
+                    "-D",
+                    self.data,
+                    "-k",
+                    self.directory,
+                    "-h",
+                    "127.0.0.1",
+                    "-p",
+                    str(self.port),
+                    *options,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **_as_user(),
+            )
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -115,11 +150,30 @@ class Server:
         """Another server that follows this one; not started."""
         other = _directory(self.programs)
         subprocess.run(
-            [self.programs / "pg_basebackup", "-h", self.directory, "-p", str(self.port), "-U", "cipherbox", "-D",
-             other.data, "-R", "-c", "fast", "-X", "stream"],
-            check=True, capture_output=True, **_as_user(),
-        )  # fmt: skip
-        own = f"\nprimary_conninfo = 'host={self.directory} port={self.port} user=cipherbox application_name={name}'\n"
+            [
+                self.programs / "pg_basebackup",
+                "-h",
+                self.directory,
+                "-p",
+                str(self.port),
+                "-U",
+                "cipherbox",
+                "-D",
+                other.data,
+                "-R",
+                "-c",
+                "fast",
+                "-X",
+                "stream",
+            ],
+            check=True,
+            capture_output=True,
+            **_as_user(),
+        )
+        own = (
+            f"\nprimary_conninfo = 'host={self.directory} port={self.port} user=cipherbox "
+            f"application_name={name}'\n"
+        )
         with (other.data / "postgresql.auto.conf").open("a") as conf:
             conf.write(own)
         return other
@@ -151,7 +205,8 @@ def free_port() -> int:
 
 
 def _directory(programs: Path) -> Server:
-    directory = Path(tempfile.mkdtemp(prefix="cbx-pg-"))  # a short path: sockets have few characters for theirs
+    # a short path: sockets have few characters for theirs
+    directory = Path(tempfile.mkdtemp(prefix="cbx-pg-"))
     user = other_user()
     if user:
         os.chown(directory, user["user"], user["group"])
@@ -160,7 +215,8 @@ def _directory(programs: Path) -> Server:
 
 
 def new_server(programs: Path, like: Server | None = None) -> Server:
-    """An empty server, not started; its superuser is `cipherbox`, without a password, for this machine alone.
+    """An empty server, not started; its superuser is `cipherbox`, without a password, for this
+    machine alone.
 
     ``like``: one that was never started; to copy it is quicker.
     """

@@ -9,12 +9,17 @@ import click
 
 
 @click.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["--help"]}
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["--help"],
+    }
 )
 @click.argument("script", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def python(script: str | None, arguments: tuple[str, ...]) -> int:
-    """Run SCRIPT with the Python and the libraries CipherBox runs with; - is standard input, nothing a prompt.
+    """Run SCRIPT with the Python and the libraries CipherBox runs with; - is standard input,
+    nothing a prompt.
 
     \b
     cipherbox manual example-sender > sender.py
@@ -26,7 +31,9 @@ def python(script: str | None, arguments: tuple[str, ...]) -> int:
     if script is None:
         import code
 
-        code.interact(f"Python {sys.version.split()[0]} with cipherbox; Ctrl-D ends it.", exitmsg="")
+        code.interact(
+            f"Python {sys.version.split()[0]} with cipherbox; Ctrl-D ends it.", exitmsg=""
+        )
         return 0
     if script != "-" and not Path(script).is_file():
         raise click.UsageError(f"There is no program {script!r}.")
@@ -35,7 +42,7 @@ def python(script: str | None, arguments: tuple[str, ...]) -> int:
         if script == "-":
             sys.path.insert(0, "")
             source = compile(sys.stdin.read(), "<stdin>", "exec")
-            exec(source, {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102 - what was asked for
+            exec(source, {"__name__": ("__main__"), "__builtins__": __builtins__})  # noqa: S102 - what was asked for
         else:
             sys.path.insert(0, str(Path(script).resolve().parent))
             runpy.run_path(script, run_name="__main__")

@@ -27,11 +27,14 @@ def receipt() -> None:
 @click.argument("message_id", type=MessageId())
 @click.option("--recipient", type=CLIENT_ID, help="Whose receipt. [default: all that are there]")
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False),
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
     help="The file, for one recipient. [default: MESSAGE_ID-RECIPIENT.receipt.json here]",
-)  # fmt: skip
+)
 @click.pass_context
-def receipt_export(ctx: click.Context, message_id: uuid.UUID, recipient: str | None, output: Path | None) -> None:
+def receipt_export(
+    ctx: click.Context, message_id: uuid.UUID, recipient: str | None, output: Path | None
+) -> None:
     """Write the receipts for MESSAGE_ID as files, with everything that is needed to verify them."""
     from cipherbox.cli.output import next_step, say
     from cipherbox.portable import write_atomic
@@ -42,7 +45,10 @@ def receipt_export(ctx: click.Context, message_id: uuid.UUID, recipient: str | N
             return found
         row = await client.sent(message_id)
         if recipient not in found and row is not None and recipient not in row.recipients:
-            raise NotFound(f"message {message_id} was not sent to {recipient}, but to {', '.join(row.recipients)}")
+            raise NotFound(
+                f"message {message_id} was not sent to {recipient}, but to "
+                f"{', '.join(row.recipients)}"
+            )
         return {name: data for name, data in found.items() if name == recipient}
 
     found = _offline(ctx, work)
@@ -62,7 +68,9 @@ def receipt_export(ctx: click.Context, message_id: uuid.UUID, recipient: str | N
 @receipt.command("verify")
 @click.argument("file", type=click.File("rb"))
 @click.option(
-    "--root", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The root certificate (PEM)."
+    "--root",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The root certificate (PEM).",
 )
 @click.option("--fingerprint", help="Its SHA-256, as HQ's admin tells it, in hexadecimal.")
 @json_option
@@ -72,8 +80,9 @@ def receipt_verify(
 ) -> int:
     """Verify the receipt in FILE, without any network.
 
-    Who is believed is the root certificate: of this machine's home, of --root, or the one with --fingerprint.  Without
-    any of them the file is checked, its root's fingerprint is shown for you to compare, and the exit code is 7.
+    Who is believed is the root certificate: of this machine's home, of --root, or the one with
+    --fingerprint.  Without any of them the file is checked, its root's fingerprint is shown for you
+    to compare, and the exit code is 7.
     """
     from cipherbox.cli.output import fail, print_json, safe, say, time_text, warn
     from cipherbox.envelope.receipt_file import verify_file
@@ -89,12 +98,21 @@ def receipt_verify(
         fail(f"The receipt is signed under another root: SHA-256 {statement.root_sha256}.")
     else:
         did = "opened" if statement.outcome == "opened" else f"refused ({safe(statement.outcome)})"
-        say(f"{safe(statement.recipient)} {did} message {statement.message_id} of {safe(statement.sender)}.")
-        say(f"Signed {time_text(statement.signed_at)}; HQ accepted the message {time_text(statement.accepted_at)}.")
+        say(
+            f"{safe(statement.recipient)} {did} message {statement.message_id} of "
+            f"{safe(statement.sender)}."
+        )
+        say(
+            f"Signed {time_text(statement.signed_at)}; HQ accepted the message "
+            f"{time_text(statement.accepted_at)}."
+        )
         say(f"SHA-256 of the envelope: {statement.envelope_sha256}")
         say(f"Root certificate, SHA-256: {statement.root_sha256}")
         if not trusted:
-            warn("Nobody said which root to believe: compare the fingerprint with HQ's, or say --root, --fingerprint.")
+            warn(
+                "Nobody said which root to believe: compare the fingerprint with HQ's, or say "
+                "--root, --fingerprint."
+            )
     return Exit.OK if trusted else Exit.KEYS
 
 

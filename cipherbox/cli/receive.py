@@ -1,5 +1,6 @@
-"""`receive` and `fetch`: each message once into data/received_messages.jsonl, each file once into one directory, then
-acknowledged."""
+"""`receive` and `fetch`: each message once into data/received_messages.jsonl, each file once
+into one directory, then acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +20,23 @@ if TYPE_CHECKING:
     Work = Callable[[Client, Receiver], Awaitable[None]]
 
 _queue_option = click.option(
-    "--queue", "queues", type=QUEUE, multiple=True, help="Only this queue; repeatable. [default: all you read]"
+    "--queue",
+    "queues",
+    type=QUEUE,
+    multiple=True,
+    help="Only this queue; repeatable. [default: all you read]",
 )
 incoming_option = click.option(
-    "--incoming", type=click.Path(path_type=Path, file_okay=False),
+    "--incoming",
+    type=click.Path(path_type=Path, file_okay=False),
     help="Put files here. [default: the setting [inbox] incoming; printed at the start]",
 )
 
 
 ordered_option = click.option(
-    "--ordered", is_flag=True, help="With --exec: what waits for another try holds up what its sender sent after it."
+    "--ordered",
+    is_flag=True,
+    help="With --exec: what waits for another try holds up what its sender sent after it.",
 )
 
 
@@ -37,25 +45,37 @@ ordered_option = click.option(
 @incoming_option
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
 @click.option("--idle", type=DURATION, help="Stop when nothing came for so long, for example 30s.")
-@click.option("--exec", "command", help="Run this command for each message and file, its content on standard input.")
+@click.option(
+    "--exec",
+    "command",
+    help="Run this command for each message and file, its content on standard input.",
+)
 @ordered_option
 @json_option
 @click.pass_context
 def receive(
-    ctx: click.Context, queues: tuple[str, ...], incoming: Path | None, count: int | None, idle: float | None,
-    command: str | None, ordered: bool, as_json: bool,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    queues: tuple[str, ...],
+    incoming: Path | None,
+    count: int | None,
+    idle: float | None,
+    command: str | None,
+    ordered: bool,
+    as_json: bool,
+) -> None:
     """Receive, open and acknowledge until Ctrl-C; HQ pushes what comes.
 
-    What was sent as a file, or as a directory, arrives under its name in SENDER/ below the directory of incoming files,
-    whatever its size.  Every message and every file is one line in data/received_messages.jsonl of your home, exactly
-    once.  With --json these lines are printed too, and nothing else.
+    What was sent as a file, or as a directory, arrives under its name in SENDER/ below the
+    directory of incoming files, whatever its size.  Every message and every file is one line in
+    data/received_messages.jsonl of your home, exactly once.  With --json these lines are printed
+    too, and nothing else.
 
-    With --exec COMMAND runs for each message and each whole file, until it has ended with 0; in its environment are
-    CIPHERBOX_MESSAGE_ID, CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and CIPHERBOX_ATTEMPT, for a file also
-    CIPHERBOX_FILE (where it lies) and CIPHERBOX_FILENAME (as its sender called it).  Exit code 75 says "later": what it
-    hands messages to is away, and they are tried again without end, with pauses up to five minutes.  Every other code
-    but 0 says that this message is bad: it is tried five times in all, then parked: cipherbox inbox list --parked.
+    With --exec COMMAND runs for each message and each whole file, until it has ended with 0; in its
+    environment are CIPHERBOX_MESSAGE_ID, CIPHERBOX_SENDER_ID, CIPHERBOX_CONTENT_TYPE and
+    CIPHERBOX_ATTEMPT, for a file also CIPHERBOX_FILE (where it lies) and CIPHERBOX_FILENAME (as its
+    sender called it).  Exit code 75 says "later": what it hands messages to is away, and they are
+    tried again without end, with pauses up to five minutes.  Every other code but 0 says that this
+    message is bad: it is tried five times in all, then parked: cipherbox inbox list --parked.
     After a crash in its middle it runs again.
     """
     if command is not None:
@@ -78,7 +98,8 @@ def receive(
             warn("Waiting for messages; Ctrl-C stops.")
         await receiver.keep(list(queues) or None)
 
-    lasting = count is None and idle is None  # without an end of its own it waits for HQ as long as it takes
+    # without an end of its own it waits for HQ as long as it takes
+    lasting = count is None and idle is None
     receiver = _with_receiver(ctx, as_json, work, incoming, keep_trying=lasting)
     if not as_json:
         say(f"{receiver.received} message(s) received{_where(ctx, receiver)}")
@@ -92,7 +113,11 @@ def receive(
 @json_option
 @click.pass_context
 def fetch(
-    ctx: click.Context, queues: tuple[str, ...], incoming: Path | None, count: int | None, as_json: bool
+    ctx: click.Context,
+    queues: tuple[str, ...],
+    incoming: Path | None,
+    count: int | None,
+    as_json: bool,
 ) -> None:
     """Take what waits now, into the same places as `receive`, then stop."""
     from cipherbox.cli.output import next_step, say
@@ -115,18 +140,33 @@ def tell_where(home: Home, incoming: Path | None) -> None:
     if home.hides is None:
         warn(f"Files arrive in {(incoming or home.incoming).absolute()}")
     else:
-        warn("Messages and files are kept under this home's key: cipherbox inbox show, cipherbox inbox save.")
+        warn(
+            "Messages and files are kept under this home's key: cipherbox inbox show, cipherbox "
+            "inbox save."
+        )
         if next((home.path / "data").glob("received_messages*.jsonl"), None) is not None:
-            warn("What came before lies readable in data/ and stays there; to encrypt it: cipherbox inbox lock")
+            warn(
+                "What came before lies readable in data/ and stays there; to encrypt it: "
+                "cipherbox inbox lock"
+            )
 
 
 def _where(ctx: click.Context, receiver: Receiver) -> str:
     plain = receiver.storing.plain
-    return f": {home_of(ctx) / 'data' / 'received_messages.jsonl'}" if plain else ", kept under this home's key"
+    return (
+        f": {home_of(ctx) / 'data' / 'received_messages.jsonl'}"
+        if plain
+        else ", kept under this home's key"
+    )
 
 
 def _with_receiver(
-    ctx: click.Context, as_json: bool, work: Work, incoming: Path | None, *, keep_trying: bool = False
+    ctx: click.Context,
+    as_json: bool,
+    work: Work,
+    incoming: Path | None,
+    *,
+    keep_trying: bool = False,
 ) -> Receiver:
     """Opens client and receiver and does the work, until it ends or somebody asks it to."""
     import trio
@@ -151,8 +191,12 @@ def _with_receiver(
     async def main() -> Receiver:
         with trio.open_signal_receiver(*stop_signals()) as signals:
             on_event = None if as_json else print_event
-            async with open_client(home, on_event=on_event, keep_trying=keep_trying, renew=keep_trying) as client:
-                receiver = Receiver(client, on_lines=print_lines if as_json else None, incoming=incoming)
+            async with open_client(
+                home, on_event=on_event, keep_trying=keep_trying, renew=keep_trying
+            ) as client:
+                receiver = Receiver(
+                    client, on_lines=print_lines if as_json else None, incoming=incoming
+                )
                 async with trio.open_nursery() as nursery:
 
                     async def until_stopped() -> None:
@@ -173,7 +217,10 @@ def _tell(receiver: Receiver) -> None:
     if receiver.duplicates:
         warn(f"{receiver.duplicates} envelope(s) came again and were not written twice.")
     if receiver.refused:
-        warn(f"Refused {receiver.refused} time(s), counting what came again; HQ has the reasons, too:")
+        warn(
+            f"Refused {receiver.refused} time(s), counting what came again; HQ has the reasons, "
+            "too:"
+        )
         for (sender, reason), count in receiver.refusals.most_common():
             warn(f"  {count} from {safe(sender)}: {safe(reason)}")
         if rest := receiver.refused - receiver.refusals.total():

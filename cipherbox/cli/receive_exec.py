@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 SIGKILL = 9  # by its number: not every system has the name
 LATER = 75  # EX_TEMPFAIL of sysexits.h: try again later
-_SHELL = frozenset([">", ">>", "<", "|", "||", "&&", ";", "&", "2>", "2>&1"])  # as words of their own
+# as words of their own
+_SHELL = frozenset([">", ">>", "<", "|", "||", "&&", ";", "&", "2>", "2>&1"])
 _NAME_MOST = 4096  # bytes of a sender's name for a file, in the environment
 
 
 def handler_of(command: str) -> Handler:
-    """A handler that runs the command; the content is its standard input, what else is known its environment."""
+    """A handler that runs the command; the content is its standard input, what else is known its
+    environment.
+    """
     words = _words(command)
 
     async def handle(handled: Handled, _: sqlite3.Connection) -> None:
@@ -45,7 +48,9 @@ def handler_of(command: str) -> Handler:
                 environment["CIPHERBOX_FILE"] = str(handled.file)
                 environment["CIPHERBOX_FILENAME"] = escape_text(handled.filename, _NAME_MOST)
                 file = handled.file
-                content = stack.enter_context(file.open("rb")) if file.is_file() else subprocess.DEVNULL
+                content = (
+                    stack.enter_context(file.open("rb")) if file.is_file() else subprocess.DEVNULL
+                )
             done = await trio.run_process(words, check=False, env=environment, stdin=content)
         if done.returncode == LATER or -done.returncode in stop_numbers():
             raise Later(f"{words[0]} ended with {done.returncode}")
@@ -56,20 +61,27 @@ def handler_of(command: str) -> Handler:
 
 
 def _words(command: str) -> list[str]:
-    """The program and its arguments; a slip of the pen shows at once, not when the first message waits for it."""
+    """The program and its arguments; a slip of the pen shows at once, not when the first message
+    waits for it.
+    """
     from cipherbox.cli.output import warn
 
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise click.UsageError(f"--exec {command!r} cannot be read as a command: {error}.") from None
+        raise click.UsageError(
+            f"--exec {command!r} cannot be read as a command: {error}."
+        ) from None
     if not words:
         raise click.UsageError("--exec needs a command.")
     if shutil.which(words[0]) is None:
         why = "may not be run (chmod +x)" if Path(words[0]).is_file() else "is no program here"
         warn(f"--exec: {words[0]} {why}; what comes waits until it can be run.")
     if found := [word for word in words[1:] if word in _SHELL]:
-        warn(f"--exec runs a program, and no shell reads {found[0]!r}; if it is meant for one: --exec \"sh -c '...'\"")
+        warn(
+            f"--exec runs a program, and no shell reads {found[0]!r}; if it is meant for one: "
+            "--exec \"sh -c '...'\""
+        )
     return words
 
 
@@ -79,9 +91,14 @@ def stop_numbers() -> set[int]:
 
 
 def execute(
-    ctx: click.Context, command: str, queues: list[str] | None, idle_s: float | None, incoming: Path | None,
-    *, ordered: bool = False,
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    command: str,
+    queues: list[str] | None,
+    idle_s: float | None,
+    incoming: Path | None,
+    *,
+    ordered: bool = False,
+) -> None:
     """Receives and runs the command until stopped; says at the end how many it was."""
     from cipherbox.cli.output import next_step, print_event, say
     from cipherbox.cli.password import load_here
@@ -94,8 +111,12 @@ def execute(
     tell_where(home, incoming)
 
     async def main() -> Handlers:
-        async with open_client(home, on_event=print_event, keep_trying=service, renew=service) as client:
-            return await client.process(handle, queues=queues, idle_s=idle_s, incoming=incoming, ordered=ordered)
+        async with open_client(
+            home, on_event=print_event, keep_trying=service, renew=service
+        ) as client:
+            return await client.process(
+                handle, queues=queues, idle_s=idle_s, incoming=incoming, ordered=ordered
+            )
 
     handlers = run_until_stopped(main)
     say(f"{handlers.done} message(s) handled.")

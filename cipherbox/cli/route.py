@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, EXCHANGE, KEY, command_here, home_of, json_option, with_client
+from cipherbox.cli.options import (
+    CLIENT_ID,
+    EXCHANGE,
+    KEY,
+    command_here,
+    home_of,
+    json_option,
+    with_client,
+)
 
 
 @click.group()
 def route() -> None:
-    """Who may receive what you send to an exchange: HQ names the readers, you decide whether they may be."""
+    """Who may receive what you send to an exchange: HQ names the readers, you decide whether
+    they may be.
+    """
 
 
 @route.command("allow")
@@ -50,7 +60,11 @@ def route_list(ctx: click.Context, as_json: bool) -> None:
         print_json(entries)
         return
     rows = [(name, _words(allowed)) for name, allowed in sorted(entries.items())]
-    table(("exchange", "permitted recipients"), rows, empty="no exchange has a list: cipherbox route allow")
+    table(
+        ("exchange", "permitted recipients"),
+        rows,
+        empty="no exchange has a list: cipherbox route allow",
+    )
 
 
 @route.command("resolve")
@@ -67,14 +81,20 @@ def route_resolve(ctx: click.Context, exchange: str, key: str, as_json: bool) ->
     allowed = AllowList(home_of(ctx)).entries().get(exchange, [])
     queues = [(queue.queue, list(queue.readers)) for queue in found.queues]
     if as_json:
-        print_json({"version": found.version, "queues": [{"queue": q, "readers": r} for q, r in queues]})
+        print_json(
+            {"version": found.version, "queues": [{"queue": q, "readers": r} for q, r in queues]}
+        )
         return
     rows = [
         (safe(queue), safe(reader), "yes" if allowed == "*" or reader in allowed else "no")
         for queue, readers in queues
         for reader in readers
     ]
-    table(("queue", "reader", "permitted"), rows, empty="no queue with a reader is bound to this route")
+    table(
+        ("queue", "reader", "permitted"),
+        rows,
+        empty="no queue with a reader is bound to this route",
+    )
 
 
 def _words(allowed: object) -> str:

@@ -1,4 +1,6 @@
-"""`--database URL` of demo, bench and prove: a schema of PostgreSQL for one run, dropped when the run is over."""
+"""`--database URL` of demo, bench and prove: a schema of PostgreSQL for one run, dropped when
+the run is over.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ import click
 from cipherbox.cli.options import database_settings
 
 database_option = click.option(
-    "--database", "url", default="", metavar="URL",
-    help="HQ keeps everything in PostgreSQL: postgresql://user@host:port/name; a schema is made and dropped again.",
-)  # fmt: skip
+    "--database",
+    "url",
+    default="",
+    metavar="URL",
+    help="HQ keeps everything in PostgreSQL: postgresql://user@host:port/name; a schema is made "
+    "and dropped again.",
+)
 
 
 class Scratch:
@@ -54,10 +60,14 @@ class Scratch:
 
         link = Connector(self.target).writable()
         try:
-            names = link.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self.target.schema,))
+            names = link.run(
+                "SELECT tablename FROM pg_tables WHERE schemaname = ?", (self.target.schema,)
+            )
             for (name,) in names:
                 rows = link.copy_out(f"SELECT * FROM {quoted(name)}")  # noqa: S608
-                (directory / name).write_bytes(b"".join(field or b"" for row in rows for field in row))
+                (directory / name).write_bytes(
+                    b"".join(field or b"" for row in rows for field in row)
+                )
         finally:
             link.close()
 

@@ -1,4 +1,6 @@
-"""`send` for files that travel in parts, and for directories: what is taken, progress, what is said at the end."""
+"""`send` for files that travel in parts, and for directories: what is taken, progress, what is
+said at the end.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ _TENTH = 10  # plain progress: a line for each tenth
 
 
 def in_parts(path: Path) -> bool:
-    """Whether this travels in parts: a directory, or a file too large for a message.  FileError for a pipe or a device,
-    and for a file that recipients could not name."""
+    """Whether this travels in parts: a directory, or a file too large for a message.  FileError
+    for a pipe or a device, and for a file that recipients could not name.
+    """
     from cipherbox.client.outbox.transfers import check_file, check_path, entries_of
 
     if path.is_dir():
@@ -32,9 +35,16 @@ def in_parts(path: Path) -> bool:
 
 
 async def send_all(
-    client: Client, paths: Sequence[Path], recipients: Sequence[str], kind: str, *, compress: bool, copy: bool,
-    stanza: str | None, on_progress: OnProgress,
-) -> list[Confirmation]:  # fmt: skip
+    client: Client,
+    paths: Sequence[Path],
+    recipients: Sequence[str],
+    kind: str,
+    *,
+    compress: bool,
+    copy: bool,
+    stanza: str | None,
+    on_progress: OnProgress,
+) -> list[Confirmation]:
     """Sends one after the other, a directory as one; the confirmations of the manifests."""
     from cipherbox.client.file_types import guess_type
     from cipherbox.client.publishing.files import send_directory, send_file
@@ -44,14 +54,27 @@ async def send_all(
         if path.is_dir():
             done.append(
                 await send_directory(
-                    client, path, recipients, compress=compress, copy=copy, stanza=stanza, on_progress=on_progress
+                    client,
+                    path,
+                    recipients,
+                    compress=compress,
+                    copy=copy,
+                    stanza=stanza,
+                    on_progress=on_progress,
                 )
             )
             continue
         done.append(
             await send_file(
-                client, path, (path.name,), recipients, kind or guess_type(path), compress=compress, copy=copy,
-                stanza=stanza, on_progress=on_progress,
+                client,
+                path,
+                (path.name,),
+                recipients,
+                kind or guess_type(path),
+                compress=compress,
+                copy=copy,
+                stanza=stanza,
+                on_progress=on_progress,
             )
         )
     return done
@@ -72,10 +95,23 @@ def progress(*, quiet: bool = False) -> Iterator[OnProgress]:
 @contextmanager
 def _bars() -> Iterator[OnProgress]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import TransferSpeedColumn as Speed
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+    )
     tasks: dict[int, TaskID] = {}
     with Progress(*columns, console=Console(stderr=True)) as shown:
 
@@ -83,7 +119,9 @@ def _bars() -> Iterator[OnProgress]:
             from cipherbox.portable import escape_text
 
             if transfer.number not in tasks:
-                tasks[transfer.number] = shown.add_task(escape_text("/".join(transfer.path)), total=transfer.size)
+                tasks[transfer.number] = shown.add_task(
+                    escape_text("/".join(transfer.path)), total=transfer.size
+                )
             shown.update(tasks[transfer.number], completed=done)
 
         yield tell
@@ -101,4 +139,7 @@ class _Lines:
         if tenth > self._said.get(transfer.number, -1):
             self._said[transfer.number] = tenth
             name = escape_text("/".join(transfer.path))
-            warn(f"{name}: {tenth * 100 // _TENTH} %, {size_text(done)} of {size_text(transfer.size)} at HQ")
+            warn(
+                f"{name}: {tenth * 100 // _TENTH} %, {size_text(done)} of "
+                f"{size_text(transfer.size)} at HQ"
+            )

@@ -11,7 +11,14 @@ from typing import Any
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, command_here, database_settings, home_of, run
+from cipherbox.cli.options import (
+    CLIENT_ID,
+    HQ_DIRECTORY,
+    command_here,
+    database_settings,
+    home_of,
+    run,
+)
 from cipherbox.config.settings import DEFAULT_PORT, SERVER_FILE
 from cipherbox.errors import CipherBoxError, ConfigError
 
@@ -26,10 +33,19 @@ _DNS_S = 3.0
     show_default=True,
     help="Where clients find HQ: host:port or wss://host:port/, several separated by commas.",
 )
-@click.option("--listen", help="What HQ listens on. [default: 127.0.0.1 for a local address, else every interface]")
+@click.option(
+    "--listen",
+    help="What HQ listens on. [default: 127.0.0.1 for a local address, else every interface]",
+)
 @click.option("--websocket-listen", default="", help="host:port for the same inside WebSocket.")
 @click.option("--name", default="DC-HQ", show_default=True, help="What HQ calls itself.")
-@click.option("--admin-id", type=CLIENT_ID, default="admin", show_default=True, help="The first admin's client id.")
+@click.option(
+    "--admin-id",
+    type=CLIENT_ID,
+    default="admin",
+    show_default=True,
+    help="The first admin's client id.",
+)
 @click.option(
     "--offline-ca",
     type=click.Path(path_type=Path, file_okay=False),
@@ -38,16 +54,22 @@ _DNS_S = 3.0
 @click.option(
     "--org-ca",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Let an organization's CA certify HQ's: its root certificate (PEM). Writes a request for it to sign.",
+    help="Let an organization's CA certify HQ's: its root certificate (PEM). Writes a request for "
+    "it to sign.",
 )
 @click.option(
     "--org-issues",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Let an organization's CA certify HQ and every client: that CA, then those up to the root (PEM).",
+    help="Let an organization's CA certify HQ and every client: that CA, then those up to the "
+    "root (PEM).",
 )
 @click.option(
-    "--database", "url", default="", metavar="URL",
-    help="Keep everything in PostgreSQL: postgresql://user@host:port/name?password_file=FILE. [default: SQLite]",
+    "--database",
+    "url",
+    default="",
+    metavar="URL",
+    help="Keep everything in PostgreSQL: postgresql://user@host:port/name?password_file=FILE. "
+    "[default: SQLite]",
 )
 @click.pass_context
 def init(
@@ -65,7 +87,8 @@ def init(
 ) -> None:
     """Make HQ's data directory DIRECTORY, its certification authority and the first admin.
 
-    The admin's certificate goes into --home, so that the admin's commands work on this machine at once.
+    The admin's certificate goes into --home, so that the admin's commands work on this machine at
+    once.
     """
     from cipherbox.cli.output import explain, next_step, say, warn
     from cipherbox.server.operations.setup import init_hq
@@ -76,7 +99,9 @@ def init(
     options: dict[str, Any] = {
         "address": address,
         "name": name,
-        "listen": listen if listen is not None else _listen_for(address, websocket_only=bool(websocket_listen)),
+        "listen": listen
+        if listen is not None
+        else _listen_for(address, websocket_only=bool(websocket_listen)),
         "websocket_listen": websocket_listen,
         "admin_id": admin_id,
         "admin_home": home_of(ctx),
@@ -86,13 +111,17 @@ def init(
         from cipherbox.server.ca.organization import ask
 
         for path in ask(directory, org=organization, issues=org_issues is not None, **options):
-            explain("", f"{path}: let the organization's CA sign this request (cipherbox manual pki).")
+            explain(
+                "", f"{path}: let the organization's CA sign this request (cipherbox manual pki)."
+            )
         here = f"{command_here(ctx)} ca import FILE.pem --hq {shlex.quote(str(directory))}"
         next_step(f"with what it signed, and the CAs between it and the root: {here}")
         return
     if why := run(_unknown_names, address):
-        warn(f"{why} Clients look for HQ there: every token carries this address. If it is wrong, change [server] "
-             f"address in {directory / SERVER_FILE} before you make tokens.")  # fmt: skip
+        warn(
+            f"{why} Clients look for HQ there: every token carries this address. If it is wrong, "
+            f"change [server] address in {directory / SERVER_FILE} before you make tokens."
+        )
     report = init_hq(directory, offline_ca=offline_ca, **options)
     say(f"HQ {name!r} is ready in {directory}.")
     say(f"Admin {admin_id!r}: certificate in {home_of(ctx)}.")
@@ -101,7 +130,8 @@ def init(
         warn(f"The CA's keys are in {offline_ca}. Carry this directory off this machine now.")
     next_step(
         f"start HQ, here or under systemd:      cipherbox serve {shlex.quote(str(directory))}",
-        f"then make a token for each client:    {command_here(ctx)} enroll CLIENT_ID   (its name, for example FL-LAB)",
+        f"then make a token for each client:    {command_here(ctx)} enroll CLIENT_ID   (its "
+        "name, for example FL-LAB)",
     )
 
 
@@ -109,7 +139,8 @@ def init(
 @click.argument("directory", type=HQ_DIRECTORY)
 @click.option("--broken-store", is_flag=True, hidden=True)
 def serve(directory: Path, broken_store: bool) -> None:
-    """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM), or has drained.
+    """Run HQ on its data directory DIRECTORY until it is told to stop (Ctrl-C or SIGTERM), or has
+    drained.
 
     SIGHUP, like `cipherbox reload`, reads settings and certificates again.
     """
@@ -139,7 +170,9 @@ def serve(directory: Path, broken_store: bool) -> None:
                 nursery.start_soon(heed, signals, nursery.cancel_scope)
 
                 async def start(*, task_status: trio.TaskStatus[Served]) -> None:
-                    await serve_hq(config, broken_store=broken_store, waiting=waiting, task_status=task_status)
+                    await serve_hq(
+                        config, broken_store=broken_store, waiting=waiting, task_status=task_status
+                    )
                     nursery.cancel_scope.cancel()  # it ended by itself: it had drained
 
                 try:
@@ -148,16 +181,22 @@ def serve(directory: Path, broken_store: bool) -> None:
                     if nursery.cancel_scope.cancel_called:
                         return
                     raise
-                listening = ", ".join(f"{host}:{port}" for host, port in [*served.addresses, *served.websocket])
+                listening = ", ".join(
+                    f"{host}:{port}" for host, port in [*served.addresses, *served.websocket]
+                )
                 say(f"{config.server.name} listens on {listening}. Ctrl-C stops it.")
                 if sys.stdout.isatty():
-                    next_step("in another terminal: cipherbox enroll CLIENT_ID   (its name, for example FL-LAB)")
+                    next_step(
+                        "in another terminal: cipherbox enroll CLIENT_ID   (its name, for "
+                        "example FL-LAB)"
+                    )
                 notify("READY=1", f"STATUS=listening on {listening}")
                 running.append(served)
 
     async def heed(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
         async for got in signals:
-            if got not in reload_signals() or (at_terminal and not can_ask()):  # its terminal was closed
+            # its terminal was closed
+            if got not in reload_signals() or (at_terminal and not can_ask()):
                 break
             if running:
                 reloading()
@@ -185,7 +224,9 @@ def _check_address(address: str) -> None:
 
 
 async def _unknown_names(address: str) -> str:
-    """Which of the names are not known on this machine, in a sentence; waits for DNS a moment only."""
+    """Which of the names are not known on this machine, in a sentence; waits for DNS a moment
+    only.
+    """
     import trio
 
     from cipherbox.net.connecting import parse_address
@@ -203,7 +244,9 @@ async def _unknown_names(address: str) -> str:
 
 
 def _listen_for(address: str, *, websocket_only: bool) -> str:
-    """What to listen on for an address: loopback stays loopback, anything else means every interface."""
+    """What to listen on for an address: loopback stays loopback, anything else means every
+    interface.
+    """
     from cipherbox.config.settings import parse_listen
 
     plain = [part.strip() for part in address.split(",") if "://" not in part]
@@ -212,7 +255,13 @@ def _listen_for(address: str, *, websocket_only: bool) -> str:
     found = []
     for host, port in parse_listen(",".join(plain)):
         local = host == "localhost" or host.startswith("127.")
-        entry = f"127.0.0.1:{port}" if local else f"[::1]:{port}" if host == "::1" else f"0.0.0.0:{port}"
+        entry = (
+            f"127.0.0.1:{port}"
+            if local
+            else f"[::1]:{port}"
+            if host == "::1"
+            else f"0.0.0.0:{port}"
+        )
         if entry not in found:
             found.append(entry)
     return ",".join(found)

@@ -23,11 +23,17 @@ class MessageId(click.ParamType[uuid.UUID]):
 
     name = "message_id"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> uuid.UUID:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> uuid.UUID:
         try:
             return uuid.UUID(str(value))
         except ValueError:
-            self.fail(f"{value!r} is no message id; it looks like 0199f0a2-7c31-7d05-9c4e-1b2a00000000", param, ctx)
+            self.fail(
+                f"{value!r} is no message id; it looks like 0199f0a2-7c31-7d05-9c4e-1b2a00000000",
+                param,
+                ctx,
+            )
 
 
 @click.command()
@@ -35,7 +41,9 @@ class MessageId(click.ParamType[uuid.UUID]):
 @click.option("--sender", type=CLIENT_ID, help="Who sent it. [default: you]")
 @json_option
 @click.pass_context
-def status(ctx: click.Context, message_id: uuid.UUID | None, sender: str | None, as_json: bool) -> int:
+def status(
+    ctx: click.Context, message_id: uuid.UUID | None, sender: str | None, as_json: bool
+) -> int:
     """Say where MESSAGE_ID is; without one, how this client and HQ are.
 
     Both work without HQ too: what this machine knows is shown then.
@@ -81,7 +89,8 @@ def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int |
                 "not_signed": list(found.open_for),
                 "hq_asked": found.report is not None,
                 "timeline": [
-                    {"at": s.at, "what": s.what, "client_id": s.client_id, "text": s.text} for s in found.steps
+                    {"at": s.at, "what": s.what, "client_id": s.client_id, "text": s.text}
+                    for s in found.steps
                 ],
                 **(_at_hq(found.report) if found.report is not None else {}),
             }
@@ -106,9 +115,15 @@ async def _message(client: Client, message_id: uuid.UUID, sender: str, as_json: 
         print_json({"message_id": str(message_id), **_at_hq(report)})
         return Exit.OK if report.found else Exit.REFUSED
     if not report.found:
-        fail(f"HQ has no record of message {message_id} for you.", "If you did not send it, say who did: --sender ID")
+        fail(
+            f"HQ has no record of message {message_id} for you.",
+            "If you did not send it, say who did: --sender ID",
+        )
         return Exit.REFUSED
-    say(f"Message {message_id} from {safe(report.sender_id)}, accepted by HQ at {time_text(report.accepted_at)}.")
+    say(
+        f"Message {message_id} from {safe(report.sender_id)}, accepted by HQ at "
+        f"{time_text(report.accepted_at)}."
+    )
     table(
         ("queue", "client", "state", "deliveries", "delivered", "acknowledged", "reason"),
         [
@@ -176,7 +191,9 @@ def _overview(ctx: click.Context, as_json: bool) -> int:
     return exit_code(away)
 
 
-async def _show(client: Client, queues: list[dict[str, Any]], away: NetworkError | None, as_json: bool) -> None:
+async def _show(
+    client: Client, queues: list[dict[str, Any]], away: NetworkError | None, as_json: bool
+) -> None:
     import attrs
 
     from cipherbox.cli.output import print_json, record, rows_table, safe, say, time_text, warn
@@ -187,24 +204,36 @@ async def _show(client: Client, queues: list[dict[str, Any]], away: NetworkError
     files: Any = await post.store(FolderFiles(post.outbox).refused) if post is not None else []
     here = await overview(client) if post is not None else None
     if as_json:
-        print_json({"client_id": client.client_id, "role": client.role, "connected": away is None, "queues": queues,
-                    "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
-                    "here": attrs.asdict(here) if here is not None else None})  # fmt: skip
+        print_json(
+            {
+                "client_id": client.client_id,
+                "role": client.role,
+                "connected": away is None,
+                "queues": queues,
+                "refused": [{"path": list(one.path), "reason": one.reason} for one in files],
+                "here": attrs.asdict(here) if here is not None else None,
+            }
+        )
         return
-    reached = "is connected to HQ." if away is None else "cannot reach HQ; this is what this machine knows."
+    reached = (
+        "is connected to HQ."
+        if away is None
+        else "cannot reach HQ; this is what this machine knows."
+    )
     say(f"{client.client_id} ({client.role}) {reached}")
     if here is not None:
         record(
             {
                 "sent, waits here": f"{here.waiting} envelope(s), {here.files_sending} file(s)",
-                "sent, at HQ": f"{here.at_hq} not opened by all", "sent, opened": here.opened,
+                "sent, at HQ": f"{here.at_hq} not opened by all",
+                "sent, opened": here.opened,
                 "sent, refused": here.refused,
                 "received": f"{here.received} envelope(s), {here.files_coming} file(s) coming",
                 "received, refused": here.not_taken,
                 "for handlers": f"{here.for_handlers} waiting, {here.parked} parked",
                 "last contact": time_text(here.last_contact),
             }
-        )  # fmt: skip
+        )
     if away is None:
         rows_table(queues, empty="no queue")
     for file in files:

@@ -1,4 +1,6 @@
-"""Standard output that may be closed, full, or no longer read: that stops no work, and has an exit code of its own."""
+"""Standard output that may be closed, full, or no longer read: that stops no work, and has an
+exit code of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from typing import Any
 
 
 class Guard(io.RawIOBase):
-    """Standard output whose failure stops no work: what cannot be written is dropped, and the reason is kept."""
+    """Standard output whose failure stops no work: what cannot be written is dropped, and the
+    reason is kept.
+    """
 
     error: OSError | None = None
 
@@ -37,18 +41,24 @@ class Guard(io.RawIOBase):
 
 
 def guard_output(closed: frozenset[int]) -> None:
-    """Puts a `Guard` before the process's standard output; ``closed``: which of 0, 1, 2 the caller had closed."""
+    """Puts a `Guard` before the process's standard output; ``closed``: which of 0, 1, 2 the
+    caller had closed.
+    """
     if sys.stdout is not None and sys.stdout is not sys.__stdout__:
         return  # somebody else's, in this process
     if 1 in closed:
         Guard.error = OSError(errno.EBADF, "standard output is closed")
     buffer = io.BufferedWriter(Guard(1))
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout = io.TextIOWrapper(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
+    sys.stdout = io.TextIOWrapper(
+        buffer, encoding=encoding, errors="backslashreplace", line_buffering=True
+    )
 
 
 def drop_unread_errors() -> None:
-    """Lets go of a standard error that nobody reads, like a closed terminal's: Python would end with 120 for it."""
+    """Lets go of a standard error that nobody reads, like a closed terminal's: Python would end
+    with 120 for it.
+    """
     try:
         if sys.stderr is not None:
             sys.stderr.flush()

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cipherbox.server.operations.backup import Summary
 
 
-
 @contextmanager
 def progress(*, silent: bool) -> Iterator[Callable[[str, int], None]]:
     """A line on the terminal that says how far it is."""
@@ -38,13 +37,17 @@ def progress(*, silent: bool) -> Iterator[Callable[[str, int], None]]:
 @click.command()
 @click.argument("directory", type=HQ_DIRECTORY)
 @click.option(
-    "--to", type=click.Path(path_type=Path), help="A new directory. [default: DIRECTORY-backup-TIME, beside it]"
+    "--to",
+    type=click.Path(path_type=Path),
+    help="A new directory. [default: DIRECTORY-backup-TIME, beside it]",
 )
 @json_option
 def backup(directory: Path, to: Path | None, as_json: bool) -> None:
-    """Back up the HQ in DIRECTORY: its store, configuration, certificates and keys.  It may run meanwhile.
+    """Back up the HQ in DIRECTORY: its store, configuration, certificates and keys.  It may run
+    meanwhile.
 
-    The backup is a directory that only its owner can read.  It holds HQ's secrets: keep it as you keep them.
+    The backup is a directory that only its owner can read.  It holds HQ's secrets: keep it as you
+    keep them.
     """
     from cipherbox.cli.output import next_step, say, warn
     from cipherbox.config.settings import load_server_config
@@ -66,27 +69,45 @@ def backup(directory: Path, to: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("backup", type=click.Path(path_type=Path))
 @click.argument("directory", type=HQ_DIRECTORY)
-@click.option("--database", "url", default="", metavar="URL", help="Into PostgreSQL. [default: SQLite in DIRECTORY]")
+@click.option(
+    "--database",
+    "url",
+    default="",
+    metavar="URL",
+    help="Into PostgreSQL. [default: SQLite in DIRECTORY]",
+)
 @json_option
 def restore(backup: Path, directory: Path, url: str, as_json: bool) -> None:
     """Make an HQ in the new DIRECTORY from a BACKUP.
 
-    It says done when everything that was written was read back and is what was backed up: each table by count and
-    digest, each envelope by its hash, the signed log from its first entry to its last.
+    It says done when everything that was written was read back and is what was backed up: each
+    table by count and digest, each envelope by its hash, the signed log from its first entry to its
+    last.
     """
     from cipherbox.cli.output import next_step, say, time_text
     from cipherbox.server.operations.backup import restore as bring_back
 
     with progress(silent=as_json) as tell:
-        done = bring_back(backup.absolute(), directory.absolute(), database_settings(url) if url else None, tell)
+        done = bring_back(
+            backup.absolute(), directory.absolute(), database_settings(url) if url else None, tell
+        )
     _report(done, as_json)
     if not as_json:
         when = time_text(done.made_at)
         say(f"Restored and compared: HQ is in {done.directory} as it was at {when}.")
-        say("What it confirmed after that is not in it. When senders connect they learn so, and send again what nobody")
-        say("has signed for; what a recipient had already, its inbox drops. Clients enrolled or revoked since then:")
+        say(
+            "What it confirmed after that is not in it. When senders connect they learn so, and "
+            "send again what nobody"
+        )
+        say(
+            "has signed for; what a recipient had already, its inbox drops. Clients enrolled or "
+            "revoked since then:"
+        )
         say("enroll or revoke them again.")
-        next_step(f"start it:            cipherbox serve {done.directory}", "and let clients see it at its old address")
+        next_step(
+            f"start it:            cipherbox serve {done.directory}",
+            "and let clients see it at its old address",
+        )
 
 
 @click.group()
@@ -97,13 +118,15 @@ def store() -> None:
 @store.command("copy")
 @click.argument("directory", type=HQ_DIRECTORY)
 @click.argument("to", metavar="TO")
-@click.option("--switch", is_flag=True, help="Afterwards let DIRECTORY's configuration name the copy.")
+@click.option(
+    "--switch", is_flag=True, help="Afterwards let DIRECTORY's configuration name the copy."
+)
 @json_option
 def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
     """Copy everything in the store of the HQ in DIRECTORY TO another database, and compare.
 
-    TO is postgresql://user@host:port/name, or sqlite:/path/to/a/new.sqlite3.  HQ must not run meanwhile.  The
-    original stays as it is.
+    TO is postgresql://user@host:port/name, or sqlite:/path/to/a/new.sqlite3.  HQ must not run
+    meanwhile.  The original stays as it is.
     """
     import attrs
 
@@ -127,7 +150,10 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
     if switch:
         next_step(f"HQ uses the copy from now on: cipherbox serve {directory}")
     else:
-        next_step(f"use it: put it into [database] of {config.directory}/cipherbox.toml, or copy with --switch")
+        next_step(
+            f"use it: put it into [database] of {config.directory}/cipherbox.toml, or copy with "
+            "--switch"
+        )
 
 
 @store.command("upgrade")
@@ -135,8 +161,8 @@ def store_copy(directory: Path, to: str, switch: bool, as_json: bool) -> None:
 def store_upgrade(directory: Path) -> None:
     """Bring the store of the HQ in DIRECTORY to this program's schema.  HQ must not run meanwhile.
 
-    SQLite: a copy of the database stays beside it; `serve` does this by itself.  PostgreSQL: every table is first
-    copied into a schema beside HQ's, which you may drop when all is well.
+    SQLite: a copy of the database stays beside it; `serve` does this by itself.  PostgreSQL: every
+    table is first copied into a schema beside HQ's, which you may drop when all is well.
     """
     from cipherbox.cli.output import say
     from cipherbox.config.settings import load_server_config
@@ -154,10 +180,26 @@ def _report(done: Summary, as_json: bool) -> None:
     from cipherbox.cli.output import print_json, say
 
     if as_json:
-        tables = {name: {"rows": one.rows, "digest": one.digest} for name, one in done.tables.items()}
-        print_json({"directory": str(done.directory), "made_at": done.made_at, "tables": tables,
-                    "log_entries": done.log_entries, "files": done.files, "outside": done.outside})  # fmt: skip
+        tables = {
+            name: {"rows": one.rows, "digest": one.digest} for name, one in done.tables.items()
+        }
+        print_json(
+            {
+                "directory": str(done.directory),
+                "made_at": done.made_at,
+                "tables": tables,
+                "log_entries": done.log_entries,
+                "files": done.files,
+                "outside": done.outside,
+            }
+        )
     else:
         rows = {name: one.rows for name, one in done.tables.items()}
-        say(f"{rows['envelopes']:,} envelopes recorded, {rows['bodies']:,} of them still here with their bytes;")
-        say(f"{rows['clients']:,} clients; signed log up to entry {done.log_entries:,}; {len(done.files)} files.")
+        say(
+            f"{rows['envelopes']:,} envelopes recorded, {rows['bodies']:,} of them still here "
+            "with their bytes;"
+        )
+        say(
+            f"{rows['clients']:,} clients; signed log up to entry {done.log_entries:,}; "
+            f"{len(done.files)} files."
+        )

@@ -1,7 +1,8 @@
 """Tables that fit the terminal they are shown on.
 
-A script reads plain columns, all of them.  On a terminal that is too narrow the least important columns go first, and
-that is said; an id or a name is never cut.  What still does not fit is shown as one block of lines for each row.
+A script reads plain columns, all of them.  On a terminal that is too narrow the least important
+columns go first, and that is said; an id or a name is never cut.  What still does not fit is shown
+as one block of lines for each row.
 """
 
 from __future__ import annotations
@@ -16,13 +17,33 @@ _GAP = 2
 _LEAST = 16  # below so many cells a column that is folded cannot be read
 # Of HQ's rows, the columns that go first: a queue's limits and counts, a client's dates.
 LEAST_IMPORTANT = (
-    "max length", "ttl s", "bytes", "consumers", "number", "software", "added", "unacknowledged", "remote", "asked",
-    "connected at", "readers", "oldest", "expires", "reason", "role", "serial", "owner",
-)  # fmt: skip
+    "max length",
+    "ttl s",
+    "bytes",
+    "consumers",
+    "number",
+    "software",
+    "added",
+    "unacknowledged",
+    "remote",
+    "asked",
+    "connected at",
+    "readers",
+    "oldest",
+    "expires",
+    "reason",
+    "role",
+    "serial",
+    "owner",
+)
 
 
-def show(heads: Sequence[str], rows: Sequence[Sequence[object]], drop: Sequence[str] = LEAST_IMPORTANT) -> None:
-    """Prints the table; ``drop``: heads of the columns that go when they do not fit, the least important first."""
+def show(
+    heads: Sequence[str], rows: Sequence[Sequence[object]], drop: Sequence[str] = LEAST_IMPORTANT
+) -> None:
+    """Prints the table; ``drop``: heads of the columns that go when they do not fit, the least
+    important first.
+    """
     if not on_terminal():
         _plain(heads, rows, bold=False)
         return
@@ -47,9 +68,13 @@ def on_terminal() -> bool:
 def fitting(
     heads: Sequence[str], rows: Sequence[Sequence[object]], drop: Sequence[str], width: int
 ) -> tuple[Sequence[str], Sequence[Sequence[object]], list[str]]:
-    """The table without the columns that have to go, and which those are; one that says nothing goes first."""
+    """The table without the columns that have to go, and which those are; one that says nothing
+    goes first.
+    """
     left_out: list[str] = []
-    says_nothing = [head for i, head in enumerate(heads) if i and all(str(row[i]) == "-" for row in rows)]
+    says_nothing = [
+        head for i, head in enumerate(heads) if i and all(str(row[i]) == "-" for row in rows)
+    ]
     for head in (*says_nothing, *drop):
         if needed(heads, rows) <= width:
             break
@@ -67,7 +92,9 @@ def needed(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
 
 
 def foldable(heads: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> int | None:
-    """The one column that can be folded so that the rest fits: the widest that holds sentences or paths."""
+    """The one column that can be folded so that the rest fits: the widest that holds sentences
+    or paths.
+    """
     widths = _widths(heads, rows)
     texts = [i for i in range(len(heads)) if any(set(str(row[i])) & set(" /") for row in rows)]
     for at in sorted(texts, key=lambda i: -widths[i]):
@@ -103,7 +130,9 @@ def _plain(heads: Sequence[str], rows: Sequence[Sequence[object]], *, bold: bool
     top = (" " * _GAP).join(tops).rstrip()
     click.echo(click.style(top, bold=True) if bold else top)
     for row in rows:
-        click.echo((" " * _GAP).join(_padded(c, w) for c, w in zip(row, widths, strict=True)).rstrip())
+        click.echo(
+            (" " * _GAP).join(_padded(c, w) for c, w in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def _folded(heads: Sequence[str], rows: Sequence[Sequence[object]], at: int, width: int) -> None:
@@ -111,7 +140,13 @@ def _folded(heads: Sequence[str], rows: Sequence[Sequence[object]], at: int, wid
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0), collapse_padding=True)
+    grid = Table(
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, _GAP, 0, 0),
+        collapse_padding=True,
+    )
     widths = _widths(heads, rows)
     for index, head in enumerate(heads):
         if index == at:

@@ -47,10 +47,17 @@ NOW = {
 class Look:
     """HQ at one moment, as its lists of metrics, alerts and connections say."""
 
-    def __init__(self, metrics: list[dict[str, Any]], alerts: list[dict[str, Any]], connections: list[dict[str, Any]]):
+    def __init__(
+        self,
+        metrics: list[dict[str, Any]],
+        alerts: list[dict[str, Any]],
+        connections: list[dict[str, Any]],
+    ):
         self.at = time.monotonic()
         self.alerts, self.connections = alerts, connections
-        self.values: dict[str, float] = {m["name"]: m["value"] for m in metrics if "value" in m and not m["labels"]}
+        self.values: dict[str, float] = {
+            m["name"]: m["value"] for m in metrics if "value" in m and not m["labels"]
+        }
         self.histograms = {m["name"]: m for m in metrics if "count" in m and not m["labels"]}
         self.queues: dict[str, dict[str, float]] = {}
         self.days: dict[str, float] = {}
@@ -64,7 +71,8 @@ class Look:
         """What is shown, with rates since ``before``; also what --json prints."""
         seconds = max(self.at - before.at, 0.001)
         rates = {
-            name: round((self.values[metric] - before.values[metric]) / seconds, 1) for name, metric in RATES.items()
+            name: round((self.values[metric] - before.values[metric]) / seconds, 1)
+            for name, metric in RATES.items()
         }
         times = {}
         for name in ("commit", "sync"):
@@ -94,19 +102,23 @@ class Look:
 
 async def look(client: Client) -> Look:
     """Asks HQ; Forbidden for who is no admin."""
-    return Look(await client.list("metrics"), await client.list("alerts"), await client.list("connections"))
+    return Look(
+        await client.list("metrics"), await client.list("alerts"), await client.list("connections")
+    )
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="Show it once and end, for scripts.")
-@click.option("--interval", type=DURATION, default="2s", show_default=True, help="How often to look.")
+@click.option(
+    "--interval", type=DURATION, default="2s", show_default=True, help="How often to look."
+)
 @json_option
 @click.pass_context
 def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
     """Watch the running HQ: alerts, rates, queues and clients (admin).  Ctrl-C ends it.
 
-    Works from any machine with an admin's certificate, and needs no metrics port.  With --json each look is a line;
-    without a terminal it is shown once.
+    Works from any machine with an admin's certificate, and needs no metrics port.  With --json each
+    look is a line; without a terminal it is shown once.
     """
     import sys
 
@@ -131,7 +143,9 @@ def _admin_only(client: Client) -> None:
     from cipherbox.errors import Forbidden
 
     if client.role != "admin":
-        raise Forbidden(f"only an admin may do that, and {client.client_id} is none; use the admin's --home")
+        raise Forbidden(
+            f"only an admin may do that, and {client.client_id} is none; use the admin's --home"
+        )
 
 
 async def _once(home: Home) -> dict[str, Any]:
@@ -146,7 +160,9 @@ async def _once(home: Home) -> dict[str, Any]:
         return (await look(client)).report(before)
 
 
-async def _looks(client: Client, first_s: float, interval: float) -> AsyncGenerator[dict[str, Any] | str, None]:
+async def _looks(
+    client: Client, first_s: float, interval: float
+) -> AsyncGenerator[dict[str, Any] | str, None]:
     """A report each time, or in words why there is none: HQ may be starting again."""
     import trio
 
@@ -196,7 +212,9 @@ async def _live(home: Home, interval: float) -> None:
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
             async with aclosing(_looks(client, min(interval, ONCE_S), interval)) as found:
                 async for one in found:
-                    live.update(Text(safe(one)) if isinstance(one, str) else view(one), refresh=True)
+                    live.update(
+                        Text(safe(one)) if isinstance(one, str) else view(one), refresh=True
+                    )
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -214,33 +232,50 @@ def view(report: dict[str, Any]) -> RenderableType:
 
     now, times, rates = report["now"], report["times"], report["rates"]
     state = "ready" if report["ready"] else "NOT READY"
-    days = min((left for name, left in report["certificate_days"].items() if name not in ("crl", "lists")), default=0.0)
-    head = (
-        f"HQ is {state}: {now['clients']} clients, {now['waiting']} waiting, {now['unacknowledged']} unacknowledged, "
-        f"oldest {_age(now['oldest_s'])}\n"
-        f"memory {size_text(now['memory_bytes'])}, disk free {size_text(now['disk_free_bytes'])}, "
-        f"commit {times['commit_ms']} ms (sync {times['sync_ms']} ms), first certificate ends in {days:.0f} days"
+    days = min(
+        (left for name, left in report["certificate_days"].items() if name not in ("crl", "lists")),
+        default=0.0,
     )
-    alerts = [Text(f"{a['severity'].upper()}: {safe(a['text'])}", "bold red") for a in report["alerts"]]
+    head = (
+        f"HQ is {state}: {now['clients']} clients, {now['waiting']} waiting, "
+        f"{now['unacknowledged']} unacknowledged, oldest {_age(now['oldest_s'])}\nmemory "
+        f"{size_text(now['memory_bytes'])}, disk free {size_text(now['disk_free_bytes'])}, "
+        f"commit {times['commit_ms']} ms (sync {times['sync_ms']} ms), first certificate ends in "
+        f"{days:.0f} days"
+    )
+    alerts = [
+        Text(f"{a['severity'].upper()}: {safe(a['text'])}", "bold red") for a in report["alerts"]
+    ]
     pairs = [(name, _rate(name, value)) for name, value in rates.items()]
     half = (len(pairs) + 1) // 2
     flows = _grid(
-        ("each second", "", " ", "  "), [(*a, *b) for a, b in zip(pairs[:half], pairs[half:], strict=True)], ""
+        ("each second", "", " ", "  "),
+        [(*a, *b) for a, b in zip(pairs[:half], pairs[half:], strict=True)],
+        "",
     )
     queues = _grid(
         ("queue", "depth", "oldest", "consumers"),
-        [(safe(q["queue"]), str(q["depth"]), _age(q["oldest_s"]), str(q["consumers"])) for q in report["queues"]],
+        [
+            (safe(q["queue"]), str(q["depth"]), _age(q["oldest_s"]), str(q["consumers"]))
+            for q in report["queues"]
+        ],
         "every queue is empty",
     )
     clients = _grid(
         ("client", "role", "connection", "remote", "since", "newest request"),
         [
-            (safe(c["name"]) or "-", c["role"], str(c["connection"]), safe(c["remote"]), _clock(c["connected_at"]),
-             _clock(c["asked_at"]))
+            (
+                safe(c["name"]) or "-",
+                c["role"],
+                str(c["connection"]),
+                safe(c["remote"]),
+                _clock(c["connected_at"]),
+                _clock(c["asked_at"]),
+            )
             for c in sorted(report["clients"], key=lambda c: -c["asked_at"])
         ],
         "nobody is connected",
-    )  # fmt: skip
+    )
     return Group(Text(head), *alerts, Text(), flows, Text(), queues, Text(), clients)
 
 

@@ -51,7 +51,9 @@ def _list(ctx: click.Context, what: str, as_json: bool, empty: str) -> None:
         rows_table(rows, empty=empty)
 
 
-def show_parts(thing: dict[str, Any], parts: dict[str, list[dict[str, Any]]], as_json: bool) -> None:
+def show_parts(
+    thing: dict[str, Any], parts: dict[str, list[dict[str, Any]]], as_json: bool
+) -> None:
     """One thing with what belongs to it: JSON, or lines and small tables."""
     from cipherbox.cli.output import print_json, record, rows_table, say
 
@@ -73,7 +75,7 @@ async def _grants_on(client: Client, name: str) -> list[dict[str, Any]]:
     ]
 
 
-# -- exchanges ----------------------------------------------------------------------------------------------------
+# -- exchanges -------------------------------------------------------------------------------------
 
 
 @click.group()
@@ -91,7 +93,9 @@ def exchange_declare(ctx: click.Context, name: str, kind: str) -> None:
 
     with_client(ctx, lambda client: client.declare_exchange(name, kind))
     say(f"Exchange {name!r} is there, of type {kind}: {_ROUTES[kind]}.")
-    next_step(f"lead a routing key into a queue: {command_here(ctx)} binding declare {name} QUEUE KEY")
+    next_step(
+        f"lead a routing key into a queue: {command_here(ctx)} binding declare {name} QUEUE KEY"
+    )
 
 
 @exchange.command("show")
@@ -108,8 +112,11 @@ def exchange_show(ctx: click.Context, name: str, as_json: bool) -> None:
             for b in await client.list("bindings")
             if b["exchange"] == name
         ]
-        show_parts({**row, "bindings": len(bindings)}, {"leads_to": bindings, "rights": await _grants_on(client, name)},
-              as_json)  # fmt: skip
+        show_parts(
+            {**row, "bindings": len(bindings)},
+            {"leads_to": bindings, "rights": await _grants_on(client, name)},
+            as_json,
+        )
 
     with_client(ctx, work)
 
@@ -119,7 +126,9 @@ def exchange_show(ctx: click.Context, name: str, as_json: bool) -> None:
 @yes_option
 @click.pass_context
 def exchange_delete(ctx: click.Context, name: str, yes: bool) -> None:
-    """Delete exchange NAME, its bindings and the rights on it.  What waits in queues stays there."""
+    """Delete exchange NAME, its bindings and the rights on it.  What waits in queues stays
+    there.
+    """
     from cipherbox.cli.output import say
 
     sure(f"Delete exchange {name!r} with its bindings and rights?", yes)
@@ -135,7 +144,7 @@ def exchange_list(ctx: click.Context, as_json: bool) -> None:
     _list(ctx, "exchanges", as_json, "no exchange that you may publish to")
 
 
-# -- queues -------------------------------------------------------------------------------------------------------
+# -- queues ----------------------------------------------------------------------------------------
 
 
 @click.group()
@@ -146,16 +155,28 @@ def queue() -> None:
 @queue.command("declare")
 @click.argument("name", type=QUEUE)
 @click.option("--owner", type=CLIENT_ID, help="Whose it is (admin). [default: you]")
-@click.option("--reader", "readers", type=CLIENT_ID, multiple=True, help="Who else reads it; repeatable.")
-@click.option("--ttl", type=DURATION, help="What waits longer becomes a dead letter, for example 7d; 0: nothing does.")
 @click.option(
-    "--max-length", type=click.IntRange(0, 2**32 - 2), help="The oldest above it become dead letters; 0: no limit."
+    "--reader", "readers", type=CLIENT_ID, multiple=True, help="Who else reads it; repeatable."
+)
+@click.option(
+    "--ttl",
+    type=DURATION,
+    help="What waits longer becomes a dead letter, for example 7d; 0: nothing does.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(0, 2**32 - 2),
+    help="The oldest above it become dead letters; 0: no limit.",
 )
 @click.pass_context
 def queue_declare(
-    ctx: click.Context, name: str, owner: str | None, readers: tuple[str, ...], ttl: float | None,
+    ctx: click.Context,
+    name: str,
+    owner: str | None,
+    readers: tuple[str, ...],
+    ttl: float | None,
     max_length: int | None,
-) -> None:  # fmt: skip
+) -> None:
     """Make queue NAME, or find it the same; limits that are given are set.
 
     Everything in it is sealed for its owner and readers.
@@ -166,14 +187,23 @@ def queue_declare(
 
     async def work(client: Client) -> str:
         if not owner and client.home.identity is None:
-            raise click.UsageError("An admin opens nothing, so nobody could read a queue of its own: name its owner "
-                                   "with --owner CLIENT_ID.")  # fmt: skip
-        await client.declare_queue(name, owner=owner or "", readers=readers, ttl_s=ttl_s, max_length=max_length)
+            raise click.UsageError(
+                "An admin opens nothing, so nobody could read a queue of its own: name its owner "
+                "with --owner CLIENT_ID."
+            )
+        await client.declare_queue(
+            name, owner=owner or "", readers=readers, ttl_s=ttl_s, max_length=max_length
+        )
         return owner or client.client_id
 
     whose = with_client(ctx, work)
-    say(f"Queue {name!r} is there; {', '.join(dict.fromkeys([whose, *readers]))} read{'' if readers else 's'} it.")
-    next_step(f"lead a routing key into it: {command_here(ctx)} binding declare EXCHANGE {name} KEY")
+    say(
+        f"Queue {name!r} is there; {', '.join(dict.fromkeys([whose, *readers]))} "
+        f"read{'' if readers else 's'} it."
+    )
+    next_step(
+        f"lead a routing key into it: {command_here(ctx)} binding declare EXCHANGE {name} KEY"
+    )
 
 
 @queue.command("show")
@@ -240,7 +270,7 @@ def queue_list(ctx: click.Context, as_json: bool) -> None:
     _list(ctx, "queues", as_json, "no queue")
 
 
-# -- bindings -----------------------------------------------------------------------------------------------------
+# -- bindings --------------------------------------------------------------------------------------
 
 
 @click.group()
@@ -276,16 +306,24 @@ def binding_declare(ctx: click.Context, exchange: str, queue: str, key: str) -> 
 
 
 def _misfit(exchange: str, kind: str, key: str) -> str:
-    """What a person should know when the key cannot do on this exchange what it looks like; empty: nothing."""
+    """What a person should know when the key cannot do on this exchange what it looks like;
+    empty: nothing.
+    """
     if kind == "fanout" and key:
         return f"{exchange!r} is of type fanout: every key leads into the queue, not {key!r} alone."
     if not set(key) & set("*#"):
         return ""
     if kind == "direct":
-        return (f"{exchange!r} is of type direct, where {key!r} is an ordinary key and no pattern. Patterns need an "
-                "exchange declared with --type topic.")  # fmt: skip
+        return (
+            f"{exchange!r} is of type direct, where {key!r} is an ordinary key and no pattern. "
+            "Patterns need an exchange declared with --type topic."
+        )
     odd = [word for word in key.split(".") if len(word) > 1 and set(word) & set("*#")]
-    return f"{odd[0]!r} in {key!r} is taken literally: * and # stand for whole words between dots." if odd else ""
+    return (
+        f"{odd[0]!r} in {key!r} is taken literally: * and # stand for whole words between dots."
+        if odd
+        else ""
+    )
 
 
 @binding.command("show")
@@ -328,7 +366,7 @@ def binding_list(ctx: click.Context, as_json: bool) -> None:
     _list(ctx, "bindings", as_json, "no binding")
 
 
-# -- rights -------------------------------------------------------------------------------------------------------
+# -- rights ----------------------------------------------------------------------------------------
 
 
 @click.command()
@@ -338,7 +376,8 @@ def binding_list(ctx: click.Context, as_json: bool) -> None:
 @click.option("--take", is_flag=True, help="Take the right instead.")
 @click.pass_context
 def grant(ctx: click.Context, client_id: str, right: str, resource: str, take: bool) -> None:
-    """Give CLIENT_ID (or * for all) a RIGHT: publish or bind on an exchange, read on a queue, declare, admin.
+    """Give CLIENT_ID (or * for all) a RIGHT: publish or bind on an exchange, read on a queue,
+    declare, admin.
 
     RESOURCE names the exchange or queue.  `cipherbox manual permissions` explains the model.
     """
@@ -346,12 +385,16 @@ def grant(ctx: click.Context, client_id: str, right: str, resource: str, take: b
 
     needs = {"publish": "an exchange", "bind": "an exchange", "read": "a queue"}.get(right)
     if needs and not resource:
-        raise click.UsageError(f"The right {right!r} needs {needs}: cipherbox grant {client_id} {right} NAME")
+        raise click.UsageError(
+            f"The right {right!r} needs {needs}: cipherbox grant {client_id} {right} NAME"
+        )
     with_admin(ctx, lambda client: client.grant(client_id, right, resource, give=not take))
     on = f" on {resource!r}" if resource else ""
     say(f"{client_id} {'no longer has' if take else 'has'} {right!r}{on}.")
     if right == "publish" and not take:
-        next_step(f"the sender permits its recipients: cipherbox route allow {resource} CLIENT_ID...")
+        next_step(
+            f"the sender permits its recipients: cipherbox route allow {resource} CLIENT_ID..."
+        )
 
 
 @click.command()
@@ -367,7 +410,8 @@ def grants(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
 
     async def work(client: Client) -> list[dict[str, Any]]:
         if client_id not in (None, "*"):
-            await client.list("clients", client_id)  # NotFound, where no right was given to a client that is
+            # NotFound, where no right was given to a client that is
+            await client.list("clients", client_id)
         return await client.list("grants")
 
     rows = with_client(ctx, work)

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--key", is_flag=True, help="Print this witness's public key, for the client.toml of others, and end.")
+@click.option(
+    "--key",
+    is_flag=True,
+    help="Print this witness's public key, for the client.toml of others, and end.",
+)
 @click.option("--once", is_flag=True, help="Cosign the newest head and end.")
 @click.pass_context
 def witness(ctx: click.Context, key: bool, once: bool) -> None:
     """Cosign the heads of HQ's log, after verifying that each goes on from the one before.
 
-    Runs until it is stopped.  Best on a machine that neither HQ nor the senders run; `cipherbox manual log` explains.
+    Runs until it is stopped.  Best on a machine that neither HQ nor the senders run; `cipherbox
+    manual log` explains.
     """
     from cipherbox.cli.output import say
     from cipherbox.client.client import open_client

@@ -1,7 +1,8 @@
-"""Lines of a terminal that break between words.  A word is never broken: neither a path nor an id nor an option.
+"""Lines of a terminal that break between words.  A word is never broken: neither a path nor an id
+nor an option.
 
-A command to type is one word here, spaces and all, so that it can be copied: a line that the program breaks has an end
-there, one that the terminal breaks has none.
+A command to type is one word here, spaces and all, so that it can be copied: a line that the
+program breaks has an end there, one that the terminal breaks has none.
 """
 
 from __future__ import annotations
@@ -17,13 +18,32 @@ from cipherbox.cli.tables import cells
 _COMMAND = re.compile(r"^[(`]?(cipherbox|sudo|systemctl|journalctl)$")
 # After these words in the middle of a sentence nothing is typed any more.
 _PROSE = frozenset(
-    ["and", "or", "on", "in", "to", "then", "shows", "with", "for", "until", "here", "has", "says", "is", "are", "was"]
+    [
+        "and",
+        "or",
+        "on",
+        "in",
+        "to",
+        "then",
+        "shows",
+        "with",
+        "for",
+        "until",
+        "here",
+        "has",
+        "says",
+        "is",
+        "are",
+        "was",
+    ]
 )
 _ENDS = (",", ";", ":", ".", ")", "?", "!", "`")
 
 
 def wrap(pieces: Iterable[str], width: int, first: str = "", rest: str = "") -> str:
-    """The pieces in lines of at most ``width`` cells, as far as none is longer; ``first``, ``rest``: indents."""
+    """The pieces in lines of at most ``width`` cells, as far as none is longer; ``first``,
+    ``rest``: indents.
+    """
     lines, line, empty = [], first, True
     for piece in pieces:
         if not empty and cells(line) + cells(piece) > width:
@@ -36,7 +56,9 @@ def wrap(pieces: Iterable[str], width: int, first: str = "", rest: str = "") -> 
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """What must not be broken, each piece with the spaces before it: words, and commands as a whole."""
+    """What must not be broken, each piece with the spaces before it: words, and commands as a
+    whole.
+    """
     words = re.findall(r" *[^ ]+", text)
     while words:
         piece = words.pop(0)
@@ -61,7 +83,9 @@ class HelpFormatter(click.HelpFormatter):
         self.write(_paragraphs(text, self.width, indent))
         self.write("\n")
 
-    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
         rows = list(rows)
         column = min(measure_table(rows)[0], col_max) + col_spacing
         indent = " " * self.current_indent
@@ -76,14 +100,18 @@ class HelpFormatter(click.HelpFormatter):
 
 
 def _paragraphs(text: str, width: int, indent: str) -> str:
-    """As click reads a help text: paragraphs stand between empty lines, one that begins with \\b stays as it is."""
+    """As click reads a help text: paragraphs stand between empty lines, one that begins with \\b
+    stays as it is.
+    """
     found = []
     for paragraph in re.split(r"\n[ \t]*\n", text.strip("\n")):
         lines = paragraph.splitlines()
         if lines and lines[0].strip() == "\b":
             found.append("\n".join(f"{indent}{line}" for line in lines[1:]))
         else:
-            found.append(wrap(pieces_of(" ".join(line.strip() for line in lines)), width, indent, indent))
+            found.append(
+                wrap(pieces_of(" ".join(line.strip() for line in lines)), width, indent, indent)
+            )
     return "\n\n".join(found)
 
 

@@ -1,27 +1,5 @@
 """The client library on trio: publish, consume, receive, enrol.
 
-    api        open_client, Client: everything below behind one object        admin, topology: its less used calls
-    line       the lasting connection to HQ: one `link` after another         link: one connection
-    window     what was sent and is not yet confirmed                        post: outbox before it, outcomes after it
-    outbox     what was sealed, on disk (outbox_rows, _reading, _signed)     localdb: small durable databases
-    publish    who receives, which keys, seal, wait for the confirm           publisher: the same in batches
-    consume    deliveries of a queue                                         opening: verify and open them
-    directory  other parties' bundles, from disk or HQ                       pins: what this machine believes of them
-    allow      whom this sender permits behind an exchange                   revocations: the CA's list
-    routes     what HQ last said about routes
-    receiver   the inbox: each message once into received_messages.jsonl     inbox: its transaction
-    handler    a program's function once for each message                    lines: the readable lines
-    owed       receipts this client signs                                    receipts: those it takes in
-    files      sends files in parts (parts, transfers)                       arriving: takes them in
-    agent      folder to folder                                              tracking: where is my message?
-    enrol      join an HQ with a token                                       home: the files of a client
-    keylife    renew, rotate, destroy this client's keys                      log/: HQ's log, proven
-    localkey   what a home's keys are encrypted under, and its password       blocking: for scripts without trio
-    sessions   this home's: chains says, hearing hears (sessionkeys)         prekeys: kept up at HQ, fetched from it
-    resealing  what cannot be opened as it is, sealed again                  oldsessions: those of versions before 0.5
-    contents   what may be a message, and how many fit                       securesocket: sessions without HQ
-    events     the lines a client says while it works                        tasks: background tasks with plain errors
-
 The names below are imported when they are first used.
 """
 

@@ -20,14 +20,26 @@ class AdminCalls:
     line: ReconnectingConnection
 
     async def enrol(
-        self, client_id: str, role: str = "client", approve: bool = False, valid_s: int = 0, replace: bool = False
+        self,
+        client_id: str,
+        role: str = "client",
+        approve: bool = False,
+        valid_s: int = 0,
+        replace: bool = False,
     ) -> str:
-        """Return a one-time token for a client (0: it lives a day).  It is a secret until it is used.
+        """Return a one-time token for a client (0: it lives a day).  It is a secret until it is
+        used.
 
-        ``replace``: also for an id that a home has; that home ends when the token is used.  Conflict without it.
+        ``replace``: also for an id that a home has; that home ends when the token is used.
+        Conflict without it.
         """
         answer: frames.Token = await self.line.request(
-            frames.Enrol, client_id=client_id, role=role, approve=approve, valid_s=valid_s, replaces=replace
+            frames.Enrol,
+            client_id=client_id,
+            role=role,
+            approve=approve,
+            valid_s=valid_s,
+            replaces=replace,
         )
         return answer.token
 
@@ -35,9 +47,13 @@ class AdminCalls:
         """Lets a held enrolment go, or refuses it."""
         await self.line.request(frames.Approve, client_id=client_id, accept=accept)
 
-    async def grant(self, client_id: str, right: str, resource: str = "", give: bool = True) -> None:
+    async def grant(
+        self, client_id: str, right: str, resource: str = "", give: bool = True
+    ) -> None:
         """Gives or takes a right: publish, bind, read, declare or admin; ``*`` is every client."""
-        await self.line.request(frames.Grant, client_id=client_id, right=right, resource=resource, give=give)
+        await self.line.request(
+            frames.Grant, client_id=client_id, right=right, resource=resource, give=give
+        )
 
     async def revoke(self, client_id: str, reason: str = "") -> None:
         """Revokes every certificate of a client and cuts its connections."""
@@ -51,18 +67,24 @@ class AdminCalls:
         return answer.count
 
     async def limit(self, client_id: str, what: str, most: int | None) -> None:
-        """How much of ``what`` one client may have; None: as HQ's settings say.  `list("totals")` shows it."""
+        """How much of ``what`` one client may have; None: as HQ's settings say.
+        `list("totals")` shows it.
+        """
         wanted = _AS_SET if most is None else most
         await self.line.request(frames.LimitClient, client_id=client_id, what=what, most=wanted)
 
     async def reload(self) -> list[dict[str, Any]]:
-        """HQ reads its settings and certificates again; what changed, and when that counts.  ConfigError: nothing."""
+        """HQ reads its settings and certificates again; what changed, and when that counts.
+        ConfigError: nothing.
+        """
         answer: frames.Listing = await self.line.request(frames.Reload)
         rows: list[dict[str, Any]] = orjson.loads(answer.rows)
         return rows
 
     async def drain(self, begin: bool = True, most_s: int = 0) -> int:
-        """HQ takes nothing new, lets what waits go out, and ends (or that is taken back); how many may go out."""
+        """HQ takes nothing new, lets what waits go out, and ends (or that is taken back); how
+        many may go out.
+        """
         answer: frames.Ok = await self.line.request(frames.Drain, begin=begin, most_s=most_s)
         return answer.count
 
@@ -76,7 +98,13 @@ class AdminCalls:
         answer: frames.Ok = await self.line.request(frames.ImportCertificates, document=document)
         return answer.count
 
-    async def read_log(self, after: int = 0, count: int = 1000, *, old: bool = False) -> frames.LogEntries:
-        """A page of HQ's signed log: entries after that one, and the newest head.  ``old``: of the log before 0.6."""
-        answer: frames.LogEntries = await self.line.request(frames.ReadLog, after=after, count=count, old=old)
+    async def read_log(
+        self, after: int = 0, count: int = 1000, *, old: bool = False
+    ) -> frames.LogEntries:
+        """A page of HQ's signed log: entries after that one, and the newest head.  ``old``: of
+        the log before 0.6.
+        """
+        answer: frames.LogEntries = await self.line.request(
+            frames.ReadLog, after=after, count=count, old=old
+        )
         return answer

@@ -7,9 +7,10 @@
                 print(delivery.messages[0].content)
                 client.ack(delivery)
 
-trio runs in a thread of its own; every call hands its work over and waits for the outcome, so calls may come from any
-thread, several at once.  `close` may be called twice and from any thread; calls after it raise GoingAway.  A consumer
-or publisher lives in a task of the background thread: trio's blocks must end in the task where they began.
+trio runs in a thread of its own; every call hands its work over and waits for the outcome, so calls
+may come from any thread, several at once.  `close` may be called twice and from any thread; calls
+after it raise GoingAway.  A consumer or publisher lives in a task of the background thread: trio's
+blocks must end in the task where they began.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ class BlockingConsumer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with contextlib.suppress(GoingAway):  # what is not acknowledged comes again
             self._client._leave(self._held, abort=error is not None)
@@ -131,7 +135,10 @@ class BlockingPublisher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if error is None:
             self._client._leave(self._held, abort=False)
@@ -150,7 +157,9 @@ class BlockingPublisher:
         self._client._call(self._inner.send, message)
 
     def send_many(self, messages: Iterable[Content]) -> None:
-        """Takes many messages in one step of the background thread: much faster than one call each."""
+        """Takes many messages in one step of the background thread: much faster than one call
+        each.
+        """
         many = list(messages)
         publisher = self._inner
 
@@ -197,7 +206,10 @@ class BlockingClient:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -211,7 +223,7 @@ class BlockingClient:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    # -- the same calls -----------------------------------------------------------------------------------------
+    # -- the same calls ----------------------------------------------------------------------------
 
     @property
     def client_id(self) -> str:
@@ -241,19 +253,28 @@ class BlockingClient:
         """As `Client.ack`."""
         return self._call(self._inner.ack, deliveries)
 
-    def nack(self, delivery: Delivery, *, requeue: bool = True, outcome: int = 255, reason: str = "") -> None:
+    def nack(
+        self, delivery: Delivery, *, requeue: bool = True, outcome: int = 255, reason: str = ""
+    ) -> None:
         """As `Client.nack`."""
-        self._call(lambda: self._inner.nack(delivery, requeue=requeue, outcome=outcome, reason=reason))
+        self._call(
+            lambda: self._inner.nack(delivery, requeue=requeue, outcome=outcome, reason=reason)
+        )
 
     def resend(self, queue: str | None = None, **options: Any) -> int:
         """As `Client.resend`."""
         return self._call(lambda: self._inner.resend(queue, **options))
 
     def receive(
-        self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,
+        self,
+        queues: Sequence[str] | None = None,
+        *,
+        count: int | None = None,
+        idle_s: float | None = None,
         on_lines: OnLines | None = None,
-    ) -> int:  # fmt: skip
-        """Runs a `Receiver`; returns how many messages were recorded.  ``on_lines`` is called in another thread.
+    ) -> int:
+        """Runs a `Receiver`; returns how many messages were recorded.  ``on_lines`` is called in
+        another thread.
 
         With neither ``count`` nor ``idle_s`` until the client is closed (`Receiver.keep`).
         """
@@ -281,7 +302,9 @@ class BlockingClient:
         return self._call(self._inner.seal_again, client_id)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """The calls about topology and administration, as `Client` has them: declare_queue, bind, status, enrol, …"""
+        """The calls about topology and administration, as `Client` has them: declare_queue,
+        bind, status, enrol, …
+        """
         if name.startswith("_") or name not in _PLAIN:
             raise AttributeError(f"a blocking client has no {name!r}")
 
@@ -290,7 +313,7 @@ class BlockingClient:
 
         return call
 
-    # -- the background thread ----------------------------------------------------------------------------------
+    # -- the background thread ---------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -313,7 +336,10 @@ class BlockingClient:
 
             outer.start_soon(wait_for_stop)
             try:
-                async with api.open_client(self._home, **self._options) as client, trio.open_nursery() as nursery:
+                async with (
+                    api.open_client(self._home, **self._options) as client,
+                    trio.open_nursery() as nursery,
+                ):
                     self._client, self._nursery = client, nursery
                     self._ready.set()
                     await trio.sleep_forever()
@@ -349,9 +375,26 @@ class BlockingClient:
 
 
 _PLAIN = frozenset(
-    ["declare_exchange", "delete_exchange", "declare_queue", "delete_queue", "bind", "unbind", "purge", "list",
-     "status", "ping", "register", "enrol", "approve", "grant", "revoke", "export_requests", "import_certificates"]
-)  # fmt: skip
+    [
+        "declare_exchange",
+        "delete_exchange",
+        "declare_queue",
+        "delete_queue",
+        "bind",
+        "unbind",
+        "purge",
+        "list",
+        "status",
+        "ping",
+        "register",
+        "enrol",
+        "approve",
+        "grant",
+        "revoke",
+        "export_requests",
+        "import_certificates",
+    ]
+)
 
 
 def connect(home: Path | str | None = None, **options: Any) -> BlockingClient:

@@ -1,11 +1,13 @@
 """Coming back: `join` in a home whose client was revoked, was replaced, or whose certificate ended.
 
-1. What the home holds stays: outbox, inbox, pins, settings and the local key they are encrypted under.
-2. Certificate key, signing keys and encryption keys are new, since somebody may have copied the old ones.  Those go on
-   opening what was sealed to them, and sign nothing any more; nothing more is said in the sessions of before.
-3. Each step is whole on the disk before the next begins, and the same token goes on after a crash: the next certificate
-   key beside the old one; HQ's answer; the new keys and their bundle as upcoming; the certificate; its key in place;
-   the bundle published; the keys in use.
+1. What the home holds stays: outbox, inbox, pins, settings and the local key they are encrypted
+   under.
+2. Certificate key, signing keys and encryption keys are new, since somebody may have copied the old
+   ones.  Those go on opening what was sealed to them, and sign nothing any more; nothing more is
+   said in the sessions of before.
+3. Each step is whole on the disk before the next begins, and the same token goes on after a crash:
+   the next certificate key beside the old one; HQ's answer; the new keys and their bundle as
+   upcoming; the certificate; its key in place; the bundle published; the keys in use.
 """
 
 from __future__ import annotations
@@ -21,7 +23,16 @@ from cryptography import x509
 
 from cipherbox import pki
 from cipherbox.client.connection.connection import Connection
-from cipherbox.client.home import CERTIFICATE, IDENTITY, ISSUING, KEY, NEXT_KEY, REPLACED, ROOT, put_next_key
+from cipherbox.client.home import (
+    CERTIFICATE,
+    IDENTITY,
+    ISSUING,
+    KEY,
+    NEXT_KEY,
+    REPLACED,
+    ROOT,
+    put_next_key,
+)
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.sessions.superseded import retire_sessions
 from cipherbox.config.settings import CLIENT_FILE, ClientConfig, load_client_config
@@ -37,25 +48,35 @@ TRIES = 3
 
 
 def returning(home: Path, token: Token) -> ClientConfig | None:
-    """Return the settings of the home that comes back; None: a new one.  CredentialsError: it is another client's."""
+    """Return the settings of the home that comes back; None: a new one.  CredentialsError: it is
+    another client's.
+    """
     if not (home / CLIENT_FILE).exists():
         return None
     config = load_client_config(home)
     if config.client_id != token.client_id:
         raise CredentialsError(
-            f"{home} belongs to {config.client_id}; choose another directory for {token.client_id} (--home DIRECTORY)"
+            f"{home} belongs to {config.client_id}; choose another directory for "
+            f"{token.client_id} (--home DIRECTORY)"
         )
-    known = pki.load_pem((home / ROOT).read_bytes(), str(home / ROOT)) if (home / ROOT).exists() else []
+    known = (
+        pki.load_pem((home / ROOT).read_bytes(), str(home / ROOT)) if (home / ROOT).exists() else []
+    )
     if known and pki.fingerprint(known[0]) != token.root_fingerprint:
-        raise CredentialsError(f"{home} belongs to another HQ; choose another directory (--home DIRECTORY)")
+        raise CredentialsError(
+            f"{home} belongs to another HQ; choose another directory (--home DIRECTORY)"
+        )
     return config
 
 
 def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
-    """Return the key of this enrolment: of an attempt with the same token that was interrupted, else a new one."""
+    """Return the key of this enrolment: of an attempt with the same token that was interrupted,
+    else a new one.
+    """
     with lock_file(home / LOCK, f"the keys of {home}"):
         if begun:
-            path = home / NEXT_KEY if (home / NEXT_KEY).exists() else home / KEY  # it is in its place already
+            # it is in its place already
+            path = home / NEXT_KEY if (home / NEXT_KEY).exists() else home / KEY
             return pki.load_key(read_private(path), local_key, str(path))
         key = pki.new_key()
         write_private(home / NEXT_KEY, pki.key_pem(key, local_key))
@@ -63,10 +84,17 @@ def next_key(home: Path, local_key: bytes, *, begun: bool) -> pki.PrivateKey:
 
 
 async def come_back(
-    link: Connection, config: ClientConfig, fresh: Identity | None, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
-    local_key: bytes, timeout_s: float,
-) -> None:  # fmt: skip
-    """Puts the new certificate and ``fresh`` keys (None: an admin's home has none) in the place of those before."""
+    link: Connection,
+    config: ClientConfig,
+    fresh: Identity | None,
+    chain: Sequence[x509.Certificate],
+    key: pki.PrivateKey,
+    local_key: bytes,
+    timeout_s: float,
+) -> None:
+    """Puts the new certificate and ``fresh`` keys (None: an admin's home has none) in the place
+    of those before.
+    """
     home = config.home
     with lock_file(home / LOCK, f"the keys of {home}"):
         for attempt in range(1, TRIES + 1):
@@ -90,7 +118,9 @@ async def come_back(
 
 
 def _keys_of(home: Path, fresh: Identity, local_key: bytes) -> Identity:
-    """The home's keys.  Where they are lost there is nothing to go on opening with; a damaged file is kept."""
+    """The home's keys.  Where they are lost there is nothing to go on opening with; a damaged
+    file is kept.
+    """
     path = home / IDENTITY
     if path.exists():
         with suppress(ConfigError):
@@ -100,15 +130,24 @@ def _keys_of(home: Path, fresh: Identity, local_key: bytes) -> Identity:
 
 
 async def _prepare(
-    link: Connection, identity: Identity, fresh: Identity, chain: Sequence[x509.Certificate], key: pki.PrivateKey,
+    link: Connection,
+    identity: Identity,
+    fresh: Identity,
+    chain: Sequence[x509.Certificate],
+    key: pki.PrivateKey,
     timeout_s: float,
-) -> None:  # fmt: skip
-    """The upcoming keys are fresh ones, in a bundle after the newest that HQ has; or those of an earlier attempt."""
+) -> None:
+    """The upcoming keys are fresh ones, in a bundle after the newest that HQ has; or those of an
+    earlier attempt.
+    """
     leaf = pki.der(chain[0])
     if identity.bundle is not None and identity.bundle.chain[0] == leaf:
         return  # an earlier attempt came as far as that
     answer: frames.Bundles = await link.ask(
-        frames.GetBundles, timeout_s, clients=[frames.BundleQuery(identity.client_id, frames.NEWEST)], hashes=[]
+        frames.GetBundles,
+        timeout_s,
+        clients=[frames.BundleQuery(identity.client_id, frames.NEWEST)],
+        hashes=[],
     )
     held = [decode_bundle(raw) for raw in answer.answers[0].bundles]
     last = max(held, key=lambda b: b.sequence, default=None)
@@ -117,7 +156,10 @@ async def _prepare(
         if last is None or last.hash in (upcoming.bundle.hash, upcoming.bundle.previous_hash):
             return
     elif upcoming is not None:  # of a rotation that was under way: somebody may have sealed to them
-        identity.retired = (*identity.retired, *(attrs.evolve(k, retired_at=_now_ms()) for k in upcoming.current))
+        identity.retired = (
+            *identity.retired,
+            *(attrs.evolve(k, retired_at=_now_ms()) for k in upcoming.current),
+        )
     fresh.bundle = fresh.make_bundle(key, chain, _now_ms(), last)
     identity.upcoming = fresh
 

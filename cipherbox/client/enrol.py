@@ -1,13 +1,13 @@
 """Joining an HQ with a token.
 
-Two connections.  The first verifies nothing and trusts nothing: it fetches the root certificate, whose fingerprint must
-be the token's.  The second is verified against that root; over it go the token's secret and a signing request for the
-key that was made here.  Then the client's own keys are made, and their bundle is registered over a third connection,
-the first with the new certificate.
+Two connections.  The first verifies nothing and trusts nothing: it fetches the root certificate,
+whose fingerprint must be the token's.  The second is verified against that root; over it go the
+token's secret and a signing request for the key that was made here.  Then the client's own keys are
+made, and their bundle is registered over a third connection, the first with the new certificate.
 
-Everything is written as it comes, and ``client.toml`` last: a home without it is not finished, and joining again with
-the same token goes on with the same key, as HQ demands.  While an admin must approve, or the CA is offline, `join` asks
-again with pauses until the token ends.
+Everything is written as it comes, and ``client.toml`` last: a home without it is not finished, and
+joining again with the same token goes on with the same key, as HQ demands.  While an admin must
+approve, or the CA is offline, `join` asks again with pauses until the token ends.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ WAITING = {
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
 NETWORK_TRIES = 3
 _ASKED = 4  # clients for an example
-OnNumber = Callable[..., None]  # on_number(number) once, then on_number(number, waiting=text) when it has to wait
+# on_number(number) once, then on_number(number, waiting=text) when it has to wait
+OnNumber = Callable[..., None]
 
 
 @attrs.frozen
@@ -84,26 +85,36 @@ class JoinReport:
     hq: str
     fingerprint: str  # of the root certificate, hexadecimal
     other: str = ""  # some client that could be written to; empty: there is none yet
-    came_back: bool = False  # the home was this client's before: it kept what it holds, and has new keys
+    # the home was this client's before: it kept what it holds, and has new keys
+    came_back: bool = False
 
 
 @checked
 async def join(
-    home: Path | str, token_text: str, *, on_number: OnNumber | None = None, timeout_s: float = 10.0,
-    pause_s: float = FIRST_PAUSE_S, password: Password | None = None, signatures: str | None = None,
+    home: Path | str,
+    token_text: str,
+    *,
+    on_number: OnNumber | None = None,
+    timeout_s: float = 10.0,
+    pause_s: float = FIRST_PAUSE_S,
+    password: Password | None = None,
+    signatures: str | None = None,
     line: LineSettings | None = None,
-) -> JoinReport:  # fmt: skip
-    """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes ``home``.
+) -> JoinReport:
+    """Enrols this machine: makes keys, gets a certificate, registers the key bundle, writes
+    ``home``.
 
-    A home of the same client that was revoked or replaced comes back with new keys and keeps what it holds.
+    A home of the same client that was revoked or replaced comes back with new keys and keeps what
+    it holds.
 
-    ``signatures``: ed25519 (None: that, or what the home has), or ed25519+mldsa65.  With ``password`` the keys are
-    under it from the first byte on; an attempt that was interrupted goes on only with the one it began with:
-    WrongPassword or PasswordNeeded otherwise.
-    ``line``: the proxy to go through, now and from then on; without it the environment's, if it names one.
+    ``signatures``: ed25519 (None: that, or what the home has), or ed25519+mldsa65.  With
+    ``password`` the keys are under it from the first byte on; an attempt that was interrupted goes
+    on only with the one it began with:  WrongPassword or PasswordNeeded otherwise.  ``line``: the
+    proxy to go through, now and from then on; without it the environment's, if it names one.
 
-    TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's answer (used twice,
-    refused by the admin, ...).  NetworkError: HQ was not reached; join again with the same token.
+    TokenError: the token is damaged, has ended, or belongs to another HQ.  EnrolmentRefused: HQ's
+    answer (used twice, refused by the admin, ...).  NetworkError: HQ was not reached; join again
+    with the same token.
     """
     token = decode_token(token_text)
     where, before = _home(Path(home), token)
@@ -124,7 +135,9 @@ async def join(
     async with open_link(token.address, context, timeout_s=timeout_s, line=line) as link:
         role, hq = link.welcome.role, link.welcome.software
         if link.welcome.client_id != token.client_id:
-            raise CredentialsError(f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}")
+            raise CredentialsError(
+                f"HQ takes this machine for {link.welcome.client_id!r}, not for {token.client_id}"
+            )
         fresh = Identity.generate(token.client_id, SUITES[signatures]) if role != "admin" else None
         if before is not None:
             await come_back(link, before, fresh, chain, key, local_key, timeout_s)
@@ -138,17 +151,29 @@ async def join(
     (where / PENDING).unlink(missing_ok=True)
     home_with(config, local_key)
     root_hex, back = token.root_fingerprint.hex(), before is not None
-    return JoinReport(token.client_id, role, where, number, token.address, hq, root_hex, other, back)
+    return JoinReport(
+        token.client_id, role, where, number, token.address, hq, root_hex, other, back
+    )
 
 
 async def _other(link: Connection, client_id: str, timeout_s: float) -> str:
-    """A client with keys besides this one, for an example that works; that there is none stops nothing."""
+    """A client with keys besides this one, for an example that works; that there is none stops
+    nothing.
+    """
     try:
-        page: frames.Listing = await link.ask(frames.List, timeout_s, what="clients", name="", after="")
-        names = [row["name"] for row in orjson.loads(page.rows) if row["name"] != client_id][:_ASKED]
+        page: frames.Listing = await link.ask(
+            frames.List, timeout_s, what="clients", name="", after=""
+        )
+        names = [row["name"] for row in orjson.loads(page.rows) if row["name"] != client_id][
+            :_ASKED
+        ]
         wanted = [frames.BundleQuery(name, 0) for name in names]
-        found: frames.Bundles = await link.ask(frames.GetBundles, timeout_s, clients=wanted, hashes=[])
-        return next((name for name, answer in zip(names, found.answers, strict=False) if answer.bundles), "")
+        found: frames.Bundles = await link.ask(
+            frames.GetBundles, timeout_s, clients=wanted, hashes=[]
+        )
+        return next(
+            (name for name, answer in zip(names, found.answers, strict=False) if answer.bundles), ""
+        )
     except (CipherBoxError, ValueError):
         return ""
 
@@ -161,13 +186,16 @@ def _home(home: Path, token: Token) -> tuple[Path, ClientConfig | None]:
 def _check_time(token: Token) -> None:
     if token.expires_at <= time.time() * 1000:
         end = datetime.datetime.fromtimestamp(token.expires_at / 1000, datetime.UTC)
-        raise TokenError(f"the token ended on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)")
+        raise TokenError(
+            f"the token ended on {end:%Y-%m-%d %H:%M} UTC (or this machine's clock is wrong)"
+        )
 
 
 def _keys(
     home: Path, token: Token, password: Password | None, before: ClientConfig | None
 ) -> tuple[pki.PrivateKey, bytes]:
-    """The key of this enrolment and the local key: of an interrupted attempt with the same token, else new ones.
+    """The key of this enrolment and the local key: of an interrupted attempt with the same token,
+    else new ones.
 
     A home that comes back keeps its local key.
     """
@@ -179,7 +207,11 @@ def _keys(
     except (OSError, orjson.JSONDecodeError):
         pending = None
     begun = pending == mark
-    held = configured_password(before) if before is not None and password is None and is_sealed(home) else None
+    held = (
+        configured_password(before)
+        if before is not None and password is None and is_sealed(home)
+        else None
+    )
     if held is not None:
         password = read_password(held)
     if before is not None or (begun and (home / KEY).exists()):
@@ -212,21 +244,32 @@ async def _fetch_root(token: Token, timeout_s: float, line: LineSettings) -> x50
     answer = await _connected(token, tls.first_contact_context(), timeout_s, ask, line)
     if hashlib.sha256(answer.root).digest() != token.root_fingerprint:
         raise TokenError(
-            "the server at this address is not the HQ that made the token: its root certificate has another fingerprint"
+            "the server at this address is not the HQ that made the token: its root certificate "
+            "has another fingerprint"
         )
     return pki.load_der(answer.root)
 
 
 async def _certificate(
-    token: Token, root: x509.Certificate, key: pki.PrivateKey, number: str, on_number: OnNumber | None,
-    timeout_s: float, pause_s: float, line: LineSettings,
-) -> list[x509.Certificate]:  # fmt: skip
+    token: Token,
+    root: x509.Certificate,
+    key: pki.PrivateKey,
+    number: str,
+    on_number: OnNumber | None,
+    timeout_s: float,
+    pause_s: float,
+    line: LineSettings,
+) -> list[x509.Certificate]:
     context = tls.client_context(root, None, None)
     csr = pki.make_csr(key, token.client_id)
 
     async def ask(link: Connection) -> frames.Certificate:
         answer: frames.Certificate = await link.ask(
-            frames.RequestCertificate, timeout_s, client_id=token.client_id, secret=token.secret, csr=csr
+            frames.RequestCertificate,
+            timeout_s,
+            client_id=token.client_id,
+            secret=token.secret,
+            csr=csr,
         )
         return answer
 
@@ -234,17 +277,23 @@ async def _certificate(
     while True:
         answer = await _connected(token, context, timeout_s, ask, line)
         if answer.number and answer.number != number:
-            raise EnrolmentRefused(f"HQ shows the number {answer.number}, this machine {number}: somebody is between")
+            raise EnrolmentRefused(
+                f"HQ shows the number {answer.number}, this machine {number}: somebody is between"
+            )
         if answer.state == ISSUED:
             return checked_chain(answer.chain, root, key, token.client_id)
         if answer.state not in WAITING:
-            raise EnrolmentRefused(f"HQ answered with state {answer.state}, which this program does not know")
+            raise EnrolmentRefused(
+                f"HQ answered with state {answer.state}, which this program does not know"
+            )
         if on_number is not None and told != answer.state:
             told = answer.state
             on_number(number, waiting=WAITING[answer.state])
         left_s = token.expires_at / 1000 - time.time()
         if left_s <= 0:
-            raise TokenError("the token ended while the enrolment was waiting; ask the admin for a new one")
+            raise TokenError(
+                "the token ended while the enrolment was waiting; ask the admin for a new one"
+            )
         await trio.sleep(min(pause_s, left_s))
         pause_s = min(pause_s * 1.5, LONGEST_PAUSE_S)
 
@@ -252,7 +301,9 @@ async def _certificate(
 def checked_chain(
     chain: list[bytes], root: x509.Certificate, key: pki.PrivateKey, client_id: str
 ) -> list[x509.Certificate]:
-    """The certificates HQ gave, if the root stands behind them and they are for this client and this key."""
+    """The certificates HQ gave, if the root stands behind them and they are for this client and
+    this key.
+    """
     try:
         certificates = [pki.load_der(der) for der in chain]
         leaf = pki.verify_chain(chain, root, pki.now())
@@ -267,18 +318,29 @@ def checked_chain(
 
 
 async def _register(
-    link: Connection, home: Path, fresh: Identity, chain: list[x509.Certificate], key: pki.PrivateKey, local_key: bytes,
+    link: Connection,
+    home: Path,
+    fresh: Identity,
+    chain: list[x509.Certificate],
+    key: pki.PrivateKey,
+    local_key: bytes,
     timeout_s: float,
-) -> None:  # fmt: skip
-    """Registers the bundle of this client's keys.  Keys of an interrupted attempt are used again."""
+) -> None:
+    """Registers the bundle of this client's keys.  Keys of an interrupted attempt are used
+    again.
+    """
     path = home / IDENTITY
     client_id = fresh.client_id
     identity = keyfile.load(path, local_key=local_key) if path.exists() else fresh
     if identity.bundle is None:
         answer: frames.Bundles = await link.ask(
-            frames.GetBundles, timeout_s, clients=[frames.BundleQuery(client_id, frames.NEWEST)], hashes=[]
+            frames.GetBundles,
+            timeout_s,
+            clients=[frames.BundleQuery(client_id, frames.NEWEST)],
+            hashes=[],
         )
-        before = [decode_bundle(raw) for raw in answer.answers[0].bundles]  # of a former enrolment, its keys lost
+        # of a former enrolment, its keys lost
+        before = [decode_bundle(raw) for raw in answer.answers[0].bundles]
         last = max(before, key=lambda b: b.sequence, default=None)
         identity.bundle = identity.make_bundle(key, chain, int(time.time() * 1000), last)
         keyfile.save(path, identity, local_key=local_key)
@@ -286,7 +348,11 @@ async def _register(
 
 
 async def _connected(
-    token: Token, context: Any, timeout_s: float, ask: Callable[[Connection], Any], line: LineSettings
+    token: Token,
+    context: Any,
+    timeout_s: float,
+    ask: Callable[[Connection], Any],
+    line: LineSettings,
 ) -> Any:
     """One short connection and one request; tried again when the network fails."""
     for attempt in range(1, NETWORK_TRIES + 1):

@@ -1,10 +1,12 @@
 """The lines a client says while it works, as the predecessors said them.
 
-    [2025-09-08 07:03:00] [SENDER] Server ACK received for message 0199f0a2-7c31-7d05-9c4e-1b2a00000000
+    [2025-09-08 07:03:00] [SENDER] Server ACK received for message
+    0199f0a2-7c31-7d05-9c4e-1b2a00000000
 
-An `Event` is that line as text, and has its parts as attributes.  Nobody listening costs nothing: no line is made.
-A batch of many messages is one line, so that a busy publisher is not slowed down by its log.  Client ids are checked
-names and message ids are UUIDs; every other text that a line repeats is escaped.
+An `Event` is that line as text, and has its parts as attributes.  Nobody listening costs nothing:
+no line is made.  A batch of many messages is one line, so that a busy publisher is not slowed down
+by its log.  Client ids are checked names and message ids are UUIDs; every other text that a line
+repeats is escaped.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ OnEvent = Callable[[Any], None]
 
 
 class Event(str):
-    """One line.  ``role`` is its bracketed word, ``text`` what follows; ``mark``: HQ has it durably."""
+    """One line.  ``role`` is its bracketed word, ``text`` what follows; ``mark``: HQ has it
+    durably.
+    """
 
     role: str
     text: str
@@ -51,8 +55,12 @@ class Events:
         if self._listener is not None:
             self._listener(Event(role, escape_text(text), mark))
 
-    def messages(self, role: str, text: str, envelope_id: bytes, count: int, *, mark: bool = False) -> None:
-        """``text`` with ``{}`` replaced by "message ID", a line each, or by the run of ids when there are many."""
+    def messages(
+        self, role: str, text: str, envelope_id: bytes, count: int, *, mark: bool = False
+    ) -> None:
+        """``text`` with ``{}`` replaced by "message ID", a line each, or by the run of ids when
+        there are many.
+        """
         if self._listener is None:
             return
         if count <= ONE_LINE_EACH:

@@ -6,15 +6,17 @@ import re
 import unicodedata
 
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
-_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.DOTALL)
+_DEVICE = re.compile(
+    r"(?i)(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.DOTALL
+)
 _NAME_BYTES = 120
 _SUFFIX = re.compile(r"\.[A-Za-z0-9_-]{1,12}")
 _PACKED = frozenset([".gz", ".bgz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".cbx", ".gpg", ".age"])
 
 
 def safe_name(text: str, most: int = _NAME_BYTES) -> str:
-    """A file name made from another party's text: one plain component, never hidden, never a device, 1 to ``most``
-    bytes.  The only place where such a name is made.
+    """A file name made from another party's text: one plain component, never hidden, never a
+    device, 1 to ``most`` bytes.  The only place where such a name is made.
 
     NFC, so that a name typed on a Mac is the same here; one that has to be cut keeps its suffixes.
     """
@@ -35,7 +37,9 @@ def safe_name(text: str, most: int = _NAME_BYTES) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A name as stem and suffix: what says the type of a file, with what says how it is packed (`.vcf.gz`)."""
+    """A name as stem and suffix: what says the type of a file, with what says how it is packed
+    (`.vcf.gz`).
+    """
     stem, dot, last = name.rpartition(".")
     suffix = dot + last
     if not stem or not _SUFFIX.fullmatch(suffix):

@@ -1,13 +1,16 @@
 """The files of a client, as `join` (or HQ's `init`, for the first admin) made them.
 
-    client.toml                       ca.crt issuing.crt client.crt      certificates
-    client.key  local.key  keys.cbk   secrets; local.key opens the rest  certs/ allow.json   whom it believes, permits
-    inbox.sqlite3 data/               what it received, and heard        issuing.crl lock keys.lock
-    outbox.sqlite3 outbox/            what it sent, and said             routes.json
-    replaced.txt                      only where another home has this id now
+    client.toml                         settings
+    ca.crt issuing.crt client.crt       certificates; issuing.crl: the revocation list
+    client.key local.key keys.cbk       secrets; local.key opens the rest
+    certs/ allow.json                   whom it believes, whom it permits
+    inbox.sqlite3 data/                 what it received, with its receiving chains
+    outbox.sqlite3 outbox/ routes.json  what it sent, with its sending chains
+    lock keys.lock                      taken by its programs in turn
+    replaced.txt                        only where another home has this id now
 
-Sessions lie with the messages: sending chains in the outbox, the rest and the private prekeys in the inbox, under
-local.key.
+Sessions lie with the messages: sending chains in the outbox, the rest and the private prekeys in
+the inbox, under local.key.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ import attrs
 from cryptography import x509
 
 from cipherbox import pki
-from cipherbox.client.keys.local_key import Password, Say, configured_password, is_sealed, open_local_key, read_password
+from cipherbox.client.keys.local_key import (
+    Password,
+    Say,
+    configured_password,
+    is_sealed,
+    open_local_key,
+    read_password,
+)
 from cipherbox.config.settings import ClientConfig, load_client_config
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, Forbidden, Replaced
 from cipherbox.net import tls
@@ -40,14 +50,18 @@ REPLACED = "replaced.txt"  # HQ said that another home has this id now; what it 
 
 def keyless(text: str = "an admin's machine holds no keys that seal or open messages") -> Forbidden:
     """The refusal of what an admin's home cannot do."""
-    return Forbidden(text, remedy="Use a client's home (--home DIRECTORY), or enrol one: cipherbox enroll CLIENT_ID")
+    return Forbidden(
+        text,
+        remedy="Use a client's home (--home DIRECTORY), or enrol one: cipherbox enroll CLIENT_ID",
+    )
 
 
 @attrs.define(eq=False)
 class Home:
     """A loaded home.  ``identity`` is None for an admin: an admin's machine opens nothing.
 
-    A renewal changes ``chain`` and ``key`` while the client runs, and the next connection uses them.
+    A renewal changes ``chain`` and ``key`` while the client runs, and the next connection uses
+    them.
     """
 
     config: ClientConfig
@@ -57,7 +71,8 @@ class Home:
     key: pki.PrivateKey = attrs.field(repr=False)
     identity: Identity | None
     keeper: LocalSecretBox
-    local_key: bytes | None = attrs.field(default=None, repr=False)  # None: nothing on the disk is changed
+    # None: nothing on the disk is changed
+    local_key: bytes | None = attrs.field(default=None, repr=False)
     sealed: bool = False  # its keys are under a password
 
     @property
@@ -71,7 +86,9 @@ class Home:
 
     @property
     def folder(self) -> Path:
-        """The directory that a person works with: the home, or what stands visibly beside a hidden one."""
+        """The directory that a person works with: the home, or what stands visibly beside a
+        hidden one.
+        """
         if not self.path.name.startswith("."):
             return self.path
         name = self.path.name.lstrip(".")
@@ -83,8 +100,9 @@ class Home:
         return self.config.inbox.incoming or self.folder / "incoming"
 
     def holds(self, raw: bytes) -> bool:
-        """Whether an envelope of this client is signed with the keys it has now.  A client that came back has new ones,
-        and nobody takes what the old ones signed any more."""
+        """Whether an envelope of this client is signed with the keys it has now.  A client that
+        came back has new ones, and nobody takes what the old ones signed any more.
+        """
         bundle = self.identity.bundle if self.identity is not None else None
         return bundle is None or is_signed_by(raw, bundle)
 
@@ -93,17 +111,22 @@ class Home:
         return tls.client_context(self.root, list(self.chain), self.key)
 
 
-def load_home(path: Path | str | None = None, *, password: Password | None = None, say: Say | None = None) -> Home:
+def load_home(
+    path: Path | str | None = None, *, password: Password | None = None, say: Say | None = None
+) -> Home:
     """Reads everything; ConfigError or CredentialsError names the file that is wrong.
 
-    ``password``: of keys that are under one; None for what `[client] password_file` or systemd holds ready.
-    PasswordNeeded and WrongPassword say that it is missing or another.  ``say`` is told what was changed meanwhile.
+    ``password``: of keys that are under one; None for what `[client] password_file` or systemd
+    holds ready.  PasswordNeeded and WrongPassword say that it is missing or another.  ``say`` is
+    told what was changed meanwhile.
     """
     config = load_client_config(Path(path) if path is not None else None)
     return home_with(config, unlocked(config, password, say))
 
 
-def unlocked(config: ClientConfig, password: Password | None = None, say: Say | None = None) -> bytes:
+def unlocked(
+    config: ClientConfig, password: Password | None = None, say: Say | None = None
+) -> bytes:
     """The local key of a home; see `load_home`."""
     if password is None and is_sealed(config.home):
         held_ready = configured_password(config)
@@ -120,18 +143,29 @@ def home_with(config: ClientConfig, local_key: bytes) -> Home:
         identity = keyfile.load(where / IDENTITY, local_key=local_key)
         if identity.client_id != config.client_id:
             raise CredentialsError(f"{where / IDENTITY} holds the keys of {identity.client_id}")
-    return Home(config, _certificates(where / ROOT)[0], _certificates(where / ISSUING)[0], chain, key, identity,
-                LocalSecretBox(local_key), local_key, is_sealed(where))
+    return Home(
+        config,
+        _certificates(where / ROOT)[0],
+        _certificates(where / ISSUING)[0],
+        chain,
+        key,
+        identity,
+        LocalSecretBox(local_key),
+        local_key,
+        is_sealed(where),
+    )
 
 
 def note_replaced(home: Path, failure: CipherBoxError | None, connected: bool) -> None:
-    """Keep what HQ said when it replaced this home, for commands that do not ask HQ; forget it when HQ lets it in.
+    """Keep what HQ said when it replaced this home, for commands that do not ask HQ; forget it when
+    HQ lets it in.
 
     A full disk is no further trouble.
     """
     with suppress(OSError):
         if isinstance(failure, Replaced):
-            text = "".join(c if c.isprintable() else "?" for c in str(failure))  # it goes to terminals
+            # it goes to terminals
+            text = "".join(c if c.isprintable() else "?" for c in str(failure))
             write_atomic(home / REPLACED, f"{text}\n".encode())
         elif connected:
             (home / REPLACED).unlink(missing_ok=True)
@@ -150,8 +184,9 @@ def certificate_of(
 ) -> tuple[tuple[x509.Certificate, ...], pki.PrivateKey]:
     """The certificate chain and its key.
 
-    A renewal writes the new key beside the old one, then the certificate, then moves the key to its place.  One that
-    was killed in between is brought to its end here; one that is under way is read again.
+    A renewal writes the new key beside the old one, then the certificate, then moves the key to its
+    place.  One that was killed in between is brought to its end here; one that is under way is read
+    again.
     """
     for last in (False, True):
         chain = tuple(_certificates(where / CERTIFICATE))
@@ -172,7 +207,9 @@ def certificate_of(
 
 
 def put_next_key(where: Path) -> None:
-    """The renewed certificate is there: its key takes its place, unless another process has put it there."""
+    """The renewed certificate is there: its key takes its place, unless another process has put
+    it there.
+    """
     with suppress(FileNotFoundError):
         os.replace(where / NEXT_KEY, where / KEY)
     sync_directory(where)

@@ -1,9 +1,11 @@
-"""A client's small databases: SQLite files of this user alone, durable at every commit, upgraded in a transaction.
+"""A client's small databases: SQLite files of this user alone, durable at every commit, upgraded in
+a transaction.
 
-A commit is on stable storage when it returns (WAL, synchronous FULL), unless `transaction` was told otherwise.  Several
-processes of one home may have the same file open, and several parts of one; each waits for the other's transaction.
-Nothing else here may open and close such a file: on Unix that ends the locks of the whole process, and who closes the
-file next elsewhere takes its log away, with every commit that is still to come.
+A commit is on stable storage when it returns (WAL, synchronous FULL), unless `transaction` was told
+otherwise.  Several processes of one home may have the same file open, and several parts of one;
+each waits for the other's transaction.  Nothing else here may open and close such a file: on Unix
+that ends the locks of the whole process, and who closes the file next elsewhere takes its log away,
+with every commit that is still to come.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ _BUSY_MS = 30_000  # how long a commit waits for another process of this home
 def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.Connection:
     """Opens or makes the database; ``steps[n]`` is the SQL that brings version n to version n + 1.
 
-    SchemaTooNew when a newer program wrote it, SchemaTooOld when it is below ``oldest``, Damaged when it is no database
-    any more, StoreError for the rest.
+    SchemaTooNew when a newer program wrote it, SchemaTooOld when it is below ``oldest``, Damaged
+    when it is no database any more, StoreError for the rest.
     """
     try:
         private_dir(path.parent)
@@ -37,7 +39,9 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
                 there = path.parent.stat()
                 give_to(path, (there.st_uid, there.st_gid))
         os.chmod(path, 0o600)
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+        db = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000
+        )
     except (OSError, sqlite3.Error) as error:
         text = getattr(error, "strerror", None) or error
         raise StoreError(f"{path} cannot be opened: {text}") from None
@@ -45,7 +49,8 @@ def open_database(path: Path, steps: Sequence[str], oldest: int = 1) -> sqlite3.
         with translated(path):
             db.execute("PRAGMA journal_mode = WAL")
             db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-            db.execute("PRAGMA secure_delete = FAST")  # what is overwritten is zeros, where that costs no more writing
+            # what is overwritten is zeros, where that costs no more writing
+            db.execute("PRAGMA secure_delete = FAST")
             db.execute("BEGIN IMMEDIATE")
             try:
                 _upgrade(db, path, steps, oldest)
@@ -66,8 +71,8 @@ def _upgrade(db: sqlite3.Connection, path: Path, steps: Sequence[str], oldest: i
         raise SchemaTooNew(f"{path} was written by a newer program")
     if 0 < version < oldest:
         raise SchemaTooOld(
-            f"{path} was written by a version of CipherBox before 0.5.0, and this one does not understand it; nothing "
-            "was changed"
+            f"{path} was written by a version of CipherBox before 0.5.0, and this one does not "
+            "understand it; nothing was changed"
         )
     for step in steps[version:]:
         for statement in step.split(";\n"):
@@ -84,7 +89,9 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         text = str(error)
         if "malformed" in text or "not a database" in text:
-            raise Damaged(f"{path} is damaged ({text}); move it away, or restore it from a backup") from None
+            raise Damaged(
+                f"{path} is damaged ({text}); move it away, or restore it from a backup"
+            ) from None
         raise StoreError(f"{path}: {text}") from None
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
@@ -94,8 +101,9 @@ def translated(path: Path) -> Iterator[None]:
 def transaction(db: sqlite3.Connection, path: Path, *, synced: bool = True) -> Iterator[None]:
     """Commit one transaction at the end of the block; roll it back on any error.
 
-    ``synced`` false: the commit survives the end of this process but not a power cut, which rolls the file back to the
-    last synced commit.  For facts that are met again or may safely be done twice; a sync costs about 5 ms.
+    ``synced`` false: the commit survives the end of this process but not a power cut, which rolls
+    the file back to the last synced commit.  For facts that are met again or may safely be done
+    twice; a sync costs about 5 ms.
     """
     with translated(path):
         if not synced:

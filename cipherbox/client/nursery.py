@@ -16,8 +16,8 @@ from cipherbox.concurrency import ours_alone
 
 @asynccontextmanager
 async def background() -> AsyncIterator[trio.Nursery]:
-    """A nursery that is cancelled when the block ends.  An error of the block leaves it alone, not in a group, and so
-    does an error of ours that ended a task.
+    """A nursery that is cancelled when the block ends.  An error of the block leaves it alone, not
+    in a group, and so does an error of ours that ended a task.
     """
     failure: BaseException | None = None
     with ours_alone():

@@ -1,7 +1,8 @@
-"""How a client is: what waits here, what is at HQ, what was opened, refused or parked, and when HQ was last reached.
+"""How a client is: what waits here, what is at HQ, what was opened, refused or parked, and when HQ
+was last reached.
 
-Everything is looked up where it is recorded, in the home's two databases, so it is the same whatever else runs, and
-also while HQ is away.
+Everything is looked up where it is recorded, in the home's two databases, so it is the same
+whatever else runs, and also while HQ is away.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Overview:
-    """Envelopes sent from here by what became of them, files under way, and what was received; times are ms."""
+    """Envelopes sent from here by what became of them, files under way, and what was received;
+    times are ms.
+    """
 
     waiting: int  # sealed, and not confirmed by HQ
     at_hq: int  # confirmed, and not opened by all
@@ -45,10 +48,18 @@ async def overview(client: Client) -> Overview:
         counts = look.counts()
         newest = look.newest_at()
     return Overview(
-        sent["waiting"], sent["at_hq"], sent["opened"], sent["refused"], sent["files"], counts["received_envelopes"],
-        counts["refused"], counts["files_under_way"], counts["for_handlers"], counts["parked"],
+        sent["waiting"],
+        sent["at_hq"],
+        sent["opened"],
+        sent["refused"],
+        sent["files"],
+        counts["received_envelopes"],
+        counts["refused"],
+        counts["files_under_way"],
+        counts["for_handlers"],
+        counts["parked"],
         max(sent["contact"], newest),
-    )  # fmt: skip
+    )
 
 
 def _sent(outbox: Outbox) -> dict[str, int]:
@@ -56,20 +67,26 @@ def _sent(outbox: Outbox) -> dict[str, int]:
     with translated(path):
         waiting, at_hq, opened, aside = _one(
             db,
-            "SELECT coalesce(sum(state = 0), 0), coalesce(sum(state = 1 AND owed > 0), 0),"
-            " coalesce(sum(state = 1 AND owed <= 0), 0), coalesce(sum(state = 2), 0) FROM envelopes",
+            "SELECT coalesce(sum(state = 0), 0), coalesce(sum(state = 1 AND owed > 0), 0), "
+            "coalesce(sum(state = 1 AND owed <= 0), 0), coalesce(sum(state = 2), 0) FROM "
+            "envelopes",
         )
         (refused,) = _one(db, "SELECT count(DISTINCT number) FROM outcomes WHERE outcome <> 0")
         (files,) = _one(db, "SELECT count(*) FROM transfers WHERE state = 0")
         (contact,) = _one(
             db,
-            "SELECT max((SELECT coalesce(max(at), 0) FROM contact), (SELECT coalesce(max(accepted_at), 0)"
-            " FROM envelopes), (SELECT coalesce(max(taken_at), 0) FROM receipts))",
+            "SELECT max((SELECT coalesce(max(at), 0) FROM contact), (SELECT "
+            "coalesce(max(accepted_at), 0) FROM envelopes), (SELECT coalesce(max(taken_at), 0) "
+            "FROM receipts))",
         )
     return {
-        "waiting": waiting, "at_hq": at_hq, "opened": opened, "refused": aside + refused, "files": files,
+        "waiting": waiting,
+        "at_hq": at_hq,
+        "opened": opened,
+        "refused": aside + refused,
+        "files": files,
         "contact": contact,
-    }  # fmt: skip
+    }
 
 
 def _one(db: sqlite3.Connection, query: str) -> tuple[int, ...]:

@@ -13,15 +13,25 @@ if TYPE_CHECKING:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The id that ``name`` may have meant; empty when none is near.  Ids are unique without regard to case."""
+    """The id that ``name`` may have meant; empty when none is near.  Ids are unique without
+    regard to case.
+    """
     by_case = {one.casefold(): one for one in known}
     wanted = name.casefold()
-    found = [wanted] if wanted in by_case else difflib.get_close_matches(wanted, by_case, n=1, cutoff=0.75)
+    found = (
+        [wanted]
+        if wanted in by_case
+        else difflib.get_close_matches(wanted, by_case, n=1, cutoff=0.75)
+    )
     return by_case[found[0]] if found else ""
 
 
-async def with_suggestion(client: Client, error: CipherBoxError, names: Sequence[str]) -> CipherBoxError:
-    """The same error, and what may have been meant where HQ knows none of these ids but a similar one."""
+async def with_suggestion(
+    client: Client, error: CipherBoxError, names: Sequence[str]
+) -> CipherBoxError:
+    """The same error, and what may have been meant where HQ knows none of these ids but a
+    similar one.
+    """
     if not isinstance(error, NotFound | UnknownRecipient) or not names:
         return error
     try:

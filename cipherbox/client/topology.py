@@ -26,7 +26,9 @@ class TopologyCalls:
     line: ReconnectingConnection
 
     async def declare_exchange(self, name: str, type: str = "direct") -> None:
-        """Makes an exchange (direct, fanout or topic), or finds it the same; Conflict if it is another type."""
+        """Makes an exchange (direct, fanout or topic), or finds it the same; Conflict if it is
+        another type.
+        """
         if type not in TYPES:
             raise InvalidRequest(f"an exchange is {', '.join(TYPES)}, not {type!r}")
         await self.line.request(frames.DeclareExchange, name=name, type=TYPES[type])
@@ -36,25 +38,39 @@ class TopologyCalls:
         await self.line.request(frames.DeleteExchange, name=name)
 
     async def declare_queue(
-        self, name: str, owner: str = "", readers: Sequence[str] = (), *, ttl_s: int | None = None,
+        self,
+        name: str,
+        owner: str = "",
+        readers: Sequence[str] = (),
+        *,
+        ttl_s: int | None = None,
         max_length: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Makes a queue, or finds it the same.  Only an admin names another owner.
 
-        What waits longer than ``ttl_s``, and the oldest above ``max_length``, become dead letters; 0: no limit, None:
-        as it is.
+        What waits longer than ``ttl_s``, and the oldest above ``max_length``, become dead letters;
+        0: no limit, None:  as it is.
         """
         limits = [frames.KEEP if value is None else value for value in (ttl_s, max_length)]
         await self.line.request(
-            frames.DeclareQueue, name=name, owner=owner, readers=list(readers), ttl_s=limits[0], max_length=limits[1]
+            frames.DeclareQueue,
+            name=name,
+            owner=owner,
+            readers=list(readers),
+            ttl_s=limits[0],
+            max_length=limits[1],
         )
 
     async def dead_letters(self, queue: str = "", *, settled: bool = False) -> list[dict[str, Any]]:
-        """Dead letters of a queue, oldest first; "" of all, for an admin.  ``settled``: also redriven and dropped."""
+        """Dead letters of a queue, oldest first; "" of all, for an admin.  ``settled``: also
+        redriven and dropped.
+        """
         rows: list[dict[str, Any]] = []
         after = ""
         while True:
-            page: frames.Listing = await self.line.request(frames.ListDead, queue=queue, after=after, settled=settled)
+            page: frames.Listing = await self.line.request(
+                frames.ListDead, queue=queue, after=after, settled=settled
+            )
             rows += orjson.loads(page.rows)
             after = page.after
             if not after:
@@ -66,7 +82,10 @@ class TopologyCalls:
         runs = ranges(seqs)
         for at in range(0, len(runs), LIMITS.ranges_per_frame):
             answer: frames.Ok = await self.line.request(
-                frames.SettleDead, queue=queue, ranges=runs[at : at + LIMITS.ranges_per_frame], drop=drop
+                frames.SettleDead,
+                queue=queue,
+                ranges=runs[at : at + LIMITS.ranges_per_frame],
+                drop=drop,
             )
             count += answer.count
         return count
@@ -77,11 +96,15 @@ class TopologyCalls:
 
     async def bind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Leads a routing key (a pattern, on a topic exchange) into a queue."""
-        await self.line.request(frames.Bind, exchange=exchange, queue=queue, routing_key=routing_key)
+        await self.line.request(
+            frames.Bind, exchange=exchange, queue=queue, routing_key=routing_key
+        )
 
     async def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
         """Ends a binding."""
-        await self.line.request(frames.Unbind, exchange=exchange, queue=queue, routing_key=routing_key)
+        await self.line.request(
+            frames.Unbind, exchange=exchange, queue=queue, routing_key=routing_key
+        )
 
     async def purge(self, queue: str) -> int:
         """Moves everything waiting in a queue to the dead letters (admin); how many envelopes."""
@@ -89,11 +112,15 @@ class TopologyCalls:
         return answer.count
 
     async def list(self, what: str, name: str = "") -> list[dict[str, Any]]:
-        """All rows of exchanges, queues, bindings, clients, grants, connections or requests; ``name``: only that."""
+        """All rows of exchanges, queues, bindings, clients, grants, connections or requests;
+        ``name``: only that.
+        """
         rows: list[dict[str, Any]] = []
         after = ""
         while True:
-            page: frames.Listing = await self.line.request(frames.List, what=what, name=name, after=after)
+            page: frames.Listing = await self.line.request(
+                frames.List, what=what, name=name, after=after
+            )
             rows += orjson.loads(page.rows)
             after = page.after
             if not after:

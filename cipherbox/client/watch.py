@@ -1,7 +1,8 @@
-"""What somebody at a client should look at, told by `[alerts]` while a program of this home runs for long.
+"""What somebody at a client should look at, told by `[alerts]` while a program of this home runs
+for long.
 
-Several programs may share a home; one of them watches.  Every fact is looked up where it is recorded: the outbox, the
-inbox, the certificate, the disk.
+Several programs may share a home; one of them watches.  Every fact is looked up where it is
+recorded: the outbox, the inbox, the certificate, the disk.
 """
 
 from __future__ import annotations
@@ -35,18 +36,24 @@ _DAY_S = 86_400
 
 
 async def watch(client: Client, lasting: bool, *, pause_s: float = LOOK_S) -> None:
-    """Looks and tells until cancelled; nothing to do without `[alerts]`, and in a command that ends soon."""
+    """Looks and tells until cancelled; nothing to do without `[alerts]`, and in a command that
+    ends soon.
+    """
     config = client.home.config
     if not (lasting and config.alerts.any):
         return
     teller = Teller(
-        config.client_id, config.alerts, config.home, lambda text, why: client.events.say(LINE, f"{text}: {why}")
+        config.client_id,
+        config.alerts,
+        config.home,
+        lambda text, why: client.events.say(LINE, f"{text}: {why}"),
     )
     while True:
         with suppress(StoreLocked):  # another program of this home watches
             with lock_file(config.home / LOCK, "the alerts of this home"):
                 while True:
-                    with suppress(CipherBoxError, OSError):  # what cannot be read now is read at the next look
+                    # what cannot be read now is read at the next look
+                    with suppress(CipherBoxError, OSError):
                         await teller.look(await conditions(client))
                     await trio.sleep(pause_s)
         await trio.sleep(pause_s)
@@ -65,15 +72,23 @@ def _certificate(client: Client) -> Iterator[Alert]:
     days = (client.home.chain[0].not_valid_after_utc - pki.now()).total_seconds() / _DAY_S
     if days < client.home.config.alerts.certificate_days:
         when = f"ends in {days:.0f} days" if days > 0 else "has ended"
-        yield Alert("certificate", CRITICAL if days < 3 else WARNING, f"the certificate of {client.client_id} {when}; "
-                    "cipherbox keys renew says why it was not renewed")  # fmt: skip
+        yield Alert(
+            "certificate",
+            CRITICAL if days < 3 else WARNING,
+            f"the certificate of {client.client_id} {when}; "
+            "cipherbox keys renew says why it was not renewed",
+        )
 
 
 def _disk(client: Client) -> Iterator[Alert]:
     free = free_bytes(client.home.path)
     if free < LEAST_BYTES:
-        yield Alert("disk", CRITICAL, f"{free // 2**20} MiB are free at {client.home.path}; make room, soon nothing "
-                    "can be sent or received")  # fmt: skip
+        yield Alert(
+            "disk",
+            CRITICAL,
+            f"{free // 2**20} MiB are free at {client.home.path}; make room, soon nothing "
+            "can be sent or received",
+        )
 
 
 async def _outbox(client: Client) -> list[Alert]:
@@ -83,7 +98,10 @@ async def _outbox(client: Client) -> list[Alert]:
     found = []
     for row in rows[-_EACH:]:
         name = message_id(row.envelope_id, 0)
-        text = f"message {name} to {', '.join(row.recipients)} was refused: {row.reason}; see: cipherbox outbox list"
+        text = (
+            f"message {name} to {', '.join(row.recipients)} was refused: {row.reason}; see: "
+            "cipherbox outbox list"
+        )
         found.append(Alert("refused", WARNING, text, str(name)))
     stuck = await post.store(post.outbox.waiting, 0, int((now - most_s) * 1000), 1000)
     assert isinstance(stuck, list)
@@ -91,7 +109,9 @@ async def _outbox(client: Client) -> list[Alert]:
         away = f"; HQ cannot be reached: {client.line.trouble}" if client.line.attempts else ""
         minutes = (now - stuck[0].sealed_at / 1000) / 60
         text = f"{len(stuck)} messages wait for HQ, the oldest for {minutes:.0f} minutes{away}"
-        found.append(Alert("stuck", WARNING, f"{text}. See: cipherbox outbox list, cipherbox doctor"))
+        found.append(
+            Alert("stuck", WARNING, f"{text}. See: cipherbox outbox list, cipherbox doctor")
+        )
     return found
 
 
@@ -103,14 +123,21 @@ def _parked(client: Client) -> list[Alert]:
     with closing(Handlers(client)) as handlers:
         rows = handlers.set_aside()[-_EACH:]
     return [
-        Alert("parked", WARNING, f"message {row.message_id} from {row.sender_id} is parked after {row.attempts} tries: "
-              f"{row.reason}; see: cipherbox inbox list", str(row.message_id))
+        Alert(
+            "parked",
+            WARNING,
+            f"message {row.message_id} from {row.sender_id} is parked after {row.attempts} tries: "
+            f"{row.reason}; see: cipherbox inbox list",
+            str(row.message_id),
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _quiet(client: Client) -> Iterator[Alert]:
-    """Clients that sent nothing for longer than they should; before the first message, since this machine joined."""
+    """Clients that sent nothing for longer than they should; before the first message, since
+    this machine joined.
+    """
     quiet = client.home.config.alerts.quiet_s
     if not quiet:
         return
@@ -129,6 +156,8 @@ def _last_from(path: Path, sender: str) -> float:
         return 0.0
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
         with suppress(sqlite3.Error):
-            (last,) = db.execute("SELECT max(received_at) FROM envelopes WHERE sender = ?", (sender,)).fetchone()
+            (last,) = db.execute(
+                "SELECT max(received_at) FROM envelopes WHERE sender = ?", (sender,)
+            ).fetchone()
             return (last or 0) / 1000
     return 0.0

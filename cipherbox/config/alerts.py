@@ -1,4 +1,6 @@
-"""Table `[alerts]`: who is told when somebody has to look, and by which way.  HQ and clients have the same."""
+"""Table `[alerts]`: who is told when somebody has to look, and by which way.  HQ and clients
+have the same.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,32 @@ class AlertSettings:
 
     command: str = setting("", "run this for each alert, its JSON on standard input")
     webhook: str = setting("", "POST the JSON of each alert to this https:// address")
-    webhook_authorization_file: Path | None = setting(None, "file with the value of the header Authorization")
-    webhook_ca: Path | None = setting(None, "who certified the webhook (PEM); empty: the system's list")
+    webhook_authorization_file: Path | None = setting(
+        None, "file with the value of the header Authorization"
+    )
+    webhook_ca: Path | None = setting(
+        None, "who certified the webhook (PEM); empty: the system's list"
+    )
     mail: str = setting("", "send each alert to these addresses, separated by commas")
     mail_from: str = setting("", "the sender's address")
     mail_server: str = setting("", "host:port of the mail server")
-    mail_tls: str = setting("starttls", "how the mail server is spoken to; off: only on this machine", choices=MAIL_TLS)
+    mail_tls: str = setting(
+        "starttls", "how the mail server is spoken to; off: only on this machine", choices=MAIL_TLS
+    )
     mail_user: str = setting("", "the user at the mail server")
-    mail_password_file: Path | None = setting(None, "file with that user's password; credential:NAME: from systemd")
-    mail_ca: Path | None = setting(None, "who certified the mail server (PEM); empty: the system's list")
+    mail_password_file: Path | None = setting(
+        None, "file with that user's password; credential:NAME: from systemd"
+    )
+    mail_ca: Path | None = setting(
+        None, "who certified the mail server (PEM); empty: the system's list"
+    )
     timeout_s: float = setting(30.0, "how long each way may take", low=0.1)
-    stuck_minutes: int = setting(60, "a client's message that HQ has not confirmed for so long is one", low=1)
-    certificate_days: int = setting(30, "a client's certificate that ends within so many days is one", low=1)
+    stuck_minutes: int = setting(
+        60, "a client's message that HQ has not confirmed for so long is one", low=1
+    )
+    certificate_days: int = setting(
+        30, "a client's certificate that ends within so many days is one", low=1
+    )
     quiet: str = setting("", "a client that sent nothing for so long is one: FL-LAB 24h, PA-LAB 7d")
 
     @property
@@ -56,7 +72,9 @@ class AlertSettings:
             except InvalidRequest as error:
                 raise ConfigError(f"[alerts] quiet: {error}") from None
             if not match or not int(match[1]):
-                raise ConfigError(f"[alerts] quiet: {part!r} is not a client id and a time: FL-LAB 24h, PA-LAB 7d")
+                raise ConfigError(
+                    f"[alerts] quiet: {part!r} is not a client id and a time: FL-LAB 24h, PA-LAB 7d"
+                )
             found[name] = float(int(match[1]) * _UNITS[match[2]])
         return found
 
@@ -89,7 +107,9 @@ def check_alerts(file: Path, settings: AlertSettings) -> None:
     if settings.mail_tls == "off" and host not in ("localhost", "127.0.0.1", "::1"):
         raise ConfigError(f"{where} mail_tls: off is for a mail server on this machine alone")
     if settings.mail_user and settings.mail_password_file is None:
-        raise ConfigError(f"{where} mail_password_file: name the file with the password of {settings.mail_user!r}")
+        raise ConfigError(
+            f"{where} mail_password_file: name the file with the password of {settings.mail_user!r}"
+        )
 
 
 def _check_webhook(where: str, settings: AlertSettings) -> None:
@@ -101,10 +121,14 @@ def _check_webhook(where: str, settings: AlertSettings) -> None:
     except ValueError:
         good = False
     if not good or parts.username or parts.password:
-        raise ConfigError(f"{where} webhook is an address like https://host/path; a secret goes into the file that "
-                          "webhook_authorization_file names")  # fmt: skip
+        raise ConfigError(
+            f"{where} webhook is an address like https://host/path; a secret goes into the file "
+            "that webhook_authorization_file names"
+        )
     if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise ConfigError(f"{where} webhook: http:// is for this machine alone; elsewhere say https://")
+        raise ConfigError(
+            f"{where} webhook: http:// is for this machine alone; elsewhere say https://"
+        )
 
 
 def mail_server(settings: AlertSettings, where: str = "[alerts]") -> tuple[str, int]:

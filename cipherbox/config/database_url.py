@@ -1,8 +1,8 @@
 """A database URL as people write it: postgresql://user@host:port,host:port/name?schema=...&tls=...
 
-Any key of the table `[database]` may stand behind the question mark.  A host that is a directory names a socket: write
-it as hosts=/var/run/postgresql.  A URL never holds a password: it would stand in arguments, in the shell's history, and
-in files that others read.
+Any key of the table `[database]` may stand behind the question mark.  A host that is a directory
+names a socket: write it as hosts=/var/run/postgresql.  A URL never holds a password: it would stand
+in arguments, in the shell's history, and in files that others read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ SCHEMES = ("postgresql", "postgres")
 
 
 def parse_url(text: str) -> dict[str, str]:
-    """Settings of `[database]` by name, as text.  ConfigError without repeating the URL, which may hold a secret."""
+    """Settings of `[database]` by name, as text.  ConfigError without repeating the URL, which
+    may hold a secret.
+    """
     parts = urlsplit(text)
     if parts.scheme not in SCHEMES:
         raise ConfigError("a database URL begins with postgresql:// ; for SQLite leave it away")
@@ -25,8 +27,8 @@ def parse_url(text: str) -> dict[str, str]:
     user, colon, _ = who.partition(":")
     if colon:
         raise ConfigError(
-            "a password does not belong in a URL, where others can read it: put it in a file (chmod 600) and name it "
-            "with password_file=FILE behind the question mark"
+            "a password does not belong in a URL, where others can read it: put it in a file "
+            "(chmod 600) and name it with password_file=FILE behind the question mark"
         )
     if at:
         found["user"] = unquote(user)
@@ -39,7 +41,10 @@ def parse_url(text: str) -> dict[str, str]:
         found["name"] = name
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key == "password":
-            raise ConfigError("a password does not belong in a URL: name a file that holds it with password_file=FILE")
+            raise ConfigError(
+                "a password does not belong in a URL: name a file that holds it with "
+                "password_file=FILE"
+            )
         if key in ("kind", "url", "path") or key in found:
             raise ConfigError(f"the database URL says {key} where it cannot stand")
         found[key] = value
@@ -59,5 +64,7 @@ def parse_hosts(text: str) -> tuple[tuple[str, int], ...]:
             raise ConfigError(f"{part!r} is no host:port of PostgreSQL")
         found.append((host, int(port)))
     if not found:
-        raise ConfigError("[database] hosts: say where PostgreSQL is, for example db.example.org:5432")
+        raise ConfigError(
+            "[database] hosts: say where PostgreSQL is, for example db.example.org:5432"
+        )
     return tuple(found)

@@ -1,11 +1,12 @@
-"""Which way a client takes to HQ: directly, or through a proxy that the settings or the environment name.
+"""Which way a client takes to HQ: directly, or through a proxy that the settings or the environment
+name.
 
-1. `[line] proxy` counts first; only when it is empty the environment is asked: HTTPS_PROXY, as other programs read it.
-   ``proxy = "none"`` connects directly whatever the environment says.
-2. What `[line] no_proxy` (with the environment's proxy: NO_PROXY) lists is reached directly.  The environment's proxy
-   is never used for this machine itself.
-3. A name and a password for the proxy stand in a file, never in the settings.  In HTTPS_PROXY they may stand in the
-   URL, as is usual there; they are never shown.
+1. `[line] proxy` counts first; only when it is empty the environment is asked: HTTPS_PROXY, as
+   other programs read it.  ``proxy = "none"`` connects directly whatever the environment says.
+2. What `[line] no_proxy` (with the environment's proxy: NO_PROXY) lists is reached directly.  The
+   environment's proxy is never used for this machine itself.
+3. A name and a password for the proxy stand in a file, never in the settings.  In HTTPS_PROXY they
+   may stand in the URL, as is usual there; they are never shown.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ class LineSettings:
     """Table `[line]`."""
 
     proxy: str = setting(
-        "", "http://host:port (CONNECT) or socks5://host:port; empty: what HTTPS_PROXY says; none: no proxy"
+        "",
+        "http://host:port (CONNECT) or socks5://host:port; empty: what HTTPS_PROXY says; none: "
+        "no proxy",
     )
     proxy_credentials_file: Path | None = setting(
         None, "file with USER:PASSWORD for the proxy; credential:NAME: from systemd"
     )
-    no_proxy: str = setting("", "hosts, domains and networks that are reached directly, separated by commas")
+    no_proxy: str = setting(
+        "", "hosts, domains and networks that are reached directly, separated by commas"
+    )
 
 
 @attrs.frozen
@@ -67,8 +72,12 @@ class Way:
     why: str
 
 
-def way_to(host: str, port: int, settings: LineSettings, environment: Mapping[str, str] | None = None) -> Way:
-    """How ``host`` is reached from here.  ConfigError: the proxy is named in a way that nobody understands."""
+def way_to(
+    host: str, port: int, settings: LineSettings, environment: Mapping[str, str] | None = None
+) -> Way:
+    """How ``host`` is reached from here.  ConfigError: the proxy is named in a way that nobody
+    understands.
+    """
     environment = os.environ if environment is None else environment
     named, excepted = settings.proxy.strip(), settings.no_proxy
     if named:
@@ -77,7 +86,10 @@ def way_to(host: str, port: int, settings: LineSettings, environment: Mapping[st
             return Way(None, "[line] proxy = none")
         url, secret_allowed = named, False
     else:
-        source = next((name for name in ("https_proxy", "HTTPS_PROXY") if environment.get(name, "").strip()), "")
+        source = next(
+            (name for name in ("https_proxy", "HTTPS_PROXY") if environment.get(name, "").strip()),
+            "",
+        )
         if not source:
             return Way(None, "no proxy is set")
         exceptions, secret_allowed = "NO_PROXY", True
@@ -100,20 +112,30 @@ def parse_proxy(url: str, source: str, *, secret_allowed: bool = False) -> Proxy
     except ValueError:
         host, port = None, None
     if parts.scheme.lower() == "https":
-        raise ConfigError(f"{source}: a proxy over https:// is not supported; name it with http://. What passes "
-                          "through it is encrypted all the way to HQ")  # fmt: skip
+        raise ConfigError(
+            f"{source}: a proxy over https:// is not supported; name it with http://. What passes "
+            "through it is encrypted all the way to HQ"
+        )
     if kind is None or not host or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ConfigError(f"{source} is not the URL of a proxy: say for example {_USUAL}")
     if (parts.username is not None or parts.password is not None) and not secret_allowed:
-        raise ConfigError(f"{source}: put USER:PASSWORD into a file that only you can read, and name that file: "
-                          "[line] proxy_credentials_file")  # fmt: skip
+        raise ConfigError(
+            f"{source}: put USER:PASSWORD into a file that only you can read, and name that file: "
+            "[line] proxy_credentials_file"
+        )
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     proxy = Proxy(kind, host, port or _PORTS[kind], source)
-    return _checked(attrs.evolve(proxy, user=user, password=password, credentials=source)) if user else proxy
+    return (
+        _checked(attrs.evolve(proxy, user=user, password=password, credentials=source))
+        if user
+        else proxy
+    )
 
 
 def with_credentials(proxy: Proxy, file: Path | None) -> Proxy:
-    """The proxy with the user and password of the file; read anew for each connection, so that it may change."""
+    """The proxy with the user and password of the file; read anew for each connection, so that
+    it may change.
+    """
     if file is None:
         return proxy
     try:
@@ -127,18 +149,26 @@ def with_credentials(proxy: Proxy, file: Path | None) -> Proxy:
 
 
 def _checked(proxy: Proxy) -> Proxy:
-    """RFC 1929 gives each 255 bytes, and SOCKS libraries send ASCII alone; HTTP's header takes no line ends."""
+    """RFC 1929 gives each 255 bytes, and SOCKS libraries send ASCII alone; HTTP's header takes
+    no line ends.
+    """
     both = proxy.user + proxy.password
     fits = both.isascii() and 0 < len(proxy.user) < 256 and 0 < len(proxy.password) < 256
     if proxy.kind == SOCKS5 and not fits:
-        raise ConfigError(f"{proxy.credentials}: SOCKS5 takes a user and a password of 1 to 255 ASCII characters")
+        raise ConfigError(
+            f"{proxy.credentials}: SOCKS5 takes a user and a password of 1 to 255 ASCII characters"
+        )
     if any(ord(c) < 32 or ord(c) == 127 for c in both):
-        raise ConfigError(f"{proxy.credentials}: the user and the password for the proxy hold a control character")
+        raise ConfigError(
+            f"{proxy.credentials}: the user and the password for the proxy hold a control character"
+        )
     return proxy
 
 
 def is_excepted(host: str, port: int, listed: str) -> bool:
-    """Whether a list as in NO_PROXY has this host: a name, a domain with all below it, an address, a network, ``*``."""
+    """Whether a list as in NO_PROXY has this host: a name, a domain with all below it, an
+    address, a network, ``*``.
+    """
     host = host.lower().rstrip(".")
     for entry in listed.replace(",", " ").split():
         entry = entry.lower()

@@ -1,4 +1,6 @@
-"""Secrets that settings name: a file that only its user can read, or ``credential:NAME``, which systemd hands over."""
+"""Secrets that settings name: a file that only its user can read, or ``credential:NAME``, which
+systemd hands over.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ def check_credential(where: str, path: Path | None) -> None:
     if path is not None and is_credential(path):
         name = str(path).removeprefix(CREDENTIAL)
         if name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise ConfigError(f"{where}: after {CREDENTIAL} comes the plain name of a credential, not {name!r}")
+            raise ConfigError(
+                f"{where}: after {CREDENTIAL} comes the plain name of a credential, not {name!r}"
+            )
 
 
 def secret(path: Path) -> bytes:
-    """What is in the file, or the credential, that a setting names.  ConfigError if others may read it."""
+    """What is in the file, or the credential, that a setting names.  ConfigError if others may
+    read it.
+    """
     from cipherbox.portable import credential, read_private
 
     if not is_credential(path):
@@ -31,14 +37,23 @@ def secret(path: Path) -> bytes:
     name = str(path).removeprefix(CREDENTIAL)
     found = credential(name)
     if found is None:
-        missing = f"{path}: systemd handed over no credential of this name; its unit needs LoadCredential={name}:FILE"
-        raise ConfigError(f"{missing}, or name a file instead of credential: (cipherbox manual operations)")
+        missing = (
+            f"{path}: systemd handed over no credential of this name; its unit needs "
+            f"LoadCredential={name}:FILE"
+        )
+        raise ConfigError(
+            f"{missing}, or name a file instead of credential: (cipherbox manual operations)"
+        )
     return read_private(found)
 
 
 def secret_key(path: Path, size: int = 32) -> bytes:
-    """The secret a setting names: exactly ``size`` bytes, readable by its user alone.  ConfigError otherwise."""
+    """The secret a setting names: exactly ``size`` bytes, readable by its user alone.
+    ConfigError otherwise.
+    """
     key = secret(path)
     if len(key) != size:
-        raise ConfigError(f"{path}: a secret key has exactly {size} bytes, this file has {len(key)}")
+        raise ConfigError(
+            f"{path}: a secret key has exactly {size} bytes, this file has {len(key)}"
+        )
     return key

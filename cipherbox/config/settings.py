@@ -1,11 +1,13 @@
 """Settings: TOML files into frozen classes, and back.
 
-HQ has `cipherbox.toml` in its data directory, a client has `client.toml` in its home.  The classes below are the whole
-truth: a table's keys are a class's fields, and what a file does not say has the field's default.
+HQ has `cipherbox.toml` in its data directory, a client has `client.toml` in its home.  The classes
+below are the whole truth: a table's keys are a class's fields, and what a file does not say has the
+field's default.
 
-1. An unknown key, a wrong type and a value out of range are errors that name file, table and key, and what is allowed.
-2. A file names secrets, it never holds them: `secret_key` reads the file a setting points to, or for
-   ``credential:NAME`` what systemd hands to the service under that name.
+1. An unknown key, a wrong type and a value out of range are errors that name file, table and key,
+   and what is allowed.
+2. A file names secrets, it never holds them: `secret_key` reads the file a setting points to, or
+   for ``credential:NAME`` what systemd hands to the service under that name.
 3. A relative path is relative to the directory of the file that holds it.
 """
 
@@ -19,7 +21,13 @@ import attrs
 from cipherbox.config.alerts import AlertSettings, check_alerts
 from cipherbox.config.database_url import parse_hosts, parse_url
 from cipherbox.config.proxies import DIRECT, LineSettings, parse_proxy
-from cipherbox.config.secret_file import CREDENTIAL, check_credential, is_credential, secret, secret_key
+from cipherbox.config.secret_file import (
+    CREDENTIAL,
+    check_credential,
+    is_credential,
+    secret,
+    secret_key,
+)
 from cipherbox.config.toml_file import (
     DEFAULT_PORT,
     AgentSettings,
@@ -44,9 +52,16 @@ CLIENT_FILE = "client.toml"
 CLIENT_HEAD = "This client's settings. `cipherbox manual configuration` explains them."
 # For those who know settings by this module alone.
 __all__ = [
-    "CREDENTIAL", "DEFAULT_PORT", "AgentSettings", "InboxSettings", "default_home", "is_credential", "parse_listen",
-    "secret", "secret_key",
-]  # fmt: skip
+    "CREDENTIAL",
+    "DEFAULT_PORT",
+    "AgentSettings",
+    "InboxSettings",
+    "default_home",
+    "is_credential",
+    "parse_listen",
+    "secret",
+    "secret_key",
+]
 
 KEEP_UNTIL = ("opened", "delivered", "confirmed")
 ROTATIONS = ("never", "hourly", "daily")
@@ -57,7 +72,7 @@ BODIES = ("database", "spool")
 STALE = ("warn", "refuse")
 SIGNATURES = ("ed25519", "ed25519+mldsa65")
 
-# -- HQ -----------------------------------------------------------------------------------------------------------
+# -- HQ --------------------------------------------------------------------------------------------
 
 
 @attrs.frozen
@@ -65,12 +80,18 @@ class ServerSettings:
     """Table `[server]`."""
 
     name: str = setting("DC-HQ", "what HQ calls itself in logs and to clients")
-    listen: str = setting(f"127.0.0.1:{DEFAULT_PORT}", "host:port for TLS; several separated by commas")
+    listen: str = setting(
+        f"127.0.0.1:{DEFAULT_PORT}", "host:port for TLS; several separated by commas"
+    )
     websocket_listen: str = setting("", "host:port for the same inside WebSocket; empty: none")
     websocket_origins: str = setting(
-        "", "https://host of web pages that may connect, separated by commas; a program that is no browser names none"
+        "",
+        "https://host of web pages that may connect, separated by commas; a program that is no "
+        "browser names none",
     )
-    address: str = setting(f"127.0.0.1:{DEFAULT_PORT}", "where clients find HQ; goes into every token")
+    address: str = setting(
+        f"127.0.0.1:{DEFAULT_PORT}", "where clients find HQ; goes into every token"
+    )
 
 
 @attrs.frozen
@@ -88,7 +109,9 @@ class LoggingSettings:
     """Table `[logging]`."""
 
     level: str = setting("INFO", "the least important lines to write", choices=LEVELS)
-    directory: Path | None = setting(None, "also write server_info.log, server_debug.log, server_error.log there")
+    directory: Path | None = setting(
+        None, "also write server_info.log, server_debug.log, server_error.log there"
+    )
     rotation: str = setting("daily", "when to begin new files", choices=ROTATIONS)
     largest_bytes: int = setting(100 * 1024 * 1024, "begin a new file at this size too", low=4096)
     keep: int = setting(14, "how many older files of each kind to keep", low=0)
@@ -99,20 +122,32 @@ class DatabaseSettings:
     """Table `[database]`."""
 
     kind: str = setting("sqlite", "sqlite, or postgresql", choices=("sqlite", "postgresql"))
-    path: Path = setting(Path("cipherbox.sqlite3"), "the SQLite database; bodies lie in spool/ beside it")
-    url: str = setting("", "postgresql://user@host:port/name?schema=...: what it says counts before the keys below")
-    hosts: str = setting("", "host:port of PostgreSQL, several separated by commas; the writable one is found")
+    path: Path = setting(
+        Path("cipherbox.sqlite3"), "the SQLite database; bodies lie in spool/ beside it"
+    )
+    url: str = setting(
+        "", "postgresql://user@host:port/name?schema=...: what it says counts before the keys below"
+    )
+    hosts: str = setting(
+        "", "host:port of PostgreSQL, several separated by commas; the writable one is found"
+    )
     name: str = setting("cipherbox", "PostgreSQL's database")
     user: str = setting("cipherbox", "PostgreSQL's user")
     password_file: Path | None = setting(None, "holds its password; credential:NAME: from systemd")
-    tls: str = setting("verify", "to PostgreSQL: verify, unverified (anybody may pose as it), or off", choices=TLS)
+    tls: str = setting(
+        "verify", "to PostgreSQL: verify, unverified (anybody may pose as it), or off", choices=TLS
+    )
     tls_ca: Path | None = setting(None, "who certified PostgreSQL (PEM); empty: the system's list")
-    tls_certificate: Path | None = setting(None, "HQ's certificate for PostgreSQL (PEM), if it asks for one")
+    tls_certificate: Path | None = setting(
+        None, "HQ's certificate for PostgreSQL (PEM), if it asks for one"
+    )
     tls_key: Path | None = setting(None, "its private key (PEM)")
     schema: str = setting("cipherbox", "PostgreSQL's schema")
     pool_size: int = setting(3, "connections HQ opens: one writes, the others read bodies", low=2)
     bodies: str = setting(
-        "database", "where PostgreSQL's large bodies lie: database, or spool (one HQ machine only)", choices=BODIES
+        "database",
+        "where PostgreSQL's large bodies lie: database, or spool (one HQ machine only)",
+        choices=BODIES,
     )
 
 
@@ -120,9 +155,12 @@ class DatabaseSettings:
 class EncryptionSettings:
     """Table `[encryption]`: names of files, or credential:NAME, that hold 32 random bytes each."""
 
-    database_key_file: Path = setting(Path("secrets/database.key"), "encrypts the key bundles in the database")
+    database_key_file: Path = setting(
+        Path("secrets/database.key"), "encrypts the key bundles in the database"
+    )
     service_key_file: Path = setting(
-        Path("secrets/service.key"), "encrypts the private keys of HQ and the CA; credential:NAME: from systemd"
+        Path("secrets/service.key"),
+        "encrypts the private keys of HQ and the CA; credential:NAME: from systemd",
     )
 
 
@@ -130,40 +168,61 @@ class EncryptionSettings:
 class CaSettings:
     """Table `[ca]`."""
 
-    offline: bool = setting(False, "true: the CA's keys are elsewhere, requests are carried there and back")
-    organization: bool = setting(False, "true: the root is an organization's own, and signs what HQ asks for")
-    root_key: Path = setting(Path("ca/root.key"), "private key of the root CA; may be taken off the machine")
+    offline: bool = setting(
+        False, "true: the CA's keys are elsewhere, requests are carried there and back"
+    )
+    organization: bool = setting(
+        False, "true: the root is an organization's own, and signs what HQ asks for"
+    )
+    root_key: Path = setting(
+        Path("ca/root.key"), "private key of the root CA; may be taken off the machine"
+    )
     issuing_key: Path = setting(Path("ca/issuing.key"), "private key of the issuing CA")
     revocation_lists: Path | None = setting(
-        None, "revocation lists of an organization's CAs: a file, or a directory of *.crl; read again when they change"
+        None,
+        "revocation lists of an organization's CAs: a file, or a directory of *.crl; read again "
+        "when they change",
     )
     stale_lists: str = setting(
-        "warn", "when one of them has ended: warn, or refuse new connections until there is a newer one",
+        "warn",
+        "when one of them has ended: warn, or refuse new connections until there is a newer one",
         choices=STALE,
-    )  # fmt: skip
+    )
 
 
 @attrs.frozen
 class RetentionSettings:
-    """Table `[retention]`: after how many days a record goes; 0: never.  The signed log says when something went."""
+    """Table `[retention]`: after how many days a record goes; 0: never.  The signed log says
+    when something went.
+    """
 
-    metadata_days: int = setting(400, "what became of acknowledged envelopes; older ids are refused then", low=0)
+    metadata_days: int = setting(
+        400, "what became of acknowledged envelopes; older ids are refused then", low=0
+    )
     dead_letter_days: int = setting(0, "dead letters nobody looked at, with their bytes", low=0)
     log_days: int = setting(0, "entries of the signed log", low=0)
 
 
 @attrs.frozen
 class MetricsSettings:
-    """Table `[metrics]`: figures for Prometheus and what a supervisor asks, over plain HTTP on this machine alone."""
+    """Table `[metrics]`: figures for Prometheus and what a supervisor asks, over plain HTTP on
+    this machine alone.
+    """
 
-    listen: str = setting("", "loopback host:port of /metrics, /healthz, /readyz: 127.0.0.1:9463; empty: none")
+    listen: str = setting(
+        "", "loopback host:port of /metrics, /healthz, /readyz: 127.0.0.1:9463; empty: none"
+    )
     queues: int = setting(100, "of so many queues, the deepest, each has figures of its own", low=0)
-    clients: int = setting(20, "of so many clients, with the most bytes at HQ, each has figures of its own", low=0)
+    clients: int = setting(
+        20, "of so many clients, with the most bytes at HQ, each has figures of its own", low=0
+    )
 
 
 @attrs.frozen
 class ServerConfig:
-    """Everything `serve` is told.  ``directory`` is HQ's data directory; all paths below it are absolute."""
+    """Everything `serve` is told.  ``directory`` is HQ's data directory; all paths below it are
+    absolute.
+    """
 
     directory: Path
     server: ServerSettings = attrs.Factory(ServerSettings)
@@ -176,7 +235,8 @@ class ServerConfig:
     metrics: MetricsSettings = attrs.Factory(MetricsSettings)
     alerts: AlertSettings = attrs.Factory(AlertSettings)
     limits: Limits = attrs.Factory(Limits)
-    source: Path | None = attrs.field(default=None, eq=False)  # the file, where it is not the directory's own
+    # the file, where it is not the directory's own
+    source: Path | None = attrs.field(default=None, eq=False)
 
     def __attrs_post_init__(self) -> None:
         directory = self.directory.absolute()
@@ -191,18 +251,27 @@ class ServerConfig:
 
     @property
     def own_secrets(self) -> Path:
-        """Where HQ keeps the keys it makes while it runs: beside the service key, if that is a file of its own."""
+        """Where HQ keeps the keys it makes while it runs: beside the service key, if that is a
+        file of its own.
+        """
         service = self.encryption.service_key_file
         return self.directory / "secrets" if is_credential(service) else service.parent
 
 
 SERVER_TABLES: dict[str, type] = {
-    "server": ServerSettings, "tls": TlsSettings, "logging": LoggingSettings, "database": DatabaseSettings,
-    "encryption": EncryptionSettings, "ca": CaSettings, "retention": RetentionSettings, "metrics": MetricsSettings,
-    "alerts": AlertSettings, "limits": Limits,
-}  # fmt: skip
+    "server": ServerSettings,
+    "tls": TlsSettings,
+    "logging": LoggingSettings,
+    "database": DatabaseSettings,
+    "encryption": EncryptionSettings,
+    "ca": CaSettings,
+    "retention": RetentionSettings,
+    "metrics": MetricsSettings,
+    "alerts": AlertSettings,
+    "limits": Limits,
+}
 
-# -- a client -----------------------------------------------------------------------------------------------------
+# -- a client --------------------------------------------------------------------------------------
 
 
 @attrs.frozen
@@ -210,9 +279,13 @@ class IdentitySettings:
     """Table `[client]`."""
 
     client_id: str = setting("", "who this is; the certificate's common name")
-    address: str = setting("", "where HQ is: host:port or wss://host:port/, several separated by commas")
+    address: str = setting(
+        "", "where HQ is: host:port or wss://host:port/, several separated by commas"
+    )
     role: str = setting("client", "client, or admin", choices=ROLES)
-    password_file: Path | None = setting(None, "file with the password of the keys, should they be under one")
+    password_file: Path | None = setting(
+        None, "file with the password of the keys, should they be under one"
+    )
 
 
 @attrs.frozen
@@ -229,7 +302,9 @@ class OutboxSettings:
     """Table `[outbox]`."""
 
     keep_until: str = setting(
-        "opened", "what was sent stays here, to be sealed again, until it was that", choices=KEEP_UNTIL
+        "opened",
+        "what was sent stays here, to be sealed again, until it was that",
+        choices=KEEP_UNTIL,
     )
 
 
@@ -238,29 +313,49 @@ class KeySettings:
     """Table `[keys]`."""
 
     signatures: str = setting(
-        "ed25519", "how this client signs, from its next `cipherbox keys rotate` on", choices=SIGNATURES
+        "ed25519",
+        "how this client signs, from its next `cipherbox keys rotate` on",
+        choices=SIGNATURES,
     )
-    keep_old_days: int = setting(436, "private keys that were rotated out are destroyed after so many days", low=1)
+    keep_old_days: int = setting(
+        436, "private keys that were rotated out are destroyed after so many days", low=1
+    )
 
 
 @attrs.frozen
 class SessionTable:
     """Table `[sessions]`; the manual page `sessions` explains them."""
 
-    max_skipped: int = setting(2000, "keys kept for messages of a session that did not come yet", low=0)
-    rotation_s: int = setting(86_400, "a session older than this is followed by a fresh one", low=60)
-    sessions_per_peer: int = setting(8, "sessions kept with each client, for what is still under way", low=2)
-    one_time_prekeys: int = setting(100, "kept at HQ, each for one first contact; HQ may keep fewer", low=0)
-    signed_prekey_s: int = setting(7 * 86_400, "prekeys at HQ are replaced when they are older", low=60)
-    signed_prekey_kept_s: int = setting(30 * 86_400, "replaced prekeys still open what was begun before", low=60)
+    max_skipped: int = setting(
+        2000, "keys kept for messages of a session that did not come yet", low=0
+    )
+    rotation_s: int = setting(
+        86_400, "a session older than this is followed by a fresh one", low=60
+    )
+    sessions_per_peer: int = setting(
+        8, "sessions kept with each client, for what is still under way", low=2
+    )
+    one_time_prekeys: int = setting(
+        100, "kept at HQ, each for one first contact; HQ may keep fewer", low=0
+    )
+    signed_prekey_s: int = setting(
+        7 * 86_400, "prekeys at HQ are replaced when they are older", low=60
+    )
+    signed_prekey_kept_s: int = setting(
+        30 * 86_400, "replaced prekeys still open what was begun before", low=60
+    )
 
 
 @attrs.frozen
 class LogSettings:
     """Table `[log]`; the manual page `log` explains them."""
 
-    witnesses: tuple[str, ...] = setting((), "keys of witnesses, as `cipherbox witness --key` prints them")
-    quorum: int = setting(0, "a confirm counts when so many of them stand behind it; 0: HQ's word is enough", low=0)
+    witnesses: tuple[str, ...] = setting(
+        (), "keys of witnesses, as `cipherbox witness --key` prints them"
+    )
+    quorum: int = setting(
+        0, "a confirm counts when so many of them stand behind it; 0: HQ's word is enough", low=0
+    )
 
 
 @attrs.frozen
@@ -288,16 +383,26 @@ class ClientConfig:
 
 
 CLIENT_TABLES: dict[str, type] = {
-    "client": IdentitySettings, "line": LineSettings, "alerts": AlertSettings, "retry": RetrySettings,
-    "outbox": OutboxSettings, "keys": KeySettings, "agent": AgentSettings, "inbox": InboxSettings,
-    "sessions": SessionTable, "log": LogSettings, "contacts": ContactSettings,
-}  # fmt: skip
+    "client": IdentitySettings,
+    "line": LineSettings,
+    "alerts": AlertSettings,
+    "retry": RetrySettings,
+    "outbox": OutboxSettings,
+    "keys": KeySettings,
+    "agent": AgentSettings,
+    "inbox": InboxSettings,
+    "sessions": SessionTable,
+    "log": LogSettings,
+    "contacts": ContactSettings,
+}
 
-# -- loading and writing ------------------------------------------------------------------------------------------
+# -- loading and writing ---------------------------------------------------------------------------
 
 
 def load_server_config(where: Path) -> ServerConfig:
-    """HQ's configuration from its data directory or from the file itself.  ConfigError says what is wrong."""
+    """HQ's configuration from its data directory or from the file itself.  ConfigError says what
+    is wrong.
+    """
     file = where if where.suffix == ".toml" and not where.is_dir() else where / SERVER_FILE
     missing = f"restore it, or make a new data directory with: cipherbox init {file.parent}"
     tables = read_tables(file, SERVER_TABLES, missing)
@@ -325,21 +430,32 @@ def load_server_config(where: Path) -> ServerConfig:
     if config.database.kind == "postgresql":
         parse_hosts(config.database.hosts)
     if not config.server.address:
-        raise ConfigError(f"{file}: [server] address: say where clients find HQ, for example hq.example.org:7443")
+        raise ConfigError(
+            f"{file}: [server] address: say where clients find HQ, for example hq.example.org:7443"
+        )
     return config
 
 
-def with_url(settings: DatabaseSettings, url: str, where: str = "the database URL") -> DatabaseSettings:
+def with_url(
+    settings: DatabaseSettings, url: str, where: str = "the database URL"
+) -> DatabaseSettings:
     """The settings with what the URL says; ConfigError says what is wrong with it."""
     given = parse_url(url)
-    values: dict[str, Any] = {k: int(v) if k == "pool_size" and v.isdigit() else v for k, v in given.items()}
+    values: dict[str, Any] = {
+        k: int(v) if k == "pool_size" and v.isdigit() else v for k, v in given.items()
+    }
     built = build_table(where, DatabaseSettings, values)
     return attrs.evolve(settings, **{name: getattr(built, name) for name in given})
 
 
 def write_server_config(config: ServerConfig) -> Path:
-    """Writes ``cipherbox.toml`` into the data directory, every setting with its meaning; returns its path."""
-    head = "HQ's settings. `cipherbox manual configuration` explains them. Secrets are never in this file."
+    """Writes ``cipherbox.toml`` into the data directory, every setting with its meaning; returns
+    its path.
+    """
+    head = (
+        "HQ's settings. `cipherbox manual configuration` explains them. Secrets are never in this "
+        "file."
+    )
     tables = {name: getattr(config, name) for name in SERVER_TABLES}
     return write_tables(config.directory / SERVER_FILE, head, tables)
 
@@ -348,14 +464,18 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     """A client's configuration from its home directory.  ConfigError says what is wrong."""
     home = (home or default_home()).absolute()
     file = home / CLIENT_FILE
-    tables = read_tables(file, CLIENT_TABLES, f"enrol first with: {join_command(home)} (the admin gives you a token)")
+    tables = read_tables(
+        file, CLIENT_TABLES, f"enrol first with: {join_command(home)} (the admin gives you a token)"
+    )
     who: IdentitySettings = tables["client"]
     try:
         check_client_id(who.client_id)
     except InvalidRequest as error:
         raise ConfigError(f"{file}: [client] client_id: {error}") from None
     if not who.address:
-        raise ConfigError(f"{file}: [client] address: say where HQ is, for example hq.example.org:{DEFAULT_PORT}")
+        raise ConfigError(
+            f"{file}: [client] address: say where HQ is, for example hq.example.org:{DEFAULT_PORT}"
+        )
     for part in who.address.split(","):
         check_address(f"{file}: [client] address", part.strip())
     who = _absolute(home, who)
@@ -365,10 +485,23 @@ def load_client_config(home: Path | None = None) -> ClientConfig:
     check_credential(f"{file}: [line] proxy_credentials_file", line.proxy_credentials_file)
     if line.proxy and line.proxy.lower() != DIRECT:
         parse_proxy(line.proxy, f"{file}: [line] proxy")
-    more = attrs.asdict(tables["retry"]) | attrs.asdict(tables["outbox"]) | attrs.asdict(tables["keys"])
-    return ClientConfig(home=home, **attrs.asdict(who), **more, line=line, alerts=alerts, agent=tables["agent"],
-                        log=tables["log"], contacts=tables["contacts"],
-                        inbox=_absolute(home, tables["inbox"]), sessions=tables["sessions"])  # fmt: skip
+    more = (
+        attrs.asdict(tables["retry"])
+        | attrs.asdict(tables["outbox"])
+        | attrs.asdict(tables["keys"])
+    )
+    return ClientConfig(
+        home=home,
+        **attrs.asdict(who),
+        **more,
+        line=line,
+        alerts=alerts,
+        agent=tables["agent"],
+        log=tables["log"],
+        contacts=tables["contacts"],
+        inbox=_absolute(home, tables["inbox"]),
+        sessions=tables["sessions"],
+    )
 
 
 def _absolute(directory: Path, table: Any) -> Any:
@@ -380,7 +513,9 @@ def _absolute(directory: Path, table: Any) -> Any:
 def write_client_config(config: ClientConfig) -> Path:
     """Writes ``client.toml`` into the home directory; returns its path."""
     tables = {
-        name: kind(**{a.name: getattr(getattr(config, name, config), a.name) for a in attrs.fields(kind)})
+        name: kind(
+            **{a.name: getattr(getattr(config, name, config), a.name) for a in attrs.fields(kind)}
+        )
         for name, kind in CLIENT_TABLES.items()
     }
     return write_tables(config.home / CLIENT_FILE, CLIENT_HEAD, tables)

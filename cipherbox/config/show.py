@@ -30,5 +30,9 @@ def settings_text(config: ServerConfig | ClientConfig) -> str:
     """The same as TOML."""
     lines: list[str] = []
     for table, values in settings_values(config).items():
-        lines += [f"[{table}]", *(f"{key} = {toml_value(value)}" for key, value in values.items()), ""]
+        lines += [
+            f"[{table}]",
+            *(f"{key} = {toml_value(value)}" for key, value in values.items()),
+            "",
+        ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Settings classes from TOML files, and back: what `config` describes its tables with.
 
-An unknown table or key, a wrong type and a value out of range are named with file, table and key, and what is allowed;
-all mistakes of a file at once.
+An unknown table or key, a wrong type and a value out of range are named with file, table and key,
+and what is allowed; all mistakes of a file at once.
 """
 
 from __future__ import annotations
@@ -22,22 +22,54 @@ from cipherbox.limits import Limits
 
 DEFAULT_PORT = 7443
 
-# Both ends must agree on these, or a client keeps them for itself: HQ's configuration would change nothing.
+# Both ends must agree on these, or a client keeps them for itself: HQ's configuration would change
+# nothing.
 FIXED_LIMITS = frozenset(
     [
-        *("first_frame_bytes", "prefix_bytes", "recipients", "messages", "stanza_bytes", "rsa_bits_least"),
-        *("rsa_bits_most", "message_headers", "header_key_bytes", "header_value_bytes", "content_type_bytes"),
+        *(
+            "first_frame_bytes",
+            "prefix_bytes",
+            "recipients",
+            "messages",
+            "stanza_bytes",
+            "rsa_bits_least",
+        ),
+        *(
+            "rsa_bits_most",
+            "message_headers",
+            "header_key_bytes",
+            "header_value_bytes",
+            "content_type_bytes",
+        ),
         *("bundle_bytes", "receipt_bytes", "name_bytes", "token_bytes"),
-        *("ranges_per_frame", "names_per_frame", "ack_entries", "watermark_ms", "bundles_per_answer"),
-        *("file_from_bytes", "part_bytes", "part_bytes_most", "parts", "path_names", "entries", "parts_in_flight"),
+        *(
+            "ranges_per_frame",
+            "names_per_frame",
+            "ack_entries",
+            "watermark_ms",
+            "bundles_per_answer",
+        ),
+        *(
+            "file_from_bytes",
+            "part_bytes",
+            "part_bytes_most",
+            "parts",
+            "path_names",
+            "entries",
+            "parts_in_flight",
+        ),
         *("batch_bytes", "batch_messages", "open_batches"),
     ]
 )
 HOME_VARIABLE = "CIPHERBOX_HOME"
 
 
-def setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
-    """A field of a settings class: its default, its meaning for the written file, and what is allowed."""
+def setting(
+    default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None
+) -> Any:
+    """A field of a settings class: its default, its meaning for the written file, and what is
+    allowed.
+    """
     metadata = {"doc": doc, "choices": choices, "low": low}
     return attrs.field(default=default, metadata=metadata)
 
@@ -47,26 +79,42 @@ class AgentSettings:
     """Table `[agent]`."""
 
     settle_s: float = setting(10.0, "a file is sent when it has not changed for so long", low=0.0)
-    marker: str = setting("", "not empty: a file is sent when a file of its name with this ending stands beside it")
-    ignore: str = setting("", "names that are not sent, as patterns separated by commas, for example *.log, ~*")
+    marker: str = setting(
+        "", "not empty: a file is sent when a file of its name with this ending stands beside it"
+    )
+    ignore: str = setting(
+        "", "names that are not sent, as patterns separated by commas, for example *.log, ~*"
+    )
 
 
 @attrs.frozen
 class ContactSettings:
     """Table `[contacts]`: whom mail is taken from is said by `cipherbox contacts`."""
 
-    tell_hq: bool = setting(True, "HQ is told the lists and refuses what you would refuse; false: they stay here")
+    tell_hq: bool = setting(
+        True, "HQ is told the lists and refuses what you would refuse; false: they stay here"
+    )
 
 
 @attrs.frozen
 class InboxSettings:
     """Table `[inbox]`."""
 
-    incoming: Path | None = setting(None, "where files arrive; empty: incoming/ in the folder that a person sees")
-    plain: bool = setting(False, "true: what was received lies here readable, under a password, too")
-    keep_days: int = setting(400, "what was received can be shown and written again for so many days", low=1)
-    partial_days: int = setting(14, "files that came in part are given up after so many days without news", low=1)
-    rotate_bytes: int = setting(0, "begin a new received_messages.jsonl above this size; 0: never", low=0)
+    incoming: Path | None = setting(
+        None, "where files arrive; empty: incoming/ in the folder that a person sees"
+    )
+    plain: bool = setting(
+        False, "true: what was received lies here readable, under a password, too"
+    )
+    keep_days: int = setting(
+        400, "what was received can be shown and written again for so many days", low=1
+    )
+    partial_days: int = setting(
+        14, "files that came in part are given up after so many days without news", low=1
+    )
+    rotate_bytes: int = setting(
+        0, "begin a new received_messages.jsonl above this size; 0: never", low=0
+    )
     rotate_days: int = setting(0, "begin a new one when it is so old; 0: never", low=0)
 
 
@@ -80,12 +128,16 @@ def default_home() -> Path:
     except RuntimeError:
         home = Path("/")
     if home == Path(home.anchor):  # what a container or a service has where it has none
-        raise ConfigError(f"this user has no home directory; name one: --home DIRECTORY, or {HOME_VARIABLE}")
+        raise ConfigError(
+            f"this user has no home directory; name one: --home DIRECTORY, or {HOME_VARIABLE}"
+        )
     return home / ".cipherbox"
 
 
 def join_command(home: Path) -> str:
-    """The command that makes this home; names it unless it is the one that counts without a name."""
+    """The command that makes this home; names it unless it is the one that counts without a
+    name.
+    """
     try:
         usual = default_home().absolute()
     except ConfigError:
@@ -104,7 +156,9 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
 
         raise ConfigError(unreadable(file, error)) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not text in UTF-8: {error}; write it anew or restore it") from None
+        raise ConfigError(
+            f"{file} is not text in UTF-8: {error}; write it anew or restore it"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
     wrong = []
@@ -114,7 +168,9 @@ def read_tables(file: Path, tables: Mapping[str, type], missing: str) -> dict[st
         elif not isinstance(value, dict):
             wrong.append(f"{file}: {name} is a table: write [{name}]")
     good = {name: document[name] for name in tables if isinstance(document.get(name), dict)}
-    built = {name: _build(file, name, kind, good.get(name, {}), wrong) for name, kind in tables.items()}
+    built = {
+        name: _build(file, name, kind, good.get(name, {}), wrong) for name, kind in tables.items()
+    }
     if wrong:
         raise ConfigError("\n".join(wrong))
     return built
@@ -126,17 +182,24 @@ def tables_of(file: Path) -> frozenset[str]:
 
 
 def whole_tables(file: Path, before: frozenset[str]) -> frozenset[str]:
-    """The tables a file has.  ConfigError if it looks half written: cut in a line, or without tables it had before.
+    """The tables a file has.  ConfigError if it looks half written: cut in a line, or without
+    tables it had before.
 
-    A file that is cut between two lines is good TOML, and would quietly set the rest to its defaults.
+    A file that is cut between two lines is good TOML, and would quietly set the rest to its
+    defaults.
     """
     text = file.read_text("utf-8-sig")
     if text and not text.endswith("\n"):
-        raise ConfigError(f"{file} ends in the middle of a line: is it half written? End its last line")
+        raise ConfigError(
+            f"{file} ends in the middle of a line: is it half written? End its last line"
+        )
     found = tables_of(file)
     if gone := sorted(before - found):
         names = ", ".join(f"[{name}]" for name in gone)
-        raise ConfigError(f"{file} has no {names} any more: is it half written? Leave empty tables in if you mean it")
+        raise ConfigError(
+            f"{file} has no {names} any more: is it half written? Leave empty tables in if you "
+            "mean it"
+        )
     return found
 
 
@@ -150,8 +213,12 @@ def build_table(where: str, kind: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: list[str]) -> Any:
-    """The table's settings; what is not allowed is added to ``wrong`` and has its default meanwhile."""
-    fields = {a.name: a for a in attrs.fields(kind) if not (kind is Limits and a.name in FIXED_LIMITS)}
+    """The table's settings; what is not allowed is added to ``wrong`` and has its default
+    meanwhile.
+    """
+    fields = {
+        a.name: a for a in attrs.fields(kind) if not (kind is Limits and a.name in FIXED_LIMITS)
+    }
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for key, value in values.items():
@@ -162,17 +229,29 @@ def _build(file: Path, table: str, kind: Any, values: Mapping[str, Any], wrong: 
             wrong.append(f"{file}: [{table}] has no key {key!r}{_nearest(key, fields)}")
         else:
             try:
-                given[key] = _value(where, hints[key], fields[key].metadata, value, limit=kind is Limits)
+                given[key] = _value(
+                    where, hints[key], fields[key].metadata, value, limit=kind is Limits
+                )
             except ConfigError as error:
                 wrong.append(str(error))
     return kind(**given)
 
 
-def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *, limit: bool) -> Any:
+def _value(
+    where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *, limit: bool
+) -> Any:
     wanted: tuple[type, ...] = {bool: (bool,), int: (int,), float: (int, float)}.get(hint, (str,))
-    if hint == tuple[str, ...] and isinstance(given, list) and all(isinstance(one, str) for one in given):
+    if (
+        hint == tuple[str, ...]
+        and isinstance(given, list)
+        and all(isinstance(one, str) for one in given)
+    ):
         return tuple(given)
-    if hint == tuple[str, ...] or not isinstance(given, wanted) or (isinstance(given, bool) and hint is not bool):
+    if (
+        hint == tuple[str, ...]
+        or not isinstance(given, wanted)
+        or (isinstance(given, bool) and hint is not bool)
+    ):
         raise ConfigError(f"{where} is {_word(hint)}, not {given!r}")
     value: Any = given
     choices = metadata.get("choices")
@@ -191,8 +270,13 @@ def _value(where: str, hint: Any, metadata: Mapping[Any, Any], given: object, *,
 
 
 def _word(hint: Any) -> str:
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes",
-             tuple[str, ...]: "a list of texts in quotes"}
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text in quotes",
+        tuple[str, ...]: "a list of texts in quotes",
+    }
     return words.get(hint, "a path in quotes")
 
 
@@ -202,7 +286,9 @@ def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
 
 
 def write_tables(file: Path, head: str, tables: Mapping[str, Any]) -> Path:
-    """Writes the settings, each with its meaning; limits only where they differ from the default."""
+    """Writes the settings, each with its meaning; limits only where they differ from the
+    default.
+    """
     from cipherbox.portable import write_atomic
 
     lines = [f"# {head}"]
@@ -212,7 +298,11 @@ def write_tables(file: Path, head: str, tables: Mapping[str, Any]) -> Path:
             value = getattr(table, a.name)
             if isinstance(table, Limits) and value == a.default:
                 continue
-            if isinstance(value, Path) and value.is_absolute() and value.is_relative_to(file.parent):
+            if (
+                isinstance(value, Path)
+                and value.is_absolute()
+                and value.is_relative_to(file.parent)
+            ):
                 value = value.relative_to(file.parent)
             doc = a.metadata.get("doc", "")
             lines.append(f"{a.name} = {toml_value(value)}" + (f"  # {doc}" if doc else ""))
@@ -249,12 +339,16 @@ def parse_listen(text: str) -> list[tuple[str, int]]:
 
 
 def parse_origins(text: str) -> frozenset[str]:
-    """Origins as browsers send them, ``https://host[:port]``, in lower case; ConfigError for anything else."""
+    """Origins as browsers send them, ``https://host[:port]``, in lower case; ConfigError for
+    anything else.
+    """
     found = [part.strip().lower() for part in text.split(",") if part.strip()]
     for origin in found:
         scheme, _, host = origin.partition("://")
         if scheme not in ("https", "http") or not host or not set("/?#@").isdisjoint(host):
-            raise ConfigError(f"{origin!r} is no origin: https://host or https://host:port, and no path")
+            raise ConfigError(
+                f"{origin!r} is no origin: https://host or https://host:port, and no path"
+            )
     return frozenset(found)
 
 
@@ -262,7 +356,12 @@ def check_address(where: str, text: str) -> None:
     """host:port, or wss://host:port/; ConfigError otherwise."""
     parts = urlsplit(text if text.startswith("wss://") else f"//{text}")
     try:
-        good = bool(parts.hostname) and parts.port is not None and parts.port > 0 and not set(" \t@?#") & set(text)
+        good = (
+            bool(parts.hostname)
+            and parts.port is not None
+            and parts.port > 0
+            and not set(" \t@?#") & set(text)
+        )
     except ValueError:
         good = False
     if not good or (parts.path not in ("", "/")) or (parts.path and not text.startswith("wss://")):
@@ -277,5 +376,7 @@ def check_loopback(where: str, text: str) -> None:
         raise ConfigError(f"{where}: {error}") from None
     for host, _ in addresses:
         if host not in ("localhost", "::1") and not host.startswith("127."):
-            raise ConfigError(f"{where}: {host} is no loopback address; say 127.0.0.1, and let a proxy there ask for a "
-                              "password if another machine is to read it")  # fmt: skip
+            raise ConfigError(
+                f"{where}: {host} is no loopback address; say 127.0.0.1, and let a proxy there "
+                "ask for a password if another machine is to read it"
+            )

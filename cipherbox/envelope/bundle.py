@@ -1,13 +1,15 @@
 """Key bundles: a client's public keys, signed by its certificate's key and by its own signing keys.
 
-A bundle is believed in two steps.  `check_bundle`: its chain leads to the root, the certificate names this client, the
-certificate's key and the bundle's own signing keys signed it, it has not ended.  `check_succession`: it is the pinned
-one, or a chain of bundles leads from the pinned one to it in which each is signed by the signing keys of the one
-before.  HQ's own CA can certify, but it can neither continue nor put its own encryption keys beside a client's real
-signing key: nobody who lacks the signing keys makes a bundle that names them.
+A bundle is believed in two steps.  `check_bundle`: its chain leads to the root, the certificate
+names this client, the certificate's key and the bundle's own signing keys signed it, it has not
+ended.  `check_succession`: it is the pinned one, or a chain of bundles leads from the pinned one to
+it in which each is signed by the signing keys of the one before.  HQ's own CA can certify, but it
+can neither continue nor put its own encryption keys beside a client's real signing key: nobody who
+lacks the signing keys makes a bundle that names them.
 
-Version 1 had no signature by its own keys.  Nothing is sealed to such a bundle; it is history: the pin from which its
-successor continues, and the signing keys of old envelopes and receipts.  The bytes are in the manual page `bundle`.
+Version 1 had no signature by its own keys.  Nothing is sealed to such a bundle; it is history: the
+pin from which its successor continues, and the signing keys of old envelopes and receipts.  The
+bytes are in the manual page `bundle`.
 """
 
 from __future__ import annotations
@@ -57,8 +59,10 @@ MAGIC = b"CBXB"
 VERSION, VERSION_1 = 2, 1
 NO_HASH = bytes(32)
 SALT_BYTES = 16
-ANEW = 0x01  # flag: its owner does not have the keys of the bundle before, and does not stand behind it
-CRITICAL_FLAGS = 0x0F  # a reader that does not know one of these bits refuses the bundle; it ignores the others
+# flag: its owner does not have the keys of the bundle before, and does not stand behind it
+ANEW = 0x01
+# a reader that does not know one of these bits refuses the bundle; it ignores the others
+CRITICAL_FLAGS = 0x0F
 _HEAD = struct.Struct(">4sBBQQQ32s")
 _KEY = struct.Struct(">BBH")
 _SIZE = struct.Struct(">H")
@@ -111,7 +115,9 @@ class KeyBundle:
 
     @property
     def begins_anew(self) -> bool:
-        """Whether its owner had lost the keys before: nothing leads from the bundle before to this one, or back."""
+        """Whether its owner had lost the keys before: nothing leads from the bundle before to
+        this one, or back.
+        """
         if self.version == VERSION_1:
             return self.sequence > 1 and not self.continuity_suite
         return bool(self.flags & ANEW)
@@ -141,13 +147,21 @@ class _Reader:
 
 
 def encode_signed_part(
-    client_id: str, sequence: int, created_at: int, ends_at: int, previous_hash: bytes, keys: Sequence[BundleKey],
-    chain: Sequence[bytes], salt: bytes, flags: int = 0,
-) -> bytes:  # fmt: skip
+    client_id: str,
+    sequence: int,
+    created_at: int,
+    ends_at: int,
+    previous_hash: bytes,
+    keys: Sequence[BundleKey],
+    chain: Sequence[bytes],
+    salt: bytes,
+    flags: int = 0,
+) -> bytes:
     """Return the part of a bundle that is signed, and hashed to name it.
 
-    ``salt``: random bytes chosen when everything else is known.  Whoever certifies chooses the certificate, so without
-    them it could search for a certificate with which two bundles show the same number.
+    ``salt``: random bytes chosen when everything else is known.  Whoever certifies chooses the
+    certificate, so without them it could search for a certificate with which two bundles show the
+    same number.
     """
     name = client_id.encode()
     out = [_HEAD.pack(MAGIC, VERSION, flags, sequence, created_at, ends_at, previous_hash), salt]
@@ -161,14 +175,27 @@ def encode_signed_part(
 
 
 def encode_bundle(
-    signed: bytes, certificate_signature: bytes, own_suite: int, own: bytes, continuity_suite: int, continuity: bytes
+    signed: bytes,
+    certificate_signature: bytes,
+    own_suite: int,
+    own: bytes,
+    continuity_suite: int,
+    continuity: bytes,
 ) -> bytes:
     """Return a whole bundle: its signed part and its signatures."""
     return b"".join(
-        [signed, _SIZE.pack(len(certificate_signature)), certificate_signature,
-         bytes([own_suite]), _SIZE.pack(len(own)), own, bytes([continuity_suite]), _SIZE.pack(len(continuity)),
-         continuity]
-    )  # fmt: skip
+        [
+            signed,
+            _SIZE.pack(len(certificate_signature)),
+            certificate_signature,
+            bytes([own_suite]),
+            _SIZE.pack(len(own)),
+            own,
+            bytes([continuity_suite]),
+            _SIZE.pack(len(continuity)),
+            continuity,
+        ]
+    )
 
 
 def decode_bundle(raw: bytes) -> KeyBundle:
@@ -176,10 +203,14 @@ def decode_bundle(raw: bytes) -> KeyBundle:
     if len(raw) > LIMITS.bundle_bytes or raw[:4] != MAGIC:
         raise BundleMalformed
     reader = _Reader(raw)
-    _, version, flags, sequence, created_at, ends_at, previous_hash = _HEAD.unpack(reader.take(_HEAD.size))
+    _, version, flags, sequence, created_at, ends_at, previous_hash = _HEAD.unpack(
+        reader.take(_HEAD.size)
+    )
     unknown = CRITICAL_FLAGS & ~ANEW if version == VERSION else 0xFF
     if version not in (VERSION_1, VERSION) or flags & unknown:
-        raise BundleMalformed(f"the key bundle is of version {version} with flags {flags}; update this program")
+        raise BundleMalformed(
+            f"the key bundle is of version {version} with flags {flags}; update this program"
+        )
     if version == VERSION:
         reader.take(SALT_BYTES)
     try:
@@ -196,12 +227,32 @@ def decode_bundle(raw: bytes) -> KeyBundle:
     own_suite, own = (reader.take(1)[0], reader.sized()) if version == VERSION else (0, b"")
     suite = reader.take(1)[0]
     continuity = reader.sized()
-    if reader.at != len(raw) or not chain or not sequence or created_at >= ends_at or ends_at >= 1 << 47:
+    if (
+        reader.at != len(raw)
+        or not chain
+        or not sequence
+        or created_at >= ends_at
+        or ends_at >= 1 << 47
+    ):
         raise BundleMalformed("the key bundle's fields do not fit together")
     bundle = KeyBundle(
-        client_id, sequence, created_at, ends_at, previous_hash, tuple(keys), chain, certificate_signature, own_suite,
-        own, suite, continuity, hashlib.sha256(signed).digest(), raw, version, flags,
-    )  # fmt: skip
+        client_id,
+        sequence,
+        created_at,
+        ends_at,
+        previous_hash,
+        tuple(keys),
+        chain,
+        certificate_signature,
+        own_suite,
+        own,
+        suite,
+        continuity,
+        hashlib.sha256(signed).digest(),
+        raw,
+        version,
+        flags,
+    )
     _check_keys(bundle)
     return bundle
 
@@ -228,43 +279,62 @@ def _check_keys(bundle: KeyBundle) -> None:
     if bundle.version == VERSION_1:
         return
     anew = bool(bundle.flags & ANEW)
-    if (anew and bundle.sequence == 1) or (anew or bundle.sequence == 1) == bool(bundle.continuity_suite):
-        raise BundleMalformed("a key bundle after the first continues the one before, or says that it begins anew")
+    if (anew and bundle.sequence == 1) or (anew or bundle.sequence == 1) == bool(
+        bundle.continuity_suite
+    ):
+        raise BundleMalformed(
+            "a key bundle after the first continues the one before, or says that it begins anew"
+        )
 
 
 def check_bundle(
-    bundle: KeyBundle, client_id: str, root: x509.Certificate, now_ms: int, *, ended_is_error: bool = True,
+    bundle: KeyBundle,
+    client_id: str,
+    root: x509.Certificate,
+    now_ms: int,
+    *,
+    ended_is_error: bool = True,
     history: bool = False,
-) -> x509.Certificate:  # fmt: skip
-    """Certification: returns the leaf certificate, or raises the BundleError that says what is wrong.
+) -> x509.Certificate:
+    """Certification: returns the leaf certificate, or raises the BundleError that says what is
+    wrong.
 
-    ``ended_is_error`` False: for the bundle of a sender, whose validity counts at HQ's acceptance time instead.
-    ``history``: a bundle of version 1 counts too, since nothing will be sealed to it.
+    ``ended_is_error`` False: for the bundle of a sender, whose validity counts at HQ's acceptance
+    time instead. ``history``: a bundle of version 1 counts too, since nothing will be sealed to it.
     """
     if bundle.client_id != client_id:
-        raise BundleForAnother(f"asked for the keys of {client_id}, got those of {bundle.client_id}")
+        raise BundleForAnother(
+            f"asked for the keys of {client_id}, got those of {bundle.client_id}"
+        )
     leaf = pki.verify_chain(bundle.chain, root, _moment(bundle.created_at))
     if pki.common_name(leaf) != client_id:
-        raise BundleForAnother(f"the certificate in the key bundle of {client_id} is for another client")
+        raise BundleForAnother(
+            f"the certificate in the key bundle of {client_id} is for another client"
+        )
     key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise BundleNotCertified("the certificate in the key bundle has no P-384 key")
     try:
-        key.verify(bundle.certificate_signature, label("bundle") + bundle.hash, ec.ECDSA(hashes.SHA384()))
+        key.verify(
+            bundle.certificate_signature, label("bundle") + bundle.hash, ec.ECDSA(hashes.SHA384())
+        )
     except InvalidSignature:
         raise BundleNotCertified("the key bundle was not signed by its certificate's key") from None
     if bundle.version == VERSION:
         _check_own_signature(bundle)
     elif not history:
         raise BundleOutdated(
-            f"{client_id} has only keys of CipherBox 0.5.0 or older at HQ, which their owner did not sign; nothing is "
-            f"sealed to them. {client_id} publishes new ones when its program of version 0.6.0 or later first runs"
+            f"{client_id} has only keys of CipherBox 0.5.0 or older at HQ, which their owner did "
+            f"not sign; nothing is sealed to them. {client_id} publishes new ones when its "
+            "program of version 0.6.0 or later first runs"
         )
     chain = [pki.load_der(c) for c in bundle.chain]
     if bundle.ends_at > pki.ms(pki.end_of(chain)):
         raise BundleNotCertified("the key bundle ends after its certificate, or a CA above it")
     if ended_is_error and now_ms > bundle.ends_at:
-        raise BundleExpired(f"the keys of {client_id} ended on {_moment(bundle.ends_at):%Y-%m-%d %H:%M} UTC")
+        raise BundleExpired(
+            f"the keys of {client_id} ended on {_moment(bundle.ends_at):%Y-%m-%d %H:%M} UTC"
+        )
     if ended_is_error:
         pki.check_dates([*chain, root], _moment(now_ms))
     for entry in bundle.encrypt_keys:
@@ -275,19 +345,22 @@ def check_bundle(
 def _check_own_signature(bundle: KeyBundle) -> None:
     """BundleNotSigned unless whoever holds the signing keys in this bundle made it."""
     try:
-        signature.verify(bundle.sign_keys, bundle.own_suite, "bundle-own", bundle.hash, bundle.own_signature)
+        signature.verify(
+            bundle.sign_keys, bundle.own_suite, "bundle-own", bundle.hash, bundle.own_signature
+        )
     except SignatureInvalid:
         raise BundleNotSigned(
-            f"the key bundle {bundle.sequence} of {bundle.client_id} is not signed by the signing keys in it: somebody "
-            f"put other keys beside those of {bundle.client_id}"
+            f"the key bundle {bundle.sequence} of {bundle.client_id} is not signed by the "
+            f"signing keys in it: somebody put other keys beside those of {bundle.client_id}"
         ) from None
 
 
 def _check_usable(entry: BundleKey) -> None:
-    """A key nobody can seal for would stop every sender of a route; so it is refused before it is believed.
+    """A key nobody can seal for would stop every sender of a route; so it is refused before it is
+    believed.
 
-    ML-KEM's own check of an encapsulation key is FIPS 203, section 7.2; an X25519 point of small order makes zeros with
-    every private key (RFC 7748, section 6.1), also with the fixed one here.
+    ML-KEM's own check of an encapsulation key is FIPS 203, section 7.2; an X25519 point of small
+    order makes zeros with every private key (RFC 7748, section 6.1), also with the fixed one here.
     """
     if entry.algorithm == StanzaType.RSA_OAEP:
         rsa.load_public(entry.public)
@@ -303,16 +376,21 @@ def _check_usable(entry: BundleKey) -> None:
 
 
 def check_succession(pinned: KeyBundle, later: Sequence[KeyBundle]) -> KeyBundle:
-    """The newest bundle, if each of ``later`` (oldest first, all after ``pinned``) continues the one before."""
+    """The newest bundle, if each of ``later`` (oldest first, all after ``pinned``) continues the
+    one before.
+    """
     last = pinned
     for bundle in later:
         if bundle.client_id != pinned.client_id:
-            raise BundleForAnother(f"asked for the keys of {pinned.client_id}, got those of {bundle.client_id}")
+            raise BundleForAnother(
+                f"asked for the keys of {pinned.client_id}, got those of {bundle.client_id}"
+            )
         if bundle.hash == last.hash:
             continue
         if bundle.sequence <= last.sequence:
             raise BundleRolledBack(
-                f"HQ gave key bundle {bundle.sequence} of {pinned.client_id}; number {last.sequence} is pinned here"
+                f"HQ gave key bundle {bundle.sequence} of {pinned.client_id}; number "
+                f"{last.sequence} is pinned here"
             )
         check_continuity(last, bundle)
         last = bundle
@@ -323,25 +401,37 @@ def check_continuity(before: KeyBundle, after: KeyBundle) -> None:
     """BundleDiscontinuous unless ``after`` names ``before`` and is signed by its signing keys."""
     lost = " (it says that it begins anew)" if after.begins_anew else ""
     text = (
-        f"the new keys of {after.client_id}{lost} are not signed by the keys before them; compare fingerprints by phone"
+        f"the new keys of {after.client_id}{lost} are not signed by the keys before them; compare "
+        "fingerprints by phone"
     )
     if after.version < before.version:
-        raise BundleRolledBack(f"key bundle {after.sequence} of {after.client_id} is of an older version of the format")
-    if after.begins_anew or after.sequence != before.sequence + 1 or after.previous_hash != before.hash:
+        raise BundleRolledBack(
+            f"key bundle {after.sequence} of {after.client_id} is of an older version of the format"
+        )
+    if (
+        after.begins_anew
+        or after.sequence != before.sequence + 1
+        or after.previous_hash != before.hash
+    ):
         raise BundleDiscontinuous(text)
     try:
         signature.verify(
-            before.sign_keys, after.continuity_suite, "bundle-continuity", after.hash, after.continuity_signature
+            before.sign_keys,
+            after.continuity_suite,
+            "bundle-continuity",
+            after.hash,
+            after.continuity_signature,
         )
     except (SignatureInvalid, ValueError):
         raise BundleDiscontinuous(text) from None
 
 
 def fingerprint(bundle: KeyBundle) -> str:
-    """Return the thirty digits, in groups of five, that two people compare: the number of this one bundle.
+    """Return the thirty digits, in groups of five, that two people compare: the number of this one
+    bundle.
 
-    It is made from the bundle hash, so it binds everything in the signed part: id, sequence number, the bundle before,
-    every key.  Another bundle of the same client has another number.
+    It is made from the bundle hash, so it binds everything in the signed part: id, sequence number,
+    the bundle before, every key.  Another bundle of the same client has another number.
     """
     digest = hashlib.sha256(label("bundle-number") + bundle.hash).digest()
     digits = f"{int.from_bytes(digest[:16], 'big') % 10**30:030d}"
@@ -357,8 +447,8 @@ def best_key(bundle: KeyBundle, known: frozenset[int] | None = None) -> BundleKe
     if known and known <= _USABLE:
         names = " or ".join(STANZA_NAMES[StanzaType(kind)] for kind in known)
         raise BundleError(
-            f"{bundle.client_id} has published no key for {names}; when no kind is asked for, its owner's preferred "
-            "one is used"
+            f"{bundle.client_id} has published no key for {names}; when no kind is asked for, "
+            "its owner's preferred one is used"
         )
     raise BundleError(f"{bundle.client_id} has no encryption key of a kind this program knows")
 

@@ -1,5 +1,5 @@
-"""The signed log as version 0.5.0 kept it: a chain of signed heads.  It is read and verified, and never written again;
-the first entry of the log that followed names its last head.
+"""The signed log as version 0.5.0 kept it: a chain of signed heads.  It is read and verified, and
+never written again; the first entry of the log that followed names its last head.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ def head_hash(head: bytes, signature: bytes) -> bytes:
     return hashlib.sha256(head + signature).digest()
 
 
-def verify_entry(head: bytes, signature: bytes, body: bytes, key: bytes, before: tuple[int, bytes] | None) -> OldHead:
-    """Return one entry's head after the one whose (index, head hash) is ``before``; None: nothing is known of that.
+def verify_entry(
+    head: bytes, signature: bytes, body: bytes, key: bytes, before: tuple[int, bytes] | None
+) -> OldHead:
+    """Return one entry's head after the one whose (index, head hash) is ``before``; None: nothing
+    is known of that.
 
     SignatureInvalid or MalformedEnvelope says what does not fit.
     """
@@ -57,10 +60,14 @@ def verify_entry(head: bytes, signature: bytes, body: bytes, key: bytes, before:
         raise SignatureInvalid("a head of HQ's old log is not signed with HQ's key") from None
     found = decode_head(head)
     if before is not None and found.index != before[0] + 1:
-        raise SignatureInvalid(f"entry {before[0] + 1} is missing: {found.index} comes after {before[0]}")
+        raise SignatureInvalid(
+            f"entry {before[0] + 1} is missing: {found.index} comes after {before[0]}"
+        )
     if before is not None and not hmac.compare_digest(found.previous, before[1]):
         raise SignatureInvalid("it does not follow the entry before it")
     groups = decode_groups(body)
-    if len(groups) != found.groups or not hmac.compare_digest(merkle_root([root_of(g) for g in groups]), found.root):
+    if len(groups) != found.groups or not hmac.compare_digest(
+        merkle_root([root_of(g) for g in groups]), found.root
+    ):
         raise SignatureInvalid("what it holds is not what was signed")
     return found

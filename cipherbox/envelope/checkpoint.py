@@ -1,11 +1,14 @@
-"""Checkpoints: the signed heads of HQ's log, as C2SP's specifications signed-note, tlog-checkpoint and tlog-cosignature
-lay them down, so that any program that knows those can read, verify and cosign them.
+"""Checkpoints: the signed heads of HQ's log, as C2SP's specifications signed-note, tlog-checkpoint
+and tlog-cosignature lay them down, so that any program that knows those can read, verify and cosign
+them.
 
-A note is text, an empty line and signature lines.  A checkpoint's text is the origin, the number of entries, the root
-in base64, and one extension line of ours, ``at`` and the time of signing.  The origin names the log's key and the
-store's incarnation: a restored store has another origin, and what both sign is told apart.
+A note is text, an empty line and signature lines.  A checkpoint's text is the origin, the number of
+entries, the root in base64, and one extension line of ours, ``at`` and the time of signing.  The
+origin names the log's key and the store's incarnation: a restored store has another origin, and
+what both sign is told apart.
 
-Pure, but for making signatures with a key that is handed in.  The bytes are in the manual page `log`.
+Pure, but for making signatures with a key that is handed in.  The bytes are in the manual page
+`log`.
 """
 
 from __future__ import annotations
@@ -79,30 +82,41 @@ class VerifierKey(NamedTuple):
 
     @property
     def key_id(self) -> bytes:
-        return hashlib.sha256(self.name.encode() + b"\n" + bytes([self.kind]) + self.public).digest()[:4]
+        return hashlib.sha256(
+            self.name.encode() + b"\n" + bytes([self.kind]) + self.public
+        ).digest()[:4]
 
     @property
     def text(self) -> str:
-        return f"{self.name}+{self.key_id.hex()}+{base64.b64encode(bytes([self.kind]) + self.public).decode()}"
+        public = base64.b64encode(bytes([self.kind]) + self.public).decode()
+        return f"{self.name}+{self.key_id.hex()}+{public}"
 
 
 def origin_of(key: bytes, incarnation: bytes) -> str:
-    """Return the origin of a log: its key's hash and the incarnation id of the store (16 bytes) it is kept in."""
+    """Return the origin of a log: its key's hash and the incarnation id of the store (16 bytes)
+    it is kept in.
+    """
     return f"cipherbox/{hashlib.sha256(key).hexdigest()[:16]}/{incarnation.hex()}"
 
 
 def read_verifier_key(text: str, kind: int = COSIGNATURE) -> VerifierKey:
-    """Return the key that ``name+id+base64`` stands for; InvalidRequest says what is wrong with it."""
+    """Return the key that ``name+id+base64`` stands for; InvalidRequest says what is wrong with
+    it.
+    """
     parts = text.strip().split("+", 2)
     try:
         raw = base64.b64decode(parts[2], validate=True) if len(parts) == 3 else b""
     except ValueError:  # also of letters that are not ASCII
         raw = b""
     if len(raw) != 33 or raw[0] != kind or not _NAME.fullmatch(parts[0]):
-        raise InvalidRequest(f"invalid witness key {text!r}: must be name+id+base64, see `cipherbox witness --key`")
+        raise InvalidRequest(
+            f"invalid witness key {text!r}: must be name+id+base64, see `cipherbox witness --key`"
+        )
     key = VerifierKey(parts[0], raw[0], raw[1:])
     if key.key_id.hex() != parts[1]:
-        raise InvalidRequest(f"invalid witness key {text!r}: its id does not belong to name and key")
+        raise InvalidRequest(
+            f"invalid witness key {text!r}: its id does not belong to name and key"
+        )
     return key
 
 
@@ -122,7 +136,11 @@ def decode_note(raw: bytes) -> Note:
         whole = raw.decode("utf-8")
         end = whole.rindex("\n\n")
         text, lines = whole[: end + 1], whole[end + 2 :].split("\n")
-        if lines.pop() or not 1 <= len(lines) <= MOST_SIGNATURES or any(c < " " and c != "\n" for c in whole):
+        if (
+            lines.pop()
+            or not 1 <= len(lines) <= MOST_SIGNATURES
+            or any(c < " " and c != "\n" for c in whole)
+        ):
             raise ValueError
         return Note(text, tuple(_signature(line) for line in lines))
     except ValueError:
@@ -133,7 +151,9 @@ def read_checkpoint(text: str) -> Checkpoint:
     """Return what a note's text says; MalformedEnvelope if it is no head of a CipherBox log."""
     try:
         origin, size, root, at, rest = text.split("\n")
-        if rest or not (_ORIGIN.fullmatch(origin) and _SIZE.fullmatch(size) and at.startswith("at ")):
+        if rest or not (
+            _ORIGIN.fullmatch(origin) and _SIZE.fullmatch(size) and at.startswith("at ")
+        ):
             raise ValueError
         if not _SIZE.fullmatch(at[3:]):
             raise ValueError
@@ -146,21 +166,24 @@ def read_checkpoint(text: str) -> Checkpoint:
 
 
 def verify_checkpoint(raw: bytes, key: bytes) -> Checkpoint:
-    """Return the head, if the log key (Ed25519, 32 bytes) signed it under its own origin; else SignatureInvalid."""
+    """Return the head, if the log key (Ed25519, 32 bytes) signed it under its own origin; else
+    SignatureInvalid.
+    """
     note = decode_note(raw)
     found = read_checkpoint(note.text)
     if found.origin != origin_of(key, found.incarnation):
         raise SignatureInvalid("a head of HQ's log is of another log than this key's")
     wanted = VerifierKey(found.origin, ED25519, key)
     if not any(
-        (one.name, one.key_id) == (wanted.name, wanted.key_id) and _verifies(key, note.text.encode(), one.signature)
+        (one.name, one.key_id) == (wanted.name, wanted.key_id)
+        and _verifies(key, note.text.encode(), one.signature)
         for one in note.signatures
     ):
         raise SignatureInvalid("a head of HQ's log is not signed with HQ's log key")
     return found
 
 
-# -- cosignatures -------------------------------------------------------------------------------------------------
+# -- cosignatures ----------------------------------------------------------------------------------
 
 
 def cosign(text: str, name: str, key: nacl.signing.SigningKey, at_s: int) -> NoteSignature:
@@ -171,7 +194,9 @@ def cosign(text: str, name: str, key: nacl.signing.SigningKey, at_s: int) -> Not
 
 
 def cosigned_at(note: Note, key: VerifierKey) -> int | None:
-    """Return when this witness cosigned, in seconds since 1970; None without a cosignature of it that holds."""
+    """Return when this witness cosigned, in seconds since 1970; None without a cosignature of it
+    that holds.
+    """
     for one in note.signatures:
         if (one.name, one.key_id) == (key.name, key.key_id) and len(one.signature) == 72:
             at_s = int.from_bytes(one.signature[:8], "big")

@@ -1,8 +1,9 @@
 """A contradiction of HQ's log as a file: two heads that HQ signed and that do not go together.
 
-Anybody verifies it offline.  Two heads prove a fork by themselves when they have one size and two roots, and a
-rollback when the later one is smaller.  Otherwise HQ failed to prove that the larger goes on from the smaller; it can
-clear itself with such a proof and with nothing else, and the verdict says so.  The document is in the page `log`.
+Anybody verifies it offline.  Two heads prove a fork by themselves when they have one size and two
+roots, and a rollback when the later one is smaller.  Otherwise HQ failed to prove that the larger
+goes on from the smaller; it can clear itself with such a proof and with nothing else, and the
+verdict says so.  The document is in the page `log`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,20 @@ from cipherbox.envelope.stanza_types import label
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 
 FORMAT = "cipherbox-log-evidence-1"
-FORK, ROLLBACK, BEGUN_ANEW, UNPROVEN, CONSISTENT = "fork", "rollback", "begun anew", "not proven", "consistent"
+FORK, ROLLBACK, BEGUN_ANEW, UNPROVEN, CONSISTENT = (
+    "fork",
+    "rollback",
+    "begun anew",
+    "not proven",
+    "consistent",
+)
 _MOST = 1024 * 1024
 
 
 class Evidence(NamedTuple):
-    """``first`` was met before ``second``; ``proof``: what HQ gave as the proof that they go together, if anything."""
+    """``first`` was met before ``second``; ``proof``: what HQ gave as the proof that they go
+    together, if anything.
+    """
 
     first: bytes
     second: bytes
@@ -67,10 +76,18 @@ def compare(first: Checkpoint, second: Checkpoint, proof: Sequence[bytes]) -> st
 
 _WORDS = {
     FORK: "HQ signed two logs: two heads of {first.size} entries with different content",
-    ROLLBACK: "HQ took its log back: it signed a head of {second.size} entries after one of {first.size}",
-    BEGUN_ANEW: "HQ's store began anew (incarnation {new} after {old}) without what it had signed: {first.size} "
-    "entries before, {second.size} after, and no proof that the one goes on from the other",
-    UNPROVEN: "HQ did not prove that its log of {large} entries goes on from the one of {small} that it signed before",
+    ROLLBACK: (
+        "HQ took its log back: it signed a head of {second.size} entries after one of {first.size}"
+    ),
+    BEGUN_ANEW: (
+        "HQ's store began anew (incarnation {new} after {old}) without what it had signed: "
+        "{first.size} entries before, {second.size} after, and no proof that the one goes on "
+        "from the other"
+    ),
+    UNPROVEN: (
+        "HQ did not prove that its log of {large} entries goes on from the one of {small} that "
+        "it signed before"
+    ),
     CONSISTENT: "the two heads go together: this file shows no contradiction",
 }
 
@@ -78,14 +95,20 @@ _WORDS = {
 def words(kind: str, first: Checkpoint, second: Checkpoint) -> str:
     """Return what happened, in plain words."""
     return _WORDS[kind].format(
-        first=first, second=second, new=second.incarnation.hex()[:8], old=first.incarnation.hex()[:8],
-        small=min(first.size, second.size), large=max(first.size, second.size),
-    )  # fmt: skip
+        first=first,
+        second=second,
+        new=second.incarnation.hex()[:8],
+        old=first.incarnation.hex()[:8],
+        small=min(first.size, second.size),
+        large=max(first.size, second.size),
+    )
 
 
 def make_file(evidence: Evidence) -> bytes:
     """Return the file."""
-    first, second = (verify_checkpoint(raw, evidence.log_key) for raw in (evidence.first, evidence.second))
+    first, second = (
+        verify_checkpoint(raw, evidence.log_key) for raw in (evidence.first, evidence.second)
+    )
     document = {
         "format": FORMAT,
         "says": words(compare(first, second, evidence.proof), first, second),
@@ -102,7 +125,9 @@ def make_file(evidence: Evidence) -> bytes:
 
 
 def verify_file(data: bytes) -> Verdict:
-    """Return what the file shows: MalformedEnvelope or SignatureInvalid if it shows nothing at all."""
+    """Return what the file shows: MalformedEnvelope or SignatureInvalid if it shows nothing at
+    all.
+    """
     try:
         if len(data) > _MOST:
             raise ValueError
@@ -115,7 +140,9 @@ def verify_file(data: bytes) -> Verdict:
         certified = base64.b64decode(document["log_key_certified"], validate=True)
         der = base64.b64decode(document["hq_certificate"], validate=True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise MalformedEnvelope("this file is no evidence about a log, or not a whole one") from None
+        raise MalformedEnvelope(
+            "this file is no evidence about a log, or not a whole one"
+        ) from None
     first, second = verify_checkpoint(first_raw, key), verify_checkpoint(second_raw, key)
     kind = compare(first, second, proof)
     return Verdict(kind, first, second, _certifier(key, certified, der), words(kind, first, second))
@@ -130,7 +157,9 @@ def _certifier(key: bytes, certified: bytes, der: bytes) -> str:
         public.verify(certified[32:], label("log-key") + key, ec.ECDSA(hashes.SHA384()))
         return pki.common_name(certificate)
     except Exception:  # the parser's errors are many; each means the same
-        raise SignatureInvalid("the certificate in the file does not stand behind the log key in it") from None
+        raise SignatureInvalid(
+            "the certificate in the file does not stand behind the log key in it"
+        ) from None
 
 
 def _text(raw: bytes) -> str:

@@ -1,7 +1,8 @@
-"""A group: one signed receipt and all its leaves, those about other senders' envelopes as hashes only.
+"""A group: one signed receipt and all its leaves, those about other senders' envelopes as hashes
+only.
 
-What a recipient sends to one sender, and what that sender keeps: any of its leaves can be exported from it later, with
-the path to the root.  The bytes are in the manual page `receipt`.
+What a recipient sends to one sender, and what that sender keeps: any of its leaves can be exported
+from it later, with the path to the root.  The bytes are in the manual page `receipt`.
 """
 
 from __future__ import annotations
@@ -65,17 +66,33 @@ class Unsigned:
 
     @classmethod
     def over(
-        cls, recipient: str, at: int, bundle_hash: bytes, suite: SignatureSuite, leaves: Sequence[Leaf],
+        cls,
+        recipient: str,
+        at: int,
+        bundle_hash: bytes,
+        suite: SignatureSuite,
+        leaves: Sequence[Leaf],
         checkpoint: bytes = b"",
-    ) -> Unsigned:  # fmt: skip
-        """``at``: ms since 1970.  ``checkpoint``: the newest head of HQ's log the signer has verified.
+    ) -> Unsigned:
+        """``at``: ms since 1970.  ``checkpoint``: the newest head of HQ's log the signer has
+        verified.
 
         InvalidRequest for no leaf.
         """
         encoded = tuple(leaf.encode() for leaf in leaves)
         hashes = tuple(map(leaf_hash, encoded))
         senders = tuple(leaf.sender for leaf in leaves)
-        return cls(recipient, at, bundle_hash, suite, senders, encoded, hashes, merkle_root(hashes), checkpoint)
+        return cls(
+            recipient,
+            at,
+            bundle_hash,
+            suite,
+            senders,
+            encoded,
+            hashes,
+            merkle_root(hashes),
+            checkpoint,
+        )
 
     @property
     def digest(self) -> bytes:
@@ -89,7 +106,14 @@ class Unsigned:
         """The group for one sender, signed."""
         count = len(self.hashes)
         receipt = Receipt(
-            self.recipient, self.at, self.bundle_hash, self.root, count, self.suite, signatures, self.checkpoint
+            self.recipient,
+            self.at,
+            self.bundle_hash,
+            self.root,
+            count,
+            self.suite,
+            signatures,
+            self.checkpoint,
         )
         out = [encode_receipt(receipt)]
         for name, leaf, digest in zip(self.senders, self.encoded, self.hashes, strict=True):

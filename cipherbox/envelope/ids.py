@@ -1,9 +1,11 @@
-"""Envelope ids: UUIDv7 (RFC 9562, section 5.7), low 16 bits zero; a message's id is its envelope's plus its index.
+"""Envelope ids: UUIDv7 (RFC 9562, section 5.7), low 16 bits zero; a message's id is its envelope's
+plus its index.
 
     48 bits  ms since 1970        4 bits  version 7     12 bits  counter within the millisecond
      2 bits  variant 10          46 bits  random        16 bits  zero
 
-A generator only rises, also when the clock is set back: then it goes on from the last millisecond it used.
+A generator only rises, also when the clock is set back: then it goes on from the last millisecond
+it used.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ _COUNTER_START = 0x400  # random below this at the start of a millisecond; leave
 
 
 class EnvelopeIds:
-    """Makes ids for one sender.  ``clock_ms`` gives ms since 1970; ``random`` gives so many random bytes."""
+    """Makes ids for one sender.  ``clock_ms`` gives ms since 1970; ``random`` gives so many
+    random bytes.
+    """
 
-    def __init__(self, clock_ms: Callable[[], int], random: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(
+        self, clock_ms: Callable[[], int], random: Callable[[int], bytes] = os.urandom
+    ) -> None:
         self._clock_ms = clock_ms
         self._random = random
         self._ms = 0

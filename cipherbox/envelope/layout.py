@@ -3,8 +3,9 @@
     prefix | stanzas | body | signatures
            ^stanzas  ^body  ^signatures  ^total
 
-SHA-256 runs once: its value before the body is the body's associated data, before the signatures the *envelope hash*
-(what is signed, compared, logged, receipted), at the end the *stored hash* (what HQ checks when it reads the disk).
+SHA-256 runs once: its value before the body is the body's associated data, before the signatures
+the *envelope hash* (what is signed, compared, logged, receipted), at the end the *stored hash*
+(what HQ checks when it reads the disk).
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ _SIGNATURES = {int(suite): size for suite, size in SIGNATURE_SIZES.items()}
 
 
 def split(buf: bytes) -> Layout:
-    """The layout of a whole envelope; MalformedEnvelope unless its length is exactly what the prefix says."""
+    """The layout of a whole envelope; MalformedEnvelope unless its length is exactly what the
+    prefix says.
+    """
     prefix = decode_prefix(buf)
     at = prefix.prefix_length
     body_at = at + prefix.stanzas_length
@@ -80,5 +83,3 @@ def stanza(buf: bytes, layout: Layout, index: int) -> bytes:
     """The bytes of recipient ``index``'s stanza."""
     at = layout.stanzas_at + sum(r.stanza_length for r in layout.prefix.recipients[:index])
     return buf[at : at + layout.prefix.recipients[index].stanza_length]
-
-

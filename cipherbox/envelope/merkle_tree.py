@@ -1,8 +1,10 @@
-"""The Merkle tree of RFC 9162, section 2.1: hashes, proofs of inclusion and of consistency, and an append in O(log n).
+"""The Merkle tree of RFC 9162, section 2.1: hashes, proofs of inclusion and of consistency, and an
+append in O(log n).
 
-A perfect subtree is named (level, index): its 2^level leaves begin at leaf index * 2^level.  Whoever keeps a log keeps
-the hash of each perfect subtree once, with the leaf that completes it (`RightEdge.append` returns those); every proof
-is then made of O(log n) of them, which `Nodes` reads.
+A perfect subtree is named (level, index): its 2^level leaves begin at leaf index * 2^level.
+Whoever keeps a log keeps the hash of each perfect subtree once, with the leaf that completes it
+(`RightEdge.append` returns those); every proof is then made of O(log n) of them, which `Nodes`
+reads.
 
 Pure: hashes in, hashes out.
 """
@@ -16,7 +18,8 @@ from collections.abc import Callable, Sequence
 from cipherbox.errors import InvalidRequest, MalformedEnvelope
 
 Node = tuple[int, int]  # level, index
-Nodes = Callable[[Sequence[Node]], Sequence[bytes]]  # reads the hashes of perfect subtrees, in order
+# reads the hashes of perfect subtrees, in order
+Nodes = Callable[[Sequence[Node]], Sequence[bytes]]
 EMPTY_ROOT = hashlib.sha256().digest()
 HASH_BYTES = 32
 MOST_STEPS = 126  # of a proof: twice the depth of a tree of 2^63 leaves
@@ -33,7 +36,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return _sha256(b"\x01" + left + right).digest()
 
 
-# -- a tree whose leaves are all in memory ------------------------------------------------------------------------
+# -- a tree whose leaves are all in memory ---------------------------------------------------------
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
@@ -45,7 +48,9 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
         raise InvalidRequest("a tree has at least one leaf")
     level, sha256 = list(leaves), _sha256
     while len(level) > 1:
-        above = [sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
+        above = [
+            sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)
+        ]
         if len(level) % 2:
             above.append(level[-1])
         level = above
@@ -54,11 +59,15 @@ def merkle_root(leaves: Sequence[bytes]) -> bytes:
 
 def merkle_path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     """Return the siblings from leaf to root, nearest first."""
-    return tuple(merkle_root(leaves[start:end]) for start, end in _inclusion_ranges(index, len(leaves)))
+    return tuple(
+        merkle_root(leaves[start:end]) for start, end in _inclusion_ranges(index, len(leaves))
+    )
 
 
 def root_from_path(leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes:
-    """Return the root a path leads to; MalformedEnvelope if it has the wrong length for ``index`` of ``count``."""
+    """Return the root a path leads to; MalformedEnvelope if it has the wrong length for
+    ``index`` of ``count``.
+    """
     if not 0 <= index < count:
         raise MalformedEnvelope("the leaf lies outside its tree")
     turns = []
@@ -74,11 +83,13 @@ def root_from_path(leaf: bytes, index: int, count: int, path: Sequence[bytes]) -
     return found
 
 
-# -- a tree that grows --------------------------------------------------------------------------------------------
+# -- a tree that grows -----------------------------------------------------------------------------
 
 
 class RightEdge:
-    """The perfect subtrees that a tree of ``size`` leaves consists of, largest first: enough to append."""
+    """The perfect subtrees that a tree of ``size`` leaves consists of, largest first: enough to
+    append.
+    """
 
     def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
         self.size = size
@@ -91,11 +102,15 @@ class RightEdge:
         return RightEdge(self.size, self._hashes)
 
     def path(self) -> tuple[bytes, ...]:
-        """Return the inclusion path of the leaf that is appended next, in the tree that it makes."""
+        """Return the inclusion path of the leaf that is appended next, in the tree that it
+        makes.
+        """
         return tuple(reversed(self._hashes))
 
     def append(self, leaf: bytes) -> list[bytes]:
-        """Add a leaf hash; return the hashes of the perfect subtrees that it completes, from level 0 up."""
+        """Add a leaf hash; return the hashes of the perfect subtrees that it completes, from
+        level 0 up.
+        """
         done, at = [leaf], self.size
         while at & 1:
             done.append(node_hash(self._hashes.pop(), done[-1]))
@@ -139,8 +154,12 @@ def consistency_proof(old: int, new: int, read: Nodes) -> tuple[bytes, ...]:
     return _hashes_of(_consistency_ranges(old, new), read)
 
 
-def is_consistent(old: int, old_root: bytes, new: int, new_root: bytes, path: Sequence[bytes]) -> bool:
-    """Return whether a proof shows that the larger tree begins with the smaller one (RFC 9162, section 2.1.4.2)."""
+def is_consistent(
+    old: int, old_root: bytes, new: int, new_root: bytes, path: Sequence[bytes]
+) -> bool:
+    """Return whether a proof shows that the larger tree begins with the smaller one (RFC 9162,
+    section 2.1.4.2).
+    """
     if not 0 <= old <= new:
         return False
     if old == new:
@@ -166,7 +185,11 @@ def is_consistent(old: int, old_root: bytes, new: int, new_root: bytes, path: Se
         else:
             new_found = node_hash(new_found, step)
         first, second = first >> 1, second >> 1
-    return second == 0 and hmac.compare_digest(old_found, old_root) and hmac.compare_digest(new_found, new_root)
+    return (
+        second == 0
+        and hmac.compare_digest(old_found, old_root)
+        and hmac.compare_digest(new_found, new_root)
+    )
 
 
 def split_hashes(raw: bytes) -> tuple[bytes, ...]:
@@ -174,7 +197,7 @@ def split_hashes(raw: bytes) -> tuple[bytes, ...]:
     return tuple(raw[at : at + HASH_BYTES] for at in range(0, len(raw), HASH_BYTES))
 
 
-# -- inside -------------------------------------------------------------------------------------------------------
+# -- inside ----------------------------------------------------------------------------------------
 
 
 def _split_at(count: int) -> int:

@@ -1,12 +1,14 @@
 """The prefix: everything HQ reads of an envelope, and all of it in clear.
 
-Decoding is total: any bytes give a Prefix or MalformedEnvelope / UnknownVersion, and counts are checked against the
-bytes that are there before anything is made of them.  HQ decodes one for every envelope it takes, so names that were
-checked once are remembered (bounded).  The byte table is in the manual page `envelope`.
+Decoding is total: any bytes give a Prefix or MalformedEnvelope / UnknownVersion, and counts are
+checked against the bytes that are there before anything is made of them.  HQ decodes one for every
+envelope it takes, so names that were checked once are remembered (bounded).  The byte table is in
+the manual page `envelope`.
 
-Version 2 is what is made.  Version 1 (0.5.0 and before) is still read by recipients, for what waits at HQ.  Of the
-flags, the low four may be passed over by a reader that does not know them, the high four may not; bytes between the
-last recipient and the prefix's end belong to flags, so without a flag there are none.
+Version 2 is what is made.  Version 1 (0.5.0 and before) is still read by recipients, for what waits
+at HQ.  Of the flags, the low four may be passed over by a reader that does not know them, the high
+four may not; bytes between the last recipient and the prefix's end belong to flags, so without a
+flag there are none.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cipherbox.envelope.ids import is_envelope_id
-from cipherbox.envelope.stanza_types import SEALED_KEY, STANZA_SIZES, BodyCipher, HashSuite, SignatureSuite, StanzaType
+from cipherbox.envelope.stanza_types import (
+    SEALED_KEY,
+    STANZA_SIZES,
+    BodyCipher,
+    HashSuite,
+    SignatureSuite,
+    StanzaType,
+)
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, UnknownVersion
 from cipherbox.limits import LIMITS, check_client_id, check_name
 
@@ -31,13 +40,18 @@ RECIPIENT = struct.Struct(">16sBHB")
 _CIPHERS = frozenset(map(int, BodyCipher))
 _SUITES = frozenset(map(int, SignatureSuite))
 _SHA256 = int(HashSuite.SHA256)
-_STANZA_BOUNDS = {  # a type's least and largest stanza; plain numbers, since enum members cost HQ time
+# a type's least and largest stanza; plain numbers, since enum members cost HQ time
+_STANZA_BOUNDS = {
     **{int(kind): (size, size) for kind, size in STANZA_SIZES.items()},
-    int(StanzaType.RSA_OAEP): (LIMITS.rsa_bits_least // 8 + SEALED_KEY, LIMITS.rsa_bits_most // 8 + SEALED_KEY),
+    int(StanzaType.RSA_OAEP): (
+        LIMITS.rsa_bits_least // 8 + SEALED_KEY,
+        LIMITS.rsa_bits_most // 8 + SEALED_KEY,
+    ),
     int(StanzaType.RATCHET): (1, LIMITS.stanza_bytes),
 }
 
-_KNOWN_BYTES = 1024  # longer ends are read anew each time, which bounds what is remembered to some MB
+# longer ends are read anew each time, which bounds what is remembered to some MB
+_KNOWN_BYTES = 1024
 _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
 
@@ -75,7 +89,9 @@ class Prefix(NamedTuple):
 
 
 class Parties(NamedTuple):
-    """What the prefix's variable end says.  A sender's envelopes for the same recipients have the same."""
+    """What the prefix's variable end says.  A sender's envelopes for the same recipients have
+    the same.
+    """
 
     sender: str
     exchange: str
@@ -102,26 +118,60 @@ def _name(raw: bytes) -> str:
 
 
 def encode_prefix(
-    *, body_length: int, sealed_at: int, expires_at: int, envelope_id: bytes, generation: int, message_count: int,
-    body_cipher: int, signature_suite: int, bundle_hash: bytes, commitment: bytes, plain_commitment: bytes, sender: str,
-    exchange: str, routing_key: str, recipients: tuple[Recipient, ...],
-) -> bytes:  # fmt: skip
-    """The prefix's bytes; InvalidRequest if a value has no place in its field.  `decode_prefix` judges the rest."""
+    *,
+    body_length: int,
+    sealed_at: int,
+    expires_at: int,
+    envelope_id: bytes,
+    generation: int,
+    message_count: int,
+    body_cipher: int,
+    signature_suite: int,
+    bundle_hash: bytes,
+    commitment: bytes,
+    plain_commitment: bytes,
+    sender: str,
+    exchange: str,
+    routing_key: str,
+    recipients: tuple[Recipient, ...],
+) -> bytes:
+    """The prefix's bytes; InvalidRequest if a value has no place in its field.  `decode_prefix`
+    judges the rest.
+    """
     try:
         names = sender.encode(), exchange.encode(), routing_key.encode()
         tail = list(names)
         for entry in recipients:
             name = entry.client_id.encode()
-            tail.append(RECIPIENT.pack(entry.key_id, entry.stanza_type, entry.stanza_length, len(name)))
+            tail.append(
+                RECIPIENT.pack(entry.key_id, entry.stanza_type, entry.stanza_length, len(name))
+            )
             tail.append(name)
         length = FIXED.size + sum(map(len, tail))
         head = FIXED.pack(
-            MAGIC, VERSION, 0, length, body_length, sealed_at, expires_at, envelope_id, generation, message_count,
-            body_cipher, signature_suite, HashSuite.SHA256, bundle_hash, commitment, plain_commitment, len(recipients),
+            MAGIC,
+            VERSION,
+            0,
+            length,
+            body_length,
+            sealed_at,
+            expires_at,
+            envelope_id,
+            generation,
+            message_count,
+            body_cipher,
+            signature_suite,
+            HashSuite.SHA256,
+            bundle_hash,
+            commitment,
+            plain_commitment,
+            len(recipients),
             *map(len, names),
-        )  # fmt: skip
+        )
     except (struct.error, UnicodeEncodeError):
-        raise InvalidRequest("a name, a time or a number of the envelope does not fit into its field") from None
+        raise InvalidRequest(
+            "a name, a time or a number of the envelope does not fit into its field"
+        ) from None
     return head + b"".join(tail)
 
 
@@ -131,7 +181,9 @@ def version_of(raw: bytes) -> int:
 
 
 def decode_prefix(buf: bytes) -> Prefix:
-    """The prefix at the start of ``buf``; MalformedEnvelope or UnknownVersion, never another error."""
+    """The prefix at the start of ``buf``; MalformedEnvelope or UnknownVersion, never another
+    error.
+    """
     if len(buf) < _FIXED_1.size or buf[:4] != MAGIC:
         raise MalformedEnvelope("these bytes do not begin like an envelope")
     version, flags = buf[4], buf[5]
@@ -140,41 +192,104 @@ def decode_prefix(buf: bytes) -> Prefix:
         if len(buf) < fixed:
             raise MalformedEnvelope("the prefix does not fit into the bytes")
         (
-            _, _, _, length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite,
-            hash_suite, bundle_hash, commitment, plain_commitment, recipient_count, sender_size, exchange_size,
+            _,
+            _,
+            _,
+            length,
+            body_length,
+            sealed_at,
+            expires_at,
+            envelope_id,
+            generation,
+            count,
+            cipher,
+            suite,
+            hash_suite,
+            bundle_hash,
+            commitment,
+            plain_commitment,
+            recipient_count,
+            sender_size,
+            exchange_size,
             key_size,
-        ) = FIXED.unpack_from(buf)  # fmt: skip
+        ) = FIXED.unpack_from(buf)
         known = not flags & CRITICAL_FLAGS and hash_suite == _SHA256
     else:
         fixed = _FIXED_1.size
         (
-            _, _, _, length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite,
-            bundle_hash, commitment, recipient_count, sender_size, exchange_size, key_size,
-        ) = _FIXED_1.unpack_from(buf)  # fmt: skip
+            _,
+            _,
+            _,
+            length,
+            body_length,
+            sealed_at,
+            expires_at,
+            envelope_id,
+            generation,
+            count,
+            cipher,
+            suite,
+            bundle_hash,
+            commitment,
+            recipient_count,
+            sender_size,
+            exchange_size,
+            key_size,
+        ) = _FIXED_1.unpack_from(buf)
         plain_commitment, known = b"", version == FIRST_VERSION and not flags
     if not known:
-        raise UnknownVersion(f"the envelope is of version {version} with flags {flags}; update this program")
+        raise UnknownVersion(
+            f"the envelope is of version {version} with flags {flags}; update this program"
+        )
     if not fixed < length <= min(len(buf), LIMITS.prefix_bytes):
         raise MalformedEnvelope("the prefix does not fit into the bytes")
     if cipher not in _CIPHERS or suite not in _SUITES:
-        raise UnknownVersion(f"the envelope uses body cipher {cipher} and signature suite {suite}; update this program")
-    if not 1 <= count <= LIMITS.messages or body_length < TAG_BYTES or not is_envelope_id(envelope_id):
+        raise UnknownVersion(
+            f"the envelope uses body cipher {cipher} and signature suite {suite}; update this "
+            "program"
+        )
+    if (
+        not 1 <= count <= LIMITS.messages
+        or body_length < TAG_BYTES
+        or not is_envelope_id(envelope_id)
+    ):
         raise MalformedEnvelope("the prefix's id, message count or body length is not allowed")
     if expires_at and expires_at <= sealed_at:
         raise MalformedEnvelope("the envelope expires before it was sealed")
     if not 1 <= recipient_count <= LIMITS.recipients:
         raise MalformedEnvelope(f"an envelope has 1 to {LIMITS.recipients} recipients")
     read = _known_parties if length <= _KNOWN_BYTES else _parties
-    parties = read(buf[fixed:length], recipient_count, sender_size, exchange_size, key_size, bool(flags))
+    parties = read(
+        buf[fixed:length], recipient_count, sender_size, exchange_size, key_size, bool(flags)
+    )
     return _new(
         Prefix,
-        (length, body_length, sealed_at, expires_at, envelope_id, generation, count, cipher, suite, bundle_hash,
-         commitment, plain_commitment, version, *parties),
-    )  # fmt: skip
+        (
+            length,
+            body_length,
+            sealed_at,
+            expires_at,
+            envelope_id,
+            generation,
+            count,
+            cipher,
+            suite,
+            bundle_hash,
+            commitment,
+            plain_commitment,
+            version,
+            *parties,
+        ),
+    )
 
 
 def _parties(
-    raw: bytes, recipient_count: int, sender_size: int, exchange_size: int, key_size: int, flagged: bool
+    raw: bytes,
+    recipient_count: int,
+    sender_size: int,
+    exchange_size: int,
+    key_size: int,
+    flagged: bool,
 ) -> Parties:
     at = sender_size
     sender = _client_id(raw[:at])
@@ -190,17 +305,30 @@ def _parties(
         at += RECIPIENT.size
         bounds = _STANZA_BOUNDS.get(stanza_type)
         if bounds is None:
-            raise UnknownVersion(f"the envelope uses stanza type {stanza_type}; update this program")
+            raise UnknownVersion(
+                f"the envelope uses stanza type {stanza_type}; update this program"
+            )
         if not bounds[0] <= stanza_length <= bounds[1]:
-            raise MalformedEnvelope(f"a stanza of type {stanza_type} does not have {stanza_length} bytes")
-        recipients.append(Recipient(key_id, stanza_type, stanza_length, _client_id(raw[at : at + id_size])))
+            raise MalformedEnvelope(
+                f"a stanza of type {stanza_type} does not have {stanza_length} bytes"
+            )
+        recipients.append(
+            Recipient(key_id, stanza_type, stanza_length, _client_id(raw[at : at + id_size]))
+        )
         at += id_size
     if at > len(raw) or (at < len(raw) and not flagged):
         raise MalformedEnvelope("the prefix has another length than it says")
     ids = tuple(r.client_id for r in recipients)
     if recipient_count > 1 and len({name.casefold() for name in ids}) != recipient_count:
         raise MalformedEnvelope("a recipient is named twice")
-    return Parties(sender, exchange, routing_key, tuple(recipients), ids, sum(r.stanza_length for r in recipients))
+    return Parties(
+        sender,
+        exchange,
+        routing_key,
+        tuple(recipients),
+        ids,
+        sum(r.stanza_length for r in recipients),
+    )
 
 
 _known_parties = lru_cache(maxsize=4096)(_parties)

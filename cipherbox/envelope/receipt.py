@@ -1,8 +1,8 @@
 """Receipts: the recipient's signed word on what became of envelopes.
 
-One signature covers a whole inbox commit: the root of a Merkle tree (RFC 6962, section 2.1) over one leaf for each
-envelope.  An exported receipt carries its leaf and the path to the root, so that it can be shown alone, years later.
-The bytes are in the manual page `receipt`.
+One signature covers a whole inbox commit: the root of a Merkle tree (RFC 6962, section 2.1) over
+one leaf for each envelope.  An exported receipt carries its leaf and the path to the root, so that
+it can be shown alone, years later.  The bytes are in the manual page `receipt`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _PATH = struct.Struct(">IB")
 
 @attrs.frozen
 class Leaf:
-    """What became of one envelope; ``messages`` holds an outcome for each, or nothing: all as the envelope."""
+    """What became of one envelope; ``messages`` holds an outcome for each, or nothing: all as
+    the envelope.
+    """
 
     sender: str
     envelope_id: bytes
@@ -42,7 +44,8 @@ class Leaf:
     accepted_at: int
     outcome: Outcome
     messages: tuple[Outcome, ...] = ()
-    commitment: bytes = NO_COMMITMENT  # the sender's, to the plaintext; zeros in envelopes of version 1
+    # the sender's, to the plaintext; zeros in envelopes of version 1
+    commitment: bytes = NO_COMMITMENT
     log_entry: int = 0  # of HQ's log, that says it was accepted; 0: HQ named none to the signer
 
     def encode(self, version: int = VERSION) -> bytes:
@@ -51,7 +54,9 @@ class Leaf:
         last = (self.accepted_at, self.outcome, len(self.messages))
         if version > 1:
             first, last = (*first, self.commitment), (self.accepted_at, self.log_entry, *last[1:])  # type: ignore[assignment]
-        return bytes([len(name)]) + name + _LEAVES[version].pack(*first, *last) + bytes(self.messages)
+        return (
+            bytes([len(name)]) + name + _LEAVES[version].pack(*first, *last) + bytes(self.messages)
+        )
 
 
 @attrs.frozen
@@ -65,7 +70,8 @@ class Receipt:
     leaf_count: int
     suite: int
     signatures: bytes = attrs.field(repr=False)
-    checkpoint: bytes = attrs.field(default=b"", repr=False)  # the newest head of HQ's log the signer had verified
+    # the newest head of HQ's log the signer had verified
+    checkpoint: bytes = attrs.field(default=b"", repr=False)
     version: int = VERSION
 
 
@@ -80,23 +86,40 @@ class Exported:
 
 
 def encode_unsigned(
-    recipient: str, at: int, bundle_hash: bytes, root: bytes, leaf_count: int, suite: int, checkpoint: bytes = b"",
+    recipient: str,
+    at: int,
+    bundle_hash: bytes,
+    root: bytes,
+    leaf_count: int,
+    suite: int,
+    checkpoint: bytes = b"",
     version: int = VERSION,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """The part of a receipt that is signed (its SHA-256 is)."""
     name = recipient.encode()
     note = _NOTE.pack(len(checkpoint)) + checkpoint if version > 1 else b""
-    return b"".join((
-        _HEAD.pack(MAGIC, version, 0, len(name)), name, _TAIL.pack(at, bundle_hash, root, leaf_count), note,
-        bytes([suite]),
-    ))  # fmt: skip
+    return b"".join(
+        (
+            _HEAD.pack(MAGIC, version, 0, len(name)),
+            name,
+            _TAIL.pack(at, bundle_hash, root, leaf_count),
+            note,
+            bytes([suite]),
+        )
+    )
 
 
 def _unsigned(receipt: Receipt) -> bytes:
     return encode_unsigned(
-        receipt.recipient, receipt.at, receipt.bundle_hash, receipt.root, receipt.leaf_count, receipt.suite,
-        receipt.checkpoint, receipt.version,
-    )  # fmt: skip
+        receipt.recipient,
+        receipt.at,
+        receipt.bundle_hash,
+        receipt.root,
+        receipt.leaf_count,
+        receipt.suite,
+        receipt.checkpoint,
+        receipt.version,
+    )
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
@@ -163,7 +186,9 @@ def _receipt(raw: bytes) -> tuple[Receipt, int]:
         if magic != MAGIC:
             raise MalformedEnvelope("these bytes are not a receipt")
         if version not in _LEAVES or flags:
-            raise UnknownVersion(f"the receipt is of version {version} with flags {flags}; update this program")
+            raise UnknownVersion(
+                f"the receipt is of version {version} with flags {flags}; update this program"
+            )
         at = _HEAD.size + size
         recipient = _text(raw[_HEAD.size : at])
         when, bundle_hash, root, count = _TAIL.unpack_from(raw, at)
@@ -180,19 +205,25 @@ def _receipt(raw: bytes) -> tuple[Receipt, int]:
     if at + length > len(raw) or not count:
         raise MalformedEnvelope("the receipt ends too early")
     signatures = raw[at : at + length]
-    return Receipt(recipient, when, bundle_hash, root, count, suite, signatures, checkpoint, version), at + length
+    return Receipt(
+        recipient, when, bundle_hash, root, count, suite, signatures, checkpoint, version
+    ), at + length
 
 
 def verify_receipt(receipt: Receipt, bundle: KeyBundle) -> None:
     """Raises SignatureInvalid unless ``bundle`` (checked by the caller) signed it."""
-    if receipt.recipient != bundle.client_id or not hmac.compare_digest(receipt.bundle_hash, bundle.hash):
+    if receipt.recipient != bundle.client_id or not hmac.compare_digest(
+        receipt.bundle_hash, bundle.hash
+    ):
         raise SignatureInvalid("the receipt was signed with other keys than these")
     digest = hashlib.sha256(_unsigned(receipt)).digest()
     signature.verify(bundle.sign_keys, receipt.suite, USE, digest, receipt.signatures)
 
 
 def verify_exported(exported: Exported, bundle: KeyBundle) -> None:
-    """Signature and path both: SignatureInvalid, or MalformedEnvelope for a path that cannot be one."""
+    """Signature and path both: SignatureInvalid, or MalformedEnvelope for a path that cannot be
+    one.
+    """
     verify_receipt(exported.receipt, bundle)
     leaf = leaf_hash(exported.leaf.encode(exported.receipt.version))
     root = root_from_path(leaf, exported.index, exported.receipt.leaf_count, exported.path)

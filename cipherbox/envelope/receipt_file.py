@@ -1,8 +1,9 @@
-"""A receipt as a file that anybody can verify, years later, with no network and no part in the exchange.
+"""A receipt as a file that anybody can verify, years later, with no network and no part in the
+exchange.
 
-The file repeats in plain words what is signed, for the reader's eye; `verify_file` refuses a file whose words differ
-from its signature.  What it cannot say is whether the root in it is the right one: the caller compares the fingerprint.
-The document is in the manual page `receipt`.
+The file repeats in plain words what is signed, for the reader's eye; `verify_file` refuses a file
+whose words differ from its signature.  What it cannot say is whether the root in it is the right
+one: the caller compares the fingerprint.  The document is in the manual page `receipt`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def make_file(exported: Exported, index: int, bundle: KeyBundle, root: x509.Cert
 
 
 def verify_file(data: bytes) -> Statement:
-    """What the file proves under the root it carries: MalformedEnvelope, SignatureInvalid or a BundleError if nothing.
+    """What the file proves under the root it carries: MalformedEnvelope, SignatureInvalid or a
+    BundleError if nothing.
 
     The recipient's keys must have been certified and valid when it signed.
     """
@@ -69,7 +71,9 @@ def verify_file(data: bytes) -> Statement:
     words = _words(exported, index)
     for key, value in words.items():
         if document.get(key) != value:
-            raise SignatureInvalid(f"the file says {key} is {document.get(key)!r}; what was signed says {value!r}")
+            raise SignatureInvalid(
+                f"the file says {key} is {document.get(key)!r}; what was signed says {value!r}"
+            )
     return Statement(root_sha256=pki.fingerprint(root).hex(), **words)
 
 

@@ -1,7 +1,8 @@
-"""RSA public keys in bundles: which are taken, and the one form they have there, SubjectPublicKeyInfo in DER.
+"""RSA public keys in bundles: which are taken, and the one form they have there,
+SubjectPublicKeyInfo in DER.
 
-What is refused here is refused by the owner's own program, by HQ and by every sender alike, so a key that only some of
-them could use never gets into a bundle.
+What is refused here is refused by the owner's own program, by HQ and by every sender alike, so a
+key that only some of them could use never gets into a bundle.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from cipherbox.errors import BundleMalformed
 from cipherbox.limits import LIMITS
 
 _EXPONENT_LEAST = 65_537  # smaller ones have a history of attacks; OpenSSL makes this one
-_EXPONENT_MOST = 2**64 - 1  # OpenSSL takes no larger one with a modulus above 3,072 bits, and each bit costs the sender
+# OpenSSL takes no larger one with a modulus above 3,072 bits, and each bit costs the sender
+_EXPONENT_MOST = 2**64 - 1
 
 
 def fault(key: RSAPublicKey) -> str:
@@ -27,7 +29,10 @@ def fault(key: RSAPublicKey) -> str:
     if bits % 8:
         return f"the bits of an RSA key must be a multiple of 8, and this one has {bits}"
     if not _EXPONENT_LEAST <= exponent <= _EXPONENT_MOST:
-        return f"the public exponent of an RSA key must lie between {_EXPONENT_LEAST} and 2^64, and this one does not"
+        return (
+            f"the public exponent of an RSA key must lie between {_EXPONENT_LEAST} and 2^64, and "
+            "this one does not"
+        )
     if not key.public_numbers().n % 2 or not exponent % 2:
         return "the modulus or the exponent of this RSA key is even, so it is none"
     return ""
@@ -45,7 +50,9 @@ def load_public(raw: bytes) -> RSAPublicKey:
     except (ValueError, UnsupportedAlgorithm):
         raise BundleMalformed("the RSA key in the bundle is not one") from None
     if not isinstance(key, RSAPublicKey) or encode_public(key) != raw:
-        raise BundleMalformed("the RSA key in the bundle is not one, or not in the one form it has there")
+        raise BundleMalformed(
+            "the RSA key in the bundle is not one, or not in the one form it has there"
+        )
     if why := fault(key):
         raise BundleMalformed(why)
     return key

@@ -1,7 +1,7 @@
 """Checks of signatures made with a bundle's signing keys.
 
-What is signed is always ``label || suite || digest``, so a signature made for one use says nothing in another.
-PyNaCl verifies Ed25519 at twice the speed of the alternative.
+What is signed is always ``label || suite || digest``, so a signature made for one use says nothing
+in another. PyNaCl verifies Ed25519 at twice the speed of the alternative.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ def signed_message(use: str, suite: int, digest: bytes) -> bytes:
 
 
 def required_suite(sign_keys: Mapping[int, bytes]) -> SignatureSuite:
-    """The suite of an owner of these keys: with an ML-DSA key nothing less than both is accepted."""
+    """The suite of an owner of these keys: with an ML-DSA key nothing less than both is
+    accepted.
+    """
     if SignAlgorithm.MLDSA65 in sign_keys:
         return SignatureSuite.ED25519_MLDSA65
     return SignatureSuite.ED25519
 
 
-def verify(sign_keys: Mapping[int, bytes], suite: int, use: str, digest: bytes, signature: bytes) -> None:
-    """Raises SignatureInvalid unless ``suite`` is the one these keys require and all its signatures verify."""
+def verify(
+    sign_keys: Mapping[int, bytes], suite: int, use: str, digest: bytes, signature: bytes
+) -> None:
+    """Raises SignatureInvalid unless ``suite`` is the one these keys require and all its
+    signatures verify.
+    """
     if suite != required_suite(sign_keys):
-        raise SignatureInvalid("the signature suite is not the one the signer's key bundle requires")
+        raise SignatureInvalid(
+            "the signature suite is not the one the signer's key bundle requires"
+        )
     if len(signature) != SIGNATURE_SIZES[SignatureSuite(suite)]:
         raise SignatureInvalid("the signature has the wrong length")
     message = signed_message(use, suite, digest)
@@ -41,6 +49,12 @@ def verify(sign_keys: Mapping[int, bytes], suite: int, use: str, digest: bytes, 
         if suite == SignatureSuite.ED25519_MLDSA65:
             key = mldsa.MLDSA65PublicKey.from_public_bytes(sign_keys[SignAlgorithm.MLDSA65])
             key.verify(signature[64:], message)
-    except (nacl.exceptions.CryptoError, nacl.exceptions.TypeError, nacl.exceptions.ValueError, InvalidSignature,
-            KeyError, ValueError):  # fmt: skip
+    except (
+        nacl.exceptions.CryptoError,
+        nacl.exceptions.TypeError,
+        nacl.exceptions.ValueError,
+        InvalidSignature,
+        KeyError,
+        ValueError,
+    ):
         raise SignatureInvalid from None

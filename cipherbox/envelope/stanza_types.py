@@ -7,7 +7,9 @@ import hashlib
 
 
 def label(use: str) -> bytes:
-    """The domain separator of one use: never shared, never a prefix of another (it ends in a zero byte)."""
+    """The domain separator of one use: never shared, never a prefix of another (it ends in a
+    zero byte).
+    """
     return b"cipherbox/v1/" + use.encode() + b"\x00"
 
 
@@ -28,7 +30,10 @@ STANZA_NAMES = {
 }
 POST_QUANTUM = frozenset({StanzaType.HPKE_MLKEM768_X25519, StanzaType.RATCHET})
 SEALED_KEY = 32 + 16  # the content key under AES-256-GCM
-STANZA_SIZES = {StanzaType.HPKE_MLKEM768_X25519: 1120 + SEALED_KEY, StanzaType.HPKE_X25519: 32 + SEALED_KEY}
+STANZA_SIZES = {
+    StanzaType.HPKE_MLKEM768_X25519: 1120 + SEALED_KEY,
+    StanzaType.HPKE_X25519: 32 + SEALED_KEY,
+}
 PUBLIC_KEY_SIZES = {StanzaType.HPKE_MLKEM768_X25519: 1184 + 32, StanzaType.HPKE_X25519: 32}
 
 

@@ -1,10 +1,12 @@
-"""HQ's signed log: what one commit accepted, delivered, gave up and changed, as one leaf of an append-only tree.
+"""HQ's signed log: what one commit accepted, delivered, gave up and changed, as one leaf of an
+append-only tree.
 
-An entry's events are in groups: one for each CONFIRM of the commit, with a leaf for each envelope, and one for each
-other kind of event.  The entry's record holds the Merkle root over the groups' roots, and is the leaf of the log's tree
-(`envelope.tree`), whose head is a checkpoint (`envelope.checkpoint`).  So a publisher needs the record, two short paths
-and the checkpoint to know that its envelopes are in the log, and nobody can change, drop or reorder an entry without
-two heads that contradict each other.
+An entry's events are in groups: one for each CONFIRM of the commit, with a leaf for each envelope,
+and one for each other kind of event.  The entry's record holds the Merkle root over the groups'
+roots, and is the leaf of the log's tree (`envelope.tree`), whose head is a checkpoint
+(`envelope.checkpoint`).  So a publisher needs the record, two short paths and the checkpoint to
+know that its envelopes are in the log, and nobody can change, drop or reorder an entry without two
+heads that contradict each other.
 
 Pure: bytes and hashes.  The bytes are in the manual page `log`.
 """
@@ -18,15 +20,32 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
-from cipherbox.envelope.merkle_tree import HASH_BYTES, leaf_hash, merkle_path, merkle_root, root_from_path
+from cipherbox.envelope.merkle_tree import (
+    HASH_BYTES,
+    leaf_hash,
+    merkle_path,
+    merkle_root,
+    root_from_path,
+)
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid, UnknownVersion
 
 MAGIC, VERSION = b"CBXL", 2
-ACCEPTED, DELIVERED, ACKNOWLEDGED, DEAD, DROPPED, ACTS, BUNDLE, AGAIN, REVOKED, BEGUN, RESTORED = range(1, 12)
+ACCEPTED, DELIVERED, ACKNOWLEDGED, DEAD, DROPPED, ACTS, BUNDLE, AGAIN, REVOKED, BEGUN, RESTORED = (
+    range(1, 12)
+)
 KIND_NAMES = {
-    1: "accepted", 2: "delivered", 3: "acknowledged", 4: "dead", 5: "dropped", 6: "acts", 7: "bundle", 8: "again",
-    9: "revoked", 10: "begun", 11: "restored",
-}  # fmt: skip
+    1: "accepted",
+    2: "delivered",
+    3: "acknowledged",
+    4: "dead",
+    5: "dropped",
+    6: "acts",
+    7: "bundle",
+    8: "again",
+    9: "revoked",
+    10: "begun",
+    11: "restored",
+}
 _ENVELOPES = (ACCEPTED, AGAIN)
 _RECORD = struct.Struct(">4sBBQQ32sI")
 RECORD_BYTES = _RECORD.size
@@ -38,7 +57,9 @@ _sha256 = hashlib.sha256
 
 
 class Record(NamedTuple):
-    """The leaf of the tree; entries count from 1, so entry n is leaf n - 1; ``at`` is ms since 1970."""
+    """The leaf of the tree; entries count from 1, so entry n is leaf n - 1; ``at`` is ms since
+    1970.
+    """
 
     index: int  # type: ignore[assignment]
     at: int
@@ -50,8 +71,9 @@ class Record(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Events of one kind; the payload of ACCEPTED and AGAIN is in `accepted_payload`'s form, BUNDLE and REVOKED have
-    their own, the others are JSON."""
+    """Events of one kind; the payload of ACCEPTED and AGAIN is in `accepted_payload`'s form,
+    BUNDLE and REVOKED have their own, the others are JSON.
+    """
 
     kind: int
     payload: bytes
@@ -87,12 +109,16 @@ def accepted_head(sender: str, at: int) -> bytes:
 
 
 def accepted_payload(head: bytes, leaves: Sequence[bytes]) -> bytes:
-    """Return the payload over ``leaves``: id, generation (u32) and hash of each envelope, joined."""
+    """Return the payload over ``leaves``: id, generation (u32) and hash of each envelope,
+    joined.
+    """
     return head + b"".join(leaves)
 
 
 def bundle_payload(client_id: str, sequence: int, bundle_hash: bytes) -> bytes:
-    """Return the payload of a group of BUNDLE: one key bundle, so that its proof tells nothing of another."""
+    """Return the payload of a group of BUNDLE: one key bundle, so that its proof tells nothing
+    of another.
+    """
     name = client_id.encode()
     return bytes([len(name)]) + name + sequence.to_bytes(8, "big") + bundle_hash
 
@@ -112,7 +138,9 @@ def leaf(envelope_id: bytes, generation: int, envelope_hash: bytes) -> bytes:
 
 
 def group_root(kind: int, head: bytes, leaves: Sequence[bytes]) -> bytes:
-    """Return the root of a group; for kinds without envelopes the payload is the one leaf and ``head`` is empty."""
+    """Return the root of a group; for kinds without envelopes the payload is the one leaf and
+    ``head`` is empty.
+    """
     return merkle_root(_leaf_hashes(kind, head, leaves))
 
 
@@ -160,55 +188,87 @@ def decode_record(raw: bytes) -> Record:
     if magic != MAGIC or not index or not groups:
         raise MalformedEnvelope("these bytes are not a record of the log")
     if version != VERSION or flags:
-        raise UnknownVersion(f"the log is of version {version} with flags {flags}; update the older program")
+        raise UnknownVersion(
+            f"the log is of version {version} with flags {flags}; update the older program"
+        )
     return Record(index, at, root, groups)
 
 
 def verify_entry(raw: bytes, body: bytes, index: int) -> Record:
-    """Return the record of entry ``index`` if its body is what the record says; whether the tree holds it is not
-    looked at here.  SignatureInvalid or MalformedEnvelope says what does not fit."""
+    """Return the record of entry ``index`` if its body is what the record says; whether the tree
+    holds it is not looked at here.  SignatureInvalid or MalformedEnvelope says what does not
+    fit.
+    """
     found = decode_record(raw)
     if found.index != index:
         raise SignatureInvalid(f"entry {index} is missing: {found.index} stands in its place")
     groups = decode_groups(body)
-    if len(groups) != found.groups or not hmac.compare_digest(merkle_root([root_of(g) for g in groups]), found.root):
+    if len(groups) != found.groups or not hmac.compare_digest(
+        merkle_root([root_of(g) for g in groups]), found.root
+    ):
         raise SignatureInvalid("what it holds is not what was signed")
     return found
 
 
-# -- proofs -------------------------------------------------------------------------------------------------------
+# -- proofs ----------------------------------------------------------------------------------------
 
 
 def make_proof(
-    record: bytes, roots: Sequence[bytes], group: int, path: Sequence[bytes], checkpoint: bytes,
-    leaves: Sequence[bytes] = (), leaf_index: int = 0,
-) -> bytes:  # fmt: skip
-    """Return the proof that group ``group`` is in the entry, and the entry (with ``path``) in the checkpoint's tree.
+    record: bytes,
+    roots: Sequence[bytes],
+    group: int,
+    path: Sequence[bytes],
+    checkpoint: bytes,
+    leaves: Sequence[bytes] = (),
+    leaf_index: int = 0,
+) -> bytes:
+    """Return the proof that group ``group`` is in the entry, and the entry (with ``path``) in the
+    checkpoint's tree.
 
     ``leaves``: hashes of the group's leaves, when the proof is of the leaf ``leaf_index`` alone.
     """
     own = merkle_path(leaves, leaf_index) if leaves else ()
     inner = merkle_path(roots, group)
-    return b"".join((
-        _PROOF.pack(VERSION, 0), len(leaves).to_bytes(4, "big"), _place(leaf_index, own), record, _place(group, inner),
-        bytes([len(path)]), *path, len(checkpoint).to_bytes(2, "big"), checkpoint,
-    ))  # fmt: skip
+    return b"".join(
+        (
+            _PROOF.pack(VERSION, 0),
+            len(leaves).to_bytes(4, "big"),
+            _place(leaf_index, own),
+            record,
+            _place(group, inner),
+            bytes([len(path)]),
+            *path,
+            len(checkpoint).to_bytes(2, "big"),
+            checkpoint,
+        )
+    )
 
 
 def proof_checkpoint(proof: bytes) -> bytes:
-    """Return the checkpoint a proof leads to, unverified; MalformedEnvelope if the proof is not whole."""
+    """Return the checkpoint a proof leads to, unverified; MalformedEnvelope if the proof is not
+    whole.
+    """
     return _parsed(proof).checkpoint
 
 
 def proof_record(proof: bytes) -> Record:
-    """Return the record a proof is about, unverified; MalformedEnvelope if the proof is not whole."""
+    """Return the record a proof is about, unverified; MalformedEnvelope if the proof is not
+    whole.
+    """
     return decode_record(_parsed(proof).record)
 
 
 def verify_proof(
-    proof: bytes, sender: str, leaves: Sequence[bytes], key: bytes, accepted_at: int, *, again: bool = False
+    proof: bytes,
+    sender: str,
+    leaves: Sequence[bytes],
+    key: bytes,
+    accepted_at: int,
+    *,
+    again: bool = False,
 ) -> Proven:
-    """Return the entry that holds exactly these envelopes of ``sender``, in this order, as one group of that time.
+    """Return the entry that holds exactly these envelopes of ``sender``, in this order, as one
+    group of that time.
 
     SignatureInvalid or MalformedEnvelope.
     """
@@ -219,8 +279,12 @@ def verify_proof(
     return _verified(proof, key, lambda parsed: group_root(kind, head, leaves), whole=True)
 
 
-def verify_acceptance(proof: bytes, sender: str, one: Accepted, key: bytes, accepted_at: int) -> Proven:
-    """Return the entry that says that this one envelope was accepted.  SignatureInvalid or MalformedEnvelope."""
+def verify_acceptance(
+    proof: bytes, sender: str, one: Accepted, key: bytes, accepted_at: int
+) -> Proven:
+    """Return the entry that says that this one envelope was accepted.  SignatureInvalid or
+    MalformedEnvelope.
+    """
 
     def root(parsed: _Parsed) -> bytes:
         (digest,) = _leaf_hashes(ACCEPTED, accepted_head(sender, accepted_at), [leaf(*one)])
@@ -229,14 +293,18 @@ def verify_acceptance(proof: bytes, sender: str, one: Accepted, key: bytes, acce
     return _verified(proof, key, root, whole=False)
 
 
-def verify_bundle_proof(proof: bytes, client_id: str, sequence: int, bundle_hash: bytes, key: bytes) -> Proven:
+def verify_bundle_proof(
+    proof: bytes, client_id: str, sequence: int, bundle_hash: bytes, key: bytes
+) -> Proven:
     """Return the entry that holds this key bundle.  SignatureInvalid or MalformedEnvelope."""
     payload = bundle_payload(client_id, sequence, bundle_hash)
     return _verified(proof, key, lambda _: group_root(BUNDLE, b"", [payload]), whole=True)
 
 
 def verify_group_proof(proof: bytes, group: Group, key: bytes) -> Proven:
-    """Return the entry that holds this group (of a kind without envelopes).  SignatureInvalid or MalformedEnvelope."""
+    """Return the entry that holds this group (of a kind without envelopes).  SignatureInvalid or
+    MalformedEnvelope.
+    """
     return _verified(proof, key, lambda _: root_of(group), whole=True)
 
 
@@ -251,7 +319,9 @@ class _Parsed(NamedTuple):
     checkpoint: bytes
 
 
-def _verified(proof: bytes, key: bytes, root_of_group: Callable[[_Parsed], bytes], *, whole: bool) -> Proven:
+def _verified(
+    proof: bytes, key: bytes, root_of_group: Callable[[_Parsed], bytes], *, whole: bool
+) -> Proven:
     parsed = _parsed(proof)
     if whole == bool(parsed.leaves):
         raise MalformedEnvelope("HQ's proof is of another kind")
@@ -273,7 +343,9 @@ def _parsed(proof: bytes) -> _Parsed:
     try:
         version, flags = _PROOF.unpack_from(proof)
         if version != VERSION or flags:
-            raise UnknownVersion(f"HQ's proof is of version {version} with flags {flags}; update the older program")
+            raise UnknownVersion(
+                f"HQ's proof is of version {version} with flags {flags}; update the older program"
+            )
         at = _PROOF.size
         leaves, at = int.from_bytes(proof[at : at + 4], "big"), at + 4
         own_index, own, at = _read_place(proof, at)
@@ -316,4 +388,6 @@ def _split(payload: bytes) -> tuple[bytes, list[bytes]]:
     size = 9 + payload[0] if payload else 0
     if not size or len(payload) <= size or (len(payload) - size) % _LEAF_BYTES:
         raise MalformedEnvelope("a group of the log is not whole")
-    return payload[:size], [payload[at : at + _LEAF_BYTES] for at in range(size, len(payload), _LEAF_BYTES)]
+    return payload[:size], [
+        payload[at : at + _LEAF_BYTES] for at in range(size, len(payload), _LEAF_BYTES)
+    ]

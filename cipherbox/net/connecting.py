@@ -1,4 +1,6 @@
-"""Addresses, connecting to one, and reading a stream into frames.  WebSocket is loaded when somebody uses it."""
+"""Addresses, connecting to one, and reading a stream into frames.  WebSocket is loaded when
+somebody uses it.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,11 @@ class Framing(Protocol):
 
 
 async def fill(stream: trio.abc.ReceiveStream, framing: Framing) -> int:
-    """One receive from ``stream`` into ``framing``, a large frame without a detour; how many bytes, 0 at the end."""
-    room = framing.wanted() if isinstance(stream, TlsStream) else None  # a view that is held lets no buffer grow
+    """One receive from ``stream`` into ``framing``, a large frame without a detour; how many
+    bytes, 0 at the end.
+    """
+    # a view that is held lets no buffer grow
+    room = framing.wanted() if isinstance(stream, TlsStream) else None
     if room is not None and isinstance(stream, TlsStream):
         size = await stream.receive_into(room)
         framing.filled(size)
@@ -45,13 +50,18 @@ async def fill(stream: trio.abc.ReceiveStream, framing: Framing) -> int:
 
 
 async def connect(
-    addresses: str, context: ssl.SSLContext, nursery: trio.Nursery, *, timeout_s: float = LIMITS.client_hello_s,
+    addresses: str,
+    context: ssl.SSLContext,
+    nursery: trio.Nursery,
+    *,
+    timeout_s: float = LIMITS.client_hello_s,
     line: LineSettings | None = None,
-) -> TlsStream | WebSocketStream:  # fmt: skip
-    """Connects to the first address that answers: "host:port", several with commas, "wss://host:port/" for WebSocket.
+) -> TlsStream | WebSocketStream:
+    """Connects to the first address that answers: "host:port", several with commas,
+    "wss://host:port/" for WebSocket.
 
-    ``nursery`` carries the WebSocket's background task; ``line`` says through which proxy, None: directly, whatever
-    the environment says.  The last address's error is raised when none answers.
+    ``nursery`` carries the WebSocket's background task; ``line`` says through which proxy, None:
+    directly, whatever the environment says.  The last address's error is raised when none answers.
     """
     failure: CipherBoxError = NetworkError("there is no address of HQ")
     for address in [a.strip() for a in addresses.split(",") if a.strip()]:
@@ -82,7 +92,9 @@ async def _open(address: str, way: Way) -> trio.SocketStream:
         return await trio.open_tcp_stream(host, port)
     except OSError as error:
         why = why_unreachable(error)
-        raise NetworkError(f"{address} cannot be reached: {why}; is HQ running, is the address right?") from error
+        raise NetworkError(
+            f"{address} cannot be reached: {why}; is HQ running, is the address right?"
+        ) from error
 
 
 async def _connect_one(

@@ -1,7 +1,9 @@
-"""Through a proxy to HQ: HTTP CONNECT and SOCKS5.  What comes of it is a plain stream, for TLS with HQ inside.
+"""Through a proxy to HQ: HTTP CONNECT and SOCKS5.  What comes of it is a plain stream, for TLS with
+HQ inside.
 
-The proxy sees where HQ is and how much passes; it opens nothing, since TLS is verified against HQ's own root.  Names
-are resolved by the proxy: many networks that have one do not resolve outside names themselves.
+The proxy sees where HQ is and how much passes; it opens nothing, since TLS is verified against HQ's
+own root.  Names are resolved by the proxy: many networks that have one do not resolve outside names
+themselves.
 """
 
 from __future__ import annotations
@@ -18,17 +20,25 @@ from cipherbox.portable import escape_text, why_unreachable
 _ASKS_FOR_CREDENTIALS, _GATEWAY = 407, {502, 503, 504}
 _FORBIDDEN = {403, 405}
 _READ_BYTES = 4096
-_WHAT = "put USER:PASSWORD into a file that only you can read and name it in client.toml: [line] proxy_credentials_file"
+_WHAT = (
+    "put USER:PASSWORD into a file that only you can read and name it in client.toml: [line] "
+    "proxy_credentials_file"
+)
 # RFC 1928, section 6
 _SOCKS = {
-    1: "failed for a reason it does not name", 3: "cannot reach the network of", 4: "cannot reach",
-    5: "was refused a connection by", 6: "got no answer from",
-}  # fmt: skip
+    1: "failed for a reason it does not name",
+    3: "cannot reach the network of",
+    4: "cannot reach",
+    5: "was refused a connection by",
+    6: "got no answer from",
+}
 _SOCKS_FORBIDDEN = 2
 
 
 async def connect_through(proxy: Proxy, host: str, port: int) -> trio.SocketStream:
-    """A connection to ``host`` through the proxy; ProxyFailed says what stands in the way, and what to do."""
+    """A connection to ``host`` through the proxy; ProxyFailed says what stands in the way, and
+    what to do.
+    """
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if proxy.kind == HTTP:
         return await _http(proxy, target)
@@ -42,17 +52,21 @@ def _unreachable(proxy: Proxy, error: OSError) -> ProxyFailed:
 
 def _no_credentials(proxy: Proxy, answer: str) -> ProxyFailed:
     if proxy.credentials:
-        return ProxyFailed(f"the proxy {proxy} did not accept the user and password of {proxy.credentials} ({answer}); "
-                           "correct them there")  # fmt: skip
+        return ProxyFailed(
+            f"the proxy {proxy} did not accept the user and password of {proxy.credentials} "
+            f"({answer}); correct them there"
+        )
     return ProxyFailed(f"the proxy {proxy} asks for a user and a password ({answer}); {_WHAT}")
 
 
 def _forbids(proxy: Proxy, target: str, answer: str) -> ProxyFailed:
-    return ProxyFailed(f"the proxy {proxy} does not allow a connection to {target} ({answer}); ask whoever runs it to "
-                       "allow it. Many allow port 443 alone: HQ can listen there")  # fmt: skip
+    return ProxyFailed(
+        f"the proxy {proxy} does not allow a connection to {target} ({answer}); ask whoever runs "
+        "it to allow it. Many allow port 443 alone: HQ can listen there"
+    )
 
 
-# -- HTTP CONNECT -------------------------------------------------------------------------------------------------
+# -- HTTP CONNECT ----------------------------------------------------------------------------------
 
 
 async def _http(proxy: Proxy, target: str) -> trio.SocketStream:
@@ -67,7 +81,9 @@ async def _http(proxy: Proxy, target: str) -> trio.SocketStream:
         raise _unreachable(proxy, error) from error
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
         await trio.aclose_forcefully(stream)
-        raise ProxyFailed(f"the proxy {proxy} cut the connection; is {proxy.source} right?") from error
+        raise ProxyFailed(
+            f"the proxy {proxy} cut the connection; is {proxy.source} right?"
+        ) from error
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -97,16 +113,22 @@ async def _connect(stream: trio.SocketStream, proxy: Proxy, target: str) -> None
                 wire.receive_data(data)
                 continue
         except h11.RemoteProtocolError:
-            raise ProxyFailed(f"the proxy {proxy} does not answer as an HTTP proxy; is {proxy.source} right, or is it "
-                              "a SOCKS proxy (socks5://)?") from None  # fmt: skip
+            raise ProxyFailed(
+                f"the proxy {proxy} does not answer as an HTTP proxy; is {proxy.source} right, "
+                "or is it a SOCKS proxy (socks5://)?"
+            ) from None
         if isinstance(event, h11.Response):
             break
     status = event.status_code
     if 200 <= status < 300:
         if wire.trailing_data[0]:
-            raise ProxyFailed(f"the proxy {proxy} sent something before HQ could; is {proxy.source} right?")
+            raise ProxyFailed(
+                f"the proxy {proxy} sent something before HQ could; is {proxy.source} right?"
+            )
         return
-    _refused(proxy, target, status, f"{status} {escape_text(event.reason.decode('latin-1'))}".strip())
+    _refused(
+        proxy, target, status, f"{status} {escape_text(event.reason.decode('latin-1'))}".strip()
+    )
 
 
 def _refused(proxy: Proxy, target: str, status: int, answer: str) -> NoReturn:
@@ -115,11 +137,16 @@ def _refused(proxy: Proxy, target: str, status: int, answer: str) -> NoReturn:
     if status in _FORBIDDEN:
         raise _forbids(proxy, target, answer)
     if status in _GATEWAY:
-        raise ProxyFailed(f"the proxy {proxy} cannot reach {target} ({answer}); is HQ running, is its address right?")
-    raise ProxyFailed(f"the proxy {proxy} refused the way to {target} ({answer}); is {proxy.source} right?")
+        raise ProxyFailed(
+            f"the proxy {proxy} cannot reach {target} ({answer}); is HQ running, is its address "
+            "right?"
+        )
+    raise ProxyFailed(
+        f"the proxy {proxy} refused the way to {target} ({answer}); is {proxy.source} right?"
+    )
 
 
-# -- SOCKS5 -------------------------------------------------------------------------------------------------------
+# -- SOCKS5 ----------------------------------------------------------------------------------------
 
 
 async def _socks5(proxy: Proxy, host: str, port: int, target: str) -> trio.SocketStream:
@@ -133,19 +160,27 @@ async def _socks5(proxy: Proxy, host: str, port: int, target: str) -> trio.Socke
     user, password = (proxy.user, proxy.password) if proxy.credentials else (None, None)
     failure: ProxyFailed | None = None
     for *_, place in places:
-        through = Socks(python_socks.ProxyType.SOCKS5, str(place[0]), proxy.port, user, password, True)
+        through = Socks(
+            python_socks.ProxyType.SOCKS5, str(place[0]), proxy.port, user, password, True
+        )
         try:
             return trio.SocketStream(await through.connect(host, port))
         except python_socks.ProxyConnectionError as error:
-            failure = failure or _unreachable(proxy, error.__cause__ if isinstance(error.__cause__, OSError) else error)
+            failure = failure or _unreachable(
+                proxy, error.__cause__ if isinstance(error.__cause__, OSError) else error
+            )
         except python_socks.ProxyTimeoutError:
-            failure = failure or ProxyFailed(f"the proxy {proxy} did not answer in time; is {proxy.source} right?")
+            failure = failure or ProxyFailed(
+                f"the proxy {proxy} did not answer in time; is {proxy.source} right?"
+            )
         except python_socks.ProxyError as error:
             raise _socks_words(proxy, target, error) from None
         except UnicodeError:
             raise ProxyFailed(f"{host!r} is not a name that a SOCKS5 proxy can be given") from None
         except OSError as error:
-            raise ProxyFailed(f"the proxy {proxy} cut the connection; is {proxy.source} right?") from error
+            raise ProxyFailed(
+                f"the proxy {proxy} cut the connection; is {proxy.source} right?"
+            ) from error
     raise failure or ProxyFailed(f"the proxy {proxy} cannot be reached: its name has no address")
 
 

@@ -1,12 +1,14 @@
 """TLS 1.3 over TCP as a trio Stream, and the contexts of both ends.
 
-`TlsStream` runs `ssl` over two memory buffers.  It drains every record that has arrived in one receive, where trio's
-own `SSLStream` hands over one of 16 KiB at a time; that is worth a third of the bandwidth of large envelopes.  Rules:
-one task sends and one receives at a time; what `ssl` wants to write is flushed by whoever made it want to; a cut
-without close_notify reads as the end of the stream, since frames say themselves whether they are whole.
+`TlsStream` runs `ssl` over two memory buffers.  It drains every record that has arrived in one
+receive, where trio's own `SSLStream` hands over one of 16 KiB at a time; that is worth a third of
+the bandwidth of large envelopes.  Rules:  one task sends and one receives at a time; what `ssl`
+wants to write is flushed by whoever made it want to; a cut without close_notify reads as the end of
+the stream, since frames say themselves whether they are whole.
 
-In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So failures of reading and of
-writing go through the same words (`plain`), and after a failed write the alert that explains it is looked for.
+In TLS 1.3 a client learns only at its first read that HQ refused its certificate.  So failures of
+reading and of writing go through the same words (`plain`), and after a failed write the alert that
+explains it is looked for.
 """
 
 from __future__ import annotations
@@ -32,11 +34,19 @@ CLOSE_S = 2.0
 _FLIGHTS = 4  # of a handshake, and one to spare
 
 _ALERTS = {
-    "UNKNOWN_CA": "HQ did not accept this certificate: it was issued by another CA. Enrol again with HQ's token",
-    "CERTIFICATE_EXPIRED": "HQ did not accept this certificate: by HQ's clock it has expired. If not by this one's, "
-    "one of the two clocks is wrong; else ask HQ for a new token and join again",
+    "UNKNOWN_CA": (
+        "HQ did not accept this certificate: it was issued by another CA. Enrol again with HQ's "
+        "token"
+    ),
+    "CERTIFICATE_EXPIRED": (
+        "HQ did not accept this certificate: by HQ's clock it has expired. If not by this one's, "
+        "one of the two clocks is wrong; else ask HQ for a new token and join again"
+    ),
     "CERTIFICATE_REVOKED": "HQ did not accept this certificate: it was revoked",
-    "BAD_CERTIFICATE": "HQ did not accept this certificate; if it is new, HQ's clock or this machine's may be wrong",
+    "BAD_CERTIFICATE": (
+        "HQ did not accept this certificate; if it is new, HQ's clock or this machine's may be "
+        "wrong"
+    ),
     "CERTIFICATE_UNKNOWN": "HQ did not accept this certificate",
     "CERTIFICATE_REQUIRED": "HQ asks for a certificate and this client sent none",
     "ACCESS_DENIED": "HQ did not accept this certificate",
@@ -71,11 +81,15 @@ def plain(error: Exception, peer: str) -> Cut | NotAccepted:
             return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
         here = f"{pki.now():%Y-%m-%d %H:%M} UTC by this machine's clock"
         if error.verify_code == _HAS_EXPIRED:
-            return NotAccepted(f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the clock; "
-                               "else HQ's administrator must renew it (cipherbox ca)")  # fmt: skip
+            return NotAccepted(
+                f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the "
+                "clock; else HQ's administrator must renew it (cipherbox ca)"
+            )
         if error.verify_code == _NOT_YET_VALID:
-            return NotAccepted(f"a certificate of {peer} is not valid yet: it is {here}. If that is wrong, set the "
-                               "clock; else HQ's was ahead when the certificate was made")  # fmt: skip
+            return NotAccepted(
+                f"a certificate of {peer} is not valid yet: it is {here}. If that is wrong, set "
+                "the clock; else HQ's was ahead when the certificate was made"
+            )
         return NotAccepted(f"the certificate of {peer} was not accepted: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
         reason = error.reason or ""
@@ -87,22 +101,28 @@ def plain(error: Exception, peer: str) -> Cut | NotAccepted:
                 return Cut(f"no secure connection with {peer}: {text}")
         words = reason.replace("_", " ").lower() or str(error)
         return Cut(f"no secure connection with {peer}: {words}")
-    cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) and error.__cause__ else error
+    cause = (
+        error.__cause__
+        if isinstance(error, trio.BrokenResourceError) and error.__cause__
+        else error
+    )
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
     return Cut(f"the connection with {peer} was cut{': ' + text if text else ''}")
 
 
-# -- contexts -----------------------------------------------------------------------------------------------------
+# -- contexts --------------------------------------------------------------------------------------
 
 
 def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None) -> ssl.SSLContext:
     context = ssl.SSLContext(purpose)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([ALPN, "http/1.1"])
-    # An organization's CA that is trusted may have one above it; and nothing that RFC 5280 forbids is passed over.
+    # An organization's CA that is trusted may have one above it; and nothing that RFC 5280 forbids
+    # is passed over.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
     if certificate is not None and key is not None:
-        # `ssl` takes certificates from files alone: an encrypted key and its one-time password, in a private directory.
+        # `ssl` takes certificates from files alone: an encrypted key and its one-time password, in
+        # a private directory.
         once = os.urandom(32)
         with tempfile.TemporaryDirectory(prefix="cipherbox-") as directory:
             path = Path(directory) / "identity.pem"
@@ -115,7 +135,9 @@ def _context(purpose: int, certificate: bytes | None, key: pki.PrivateKey | None
 def server_context(
     chain: list[x509.Certificate], key: pki.PrivateKey, trusted: list[x509.Certificate]
 ) -> ssl.SSLContext:
-    """HQ's side.  A certificate is asked for, not demanded: without one a connection may only enrol."""
+    """HQ's side.  A certificate is asked for, not demanded: without one a connection may only
+    enrol.
+    """
     context = _context(ssl.PROTOCOL_TLS_SERVER, pki.pem(*chain), key)
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(cadata=pki.pem(*trusted).decode())
@@ -124,9 +146,13 @@ def server_context(
 
 
 def client_context(
-    root: x509.Certificate, chain: list[x509.Certificate] | None = None, key: pki.PrivateKey | None = None
+    root: x509.Certificate,
+    chain: list[x509.Certificate] | None = None,
+    key: pki.PrivateKey | None = None,
 ) -> ssl.SSLContext:
-    """A client's side: HQ must show a certificate under ``root`` with HQ's logical name; see `check_hq` too."""
+    """A client's side: HQ must show a certificate under ``root`` with HQ's logical name; see
+    `check_hq` too.
+    """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, pki.pem(*chain) if chain else None, key)
     context.hostname_checks_common_name = False
     context.load_verify_locations(cadata=pki.pem(root).decode())
@@ -142,12 +168,16 @@ def first_contact_context() -> ssl.SSLContext:
 
 
 def check_hq(tls: ssl.SSLObject, context: ssl.SSLContext, peer: str) -> None:
-    """After a client's handshake: NotAccepted unless what HQ showed fits the profile of certificates, too."""
+    """After a client's handshake: NotAccepted unless what HQ showed fits the profile of
+    certificates, too.
+    """
     if context.verify_mode is ssl.CERT_NONE:
         return  # first contact: nothing is believed, and nothing secret is sent
     try:
         root = _trusted(context)
-        pki.verify_chain([c for c in _shown(tls) if c != pki.der(root)], root, pki.now(), pki.SERVER)
+        pki.verify_chain(
+            [c for c in _shown(tls) if c != pki.der(root)], root, pki.now(), pki.SERVER
+        )
     except BundleNotCertified as error:
         raise NotAccepted(f"the certificate of {peer} was not accepted: {error}") from None
 
@@ -170,11 +200,14 @@ def _shown(tls: ssl.SSLObject) -> list[bytes]:
 
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """A handshake in memory, to see what a client would see; NotAccepted or Cut says what is wrong."""
+    """A handshake in memory, to see what a client would see; NotAccepted or Cut says what is
+    wrong.
+    """
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
-        client.wrap_bio(down, up, server_hostname=pki.SERVER_NAME), server.wrap_bio(up, down, server_side=True)
-    ]  # fmt: skip
+        client.wrap_bio(down, up, server_hostname=pki.SERVER_NAME),
+        server.wrap_bio(up, down, server_side=True),
+    ]
     for _ in range(_FLIGHTS):
         for end in ends:
             try:
@@ -186,19 +219,28 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
     check_hq(ends[0], client, "HQ")
 
 
-# -- TLS ----------------------------------------------------------------------------------------------------------
+# -- TLS -------------------------------------------------------------------------------------------
 
 
 class TlsStream(trio.abc.Stream):
     """See the module.  Call `do_handshake` first."""
 
-    def __init__(self, below: trio.abc.Stream, context: ssl.SSLContext, *, server_side: bool, peer: str = "HQ") -> None:
+    def __init__(
+        self,
+        below: trio.abc.Stream,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        peer: str = "HQ",
+    ) -> None:
         self._below = below
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         name = None if server_side else pki.SERVER_NAME
         self._check = None if server_side else context
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=name
+        )
         self._flush_lock = trio.Lock()
         self._sending = self._receiving = self._closed = False
         self._chunk = _RECORD  # how much is asked for: more while that much comes
@@ -212,8 +254,8 @@ class TlsStream(trio.abc.Stream):
     async def do_handshake(self, turn: trio.CapacityLimiter | None = None) -> None:
         """CredentialsError or NetworkError in plain words.
 
-        ``turn``: each step takes one, and gives it back when everybody else in this loop had theirs: a thousand clients
-        that come back at once must not hold up those who are on.
+        ``turn``: each step takes one, and gives it back when everybody else in this loop had
+        theirs: a thousand clients that come back at once must not hold up those who are on.
         """
         while True:
             if turn is not None:
@@ -320,7 +362,9 @@ class TlsStream(trio.abc.Stream):
                     return data
 
     async def receive_into(self, room: memoryview) -> int:
-        """As `receive_some`, into ``room``, which is not empty; how many bytes, 0 at the end of the stream."""
+        """As `receive_some`, into ``room``, which is not empty; how many bytes, 0 at the end of
+        the stream.
+        """
         with self._alone("_receiving", "another task is receiving"):
             if (size := self._at_hand_into(room)) is not None:
                 await trio.lowlevel.checkpoint()

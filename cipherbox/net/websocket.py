@@ -1,5 +1,6 @@
-"""The same bytes in binary WebSocket messages, inside the same TLS: for browsers and for networks that let nothing else
-through.  To a session it is one more Stream."""
+"""The same bytes in binary WebSocket messages, inside the same TLS: for browsers and for
+networks that let nothing else through.  To a session it is one more Stream.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +62,11 @@ class WebSocketStream(trio.abc.Stream):
 
 
 class _Opening:
-    """A nursery for trio-websocket's reading task: when that ends before the opening is over, the opening ends too.
+    """A nursery for trio-websocket's reading task: when that ends before the opening is over, the
+    opening ends too.
 
-    Its parser has errors of its own for headers that are none, and at the end of the stream it says nothing.
+    Its parser has errors of its own for headers that are none, and at the end of the stream it says
+    nothing.
     """
 
     def __init__(self, nursery: trio.Nursery, below: TlsStream) -> None:
@@ -87,33 +90,47 @@ async def accept_websocket(
 ) -> WebSocketStream:
     """HQ's side of the WebSocket opening; NetworkError if it is none.
 
-    A browser says from which page it was opened (Origin), and would show its user's certificate for any page; only
-    pages of ``origins`` may.  Who is no browser says nothing.
+    A browser says from which page it was opened (Origin), and would show its user's certificate for
+    any page; only pages of ``origins`` may.  Who is no browser says nothing.
     """
     opening = _Opening(nursery, below)
     with opening.scope:
         try:
             request = await trio_websocket.wrap_server_stream(opening, below)  # type: ignore[arg-type]
-            named = [bytes(value).decode("latin-1").lower() for name, value in request.headers if name == b"origin"]
+            named = [
+                bytes(value).decode("latin-1").lower()
+                for name, value in request.headers
+                if name == b"origin"
+            ]
             if not origins.issuperset(named):
                 await request.reject(403)
-                raise NetworkError(f"a web page of {named[0][:80]!r} may not connect ([server] websocket_origins)")
+                raise NetworkError(
+                    f"a web page of {named[0][:80]!r} may not connect ([server] websocket_origins)"
+                )
             if request.path != PATH:
                 await request.reject(404)
                 raise NetworkError(f"a WebSocket client asked for {request.path!r}")
             return WebSocketStream(await request.accept(), below)
         except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
             raise NetworkError("no WebSocket connection could be opened") from error
-    raise NetworkError("no WebSocket connection could be opened: what the other end sent ended, or is none")
+    raise NetworkError(
+        "no WebSocket connection could be opened: what the other end sent ended, or is none"
+    )
 
 
 async def open_websocket(nursery: trio.Nursery, below: TlsStream, host: str) -> WebSocketStream:
     """A client's side of it; NetworkError if the other end does not answer as CipherBox's."""
-    opening, refusal = _Opening(nursery, below), f"{below.peer} does not answer as CipherBox's WebSocket"
+    opening, refusal = (
+        _Opening(nursery, below),
+        f"{below.peer} does not answer as CipherBox's WebSocket",
+    )
     with opening.scope:
         try:
             connection = await trio_websocket.wrap_client_stream(
-                opening, below, host, PATH  # type: ignore[arg-type]  # any trio Stream will do
+                opening,  # type: ignore[arg-type]  # a nursery's `start_soon` is all it needs
+                below,  # type: ignore[arg-type]  # any trio Stream will do
+                host,
+                PATH,
             )
         except (trio_websocket.HandshakeError, trio.BrokenResourceError) as error:
             raise NetworkError(refusal) from error

@@ -23,19 +23,23 @@ class _Kind:
         self.passed = self.left = self.level = 0
 
     def begin(self, now: float, most: int) -> None:
-        """The next stretch of time: a short one with room, or a long one for a single line while the flood goes on."""
+        """The next stretch of time: a short one with room, or a long one for a single line while
+        the flood goes on.
+        """
         flood = self.left > 0
         self.start, self.length, self.most = now, HOLD_S if flood else 1.0, 1 if flood else most
         self.passed = self.left = 0
 
 
 class Flood(logging.Filter):
-    """At most so many lines a second of one kind (the text before its values are put in); DEBUG is never cut.
+    """At most so many lines a second of one kind (the text before its values are put in); DEBUG is
+    never cut.
 
-    Of those that one client causes fewer pass, so that a client that floods the log hides nobody else's lines.
+    Of those that one client causes fewer pass, so that a client that floods the log hides nobody
+    else's lines.
 
-    A line that stands for others has their number as ``left_out``.  `settle` gives the lines that say so when no other
-    of their kind came.
+    A line that stands for others has their number as ``left_out``.  `settle` gives the lines that
+    say so when no other of their kind came.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -49,11 +53,20 @@ class Flood(logging.Filter):
             return True
         key = (record.name, str(record.msg))
         client = str(getattr(record, "client", "")).strip("-")
-        if client and not self._passes(self._of_clients, (*key, client), record, self._of_one, _OF_CLIENTS):
+        if client and not self._passes(
+            self._of_clients, (*key, client), record, self._of_one, _OF_CLIENTS
+        ):
             return False
         return self._passes(self._kinds, key, record, self._most, _KINDS)
 
-    def _passes(self, kinds: dict[Key, _Kind], key: Key, record: logging.LogRecord, most: int, remembered: int) -> bool:
+    def _passes(
+        self,
+        kinds: dict[Key, _Kind],
+        key: Key,
+        record: logging.LogRecord,
+        most: int,
+        remembered: int,
+    ) -> bool:
         now = record.created
         kind = kinds.get(key)
         if kind is None:
@@ -72,7 +85,9 @@ class Flood(logging.Filter):
         return False
 
     def settle(self, now: float) -> list[logging.LogRecord]:
-        """What is still to be said of floods whose time is over; forgets the kinds that are quiet."""
+        """What is still to be said of floods whose time is over; forgets the kinds that are
+        quiet.
+        """
         found: list[logging.LogRecord] = []
         for kinds, most in ((self._kinds, self._most), (self._of_clients, self._of_one)):
             for key, kind in list(kinds.items()):
@@ -89,7 +104,13 @@ class Flood(logging.Filter):
 def _summary(key: Key, kind: _Kind) -> logging.LogRecord:
     name, text, *client = key
     record = logging.LogRecord(
-        name, kind.level, "", 0, "%d more lines of one kind were left out: %s", (kind.left, text), None
+        name,
+        kind.level,
+        "",
+        0,
+        "%d more lines of one kind were left out: %s",
+        (kind.left, text),
+        None,
     )
     record.left_out = kind.left
     if client:

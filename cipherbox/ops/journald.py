@@ -1,7 +1,9 @@
-"""Lines for systemd's journal with their fields, by its native protocol: one datagram for each line.
+"""Lines for systemd's journal with their fields, by its native protocol: one datagram for each
+line.
 
-systemd says with $JOURNAL_STREAM that standard error leads to the journal: device and inode of that stream.  Then lines
-go to the journal's own socket, where `journalctl CIPHERBOX_CLIENT=FL-LAB` finds them by their fields.
+systemd says with $JOURNAL_STREAM that standard error leads to the journal: device and inode of that
+stream.  Then lines go to the journal's own socket, where `journalctl CIPHERBOX_CLIENT=FL-LAB` finds
+them by their fields.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from cipherbox.portable import escape_text
 
 SOCKET = "/run/systemd/journal/socket"
 VARIABLE = "JOURNAL_STREAM"
-PREFIX = "CIPHERBOX_"  # plain names are the journal's own: MESSAGE_ID, for one, means something else there
+# plain names are the journal's own: MESSAGE_ID, for one, means something else there
+PREFIX = "CIPHERBOX_"
 _FIELD_CHARS = 16 * 1024  # a datagram takes some 200 KiB in all
 _SMALL_CHARS = 1024
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 def in_journal(stream: Any) -> bool:
-    """Whether this stream leads to the journal, as systemd says; not when it was led elsewhere since."""
+    """Whether this stream leads to the journal, as systemd says; not when it was led elsewhere
+    since.
+    """
     device, _, inode = os.environ.get(VARIABLE, "").partition(":")
     try:
         found = os.fstat(stream.fileno())
@@ -78,7 +83,9 @@ class Journald(logging.Handler):
         line = line_of(record)
         found = {
             "MESSAGE": escape_text(str(line.pop("message")), most),
-            "PRIORITY": str(next((number for level, number in _PRIORITIES if record.levelno >= level), 7)),
+            "PRIORITY": str(
+                next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+            ),
             "SYSLOG_IDENTIFIER": "cipherbox",
             "SYSLOG_PID": str(os.getpid()),
         }

@@ -2,14 +2,15 @@
 
     {"timestamp":"2025-09-08T07:03:00.123Z","level":"INFO","logger":"server","message":"...","client":"FL-LAB"}
 
-Lines go to standard error: as JSON, as plain lines where that is a terminal, or with their fields to systemd's journal
-where that is what standard error leads to.  On request they also go into `server_info.log`, `server_debug.log` and
-`server_error.log`, each with the lines of its level and above up to the next file's.
+Lines go to standard error: as JSON, as plain lines where that is a terminal, or with their fields
+to systemd's journal where that is what standard error leads to.  On request they also go into
+`server_info.log`, `server_debug.log` and `server_error.log`, each with the lines of its level and
+above up to the next file's.
 
-What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a token, a body: what looks
-like one is cut out, should a mistake hand it over.  Extra fields are given by name, ``log.info("...",
-extra=fields(client=..., connection=...))``, or directly as ``extra={"client": ...}``; values that JSON does not know
-are written as text.
+What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a
+token, a body: what looks like one is cut out, should a mistake hand it over.  Extra fields are
+given by name, ``log.info("...", extra=fields(client=..., connection=...))``, or directly as
+``extra={"client": ...}``; values that JSON does not know are written as text.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ ROOT = "cipherbox"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOOK_S = 5.0  # how often a file is looked for that was moved away or could not be written
 _TEXT = 300  # characters of a value on a terminal
-_LONGEST_BYTES = 64  # an id has 16 bytes, a hash 32, a signature 64; what is longer is content or a key
+# an id has 16 bytes, a hash 32, a signature 64; what is longer is content or a key
+_LONGEST_BYTES = 64
 # Tokens of enrolment, private keys, passwords in addresses.
 _SECRETS = re.compile(
-    r"(cipherbox-1-)[\w-]{16,}|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
-    r"|(://[^/\s:@\"]{1,200}:)[^/\s@\"]{1,500}(?=@)",
+    r"(cipherbox-1-)[\w-]{16,}|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE "
+    r"KEY-----|$)|(://[^/\s:@\"]{1,200}:)[^/\s@\"]{1,500}(?=@)",
     re.DOTALL,
 )
 _FILES = {"server_debug.log": (0, 20), "server_info.log": (20, 40), "server_error.log": (40, 1000)}
@@ -53,8 +55,11 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
-    """Sends the lines of all CipherBox loggers where ``settings`` says; calling it again replaces the former choice."""
-    made = _handlers(settings, stream)  # first: when one of them cannot be, everything stays as it was
+    """Sends the lines of all CipherBox loggers where ``settings`` says; calling it again
+    replaces the former choice.
+    """
+    # first: when one of them cannot be, everything stays as it was
+    made = _handlers(settings, stream)
     root = logging.getLogger(ROOT)
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -69,7 +74,9 @@ def setup_logging(settings: LoggingSettings, stream: Any = None) -> None:
 def _handlers(settings: LoggingSettings, stream: Any) -> list[logging.Handler]:
     """For the screen or the journal, and for each file."""
     screen: logging.Handler = logging.StreamHandler(stream or sys.stderr)
-    screen.setFormatter(PeopleLines() if stream is None and _is_terminal(sys.stderr) else JsonLines())
+    screen.setFormatter(
+        PeopleLines() if stream is None and _is_terminal(sys.stderr) else JsonLines()
+    )
     if stream is None and in_journal(sys.stderr):
         screen = Journald(screen)
     made = [screen]
@@ -78,7 +85,9 @@ def _handlers(settings: LoggingSettings, stream: Any) -> list[logging.Handler]:
     try:
         settings.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"[logging] directory: {settings.directory}: {error.strerror or error}") from None
+        raise ConfigError(
+            f"[logging] directory: {settings.directory}: {error.strerror or error}"
+        ) from None
     for name, (low, high) in _FILES.items():
         try:
             handler: logging.Handler = RotatedFile(settings.directory / name, settings)
@@ -120,19 +129,25 @@ def line_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """The text with a mark in place of what looks like a token, a private key or a password in an address."""
+    """The text with a mark in place of what looks like a token, a private key or a password in
+    an address.
+    """
     return _SECRETS.sub(lambda found: f"{found[1] or found[2] or found[3]}[hidden]", text)
 
 
 class JsonLines(logging.Formatter):
-    """One record as one line of JSON; line ends inside values are escaped, so a line cannot be forged."""
+    """One record as one line of JSON; line ends inside values are escaped, so a line cannot be
+    forged.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return orjson.dumps(line_of(record), default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 class PeopleLines(logging.Formatter):
-    """The same for somebody at a terminal: `12:04:31  Client connected  client=FL-LAB remote=10.0.0.7:50214`."""
+    """The same for somebody at a terminal: `12:04:31  Client connected  client=FL-LAB
+    remote=10.0.0.7:50214`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = line_of(record)
@@ -140,14 +155,18 @@ class PeopleLines(logging.Formatter):
         traceback = str(line.pop("traceback", ""))
         message = escape_text(str(line["message"]), _TEXT)
         known = ("timestamp", "level", "logger", "message")
-        more = [f"{k}={_in_words(v)}" for k, v in line.items() if k not in known and v not in ([], ())]
+        more = [
+            f"{k}={_in_words(v)}" for k, v in line.items() if k not in known and v not in ([], ())
+        ]
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = f"{clock}  {level}{message}" + ("  " + " ".join(more) if more else "")
         return f"{text}\n{traceback}" if traceback else text
 
 
 def _in_words(value: object) -> str:
-    if isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 2 for one in value):
+    if isinstance(value, list | tuple) and all(
+        isinstance(one, list | tuple) and len(one) == 2 for one in value
+    ):
         value = ",".join(f"{host}:{port}" for host, port in value)  # addresses
     text = value if isinstance(value, str) else orjson.dumps(value, default=_text).decode()
     text = escape_text(text, _TEXT)
@@ -173,11 +192,12 @@ class _Below(logging.Filter):
 
 
 class RotatedFile(logging.Handler):
-    """Appends to one file and begins a new one by hour or day (UTC) and by size; keeps so many of the older ones.
+    """Appends to one file and begins a new one by hour or day (UTC) and by size; keeps so many of
+    the older ones.
 
-    A file that cannot be written stops nothing: that is said once on standard error, the lines go to standard error
-    alone, and the file is tried again every few seconds.  A file that was moved away is made anew.  A clock that is set
-    back begins no new file.
+    A file that cannot be written stops nothing: that is said once on standard error, the lines go
+    to standard error alone, and the file is tried again every few seconds.  A file that was moved
+    away is made anew.  A clock that is set back begins no new file.
     """
 
     def __init__(self, path: Path, settings: LoggingSettings) -> None:
@@ -192,7 +212,9 @@ class RotatedFile(logging.Handler):
         try:
             self._open()
         except OSError as error:
-            raise ConfigError(f"[logging] directory: {path} cannot be written: {error.strerror or error}") from None
+            raise ConfigError(
+                f"[logging] directory: {path} cannot be written: {error.strerror or error}"
+            ) from None
 
     def emit(self, record: logging.LogRecord) -> None:
         now = time.monotonic()
@@ -206,7 +228,9 @@ class RotatedFile(logging.Handler):
             period = self._period_of(record.created)
             if self._size:
                 period = max(period, self._period)
-            if self._size and (period != self._period or self._size + len(line) > self._settings.largest_bytes):
+            if self._size and (
+                period != self._period or self._size + len(line) > self._settings.largest_bytes
+            ):
                 self._rotate(record.created)
             self._period = period
             self._size += os.write(self._file, line)
@@ -242,8 +266,16 @@ class RotatedFile(logging.Handler):
         self._shut()
         if not self._broken:
             self._broken = True
-            text = f"The log {self.path} cannot be written: {error.strerror or error}; it is tried again"
-            said = {"timestamp": _utc(time.time()), "level": "ERROR", "logger": "ops.logs", "message": text}
+            text = (
+                f"The log {self.path} cannot be written: {error.strerror or error}; it is tried "
+                "again"
+            )
+            said = {
+                "timestamp": _utc(time.time()),
+                "level": "ERROR",
+                "logger": "ops.logs",
+                "message": text,
+            }
             sys.stderr.write(f"{orjson.dumps(said).decode()}\n")
 
     def _period_of(self, at: float) -> str:
@@ -258,7 +290,9 @@ class RotatedFile(logging.Handler):
         self._shut()
         self.path.rename(aside)
         self._open()
-        older = sorted(self.path.parent.glob(f"{self.path.name}.*"), key=lambda f: f.stat().st_mtime_ns)
+        older = sorted(
+            self.path.parent.glob(f"{self.path.name}.*"), key=lambda f: f.stat().st_mtime_ns
+        )
         for surplus in older[: max(0, len(older) - self._settings.keep)]:
             surplus.unlink(missing_ok=True)
 

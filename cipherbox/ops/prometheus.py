@@ -1,4 +1,6 @@
-"""Samples as Prometheus reads them, by the official client and a registry of its own for each answer."""
+"""Samples as Prometheus reads them, by the official client and a registry of its own for each
+answer.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from prometheus_client.registry import Collector
 
 from cipherbox.ops.metrics import COUNTER, METRICS, Histogram, Sample
 
-_FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+_FAMILIES = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
 class _Taken(Collector):
@@ -27,7 +33,9 @@ class _Taken(Collector):
             metric = METRICS[sample.name]
             if sample.name not in families:
                 name = sample.name.removesuffix("_total") if metric.kind == COUNTER else sample.name
-                families[sample.name] = _FAMILIES[metric.kind](name, metric.help, labels=metric.labels)
+                families[sample.name] = _FAMILIES[metric.kind](
+                    name, metric.help, labels=metric.labels
+                )
             _add(families[sample.name], sample)
         yield from families.values()
 
@@ -45,7 +53,9 @@ def _add(family: Family, sample: Sample) -> None:
 
 
 def exposition(samples: Iterable[Sample], accept: str = "") -> tuple[bytes, str]:
-    """What /metrics answers, and its content type: OpenMetrics for who accepts it, else the older text."""
+    """What /metrics answers, and its content type: OpenMetrics for who accepts it, else the
+    older text.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Taken(list(samples)))
     encode, content_type = choose_encoder(accept)

@@ -1,6 +1,8 @@
-"""The service manager's side of a service: news to it (sd_notify), its watchdog, and sockets it listens on for us.
+"""The service manager's side of a service: news to it (sd_notify), its watchdog, and sockets it
+listens on for us.
 
-All of it is by environment variables and does nothing without them, so `serve` runs the same under any other manager.
+All of it is by environment variables and does nothing without them, so `serve` runs the same under
+any other manager.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _ASK_S = 10.0
 
 
 def notify(*lines: str) -> bool:
-    """Sends the lines, for example ``READY=1``; False without systemd, and never an error: it is only news."""
+    """Sends the lines, for example ``READY=1``; False without systemd, and never an error: it is
+    only news.
+    """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path or not hasattr(socket, "AF_UNIX"):
         return False
@@ -54,7 +58,8 @@ def alive() -> None:
 
 
 def passed_sockets() -> dict[str, list[socket.socket]]:
-    """The listening sockets that systemd hands over, by name; none without it.  ConfigError for what is no such thing.
+    """The listening sockets that systemd hands over, by name; none without it.  ConfigError for
+    what is no such thing.
 
     They are handed over once: a child process must not take them for its own.
     """
@@ -68,7 +73,8 @@ def passed_sockets() -> dict[str, list[socket.socket]]:
         name = _UNITS.get(told, told)
         if name not in (PLAIN, WEBSOCKET):
             raise ConfigError(
-                f"systemd hands over a socket named {told!r}; its unit needs FileDescriptorName={PLAIN} or {WEBSOCKET}"
+                f"systemd hands over a socket named {told!r}; its unit needs "
+                f"FileDescriptorName={PLAIN} or {WEBSOCKET}"
             )
         found.setdefault(name, []).append(_taken(_FIRST_FD + number, name))
     return found
@@ -78,9 +84,16 @@ def listens_on(port: int) -> bool:
     """Whether systemd holds the port for HQ, which need not run for that."""
     if shutil.which("systemctl") is None:
         return False
-    command = ["systemctl", "show", "--property=ActiveState,Listen", *(u for u in _UNITS if u.endswith(".socket"))]
+    command = [
+        "systemctl",
+        "show",
+        "--property=ActiveState,Listen",
+        *(u for u in _UNITS if u.endswith(".socket")),
+    ]
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ASK_S).stdout
+        shown = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_ASK_S
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return False
     active = [unit for unit in shown.split("\n\n") if "ActiveState=active" in unit.splitlines()]
@@ -95,5 +108,8 @@ def _taken(fd: int, name: str) -> socket.socket:
         raise ConfigError(f"systemd hands over no socket as {name!r}: {error.strerror}") from None
     inet = taken.family in (socket.AF_INET, socket.AF_INET6) and taken.type == socket.SOCK_STREAM
     if not inet or not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise ConfigError(f"the socket {name!r} of systemd does not listen on TCP; its unit needs ListenStream=PORT")
+        raise ConfigError(
+            f"the socket {name!r} of systemd does not listen on TCP; its unit needs "
+            "ListenStream=PORT"
+        )
     return taken

@@ -1,8 +1,10 @@
-"""How the one file unpacks itself.  It runs before anything else of the package can, so it knows Python's library only.
+"""How the one file unpacks itself.  It runs before anything else of the package can, so it knows
+Python's library only.
 
-In the file lie `site/` (the same everywhere), `native/PLATFORM/any/` (for every Python) and `native/PLATFORM/cp311/`.
-A first start copies what fits this machine into a folder of this build, under another name until it is whole; later
-starts use the folder.  `cipherbox install` unpacks for every Python at once, into a place that only root can change.
+In the file lie `site/` (the same everywhere), `native/PLATFORM/any/` (for every Python) and
+`native/PLATFORM/cp311/`.  A first start copies what fits this machine into a folder of this build,
+under another name until it is whole; later starts use the folder.  `cipherbox install` unpacks for
+every Python at once, into a place that only root can change.
 """
 
 from __future__ import annotations
@@ -34,9 +36,17 @@ def python_name() -> str:
 
 
 def platform_name() -> str:
-    """The machine as the build calls it: `linux-x86_64`, `linux-musl-aarch64`, `macos-arm64`, `windows-amd64`."""
+    """The machine as the build calls it: `linux-x86_64`, `linux-musl-aarch64`, `macos-arm64`,
+    `windows-amd64`.
+    """
     if os.name == "nt":
-        return "windows-arm64" if "ARM64" in sys.version else "windows-amd64" if sys.maxsize > 2**32 else "windows-x86"
+        return (
+            "windows-arm64"
+            if "ARM64" in sys.version
+            else "windows-amd64"
+            if sys.maxsize > 2**32
+            else "windows-x86"
+        )
     machine: str = os.uname().machine
     if sys.platform == "darwin":
         return f"macos-{machine}"
@@ -53,10 +63,11 @@ def _has_glibc() -> bool:
 
 
 def cache_directories() -> list[Path]:
-    """Where a first start unpacks: the first that can be used.  For root never in the home that sudo left behind.
+    """Where a first start unpacks: the first that can be used.  For root never in the home that
+    sudo left behind.
 
-    Whoever names a place is taken at their word.  A user without a home, and one in whose home no program may run, get
-    a folder of their own among the temporary files.
+    Whoever names a place is taken at their word.  A user without a home, and one in whose home no
+    program may run, get a folder of their own among the temporary files.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -70,7 +81,9 @@ def cache_directories() -> list[Path]:
 
 
 def runs_nothing(place: Path) -> bool:
-    """Whether files there may not be executed: the compiled parts of the file could not be loaded."""
+    """Whether files there may not be executed: the compiled parts of the file could not be
+    loaded.
+    """
     try:
         return bool(os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0))
     except (AttributeError, OSError):
@@ -83,15 +96,23 @@ def fits(names: list[str], platform: str, python: str) -> str:
     platforms = sorted({name for name, _ in held})
     pythons = sorted({tag for name, tag in held if name == platform and tag != ANY})
     if platform not in platforms:
-        return f"this file is for {', '.join(platforms)}, and this machine is {platform}; take the file that is for it"
+        return (
+            f"this file is for {', '.join(platforms)}, and this machine is {platform}; take the "
+            "file that is for it"
+        )
     if pythons and python not in pythons:
         versions = ", ".join(f"{tag[2]}.{tag[3:]}" for tag in pythons)
-        return f"this file is for Python {versions}, and this is {python[2]}.{python[3:]}; start it with one of those"
+        return (
+            f"this file is for Python {versions}, and this is {python[2]}.{python[3:]}; start it "
+            "with one of those"
+        )
     return ""
 
 
 def unpack(archive: ZipFile, target: Path, platform: str, pythons: tuple[str, ...] | None) -> None:
-    """Copies what fits ``platform`` below ``target``; ``pythons`` None: for every version the archive has."""
+    """Copies what fits ``platform`` below ``target``; ``pythons`` None: for every version the
+    archive has.
+    """
     made: set[Path] = set()
     for name, inner in _wanted(archive.namelist(), platform, pythons):
         path = target / inner
@@ -101,7 +122,9 @@ def unpack(archive: ZipFile, target: Path, platform: str, pythons: tuple[str, ..
         path.write_bytes(archive.read(name))
 
 
-def _wanted(names: list[str], platform: str, pythons: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
+def _wanted(
+    names: list[str], platform: str, pythons: tuple[str, ...] | None
+) -> Iterator[tuple[str, str]]:
     for name in names:
         if name.startswith(SITE):
             yield name, name[len(SITE) :]
@@ -113,7 +136,8 @@ def _wanted(names: list[str], platform: str, pythons: tuple[str, ...] | None) ->
 
 def unpacked(file: str, build: str) -> Path:
     """The folder of this build, made at the first start.  OSError or ValueError say why not."""
-    unusable: list[str] = []  # a place that is not safe is no reason to take another: somebody has to look
+    # a place that is not safe is no reason to take another: somebody has to look
+    unusable: list[str] = []
     for cache in cache_directories():
         try:
             return _in(cache, file, build, unusable)
@@ -132,8 +156,10 @@ def _in(cache: Path, file: str, build: str, unusable: list[str]) -> Path:
     if not target.is_dir():
         _first(file, cache, target)
         if unusable:
-            sys.stderr.write(f"CipherBox has unpacked itself into {cache}, because it cannot use {unusable[0]}. "
-                             f"{CACHE_VARIABLE} names another place.\n")  # fmt: skip
+            sys.stderr.write(
+                f"CipherBox has unpacked itself into {cache}, because it cannot use {unusable[0]}. "
+                f"{CACHE_VARIABLE} names another place.\n"
+            )
     check_place(target, above=cache)
     return target
 
@@ -163,9 +189,10 @@ def _first(file: str, cache: Path, target: Path) -> None:
 def check_place(folder: Path, above: Path | None = None) -> None:
     """ValueError when another user could change what this user runs from there.
 
-    As sshd does for its keys: the folder and every directory above it, up to ``above``, belong to this user or to root
-    and cannot be written by others.  A sticky directory such as /tmp will do above it: there nobody can rename or
-    delete what is not theirs.  So will a group that has this user as its only member.
+    As sshd does for its keys: the folder and every directory above it, up to ``above``, belong to
+    this user or to root and cannot be written by others.  A sticky directory such as /tmp will do
+    above it: there nobody can rename or delete what is not theirs.  So will a group that has this
+    user as its only member.
     """
     if os.name == "nt":
         return
@@ -178,18 +205,25 @@ def check_place(folder: Path, above: Path | None = None) -> None:
             raise ValueError(f"{place} belongs to another user, who could change what you run")
         if not _writable(found) or (place != folder and found.st_mode & stat.S_ISVTX):
             continue
-        raise ValueError(f"{place} can be written by others, who could change what you run; run: chmod go-w {place}")
+        raise ValueError(
+            f"{place} can be written by others, who could change what you run; run: chmod go-w "
+            f"{place}"
+        )
 
 
 def _writable(found: os.stat_result) -> bool:
     """Whether somebody else may write there."""
     if found.st_mode & 0o002:
         return True
-    return bool(found.st_mode & 0o020) and not (found.st_gid == os.getegid() and _private_group(found.st_gid))
+    return bool(found.st_mode & 0o020) and not (
+        found.st_gid == os.getegid() and _private_group(found.st_gid)
+    )
 
 
 def _private_group(number: int) -> bool:
-    """Whether a group is this user's alone, as many systems make one for each user, with a umask of 002."""
+    """Whether a group is this user's alone, as many systems make one for each user, with a umask
+    of 002.
+    """
     import grp
     import pwd
 
@@ -206,7 +240,9 @@ def start(file: str, build: str) -> NoReturn:
         folder = unpacked(file, build)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"Error: CipherBox cannot unpack itself: {error}.\n")
-        sys.stderr.write(f"       It may unpack elsewhere: set {CACHE_VARIABLE} to a directory of your own.\n")
+        sys.stderr.write(
+            f"       It may unpack elsewhere: set {CACHE_VARIABLE} to a directory of your own.\n"
+        )
         sys.exit(6)
     sys.path[0] = str(folder)
     from cipherbox.__main__ import main

@@ -1,12 +1,14 @@
 """Certificates: a root, an issuing CA, one certificate per party, and the revocation list.
 
-The root signs the issuing CA and nothing else, so its key can leave the machine after `init`.  The issuing CA signs
-HQ's server certificate, the clients' certificates and the revocation list.  All keys made here are ECDSA P-384 (RFC
-5480), all signatures ECDSA with SHA-384; the CAs of an organization above ours may be RSA.  The issuing CA keeps name
-and key when it is renewed, so what it signed before stays good and its revocation list is one.  Nothing is issued that
-would outlive its issuer.  A client's id is its certificate's common name and comes from HQ's records; from a signing
-request only the public key is taken.  Clients check HQ by one fixed logical name, so its addresses may change.
-What is verified, and by which profile, is in `profile`; the manual page `pki` has it in words.
+The root signs the issuing CA and nothing else, so its key can leave the machine after `init`.  The
+issuing CA signs HQ's server certificate, the clients' certificates and the revocation list.  All
+keys made here are ECDSA P-384 (RFC 5480), all signatures ECDSA with SHA-384; the CAs of an
+organization above ours may be RSA.  The issuing CA keeps name and key when it is renewed, so what
+it signed before stays good and its revocation list is one.  Nothing is issued that would outlive
+its issuer.  A client's id is its certificate's common name and comes from HQ's records; from a
+signing request only the public key is taken.  Clients check HQ by one fixed logical name, so its
+addresses may change.  What is verified, and by which profile, is in `profile`; the manual page
+`pki` has it in words.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ RENEW_AT = 2 / 3  # of a certificate's life
 _LABEL_NUMBER = b"cipherbox/v1/enrol-number\x00"
 BACKDATED = datetime.timedelta(minutes=5)  # a new machine's clock may lag a little
 
-__all__ = ["CLIENT", "SERVER", "SERVER_NAME", "check_dates", "load_der", "verify_chain"]  # the profile's names
+# the profile's names
+__all__ = ["CLIENT", "SERVER", "SERVER_NAME", "check_dates", "load_der", "verify_chain"]
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
@@ -77,17 +80,22 @@ def is_due(certificate: x509.Certificate, at: datetime.datetime | None = None) -
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PublicKey, issuer_key: PublicKey, days: float,
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: PublicKey,
+    issuer_key: PublicKey,
+    days: float,
     signer: x509.Certificate | None,
-) -> x509.CertificateBuilder:  # fmt: skip
+) -> x509.CertificateBuilder:
     start = now() - BACKDATED
     end = start + datetime.timedelta(days=days)
     if signer is not None:
         end = min(end, signer.not_valid_after_utc)
         if signer.not_valid_after_utc <= now():
             raise CredentialsError(
-                f"{common_name(signer) or 'the CA'} ended on {signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this "
-                "machine's clock and can sign nothing more; if the clock is right, renew it: cipherbox ca renew"
+                f"{common_name(signer) or 'the CA'} ended on "
+                f"{signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this machine's clock and "
+                "can sign nothing more; if the clock is right, renew it: cipherbox ca renew"
             )
     return (
         x509.CertificateBuilder()
@@ -98,7 +106,9 @@ def _builder(
         .not_valid_before(start)
         .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
+        )
     )
 
 
@@ -108,13 +118,24 @@ def _name(text: str) -> x509.Name:
 
 def _usage(*, ca: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _authority(
-    subject: x509.Name, signer: Authority | None, days: int, depth: int, key: PrivateKey | None = None
+    subject: x509.Name,
+    signer: Authority | None,
+    days: int,
+    depth: int,
+    key: PrivateKey | None = None,
 ) -> Authority:
     key = key or new_key()
     issuer = signer.certificate.subject if signer else subject
@@ -149,23 +170,34 @@ def _leaf(
 ) -> x509.Certificate:
     builder = (
         _builder(
-            _name(name), issuing.certificate.subject, key, issuing.key.public_key(), days, issuing.certificate
+            _name(name),
+            issuing.certificate.subject,
+            key,
+            issuing.key.public_key(),
+            days,
+            issuing.certificate,
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
     )
     if purpose == SERVER:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False
+        )
     return builder.sign(issuing.key, hashes.SHA384())
 
 
-def issue_client(issuing: Authority, key: PublicKey, client_id: str, days: float = LEAF_DAYS) -> x509.Certificate:
+def issue_client(
+    issuing: Authority, key: PublicKey, client_id: str, days: float = LEAF_DAYS
+) -> x509.Certificate:
     """A client's certificate; its id becomes the common name."""
     return _leaf(issuing, key, check_client_id(client_id), CLIENT, days)
 
 
-def issue_server(issuing: Authority, key: PublicKey, name: str, days: float = LEAF_DAYS) -> x509.Certificate:
+def issue_server(
+    issuing: Authority, key: PublicKey, name: str, days: float = LEAF_DAYS
+) -> x509.Certificate:
     """HQ's certificate, with the one logical name clients check."""
     return _leaf(issuing, key, name, SERVER, days)
 
@@ -190,7 +222,9 @@ def csr_pem(csr: bytes) -> bytes:
 
 
 def key_of_csr(csr: bytes) -> PublicKey:
-    """The public key of a signing request whose own signature verifies; nothing else is taken from it."""
+    """The public key of a signing request whose own signature verifies; nothing else is taken
+    from it.
+    """
     try:
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
@@ -198,19 +232,25 @@ def key_of_csr(csr: bytes) -> PublicKey:
     except Exception:  # the parser's errors are many; each means: no signing request
         raise InvalidRequest("this is not a certificate signing request") from None
     if not good or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
-        raise InvalidRequest("a signing request needs an ECDSA P-384 key and its own valid signature")
+        raise InvalidRequest(
+            "a signing request needs an ECDSA P-384 key and its own valid signature"
+        )
     return key
 
 
 def spki(key: PublicKey) -> bytes:
     """SubjectPublicKeyInfo, DER."""
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def spki_of(certificate: x509.Certificate) -> bytes:
     """SubjectPublicKeyInfo of a certificate, DER, whatever kind of key it is."""
     key = certificate.public_key()
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def enrol_number(root_fingerprint: bytes, key_spki: bytes) -> str:
@@ -255,14 +295,18 @@ def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
 
 
 def password_of(local_key: bytes) -> bytes:
-    """The PKCS#8 password a local key stands for: its hexadecimal text, which OpenSSL's tools take as well."""
+    """The PKCS#8 password a local key stands for: its hexadecimal text, which OpenSSL's tools
+    take as well.
+    """
     return local_key.hex().encode()
 
 
 def key_pem(key: PrivateKey, local_key: bytes) -> bytes:
     """PKCS#8 PEM, encrypted under a local key."""
     protection = serialization.BestAvailableEncryption(password_of(local_key))
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
+    )
 
 
 def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
@@ -271,7 +315,8 @@ def load_key(data: bytes, local_key: bytes, where: str) -> PrivateKey:
         key = serialization.load_pem_private_key(data, password_of(local_key))
     except Exception:
         raise ConfigError(
-            f"{where} does not open with the key that belongs to it; restore both files from your backup"
+            f"{where} does not open with the key that belongs to it; restore both files from "
+            "your backup"
         ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{where} is not an ECDSA key")

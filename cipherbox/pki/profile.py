@@ -1,11 +1,15 @@
-"""The profile of certificates, and the one verifier for every chain: of TLS peers, of key bundles, of what a CA signed.
+"""The profile of certificates, and the one verifier for every chain: of TLS peers, of key bundles,
+of what a CA signed.
 
-1. Each certificate fits the profile by itself (`check_ca`, `check_leaf`): what it is for, its key, its extensions.
-   The manual page `pki` has the profile as a table.
-2. The chain is in order, leaf first, and every certificate is valid at the time that is asked about.
-3. The path is verified by `cryptography`'s verifier: signatures and their algorithms, path lengths, name constraints.
+1. Each certificate fits the profile by itself (`check_ca`, `check_leaf`): what it is for, its key,
+   its extensions. The manual page `pki` has the profile as a table.
+2. The chain is in order, leaf first, and every certificate is valid at the time that is asked
+   about.
+3. The path is verified by `cryptography`'s verifier: signatures and their algorithms, path lengths,
+   name constraints.
 
-TLS verifies peers by OpenSSL with `VERIFY_X509_STRICT` besides; nothing fits here that does not fit there.
+TLS verifies peers by OpenSSL with `VERIFY_X509_STRICT` besides; nothing fits here that does not fit
+there.
 """
 
 from __future__ import annotations
@@ -29,23 +33,33 @@ RSA_BITS = 2048  # NIST SP 800-57; what TLS takes at OpenSSL's security level 2
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _ANY = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
 _UNDERSTOOD = frozenset(
-    [ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE,
-     ExtensionOID.NAME_CONSTRAINTS, ExtensionOID.SUBJECT_ALTERNATIVE_NAME]
-)  # fmt: skip
+    [
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    ]
+)
 _NOT_ISSUED = "the certificate was not issued by this HQ's CA"
 _PURPOSES = {CLIENT: "a client", SERVER: "HQ"}
 HASHES = ("sha256", "sha384", "sha512")
-_PERMIT = verification.ExtensionPolicy.permit_all()  # of extensions that are not critical; rule 1 has the rest
+# of extensions that are not critical; rule 1 has the rest
+_PERMIT = verification.ExtensionPolicy.permit_all()
 _PERMIT_CA = _PERMIT.require_present(x509.BasicConstraints, verification.Criticality.CRITICAL, None)
 
 
 def verify_chain(
-    chain: Sequence[bytes | x509.Certificate], root: x509.Certificate, at: datetime.datetime | None = None,
+    chain: Sequence[bytes | x509.Certificate],
+    root: x509.Certificate,
+    at: datetime.datetime | None = None,
     usage: x509.ObjectIdentifier = CLIENT,
-) -> x509.Certificate:  # fmt: skip
-    """The leaf of ``chain`` (leaf first, then the CAs up to, without, the root) if it leads to ``root`` and fits.
+) -> x509.Certificate:
+    """The leaf of ``chain`` (leaf first, then the CAs up to, without, the root) if it leads to
+    ``root`` and fits.
 
-    ``at`` None: at a time at which all of it is valid.  BundleNotCertified says in plain words what is wrong.
+    ``at`` None: at a time at which all of it is valid.  BundleNotCertified says in plain words what
+    is wrong.
     """
     certificates = [c if isinstance(c, x509.Certificate) else load_der(c) for c in chain]
     if not 1 <= len(certificates) <= CERTIFICATES:
@@ -63,7 +77,9 @@ def verify_chain(
 def verify_issuing(
     chain: Sequence[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None = None
 ) -> None:
-    """BundleNotCertified unless ``chain`` (an issuing CA, then those up to the root) leads to ``root`` and fits."""
+    """BundleNotCertified unless ``chain`` (an issuing CA, then those up to the root) leads to
+    ``root`` and fits.
+    """
     _check_names(chain, root)
     for depth, ca in enumerate([*chain, root]):
         check_ca(ca, depth, anchor=ca is root)
@@ -71,7 +87,9 @@ def verify_issuing(
 
 
 def check_root(root: x509.Certificate, at: datetime.datetime) -> None:
-    """BundleNotCertified unless it can stand above others; one that another CA issued counts by itself."""
+    """BundleNotCertified unless it can stand above others; one that another CA issued counts by
+    itself.
+    """
     check_ca(root, 0, anchor=True)
     check_dates([root], at)
     if root.subject == root.issuer:
@@ -96,41 +114,76 @@ def load_der(data: bytes) -> x509.Certificate:
         raise BundleNotCertified("this is not a certificate") from None
 
 
-# -- one certificate ----------------------------------------------------------------------------------------------
+# -- one certificate -------------------------------------------------------------------------------
 
 
 def check_leaf(leaf: x509.Certificate, usage: x509.ObjectIdentifier) -> None:
-    """BundleNotCertified unless the certificate fits what is said of a client's (``usage`` CLIENT) or of HQ's."""
+    """BundleNotCertified unless the certificate fits what is said of a client's (``usage``
+    CLIENT) or of HQ's.
+    """
     found = extensions_of(leaf)
-    if not {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE} <= found.keys():
+    if (
+        not {
+            ExtensionOID.BASIC_CONSTRAINTS,
+            ExtensionOID.KEY_USAGE,
+            ExtensionOID.EXTENDED_KEY_USAGE,
+        }
+        <= found.keys()
+    ):
         raise BundleNotCertified("the certificate does not say what it is for")
     signs = found[ExtensionOID.KEY_USAGE].value
-    if found[ExtensionOID.BASIC_CONSTRAINTS].value.ca or list(found[ExtensionOID.EXTENDED_KEY_USAGE].value) != [usage]:
-        raise BundleNotCertified(f"the certificate is for another purpose, and not that of {_PURPOSES[usage]}")
+    if found[ExtensionOID.BASIC_CONSTRAINTS].value.ca or list(
+        found[ExtensionOID.EXTENDED_KEY_USAGE].value
+    ) != [usage]:
+        raise BundleNotCertified(
+            f"the certificate is for another purpose, and not that of {_PURPOSES[usage]}"
+        )
     if not signs.digital_signature or signs.key_cert_sign:
-        raise BundleNotCertified("the certificate's key is not for signatures (digitalSignature) alone")
+        raise BundleNotCertified(
+            "the certificate's key is not for signatures (digitalSignature) alone"
+        )
     key = _key(leaf)
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise BundleNotCertified("the certificate's key is not ECDSA P-384")
     if usage == CLIENT and len(leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)) != 1:
         raise BundleNotCertified("the certificate has no name, or more than one")
     if usage == SERVER and SERVER_NAME not in dns_names(found):
-        raise BundleNotCertified(f"the certificate has another name than {SERVER_NAME} (subjectAltName)")
+        raise BundleNotCertified(
+            f"the certificate has another name than {SERVER_NAME} (subjectAltName)"
+        )
 
 
 def check_ca(
-    ca: x509.Certificate, depth: int, usage: x509.ObjectIdentifier | None = None, *, anchor: bool = False
+    ca: x509.Certificate,
+    depth: int,
+    usage: x509.ObjectIdentifier | None = None,
+    *,
+    anchor: bool = False,
 ) -> None:
-    """BundleNotCertified unless the CA may sign with ``depth`` CAs below it, for ``usage`` (None: for anybody)."""
+    """BundleNotCertified unless the CA may sign with ``depth`` CAs below it, for ``usage``
+    (None: for anybody).
+    """
     found = extensions_of(ca)
     basic, signs = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
-    if basic is None or signs is None or not basic.critical or not basic.value.ca or not signs.value.key_cert_sign:
-        raise BundleNotCertified("a certificate in the chain may not sign others (CA:TRUE, critical, and keyCertSign)")
+    if (
+        basic is None
+        or signs is None
+        or not basic.critical
+        or not basic.value.ca
+        or not signs.value.key_cert_sign
+    ):
+        raise BundleNotCertified(
+            "a certificate in the chain may not sign others (CA:TRUE, critical, and keyCertSign)"
+        )
     if basic.value.path_length is not None and basic.value.path_length < depth:
-        raise BundleNotCertified("a certificate in the chain may not sign others: its path length is too short")
+        raise BundleNotCertified(
+            "a certificate in the chain may not sign others: its path length is too short"
+        )
     _check_common(found, "a CA in the chain", anchor=anchor)
     if ExtensionOID.SUBJECT_KEY_IDENTIFIER not in found or not ca.subject.rdns:
-        raise BundleNotCertified("a CA in the chain has no name or no identifier (subjectKeyIdentifier)")
+        raise BundleNotCertified(
+            "a CA in the chain has no name or no identifier (subjectKeyIdentifier)"
+        )
     _check_key(ca)
     purposes = found.get(ExtensionOID.EXTENDED_KEY_USAGE)
     if usage is not None and purposes is not None and not {usage, _ANY} & {*purposes.value}:
@@ -156,7 +209,9 @@ def extensions_of(certificate: x509.Certificate) -> Found:
     try:
         return {extension.oid: extension for extension in certificate.extensions}
     except x509.DuplicateExtension as error:
-        raise BundleNotCertified(f"a certificate has an extension twice: {error.oid.dotted_string}") from None
+        raise BundleNotCertified(
+            f"a certificate has an extension twice: {error.oid.dotted_string}"
+        ) from None
     except Exception:  # a changed certificate fails in many ways; each means the same
         raise BundleNotCertified(_NOT_ISSUED) from None
 
@@ -164,17 +219,23 @@ def extensions_of(certificate: x509.Certificate) -> Found:
 def _check_common(found: Found, what: str, *, anchor: bool) -> None:
     for oid, extension in found.items():
         if extension.critical and oid not in _UNDERSTOOD:
-            raise BundleNotCertified(f"{what} makes a condition unknown here: {oid.dotted_string} (critical)")
+            raise BundleNotCertified(
+                f"{what} makes a condition unknown here: {oid.dotted_string} (critical)"
+            )
     above = found.get(ExtensionOID.AUTHORITY_KEY_IDENTIFIER)
     if not anchor and (above is None or above.value.key_identifier is None):
-        raise BundleNotCertified(f"{what} does not say which key signed it (authorityKeyIdentifier)")
+        raise BundleNotCertified(
+            f"{what} does not say which key signed it (authorityKeyIdentifier)"
+        )
 
 
 def _key(certificate: x509.Certificate) -> object:
     try:
         return certificate.public_key()
     except Exception:  # a kind of key that is not known, or a point that is on no curve
-        raise BundleNotCertified("a certificate in the chain has a key of a kind unknown here") from None
+        raise BundleNotCertified(
+            "a certificate in the chain has a key of a kind unknown here"
+        ) from None
 
 
 def _check_key(ca: x509.Certificate) -> None:
@@ -184,8 +245,8 @@ def _check_key(ca: x509.Certificate) -> None:
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         return
     raise BundleNotCertified(
-        f"a CA in the chain has too weak a key, or one of another kind than RSA from {RSA_BITS} bits on and ECDSA on a "
-        "curve of NIST"
+        f"a CA in the chain has too weak a key, or one of another kind than RSA from {RSA_BITS} "
+        "bits on and ECDSA on a curve of NIST"
     )
 
 
@@ -195,31 +256,45 @@ def dns_names(found: Found) -> list[str]:
     return names.value.get_values_for_type(x509.DNSName) if names is not None else []
 
 
-# -- the path -----------------------------------------------------------------------------------------------------
+# -- the path --------------------------------------------------------------------------------------
 
 
 def _check_names(chain: Sequence[x509.Certificate], root: x509.Certificate) -> None:
     try:
-        good = all(child.issuer == parent.subject for child, parent in zip(chain, [*chain[1:], root], strict=True))
+        good = all(
+            child.issuer == parent.subject
+            for child, parent in zip(chain, [*chain[1:], root], strict=True)
+        )
     except Exception:  # as for extensions: names are read when they are asked for
         good = False
     if not good:
         raise BundleNotCertified(_NOT_ISSUED)
 
 
-def _check_path(chain: Sequence[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None) -> None:
+def _check_path(
+    chain: Sequence[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None
+) -> None:
     at = at or max(one.not_valid_before_utc for one in (*chain, root))
     check_dates([*chain, root], at)
     for one in chain:
         _check_signature(one)
-    builder = verification.PolicyBuilder().store(verification.Store([root])).time(at).max_chain_depth(CERTIFICATES)
-    verifier = builder.extension_policies(ca_policy=_PERMIT_CA, ee_policy=_PERMIT).build_client_verifier()
+    builder = (
+        verification.PolicyBuilder()
+        .store(verification.Store([root]))
+        .time(at)
+        .max_chain_depth(CERTIFICATES)
+    )
+    verifier = builder.extension_policies(
+        ca_policy=_PERMIT_CA, ee_policy=_PERMIT
+    ).build_client_verifier()
     try:
         found = verifier.verify(chain[0], list(chain[1:])).chain
     except (verification.VerificationError, ValueError) as error:
         raise BundleNotCertified(_plain(str(error))) from None
     if found != [*chain, root] and found != list(chain):
-        raise BundleNotCertified("the certificates of the chain are in the wrong order, or one is superfluous")
+        raise BundleNotCertified(
+            "the certificates of the chain are in the wrong order, or one is superfluous"
+        )
 
 
 def _check_signature(one: x509.Certificate) -> None:
@@ -232,9 +307,21 @@ def _check_signature(one: x509.Certificate) -> None:
 
 
 def _plain(reason: str) -> str:
-    if "nameConstraint" in reason or "name constraint" in reason or "no permitted" in reason or "excluded" in reason:
-        return "the name constraints of a CA in the chain do not permit the certificate, or are unknown here"
+    if (
+        "nameConstraint" in reason
+        or "name constraint" in reason
+        or "no permitted" in reason
+        or "excluded" in reason
+    ):
+        return (
+            "the name constraints of a CA in the chain do not permit the certificate, or are "
+            "unknown here"
+        )
     if "no interior errors" in reason:
         return _NOT_ISSUED
-    detail = reason.removeprefix("validation failed: ").removeprefix("candidates exhausted: ").split(" (encountered")[0]
+    detail = (
+        reason.removeprefix("validation failed: ")
+        .removeprefix("candidates exhausted: ")
+        .split(" (encountered")[0]
+    )
     return f"{_NOT_ISSUED}, or does not fit: {detail[:200]}"

@@ -1,10 +1,12 @@
-"""Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA, or by an organization's CA, and checked.
+"""Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA, or by an organization's CA, and
+checked.
 
-A list belongs to one CA: its issuer's name and key must be that CA's, and the CA may sign lists.  It has a number that
-only rises and an end; a stale one is an error, since hiding a newer list hides a revocation.
+A list belongs to one CA: its issuer's name and key must be that CA's, and the CA may sign lists.
+It has a number that only rises and an end; a stale one is an error, since hiding a newer list hides
+a revocation.
 
-A list is understood completely or refused: what names only changes (a delta), or only a part of what the CA signed, is
-never taken for the whole.
+A list is understood completely or refused: what names only changes (a delta), or only a part of
+what the CA signed, is never taken for the whole.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ _PEM = re.compile(b"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTAL
 
 
 def make_crl(
-    issuing: Authority, revoked: Sequence[tuple[str, datetime.datetime]], number: int, days: int = CRL_DAYS
+    issuing: Authority,
+    revoked: Sequence[tuple[str, datetime.datetime]],
+    number: int,
+    days: int = CRL_DAYS,
 ) -> bytes:
     """The revocation list, DER: ``revoked`` holds (serial, when); ``number`` only rises."""
     start = pki.now()
@@ -41,17 +46,27 @@ def make_crl(
         .last_update(start - BACKDATED)
         .next_update(start + datetime.timedelta(days=days))
         .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing.key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing.key.public_key()),
+            critical=False,
+        )
     )
     for number_text, when in revoked:
-        entry = x509.RevokedCertificateBuilder().serial_number(int(number_text, 16)).revocation_date(when).build()
+        entry = (
+            x509.RevokedCertificateBuilder()
+            .serial_number(int(number_text, 16))
+            .revocation_date(when)
+            .build()
+        )
         builder = builder.add_revoked_certificate(entry)
     return builder.sign(issuing.key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
 
 
 @attrs.frozen
 class RevocationList:
-    """A checked revocation list: its number, its end, and when each serial was revoked (ms since 1970)."""
+    """A checked revocation list: its number, its end, and when each serial was revoked (ms since
+    1970).
+    """
 
     number: int
     next_update: datetime.datetime
@@ -61,7 +76,8 @@ class RevocationList:
 def read_crl(
     data: bytes, ca: x509.Certificate, at: datetime.datetime, ahead: datetime.timedelta = BACKDATED
 ) -> RevocationList:
-    """What a list of this CA says, even one that has ended; CredentialsError if it is none, or not understood.
+    """What a list of this CA says, even one that has ended; CredentialsError if it is none, or not
+    understood.
 
     ``ahead``: how far this machine's clock may lag behind that of the list's maker.
     """
@@ -78,7 +94,9 @@ def read_crl(
     except CredentialsError:
         raise
     except x509.DuplicateExtension as error:
-        raise CredentialsError(f"the revocation list has an extension twice: {error.oid.dotted_string}") from None
+        raise CredentialsError(
+            f"the revocation list has an extension twice: {error.oid.dotted_string}"
+        ) from None
     except Exception:  # parts are read when they are asked for, and fail in many ways
         raise CredentialsError("this is not a revocation list") from None
     if digest is None or digest.name not in HASHES:
@@ -88,15 +106,18 @@ def read_crl(
     _check_whole(extensions)
     if begin > at + ahead:
         raise CredentialsError(
-            f"the revocation list begins only on {begin:%Y-%m-%d %H:%M} UTC, and it is {at:%Y-%m-%d %H:%M} by this "
-            "machine's clock"
+            f"the revocation list begins only on {begin:%Y-%m-%d %H:%M} UTC, and it is "
+            f"{at:%Y-%m-%d %H:%M} by this machine's clock"
         )
     if end is None or end <= begin:
-        raise CredentialsError("the revocation list does not say when the next one comes (nextUpdate)")
+        raise CredentialsError(
+            "the revocation list does not say when the next one comes (nextUpdate)"
+        )
     number = extensions.get(ExtensionOID.CRL_NUMBER)
     if number is None or not 0 <= number.value.crl_number < _MOST:
         raise CredentialsError("the revocation list has no number (crlNumber)")
-    latest = ms(begin + 2 * BACKDATED)  # a later date is a mistake, and would let the revoked on until then
+    # a later date is a mistake, and would let the revoked on until then
+    latest = ms(begin + 2 * BACKDATED)
     revoked = {serial: when if when <= latest else ms(begin) for serial, when in revoked.items()}
     return RevocationList(number.value.crl_number, end, revoked)
 
@@ -117,23 +138,30 @@ def _parsed(data: bytes) -> x509.CertificateRevocationList:
 
 
 def _check_whole(extensions: Mapping[x509.ObjectIdentifier, Any]) -> None:
-    """CredentialsError unless the list says of every certificate of its CA whether it is revoked."""
+    """CredentialsError unless the list says of every certificate of its CA whether it is
+    revoked.
+    """
     if ExtensionOID.DELTA_CRL_INDICATOR in extensions:
         raise CredentialsError(
-            "this revocation list is a delta: it names only what changed since another list; take the complete list"
+            "this revocation list is a delta: it names only what changed since another list; "
+            "take the complete list"
         )
     if ExtensionOID.ISSUING_DISTRIBUTION_POINT in extensions:
         raise CredentialsError(
-            "this revocation list is partitioned (issuingDistributionPoint): it covers a part of what its CA signed; "
-            "take the complete list"
+            "this revocation list is partitioned (issuingDistributionPoint): it covers a part of "
+            "what its CA signed; take the complete list"
         )
     for oid, extension in extensions.items():
         if extension.critical and oid not in _UNDERSTOOD:
-            raise CredentialsError(f"the revocation list makes a condition unknown here: {oid.dotted_string}, critical")
+            raise CredentialsError(
+                f"the revocation list makes a condition unknown here: {oid.dotted_string}, critical"
+            )
 
 
 def _revoked(crl: x509.CertificateRevocationList) -> dict[str, int]:
-    """When each serial number was revoked, in ms since 1970: the earliest, if one is there twice."""
+    """When each serial number was revoked, in ms since 1970: the earliest, if one is there
+    twice.
+    """
     found: dict[str, int] = {}
     for entry in crl:
         serial, when = f"{entry.serial_number:x}", ms(entry.revocation_date_utc)
@@ -145,31 +173,46 @@ def _revoked(crl: x509.CertificateRevocationList) -> dict[str, int]:
                 )
             value = extension.value
             if isinstance(value, x509.CertificateIssuer):
-                raise CredentialsError("the revocation list names certificates of another CA (an indirect list)")
-            if isinstance(value, x509.CRLReason) and value.reason is x509.ReasonFlags.remove_from_crl:
-                raise CredentialsError("the revocation list takes an entry back (removeFromCRL), as only a delta may")
+                raise CredentialsError(
+                    "the revocation list names certificates of another CA (an indirect list)"
+                )
+            if (
+                isinstance(value, x509.CRLReason)
+                and value.reason is x509.ReasonFlags.remove_from_crl
+            ):
+                raise CredentialsError(
+                    "the revocation list takes an entry back (removeFromCRL), as only a delta may"
+                )
         found[serial] = min(when, found.get(serial, when))
     return found
 
 
 def check_crl(
-    data: bytes, issuing: x509.Certificate, at: datetime.datetime, least_number: int = 0,
+    data: bytes,
+    issuing: x509.Certificate,
+    at: datetime.datetime,
+    least_number: int = 0,
     ahead: datetime.timedelta = BACKDATED,
-) -> RevocationList:  # fmt: skip
+) -> RevocationList:
     """As `read_crl`.  ListOverdue: it has ended, or is older than ``least_number``."""
     found = read_crl(data, issuing, at, ahead)
     if found.number < least_number:
-        raise ListOverdue(f"the revocation list has number {found.number}; number {least_number} was seen before")
+        raise ListOverdue(
+            f"the revocation list has number {found.number}; number {least_number} was seen before"
+        )
     if at > found.next_update:
         raise ListOverdue(
-            f"the revocation list ended on {found.next_update:%Y-%m-%d %H:%M} UTC (it is {at:%Y-%m-%d %H:%M} by this "
-            "machine's clock); HQ's administrator must issue a new one"
+            f"the revocation list ended on {found.next_update:%Y-%m-%d %H:%M} UTC (it is "
+            f"{at:%Y-%m-%d %H:%M} by this machine's clock); HQ's administrator must issue a new "
+            "one"
         )
     return found
 
 
 def lists_in(data: bytes, where: str) -> list[bytes]:
-    """The lists in a file, each as DER: one in DER, or any number in PEM.  CredentialsError names ``where``."""
+    """The lists in a file, each as DER: one in DER, or any number in PEM.  CredentialsError
+    names ``where``.
+    """
     try:
         if b"-----BEGIN" not in data:
             x509.load_der_x509_crl(data)
@@ -177,6 +220,7 @@ def lists_in(data: bytes, where: str) -> list[bytes]:
         found = [x509.load_pem_x509_crl(block) for block in _PEM.findall(data)]
     except Exception:  # the parser's errors are many
         found = []
-    if not found or len(found) != data.count(b"-----BEGIN X509 CRL-----"):  # the last one may be half written
+    # the last one may be half written
+    if not found or len(found) != data.count(b"-----BEGIN X509 CRL-----"):
         raise CredentialsError(f"{where} holds no whole revocation list")
     return [crl.public_bytes(serialization.Encoding.DER) for crl in found]

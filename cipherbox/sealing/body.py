@@ -1,10 +1,11 @@
-"""Messages <-> the plaintext of a body, in columns: all lengths, then what some messages have, then all contents.
+"""Messages <-> the plaintext of a body, in columns: all lengths, then what some messages have, then
+all contents.
 
-Packing many small messages is one `struct.pack` and one join; nothing is done twice per message.  The bytes are in the
-manual page `envelope`.
+Packing many small messages is one `struct.pack` and one join; nothing is done twice per message.
+The bytes are in the manual page `envelope`.
 
-Layout 2 begins with a random salt, so that the prefix can commit to a plaintext without giving it away.  Layout 1, of
-envelopes of version 1, had none.
+Layout 2 begins with a random salt, so that the prefix can commit to a plaintext without giving it
+away.  Layout 1, of envelopes of version 1, had none.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _HEAD = struct.Struct(">BBI")
 
 @attrs.define
 class Message:
-    """What an application sends and gets: content, its type, a few headers, and when it was sent (ms; None: now)."""
+    """What an application sends and gets: content, its type, a few headers, and when it was sent
+    (ms; None: now).
+    """
 
     content: bytes = attrs.field(repr=False)
     content_type: str = BINARY
@@ -49,7 +52,8 @@ def pack(messages: Sequence[Message]) -> bytes:
     default = messages[0].content_type if messages else BINARY
     mixed = any(m.content_type != default for m in messages)
     if mixed and any(not m.content_type for m in messages):
-        default = ""  # an empty type in the column means the default; so only this default keeps it empty
+        # an empty type in the column means the default; so only this default keeps it empty
+        default = ""
     flags = 0
     columns: list[bytes] = []
     if any(m.sent_at is not None for m in messages):
@@ -80,21 +84,27 @@ def _join(contents: Sequence[bytes], flags: int, columns: list[bytes]) -> bytes:
         raise InvalidRequest(f"an envelope has 1 to {LIMITS.messages} messages, not {count}")
     head = _HEAD.pack(LAYOUT, flags, count)
     salt = os.urandom(SALT_BYTES)
-    return b"".join([head, salt, struct.pack(f">{count}I", *map(len, contents)), *columns, *contents])
+    return b"".join(
+        [head, salt, struct.pack(f">{count}I", *map(len, contents)), *columns, *contents]
+    )
 
 
 def salted(plain: bytes) -> bytes:
     """The plaintext in layout 2; one of layout 1 gets a salt."""
     if plain[:1] != bytes([FIRST_LAYOUT]):
         return plain
-    return b"".join([bytes([LAYOUT]), plain[1 : _HEAD.size], os.urandom(SALT_BYTES), plain[_HEAD.size :]])
+    return b"".join(
+        [bytes([LAYOUT]), plain[1 : _HEAD.size], os.urandom(SALT_BYTES), plain[_HEAD.size :]]
+    )
 
 
 def _times(sent: Sequence[int]) -> bytes:
     try:
         return struct.pack(f">{len(sent)}Q", *sent)
     except struct.error:
-        raise InvalidRequest("a message's time is in milliseconds since 1970, from 0 to 2^64 - 1") from None
+        raise InvalidRequest(
+            "a message's time is in milliseconds since 1970, from 0 to 2^64 - 1"
+        ) from None
 
 
 def _utf8(text: str, what: str) -> bytes:
@@ -113,13 +123,21 @@ def _short(text: str, what: str, most: int) -> bytes:
 
 def _encode_headers(headers: dict[str, str]) -> bytes:
     if len(headers) > LIMITS.message_headers:
-        raise InvalidRequest(f"a message has at most {LIMITS.message_headers} headers, this one has {len(headers)}")
+        raise InvalidRequest(
+            f"a message has at most {LIMITS.message_headers} headers, this one has {len(headers)}"
+        )
     out = [bytes([len(headers)])]
     for key, value in headers.items():
         raw = _utf8(value, "header value")
         if not key or len(raw) > LIMITS.header_value_bytes:
-            raise InvalidRequest(f"a header has a name, and a value of at most {LIMITS.header_value_bytes} bytes")
-        out += [_short(key, "header name", LIMITS.header_key_bytes), len(raw).to_bytes(2, "big"), raw]
+            raise InvalidRequest(
+                f"a header has a name, and a value of at most {LIMITS.header_value_bytes} bytes"
+            )
+        out += [
+            _short(key, "header name", LIMITS.header_key_bytes),
+            len(raw).to_bytes(2, "big"),
+            raw,
+        ]
     encoded = b"".join(out)
     if len(encoded) > 0xFFFF:
         raise InvalidRequest("the headers of a message have at most 65,535 bytes together")
@@ -164,25 +182,35 @@ class _Column:
 
 
 class Messages(Sequence[Message]):
-    """The messages of a body, each made when it is looked at: a batch of thousands is often only written out.
+    """The messages of a body, each made when it is looked at: a batch of thousands is often only
+    written out.
 
-    ``contents`` is all contents one behind the other, ``bounds`` where each begins and the last ends.  Types and
-    headers were checked and stay where they are: 65,000 messages of 32 headers would be 800 MB as dictionaries.
+    ``contents`` is all contents one behind the other, ``bounds`` where each begins and the last
+    ends.  Types and headers were checked and stay where they are: 65,000 messages of 32 headers
+    would be 800 MB as dictionaries.
     """
 
     __slots__ = ("_default", "_headers", "_sealed_at", "_sent", "_types", "bounds", "contents")
 
     def __init__(
-        self, contents: memoryview, bounds: list[int], default: str, types: _Column | None,
-        headers: _Column | None, sent: tuple[int, ...] | None, sealed_at: int,
-    ) -> None:  # fmt: skip
+        self,
+        contents: memoryview,
+        bounds: list[int],
+        default: str,
+        types: _Column | None,
+        headers: _Column | None,
+        sent: tuple[int, ...] | None,
+        sealed_at: int,
+    ) -> None:
         self.contents, self.bounds = contents, bounds
         self._default, self._types, self._headers, self._sent = default, types, headers, sent
         self._sealed_at = sealed_at
 
     @property
     def same_type(self) -> str | None:
-        """The content type, when all have the same, and no headers and no times of their own; else None."""
+        """The content type, when all have the same, and no headers and no times of their own;
+        else None.
+        """
         plain = self._types is None and self._headers is None and self._sent is None
         return self._default if plain else None
 
@@ -215,7 +243,9 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     reader = _Reader(plain)
     layout, flags, found = _HEAD.unpack(reader.take(_HEAD.size))
     if layout not in (LAYOUT, FIRST_LAYOUT) or flags & ~(SENT_TIMES | TYPES | HEADERS):
-        raise MalformedEnvelope(f"the body has layout {layout} with flags {flags}; update this program")
+        raise MalformedEnvelope(
+            f"the body has layout {layout} with flags {flags}; update this program"
+        )
     if layout == LAYOUT:
         reader.take(SALT_BYTES)
     if found != count:
@@ -228,7 +258,9 @@ def unpack(plain: bytes, count: int, sealed_at: int) -> Messages:
     bounds = list(accumulate(sizes, initial=0))
     if reader.at + bounds[-1] != len(plain):
         raise MalformedEnvelope("the contents have another length than the body says")
-    return Messages(memoryview(plain)[reader.at :], bounds, default, types, headers, sent, sealed_at)
+    return Messages(
+        memoryview(plain)[reader.at :], bounds, default, types, headers, sent, sealed_at
+    )
 
 
 def _decode_headers(reader: _Reader) -> dict[str, str]:
@@ -236,7 +268,9 @@ def _decode_headers(reader: _Reader) -> dict[str, str]:
     end = reader.at + size
     count = reader.take(1)[0]
     if count > LIMITS.message_headers:
-        raise MalformedEnvelope(f"a message has {count} headers; at most {LIMITS.message_headers} are allowed")
+        raise MalformedEnvelope(
+            f"a message has {count} headers; at most {LIMITS.message_headers} are allowed"
+        )
     headers: dict[str, str] = {}
     for _ in range(count):
         key = reader.text8()

@@ -1,12 +1,14 @@
 """Files that are encrypted under the home's local key and can be read and written at any place.
 
-The file is a run of slots; slot n holds the bytes from n times 16 KiB, each with a nonce and a tag of its own:
+The file is a run of slots; slot n holds the bytes from n times 16 KiB, each with a nonce and a tag
+of its own:
 
-    nonce 24 bytes | XChaCha20-Poly1305 of 16,384 bytes, the last ones filled up with zeros | tag 16 bytes
+    nonce 24 bytes | XChaCha20-Poly1305 of 16,384 bytes, the last ones filled up with zeros | tag 16
+    bytes
 
-Associated data is the file's id and the slot's number, so no slot can be moved to another place or file.  A slot that
-was never written is zeros and reads as zeros; how long the file is, and the hash of all of it, stand where the file is
-recorded.
+Associated data is the file's id and the slot's number, so no slot can be moved to another place or
+file.  A slot that was never written is zeros and reads as zeros; how long the file is, and the hash
+of all of it, stand where the file is recorded.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ class EncryptedFile:
         self._fd, self._vault, self._name = fd, vault, name
 
     def read(self, size: int, at: int) -> bytes:
-        """Up to ``size`` bytes from ``at``; DecryptionFailed when they were changed.  What was not written is zeros."""
+        """Up to ``size`` bytes from ``at``; DecryptionFailed when they were changed.  What was
+        not written is zeros.
+        """
         found = []
         end = at + size
         while at < end:

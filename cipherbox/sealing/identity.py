@@ -1,9 +1,10 @@
-"""A client's private keys: the signing keys that are its identity, and the encryption keys, old ones included.
+"""A client's private keys: the signing keys that are its identity, and the encryption keys, old
+ones included.
 
-Keys change in three steps, so that no crash loses one that somebody may seal to: the next keys and their bundle are
-kept (`upcoming`), then published, then they take the place of the ones before (`promote`), which stay as retired until
-nothing sealed to them can still arrive (`destroy`).  Upcoming and retired keys open what comes; only current ones sign.
-Nothing here prints a secret.
+Keys change in three steps, so that no crash loses one that somebody may seal to: the next keys and
+their bundle are kept (`upcoming`), then published, then they take the place of the ones before
+(`promote`), which stay as retired until nothing sealed to them can still arrive (`destroy`).
+Upcoming and retired keys open what comes; only current ones sign.  Nothing here prints a secret.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ from cipherbox.envelope.bundle import (
     encode_signed_part,
 )
 from cipherbox.envelope.signature import required_suite, signed_message
-from cipherbox.envelope.stanza_types import KeyUsage, SignAlgorithm, SignatureSuite, StanzaType, key_id, label
+from cipherbox.envelope.stanza_types import (
+    KeyUsage,
+    SignAlgorithm,
+    SignatureSuite,
+    StanzaType,
+    key_id,
+    label,
+)
 from cipherbox.errors import KeyMissing
 from cipherbox.sealing.stanzas import TYPES
 
@@ -42,7 +50,9 @@ SUITES = {"ed25519": SignatureSuite.ED25519, "ed25519+mldsa65": SignatureSuite.E
 
 @attrs.frozen
 class DecryptKey:
-    """One encryption key pair; ``seed`` is the private key.  ``retired_at`` is ms since 1970; 0: in use."""
+    """One encryption key pair; ``seed`` is the private key.  ``retired_at`` is ms since 1970; 0:
+    in use.
+    """
 
     algorithm: int
     seed: bytes = attrs.field(repr=False)
@@ -61,12 +71,18 @@ class DecryptKey:
 
 
 class Identity:
-    """Private keys of one client.  ``current`` encryption keys go into bundles; ``retired`` ones only open."""
+    """Private keys of one client.  ``current`` encryption keys go into bundles; ``retired`` ones
+    only open.
+    """
 
     def __init__(
-        self, client_id: str, ed25519_seed: bytes, mldsa65_seed: bytes | None, current: Sequence[DecryptKey],
+        self,
+        client_id: str,
+        ed25519_seed: bytes,
+        mldsa65_seed: bytes | None,
+        current: Sequence[DecryptKey],
         retired: Sequence[DecryptKey] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.client_id = client_id
         self.current = tuple(current)
         self.retired = tuple(retired)
@@ -77,12 +93,19 @@ class Identity:
         self.upcoming: Identity | None = None  # kept, and perhaps published already
 
     def __repr__(self) -> str:
-        return f"Identity({self.client_id!r}, {len(self.current)} current and {len(self.retired)} retired keys)"
+        return (
+            f"Identity({self.client_id!r}, {len(self.current)} current and {len(self.retired)} "
+            "retired keys)"
+        )
 
     @classmethod
     def generate(cls, client_id: str, suite: SignatureSuite = SignatureSuite.ED25519) -> Identity:
         """Fresh keys for every stanza type of `DEFAULT_STANZAS`."""
-        mldsa = MLDSA65PrivateKey.generate().private_bytes_raw() if suite == SignatureSuite.ED25519_MLDSA65 else None
+        mldsa = (
+            MLDSA65PrivateKey.generate().private_bytes_raw()
+            if suite == SignatureSuite.ED25519_MLDSA65
+            else None
+        )
         keys = [DecryptKey.from_seed(kind, TYPES[kind].generate()) for kind in DEFAULT_STANZAS]
         return cls(client_id, bytes(nacl.signing.SigningKey.generate()), mldsa, keys)
 
@@ -110,14 +133,20 @@ class Identity:
     def decrypt_key(self, wanted: bytes) -> DecryptKey | None:
         """The key pair of this key id, if this client has it."""
         found = self._by_id.get(wanted)
-        return self.upcoming.decrypt_key(wanted) if found is None and self.upcoming is not None else found
+        return (
+            self.upcoming.decrypt_key(wanted)
+            if found is None and self.upcoming is not None
+            else found
+        )
 
     def adopt(self, other: Identity) -> None:
         """Becomes what ``other`` is, in one step, wherever this identity is in use."""
         self.__dict__.update(other.__dict__)
 
     def promote(self, now_ms: int) -> None:
-        """The upcoming keys are published: they take the place of these, which only open from now on."""
+        """The upcoming keys are published: they take the place of these, which only open from
+        now on.
+        """
         fresh = self.upcoming
         if fresh is None:
             return
@@ -144,21 +173,32 @@ class Identity:
         return Identity(self.client_id, *self.seeds(), self.current)
 
     def keeping(self, key: DecryptKey) -> Identity:
-        """This identity with one more key that only opens: what is on the disk before others see the public key."""
+        """This identity with one more key that only opens: what is on the disk before others see
+        the public key.
+        """
         return self if key.key_id in self._by_id else self._with(self.current, (*self.retired, key))
 
     def arranged(self, wanted: Sequence[bytes]) -> Identity:
-        """The same keys, with those of these key ids current, in this order; KeyMissing if one is not here."""
+        """The same keys, with those of these key ids current, in this order; KeyMissing if one
+        is not here.
+        """
         if missing := [one.hex() for one in wanted if one not in self._by_id]:
             raise KeyMissing(f"the private key of {missing[0]} is not here")
         return self._with(
-            [self._by_id[one] for one in wanted], [key for one, key in self._by_id.items() if one not in wanted]
+            [self._by_id[one] for one in wanted],
+            [key for one, key in self._by_id.items() if one not in wanted],
         )
 
     def follow(self, newer: Identity) -> bool:
-        """Becomes what another process made of this identity; False if it is another one, or has nothing new."""
+        """Becomes what another process made of this identity; False if it is another one, or has
+        nothing new.
+        """
         same = newer.client_id == self.client_id and newer.seeds() == self.seeds()
-        if not same or (newer.current, newer.retired, newer.bundle) == (self.current, self.retired, self.bundle):
+        if not same or (newer.current, newer.retired, newer.bundle) == (
+            self.current,
+            self.retired,
+            self.bundle,
+        ):
             return False
         self.current, self.retired, self.bundle = newer.current, newer.retired, newer.bundle
         self._by_id = newer._by_id
@@ -170,26 +210,45 @@ class Identity:
         return made
 
     def make_bundle(
-        self, certificate_key: pki.PrivateKey, chain: Sequence[x509.Certificate], created_at: int,
-        before: KeyBundle | None = None, signer: Identity | None = None,
-    ) -> KeyBundle:  # fmt: skip
-        """Return a bundle of the current keys, signed by the certificate's key and by these signing keys.
+        self,
+        certificate_key: pki.PrivateKey,
+        chain: Sequence[x509.Certificate],
+        created_at: int,
+        before: KeyBundle | None = None,
+        signer: Identity | None = None,
+    ) -> KeyBundle:
+        """Return a bundle of the current keys, signed by the certificate's key and by these signing
+        keys.
 
-        ``before`` is the bundle it follows and ``signer`` the identity that bundle belongs to (None: this one); with
-        other keys than that bundle's it begins anew, as after a loss.  It ends with the certificate, or with a CA above
-        it that ends before.
+        ``before`` is the bundle it follows and ``signer`` the identity that bundle belongs to
+        (None: this one); with other keys than that bundle's it begins anew, as after a loss.  It
+        ends with the certificate, or with a CA above it that ends before.
         """
         keys = [BundleKey(KeyUsage.ENCRYPT, k.algorithm, k.public) for k in self.current]
-        keys += [BundleKey(KeyUsage.SIGN, algorithm, public) for algorithm, public in self.sign_keys.items()]
+        keys += [
+            BundleKey(KeyUsage.SIGN, algorithm, public)
+            for algorithm, public in self.sign_keys.items()
+        ]
         holder = signer or self
         continued = before is not None and before.sign_keys == holder.sign_keys
         anew = ANEW if before is not None and not continued else 0
         signed = encode_signed_part(
-            self.client_id, before.sequence + 1 if before else 1, created_at, pki.ms(pki.end_of(chain)),
-            before.hash if before else NO_HASH, keys, [pki.der(c) for c in chain], os.urandom(SALT_BYTES), anew,
-        )  # fmt: skip
+            self.client_id,
+            before.sequence + 1 if before else 1,
+            created_at,
+            pki.ms(pki.end_of(chain)),
+            before.hash if before else NO_HASH,
+            keys,
+            [pki.der(c) for c in chain],
+            os.urandom(SALT_BYTES),
+            anew,
+        )
         digest = hashlib.sha256(signed).digest()
         certified = certificate_key.sign(label("bundle") + digest, ec.ECDSA(hashes.SHA384()))
-        suite, continuity = (int(holder.suite), holder.sign("bundle-continuity", digest)) if continued else (0, b"")
+        suite, continuity = (
+            (int(holder.suite), holder.sign("bundle-continuity", digest)) if continued else (0, b"")
+        )
         own = self.sign("bundle-own", digest)
-        return decode_bundle(encode_bundle(signed, certified, int(self.suite), own, suite, continuity))
+        return decode_bundle(
+            encode_bundle(signed, certified, int(self.suite), own, suite, continuity)
+        )

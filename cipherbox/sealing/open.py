@@ -1,11 +1,15 @@
-"""Envelope -> messages.  The order of the checks is part of the format; each failure has its own name.
+"""Envelope -> messages.  The order of the checks is part of the format; each failure has its own
+name.
 
-1. the layout (MalformedEnvelope, UnknownVersion)      4. a stanza for this client (NotRecipient, KeyMissing)
-2. the sender's bundle is the one named                5. the stanza opens (DecryptionFailed)
-3. the signature (SignatureInvalid)                    6. the commitment (CommitmentMismatch)
-                                                       7. the body opens (DecryptionFailed)
-                                                       8. it is the plaintext committed to (PlaintextMismatch)
-                                                       9. it is well formed (MalformedEnvelope)
+1. the layout (MalformedEnvelope, UnknownVersion)
+2. the sender's bundle is the one named
+3. the signature (SignatureInvalid)
+4. a stanza for this client (NotRecipient, KeyMissing)
+5. the stanza opens (DecryptionFailed)
+6. the key commitment (CommitmentMismatch)
+7. the body opens (DecryptionFailed)
+8. it is the plaintext committed to (PlaintextMismatch)
+9. it is well formed (MalformedEnvelope)
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ from cipherbox.sealing.identity import Identity
 from cipherbox.sealing.primitives import ContentKeys, aead, commit_to, derive
 from cipherbox.sealing.seal import SIGNATURE_USE
 
-# Opens a stanza of type `ratchet`: (key id, stanza, binding) -> content key.  KeyMissing if no session can.
+# Opens a stanza of type `ratchet`: (key id, stanza, binding) -> content key.  KeyMissing if no
+# session can.
 OpenInSession = Callable[[bytes, bytes, bytes], bytes]
 
 
@@ -60,10 +65,18 @@ def inspect(raw: bytes) -> ParsedEnvelope:
 def verify(sighted: ParsedEnvelope, sender: KeyBundle) -> None:
     """The sender's signature, by the bundle the prefix names (checked by the caller)."""
     prefix = sighted.layout.prefix
-    if sender.client_id != prefix.sender or not hmac.compare_digest(sender.hash, prefix.bundle_hash):
+    if sender.client_id != prefix.sender or not hmac.compare_digest(
+        sender.hash, prefix.bundle_hash
+    ):
         raise SignatureInvalid("the envelope was sealed with other sender's keys than these")
     signed = sighted.raw[sighted.layout.signatures_at :]
-    signature.verify(sender.sign_keys, prefix.signature_suite, SIGNATURE_USE, sighted.hashes.envelope_hash, signed)
+    signature.verify(
+        sender.sign_keys,
+        prefix.signature_suite,
+        SIGNATURE_USE,
+        sighted.hashes.envelope_hash,
+        signed,
+    )
 
 
 def is_signed_by(raw: bytes, sender: KeyBundle) -> bool:
@@ -86,7 +99,9 @@ def _content_key(
 ) -> tuple[bytes, ContentKeys]:
     prefix = sighted.layout.prefix
     wanted = identity.client_id.casefold()
-    index = next((i for i, r in enumerate(prefix.recipients) if r.client_id.casefold() == wanted), None)
+    index = next(
+        (i for i, r in enumerate(prefix.recipients) if r.client_id.casefold() == wanted), None
+    )
     if index is None:
         raise NotRecipient
     entry = prefix.recipients[index]
@@ -97,7 +112,9 @@ def _content_key(
     else:
         key = identity.decrypt_key(entry.key_id)
         if key is None or key.algorithm != entry.stanza_type:
-            raise KeyMissing(f"the envelope was sealed to key {entry.key_id.hex()}, which is not here")
+            raise KeyMissing(
+                f"the envelope was sealed to key {entry.key_id.hex()}, which is not here"
+            )
         unwrapped = stanzas.unwrap(entry.stanza_type, key.private, stanza, prefix_hash, index)
     keys = derive(unwrapped)
     if not hmac.compare_digest(keys.commitment, prefix.commitment):
@@ -127,15 +144,22 @@ def _plain(sighted: ParsedEnvelope, keys: ContentKeys) -> bytes:
     layout = sighted.layout
     body = memoryview(sighted.raw)[layout.body_at : layout.signatures_at]
     try:
-        return aead(layout.prefix.body_cipher, keys.body_key).decrypt(keys.nonce, body, sighted.hashes.header_hash)
+        return aead(layout.prefix.body_cipher, keys.body_key).decrypt(
+            keys.nonce, body, sighted.hashes.header_hash
+        )
     except (InvalidTag, OverflowError):  # the latter: more than the cipher takes, 2 GiB
         raise DecryptionFailed("the body was changed") from None
 
 
 def open_envelope(
-    sighted: ParsedEnvelope, identity: Identity, sender: KeyBundle, in_session: OpenInSession | None = None
+    sighted: ParsedEnvelope,
+    identity: Identity,
+    sender: KeyBundle,
+    in_session: OpenInSession | None = None,
 ) -> Messages:
-    """All checks in their order; the messages.  Without ``in_session`` nothing of a session opens (KeyMissing)."""
+    """All checks in their order; the messages.  Without ``in_session`` nothing of a session
+    opens (KeyMissing).
+    """
     verify(sighted, sender)
     _, keys = _content_key(sighted, identity, in_session)
     return _open_body(sighted, keys)

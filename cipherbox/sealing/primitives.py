@@ -1,4 +1,6 @@
-"""The few cryptographic calls everything else is made of.  No options, one label for each use, nothing of our own."""
+"""The few cryptographic calls everything else is made of.  No options, one label for each use,
+nothing of our own.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,16 @@ def hkdf(secret: bytes, info: bytes, length: int, salt: bytes = SALT) -> bytes:
 def derive(content_key: bytes) -> ContentKeys:
     """Body key, nonce and commitment of a content key, which seals one body once."""
     return ContentKeys(
-        hkdf(content_key, _BODY_KEY, 32), hkdf(content_key, _BODY_NONCE, 12), hkdf(content_key, _COMMITMENT, 32)
+        hkdf(content_key, _BODY_KEY, 32),
+        hkdf(content_key, _BODY_NONCE, 12),
+        hkdf(content_key, _COMMITMENT, 32),
     )
 
 
 def commit_to(plain: bytes, sealed_at: int) -> bytes:
-    """The commitment to a plaintext, which holds its own salt, and to the time its messages have from the prefix."""
+    """The commitment to a plaintext, which holds its own salt, and to the time its messages have
+    from the prefix.
+    """
     running = hashlib.sha256(_PLAINTEXT + sealed_at.to_bytes(8, "big"))
     running.update(plain)
     return running.digest()

@@ -1,7 +1,9 @@
-"""The stanza `rsa-oaep`, and RSA private keys: made here, or taken from PEM files as OpenSSL writes them.
+"""The stanza `rsa-oaep`, and RSA private keys: made here, or taken from PEM files as OpenSSL writes
+them.
 
-RSA-OAEP cannot be bound to an envelope itself, so it carries a fresh secret, and the key that wraps the content key is
-derived from that secret and the binding.  What fails, fails alike: a sender learns nothing from which step it was.
+RSA-OAEP cannot be bound to an envelope itself, so it carries a fresh secret, and the key that wraps
+the content key is derived from that secret and the binding.  What fails, fails alike: a sender
+learns nothing from which step it was.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from cipherbox.errors import ConfigError
 from cipherbox.sealing.primitives import hkdf
 
 DEFAULT_BITS = 3072  # as strong as X25519 and AES-128; NIST SP 800-57 has 2,048 bits end with 2030
-PEM_BYTES = 32 * 1024  # far above a key of 4,096 bits with its numbers in words; a wrong file is not read whole
+# far above a key of 4,096 bits with its numbers in words; a wrong file is not read whole
+PEM_BYTES = 32 * 1024
 PASSWORD_BYTES = 1024
 _PEM = b"-----BEGIN "
 _SECRET = 32
@@ -40,9 +43,13 @@ class RsaOaep:
     """Wraps and unwraps as an HPKE suite does."""
 
     def encrypt(self, plaintext: bytes, public_key: RSAPublicKey, info: bytes) -> bytes:
-        """The RSA ciphertext of a fresh secret, then ``plaintext`` under what is derived from it and ``info``."""
+        """The RSA ciphertext of a fresh secret, then ``plaintext`` under what is derived from it
+        and ``info``.
+        """
         secret = os.urandom(_SECRET)
-        return public_key.encrypt(secret, _OAEP) + AESGCM(hkdf(secret, info, 32)).encrypt(_NONCE, plaintext, None)
+        return public_key.encrypt(secret, _OAEP) + AESGCM(hkdf(secret, info, 32)).encrypt(
+            _NONCE, plaintext, None
+        )
 
     def decrypt(self, ciphertext: bytes, private_key: RSAPrivateKey, info: bytes) -> bytes:
         """What `encrypt` was given; ValueError or InvalidTag when it does not open."""
@@ -59,7 +66,9 @@ def generate(bits: int = DEFAULT_BITS) -> bytes:
 
 
 def load_private(seed: bytes) -> RSAPrivateKey:
-    """The key of these bytes.  They were proved before they went into the key file: doing it again takes 0.1 s."""
+    """The key of these bytes.  They were proved before they went into the key file: doing it
+    again takes 0.1 s.
+    """
     key = load_der_private_key(seed, None, unsafe_skip_rsa_key_validation=True)
     if not isinstance(key, RSAPrivateKey):
         raise ValueError("not an RSA key")
@@ -82,14 +91,17 @@ def is_pem(data: bytes) -> bool:
 
 
 def import_pem(data: bytes, where: str, password: Callable[[], bytes]) -> bytes:
-    """The private key of a PEM file (PKCS#1 or PKCS#8), as key files hold it; ``password`` is asked when it needs one.
+    """The private key of a PEM file (PKCS#1 or PKCS#8), as key files hold it; ``password`` is asked
+    when it needs one.
 
     ConfigError names ``where``, says what is wrong and what to do, and never what is in it.
     """
     if b"PUBLIC KEY-----" in data and b"PRIVATE KEY-----" not in data:
         raise ConfigError(f"{where} is a public key; import the private key it belongs to")
     if len(data) > PEM_BYTES:
-        raise ConfigError(f"{where} is larger than any RSA key that is taken here ({PEM_BYTES} bytes)")
+        raise ConfigError(
+            f"{where} is larger than any RSA key that is taken here ({PEM_BYTES} bytes)"
+        )
     secret: bytes | None = None
     try:
         key = _load(data, None, checked=False)
@@ -98,20 +110,26 @@ def import_pem(data: bytes, where: str, password: Callable[[], bytes]) -> bytes:
         try:
             key = _load(data, secret, checked=False)
         except Exception:  # whatever the parser says of garbled bytes, its text could quote them
-            raise ConfigError(f"{where} does not open: the password is wrong, or the file is damaged") from None
+            raise ConfigError(
+                f"{where} does not open: the password is wrong, or the file is damaged"
+            ) from None
     except Exception:  # the same
         raise ConfigError(
-            f"{where} holds no private key that can be read: an RSA key of two primes, in PKCS#1 or PKCS#8; "
-            "if OpenSSL reads it, write it anew with: openssl pkey -in OLD -out NEW"
+            f"{where} holds no private key that can be read: an RSA key of two primes, in PKCS#1 "
+            "or PKCS#8; if OpenSSL reads it, write it anew with: openssl pkey -in OLD -out NEW"
         ) from None
     if not isinstance(key, RSAPrivateKey):
-        raise ConfigError(f"{where} is not an RSA key; make one with: cipherbox keys generate --rsa")
+        raise ConfigError(
+            f"{where} is not an RSA key; make one with: cipherbox keys generate --rsa"
+        )
     if why := fault(key.public_key()):  # first, for proving the primes of a huge key takes minutes
         raise ConfigError(f"{where}: {why}; make another with: cipherbox keys generate --rsa")
     try:
         key = _load(data, secret, checked=True)
     except Exception:
-        raise ConfigError(f"{where}: the numbers of this RSA key do not belong together; it is damaged") from None
+        raise ConfigError(
+            f"{where}: the numbers of this RSA key do not belong together; it is damaged"
+        ) from None
     assert isinstance(key, RSAPrivateKey)
     return _encode(key)
 

@@ -1,8 +1,9 @@
 """Messages -> envelope.
 
-The order is the format's: content key and what is derived from it; the prefix, which commits to both the key and the
-plaintext; one stanza for each recipient, bound to the prefix; the body, with the hash of all before as associated data;
-the signature over the hash of all.  A content key seals one body once: sealing again means a fresh key.
+The order is the format's: content key and what is derived from it; the prefix, which commits to
+both the key and the plaintext; one stanza for each recipient, bound to the prefix; the body, with
+the hash of all before as associated data; the signature over the hash of all.  A content key seals
+one body once: sealing again means a fresh key.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import attrs
 from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
 from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encode_prefix
 from cipherbox.envelope.stanza_types import POST_QUANTUM, BodyCipher, StanzaType
-from cipherbox.errors import BundleError, BundleMalformed, EnvelopeError, InvalidRequest, TooLarge, UnsafeMix
+from cipherbox.errors import (
+    BundleError,
+    BundleMalformed,
+    EnvelopeError,
+    InvalidRequest,
+    TooLarge,
+    UnsafeMix,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import LAYOUT
@@ -57,17 +65,26 @@ def choose_keys(
 ) -> list[BundleKey]:
     """One encryption key for each recipient: its preferred one, or the one of type ``stanza``.
 
-    UnsafeMix when some can be sealed for against a quantum computer and some cannot, unless that was allowed.
+    UnsafeMix when some can be sealed for against a quantum computer and some cannot, unless that
+    was allowed.
     """
     if not 1 <= len(recipients) <= LIMITS.recipients:
-        raise InvalidRequest(f"an envelope has 1 to {LIMITS.recipients} recipients, not {len(recipients)}")
+        raise InvalidRequest(
+            f"an envelope has 1 to {LIMITS.recipients} recipients, not {len(recipients)}"
+        )
     if stanza is not None and stanza not in stanzas.TYPES:
         raise InvalidRequest(f"this program cannot wrap stanzas of type {stanza}")
-    keys = [best_key(bundle, frozenset({StanzaType(stanza)}) if stanza else None) for bundle in recipients]
+    keys = [
+        best_key(bundle, frozenset({StanzaType(stanza)}) if stanza else None)
+        for bundle in recipients
+    ]
     safe = [StanzaType(key.algorithm) in POST_QUANTUM for key in keys]
     if not allow_mixed and any(safe) and not all(safe):
         weak = ", ".join(b.client_id for b, ok in zip(recipients, safe, strict=True) if not ok)
-        raise UnsafeMix(f"{weak} can only be sealed for classically, others post-quantum; allow it by name, or split")
+        raise UnsafeMix(
+            f"{weak} can only be sealed for classically, others post-quantum; allow it by name, "
+            "or split"
+        )
     return keys
 
 
@@ -101,16 +118,29 @@ def _usable(bundle: KeyBundle, call: Callable[..., T], key: BundleKey, *more: ob
 
 
 def seal(
-    identity: Identity, recipients: Sequence[KeyBundle], plain: bytes, count: int, *, envelope_id: bytes,
-    sealed_at: int, exchange: str = "", routing_key: str = "", generation: int = 0, expires_at: int = 0,
-    cipher: BodyCipher = BodyCipher.AES_256_GCM, keys: Sequence[BundleKey] | None = None, allow_mixed: bool = False,
+    identity: Identity,
+    recipients: Sequence[KeyBundle],
+    plain: bytes,
+    count: int,
+    *,
+    envelope_id: bytes,
+    sealed_at: int,
+    exchange: str = "",
+    routing_key: str = "",
+    generation: int = 0,
+    expires_at: int = 0,
+    cipher: BodyCipher = BodyCipher.AES_256_GCM,
+    keys: Sequence[BundleKey] | None = None,
+    allow_mixed: bool = False,
     speakers: Sequence[Speaker] | None = None,
-) -> Sealed:  # fmt: skip
-    """Seals ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the caller has checked.
+) -> Sealed:
+    """Seals ``plain`` (`body.pack`) of ``count`` messages for ``recipients``, whose bundles the
+    caller has checked.
 
-    ``keys``: what `choose_keys` gave for the same recipients, which is where an unsafe mix is refused; without it the
-    keys are chosen here.  ``speakers``: a session with each recipient, which take the place of keys and make stanzas of
-    type `ratchet`.  InvalidRequest for what a reader would refuse: such an envelope is not made.
+    ``keys``: what `choose_keys` gave for the same recipients, which is where an unsafe mix is
+    refused; without it the keys are chosen here.  ``speakers``: a session with each recipient,
+    which take the place of keys and make stanzas of type `ratchet`.  InvalidRequest for what a
+    reader would refuse: such an envelope is not made.
     """
     if identity.bundle is None:
         raise BundleError("this client has not published its keys yet")
@@ -129,7 +159,9 @@ def seal(
     try:
         plain_commitment = commit_to(plain, sealed_at)
     except OverflowError:
-        raise InvalidRequest("the time of sealing is in milliseconds since 1970, from 0 to 2^64 - 1") from None
+        raise InvalidRequest(
+            "the time of sealing is in milliseconds since 1970, from 0 to 2^64 - 1"
+        ) from None
     prefix = encode_prefix(
         body_length=len(plain) + TAG_BYTES,
         sealed_at=sealed_at,
@@ -162,5 +194,7 @@ def seal(
     envelope_hash = running.digest()
     raw = b"".join([prefix, *wrapped, body, identity.sign(SIGNATURE_USE, envelope_hash)])
     if len(raw) > LIMITS.envelope_bytes:
-        raise TooLarge(f"the envelope has {len(raw)} bytes; at most {LIMITS.envelope_bytes} are allowed")
+        raise TooLarge(
+            f"the envelope has {len(raw)} bytes; at most {LIMITS.envelope_bytes} are allowed"
+        )
     return Sealed(raw, envelope_id, envelope_hash, plain_commitment, count, content_key)

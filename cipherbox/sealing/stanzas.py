@@ -1,7 +1,8 @@
 """Stanzas: one recipient's wrapping of the content key.  A new type is one more row of `TYPES`.
 
-Every stanza is bound to its type's label, to the prefix and to its place: what was wrapped for one recipient of one
-envelope opens nowhere else.  HPKE (RFC 9180, base mode, single shot) takes that binding as `info`; so does `rsa`.
+Every stanza is bound to its type's label, to the prefix and to its place: what was wrapped for one
+recipient of one envelope opens nowhere else.  HPKE (RFC 9180, base mode, single shot) takes that
+binding as `info`; so does `rsa`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Kind:
 
 
 def _hybrid_generate() -> bytes:
-    return MLKEM768PrivateKey.generate().private_bytes_raw() + X25519PrivateKey.generate().private_bytes_raw()
+    return (
+        MLKEM768PrivateKey.generate().private_bytes_raw()
+        + X25519PrivateKey.generate().private_bytes_raw()
+    )
 
 
 def _hybrid_parts(seed: bytes) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
@@ -64,7 +68,8 @@ def _hybrid_public(seed: bytes) -> bytes:
 
 def _hybrid_load_public(raw: bytes) -> MLKEM768X25519PublicKey:
     return MLKEM768X25519PublicKey(
-        MLKEM768PublicKey.from_public_bytes(raw[:MLKEM_PUBLIC]), X25519PublicKey.from_public_bytes(raw[MLKEM_PUBLIC:])
+        MLKEM768PublicKey.from_public_bytes(raw[:MLKEM_PUBLIC]),
+        X25519PublicKey.from_public_bytes(raw[MLKEM_PUBLIC:]),
     )
 
 
@@ -118,29 +123,44 @@ def size(stanza_type: int, public_key: bytes) -> int:
 
 
 def session_binding(prefix_hash: bytes, index: int) -> bytes:
-    """The binding of a stanza of type `ratchet`, which a session seals and opens, not this module."""
-    return label("stanza/" + STANZA_NAMES[StanzaType.RATCHET]) + prefix_hash + index.to_bytes(2, "big")
+    """The binding of a stanza of type `ratchet`, which a session seals and opens, not this
+    module.
+    """
+    return (
+        label("stanza/" + STANZA_NAMES[StanzaType.RATCHET]) + prefix_hash + index.to_bytes(2, "big")
+    )
 
 
-def wrap(stanza_type: int, public_key: bytes, content_key: bytes, prefix_hash: bytes, index: int) -> bytes:
+def wrap(
+    stanza_type: int, public_key: bytes, content_key: bytes, prefix_hash: bytes, index: int
+) -> bytes:
     """The stanza for recipient ``index``: encapsulated key, then the sealed content key.
 
-    BundleMalformed for a public key that is none, or that makes a shared secret of zeros (RFC 9180, section 7.1.4).
+    BundleMalformed for a public key that is none, or that makes a shared secret of zeros (RFC 9180,
+    section 7.1.4).
     """
     key = _public_key(stanza_type, public_key)
     try:
-        return TYPES[stanza_type].suite.encrypt(content_key, key, info=_info(stanza_type, prefix_hash, index))
+        return TYPES[stanza_type].suite.encrypt(
+            content_key, key, info=_info(stanza_type, prefix_hash, index)
+        )
     except ValueError:
         raise BundleMalformed(_NO_KEY) from None
 
 
-def unwrap(stanza_type: int, private_key: Any, stanza: bytes, prefix_hash: bytes, index: int) -> bytes:
-    """The content key; ``private_key`` as `Kind.load_private` made it.  DecryptionFailed if it does not open."""
+def unwrap(
+    stanza_type: int, private_key: Any, stanza: bytes, prefix_hash: bytes, index: int
+) -> bytes:
+    """The content key; ``private_key`` as `Kind.load_private` made it.  DecryptionFailed if it
+    does not open.
+    """
     kind = TYPES.get(stanza_type)
     if kind is None:
         raise KeyMissing(f"this program cannot open stanzas of type {stanza_type}")
     try:
-        content_key = kind.suite.decrypt(stanza, private_key, info=_info(stanza_type, prefix_hash, index))
+        content_key = kind.suite.decrypt(
+            stanza, private_key, info=_info(stanza_type, prefix_hash, index)
+        )
     except (InvalidTag, ValueError):
         raise DecryptionFailed("the stanza does not open with this client's key") from None
     if len(content_key) != CONTENT_KEY_BYTES:

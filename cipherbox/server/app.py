@@ -1,8 +1,9 @@
 """The composition root of a running HQ: lock, store, engine, listeners, and a graceful stop.
 
-The stop is a shape, not a flag: listeners accept in an inner nursery, sessions live in an outer one.  When `serve` is
-cancelled the inner one is cancelled first; then nothing more is read, what was taken is committed and answered, clients
-are told that HQ goes away, and after a deadline everything left is cancelled.
+The stop is a shape, not a flag: listeners accept in an inner nursery, sessions live in an outer
+one.  When `serve` is cancelled the inner one is cancelled first; then nothing more is read, what
+was taken is committed and answered, clients are told that HQ goes away, and after a deadline
+everything left is cancelled.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from cipherbox.ops import systemd
 from cipherbox.ops.logs import get_logger, settle_floods
 from cipherbox.portable import lock_file
 from cipherbox.server.ca.credentials import check_answered
-from cipherbox.server.connection.listeners import ConnectionAcceptor, address_of, given_listeners, open_listeners
+from cipherbox.server.connection.listeners import (
+    ConnectionAcceptor,
+    address_of,
+    given_listeners,
+    open_listeners,
+)
 from cipherbox.server.hq import HQ
 from cipherbox.server.operations.alerts import Watch
 from cipherbox.server.operations.check import LOCK, require_places
@@ -44,7 +50,9 @@ _NEWS_S = 10.0  # what `systemctl status` shows may be so old
 
 @attrs.frozen
 class Served:
-    """Where HQ listens, (host, port) pairs as bound; and what reads its settings again, or raises ConfigError."""
+    """Where HQ listens, (host, port) pairs as bound; and what reads its settings again, or
+    raises ConfigError.
+    """
 
     addresses: list[tuple[str, int]]
     websocket: list[tuple[str, int]]
@@ -52,9 +60,12 @@ class Served:
 
 
 async def serve(
-    config: ServerConfig, *, broken_store: bool = False, waiting: Callable[[str], None] = lambda _: None,
+    config: ServerConfig,
+    *,
+    broken_store: bool = False,
+    waiting: Callable[[str], None] = lambda _: None,
     task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED,
-) -> None:  # fmt: skip
+) -> None:
     """Runs HQ until cancelled.  StoreLocked when another process serves this directory.
 
     While another HQ writes the same database it waits as a standby, and tells ``waiting`` so.
@@ -101,8 +112,12 @@ async def _monitor(config: ServerConfig) -> AsyncIterator[Monitor]:
             nursery.cancel_scope.cancel()
 
 
-async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *, patient: bool) -> Store:
-    """The store, as soon as nobody else has it; ``patient`` waits for a database that does not answer, too."""
+async def _open(
+    attempt: Callable[[], Store], waiting: Callable[[str], None], *, patient: bool
+) -> Store:
+    """The store, as soon as nobody else has it; ``patient`` waits for a database that does not
+    answer, too.
+    """
     said = False
     while True:
         try:
@@ -114,9 +129,13 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
                 said = True
         except Busy as error:
             if not patient:
-                raise StoreError(f"{error}; cipherbox doctor DIRECTORY looks for the reason") from error
+                raise StoreError(
+                    f"{error}; cipherbox doctor DIRECTORY looks for the reason"
+                ) from error
             if not said:
-                log.warning("The database does not answer; HQ waits for it", extra={"error": str(error)})
+                log.warning(
+                    "The database does not answer; HQ waits for it", extra={"error": str(error)}
+                )
                 waiting(str(error))
                 said = True
         systemd.alive()
@@ -124,7 +143,9 @@ async def _open(attempt: Callable[[], Store], waiting: Callable[[str], None], *,
 
 
 async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED) -> None:
-    """Runs an HQ that was put together; ends gracefully when cancelled.  Raises what the engine ended with."""
+    """Runs an HQ that was put together; ends gracefully when cancelled.  Raises what the engine
+    ended with.
+    """
     stop = trio.Event()
 
     async def wait_for_stop() -> None:
@@ -173,8 +194,13 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
                     accepting.start_soon(doorman.serve, listener, False)
                 for listener in websocket:
                     accepting.start_soon(doorman.serve, listener, True)
-                served = Served([address_of(x) for x in plain], [address_of(x) for x in websocket], hq.reload)
-                log.info("HQ is ready", extra={"addresses": served.addresses, "websocket": served.websocket})
+                served = Served(
+                    [address_of(x) for x in plain], [address_of(x) for x in websocket], hq.reload
+                )
+                log.info(
+                    "HQ is ready",
+                    extra={"addresses": served.addresses, "websocket": served.websocket},
+                )
                 task_status.started(served)
                 await stop.wait()
                 accepting.cancel_scope.cancel()
@@ -185,7 +211,9 @@ async def _serve_until(hq: HQ, stop: trio.Event, task_status: trio.TaskStatus[Se
 
 
 async def _wind_down(hq: HQ) -> None:
-    """What was taken is committed and answered, then every connection is told to come back later."""
+    """What was taken is committed and answered, then every connection is told to come back
+    later.
+    """
     hq.stopping = True
     with trio.move_on_after(hq.config.limits.stop_s):
         for session in hq.sessions:
@@ -198,7 +226,9 @@ async def _wind_down(hq: HQ) -> None:
 
 
 async def _tick(hq: HQ) -> None:
-    """One clock for all sessions: a task for each would be a tenth of what an idle connection costs."""
+    """One clock for all sessions: a task for each would be a tenth of what an idle connection
+    costs.
+    """
     before = trio.current_time()
     while True:
         await trio.sleep(_TICK_S)
@@ -214,7 +244,9 @@ async def _tick(hq: HQ) -> None:
 
 
 async def _tell_systemd(hq: HQ) -> None:
-    """A sign of life as long as the engine's own task takes its turns, and what HQ does in words."""
+    """A sign of life as long as the engine's own task takes its turns, and what HQ does in
+    words.
+    """
     turns, said = -1, ""
     pause_s = min(_NEWS_S, systemd.watchdog_s() / 3 or _NEWS_S)
     while True:

@@ -1,10 +1,11 @@
 """The bytes of envelopes between commit and delivery: a bounded cache, and the store behind it.
 
-Consumers that keep up cost no read: what was handed to one when it was committed stays in memory until it is gone, and
-what was not handed stays while there is plenty of room.  Everything else is read back just before it is sent, so what
-waits for a slow consumer is a list of numbers and not its bytes.  Making room for the new by dropping the old would
-serve nobody who lags: such a consumer wants the oldest next.  The store checks each body against its hash; one that is
-damaged becomes a dead letter and is never delivered.
+Consumers that keep up cost no read: what was handed to one when it was committed stays in memory
+until it is gone, and what was not handed stays while there is plenty of room.  Everything else is
+read back just before it is sent, so what waits for a slow consumer is a list of numbers and not its
+bytes.  Making room for the new by dropping the old would serve nobody who lags: such a consumer
+wants the oldest next.  The store checks each body against its hash; one that is damaged becomes a
+dead letter and is never delivered.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ DAMAGED = "damaged on HQ's disk"
 
 
 class BodyCache:
-    """Envelope number -> its bytes and its place in HQ's log, at most ``size_bytes`` together; the oldest go first.
+    """Envelope number -> its bytes and its place in HQ's log, at most ``size_bytes`` together; the
+    oldest go first.
 
-    ``read`` brings bodies from the store in its thread; ``lost(queue, seqs, reason)`` is told what cannot be delivered.
+    ``read`` brings bodies from the store in its thread; ``lost(queue, seqs, reason)`` is told what
+    cannot be delivered.
     """
 
     def __init__(
-        self, size_bytes: int, read: Callable[[list[int]], Awaitable[list[Body | None]]],
+        self,
+        size_bytes: int,
+        read: Callable[[list[int]], Awaitable[list[Body | None]]],
         lost: Callable[[str, list[int], str], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._most = size_bytes
         self._read = read
         self._lost = lost
@@ -73,7 +78,9 @@ class BodyCache:
             return None
 
     async def items(self, queue: str, entries: Sequence[Entry]) -> list[DeliveredItem]:
-        """The entries with their bytes, without those that are lost; StoreUnavailable when the store stays away."""
+        """The entries with their bytes, without those that are lost; StoreUnavailable when the
+        store stays away.
+        """
         found: dict[int, Body | None] = {e.number: self._held.get(e.number) for e in entries}
         missing = [number for number, body in found.items() if body is None]
         if missing:
@@ -95,6 +102,10 @@ class BodyCache:
             try:
                 return await self._read(numbers)
             except Busy as error:
-                log.error("Envelopes cannot be read back", extra={"error": str(error), "attempt": attempt})
+                log.error(
+                    "Envelopes cannot be read back", extra={"error": str(error), "attempt": attempt}
+                )
             await trio.sleep(_PAUSE_S)
-        raise StoreUnavailable("HQ cannot read the envelopes it holds for you now; they stay in the queue")
+        raise StoreUnavailable(
+            "HQ cannot read the envelopes it holds for you now; they stay in the queue"
+        )

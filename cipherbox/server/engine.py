@@ -1,14 +1,19 @@
-"""The one task that owns the broker.  It drains what has gathered, handles it, commits it in one transaction, and only
-then lets confirms and deliveries go; while a commit runs the next batch gathers: group commit without a timer.
+"""The one task that owns the broker.  It drains what has gathered, handles it, commits it in one
+transaction, and only then lets confirms and deliveries go; while a commit runs the next batch
+gathers: group commit without a timer.
 
 Rules.
 1. Nothing of a batch leaves before its commit returned.
-2. Memory never stays ahead of the disk.  After a failed commit the core is thrown away: the batch is refused with a
-   retryable code, all connections are closed, the core is loaded from the store again.  A full disk is found before
-   the core is touched whenever that is possible: then publishes alone are refused, and acks go on.
-3. `submit` waits while the queue holds too many commands or bytes, so whoever reads from a peer stops reading.
-4. The store is used from one worker thread at a time, through `in_store` alone; bodies are read in another.
-5. No peer can hold up the engine: what it hands over are numbers and answers, put into the peer's own queue.
+2. Memory never stays ahead of the disk.  After a failed commit the core is thrown away: the batch
+   is refused with a retryable code, all connections are closed, the core is loaded from the store
+   again.  A full disk is found before the core is touched whenever that is possible: then publishes
+   alone are refused, and acks go on.
+3. `submit` waits while the queue holds too many commands or bytes, so whoever reads from a peer
+   stops reading.
+4. The store is used from one worker thread at a time, through `in_store` alone; bodies are read in
+   another.
+5. No peer can hold up the engine: what it hands over are numbers and answers, put into the peer's
+   own queue.
 """
 
 from __future__ import annotations
@@ -23,8 +28,24 @@ import trio
 
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
-from cipherbox.broker.model import Answer, AnyCommand, Effects, Facts, Failed, FetchedEntries, Wanted
-from cipherbox.errors import Busy, CipherBoxError, DiskFull, Draining, GoingAway, StoreError, StoreUnavailable
+from cipherbox.broker.model import (
+    Answer,
+    AnyCommand,
+    Effects,
+    Facts,
+    Failed,
+    FetchedEntries,
+    Wanted,
+)
+from cipherbox.errors import (
+    Busy,
+    CipherBoxError,
+    DiskFull,
+    Draining,
+    GoingAway,
+    StoreError,
+    StoreUnavailable,
+)
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
 from cipherbox.ops.metrics import Counts
@@ -32,7 +53,13 @@ from cipherbox.server.body_cache import BodyCache
 from cipherbox.server.connection.peer import Call, Peer, Proof
 from cipherbox.server.operations.counting import count_batch, count_handed, count_requests
 from cipherbox.server.operations.event_log import EventLog
-from cipherbox.server.transparency_log import NO_PROOFS, Proofs, Stored, TransparencyLog, read_stored
+from cipherbox.server.transparency_log import (
+    NO_PROOFS,
+    Proofs,
+    Stored,
+    TransparencyLog,
+    read_stored,
+)
 from cipherbox.store.port import HISTORY, Body, Store
 
 T = TypeVar("T")
@@ -42,17 +69,24 @@ SWEEP_S = 1.0
 RECOVER_PAUSE_S = 1.0  # between tries to load again while the store does not answer
 SILENT_S = 2.0
 FULL_PAUSE_S = 5.0  # publishes are refused at once for so long after a commit found the disk full
-_PLENTY_BYTES = 256 * 1024 * 1024  # with so much room beside a batch the store is not asked for an exact answer
+# with so much room beside a batch the store is not asked for an exact answer
+_PLENTY_BYTES = 256 * 1024 * 1024
 _ROW_BYTES = 4096  # what an envelope costs on the disk beside its own bytes
 
 
 class Engine:
-    """See the module.  ``clock_ms`` gives ms since 1970; ``runner`` runs store calls (tests run them inline)."""
+    """See the module.  ``clock_ms`` gives ms since 1970; ``runner`` runs store calls (tests run
+    them inline).
+    """
 
     def __init__(
-        self, store: Store, limits: Limits, clock_ms: Callable[[], int], runner: Runner | None = None,
+        self,
+        store: Store,
+        limits: Limits,
+        clock_ms: Callable[[], int],
+        runner: Runner | None = None,
         audit: TransparencyLog | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store = store
         self.audit = audit
         self._proofs = NO_PROOFS  # of the newest commit
@@ -75,7 +109,8 @@ class Engine:
         self._next_call = 1
         self._full_until = 0.0
         self._disk_full = False
-        self._store_since: float | None = None  # trio time since when the store has not answered a write or a load
+        # trio time since when the store has not answered a write or a load
+        self._store_since: float | None = None
         self.turns = 0  # of the task: at least one each second, unless a commit hangs
         self._journal = EventLog()
         self.counts = Counts()
@@ -91,7 +126,7 @@ class Engine:
             if audit.begins:
                 self._write(Effects(m.Changes(noted=1)))
 
-    # -- for sessions -------------------------------------------------------------------------------------------
+    # -- for sessions ------------------------------------------------------------------------------
 
     def attach(self, peer: Peer) -> int:
         """A connection begins; returns its number."""
@@ -108,19 +143,27 @@ class Engine:
 
     async def submit(self, command: AnyCommand, size: int = 0) -> None:
         """Hands a command over, waiting while there is no room."""
-        while len(self._queue) >= self._limits.engine_commands or self._bytes > self._limits.engine_bytes:
+        while (
+            len(self._queue) >= self._limits.engine_commands
+            or self._bytes > self._limits.engine_bytes
+        ):
             if self._room.is_set():
                 self._room = trio.Event()
             await self._room.wait()
-        if getattr(command, "connection", 0) in self._peers:  # not after its end: nobody would take it back
+        # not after its end: nobody would take it back
+        if getattr(command, "connection", 0) in self._peers:
             self._put(command, size)
 
     def post(self, command: AnyCommand) -> None:
-        """Hands over a small command without waiting: for HQ's own follow-ups, never for what a peer sends."""
+        """Hands over a small command without waiting: for HQ's own follow-ups, never for what a
+        peer sends.
+        """
         self._put(command, 0)
 
     async def call(self, make: Callable[[int], AnyCommand]) -> Answer:
-        """Asks as HQ itself (connection 0); ``make`` gets the correlation id.  A refusal is raised."""
+        """Asks as HQ itself (connection 0); ``make`` gets the correlation id.  A refusal is
+        raised.
+        """
         answer = (await self._called(make)).answer
         assert answer is not None
         return answer
@@ -153,7 +196,9 @@ class Engine:
         return call
 
     async def in_store(self, call: Callable[..., T], *args: object) -> T:
-        """Runs one of the store's methods in its thread; it is not abandoned when the caller is cancelled."""
+        """Runs one of the store's methods in its thread; it is not abandoned when the caller is
+        cancelled.
+        """
         if self._runner is not None:
             return await self._runner(call, *args)  # type: ignore[return-value]
         return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
@@ -185,17 +230,23 @@ class Engine:
     async def _read_bodies(self, numbers: list[int]) -> list[Body | None]:
         if self._runner is not None:
             return await self._runner(self._store.read_bodies, numbers)  # type: ignore[return-value]
-        return await trio.to_thread.run_sync(self._store.read_bodies, numbers, limiter=self._reading)
+        return await trio.to_thread.run_sync(
+            self._store.read_bodies, numbers, limiter=self._reading
+        )
 
     def _lost(self, queue: str, seqs: list[int], reason: str) -> None:
-        log.error("Envelopes cannot be delivered and become dead letters", extra={"queue": queue, "seqs": seqs,
-                  "reason": reason})  # fmt: skip
+        log.error(
+            "Envelopes cannot be delivered and become dead letters",
+            extra={"queue": queue, "seqs": seqs, "reason": reason},
+        )
         self.post(m.Lost([(queue, seq) for seq in seqs], reason))
 
-    # -- the task -----------------------------------------------------------------------------------------------
+    # -- the task ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Runs until cancelled; raises when the store is lost for good (damaged, or taken over by another HQ)."""
+        """Runs until cancelled; raises when the store is lost for good (damaged, or taken over
+        by another HQ).
+        """
         while True:
             self.turns += 1
             await self._gather()
@@ -209,7 +260,10 @@ class Engine:
                 raise
             except Exception:
                 log.exception("HQ made a mistake and loads its state again")
-                await self._recover(batch, StoreUnavailable("HQ made a mistake and starts over; nothing was recorded"))
+                await self._recover(
+                    batch,
+                    StoreUnavailable("HQ made a mistake and starts over; nothing was recorded"),
+                )
             else:
                 self._distribute(effects, batch)
 
@@ -248,7 +302,15 @@ class Engine:
         need = sum(i.size + _ROW_BYTES for c in batch if isinstance(c, m.Publish) for i in c.items)
         room, facts = True, Facts()
         ask = need if need and self._store.free_bytes() < need + _PLENTY_BYTES else 0
-        if ask or wanted.known or wanted.entries or wanted.pages or wanted.envelopes or wanted.dead or wanted.retired:
+        if (
+            ask
+            or wanted.known
+            or wanted.entries
+            or wanted.pages
+            or wanted.envelopes
+            or wanted.dead
+            or wanted.retired
+        ):
             more = self._limits.disk_resume_bytes if self._disk_full and ask else 0
             room, facts = await self.in_store(self._look, ask + more, wanted)
         if need:
@@ -265,7 +327,9 @@ class Engine:
         return effects
 
     def _write(self, effects: Effects) -> Proofs:
-        """In the store's thread: the commit with its entry in the signed log; proofs for those who published."""
+        """In the store's thread: the commit with its entry in the signed log; proofs for those
+        who published.
+        """
         proofs = NO_PROOFS
         if self.audit is not None:
             effects.changes.log, proofs = self.audit.entry(effects, self._clock_ms())
@@ -284,18 +348,28 @@ class Engine:
         if full != self._disk_full:
             self._disk_full = full
             log.warning(
-                "The disk is full: publishes are refused" if full else "The disk has room again: publishes are taken"
+                "The disk is full: publishes are refused"
+                if full
+                else "The disk has room again: publishes are taken"
             )
 
     def _look(self, need: int, wanted: Wanted) -> tuple[bool, Facts]:
-        """In the store's thread: is there room for so many bytes, and what does the batch want to know?"""
-        return not need or self._store.room(need), self._store.facts(wanted, self._limits.page_entries)
+        """In the store's thread: is there room for so many bytes, and what does the batch want
+        to know?
+        """
+        return not need or self._store.room(need), self._store.facts(
+            wanted, self._limits.page_entries
+        )
 
     def _refuse_publishes(self, batch: list[AnyCommand], error: CipherBoxError) -> list[AnyCommand]:
-        """No room on the disk, or a drain: publishes are refused before they touch the core; all else goes on."""
+        """No room on the disk, or a drain: publishes are refused before they touch the core; all
+        else goes on.
+        """
         for command in batch:
             if isinstance(command, m.Publish):
-                self._answer(command.connection, [Failed(item.correlation, error) for item in command.items])
+                self._answer(
+                    command.connection, [Failed(item.correlation, error) for item in command.items]
+                )
         return [c for c in batch if not isinstance(c, m.Publish)]
 
     def _distribute(self, effects: Effects, batch: Sequence[AnyCommand]) -> None:
@@ -321,7 +395,11 @@ class Engine:
 
     def _remember(self, effects: Effects, log_entry: int) -> None:
         changes = effects.changes
-        handed = {entry.number for run in effects.handed for entry in run.entries} if changes.envelopes else set()
+        handed = (
+            {entry.number for run in effects.handed for entry in run.entries}
+            if changes.envelopes
+            else set()
+        )
         for number, _, _, incoming in changes.envelopes:
             self.bodies.put(number, log_entry, incoming.body, handed=number in handed)  # type: ignore[arg-type]
         for number, incoming in changes.replaced:
@@ -329,7 +407,9 @@ class Engine:
         for number in changes.finished:
             self.bodies.drop(number)
 
-    def _answer(self, connection: int, answers: Sequence[Answer], proof: Proof | None = None) -> None:
+    def _answer(
+        self, connection: int, answers: Sequence[Answer], proof: Proof | None = None
+    ) -> None:
         if connection == 0:
             for answer in answers:
                 call = self._calls.get(answer.correlation)
@@ -349,7 +429,7 @@ class Engine:
                     count_handed(self.counts, answer.entries)
                     peer.fetched(answer)
 
-    # -- after a failure ----------------------------------------------------------------------------------------
+    # -- after a failure ---------------------------------------------------------------------------
 
     async def _recover(self, batch: Sequence[AnyCommand], error: CipherBoxError) -> None:
         """Memory may be ahead of the disk: refuse, close, load again."""
@@ -360,7 +440,9 @@ class Engine:
             self._full_until = trio.current_time() + FULL_PAUSE_S
         for command in batch:
             if isinstance(command, m.Publish):
-                self._answer(command.connection, [Failed(item.correlation, error) for item in command.items])
+                self._answer(
+                    command.connection, [Failed(item.correlation, error) for item in command.items]
+                )
             elif isinstance(command, m.Command):
                 self._answer(command.connection, [Failed(command.correlation, error)])
         away = GoingAway("HQ's store failed and HQ starts over; connect again")
@@ -378,7 +460,10 @@ class Engine:
         if self.audit is not None:
             self.audit.load(stored, history)
         if history != self.history:
-            log.critical("The store went back in time: confirmed messages may be lost; clients send them again")
+            log.critical(
+                "The store went back in time: confirmed messages may be lost; clients send them "
+                "again"
+            )
             self.history = history
             for peer in self._peers.values():  # they came meanwhile, and were told the old one
                 peer.end(away)

@@ -48,7 +48,9 @@ def now_ms() -> int:
 
 
 def _check_key(store: Store, key: bytes, file: Path) -> None:
-    """The first key a database sees is its key.  Another one would make what is in it unreadable, piece by piece."""
+    """The first key a database sees is its key.  Another one would make what is in it
+    unreadable, piece by piece.
+    """
     aead = ChaCha20Poly1305(key)
     known = store.get_setting(_KEY_CHECK)
     if known is None:
@@ -59,19 +61,24 @@ def _check_key(store: Store, key: bytes, file: Path) -> None:
         aead.decrypt(known[:12], known[12:], _KEY_CHECK.encode())
     except InvalidTag:
         raise ConfigError(
-            f"{file} is not the key this database was encrypted with; restore the file from your backup"
+            f"{file} is not the key this database was encrypted with; restore the file from your "
+            "backup"
         ) from None
 
 
 class HQ:
     """The composition: one of each, made in the order in which they need each other."""
 
-    def __init__(self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = now_ms) -> None:
+    def __init__(
+        self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = now_ms
+    ) -> None:
         self.config = config
         self.store = store
         self.clock_ms = clock_ms
         self.trust = Trust(config, store)
-        log_key = load_key(config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file))
+        log_key = load_key(
+            config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file)
+        )
         self._log_signer = log_key
         self.log_key = certified(log_key, self.trust.server_key)
         self.context = self.trust.material.context()
@@ -79,21 +86,33 @@ class HQ:
         key = secret_key(config.encryption.database_key_file)
         _check_key(store, key, config.encryption.database_key_file)
         self.directory = Directory(store, self.trust, key, self.engine)
-        self.enrolments = Enrolments(store, self.engine, self.trust, config.limits, config.server.address)
+        self.enrolments = Enrolments(
+            store, self.engine, self.trust, config.limits, config.server.address
+        )
         self.carried = CaExchange(self)
         self.certificate = OwnCertificate(self)
         self.lists = RevocationLists(self)
         self.budgets = Budgets(config.limits)
-        self.key_requests = Rate(config.limits.key_requests_per_minute, "requests for keys and certificates")
+        self.key_requests = Rate(
+            config.limits.key_requests_per_minute, "requests for keys and certificates"
+        )
         self.enrol_attempts = Rate(config.limits.enrol_attempts_per_minute, "enrolment attempts")
-        self.prekey_requests = Rate(config.limits.prekey_requests_per_minute, "requests for prekeys")
+        self.prekey_requests = Rate(
+            config.limits.prekey_requests_per_minute, "requests for prekeys"
+        )
         of_one = Rate(config.limits.prekeys_of_one_per_minute, "one-time prekeys of one client")
         self.prekeys = PrekeyService(
-            store, self.directory, self.trust, lambda client: self.engine.broker.totals.most(client, PREKEYS), of_one,
+            store,
+            self.directory,
+            self.trust,
+            lambda client: self.engine.broker.totals.most(client, PREKEYS),
+            of_one,
             self.engine.in_store,
-        )  # fmt: skip
+        )
         self.memory = BackPressure(config.limits)
-        self.lobby = UnauthenticatedConnections(config.limits.greeting_per_address, config.limits.greeting)
+        self.lobby = UnauthenticatedConnections(
+            config.limits.greeting_per_address, config.limits.greeting
+        )
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
         self._deserted = trio.Event()
@@ -117,14 +136,18 @@ class HQ:
         return found
 
     def reload(self) -> list[Difference]:
-        """Reads settings and certificates again; ConfigError says what is wrong, and then nothing has changed."""
+        """Reads settings and certificates again; ConfigError says what is wrong, and then
+        nothing has changed.
+        """
         try:
             return reload(self)
         except CipherBoxError as error:
             log.error("Settings and certificates stay as they were", extra={"error": str(error)})
             raise
 
-    def take_over(self, config: ServerConfig, material: Credentials, context: ssl.SSLContext) -> None:
+    def take_over(
+        self, config: ServerConfig, material: Credentials, context: ssl.SSLContext
+    ) -> None:
         """What a reload found; nothing here can fail."""
         self.config, self.context = config, context
         self.trust.adopt(material)
@@ -133,7 +156,9 @@ class HQ:
         self.enrolments.address = config.server.address
 
     def admit(self, certificate: x509.Certificate) -> tuple[str, str]:
-        """Client id and role of who shows this certificate; HqRevoked or CredentialsError; Busy: not now."""
+        """Client id and role of who shows this certificate; HqRevoked or CredentialsError; Busy:
+        not now.
+        """
         if self.lists.condemned:
             raise HqRevoked(self.lists.condemned)
         client = self.trust.identify(certificate)
@@ -163,7 +188,11 @@ class HQ:
         limits = self.config.limits
         if len(self.sessions) >= limits.connections:
             return False
-        most = limits.connections_per_client if session.client else max(1, limits.connections // _ANONYMOUS_SHARE)
+        most = (
+            limits.connections_per_client
+            if session.client
+            else max(1, limits.connections // _ANONYMOUS_SHARE)
+        )
         if self._per_client[session.client] >= most:
             return False
         if not session.client:
@@ -204,8 +233,12 @@ class HQ:
         found = sorted(self.sessions, key=lambda s: s.connection)
         return [
             {
-                "name": s.client, "connection": s.connection, "role": s.role, "remote": s.remote,
-                "connected_at": s.connected_at, "asked_at": s.asked_at,
+                "name": s.client,
+                "connection": s.connection,
+                "role": s.role,
+                "remote": s.remote,
+                "connected_at": s.connected_at,
+                "asked_at": s.asked_at,
             }
             for s in found
-        ]  # fmt: skip
+        ]

@@ -1,4 +1,6 @@
-"""What HQ puts into its signed log beside commits: revocations and an admin's word, each with its proof kept."""
+"""What HQ puts into its signed log beside commits: revocations and an admin's word, each with
+its proof kept.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,29 @@ from cipherbox.store.port import Store
 if TYPE_CHECKING:
     from cipherbox.server.engine import Engine
 
-REVOKED = "log-revoked/"  # and a serial number: a setting with the payload's length, the payload and the proof
+# and a serial number: a setting with the payload's length, the payload and the proof
+REVOKED = "log-revoked/"
 LENGTH = 4
 
 
-async def note(engine: Engine, store: Store, kind: int, payload: bytes, names: Sequence[str]) -> None:
+async def note(
+    engine: Engine, store: Store, kind: int, payload: bytes, names: Sequence[str]
+) -> None:
     proof = await engine.note(kind, payload)
     value = len(payload).to_bytes(LENGTH, "big") + payload + proof
     for name in names:
         await engine.in_store(store.put_setting, name, value)
 
 
-async def note_revocation(engine: Engine, store: Store, client: str, serials: Sequence[str]) -> None:
-    """Puts a revocation into the log, before any list that names it is published: its place there decides."""
-    fresh = [s for s in serials if await engine.in_store(store.get_setting, REVOKED + s.lower()) is None]
+async def note_revocation(
+    engine: Engine, store: Store, client: str, serials: Sequence[str]
+) -> None:
+    """Puts a revocation into the log, before any list that names it is published: its place
+    there decides.
+    """
+    fresh = [
+        s for s in serials if await engine.in_store(store.get_setting, REVOKED + s.lower()) is None
+    ]
     if fresh:
         payload = orjson.dumps({"client": client, "serials": fresh})
         await note(engine, store, format.REVOKED, payload, [REVOKED + s.lower() for s in fresh])

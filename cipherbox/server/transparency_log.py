@@ -1,17 +1,19 @@
-"""Makes HQ's signed log: one entry for each commit, a leaf of one append-only tree; `envelope.log` has the format.
+"""Makes HQ's signed log: one entry for each commit, a leaf of one append-only tree; `envelope.log`
+has the format.
 
-The key is HQ's own (Ed25519), made at the first start, encrypted under the service key, and certified by HQ's TLS key,
-so that a client knows it from the connection.  `entry` only makes; `committed` moves on.  After a failed commit nothing
-has moved, and the next commit takes the same index.
+The key is HQ's own (Ed25519), made at the first start, encrypted under the service key, and
+certified by HQ's TLS key, so that a client knows it from the connection.  `entry` only makes;
+`committed` moves on.  After a failed commit nothing has moved, and the next commit takes the same
+index.
 
-The tree's right edge is in memory; the hashes of perfect subtrees lie in the store with the entry that completes them.
-So a commit adds one row, and a proof costs O(log n) reads.
+The tree's right edge is in memory; the hashes of perfect subtrees lie in the store with the entry
+that completes them.  So a commit adds one row, and a proof costs O(log n) reads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +51,9 @@ def load_key(path: Path, service_key: bytes) -> nacl.signing.SigningKey:
     try:
         return nacl.signing.SigningKey(aead.decrypt(data[:12], data[12:], _KEY_USE))
     except (InvalidTag, ValueError):
-        raise ConfigError(f"{path} cannot be read with this service key; restore both from your backup") from None
+        raise ConfigError(
+            f"{path} cannot be read with this service key; restore both from your backup"
+        ) from None
 
 
 def certified(key: nacl.signing.SigningKey, server_key: pki.PrivateKey) -> bytes:
@@ -63,11 +67,14 @@ class Stored(NamedTuple):
 
     last: LogRow | None
     edge: Sequence[bytes]  # hashes of the perfect subtrees the tree consists of
-    old: tuple[int, bytes]  # of the log before 0.6: its newest entry, and the hash of its head; 0: there was none
+    # of the log before 0.6: its newest entry, and the hash of its head; 0: there was none
+    old: tuple[int, bytes]
 
 
 class Proofs(NamedTuple):
-    """Of one commit: for each CONFIRM of a connection, in order, and for each note, by its correlation."""
+    """Of one commit: for each CONFIRM of a connection, in order, and for each note, by its
+    correlation.
+    """
 
     confirms: dict[int, list[bytes]]
     notes: dict[int, bytes]
@@ -116,7 +123,9 @@ class TransparencyLog:
         return self.newest(now_ms)[1]
 
     def newest(self, now_ms: int) -> tuple[int, bytes]:
-        """The number of entries, and the head that is signed over them now: what a proof can lead to."""
+        """The number of entries, and the head that is signed over them now: what a proof can
+        lead to.
+        """
         state = self._state
         at = max(now_ms, state.last.at if state.last is not None else 0)
         return state.edge.size, self._checkpoint(state.edge.size, state.root, at)
@@ -153,15 +162,23 @@ class TransparencyLog:
         record = format.Record(index, at, tree.merkle_root(roots), len(groups)).encode()
         path = edge.path()
         nodes = edge.append(tree.leaf_hash(record))
-        row = LogRow(index, at, record, format.encode_groups(groups), b"".join(nodes), self._incarnation)
+        row = LogRow(
+            index, at, record, format.encode_groups(groups), b"".join(nodes), self._incarnation
+        )
         root = edge.root()
         self._next = _State(edge, root, row, state.old)
         if not confirms and not notes:
             return row, NO_PROOFS
         checkpoint = self._checkpoint(index, root, at)
-        prove: Callable[[int], bytes] = lambda group: format.make_proof(record, roots, group, path, checkpoint)  # noqa: E731
+
+        def prove(group: int) -> bytes:
+            return format.make_proof(record, roots, group, path, checkpoint)
+
         proofs = Proofs(
-            {connection: [prove(group) for group in found] for connection, found in confirms.items()},
+            {
+                connection: [prove(group) for group in found]
+                for connection, found in confirms.items()
+            },
             {correlation: prove(group) for correlation, group in notes.items()},
         )
         return row, proofs
@@ -179,9 +196,10 @@ class TransparencyLog:
         found: dict[str, object] = {"incarnation": self._incarnation.hex()}
         if state.last is not None:
             found["after"] = {
-                "origin": origin_of(self.public, state.last.incarnation), "size": state.edge.size,
+                "origin": origin_of(self.public, state.last.incarnation),
+                "size": state.edge.size,
                 "root": state.root.hex(),
-            }  # fmt: skip
+            }
         elif state.old[0]:
             found["old_log"] = {"entries": state.old[0], "head": state.old[1].hex()}
         return format.Group(format.BEGUN, orjson.dumps(found))
@@ -191,7 +209,9 @@ def read_stored(store: Store) -> Stored:
     """What the store holds of the log."""
     last, old = store.last_log(), store.last_old_log()
     edge = store.log_nodes(tree.edge_nodes(last.index)) if last is not None else []
-    return Stored(last, edge, (old.index, head_hash(old.head, old.signature)) if old is not None else (0, b""))
+    return Stored(
+        last, edge, (old.index, head_hash(old.head, old.signature)) if old is not None else (0, b"")
+    )
 
 
 def _events(effects: Effects, *, empty: bool) -> list[format.Group]:
@@ -202,16 +222,24 @@ def _events(effects: Effects, *, empty: bool) -> list[format.Group]:
         marks += [(e.queue, e.seq, e.seq, e.client) for e in changes.entries if e.delivered_at]
         found.append((format.DELIVERED, _runs(marks)))
     if changes.acked:
-        found.append((format.ACKNOWLEDGED, _runs([(m.queue, m.first, m.last, m.client) for m in changes.acked])))
+        found.append(
+            (
+                format.ACKNOWLEDGED,
+                _runs([(m.queue, m.first, m.last, m.client) for m in changes.acked]),
+            )
+        )
     if changes.dead:
-        found.append((format.DEAD, [[d.queue, d.seq, d.number, d.reason, d.by] for d in changes.dead]))
+        found.append(
+            (format.DEAD, [[d.queue, d.seq, d.number, d.reason, d.by] for d in changes.dead])
+        )
     dropped = [[d.queue, d.seq, d.number, d.by] for d in changes.settled if d.how == DROPPED]
     if dropped:
         found.append((format.DROPPED, dropped))
     if effects.acts:
         found.append((format.ACTS, [[a.by, a.what, a.detail] for a in effects.acts]))
     if not found and empty:
-        found.append((format.ACTS, []))  # counters and the like: the commit has its entry all the same
+        # counters and the like: the commit has its entry all the same
+        found.append((format.ACTS, []))
     return [format.Group(kind, orjson.dumps(value)) for kind, value in found]
 
 
@@ -220,7 +248,12 @@ def _runs(marks: list[tuple[str, int, int, str]]) -> list[list[object]]:
     out: list[list[object]] = []
     for queue, first, last, client in marks:
         before = out[-1] if out else None
-        if before is not None and before[0] == queue and before[2] == first - 1 and before[3] == client:
+        if (
+            before is not None
+            and before[0] == queue
+            and before[2] == first - 1
+            and before[3] == client
+        ):
             before[2] = last
         else:
             out.append([queue, first, last, client])

@@ -1,10 +1,13 @@
-"""Everything a store holds, as rows that do not depend on the database: what copies, backups and restores are made of.
+"""Everything a store holds, as rows that do not depend on the database: what copies, backups and
+restores are made of.
 
-A table here is a name and its columns with their kinds: `8`, `4`, `2` integers of so many bytes, `t` text, `b` bytes,
-`u` an id of 16 bytes, `T` a time in ms since 1970 (0: none).  Rows are tuples in the order of the columns.  Each row of
-`entries` carries what its database may keep beside it and not inside it; bodies come last, one row for each.
+A table here is a name and its columns with their kinds: `8`, `4`, `2` integers of so many bytes,
+`t` text, `b` bytes, `u` an id of 16 bytes, `T` a time in ms since 1970 (0: none).  Rows are tuples
+in the order of the columns.  Each row of `entries` carries what its database may keep beside it and
+not inside it; bodies come last, one row for each.
 
-Copies are compared by count and digest of each table: the sum of the rows' SHA-256, so the order does not matter.
+Copies are compared by count and digest of each table: the sum of the rows' SHA-256, so the order
+does not matter.
 """
 
 from __future__ import annotations
@@ -24,14 +27,25 @@ TABLES: dict[str, str] = {
     "settings": "name:t value:b",
     "clients": "name:t role:t added_at:8 revoked_at:8 reason:t",
     "exchanges": "name:t type:2",
-    "queues": "queue_no:4 name:t owner:t readers:t depth:8 bytes:8 first:8 next:8 dropped:2 ttl_s:8 max_length:8",
+    "queues": (
+        "queue_no:4 name:t owner:t readers:t depth:8 bytes:8 first:8 next:8 dropped:2 ttl_s:8 "
+        "max_length:8"
+    ),
     "bindings": "exchange:t queue:t routing_key:t",
     "grants": "client:t right:t resource:t",
-    "envelopes": "number:8 sender:t envelope_id:u generation:8 messages:4 envelope_hash:b exchange:t routing_key:t "
-    "sealed_at:8 expires_at:8 accepted_at:T fan:4 bytes:8 commitment:b log_entry:8",
-    "entries": "queue_no:4 seq:8 number:8 accepted_at:T state:2 attempts:4 delivered_at:T acknowledged_at:T client:t "
-    "bytes:8 fan:4 expires_at:8 sender:t envelope_id:u",
-    "dead_letters": "queue_no:4 seq:8 number:8 accepted_at:T at:8 reason:t by:t settled:t settled_at:8 settled_by:t",
+    "envelopes": (
+        "number:8 sender:t envelope_id:u generation:8 messages:4 envelope_hash:b exchange:t "
+        "routing_key:t sealed_at:8 expires_at:8 accepted_at:T fan:4 bytes:8 commitment:b "
+        "log_entry:8"
+    ),
+    "entries": (
+        "queue_no:4 seq:8 number:8 accepted_at:T state:2 attempts:4 delivered_at:T "
+        "acknowledged_at:T client:t bytes:8 fan:4 expires_at:8 sender:t envelope_id:u"
+    ),
+    "dead_letters": (
+        "queue_no:4 seq:8 number:8 accepted_at:T at:8 reason:t by:t settled:t settled_at:8 "
+        "settled_by:t"
+    ),
     "senders": "sender:t highest:b",
     "usage": "sender:t queue:t bytes:8 envelopes:8",
     "client_limits": "client:t what:t most:8",
@@ -39,8 +53,10 @@ TABLES: dict[str, str] = {
     "bundles": "client:t sequence:8 bundle_hash:b ciphertext:t nonce:t tag:t added_at:8 ends_at:8",
     "prekey_offers": "client:t signed:b",
     "prekeys": "client:t number:8 once:b",
-    "enrolments": "secret_hash:b client:t role:t approve:2 created_at:8 expires_at:8 state:t csr:b number:t chain:b "
-    "replaces:2",
+    "enrolments": (
+        "secret_hash:b client:t role:t approve:2 created_at:8 expires_at:8 state:t csr:b "
+        "number:t chain:b replaces:2"
+    ),
     "certificates": "serial:t client:t issued_at:8 expires_at:8 revoked_at:8 der:b",
     "old_log": "entry:8 at:8 head:b signature:b body:b",
     "log": "entry:8 at:8 record:b nodes:b incarnation:b body:b",
@@ -54,7 +70,9 @@ BATCH_BYTES = 8 * 1024 * 1024
 
 def columns(table: str) -> list[tuple[str, str]]:
     """(name, kind) of a table's columns."""
-    return [(name, kind) for name, _, kind in (part.partition(":") for part in TABLES[table].split())]
+    return [
+        (name, kind) for name, _, kind in (part.partition(":") for part in TABLES[table].split())
+    ]
 
 
 class Sum(NamedTuple):
@@ -67,7 +85,8 @@ class Sum(NamedTuple):
 class Source(Protocol):
     """A database as it was at one moment, whatever happens to it meanwhile."""
 
-    def rows(self, table: str) -> Iterator[list[Row]]: ...  # in batches; envelopes, entries and log in their order
+    # in batches; envelopes, entries and log in their order
+    def rows(self, table: str) -> Iterator[list[Row]]: ...
 
     def close(self) -> None: ...
 
@@ -86,7 +105,11 @@ class _Adder:
         for row in rows:
             digest = hashlib.sha256()
             for value in row:
-                raw = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else orjson.dumps(value)
+                raw = (
+                    bytes(value)
+                    if isinstance(value, bytes | bytearray | memoryview)
+                    else orjson.dumps(value)
+                )
                 digest.update(len(raw).to_bytes(8, "big"))
                 digest.update(raw)
             self._sum += int.from_bytes(digest.digest(), "big")
@@ -105,7 +128,8 @@ class Nowhere:
 
 
 def copy(source: Source, sink: Sink, tell: Tell = lambda _, __: None) -> dict[str, Sum]:
-    """Copies all tables; what went over.  Damaged when a body does not match its hash: nothing is passed on as whole.
+    """Copies all tables; what went over.  Damaged when a body does not match its hash: nothing is
+    passed on as whole.
 
     ``tell(table, rows)`` is called as it goes.
     """

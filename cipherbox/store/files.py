@@ -1,5 +1,6 @@
-"""The seam between a store and the disk: every file a store writes goes through one `Files`, so that a test can make
-any of these calls fail, and a layer that forgets what was not synced can stand in for a power cut.
+"""The seam between a store and the disk: every file a store writes goes through one `Files`, so
+that a test can make any of these calls fail, and a layer that forgets what was not synced can stand
+in for a power cut.
 
 Methods raise OSError; the store says what that means to HQ.
 """
@@ -15,8 +16,8 @@ from pathlib import Path
 from cipherbox import portable
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
-# What reading a file that is gone, or that the disk cannot give back, says.  Anything else (too many open files, no
-# permission) may be over soon and must not pass for damage.
+# What reading a file that is gone, or that the disk cannot give back, says.  Anything else (too
+# many open files, no permission) may be over soon and must not pass for damage.
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})
 
 
@@ -24,7 +25,9 @@ class Files:
     """The real disk."""
 
     def write_synced(self, path: Path, parts: Iterable[bytes]) -> None:
-        """Writes a file that is not there yet and syncs it; its directory is synced by `sync_directory`."""
+        """Writes a file that is not there yet and syncs it; its directory is synced by
+        `sync_directory`.
+        """
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
         try:
             for part in parts:
@@ -49,7 +52,9 @@ class Files:
         self.sync_directory(target.parent)
 
     def read(self, path: Path, at: int, size: int) -> bytes | None:
-        """Up to ``size`` bytes from ``at``; None if the file is gone or its place on the disk cannot be read."""
+        """Up to ``size`` bytes from ``at``; None if the file is gone or its place on the disk
+        cannot be read.
+        """
         try:
             with path.open("rb") as file:
                 size = min(size, os.fstat(file.fileno()).st_size - at)

@@ -1,8 +1,8 @@
 """The signed log as a store keeps it: one text for every store, as in `registry`.
 
-An entry's row holds its record, its body, and the hashes of the perfect subtrees it completes.  So node (level, index)
-of the tree lies in one known row, and a proof reads O(log n) rows by their key.  Retention empties records and bodies;
-the hashes stay, since a proof of an old head may need them.
+An entry's row holds its record, its body, and the hashes of the perfect subtrees it completes.  So
+node (level, index) of the tree lies in one known row, and a proof reads O(log n) rows by their key.
+Retention empties records and bodies; the hashes stay, since a proof of an old head may need them.
 """
 
 from __future__ import annotations
@@ -48,17 +48,23 @@ class LogTable(ABC):
             part = wanted[at : at + _PAGE]
             part += part[-1:] * (_PAGE - len(part))  # one statement, prepared once
             found.update((row[0], bytes(row[1])) for row in self._rows(_NODES, part))
-        hashes = [found.get((i + 1) << level, b"")[_HASH * level : _HASH * (level + 1)] for level, i in nodes]
+        hashes = [
+            found.get((i + 1) << level, b"")[_HASH * level : _HASH * (level + 1)]
+            for level, i in nodes
+        ]
         if any(len(one) != _HASH for one in hashes):
             raise Damaged("an entry of the signed log is missing from the store; restore a backup")
         return hashes
 
     def first_of(self, incarnation: bytes) -> int:
-        """The first entry that was written in the newest incarnation of the store, if it is this one; else 0."""
+        """The first entry that was written in the newest incarnation of the store, if it is this
+        one; else 0.
+        """
         last = self.last_log()
         if last is None or last.incarnation != incarnation:
             return 0
-        low, high = 1, last.index  # incarnations follow each other: what is sought is where the last one begins
+        # incarnations follow each other: what is sought is where the last one begins
+        low, high = 1, last.index
         while low < high:
             middle = (low + high) // 2
             (found,) = self._rows("SELECT incarnation FROM log WHERE entry = ?", (middle,))[0]
@@ -73,7 +79,14 @@ class LogTable(ABC):
         rows: list[OldLogRow] = self._paged(_OLD_ENTRIES, _old_row, after, most, size_bytes)
         return rows
 
-    def _paged(self, query: str, made: Callable[[Sequence[Any]], Any], after: int, most: int, size_bytes: int) -> Any:
+    def _paged(
+        self,
+        query: str,
+        made: Callable[[Sequence[Any]], Any],
+        after: int,
+        most: int,
+        size_bytes: int,
+    ) -> Any:
         found: list[Any] = []
         while most > 0:
             rows = self._rows(query, (after, min(most, _PAGE)))
@@ -95,15 +108,21 @@ def first_kept(run: Run) -> int:
 
 
 def drop_old(run: Run, cutoff: int, most: int) -> int:
-    """Empties entries older than the cutoff, at most so many, and drops those of the old log; the next that is kept.
+    """Empties entries older than the cutoff, at most so many, and drops those of the old log; the
+    next that is kept.
 
     The newest entry stays.
     """
     first = first_kept(run)
-    rows = run("SELECT entry, at FROM log WHERE entry >= ? ORDER BY entry LIMIT ?", (first, most + 1))
+    rows = run(
+        "SELECT entry, at FROM log WHERE entry >= ? ORDER BY entry LIMIT ?", (first, most + 1)
+    )
     old = [entry for entry, at in rows[: len(rows) - 1] if at < cutoff]
     if old:
-        run("UPDATE log SET record = ?, body = ? WHERE entry BETWEEN ? AND ?", (b"", b"", old[0], old[-1]))
+        run(
+            "UPDATE log SET record = ?, body = ? WHERE entry BETWEEN ? AND ?",
+            (b"", b"", old[0], old[-1]),
+        )
         first = old[-1] + 1
     rows = run("SELECT entry, at FROM old_log ORDER BY entry LIMIT ?", (most + 1,))
     gone = [entry for entry, at in rows[: len(rows) - 1] if at < cutoff]

@@ -1,16 +1,18 @@
 """The store port: everything HQ asks of a database, and what it may rely on.
 
 Rules every store keeps, and the one store suite checks.
-1. `commit` is all or nothing and durable when it returns: it survives SIGKILL and a power cut.  On any error nothing
-   of it took effect, or the store says `StoreUnavailable` and the caller reloads.
-2. `commit` with an epoch other than the one `open` gave raises `Fenced` and writes nothing; so does every write after
-   another process opened the store.
-3. A body read back is checked against its stored hash: a damaged or missing one is returned as None, never as bytes.
-4. Nothing that is unacknowledged is ever deleted.  The entry of the signed log in `changes` is written in the same
-   transaction, and no entry is written twice.
-5. Numbers that clients choose have up to 64 bits; one that the database cannot hold is kept as the largest it can.
-6. Calls come from one thread at a time, but for `read_bodies`, which comes from a second one while others are under
-   way.  No method keeps a reference to its arguments.
+1. `commit` is all or nothing and durable when it returns: it survives SIGKILL and a power cut.  On
+   any error nothing of it took effect, or the store says `StoreUnavailable` and the caller reloads.
+2. `commit` with an epoch other than the one `open` gave raises `Fenced` and writes nothing; so does
+   every write after another process opened the store.
+3. A body read back is checked against its stored hash: a damaged or missing one is returned as
+   None, never as bytes.
+4. Nothing that is unacknowledged is ever deleted.  The entry of the signed log in `changes` is
+   written in the same transaction, and no entry is written twice.
+5. Numbers that clients choose have up to 64 bits; one that the database cannot hold is kept as the
+   largest it can.
+6. Calls come from one thread at a time, but for `read_bodies`, which comes from a second one while
+   others are under way.  No method keeps a reference to its arguments.
 
 `StoreUnavailable` and `DiskFull` are retryable and leave what was committed as it was.
 """
@@ -22,11 +24,21 @@ from typing import NamedTuple, Protocol
 
 import attrs
 
-from cipherbox.broker.model import Changes, Cutoffs, EntryState, Facts, LogRow, OldLogRow, Snapshot, Wanted
+from cipherbox.broker.model import (
+    Changes,
+    Cutoffs,
+    EntryState,
+    Facts,
+    LogRow,
+    OldLogRow,
+    Snapshot,
+    Wanted,
+)
 from cipherbox.store.copying import Row
 
-# A setting with random bytes: another value means that commits were lost (a backup was restored, or a standby promoted
-# that lagged behind), and that clients must send again what they cannot be sure of.
+# A setting with random bytes: another value means that commits were lost (a backup was restored, or
+# a standby promoted that lagged behind), and that clients must send again what they cannot be sure
+# of.
 HISTORY = "history"
 
 
@@ -81,7 +93,9 @@ class TraceRow(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """What the record says of an envelope's newest generation; ``entry`` of the signed log says so, 0: an old one."""
+    """What the record says of an envelope's newest generation; ``entry`` of the signed log says
+    so, 0: an old one.
+    """
 
     generation: int
     accepted_at: int
@@ -90,7 +104,9 @@ class Acceptance(NamedTuple):
 
 
 class Body(NamedTuple):
-    """An envelope that waits: ``log_entry`` says that it was accepted (0: none of this log), and its bytes."""
+    """An envelope that waits: ``log_entry`` says that it was accepted (0: none of this log), and
+    its bytes.
+    """
 
     log_entry: int
     data: bytes
@@ -104,7 +120,9 @@ class TraceReport(NamedTuple):
 
 
 class Store(Protocol):
-    """See the module's rules.  Every method may block on the disk; the server calls them in the store's thread."""
+    """See the module's rules.  Every method may block on the disk; the server calls them in the
+    store's thread.
+    """
 
     epoch: int
     synced_s: float  # seconds that commits of this process have waited for stable storage
@@ -123,11 +141,14 @@ class Store(Protocol):
     # The signed log; `logtable` has it for every store.
     def last_log(self) -> LogRow | None: ...  # the newest entry
 
-    def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]: ...  # in order, at least one if there is one
+    # in order, at least one if there is one
+    def log(self, after: int, most: int, size_bytes: int) -> list[LogRow]: ...
 
-    def log_nodes(self, nodes: Sequence[tuple[int, int]]) -> list[bytes]: ...  # of its tree: (level, index)
+    # of its tree: (level, index)
+    def log_nodes(self, nodes: Sequence[tuple[int, int]]) -> list[bytes]: ...
 
-    def first_of(self, incarnation: bytes) -> int: ...  # its first entry, if it is the newest incarnation; else 0
+    # its first entry, if it is the newest incarnation; else 0
+    def first_of(self, incarnation: bytes) -> int: ...
 
     def last_old_log(self) -> OldLogRow | None: ...
 
@@ -135,9 +156,11 @@ class Store(Protocol):
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None: ...
 
-    def older_than(self, cutoffs: Cutoffs) -> bool: ...  # whether a commit with these cutoffs would drop something
+    # whether a commit with these cutoffs would drop something
+    def older_than(self, cutoffs: Cutoffs) -> bool: ...
 
-    # Rows of dead letters (keys in the manual page `broker`), oldest first, and the cursor of the next page.
+    # Rows of dead letters (keys in the manual page `broker`), oldest first, and the cursor of the
+    # next page.
     def dead_letters(
         self, queue: str, after: str, most: int, settled: bool
     ) -> tuple[list[dict[str, object]], str]: ...
@@ -155,8 +178,9 @@ class Store(Protocol):
 
     def bundle_by_hash(self, bundle_hash: bytes) -> BundleRow | None: ...
 
-    # Prekeys of a client: replaces the signed part if there is one, adds one-time parts (number, bytes), at most
-    # ``most`` in all (Conflict); ``drop``: those from before go first.  How many one-time parts it has now.
+    # Prekeys of a client: replaces the signed part if there is one, adds one-time parts (number,
+    # bytes), at most ``most`` in all (Conflict); ``drop``: those from before go first.  How many
+    # one-time parts it has now.
     def put_prekeys(
         self, client: str, signed: bytes, once: Sequence[tuple[int, bytes]], most: int, drop: bool
     ) -> int: ...
@@ -168,7 +192,8 @@ class Store(Protocol):
 
     def enrolment(self, secret_hash: bytes) -> Enrolment | None: ...
 
-    def enrolments(self, states: Sequence[str], client: str = "") -> list[Enrolment]: ...  # of one client, or of all
+    # of one client, or of all
+    def enrolments(self, states: Sequence[str], client: str = "") -> list[Enrolment]: ...
 
     def put_certificate(self, row: CertificateRow) -> None: ...
 
@@ -180,12 +205,15 @@ class Store(Protocol):
 
     def put_setting(self, name: str, value: bytes) -> None: ...
 
-    def room(self, size_bytes: int) -> bool: ...  # for so many bytes of publishes, the reserve left alone
+    # for so many bytes of publishes, the reserve left alone
+    def room(self, size_bytes: int) -> bool: ...
 
     def free_bytes(self) -> int: ...
 
-    def fill(self, table: str, rows: Sequence[Row]) -> None: ...  # see `copying`: into an empty store
+    # see `copying`: into an empty store
+    def fill(self, table: str, rows: Sequence[Row]) -> None: ...
 
-    def renew(self) -> None: ...  # every few seconds: this process still writes; Fenced when another one does
+    # every few seconds: this process still writes; Fenced when another one does
+    def renew(self) -> None: ...
 
     def close(self) -> None: ...

@@ -1,6 +1,8 @@
-"""Bundles, enrolments, certificates and settings: rare rows, each written in a transaction of its own.
+"""Bundles, enrolments, certificates and settings: rare rows, each written in a transaction of its
+own.
 
-One text for every store: statements that SQLite and PostgreSQL both take, values bound where the `?` stand.
+One text for every store: statements that SQLite and PostgreSQL both take, values bound where the
+`?` stand.
 """
 
 from __future__ import annotations
@@ -55,7 +57,10 @@ class Registry(LogTable):
         values = (*head, _text(ciphertext), _text(nonce), _text(tag), added_at, min(ends_at, _MOST))
 
         def work() -> None:
-            if self._rows("SELECT 1 FROM bundles WHERE client = ? AND sequence = ?", (row.client, row.sequence)):
+            if self._rows(
+                "SELECT 1 FROM bundles WHERE client = ? AND sequence = ?",
+                (row.client, row.sequence),
+            ):
                 raise Conflict(f"{row.client} has a key bundle of number {row.sequence} already")
             self._rows("INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
@@ -66,7 +71,9 @@ class Registry(LogTable):
         return [_bundle(row) for row in self._rows(query, (client, min(after, _MOST), most))]
 
     def newest_bundle(self, client: str) -> BundleRow | None:
-        rows = self._rows("SELECT * FROM bundles WHERE client = ? ORDER BY sequence DESC LIMIT 1", (client,))
+        rows = self._rows(
+            "SELECT * FROM bundles WHERE client = ? ORDER BY sequence DESC LIMIT 1", (client,)
+        )
         return _bundle(rows[0]) if rows else None
 
     def bundle_count(self, client: str) -> int:
@@ -74,7 +81,10 @@ class Registry(LogTable):
 
     def counts(self) -> dict[str, tuple[int, int]]:
         bundles, prekeys = (
-            {client: int(n) for client, n in self._rows(f"SELECT client, count(*) FROM {table} GROUP BY client")}
+            {
+                client: int(n)
+                for client, n in self._rows(f"SELECT client, count(*) FROM {table} GROUP BY client")
+            }
             for table in ("bundles", "prekeys")
         )
         return {name: (bundles.get(name, 0), prekeys.get(name, 0)) for name in {*bundles, *prekeys}}
@@ -94,10 +104,14 @@ class Registry(LogTable):
             if signed:
                 self._rows(upsert("prekey_offers", ("client", "signed")), (client, signed))
             for number, raw in once:
-                self._rows(upsert("prekeys", ("client", "number", "once"), 2), (client, number, raw))
+                self._rows(
+                    upsert("prekeys", ("client", "number", "once"), 2), (client, number, raw)
+                )
             (count,) = self._rows("SELECT count(*) FROM prekeys WHERE client = ?", (client,))[0]
             if once and count > most:
-                raise Conflict(f"{client} would have {count} one-time prekeys; at most {most} are kept")
+                raise Conflict(
+                    f"{client} would have {count} one-time prekeys; at most {most} are kept"
+                )
             return int(count)
 
         return self._write(work)
@@ -112,17 +126,41 @@ class Registry(LogTable):
             query = "SELECT number, once FROM prekeys WHERE client = ? ORDER BY number LIMIT 1"
             found = self._rows(query, (client,)) if once else []
             if found:
-                self._rows("DELETE FROM prekeys WHERE client = ? AND number = ?", (client, found[0][0]))
+                self._rows(
+                    "DELETE FROM prekeys WHERE client = ? AND number = ?", (client, found[0][0])
+                )
             return bytes(offers[0][0]), bytes(found[0][1]) if found else b""
 
         return self._write(work)
 
     def put_enrolment(self, row: Enrolment) -> None:
         """Inserts or replaces."""
-        values = (row.secret_hash, row.client, row.role, int(row.approve), row.created_at, row.expires_at, row.state,
-                  row.csr, row.number, _pack(row.chain), int(row.replaces))  # fmt: skip
-        names = ("secret_hash", "client", "role", "approve", "created_at", "expires_at", "state", "csr", "number",
-                 "chain", "replaces")  # fmt: skip
+        values = (
+            row.secret_hash,
+            row.client,
+            row.role,
+            int(row.approve),
+            row.created_at,
+            row.expires_at,
+            row.state,
+            row.csr,
+            row.number,
+            _pack(row.chain),
+            int(row.replaces),
+        )
+        names = (
+            "secret_hash",
+            "client",
+            "role",
+            "approve",
+            "created_at",
+            "expires_at",
+            "state",
+            "csr",
+            "number",
+            "chain",
+            "replaces",
+        )
         self._put("enrolments", names, values)
 
     def enrolment(self, secret_hash: bytes) -> Enrolment | None:
@@ -133,7 +171,9 @@ class Registry(LogTable):
         of_one = " AND client = ?" if client else ""
         query = f"SELECT * FROM enrolments WHERE state IN ({','.join('?' * len(states))}){of_one}"
         values = [*states, client] if client else list(states)
-        return [_enrolment(row) for row in self._rows(f"{query} ORDER BY created_at, client", values)]
+        return [
+            _enrolment(row) for row in self._rows(f"{query} ORDER BY created_at, client", values)
+        ]
 
     def put_certificate(self, row: CertificateRow) -> None:
         self._put("certificates", CertificateRow._fields, row)
@@ -145,7 +185,9 @@ class Registry(LogTable):
         return [CertificateRow(*row) for row in rows]
 
     def revoke_certificates(self, client: str, at: int) -> list[CertificateRow]:
-        """Marks every certificate of the client that was not revoked before; returns all of them."""
+        """Marks every certificate of the client that was not revoked before; returns all of
+        them.
+        """
         statement = "UPDATE certificates SET revoked_at = ? WHERE client = ? AND revoked_at = 0"
         self._write(lambda: self._rows(statement, (at, client)))
         return self.certificates(client)
@@ -168,7 +210,10 @@ def upsert(table: str, names: Sequence[str], keys: int = 1) -> str:
     changes = ", ".join(f"{name} = excluded.{name}" for name in names[keys:])
     where = ", ".join(names[:keys])
     action = f"UPDATE SET {changes}" if changes else "NOTHING"
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) ON CONFLICT ({where}) DO {action}"
+    return (
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) ON CONFLICT ({where}) DO "
+        f"{action}"
+    )
 
 
 def _enrolment(row: tuple[object, ...]) -> Enrolment:

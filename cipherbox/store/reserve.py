@@ -1,11 +1,12 @@
 """Disk space kept back for acks, and whether there is room for more envelopes.
 
-The reserve is a file that occupies space.  When the disk is full it is given up, so that acks, deletes and revocations
-still commit; it is made again when there is room.  Nothing new is taken without one.
+The reserve is a file that occupies space.  When the disk is full it is given up, so that acks,
+deletes and revocations still commit; it is made again when there is room.  Nothing new is taken
+without one.
 
-A database does not shrink when its envelopes are acknowledged: it keeps empty pages, and those are room as well, or a
-store that was full once would refuse envelopes for ever.  The log in front of the database and the spool need space of
-their own.
+A database does not shrink when its envelopes are acknowledged: it keeps empty pages, and those are
+room as well, or a store that was full once would refuse envelopes for ever.  The log in front of
+the database and the spool need space of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _MARGIN = 8  # and an eighth of it stays free besides, for what other programs w
 
 
 class Reserve:
-    """The file ``path``, wanted to be ``size`` bytes.  Methods raise OSError where they ask the disk."""
+    """The file ``path``, wanted to be ``size`` bytes.  Methods raise OSError where they ask the
+    disk.
+    """
 
     def __init__(self, path: Path, size: int, files: Files) -> None:
         self.path = path
@@ -35,7 +38,9 @@ class Reserve:
         return self.free_bytes() < self._size // _MARGIN
 
     def make(self) -> bool:
-        """Makes or enlarges the file where the disk has twice the space; says whether there is a reserve."""
+        """Makes or enlarges the file where the disk has twice the space; says whether there is a
+        reserve.
+        """
         held = self._files.size(self.path)
         if held < self._size:
             size = min(self._size, held + self.free_bytes() // 2)

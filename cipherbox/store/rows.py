@@ -10,16 +10,38 @@ from cipherbox.broker.model import EntryState, Known
 
 MOST = (1 << 63) - 1  # clients name seqs that no database integer holds
 _DEAD_KEYS = (
-    "queue", "seq", "sender", "message_id", "messages", "bytes", "exchange", "routing_key", "accepted_at",
-    "deliveries", "last_client", "delivered_at", "reason", "by", "dead_at", "settled", "settled_by", "settled_at",
-)  # fmt: skip
+    "queue",
+    "seq",
+    "sender",
+    "message_id",
+    "messages",
+    "bytes",
+    "exchange",
+    "routing_key",
+    "accepted_at",
+    "deliveries",
+    "last_client",
+    "delivered_at",
+    "reason",
+    "by",
+    "dead_at",
+    "settled",
+    "settled_by",
+    "settled_at",
+)
 Row = Sequence[Any]
 
 
 def as_known(
-    number: int, generation: int, envelope_hash: bytes, accepted_at: int, size: int,
-    commitment: bytes, entries: Iterable[tuple[str, int, int]], kept: Callable[[], Iterable[str]],
-) -> Known:  # fmt: skip
+    number: int,
+    generation: int,
+    envelope_hash: bytes,
+    accepted_at: int,
+    size: int,
+    commitment: bytes,
+    entries: Iterable[tuple[str, int, int]],
+    kept: Callable[[], Iterable[str]],
+) -> Known:
     """An envelope and its ``entries``: queue, seq and state, in the queues' order.
 
     ``kept`` asks where it is a dead letter that nobody settled; few envelopes are one anywhere.
@@ -33,15 +55,30 @@ def as_known(
     dead = tuple(name for name, found in states.items() if found == {EntryState.DEAD})
     here = tuple(sorted({*kept()} & {*dead})) if dead else ()
     return Known(
-        number, generation, envelope_hash, accepted_at, tuple(states), tuple(waiting), size, dead, commitment, here
+        number,
+        generation,
+        envelope_hash,
+        accepted_at,
+        tuple(states),
+        tuple(waiting),
+        size,
+        dead,
+        commitment,
+        here,
     )
 
 
 def dead_page(
-    run: Callable[[str, Sequence[object]], Sequence[Row]], select: str, is_open: str, queue: str, after: str,
-    most: int, settled: bool,
-) -> tuple[list[dict[str, object]], str]:  # fmt: skip
-    """A page of what ``select`` finds, and the cursor of the next: the queue's number and the seq of the last row.
+    run: Callable[[str, Sequence[object]], Sequence[Row]],
+    select: str,
+    is_open: str,
+    queue: str,
+    after: str,
+    most: int,
+    settled: bool,
+) -> tuple[list[dict[str, object]], str]:
+    """A page of what ``select`` finds, and the cursor of the next: the queue's number and the seq
+    of the last row.
 
     ``is_open`` is the condition on a dead letter that is not settled.
     """

@@ -1,7 +1,7 @@
 """Encodes and decodes one frame: `length u32 | kind u8 | body`, where length counts kind and body.
 
-SEND, DELIVER and FETCHED carry the load, so they have functions of their own that make and read plain tuples; a test
-holds them to the same bytes as the table.
+SEND, DELIVER and FETCHED carry the load, so they have functions of their own that make and read
+plain tuples; a test holds them to the same bytes as the table.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def encode(frame: object) -> bytes:
 
 
 def decode(kind: int, body: bytes) -> Any:
-    """The frame of this kind; bytes behind its last field are ignored.  ProtocolError if it is not well formed."""
+    """The frame of this kind; bytes behind its last field are ignored.  ProtocolError if it is
+    not well formed.
+    """
     get = _DECODE.get(kind)
     if get is None:
         raise ProtocolError(f"there is no frame of kind 0x{kind:02x}")
@@ -77,7 +79,9 @@ def encode_deliver(tag: int, entries: list[DeliveredItem]) -> bytes:
     out: list[bytes] = [b""]
     size = 9
     for seq, attempt, accepted_at, log_entry, envelope in entries:
-        out.append(_DELIVERED.pack(seq, min(attempt, 0xFFFF), accepted_at, log_entry, len(envelope)))
+        out.append(
+            _DELIVERED.pack(seq, min(attempt, 0xFFFF), accepted_at, log_entry, len(envelope))
+        )
         out.append(envelope)
         size += DELIVERED_BYTES + len(envelope)
     out[0] = _DELIVER_HEAD.pack(size, DELIVER, tag, len(entries))
@@ -93,7 +97,9 @@ def decode_deliver(body: bytes | memoryview, at: int, end: int) -> tuple[int, li
     return tag, entries
 
 
-def decode_delivered(body: bytes | memoryview, at: int, end: int) -> tuple[list[DeliveredItem], int]:
+def decode_delivered(
+    body: bytes | memoryview, at: int, end: int
+) -> tuple[list[DeliveredItem], int]:
     """A listing of `Delivered` as tuples, and where it ends."""
     count = int.from_bytes(body[at : at + 4], "big")
     at += 4
@@ -113,6 +119,20 @@ def decode_delivered(body: bytes | memoryview, at: int, end: int) -> tuple[list[
 
 
 __all__ = [
-    "DELIVER", "DELIVERED_BYTES", "HEADER", "SEND", "TABLE", "DeliveredItem", "SendItem", "decode", "decode_deliver",
-    "decode_delivered", "decode_send", "encode", "encode_body", "encode_deliver", "encode_sends", "frames",
-]  # fmt: skip
+    "DELIVER",
+    "DELIVERED_BYTES",
+    "HEADER",
+    "SEND",
+    "TABLE",
+    "DeliveredItem",
+    "SendItem",
+    "decode",
+    "decode_deliver",
+    "decode_delivered",
+    "decode_send",
+    "encode",
+    "encode_body",
+    "encode_deliver",
+    "encode_sends",
+    "frames",
+]

@@ -5,16 +5,18 @@
     for event in connection.events(): ...   # complete frames, in order
     stream.send_all(connection.send(frame))
 
-States: OPENING until HELLO was answered with WELCOME, then OPEN, then CLOSED.  In OPENING a server takes HELLO alone
-and reads nothing behind it until `send(Welcome)` has fixed limits and role; a client takes WELCOME or ERROR alone.
-Which frame may come from whom is the `sender` column of the table.
+States: OPENING until HELLO was answered with WELCOME, then OPEN, then CLOSED.  In OPENING a server
+takes HELLO alone and reads nothing behind it until `send(Welcome)` has fixed limits and role; a
+client takes WELCOME or ERROR alone.  Which frame may come from whom is the `sender` column of the
+table.
 
-Rules.  A length is judged when its four bytes are there, before its body is waited for.  A fault is raised by the
-`events()` call after the one that gave the good frames before it; from then on the connection is CLOSED and every
-call raises the same fault.  Runs of SEND come as one `SendBatch` of tuples and DELIVER as `Deliveries`: these are the
-frames that carry the load.  Pieces of a frame are kept as they came and joined once; a large frame has one buffer as
-soon as so much of it has come, and whoever reads the stream may read right into it (`wanted`, `filled`).  A length that
-is announced costs nothing: the buffer grows with what comes, to at most twice of it.
+Rules.  A length is judged when its four bytes are there, before its body is waited for.  A fault is
+raised by the `events()` call after the one that gave the good frames before it; from then on the
+connection is CLOSED and every call raises the same fault.  Runs of SEND come as one `SendBatch` of
+tuples and DELIVER as `Deliveries`: these are the frames that carry the load.  Pieces of a frame are
+kept as they came and joined once; a large frame has one buffer as soon as so much of it has come,
+and whoever reads the stream may read right into it (`wanted`, `filled`).  A length that is
+announced costs nothing: the buffer grows with what comes, to at most twice of it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from cipherbox.wire.frames import MAGIC, VERSION, Error, Hello, Welcome
 
 LARGE = 256 * 1024  # frames above it get a buffer of their own
 _PIECES = 256  # of one frame; then they are joined, for a piece of one byte costs forty
-_ROOM = bytes(1024 * 1024)  # what a buffer grows by: fresh zeros for each step cost 0.9 ms a MiB in page faults
+# what a buffer grows by: fresh zeros for each step cost 0.9 ms a MiB in page faults
+_ROOM = bytes(1024 * 1024)
 HELLO, WELCOME, ERROR = 0x04, 0x05, 0x08
 
 
@@ -56,15 +59,18 @@ class Deliveries(NamedTuple):
     entries: list[DeliveredItem]
 
 
-# Who may send what, by the role HQ gave the connection.  A row of the table names its sender; these are the senders
-# whose frames are taken from a peer of that role.
+# Who may send what, by the role HQ gave the connection.  A row of the table names its sender; these
+# are the senders whose frames are taken from a peer of that role.
 _TAKEN = {
     "anonymous": frozenset({"anonymous", "both"}),
     "client": frozenset({"client", "both", "anonymous"}),
     "admin": frozenset({"client", "both", "anonymous", "admin"}),
     "server": frozenset({"server", "both"}),
 }
-_KINDS = {role: frozenset(k for k, spec in TABLE.items() if spec.sender in who) for role, who in _TAKEN.items()}
+_KINDS = {
+    role: frozenset(k for k, spec in TABLE.items() if spec.sender in who)
+    for role, who in _TAKEN.items()
+}
 _OPENING = {"server": frozenset({HELLO}), "client": frozenset({WELCOME, ERROR})}
 _AFTER_OPENING = frozenset({HELLO, WELCOME})
 
@@ -75,8 +81,9 @@ def negotiate(hello: Hello) -> int:
         raise ProtocolError("the peer does not speak CipherBox")
     if not hello.version_min <= VERSION <= hello.version_max:
         raise VersionMismatch(
-            f"HQ speaks protocol version {VERSION}, the client {hello.version_min} to {hello.version_max}; "
-            "update the older program, HQ first: `cipherbox manual migrate` says how"
+            f"HQ speaks protocol version {VERSION}, the client {hello.version_min} to "
+            f"{hello.version_max}; update the older program, HQ first: `cipherbox manual "
+            "migrate` says how"
         )
     return VERSION
 
@@ -94,17 +101,20 @@ class WireConnection:
         self._frame_bytes = limits.first_frame_bytes  # what this end takes
         self._peer_frame_bytes = limits.first_frame_bytes  # what the peer takes
         self._pieces: list[bytes] = []
-        self._large: bytearray | None = None  # of a frame that is not whole yet; its bytes come before the pieces
+        # of a frame that is not whole yet; its bytes come before the pieces
+        self._large: bytearray | None = None
         self._filled = 0  # bytes of it that have come
         self._have = 0  # bytes not parsed yet
         self._need = 4  # bytes until the next step is possible
         self._fault: ProtocolError | None = None
         self._paused = False  # between HELLO and WELCOME
 
-    # -- out ----------------------------------------------------------------------------------------------------
+    # -- out ---------------------------------------------------------------------------------------
 
     def send(self, frame: object) -> bytes:
-        """The frame's bytes.  Sending WELCOME opens a server's connection; an ERROR that closes, closes it."""
+        """The frame's bytes.  Sending WELCOME opens a server's connection; an ERROR that closes,
+        closes it.
+        """
         kind = kind_of(frame)
         if self.state is State.CLOSED:
             raise UnexpectedFrame("the connection is closed")
@@ -113,7 +123,8 @@ class WireConnection:
         data = codec.encode(frame)
         if len(data) - 4 > self._peer_frame_bytes and kind != WELCOME:
             raise FrameTooLarge(
-                f"{TABLE[kind].name} has {len(data) - 4} bytes; the other end takes {self._peer_frame_bytes}"
+                f"{TABLE[kind].name} has {len(data) - 4} bytes; the other end takes "
+                f"{self._peer_frame_bytes}"
             )
         if isinstance(frame, Welcome):
             self._opened(frame)
@@ -123,7 +134,7 @@ class WireConnection:
         """The bytes of many SENDs."""
         return codec.encode_sends(items)
 
-    # -- in -----------------------------------------------------------------------------------------------------
+    # -- in ----------------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes) -> None:
         """Takes what the stream gave."""
@@ -151,7 +162,9 @@ class WireConnection:
 
     @property
     def coming(self) -> tuple[int, int]:
-        """(bytes that have come of a frame that is not whole yet, its size); (0, 0) between two frames."""
+        """(bytes that have come of a frame that is not whole yet, its size); (0, 0) between two
+        frames.
+        """
         return (self._have, self._need) if self._have else (0, 0)
 
     def filled(self, size: int) -> None:
@@ -167,7 +180,9 @@ class WireConnection:
         self._grow()
 
     def _grow(self) -> None:
-        """Makes room in the buffer: as much again as has come, up to 1 MiB, never more than the frame needs."""
+        """Makes room in the buffer: as much again as has come, up to 1 MiB, never more than the
+        frame needs.
+        """
         assert self._large is not None
         if self._filled == len(self._large):
             self._large += memoryview(_ROOM)[: min(self._need - self._filled, self._filled)]
@@ -179,7 +194,9 @@ class WireConnection:
             raise ProtocolError("the connection was cut in the middle of a frame")
 
     def events(self) -> list[Any]:
-        """The frames that are complete, in order; a fault is raised by the call after the good ones."""
+        """The frames that are complete, in order; a fault is raised by the call after the good
+        ones.
+        """
         if self._fault is not None:
             raise self._fault
         if self._have < self._need or self._paused:
@@ -219,7 +236,9 @@ class WireConnection:
             self._begin_large()
 
     def _parse(self, buf: bytes | memoryview, found: list[Any]) -> int:
-        """Reads complete frames into ``found``; returns where the rest begins and sets what it needs."""
+        """Reads complete frames into ``found``; returns where the rest begins and sets what it
+        needs.
+        """
         at, size = 0, len(buf)
         sends: list[SendItem] | None = None
         from_bytes = int.from_bytes
@@ -264,14 +283,18 @@ class WireConnection:
         if spec is None:
             raise ProtocolError(f"there is no frame of kind 0x{kind:02x}")
         if self._peer == "anonymous" and self.state is State.OPEN:
-            raise UnexpectedFrame(f"{spec.name} needs a certificate: this connection may only enrol")
+            raise UnexpectedFrame(
+                f"{spec.name} needs a certificate: this connection may only enrol"
+            )
         where = "now" if self.state is State.OPEN else "before the connection is open"
         raise UnexpectedFrame(f"{spec.name} may not come from this side {where}")
 
     def _bad_length(self, length: int) -> None:
         if length == 0:
             raise ProtocolError("a frame has at least one byte: its kind")
-        raise FrameTooLarge(f"a frame claims {length} bytes; this connection takes {self._frame_bytes}")
+        raise FrameTooLarge(
+            f"a frame claims {length} bytes; this connection takes {self._frame_bytes}"
+        )
 
     def _event(self, frame: Any) -> Any:
         if isinstance(frame, Hello):
@@ -290,7 +313,9 @@ class WireConnection:
         if self.role == "server":
             self._peer = welcome.role
             anonymous = welcome.role == "anonymous"
-            self._frame_bytes = self._limits.anonymous_frame_bytes if anonymous else self._limits.frame_bytes
+            self._frame_bytes = (
+                self._limits.anonymous_frame_bytes if anonymous else self._limits.frame_bytes
+            )
             self._paused = False
         else:
             self._frame_bytes = self._limits.frame_bytes

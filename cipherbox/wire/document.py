@@ -1,4 +1,5 @@
-"""The tables of the manual page `protocol`, made from the table of frames and from the tree of errors.
+"""The tables of the manual page `protocol`, made from the table of frames and from the tree of
+errors.
 
 `python -m cipherbox.wire.document` writes them anew between the page's markers; a test compares.
 """
@@ -32,22 +33,36 @@ def tables() -> dict[str, str]:
     out: list[str] = []
     for kind, spec in sorted(TABLE.items()):
         answer = f" Answered with {spec.answer}." if spec.answer else ""
-        out += [f"### 0x{kind:02X} {spec.name}", "", f"{spec.doc} From {_SENDERS[spec.sender]}.{answer}", ""]
+        out += [
+            f"### 0x{kind:02X} {spec.name}",
+            "",
+            f"{spec.doc} From {_SENDERS[spec.sender]}.{answer}",
+            "",
+        ]
         out += _fields(spec.fields)
     records: list[str] = []
     for name, fields in RECORDS.items():
         doc = (getattr(frames, name).__doc__ or "").strip()
         records += [f"### {name}", "", doc, "", *_fields(fields)]
-    errors = ["| code | name | meaning | try again | connection ends |", "| --- | --- | --- | --- | --- |"]
+    errors = [
+        "| code | name | meaning | try again | connection ends |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for code, kind_of_error in sorted(BY_CODE.items()):
         errors.append(_error(code, kind_of_error))
-    return {"frames": "\n".join(out).strip(), "records": "\n".join(records).strip(), "errors": "\n".join(errors)}
+    return {
+        "frames": "\n".join(out).strip(),
+        "records": "\n".join(records).strip(),
+        "errors": "\n".join(errors),
+    }
 
 
 def _error(code: int, error: type[CipherBoxError]) -> str:
     words = (error.__doc__ or "").splitlines()[0]
     yes = {True: "yes", False: "no"}
-    return f"| 0x{code:04X} | {error.name} | {words} | {yes[error.retryable]} | {yes[error.closes]} |"
+    return (
+        f"| 0x{code:04X} | {error.name} | {words} | {yes[error.retryable]} | {yes[error.closes]} |"
+    )
 
 
 def refreshed(page: str) -> str:

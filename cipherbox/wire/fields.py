@@ -1,9 +1,11 @@
-"""How the table of frames is written: field makers, and the decorators that turn a class into a frame.
+"""How the table of frames is written: field makers, and the decorators that turn a class into a
+frame.
 
-Each maker says how one field lies on the wire.  A class under `@frame` or `@record` becomes a plain attrs class
-whose encoder and decoder are compiled once from its fields; a run of fields of fixed size is one `struct`.
-Integers are big-endian, text is UTF-8, and a count is checked against the bytes that are left before anything is
-made of it, so a frame never costs more memory than its bytes justify.
+Each maker says how one field lies on the wire.  A class under `@frame` or `@record` becomes a plain
+attrs class whose encoder and decoder are compiled once from its fields; a run of fields of fixed
+size is one `struct`.  Integers are big-endian, text is UTF-8, and a count is checked against the
+bytes that are left before anything is made of it, so a frame never costs more memory than its bytes
+justify.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Get = Callable[[bytes, int], "tuple[Any, int]"]
 
 @attrs.frozen
 class Kind:
-    """One way to lie on the wire: `code` for `struct` when the size is fixed, else the two functions."""
+    """One way to lie on the wire: `code` for `struct` when the size is fixed, else the two
+    functions.
+    """
 
     name: str
     code: str
@@ -141,7 +145,12 @@ def _rest() -> Kind:
     return Kind("rest", "", put, get, 0)
 
 
-_U8, _U16, _U32, _U64 = _fixed("u8", "B"), _fixed("u16", "H"), _fixed("u32", "I"), _fixed("u64", "Q")
+_U8, _U16, _U32, _U64 = (
+    _fixed("u8", "B"),
+    _fixed("u16", "H"),
+    _fixed("u32", "I"),
+    _fixed("u64", "Q"),
+)
 _ID16 = _fixed("id16", "16s")
 _FLAG, _REST = _flag(), _rest()
 _TEXT8, _TEXT16 = _counted("text8", "B", text=True), _counted("text16", "H", text=True)
@@ -182,9 +191,15 @@ def _functions(item: Kind | type) -> tuple[Put, Get, int]:
 
 def _maker(kind: Kind) -> Callable[..., Any]:
     def make(doc: str, *, default: Any = None) -> Any:
-        """``default``: the field was added later, and this is its value when a frame ends before it."""
+        """``default``: the field was added later, and this is its value when a frame ends before
+        it.
+        """
         metadata = {"kind": kind, "doc": doc, "later": default}
-        return attrs.field(metadata=metadata) if default is None else attrs.field(default=default, metadata=metadata)
+        return (
+            attrs.field(metadata=metadata)
+            if default is None
+            else attrs.field(default=default, metadata=metadata)
+        )
 
     return make
 
@@ -196,7 +211,9 @@ _ITEM_KINDS: dict[Any, Kind] = {text8: _TEXT8, text16: _TEXT16, blob: _BLOB, u64
 
 
 def listing(item: Any, doc: str, *, later: bool = False) -> Any:
-    """A u32 count and so many items: another maker, or a record class.  ``later``: it was added, and may be missing."""
+    """A u32 count and so many items: another maker, or a record class.  ``later``: it was added,
+    and may be missing.
+    """
     metadata = {"kind": _listing(_ITEM_KINDS.get(item, item)), "doc": doc}
     if later:
         return attrs.field(factory=list, metadata=metadata | {"later": ()})
@@ -219,7 +236,9 @@ def encoder(fields: tuple[FieldSpec, ...]) -> Put:
             try:
                 out.append(layout.pack(*[getattr(value, name) for name in names]))
             except struct.error as error:
-                raise ProtocolError(f"{type(value).__name__}: a number does not fit: {error}") from None
+                raise ProtocolError(
+                    f"{type(value).__name__}: a number does not fit: {error}"
+                ) from None
 
         steps.append(put_run)
 
@@ -229,7 +248,9 @@ def encoder(fields: tuple[FieldSpec, ...]) -> Put:
             continue
         close_run()
 
-        def put_one(value: Any, out: list[bytes], name: str = spec.name, put: Put = spec.kind.put) -> None:
+        def put_one(
+            value: Any, out: list[bytes], name: str = spec.name, put: Put = spec.kind.put
+        ) -> None:
             put(getattr(value, name), out)
 
         steps.append(put_one)
@@ -274,14 +295,19 @@ def decoder(cls: type, fields: tuple[FieldSpec, ...]) -> Get:
 
 def _or_default(spec: FieldSpec) -> Get:
     def get(buf: bytes, at: int) -> tuple[Any, int]:
-        return (list(spec.later) if spec.later == () else spec.later, at) if at >= len(buf) else spec.kind.get(buf, at)
+        return (
+            (list(spec.later) if spec.later == () else spec.later, at)
+            if at >= len(buf)
+            else spec.kind.get(buf, at)
+        )
 
     return get
 
 
 def _specs(cls: type) -> tuple[FieldSpec, ...]:
     return tuple(
-        FieldSpec(a.name, a.metadata["kind"], a.metadata["doc"], a.metadata.get("later")) for a in attrs.fields(cls)
+        FieldSpec(a.name, a.metadata["kind"], a.metadata["doc"], a.metadata.get("later"))
+        for a in attrs.fields(cls)
     )
 
 
@@ -289,7 +315,9 @@ def _table_name(cls: type) -> str:
     return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(cls.__name__)).upper()
 
 
-@dataclass_transform(field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing))
+@dataclass_transform(
+    field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing)
+)
 def record(cls: type[T]) -> type[T]:
     """Makes a class a part of frames."""
     made = attrs.define(cls)
@@ -297,9 +325,13 @@ def record(cls: type[T]) -> type[T]:
     return made
 
 
-@dataclass_transform(field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing))
+@dataclass_transform(
+    field_specifiers=(u8, u16, u32, u64, id16, flag, rest, text8, text16, blob, listing)
+)
 def frame(kind: int, sender: str, answer: str | None = None) -> Callable[[type[T]], type[T]]:
-    """Makes a class a frame of this kind: ``sender`` may send it, ``answer`` is the frame it is answered with."""
+    """Makes a class a frame of this kind: ``sender`` may send it, ``answer`` is the frame it is
+    answered with.
+    """
 
     def decorate(cls: type[T]) -> type[T]:
         made = attrs.define(cls)

@@ -1,9 +1,10 @@
 """The table of frames: every kind, who may send it, its fields in order.
 
-Encoding, decoding, the manual page `protocol` and the golden files are all made from this table, so a frame is
-added here and nowhere else.  A request carries a correlation id chosen by its sender, rising by one per request;
-its answer carries the same.  Fields that a receiver does not know, behind those it knows, are ignored: a frame may
-grow at its end within a version.  Times are milliseconds since 1970 in UTC, 0 where there is none.
+Encoding, decoding, the manual page `protocol` and the golden files are all made from this table, so
+a frame is added here and nowhere else.  A request carries a correlation id chosen by its sender,
+rising by one per request; its answer carries the same.  Fields that a receiver does not know,
+behind those it knows, are ignored: a frame may grow at its end within a version.  Times are
+milliseconds since 1970 in UTC, 0 where there is none.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ VERSION = 2
 PREKEYS = 1  # a bit of WELCOME's features
 KEEP = 0xFFFFFFFF  # of a queue's limit: as it is
 
-# -- records: parts of frames -----------------------------------------------------------------------------------
+# -- records: parts of frames ----------------------------------------------------------------------
 
 
 @record
@@ -81,7 +82,9 @@ class Place:
     """The queues one envelope went to, and the recipients a partial publish did not reach."""
 
     queues: list[str] = listing(text8, "queue names")
-    missing: list[str] = listing(text8, "recipients without a queue, or who take nothing of this sender; if partial")
+    missing: list[str] = listing(
+        text8, "recipients without a queue, or who take nothing of this sender; if partial"
+    )
 
 
 @record
@@ -91,7 +94,9 @@ class Delivered:
     seq: int = u64("its number in the queue; what an ack names")
     attempt: int = u16("1 for the first delivery, then higher: redelivered")
     accepted_at: int = u64("when HQ accepted it")
-    log_entry: int = u64("the entry of HQ's log that says so; 0: it was accepted before version 0.6")
+    log_entry: int = u64(
+        "the entry of HQ's log that says so; 0: it was accepted before version 0.6"
+    )
     envelope: bytes = blob("the envelope, as it was sent")
 
 
@@ -111,7 +116,10 @@ class BundleQuery:
     """Asks for the bundles of one client."""
 
     client_id: str = text8("whose")
-    after: int = u64("the sequence number held, or 0: a page of those after it is returned; 2^64 - 1: the newest alone")
+    after: int = u64(
+        "the sequence number held, or 0: a page of those after it is returned; 2^64 - 1: the "
+        "newest alone"
+    )
 
 
 @record
@@ -130,7 +138,9 @@ class PrekeyAnswer:
     """Prekeys of one client; a one-time part is handed out once."""
 
     client_id: str = text8("whose")
-    signed: bytes = blob("the signed part; empty: it left none (or is revoked, or not yours to know)")
+    signed: bytes = blob(
+        "the signed part; empty: it left none (or is revoked, or not yours to know)"
+    )
     once: bytes = blob("a one-time part; empty: none left, or you have had too many of this client")
 
 
@@ -147,7 +157,7 @@ class Trace:
     reason: str = text16("of a dead letter, else empty")
 
 
-# -- the opening --------------------------------------------------------------------------------------------------
+# -- the opening -----------------------------------------------------------------------------------
 
 
 @frame(0x04, "client", answer="WELCOME")
@@ -169,7 +179,9 @@ class Welcome:
     version: int = u8("the version both will speak")
     frame_bytes: int = u32("largest frame HQ takes")
     envelope_bytes: int = u32("largest envelope HQ takes")
-    heartbeat_s: int = u16("either side sends something at least this often; silence of twice this ends the connection")
+    heartbeat_s: int = u16(
+        "either side sends something at least this often; silence of twice this ends the connection"
+    )
     publish_window: int = u16("unconfirmed SENDs allowed")
     publish_window_bytes: int = u64("and their bytes")
     credit_envelopes: int = u32("largest credit of a consumer")
@@ -177,14 +189,22 @@ class Welcome:
     connection_id: int = u64("for logs of both sides")
     server_time: int = u64("HQ's clock")
     watermark: int = u64("envelope ids of an earlier time are refused as too old")
-    client_id: str = text8("who HQ takes this connection for; empty: no certificate, only enrolment")
+    client_id: str = text8(
+        "who HQ takes this connection for; empty: no certificate, only enrolment"
+    )
     role: str = text8("client, admin, or anonymous")
     software: str = text8("name and version")
-    log_key: bytes = blob("HQ's log key and its certification, see the log manual page", default=b"")
-    history: bytes = blob("incarnation of the store; a new one: HQ may have lost what it confirmed", default=b"")
+    log_key: bytes = blob(
+        "HQ's log key and its certification, see the log manual page", default=b""
+    )
+    history: bytes = blob(
+        "incarnation of the store; a new one: HQ may have lost what it confirmed", default=b""
+    )
     features: int = u32("bit 0: HQ keeps prekeys; a client asks for them only then", default=0)
     log_head: bytes = blob("the newest head of HQ's log, a checkpoint signed now", default=b"")
-    contacts: bytes = blob("digest of the contacts HQ has of this client; empty: it has none", default=b"")
+    contacts: bytes = blob(
+        "digest of the contacts HQ has of this client; empty: it has none", default=b""
+    )
 
 
 @frame(0x06, "both", answer="PONG")
@@ -192,8 +212,13 @@ class Ping:
     """Are you there?"""
 
     correlation: int = u64("returned in PONG")
-    news: str = text16("from HQ: why it reads nothing from a publisher now, or that it goes on; else empty", default="")
-    crl_number: int = u64("from HQ: there is a revocation list of this number now, fetch it; else 0", default=0)
+    news: str = text16(
+        "from HQ: why it reads nothing from a publisher now, or that it goes on; else empty",
+        default="",
+    )
+    crl_number: int = u64(
+        "from HQ: there is a revocation list of this number now, fetch it; else 0", default=0
+    )
 
 
 @frame(0x07, "both")
@@ -230,7 +255,7 @@ class Ok:
     count: int = u64("how many things it touched, where that means something")
 
 
-# -- publishing ---------------------------------------------------------------------------------------------------
+# -- publishing ------------------------------------------------------------------------------------
 
 
 @frame(0x02, "client", answer="CONFIRM")
@@ -238,7 +263,9 @@ class Send:
     """Publishes one envelope of one or many messages."""
 
     correlation: int = u64("of this request")
-    flags: int = u8("bit 0 partial: recipients it cannot go to are listed in the confirm instead of refused")
+    flags: int = u8(
+        "bit 0 partial: recipients it cannot go to are listed in the confirm instead of refused"
+    )
     route_version: int = u64("from ROUTE, or 0 when the recipients were named by id")
     envelope: bytes = rest("the envelope")
 
@@ -272,7 +299,7 @@ class Route:
     queues: list[RouteQueue] = listing(RouteQueue, "every matching queue")
 
 
-# -- consuming ----------------------------------------------------------------------------------------------------
+# -- consuming -------------------------------------------------------------------------------------
 
 
 @frame(0x20, "client", answer="OK")
@@ -323,7 +350,9 @@ class Fetch:
 
 @frame(0x24, "server")
 class Fetched:
-    """The answer to FETCH; the envelopes stay unacknowledged until acked, and return when the connection ends."""
+    """The answer to FETCH; the envelopes stay unacknowledged until acked, and return when the
+    connection ends.
+    """
 
     correlation: int = u64("of the FETCH")
     waiting: int = u64("envelopes still in the queue behind these")
@@ -355,7 +384,9 @@ class Nack:
     correlation: int = u64("of this request")
     queue: str = text8("name")
     seq: int = u64("of the delivery")
-    requeue: bool = flag("1: back to the front, counter raised; 0: to the dead letters, with the reason")
+    requeue: bool = flag(
+        "1: back to the front, counter raised; 0: to the dead letters, with the reason"
+    )
     outcome: int = u8("of the receipt outcomes")
     reason: str = text16("plain words")
 
@@ -370,7 +401,7 @@ class Resend:
     envelope_id: bytes = id16("or zeros: everything unacknowledged")
 
 
-# -- keys ---------------------------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------
 
 
 @frame(0x01, "client", answer="OK")
@@ -396,7 +427,9 @@ class Bundles:
 
     correlation: int = u64("of the request")
     answers: list[BundleAnswer] = listing(BundleAnswer, "one for each asked")
-    proofs: list[bytes] = listing(blob, "for each bundle in order: the proof that HQ's log names it", later=True)
+    proofs: list[bytes] = listing(
+        blob, "for each bundle in order: the proof that HQ's log names it", later=True
+    )
 
 
 @frame(0x32, "client", answer="REVOCATIONS")
@@ -416,7 +449,9 @@ class Revocations:
 
 @frame(0x34, "client", answer="OK")
 class OfferPrekeys:
-    """Leaves prekeys at HQ for those who begin a session; OK counts the one-time ones left.  With neither it asks."""
+    """Leaves prekeys at HQ for those who begin a session; OK counts the one-time ones left.
+    With neither it asks.
+    """
 
     correlation: int = u64("of this request")
     replace: bool = flag("1: the one-time prekeys HQ has are dropped first")
@@ -442,17 +477,21 @@ class Prekeys:
 
 @frame(0x37, "client", answer="OK")
 class TellContacts:
-    """Whom this client takes mail from, in place of what it told before; with two empty lists HQ keeps nothing of it.
+    """Whom this client takes mail from, in place of what it told before; with two empty lists HQ
+    keeps nothing of it.
 
-    HQ refuses a publish that the recipient would refuse.  The recipient's inbox decides, whatever HQ does.
+    HQ refuses a publish that the recipient would refuse.  The recipient's inbox decides, whatever
+    HQ does.
     """
 
     correlation: int = u64("of this request")
     allowed: list[str] = listing(text8, "client ids: as soon as there is one, nobody else is taken")
-    blocked: list[str] = listing(text8, "client ids that are refused; both lists together have at most 1,024")
+    blocked: list[str] = listing(
+        text8, "client ids that are refused; both lists together have at most 1,024"
+    )
 
 
-# -- topology -----------------------------------------------------------------------------------------------------
+# -- topology --------------------------------------------------------------------------------------
 
 
 @frame(0x40, "client", answer="OK")
@@ -480,8 +519,13 @@ class DeclareQueue:
     name: str = text8("1 to 127 bytes; `box.` is reserved")
     owner: str = text8("empty: the declarer; only an admin names another")
     readers: list[str] = listing(text8, "who else reads it")
-    ttl_s: int = u32("what waits longer becomes a dead letter; 0: none; 2^32 - 1 or missing: as it is", default=KEEP)
-    max_length: int = u32("the oldest above it become dead letters; 0, 2^32 - 1 and missing as before", default=KEEP)
+    ttl_s: int = u32(
+        "what waits longer becomes a dead letter; 0: none; 2^32 - 1 or missing: as it is",
+        default=KEEP,
+    )
+    max_length: int = u32(
+        "the oldest above it become dead letters; 0, 2^32 - 1 and missing as before", default=KEEP
+    )
 
 
 @frame(0x43, "client", answer="OK")
@@ -522,7 +566,9 @@ class Purge:
 
 @frame(0x48, "client", answer="LISTING")
 class List:
-    """A page of exchanges, queues, bindings, clients, grants, connections, pending, metrics, alerts or certificates."""
+    """A page of exchanges, queues, bindings, clients, grants, connections, pending, metrics,
+    alerts or certificates.
+    """
 
     correlation: int = u64("of this request")
     what: str = text8("one of those words")
@@ -559,7 +605,7 @@ class StatusReport:
     traces: list[Trace] = listing(Trace, "one for each queue it went to")
 
 
-# -- enrolment and administration ---------------------------------------------------------------------------------
+# -- enrolment and administration ------------------------------------------------------------------
 
 
 @frame(0x50, "anonymous", answer="ROOT")
@@ -593,7 +639,10 @@ class Certificate:
     """The outcome of an enrolment or a renewal."""
 
     correlation: int = u64("of the request")
-    state: int = u8("0 issued; 1 waits for the admin's approval; 2 waits for the CA to be carried there and back")
+    state: int = u8(
+        "0 issued; 1 waits for the admin's approval; 2 waits for the CA to be carried there and "
+        "back"
+    )
     number: str = text8("the short number both ends show")
     chain: list[bytes] = listing(blob, "DER, leaf first; empty while waiting")
 
@@ -690,7 +739,9 @@ class ReadLog:
 
 @frame(0x62, "client", answer="LISTING")
 class ListDead:
-    """A page of a queue's dead letters, newest last; for its readers, and for admins of all queues."""
+    """A page of a queue's dead letters, newest last; for its readers, and for admins of all
+    queues.
+    """
 
     correlation: int = u64("of this request")
     queue: str = text8("whose; empty: of all queues, for admins")
@@ -720,7 +771,9 @@ class Kick:
 
 @frame(0x65, "admin", answer="LISTING")
 class Reload:
-    """Reads HQ's settings and certificates again, all or nothing; no connection is dropped.  Rows: what changed."""
+    """Reads HQ's settings and certificates again, all or nothing; no connection is dropped.
+    Rows: what changed.
+    """
 
     correlation: int = u64("of this request")
 
@@ -736,7 +789,9 @@ class Drain:
 
 @frame(0x67, "admin", answer="OK")
 class LimitClient:
-    """How much one client may have, whatever the settings say; LIST totals shows what each has and may have."""
+    """How much one client may have, whatever the settings say; LIST totals shows what each has
+    and may have.
+    """
 
     correlation: int = u64("of this request")
     client_id: str = text8("whose")
@@ -751,13 +806,17 @@ class LogEntries:
     correlation: int = u64("of the request")
     last: int = u64("the newest entry of the log")
     entries: list[LogEntry] = listing(LogEntry, "in order")
-    edge: list[bytes] = listing(blob, "the perfect subtrees of the tree before the first of these, largest first")
+    edge: list[bytes] = listing(
+        blob, "the perfect subtrees of the tree before the first of these, largest first"
+    )
     head: bytes = blob("the newest head, a checkpoint signed now")
 
 
 @frame(0x6A, "client", answer="HEADS")
 class GetHeads:
-    """Asks for the newest head of HQ's log, and for proofs that it goes on from heads this client has met."""
+    """Asks for the newest head of HQ's log, and for proofs that it goes on from heads this
+    client has met.
+    """
 
     correlation: int = u64("of this request")
     sizes: list[int] = listing(u64, "of those heads, rising, at most 256")
@@ -769,7 +828,9 @@ class Heads:
 
     correlation: int = u64("of the request")
     head: bytes = blob("the newest head, a checkpoint signed now")
-    proofs: list[bytes] = listing(blob, "consistency of each size with the next, and of the last with the head")
+    proofs: list[bytes] = listing(
+        blob, "consistency of each size with the next, and of the last with the head"
+    )
     cosigned: list[bytes] = listing(blob, "the newest checkpoint each witness has cosigned")
 
 
@@ -787,8 +848,12 @@ class Prove:
 
     correlation: int = u64("of this request")
     envelopes: list[EnvelopeName] = listing(EnvelopeName, "where each was accepted; at most 256")
-    serials: list[str] = listing(text8, "where the certificate of that serial number was revoked; at most 256")
-    incarnation: bool = flag("1: also what the log says about how this incarnation of the store began")
+    serials: list[str] = listing(
+        text8, "where the certificate of that serial number was revoked; at most 256"
+    )
+    incarnation: bool = flag(
+        "1: also what the log says about how this incarnation of the store began"
+    )
 
 
 @frame(0x6E, "server")
@@ -798,7 +863,9 @@ class Proven:
     correlation: int = u64("of the request")
     envelopes: list[bytes] = listing(blob, "proofs, as asked")
     revocations: list[LogStatement] = listing(LogStatement, "as asked")
-    statements: list[LogStatement] = listing(LogStatement, "of the kinds begun and restored, newest first")
+    statements: list[LogStatement] = listing(
+        LogStatement, "of the kinds begun and restored, newest first"
+    )
 
 
 @frame(0x6F, "admin", answer="OK")

@@ -1,4 +1,5 @@
-"""The enrolment token: one line of text that carries everything a machine needs to join, and proves the right to.
+"""The enrolment token: one line of text that carries everything a machine needs to join, and proves
+the right to.
 
 The bytes are in the manual page `token`.  The secret works once; HQ keeps only its SHA-256.
 """
@@ -25,7 +26,9 @@ _CHECK = 4
 
 @attrs.frozen
 class Token:
-    """What a token says.  ``expires_at`` is ms since 1970; ``root_fingerprint`` is SHA-256 of the root's DER."""
+    """What a token says.  ``expires_at`` is ms since 1970; ``root_fingerprint`` is SHA-256 of
+    the root's DER.
+    """
 
     client_id: str
     address: str  # "host:port", or several with commas; "wss://host:port/" for WebSocket
@@ -59,14 +62,18 @@ def decode_token(text: str) -> Token:
     try:
         raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        raise TokenError("the token has characters that do not belong there; copy it again, whole") from None
+        raise TokenError(
+            "the token has characters that do not belong there; copy it again, whole"
+        ) from None
     if len(raw) < _HEAD.size + 2 + _CHECK or not hmac.compare_digest(
         hashlib.sha256(raw[:-_CHECK]).digest()[:_CHECK], raw[-_CHECK:]
     ):
         raise TokenError("the token is damaged or incomplete; copy it again, whole")
     version, secret, fingerprint, expires_at, size = _HEAD.unpack_from(raw)
     if version != _VERSION:
-        raise TokenError(f"the token is of version {version}, which this program does not know; update it")
+        raise TokenError(
+            f"the token is of version {version}, which this program does not know; update it"
+        )
     at = _HEAD.size
     name, at = raw[at : at + size], at + size
     address = raw[at + 2 : -_CHECK]

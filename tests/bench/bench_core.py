@@ -1,4 +1,5 @@
-"""The core alone: what publish, hand out and ack of a one-queue envelope cost together, without a store.
+"""The core alone: what publish, hand out and ack of a one-queue envelope cost together, without a
+store.
 
 `python -m tests.bench.bench_core`
 """
@@ -21,9 +22,23 @@ ADD = [m.AddClient(0, "", i, name, "client") for i, name in enumerate("AB")]
 def incoming(number: int, exchange: str, key: str) -> Incoming:
     envelope_id = (NOW << 80 | 7 << 76 | 2 << 62 | number << 16).to_bytes(16, "big")
     return Incoming(
-        number, False, 0, "A", envelope_id, 0, 1, number.to_bytes(32, "big"), bytes(32), exchange, key, ("B",), NOW, 0,
-        SIZE, b"",
-    )  # fmt: skip
+        number,
+        False,
+        0,
+        "A",
+        envelope_id,
+        0,
+        1,
+        number.to_bytes(32, "big"),
+        bytes(32),
+        exchange,
+        key,
+        ("B",),
+        NOW,
+        0,
+        SIZE,
+        b"",
+    )
 
 
 def measure(batch: int, exchange: str, key: str, *, waiting: int = 0) -> float:
@@ -33,13 +48,20 @@ def measure(batch: int, exchange: str, key: str, *, waiting: int = 0) -> float:
     broker.connect(2, "B")
     broker.handle(
         [
-            *ADD, m.DeclareExchange(0, "", 3, "e", ExchangeType.TOPIC), m.Bind(0, "", 4, "e", "box.B", "a.*"),
-            m.Grant(0, "", 5, "*", "publish", "e", True), m.Consume(2, "B", 1, 1, "box.B", 4096, 1 << 30),
+            *ADD,
+            m.DeclareExchange(0, "", 3, "e", ExchangeType.TOPIC),
+            m.Bind(0, "", 4, "e", "box.B", "a.*"),
+            m.Grant(0, "", 5, "*", "publish", "e", True),
+            m.Consume(2, "B", 1, 1, "box.B", 4096, 1 << 30),
         ],
-        Facts(), NOW,
-    )  # fmt: skip
+        Facts(),
+        NOW,
+    )
     numbers = range(1, ENVELOPES + 1)
-    batches = [[incoming(n, exchange, key) for n in numbers[at : at + batch]] for at in range(0, ENVELOPES, batch)]
+    batches = [
+        [incoming(n, exchange, key) for n in numbers[at : at + batch]]
+        for at in range(0, ENVELOPES, batch)
+    ]
     held: list[int] = []
     gc.collect()
     gc.freeze()
@@ -64,7 +86,10 @@ def main() -> None:
     for title, exchange, key in (("to a mailbox", "", ""), ("by a topic", "e", "a.b")):
         for batch, waiting in ((1, 0), (10, 0), (200, 0), (200, 2000), (2000, 0)):
             best = min(measure(batch, exchange, key, waiting=waiting) for _ in range(ROUNDS))
-            print(f"{title}, batches of {batch}, {waiting} held: {best:.2f} us for publish, hand out and ack")
+            print(
+                f"{title}, batches of {batch}, {waiting} held: {best:.2f} us for publish, hand "
+                "out and ack"
+            )
 
 
 if __name__ == "__main__":

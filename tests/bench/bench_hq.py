@@ -1,4 +1,5 @@
-"""HQ's core and store without a network: batches of envelopes published, handed out and acknowledged, durably.
+"""HQ's core and store without a network: batches of envelopes published, handed out and
+acknowledged, durably.
 
 `python -m tests.bench.bench_hq [directory]`; the directory says which disk is measured.
 """
@@ -38,7 +39,8 @@ def main() -> None:
         run([m.AddClient(0, "", i, name, "client") for i, name in enumerate("AB")])
         run([m.Consume(2, "B", 1, 1, "box.B", LIMITS.credit_envelopes, 1 << 30)])
         batches = [
-            [incoming(i, bytes(SIZE)) for i in range(at + 1, at + BATCH + 1)] for at in range(0, ENVELOPES, BATCH)
+            [incoming(i, bytes(SIZE)) for i in range(at + 1, at + BATCH + 1)]
+            for at in range(0, ENVELOPES, BATCH)
         ]
         core = commit = 0.0
         held: list[int] = []
@@ -53,8 +55,9 @@ def main() -> None:
             commit += wrote
         each = 1e6 / ENVELOPES
         print(
-            f"{ENVELOPES} envelopes of {SIZE} bytes in batches of {BATCH}: core {core * each:.1f} us, "
-            f"commit {commit * each:.1f} us each; {ENVELOPES / (core + commit):,.0f} envelopes/s"
+            f"{ENVELOPES} envelopes of {SIZE} bytes in batches of {BATCH}: core "
+            f"{core * each:.1f} us, commit {commit * each:.1f} us each; "
+            f"{ENVELOPES / (core + commit):,.0f} envelopes/s"
         )
         store.close()
 

@@ -1,7 +1,7 @@
 """HQ at rest, what an idle connection costs, and how 1,000 clients come back after a restart.
 
-`python -m tests.bench.bench_idle [clients]`.  HQ is a process of its own; the clients are TLS connections of one
-process with certificates of their own, made and recorded without enrolment.
+`python -m tests.bench.bench_idle [clients]`.  HQ is a process of its own; the clients are TLS
+connections of one process with certificates of their own, made and recorded without enrolment.
 """
 
 from __future__ import annotations
@@ -41,20 +41,30 @@ def rss(pid: int) -> int:
 
 def make(directory: Path, address: str, names: list[str]) -> tuple[object, dict[str, object]]:
     """An HQ that knows the clients; root certificate, and a TLS context for each."""
-    init_hq(directory, address=address, name="DC-HQ", listen=address, admin_home=directory.parent / "admin")
+    init_hq(
+        directory,
+        address=address,
+        name="DC-HQ",
+        listen=address,
+        admin_home=directory.parent / "admin",
+    )
     config = load_server_config(directory)
     store = open_store(config.directory)
     hq = HQ(config, store)
     assert hq.trust.authority is not None
     broker = Broker(store.load(10))
-    effects = broker.handle([m.AddClient(0, "", n, name, "client") for n, name in enumerate(names, 1)], Facts(), 1)
+    effects = broker.handle(
+        [m.AddClient(0, "", n, name, "client") for n, name in enumerate(names, 1)], Facts(), 1
+    )
     store.commit(effects.changes, store.epoch)
     contexts: dict[str, object] = {}
     key = pki.new_key()
     for name in names:
         certificate = pki.issue_client(hq.trust.authority, key.public_key(), name)
         store.put_certificate(hq.trust.record(certificate))
-        contexts[name] = client_context(hq.trust.root, [certificate, hq.trust.authority.certificate], key)
+        contexts[name] = client_context(
+            hq.trust.root, [certificate, hq.trust.authority.certificate], key
+        )
     store.close()
     return hq.trust.root, contexts
 
@@ -63,7 +73,9 @@ def serve(directory: Path) -> tuple[subprocess.Popen[bytes], float]:
     began = time.perf_counter()
     with (directory.parent / "hq.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cipherbox", "serve", str(directory)], stdout=subprocess.PIPE, stderr=log
+            [sys.executable, "-m", "cipherbox", "serve", str(directory)],
+            stdout=subprocess.PIPE,
+            stderr=log,
         )
     assert process.stdout is not None
     process.stdout.readline()
@@ -88,7 +100,9 @@ class Idle:
             try:
                 stream = await connect(self._address, self._context, nursery)  # type: ignore[arg-type]
                 wire = WireConnection("client")
-                await stream.send_all(wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 0, "idle")))
+                await stream.send_all(
+                    wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 0, "idle"))
+                )
                 while True:
                     data = await stream.receive_some()
                     if not data:
@@ -108,7 +122,9 @@ class Idle:
             pause = min(pause * 2, 2.0)
 
 
-async def measure(directory: Path, address: str, contexts: dict[str, object], signals: Signals) -> None:
+async def measure(
+    directory: Path, address: str, contexts: dict[str, object], signals: Signals
+) -> None:
     process, ready = serve(directory)
     try:
         await trio.sleep(1)
@@ -140,16 +156,22 @@ async def measure(directory: Path, address: str, contexts: dict[str, object], si
                 await one.up.wait()
             signals.stop.set()
             steady = await trio.to_thread.run_sync(signals.took.get)
-            print(f"restart: ready after {ready:.2f} s; all {len(idle)} back {time.perf_counter() - began:.1f} s later")
+            print(
+                f"restart: ready after {ready:.2f} s; all {len(idle)} back "
+                f"{time.perf_counter() - began:.1f} s later"
+            )
             steady.sort()
             if steady:
                 print(
-                    f"meanwhile a PING by one who is on: p50 {steady[len(steady) // 2] * 1e3:.1f} ms, "
-                    f"p99 {steady[int(len(steady) * 0.99)] * 1e3:.1f} ms of {len(steady)}"
+                    "meanwhile a PING by one who is on: p50 "
+                    f"{steady[len(steady) // 2] * 1e3:.1f} ms, p99 "
+                    f"{steady[int(len(steady) * 0.99)] * 1e3:.1f} ms of {len(steady)}"
                 )
             usage = process_usage(process.pid)
             if usage:
-                print(f"HQ: {usage[0]:.1f} s of CPU since the restart, peak {usage[1] / 1e6:.0f} MB")
+                print(
+                    f"HQ: {usage[0]:.1f} s of CPU since the restart, peak {usage[1] / 1e6:.0f} MB"
+                )
             nursery.cancel_scope.cancel()
     finally:
         process.terminate()

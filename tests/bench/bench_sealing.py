@@ -29,19 +29,31 @@ def main() -> None:
 
     def sealed(contents: list[bytes]) -> Sealed:
         plain = pack_contents(contents)
-        return seal(lab.identity, [ca.bundle], plain, len(contents), envelope_id=ids.next(), sealed_at=now_ms())
+        return seal(
+            lab.identity,
+            [ca.bundle],
+            plain,
+            len(contents),
+            envelope_id=ids.next(),
+            sealed_at=now_ms(),
+        )
 
     def opened(raw: bytes) -> object:
         return open_envelope(inspect(raw), ca.identity, lab.bundle)
 
     small, large = b"x" * 100, bytes(1 << 20)
-    for name, contents in (("1 x 100 B", [small]), ("8192 x 100 B", [small] * 8192), ("1 x 1 MiB", [large])):
+    for name, contents in (
+        ("1 x 100 B", [small]),
+        ("8192 x 100 B", [small] * 8192),
+        ("1 x 1 MiB", [large]),
+    ):
         raw = sealed(contents).raw
         n = len(contents)
         print(
-            f"{name:>13}: {len(raw):>9} bytes   seal {per_item(lambda c=contents: sealed(c), n):8.2f}"
-            f"   HQ reads {per_item(lambda r=raw: layouts.hashes(r, layouts.split(r)), n):8.3f}"
-            f"   open {per_item(lambda r=raw: opened(r), n):8.2f}   us a message"
+            f"{name:>13}: {len(raw):>9} bytes   seal "
+            f"{per_item(lambda c=contents: sealed(c), n):8.2f}   HQ reads "
+            f"{per_item(lambda r=raw: layouts.hashes(r, layouts.split(r)), n):8.3f}   open "
+            f"{per_item(lambda r=raw: opened(r), n):8.2f}   us a message"
         )
 
 

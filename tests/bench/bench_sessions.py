@@ -1,4 +1,6 @@
-"""What a session costs beside the hybrid, in CPU and wall time: `python -m tests.bench.bench_sessions`."""
+"""What a session costs beside the hybrid, in CPU and wall time: `python -m
+tests.bench.bench_sessions`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def measured(name: str, work: Callable[[], object], rounds: int = ROUNDS) -> Non
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(rounds):
         work()
-    each = [(now - then) / rounds * 1e6 for now, then in ((time.process_time(), cpu), (time.perf_counter(), wall))]
+    each = [
+        (now - then) / rounds * 1e6
+        for now, then in ((time.process_time(), cpu), (time.perf_counter(), wall))
+    ]
     print(f"{name:>44}: {each[0]:7.0f} us CPU {each[1]:7.0f} us wall")
 
 
@@ -38,7 +43,9 @@ def main() -> None:
 
     def wrap(turn: bool) -> None:
         ends[0], raw = session.seal(session.decode(session.encode(ends[0])), key, binding)
-        ends[1] = session.open_(session.decode(session.encode(ends[1])), session.parse(raw), binding)[0]
+        ends[1] = session.open_(
+            session.decode(session.encode(ends[1])), session.parse(raw), binding
+        )[0]
         if turn:
             ends.reverse()
 
@@ -48,7 +55,9 @@ def main() -> None:
     pair = DecryptKey.from_seed(1, stanzas.TYPES[1].generate())
     measured(
         "wrap and unwrap hpke-mlkem768-x25519",
-        lambda: stanzas.unwrap(1, pair.private, stanzas.wrap(1, pair.public, key, bytes(32), 0), bytes(32), 0),
+        lambda: stanzas.unwrap(
+            1, pair.private, stanzas.wrap(1, pair.public, key, bytes(32), 0), bytes(32), 0
+        ),
     )
     with tempfile.TemporaryDirectory() as directory:
         here, _ = world(Path(directory))
@@ -63,7 +72,12 @@ def main() -> None:
 
         def hybrid() -> None:
             raw = seal(
-                lab.party.identity, [center.party.bundle], plain, 1, envelope_id=ids.next(), sealed_at=now_ms()
+                lab.party.identity,
+                [center.party.bundle],
+                plain,
+                1,
+                envelope_id=ids.next(),
+                sealed_at=now_ms(),
             ).raw
             open_envelope(inspect(raw), center.party.identity, lab.party.bundle)
 

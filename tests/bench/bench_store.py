@@ -1,7 +1,8 @@
-"""The store alone: batches of envelopes committed together with the acks of the batch before, durably.
+"""The store alone: batches of envelopes committed together with the acks of the batch before,
+durably.
 
-`python -m tests.bench.bench_store [directory]`; the directory says which disk is measured.  CPU is this process's,
-wall time holds the waits for the disk as well.
+`python -m tests.bench.bench_store [directory]`; the directory says which disk is measured.  CPU is
+this process's, wall time holds the waits for the disk as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cipherbox.broker.model import Changes, Counters, Incoming, Mark, NewEntry, NewEnvelope, QueueRow
+from cipherbox.broker.model import (
+    Changes,
+    Counters,
+    Incoming,
+    Mark,
+    NewEntry,
+    NewEnvelope,
+    QueueRow,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.store.sqlite.store import SqliteStore, open_store
 
@@ -23,14 +32,31 @@ BATCH = 200
 
 
 def changes(count: int, batch: int, body: bytes) -> Iterator[Changes]:
-    """Batches of new envelopes with the acks of the batch before, as the core makes them for one busy queue."""
+    """Batches of new envelopes with the acks of the batch before, as the core makes them for one
+    busy queue.
+    """
     digest = hashlib.sha256(body).digest()
     for first in range(1, count + 1, batch):
         made = Changes()
         for n in range(first, first + batch):
             envelope_id = ((AT + n) << 80 | 7 << 76 | 2 << 62 | n << 16).to_bytes(16, "big")
             item = Incoming(
-                n, False, 0, "FL-LAB", envelope_id, 0, 1, digest, digest, "", "", ("B",), AT, 0, len(body), body
+                n,
+                False,
+                0,
+                "FL-LAB",
+                envelope_id,
+                0,
+                1,
+                digest,
+                digest,
+                "",
+                "",
+                ("B",),
+                AT,
+                0,
+                len(body),
+                body,
             )
             made.envelopes.append(NewEnvelope(n, AT, 1, item))
             made.entries.append(NewEntry(QUEUE, n, n, AT, "B"))
@@ -63,8 +89,9 @@ def main() -> None:
             wall, cpu = run(store, count, batch, size)
             each = 1e6 / count
             print(
-                f"{count} envelopes of {size} bytes in batches of {batch}: {count / wall:,.0f} envelopes/s "
-                f"({count * size / wall / 1e6:,.0f} MB/s), {wall * each:.1f} us each, of them CPU {cpu * each:.1f} us"
+                f"{count} envelopes of {size} bytes in batches of {batch}: {count / wall:,.0f} "
+                f"envelopes/s ({count * size / wall / 1e6:,.0f} MB/s), {wall * each:.1f} us "
+                f"each, of them CPU {cpu * each:.1f} us"
             )
             if size < LIMITS.spool_from_bytes:
                 started = time.perf_counter()

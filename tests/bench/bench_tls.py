@@ -1,4 +1,5 @@
-"""The TLS stream: frames from one end to the other, both ends in this process, as CPU time for both together.
+"""The TLS stream: frames from one end to the other, both ends in this process, as CPU time for both
+together.
 
 `python -m tests.bench.bench_tls`
 """
@@ -42,7 +43,10 @@ async def measure(size: int) -> tuple[float, float]:
 def main() -> None:
     for size in (1435, 64 * 1024, 1024 * 1024):
         cpu, rate = trio.run(measure, size)
-        print(f"SEND of {size:>7} bytes: {cpu:8.1f} us of CPU, {rate:9,.0f}/s, {rate * size / 1e6:7,.0f} MB/s")
+        print(
+            f"SEND of {size:>7} bytes: {cpu:8.1f} us of CPU, {rate:9,.0f}/s, "
+            f"{rate * size / 1e6:7,.0f} MB/s"
+        )
 
 
 if __name__ == "__main__":

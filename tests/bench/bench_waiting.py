@@ -1,6 +1,8 @@
-"""A queue with a million envelopes waiting: HQ's memory, how soon it is ready again, and a consumer that takes some.
+"""A queue with a million envelopes waiting: HQ's memory, how soon it is ready again, and a consumer
+that takes some.
 
-`python -m tests.bench.bench_waiting [envelopes]`.  The database is filled through core and store; HQ is a process.
+`python -m tests.bench.bench_waiting [envelopes]`.  The database is filled through core and store;
+HQ is a process.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def fill(directory: Path, many: int) -> None:
     broker.connect(1, "FL-LAB")
     for first in range(1, many + 1, BATCH):
         items: list[Incoming] = [
-            incoming(n, bytes(SIZE), ("CA-RC",))._replace(sender="FL-LAB") for n in range(first, first + BATCH)
+            incoming(n, bytes(SIZE), ("CA-RC",))._replace(sender="FL-LAB")
+            for n in range(first, first + BATCH)
         ]
         commands: list[m.AnyCommand] = [m.Publish(1, "FL-LAB", items)]
         broker.wanted(commands)
@@ -58,7 +61,9 @@ async def measure(address: str, context: object, pid: int, ready: float) -> None
             for event in wire.events():
                 if isinstance(event, frames.Welcome) and not consuming:
                     consuming = True
-                    await stream.send_all(codec.encode(frames.Consume(number, 1, "box.CA-RC", 4096, 1 << 24)))
+                    await stream.send_all(
+                        codec.encode(frames.Consume(number, 1, "box.CA-RC", 4096, 1 << 24))
+                    )
                 elif isinstance(event, Deliveries):
                     seqs = [seq for seq, _, _, _ in event.entries]
                     assert seqs == list(range(last + 1, last + 1 + len(seqs))), "out of order"
@@ -66,10 +71,15 @@ async def measure(address: str, context: object, pid: int, ready: float) -> None
                     taken += len(seqs)
                     number += 1
                     await stream.send_all(
-                        codec.encode(frames.Ack(number, "box.CA-RC", [frames.Range(seqs[0], len(seqs))]))
+                        codec.encode(
+                            frames.Ack(number, "box.CA-RC", [frames.Range(seqs[0], len(seqs))])
+                        )
                         + codec.encode(frames.Credit(1, len(seqs), 1 << 24))
                     )
-        print(f"{taken:,} taken in order at {taken / (time.perf_counter() - began):,.0f}/s; HQ {rss(pid) / 1e6:.1f} MB")
+        print(
+            f"{taken:,} taken in order at {taken / (time.perf_counter() - began):,.0f}/s; HQ "
+            f"{rss(pid) / 1e6:.1f} MB"
+        )
         await trio.aclose_forcefully(stream)
         nursery.cancel_scope.cancel()
 
@@ -82,7 +92,10 @@ def main() -> None:
         began = time.perf_counter()
         fill(directory, many)
         size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
-        print(f"{many:,} envelopes wait after {time.perf_counter() - began:.0f} s; {size / 1e9:.2f} GB on disk")
+        print(
+            f"{many:,} envelopes wait after {time.perf_counter() - began:.0f} s; "
+            f"{size / 1e9:.2f} GB on disk"
+        )
         process, ready = serve(directory)
         try:
             trio.run(measure, address, contexts["CA-RC"], process.pid, ready)

@@ -1,4 +1,6 @@
-"""Framing: SENDs in, as a socket gives them, and DELIVERs out: `python -m tests.bench.bench_wire`."""
+"""Framing: SENDs in, as a socket gives them, and DELIVERs out: `python -m
+tests.bench.bench_wire`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""HQ refuses what a recipient has told that it refuses: named recipients, routes, queues of several, receipts."""
+"""HQ refuses what a recipient has told that it refuses: named recipients, routes, queues of
+several, receipts.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from tests.broker.world import HQ, World
 
 
 def tell(w: World, client: str, **lists: tuple[str, ...]) -> m.Effects:
-    effects = w.run(m.TellContacts(w.connection_of[client], client, w.next(), ContactLists(**lists)))
+    effects = w.run(
+        m.TellContacts(w.connection_of[client], client, w.next(), ContactLists(**lists))
+    )
     assert isinstance(effects.answers[w.connection_of[client]][0], Done)
     return effects
 
@@ -92,7 +96,10 @@ def test_one_reader_of_a_route_or_a_queue_keeps_the_envelope_from_nobody_else() 
     assert (partial.queues, partial.missing) == (("qC",), ("B",))
     assert isinstance(w.publish(w.item("A", ("B", "C"), key="both")), Confirmed)
     tell(w, "C", blocked=("A",))
-    for item in (w.item("A", ("B", "C"), exchange="e", key="k"), w.item("A", ("B", "C"), key="both")):
+    for item in (
+        w.item("A", ("B", "C"), exchange="e", key="k"),
+        w.item("A", ("B", "C"), key="both"),
+    ):
         answer = w.publish(item)
         assert isinstance(answer, Failed)
         assert str(answer.error) == "B, C take no mail from A"
@@ -118,5 +125,3 @@ def test_who_is_revoked_takes_no_mail_and_leaves_no_lists() -> None:
     tell(w, "B", blocked=("A",))
     w.ok(m.RevokeClient(*HQ, w.next(), "B", "lost"))
     assert w.broker.rights.contacts == w.store.load(4).contacts == {}
-
-

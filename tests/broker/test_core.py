@@ -11,19 +11,38 @@ from cipherbox.broker.publish import RouteDetail
 from cipherbox.limits import LIMITS
 from tests.broker.world import BIG, HQ, SMALL, START, World, consumer, labs, seqs
 
-# -- routing ------------------------------------------------------------------------------------------------------
+# -- routing ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("pattern", "key", "takes"),
     [
-        ("*", "", False), ("#.*", "", False), ("a.", "a", False), ("*.", "a.", True), ("a.*", "a.", True),
-        ("a.b", "a.b", True), ("a.b", "a.c", False), ("*", "a", True), ("*", "a.b", False), ("a.*", "a", False),
-        ("#", "", True), ("#", "a.b.c", True), ("a.#", "a", True), ("a.#", "a.b.c", True), ("#.c", "c", True),
-        ("#.c", "a.b.c", True), ("a.#.c", "a.c", True), ("a.#.c", "a.b.b.c", True), ("a.#.c", "a.b", False),
-        ("*.#.*", "a", False), ("*.#.*", "a.b", True), ("#.#", "a", True), ("", "", True), ("*.b.*", "a.b.c", True),
+        ("*", "", False),
+        ("#.*", "", False),
+        ("a.", "a", False),
+        ("*.", "a.", True),
+        ("a.*", "a.", True),
+        ("a.b", "a.b", True),
+        ("a.b", "a.c", False),
+        ("*", "a", True),
+        ("*", "a.b", False),
+        ("a.*", "a", False),
+        ("#", "", True),
+        ("#", "a.b.c", True),
+        ("a.#", "a", True),
+        ("a.#", "a.b.c", True),
+        ("#.c", "c", True),
+        ("#.c", "a.b.c", True),
+        ("a.#.c", "a.c", True),
+        ("a.#.c", "a.b.b.c", True),
+        ("a.#.c", "a.b", False),
+        ("*.#.*", "a", False),
+        ("*.#.*", "a.b", True),
+        ("#.#", "a", True),
+        ("", "", True),
+        ("*.b.*", "a.b.c", True),
     ],
-)  # fmt: skip
+)
 def test_topic_patterns(pattern: str, key: str, takes: bool) -> None:
     assert topic_matches(pattern, key) is takes
 
@@ -51,7 +70,10 @@ def test_an_envelope_goes_only_where_every_reader_can_open_it() -> None:
     assert answer.error.name == "route-changed"
     assert isinstance(answer.error.__cause__, RouteDetail)
     assert answer.error.__cause__.routed.queues[0] == ("ca_rc_queue", ("CA-RC",))
-    assert w.refused(w.item("FL-LAB", ("CA-RC", "NY-RC", "FL-LAB"), "labs", "fl.dat")) == "route-changed"
+    assert (
+        w.refused(w.item("FL-LAB", ("CA-RC", "NY-RC", "FL-LAB"), "labs", "fl.dat"))
+        == "route-changed"
+    )
     assert not w.store.envelopes
 
 
@@ -118,10 +140,12 @@ def test_unknown_and_forbidden_exchanges_and_queues() -> None:
     assert isinstance(w.publish(w.item("FL-LAB", ("CA-RC",), "", "ca_rc_queue")), Confirmed)
 
 
-# -- ids ----------------------------------------------------------------------------------------------------------
+# -- ids -------------------------------------------------------------------------------------------
 
 
-def test_the_same_bytes_again_are_confirmed_and_stored_once_also_in_one_batch_and_after_a_restart() -> None:
+def test_the_same_bytes_again_are_confirmed_and_stored_once_in_one_batch_and_after_a_restart() -> (
+    None
+):
     w = World(LIMITS, "A", "B")
     item = w.item("A", ("B",))
     effects = w.run(m.Publish(1, "A", [item, item]))
@@ -153,7 +177,9 @@ def test_an_id_with_other_bytes_is_refused_and_anothers_id_is_free() -> None:
     w.publish(item)
     assert w.refused(item._replace(envelope_hash=b"x" * 32)) == "id-reused"
     assert w.refused(item._replace(envelope_hash=b"x" * 32, generation=0)) == "id-reused"
-    assert isinstance(w.publish(item._replace(sender="B", recipients=("A",), envelope_hash=b"x" * 32)), Confirmed)
+    assert isinstance(
+        w.publish(item._replace(sender="B", recipients=("A",), envelope_hash=b"x" * 32)), Confirmed
+    )
 
 
 def test_a_higher_generation_replaces_what_waits_and_nothing_that_was_acknowledged() -> None:
@@ -186,7 +212,9 @@ def test_times() -> None:
     last = w.now + 1 + LIMITS.clock_ahead_ms
     for time, refusal in ((START - 1000, ""), (last, ""), (last + 1, "clock-skew")):
         for rest in (1, (1 << 80) - 1):
-            answer = w.publish(w.item("A", ("B",), envelope_id=(time << 80 | rest).to_bytes(16, "big")))
+            answer = w.publish(
+                w.item("A", ("B",), envelope_id=(time << 80 | rest).to_bytes(16, "big"))
+            )
             assert refusal == (answer.error.name if isinstance(answer, Failed) else "")
             w.now -= 1
     assert w.refused(w.item("A", ("B",), expires_at=START)) == "invalid-request"
@@ -204,7 +232,7 @@ def test_quota_counts_what_waits() -> None:
     assert isinstance(w.publish(w.item("A", ("B",), size=1000)), Confirmed)
 
 
-# -- delivery -----------------------------------------------------------------------------------------------------
+# -- delivery --------------------------------------------------------------------------------------
 
 
 def test_credit_in_envelopes_and_bytes() -> None:
@@ -227,10 +255,15 @@ def test_consumers_take_turns_and_what_returns_goes_to_the_front_in_order() -> N
     consumer(w, "B", "box.B")
     w.run(m.Consume(second, "B", w.next(), 5, "box.B", 100, BIG))
     effects = w.run(m.Publish(1, "A", [w.item("A", ("B",)) for _ in range(4)]))
-    assert {h.connection: [e.seq for e in h.entries] for h in effects.handed} == {2: [1, 3], second: [2, 4]}
+    assert {h.connection: [e.seq for e in h.entries] for h in effects.handed} == {
+        2: [1, 3],
+        second: [2, 4],
+    }
     assert [e.delivered_at > 0 for e in effects.changes.entries] == [True] * 4
     effects = w.run(m.Disconnect(2))
-    assert [(h.connection, [e.seq for e in h.entries]) for h in effects.handed] == [(second, [1, 3])]
+    assert [(h.connection, [e.seq for e in h.entries]) for h in effects.handed] == [
+        (second, [1, 3])
+    ]
     w.run(m.Disconnect(second))
     w.connect("B")
     assert seqs(consumer(w, "B", "box.B")) == [1, 2, 3, 4]

@@ -16,25 +16,35 @@ def test_only_readers_touch_a_queue_and_unknown_looks_like_forbidden() -> None:
     c = w.connection_of["FL-LAB"]
     for queue in ("ca_rc_queue", "nothing"):
         for command in (
-            m.Consume(c, "FL-LAB", 1, 1, queue, 1, 1), m.Fetch(c, "FL-LAB", 1, queue, 1, 1),
-            m.Ack(c, "FL-LAB", 1, queue, [(1, 1)]), m.Nack(c, "FL-LAB", 1, queue, 1, True, 0, ""),
-            m.Resend(c, "FL-LAB", 1, queue, "", bytes(16)), m.DeleteQueue(c, "FL-LAB", 1, queue),
-        ):  # fmt: skip
+            m.Consume(c, "FL-LAB", 1, 1, queue, 1, 1),
+            m.Fetch(c, "FL-LAB", 1, queue, 1, 1),
+            m.Ack(c, "FL-LAB", 1, queue, [(1, 1)]),
+            m.Nack(c, "FL-LAB", 1, queue, 1, True, 0, ""),
+            m.Resend(c, "FL-LAB", 1, queue, "", bytes(16)),
+            m.DeleteQueue(c, "FL-LAB", 1, queue),
+        ):
             answer = w.ask(command)
             assert isinstance(answer, Failed)
-            assert str(answer.error) == f"there is no queue {queue!r} that you may use; see: cipherbox queue list"
+            assert (
+                str(answer.error)
+                == f"there is no queue {queue!r} that you may use; see: cipherbox queue list"
+            )
 
 
 def test_what_needs_an_admin() -> None:
     w = labs()
     c = w.connection_of["CA-RC"]
     for command in (
-        m.DeclareExchange(c, "CA-RC", 1, "mine", ExchangeType.DIRECT), m.DeleteExchange(c, "CA-RC", 1, "labs"),
-        m.DeclareQueue(c, "CA-RC", 1, "for-ny", "NY-RC", ()), m.DeclareQueue(c, "CA-RC", 1, "shared", "", ("NY-RC",)),
-        m.Bind(c, "CA-RC", 1, "labs", "ca_rc_queue", "x"), m.Purge(c, "CA-RC", 1, "ca_rc_queue"),
-        m.Grant(c, "CA-RC", 1, "CA-RC", "admin", "", True), m.AddClient(c, "CA-RC", 1, "X", "admin"),
+        m.DeclareExchange(c, "CA-RC", 1, "mine", ExchangeType.DIRECT),
+        m.DeleteExchange(c, "CA-RC", 1, "labs"),
+        m.DeclareQueue(c, "CA-RC", 1, "for-ny", "NY-RC", ()),
+        m.DeclareQueue(c, "CA-RC", 1, "shared", "", ("NY-RC",)),
+        m.Bind(c, "CA-RC", 1, "labs", "ca_rc_queue", "x"),
+        m.Purge(c, "CA-RC", 1, "ca_rc_queue"),
+        m.Grant(c, "CA-RC", 1, "CA-RC", "admin", "", True),
+        m.AddClient(c, "CA-RC", 1, "X", "admin"),
         m.RevokeClient(c, "CA-RC", 1, "NY-RC", ""),
-    ):  # fmt: skip
+    ):
         assert w.fails(command) == "forbidden"
     w.ok(m.Grant(*HQ, w.next(), "CA-RC", "bind", "labs", True))
     w.ok(m.Bind(c, "CA-RC", 1, "labs", "ca_rc_queue", "x"))
@@ -42,7 +52,8 @@ def test_what_needs_an_admin() -> None:
     w.ok(m.DeclareExchange(c, "CA-RC", 1, "mine", ExchangeType.DIRECT))
     w.ok(m.Grant(*HQ, w.next(), "CA-RC", "admin", "", True))
     w.ok(m.Purge(c, "CA-RC", 1, "ny_rc_queue"))
-    assert w.fails(m.Fetch(c, "CA-RC", 1, "ny_rc_queue", 1, 1)) == "not-found"  # an admin reads nobody's queue
+    # an admin reads nobody's queue
+    assert w.fails(m.Fetch(c, "CA-RC", 1, "ny_rc_queue", 1, 1)) == "not-found"
 
 
 def test_a_reader_who_loses_the_right_loses_the_deliveries() -> None:
@@ -70,7 +81,7 @@ def test_client_ids_are_unique_without_case() -> None:
     assert w.fails(m.AddClient(*HQ, w.next(), "ca-rc", "client")) == "conflict"
 
 
-# -- topology -----------------------------------------------------------------------------------------------------
+# -- topology --------------------------------------------------------------------------------------
 
 
 def test_declaring_again() -> None:
@@ -79,13 +90,18 @@ def test_declaring_again() -> None:
     assert w.fails(m.DeclareExchange(*HQ, 1, "labs", ExchangeType.FANOUT)) == "conflict"
     c = w.connection_of["CA-RC"]
     assert w.ok(m.DeclareQueue(c, "CA-RC", 1, "ca_rc_queue", "", ())) == Done(1, 0)
-    assert w.fails(m.DeclareQueue(w.connection_of["NY-RC"], "NY-RC", 1, "ca_rc_queue", "", ())) == "conflict"
+    assert (
+        w.fails(m.DeclareQueue(w.connection_of["NY-RC"], "NY-RC", 1, "ca_rc_queue", "", ()))
+        == "conflict"
+    )
     assert w.fails(m.DeclareQueue(c, "CA-RC", 1, "box.CA-RC", "", ())) == "invalid-request"
 
 
 def test_a_hundred_clients_declare_the_same_queue_at_once() -> None:
     w = World(LIMITS, *[f"C{i}" for i in range(100)])
-    effects = w.run(*[m.DeclareQueue(c, name, 1, "q", "", ()) for name, c in w.connection_of.items()])
+    effects = w.run(
+        *[m.DeclareQueue(c, name, 1, "q", "", ()) for name, c in w.connection_of.items()]
+    )
     answers = [effects.answers[c][0] for c in w.connection_of.values()]
     assert answers[0] == Done(1, 1)
     assert all(isinstance(a, Failed) and a.error.name == "conflict" for a in answers[1:])
@@ -151,7 +167,9 @@ def test_the_same_input_gives_the_same_effects() -> None:
         consumer(w, "CA-RC", "ca_rc_queue", 3)
         shown = []
         for i in range(20):
-            effects = w.run(m.Publish(1, "FL-LAB", [w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "fl.dat")]))
+            effects = w.run(
+                m.Publish(1, "FL-LAB", [w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "fl.dat")])
+            )
             shown.append(repr(effects) + str(i))
         return shown
 

@@ -1,4 +1,6 @@
-"""Queue limits, and dead letters that return or are dropped: nothing else deletes what nobody acknowledged."""
+"""Queue limits, and dead letters that return or are dropped: nothing else deletes what nobody
+acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def refused(count: int = 1, limits: object = LIMITS) -> World:
     return w
 
 
-def settle(w: World, seqs: list[tuple[int, int]], *, drop: bool = False, who: tuple[int, str] = HQ) -> m.Answer:
+def settle(
+    w: World, seqs: list[tuple[int, int]], *, drop: bool = False, who: tuple[int, str] = HQ
+) -> m.Answer:
     return w.ask(m.SettleDead(*who, w.next(), BOX, seqs, drop))
 
 
@@ -43,7 +47,9 @@ def test_a_dead_letter_returns_to_the_end_and_is_acknowledged_like_any_other() -
 
 def test_twice_in_one_batch_or_later_is_once() -> None:
     w = refused()
-    effects = w.run(m.SettleDead(*HQ, 1, BOX, [(1, 1)], False), m.SettleDead(*HQ, 2, BOX, [(1, 1)], True))
+    effects = w.run(
+        m.SettleDead(*HQ, 1, BOX, [(1, 1)], False), m.SettleDead(*HQ, 2, BOX, [(1, 1)], True)
+    )
     assert effects.answers[0] == [Done(1, 1), Done(2, 0)]
     assert settle(w, [(1, 1)]) == Done(w.correlation, 0)
     assert fetched(w, "B", BOX) == [(2, 100)]

@@ -1,4 +1,6 @@
-"""The next generation of an envelope: what it replaces, wherever the old one is, and what it must not touch."""
+"""The next generation of an envelope: what it replaces, wherever the old one is, and what it
+must not touch.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ def test_a_dead_letter_waits_again_as_a_new_entry() -> None:
     assert isinstance(answer, Confirmed)
     assert not answer.again
     assert answer.queues == ("box.B", "box.C")
-    assert [(h.queue, e.seq, e.size, e.fan) for h in effects.handed for e in h.entries] == [("box.B", 2, 150, 2)]
+    assert [(h.queue, e.seq, e.size, e.fan) for h in effects.handed for e in h.entries] == [
+        ("box.B", 2, 150, 2)
+    ]
     w.ok(m.Ack(2, "B", 1, "box.B", [(2, 1)]))
     assert not w.store.bodies
     again = w.publish(newer(item, generation=2))
@@ -136,7 +140,8 @@ def test_it_never_reaches_who_is_no_recipient_of_it() -> None:
     assert answer.error.name == "route-changed"
     assert isinstance(answer.error.__cause__, RouteDetail)
     assert answer.error.__cause__.routed.queues == (("box.B", ("B",)), ("box.C", ("C",)))
-    assert w.refused(newer(item, recipients=("A", "B", "C"))) == "route-changed"  # A would never get it
+    # A would never get it
+    assert w.refused(newer(item, recipients=("A", "B", "C"))) == "route-changed"
     answer = w.publish(newer(item, recipients=("A", "B", "C"), partial=True))
     assert isinstance(answer, Confirmed)
     assert answer.missing == ("A",)
@@ -185,7 +190,9 @@ def test_the_same_bytes_again_tell_who_was_left_out() -> None:
 
 
 def test_one_id_has_one_text_in_every_generation() -> None:
-    """Generation 0 to one recipient, generation 1 with another text to another: refused, wherever the first one is."""
+    """Generation 0 to one recipient, generation 1 with another text to another: refused,
+    wherever the first one is.
+    """
     w = World(LIMITS, "A", "B", "C")
     item = w.item("A", ("B", "C"), commitment=b"1" * 32)
     w.publish(item)
@@ -197,7 +204,9 @@ def test_one_id_has_one_text_in_every_generation() -> None:
         w.connect(name)
     assert w.refused(newer(item, recipients=("C",), commitment=b"2" * 32)) == "commitment-changed"
     assert fetched(w, "C", "box.C") == [(1, 100)]
-    assert isinstance(w.publish(newer(item, recipients=("B", "C"), commitment=b"1" * 32)), Confirmed)
+    assert isinstance(
+        w.publish(newer(item, recipients=("B", "C"), commitment=b"1" * 32)), Confirmed
+    )
     w.ok(m.Ack(3, "C", 1, "box.C", [(1, 1)]))
     assert w.refused(newer(item, generation=2, commitment=b"2" * 32)) == "commitment-changed"
 

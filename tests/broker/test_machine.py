@@ -1,10 +1,12 @@
-"""The core against a simple model, driven by Hypothesis: publishers, consumers, acks, cuts, restarts in any order.
+"""The core against a simple model, driven by Hypothesis: publishers, consumers, acks, cuts,
+restarts in any order.
 
-The oracle keeps for every (queue, seq) what became of it and who holds it, and knows each consumer's window.  What must
-hold at every moment: confirmed means waiting, out, or dead with a reason; acknowledged means never again; a queue is
-handed out in order, what came back first; a window is never passed but by the bytes of one envelope; a publish is all
-or nothing; nobody who has credit waits for what is there; the counters are the oracle's; and a core loaded from the
-store knows the same as the one that runs.
+The oracle keeps for every (queue, seq) what became of it and who holds it, and knows each
+consumer's window.  What must hold at every moment: confirmed means waiting, out, or dead with a
+reason; acknowledged means never again; a queue is handed out in order, what came back first; a
+window is never passed but by the bytes of one envelope; a publish is all or nothing; nobody who has
+credit waits for what is there; the counters are the oracle's; and a core loaded from the store
+knows the same as the one that runs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cipherbox.broker import model as m
 from cipherbox.broker.broker import Broker
-from cipherbox.broker.model import Acked, Confirmed, Done, ExchangeType, Failed, FetchedEntries, Incoming
+from cipherbox.broker.model import (
+    Acked,
+    Confirmed,
+    Done,
+    ExchangeType,
+    Failed,
+    FetchedEntries,
+    Incoming,
+)
 from tests import soak
 from tests.broker.world import SMALL, World, durable
 
@@ -34,9 +44,11 @@ class Deliveries(RuleBasedStateMachine):
     def begin(self) -> None:
         self.w = World(SMALL, *CLIENTS)
         for command in (
-            m.DeclareExchange(0, "", 1, "x", ExchangeType.TOPIC), m.DeclareQueue(0, "", 2, SHARED, "B", ("C",)),
-            m.Bind(0, "", 3, "x", SHARED, "k.#"), m.Grant(0, "", 4, "*", "publish", "x", True),
-        ):  # fmt: skip
+            m.DeclareExchange(0, "", 1, "x", ExchangeType.TOPIC),
+            m.DeclareQueue(0, "", 2, SHARED, "B", ("C",)),
+            m.Bind(0, "", 3, "x", SHARED, "k.#"),
+            m.Grant(0, "", 4, "*", "publish", "x", True),
+        ):
             self.w.ok(command)
         self.sent: dict[tuple[str, bytes], Incoming] = {}  # confirmed, in its last generation
         self.refused: list[Incoming] = []
@@ -48,7 +60,7 @@ class Deliveries(RuleBasedStateMachine):
         self.window: dict[tuple[int, int], list[int]] = {}  # envelopes, bytes
         self.reads: dict[tuple[int, int], str] = {}
 
-    # -- the oracle ---------------------------------------------------------------------------------------------
+    # -- the oracle --------------------------------------------------------------------------------
 
     def connection(self, client: str) -> int:
         return self.w.connection_of.get(client) or self.w.connect(client)
@@ -66,9 +78,10 @@ class Deliveries(RuleBasedStateMachine):
         """What waits, and dead letters whose next generation has not come."""
         newest = {key: s for (q, s), key in sorted(self.of.items()) if q == queue}
         return [
-            (q, s) for (q, s), state in self.state.items()
+            (q, s)
+            for (q, s), state in self.state.items()
             if q == queue and (state == LIVE or (state == DEAD and newest[self.of[(q, s)]] == s))
-        ]  # fmt: skip
+        ]
 
     def run(self, command: m.AnyCommand | None = None) -> m.Effects:
         effects = self.w.run(*([command] if command is not None else []))
@@ -86,7 +99,9 @@ class Deliveries(RuleBasedStateMachine):
         return effects
 
     def after(self, effects: m.Effects) -> None:
-        """Checks and notes what was handed out, once the oracle knows what the command itself did."""
+        """Checks and notes what was handed out, once the oracle knows what the command itself
+        did.
+        """
         best: dict[str, int] = {}
         for handed in effects.handed:
             window = self.window[(handed.connection, handed.tag)]
@@ -108,7 +123,11 @@ class Deliveries(RuleBasedStateMachine):
         assert self.state[place] == LIVE
         assert place not in self.holder
         item = self.item(place)
-        assert (entry.sender, entry.envelope_id, entry.size) == (item.sender, item.envelope_id, item.size)
+        assert (entry.sender, entry.envelope_id, entry.size) == (
+            item.sender,
+            item.envelope_id,
+            item.size,
+        )
         assert not 0 < entry.expires_at <= self.w.now
         self.attempts[place] += 1
         assert entry.attempts == self.attempts[place] <= SMALL.deliveries
@@ -118,18 +137,26 @@ class Deliveries(RuleBasedStateMachine):
         for place in held:
             del self.holder[place]
 
-    # -- publishing ---------------------------------------------------------------------------------------------
+    # -- publishing --------------------------------------------------------------------------------
 
     @rule(
-        sender=st.sampled_from(CLIENTS), to=st.sets(st.sampled_from(CLIENTS), min_size=1), route=st.booleans(),
-        size=st.sampled_from([1, 20, 900]), life=st.sampled_from([0, 0, 5, 100]), count=st.integers(1, 6),
-    )  # fmt: skip
-    def publish(self, sender: str, to: set[str], route: bool, size: int, life: int, count: int) -> None:
+        sender=st.sampled_from(CLIENTS),
+        to=st.sets(st.sampled_from(CLIENTS), min_size=1),
+        route=st.booleans(),
+        size=st.sampled_from([1, 20, 900]),
+        life=st.sampled_from([0, 0, 5, 100]),
+        count=st.integers(1, 6),
+    )
+    def publish(
+        self, sender: str, to: set[str], route: bool, size: int, life: int, count: int
+    ) -> None:
         c = self.connection(sender)
         where = ("x", "k.1") if route else ("", "")
         over = self.w.now + 1 + life if life else 0
         names = tuple(sorted(to))
-        items = [self.w.item(sender, names, *where, size=size, expires_at=over) for _ in range(count)]
+        items = [
+            self.w.item(sender, names, *where, size=size, expires_at=over) for _ in range(count)
+        ]
         queues = (SHARED,) if route else tuple(f"box.{x}" for x in names)
         used = {q: self.used(sender, q) for q in queues}
         effects = self.run(m.Publish(c, sender, items))
@@ -182,7 +209,10 @@ class Deliveries(RuleBasedStateMachine):
         old = self.sent[key]
         self.w.ids += 1
         item = old._replace(
-            generation=old.generation + step, envelope_hash=self.w.ids.to_bytes(32, "big"), size=size, expires_at=0
+            generation=old.generation + step,
+            envelope_hash=self.w.ids.to_bytes(32, "big"),
+            size=size,
+            expires_at=0,
         )
         c = self.connection(item.sender)
         places = self.where[key]
@@ -204,16 +234,22 @@ class Deliveries(RuleBasedStateMachine):
             assert isinstance(answer, Confirmed)
             assert answer.again == (not waiting and not dead)
             assert bool(effects.changes.replaced) == bool(waiting or dead)
-            assert sorted(e.queue for e in effects.changes.entries) == dead  # a dead letter waits again
+            # a dead letter waits again
+            assert sorted(e.queue for e in effects.changes.entries) == dead
             if waiting or dead:
                 self.sent[key] = item
                 self.release([p for p in waiting if p in self.holder])
                 self.note(key, [(e.queue, e.seq) for e in effects.changes.entries])
         self.after(effects)
 
-    # -- consuming ----------------------------------------------------------------------------------------------
+    # -- consuming ---------------------------------------------------------------------------------
 
-    @rule(data=st.data(), tag=st.integers(1, 2), credit=st.integers(1, 5), size=st.sampled_from([1, 50, 1 << 20]))
+    @rule(
+        data=st.data(),
+        tag=st.integers(1, 2),
+        credit=st.integers(1, 5),
+        size=st.sampled_from([1, 50, 1 << 20]),
+    )
     def consume_or_credit(self, data: st.DataObject, tag: int, credit: int, size: int) -> None:
         queue = data.draw(st.sampled_from(QUEUES))
         client = data.draw(st.sampled_from(READERS[queue]))
@@ -253,7 +289,8 @@ class Deliveries(RuleBasedStateMachine):
             self.hand(queue, entry, c, 0)
         left = [s for s in free if self.state[(queue, s)] == LIVE and (queue, s) not in self.holder]
         assert not left or not answer.entries or answer.entries[-1].seq < left[0]
-        assert answer.entries or not left or not room or self.w.pages  # all that was at hand had expired: ask again
+        # all that was at hand had expired: ask again
+        assert answer.entries or not left or not room or self.w.pages
         assert answer.waiting == len(left)
         self.after(effects)
 
@@ -294,7 +331,7 @@ class Deliveries(RuleBasedStateMachine):
         self.release([p for p in held if p in self.holder])
         self.after(effects)
 
-    # -- what happens -------------------------------------------------------------------------------------------
+    # -- what happens ------------------------------------------------------------------------------
 
     @rule(client=st.sampled_from(CLIENTS))
     def cut(self, client: str) -> None:
@@ -343,18 +380,25 @@ class Deliveries(RuleBasedStateMachine):
         while self.w.pages:
             self.after(self.run())
 
-    # -- what must hold -----------------------------------------------------------------------------------------
+    # -- what must hold ----------------------------------------------------------------------------
 
     @invariant()
     def the_store_has_what_the_oracle_says(self) -> None:
         store = self.w.store
         states = {"waiting": LIVE, "acked": ACKED, "dead": DEAD}
-        assert {place: states[state] for place, (_, _, state) in store.entries.items()} == self.state
-        assert {place: attempts for place, (_, attempts, _) in store.entries.items()} == self.attempts
+        assert {
+            place: states[state] for place, (_, _, state) in store.entries.items()
+        } == self.state
+        assert {
+            place: attempts for place, (_, attempts, _) in store.entries.items()
+        } == self.attempts
         assert {(i.sender, i.envelope_id): i for _, _, i in store.envelopes.values()} == self.sent
         needed = set()
         for number, (_, _, item) in store.envelopes.items():
-            last = {q: self.state[(q, s)] for q, s in sorted(self.where[(item.sender, item.envelope_id)])}
+            last = {
+                q: self.state[(q, s)]
+                for q, s in sorted(self.where[(item.sender, item.envelope_id)])
+            }
             if set(last.values()) != {ACKED}:
                 needed.add(number)
         assert store.bodies == needed
@@ -375,7 +419,9 @@ class Deliveries(RuleBasedStateMachine):
             ready = [e.seq for e in queue.ready]
             assert ready == [s for s in live if s <= queue.loaded_to and s not in queue.out]
             assert not live or self.w.store.counters[name].first <= live[0]
-            assert all(queue.soonest and queue.soonest <= e.expires_at for e in queue.ready if e.expires_at)
+            assert all(
+                queue.soonest and queue.soonest <= e.expires_at for e in queue.ready if e.expires_at
+            )
 
     @invariant()
     def nobody_with_credit_waits_in_vain(self) -> None:

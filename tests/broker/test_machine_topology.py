@@ -1,4 +1,6 @@
-"""The core against its store, driven by Hypothesis: topology, many commands in one commit, restarts in any order."""
+"""The core against its store, driven by Hypothesis: topology, many commands in one commit,
+restarts in any order.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +16,60 @@ from tests import soak
 from tests.broker.world import SMALL, World, durable
 
 NAMES = st.sampled_from(["q1", "q2"])
-EXCHANGES = st.sampled_from(["e1", "e2", "q1"])  # a grant on q1 is one on the exchange and on the queue
+# a grant on q1 is one on the exchange and on the queue
+EXCHANGES = st.sampled_from(["e1", "e2", "q1"])
 KEYS = st.sampled_from(["k", "a.b", "*.b", "#"])
 WHO = st.sampled_from(["A", "B", "C"])
 TOPOLOGY = st.one_of(
-    st.builds(m.DeclareExchange, st.just(0), st.just(""), st.just(1), EXCHANGES, st.sampled_from(ExchangeType)),
+    st.builds(
+        m.DeclareExchange,
+        st.just(0),
+        st.just(""),
+        st.just(1),
+        EXCHANGES,
+        st.sampled_from(ExchangeType),
+    ),
     st.builds(m.DeleteExchange, st.just(0), st.just(""), st.just(1), EXCHANGES),
     st.builds(
-        m.DeclareQueue, st.just(0), st.just(""), st.just(1), NAMES, WHO,
+        m.DeclareQueue,
+        st.just(0),
+        st.just(""),
+        st.just(1),
+        NAMES,
+        WHO,
         st.lists(WHO, max_size=2, unique=True).map(tuple),
     ),
     st.builds(m.DeleteQueue, st.just(0), st.just(""), st.just(1), NAMES),
     st.builds(m.Bind, st.just(0), st.just(""), st.just(1), EXCHANGES, NAMES, KEYS),
     st.builds(m.Unbind, st.just(0), st.just(""), st.just(1), EXCHANGES, NAMES, KEYS),
     st.builds(
-        m.Grant, st.just(0), st.just(""), st.just(1), WHO, st.sampled_from(["publish", "bind", "read"]), EXCHANGES,
+        m.Grant,
+        st.just(0),
+        st.just(""),
+        st.just(1),
+        WHO,
+        st.sampled_from(["publish", "bind", "read"]),
+        EXCHANGES,
         st.booleans(),
     ),
     st.builds(m.RevokeClient, st.just(0), st.just(""), st.just(1), WHO, st.just("")),
     st.builds(
-        m.TellContacts, st.just(0), WHO, st.just(1),
-        st.builds(ContactLists, st.just(()), st.lists(st.sampled_from(["Y", "Z"]), max_size=2).map(tuple)),
+        m.TellContacts,
+        st.just(0),
+        WHO,
+        st.just(1),
+        st.builds(
+            ContactLists, st.just(()), st.lists(st.sampled_from(["Y", "Z"]), max_size=2).map(tuple)
+        ),
     ),
     st.builds(m.AddClient, st.just(0), st.just(""), st.just(1), WHO, st.just("client")),
-)  # fmt: skip
+)
 
 
 class Topology(RuleBasedStateMachine):
-    """Anything declared, bound, granted and deleted in any order, many in one commit: the disk must say the same."""
+    """Anything declared, bound, granted and deleted in any order, many in one commit: the disk
+    must say the same.
+    """
 
     @initialize()
     def begin(self) -> None:
@@ -71,7 +99,9 @@ class Topology(RuleBasedStateMachine):
             self.w.ok(m.Ack(c, client, 1, queue, [(entry.seq, 1)]))
 
     @rule(queue=NAMES, again=st.booleans())
-    def a_queue_is_used_up_deleted_and_made_again_in_one_commit(self, queue: str, again: bool) -> None:
+    def a_queue_is_used_up_deleted_and_made_again_in_one_commit(
+        self, queue: str, again: bool
+    ) -> None:
         if queue not in self.w.broker.queues:
             return
         commands: list[m.AnyCommand] = [m.Purge(0, "", 1, queue), m.DeleteQueue(0, "", 1, queue)]
@@ -81,7 +111,10 @@ class Topology(RuleBasedStateMachine):
             item = self.w.item(readers[0], readers, "", queue)
             seq = self.w.broker.queues[queue].next
             self.places.add((queue, seq))
-            commands[:0] = [m.Publish(c, readers[0], [item]), m.Ack(c, readers[0], 1, queue, [(seq, 1)])]
+            commands[:0] = [
+                m.Publish(c, readers[0], [item]),
+                m.Ack(c, readers[0], 1, queue, [(seq, 1)]),
+            ]
         if again:
             commands.append(m.DeclareQueue(0, "", 1, queue, "A", ()))
         effects = self.w.run(*commands)

@@ -1,4 +1,6 @@
-"""Many commands in one commit, and what a command costs: changes say what is different at the end, and no more."""
+"""Many commands in one commit, and what a command costs: changes say what is different at the
+end, and no more.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,17 @@ def names(answer: m.Answer) -> str:
     return answer.error.name if isinstance(answer, Failed) else "ok"
 
 
-# -- deliveries in one commit -------------------------------------------------------------------------------------
+# -- deliveries in one commit ----------------------------------------------------------------------
 
 
 def test_delivered_twice_in_the_commit_of_its_publish_counts_twice() -> None:
     w = World(LIMITS, "A", "B")
     w.run(
-        m.Publish(1, "A", [w.item("A", ("B",))]), m.Fetch(2, "B", 1, "box.B", 1, BIG),
-        m.Nack(2, "B", 2, "box.B", 1, True, 0, ""), m.Fetch(2, "B", 3, "box.B", 1, BIG),
-    )  # fmt: skip
+        m.Publish(1, "A", [w.item("A", ("B",))]),
+        m.Fetch(2, "B", 1, "box.B", 1, BIG),
+        m.Nack(2, "B", 2, "box.B", 1, True, 0, ""),
+        m.Fetch(2, "B", 3, "box.B", 1, BIG),
+    )
     assert w.store.entries[("box.B", 1)][1] == 2
     assert w.broker.queues["box.B"].out[1].entry.attempts == 2
 
@@ -28,9 +32,10 @@ def test_delivered_twice_in_the_commit_of_its_publish_counts_twice() -> None:
 def test_published_delivered_and_acknowledged_at_once() -> None:
     w = World(LIMITS, "A", "B")
     effects = w.run(
-        m.Publish(1, "A", [w.item("A", ("B",))]), m.Fetch(2, "B", 1, "box.B", 1, BIG),
+        m.Publish(1, "A", [w.item("A", ("B",))]),
+        m.Fetch(2, "B", 1, "box.B", 1, BIG),
         m.Ack(2, "B", 2, "box.B", [(1, 1)]),
-    )  # fmt: skip
+    )
     assert effects.changes.finished == [1]
     assert w.store.entries[("box.B", 1)][2] == "acked"
 
@@ -51,10 +56,17 @@ def test_what_changes_nothing_costs_no_commit() -> None:
     w.ok(m.Fetch(2, "B", 1, "box.B", 1, BIG))
     w.ok(m.Ack(2, "B", 1, "box.B", [(1, 1)]))
     for command in (
-        m.Ack(2, "B", 1, "box.B", [(1, 1)]), m.Consume(2, "B", 1, 1, "box.B", 5, 5), m.Credit(2, 1, 5, 5),
-        m.Cancel(2, "B", 1, 1), m.Resend(2, "B", 1, "", "", bytes(16)), m.Sweep(), m.Disconnect(2),
-        m.Resolve(1, "A", 1, "", "box.B"), m.List(1, "A", 1, "queues", "", ""), m.Fetch(1, "A", 1, "box.A", 1, 1),
-    ):  # fmt: skip
+        m.Ack(2, "B", 1, "box.B", [(1, 1)]),
+        m.Consume(2, "B", 1, 1, "box.B", 5, 5),
+        m.Credit(2, 1, 5, 5),
+        m.Cancel(2, "B", 1, 1),
+        m.Resend(2, "B", 1, "", "", bytes(16)),
+        m.Sweep(),
+        m.Disconnect(2),
+        m.Resolve(1, "A", 1, "", "box.B"),
+        m.List(1, "A", 1, "queues", "", ""),
+        m.Fetch(1, "A", 1, "box.A", 1, 1),
+    ):
         assert not w.run(command).changes
 
 
@@ -158,7 +170,7 @@ def test_a_purge_takes_the_whole_queue_and_answers_when_it_is_done() -> None:
     assert w.store.waiting("box.B") == [21]
 
 
-# -- revoked ------------------------------------------------------------------------------------------------------
+# -- revoked ---------------------------------------------------------------------------------------
 
 
 def test_a_revoked_client_gets_and_does_nothing_more_not_even_in_the_same_commit() -> None:
@@ -166,9 +178,12 @@ def test_a_revoked_client_gets_and_does_nothing_more_not_even_in_the_same_commit
     w.ok(m.Consume(2, "B", 1, 1, "box.B", 9, BIG))
     w.publish(w.item("A", ("B",)))
     effects = w.run(
-        m.RevokeClient(*HQ, 1, "B", "stolen"), m.Fetch(2, "B", 2, "box.B", 9, BIG), m.Credit(2, 1, 9, 9),
-        m.Publish(2, "B", [w.item("B", ("A",))]), m.Ack(2, "B", 3, "box.B", [(1, 1)]),
-    )  # fmt: skip
+        m.RevokeClient(*HQ, 1, "B", "stolen"),
+        m.Fetch(2, "B", 2, "box.B", 9, BIG),
+        m.Credit(2, 1, 9, 9),
+        m.Publish(2, "B", [w.item("B", ("A",))]),
+        m.Ack(2, "B", 3, "box.B", [(1, 1)]),
+    )
     assert [names(a) for a in effects.answers[2]] == ["revoked"] * 3
     assert not effects.handed
     assert effects.closed.keys() == {2}
@@ -195,7 +210,7 @@ def test_a_reader_who_loses_the_right_also_gives_back_what_it_fetched() -> None:
     assert [e.attempts for e in answer.entries] == [2]
 
 
-# -- bounds -------------------------------------------------------------------------------------------------------
+# -- bounds ----------------------------------------------------------------------------------------
 
 
 def test_an_ack_costs_what_is_there_whatever_it_names() -> None:
@@ -212,7 +227,10 @@ def test_an_ack_names_a_bounded_number_of_what_can_be_waiting() -> None:
     item = w.item("A", ("B",))
     for at in range(0, LIMITS.ack_entries + 1, 1 << 15):
         n = min(1 << 15, LIMITS.ack_entries + 1 - at)
-        ids = [(w.now << 80 | 7 << 76 | 2 << 62 | i + at + 2 << 16).to_bytes(16, "big") for i in range(n)]
+        ids = [
+            (w.now << 80 | 7 << 76 | 2 << 62 | i + at + 2 << 16).to_bytes(16, "big")
+            for i in range(n)
+        ]
         w.run(m.Publish(1, "A", [item._replace(envelope_id=i, size=1) for i in ids]))
     over = m.Ack(2, "B", 1, "box.B", [(1, LIMITS.ack_entries + 1)])
     assert not w.broker.wanted([over]).entries
@@ -224,7 +242,11 @@ def test_an_ack_names_a_bounded_number_of_what_can_be_waiting() -> None:
 
 def test_expired_ones_behind_others_are_swept_and_the_rest_stays_in_order() -> None:
     w = World(LIMITS, "A", "B")
-    w.run(m.Publish(1, "A", [w.item("A", ("B",), expires_at=w.now + 9 if i % 2 else 0) for i in range(3000)]))
+    w.run(
+        m.Publish(
+            1, "A", [w.item("A", ("B",), expires_at=w.now + 9 if i % 2 else 0) for i in range(3000)]
+        )
+    )
     w.now += 20
     effects = w.run(m.Sweep())
     assert len(effects.changes.dead) == 1500
@@ -271,7 +293,9 @@ def test_lists_of_many_bindings_and_grants_come_in_pages_without_gap_or_repeat()
             if not after:
                 return found
 
-    assert [(r["exchange"], r["routing_key"]) for r in rows(1, "A", "bindings")] == [(e, k) for e in "ef" for k in keys]
+    assert [(r["exchange"], r["routing_key"]) for r in rows(1, "A", "bindings")] == [
+        (e, k) for e in "ef" for k in keys
+    ]
     assert [r["routing_key"] for r in rows(*HQ, "bindings", "f")] == keys
     assert w.fails(m.List(2, "B", 1, "bindings", "f", "")) == "not-found"
     assert [r["resource"] for r in rows(2, "B", "grants")] == ["e", "f"]

@@ -1,4 +1,6 @@
-"""Topology that changes and is used in one commit, and what was remembered of it is forgotten in time."""
+"""Topology that changes and is used in one commit, and what was remembered of it is forgotten in
+time.
+"""
 
 from __future__ import annotations
 
@@ -83,18 +85,21 @@ def test_a_deleted_queue_ends_its_consumers() -> None:
     assert not w.broker.tags
 
 
-# -- what was remembered is forgotten in time ---------------------------------------------------------------------
+# -- what was remembered is forgotten in time ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "then"),
     [
-        (m.Grant(*HQ, 1, "A", "publish", "e", False), "forbidden"), (m.Unbind(*HQ, 1, "e", "q", "k"), "no-route"),
-        (m.DeleteExchange(*HQ, 1, "e"), "not-found"), (m.Grant(*HQ, 1, "A", "read", "q", True), "route-changed"),
-        (m.RevokeClient(*HQ, 1, "B", ""), "no-route"), (m.Bind(*HQ, 1, "e", "box.A", "k"), "route-changed"),
+        (m.Grant(*HQ, 1, "A", "publish", "e", False), "forbidden"),
+        (m.Unbind(*HQ, 1, "e", "q", "k"), "no-route"),
+        (m.DeleteExchange(*HQ, 1, "e"), "not-found"),
+        (m.Grant(*HQ, 1, "A", "read", "q", True), "route-changed"),
+        (m.RevokeClient(*HQ, 1, "B", ""), "no-route"),
+        (m.Bind(*HQ, 1, "e", "box.A", "k"), "route-changed"),
         (m.RevokeClient(*HQ, 1, "A", ""), "revoked"),
     ],
-)  # fmt: skip
+)
 def test_the_next_publish_feels_every_change_of_the_route(change: m.AnyCommand, then: str) -> None:
     w = bound()
     assert isinstance(w.publish(w.item("A", ("B",), "e", "k")), Confirmed)

@@ -24,7 +24,10 @@ def test_one_client_cannot_fill_the_disk_through_many_mailboxes() -> None:
     w = World(LOW, "A", *MANY)
     for name in MANY[:10]:
         assert isinstance(w.publish(w.item("A", (name,))), Confirmed)
-    assert refusal(w, MANY[10]) == "A has 1000 bytes at HQ, in all queues and dead letters; at most 1000"
+    assert (
+        refusal(w, MANY[10])
+        == "A has 1000 bytes at HQ, in all queues and dead letters; at most 1000"
+    )
     assert isinstance(w.publish(w.item("C0", ("A",))), Confirmed)  # others go on
     w.ok(m.Ack(w.connection_of["C0"], "C0", w.next(), "box.C0", [(1, 1)]))
     assert isinstance(w.publish(w.item("A", (MANY[10],))), Confirmed)
@@ -34,7 +37,10 @@ def test_small_envelopes_are_counted_too() -> None:
     w = World(LOW, "A", *MANY)
     for name in MANY[:15]:
         assert isinstance(w.publish(w.item("A", (name,), size=1)), Confirmed)
-    assert refusal(w, MANY[15], size=1) == "A has 15 envelopes at HQ, in all queues and dead letters; at most 15"
+    assert (
+        refusal(w, MANY[15], size=1)
+        == "A has 15 envelopes at HQ, in all queues and dead letters; at most 15"
+    )
 
 
 def test_an_envelope_counts_in_each_of_its_queues_and_is_refused_whole() -> None:
@@ -64,7 +70,9 @@ def test_dead_letters_count_until_somebody_drops_them() -> None:
 
 
 def test_a_recipient_costs_its_senders_what_one_queue_may_hold_and_no_more() -> None:
-    """Whoever refuses everything it gets fills its own queue's share, and its sender reaches all others."""
+    """Whoever refuses everything it gets fills its own queue's share, and its sender reaches all
+    others.
+    """
     w = World(LOW, "A", "B", "C")
     for n in range(8):
         w.publish(w.item("A", ("B",)))
@@ -105,7 +113,9 @@ def test_an_admin_gives_one_client_more_or_less() -> None:
     acts = [a.what for a in w.run(m.LimitClient(*HQ, w.next(), "A", "queues", 1)).acts]
     assert acts == ["LimitClient"]
     w.ok(m.DeclareQueue(w.connection_of["A"], "A", w.next(), "q", "", ()))
-    assert w.fails(m.DeclareQueue(w.connection_of["A"], "A", w.next(), "r", "", ())) == "limit-reached"
+    assert (
+        w.fails(m.DeclareQueue(w.connection_of["A"], "A", w.next(), "r", "", ())) == "limit-reached"
+    )
 
 
 @pytest.mark.parametrize("size", [50, 200])
@@ -116,7 +126,9 @@ def test_the_next_generation_counts_what_it_adds(size: int) -> None:
     newer = item._replace(generation=1, envelope_hash=bytes(32), size=size, correlation=w.next())
     w.run(m.Publish(1, "A", [newer]))
     assert w.broker.totals.of("A") == (2 * size, 2)
-    huge = item._replace(generation=2, envelope_hash=bytes([1]) * 32, size=600, correlation=w.next())
+    huge = item._replace(
+        generation=2, envelope_hash=bytes([1]) * 32, size=600, correlation=w.next()
+    )
     (answer,) = w.run(m.Publish(1, "A", [huge])).answers[1]
     assert isinstance(answer, Failed)
     assert "at most 1000" in str(answer.error)

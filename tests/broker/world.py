@@ -10,7 +10,9 @@ from cipherbox.broker.model import Changes, Entry, ExchangeType, Facts, Incoming
 from cipherbox.contact_lists import ContactLists
 from cipherbox.limits import LIMITS, Limits
 
-SMALL = attrs.evolve(LIMITS, head_entries=4, page_entries=4, deliveries=5, quota_bytes=2000, names_per_frame=5)
+SMALL = attrs.evolve(
+    LIMITS, head_entries=4, page_entries=4, deliveries=5, quota_bytes=2000, names_per_frame=5
+)
 START = 1_800_000_000_000
 HQ = (0, "")
 BIG = 1 << 30
@@ -30,7 +32,8 @@ class ModelStore:
         self.envelopes: dict[int, tuple[int, int, Incoming]] = {}
         self.bodies: set[int] = set()
         self.pending: dict[int, int] = {}
-        self.entries: dict[tuple[str, int], tuple[int, int, str]] = {}  # (queue, seq) -> (number, attempts, state)
+        # (queue, seq) -> (number, attempts, state)
+        self.entries: dict[tuple[str, int], tuple[int, int, str]] = {}
         self.dead: list[m.Dead] = []
         self.settled: dict[tuple[str, int], str] = {}
         self.highest: dict[str, bytes] = {}
@@ -106,7 +109,9 @@ class ModelStore:
             self.version = c.bindings_version
 
     def counted(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """What `usage` has to say: of each sender in each queue, waiting or kept as dead letters."""
+        """What `usage` has to say: of each sender in each queue, waiting or kept as dead
+        letters.
+        """
         found: dict[tuple[str, str], tuple[int, int]] = {}
         for queue in self.queues:
             for seq in (*self.waiting(queue), *self.open_dead(queue)):
@@ -121,28 +126,39 @@ class ModelStore:
         return Entry(seq, number, i.size, attempts, fan, i.sender, i.envelope_id, at, i.expires_at)
 
     def waiting(self, queue: str) -> list[int]:
-        return sorted(s for (q, s), (_, _, state) in self.entries.items() if q == queue and state == "waiting")
+        return sorted(
+            s for (q, s), (_, _, state) in self.entries.items() if q == queue and state == "waiting"
+        )
 
     def open_dead(self, queue: str) -> list[int]:
         """Dead letters that nobody settled and whose next generation has not come."""
-        newest = {number: seq for (q, seq), (number, _, _) in sorted(self.entries.items()) if q == queue}
+        newest = {
+            number: seq for (q, seq), (number, _, _) in sorted(self.entries.items()) if q == queue
+        }
         return sorted(
-            s for (q, s), (number, _, state) in self.entries.items()
+            s
+            for (q, s), (number, _, state) in self.entries.items()
             if q == queue and state == "dead" and (q, s) not in self.settled and newest[number] == s
-        )  # fmt: skip
+        )
 
     def load(self, head: int) -> Snapshot:
         return Snapshot(
-            next_number=max(self.envelopes, default=0) + 1, bindings_version=self.version, watermark=0,
+            next_number=max(self.envelopes, default=0) + 1,
+            bindings_version=self.version,
+            watermark=0,
             first_seq=self.first_seq,
-            clients=list(self.clients.values()), exchanges=list(self.exchanges.items()),
-            queues=list(self.queues.values()), bindings=sorted(self.bindings), grants=sorted(self.grants),
+            clients=list(self.clients.values()),
+            exchanges=list(self.exchanges.items()),
+            queues=list(self.queues.values()),
+            bindings=sorted(self.bindings),
+            grants=sorted(self.grants),
             counters=list(self.counters.values()),
             heads={q: [self.entry(q, s) for s in self.waiting(q)[:head]] for q in self.queues},
-            highest=dict(self.highest), usage=dict(self.usage),
+            highest=dict(self.highest),
+            usage=dict(self.usage),
             client_limits={key: most for key, most in self.client_limits.items() if most >= 0},
             contacts={name: lists for name, lists in self.contacts.items() if lists},
-        )  # fmt: skip
+        )
 
     def facts(self, wanted: Wanted, page: int) -> Facts:
         facts = Facts()
@@ -152,21 +168,46 @@ class ModelStore:
                     places = sorted((q, s) for (q, s), e in self.entries.items() if e[0] == number)
                     left = tuple(p for p in places if self.entries[p][2] == "waiting")
                     queues = tuple(dict.fromkeys(q for q, _ in places))
-                    alive = {q for q, _ in places if any(self.entries[p][2] != "dead" for p in places if p[0] == q)}
+                    alive = {
+                        q
+                        for q, _ in places
+                        if any(self.entries[p][2] != "dead" for p in places if p[0] == q)
+                    }
                     dead = tuple(q for q in queues if q not in alive)
                     facts.known[(sender, envelope_id)] = m.Known(
-                        number, i.generation, i.envelope_hash, at, queues, left, i.size, dead, i.commitment,
-                        tuple(q for q in dead if any(n == number and (q, s) not in self.settled
-                                                     for (x, s), (n, _, _) in self.entries.items() if x == q)),
+                        number,
+                        i.generation,
+                        i.envelope_hash,
+                        at,
+                        queues,
+                        left,
+                        i.size,
+                        dead,
+                        i.commitment,
+                        tuple(
+                            q
+                            for q in dead
+                            if any(
+                                n == number and (q, s) not in self.settled
+                                for (x, s), (n, _, _) in self.entries.items()
+                                if x == q
+                            )
+                        ),
                     )
         for queue, first, count in wanted.entries:
-            found = {s: self.entry(queue, s) for s in self.waiting(queue) if first <= s < first + count}
+            found = {
+                s: self.entry(queue, s) for s in self.waiting(queue) if first <= s < first + count
+            }
             facts.entries.setdefault(queue, {}).update(found)
         for queue, first, count in wanted.dead:
-            found = {s: self.entry(queue, s) for s in self.open_dead(queue) if first <= s < first + count}
+            found = {
+                s: self.entry(queue, s) for s in self.open_dead(queue) if first <= s < first + count
+            }
             facts.dead.setdefault(queue, {}).update(found)
         for queue, after in wanted.pages:
-            facts.pages[queue] = [self.entry(queue, s) for s in self.waiting(queue) if s > after][:page]
+            facts.pages[queue] = [self.entry(queue, s) for s in self.waiting(queue) if s > after][
+                :page
+            ]
         return facts
 
 
@@ -199,7 +240,9 @@ class World:
         self.now += 1
         wanted = self.broker.wanted(commands)
         wanted.pages += self.pages
-        effects = self.broker.handle(commands, self.store.facts(wanted, self.limits.page_entries), self.now)
+        effects = self.broker.handle(
+            commands, self.store.facts(wanted, self.limits.page_entries), self.now
+        )
         self.pages = effects.pages
         self.store.commit(effects.changes)
         return effects
@@ -232,15 +275,30 @@ class World:
         assert isinstance(answer, m.Failed), answer
         return answer.error.name
 
-    def item(self, sender: str, to: tuple[str, ...], exchange: str = "", key: str = "", **more: object) -> Incoming:
+    def item(
+        self, sender: str, to: tuple[str, ...], exchange: str = "", key: str = "", **more: object
+    ) -> Incoming:
         self.ids += 1
         envelope_id = (self.now << 80 | 7 << 76 | 2 << 62 | self.ids << 16).to_bytes(16, "big")
         values: dict[str, object] = {
-            "correlation": self.next(), "partial": False, "route_version": 0, "sender": sender,
-            "envelope_id": envelope_id, "generation": 0, "count": 1, "envelope_hash": self.ids.to_bytes(32, "big"),
-            "stored_hash": bytes(32), "exchange": exchange, "routing_key": key, "recipients": to, "sealed_at": 1,
-            "expires_at": 0, "size": 100, "body": b"", **more,
-        }  # fmt: skip
+            "correlation": self.next(),
+            "partial": False,
+            "route_version": 0,
+            "sender": sender,
+            "envelope_id": envelope_id,
+            "generation": 0,
+            "count": 1,
+            "envelope_hash": self.ids.to_bytes(32, "big"),
+            "stored_hash": bytes(32),
+            "exchange": exchange,
+            "routing_key": key,
+            "recipients": to,
+            "sealed_at": 1,
+            "expires_at": 0,
+            "size": 100,
+            "body": b"",
+            **more,
+        }
         return Incoming(**values)  # type: ignore[arg-type]
 
     def publish(self, item: Incoming) -> m.Answer:
@@ -268,7 +326,9 @@ def labs(*more: str) -> World:
     return w
 
 
-def consumer(w: World, client: str, queue: str, envelopes: int = 100, size: int = BIG, tag: int = 1) -> m.Effects:
+def consumer(
+    w: World, client: str, queue: str, envelopes: int = 100, size: int = BIG, tag: int = 1
+) -> m.Effects:
     c = w.connection_of[client]
     return w.run(m.Consume(c, client, w.next(), tag, queue, envelopes, size))
 
@@ -287,11 +347,21 @@ def durable(broker: Broker) -> dict[str, object]:
     """What a core must know again after a restart."""
     return {
         "queues": {
-            q.name: (q.owner, q.readers, q.depth, q.size, q.next, {s: n for s, n in q.used.items() if n}, q.bindings)
+            q.name: (
+                q.owner,
+                q.readers,
+                q.depth,
+                q.size,
+                q.next,
+                {s: n for s, n in q.used.items() if n},
+                q.bindings,
+            )
             for q in broker.queues.values()
         },
         "exchanges": {e.name: (e.kind, e.bindings) for e in broker.exchanges.values()},
-        "routes": {e.name: [e.route(key) for key in ("k", "a.b", "")] for e in broker.exchanges.values()},
+        "routes": {
+            e.name: [e.route(key) for key in ("k", "a.b", "")] for e in broker.exchanges.values()
+        },
         "grants": broker.rights.grants,
         "clients": broker.rights.clients,
         "contacts": broker.rights.contacts,

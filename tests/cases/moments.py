@@ -1,4 +1,6 @@
-"""Odd moments, one row each: what happens beside a file while the agent sends it.  A new case is one row."""
+"""Odd moments, one row each: what happens beside a file while the agent sends it.  A new case is
+one row.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +61,16 @@ class Scene:
 
     @asynccontextmanager
     async def agent(self, **settings: Any) -> AsyncIterator[Agent]:
-        options: dict[str, Any] = {"keep_trying": True, "pause_max_s": 0.1, "tries": 1, "timeout_s": 2.0}
+        options: dict[str, Any] = {
+            "keep_trying": True,
+            "pause_max_s": 0.1,
+            "tries": 1,
+            "timeout_s": 2.0,
+        }
         chosen = AgentSettings(**{"settle_s": 0.05, **settings})
-        async with self.hq.client("FL-LAB", on_event=self.lines.append, agent=chosen, **options) as client:
+        async with self.hq.client(
+            "FL-LAB", on_event=self.lines.append, agent=chosen, **options
+        ) as client:
             async with trio.open_nursery() as nursery:
                 agent = Agent(client, self.folder)
                 await nursery.start(agent.run)
@@ -312,7 +321,9 @@ async def cancelled_by_hand(scene: Scene) -> None:
 
 
 async def a_slow_look(scene: Scene) -> None:
-    """A file is taken while the agent looks: between its question to the outbox and its look at the folder."""
+    """A file is taken while the agent looks: between its question to the outbox and its look at
+    the folder.
+    """
     asked = FolderFiles.taken
 
     def taken(self: Any) -> Any:
@@ -330,7 +341,9 @@ async def a_slow_look(scene: Scene) -> None:
 
 
 async def refused_by_a_program(scene: Scene) -> None:
-    """The center's program gives one of two files up, and takes it after all when a person lets it try again."""
+    """The center's program gives one of two files up, and takes it after all when a person lets
+    it try again.
+    """
 
     def picky(handled: Any, tx: Any) -> None:
         if bad and handled.message.content == b"not a table\n":
@@ -355,7 +368,9 @@ async def refused_by_a_program(scene: Scene) -> None:
         assert "nothing was refused" not in listed
         assert "good.csv" not in listed
         (claim,) = FolderFiles(agent.client.outbox().outbox).refused()
-        shown = await scene.command("status", str(message_id(claim.envelope_id or b"", claim.message)))
+        shown = await scene.command(
+            "status", str(message_id(claim.envelope_id or b"", claim.message))
+        )
         assert "File bad.csv, message" in shown
         assert "refused by CA-RC: handler failed" in shown
         assert "no receipt yet" not in shown
@@ -419,7 +434,10 @@ async def a_large_file_refused(scene: Scene) -> None:
         assert (await center.process(picky, tries=1, idle_s=0.3)).aside == 1
         await until(lambda: agent.refused == 1)
     assert scene.at("refused", "scan.dcm").stat().st_size == 300_000
-    assert scene.at("refused", "scan.dcm.reason.txt").read_text() == "CA-RC refused it: handler failed\n"
+    assert (
+        scene.at("refused", "scan.dcm.reason.txt").read_text()
+        == "CA-RC refused it: handler failed\n"
+    )
 
 
 async def another_command_sends(scene: Scene) -> None:

@@ -1,5 +1,6 @@
-"""Plays the table of odd files: an HQ, a lab and a center in this process; the lab's agent gets all files at once, and
-`send` one after the other.  Each test then looks at its own row."""
+"""Plays the table of odd files: an HQ, a lab and a center in this process; the lab's agent gets
+all files at once, and `send` one after the other.  Each test then looks at its own row.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ LOOK_S = 0.05
 
 @attrs.define
 class Played:
-    """What became of one file: where it is now, relative to the agent's folder; what `send` said."""
+    """What became of one file: where it is now, relative to the agent's folder; what `send`
+    said.
+    """
 
     file: Path
     content: bytes | None

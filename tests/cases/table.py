@@ -1,4 +1,6 @@
-"""Odd files, one row each: `test_files` sends every one with `send` and through the agent.  A new case is one row."""
+"""Odd files, one row each: `test_files` sends every one with `send` and through the agent.  A
+new case is one row.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Make = Callable[[Path], Path]  # makes the file in a directory that is empty, an
 
 @attrs.frozen
 class File:
-    """``agent`` and ``send``: what becomes of it; ``says``: in the reason, or in a line of the agent's log."""
+    """``agent`` and ``send``: what becomes of it; ``says``: in the reason, or in a line of the
+    agent's log.
+    """
 
     name: str
     make: Make

@@ -39,7 +39,9 @@ def test_the_agent_with(outcome: Outcome, row: File) -> None:
     assert (row.says if row.agent == FAILS else "") in played.reason
     assert bool(played.reason) == (row.agent == FAILS)
     if row.agent in (WAITS, LEFT) and row.says:
-        assert sum(row.says in line and played.file.name in line for line in outcome.lines) == 1, lines
+        assert sum(row.says in line and played.file.name in line for line in outcome.lines) == 1, (
+            lines
+        )
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -17,7 +17,9 @@ __all__ = ["empty_hq", "hq"]
 
 
 @pytest.mark.parametrize("name", MOMENTS)
-async def test_the_agent_and(name: str, hq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_agent_and(
+    name: str, hq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(agent_module, "LOOK_S", 0.05)
     monkeypatch.setattr(pauses, "FIRST_S", 0.2)
     monkeypatch.setattr(sending, "SMALL_BYTES", 256 * 1024)

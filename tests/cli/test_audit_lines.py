@@ -17,10 +17,20 @@ _NOTED = (core._note, core._replace_client)
 LOGGED = {*core._ACTS, *(kind for kind, handler in core._HANDLERS.items() if handler in _NOTED)}
 BY_HAND = {"SettleDead", "Retain", "TellContacts"}  # where the broker writes the act itself
 VALUES: dict[str, Any] = {
-    "type": m.ExchangeType.TOPIC, "readers": ("FL-LAB",), "ttl_s": 60, "max_length": m.KEEP, "give": True,
-    "role": "client", "replaces": True, "sequence": 2, "most": 7, "what": "bytes", "target": "FL-LAB",
-    "right": "publish", "reason": "lost",
-}  # fmt: skip
+    "type": m.ExchangeType.TOPIC,
+    "readers": ("FL-LAB",),
+    "ttl_s": 60,
+    "max_length": m.KEEP,
+    "give": True,
+    "role": "client",
+    "replaces": True,
+    "sequence": 2,
+    "most": 7,
+    "what": "bytes",
+    "target": "FL-LAB",
+    "right": "publish",
+    "reason": "lost",
+}
 DETAILS: dict[str, dict[str, Any]] = {
     "SettleDead": {"queue": "q", "ranges": [[3, 4], [9, 1]], "drop": True},
     "Retain": m.Cutoffs(1_700_000_000_000, 0, 0)._asdict(),
@@ -38,8 +48,14 @@ def test_every_act_is_known() -> None:
 
 @pytest.mark.parametrize("kind", sorted(LOGGED, key=lambda kind: kind.__name__))
 def test_an_act_is_a_sentence(kind: type[m.Command]) -> None:
-    names = [one.name for one in attrs.fields(kind) if one.name not in ("connection", "client", "correlation")]
-    ((who, what),) = lines(acts(kind.__name__, {name: VALUES.get(name, f"the-{name}") for name in names}))
+    names = [
+        one.name
+        for one in attrs.fields(kind)
+        if one.name not in ("connection", "client", "correlation")
+    ]
+    ((who, what),) = lines(
+        acts(kind.__name__, {name: VALUES.get(name, f"the-{name}") for name in names})
+    )
     assert who == "admin"
     assert what[0].islower()
     assert not set(what) & set("={}[]")
@@ -55,7 +71,9 @@ def test_acts_that_the_broker_writes_itself() -> None:
 
 
 def test_an_act_of_a_newer_hq_is_shown_as_it_is() -> None:
-    assert lines(acts("Frobnicate", {"target": "FL-LAB"})) == [("admin", "Frobnicate target FL-LAB")]
+    assert lines(acts("Frobnicate", {"target": "FL-LAB"})) == [
+        ("admin", "Frobnicate target FL-LAB")
+    ]
 
 
 def test_a_detail_does_not_take_the_place_of_what_an_event_is() -> None:
@@ -70,11 +88,14 @@ def test_a_detail_does_not_take_the_place_of_what_an_event_is() -> None:
 def test_every_kind_of_group_has_a_line() -> None:
     """Those whose payload is JSON; bundles and envelopes are read by the tests over a real HQ."""
     rows: dict[int, Any] = {
-        log.DELIVERED: [["q", 1, 3, "CA-RC"]], log.ACKNOWLEDGED: [["q", 4, 4, "CA-RC"]],
-        log.DEAD: [["q", 5, 17, "expired", ""]], log.DROPPED: [["q", 5, 17, "admin"]],
-        log.REVOKED: {"client": "FL-LAB", "serials": ["ab", "cd"]}, log.BEGUN: {"incarnation": "0123"},
+        log.DELIVERED: [["q", 1, 3, "CA-RC"]],
+        log.ACKNOWLEDGED: [["q", 4, 4, "CA-RC"]],
+        log.DEAD: [["q", 5, 17, "expired", ""]],
+        log.DROPPED: [["q", 5, 17, "admin"]],
+        log.REVOKED: {"client": "FL-LAB", "serials": ["ab", "cd"]},
+        log.BEGUN: {"incarnation": "0123"},
         log.RESTORED: {"statement": "head\nHQ was restored\nby admin"},
-    }  # fmt: skip
+    }
     assert set(rows) | {log.ACCEPTED, log.AGAIN, log.BUNDLE, log.ACTS} == set(log.KIND_NAMES)
     assert [lines(log.Group(kind, orjson.dumps(row)))[0] for kind, row in rows.items()] == [
         ("HQ", "delivered 1 to 3 of q to CA-RC"),

@@ -1,4 +1,6 @@
-"""`bench` measures real processes: what it prints, and that it counts every message of every shape."""
+"""`bench` measures real processes: what it prints, and that it counts every message of every
+shape.
+"""
 
 import json
 import subprocess
@@ -8,8 +10,18 @@ import pytest
 
 from tests import soak
 
-KEYS = {"work", "options", "messages", "seconds", "messages_per_s", "confirmed_per_s", "mb_per_s", "latency_ms",
-        "hq_peak_rss_mb", "cpu_s_per_million"}  # fmt: skip
+KEYS = {
+    "work",
+    "options",
+    "messages",
+    "seconds",
+    "messages_per_s",
+    "confirmed_per_s",
+    "mb_per_s",
+    "latency_ms",
+    "hq_peak_rss_mb",
+    "cpu_s_per_million",
+}
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -23,7 +35,21 @@ def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
         (["--messages", "500"], 500),
         pytest.param(["--messages", "40", "--size", "64KiB", "--batch", "3"], 40, marks=soak.only),
         (["--messages", "31", "--presealed", "--receivers", "2"], 31),
-        (["--messages", "21", "--senders", "2", "--receivers", "4", "--recipients", "2", "--batch", "1"], 21),
+        (
+            [
+                "--messages",
+                "21",
+                "--senders",
+                "2",
+                "--receivers",
+                "4",
+                "--recipients",
+                "2",
+                "--batch",
+                "1",
+            ],
+            21,
+        ),
         pytest.param(["--messages", "20", "--rate", "100"], 20, marks=soak.only),
         (["--messages", "40", "--files", "--size", "17"], 40),
     ],

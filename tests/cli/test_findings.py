@@ -1,4 +1,6 @@
-"""What `doctor` says of clocks, certificates, disks and rights, without a machine that has them wrong."""
+"""What `doctor` says of clocks, certificates, disks and rights, without a machine that has them
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from cipherbox.cli.doctor import findings
-from cipherbox.cli.doctor.findings import BAD, GOOD, WARN, Finding, clock, collect, disk, ends, file_rights
+from cipherbox.cli.doctor.findings import (
+    BAD,
+    GOOD,
+    WARN,
+    Finding,
+    clock,
+    collect,
+    disk,
+    ends,
+    file_rights,
+)
 from cipherbox.errors import StoreError
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -57,7 +69,9 @@ def test_a_clock_that_is_years_off_is_told(at: type[Frozen]) -> None:
     (found,) = clock()
     assert (found.level, found.about) == (BAD, "clock")
     at.at = NOW - timedelta(days=365)
-    found = ends("certificates", "HQ's", NOW + timedelta(days=100), NOW - timedelta(days=10), "renew")
+    found = ends(
+        "certificates", "HQ's", NOW + timedelta(days=100), NOW - timedelta(days=10), "renew"
+    )
     assert (found.level, found.about) == (BAD, "clock")
     assert "this clock is behind" in found.text
     assert "timedatectl" in found.todo
@@ -120,5 +134,8 @@ def test_a_check_that_fails_is_a_finding_and_stops_no_other() -> None:
         raise StoreError("no database")
 
     found = collect([("store", fails), ("clock", lambda: [Finding(GOOD, "clock", "x")])])
-    assert [(f.level, f.about, f.text) for f in found] == [(BAD, "store", "no database"), (GOOD, "clock", "x")]
+    assert [(f.level, f.about, f.text) for f in found] == [
+        (BAD, "store", "no database"),
+        (GOOD, "clock", "x"),
+    ]
     assert found[0].todo

@@ -25,18 +25,23 @@ def test_a_postgresql_that_refuses_is_named_and_the_hint_is_about_it(
 ) -> None:
     """`store upgrade` and `store copy` said: Nothing was lost. Run the command again later."""
     admin, directory = str(tmp_path / "admin"), tmp_path / "hq"
-    begun = cipherbox("--home", admin, "init", str(directory), "--address", "127.0.0.1:7443", "--database", nobody)
+    begun = cipherbox(
+        "--home", admin, "init", str(directory), "--address", "127.0.0.1:7443", "--database", nobody
+    )
     assert begun.code == 6
     assert "cannot be reached: Connection refused" in begun.err
     assert "see whether PostgreSQL runs and takes this user" in begun.err
     assert not directory.exists()
-    assert cipherbox("--home", admin, "init", str(directory), "--address", "127.0.0.1:7443").code == 0
+    assert (
+        cipherbox("--home", admin, "init", str(directory), "--address", "127.0.0.1:7443").code == 0
+    )
     settings = directory / "cipherbox.toml"
     text = re.sub(r'(?m)^(kind = )"sqlite"', r'\1"postgresql"', settings.read_text("utf-8"))
     settings.write_text(re.sub(r'(?m)^(url = )""', rf'\1"{nobody}"', text), "utf-8")
     for words in (
-        ("store", "upgrade", str(directory)), ("store", "copy", str(directory), f"sqlite:{tmp_path / 'copy'}"),
-    ):  # fmt: skip
+        ("store", "upgrade", str(directory)),
+        ("store", "copy", str(directory), f"sqlite:{tmp_path / 'copy'}"),
+    ):
         shown = cipherbox(*words)
         assert shown.code != 0, words
         assert "Error: No PostgreSQL can be written: " in shown.err
@@ -52,7 +57,10 @@ def test_a_home_that_is_not_there_is_named_in_the_command_that_makes_it(
 ) -> None:
     """The command as it was printed made another home."""
     home = tmp_path / "a home"
-    assert f"--home '{home}' join (the admin gives you a token)" in cipherbox("--home", str(home), "status").err
+    assert (
+        f"--home '{home}' join (the admin gives you a token)"
+        in cipherbox("--home", str(home), "status").err
+    )
     monkeypatch.setenv("CIPHERBOX_HOME", str(home))
     shown = cipherbox("status").err
     assert "join (the admin gives you a token)" in shown

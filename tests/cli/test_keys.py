@@ -17,5 +17,9 @@ def test_keys_of_kinds_from_the_future_are_shown(cipherbox: Run, tmp_path: Path)
     shown = cipherbox("--home", str(tmp_path), "keys", "show", "FL-LAB", "--json")
     assert shown.code == 0, shown.err
     assert [key["kind"] for key in json.loads(shown.out)["keys"]] == [
-        "hpke-mlkem768-x25519", "hpke-x25519", "unknown (77)", "ed25519", "unknown (78)",
-    ]  # fmt: skip
+        "hpke-mlkem768-x25519",
+        "hpke-x25519",
+        "unknown (77)",
+        "ed25519",
+        "unknown (78)",
+    ]

@@ -63,7 +63,8 @@ async def test_keys_that_the_pinned_ones_did_not_sign_need_their_number(
     assert unasked.code != 0
     assert "The keys of CA-RC changed, and the old key did not sign the new one" in unasked.out
     assert "This file: " in unasked.out
-    assert imported("--yes", "--fingerprint", before).code == Exit.REFUSED  # the digits of before agree to nothing
+    # the digits of before agree to nothing
+    assert imported("--yes", "--fingerprint", before).code == Exit.REFUSED
     assert imported(stdin=f"{before}\n").code == Exit.REFUSED
     assert pinned() == (2, True)
     assert imported("--fingerprint", number).code == 0
@@ -76,7 +77,9 @@ async def test_a_file_that_hqs_ca_made_is_refused(hq: Any, cipherbox: Run, tmp_p
     assert home.identity is not None
     evil = with_other_keys(Party(home.identity, home.key, home.chain[0], None), chain=home.chain)  # type: ignore[arg-type]
     (tmp_path / "evil.keys").write_bytes(evil.raw)
-    shown = cipherbox("--home", str(hq.home("FL-LAB")), "keys", "import", str(tmp_path / "evil.keys"), "--yes")
+    shown = cipherbox(
+        "--home", str(hq.home("FL-LAB")), "keys", "import", str(tmp_path / "evil.keys"), "--yes"
+    )
     assert shown.code == Exit.KEYS
     assert "put other keys beside those of CA-RC" in shown.err
     assert Pins(hq.home("FL-LAB")).get("CA-RC") is None
@@ -88,18 +91,24 @@ async def test_the_fingerprint_says_of_which_bundle_it_is(hq: Any, cipherbox: Ru
     assert "This is the number of key bundle 1 of CA-RC" in shown.err
 
 
-async def test_a_replaced_home_says_so_without_asking_hq(hq: Any, cipherbox: Run, tmp_path: Path) -> None:
+async def test_a_replaced_home_says_so_without_asking_hq(
+    hq: Any, cipherbox: Run, tmp_path: Path
+) -> None:
     async with hq.admin() as admin:
         token = await admin.enrol("CA-RC", replace=True)
     await join(tmp_path / "new", token)
     old = str(hq.home("CA-RC"))
-    assert "was replaced" not in cipherbox("--home", old, "keys", "fingerprint").err  # it has not met HQ since
+    # it has not met HQ since
+    assert "was replaced" not in cipherbox("--home", old, "keys", "fingerprint").err
     with pytest.raises(Exception, match="another home was enrolled"):
         async with hq.client("CA-RC"):
             pass
     await hq.stop()
     for words in (("keys", "fingerprint"), ("outbox", "list"), ("keys", "list")):
-        assert "This home was replaced: another home was enrolled as CA-RC" in cipherbox("--home", old, *words).err
+        assert (
+            "This home was replaced: another home was enrolled as CA-RC"
+            in cipherbox("--home", old, *words).err
+        )
     await hq.start()
     async with hq.admin() as admin:
         token = await admin.enrol("CA-RC", replace=True)

@@ -123,7 +123,11 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Run:
         (PermissionError(13, "Permission denied", "/srv/x"), 6, "/srv/x: Permission denied"),
         (ZeroDivisionError("division by zero"), 70, "CipherBox made a mistake (ZeroDivisionError"),
         (DemoFailed("HQ did not start:\nno room"), 1, "no room"),
-        (ExceptionGroup("", [ExceptionGroup("", [DemoFailed("R1 ended with 3")])]), 1, "Error: R1 ended with 3"),
+        (
+            ExceptionGroup("", [ExceptionGroup("", [DemoFailed("R1 ended with 3")])]),
+            1,
+            "Error: R1 ended with 3",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -167,11 +171,9 @@ def test_another_partys_text_cannot_drive_the_terminal(cipherbox: Run, failing: 
 
 def test_version_and_help_load_nothing_heavy() -> None:
     program = (
-        "import sys\n"
-        "from cipherbox.cli.main import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('trio','cryptography','rich','nacl','sqlite3','attrs','orjson') if m in sys.modules])\n"
+        "import sys\nfrom cipherbox.cli.main import main\ntry: main(sys.argv[1:])\nexcept "
+        "SystemExit: pass\nprint([m for m in "
+        "('trio','cryptography','rich','nacl','sqlite3','attrs','orjson') if m in sys.modules])\n"
     )
     for arguments in (["version"], ["--help"]):
         command = [sys.executable, "-c", program, *arguments]
@@ -181,7 +183,9 @@ def test_version_and_help_load_nothing_heavy() -> None:
 
 def test_a_closed_pipe_is_no_traceback() -> None:
     command = f"{sys.executable} -m cipherbox manual architecture | head -1"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout == "# Architecture\n"
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr

@@ -11,18 +11,23 @@ from cipherbox.cli import output, tables
 HEADS = ("message", "more", "to", "sealed", "size", "state", "reason")
 IDS = [str(uuid.UUID(int=n << 64 | n)) for n in range(1, 4)]
 ROWS = [
-    (one, 0, "CA-RC, SF-RC", "2026-11-30 00:31:09", "1.2 KB", "confirmed, 2 not signed", "-") for one in IDS
+    (one, 0, "CA-RC, SF-RC", "2026-11-30 00:31:09", "1.2 KB", "confirmed, 2 not signed", "-")
+    for one in IDS
 ]
 DROP = ("more", "size", "sealed", "reason")
 
 
 @pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> pytest.MonkeyPatch:
     monkeypatch.setattr(tables, "on_terminal", lambda: True)
     return monkeypatch
 
 
-def shown(terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, **more: object) -> list[str]:
+def shown(
+    terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int, **more: object
+) -> list[str]:
     terminal.setenv("COLUMNS", str(width))
     output.table(HEADS, ROWS, **more)  # type: ignore[arg-type]
     return capsys.readouterr().out.splitlines()
@@ -70,22 +75,35 @@ def test_a_long_reason_is_folded_and_not_cut(
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_wide_characters_take_two_cells(terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wide_characters_take_two_cells(
+    terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     terminal.setenv("COLUMNS", "80")
     output.table(("name", "state"), [("検査結果", "ok"), ("plain", "ok")])
     lines = capsys.readouterr().out.splitlines()
     assert len({tables.cells(line[: line.rindex("ok")]) for line in lines[1:]}) == 1
 
 
-def test_rows_of_hq_at_eighty_columns(terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_hq_at_eighty_columns(
+    terminal: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Three rows were all `box.C…`."""
     terminal.setenv("COLUMNS", "80")
     rows = [
-        {"name": f"box.CALIFORNIA-RESEARCH-CENTER{suffix}", "owner": "CALIFORNIA-RESEARCH-CENTER", "readers": [],
-         "waiting": 3, "unacknowledged": 0, "bytes": 4711, "consumers": 1, "oldest_at": 1_700_000_000_000, "ttl_s": 0,
-         "max_length": 0}
+        {
+            "name": f"box.CALIFORNIA-RESEARCH-CENTER{suffix}",
+            "owner": "CALIFORNIA-RESEARCH-CENTER",
+            "readers": [],
+            "waiting": 3,
+            "unacknowledged": 0,
+            "bytes": 4711,
+            "consumers": 1,
+            "oldest_at": 1_700_000_000_000,
+            "ttl_s": 0,
+            "max_length": 0,
+        }
         for suffix in ("", ".bulk", ".sys")
-    ]  # fmt: skip
+    ]
     output.rows_table(rows)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [str(row["name"]) for row in rows]

@@ -18,7 +18,9 @@ def test_the_manual_lists_its_pages_by_kind_and_prints_one(cipherbox: Run) -> No
     assert lines[0] == "Tutorials: learn it by doing"
     assert lines[1].split()[0] == "quickstart"
     assert max(map(len, lines)) <= 80
-    assert all(re.match(r"  [a-z0-9-]+ {2,}\S|\S|$", line) for line in lines), "one line for each page"
+    assert all(re.match(r"  [a-z0-9-]+ {2,}\S|\S|$", line) for line in lines), (
+        "one line for each page"
+    )
     assert "Next: cipherbox manual quickstart" in shown.err
     assert cipherbox("manual", "exit-codes").out.startswith("# Exit codes\n")
 
@@ -28,7 +30,10 @@ def test_the_manual_is_searched(cipherbox: Run) -> None:
     assert shown.code == 0
     assert "configuration: 1 lines" in shown.out
     assert "[The disk is full]" in shown.out
-    assert "configuration" not in cipherbox("manual", "operations", "--search", "disk_resume_bytes").out
+    assert (
+        "configuration"
+        not in cipherbox("manual", "operations", "--search", "disk_resume_bytes").out
+    )
     shown = cipherbox("manual", "--search", "no such word")
     assert shown.code == 2
     assert "No page has 'no such word'" in shown.err
@@ -69,7 +74,10 @@ def test_a_page_is_laid_out_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 def test_log_lines_look_like_the_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_event(Event("SENDER", "Server ACK received for message 1", mark=True))
     line = capsys.readouterr().out
-    assert re.fullmatch(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ✅ \[SENDER\] Server ACK received for message 1\n", line)
+    assert re.fullmatch(
+        r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ✅ \[SENDER\] Server ACK received for message 1\n",
+        line,
+    )
 
 
 def test_a_table_without_a_terminal_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +88,17 @@ def test_a_table_without_a_terminal_is_plain(capsys: pytest.CaptureFixture[str])
 
 
 def test_rows_of_hq_are_made_harmless(capsys: pytest.CaptureFixture[str]) -> None:
-    output.rows_table([{"name": "a\x1b[31m", "readers": ["x", "y\n"], "added_at": 0, "revoked": False, "reason": None}])
+    output.rows_table(
+        [
+            {
+                "name": "a\x1b[31m",
+                "readers": ["x", "y\n"],
+                "added_at": 0,
+                "revoked": False,
+                "reason": None,
+            }
+        ]
+    )
     heads, row = capsys.readouterr().out.splitlines()
     assert heads.split() == ["name", "readers", "added", "revoked", "reason"]
     assert "\x1b" not in row
@@ -96,7 +114,9 @@ def test_rows_of_hq_are_made_harmless(capsys: pytest.CaptureFixture[str]) -> Non
         ("/lib/python3/cipherbox/__main__.py", "python3 -m cipherbox send"),
     ],
 )
-def test_commands_are_shown_as_the_user_types_them(monkeypatch: pytest.MonkeyPatch, program: str, command: str) -> None:
+def test_commands_are_shown_as_the_user_types_them(
+    monkeypatch: pytest.MonkeyPatch, program: str, command: str
+) -> None:
     monkeypatch.setattr("sys.argv", [program])
     monkeypatch.setenv("PATH", "")
     shown = output.as_called("run: cipherbox send --to X, not cipherbox alone")
@@ -104,7 +124,8 @@ def test_commands_are_shown_as_the_user_types_them(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (3_501_225, "3.5 MB"), (10**13, "10.0 TB")]
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (3_501_225, "3.5 MB"), (10**13, "10.0 TB")],
 )
 def test_sizes(size: int, text: str) -> None:
     assert output.size_text(size) == text

@@ -20,13 +20,15 @@ from .conftest import Run
 WIDTH = 80
 PATH = "/srv/hospital/data/of/a/laboratory/with-a-long-name/and/more/FL-LAB/client.toml"
 TEXT = (
-    f"the settings in {PATH} name no address of HQ; ask the admin of HQ for a new token with cipherbox enroll FL-LAB "
-    "--replace, and run here: cipherbox --home '/srv/a b/home' join --password-file /etc/cipherbox/password"
+    f"the settings in {PATH} name no address of HQ; ask the admin of HQ for a new token with "
+    "cipherbox enroll FL-LAB --replace, and run here: cipherbox --home '/srv/a b/home' join "
+    "--password-file /etc/cipherbox/password"
 )
 WHOLE = [
-    PATH, "cipherbox enroll FL-LAB --replace,",
+    PATH,
+    "cipherbox enroll FL-LAB --replace,",
     "cipherbox --home '/srv/a b/home' join --password-file /etc/cipherbox/password",
-]  # fmt: skip
+]
 
 
 class Screen(io.StringIO):
@@ -66,7 +68,9 @@ def test_long_lines_break_between_words(screen: Shown, tell: Callable[[str], Non
     for whole in WHOLE:
         assert any(whole in line for line in shown), whole
     first, *rest = shown
-    indent = len(first) - len(first.removeprefix("Error: ").removeprefix("Kept: ").removeprefix("Next: "))
+    indent = len(first) - len(
+        first.removeprefix("Error: ").removeprefix("Kept: ").removeprefix("Next: ")
+    )
     assert all(line[:indent].strip() == "" for line in rest)
 
 
@@ -74,7 +78,11 @@ def test_what_doctor_finds_breaks_between_words(
     cipherbox: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(output, "_width_of", lambda stream: WIDTH)
-    home = tmp_path / "a-home-whose-name-is-so-long-that-no-line-holds-it" / "with-another-part-of-a-name"
+    home = (
+        tmp_path
+        / "a-home-whose-name-is-so-long-that-no-line-holds-it"
+        / "with-another-part-of-a-name"
+    )
     shown = cipherbox("--home", str(home), "doctor").out
     assert str(home) in shown
     for line in shown.splitlines():
@@ -106,7 +114,10 @@ def test_the_usage_of_a_command_is_an_error_as_any_other(screen: Shown) -> None:
 
     assert _run(["send", "--to", "x" * 200, "text"]) == 2
     shown = screen()
-    usage = "Usage: cipherbox send [OPTIONS] [CONTENT]\nTry 'cipherbox send --help' for help.\n\nError: "
+    usage = (
+        "Usage: cipherbox send [OPTIONS] [CONTENT]\nTry 'cipherbox send --help' for "
+        "help.\n\nError: "
+    )
     assert shown.startswith(usage)
 
 
@@ -130,22 +141,33 @@ def test_a_command_is_one_piece(text: str, command: str) -> None:
 
 def test_spaces_between_pieces_stay_unless_the_line_ends_there() -> None:
     assert wrap(pieces_of("to send:     cipherbox send"), 80) == "to send:     cipherbox send"
-    assert wrap(pieces_of("to send:     cipherbox send"), 20, "", "  ") == "to send:\n  cipherbox send"
+    assert (
+        wrap(pieces_of("to send:     cipherbox send"), 20, "", "  ") == "to send:\n  cipherbox send"
+    )
 
 
-# -- help -------------------------------------------------------------------------------------------------------------
+# -- help ------------------------------------------------------------------------------------------
 
 EVERY = [(command, context) for section in COMMANDS for command, context in every_command(section)]
 
 
-@pytest.mark.parametrize(("command", "context"), EVERY, ids=[context.info_name for _, context in EVERY])
+@pytest.mark.parametrize(
+    ("command", "context"), EVERY, ids=[context.info_name for _, context in EVERY]
+)
 def test_no_word_of_a_help_page_is_broken(command: click.Command, context: click.Context) -> None:
-    """`postgresql://user@ho` stood at the end of a line, `st:port` under it; FL- and LAB likewise."""
-    here = command.make_context(context.info_name, [], resilient_parsing=True, terminal_width=WIDTH - 2)
+    """`postgresql://user@ho` stood at the end of a line, `st:port` under it; FL- and LAB
+    likewise.
+    """
+    here = command.make_context(
+        context.info_name, [], resilient_parsing=True, terminal_width=WIDTH - 2
+    )
     assert isinstance(here.make_formatter(), HelpFormatter)
     shown = command.get_help(here)
     words = set(shown.split())
-    texts = [command.help or "", *(one.help or "" for one in command.params if isinstance(one, click.Option))]
+    texts = [
+        command.help or "",
+        *(one.help or "" for one in command.params if isinstance(one, click.Option)),
+    ]
     hidden = [one.help for one in command.params if isinstance(one, click.Option) and one.hidden]
     for text in texts:
         if text not in hidden:
@@ -156,4 +178,6 @@ def test_no_word_of_a_help_page_is_broken(command: click.Command, context: click
 
 def test_the_help_of_the_whole_is_laid_out_in_columns(cipherbox: Run) -> None:
     shown = cipherbox("--help").out
-    assert re.search(r"Headquarters:\n  init +Make HQ's data directory, its CA and the first admin\.\n", shown), shown
+    assert re.search(
+        r"Headquarters:\n  init +Make HQ's data directory, its CA and the first admin\.\n", shown
+    ), shown

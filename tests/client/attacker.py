@@ -1,4 +1,6 @@
-"""A dishonest sender: enrolled, with keys that are right, and free to seal and send whatever it likes."""
+"""A dishonest sender: enrolled, with keys that are right, and free to seal and send whatever it
+likes.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,16 @@ def now_ms() -> int:
 
 
 async def crafted(
-    client: Client, to: Sequence[str], content: Sequence[Message] | bytes, *, count: int | None = None, **more: Any
+    client: Client,
+    to: Sequence[str],
+    content: Sequence[Message] | bytes,
+    *,
+    count: int | None = None,
+    **more: Any,
 ) -> bytes:
-    """An envelope of this client.  ``content``: messages, or a plaintext as it is, of ``count`` messages."""
+    """An envelope of this client.  ``content``: messages, or a plaintext as it is, of ``count``
+    messages.
+    """
     bundles = await client.bundles(list(to))
     identity = client.home.identity
     assert identity is not None
@@ -42,10 +51,20 @@ async def crafted(
 
 
 async def crafted_in_session(
-    client: Client, to: Sequence[str], plain: bytes, *, count: int, routing_key: str = "", **more: Any
+    client: Client,
+    to: Sequence[str],
+    plain: bytes,
+    *,
+    count: int,
+    routing_key: str = "",
+    **more: Any,
 ) -> bytes:
-    """As `crafted`, in this client's session with each recipient, which it keeps like an honest one."""
-    address = PublishOptions.make(to, "", "", "", stanza="ratchet", cipher=None, allow_mixed=True, expires_at=0, partial=False)
+    """As `crafted`, in this client's session with each recipient, which it keeps like an honest
+    one.
+    """
+    address = PublishOptions.make(
+        to, "", "", "", stanza="ratchet", cipher=None, allow_mixed=True, expires_at=0, partial=False
+    )
     target = await client.sealer.target(address)
     item = client.sealer.seal(address, target, plain, count, None)
     assert item.fresh is not None
@@ -60,18 +79,30 @@ async def register(client: Client, patch: tuple[int, bytes] | None = None) -> No
     home, identity = client.home, client.home.identity
     assert identity is not None
     assert identity.bundle is not None
-    made = identity.make_bundle(home.key, home.chain, identity.bundle.created_at, identity.bundle, identity)
-    await client.line.request(frames.Register, bundle=made.raw if patch is None else over(made.raw, patch), timeout_s=2)
+    made = identity.make_bundle(
+        home.key, home.chain, identity.bundle.created_at, identity.bundle, identity
+    )
+    await client.line.request(
+        frames.Register, bundle=made.raw if patch is None else over(made.raw, patch), timeout_s=2
+    )
     if patch is None:
         identity.bundle = made
 
 
-async def submit(client: Client, raw: bytes, *, flags: int = 0, patience_s: float = 30.0) -> Confirmed:
+async def submit(
+    client: Client, raw: bytes, *, flags: int = 0, patience_s: float = 30.0
+) -> Confirmed:
     """Sends bytes as they are; HQ's word, or its refusal raised."""
     done = trio.Event()
     generation, envelope_hash = _named(raw)
     item = PendingPublish(
-        raw, raw[30:46], 1, lambda _: done.set(), flags=flags, generation=generation, envelope_hash=envelope_hash
+        raw,
+        raw[30:46],
+        1,
+        lambda _: done.set(),
+        flags=flags,
+        generation=generation,
+        envelope_hash=envelope_hash,
     )
     client.line.window.add(item)
     try:
@@ -87,7 +118,9 @@ async def submit(client: Client, raw: bytes, *, flags: int = 0, patience_s: floa
 
 
 def _named(raw: bytes) -> tuple[int, bytes]:
-    """What HQ's log must name of it beside the id: generation and hash; what is no envelope HQ refuses."""
+    """What HQ's log must name of it beside the id: generation and hash; what is no envelope HQ
+    refuses.
+    """
     try:
         layout = split(raw)
         return layout.prefix.generation, hashes(raw, layout).envelope_hash

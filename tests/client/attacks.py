@@ -1,4 +1,6 @@
-"""What a dishonest sender may do, as Hypothesis draws it: each attack shows all it is made of, and shrinks."""
+"""What a dishonest sender may do, as Hypothesis draws it: each attack shows all it is made of,
+and shrinks.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ import orjson
 import zstandard
 from hypothesis import strategies as st
 
-from cipherbox.client.publishing.parts import MANIFEST, PART, manifest_message, manifest_of, part_message
+from cipherbox.client.publishing.parts import (
+    MANIFEST,
+    PART,
+    manifest_message,
+    manifest_of,
+    part_message,
+)
 from cipherbox.sealing.body import Message
 from cipherbox.wire import codec, frames
 from tests.client import traps
@@ -30,23 +38,53 @@ def bomb(mib: int) -> bytes:
     return b"".join(made.compress(block) for _ in range(mib // 8)) + made.flush()
 
 
-FRAMES = {name: codec.encode(frame) for name, frame in samples() if not isinstance(frame, frames.Hello)}
+FRAMES = {
+    name: codec.encode(frame) for name, frame in samples() if not isinstance(frame, frames.Hello)
+}
 
 names = st.sampled_from(
-    ["", "..", "../../x", "a" * 300, "CON", "\x00", "x/y/z", "\u202egnp.exe", ".partial", "data", "\xe4" * 120]
+    [
+        "",
+        "..",
+        "../../x",
+        "a" * 300,
+        "CON",
+        "\x00",
+        "x/y/z",
+        "\u202egnp.exe",
+        ".partial",
+        "data",
+        "\xe4" * 120,
+    ]
 ) | st.text(max_size=40)
-numbers = st.sampled_from(["0", "1", "-1", "9" * 40, "nan", "", "\u0663"]) | st.integers(-1, 2**64).map(str)
+numbers = st.sampled_from(["0", "1", "-1", "9" * 40, "nan", "", "\u0663"]) | st.integers(
+    -1, 2**64
+).map(str)
 integers = st.sampled_from([-1, 0, 1, 5, 2**31, 2**63, 2**64 - 1, 253_402_300_799_999])
 times = st.none() | integers.filter(lambda at: at >= 0)
 short = st.binary(max_size=60)
 types = st.sampled_from(
-    ["", "text/plain", "application/json", "application/octet-stream", "text/x-chat; charset=utf-8", "x" * 255,
-     RECEIPTS, STEP, "application/vnd.cipherbox.pipe", PART, MANIFEST]
-) | st.text(max_size=20)  # fmt: skip
+    [
+        "",
+        "text/plain",
+        "application/json",
+        "application/octet-stream",
+        "text/x-chat; charset=utf-8",
+        "x" * 255,
+        RECEIPTS,
+        STEP,
+        "application/vnd.cipherbox.pipe",
+        PART,
+        MANIFEST,
+    ]
+) | st.text(max_size=20)
 headers = st.dictionaries(
-    st.sampled_from(["filename", "part", "transfer", "part_bytes", "encoding", "chat", "modified_at", "x"]),
-    names | numbers | st.just("zstd"), max_size=4,
-)  # fmt: skip
+    st.sampled_from(
+        ["filename", "part", "transfer", "part_bytes", "encoding", "chat", "modified_at", "x"]
+    ),
+    names | numbers | st.just("zstd"),
+    max_size=4,
+)
 
 
 @functools.lru_cache(4)  # forty of one share it: this process's memory is what is looked at
@@ -57,7 +95,8 @@ def _content(text: bytes, repeat: int, mib: int, cut: int) -> bytes:
 
 @attrs.frozen
 class Said:
-    """A message: a content ``repeat`` times, and never a large one, which would be shown when it fails.
+    """A message: a content ``repeat`` times, and never a large one, which would be shown when it
+    fails.
 
     ``bomb``: so many MiB of zeros instead, compressed; ``cut`` at its end.
     """
@@ -82,9 +121,10 @@ class Said:
 class Envelope:
     """A signed envelope.
 
-    ``damage``: (place, bytes) written over the plaintext before it is sealed; ``forge``: over the sealed bytes, which
-    are then signed again if ``resign``.  ``back``: with the id of so many envelopes before.  ``session``: sealed in the
-    session with the recipient.  ``times``: so many of them, each with an id (and unknown keys) of its own.
+    ``damage``: (place, bytes) written over the plaintext before it is sealed; ``forge``: over the
+    sealed bytes, which are then signed again if ``resign``.  ``back``: with the id of so many
+    envelopes before.  ``session``: sealed in the session with the recipient.  ``times``: so many of
+    them, each with an id (and unknown keys) of its own.
     """
 
     messages: tuple[Said, ...]
@@ -104,8 +144,8 @@ class Envelope:
 class Receipt:
     """A signed receipt for what the recipient has sent: ``leaves`` of them with that outcome.
 
-    ``foreign``: for envelopes of somebody else.  ``unknown_keys``: it names keys that nobody has.  ``head``: in place
-    of the newest head of HQ's log.
+    ``foreign``: for envelopes of somebody else.  ``unknown_keys``: it names keys that nobody has.
+    ``head``: in place of the newest head of HQ's log.
     """
 
     outcome: int
@@ -128,10 +168,11 @@ class Replay:
 
 @attrs.frozen
 class File:
-    """A part and the manifest that fits it, each in an envelope of its own; the manifest first if ``swapped``.
+    """A part and the manifest that fits it, each in an envelope of its own; the manifest first if
+    ``swapped``.
 
-    ``over``: another part of the same file, (number, part size, content), that comes after the first or before it.
-    ``lacks``: the right part never comes.
+    ``over``: another part of the same file, (number, part size, content), that comes after the
+    first or before it. ``lacks``: the right part never comes.
     """
 
     transfer: bytes
@@ -147,13 +188,19 @@ class File:
     lacks: bool
 
     def envelopes(self) -> list[Envelope]:
-        one = manifest_of(self.transfer, self.path, self.content, self.content_type, self.modified_at)
+        one = manifest_of(
+            self.transfer, self.path, self.content, self.content_type, self.modified_at
+        )
         one = attrs.evolve(one, part_bytes=self.part_bytes)
-        right = part_message(self.transfer, 0, self.part_bytes, self.content, compress=self.compress)
+        right = part_message(
+            self.transfer, 0, self.part_bytes, self.content, compress=self.compress
+        )
         made: list[Message] = [] if self.lacks else [right]
         if self.over is not None:
             number, part_bytes, content = self.over
-            other = part_message(self.transfer, number, part_bytes, content[:part_bytes], compress=False)
+            other = part_message(
+                self.transfer, number, part_bytes, content[:part_bytes], compress=False
+            )
             made.insert(0 if self.before else 1, other)
         made.insert(0 if self.swapped else len(made), manifest_message(one))
         return [Envelope((Said(m.content, m.content_type, m.headers),), ".bulk") for m in made]
@@ -180,7 +227,9 @@ class Bundle:
 
 @attrs.frozen
 class Trap:
-    """Something of the dishonest one, and an error that nobody thought of where it is taken in: see `traps`."""
+    """Something of the dishonest one, and an error that nobody thought of where it is taken in:
+    see `traps`.
+    """
 
     place: str
     error: str
@@ -200,88 +249,182 @@ def _manifest(document: Any) -> Said:
     return Said(orjson.dumps(document), MANIFEST)
 
 
-contents = short.map(Said) | st.sampled_from([
-    Said(b"", bomb=8), Said(b"", bomb=8, cut=3), Said(b"", bomb=HUGE), Said(b""), Said(b"\xff", repeat=40),
-    Said(b"\x01", repeat=5000), Said(b"\x01", repeat=MIB), Said("\u2028\U0001f600".encode(), repeat=50),
-])  # fmt: skip
+contents = short.map(Said) | st.sampled_from(
+    [
+        Said(b"", bomb=8),
+        Said(b"", bomb=8, cut=3),
+        Said(b"", bomb=HUGE),
+        Said(b""),
+        Said(b"\xff", repeat=40),
+        Said(b"\x01", repeat=5000),
+        Said(b"\x01", repeat=MIB),
+        Said("\u2028\U0001f600".encode(), repeat=50),
+    ]
+)
 parts = st.builds(
-    _part, contents,
-    st.fixed_dictionaries({
-        "transfer": st.binary(min_size=16, max_size=16).map(bytes.hex), "part": numbers,
-        "part_bytes": st.sampled_from([str(8 * MIB), "1", "60"]) | numbers, "encoding": st.sampled_from(["", "zstd"]),
-    }),
+    _part,
+    contents,
+    st.fixed_dictionaries(
+        {
+            "transfer": st.binary(min_size=16, max_size=16).map(bytes.hex),
+            "part": numbers,
+            "part_bytes": st.sampled_from([str(8 * MIB), "1", "60"]) | numbers,
+            "encoding": st.sampled_from(["", "zstd"]),
+        }
+    ),
     headers,
-)  # fmt: skip
+)
 odd = st.none() | integers | names | st.lists(names | st.none(), max_size=3) | st.just(1e300)
-documents = st.fixed_dictionaries({
-    "transfer": st.binary(min_size=16, max_size=16).map(bytes.hex) | odd, "path": st.lists(names, max_size=3) | odd,
-    "size": integers | odd, "part_bytes": integers | odd, "parts": st.sampled_from(["", "00" * 32, "zz"]) | odd,
-    "modified_at": integers | odd, "content_type": types | odd,
-}, optional={
-    "version": integers | odd, "entries": odd | st.lists(st.tuples(names, integers, integers), max_size=3)
-})  # fmt: skip
+documents = st.fixed_dictionaries(
+    {
+        "transfer": st.binary(min_size=16, max_size=16).map(bytes.hex) | odd,
+        "path": st.lists(names, max_size=3) | odd,
+        "size": integers | odd,
+        "part_bytes": integers | odd,
+        "parts": st.sampled_from(["", "00" * 32, "zz"]) | odd,
+        "modified_at": integers | odd,
+        "content_type": types | odd,
+    },
+    optional={
+        "version": integers | odd,
+        "entries": odd | st.lists(st.tuples(names, integers, integers), max_size=3),
+    },
+)
 broken = st.sampled_from([b"[" * 2000, b"null", b"{}"])
 manifests = documents.map(_manifest) | broken.map(lambda raw: Said(raw, MANIFEST))
-messages = parts | manifests | st.builds(
-    lambda content, kind, more, sent_at: attrs.evolve(content, content_type=kind, headers=more, sent_at=sent_at),
-    contents, types, headers, times,
-)  # fmt: skip
-bodies = st.lists(messages, min_size=1, max_size=3).map(tuple) | messages.map(lambda one: (one,) * 40)
+messages = (
+    parts
+    | manifests
+    | st.builds(
+        lambda content, kind, more, sent_at: attrs.evolve(
+            content, content_type=kind, headers=more, sent_at=sent_at
+        ),
+        contents,
+        types,
+        headers,
+        times,
+    )
+)
+bodies = st.lists(messages, min_size=1, max_size=3).map(tuple) | messages.map(
+    lambda one: (one,) * 40
+)
 patches = st.none() | st.tuples(st.integers(0, 20_000), st.binary(min_size=1, max_size=8))
 
 often = st.sampled_from([False] * 3 + [True])
 boxes = st.sampled_from(["", ".bulk", ".sys"])
 envelopes = st.builds(
-    Envelope, bodies, boxes, patches, patches, st.booleans(), often, st.sampled_from([0, 0, 0, 1, 2**32 - 1]),
-    st.none() | integers.filter(lambda at: at >= 0), st.sampled_from([0, 0, 0, 1, 2]),
-)  # fmt: skip
+    Envelope,
+    bodies,
+    boxes,
+    patches,
+    patches,
+    st.booleans(),
+    often,
+    st.sampled_from([0, 0, 0, 1, 2**32 - 1]),
+    st.none() | integers.filter(lambda at: at >= 0),
+    st.sampled_from([0, 0, 0, 1, 2]),
+)
 plain_envelopes = st.builds(Envelope, bodies, boxes)
 # What is nearly right comes further than what is wrong in many ways.
 bombs = st.builds(
     lambda content, transfer, number, size: _part(
-        content, {"transfer": transfer, "part": str(number), "part_bytes": str(size), "encoding": "zstd"}, {}
+        content,
+        {"transfer": transfer, "part": str(number), "part_bytes": str(size), "encoding": "zstd"},
+        {},
     ),
-    st.sampled_from([Said(b"", bomb=8), Said(b"", bomb=HUGE)]), st.binary(min_size=16, max_size=16).map(bytes.hex),
+    st.sampled_from([Said(b"", bomb=8), Said(b"", bomb=HUGE)]),
+    st.binary(min_size=16, max_size=16).map(bytes.hex),
     st.integers(0, 3),
     st.sampled_from([8 * MIB, 60]),
-)  # fmt: skip
+)
 bulk = st.builds(Envelope, (bombs | parts | manifests).map(lambda one: (one,)), st.just(".bulk"))
-sessions = st.builds(Envelope, bodies, st.just(""), patches, patches, st.booleans(), session=st.just(True))
+sessions = st.builds(
+    Envelope, bodies, st.just(""), patches, patches, st.booleans(), session=st.just(True)
+)
 floods = st.builds(
     lambda text, box, forged, unknown, session: Envelope(
-        (Said(text),), box, None, (2000, b"?") if forged else None, unknown_keys=unknown, session=session, times=40
+        (Said(text),),
+        box,
+        None,
+        (2000, b"?") if forged else None,
+        unknown_keys=unknown,
+        session=session,
+        times=40,
     ),
-    short, boxes, st.booleans(), st.booleans(), often,
-)  # fmt: skip
-files = st.builds(
-    File, st.binary(min_size=16, max_size=16), st.lists(names, min_size=1, max_size=4).map(tuple),
-    st.binary(min_size=1, max_size=60), integers.map(abs), types, st.booleans(), st.sampled_from([60, 100, 8 * MIB]),
+    short,
+    boxes,
     st.booleans(),
-    st.none() | st.tuples(st.sampled_from([0, 1, 5]), st.sampled_from([1, 7, 60]), st.binary(min_size=1, max_size=60)),
-    st.booleans(), often,
-)  # fmt: skip
+    st.booleans(),
+    often,
+)
+files = st.builds(
+    File,
+    st.binary(min_size=16, max_size=16),
+    st.lists(names, min_size=1, max_size=4).map(tuple),
+    st.binary(min_size=1, max_size=60),
+    integers.map(abs),
+    types,
+    st.booleans(),
+    st.sampled_from([60, 100, 8 * MIB]),
+    st.booleans(),
+    st.none()
+    | st.tuples(
+        st.sampled_from([0, 1, 5]), st.sampled_from([1, 7, 60]), st.binary(min_size=1, max_size=60)
+    ),
+    st.booleans(),
+    often,
+)
 receipts = st.builds(
-    Receipt, st.integers(0, 20), st.just(()) | st.lists(st.integers(0, 20), max_size=3).map(tuple),
-    integers.filter(lambda at: at >= 0), st.sampled_from([0, 0, 1, 2**31]), st.sampled_from([1, 2, 300]), often, often,
-    st.sampled_from([b"", b"", b"no checkpoint\n", b"\xff" * 500]), patches,
-)  # fmt: skip
+    Receipt,
+    st.integers(0, 20),
+    st.just(()) | st.lists(st.integers(0, 20), max_size=3).map(tuple),
+    integers.filter(lambda at: at >= 0),
+    st.sampled_from([0, 0, 1, 2**31]),
+    st.sampled_from([1, 2, 300]),
+    often,
+    often,
+    st.sampled_from([b"", b"", b"no checkpoint\n", b"\xff" * 500]),
+    patches,
+)
 attacks = st.one_of(
-    plain_envelopes, envelopes, files, files, bulk, receipts, sessions, floods, st.builds(Replay, st.integers(1, 4)),
-    envelopes, st.builds(Bundle, patches), st.builds(RawFrame, st.sampled_from(sorted(FRAMES)), patches),
+    plain_envelopes,
+    envelopes,
+    files,
+    files,
+    bulk,
+    receipts,
+    sessions,
+    floods,
+    st.builds(Replay, st.integers(1, 4)),
+    envelopes,
+    st.builds(Bundle, patches),
+    st.builds(RawFrame, st.sampled_from(sorted(FRAMES)), patches),
     st.builds(Trap, st.sampled_from(sorted(traps.PLACES)), st.sampled_from(sorted(traps.ERRORS))),
-)  # fmt: skip
+)
 
 
 def file(transfer: int, *path: str, **more: Any) -> File:
     values: dict[str, Any] = {
-        "modified_at": 0, "content_type": "text/csv", "compress": False, "part_bytes": 100, "swapped": False,
-        "over": None, "before": False, "lacks": False, **more,
-    }  # fmt: skip
+        "modified_at": 0,
+        "content_type": "text/csv",
+        "compress": False,
+        "part_bytes": 100,
+        "swapped": False,
+        "over": None,
+        "before": False,
+        "lacks": False,
+        **more,
+    }
     return File(transfer.to_bytes(16, "big"), path, b"content %d" % transfer, **values)
 
 
 def _bomb(mib: int, part: int, cut: int = 0) -> Envelope:
-    values = {"transfer": "bb" * 16, "part": str(part), "part_bytes": str(8 * MIB), "encoding": "zstd"}
+    values = {
+        "transfer": "bb" * 16,
+        "part": str(part),
+        "part_bytes": str(8 * MIB),
+        "encoding": "zstd",
+    }
     return Envelope((_part(Said(b"", bomb=mib, cut=cut), values, {}),), ".bulk")
 
 
@@ -291,32 +434,89 @@ def _manifest_of(raw: bytes) -> Envelope:
 
 def receipt(**more: Any) -> Receipt:
     values: dict[str, Any] = {
-        "outcome": 0, "messages": (), "at": 1, "generation": 0, "leaves": 1, "foreign": False, "unknown_keys": False,
-        "head": b"", "patch": None, **more,
-    }  # fmt: skip
+        "outcome": 0,
+        "messages": (),
+        "at": 1,
+        "generation": 0,
+        "leaves": 1,
+        "foreign": False,
+        "unknown_keys": False,
+        "head": b"",
+        "patch": None,
+        **more,
+    }
     return Receipt(**values)
 
 
 TEXT = Said(b"text")
-# What is tried in every run, since chance alone finds it too seldom: (attacks, what the honest one sends, a new start).
+# What is tried in every run, since chance alone finds it too seldom: (attacks, what the honest one
+# sends, a new start).
 KNOWN: list[tuple[list[Attack], str, bool]] = [
     ([file(1, "results"), file(2, "results", "results"), file(3, "results")], "message", False),
-    ([file(4, "../../x"), file(5, "\x00"), file(6, *["a" * 300] * 4), file(7, "..", "/etc/x")], "file", False),
-    ([file(8, "lacks its part", lacks=True), file(9, "CON", modified_at=2**64 - 1)], "message", True),
-    ([file(10, "x", over=(0, 7, b"another"), swapped=True), file(11, "x", over=(5, 7, b"hole"))], "parts", False),
+    (
+        [file(4, "../../x"), file(5, "\x00"), file(6, *["a" * 300] * 4), file(7, "..", "/etc/x")],
+        "file",
+        False,
+    ),
+    (
+        [file(8, "lacks its part", lacks=True), file(9, "CON", modified_at=2**64 - 1)],
+        "message",
+        True,
+    ),
+    (
+        [file(10, "x", over=(0, 7, b"another"), swapped=True), file(11, "x", over=(5, 7, b"hole"))],
+        "parts",
+        False,
+    ),
     ([file(12, "over", over=(0, 60, b"another")), file(12, "over")], "message", True),
     ([_bomb(HUGE, 0), _bomb(8, 1), _bomb(8, 2, cut=3)], "message", False),
     ([Envelope((TEXT,), unknown_keys=True, times=40)] * 2, "keys", False),
     ([Envelope((TEXT,), ".sys", unknown_keys=True, times=40)], "message", False),
     ([Envelope((TEXT,), ".bulk", forge=(2000, b"?"), times=40)], "file", False),
-    ([receipt(), receipt(foreign=True), receipt(unknown_keys=True), receipt(leaves=300)], "message", False),
-    ([receipt(at=2**64 - 1), receipt(outcome=3), receipt(patch=(40, b"\xff")), receipt(head=b"\xff")], "keys", False),
+    (
+        [receipt(), receipt(foreign=True), receipt(unknown_keys=True), receipt(leaves=300)],
+        "message",
+        False,
+    ),
+    (
+        [
+            receipt(at=2**64 - 1),
+            receipt(outcome=3),
+            receipt(patch=(40, b"\xff")),
+            receipt(head=b"\xff"),
+        ],
+        "keys",
+        False,
+    ),
     ([Envelope((Said(b"\xff", kind),), ".sys") for kind in (RECEIPTS, STEP)], "message", False),
-    ([Envelope((TEXT,), session=True, forge=at, resign=True) for at in (None, (900, b"?"))], "session", False),
-    ([Envelope((TEXT,)), Envelope((Said(b"another text"),), generation=1, back=1), Replay(1)], "message", False),
-    ([Envelope((attrs.evolve(TEXT, headers={"filename": "a" * 300}, sent_at=LAST),), sealed_at=LAST)], "file", True),
-    ([_manifest_of(raw) for raw in (b"[" * 2000, b"null", b'{"parts": 1}', b"\xff")], "message", True),
-    *[([Trap(place, "OverflowError")], "message", at % 2 == 1) for at, place in enumerate(sorted(traps.PLACES))],
+    (
+        [Envelope((TEXT,), session=True, forge=at, resign=True) for at in (None, (900, b"?"))],
+        "session",
+        False,
+    ),
+    (
+        [Envelope((TEXT,)), Envelope((Said(b"another text"),), generation=1, back=1), Replay(1)],
+        "message",
+        False,
+    ),
+    (
+        [
+            Envelope(
+                (attrs.evolve(TEXT, headers={"filename": "a" * 300}, sent_at=LAST),), sealed_at=LAST
+            )
+        ],
+        "file",
+        True,
+    ),
+    (
+        [_manifest_of(raw) for raw in (b"[" * 2000, b"null", b'{"parts": 1}', b"\xff")],
+        "message",
+        True,
+    ),
+    *[
+        ([Trap(place, "OverflowError")], "message", at % 2 == 1)
+        for at, place in enumerate(sorted(traps.PLACES))
+    ],
     *[([Trap("lines_of", error)], "message", False) for error in sorted(traps.ERRORS)],
-]  # fmt: skip
+]
 Attack = Envelope | Receipt | Replay | File | RawFrame | Bundle | Trap

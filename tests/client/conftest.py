@@ -26,7 +26,9 @@ async def empty_hq(tmp_path: Path) -> AsyncIterator[RealHq]:
 
 @pytest.fixture
 async def hq(enrolled: Path, tmp_path: Path) -> AsyncIterator[RealHq]:
-    """A lab and a center have joined; a module that wants more has its own `hq`, made from this one."""
+    """A lab and a center have joined; a module that wants more has its own `hq`, made from this
+    one.
+    """
     async with real_hq(tmp_path, like=enrolled) as found:
         yield found
 

@@ -1,4 +1,6 @@
-"""HQ's end of a connection for tests of the client's line: real frames, scripted answers, no network, no TLS."""
+"""HQ's end of a connection for tests of the client's line: real frames, scripted answers, no
+network, no TLS.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ class Session:
 
 
 class FakeHq:
-    """Put its `connect` in place of transport.connect.  ``script`` is called with every event after WELCOME."""
+    """Put its `connect` in place of transport.connect.  ``script`` is called with every event
+    after WELCOME.
+    """
 
-    def __init__(self, script: Script | None = None, *, heartbeat_s: int = 30, window: int = 1024) -> None:
+    def __init__(
+        self, script: Script | None = None, *, heartbeat_s: int = 30, window: int = 1024
+    ) -> None:
         self.script = script or self.ignore
         self.heartbeat_s, self.window = heartbeat_s, window
         self.sessions: list[Session] = []
@@ -68,9 +74,21 @@ class FakeHq:
 
     def welcome(self) -> frames.Welcome:
         return frames.Welcome(
-            1, 17 << 20, 16 << 20, self.heartbeat_s, self.window, 32 << 20, 4096, 32 << 20, 1, 0, 0, "FL-LAB", "client",
+            1,
+            17 << 20,
+            16 << 20,
+            self.heartbeat_s,
+            self.window,
+            32 << 20,
+            4096,
+            32 << 20,
+            1,
+            0,
+            0,
+            "FL-LAB",
+            "client",
             "fake",
-        )  # fmt: skip
+        )
 
     async def _serve(self, session: Session) -> None:
         try:

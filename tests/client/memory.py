@@ -31,5 +31,9 @@ class Memory:
 
 
 def _bytes(name: str) -> int:
-    (line,) = [one for one in _STATUS.read_text(encoding="ascii").splitlines() if one.startswith(f"{name}:")]
+    (line,) = [
+        one
+        for one in _STATUS.read_text(encoding="ascii").splitlines()
+        if one.startswith(f"{name}:")
+    ]
     return int(line.split()[1]) * 1024

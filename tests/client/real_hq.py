@@ -1,4 +1,6 @@
-"""A real HQ in this process, over real TLS on loopback, behind a gate that tests may cut, hold and count."""
+"""A real HQ in this process, over real TLS on loopback, behind a gate that tests may cut, hold
+and count.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,11 @@ class Gate:
             await trio.aclose_forcefully(client)
 
     async def _pump(
-        self, source: trio.SocketStream, target: trio.SocketStream, back: bool, nursery: trio.Nursery
+        self,
+        source: trio.SocketStream,
+        target: trio.SocketStream,
+        back: bool,
+        nursery: trio.Nursery,
     ) -> None:
         try:
             while data := await source.receive_some():
@@ -86,7 +92,9 @@ class RealHq:
     _stopped: trio.Event = attrs.Factory(trio.Event)
 
     async def start(self) -> None:
-        server = attrs.evolve(self.config.server, listen="127.0.0.1:0", websocket_listen="127.0.0.1:0")
+        server = attrs.evolve(
+            self.config.server, listen="127.0.0.1:0", websocket_listen="127.0.0.1:0"
+        )
         config = attrs.evolve(self.config, server=server)
         scope, self._stopped = trio.CancelScope(), trio.Event()
         stopped = self._stopped
@@ -141,16 +149,28 @@ def _copy(source: Path, path: Path, address: str) -> None:
     """All but where it is."""
     ignored = shutil.ignore_patterns("reserve", "lock")
     shutil.copytree(source, path, ignore=ignored, dirs_exist_ok=True)
-    for settings in (path / "hq" / "cipherbox.toml", *path.glob("*/client.toml"), *path.glob("homes/*/client.toml")):
-        text = re.sub(r'(?m)^address = "[^"]*"', f'address = "{address}"', settings.read_text("utf-8"))
+    for settings in (
+        path / "hq" / "cipherbox.toml",
+        *path.glob("*/client.toml"),
+        *path.glob("homes/*/client.toml"),
+    ):
+        text = re.sub(
+            r'(?m)^address = "[^"]*"', f'address = "{address}"', settings.read_text("utf-8")
+        )
         settings.write_text(text, "utf-8")
 
 
 @asynccontextmanager
 async def real_hq(
-    path: Path, *, like: Path | None = None, offline_ca: Path | None = None, limits: dict[str, Any] | None = None
+    path: Path,
+    *,
+    like: Path | None = None,
+    offline_ca: Path | None = None,
+    limits: dict[str, Any] | None = None,
 ) -> AsyncIterator[RealHq]:
-    """An HQ that serves: a fresh one, or one ``like`` another that was made before with those who joined it."""
+    """An HQ that serves: a fresh one, or one ``like`` another that was made before with those
+    who joined it.
+    """
     async with trio.open_nursery() as nursery:
         gate = Gate(nursery)
         await gate.start()
@@ -159,9 +179,14 @@ async def real_hq(
             _copy(like, path, gate.address)
         else:
             init_hq(
-                directory, address=gate.address, name="DC-HQ", listen="127.0.0.1:0", offline_ca=offline_ca,
-                admin_id="admin", admin_home=admin_home,
-            )  # fmt: skip
+                directory,
+                address=gate.address,
+                name="DC-HQ",
+                listen="127.0.0.1:0",
+                offline_ca=offline_ca,
+                admin_id="admin",
+                admin_home=admin_home,
+            )
             (path / "homes").mkdir()
         config = load_server_config(directory)
         limits = {"stop_s": 1.0, "disk_reserve_bytes": 1 << 20, **(limits or {})}

@@ -1,6 +1,7 @@
-"""A recipient as a process of its own: receives from all its mailboxes, and says how much memory that took at most.
+"""A recipient as a process of its own: receives from all its mailboxes, and says how much memory
+that took at most.
 
-    python -m tests.client.recipient HOME ENVELOPES
+python -m tests.client.recipient HOME ENVELOPES
 """
 
 from __future__ import annotations

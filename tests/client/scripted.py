@@ -1,4 +1,6 @@
-"""A whole client on a scripted HQ: it holds bundles, answers routes, stores nothing, and does as a test says."""
+"""A whole client on a scripted HQ: it holds bundles, answers routes, stores nothing, and does as
+a test says.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class ScriptedHq(FakeHq):
             self.hashes[bundle.hash] = (bundle.client_id, bundle.raw)
 
     def change_route(self, *readers: str, refused: int) -> None:
-        """Others read there now; so many envelopes that were sealed for those before are refused."""
+        """Others read there now; so many envelopes that were sealed for those before are
+        refused.
+        """
         self.readers, self.route_version = list(readers), self.route_version + 1
         self.refuse_sends = [RouteChanged("changed") for _ in range(refused)]
 
@@ -75,13 +79,19 @@ class ScriptedHq(FakeHq):
     async def deliver(self, *items: tuple[int, int, int, bytes]) -> None:
         """Pushes (seq, attempt, accepted_at, envelope) to the consumer."""
         session = self.sessions[-1]
-        await session.send_bytes(codec.encode_deliver(self.tag, [(*item[:3], 0, item[3]) for item in items]))
+        await session.send_bytes(
+            codec.encode_deliver(self.tag, [(*item[:3], 0, item[3]) for item in items])
+        )
 
     async def answer(self, session: Session, event: Any) -> None:
         self.asked.append(event)
         if refused := self.refuse.get(type(event)):
             error = refused.pop(0)
-            await session.send(frames.Error(event.correlation, error.code, error.retryable, str(error), error.detail))
+            await session.send(
+                frames.Error(
+                    event.correlation, error.code, error.retryable, str(error), error.detail
+                )
+            )
         elif isinstance(event, SendBatch):
             await self._sends(session, event)
         elif isinstance(event, frames.GetBundles):
@@ -109,7 +119,9 @@ class ScriptedHq(FakeHq):
         for correlation, _, _, raw in event.items:
             if self.refuse_sends:
                 error = self.refuse_sends.pop(0)
-                await session.send(frames.Error(correlation, error.code, error.retryable, str(error), error.detail))
+                await session.send(
+                    frames.Error(correlation, error.code, error.retryable, str(error), error.detail)
+                )
                 continue
             self.envelopes.append(raw)
             if self.confirm_at_once:
@@ -128,7 +140,11 @@ class ScriptedHq(FakeHq):
         for wanted in event.hashes:
             name, raw = self.hashes.get(wanted, ("", b""))
             at = self.revoked.get(name, 0)
-            found.append(frames.BundleAnswer(name, 2 if at else 0 if raw else 1, at, [raw] if raw else [], False))
+            found.append(
+                frames.BundleAnswer(
+                    name, 2 if at else 0 if raw else 1, at, [raw] if raw else [], False
+                )
+            )
         return found
 
     def counts(self) -> list[int]:
@@ -151,9 +167,13 @@ class NoLog(LogProofVerifier):
 
 @asynccontextmanager
 async def client_on(
-    hq: ScriptedHq, party: Party, path: Path, monkeypatch: pytest.MonkeyPatch, said: list[Any] | None = None,
+    hq: ScriptedHq,
+    party: Party,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[Any] | None = None,
     **options: Any,
-) -> AsyncIterator[Client]:  # fmt: skip
+) -> AsyncIterator[Client]:
     """An open client of ``party`` with its home in ``path``."""
     monkeypatch.setattr(transport, "connect", hq.connect)
     private_dir(path)
@@ -161,9 +181,15 @@ async def client_on(
     authority = hq.authority
     monkeypatch.setattr(post, "in_thread", inline)
     home = Home(
-        config, authority.root.certificate, authority.issuing.certificate, tuple(party.chain), party.key,
-        party.identity, LocalSecretBox(bytes(32)), bytes(32),
-    )  # fmt: skip
+        config,
+        authority.root.certificate,
+        authority.issuing.certificate,
+        tuple(party.chain),
+        party.key,
+        party.identity,
+        LocalSecretBox(bytes(32)),
+        bytes(32),
+    )
     events = Events(said.append if said is not None else None)
     async with background() as nursery:
         line = ReconnectingConnection(config.address, no_context, events, **options)

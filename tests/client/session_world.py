@@ -39,7 +39,9 @@ class Home:
         self.start()
 
     def start(self) -> None:
-        self.sessions = Sessions(self._path, Vault(bytes(32)), self.party.identity, self._numbers, self._clock)
+        self.sessions = Sessions(
+            self._path, Vault(bytes(32)), self.party.identity, self._numbers, self._clock
+        )
         self.outbox = Outbox(self._path, chains=self.sessions.chains)
 
     def crash(self) -> None:
@@ -64,7 +66,21 @@ class Home:
         self.sessions.sync()
         prefix = layouts.split(raw).prefix
         names = tuple(r.client_id for r in prefix.recipients)
-        fresh = OutboxEntry(raw, prefix.envelope_id, 0, 1, "", "", names, 0, 0, 0, bytes(32), b"", turned=tuple(turned))
+        fresh = OutboxEntry(
+            raw,
+            prefix.envelope_id,
+            0,
+            1,
+            "",
+            "",
+            names,
+            0,
+            0,
+            0,
+            bytes(32),
+            b"",
+            turned=tuple(turned),
+        )
         assert self.outbox.write([fresh]) == set()
         self.sessions.kept(turned)
 
@@ -89,7 +105,10 @@ class World:
         if home.sessions.due(to):
             signed, once = self.prekeys[to]
             home.sessions.begin(
-                to, believed(to, self.homes[to].party.bundle.sign_keys, signed, once.pop(0) if once else b"")
+                to,
+                believed(
+                    to, self.homes[to].party.bundle.sign_keys, signed, once.pop(0) if once else b""
+                ),
             )
 
     def seal(self, home: Home, to: str, text: bytes, *, keep: bool = True) -> bytes:
@@ -98,9 +117,14 @@ class World:
         plain = pack([Message(text)])
         with home.sessions.speakers([to]) as speakers:
             raw = seal(
-                home.party.identity, [self.homes[to].party.bundle], plain, 1, envelope_id=IDS.next(),
-                sealed_at=now_ms(), speakers=speakers,
-            ).raw  # fmt: skip
+                home.party.identity,
+                [self.homes[to].party.bundle],
+                plain,
+                1,
+                envelope_id=IDS.next(),
+                sealed_at=now_ms(),
+                speakers=speakers,
+            ).raw
         if not keep:
             return raw
         home.keep(raw, [step for speaker in speakers for step in speaker.turned])
@@ -118,7 +142,9 @@ def stanza(raw: bytes) -> bytes:
     return layouts.stanza(raw, layouts.split(raw), 0)
 
 
-def world(path: Path, count: int = 2, numbers: SessionSettings | None = None) -> tuple[World, list[int]]:
+def world(
+    path: Path, count: int = 2, numbers: SessionSettings | None = None
+) -> tuple[World, list[int]]:
     now = [1_000_000]
     used = numbers or SessionSettings(one_time_prekeys=3)
     homes = {n: Home(n, path / n, lambda: now[0], used) for n in NAMES[:count]}

@@ -1,4 +1,6 @@
-"""The agent over a real HQ: folder to folder, over restarts, with what cannot be sent set aside and explained."""
+"""The agent over a real HQ: folder to folder, over restarts, with what cannot be sent set aside
+and explained.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ async def running(
 ) -> AsyncIterator[Agent]:
     listen = said.append if said is not None else None
     agent = AgentSettings(**{"settle_s": 0.1, **settings})
-    async with hq.client(name, keep_trying=True, pause_max_s=0.2, on_event=listen, agent=agent) as client:
+    async with hq.client(
+        name, keep_trying=True, pause_max_s=0.2, on_event=listen, agent=agent
+    ) as client:
         async with trio.open_nursery() as nursery:
             agent = Agent(client, folder)
             await nursery.start(agent.run)
@@ -57,12 +61,20 @@ async def test_from_folder_to_folder(hq: Any, tmp_path: Path) -> None:
         put(lab, "CA-RC/deep/down/x.bin", b"\0" * 3_000_000)
         put(lab, "CA-RC/empty", b"")
         incoming = center / "incoming" / "FL-LAB"
-        await until(lambda: all((incoming / name).exists() for name in ("deep/down/x.bin", "empty", "before.txt")), 30)
+        await until(
+            lambda: all(
+                (incoming / name).exists() for name in ("deep/down/x.bin", "empty", "before.txt")
+            ),
+            30,
+        )
         assert (incoming / "before.txt").read_bytes() == b"was there"
         assert (incoming / "deep/down/x.bin").read_bytes() == b"\0" * 3_000_000
         await until(lambda: sender.sent == 3)
     assert (lab / "sent/CA-RC/deep/down/x.bin").exists()
-    assert sorted(p.name for p in (lab / "outgoing/CA-RC").iterdir() if p.is_file()) == [".hidden", "now.part"]
+    assert sorted(p.name for p in (lab / "outgoing/CA-RC").iterdir() if p.is_file()) == [
+        ".hidden",
+        "now.part",
+    ]
     assert sorted(p.name for p in incoming.iterdir()) == ["before.txt", "deep", "empty"]
 
 
@@ -79,9 +91,14 @@ async def test_a_directory_that_was_sent_leaves_no_empty_folders(hq: Any, tmp_pa
         await until(lambda: not (lab / "outgoing/CA-RC/run").exists(), 30)
     left = sorted(str(path.relative_to(lab / "outgoing")) for path in (lab / "outgoing").rglob("*"))
     assert left == [
-        "CA-RC", "CA-RC+SF-RC", "CA-RC/kept", "CA-RC/kept/.hidden", "CA-RC/not yet", "CA-RC/not yet/filled",
+        "CA-RC",
+        "CA-RC+SF-RC",
+        "CA-RC/kept",
+        "CA-RC/kept/.hidden",
+        "CA-RC/not yet",
+        "CA-RC/not yet/filled",
         "README.txt",
-    ]  # fmt: skip
+    ]
     assert (lab / "sent/CA-RC/run/deep/down/a.csv").read_bytes() == b"a"
 
 
@@ -160,5 +177,7 @@ def test_a_client_list_of_hq_makes_no_folder_elsewhere(tmp_path: Path) -> None:
     top.mkdir(parents=True)
     guide.make_folders(top, ["../evil", "/evil", "..", "", "a/b", "NUL", "CA-RC"])
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
-        "home", "home/outgoing", "home/outgoing/CA-RC",
-    ]  # fmt: skip
+        "home",
+        "home/outgoing",
+        "home/outgoing/CA-RC",
+    ]

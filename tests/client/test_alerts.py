@@ -50,7 +50,9 @@ async def test_one_at_the_start_and_one_at_the_end_also_over_a_restart(tmp_path:
     first = teller()
     await first.look([STUCK])
     await first.look([STUCK])
-    assert [(e["alert"], e["state"], e["who"]) for e in told(file)] == [("stuck", "begins", "FL-LAB")]
+    assert [(e["alert"], e["state"], e["who"]) for e in told(file)] == [
+        ("stuck", "begins", "FL-LAB")
+    ]
     again = teller()  # another process
     await again.look([STUCK])
     assert len(told(file)) == 1
@@ -72,7 +74,9 @@ async def test_one_at_the_start_and_one_at_the_end_also_over_a_restart(tmp_path:
 
 async def test_two_of_a_kind_are_two(tmp_path: Path) -> None:
     settings, file = recorder(tmp_path)
-    await Teller("A", settings, tmp_path).look([STUCK._replace(subject="1"), STUCK._replace(subject="2")])
+    await Teller("A", settings, tmp_path).look(
+        [STUCK._replace(subject="1"), STUCK._replace(subject="2")]
+    )
     assert sorted(e["subject"] for e in told(file)) == ["1", "2"]
 
 
@@ -82,7 +86,9 @@ async def test_what_cannot_be_told_is_told_later_and_said(tmp_path: Path) -> Non
     bad = AlertSettings(command="/nowhere/at/all")
     teller = Teller("A", bad, tmp_path, lambda *words: heard.append(words), pause_s=0.0)
     await teller.look([STUCK])
-    assert heard == [("[alerts] command did not take an alert", "/nowhere/at/all: No such file or directory")]
+    assert heard == [
+        ("[alerts] command did not take an alert", "/nowhere/at/all: No such file or directory")
+    ]
     teller.settings = good
     await teller.look([STUCK])
     assert [e["state"] for e in told(file)] == ["begins"]
@@ -101,9 +107,17 @@ async def test_a_full_disk_repeats_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert len(told(file)) == 1
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"[]", b"{", b'{"a": 1}', b'{"a": {"alert": [], "since": 0}}',
-    b'{"a": {"alert": ["stuck", "warning", "x", ""], "since": "x", "seen": [], "told": true}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a": 1}',
+        b'{"a": {"alert": [], "since": 0}}',
+        b'{"a": {"alert": ["stuck", "warning", "x", ""], "since": "x", "seen": [], "told": true}}',
+    ],
+)
 async def test_a_damaged_state_ends_nothing(tmp_path: Path, content: bytes) -> None:
     settings, file = recorder(tmp_path)
     (tmp_path / "alerts.json").write_bytes(content)
@@ -112,13 +126,13 @@ async def test_a_damaged_state_ends_nothing(tmp_path: Path, content: bytes) -> N
 
 
 async def test_a_command_that_hangs_or_fails_is_given_up(tmp_path: Path) -> None:
-    assert (await try_ways(AlertSettings(command="sleep 600", timeout_s=0.2), "A"))["command"].endswith(
-        "did not end within 0.2 s"
-    )
+    assert (await try_ways(AlertSettings(command="sleep 600", timeout_s=0.2), "A"))[
+        "command"
+    ].endswith("did not end within 0.2 s")
     assert await try_ways(AlertSettings(command="false"), "A") == {"command": "false ended with 1"}
 
 
-# -- webhook ------------------------------------------------------------------------------------------------------
+# -- webhook ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -165,13 +179,17 @@ def server_side(authority: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-async def test_a_webhook_gets_the_json_over_verified_tls(tmp_path: Path, authority: trustme.CA) -> None:
+async def test_a_webhook_gets_the_json_over_verified_tls(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
     ca, token = tmp_path / "ca.pem", tmp_path / "token"
     authority.cert_pem.write_to_path(ca)
     token.write_text(f"{SECRET}\n")
     token.chmod(0o600)
     with webhook(server_side(authority, "localhost")) as (port, got):
-        settings = AlertSettings(webhook=f"https://localhost:{port}/x?y=1", webhook_authorization_file=token)
+        settings = AlertSettings(
+            webhook=f"https://localhost:{port}/x?y=1", webhook_authorization_file=token
+        )
         settings = attrs.evolve(settings, webhook_ca=ca)
         assert await try_ways(settings, "DC-HQ") == {"webhook": ""}
         ((headers, event),) = got
@@ -198,12 +216,14 @@ async def test_a_silent_webhook_is_given_up() -> None:
     (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = silent.socket.getsockname()[1]
     with trio.fail_after(20):
-        found = await try_ways(AlertSettings(webhook=f"http://127.0.0.1:{port}/", timeout_s=0.2), "A")
+        found = await try_ways(
+            AlertSettings(webhook=f"http://127.0.0.1:{port}/", timeout_s=0.2), "A"
+        )
     assert found["webhook"]
     await silent.aclose()
 
 
-# -- mail ---------------------------------------------------------------------------------------------------------
+# -- mail ------------------------------------------------------------------------------------------
 
 
 async def smtp(stream: trio.abc.Stream, lines: list[str], context: ssl.SSLContext | None) -> None:
@@ -230,7 +250,10 @@ async def smtp(stream: trio.abc.Stream, lines: list[str], context: ssl.SSLContex
             lines.append(word)
             verb = word.split(" ")[0].upper()
             if verb == "EHLO":
-                await say(f"250-little\r\n{'250-STARTTLS' if context else '250-AUTH PLAIN'}\r\n250 8BITMIME")
+                await say(
+                    f"250-little\r\n{'250-STARTTLS' if context else '250-AUTH PLAIN'}\r\n250 "
+                    "8BITMIME"
+                )
             elif verb == "STARTTLS" and context is not None:
                 await say("220 go")
                 stream, context = trio.SSLStream(stream, context, server_side=True), None  # type: ignore[type-var]
@@ -251,7 +274,9 @@ async def smtp(stream: trio.abc.Stream, lines: list[str], context: ssl.SSLContex
 
 
 @pytest.mark.parametrize("tls", ["starttls", "tls"])
-async def test_mail_goes_over_verified_tls_with_a_password(tmp_path: Path, authority: trustme.CA, tls: str) -> None:
+async def test_mail_goes_over_verified_tls_with_a_password(
+    tmp_path: Path, authority: trustme.CA, tls: str
+) -> None:
     ca, password = tmp_path / "ca.pem", tmp_path / "password"
     authority.cert_pem.write_to_path(ca)
     password.write_text("correct horse\n")
@@ -269,15 +294,23 @@ async def test_mail_goes_over_verified_tls_with_a_password(tmp_path: Path, autho
         port = listener.socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, handle, [listener])
         settings = AlertSettings(
-            mail="ops@hospital.example", mail_from="cipherbox@hospital.example", mail_server=f"localhost:{port}",
-            mail_tls=tls, mail_user="box", mail_password_file=password, mail_ca=ca, timeout_s=10.0,
-        )  # fmt: skip
+            mail="ops@hospital.example",
+            mail_from="cipherbox@hospital.example",
+            mail_server=f"localhost:{port}",
+            mail_tls=tls,
+            mail_user="box",
+            mail_password_file=password,
+            mail_ca=ca,
+            timeout_s=10.0,
+        )
         found = await try_ways(settings, "DC-HQ")
         assert found == {"mail": ""}, lines
         assert any(line.startswith("Subject: CipherBox DC-HQ: TEST: ") for line in lines)
         assert any(line.startswith("AUTH") for line in lines)
         if tls == "starttls":
-            assert lines.index("STARTTLS") < next(i for i, x in enumerate(lines) if x.startswith("AUTH"))
+            assert lines.index("STARTTLS") < next(
+                i for i, x in enumerate(lines) if x.startswith("AUTH")
+            )
         lines.clear()
         refused = await try_ways(attrs.evolve(settings, mail_ca=None), "A")
         assert "certificate verify failed" in refused["mail"]
@@ -285,7 +318,7 @@ async def test_mail_goes_over_verified_tls_with_a_password(tmp_path: Path, autho
         nursery.cancel_scope.cancel()
 
 
-# -- settings -----------------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -297,10 +330,19 @@ async def test_mail_goes_over_verified_tls_with_a_password(tmp_path: Path, autho
         ({"webhook": "http://elsewhere.example/"}, "this machine alone"),
         ({"mail": "a@b.example"}, "mail_from"),
         ({"mail": "nobody", "mail_from": "a@b.c", "mail_server": "x:25"}, "no mail address"),
-        ({"mail": "a@b.c\nBcc: x@y.z", "mail_from": "a@b.c", "mail_server": "x:25"}, "no mail address"),
+        (
+            {"mail": "a@b.c\nBcc: x@y.z", "mail_from": "a@b.c", "mail_server": "x:25"},
+            "no mail address",
+        ),
         ({"mail": "a@b.c", "mail_from": "a@b.c", "mail_server": "x"}, "host:port"),
-        ({"mail": "a@b.c", "mail_from": "a@b.c", "mail_server": "x:25", "mail_tls": "off"}, "this machine alone"),
-        ({"mail": "a@b.c", "mail_from": "a@b.c", "mail_server": "x:25", "mail_user": "u"}, "mail_password_file"),
+        (
+            {"mail": "a@b.c", "mail_from": "a@b.c", "mail_server": "x:25", "mail_tls": "off"},
+            "this machine alone",
+        ),
+        (
+            {"mail": "a@b.c", "mail_from": "a@b.c", "mail_server": "x:25", "mail_user": "u"},
+            "mail_password_file",
+        ),
         ({"quiet": "FL-LAB"}, "a client id and a time"),
         ({"quiet": "../x 24h"}, "quiet"),
         ({"quiet": "FL-LAB 0h"}, "a client id and a time"),
@@ -315,15 +357,20 @@ def test_settings_that_cannot_work_are_named(settings: dict[str, Any], says: str
 
 
 def test_quiet_is_read() -> None:
-    assert AlertSettings(quiet="FL-LAB 24h, PA-LAB 7d").quiet_s == {"FL-LAB": 86_400.0, "PA-LAB": 604_800.0}
+    assert AlertSettings(quiet="FL-LAB 24h, PA-LAB 7d").quiet_s == {
+        "FL-LAB": 86_400.0,
+        "PA-LAB": 604_800.0,
+    }
 
 
-# -- what a client looks at ---------------------------------------------------------------------------------------
+# -- what a client looks at ------------------------------------------------------------------------
 
 
 async def test_what_a_client_has_to_look_at(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     home = load_home(hq.home("FL-LAB"))
-    home.config = attrs.evolve(home.config, alerts=AlertSettings(command="true", quiet="CA-RC 1h", stuck_minutes=1))
+    home.config = attrs.evolve(
+        home.config, alerts=AlertSettings(command="true", quiet="CA-RC 1h", stuck_minutes=1)
+    )
     from cipherbox.client import watch
     from cipherbox.client.client import open_client
 
@@ -338,11 +385,15 @@ async def test_what_a_client_has_to_look_at(hq: Any, monkeypatch: pytest.MonkeyP
         assert [(a.name, a.subject) for a in found] == [("quiet", "CA-RC")]
         assert "nothing from CA-RC for 2 hours" in found[0].text
         monkeypatch.setattr(watch.time, "time", real)
-        home.config = attrs.evolve(home.config, alerts=attrs.evolve(home.config.alerts, certificate_days=10_000))
+        home.config = attrs.evolve(
+            home.config, alerts=attrs.evolve(home.config.alerts, certificate_days=10_000)
+        )
         assert [a.name for a in await conditions(lab)] == ["certificate"]
 
 
-async def test_a_message_that_waits_and_one_that_was_refused(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_message_that_waits_and_one_that_was_refused(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cipherbox.client import watch
     from cipherbox.client.client import open_client
     from cipherbox.client.outbox.rows import ASIDE
@@ -367,7 +418,9 @@ async def test_a_message_that_waits_and_one_that_was_refused(hq: Any, monkeypatc
         assert "no such client" in found[0].text
 
 
-async def test_a_program_that_runs_for_long_tells(hq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_that_runs_for_long_tells(
+    hq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cipherbox.client import watch
     from cipherbox.client.client import open_client
     from tests.client.waiting import until
@@ -392,7 +445,8 @@ async def test_hq_tells_and_a_restart_repeats_nothing(tmp_path: Path) -> None:
         await hq.stop()
         hq.config = attrs.evolve(hq.config, alerts=settings)
         await hq.start()
-        state = hq.directory / "alerts.json"  # written after the telling: a stop between the two would tell again
+        # written after the telling: a stop between the two would tell again
+        state = hq.directory / "alerts.json"
         await until(lambda: state.exists() and b'"told":true' in state.read_bytes())
         await hq.restart()
         async with hq.admin() as admin:

@@ -32,7 +32,9 @@ def test_lists_by_exchange(tmp_path: Path) -> None:
     assert lists.entries() == {}
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"labs": "CA-RC"}', '{"labs": ["not an id!"]}', '{"labs": [1, {}]}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"labs": "CA-RC"}', '{"labs": ["not an id!"]}', '{"labs": [1, {}]}']
+)
 def test_a_damaged_file_permits_nobody_and_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "allow.json").write_text(text)
     with pytest.raises(ConfigError, match=r"allow\.json"):

@@ -1,4 +1,6 @@
-"""Files on their way in: under one directory, under safe names, and whole only as they lie on the disk."""
+"""Files on their way in: under one directory, under safe names, and whole only as they lie on
+the disk.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from cipherbox.client.inbox.inbox import Inbox, Storing
 from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.places import free_place, safe_place
-from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message, part_message, read_manifest
+from cipherbox.client.publishing.parts import (
+    Entry,
+    Manifest,
+    manifest_message,
+    part_message,
+    read_manifest,
+)
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.limits import LIMITS
@@ -36,15 +44,24 @@ def sealed(message: Message, sender: str = SENDER, queue: str = "box.CA-RC.bulk"
 
 
 def in_parts(
-    content: bytes, path: Sequence[str], *, part_bytes: int = 64 * 1024, transfer: bytes | None = None,
+    content: bytes,
+    path: Sequence[str],
+    *,
+    part_bytes: int = 64 * 1024,
+    transfer: bytes | None = None,
     modified: int = 0,
 ) -> list[Received]:
     """A file as its envelopes, the manifest last."""
     transfer = transfer or os.urandom(16)
     pieces = [content[at : at + part_bytes] for at in range(0, len(content), part_bytes)]
-    parts = [part_message(transfer, n, part_bytes, piece, compress=False) for n, piece in enumerate(pieces)]
+    parts = [
+        part_message(transfer, n, part_bytes, piece, compress=False)
+        for n, piece in enumerate(pieces)
+    ]
     hashes = tuple(hashlib.sha256(piece).digest() for piece in pieces)
-    manifest = Manifest(transfer, tuple(path), len(content), part_bytes, hashes, modified, "text/csv")
+    manifest = Manifest(
+        transfer, tuple(path), len(content), part_bytes, hashes, modified, "text/csv"
+    )
     return [sealed(message) for message in (*parts, manifest_message(manifest))]
 
 
@@ -60,7 +77,10 @@ def completed(inbox: Inbox) -> list[Arrived]:
 
 
 def lines(home: Path) -> list[dict[str, Any]]:
-    return [orjson.loads(x) for x in (home / "data" / "received_messages.jsonl").read_bytes().splitlines()]
+    return [
+        orjson.loads(x)
+        for x in (home / "data" / "received_messages.jsonl").read_bytes().splitlines()
+    ]
 
 
 def receipts(inbox: Inbox) -> dict[int, tuple[int | None, int]]:
@@ -74,10 +94,14 @@ def last(found: dict[int, tuple[int | None, int]]) -> tuple[int | None, int]:
 
 
 def files_below(top: Path) -> list[str]:
-    return sorted(str(p.relative_to(top)) for p in top.rglob("*") if p.is_file() and ".partial" not in p.parts)
+    return sorted(
+        str(p.relative_to(top)) for p in top.rglob("*") if p.is_file() and ".partial" not in p.parts
+    )
 
 
-def test_a_file_and_a_directory_of_one_name_both_arrive_and_the_inbox_opens_again(tmp_path: Path) -> None:
+def test_a_file_and_a_directory_of_one_name_both_arrive_and_the_inbox_opens_again(
+    tmp_path: Path,
+) -> None:
     inbox = Inbox(tmp_path)
     for path in (["results"], ["results", "run.csv"], ["results"], ["other", "x"], ["other"]):
         inbox.record(in_parts(b"/".join(name.encode() for name in path), path))
@@ -85,8 +109,12 @@ def test_a_file_and_a_directory_of_one_name_both_arrive_and_the_inbox_opens_agai
     inbox.close()
     Inbox(tmp_path).close()
     assert files_below(tmp_path / "incoming") == [
-        "FL-LAB/other (2)", "FL-LAB/other/x", "FL-LAB/results", "FL-LAB/results (2)/run.csv", "FL-LAB/results (3)",
-    ]  # fmt: skip
+        "FL-LAB/other (2)",
+        "FL-LAB/other/x",
+        "FL-LAB/results",
+        "FL-LAB/results (2)/run.csv",
+        "FL-LAB/results (3)",
+    ]
     for line in lines(tmp_path):
         assert Path(line["content"]["file"]).read_text() == line["content"]["filename"]
 
@@ -106,9 +134,13 @@ def test_a_path_longer_than_the_system_takes_arrives_and_keeps_its_suffix(tmp_pa
     assert lines(tmp_path)[0]["content"]["filename"].endswith("f" * 300 + ".nii.gz")
 
 
-def test_a_name_that_this_file_system_refuses_gets_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_this_file_system_refuses_gets_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox = Inbox(tmp_path)
-    monkeypatch.setattr(arriving, "safe_place", lambda sender, names: Path(sender, "n" * 300 + ".csv"))
+    monkeypatch.setattr(
+        arriving, "safe_place", lambda sender, names: Path(sender, "n" * 300 + ".csv")
+    )
     inbox.record(in_parts(b"x", ["n.csv"]))
     (one,) = completed(inbox)
     inbox.close()
@@ -141,7 +173,9 @@ def test_trouble_with_one_file_is_told_and_tried_again_and_others_arrive(
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_part_of_another_size_that_writes_over_another_is_noticed(tmp_path: Path, plain: bool) -> None:
+def test_a_part_of_another_size_that_writes_over_another_is_noticed(
+    tmp_path: Path, plain: bool
+) -> None:
     content = os.urandom(3 * 64 * 1024)
     transfer = os.urandom(16)
     *parts, manifest = in_parts(content, ["whole.bin"], transfer=transfer)
@@ -155,7 +189,9 @@ def test_a_part_of_another_size_that_writes_over_another_is_noticed(tmp_path: Pa
     assert completed(inbox) == []
     # Every part came as it should, and one in between that was written over them.
     *parts, manifest = in_parts(content, ["again.bin"], transfer=b"t" * 16)
-    inbox.record([*parts, sealed(part_message(b"t" * 16, 5, 1000, b"?" * 1000, compress=False)), manifest])
+    inbox.record(
+        [*parts, sealed(part_message(b"t" * 16, 5, 1000, b"?" * 1000, compress=False)), manifest]
+    )
     assert completed(inbox) == []
     assert last(receipts(inbox)) == (None, 255)
     inbox.close()
@@ -200,23 +236,51 @@ def test_compressed_parts_are_expanded_one_at_a_time(tmp_path: Path) -> None:
 
 
 HOSTILE = [
-    ["../../../evil"], ["..", "..", "up"], ["/etc/passwd"], ["C:\\Windows\\x"], ["a\x1b[31m\nb"], ["CON"], ["con.csv"],
-    ["aux .txt"], ["COM¹"], ["nul\x00.csv"], [".bashrc"], [" . "], [""], ["a" * 5000], ["ü" * 200 + ".vcf.gz"],
-    ["Résumé.csv"], ["Re\u0301sume\u0301.csv"], ["DATA.csv"], ["data.csv"], ["\u202egpj.exe"], ["x", "..", "y"],
-    [".partial", "x"], ["trailing. "], ["a:b"], ["-rf"], ["\ud7ff\ue000"],
-]  # fmt: skip
+    ["../../../evil"],
+    ["..", "..", "up"],
+    ["/etc/passwd"],
+    ["C:\\Windows\\x"],
+    ["a\x1b[31m\nb"],
+    ["CON"],
+    ["con.csv"],
+    ["aux .txt"],
+    ["COM¹"],
+    ["nul\x00.csv"],
+    [".bashrc"],
+    [" . "],
+    [""],
+    ["a" * 5000],
+    ["ü" * 200 + ".vcf.gz"],
+    ["Résumé.csv"],
+    ["Re\u0301sume\u0301.csv"],
+    ["DATA.csv"],
+    ["data.csv"],
+    ["\u202egpj.exe"],
+    ["x", "..", "y"],
+    [".partial", "x"],
+    ["trailing. "],
+    ["a:b"],
+    ["-rf"],
+    ["\ud7ff\ue000"],
+]
 
 
 @pytest.mark.parametrize("as_message", [True, False])
 def test_no_name_leads_elsewhere_or_replaces_anything(tmp_path: Path, as_message: bool) -> None:
     home = tmp_path / "home"
     inbox = Inbox(home)
-    outside = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and home not in path.parents}
+    outside = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and home not in path.parents
+    }
     for number, names in enumerate(HOSTILE):
         content = str(number).encode()
         if as_message:
             name = "/".join(names)[: LIMITS.header_value_bytes]
-            inbox.record([sealed(Message(content, "text/csv", {"filename": name}), queue="box.CA-RC")])
+            inbox.record(
+                [sealed(Message(content, "text/csv", {"filename": name}), queue="box.CA-RC")]
+            )
         else:
             inbox.record(in_parts(content, names))
     assert len(completed(inbox)) == len(HOSTILE)
@@ -232,7 +296,11 @@ def test_no_name_leads_elsewhere_or_replaces_anything(tmp_path: Path, as_message
         assert name.partition(".")[0].rstrip().upper() not in ("CON", "AUX", "NUL", "COM¹")
     names = [places.key(path) for path in top.rglob("*") if path.is_file()]
     assert len(names) == len(HOSTILE)
-    now = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and home not in path.parents}
+    now = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and home not in path.parents
+    }
     assert now == outside
 
 
@@ -264,8 +332,18 @@ def test_names_that_a_file_system_holds_for_one_get_numbers(tmp_path: Path) -> N
 
 def test_what_was_sent_as_a_file_is_one_whatever_its_size(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
-    small = Message(b"a,b\n", "text/csv", {"filename": "small.csv", "run": "7", "modified_at": "1700000000000"}, 5)
-    inbox.record([sealed(small, queue="box.CA-RC"), *in_parts(b"a,b\n", ["large.csv"], modified=1_700_000_000_000)])
+    small = Message(
+        b"a,b\n",
+        "text/csv",
+        {"filename": "small.csv", "run": "7", "modified_at": "1700000000000"},
+        5,
+    )
+    inbox.record(
+        [
+            sealed(small, queue="box.CA-RC"),
+            *in_parts(b"a,b\n", ["large.csv"], modified=1_700_000_000_000),
+        ]
+    )
     arrived = completed(inbox)
     assert sorted(one.filename for one in arrived) == ["large.csv", "small.csv"]
     inbox.close()
@@ -310,7 +388,10 @@ def _die(*_: object, **__: object) -> None:
 @pytest.mark.parametrize("death", deaths(), ids=lambda one: one.__name__)
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_file_is_there_once_wherever_the_machine_died(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: Callable[[pytest.MonkeyPatch], None], plain: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    death: Callable[[pytest.MonkeyPatch], None],
+    plain: bool,
 ) -> None:
     storing = Storing(tmp_path / "incoming", VAULT, plain)
     inbox = Inbox(tmp_path, storing=storing)
@@ -332,7 +413,10 @@ def test_a_file_is_there_once_wherever_the_machine_died(
     assert kept == 2
     if plain:
         assert files_below(tmp_path / "incoming") == ["FL-LAB/large.csv", "FL-LAB/small.csv"]
-        assert sorted(line["content"]["filename"] for line in lines(tmp_path)) == ["large.csv", "small.csv"]
+        assert sorted(line["content"]["filename"] for line in lines(tmp_path)) == [
+            "large.csv",
+            "small.csv",
+        ]
     else:
         assert not (tmp_path / "incoming").exists()
 
@@ -362,15 +446,28 @@ def as_directory(names: Sequence[str], name: str = "run") -> list[Received]:
     """A directory whose files hold their own numbers."""
     contents = [str(number).encode() for number in range(len(names))]
     *parts, _ = in_parts(b"".join(contents), [name], transfer=b"d" * 16)
-    entries = tuple(Entry(one, len(content), 5) for one, content in zip(names, contents, strict=True))
+    entries = tuple(
+        Entry(one, len(content), 5) for one, content in zip(names, contents, strict=True)
+    )
     whole = b"".join(contents)
     hashes = (hashlib.sha256(whole).digest(),)
-    manifest = Manifest(b"d" * 16, (name,), len(whole), 64 * 1024, hashes, 0, "inode/directory", entries)
+    manifest = Manifest(
+        b"d" * 16, (name,), len(whole), 64 * 1024, hashes, 0, "inode/directory", entries
+    )
     return [*parts, sealed(manifest_message(manifest))]
 
 
 def test_no_name_in_a_directory_leads_out_of_it(tmp_path: Path) -> None:
-    names = ["../../evil", "/etc/passwd", "a/../../../up", "same", "same/inside", "Same", "CON/nul.txt", ".h/.x"]
+    names = [
+        "../../evil",
+        "/etc/passwd",
+        "a/../../../up",
+        "same",
+        "same/inside",
+        "Same",
+        "CON/nul.txt",
+        ".h/.x",
+    ]
     inbox = Inbox(tmp_path / "home")
     inbox.record(as_directory(names))
     (one,) = completed(inbox)
@@ -379,7 +476,11 @@ def test_no_name_in_a_directory_leads_out_of_it(tmp_path: Path) -> None:
     assert [path.name for path in top.iterdir()] == ["run"]
     found = {path.read_bytes() for path in Path(one.file).rglob("*") if path.is_file()}
     assert found == {str(number).encode() for number in range(len(names))}
-    assert not any(name.startswith(".") for path in Path(one.file).rglob("*") for name in path.relative_to(top).parts)
+    assert not any(
+        name.startswith(".")
+        for path in Path(one.file).rglob("*")
+        for name in path.relative_to(top).parts
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
@@ -400,7 +501,11 @@ def test_a_directory_is_there_once_wherever_the_machine_died(
     again = Inbox(tmp_path)
     completed(again)
     again.close()
-    assert files_below(tmp_path / "incoming") == ["FL-LAB/run/a/b", "FL-LAB/run/a/c", "FL-LAB/run/d"]
+    assert files_below(tmp_path / "incoming") == [
+        "FL-LAB/run/a/b",
+        "FL-LAB/run/a/c",
+        "FL-LAB/run/d",
+    ]
     assert len(lines(tmp_path)) == 1
     assert list((tmp_path / "incoming" / ".partial" / SENDER).iterdir()) == []
 
@@ -408,8 +513,15 @@ def test_a_directory_is_there_once_wherever_the_machine_died(
 def test_a_manifest_of_a_directory_that_does_not_fit_is_malformed(tmp_path: Path) -> None:
     good = as_directory(["a", "b"])[-1].messages[0].content
     assert len(read_manifest(good).entries) == 2
-    for wrong in (b'"version":3', b'"entries":[["a",1,5]]', b'"entries":[["a",2,5],["b",1,5]]', b'"entries":[[1,1,5]]',
-                  b'"entries":[["a",1]]', b'"entries":7', b'"entries":[["a",-2,5],["b",4,5]]'):  # fmt: skip
+    for wrong in (
+        b'"version":3',
+        b'"entries":[["a",1,5]]',
+        b'"entries":[["a",2,5],["b",1,5]]',
+        b'"entries":[[1,1,5]]',
+        b'"entries":[["a",1]]',
+        b'"entries":7',
+        b'"entries":[["a",-2,5],["b",4,5]]',
+    ):
         key, _, value = wrong.partition(b":")
         document = orjson.loads(good)
         document[key.decode().strip('"')] = orjson.loads(value)
@@ -418,11 +530,15 @@ def test_a_manifest_of_a_directory_that_does_not_fit_is_malformed(tmp_path: Path
 
 
 @pytest.mark.parametrize("keep_contents", [False, True])
-def test_a_manifest_with_texts_of_megabytes_ends_with_that_file(tmp_path: Path, keep_contents: bool) -> None:
+def test_a_manifest_with_texts_of_megabytes_ends_with_that_file(
+    tmp_path: Path, keep_contents: bool
+) -> None:
     inbox = Inbox(tmp_path, keep_contents=keep_contents)
     *parts, manifest = in_parts(b"x", ["n" * 4_000_000 + ".csv"])
     content = manifest.messages[0].content
-    long_type = sealed(Message(content.replace(b"text/csv", b"t" * 300), manifest.messages[0].content_type))
+    long_type = sealed(
+        Message(content.replace(b"text/csv", b"t" * 300), manifest.messages[0].content_type)
+    )
     inbox.record([*parts, long_type, manifest])
     (one,) = completed(inbox)
     inbox.close()
@@ -431,7 +547,9 @@ def test_a_manifest_with_texts_of_megabytes_ends_with_that_file(tmp_path: Path, 
 
 
 def test_thousands_of_files_of_one_name_are_named_fast(tmp_path: Path) -> None:
-    names = {free_place(tmp_path, safe_place(SENDER, ["x.csv"]), Everything()).name for _ in range(3)}
+    names = {
+        free_place(tmp_path, safe_place(SENDER, ["x.csv"]), Everything()).name for _ in range(3)
+    }
     assert len(names) == 3
 
 

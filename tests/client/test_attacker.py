@@ -1,13 +1,15 @@
 """A valid, enrolled, dishonest sender against a recipient that also hears from an honest one.
 
-Whatever it seals, names, compresses and sends, in whatever order: after each example the honest message or file arrives
-once and within seconds, memory stays bounded, no file lies where its sender may not put one or holds other bytes than
-its line says, and the recipient's next start works; in the end it has signed for all that the honest one sent.
+Whatever it seals, names, compresses and sends, in whatever order: after each example the honest
+message or file arrives once and within seconds, memory stays bounded, no file lies where its sender
+may not put one or holds other bytes than its line says, and the recipient's next start works; in
+the end it has signed for all that the honest one sent.
 
-What is known to matter is tried in every run (`attacks.KNOWN`), and so are errors that nobody thought of, wherever
-something of the dishonest one is taken in (`traps`).  Others chance makes: 20, and 20,000 in
-`make soak`.  Those of one part meet the same HQ and the same recipient; after a failure the next try gets new ones, so
-that it shrinks to what fails alone, and what came before it is named.
+What is known to matter is tried in every run (`attacks.KNOWN`), and so are errors that nobody
+thought of, wherever something of the dishonest one is taken in (`traps`).  Others chance makes: 20,
+and 20,000 in `make soak`.  Those of one part meet the same HQ and the same recipient; after a
+failure the next try gets new ones, so that it shrinks to what fails alone, and what came before it
+is named.
 """
 
 from __future__ import annotations
@@ -49,11 +51,15 @@ from tests.golden.make_envelopes import resigned
 
 EXAMPLES, PARTS = (2000, 10) if soak.ON else (20, 1)
 ARRIVES_S = 15.0  # on a machine that does much else
-# What the honest sender sends after the attacks of an example; "keys": sealed and signed with a new bundle of its keys.
+# What the honest sender sends after the attacks of an example; "keys": sealed and signed with a new
+# bundle of its keys.
 HONEST = ["message"] * 16 + ["file"] * 4 + ["session"] * 3 + ["keys"] * 2 + ["parts"]
-KEYS_S = 60 / PER_SENDER * 2  # a recipient looks an honest sender's keys up no more often than a dishonest one's
+# a recipient looks an honest sender's keys up no more often than a dishonest one's
+KEYS_S = 60 / PER_SENDER * 2
 STARTS = [False] * 24 + [True]  # whether the recipient is started again before
-PLENTY = dict.fromkeys(("key_requests_per_minute", "requests_per_minute", "bundles_per_client"), 1000000)
+PLENTY = dict.fromkeys(
+    ("key_requests_per_minute", "requests_per_minute", "bundles_per_client"), 1000000
+)
 
 
 class World:
@@ -65,9 +71,11 @@ class World:
         self._sent: deque[bytes] = deque(maxlen=4)
         self._ids: deque[bytes] = deque([bytes(16)], maxlen=4)
         self._came: dict[str, list[dict[str, Any]]] = {}  # content or name of a file -> lines
-        self._files: dict[str, tuple[str, str]] = {}  # of the dishonest one, path -> hash, start of the message's id
+        # of the dishonest one, path -> hash, start of the message's id
+        self._files: dict[str, tuple[str, str]] = {}
         self._said: set[str] = set()  # hashes of contents that it sent
-        self._damaged: set[str] = set()  # starts of ids of messages of which it does not know how they end
+        # starts of ids of messages of which it does not know how they end
+        self._damaged: set[str] = set()
         self._wrong: list[str] = []
         self._number = 0
         self._keys_since = float("-inf")
@@ -79,9 +87,10 @@ class World:
             self._hq: RealHq = hq
             await hq.join("FL-LAB", "CA-RC", "BAD-LAB")
             async with (
-                hq.client("FL-LAB", renew=False) as lab, hq.client("BAD-LAB", renew=False) as bad,
+                hq.client("FL-LAB", renew=False) as lab,
+                hq.client("BAD-LAB", renew=False) as bad,
                 trio.open_nursery() as own,
-            ):  # fmt: skip
+            ):
                 self._lab, self._bad, self._own = lab, bad, own
                 await self._start()
                 for kind in dict.fromkeys(HONEST):
@@ -107,7 +116,9 @@ class World:
         self.before.append(plan)
 
     async def finished(self) -> None:
-        """All is as it should be in the file, too; all was signed for; files still are what their lines say."""
+        """All is as it should be in the file, too; all was signed for; files still are what
+        their lines say.
+        """
         post = self._lab.post
         assert post is not None
         with trio.move_on_after(ARRIVES_S):
@@ -123,16 +134,20 @@ class World:
             content = await trio.Path(path).read_bytes()
             assert hashlib.sha256(content).hexdigest() == sha256
             assert sha256 in self._said or stem in self._damaged, f"{path} holds what nobody sent"
-        for one in [one for many in self._came.values() for one in many if isinstance(one["content"], dict)]:
+        for one in [
+            one for many in self._came.values() for one in many if isinstance(one["content"], dict)
+        ]:
             content = await trio.Path(one["content"]["file"]).read_bytes()
             assert hashlib.sha256(content).hexdigest() == one["content"]["sha256"]
-        lines = [line["content"] for line in self._hq.lines("CA-RC") if line["sender_id"] == "FL-LAB"]
+        lines = [
+            line["content"] for line in self._hq.lines("CA-RC") if line["sender_id"] == "FL-LAB"
+        ]
         names = [one["filename"] if isinstance(one, dict) else one for one in lines]
         assert sorted(names) == sorted(self._came)
         texts = [one for one in lines if isinstance(one, str)]
         assert texts == sorted(texts)
 
-    # -- the recipient ------------------------------------------------------------------------------------------
+    # -- the recipient -----------------------------------------------------------------------------
 
     async def _start(self) -> None:
         self._up = False
@@ -145,7 +160,9 @@ class World:
             with self._scope:
                 async with self._hq.client("CA-RC") as center:
                     if not self._up:
-                        sent = await center.publish(text_message("a question"), to=["BAD-LAB", "FL-LAB"])
+                        sent = await center.publish(
+                            text_message("a question"), to=["BAD-LAB", "FL-LAB"]
+                        )
                         self._asked = await center.sent(sent.message_ids[0])
                     await Receiver(center, on_lines=self._lines).run(task_status=task_status)
         except Exception as error:
@@ -174,13 +191,17 @@ class World:
         """A file of the dishonest one has its name."""
         path = Path(content["file"])
         own = self._hq.home("CA-RC") / "incoming" / "BAD-LAB"
-        if path.is_symlink() or not path.resolve().is_relative_to(own.resolve()) or path.name.startswith("."):
+        if (
+            path.is_symlink()
+            or not path.resolve().is_relative_to(own.resolve())
+            or path.name.startswith(".")
+        ):
             self._wrong.append(f"{path} is not below {own}")
         if hashlib.sha256(path.read_bytes()).hexdigest() != content["sha256"]:
             self._wrong.append(f"{path} is not what its line says")
         self._files[str(path)] = content["sha256"], stem
 
-    # -- the honest sender --------------------------------------------------------------------------------------
+    # -- the honest sender -------------------------------------------------------------------------
 
     async def honest(self, kind: str) -> None:
         self._number += 1
@@ -190,9 +211,13 @@ class World:
             if kind == "keys" and trio.current_time() > self._keys_since + KEYS_S:
                 self._keys_since = trio.current_time()
                 await register(self._lab)
-            await self._lab.publish(text_message(name), to="CA-RC", stanza="ratchet" if kind == "session" else None)
+            await self._lab.publish(
+                text_message(name), to="CA-RC", stanza="ratchet" if kind == "session" else None
+            )
         elif kind == "file":
-            await self._lab.publish([Message(raw, "application/octet-stream", {"filename": name})], to="CA-RC")
+            await self._lab.publish(
+                [Message(raw, "application/octet-stream", {"filename": name})], to="CA-RC"
+            )
         else:
             raw *= LIMITS.part_bytes // 300 + 1
             path = self._path / "honest"
@@ -210,7 +235,7 @@ class World:
             assert line["content"]["sha256"] == hashlib.sha256(raw).hexdigest()
             assert await trio.Path(line["content"]["file"]).read_bytes() == raw
 
-    # -- the dishonest one --------------------------------------------------------------------------------------
+    # -- the dishonest one -------------------------------------------------------------------------
 
     async def _attack(self, attack: attacks.Attack) -> None:
         try:
@@ -231,7 +256,8 @@ class World:
                 await self._register(attack)
             else:
                 await self._frame(attack.raw())
-        except (CipherBoxError, trio.TooSlowError):  # what HQ refuses is refused; what it takes later, it takes later
+        except (CipherBoxError, trio.TooSlowError):
+            # what HQ refuses is refused; what it takes later, it takes later
             pass
 
     async def _send(self, one: attacks.Envelope) -> None:
@@ -258,9 +284,15 @@ class World:
             identity.bundle = attrs.evolve(right, hash=os.urandom(32))
         try:
             raw = await (crafted_in_session if one.session else crafted)(
-                self._bad, ["CA-RC"], plain, count=len(one.messages), routing_key=one.box, envelope_id=envelope_id,
-                generation=one.generation, **more,
-            )  # fmt: skip
+                self._bad,
+                ["CA-RC"],
+                plain,
+                count=len(one.messages),
+                routing_key=one.box,
+                envelope_id=envelope_id,
+                generation=one.generation,
+                **more,
+            )
         finally:
             identity.bundle = right
         envelope_id = raw[30:46]
@@ -284,17 +316,27 @@ class World:
         assert identity.bundle is not None
         row = self._asked
         leaf = Leaf(
-            "CA-RC", os.urandom(16) if one.foreign else row.envelope_id, one.generation, row.envelope_hash, one.at,
-            one.outcome, one.messages, row.commitment,
-        )  # fmt: skip
+            "CA-RC",
+            os.urandom(16) if one.foreign else row.envelope_id,
+            one.generation,
+            row.envelope_hash,
+            one.at,
+            one.outcome,
+            one.messages,
+            row.commitment,
+        )
         keys = os.urandom(32) if one.unknown_keys else identity.bundle.hash
-        unsigned = Unsigned.over("BAD-LAB", one.at, keys, identity.suite, [leaf] * one.leaves, one.head)
+        unsigned = Unsigned.over(
+            "BAD-LAB", one.at, keys, identity.suite, [leaf] * one.leaves, one.head
+        )
         raw = unsigned.group(identity.sign(USE, unsigned.digest), "CA-RC")
         raw = raw if one.patch is None else attacks.over(raw, one.patch)
         await self._send(attacks.Envelope((attacks.Said(raw, TYPE),), ".sys"))
 
     async def _trap(self, one: attacks.Trap) -> None:
-        """What is about a transfer stays, so that each look at it raises; the others would leave nothing to attack."""
+        """What is about a transfer stays, so that each look at it raises; the others would leave
+        nothing to attack.
+        """
         transfer = os.urandom(16)
         about: object = transfer if one.place in traps.OF_TRANSFERS else traps.SENDER
         self.traps.put(one.place, about, one.error)
@@ -355,10 +397,15 @@ class Worlds:
 async def test_the_honest_ones_arrive_whatever_the_dishonest_one_sends(
     part: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL, ROOT)  # of every dead letter a line, and all of them would be kept
+    # of every dead letter a line, and all of them would be kept
+    caplog.set_level(logging.CRITICAL, ROOT)
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(attacks.attacks, min_size=1, max_size=4), st.sampled_from(HONEST), st.sampled_from(STARTS))
+    @given(
+        st.lists(attacks.attacks, min_size=1, max_size=4),
+        st.sampled_from(HONEST),
+        st.sampled_from(STARTS),
+    )
     def examples(plan: list[attacks.Attack], honest: str, start: bool) -> None:
         trio.from_thread.run(worlds.example, plan, honest, start)
 

@@ -95,7 +95,10 @@ async def test_close_from_another_thread_ends_who_waits(hq: Any) -> None:
 async def test_many_threads_share_a_client(hq: Any) -> None:
     def work() -> None:
         with connect(hq.home("FL-LAB")) as lab:
-            threads = [threading.Thread(target=lab.publish, args=(str(n),), kwargs={"to": "CA-RC"}) for n in range(16)]
+            threads = [
+                threading.Thread(target=lab.publish, args=(str(n),), kwargs={"to": "CA-RC"})
+                for n in range(16)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:

@@ -1,4 +1,6 @@
-"""What people compare is what is sealed to: the attack of an HQ with its CA, and homes that 0.5.0 left."""
+"""What people compare is what is sealed to: the attack of an HQ with its CA, and homes that
+0.5.0 left.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,17 @@ from tests.parties import old_bundle, with_other_keys
 @pytest.mark.parametrize("signed", ["none", "other"])
 @pytest.mark.parametrize("met", [False, True])
 async def test_hq_with_its_ca_cannot_put_its_own_keys_beside_a_real_signing_key(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, met: bool,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    met: bool,
     signed: str,
-) -> None:  # fmt: skip
-    """At first contact, and where the keys are pinned and compared: nothing is sealed, and `keys verify` agrees to
-    nothing, whatever digits its owner reads."""
+) -> None:
+    """At first contact, and where the keys are pinned and compared: nothing is sealed, and `keys
+    verify` agrees to nothing, whatever digits its owner reads.
+    """
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         if met:
             await client.publish("x", to="CA-RC")
@@ -59,12 +67,16 @@ async def test_hq_with_its_ca_cannot_put_its_own_keys_beside_a_real_signing_key(
 async def test_after_a_break_no_digits_of_before_agree(
     scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also keys that the CA made up altogether: what the owner reads is the number of another bundle."""
+    """Also keys that the CA made up altogether: what the owner reads is the number of another
+    bundle.
+    """
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         await client.publish("x", to="CA-RC")
         client.directory.pins.mark_verified("CA-RC")
         spoken = fingerprint(center.bundle)
-        evil = Identity.generate("CA-RC").make_bundle(center.key, center.chain, now_ms(), center.bundle)
+        evil = Identity.generate("CA-RC").make_bundle(
+            center.key, center.chain, now_ms(), center.bundle
+        )
         assert evil.begins_anew
         scripted.offers["CA-RC"] = [center.bundle.raw, evil.raw]
         client.directory._asked.clear()
@@ -77,7 +89,9 @@ async def test_after_a_break_no_digits_of_before_agree(
 async def test_a_chain_leads_over_no_break_in_either_direction(
     scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An owner that begins anew names the bundle before as HQ showed it: it does not stand behind that one."""
+    """An owner that begins anew names the bundle before as HQ showed it: it does not stand
+    behind that one.
+    """
     invented = lab.rotate(signed_by_the_old=False)  # by HQ and its CA
     lab.rotate(signed_by_the_old=False)  # by its owner, enrolled again, after what HQ showed
     scripted.offer(lab)
@@ -88,13 +102,20 @@ async def test_a_chain_leads_over_no_break_in_either_direction(
             await client.directory.sender("FL-LAB", invented.hash, now_ms())
 
 
-# -- homes of 0.5.0 -----------------------------------------------------------------------------------------------
+# -- homes of 0.5.0 --------------------------------------------------------------------------------
 
 
 def as_0_5_0(patch: pytest.MonkeyPatch) -> None:
     """Clients make bundles of version 1, and HQ takes them."""
 
-    def make(self: Identity, key: Any, chain: Any, created_at: int, before: Any = None, signer: Any = None) -> Any:
+    def make(
+        self: Identity,
+        key: Any,
+        chain: Any,
+        created_at: int,
+        before: Any = None,
+        signer: Any = None,
+    ) -> Any:
         return old_bundle(self, key, chain, before, signer)
 
     check = at_hq.check_bundle
@@ -124,20 +145,29 @@ async def test_a_home_of_0_5_0_makes_its_new_bundle_at_its_first_start(old_hq: A
         with pytest.raises(BundleOutdated, match="CA-RC publishes new ones when its program"):
             await lab.publish("to keys of 0.5.0", to="CA-RC")
         async with old_hq.client("CA-RC", renew=False) as center:
-            assert (center.home.identity.bundle.version, center.home.identity.bundle.sequence) == (2, 2)
+            assert (center.home.identity.bundle.version, center.home.identity.bundle.sequence) == (
+                2,
+                2,
+            )
         lab.directory.refresh("CA-RC")
         await lab.publish("to keys of today", to="CA-RC")
         pin = lab.directory.pins.get("CA-RC")
     assert (pin.how, pin.bundle.version, pin.verified_at) == (SUCCESSION, 2, 0)
-    assert any("which did not cover the keys that messages are sealed to; compare once more" in line for line in said)
+    assert any(
+        "which did not cover the keys that messages are sealed to; compare once more" in line
+        for line in said
+    )
     async with old_hq.client("CA-RC") as center:
         (found,) = await center.fetch()
         assert [m.content for m in found.messages] == [b"to keys of today"]
 
 
-async def test_hq_takes_no_bundle_of_version_1_any_more(old_hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hq_takes_no_bundle_of_version_1_any_more(
+    old_hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("cipherbox.client.keys.lifecycle.VERSION", 1)  # a client that does not upgrade by itself
+        # a client that does not upgrade by itself
+        patch.setattr("cipherbox.client.keys.lifecycle.VERSION", 1)
         async with old_hq.client("CA-RC") as center:
             old = center.home.identity.bundle
             assert old.version == 1
@@ -153,7 +183,9 @@ async def test_hq_takes_no_bundle_of_version_1_any_more(old_hq: Any, monkeypatch
 async def test_a_rotation_that_0_5_0_left_undone_is_brought_to_its_end(
     old_hq: Any, monkeypatch: pytest.MonkeyPatch, published: bool
 ) -> None:
-    """Killed before or after HQ got the upcoming keys: either way they are in use, in a bundle of today's version."""
+    """Killed before or after HQ got the upcoming keys: either way they are in use, in a bundle
+    of today's version.
+    """
     with monkeypatch.context() as patch:
         as_0_5_0(patch)
         home = load_home(old_hq.home("CA-RC"))
@@ -170,7 +202,11 @@ async def test_a_rotation_that_0_5_0_left_undone_is_brought_to_its_end(
             async with old_hq.client("CA-RC", renew=False):
                 pass
     async with old_hq.client("CA-RC") as center:
-        await until(lambda: center.home.identity.upcoming is None and center.home.identity.bundle.version == 2)
+        await until(
+            lambda: (
+                center.home.identity.upcoming is None and center.home.identity.bundle.version == 2
+            )
+        )
         assert center.home.identity.sign_keys == fresh.sign_keys
         assert center.home.identity.bundle.sequence == (3 if published else 2)
     async with old_hq.client("FL-LAB") as lab:
@@ -187,13 +223,18 @@ async def test_a_first_contact_pins_no_keys_to_which_nothing_may_be_sealed(old_h
         assert lab.directory.pins.get("CA-RC") is None
 
 
-async def test_what_a_sender_of_0_5_0_sent_still_opens(old_hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_sender_of_0_5_0_sent_still_opens(
+    old_hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("cipherbox.client.keys.lifecycle.VERSION", 1)
         async with old_hq.client("CA-RC", renew=False) as center:
             assert center.home.identity.bundle.version == 1
-            sender = await center.directory.sender("FL-LAB", load_home(old_hq.home("FL-LAB")).identity.bundle.hash,  # type: ignore[union-attr]
-                                                   now_ms())  # fmt: skip
+            sender = await center.directory.sender(
+                "FL-LAB",
+                load_home(old_hq.home("FL-LAB")).identity.bundle.hash,  # type: ignore[union-attr]
+                now_ms(),
+            )
             assert sender.version == 1
     pin = Pins(old_hq.home("CA-RC")).get("FL-LAB")
     assert pin is not None

@@ -1,4 +1,6 @@
-"""A conversation over a real HQ: lines, their states, and an inbox that others of the same home may fill."""
+"""A conversation over a real HQ: lines, their states, and an inbox that others of the same home
+may fill.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Talk:
 
 
 @asynccontextmanager
-async def talking(hq: Any, name: str, *others: str, states: list[Any] | None = None) -> AsyncIterator[Talk]:
+async def talking(
+    hq: Any, name: str, *others: str, states: list[Any] | None = None
+) -> AsyncIterator[Talk]:
     async with hq.client(name, keep_trying=True, pause_max_s=0.2) as client:
 
         def note(line: ChatLine) -> None:
@@ -63,7 +67,9 @@ async def talking(hq: Any, name: str, *others: str, states: list[Any] | None = N
 
 def inbox(hq: Any, name: str) -> list[dict[str, Any]]:
     file = hq.home(name) / "data" / "received_messages.jsonl"
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    )
 
 
 async def test_two_people_and_what_became_of_each_line(hq: Any) -> None:
@@ -119,7 +125,10 @@ async def test_beside_a_receiver_of_the_same_home(hq: Any) -> None:
 
 async def test_lines_wait_while_hq_is_away(hq: Any) -> None:
     states: list[Any] = []
-    async with talking(hq, "FL-LAB", "CA-RC", states=states) as here, talking(hq, "CA-RC", "FL-LAB") as there:
+    async with (
+        talking(hq, "FL-LAB", "CA-RC", states=states) as here,
+        talking(hq, "CA-RC", "FL-LAB") as there,
+    ):
         await here.chat.say("before")
         await until(lambda: there.texts() == ["before"])
         await hq.stop()
@@ -175,9 +184,13 @@ class File:
 
     def add(self, number: int, sender: str = "CA-RC", text: str | None = None, **more: Any) -> None:
         line = {
-            "message_id": f"id-{number}", "sender_id": sender, "sent_timestamp": "2025-10-08T07:03:00.123Z",
-            "content": text or f"line {number}", "headers": {"chat": "FL-LAB"}, **more,
-        }  # fmt: skip
+            "message_id": f"id-{number}",
+            "sender_id": sender,
+            "sent_timestamp": "2025-10-08T07:03:00.123Z",
+            "content": text or f"line {number}",
+            "headers": {"chat": "FL-LAB"},
+            **more,
+        }
         with self.path.open("ab") as file:
             file.write(orjson.dumps(line) + b"\n")
 
@@ -191,7 +204,9 @@ def texts(found: list[Said]) -> list[str]:
 
 
 @pytest.mark.parametrize("block", [7, 100, 1 << 20])
-def test_the_last_lines_and_the_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_the_last_lines_and_the_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
     monkeypatch.setattr(chat_lines, "_BLOCK", max(block, 7))
     monkeypatch.setattr(chat_lines, "_LOOK_BACK", 1 << 20)
     assert ChatLines(tmp_path, None).last() == ChatLines(tmp_path, None).new() == []
@@ -228,7 +243,13 @@ def test_a_file_that_is_cut_back_moved_or_full_of_other_things(
     file.add(2)
     file.add(3)
     assert texts(lines.new()) == ["line 3"], "what was shown is not shown again"
-    for raw in (b"\n", b"null\n", b'{"headers":{"chat":1}}\n', b'{"headers":null}\n', b"\xff\"headers\":\n"):
+    for raw in (
+        b"\n",
+        b"null\n",
+        b'{"headers":{"chat":1}}\n',
+        b'{"headers":null}\n',
+        b'\xff"headers":\n',
+    ):
         file.write(raw)
     file.add(4, content={"file": "x"})
     file.add(5)

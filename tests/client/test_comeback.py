@@ -16,7 +16,14 @@ from cipherbox.client.inbox.inspect import looking
 from cipherbox.client.keys.pins import PERSON, Pins
 from cipherbox.client.outbox.rows import CONFIRMED, WAITING
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.errors import BundleDiscontinuous, Conflict, CredentialsError, EnrolmentRefused, Replaced, Revoked
+from cipherbox.errors import (
+    BundleDiscontinuous,
+    Conflict,
+    CredentialsError,
+    EnrolmentRefused,
+    Replaced,
+    Revoked,
+)
 from cipherbox.wire.token import decode_token
 from tests.client.real_hq import real_hq
 from tests.client.test_keylife import Killed, opened, suppress_killed
@@ -41,7 +48,10 @@ async def test_a_revoked_home_comes_back_with_all_it_holds_and_new_keys(hq: Any)
         await center.publish("sent before", to="FL-LAB")
         before = center.home.identity.bundle
         old = [k.key_id for k in center.home.identity.current]
-    local_key, pins = (home / "local.key").read_bytes(), (home / "certs" / "FL-LAB.bundle").read_bytes()
+    local_key, pins = (
+        (home / "local.key").read_bytes(),
+        (home / "certs" / "FL-LAB.bundle").read_bytes(),
+    )
     await revoked(hq, "CA-RC")
     with pytest.raises(Revoked):
         async with hq.client("CA-RC"):
@@ -79,7 +89,10 @@ async def test_what_is_sent_while_revoked_is_kept_or_it_is_said_that_nothing_was
         await center.revocations.ensure()
     await revoked(hq, "CA-RC")
     async with hq.client("CA-RC", keep_trying=True) as center:
-        with pytest.raises(Revoked, match=r"CA-RC was revoked.*Message [0-9a-f-]+ is kept in the outbox, and goes out"):
+        with pytest.raises(
+            Revoked,
+            match=r"CA-RC was revoked.*Message [0-9a-f-]+ is kept in the outbox, and goes out",
+        ):
             await center.publish("first", to="FL-LAB")
         with pytest.raises(Revoked, match="Nothing was sent, and nothing was kept"):
             await center.publish("to a stranger", to="SF-RC")
@@ -88,8 +101,13 @@ async def test_what_is_sent_while_revoked_is_kept_or_it_is_said_that_nothing_was
         assert [row.state for row in center.outbox().outbox.newest(5)] == [WAITING, WAITING]
     await join(hq.home("CA-RC"), await token_for(hq, "CA-RC"))
     async with hq.client("CA-RC") as center:
-        await until(lambda: [row.state for row in center.outbox().outbox.newest(5)] == [CONFIRMED, CONFIRMED])
-        assert [row.generation for row in center.outbox().outbox.newest(5)] == [1, 1]  # signed with the new keys
+        await until(
+            lambda: (
+                [row.state for row in center.outbox().outbox.newest(5)] == [CONFIRMED, CONFIRMED]
+            )
+        )
+        # signed with the new keys
+        assert [row.generation for row in center.outbox().outbox.newest(5)] == [1, 1]
     async with hq.client("FL-LAB") as lab:
         Pins(lab.home.path).accept(await lab.directory.offered("CA-RC"), PERSON)  # they compared
     assert await opened(hq, "FL-LAB") == [b"first", b"second"]
@@ -102,7 +120,9 @@ async def received(hq: Any, name: str) -> list[str]:
 
 
 async def test_what_waits_for_a_comparison_of_keys_ends_well(hq: Any) -> None:
-    """What was sent with new keys is no refusal once they were compared, and what was taken before is signed for."""
+    """What was sent with new keys is no refusal once they were compared, and what was taken
+    before is signed for.
+    """
     async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab:
         await center.publish("pins the lab's keys", to="FL-LAB")
         await lab.publish("before", to="CA-RC")
@@ -117,7 +137,8 @@ async def test_what_waits_for_a_comparison_of_keys_ends_well(hq: Any) -> None:
         assert [entry.sender_id for entry in look.refused(9)] == ["FL-LAB"]
         assert look.counts()["refused"] == 1
     async with hq.client("CA-RC") as center:
-        Pins(center.home.path).accept(await center.directory.offered("FL-LAB"), PERSON)  # they compared
+        # they compared
+        Pins(center.home.path).accept(await center.directory.offered("FL-LAB"), PERSON)
     assert await received(hq, "CA-RC") == ["before", "after"]
     with looking(load_home(hq.home("CA-RC"))) as look:
         assert (look.refused(9), look.counts()["refused"]) == ([], 0)
@@ -174,9 +195,13 @@ async def test_a_crash_between_any_two_steps_is_gone_on_from_with_the_same_token
     assert await opened(hq, "CA-RC") == [b"sealed to the old keys"]
 
 
-async def test_a_home_comes_back_as_the_same_client_of_the_same_hq_alone(hq: Any, tmp_path: Path) -> None:
+async def test_a_home_comes_back_as_the_same_client_of_the_same_hq_alone(
+    hq: Any, tmp_path: Path
+) -> None:
     await revoked(hq, "CA-RC")
-    with pytest.raises(CredentialsError, match="belongs to CA-RC; choose another directory for NY-RC"):
+    with pytest.raises(
+        CredentialsError, match="belongs to CA-RC; choose another directory for NY-RC"
+    ):
         await join(hq.home("CA-RC"), await token_for(hq, "NY-RC"))
     async with real_hq(tmp_path / "other") as other:
         token = await token_for(other, "CA-RC")
@@ -227,7 +252,7 @@ async def test_sessions_of_before_are_not_spoken_in_again(hq: Any) -> None:
         assert not center.sessions.speaks_with("FL-LAB")
 
 
-# -- another home in its place ------------------------------------------------------------------------------------
+# -- another home in its place ---------------------------------------------------------------------
 
 
 async def test_an_id_in_use_is_refused_and_a_replaced_home_is_told(hq: Any, tmp_path: Path) -> None:
@@ -242,8 +267,12 @@ async def test_an_id_in_use_is_refused_and_a_replaced_home_is_told(hq: Any, tmp_
             await join(tmp_path / "new", token)
             await until(lambda: center.line.failure is not None)
         assert isinstance(center.line.failure, Replaced)
-        await until(lambda: any("CA-RC was enrolled again and begins anew" in line for line in said))
-        await until(lambda: any("WARNING: " in line and "Pinned here: bundle 1" in line for line in said))
+        await until(
+            lambda: any("CA-RC was enrolled again and begins anew" in line for line in said)
+        )
+        await until(
+            lambda: any("WARNING: " in line and "Pinned here: bundle 1" in line for line in said)
+        )
     assert "another home was enrolled as CA-RC" in replaced(hq.home("CA-RC"))
     with pytest.raises(Replaced, match="another home was enrolled as CA-RC"):
         async with hq.client("CA-RC"):
@@ -266,7 +295,9 @@ async def test_a_token_of_before_brings_nobody_back(hq: Any, tmp_path: Path) -> 
 
 
 async def test_a_rotation_that_races_with_a_replacement_loses(hq: Any, tmp_path: Path) -> None:
-    """Whichever HQ gets to first, the home that was let in last publishes last, and the other is told."""
+    """Whichever HQ gets to first, the home that was let in last publishes last, and the other is
+    told.
+    """
     token = await token_for(hq, "CA-RC", replace=True)
     async with hq.client("CA-RC", keep_trying=True, renew=False) as center:
         await center.line.ready()

@@ -46,8 +46,12 @@ async def test_generation_0_to_x_and_another_text_to_y_in_generation_1(hq: Any) 
         assert await refusal(lab, other) == "commitment-changed"
         with trio.fail_after(20):
             await Receiver(y).drain()
-        assert [line["content"] for name in ("CA-RC", "SF-RC") for line in hq.lines(name)] == ["pay 10", "pay 10"]
-        # An HQ that is in it with the sender hands it out all the same: whoever has the id recorded says so, signed.
+        assert [line["content"] for name in ("CA-RC", "SF-RC") for line in hq.lines(name)] == [
+            "pay 10",
+            "pay 10",
+        ]
+        # An HQ that is in it with the sender hands it out all the same: whoever has the id recorded
+        # says so, signed.
         later = Delivery("box.SF-RC", (99, 1, now_ms(), 0, other), None, None)
         receiver = Receiver(y)
         with trio.fail_after(20):
@@ -65,9 +69,15 @@ async def test_generation_0_to_x_and_another_text_to_y_in_generation_1(hq: Any) 
 async def test_both_texts_in_one_batch(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         one = {"envelope_id": IDS.next(), "sealed_at": now_ms()}
-        raws = [await crafted(lab, ["CA-RC"], [Message(b"text %d" % n)], generation=n, **one) for n in (0, 1)]
+        raws = [
+            await crafted(lab, ["CA-RC"], [Message(b"text %d" % n)], generation=n, **one)
+            for n in (0, 1)
+        ]
         receiver = Receiver(center)
-        both = [Delivery("box.CA-RC", (n, 1, now_ms(), 0, raw), None, None) for n, raw in enumerate(raws)]
+        both = [
+            Delivery("box.CA-RC", (n, 1, now_ms(), 0, raw), None, None)
+            for n, raw in enumerate(raws)
+        ]
         with trio.fail_after(20):
             await receiver.take(both)
         assert (receiver.received, receiver.refused) == (1, 1)
@@ -83,7 +93,9 @@ async def test_a_lie_about_the_plaintext_is_refused_and_nothing_else_is_kept_up(
             assert await Receiver(center).drain() == 1
         assert [outcome for outcome, _ in refusals(hq, "CA-RC")] == [Outcome.PLAINTEXT_MISMATCH]
     async with hq.admin() as admin:
-        assert [str(row["reason"])[:18] for row in await admin.dead_letters()] == ["plaintext-mismatch"]
+        assert [str(row["reason"])[:18] for row in await admin.dead_letters()] == [
+            "plaintext-mismatch"
+        ]
 
 
 def as_version_1(raw: bytes, content_key: bytes) -> bytes:
@@ -123,5 +135,3 @@ async def test_an_outbox_of_0_5_0_is_sealed_again_and_hq_takes_no_version_1(hq: 
         assert len(row.commitment) == 32
         assert await refusal(lab, old) == "envelope-refused"
     assert [line["content"] for line in hq.lines("CA-RC")] == ["from before"]
-
-

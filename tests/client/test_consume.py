@@ -25,11 +25,18 @@ from tests.client.waiting import until
 IDS = EnvelopeIds(now_ms)
 
 
-def sealed(sender: Party, recipient: Party, text: str = "hello", envelope_id: bytes | None = None) -> bytes:
+def sealed(
+    sender: Party, recipient: Party, text: str = "hello", envelope_id: bytes | None = None
+) -> bytes:
     plain = pack([text_message(text)])
     bundles = [recipient.bundle]
     return seal(
-        sender.identity, bundles, plain, 1, envelope_id=envelope_id or IDS.next(), sealed_at=now_ms()
+        sender.identity,
+        bundles,
+        plain,
+        1,
+        envelope_id=envelope_id or IDS.next(),
+        sealed_at=now_ms(),
     ).raw
 
 
@@ -38,9 +45,13 @@ def changed(raw: bytes, at: int) -> bytes:
 
 
 async def test_what_cannot_be_opened_is_refused_with_its_outcome(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(lab)
     stranger = authority.party("SF-RC")
     good = sealed(lab, center, "good")
@@ -56,10 +67,18 @@ async def test_what_cannot_be_opened_is_refused_with_its_outcome(
         7: sealed(lab, stranger),
     }
     outcomes = {
-        1: Outcome.MALFORMED, 2: Outcome.MALFORMED, 3: Outcome.SIGNATURE_INVALID, 4: Outcome.SIGNATURE_INVALID,
-        5: Outcome.SIGNATURE_INVALID, 6: Outcome.SIGNATURE_INVALID, 7: Outcome.NOT_RECIPIENT,
-    }  # fmt: skip
-    async with client_on(scripted, center, tmp_path, monkeypatch, said) as client, client.consume() as deliveries:
+        1: Outcome.MALFORMED,
+        2: Outcome.MALFORMED,
+        3: Outcome.SIGNATURE_INVALID,
+        4: Outcome.SIGNATURE_INVALID,
+        5: Outcome.SIGNATURE_INVALID,
+        6: Outcome.SIGNATURE_INVALID,
+        7: Outcome.NOT_RECIPIENT,
+    }
+    async with (
+        client_on(scripted, center, tmp_path, monkeypatch, said) as client,
+        client.consume() as deliveries,
+    ):
         for seq, raw in bad.items():
             await scripted.deliver((seq, 1, now_ms(), raw))
         await scripted.deliver((8, 1, now_ms(), good))
@@ -75,13 +94,21 @@ async def test_what_cannot_be_opened_is_refused_with_its_outcome(
 
 
 async def test_what_may_open_later_goes_back_after_a_pause_that_grows(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock,
-) -> None:  # fmt: skip
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+) -> None:
     scripted.offer(lab)
     old = Party(authority, "CA-RC")  # a key this machine does not have
     raw = sealed(lab, old)
-    async with client_on(scripted, center, tmp_path, monkeypatch) as client, client.consume() as deliveries:
+    async with (
+        client_on(scripted, center, tmp_path, monkeypatch) as client,
+        client.consume() as deliveries,
+    ):
         times = []
         for attempt in (1, 3, 9):
             await scripted.deliver((5, attempt, now_ms(), raw))
@@ -91,7 +118,9 @@ async def test_what_may_open_later_goes_back_after_a_pause_that_grows(
             before = len(scripted.nacked)
             await until(lambda count=before: len(scripted.nacked) > count, 100)
             times.append(trio.current_time() - began)
-    assert [(n.seq, n.requeue, n.outcome) for n in scripted.nacked] == [(5, True, Outcome.KEY_MISSING)] * 3
+    assert [(n.seq, n.requeue, n.outcome) for n in scripted.nacked] == [
+        (5, True, Outcome.KEY_MISSING)
+    ] * 3
     assert times == pytest.approx([1, 4, 60], abs=0.2)
 
 
@@ -103,7 +132,9 @@ async def test_credit_comes_back_in_eighths_when_acknowledged(
         async with client.consume(envelopes=40, size=1 << 20) as deliveries:
             consume = next(e for e in scripted.asked if isinstance(e, frames.Consume))
             assert (consume.queue, consume.envelopes, consume.size) == ("box.CA-RC", 40, 1 << 20)
-            await scripted.deliver(*((n, 1, now_ms(), sealed(lab, center, str(n))) for n in range(1, 11)))
+            await scripted.deliver(
+                *((n, 1, now_ms(), sealed(lab, center, str(n))) for n in range(1, 11))
+            )
             found = [await deliveries.__anext__() for _ in range(10)]
             assert not scripted.credit  # taken is not acknowledged
             for delivery in found[:4]:
@@ -176,7 +207,9 @@ async def test_a_receiver_refuses_what_is_tampered_and_keeps_what_is_good(
         receiver = Receiver(client, on_lines=recorded.extend)
         good = sealed(lab, center, "good")
         async with trio.open_nursery() as nursery:
-            await nursery.start(lambda task_status: receiver.run(["box.CA-RC"], task_status=task_status))
+            await nursery.start(
+                lambda task_status: receiver.run(["box.CA-RC"], task_status=task_status)
+            )
             await scripted.deliver(
                 (1, 1, now_ms(), changed(good, -1 % len(good))),
                 (2, 1, now_ms(), good),
@@ -187,14 +220,18 @@ async def test_a_receiver_refuses_what_is_tampered_and_keeps_what_is_good(
             await until(lambda: len(scripted.acked) == 3)
             assert receiver._inbox is not None
             receiver._inbox.forget(1000)
-            await scripted.deliver((6, 1, now_ms(), sealed(lab, center, "too old", EnvelopeIds(lambda: 6).next())))
+            await scripted.deliver(
+                (6, 1, now_ms(), sealed(lab, center, "too old", EnvelopeIds(lambda: 6).next()))
+            )
             await until(lambda: len(scripted.nacked) == 3)
             nursery.cancel_scope.cancel()
     assert (receiver.received, receiver.duplicates, receiver.refused) == (2, 1, 3)
     assert sorted(scripted.acked) == [2, 3, 5]
     assert {n.seq: n.outcome for n in scripted.nacked} == {
-        1: Outcome.SIGNATURE_INVALID, 4: Outcome.MALFORMED, 6: Outcome.TOO_OLD,
-    }  # fmt: skip
+        1: Outcome.SIGNATURE_INVALID,
+        4: Outcome.MALFORMED,
+        6: Outcome.TOO_OLD,
+    }
     assert b"".join(recorded) == (tmp_path / "data" / "received_messages.jsonl").read_bytes()
 
 
@@ -211,7 +248,9 @@ async def test_a_receiver_stops_at_its_count(
 
             await nursery.start(run)
             with trio.fail_after(10):
-                await scripted.deliver(*((n, 1, now_ms(), sealed(lab, center, str(n))) for n in range(1, 8)))
+                await scripted.deliver(
+                    *((n, 1, now_ms(), sealed(lab, center, str(n))) for n in range(1, 8))
+                )
     assert scripted.acked == [1, 2, 3]
 
 
@@ -230,5 +269,9 @@ async def test_an_admins_home_opens_nothing(
 
 
 def test_numbers_become_ranges() -> None:
-    assert ranges([5, 1, 2, 3, 9, 8, 3]) == [frames.Range(1, 3), frames.Range(5, 1), frames.Range(8, 2)]
+    assert ranges([5, 1, 2, 3, 9, 8, 3]) == [
+        frames.Range(1, 3),
+        frames.Range(5, 1),
+        frames.Range(8, 2),
+    ]
     assert ranges([]) == []

@@ -74,10 +74,15 @@ async def test_blocked_while_it_receives_is_refused_with_a_receipt_and_kept_at_h
             Contacts(hq.home("CA-RC")).block(["FL-LAB"])  # another program of this home
             second = await lab.publish("refused", to="CA-RC")
             with trio.fail_after(20):
-                while not (told := lab.post.outbox.outcomes((await lab.sent(second.message_ids[0])).number)):
+                while not (
+                    told := lab.post.outbox.outcomes((await lab.sent(second.message_ids[0])).number)
+                ):
                     await trio.sleep(0.02)
-            assert [(who, outcome) for who, outcome, *_ in told] == [("CA-RC", Outcome.NOT_ACCEPTED)]
-            back = await center.publish("an answer", to="FL-LAB")  # and receipts of the blocked are taken
+            assert [(who, outcome) for who, outcome, *_ in told] == [
+                ("CA-RC", Outcome.NOT_ACCEPTED)
+            ]
+            # and receipts of the blocked are taken
+            back = await center.publish("an answer", to="FL-LAB")
             async with hq.client("FL-LAB") as again:
                 with trio.fail_after(20):
                     assert await Receiver(again).run(count=1) == 1
@@ -105,7 +110,9 @@ async def at_hq(hq: RealHq, client_id: str) -> ContactLists:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it(hq: RealHq) -> None:
+async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it(
+    hq: RealHq,
+) -> None:
     contacts = Contacts(hq.home("CA-RC"))
     contacts.block(["fl-lab"])
     async with hq.client("CA-RC") as center:
@@ -117,7 +124,9 @@ async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it
         outbox = lab.outbox().outbox
         await until(lambda: bool(outbox.rows([ASIDE])))
         assert [row.reason for row in outbox.rows([ASIDE])] == ["CA-RC takes no mail from FL-LAB"]
-        with pytest.raises(RecipientRefuses, match=r"CA-RC takes no mail from FL-LAB; the others get it: FL-LAB$"):
+        with pytest.raises(
+            RecipientRefuses, match=r"CA-RC takes no mail from FL-LAB; the others get it: FL-LAB$"
+        ):
             await lab.publish("for both", to=["CA-RC", "FL-LAB"])
         await until(lambda: len(outbox.rows([CONFIRMED])) == 1)
         (row,) = outbox.rows([CONFIRMED])
@@ -139,7 +148,9 @@ async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it
 
 
 @pytest.mark.usefixtures("quick")
-async def test_what_nobody_waits_for_goes_to_the_others_and_it_is_said_who_does_not_get_it(hq: RealHq) -> None:
+async def test_what_nobody_waits_for_goes_to_the_others_and_it_is_said_who_does_not_get_it(
+    hq: RealHq,
+) -> None:
     await hq.join("SF-RC", "NY-RC")
     Contacts(hq.home("CA-RC")).block(["FL-LAB"])
     async with hq.client("CA-RC") as center:
@@ -178,10 +189,15 @@ async def test_a_file_goes_to_the_others_too(hq: RealHq, tmp_path: Path) -> None
     file = tmp_path / "large.bin"
     raw = os.urandom(LIMITS.part_bytes + 1)
     await trio.Path(file).write_bytes(raw)
-    async with hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab, hq.client("SF-RC") as other:
+    async with (
+        hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab,
+        hq.client("SF-RC") as other,
+    ):
         sent = await send_file(lab, file, ["large.bin"], ["CA-RC", "SF-RC"], "")
         assert sent.missing == ("CA-RC",)
-        assert any("CA-RC takes no mail from FL-LAB; large.bin goes to SF-RC" in line for line in said)
+        assert any(
+            "CA-RC takes no mail from FL-LAB; large.bin goes to SF-RC" in line for line in said
+        )
         with trio.fail_after(20):
             assert await Receiver(other).run(count=1) == 1
     (line,) = hq.lines("SF-RC")
@@ -203,7 +219,9 @@ async def test_receipts_come_back_from_whom_one_blocks(hq: RealHq) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_hq_gets_to_know_what_another_program_changed_and_forgets_it_when_told_to(hq: RealHq) -> None:
+async def test_hq_gets_to_know_what_another_program_changed_and_forgets_it_when_told_to(
+    hq: RealHq,
+) -> None:
     contacts = Contacts(hq.home("CA-RC"))
     async with hq.client("CA-RC"), hq.client("FL-LAB") as lab:
         contacts.block(["FL-LAB"])
@@ -255,7 +273,9 @@ async def test_the_command_tells_hq_and_says_what_hq_knows(hq: RealHq) -> None:
     home = hq.home("CA-RC")
 
     async def said(*words: str) -> str:
-        done = await trio.to_thread.run_sync(CliRunner().invoke, cli, ["--home", str(home), "contacts", *words])
+        done = await trio.to_thread.run_sync(
+            CliRunner().invoke, cli, ["--home", str(home), "contacts", *words]
+        )
         assert done.exit_code == 0, done.output
         return str(done.output)
 
@@ -263,10 +283,14 @@ async def test_the_command_tells_hq_and_says_what_hq_knows(hq: RealHq) -> None:
     assert (await at_hq(hq, "CA-RC")).blocked == ("FL-LAB",)
     assert "blocked: FL-LAB" in await said("list")
     lab = await trio.to_thread.run_sync(
-        CliRunner().invoke, cli, ["--home", str(hq.home("FL-LAB")), "send", "--to", "CA-RC", "is it so?"]
+        CliRunner().invoke,
+        cli,
+        ["--home", str(hq.home("FL-LAB")), "send", "--to", "CA-RC", "is it so?"],
     )
     assert isinstance(lab.exception, RecipientRefuses)
-    (home / "client.toml").write_text((home / "client.toml").read_text().replace("tell_hq = true", "tell_hq = false"))
+    (home / "client.toml").write_text(
+        (home / "client.toml").read_text().replace("tell_hq = true", "tell_hq = false")
+    )
     assert "HQ knows nothing of it" in await said("block", "MA-LAB")
     assert await at_hq(hq, "CA-RC") == ContactLists()
     await hq.stop()

@@ -33,7 +33,11 @@ async def test_publish_consume_ack(hq: Any) -> None:
         async with center.consume() as deliveries:
             with trio.fail_after(10):
                 delivery = await deliveries.__anext__()
-            assert (delivery.sender_id, delivery.attempt, delivery.queue) == ("FL-LAB", 1, "box.CA-RC")
+            assert (delivery.sender_id, delivery.attempt, delivery.queue) == (
+                "FL-LAB",
+                1,
+                "box.CA-RC",
+            )
             assert [m.content for m in delivery.messages] == [b"one", b"two"]
             assert tuple(delivery.message_ids) == confirmation.message_ids
             assert delivery.accepted_at == confirmation.accepted_at
@@ -56,7 +60,10 @@ async def test_routes_by_exchange_and_binding(hq: Any) -> None:
         with pytest.raises(Conflict):
             await admin.declare_exchange("labs", "direct")
         route = await lab.resolve("labs", "lab.fl.dat")
-        assert [(q.queue, q.readers) for q in route.queues] == [("queue_CA-RC", ["CA-RC"]), ("queue_SF-RC", ["SF-RC"])]
+        assert [(q.queue, q.readers) for q in route.queues] == [
+            ("queue_CA-RC", ["CA-RC"]),
+            ("queue_SF-RC", ["SF-RC"]),
+        ]
         with pytest.raises(NotAllowed):
             await lab.publish("x", exchange="labs", routing_key="lab.fl.dat")
         lab.allow.allow("labs", ["CA-RC", "SF-RC"])
@@ -103,7 +110,10 @@ async def test_a_receiver_writes_each_message_once_in_the_form_of_the_predecesso
     assert lines[0]["sender_id"] == "FL-LAB"
     assert lines[1]["headers"] == {"filename": "a.csv"}
     for line, content, name in zip(
-        lines[1:], (b"a,b\n1,2\n", pdf, b"\xff\xfe"), ("a.csv", "etc/report.pdf", str(sent.message_ids[3])), strict=True
+        lines[1:],
+        (b"a,b\n1,2\n", pdf, b"\xff\xfe"),
+        ("a.csv", "etc/report.pdf", str(sent.message_ids[3])),
+        strict=True,
     ):
         file = line["content"]
         assert file["file"] == str(hq.home("CA-RC") / "incoming" / "FL-LAB" / name)
@@ -300,7 +310,10 @@ async def test_the_public_key_lies_beside_the_bundle(hq: Any) -> None:
 
 async def test_the_same_inside_websocket(hq: Any) -> None:
     large = bytes(range(256)) * 4096 * 3
-    async with hq.client("FL-LAB", address=hq.websocket) as lab, hq.client("CA-RC", address=hq.websocket) as center:
+    async with (
+        hq.client("FL-LAB", address=hq.websocket) as lab,
+        hq.client("CA-RC", address=hq.websocket) as center,
+    ):
         await lab.publish([large, b"small"], to="CA-RC")
         (delivery,) = await center.fetch()
         assert [m.content for m in delivery.messages] == [large, b"small"]

@@ -105,7 +105,9 @@ async def test_a_token_of_another_hq(hq: Any, tmp_path: Path) -> None:
     await join(hq.home("FL-LAB"), encode_token(token))  # none of it used the token up
 
 
-async def test_an_interrupted_join_goes_on_with_the_same_key(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_interrupted_join_goes_on_with_the_same_key(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = await token_for(hq, "FL-LAB")
     home = hq.home("FL-LAB")
     numbers: list[str] = []
@@ -186,7 +188,9 @@ async def test_it_waits_for_the_offline_ca(tmp_path: Path) -> None:
             with trio.fail_after(10):
                 await waits.wait()
             document = await admin.export_requests()
-            await admin.import_certificates(sign_offline(open_vault(tmp_path / "carried_away"), document))
+            await admin.import_certificates(
+                sign_offline(open_vault(tmp_path / "carried_away"), document)
+            )
         async with hq.client("FL-LAB") as lab:
             await lab.publish("it works", to="FL-LAB")
 

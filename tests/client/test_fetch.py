@@ -38,7 +38,9 @@ async def test_fetch_says_what_it_refused_and_why(hq: Any) -> None:
     await hq.join("SF-LAB")
     home = hq.home("CA-RC")
     settings = home / "client.toml"
-    settings.write_text(settings.read_text("utf-8").replace("tell_hq = true", "tell_hq = false"), "utf-8")
+    settings.write_text(
+        settings.read_text("utf-8").replace("tell_hq = true", "tell_hq = false"), "utf-8"
+    )
     assert (await typed(home, "contacts", "block", "FL-LAB")).exception is None
     for name, texts in (("FL-LAB", ("one", "two")), ("SF-LAB", ("three",))):
         async with hq.client(name) as client:
@@ -72,8 +74,18 @@ async def test_a_password_file_before_and_after_the_command(
     given = ("--password-file", str(file))
     async with hq.client("FL-LAB") as lab:
         await lab.publish("x", to="CA-RC")
-    for words in (("status",), ("fetch",), ("inbox", "list"), ("outbox", "list"), ("send", "--to", "FL-LAB", "y")):
-        for line in ((*given, *words), (*words, *given), ("--password-file", str(wrong), *words, *given)):
+    for words in (
+        ("status",),
+        ("fetch",),
+        ("inbox", "list"),
+        ("outbox", "list"),
+        ("send", "--to", "FL-LAB", "y"),
+    ):
+        for line in (
+            (*given, *words),
+            (*words, *given),
+            ("--password-file", str(wrong), *words, *given),
+        ):
             done = await typed(home, *line)
             assert done.exception is None, (line, done.exception)
         refused = await typed(home, *words, "--password-file", str(wrong))

@@ -1,4 +1,6 @@
-"""Files of any size over a real HQ: whole or not at all, under safe names, resumed where they stopped."""
+"""Files of any size over a real HQ: whole or not at all, under safe names, resumed where they
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import trio
 from cipherbox.client.file_types import guess_type
 from cipherbox.client.outbox.transfers import Transfers, entries_of
 from cipherbox.client.publishing.files import FileSender, send_directory, send_file, send_unfinished
-from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message, read_manifest, read_part
+from cipherbox.client.publishing.parts import (
+    Manifest,
+    manifest_message,
+    part_message,
+    read_manifest,
+    read_part,
+)
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import CipherBoxError, FileChanged, FileError, MalformedEnvelope
 from cipherbox.limits import LIMITS
@@ -36,12 +44,16 @@ async def receive(hq: Any, files: int) -> Receiver:
         return receiver
 
 
-@pytest.mark.parametrize(("size", "compress"), [(0, False), (1, True), (PART, False), (2 * PART + 5, True)])
+@pytest.mark.parametrize(
+    ("size", "compress"), [(0, False), (1, True), (PART, False), (2 * PART + 5, True)]
+)
 async def test_a_file_arrives_whole(hq: Any, tmp_path: Path, size: int, compress: bool) -> None:
     file = made(tmp_path / "scan.tif", size)
     file.write_bytes(file.read_bytes()[: size // 2] + b"a" * (size - size // 2))
     async with hq.client("FL-LAB") as lab:
-        confirmation = await send_file(lab, file, ["scan.tif"], ["CA-RC"], "image/tiff", compress=compress)
+        confirmation = await send_file(
+            lab, file, ["scan.tif"], ["CA-RC"], "image/tiff", compress=compress
+        )
         await receive(hq, 1)
         assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
     (line,) = hq.lines("CA-RC")
@@ -57,8 +69,14 @@ async def test_a_file_arrives_whole(hq: Any, tmp_path: Path, size: int, compress
 async def test_names_lead_nowhere_else_and_never_over_another_file(hq: Any, tmp_path: Path) -> None:
     file = made(tmp_path / "x", 10)
     names = [
-        ["../../../evil"], ["..", "..", "up"], ["a\x1b[31m\nb"], ["CON"], ["dir", "x.txt"], ["dir", "x.txt"], [".h"],
-    ]  # fmt: skip
+        ["../../../evil"],
+        ["..", "..", "up"],
+        ["a\x1b[31m\nb"],
+        ["CON"],
+        ["dir", "x.txt"],
+        ["dir", "x.txt"],
+        [".h"],
+    ]
     async with hq.client("FL-LAB") as lab:
         for path in names:
             await send_file(lab, file, path, ["CA-RC"], "")
@@ -69,7 +87,9 @@ async def test_names_lead_nowhere_else_and_never_over_another_file(hq: Any, tmp_
     assert "dir/x.txt" in found
     assert "dir/x (2).txt" in found
     for path in found:
-        assert all(part not in ("..", ".") and not part.startswith(".") for part in Path(path).parts)
+        assert all(
+            part not in ("..", ".") and not part.startswith(".") for part in Path(path).parts
+        )
         assert path.isprintable()
     assert not (hq.homes / "evil").exists()
     assert not (tmp_path / "evil").exists()
@@ -133,7 +153,9 @@ async def test_the_receiver_goes_on_too(hq: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["grow", "touch", "replace", "vanish"])
-async def test_a_file_that_changes_stops_and_never_gets_a_name(hq: Any, tmp_path: Path, change: str) -> None:
+async def test_a_file_that_changes_stops_and_never_gets_a_name(
+    hq: Any, tmp_path: Path, change: str
+) -> None:
     file = made(tmp_path / "big", 4 * PART)
 
     def changing(_: Any, done: int) -> None:
@@ -163,6 +185,7 @@ async def test_a_copy_is_sent_whatever_becomes_of_the_file(hq: Any, tmp_path: Pa
     file = made(tmp_path / "big", 2 * PART)
     content = file.read_bytes()
     async with hq.client("FL-LAB") as lab:
+
         async def begin() -> Any:
             transfers = Transfers(lab.post.outbox)
             return transfers.begin(file, ["big"], ["CA-RC"], "", compress=False, copy=True)
@@ -175,7 +198,9 @@ async def test_a_copy_is_sent_whatever_becomes_of_the_file(hq: Any, tmp_path: Pa
 
 
 def tree(top: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()
+    }
 
 
 def made_directory(top: Path) -> Path:
@@ -190,7 +215,9 @@ def made_directory(top: Path) -> Path:
 
 
 @pytest.mark.parametrize("copy", [False, True])
-async def test_a_directory_is_one_line_one_receipt_and_whole_or_not_there(hq: Any, tmp_path: Path, copy: bool) -> None:
+async def test_a_directory_is_one_line_one_receipt_and_whole_or_not_there(
+    hq: Any, tmp_path: Path, copy: bool
+) -> None:
     folder = made_directory(tmp_path)
     async with hq.client("FL-LAB") as lab:
         confirmation = await send_directory(lab, folder, ["CA-RC"], copy=copy)
@@ -242,14 +269,18 @@ def test_what_lies_too_deep_is_refused_before_anything_is_sent(tmp_path: Path) -
     last = tmp_path.joinpath(*names)
     (last / "d").mkdir(parents=True)
     (last / "f").write_bytes(b"1")
-    assert [one.path for one in entries_of(tmp_path / "d") if one.size >= 0] == ["/".join([*names[1:], "f"])]
+    assert [one.path for one in entries_of(tmp_path / "d") if one.size >= 0] == [
+        "/".join([*names[1:], "f"])
+    ]
     (last / "d" / "f").write_bytes(b"2")
     with pytest.raises(FileError, match="33 directories deep; 32 can be sent: pack them"):
         entries_of(tmp_path / "d")
     outbox = Outbox(tmp_path)
     for copy in (True, False):
         with pytest.raises(FileError, match="directories deep"):
-            Transfers(outbox).begin(last / "f", [*names, "d", "f"], ["CA-RC"], "", compress=False, copy=copy)
+            Transfers(outbox).begin(
+                last / "f", [*names, "d", "f"], ["CA-RC"], "", compress=False, copy=copy
+            )
     assert Transfers(outbox).unfinished() == []
     assert not list((tmp_path / "outbox").glob("*"))
     outbox.close()
@@ -261,10 +292,16 @@ async def test_a_manifest_that_does_not_fit_its_parts_is_refused_with_a_receipt(
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         await lab.publish([part], to="CA-RC", box="bulk")
         confirmation = await lab.publish([manifest_message(manifest)], to="CA-RC", box="bulk")
-        await lab.publish([Message(b"{}", manifest_message(manifest).content_type)], to="CA-RC", box="bulk")
+        await lab.publish(
+            [Message(b"{}", manifest_message(manifest).content_type)], to="CA-RC", box="bulk"
+        )
         with trio.fail_after(20):
             await Receiver(center).run(idle_s=0.5)
-            while not (outcomes := lab.post.outbox.outcomes((await lab.sent(confirmation.message_ids[0])).number)):
+            while not (
+                outcomes := lab.post.outbox.outcomes(
+                    (await lab.sent(confirmation.message_ids[0])).number
+                )
+            ):
                 await trio.sleep(0.01)
         assert outcomes[0][1] != 0
     assert not (hq.home("CA-RC") / INCOMING / "FL-LAB").exists()
@@ -273,10 +310,23 @@ async def test_a_manifest_that_does_not_fit_its_parts_is_refused_with_a_receipt(
 def test_parts_and_manifests_that_are_none() -> None:
     good = part_message(b"t" * 16, 3, 100, b"x" * 100, compress=True)
     assert read_part(good).data == b"x" * 100
-    for headers in ({}, {"part": "-1"}, {"part": "x"}, {"part_bytes": "0"}, {"transfer": "zz"}, {"encoding": "rot13"}):
+    for headers in (
+        {},
+        {"part": "-1"},
+        {"part": "x"},
+        {"part_bytes": "0"},
+        {"transfer": "zz"},
+        {"encoding": "rot13"},
+    ):
         with pytest.raises(MalformedEnvelope):
-            read_part(Message(good.content, good.content_type, {**good.headers, **headers} if headers else {}))
-    bomb = part_message(b"t" * 16, 0, LIMITS.part_bytes_most, bytes(LIMITS.part_bytes_most), compress=True)
+            read_part(
+                Message(
+                    good.content, good.content_type, {**good.headers, **headers} if headers else {}
+                )
+            )
+    bomb = part_message(
+        b"t" * 16, 0, LIMITS.part_bytes_most, bytes(LIMITS.part_bytes_most), compress=True
+    )
     with pytest.raises(MalformedEnvelope):
         read_part(Message(bomb.content, bomb.content_type, {**bomb.headers, "part_bytes": "1000"}))
     manifest = Manifest(b"t" * 16, ("a", "b"), 150, 100, (bytes(32), bytes(32)), 5, "text/plain")
@@ -292,11 +342,19 @@ def test_parts_and_manifests_that_are_none() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("report.hl7", "application/hl7-v2"), ("x.csv", "text/csv"), ("x.unheard-of", "application/octet-stream"),
-        ("sample.vcf", "text/x-vcf"), ("sample.vcf.gz", "application/gzip"), ("IM0001.DCM", "application/dicom"),
-        ("run.mzML", "application/x-mzml+xml"), ("t1.nii", "application/x-nifti"), ("t1.nii.gz", "application/gzip"),
-        ("reads.fastq", "text/x-fastq"), ("a.tar.gz", "application/gzip"), ("scan.tif", "image/tiff"),
+        ("report.hl7", "application/hl7-v2"),
+        ("x.csv", "text/csv"),
+        ("x.unheard-of", "application/octet-stream"),
+        ("sample.vcf", "text/x-vcf"),
+        ("sample.vcf.gz", "application/gzip"),
+        ("IM0001.DCM", "application/dicom"),
+        ("run.mzML", "application/x-mzml+xml"),
+        ("t1.nii", "application/x-nifti"),
+        ("t1.nii.gz", "application/gzip"),
+        ("reads.fastq", "text/x-fastq"),
+        ("a.tar.gz", "application/gzip"),
+        ("scan.tif", "image/tiff"),
     ],
-)  # fmt: skip
+)
 def test_types_by_name(name: str, kind: str) -> None:
     assert guess_type(Path(name)) == kind

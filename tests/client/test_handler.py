@@ -89,7 +89,9 @@ async def test_what_waits_is_handled_also_while_hq_is_away(hq: Any) -> None:
 
 
 async def test_messages_are_recorded_while_a_handler_waits(hq: Any) -> None:
-    """It reads, waits until another one is recorded, and writes: what it had read is old, so it begins once more."""
+    """It reads, waits until another one is recorded, and writes: what it had read is old, so it
+    begins once more.
+    """
     runs: list[tuple[bytes, int]] = []
 
     async def slow(handled: Handled, tx: sqlite3.Connection) -> None:
@@ -157,7 +159,9 @@ async def test_what_fails_for_good_is_set_aside_told_and_can_be_retried(hq: Any)
     assert results(hq) == ["good", "bad"]
 
 
-async def test_a_command_runs_once_for_each_message_and_each_file_of_any_size(hq: Any, tmp_path: Path) -> None:
+async def test_a_command_runs_once_for_each_message_and_each_file_of_any_size(
+    hq: Any, tmp_path: Path
+) -> None:
     large = tmp_path / "scan.nii.gz"
     large.write_bytes(b"\x1f\x8b" + bytes(range(256)) * 20_000)
     script = tmp_path / "handle.py"
@@ -194,7 +198,12 @@ async def test_an_agent_calls_a_handler_too(hq: Any, tmp_path: Path) -> None:
     got: list[tuple[str, bytes]] = []
 
     def handle(handled: Handled, tx: sqlite3.Connection) -> None:
-        got.append((handled.filename, handled.file.read_bytes() if handled.file else handled.message.content))
+        got.append(
+            (
+                handled.filename,
+                handled.file.read_bytes() if handled.file else handled.message.content,
+            )
+        )
 
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC", keep_trying=True) as center:
         await lab.publish(["hello", Message(b"1", "text/csv", {"filename": "a.csv"})], to="CA-RC")

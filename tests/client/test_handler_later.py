@@ -66,7 +66,8 @@ async def test_a_system_that_is_down_parks_nothing_and_is_told_once(hq: Any) -> 
         assert sum("Kept" in line and "for the handler" in line for line in said) == len(texts)
         down = False
         await running(center, deliver, lambda: sorted(done) == texts, tries=2)
-        assert sum("takes messages again" in line for line in said) == 0  # another process was told of the trouble
+        # another process was told of the trouble
+        assert sum("takes messages again" in line for line in said) == 0
         await Receiver(center).drain()  # signs what is owed
         assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
 
@@ -113,7 +114,11 @@ async def test_ordered_the_head_of_a_senders_line_waits(hq: Any) -> None:
             raise Later("down") if handled.attempt % 2 else Bad("odd")
         done.append(text)
 
-    async with hq.client("FL-LAB") as lab, hq.client("NY-LAB") as other, hq.client("CA-RC") as center:
+    async with (
+        hq.client("FL-LAB") as lab,
+        hq.client("NY-LAB") as other,
+        hq.client("CA-RC") as center,
+    ):
         for text in ("OUT1", "OUT2", "OUT3"):
             await lab.publish(text, to="CA-RC")
         await other.publish("NY1", to="CA-RC")
@@ -143,13 +148,21 @@ async def test_ordered_what_is_parked_is_passed(hq: Any) -> None:
 @pytest.mark.parametrize(
     ("error", "later"),
     [
-        (Later("x"), True), (Bad("x"), False), (ConnectionRefusedError(), True), (TimeoutError(), True),
-        (OSError(28, "No space left on device"), True), (FileNotFoundError(2, "no such program"), True),
-        (trio.TooSlowError(), True), (NetworkError("x"), True), (InvalidRequest("x"), False), (ValueError("x"), False),
-        (KeyError("PID"), False), (sqlite3.OperationalError("no such table"), False),
+        (Later("x"), True),
+        (Bad("x"), False),
+        (ConnectionRefusedError(), True),
+        (TimeoutError(), True),
+        (OSError(28, "No space left on device"), True),
+        (FileNotFoundError(2, "no such program"), True),
+        (trio.TooSlowError(), True),
+        (NetworkError("x"), True),
+        (InvalidRequest("x"), False),
+        (ValueError("x"), False),
+        (KeyError("PID"), False),
+        (sqlite3.OperationalError("no such table"), False),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_what_counts_as_later(error: Exception, later: bool) -> None:
     assert is_later(error) == later
 
@@ -166,7 +179,9 @@ def test_pauses_double_up_to_five_minutes_and_tries_up_to_one() -> None:
     assert (failure.attempts, round(failure.pause_s)) == (8, 60)
 
 
-def test_a_handler_that_is_away_is_asked_seldom_and_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_handler_that_is_away_is_asked_seldom_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = 1_000_000
     monkeypatch.setattr(trying, "now_ms", lambda: now)
     said: list[str] = []
@@ -186,8 +201,9 @@ def test_a_handler_that_is_away_is_asked_seldom_and_told_of_once(monkeypatch: py
         away.over(number, 0)
         assert not away.waits
     assert [text.partition(":")[0] for text in said] == [
-        "The handler takes nothing now", "The handler takes messages again",
-    ]  # fmt: skip
+        "The handler takes nothing now",
+        "The handler takes messages again",
+    ]
 
 
 def test_one_that_waits_for_long_does_not_hide_that_the_system_went_down_later() -> None:

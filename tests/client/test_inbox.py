@@ -39,20 +39,33 @@ class Dying(Inbox):
         pass
 
 
-def received(*contents: bytes, sender: str = "FL-LAB", envelope_id: bytes | None = None, **more: Any) -> Received:
-    messages = [Message(c, more.get("kind", "text/plain"), more.get("headers", {})) for c in contents]
-    return Received(sender, envelope_id or IDS.next(), 0, "box.CA-RC", 1, 1_759_906_980_123, messages)
+def received(
+    *contents: bytes, sender: str = "FL-LAB", envelope_id: bytes | None = None, **more: Any
+) -> Received:
+    messages = [
+        Message(c, more.get("kind", "text/plain"), more.get("headers", {})) for c in contents
+    ]
+    return Received(
+        sender, envelope_id or IDS.next(), 0, "box.CA-RC", 1, 1_759_906_980_123, messages
+    )
 
 
 def lines(home: Path) -> list[Any]:
-    return [orjson.loads(x) for x in (home / "data" / "received_messages.jsonl").read_bytes().splitlines()]
+    return [
+        orjson.loads(x)
+        for x in (home / "data" / "received_messages.jsonl").read_bytes().splitlines()
+    ]
 
 
 def test_a_batch_is_recorded_and_known(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
     batch = [received(b"one", b"two"), received(b"three", sender="PA-LAB")]
     made = inbox.record(batch)
-    assert [orjson.loads(x)["content"] for x in b"".join(made).splitlines()] == ["one", "two", "three"]
+    assert [orjson.loads(x)["content"] for x in b"".join(made).splitlines()] == [
+        "one",
+        "two",
+        "three",
+    ]
     assert lines(tmp_path)[1]["message_id"][-4:] == "0001"
     assert lines(tmp_path)[0]["sent_timestamp"] == "2025-10-08T07:03:00.123Z"
     assert all(inbox.knows(r.sender, r.envelope_id) for r in batch)
@@ -61,7 +74,9 @@ def test_a_batch_is_recorded_and_known(tmp_path: Path) -> None:
     inbox.close()
     again = Inbox(tmp_path)
     assert all(again.knows(r.sender, r.envelope_id) for r in batch)
-    older = received(b"late", envelope_id=batch[0].envelope_id[:5] + b"\x00" + batch[0].envelope_id[6:])
+    older = received(
+        b"late", envelope_id=batch[0].envelope_id[:5] + b"\x00" + batch[0].envelope_id[6:]
+    )
     assert not again.knows("FL-LAB", older.envelope_id)
     again.record([older])
     assert again.knows("FL-LAB", older.envelope_id)
@@ -116,7 +131,9 @@ def test_half_a_line_is_cut_back(tmp_path: Path) -> None:
     assert [line["content"] for line in lines(tmp_path)] == ["whole"]
 
 
-def test_an_error_records_nothing_and_the_inbox_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_records_nothing_and_the_inbox_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inbox = Inbox(tmp_path)
     first = received(b"one")
     inbox.record([first])
@@ -132,7 +149,8 @@ def test_an_error_records_nothing_and_the_inbox_goes_on(tmp_path: Path, monkeypa
     assert not inbox.knows(again.sender, again.envelope_id)
     assert len(lines(tmp_path)) == 1
     with pytest.raises(sqlite3.IntegrityError):
-        inbox.record([first])  # its id is there already: the constraint holds, and only this envelope is at fault
+        # its id is there already: the constraint holds, and only this envelope is at fault
+        inbox.record([first])
     inbox.record([again])
     inbox.close()
     assert [line["content"] for line in lines(tmp_path)] == ["one", "two"]
@@ -151,7 +169,9 @@ def test_a_file_that_was_moved_away_begins_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["moved", "removed", "replaced", "emptied", "appended to"])
-def test_lines_go_to_what_the_path_names_whatever_becomes_of_it_meanwhile(tmp_path: Path, how: str) -> None:
+def test_lines_go_to_what_the_path_names_whatever_becomes_of_it_meanwhile(
+    tmp_path: Path, how: str
+) -> None:
     said: list[str] = []
     inbox = Inbox(tmp_path, say=said.append)
     inbox.record([received(b"before")])
@@ -208,7 +228,9 @@ def test_lines_are_rotated_by_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sessions_first", [False, True])
-def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path, sessions_first: bool) -> None:
+def test_a_database_that_was_lost_takes_no_lines_along(
+    tmp_path: Path, sessions_first: bool
+) -> None:
     inbox = Inbox(tmp_path)
     inbox.record([received(b"one")])
     inbox.close()
@@ -225,7 +247,10 @@ def test_a_database_that_was_lost_takes_no_lines_along(tmp_path: Path, sessions_
     inbox.close()
     assert cut == []
     assert lines.read_bytes().startswith(before + b"\n")
-    assert [orjson.loads(line)["content"] for line in lines.read_bytes().splitlines()] == ["one", "two"]
+    assert [orjson.loads(line)["content"] for line in lines.read_bytes().splitlines()] == [
+        "one",
+        "two",
+    ]
 
 
 def completed(inbox: Inbox) -> list[Arrived]:
@@ -245,7 +270,15 @@ def test_one_sender_cannot_replace_anothers_file(tmp_path: Path) -> None:
     for sender in ("FL-LAB", "PA-LAB"):
         content = sender.encode() + b"\xff"
         inbox.record(
-            [received(content, sender=sender, envelope_id=same, kind="image/png", headers={"filename": "a.png"})]
+            [
+                received(
+                    content,
+                    sender=sender,
+                    envelope_id=same,
+                    kind="image/png",
+                    headers={"filename": "a.png"},
+                )
+            ]
         )
         assert len(completed(inbox)) == 1
     inbox.close()
@@ -294,7 +327,9 @@ def test_a_newer_inbox_is_refused(tmp_path: Path) -> None:
 )
 def test_what_is_text(kind: str, content: bytes, text: str | None) -> None:
     found = lines_of(Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [Message(content, kind)]))
-    assert [orjson.loads(line)["content"] for line in found.data.splitlines()] == ([] if text is None else [text])
+    assert [orjson.loads(line)["content"] for line in found.data.splitlines()] == (
+        [] if text is None else [text]
+    )
     assert found.files == ([0] if text is None else [])
 
 

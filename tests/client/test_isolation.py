@@ -1,4 +1,6 @@
-"""What one enrolled client does ends with its envelopes: everybody else's mail arrives, and the next start works."""
+"""What one enrolled client does ends with its envelopes: everybody else's mail arrives, and the
+next start works.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ async def rotate(client: Client, times: int) -> list[bytes]:
     assert identity.bundle is not None
     hashes = [identity.bundle.hash]
     for _ in range(times):
-        bundle = identity.make_bundle(home.key, home.chain, identity.bundle.created_at, identity.bundle, identity)
+        bundle = identity.make_bundle(
+            home.key, home.chain, identity.bundle.created_at, identity.bundle, identity
+        )
         await client.line.request(frames.Register, bundle=bundle.raw)
         identity.bundle = bundle
         hashes.append(bundle.hash)
@@ -48,7 +52,11 @@ async def rotate(client: Client, times: int) -> list[bytes]:
 
 async def test_a_chain_of_very_many_bundles_ends_no_recipient_and_no_query(hq: Any) -> None:
     many = LIMITS.bundles_per_answer * 2 + 5
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB", renew=False) as bad:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        hq.client("BAD-LAB", renew=False) as bad,
+    ):
         before = await crafted(bad, ["CA-RC"], [text_message("sealed with the first")])
         await lab.bundles(["BAD-LAB"])  # pinned at the first one
         await rotate(bad, many)
@@ -65,7 +73,11 @@ async def test_a_chain_of_very_many_bundles_ends_no_recipient_and_no_query(hq: A
 
 
 async def test_a_hundred_envelopes_with_made_up_keys_use_up_no_look_ups(hq: Any) -> None:
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB", renew=False) as bad:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        hq.client("BAD-LAB", renew=False) as bad,
+    ):
         asked = counted_look_ups(center)
         right = bad.home.identity.bundle
         for number in range(100):
@@ -81,13 +93,17 @@ async def test_a_hundred_envelopes_with_made_up_keys_use_up_no_look_ups(hq: Any)
                 while receiver.refused + len(center.opener.refusals._due) < 100:
                     await trio.sleep(0.01)
             first = len(asked)
-            assert first <= 100 // OF_SENDER + 3  # many hashes in one request, and so many of one sender
-            await center.line.request(frames.Resend, queue="box.CA-RC", sender_id="", envelope_id=bytes(16))
+            # many hashes in one request, and so many of one sender
+            assert first <= 100 // OF_SENDER + 3
+            await center.line.request(
+                frames.Resend, queue="box.CA-RC", sender_id="", envelope_id=bytes(16)
+            )
             await lab.publish("and again", to="CA-RC")
             with trio.fail_after(10):
                 while len(hq.lines("CA-RC")) < 2:
                     await trio.sleep(0.01)
-            assert len(asked) <= PER_SENDER + 2  # what HQ does not have is remembered, and the rest is not asked for
+            # what HQ does not have is remembered, and the rest is not asked for
+            assert len(asked) <= PER_SENDER + 2
             nursery.cancel_scope.cancel()
 
 
@@ -105,7 +121,11 @@ def counted_look_ups(client: Client) -> list[Any]:
 
 
 async def test_a_look_up_that_takes_long_holds_up_its_own_sender_alone(hq: Any) -> None:
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB") as bad:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        hq.client("BAD-LAB") as bad,
+    ):
         await lab.publish("first", to="CA-RC")
         with trio.fail_after(10):
             assert await Receiver(center).run(count=1) == 1  # its keys are known from here on
@@ -132,7 +152,11 @@ async def test_a_look_up_that_takes_long_holds_up_its_own_sender_alone(hq: Any) 
 
 
 async def test_what_hq_says_to_a_refusal_ends_nothing(hq: Any) -> None:
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB", renew=False) as bad:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        hq.client("BAD-LAB", renew=False) as bad,
+    ):
         request = center.line.request
 
         async def no_nack(kind: Any, **fields: Any) -> Any:
@@ -155,14 +179,21 @@ async def test_a_receipt_of_the_year_584_million_ends_no_sender(hq: Any) -> None
         row = await lab.sent(confirmation.message_ids[0])
         identity = bad.home.identity
         leaf = Leaf("FL-LAB", row.envelope_id, 0, row.envelope_hash, 1, Outcome.OPENED)
-        unsigned = Unsigned.over("BAD-LAB", (1 << 64) - 1, identity.bundle.hash, identity.suite, [leaf])
-        await bad.publish([Message(unsigned.group(identity.sign(USE, unsigned.digest), "FL-LAB"), TYPE)],
-                          to="FL-LAB", box="sys")  # fmt: skip
+        unsigned = Unsigned.over(
+            "BAD-LAB", (1 << 64) - 1, identity.bundle.hash, identity.suite, [leaf]
+        )
+        await bad.publish(
+            [Message(unsigned.group(identity.sign(USE, unsigned.digest), "FL-LAB"), TYPE)],
+            to="FL-LAB",
+            box="sys",
+        )
         with trio.fail_after(10):
             assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
 
 
-async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cipherbox.client.inbox import inbox as inboxes
 
     made = inboxes.lines_of
@@ -173,7 +204,11 @@ async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(hq: Any, mo
         return made(one)
 
     monkeypatch.setattr(inboxes, "lines_of", lines_of)
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB") as bad:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        hq.client("BAD-LAB") as bad,
+    ):
         await bad.publish("poison", to="CA-RC")
         for number in range(3):
             await lab.publish(f"good {number}", to="CA-RC")
@@ -185,14 +220,20 @@ async def test_one_envelope_that_cannot_be_recorded_ends_with_itself(hq: Any, mo
 
 
 async def test_receipts_with_made_up_keys_use_up_no_look_ups(hq: Any) -> None:
-    async with hq.client("FL-LAB") as lab, hq.client("BAD-LAB") as bad, hq.client("CA-RC") as center:
+    async with (
+        hq.client("FL-LAB") as lab,
+        hq.client("BAD-LAB") as bad,
+        hq.client("CA-RC") as center,
+    ):
         confirmation = await lab.publish("for the dishonest", to="BAD-LAB")
         row = await lab.sent(confirmation.message_ids[0])
         asked = counted_look_ups(lab)
         identity = bad.home.identity
         for number in range(60):
             leaf = Leaf("FL-LAB", row.envelope_id, 0, row.envelope_hash, 1, Outcome.OPENED)
-            unsigned = Unsigned.over("BAD-LAB", 1, number.to_bytes(32, "big"), identity.suite, [leaf])
+            unsigned = Unsigned.over(
+                "BAD-LAB", 1, number.to_bytes(32, "big"), identity.suite, [leaf]
+            )
             group = unsigned.group(identity.sign(USE, unsigned.digest), "FL-LAB")
             await bad.publish([Message(group, TYPE)], to="FL-LAB", box="sys")
         honest = await lab.publish("for somebody else", to="CA-RC")

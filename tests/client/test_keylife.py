@@ -1,4 +1,6 @@
-"""Rotation with overlap, renewal by itself, destruction by the rule; and a crash between any two steps."""
+"""Rotation with overlap, renewal by itself, destruction by the rule; and a crash between any two
+steps.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,11 @@ async def test_a_backlog_sealed_to_the_old_keys_still_opens(hq: Any) -> None:
         await lab.publish("to the new keys", to="CA-RC")
         pin = lab.directory.pins.get("CA-RC")
         assert (pin.bundle.hash, pin.how) == (after.hash, SUCCESSION)
-    assert await opened(hq, "CA-RC") == [b"to the old keys", b"still to the old keys", b"to the new keys"]
+    assert await opened(hq, "CA-RC") == [
+        b"to the old keys",
+        b"still to the old keys",
+        b"to the new keys",
+    ]
 
 
 async def test_what_a_rotated_sender_sent_before_is_still_believed(hq: Any) -> None:
@@ -103,8 +109,12 @@ async def test_a_client_that_runs_opens_what_is_sealed_to_keys_another_process_m
             await running.life.rotate()
 
 
-async def test_old_private_keys_are_destroyed_when_nothing_sealed_to_them_can_arrive(hq: Any) -> None:
-    """An offline sender uses a pin for 35 days, an inbox takes ids of 400 days, and clocks differ by one."""
+async def test_old_private_keys_are_destroyed_when_nothing_sealed_to_them_can_arrive(
+    hq: Any,
+) -> None:
+    """An offline sender uses a pin for 35 days, an inbox takes ids of 400 days, and clocks
+    differ by one.
+    """
     assert OLD_KEY_DAYS == 436 == pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // DAY_MS + 1
     async with hq.client("FL-LAB") as lab:
         await lab.publish("to the old keys", to="CA-RC")
@@ -167,14 +177,16 @@ async def test_both_signatures_from_the_first_day(hq: Any) -> None:
         assert center.home.identity.suite == SignatureSuite.ED25519_MLDSA65
 
 
-# -- renewal ------------------------------------------------------------------------------------------------------
+# -- renewal ---------------------------------------------------------------------------------------
 
 
 def short_lived(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
     """What HQ issues from now on lives so long."""
     issue = pki.issue_client
     monkeypatch.setattr(
-        Trust, "issue", lambda self, key, client_id: issue(self.authority, key, client_id, days)  # type: ignore[arg-type]
+        Trust,
+        "issue",
+        lambda self, key, client_id: issue(self.authority, key, client_id, days),  # type: ignore[arg-type]
     )
 
 
@@ -198,7 +210,9 @@ async def test_a_certificate_renews_by_itself_at_two_thirds_of_its_life(
     async with hq.client("SF-RC", on_event=said.append) as center:
         await until(lambda: center.home.identity.bundle.sequence == 2)
         assert center.home.identity.bundle.chain[0] == pki.der(center.home.chain[0])
-        assert center.home.chain[0].not_valid_after_utc > leaf.not_valid_after_utc + datetime.timedelta(days=300)
+        assert center.home.chain[
+            0
+        ].not_valid_after_utc > leaf.not_valid_after_utc + datetime.timedelta(days=300)
         assert pki.spki(center.home.key.public_key()) != pki.spki(leaf.public_key())  # type: ignore[arg-type]
     assert any("The certificate was renewed" in str(e) for e in said)
     async with hq.client("FL-LAB") as lab:
@@ -240,11 +254,13 @@ async def test_an_offline_ca_renews_when_the_request_was_carried(tmp_path: Path)
         assert not (admin.home.path / NEXT_KEY).exists()
 
 
-# -- crashes ------------------------------------------------------------------------------------------------------
+# -- crashes ---------------------------------------------------------------------------------------
 
 
 def writes(monkeypatch: pytest.MonkeyPatch, die_before: int | None) -> list[str]:
-    """Counts the durable steps of a change of keys; the process dies before the one that is named."""
+    """Counts the durable steps of a change of keys; the process dies before the one that is
+    named.
+    """
     done: list[str] = []
 
     def step(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -260,7 +276,9 @@ def writes(monkeypatch: pytest.MonkeyPatch, die_before: int | None) -> list[str]
     monkeypatch.setattr(keylife, "write_atomic", step("certificate", keylife.write_atomic))
     monkeypatch.setattr(keylife, "put_next_key", step("key", keylife.put_next_key))
     monkeypatch.setattr(keylife.keyfile, "save", step("keys", keyfile.save))
-    monkeypatch.setattr(keylife.KeyLifecycle, "_publish", step("publish", keylife.KeyLifecycle._publish))
+    monkeypatch.setattr(
+        keylife.KeyLifecycle, "_publish", step("publish", keylife.KeyLifecycle._publish)
+    )
     return done
 
 
@@ -296,6 +314,7 @@ async def test_a_crash_between_any_two_steps_leaves_a_home_that_works(
 async def test_a_lost_answer_of_hq_loses_no_key(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """HQ took the bundle, and the client never heard so: what is sealed to it meanwhile opens."""
     with monkeypatch.context() as patch:
+
         def killed(*_: Any) -> None:
             raise Killed
 
@@ -332,7 +351,9 @@ async def test_a_home_from_an_old_backup_is_told_so(hq: Any) -> None:
         await center.life.rotate()
     path.write_bytes(backup)
     async with hq.client("CA-RC") as center:
-        with pytest.raises(BundleRefused, match="restored from an older backup, or somebody else has its keys"):
+        with pytest.raises(
+            BundleRefused, match="restored from an older backup, or somebody else has its keys"
+        ):
             await center.life.rotate()
         assert center.home.identity.upcoming is None
         assert center.home.identity.bundle.sequence == 1

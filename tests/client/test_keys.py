@@ -36,8 +36,12 @@ async def test_first_use_is_pinned_and_said(
     (pin,) = Pins(tmp_path).entries()
     assert pin.bundle.hash == center.bundle.hash
     assert (pin.how, pin.verified_at) == ("first use", 0)
-    assert any(f"pinned at first use; fingerprint {fingerprint(center.bundle)}" in e.text for e in said)
-    assert (tmp_path / "certs" / "CA-RC_public.key").read_bytes() == center.bundle.encrypt_keys[0].public
+    assert any(
+        f"pinned at first use; fingerprint {fingerprint(center.bundle)}" in e.text for e in said
+    )
+    assert (tmp_path / "certs" / "CA-RC_public.key").read_bytes() == center.bundle.encrypt_keys[
+        0
+    ].public
 
 
 async def test_keys_that_the_old_ones_signed_are_taken_and_shown(
@@ -57,7 +61,9 @@ async def test_keys_that_the_old_ones_signed_are_taken_and_shown(
     assert (pin.bundle.sequence, pin.how) == (3, SUCCESSION)
     assert pin.verified_at > 0  # the verified keys signed for these
     assert pin.accepted == {b.hash for b in center.bundles}
-    assert any("changed: bundle 1 to 3" in e.text and fingerprint(center.bundle) in e.text for e in said)
+    assert any(
+        "changed: bundle 1 to 3" in e.text and fingerprint(center.bundle) in e.text for e in said
+    )
 
 
 async def test_a_swapped_bundle_stops_the_sender_until_a_person_compared(
@@ -83,15 +89,22 @@ async def test_a_swapped_bundle_stops_the_sender_until_a_person_compared(
 
 
 async def test_a_malicious_directory_is_refused(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     center.rotate()
     scripted.offer(center)
     other = authority.party("SF-RC")
     foreign = Authority("Another HQ").party("CA-RC")
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
-        for raw, kind in ((other.bundle.raw, BundleForAnother), (foreign.bundle.raw, BundleNotCertified)):
+        for raw, kind in (
+            (other.bundle.raw, BundleForAnother),
+            (foreign.bundle.raw, BundleNotCertified),
+        ):
             scripted.offers["CA-RC"] = [raw]
             with pytest.raises(kind):
                 await client.publish("x", to="CA-RC")
@@ -104,16 +117,21 @@ async def test_a_malicious_directory_is_refused(
         scripted.offer(center)
         await client.publish("x", to="CA-RC")
         client.directory._asked.clear()
-        scripted.offers["CA-RC"] = [b"", b"", center.bundles[0].raw]  # number 2 is pinned; number 1 is shown again
+        # number 2 is pinned; number 1 is shown again
+        scripted.offers["CA-RC"] = [b"", b"", center.bundles[0].raw]
         with pytest.raises(BundleRolledBack):
             await client.publish("x", to="CA-RC")
     assert len(scripted.envelopes) == 1
 
 
 async def test_a_revoked_recipient_is_not_sealed_for(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     revoked = [(pki.serial(center.chain[0]), pki.now())]
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         await client.publish("x", to="CA-RC")
@@ -160,9 +178,13 @@ async def test_a_senders_bundle_is_found_and_must_lead_to_the_pin(
 
 
 async def test_a_sender_must_have_been_valid_when_hq_accepted(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(lab)
     bundle = lab.bundle
     day = 24 * 3600 * 1000
@@ -184,7 +206,8 @@ async def test_a_sender_must_have_been_valid_when_hq_accepted(
 def test_a_person_cannot_pin_an_older_bundle(tmp_path: Path, authority: Authority) -> None:
     party = authority.party("CA-RC")
     first = party.bundle
-    second = party.publish()  # the same identity, so the same fingerprint: the telephone would not notice
+    # the same identity, so the same fingerprint: the telephone would not notice
+    second = party.publish()
     pins = Pins(tmp_path)
     pins.accept(second, PERSON)
     with pytest.raises(BundleRolledBack):

@@ -45,13 +45,20 @@ def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_subscription_that_hq_cannot_take_now_is_made_later(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(lab)
     scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away"), Throttled()]
     said: list[Any] = []
-    async with client_on(scripted, center, tmp_path, monkeypatch, said) as client, client.consume() as deliveries:
+    async with (
+        client_on(scripted, center, tmp_path, monkeypatch, said) as client,
+        client.consume() as deliveries,
+    ):
         assert len([e for e in said if "HQ cannot hand out box.CA-RC now" in e.text]) == 2
         await scripted.deliver((1, 1, now_ms(), sealed(lab, center, "one")))
         assert (await deliveries.__anext__()).messages[0].content == b"one"
@@ -64,9 +71,12 @@ async def test_a_subscription_that_hq_cannot_take_now_is_made_later(
 
 
 async def test_a_subscription_that_hq_never_takes_says_why(
-    scripted: ScriptedHq, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.refuse[frames.Consume] = [StoreUnavailable("the store is away")] * 100
     async with client_on(scripted, center, tmp_path, monkeypatch, tries=2, timeout_s=5) as client:
         began = trio.current_time()
@@ -81,11 +91,18 @@ async def test_a_subscription_that_hq_never_takes_says_why(
 
 
 async def test_a_delivery_that_could_not_be_verified_now_is_given_next(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(lab)
-    async with client_on(scripted, center, tmp_path, monkeypatch) as client, client.consume() as deliveries:
+    async with (
+        client_on(scripted, center, tmp_path, monkeypatch) as client,
+        client.consume() as deliveries,
+    ):
         scripted.refuse[frames.GetBundles] = [StoreUnavailable("the store is away")] * 3
         await scripted.deliver((1, 1, now_ms(), sealed(lab, center)))
         assert (await deliveries.__anext__()).seq == 1  # HQ was asked again
@@ -96,14 +113,24 @@ async def test_a_delivery_that_could_not_be_verified_now_is_given_next(
 
 
 async def test_a_pipe_asks_again_for_its_peers_keys(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(lab)
-    async with client_on(scripted, center, tmp_path, monkeypatch) as client, client.consume_unopened() as consumer:
-        await scripted.deliver((1, 1, now_ms(), sealed(lab, center)), (2, 1, now_ms(), sealed(center, lab)))
+    async with (
+        client_on(scripted, center, tmp_path, monkeypatch) as client,
+        client.consume_unopened() as consumer,
+    ):
+        await scripted.deliver(
+            (1, 1, now_ms(), sealed(lab, center)), (2, 1, now_ms(), sealed(center, lab))
+        )
         good, bad = await consumer.batch()
-        scripted.refuse[frames.GetBundles] = [StoreUnavailable("the store is away")] * 4  # three are one try
+        # three are one try
+        scripted.refuse[frames.GetBundles] = [StoreUnavailable("the store is away")] * 4
         await mail._open(client, good)
         assert good.opened
         assert not scripted.refuse[frames.GetBundles]
@@ -112,9 +139,13 @@ async def test_a_pipe_asks_again_for_its_peers_keys(
 
 
 async def test_a_lasting_receiver_waits_out_what_passes_with_pauses_that_grow(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(lab)
     said: list[Any] = []
     async with client_on(scripted, center, tmp_path, monkeypatch, said) as client:
@@ -165,9 +196,15 @@ def _pauses(said: list[Any]) -> list[int]:
     ],
 )
 async def test_what_passes(
-    scripted: ScriptedHq, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    autojump_clock: MockClock, error: CipherBoxError, passing: tuple[type[CipherBoxError], ...], waits: bool,
-) -> None:  # fmt: skip
+    scripted: ScriptedHq,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    error: CipherBoxError,
+    passing: tuple[type[CipherBoxError], ...],
+    waits: bool,
+) -> None:
     calls: list[int] = []
 
     async def work() -> None:
@@ -182,11 +219,17 @@ async def test_what_passes(
     assert len(calls) == 1 + waits
 
 
-@pytest.mark.parametrize("error", [Forbidden("it is not yours"), NotFound("no such queue"), Revoked("on the list")])
+@pytest.mark.parametrize(
+    "error", [Forbidden("it is not yours"), NotFound("no such queue"), Revoked("on the list")]
+)
 async def test_a_lasting_receiver_ends_with_what_does_not_pass(
-    scripted: ScriptedHq, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: CipherBoxError,
+    scripted: ScriptedHq,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: CipherBoxError,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     async with client_on(scripted, center, tmp_path, monkeypatch) as client:
         scripted.refuse[frames.Consume] = [error]
         with trio.fail_after(60), pytest.raises(type(error), match=str(error)):
@@ -196,9 +239,13 @@ async def test_a_lasting_receiver_ends_with_what_does_not_pass(
 
 
 async def test_trouble_of_this_machine_is_waited_out_only_when_asked_to(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(lab)
     said: list[Any] = []
     async with client_on(scripted, center, tmp_path, monkeypatch, said) as client:
@@ -211,13 +258,14 @@ async def test_trouble_of_this_machine_is_waited_out_only_when_asked_to(
         record = Receiver._record
         monkeypatch.setattr(Receiver, "_record", failing)
         async with trio.open_nursery() as nursery:
-
             nursery.start_soon(_deliver_at, scripted, 1, 1, sealed(lab, center))
             with pytest.raises(StoreError, match="no space left"):
                 await Receiver(client).keep(QUEUES)
         async with trio.open_nursery() as nursery:
             receiver = Receiver(client)
-            await nursery.start(lambda task_status: receiver.keep(QUEUES, own_trouble=True, task_status=task_status))
+            await nursery.start(
+                lambda task_status: receiver.keep(QUEUES, own_trouble=True, task_status=task_status)
+            )
             for count in range(2, 5):
                 await _deliver_at(scripted, count, count, sealed(lab, center))
             await until(lambda: scripted.acked == [1])
@@ -226,8 +274,12 @@ async def test_trouble_of_this_machine_is_waited_out_only_when_asked_to(
 
 
 async def test_a_disk_that_takes_no_list_and_no_pin_is_an_error_of_ours(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

@@ -137,7 +137,9 @@ async def test_silence_is_tried_so_often_and_then_said(
     assert len(hq.sessions) >= 2  # a silent connection is given up, not asked again
 
 
-async def test_credentials_are_never_tried_again(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_credentials_are_never_tried_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     hq = FakeHq()
     hq.refusals = [CredentialsError("it has expired")]
     async with line_to(hq, monkeypatch) as line:
@@ -149,7 +151,9 @@ async def test_credentials_are_never_tried_again(monkeypatch: pytest.MonkeyPatch
     assert not hq.sessions
 
 
-async def test_a_revoked_client_is_told_and_stops(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_a_revoked_client_is_told_and_stops(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     async def revoke(session: Session, event: Any) -> None:
         await session.send(frames.Error(0, Revoked.code, False, "revoked by the admin", b""))
 
@@ -162,7 +166,9 @@ async def test_a_revoked_client_is_told_and_stops(monkeypatch: pytest.MonkeyPatc
     assert len(hq.sessions) == 1
 
 
-async def test_no_common_version_is_final(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_no_common_version_is_final(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     hq = FakeHq()
     hq.refusals = [VersionMismatch("HQ speaks version 9")]
     async with line_to(hq, monkeypatch) as line:
@@ -241,11 +247,15 @@ async def test_a_lost_confirm_is_asked_for_again_over_the_same_line(
     assert outcome.count == 1
 
 
-async def test_a_full_disk_holds_the_envelope_back(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_a_full_disk_holds_the_envelope_back(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     async def full_at_first(session: Session, event: Any) -> None:
         for correlation, *_ in event.items:
             if trio.current_time() < 5:
-                await session.send(frames.Error(correlation, DiskFull.code, True, "the disk is full", b""))
+                await session.send(
+                    frames.Error(correlation, DiskFull.code, True, "the disk is full", b"")
+                )
             else:
                 await session.confirm([correlation])
 
@@ -261,7 +271,9 @@ async def test_a_full_disk_holds_the_envelope_back(monkeypatch: pytest.MonkeyPat
 
 async def test_a_refused_envelope_is_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     async def changed(session: Session, event: Any) -> None:
-        await session.send(frames.Error(event.items[0][0], RouteChanged.code, False, "changed", b"detail"))
+        await session.send(
+            frames.Error(event.items[0][0], RouteChanged.code, False, "changed", b"detail")
+        )
 
     async with line_to(FakeHq(changed), monkeypatch) as line:
         item = await Outcome(line).wait()
@@ -297,7 +309,9 @@ async def test_too_large_for_hq_is_said_at_once(monkeypatch: pytest.MonkeyPatch)
             Outcome(line, bytes((16 << 20) + 1))
 
 
-async def test_the_heartbeat_is_kept_and_watched(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_the_heartbeat_is_kept_and_watched(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     async def pong_until_50(session: Session, event: Any) -> None:
         if trio.current_time() < 50:
             await session.send(frames.Pong(event.correlation))
@@ -343,7 +357,9 @@ async def test_going_away_is_waited_for_as_hq_asked(
     assert any("an update" in text for text in said)
 
 
-async def test_going_away_with_a_request_says_so(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+async def test_going_away_with_a_request_says_so(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     async def going(session: Session, event: Any) -> None:
         await session.send(frames.GoingAway(0, "the end"))
         await session.cut()

@@ -28,7 +28,10 @@ def both_ways(messages: list[Message]) -> bytes:
 @given(st.lists(st.one_of(st.text(max_size=9), st.text("abc", max_size=9)), min_size=1, max_size=9))
 def test_text_of_every_kind(texts: list[str]) -> None:
     encodable = [t.encode("utf-8", "replace") for t in texts]
-    lines = [json.loads(line) for line in both_ways([Message(t, TEXT) for t in encodable]).split(b"\n")[:-1]]
+    lines = [
+        json.loads(line)
+        for line in both_ways([Message(t, TEXT) for t in encodable]).split(b"\n")[:-1]
+    ]
     assert [line["content"] for line in lines] == [t.decode() for t in encodable]
     assert [line["message_id"][-4:] for line in lines] == [f"{n:04x}" for n in range(len(texts))]
     assert {line["sender_id"] for line in lines} == {"FL-LAB"}
@@ -41,14 +44,18 @@ def test_text_of_every_kind(texts: list[str]) -> None:
         ([Message(b"plain", TEXT), Message(b"with a header", TEXT, {"k": "v"})], 2),
         ([Message(b"plain", TEXT), Message(b"a,b", "text/csv", {"filename": "results.csv"})], 1),
         ([Message(b"plain", TEXT), Message(b"with a time", TEXT, {}, 1_700_000_000_000)], 2),
-        ([Message(b"\xc3", TEXT), Message(b"\xa4", TEXT)], 0),  # together they are UTF-8, each alone is not
+        # together they are UTF-8, each alone is not
+        ([Message(b"\xc3", TEXT), Message(b"\xa4", TEXT)], 0),
         ([Message(b"not text"), Message(b"not text either")], 0),
     ],
 )
 def test_what_is_not_of_one_kind(messages: list[Message], texts: int) -> None:
     lines = both_ways(messages).splitlines()
     assert len(lines) == texts
-    assert all(json.loads(line)["message_id"].startswith("019a8c3e-0b1e-7000-8000-01234567") for line in lines)
+    assert all(
+        json.loads(line)["message_id"].startswith("019a8c3e-0b1e-7000-8000-01234567")
+        for line in lines
+    )
 
 
 def test_as_many_as_an_envelope_holds() -> None:

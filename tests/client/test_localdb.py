@@ -20,12 +20,16 @@ db.close()
 
 
 def look(path: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", LOOK, str(path)], capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, str(path)], capture_output=True, check=True, timeout=60
+    )
     return done.stdout.decode().strip()
 
 
 def test_commits_stay_though_another_process_ends_between(tmp_path: Path) -> None:
-    """Opened twice here: the locks of the first must outlast that, or the other takes the log for nobody's."""
+    """Opened twice here: the locks of the first must outlast that, or the other takes the log
+    for nobody's.
+    """
     path = tmp_path / "x.sqlite3"
     first = open_database(path, STEPS)
     second = open_database(path, STEPS)

@@ -16,7 +16,13 @@ from cipherbox.client.blocking import connect
 from cipherbox.client.enrol import join
 from cipherbox.client.home import load_home
 from cipherbox.client.keys import local_key as localkey
-from cipherbox.client.keys.local_key import is_sealed, open_local_key, password_bytes, put_local_key, read_password
+from cipherbox.client.keys.local_key import (
+    is_sealed,
+    open_local_key,
+    password_bytes,
+    put_local_key,
+    read_password,
+)
 from cipherbox.client.keys.strength import weakness
 from cipherbox.errors import (
     CipherBoxError,
@@ -83,7 +89,9 @@ def test_an_empty_password_is_refused(tmp_path: Path, empty: str | bytes) -> Non
         put_local_key(tmp_path, KEY, "x" * 1025)
 
 
-def test_a_password_is_its_characters_and_not_how_they_are_composed(quick: None, tmp_path: Path) -> None:
+def test_a_password_is_its_characters_and_not_how_they_are_composed(
+    quick: None, tmp_path: Path
+) -> None:
     sealed(tmp_path, unicodedata.normalize("NFD", "größe"))
     assert open_local_key(tmp_path, unicodedata.normalize("NFC", "größe").encode()) == KEY
     sealed(tmp_path, b"\xff\xfe")  # a file of random bytes is a password too
@@ -93,7 +101,11 @@ def test_a_password_is_its_characters_and_not_how_they_are_composed(quick: None,
 def test_no_changed_file_opens_and_none_crashes(quick: None, tmp_path: Path) -> None:
     data = sealed(tmp_path)
     path = tmp_path / "local.key"
-    changed = [data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :] for at in range(len(data)) for bit in (0x01, 0x80)]
+    changed = [
+        data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+        for at in range(len(data))
+        for bit in (0x01, 0x80)
+    ]
     cut = [data[:end] for end in range(len(data)) if end != localkey.SIZE]
     for spoilt in [*changed, *cut, data + b"x", os.urandom(40), KEY[:31], KEY + b"\n"]:
         path.write_bytes(spoilt)
@@ -114,7 +126,9 @@ def test_a_file_that_asks_for_too_much_is_refused_before_any_work(tmp_path: Path
     for memory, passes in ((1024 * 1024 + 1, 4), (2**32 - 1, 4), (65_536, 17)):
         planted = data[:6] + memory.to_bytes(4, "big") + passes.to_bytes(4, "big") + data[14:]
         write_private(tmp_path / "local.key", planted)
-        with pytest.raises(ConfigError, match=r"local\.key: .*more memory or passes than this program allows"):
+        with pytest.raises(
+            ConfigError, match=r"local\.key: .*more memory or passes than this program allows"
+        ):
             open_local_key(tmp_path, "first")
 
 
@@ -142,7 +156,9 @@ def test_a_cheap_password_is_made_dear_by_the_next_who_opens_it(
     assert len(told) == 1
 
 
-def test_what_cannot_be_made_dear_opens_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_made_dear_opens_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(keyfile, "MEMORY_KIB", 8)
         data = sealed(tmp_path)
@@ -155,13 +171,16 @@ def test_what_cannot_be_made_dear_opens_all_the_same(tmp_path: Path, monkeypatch
         patch.setattr(localkey, "write_private", full)
         assert open_local_key(tmp_path, "first", told.append) == KEY
     assert "No space left" in told[0]
-    with lock_file(tmp_path / "local.key.lock", "the password"):  # somebody changes it just now: theirs stays
+    # somebody changes it just now: theirs stays
+    with lock_file(tmp_path / "local.key.lock", "the password"):
         assert open_local_key(tmp_path, "first", told.append) == KEY
     assert len(told) == 1
     assert (tmp_path / "local.key").read_bytes() == data
 
 
-def test_making_it_dear_never_undoes_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_making_it_dear_never_undoes_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(keyfile, "MEMORY_KIB", 8)
         sealed(tmp_path)
@@ -185,7 +204,14 @@ def test_two_changes_at_once(quick: None, tmp_path: Path) -> None:
     assert open_local_key(tmp_path, "first") == KEY
 
 
-STEPS = ("tempfile.mkstemp", "os.fchmod", "os.fdopen", "os.fsync", "os.replace", "portable.sync_directory")
+STEPS = (
+    "tempfile.mkstemp",
+    "os.fchmod",
+    "os.fdopen",
+    "os.fsync",
+    "os.replace",
+    "portable.sync_directory",
+)
 DYING = """
 import os, sys, tempfile
 from pathlib import Path
@@ -216,7 +242,11 @@ def test_whenever_it_is_killed_the_file_is_the_old_or_the_new(
             put_local_key(tmp_path, KEY, before or None)
             command = [sys.executable, "-c", FORKED + DYING, str(tmp_path), step, when, after]
             assert subprocess.run(command, timeout=60, check=False).returncode == 9, step
-            opened = [p for p in (before, after) if is_sealed(tmp_path) == bool(p) and _opens(tmp_path, p or None)]
+            opened = [
+                p
+                for p in (before, after)
+                if is_sealed(tmp_path) == bool(p) and _opens(tmp_path, p or None)
+            ]
             assert len(opened) == 1, (step, when)
             seen.add(opened[0])
             # Above all no unfinished file with the bare key beside the sealed one.
@@ -309,9 +339,13 @@ async def test_the_password_is_held_ready_by_a_setting_or_by_systemd(
         load_home(home)
     write_private(home / "secret", b"correct horse")
     assert load_home(home).identity is not None
-    settings.write_text(text.replace('password_file = ""', 'password_file = "credential:cipherbox-password"'))
+    settings.write_text(
+        text.replace('password_file = ""', 'password_file = "credential:cipherbox-password"')
+    )
     assert load_home(home).identity is not None
-    settings.write_text(text.replace('password_file = ""', 'password_file = "credential:../secret"'))
+    settings.write_text(
+        text.replace('password_file = ""', 'password_file = "credential:../secret"')
+    )
     with pytest.raises(ConfigError, match=r"\[client\] password_file"):
         load_home(home)
 
@@ -376,21 +410,31 @@ async def test_a_join_that_began_without_a_password_ends_with_one(
     assert load_home(hq.home("FL-LAB"), password="an open sesame").identity is not None
 
 
-async def test_a_password_that_is_easy_to_guess_makes_no_home_and_the_reason_is_said(hq: RealHq) -> None:
+async def test_a_password_that_is_easy_to_guess_makes_no_home_and_the_reason_is_said(
+    hq: RealHq,
+) -> None:
     async with hq.admin() as admin:
         token = await admin.enrol("FL-LAB")
     for weak in ("x", "hunter2", "fl-lab 2026", b"aaaaaaaaaaaaaaaaaaaaaaaa"):
-        with pytest.raises(WeakPassword, match=r"too easy to guess: .+ Add another word or two") as caught:
+        with pytest.raises(
+            WeakPassword, match=r"too easy to guess: .+ Add another word or two"
+        ) as caught:
             await join(hq.home("FL-LAB"), token, password=weak)
         assert len(weak) == 1 or str(weak) not in str(caught.value)
     assert not hq.home("FL-LAB").exists()
 
 
 def test_what_makes_a_password_good_enough() -> None:
-    for good in ("correct horse battery staple", os.urandom(16), "e3b0c44298fc1c149afbf4c8996fb924", "kraut 7 sesame"):
+    for good in (
+        "correct horse battery staple",
+        os.urandom(16),
+        "e3b0c44298fc1c149afbf4c8996fb924",
+        "kraut 7 sesame",
+    ):
         assert weakness(password_bytes(good)) == ""
     assert "similar to a commonly used password" in weakness(b"p4ssword1")
-    assert weakness(b"LAB-OF-FLORIDA", ["LAB-OF-FLORIDA"])  # what everybody knows of its owner is no secret
+    # what everybody knows of its owner is no secret
+    assert weakness(b"LAB-OF-FLORIDA", ["LAB-OF-FLORIDA"])
 
 
 async def test_an_empty_password_makes_no_home(hq: RealHq) -> None:

@@ -1,4 +1,6 @@
-"""What people type about HQ's log on a client's machine: `witness`, `audit evidence`, `audit accept`."""
+"""What people type about HQ's log on a client's machine: `witness`, `audit evidence`, `audit
+accept`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from tests.client.test_log_heads import QUICK, hq_audit
 
 
 async def typed(home: Path, *words: str, answer: str = "") -> Result:
-    call = lambda: CliRunner().invoke(cli, ["--home", str(home), *words], answer, standalone_mode=False)  # noqa: E731
+    def call() -> Result:
+        return CliRunner().invoke(cli, ["--home", str(home), *words], answer, standalone_mode=False)
+
     with trio.fail_after(60):
         return await trio.to_thread.run_sync(call)
 
@@ -73,7 +77,9 @@ async def test_evidence_is_judged_with_no_home_and_no_hq(hq: Any, tmp_path: Path
     proven = await typed(tmp_path / "none", "audit", "evidence", str(file))
     assert "Proven (fork)" in proven.output
     assert proven.return_value == 0
-    shown = json.loads((await typed(tmp_path / "none", "audit", "evidence", "--json", str(file))).output)
+    shown = json.loads(
+        (await typed(tmp_path / "none", "audit", "evidence", "--json", str(file))).output
+    )
     assert shown["kind"] == "fork"
     assert shown["hq"] == "DC-HQ"
     assert shown["first"]["entries"] == shown["second"]["entries"]
@@ -86,7 +92,9 @@ async def test_evidence_is_judged_with_no_home_and_no_hq(hq: Any, tmp_path: Path
     assert "Proven" not in harmless.output
 
 
-async def test_a_witness_cosigns_once_from_the_command_line(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_witness_cosigns_once_from_the_command_line(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(witness, "run_until_stopped", run)  # signals reach the main thread alone
     home = hq.home("CA-RC")
     key = (await typed(home, "witness", "--key")).output
@@ -103,7 +111,7 @@ def names(store: Store) -> list[str]:
     return [note.decode() for note in logrequests._cosigned(store)]
 
 
-# -- places at HQ -----------------------------------------------------------------------------------------------
+# -- places at HQ ----------------------------------------------------------------------------------
 
 
 async def test_clients_that_are_no_witnesses_keep_no_place_from_one(hq: Any) -> None:

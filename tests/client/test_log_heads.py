@@ -1,4 +1,6 @@
-"""What a client does with HQ's log: proofs of confirms, heads that must go together, contradictions, witnesses."""
+"""What a client does with HQ's log: proofs of confirms, heads that must go together,
+contradictions, witnesses.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from cipherbox.client.log.witness import Witness, load_key, verifier_key
 from cipherbox.envelope import evidence
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope.checkpoint import Checkpoint, Note, decode_note, origin_of, sign_checkpoint
-from cipherbox.errors import ConfigError, InvalidRequest, LogContradiction, LogMissing, LogUnproven, Queued
+from cipherbox.errors import (
+    ConfigError,
+    InvalidRequest,
+    LogContradiction,
+    LogMissing,
+    LogUnproven,
+    Queued,
+)
 from cipherbox.server import hq as server
 from cipherbox.server.operations.backup import back_up, restore
 from cipherbox.server.transparency_log import Proofs, TransparencyLog
@@ -33,7 +42,7 @@ async def publish(client: Any, text: str = "x", **more: Any) -> Any:
     return await client.publish(text, to="CA-RC", **more)
 
 
-# -- confirms -----------------------------------------------------------------------------------------------------
+# -- confirms --------------------------------------------------------------------------------------
 
 
 async def test_a_confirm_without_a_proof_leaves_the_envelope_in_the_outbox(
@@ -45,7 +54,9 @@ async def test_a_confirm_without_a_proof_leaves_the_envelope_in_the_outbox(
 
     def unproven(self: TransparencyLog, *args: Any) -> Any:
         row, proofs = honest(self, *args)
-        return row, Proofs({n: [b""] * len(found) for n, found in proofs.confirms.items()}, proofs.notes)
+        return row, Proofs(
+            {n: [b""] * len(found) for n, found in proofs.confirms.items()}, proofs.notes
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(TransparencyLog, "entry", unproven)
@@ -53,15 +64,21 @@ async def test_a_confirm_without_a_proof_leaves_the_envelope_in_the_outbox(
             with pytest.raises(Queued, match="did not prove that its signed log names them"):
                 await publish(lab)
             assert lab.post.outbox.counts()[0] == 1
-    async with hq.client("FL-LAB") as lab:  # HQ has it already, and proves that when it confirms it again
+    # HQ has it already, and proves that when it confirms it again
+    async with hq.client("FL-LAB") as lab:
         await until(lambda: not lab.post.outbox.waiting(0, 1 << 60, 1))
 
 
-async def test_a_confirm_of_another_envelope_is_none(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_confirm_of_another_envelope_is_none(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = TransparencyLog.entry
 
     def other(self: TransparencyLog, effects: Any, now: int) -> Any:
-        changed = {n: [i._replace(envelope_hash=bytes(32)) for i in items] for n, items in effects.confirmed.items()}
+        changed = {
+            n: [i._replace(envelope_hash=bytes(32)) for i in items]
+            for n, items in effects.confirmed.items()
+        }
         return honest(self, attrs.evolve(effects, confirmed=changed), now)
 
     monkeypatch.setattr(TransparencyLog, "entry", other)
@@ -87,14 +104,16 @@ async def test_what_was_confirmed_before_is_proven_again(hq: Any) -> None:
 async def test_an_hq_without_a_log_is_refused_by_a_client_that_never_saw_one(
     hq: Any, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    monkeypatch.setattr(*((server, "certified") if missing == "key" else (TransparencyLog, "head")), lambda *_: b"")
+    monkeypatch.setattr(
+        *((server, "certified") if missing == "key" else (TransparencyLog, "head")), lambda *_: b""
+    )
     await hq.restart()
     with pytest.raises(LogMissing, match="HQ shows no signed log"):
         async with hq.client("FL-LAB", **QUICK):
             pass
 
 
-# -- heads --------------------------------------------------------------------------------------------------------
+# -- heads -----------------------------------------------------------------------------------------
 
 
 async def test_a_short_command_remembers_the_head_of_its_confirm(hq: Any) -> None:
@@ -138,7 +157,9 @@ async def test_an_hq_that_forgets_its_log_is_found_out_by_everybody(hq: Any) -> 
     wipe(hq, lambda db: db.execute("DELETE FROM log"))
     await hq.start()
     for home in ("FL-LAB", "admin"):
-        with pytest.raises(LogContradiction, match=r"took its log back|signed two logs|did not prove"):
+        with pytest.raises(
+            LogContradiction, match=r"took its log back|signed two logs|did not prove"
+        ):
             async with (hq.admin if home == "admin" else lambda: hq.client("FL-LAB", **QUICK))():
                 pass
     (file,) = hq.home("FL-LAB").glob("log-evidence-*.json")
@@ -156,20 +177,27 @@ async def test_entries_that_were_read_before_are_missed(hq: Any) -> None:
         assert again.remembered == first.entries
         with admin.log.heads._db:
             admin.log.heads._db.execute("UPDATE read SET hash = ? WHERE entry = 2", (bytes(32),))
-            admin.log.heads._db.execute("INSERT INTO read VALUES (?, ?)", (again.last + 5, bytes(32)))
+            admin.log.heads._db.execute(
+                "INSERT INTO read VALUES (?, ?)", (again.last + 5, bytes(32))
+            )
         wrong = (await verify_log(admin, admin.log.key, lambda *_: None)).wrong
-    assert [one["reason"] for one in wrong[:1]] == ["it is not what was read and verified here before"]
+    assert [one["reason"] for one in wrong[:1]] == [
+        "it is not what was read and verified here before"
+    ]
     assert any("were read and verified here before, and are gone" in one["reason"] for one in wrong)
 
 
 async def test_a_fork_shows_in_a_receipt(hq: Any) -> None:
-    """The recipient was shown another log: its receipt carries the head, and the sender cannot make them agree."""
+    """The recipient was shown another log: its receipt carries the head, and the sender cannot
+    make them agree.
+    """
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
         audit = hq_audit(lab)
         newest = lab.log.newest.checkpoint
         other = sign_checkpoint(
-            Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at), audit._key
+            Checkpoint(audit.origin, newest.size, tree.leaf_hash(b"another log"), newest.at),
+            audit._key,
         )
         lab.log.meet(other)
         with pytest.raises(LogContradiction, match="HQ signed two logs"):
@@ -192,15 +220,21 @@ def hq_audit(client: Any) -> TransparencyLog:
         for one in gc.get_objects()
         if isinstance(one, HQ) and one.config.directory.parent in client.home.path.parents
     ]
-    return next(one.audit for one in engines if one.audit is not None and one.audit.public == client.log.key)
+    return next(
+        one.audit for one in engines if one.audit is not None and one.audit.public == client.log.key
+    )
 
 
-async def test_heads_that_hq_does_not_prove_take_bounded_memory(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heads_that_hq_does_not_prove_take_bounded_memory(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cipherbox.client.log.verifier.MOST_MET", 8)
     async with hq.client("FL-LAB", **QUICK) as lab:
         audit, newest = hq_audit(lab), lab.log.newest.checkpoint
         met = [
-            sign_checkpoint(Checkpoint(audit.origin, newest.size + n, bytes([n]) * 32, newest.at), audit._key)
+            sign_checkpoint(
+                Checkpoint(audit.origin, newest.size + n, bytes([n]) * 32, newest.at), audit._key
+            )
             for n in range(1, 10)
         ]
         for note in met[:8]:
@@ -211,7 +245,7 @@ async def test_heads_that_hq_does_not_prove_take_bounded_memory(hq: Any, monkeyp
         assert len(lab.log._met) == 8
 
 
-# -- restores -----------------------------------------------------------------------------------------------------
+# -- restores --------------------------------------------------------------------------------------
 
 
 async def restored(hq: Any, tmp_path: Path) -> None:
@@ -252,7 +286,7 @@ async def test_a_restore_that_lost_entries_needs_an_admins_word(hq: Any, tmp_pat
         assert lab.log.heads.contradiction() is None
 
 
-# -- witnesses ----------------------------------------------------------------------------------------------------
+# -- witnesses -------------------------------------------------------------------------------------
 
 
 async def test_a_quorum_of_witnesses_must_cover_a_confirm(hq: Any) -> None:
@@ -261,11 +295,17 @@ async def test_a_quorum_of_witnesses_must_cover_a_confirm(hq: Any) -> None:
     key = load_key(home)
     file = hq.home("FL-LAB") / "client.toml"
     text = file.read_text().replace("quorum = 0", "quorum = 1")
-    file.write_text(text.replace("witnesses = []", f'witnesses = ["{verifier_key("WIT-1", key).text}"]'))
+    file.write_text(
+        text.replace("witnesses = []", f'witnesses = ["{verifier_key("WIT-1", key).text}"]')
+    )
     async with hq.client("FL-LAB", **QUICK) as lab:
         with pytest.raises(Queued, match="WIT-1 have not cosigned"):
             await publish(lab)
-    async with hq.client("WIT-1") as client, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+    async with (
+        hq.client("WIT-1") as client,
+        hq.client("FL-LAB") as lab,
+        trio.open_nursery() as nursery,
+    ):
         seen: list[Any] = []
         nursery.start_soon(Witness(client, key).run, seen.append)
         with trio.fail_after(30):
@@ -284,7 +324,9 @@ async def test_a_witness_never_cosigns_a_contradiction(hq: Any) -> None:
         assert await acting.once() is None
         audit = hq_audit(client)
         other = Checkpoint(audit.origin, head.checkpoint.size, bytes(32), head.checkpoint.at)
-        client.log.heads.keep_cosigned(head, head._replace(checkpoint=other, note=sign_checkpoint(other, audit._key)))
+        client.log.heads.keep_cosigned(
+            head, head._replace(checkpoint=other, note=sign_checkpoint(other, audit._key))
+        )
         with pytest.raises(LogContradiction, match="does not go on from"):
             await acting.once()
 
@@ -295,7 +337,10 @@ async def test_hq_takes_cosignatures_of_its_own_heads_and_of_their_witness_alone
         answer: frames.Heads = await lab.line.request(frames.GetHeads, sizes=[])
         (note,) = answer.cosigned
         own, *_ = decode_note(note).signatures
-        padded = Note(decode_note(note).text, (*[own] * 60, decode_note(note).signatures[1]._replace(name="FL-LAB")))
+        padded = Note(
+            decode_note(note).text,
+            (*[own] * 60, decode_note(note).signatures[1]._replace(name="FL-LAB")),
+        )
         for wrong in (note, b"x", answer.head, padded.encode()):
             with pytest.raises(InvalidRequest):
                 await lab.line.request(frames.Cosign, note=wrong)

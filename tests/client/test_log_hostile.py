@@ -1,4 +1,6 @@
-"""HQ tries to hide a contradiction of its log, and clients try to make honest ones believe in one that is none."""
+"""HQ tries to hide a contradiction of its log, and clients try to make honest ones believe in
+one that is none.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +26,29 @@ from tests.client.waiting import until
 
 
 def forked(client: Any, more: int = 0) -> bytes:
-    """A head that HQ signed for somebody else: of the same entries and ``more``, with another content."""
+    """A head that HQ signed for somebody else: of the same entries and ``more``, with another
+    content.
+    """
     audit, newest = hq_audit(client), client.log.newest.checkpoint
     root = tree.leaf_hash(b"another log")
-    return sign_checkpoint(Checkpoint(audit.origin, newest.size + more, root, newest.at + 1), audit._key)
+    return sign_checkpoint(
+        Checkpoint(audit.origin, newest.size + more, root, newest.at + 1), audit._key
+    )
 
 
-# -- HQ hides what it did -----------------------------------------------------------------------------------------
+# -- HQ hides what it did --------------------------------------------------------------------------
 
 
 def silent(*_: object) -> list[bytes]:
     raise InvalidRequest("not today")
 
 
-async def test_an_hq_that_refuses_to_prove_its_heads_is_not_used(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork showed in a receipt.  HQ knows by the question that it is caught, and gives no answer."""
+async def test_an_hq_that_refuses_to_prove_its_heads_is_not_used(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork showed in a receipt.  HQ knows by the question that it is caught, and gives no
+    answer.
+    """
     monkeypatch.setattr(verifier, "PATIENCE_S", 0.5)
     monkeypatch.setattr(verifier, "RETRY_S", 0.1)
     async with hq.client("FL-LAB", **QUICK) as lab:
@@ -78,7 +88,9 @@ async def test_what_a_short_command_could_not_verify_is_verified_by_the_next(
             pass
 
 
-async def test_two_programs_of_one_home_cannot_be_shown_two_logs(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_programs_of_one_home_cannot_be_shown_two_logs(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """HQ holds the answer to one program until another has believed the other log, and ended."""
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
@@ -100,16 +112,22 @@ async def test_two_programs_of_one_home_cannot_be_shown_two_logs(hq: Any, monkey
 
 async def left_of(admin: Any) -> tuple[int, bytes]:
     """How many entries the store that runs now began with, and their root."""
-    answer: frames.Proven = await admin.line.request(frames.Prove, envelopes=[], serials=[], incarnation=True)
+    answer: frames.Proven = await admin.line.request(
+        frames.Prove, envelopes=[], serials=[], incarnation=True
+    )
     after = orjson.loads(answer.statements[0].payload)["after"]
     return after["size"], bytes.fromhex(after["root"])
 
 
-# -- restores -----------------------------------------------------------------------------------------------------
+# -- restores --------------------------------------------------------------------------------------
 
 
-async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(hq: Any, tmp_path: Path) -> None:
-    """HQ has the word, and shows a log that does not begin with the entries that the admin named."""
+async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(
+    hq: Any, tmp_path: Path
+) -> None:
+    """HQ has the word, and shows a log that does not begin with the entries that the admin
+    named.
+    """
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
@@ -132,7 +150,9 @@ async def test_an_admins_word_holds_for_a_log_that_begins_as_it_says(hq: Any, tm
                     pass
 
 
-async def test_the_word_of_any_certified_client_counts_and_its_name_is_said(hq: Any, tmp_path: Path) -> None:
+async def test_the_word_of_any_certified_client_counts_and_its_name_is_said(
+    hq: Any, tmp_path: Path
+) -> None:
     """HQ with a client on its side: who is an admin, HQ alone knows."""
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab:
@@ -173,8 +193,12 @@ async def test_a_store_that_was_restored_twice_is_explained_too(hq: Any, tmp_pat
         assert away.log.heads.contradiction() is None
 
 
-async def test_a_genuine_head_of_before_a_restore_stops_nobody_for_good(hq: Any, tmp_path: Path) -> None:
-    """A client that never saw the lost entries meets a head of them in a receipt; an admin's word explains it."""
+async def test_a_genuine_head_of_before_a_restore_stops_nobody_for_good(
+    hq: Any, tmp_path: Path
+) -> None:
+    """A client that never saw the lost entries meets a head of them in a receipt; an admin's
+    word explains it.
+    """
     back_up(hq.config, tmp_path / "backup")
     async with hq.client("FL-LAB") as lab:
         await publish(lab)
@@ -192,7 +216,7 @@ async def test_a_genuine_head_of_before_a_restore_stops_nobody_for_good(hq: Any,
         await newcomer.log.check(newcomer.line)
 
 
-# -- clients ------------------------------------------------------------------------------------------------------
+# -- clients ---------------------------------------------------------------------------------------
 
 
 async def test_heads_in_one_clients_receipts_cost_one_proof_at_a_time(hq: Any) -> None:
@@ -201,7 +225,10 @@ async def test_heads_in_one_clients_receipts_cost_one_proof_at_a_time(hq: Any) -
         await lab.log.check(lab.line)
         audit = hq_audit(lab)
         for size in range(1, 200):
-            lab.log.meet(sign_checkpoint(Checkpoint(audit.origin, size, bytes(32), size), audit._key), "MI-LAB")
+            lab.log.meet(
+                sign_checkpoint(Checkpoint(audit.origin, size, bytes(32), size), audit._key),
+                "MI-LAB",
+            )
         assert len(lab.log._met) == 1
         lab.log._met.clear()
 

@@ -47,11 +47,16 @@ async def test_a_backdated_clock_makes_no_revoked_sender_believed(hq: Any) -> No
         center.revocations._asked_at = float("-inf")
         await center.open(first)
         assert first.messages[0].content == b"before"
-        with pytest.raises(SenderNotValid, match=r"in entry \d+ of its log, after entry \d+, in which the certificate"):
+        with pytest.raises(
+            SenderNotValid,
+            match=r"in entry \d+ of its log, after entry \d+, in which the certificate",
+        ):
             await center.open(second)
 
 
-async def test_an_hq_that_proves_no_order_is_not_believed(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_hq_that_proves_no_order_is_not_believed(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         server = running(lab)
         real = server.engine._clock_ms
@@ -66,8 +71,12 @@ async def test_an_hq_that_proves_no_order_is_not_believed(hq: Any, monkeypatch: 
             await center.open(delivery)
 
 
-async def test_a_revoked_senders_backlog_uses_up_no_requests(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is over the bound ends with its envelope, and comes again; what HQ refuses to answer now does, too."""
+async def test_a_revoked_senders_backlog_uses_up_no_requests(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is over the bound ends with its envelope, and comes again; what HQ refuses to answer
+    now does, too.
+    """
     monkeypatch.setattr("cipherbox.client.log.order.POINTS", 2 * 9)
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         server = running(lab)
@@ -89,7 +98,9 @@ async def test_a_revoked_senders_backlog_uses_up_no_requests(hq: Any, monkeypatc
                 await center.open(delivery)
 
 
-async def test_a_thousand_waiting_envelopes_take_few_requests(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thousand_waiting_envelopes_take_few_requests(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         async with lab.publisher(to="CA-RC", batch=1) as publisher:
@@ -110,10 +121,14 @@ async def test_a_thousand_waiting_envelopes_take_few_requests(hq: Any, monkeypat
             assert await Receiver(center).run(count=1000) == 1000
         assert len(asked) <= 2 * 1000 // TOGETHER  # a batch that ends early may cut one short
         assert max(asked) <= TOGETHER
-    assert [line["content"] for line in hq.lines("CA-RC")] == [str(number) for number in range(1000)]
+    assert [line["content"] for line in hq.lines("CA-RC")] == [
+        str(number) for number in range(1000)
+    ]
 
 
-async def test_what_is_not_proven_with_the_others_is_asked_for_alone(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_not_proven_with_the_others_is_asked_for_alone(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         for text in "123":
             await lab.publish(text, to="CA-RC")
@@ -130,7 +145,11 @@ async def test_what_is_not_proven_with_the_others_is_asked_for_alone(hq: Any, mo
 
         monkeypatch.setattr(center.line, "request", partly)
         center.revocations._asked_at = float("-inf")
-        assert [one.messages[0].content for one in await center.fetch(envelopes=4)] == [b"1", b"2", b"3"]
+        assert [one.messages[0].content for one in await center.fetch(envelopes=4)] == [
+            b"1",
+            b"2",
+            b"3",
+        ]
         assert asked == [4, 1]  # the second alone; the two behind it were proven with the first
 
 
@@ -144,17 +163,21 @@ async def test_who_may_not_read_an_envelope_gets_no_proof_of_it(hq: Any) -> None
         confirmation = await lab.publish("x", to="CA-RC")
         name = frames.EnvelopeName("FL-LAB", confirmation.envelope_id)
         for client, proven in ((lab, True), (stranger, False)):
-            answer = await client.line.request(frames.Prove, envelopes=[name], serials=[], incarnation=False)
+            answer = await client.line.request(
+                frames.Prove, envelopes=[name], serials=[], incarnation=False
+            )
             assert bool(answer.envelopes[0]) is proven
 
 
-# -- the place that a delivery names ------------------------------------------------------------------------------
+# -- the place that a delivery names ---------------------------------------------------------------
 
 
 def rename(hq: HQ, more: int) -> None:
     """HQ names another entry for what it holds in memory."""
     held = hq.engine.bodies._held
-    held.update({number: body._replace(log_entry=body.log_entry + more) for number, body in held.items()})
+    held.update(
+        {number: body._replace(log_entry=body.log_entry + more) for number, body in held.items()}
+    )
 
 
 async def proven(lab: Any, confirmation: Any) -> int:
@@ -165,7 +188,9 @@ async def proven(lab: Any, confirmation: Any) -> int:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-async def test_a_delivery_and_its_receipt_name_the_entry_that_the_sender_was_proven(hq: Any, restarted: bool) -> None:
+async def test_a_delivery_and_its_receipt_name_the_entry_that_the_sender_was_proven(
+    hq: Any, restarted: bool
+) -> None:
     said: list[str] = []
     async with hq.client("FL-LAB") as lab:
         confirmation = await lab.publish("x", to="CA-RC")
@@ -194,7 +219,10 @@ async def test_a_receipt_with_another_entry_than_was_proven_is_said_to_the_sende
             await Receiver(center).run(count=1)
             assert await lab.wait_for([confirmation.envelope_id], "opened", 10)
         (line,) = [line for line in said if "keeps two logs" in line]
-        assert f"accepted in entry {entry + 3} of its log, and HQ proved here that it was entry {entry}" in line
+        assert (
+            f"accepted in entry {entry + 3} of its log, and HQ proved here that it was entry "
+            f"{entry}" in line
+        )
         shown = (await lab.timeline(confirmation.message_ids[0])).steps
         (text,) = [step.text for step in shown if step.what == "opened"]
         assert f"it names entry {entry + 3} of HQ's log, and HQ proved entry {entry} here" in text
@@ -216,7 +244,9 @@ async def test_a_refusal_is_signed_with_its_entry(hq: Any) -> None:
         assert one.leaf.log_entry == entry
 
 
-async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_itself(hq: Any) -> None:
+async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_itself(
+    hq: Any,
+) -> None:
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         server = running(lab)
         real = server.engine._clock_ms
@@ -227,7 +257,9 @@ async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_its
         rename(server, -1)
         (delivery,) = await center.fetch_unopened()
         center.revocations._asked_at = float("-inf")
-        with pytest.raises(LogContradiction, match=r"proves now that it was entry \d+. Nothing is sent or received"):
+        with pytest.raises(
+            LogContradiction, match=r"proves now that it was entry \d+. Nothing is sent or received"
+        ):
             await center.open(delivery)
     with pytest.raises(LogContradiction, match="until a person has looked"):
         async with hq.client("CA-RC", tries=1, timeout_s=2.0):

@@ -1,4 +1,6 @@
-"""No silent key swap: what HQ hands out stands in its signed log, and what does not fit is explained."""
+"""No silent key swap: what HQ hands out stands in its signed log, and what does not fit is
+explained.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def swapped(hq: Any, name: str, before: KeyBundle) -> KeyBundle:
     """What whoever holds HQ and its CA can make: certified, and not signed by the keys before."""
     service_key = secret_key(hq.config.encryption.service_key_file)
     issuing = pki.load_pem(hq.config.tls.issuing.read_bytes(), "issuing")[0]
-    authority = pki.Authority(issuing, pki.load_key(hq.config.ca.issuing_key.read_bytes(), service_key, "issuing"))
+    authority = pki.Authority(
+        issuing, pki.load_key(hq.config.ca.issuing_key.read_bytes(), service_key, "issuing")
+    )
     key = pki.new_key()
     chain = [pki.issue_client(authority, key.public_key(), name), issuing]
     return Identity.generate(name).make_bundle(key, chain, int(time.time() * 1000), before)
@@ -48,7 +52,11 @@ def handing_out(monkeypatch: pytest.MonkeyPatch, bundle: KeyBundle, *, in_log: b
 
     async def answers(self: Directory, query: frames.GetBundles, most_bytes: int) -> Answers:
         found, proofs = await honest(self, query, most_bytes)
-        if len(query.clients) == 1 and query.clients[0].client_id == bundle.client_id and not query.hashes:
+        if (
+            len(query.clients) == 1
+            and query.clients[0].client_id == bundle.client_id
+            and not query.hashes
+        ):
             found[0].bundles.append(bundle.raw)
             proofs.append(await self._proof(bundle) if in_log else b"")
         return found, proofs
@@ -68,8 +76,13 @@ async def test_each_bundle_comes_with_the_proof_that_the_log_names_it(hq: Any) -
         assert key == lab.line.link.log_key
         found = log.verify_bundle_proof(proof, "CA-RC", 2, pin.bundle.hash, key).record
         page = await admin.read_log(found.index - 1, 1)
-    assert page.entries[0].record == found.encode()  # the log admins verify is the one the lab was shown
-    named = [log.read_bundle(g.payload) for g in log.decode_groups(page.entries[0].body) if g.kind == log.BUNDLE]
+    # the log admins verify is the one the lab was shown
+    assert page.entries[0].record == found.encode()
+    named = [
+        log.read_bundle(g.payload)
+        for g in log.decode_groups(page.entries[0].body)
+        if g.kind == log.BUNDLE
+    ]
     assert named == [("CA-RC", 2, pin.bundle.hash)]
 
 
@@ -101,7 +114,9 @@ async def test_a_bundle_that_hq_does_not_prove_is_not_believed(
         other = nacl.signing.SigningKey.generate() if fault == "another key's" else None
 
         async def note(self: Engine, kind: int, payload: bytes) -> bytes:
-            root = log.root_of(log.Group(kind, payload if other is not None else payload[:-32] + bytes(32)))
+            root = log.root_of(
+                log.Group(kind, payload if other is not None else payload[:-32] + bytes(32))
+            )
             record = log.Record(1, 1, root, 1).encode()
             key = other or self.audit._key  # type: ignore[union-attr]
             origin = origin_of(bytes(key.verify_key), self.history)
@@ -122,9 +137,12 @@ async def test_another_log_is_noticed(hq: Any) -> None:
         await lab.publish("x", to="CA-RC")
         seen = lab.directory.pins.log_key()
     await hq.stop()
-    (hq.config.own_secrets / "log.key").unlink()  # restored without it, or another HQ of the same CA
+    # restored without it, or another HQ of the same CA
+    (hq.config.own_secrets / "log.key").unlink()
     await hq.start()
-    with pytest.raises(LogContradiction, match=f"{seen.hex()} was seen here before.*delete certs/{LOG_KEY}"):
+    with pytest.raises(
+        LogContradiction, match=f"{seen.hex()} was seen here before.*delete certs/{LOG_KEY}"
+    ):
         async with hq.client("FL-LAB"):
             pass
     (hq.home("FL-LAB") / "certs" / LOG_KEY).unlink()  # the admin said so
@@ -145,13 +163,18 @@ async def test_a_swap_by_hq_and_its_ca_stops_the_sender_and_is_explained(
             await lab.publish("secret", to="CA-RC")
     text = str(caught.value)
     for part in (
-        "not signed by the keys before", f"bundle 1, never compared, fingerprint {pin.fingerprint}",
-        f"fingerprint {fingerprint(evil)}", "of its log", "joined again, or somebody shows you a wrong key",
-    ):  # fmt: skip
+        "not signed by the keys before",
+        f"bundle 1, never compared, fingerprint {pin.fingerprint}",
+        f"fingerprint {fingerprint(evil)}",
+        "of its log",
+        "joined again, or somebody shows you a wrong key",
+    ):
         assert part in text
 
 
-async def test_its_owner_notices_keys_made_in_its_name(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_its_owner_notices_keys_made_in_its_name(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = homes.load_home(hq.home("CA-RC")).identity.bundle  # type: ignore[union-attr]
     evil = swapped(hq, "CA-RC", own)  # type: ignore[arg-type]
     handing_out(monkeypatch, evil)
@@ -162,8 +185,12 @@ async def test_its_owner_notices_keys_made_in_its_name(hq: Any, monkeypatch: pyt
     assert any(fingerprint(evil) in line for line in said)
 
 
-async def test_a_swap_at_first_contact_shows_when_people_compare(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the log cannot say: whose key it is.  The fingerprint that the owner reads is another one."""
+async def test_a_swap_at_first_contact_shows_when_people_compare(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the log cannot say: whose key it is.  The fingerprint that the owner reads is another
+    one.
+    """
     own = homes.load_home(hq.home("CA-RC")).identity.bundle  # type: ignore[union-attr]
     handing_out(monkeypatch, swapped(hq, "CA-RC", own))  # type: ignore[arg-type]
     async with hq.client("FL-LAB") as lab:
@@ -195,4 +222,5 @@ async def test_replays_and_later_generations_inside_one_commit_are_proven(hq: An
             for raw in (one, one, two, one, high, two, high):
                 nursery.start_soon(send, raw)
         assert sorted(one.again for one in said) == [False] * 3 + [True] * 4
-        assert hq.gate.accepted == before  # a proof that did not hold would have ended the connection
+        # a proof that did not hold would have ended the connection
+        assert hq.gate.accepted == before

@@ -1,4 +1,6 @@
-"""What a person sees of a home's inbox, with the commands they type, also beside a receiver and without HQ."""
+"""What a person sees of a home's inbox, with the commands they type, also beside a receiver and
+without HQ.
+"""
 
 from __future__ import annotations
 
@@ -53,23 +55,36 @@ async def center(hq: RealHq, tmp_path: Path) -> Path:
     return hq.home("CA-RC")
 
 
-async def test_everything_that_was_received_is_listed_found_shown_and_saved(center: Path, tmp_path: Path) -> None:
+async def test_everything_that_was_received_is_listed_found_shown_and_saved(
+    center: Path, tmp_path: Path
+) -> None:
     rows = json.loads(call(center, "inbox", "list", "--json").stdout)
     rows[2:] = sorted(rows[2:], key=lambda row: str(row["filename"]))  # whichever was whole first
     assert [row["filename"] for row in rows] == ["", "", "results.csv", "scan.tif"]
     assert {row["sender_id"] for row in rows} == {"FL-LAB"}
     assert {row["signature"] for row in rows} == {"ed25519"}
-    assert [row["content_type"].partition(";")[0] for row in rows] == [*["text/plain"] * 2, "text/csv", "image/tiff"]
+    assert [row["content_type"].partition(";")[0] for row in rows] == [
+        *["text/plain"] * 2,
+        "text/csv",
+        "image/tiff",
+    ]
     shown = call(center, "inbox", "list").stdout
     assert "\x1b" not in shown
     assert "Sample 17 is ready" in shown
     found = json.loads(call(center, "inbox", "search", "SAMPLE 17", "--json").stdout)
     assert [row["message_id"] for row in found] == [rows[0]["message_id"]]
-    assert json.loads(call(center, "inbox", "search", "scan", "--json").stdout)[0]["filename"] == "scan.tif"
+    assert (
+        json.loads(call(center, "inbox", "search", "scan", "--json").stdout)[0]["filename"]
+        == "scan.tif"
+    )
     assert json.loads(call(center, "inbox", "list", "--from", "PA-LAB", "--json").stdout) == []
     text = call(center, "inbox", "show", rows[1]["message_id"]).stdout
     assert "\\x1b[31mred" in text
-    for row, content in ((rows[0], b"Sample 17 is ready"), (rows[2], b"a,b\n1,2\n"), (rows[3], bytes(3_000_000))):
+    for row, content in (
+        (rows[0], b"Sample 17 is ready"),
+        (rows[2], b"a,b\n1,2\n"),
+        (rows[3], bytes(3_000_000)),
+    ):
         saved = Path(call(center, "inbox", "save", row["message_id"], str(tmp_path)).stdout.strip())
         assert saved.parent == tmp_path
         assert bytes_of(saved) == content
@@ -95,7 +110,11 @@ async def test_lines_that_were_lost_are_written_again(center: Path, tmp_path: Pa
     assert call(center, "inbox", "export", "--since", "1h").stdout_bytes == before
     call(center, "inbox", "export", str(tmp_path / "again.jsonl"))
     assert bytes_of(tmp_path / "again.jsonl") == before
-    assert CliRunner().invoke(cli, ["--home", str(center), "inbox", "export", str(tmp_path / "again.jsonl")]).exit_code
+    assert (
+        CliRunner()
+        .invoke(cli, ["--home", str(center), "inbox", "export", str(tmp_path / "again.jsonl")])
+        .exit_code
+    )
     assert call(center, "inbox", "export", "--since", "0.0001s").stdout == ""
 
 
@@ -109,14 +128,23 @@ async def test_a_running_receiver_begins_a_new_file_after_a_rotation(hq: Any) ->
             rotated = Path(call(home, "inbox", "rotate").stdout.strip())
             await lab.publish("after", to="CA-RC")
             await until(lambda: [line["content"] for line in hq.lines("CA-RC")] == ["after"])
-            assert [row["content_type"] for row in json.loads(call(home, "inbox", "list", "--json").stdout)]
+            assert [
+                row["content_type"]
+                for row in json.loads(call(home, "inbox", "list", "--json").stdout)
+            ]
             nursery.cancel_scope.cancel()
     assert json.loads(bytes_of(rotated))["content"] == "before"
 
 
 async def test_waiting_for_opened_ends_although_another_program_takes_the_receipt(hq: Any) -> None:
-    """As `send --wait opened` beside an agent of the same home: the receipt comes to whichever HQ gives it to."""
-    async with hq.client("FL-LAB") as beside, hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
+    """As `send --wait opened` beside an agent of the same home: the receipt comes to whichever
+    HQ gives it to.
+    """
+    async with (
+        hq.client("FL-LAB") as beside,
+        hq.client("FL-LAB") as lab,
+        hq.client("CA-RC") as center,
+    ):
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: Receiver(center).run(task_status=task_status))
             for number in range(6):
@@ -150,9 +178,15 @@ async def test_a_clients_status_says_what_is_where_also_with_hq_away(hq: Any) ->
     write(settings, text.replace("timeout_s = 10.0", "timeout_s = 0.5"))
     with trio.fail_after(60):
         done = await trio.to_thread.run_sync(asked, lab, "status", "--json")
-        listed = await trio.to_thread.run_sync(asked, lab, "outbox", "list", "--all", "--to", "CA-RC", "--json")
-        nobody = await trio.to_thread.run_sync(asked, lab, "outbox", "list", "--all", "--to", "PA-LAB", "--json")
-        older = await trio.to_thread.run_sync(asked, lab, "outbox", "list", "--all", "--since", "0.0001s", "--json")
+        listed = await trio.to_thread.run_sync(
+            asked, lab, "outbox", "list", "--all", "--to", "CA-RC", "--json"
+        )
+        nobody = await trio.to_thread.run_sync(
+            asked, lab, "outbox", "list", "--all", "--to", "PA-LAB", "--json"
+        )
+        older = await trio.to_thread.run_sync(
+            asked, lab, "outbox", "list", "--all", "--since", "0.0001s", "--json"
+        )
     assert done.return_value == 3
     shown = json.loads(done.stdout)
     assert shown["connected"] is False
@@ -176,7 +210,9 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-async def test_a_file_is_listed_as_opened_once_its_recipient_has_signed_for_it(hq: Any, tmp_path: Path) -> None:
+async def test_a_file_is_listed_as_opened_once_its_recipient_has_signed_for_it(
+    hq: Any, tmp_path: Path
+) -> None:
     file = tmp_path / "scan.tif"
     file.write_bytes(bytes(LIMITS.part_bytes + 1))
     states = []
@@ -189,7 +225,8 @@ async def test_a_file_is_listed_as_opened_once_its_recipient_has_signed_for_it(h
         assert await lab.wait_for([sent.envelope_id], "opened", 20)
     states.append(await outbox_list(hq.home("FL-LAB")))
     assert [[row["state"] for row in one if "file" in row] for one in states] == [
-        ["confirmed, 1 not signed"], ["opened by all"]
+        ["confirmed, 1 not signed"],
+        ["opened by all"],
     ]
 
 

@@ -1,4 +1,6 @@
-"""What a person looks up under an id or a name that is not there is refused in words, never answered as if it were."""
+"""What a person looks up under an id or a name that is not there is refused in words, never
+answered as if it were.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,11 @@ async def test_an_index_that_the_message_does_not_have(hq: Any) -> None:
     async with hq.client("CA-RC") as client:
         with trio.fail_after(20):
             await Receiver(client).run(count=2)
-    for home, more in ((lab, ()), (hq.admin_home, ("--sender", "FL-LAB")), (center, ("--sender", "FL-LAB"))):
+    for home, more in (
+        (lab, ()),
+        (hq.admin_home, ("--sender", "FL-LAB")),
+        (center, ("--sender", "FL-LAB")),
+    ):
         assert (await typed(home, "status", str(sent.message_ids[1]), *more)).return_value == 0
         done = await typed(home, "status", last, *more)
         assert done.return_value == 1, done.output
@@ -51,7 +57,12 @@ async def test_an_index_that_the_message_does_not_have(hq: Any) -> None:
         assert done.stdout == ""
         done = await typed(home, "status", last, "--json", *more)
         assert (done.return_value, '"found":false' in done.stdout) == (1, True)
-    for words in (("outbox", "show"), ("outbox", "retry"), ("outbox", "cancel", "--yes"), ("receipt", "export")):
+    for words in (
+        ("outbox", "show"),
+        ("outbox", "retry"),
+        ("outbox", "cancel", "--yes"),
+        ("receipt", "export"),
+    ):
         assert "was not sent from this home" in await refused(lab, *words, last)
     for words in (("inbox", "show"), ("inbox", "save")):
         assert "is not in the inbox" in await refused(center, *words, last)
@@ -68,23 +79,37 @@ async def test_a_receipt_of_somebody_whom_it_was_not_sent_to(hq: Any) -> None:
     await hq.join("SF-RC")
     async with hq.client("FL-LAB") as client:
         sent = await client.publish("x", to="CA-RC")
-    said = await refused(hq.home("FL-LAB"), "receipt", "export", str(sent.message_ids[0]), "--recipient", "SF-RC")
+    said = await refused(
+        hq.home("FL-LAB"), "receipt", "export", str(sent.message_ids[0]), "--recipient", "SF-RC"
+    )
     assert "was not sent to SF-RC, but to CA-RC" in said
-    said = await refused(hq.home("FL-LAB"), "receipt", "export", str(sent.message_ids[0]), "--recipient", "CA-RC")
+    said = await refused(
+        hq.home("FL-LAB"), "receipt", "export", str(sent.message_ids[0]), "--recipient", "CA-RC"
+    )
     assert "CA-RC has not signed" in said
 
 
 async def test_names_that_nobody_has(hq: Any) -> None:
     admin, lab = hq.admin_home, hq.home("FL-LAB")
     for words in (
-        ("grants", "FL-LAP"), ("clients", "roles", "FL-LAP"), ("clients", "show", "FL-LAP"),
-        ("dead", "list", "no-queue"), ("dead", "redrive", "--queue", "no-queue"), ("dead", "show", "box.CA-RC/7"),
-        ("queue", "show", "no-queue"), ("exchange", "show", "no-exchange"), ("grant", "FL-LAP", "declare"),
+        ("grants", "FL-LAP"),
+        ("clients", "roles", "FL-LAP"),
+        ("clients", "show", "FL-LAP"),
+        ("dead", "list", "no-queue"),
+        ("dead", "redrive", "--queue", "no-queue"),
+        ("dead", "show", "box.CA-RC/7"),
+        ("queue", "show", "no-queue"),
+        ("exchange", "show", "no-exchange"),
+        ("grant", "FL-LAP", "declare"),
         ("revoke", "FL-LAP", "--yes"),
-    ):  # fmt: skip
+    ):
         said = await refused(admin, *words)
         assert re.search("there is no|are no dead letters", said), (words, said)
-    for words in (("route", "resolve", "no-exchange", "k"), ("keys", "show", "NOBODY"), ("grants", "NOBODY")):
+    for words in (
+        ("route", "resolve", "no-exchange", "k"),
+        ("keys", "show", "NOBODY"),
+        ("grants", "NOBODY"),
+    ):
         await refused(lab, *words)
     assert (await typed(admin, "grants", "FL-LAB")).exception is None
     assert (await typed(admin, "grants", "*")).exception is None
@@ -108,7 +133,7 @@ async def test_a_command_of_clients_that_is_none(hq: Any) -> None:
     assert "FL-LAB" in (await typed(hq.admin_home, "clients", "FL-LAB", "--json")).stdout
 
 
-# -- HQ's log ---------------------------------------------------------------------------------------------------------
+# -- HQ's log --------------------------------------------------------------------------------------
 
 
 async def test_the_log_is_read_by_people_and_by_machines(hq: Any) -> None:
@@ -119,22 +144,32 @@ async def test_the_log_is_read_by_people_and_by_machines(hq: Any) -> None:
         with trio.fail_after(20):
             await Receiver(center).run(count=1)
     for words in (
-        ("exchange", "declare", "labs", "--type", "topic"), ("queue", "declare", "q", "--owner", "CA-RC"),
-        ("binding", "declare", "labs", "q", "lab.*"), ("grant", "FL-LAB", "publish", "labs"),
+        ("exchange", "declare", "labs", "--type", "topic"),
+        ("queue", "declare", "q", "--owner", "CA-RC"),
+        ("binding", "declare", "labs", "q", "lab.*"),
+        ("grant", "FL-LAB", "publish", "labs"),
         ("clients", "limit", "FL-LAB", "queues", "3"),
-    ):  # fmt: skip
+    ):
         done = await typed(admin, *words)
         assert done.exception is None, (words, done.exception)
     shown = (await typed(admin, "audit", "show", "--last", "100")).stdout
     for words in (
-        r"admin  made a token for FL-LAB as client", r"HQ  enrolled FL-LAB as client",
-        r"FL-LAB  has key bundle 1, SHA-256 [0-9a-f]{64}", rf"FL-LAB  sent {sent.message_ids[0]}",
-        r"HQ  delivered 1 of box\.CA-RC to CA-RC", r"CA-RC  acknowledged 1 of box\.CA-RC",
-        r"admin  declared exchange labs, topic", r"admin  declared queue q of CA-RC",
-        r"admin  bound queue q to labs with key 'lab\.\*'", r"admin  gave the right publish on labs to FL-LAB",
+        r"admin  made a token for FL-LAB as client",
+        r"HQ  enrolled FL-LAB as client",
+        r"FL-LAB  has key bundle 1, SHA-256 [0-9a-f]{64}",
+        rf"FL-LAB  sent {sent.message_ids[0]}",
+        r"HQ  delivered 1 of box\.CA-RC to CA-RC",
+        r"CA-RC  acknowledged 1 of box\.CA-RC",
+        r"admin  declared exchange labs, topic",
+        r"admin  declared queue q of CA-RC",
+        r"admin  bound queue q to labs with key 'lab\.\*'",
+        r"admin  gave the right publish on labs to FL-LAB",
         r"admin  limited FL-LAB to 3 queues",
-    ):  # fmt: skip
-        assert re.search(rf"(?m)^ *\d+  \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  {words}$", shown), (words, shown)
+    ):
+        assert re.search(rf"(?m)^ *\d+  \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  {words}$", shown), (
+            words,
+            shown,
+        )
     assert not re.search(r"\w+=\S|\{|\[", shown)
     machine = (await typed(admin, "audit", "show", "--last", "100", "--json")).stdout
     assert '"act":"LimitClient","target":"FL-LAB","limit":"queues","most":3' in machine
@@ -143,5 +178,8 @@ async def test_the_log_is_read_by_people_and_by_machines(hq: Any) -> None:
 
 async def test_entries_after_the_last_one(hq: Any) -> None:
     """Nothing was printed at all."""
-    assert "entries, and none after 9999" in (await typed(hq.admin_home, "audit", "show", "--after", "9999")).stdout
+    assert (
+        "entries, and none after 9999"
+        in (await typed(hq.admin_home, "audit", "show", "--after", "9999")).stdout
+    )
     assert (await typed(hq.admin_home, "audit", "show", "--after", "9999", "--json")).stdout == ""

@@ -1,4 +1,6 @@
-"""Thousands of small files in one envelope: the work is done for a batch of them, and others' mail passes between."""
+"""Thousands of small files in one envelope: the work is done for a batch of them, and others'
+mail passes between.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def test_recording_many_files_syncs_once_for_all(
         names = files_below(tmp_path / "incoming")
         contents = [(tmp_path / "incoming" / name).read_bytes() for name in names]
         numbers = [0] * MANY if each else list(range(MANY))
-        assert sorted(int.from_bytes(content[13:], "big") for content in contents) == sorted([0, 1, *numbers])
+        assert sorted(int.from_bytes(content[13:], "big") for content in contents) == sorted(
+            [0, 1, *numbers]
+        )
     assert not list(tmp_path.rglob(f"{SHARED}/*"))
     assert {receipt for receipt, _ in receipts(inbox).values()} == {None}  # all are owed
     inbox.close()
@@ -78,7 +82,9 @@ def test_large_files_have_a_hidden_file_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_what_files_share_outlives_a_crash_and_another_directory(tmp_path: Path, plain: bool) -> None:
+def test_what_files_share_outlives_a_crash_and_another_directory(
+    tmp_path: Path, plain: bool
+) -> None:
     inbox = Inbox(tmp_path, storing=Storing(tmp_path / "before", VAULT, plain=plain))
     inbox.record([envelope(3)])
     (check, *others) = inbox.ready()
@@ -133,7 +139,9 @@ def test_files_are_completed_some_at_a_time_and_of_each_sender_in_turn(tmp_path:
     inbox.close()
 
 
-def test_more_files_than_are_remembered_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_are_remembered_are_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arriving, "MOST_TOUCHED", 10)
     inbox = Inbox(tmp_path)
     inbox.record([envelope(25), envelope(15, "SF-LAB")])
@@ -159,7 +167,9 @@ def test_the_most_files_of_an_envelope_cost_little_memory(tmp_path: Path, plain:
     inbox.close()
 
 
-def test_a_file_that_cannot_be_made_durable_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_made_durable_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
     monkeypatch.setattr(arriving, "AGAIN_MS", 0)
     monkeypatch.setattr(arriving, "AGAIN_MOST_MS", 0)
@@ -189,7 +199,9 @@ def test_a_file_that_cannot_be_made_durable_is_tried_again(tmp_path: Path, monke
 @pytest.mark.parametrize("handled", [False, True])
 def test_the_database_works_in_proportion(tmp_path: Path, handled: bool) -> None:
     def steps(count: int) -> int:
-        inbox = Inbox(tmp_path / str(count), storing=Storing(tmp_path / "in", VAULT), keep_contents=handled)
+        inbox = Inbox(
+            tmp_path / str(count), storing=Storing(tmp_path / "in", VAULT), keep_contents=handled
+        )
         done = [0]
 
         def step() -> int:
@@ -209,9 +221,15 @@ async def test_everybody_elses_mail_passes_between_many_files(tmp_path: Path) ->
     async with real_hq(tmp_path) as hq:
         await hq.join("CA-RC", "FL-LAB", "BAD-LAB")
         many: Any = [Message(b"\xff" * 17)] * 2000
-        async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, hq.client("BAD-LAB") as bad:
+        async with (
+            hq.client("CA-RC") as center,
+            hq.client("FL-LAB") as lab,
+            hq.client("BAD-LAB") as bad,
+        ):
             await bad.publish(many, to="CA-RC")
-            await lab.publish([Message(b"\xff a file", headers={"filename": "scan.tif"})], to="CA-RC")
+            await lab.publish(
+                [Message(b"\xff a file", headers={"filename": "scan.tif"})], to="CA-RC"
+            )
             receiver = Receiver(center)
             async with trio.open_nursery() as nursery:
                 await nursery.start(receiver.run)

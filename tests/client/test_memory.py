@@ -46,7 +46,9 @@ def many_types() -> bytes:
 
 
 def control_characters() -> bytes:
-    """Six times as long as JSON; one character of four bytes makes all of a text take four bytes each."""
+    """Six times as long as JSON; one character of four bytes makes all of a text take four bytes
+    each.
+    """
     return pack([Message(b"\x01" * (MOST - 100) + "\U0001f600".encode(), "text/plain")])
 
 
@@ -56,7 +58,9 @@ def many_control_characters() -> bytes:
 
 def many_headers_of_control_characters() -> bytes:
     """Six times as long as JSON as well, and no file can take them."""
-    return pack([Message(b"", "text/plain", {str(n): "\x01" * 4000 for n in range(15)})] * (MOST // 60_500))
+    return pack(
+        [Message(b"", "text/plain", {str(n): "\x01" * 4000 for n in range(15)})] * (MOST // 60_500)
+    )
 
 
 def many_short_texts() -> bytes:
@@ -68,12 +72,21 @@ def one_file() -> bytes:
 
 
 SHAPES = [
-    many_headers, control_characters, many_short_texts, one_file,
-    *(pytest.param(one, marks=soak.only) for one in (
-        many_types, many_control_characters, many_headers_of_control_characters,
-    )),
-]  # fmt: skip
-REFUSED = {many_control_characters, many_headers_of_control_characters}  # three times as long as lines
+    many_headers,
+    control_characters,
+    many_short_texts,
+    one_file,
+    *(
+        pytest.param(one, marks=soak.only)
+        for one in (
+            many_types,
+            many_control_characters,
+            many_headers_of_control_characters,
+        )
+    ),
+]
+# three times as long as lines
+REFUSED = {many_control_characters, many_headers_of_control_characters}
 
 
 @pytest.mark.parametrize("make", SHAPES)
@@ -91,17 +104,28 @@ async def test_no_envelope_costs_more_than_its_share(hq: Any, make: Callable[[],
         assert memory.most() < MOST_BYTES, memory.most()
 
 
-@pytest.mark.parametrize("make", [many_types, control_characters, many_control_characters, many_short_texts, one_file])
-async def test_large_envelopes_in_all_mailboxes_at_once_cost_no_more(hq: Any, make: Callable[[], bytes]) -> None:
-    """Two senders, two envelopes in each of three mailboxes: of each all that HQ may hand out before one is done."""
+@pytest.mark.parametrize(
+    "make", [many_types, control_characters, many_control_characters, many_short_texts, one_file]
+)
+async def test_large_envelopes_in_all_mailboxes_at_once_cost_no_more(
+    hq: Any, make: Callable[[], bytes]
+) -> None:
+    """Two senders, two envelopes in each of three mailboxes: of each all that HQ may hand out
+    before one is done.
+    """
     Memory()  # or it is skipped
     await hq.join("BAD-CLINIC")
     plain = make()
     count = int.from_bytes(plain[2:6], "big")
-    async with hq.client("BAD-LAB", renew=False) as lab, hq.client("BAD-CLINIC", renew=False) as clinic:
+    async with (
+        hq.client("BAD-LAB", renew=False) as lab,
+        hq.client("BAD-CLINIC", renew=False) as clinic,
+    ):
         for box in (".sys", ".bulk", ""):
             for bad in (lab, clinic):
-                await submit(bad, await crafted(bad, ["CA-RC"], plain, count=count, routing_key=box))
+                await submit(
+                    bad, await crafted(bad, ["CA-RC"], plain, count=count, routing_key=box)
+                )
     recipient = [sys.executable, "-m", "tests.client.recipient", str(hq.home("CA-RC")), "4"]
     said = orjson.loads((await trio.run_process(recipient, capture_stdout=True)).stdout)
     assert (said["recorded"], said["refused"]) == ((0, 4) if make in REFUSED else (4, 0))
@@ -114,22 +138,42 @@ def test_a_long_text_of_control_characters_becomes_a_file() -> None:
 
 
 @pytest.mark.parametrize("size", [200, 300 * 1024])
-@pytest.mark.parametrize("text", ['abcd\x01"\\\n', "\u00e4\u2028\U0001f600", "content\":\""])
+@pytest.mark.parametrize("text", ['abcd\x01"\\\n', "\u00e4\u2028\U0001f600", 'content":"'])
 def test_a_long_text_gets_the_line_that_a_short_one_gets(size: int, text: str) -> None:
     text *= size // len(text.encode())
     said = Message(text.encode(), "text/plain", {"x": '"content":"', "y": ""})
-    (line,) = lines_of(Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [said])).data.splitlines()
+    (line,) = lines_of(
+        Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [said])
+    ).data.splitlines()
     document = {
-        "message_id": "00000000-0000-0000-0000-000000000000", "sender_id": "FL-LAB",
-        "sent_timestamp": "1970-01-01T00:00:00.001Z", "content": text, "headers": said.headers,
-    }  # fmt: skip
+        "message_id": "00000000-0000-0000-0000-000000000000",
+        "sender_id": "FL-LAB",
+        "sent_timestamp": "1970-01-01T00:00:00.001Z",
+        "content": text,
+        "headers": said.headers,
+    }
     assert line == orjson.dumps(document)
 
 
 def test_a_long_text_that_ends_in_no_text_becomes_a_file_and_leaves_no_line() -> None:
     long = b"a" * 600_000 + b"\xff"
-    found = lines_of(Received("FL-LAB", bytes(16), 0, "box.CA-RC", 1, 1, [
-        Message(b"before", "text/plain"), Message(long, "text/plain"), Message(b"behind", "text/plain"),
-    ]))  # fmt: skip
-    assert [orjson.loads(line)["content"] for line in found.data.splitlines()] == ["before", "behind"]
+    found = lines_of(
+        Received(
+            "FL-LAB",
+            bytes(16),
+            0,
+            "box.CA-RC",
+            1,
+            1,
+            [
+                Message(b"before", "text/plain"),
+                Message(long, "text/plain"),
+                Message(b"behind", "text/plain"),
+            ],
+        )
+    )
+    assert [orjson.loads(line)["content"] for line in found.data.splitlines()] == [
+        "before",
+        "behind",
+    ]
     assert found.files == [1]

@@ -1,4 +1,6 @@
-"""What CipherBox does not protect, shown: the other half of the threat model, so that nobody promises it by mistake."""
+"""What CipherBox does not protect, shown: the other half of the threat model, so that nobody
+promises it by mistake.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ TEXT = "Sample 17 is ready"
 def stored(hq: Any) -> list[bytes]:
     """The envelopes that lie in HQ's database."""
     with closing(sqlite3.connect(hq.directory / "cipherbox.sqlite3")) as database:
-        return [bytes(data) for (data,) in database.execute("SELECT data FROM bodies WHERE data IS NOT NULL")]
+        return [
+            bytes(data)
+            for (data,) in database.execute("SELECT data FROM bodies WHERE data IS NOT NULL")
+        ]
 
 
 async def test_hq_sees_who_writes_to_whom_when_how_much_and_by_which_route(hq: Any) -> None:
@@ -47,7 +52,9 @@ async def test_a_copy_of_a_home_without_a_password_is_that_client(hq: Any, tmp_p
         await thief.publish("not from the center", to="FL-LAB")
 
 
-async def test_encryption_keys_and_the_bytes_at_hq_are_enough_to_read(hq: Any, tmp_path: Path) -> None:
+async def test_encryption_keys_and_the_bytes_at_hq_are_enough_to_read(
+    hq: Any, tmp_path: Path
+) -> None:
     from cipherbox.sealing.open import inspect, open_envelope
 
     async with hq.client("FL-LAB") as lab:
@@ -63,4 +70,7 @@ async def test_encryption_keys_and_the_bytes_at_hq_are_enough_to_read(hq: Any, t
 
 
 def test_classical_stanzas_fall_to_a_quantum_computer_and_the_program_knows() -> None:
-    assert frozenset({StanzaType.HPKE_X25519, StanzaType.RSA_OAEP}) == frozenset(StanzaType) - POST_QUANTUM
+    assert (
+        frozenset({StanzaType.HPKE_X25519, StanzaType.RSA_OAEP})
+        == frozenset(StanzaType) - POST_QUANTUM
+    )

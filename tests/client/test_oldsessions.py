@@ -1,4 +1,6 @@
-"""Sessions of a home as versions before 0.5 kept them: they go on, once, whatever crashes meanwhile."""
+"""Sessions of a home as versions before 0.5 kept them: they go on, once, whatever crashes
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,22 @@ from tests.parties import party
 SCHEMA = """
 CREATE TABLE sessions (
     peer TEXT NOT NULL, session_id BLOB NOT NULL, made_at INTEGER NOT NULL, since INTEGER NOT NULL,
-    speaks INTEGER NOT NULL, retired INTEGER NOT NULL, used_at INTEGER NOT NULL, state BLOB NOT NULL,
+    speaks INTEGER NOT NULL, retired INTEGER NOT NULL, used_at INTEGER NOT NULL,
+    state BLOB NOT NULL,
     PRIMARY KEY (peer, session_id)
 ) WITHOUT ROWID;
 CREATE TABLE secrets (
-    kind INTEGER NOT NULL, id INTEGER NOT NULL, made_at INTEGER NOT NULL, replaced_at INTEGER NOT NULL,
+    kind INTEGER NOT NULL, id INTEGER NOT NULL, made_at INTEGER NOT NULL,
+    replaced_at INTEGER NOT NULL,
     secret BLOB NOT NULL, PRIMARY KEY (kind, id)
 ) WITHOUT ROWID;
-CREATE TABLE held (envelope_hash BLOB PRIMARY KEY, held_at INTEGER NOT NULL, content_key BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE held (envelope_hash BLOB PRIMARY KEY, held_at INTEGER NOT NULL,
+content_key BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-STATES = json.loads((Path(__file__).parent.parent / "sealing/sessions/states_version_1.json").read_text())
+STATES = json.loads(
+    (Path(__file__).parent.parent / "sealing/sessions/states_version_1.json").read_text()
+)
 VAULT, IDENTITY = Vault(bytes(32)), b"i" * 32
 
 
@@ -40,11 +47,20 @@ def old_file(home: Path) -> None:
     db = sqlite3.connect(home / oldsessions.DATABASE)
     db.executescript(SCHEMA)
     locked = VAULT.lock(raw, b"CA-RC\x00" + known.session_id)
-    db.execute("INSERT INTO sessions VALUES ('CA-RC', ?, ?, ?, 1, 0, 5, ?)",
-               (known.session_id, known.made_at, known.since, locked))  # fmt: skip
-    db.execute("INSERT INTO sessions VALUES ('SF-RC', ?, 1, 1, 1, 0, 5, ?)", (b"s" * 16, b"damaged" * 20))
-    db.execute("INSERT INTO secrets VALUES (0, 1, 1, 0, ?)", (VAULT.lock(IDENTITY, b"secret\x00\x00\x00\x00\x01"),))
-    db.execute("INSERT INTO held VALUES (?, 1, ?)", (b"h" * 32, VAULT.lock(b"k" * 32, b"held" + b"h" * 32)))
+    db.execute(
+        "INSERT INTO sessions VALUES ('CA-RC', ?, ?, ?, 1, 0, 5, ?)",
+        (known.session_id, known.made_at, known.since, locked),
+    )
+    db.execute(
+        "INSERT INTO sessions VALUES ('SF-RC', ?, 1, 1, 1, 0, 5, ?)", (b"s" * 16, b"damaged" * 20)
+    )
+    db.execute(
+        "INSERT INTO secrets VALUES (0, 1, 1, 0, ?)",
+        (VAULT.lock(IDENTITY, b"secret\x00\x00\x00\x00\x01"),),
+    )
+    db.execute(
+        "INSERT INTO held VALUES (?, 1, ?)", (b"h" * 32, VAULT.lock(b"k" * 32, b"held" + b"h" * 32))
+    )
     db.execute("INSERT INTO facts VALUES ('once_id', ?)", (b"\x00\x00\x00\x07",))
     db.commit()
     db.close()

@@ -45,7 +45,12 @@ async def test_a_message_published_twice_with_its_key_goes_once(hq: Any) -> None
 async def test_other_content_under_a_used_key_is_refused_and_sends_nothing(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab:
         first = await lab.publish("17.3", to="CA-RC", key="k")
-        for other in ("17.4", b"17.3", Message(b"17.3", "text/plain; charset=utf-8", {"unit": "mg"}), ["17.3", "x"]):
+        for other in (
+            "17.4",
+            b"17.3",
+            Message(b"17.3", "text/plain; charset=utf-8", {"unit": "mg"}),
+            ["17.3", "x"],
+        ):
             with pytest.raises(KeyReused, match=str(first.message_ids[0])):
                 await lab.publish(other, to="CA-RC", key="k")
     assert await received(hq) == ["17.3"]
@@ -80,7 +85,11 @@ async def test_of_two_processes_at_once_with_one_key_one_wins(hq: Any) -> None:
     assert sorted(c.duplicate for c in found) == [False, True, True, True]
     assert len({c.envelope_id for c in found}) == 1
     found.clear()
-    async with hq.client("FL-LAB") as one, hq.client("FL-LAB") as two, trio.open_nursery() as nursery:
+    async with (
+        hq.client("FL-LAB") as one,
+        hq.client("FL-LAB") as two,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(publish, one, "this")
         nursery.start_soon(publish, two, "that")
     assert sorted(isinstance(c, KeyReused) for c in found) in ([False, True], [True, True])
@@ -132,7 +141,9 @@ async def test_the_key_of_what_went_nowhere_is_free(hq: Any, monkeypatch: Any) -
     assert await received(hq) == ["other"]
 
 
-async def test_a_crash_before_the_commit_leaves_neither_envelope_nor_key(hq: Any, monkeypatch: Any) -> None:
+async def test_a_crash_before_the_commit_leaves_neither_envelope_nor_key(
+    hq: Any, monkeypatch: Any
+) -> None:
     async with hq.client("FL-LAB") as lab:
         with monkeypatch.context() as patch:
             patch.setattr(type(lab.outbox().outbox), "_confirm", _broken)
@@ -146,7 +157,9 @@ def _broken(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("key", ["", "x" * (KEY_BYTES + 1), "\ud800"], ids=["empty", "long", "surrogate"])
+@pytest.mark.parametrize(
+    "key", ["", "x" * (KEY_BYTES + 1), "\ud800"], ids=["empty", "long", "surrogate"]
+)
 def test_a_key_that_cannot_be_recorded_is_named(key: str) -> None:
     with pytest.raises(InvalidRequest, match="idempotency key"):
         Once.of(key, ["CA-RC"], "", "", [Message(b"x")])

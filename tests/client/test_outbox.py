@@ -1,4 +1,6 @@
-"""The outbox over a real HQ: what is sealed survives everything, goes out once, and says what became of it."""
+"""The outbox over a real HQ: what is sealed survives everything, goes out once, and says what
+became of it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import trio
 
 from cipherbox.client.local_database import open_database
 from cipherbox.client.outbox.outbox import DATABASE, FILES, OLDEST, STEPS, Outbox
-from cipherbox.client.outbox.rows import ASIDE, CONFIRMED, WAITING, Confirmed, OutboxEntry, Refused, Signed
+from cipherbox.client.outbox.rows import (
+    ASIDE,
+    CONFIRMED,
+    WAITING,
+    Confirmed,
+    OutboxEntry,
+    Refused,
+    Signed,
+)
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.receipt_file import verify_file
 from cipherbox.errors import (
@@ -30,10 +40,19 @@ from tests.client.waiting import until
 
 def fresh(number: int, *, generation: int = 0, size: int = 100, **more: Any) -> OutboxEntry:
     values: dict[str, Any] = {
-        "raw": bytes([number]) * size, "envelope_id": bytes([number]) * 14 + b"\0\0", "generation": generation,
-        "count": 1, "exchange": "", "routing_key": "", "recipients": ("CA-RC", "SF-RC"), "flags": 0,
-        "route_version": 0, "sealed_at": 1, "envelope_hash": bytes([number, generation]) * 16, "content_key": b"k" * 72,
-    }  # fmt: skip
+        "raw": bytes([number]) * size,
+        "envelope_id": bytes([number]) * 14 + b"\0\0",
+        "generation": generation,
+        "count": 1,
+        "exchange": "",
+        "routing_key": "",
+        "recipients": ("CA-RC", "SF-RC"),
+        "flags": 0,
+        "route_version": 0,
+        "sealed_at": 1,
+        "envelope_hash": bytes([number, generation]) * 16,
+        "content_key": b"k" * 72,
+    }
     return OutboxEntry(**{**values, **more})
 
 
@@ -42,7 +61,9 @@ def signed(item: OutboxEntry, recipient: str, outcome: int = 0) -> Signed:
 
 
 def sign(outbox: Outbox, digest: int, *outcomes: Signed) -> list[Signed]:
-    return outbox.sign(b"bundle", b"b" * 32, outcomes[0].recipient, b"group", bytes([digest]) * 32, outcomes)
+    return outbox.sign(
+        b"bundle", b"b" * 32, outcomes[0].recipient, b"group", bytes([digest]) * 32, outcomes
+    )
 
 
 @pytest.mark.parametrize("size", [100, 100_000], ids=["row", "file"])
@@ -57,7 +78,8 @@ def test_bytes_stay_until_all_have_signed(tmp_path: Path, size: int) -> None:
     assert sign(outbox, 1, signed(item, "CA-RC")) == []  # the same receipt again
     assert sign(outbox, 2, signed(item, "CA-RC", outcome=4)) == []  # what was opened stays opened
     assert sign(outbox, 3, signed(item, "NY-RC")) == []  # no recipient
-    assert sign(outbox, 4, signed(item._replace(envelope_hash=bytes(32)), "SF-RC")) == []  # of other bytes
+    # of other bytes
+    assert sign(outbox, 4, signed(item._replace(envelope_hash=bytes(32)), "SF-RC")) == []
     (row,) = outbox.rows([CONFIRMED])
     assert (row.owed, outbox.bytes_of(row)) == (1, item.raw)
     assert len(sign(outbox, 5, signed(item, "SF-RC"))) == 1
@@ -87,7 +109,8 @@ def test_news_about_an_earlier_generation_changes_nothing(tmp_path: Path) -> Non
     outbox.write(refused=[Refused(first.envelope_id, 0, 1, "of the one before")])
     outbox.write(confirmed=[Confirmed(first.envelope_id, 0, 7, ())])
     (row,) = outbox.rows([WAITING])
-    assert (row.generation, row.owed, outbox.bytes_of(row)) == (1, 1, second.raw)  # CA-RC has opened it already
+    # CA-RC has opened it already
+    assert (row.generation, row.owed, outbox.bytes_of(row)) == (1, 1, second.raw)
     assert len(sign(outbox, 2, signed(second, "SF-RC"))) == 1
     outbox.close()
 
@@ -147,7 +170,9 @@ async def test_what_was_sealed_while_hq_was_away_goes_out_with_the_next_client(h
         await lab.publish("known", to="CA-RC")
     await hq.stop()
     ids = []
-    async with hq.client("FL-LAB", keep_trying=True, tries=2, timeout_s=1.0, pause_max_s=0.1) as lab:
+    async with hq.client(
+        "FL-LAB", keep_trying=True, tries=2, timeout_s=1.0, pause_max_s=0.1
+    ) as lab:
         for text in ("one", "two"):
             with pytest.raises(Queued, match="kept in the outbox") as caught:
                 await lab.publish(text, to="CA-RC")
@@ -180,7 +205,11 @@ async def test_receipts_are_verified_kept_and_exported(hq: Any) -> None:
         assert "opened" in [step.what for step in timeline.steps]
         (data,) = (await lab.export_receipts(second)).values()
     statement = verify_file(data)
-    assert (statement.message_id, statement.recipient, statement.outcome) == (str(second), "CA-RC", "opened")
+    assert (statement.message_id, statement.recipient, statement.outcome) == (
+        str(second),
+        "CA-RC",
+        "opened",
+    )
     with pytest.raises(SignatureInvalid, match="recipient"):
         verify_file(data.replace(b'"recipient": "CA-RC"', b'"recipient": "SF-RC"'))
     for at in range(0, len(data), 97):
@@ -193,7 +222,9 @@ async def test_receipts_are_verified_kept_and_exported(hq: Any) -> None:
             pass
 
 
-async def test_a_refusal_is_kept_aside_with_its_reason_and_can_be_retried(hq: Any, monkeypatch: Any) -> None:
+async def test_a_refusal_is_kept_aside_with_its_reason_and_can_be_retried(
+    hq: Any, monkeypatch: Any
+) -> None:
     async with hq.client("FL-LAB") as lab:
         await lab.publish("x", to="CA-RC")
     async with hq.admin() as admin:

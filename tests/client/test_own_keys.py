@@ -1,4 +1,6 @@
-"""A client's next key, over a real HQ: published, opened with, and never lost, whatever is cut off."""
+"""A client's next key, over a real HQ: published, opened with, and never lost, whatever is cut
+off.
+"""
 
 from __future__ import annotations
 
@@ -92,8 +94,12 @@ async def test_the_same_key_again_changes_nothing(hq: Any) -> None:
     assert (await offered(hq)).sequence == 2
 
 
-@pytest.mark.parametrize("reached", [False, True], ids=["HQ never got it", "only the answer was lost"])
-async def test_a_cut_line_loses_no_key_and_asking_again_goes_on(hq: Any, monkeypatch: Any, reached: bool) -> None:
+@pytest.mark.parametrize(
+    "reached", [False, True], ids=["HQ never got it", "only the answer was lost"]
+)
+async def test_a_cut_line_loses_no_key_and_asking_again_goes_on(
+    hq: Any, monkeypatch: Any, reached: bool
+) -> None:
     register, kept = ownkeys._register, []
 
     async def cut(client: Any, bundle: Any) -> None:
@@ -126,7 +132,9 @@ async def test_another_copy_of_the_home_is_not_overwritten(hq: Any, tmp_path: Pa
     async with hq.client("copy") as copy:
         await copy.add_key(rsa_key())
     async with hq.client("CA-RC") as center:
-        with pytest.raises(BundleError, match=r"another copy of this home .* bring its keys\.cbk here"):
+        with pytest.raises(
+            BundleError, match=r"another copy of this home .* bring its keys\.cbk here"
+        ):
             await center.add_key(rsa_key(copy=1))
     assert (await offered(hq)).encrypt_keys[-1].key_id == rsa_key().key_id
     shutil.copy(hq.home("copy") / "keys.cbk", hq.home("CA-RC") / "keys.cbk")
@@ -135,7 +143,9 @@ async def test_another_copy_of_the_home_is_not_overwritten(hq: Any, tmp_path: Pa
 
 
 async def test_hq_that_lost_the_newest_bundle_gets_it_again(hq: Any, monkeypatch: Any) -> None:
-    """HQ restored from a backup: what this client published last is published again before the next."""
+    """HQ restored from a backup: what this client published last is published again before the
+    next.
+    """
     seen: list[int] = []
     register = ownkeys._register
 
@@ -161,7 +171,11 @@ async def test_who_may_add_keys_and_one_at_a_time(hq: Any) -> None:
 
 
 async def test_a_receiver_that_runs_opens_with_a_key_another_process_made(hq: Any) -> None:
-    async with hq.client("CA-RC") as running, running.consume() as deliveries, hq.client("FL-LAB") as lab:
+    async with (
+        hq.client("CA-RC") as running,
+        running.consume() as deliveries,
+        hq.client("FL-LAB") as lab,
+    ):
         async with hq.client("CA-RC") as other:
             await other.add_key(rsa_key())
         await sent(lab, "to the new key", stanza="rsa-oaep")
@@ -199,7 +213,9 @@ async def test_a_key_file_that_cannot_be_read_stops_no_receiver(hq: Any) -> None
         await running.ack(delivery)
 
 
-async def test_a_file_in_parts_is_sealed_as_was_asked_also_when_it_goes_on_later(hq: Any, tmp_path: Path) -> None:
+async def test_a_file_in_parts_is_sealed_as_was_asked_also_when_it_goes_on_later(
+    hq: Any, tmp_path: Path
+) -> None:
     file = tmp_path / "scan.tif"
     file.write_bytes(b"x" * (LIMITS.part_bytes + 1))
     async with hq.client("CA-RC") as center:
@@ -228,14 +244,18 @@ async def test_the_next_generation_is_sealed_as_was_asked(hq: Any) -> None:
     assert await received(hq, 2) == ["chosen", "chosen"]
 
 
-async def test_where_the_chosen_key_is_gone_the_next_generation_takes_the_preferred_one(hq: Any) -> None:
+async def test_where_the_chosen_key_is_gone_the_next_generation_takes_the_preferred_one(
+    hq: Any,
+) -> None:
     async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab:
         await center.add_key(rsa_key())
         prefix = await sent(lab, "chosen", stanza="rsa-oaep")
         identity = center.home.identity
         without = identity.arranged([k.key_id for k in identity.current[:2]])
         home = center.home
-        bundle = without.make_bundle(home.key, home.chain, identity.bundle.created_at + 1, identity.bundle)
+        bundle = without.make_bundle(
+            home.key, home.chain, identity.bundle.created_at + 1, identity.bundle
+        )
         await center.line.request(frames.Register, bundle=bundle.raw)
         lab.directory.refresh("CA-RC")
         assert await lab.post.seal_again(prefix.envelope_id)
@@ -244,5 +264,3 @@ async def test_where_the_chosen_key_is_gone_the_next_generation_takes_the_prefer
                 await trio.sleep(0.01)
         raw = lab.post.outbox.bytes_of(lab.post.outbox.find(prefix.envelope_id))
         assert split(raw).prefix.recipients[0].stanza_type == 1
-
-

@@ -1,4 +1,6 @@
-"""A pipe over a real HQ: bytes, both ways, over cut lines and restarts, with ends that stall, break off or vanish."""
+"""A pipe over a real HQ: bytes, both ways, over cut lines and restarts, with ends that stall,
+break off or vanish.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ import trio
 from cipherbox.apps.pipe import pipe as module
 from cipherbox.apps.pipe.pipe import Pipe
 from cipherbox.client.receiving.pipe_frames import Frame, Kind, read_frame
-from cipherbox.errors import MalformedEnvelope, PeerGone, ProtocolError, StoreLocked, UnknownRecipient
+from cipherbox.errors import (
+    MalformedEnvelope,
+    PeerGone,
+    ProtocolError,
+    StoreLocked,
+    UnknownRecipient,
+)
 from tests.client.real_hq import RealHq
 from tests.client.waiting import until
 
@@ -91,7 +99,9 @@ def test_frames_are_read_as_written(kind: Kind) -> None:
     assert read_frame(frame.message().content) == frame
 
 
-@pytest.mark.parametrize("raw", [b"", b"\1" * 33, b"\2\3" + bytes(32), b"\1\0" + bytes(32), b"\1\7" + bytes(32)])
+@pytest.mark.parametrize(
+    "raw", [b"", b"\1" * 33, b"\2\3" + bytes(32), b"\1\0" + bytes(32), b"\1\7" + bytes(32)]
+)
 def test_what_is_no_frame(raw: bytes) -> None:
     with pytest.raises(MalformedEnvelope):
         read_frame(raw)
@@ -110,7 +120,9 @@ async def test_both_ways_at_once(hq: Any) -> None:
         assert not (hq.home(name) / "data" / "files").exists()
         assert list((hq.home(name) / "outbox").iterdir()) == []
         async with hq.client(name) as client:
-            assert client.outbox().outbox.newest(1000) == [], "the frames of a pipe that ended are no history"
+            assert client.outbox().outbox.newest(1000) == [], (
+                "the frames of a pipe that ended are no history"
+            )
 
 
 async def test_one_end_closes_first(hq: Any) -> None:
@@ -125,7 +137,9 @@ async def test_one_end_closes_first(hq: Any) -> None:
     assert here.head == b"still talking and done"
 
 
-async def test_a_reader_that_stalls_stalls_the_writer(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_stalls_stalls_the_writer(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "WINDOW", 400_000)
     monkeypatch.setattr(module, "CHUNK", 100_000)
     given = pieces(3, 60, 99_000)
@@ -183,7 +197,10 @@ async def test_an_end_that_vanishes_is_noticed(hq: Any) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(there)
             nursery.start_soon(kill)
-            with pytest.raises(PeerGone, match=r"nothing came from FL-LAB for 2 s"), trio.fail_after(20):
+            with (
+                pytest.raises(PeerGone, match=r"nothing came from FL-LAB for 2 s"),
+                trio.fail_after(20),
+            ):
                 await here.listen()
 
 
@@ -200,7 +217,10 @@ async def test_an_end_that_stops_says_so(hq: Any) -> None:
                             scope.cancel()
 
                 nursery.start_soon(stop)
-                with pytest.raises(PeerGone, match="FL-LAB broke off: it was stopped"), trio.fail_after(20):
+                with (
+                    pytest.raises(PeerGone, match="FL-LAB broke off: it was stopped"),
+                    trio.fail_after(20),
+                ):
                     await here.listen()
 
 
@@ -224,7 +244,9 @@ async def test_an_output_that_is_closed_ends_both(hq: Any) -> None:
 
 async def test_nobody_answers_and_nobody_calls(hq: Any) -> None:
     async with end(hq, "FL-LAB", "CA-RC", Memory()) as caller:
-        with pytest.raises(PeerGone, match=r"did not answer within 0.5 s; .*cipherbox pipe FL-LAB --listen"):
+        with pytest.raises(
+            PeerGone, match=r"did not answer within 0.5 s; .*cipherbox pipe FL-LAB --listen"
+        ):
             await caller.call(0.5)
     async with end(hq, "FL-LAB", "CA-RC", Memory()) as listener:
         with pytest.raises(PeerGone, match="CA-RC did not call within"):
@@ -235,7 +257,10 @@ async def test_nobody_answers_and_nobody_calls(hq: Any) -> None:
 
 
 async def test_both_call(hq: Any) -> None:
-    async with end(hq, "FL-LAB", "CA-RC", Memory()) as here, end(hq, "CA-RC", "FL-LAB", Memory()) as there:
+    async with (
+        end(hq, "FL-LAB", "CA-RC", Memory()) as here,
+        end(hq, "CA-RC", "FL-LAB", Memory()) as there,
+    ):
         async with trio.open_nursery() as nursery:
             for pipe in (here, there):
 
@@ -266,7 +291,10 @@ async def test_a_call_given_up_does_not_hold_the_next(hq: Any) -> None:
         with trio.move_on_after(1.0):
             await first.call()
     there = Memory()
-    async with end(hq, "CA-RC", "FL-LAB", there) as listener, end(hq, "FL-LAB", "CA-RC", Memory(b"again")) as second:
+    async with (
+        end(hq, "CA-RC", "FL-LAB", there) as listener,
+        end(hq, "FL-LAB", "CA-RC", Memory(b"again")) as second,
+    ):
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(listener.listen)
@@ -329,7 +357,10 @@ async def test_one_receiver_at_a_time(hq: Any) -> None:
 async def test_more_than_was_agreed_is_refused(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     there = Memory(end=False)
     there.flowing = trio.Event()
-    async with end(hq, "CA-RC", "FL-LAB", there) as listener, end(hq, "FL-LAB", "CA-RC", Memory(end=False)) as caller:
+    async with (
+        end(hq, "CA-RC", "FL-LAB", there) as listener,
+        end(hq, "FL-LAB", "CA-RC", Memory(end=False)) as caller,
+    ):
         async with trio.open_nursery() as nursery:
 
             async def flood() -> None:
@@ -360,5 +391,3 @@ async def test_receive_keeps_no_stray_frames(hq: Any) -> None:
         lines = (hq.home("CA-RC") / "data" / "received_messages.jsonl").read_text().splitlines()
         assert len(lines) == 1
         assert await receiver.drain() == 0
-
-

@@ -1,4 +1,6 @@
-"""Through a proxy to HQ: both kinds, both transports, every command's way; and what is said when it does not work."""
+"""Through a proxy to HQ: both kinds, both transports, every command's way; and what is said when
+it does not work.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_lab_behind_a_proxy_joins_sends_and_renews(empty_hq: Any, tmp_path: Path, kind: str) -> None:
+async def test_a_lab_behind_a_proxy_joins_sends_and_renews(
+    empty_hq: Any, tmp_path: Path, kind: str
+) -> None:
     """The name of HQ is one that only the proxy knows."""
     async with trio.open_nursery() as nursery:
         proxy = await KINDS[kind](nursery, "lab", SECRET).start()
@@ -93,7 +97,8 @@ async def test_https_proxy_and_no_proxy(hq: Any, no_environment: pytest.MonkeyPa
         async with open_client(home) as lab:
             await lab.ping()
         assert proxy.asked == ["hq.example:7443"]
-        async with hq.client("FL-LAB") as lab:  # at 127.0.0.1, where no proxy of the environment is used
+        # at 127.0.0.1, where no proxy of the environment is used
+        async with hq.client("FL-LAB") as lab:
             await lab.ping()
         assert len(proxy.asked) == 1
         nursery.cancel_scope.cancel()
@@ -105,7 +110,7 @@ async def test_https_proxy_and_no_proxy(hq: Any, no_environment: pytest.MonkeyPa
     assert way_to("hq.example", 7443, LineSettings("none")).proxy is None
 
 
-# -- what is said -------------------------------------------------------------------------------------------------
+# -- what is said ----------------------------------------------------------------------------------
 
 
 async def failing(proxy: Proxy) -> str:
@@ -129,7 +134,11 @@ async def test_credentials_that_are_missing_or_wrong_are_said(kind: str) -> None
         asks = await failing(proxy_at(little, kind))
         assert "asks for a user and a password" in asks
         assert "[line] proxy_credentials_file" in asks
-        wrong = await failing(proxy_at(little, kind, user="lab", password="wrong-one", credentials="/etc/proxy.secret"))
+        wrong = await failing(
+            proxy_at(
+                little, kind, user="lab", password="wrong-one", credentials="/etc/proxy.secret"
+            )
+        )
         assert "did not accept the user and password of /etc/proxy.secret" in wrong
         nursery.cancel_scope.cancel()
 
@@ -158,16 +167,32 @@ async def test_no_proxy_at_the_address(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "answer", "says"),
     [
-        ("http", b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not allow a connection to hq.example:7443 (403 Forbidden)"),
+        (
+            "http",
+            b"HTTP/1.1 403 Forbidden\r\n\r\n",
+            "does not allow a connection to hq.example:7443 (403 Forbidden)",
+        ),
         ("http", b"HTTP/1.0 400 \x1b[2J\r\n\r\n", "refused the way to hq.example:7443"),
-        ("http", b"HTTP/1.1 400 Bad Request\r\n\r\n", "refused the way to hq.example:7443 (400 Bad Request)"),
+        (
+            "http",
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            "refused the way to hq.example:7443 (400 Bad Request)",
+        ),
         ("http", b"HTTP/1.1 200 OK\r\n\r\nmore", "sent something before HQ could"),
         ("http", b"\x05\x00", "is it a SOCKS proxy"),
-        ("http", b"HTTP/1.1 100 Continue\r\n\r\n" + b"X: y\r\n" * 30000, "does not answer as an HTTP proxy"),
+        (
+            "http",
+            b"HTTP/1.1 100 Continue\r\n\r\n" + b"X: y\r\n" * 30000,
+            "does not answer as an HTTP proxy",
+        ),
         ("http", b"", "cut the connection"),
         ("http", b"SSH-2.0-OpenSSH\r\n", "does not answer as an HTTP proxy"),
         ("socks5", b"HTTP/1.1 400 Bad Request\r\n\r\n", "asks for a user and a password"),
-        ("socks5", b"\x05\x00\x05\x02\x00\x01\x00\x00\x00\x00\x00\x00", "does not allow a connection"),
+        (
+            "socks5",
+            b"\x05\x00\x05\x02\x00\x01\x00\x00\x00\x00\x00\x00",
+            "does not allow a connection",
+        ),
         ("socks5", b"", "asks for a user"),
     ],
 )
@@ -185,14 +210,18 @@ async def test_a_silent_proxy_does_not_hold_a_command(hq: Any) -> None:
     (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     home = load_home(hq.home("FL-LAB"))
     address = "{}:{}".format(*silent.socket.getsockname()[:2])
-    home.config = attrs.evolve(home.config, line=LineSettings(f"http://{address}"), tries=1, timeout_s=0.3)
-    with pytest.raises(Exception, match=f"did not answer within 0.3 s through the proxy http://{address}"):
+    home.config = attrs.evolve(
+        home.config, line=LineSettings(f"http://{address}"), tries=1, timeout_s=0.3
+    )
+    with pytest.raises(
+        Exception, match=f"did not answer within 0.3 s through the proxy http://{address}"
+    ):
         async with open_client(home):
             pass
     await silent.aclose()
 
 
-# -- settings -----------------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,8 +235,12 @@ async def test_a_silent_proxy_does_not_hold_a_command(hq: Any) -> None:
         ("http://", "is not the URL of a proxy"),
     ],
 )
-def test_a_wrong_proxy_is_named_and_no_password_repeated(tmp_path: Path, url: str, says: str) -> None:
-    (tmp_path / "client.toml").write_text(f"[client]\nclient_id = 'A'\naddress = 'h:1'\n[line]\nproxy = '{url}'\n")
+def test_a_wrong_proxy_is_named_and_no_password_repeated(
+    tmp_path: Path, url: str, says: str
+) -> None:
+    (tmp_path / "client.toml").write_text(
+        f"[client]\nclient_id = 'A'\naddress = 'h:1'\n[line]\nproxy = '{url}'\n"
+    )
     with pytest.raises(ConfigError, match=r"client\.toml: \[line\] proxy") as caught:
         load_client_config(tmp_path)
     assert says in str(caught.value)
@@ -287,5 +320,7 @@ async def test_why_hq_cannot_be_reached_is_said_in_the_systems_words() -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         async with trio.open_nursery() as nursery:
-            with pytest.raises(NetworkError, match=f"127.0.0.1:{port} cannot be reached: Connection refused"):
+            with pytest.raises(
+                NetworkError, match=f"127.0.0.1:{port} cannot be reached: Connection refused"
+            ):
                 await connect(f"127.0.0.1:{port}", first_contact_context(), nursery)

@@ -1,4 +1,6 @@
-"""The public API refuses wrong types in words, before anything else happens; and the predecessors' samples run."""
+"""The public API refuses wrong types in words, before anything else happens; and the
+predecessors' samples run.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,25 @@ from cipherbox.errors import InvalidRequest
 SECRET = "a-secret-that-no-error-repeats"
 # parameter's kind -> what a user gives by mistake
 WRONG: dict[str, list[object]] = {
-    "str": [None, SECRET.encode(), 7, [SECRET]], "bytes": [None, SECRET, 7, [SECRET.encode()]],
-    "int": [None, -1, "7", 1.5, True], "float": [None, -0.1, "7", float("nan"), True], "bool": [None, 1, "yes"],
+    "str": [None, SECRET.encode(), 7, [SECRET]],
+    "bytes": [None, SECRET, 7, [SECRET.encode()]],
+    "int": [None, -1, "7", 1.5, True],
+    "float": [None, -0.1, "7", float("nan"), True],
+    "bool": [None, 1, "yes"],
     "many": [None, 7, [SECRET.encode(), None]],
-}  # fmt: skip
+}
 
 
 # What the client itself makes, and messages, which are looked at when they are published.
-MADE_INSIDE = ("Client", "Consumer", "Publisher", "Confirmation", "Delivery", "JoinReport", "Message")
+MADE_INSIDE = (
+    "Client",
+    "Consumer",
+    "Publisher",
+    "Confirmation",
+    "Delivery",
+    "JoinReport",
+    "Message",
+)
 
 INSIDE = ("Delivery.fill", "Consumer.settled", "Consumer.again")  # what the client calls itself
 
@@ -39,13 +52,20 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
         if not inspect.isclass(found):
             yield name, found
             continue
-        for base in (found, *(b for b in (AdminCalls, TopologyCalls, Tracking) if name == "Client")):
+        for base in (
+            found,
+            *(b for b in (AdminCalls, TopologyCalls, Tracking) if name == "Client"),
+        ):
             for method, function in vars(base).items():
                 if isinstance(function, classmethod):
                     function = function.__func__
                 made_inside = method == "__init__" and name in MADE_INSIDE
                 made_inside |= f"{name}.{method}" in INSIDE
-                if inspect.isfunction(function) and not made_inside and (method[0] != "_" or method == "__init__"):
+                if (
+                    inspect.isfunction(function)
+                    and not made_inside
+                    and (method[0] != "_" or method == "__init__")
+                ):
                     yield f"{base.__name__}.{method}", function
     yield "send_file", send_file
 
@@ -55,16 +75,26 @@ def cases() -> Iterator[Any]:
         for parameter, check in parameters(function).items():
             annotation = str(inspect.signature(function).parameters[parameter].annotation)
             for kind, values in WRONG.items():
-                mine = "[" in annotation if kind == "many" else kind in annotation.replace("[", "|[").split(" | ")
+                mine = (
+                    "[" in annotation
+                    if kind == "many"
+                    else kind in annotation.replace("[", "|[").split(" | ")
+                )
                 for value in values:
                     if mine and check(value):
-                        yield pytest.param(function, parameter, value, id=f"{name}-{parameter}-{type(value).__name__}")
+                        yield pytest.param(
+                            function,
+                            parameter,
+                            value,
+                            id=f"{name}-{parameter}-{type(value).__name__}",
+                        )
 
 
 @pytest.mark.parametrize(("function", "parameter", "value"), list(cases()))
-async def test_a_wrong_type_is_named(function: Callable[..., Any], parameter: str, value: object) -> None:
+async def test_a_wrong_type_is_named(
+    function: Callable[..., Any], parameter: str, value: object
+) -> None:
     """``self`` is nothing at all: the check comes before everything else."""
-
 
     async def call() -> None:
         done = function(**{parameter: value})
@@ -83,9 +113,20 @@ async def test_a_wrong_type_is_named(function: Callable[..., Any], parameter: st
 def test_the_walk_goes_through_everything() -> None:
     walked = {name for name, function in public() if parameters(function)}
     assert len(walked) > 60
-    for name in ("Client.publish", "open_client", "join", "SecureContext.encrypt_message", "TopologyCalls.bind",
-                 "AdminCalls.enrol", "AllowList.allow", "SecureSocket.connect", "SqliteSessions.__init__", "send_file",
-                 "Receiver.run", "Tracking.sent"):  # fmt: skip
+    for name in (
+        "Client.publish",
+        "open_client",
+        "join",
+        "SecureContext.encrypt_message",
+        "TopologyCalls.bind",
+        "AdminCalls.enrol",
+        "AllowList.allow",
+        "SecureSocket.connect",
+        "SqliteSessions.__init__",
+        "send_file",
+        "Receiver.run",
+        "Tracking.sent",
+    ):
         assert name in walked, name
 
 
@@ -102,7 +143,11 @@ def test_the_walk_goes_through_everything() -> None:
         ("Path | str", b"/x", "a path or str, not bytes: use data.decode()"),
         ("str | Sequence[str] | None", "A", ""),
         ("str | Sequence[str] | None", ("A", "B"), ""),
-        ("Content | Sequence[Content]", None, "str or bytes or Message or a list of str or bytes or Message, not None"),
+        (
+            "Content | Sequence[Content]",
+            None,
+            "str or bytes or Message or a list of str or bytes or Message, not None",
+        ),
     ],
 )
 def test_what_is_said(annotation: str, value: object, says: str) -> None:
@@ -117,7 +162,7 @@ def test_an_annotation_of_another_kind_is_left_alone() -> None:
     assert check_of(int) is None
 
 
-# -- the predecessors' samples ------------------------------------------------------------------------------------
+# -- the predecessors' samples ---------------------------------------------------------------------
 
 
 def test_the_readme_of_sibnav_runs_as_it_stands() -> None:

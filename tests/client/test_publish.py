@@ -34,7 +34,9 @@ async def test_publish_seals_for_the_recipient_and_waits(
     said: list[Any] = []
     async with client_on(scripted, lab, tmp_path, monkeypatch, said) as client:
         messages = ["text", b"bytes", Message(b"{}", "application/json", {"filename": "a.json"})]
-        confirmation = await client.publish(messages, to="CA-RC", cipher="chacha20-poly1305", stanza="hpke-x25519")
+        confirmation = await client.publish(
+            messages, to="CA-RC", cipher="chacha20-poly1305", stanza="hpke-x25519"
+        )
     (raw,) = scripted.envelopes
     prefix = split(raw).prefix
     assert (prefix.sender, prefix.exchange, prefix.routing_key) == ("FL-LAB", "", "")
@@ -43,18 +45,25 @@ async def test_publish_seals_for_the_recipient_and_waits(
     assert confirmation.accepted_at == 1000
     assert confirmation.queues == ("q",)
     assert confirmation.envelope_id == prefix.envelope_id
-    assert [i.int - int.from_bytes(prefix.envelope_id, "big") for i in confirmation.message_ids] == [0, 1, 2]
+    assert [
+        i.int - int.from_bytes(prefix.envelope_id, "big") for i in confirmation.message_ids
+    ] == [0, 1, 2]
     found = opened(raw, lab, center)
     assert [m.content for m in found] == [b"text", b"bytes", b"{}"]
     assert [m.content_type for m in found] == [
-        "text/plain; charset=utf-8", "application/octet-stream", "application/json",
-    ]  # fmt: skip
+        "text/plain; charset=utf-8",
+        "application/octet-stream",
+        "application/json",
+    ]
     assert found[2].headers == {"filename": "a.json"}
     first = confirmation.message_ids[0]
     texts = [event.text for event in said]
     assert f"Encrypted message {first} for CA-RC" in texts
     assert f"Server ACK received for message {first}" in texts
-    assert any(str(e).startswith("[20") and f"] [SENDER] Server ACK received for message {first}" in e for e in said)
+    assert any(
+        str(e).startswith("[20") and f"] [SENDER] Server ACK received for message {first}" in e
+        for e in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,9 +79,14 @@ async def test_publish_seals_for_the_recipient_and_waits(
     ],
 )
 async def test_arguments_that_do_not_fit_are_said(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, options: Any, words: str,
-) -> None:  # fmt: skip
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: Any,
+    words: str,
+) -> None:
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         with pytest.raises(InvalidRequest, match=words):
             await client.publish("x", **options)
@@ -89,9 +103,13 @@ async def test_an_unknown_recipient_stops_before_anything_is_sent(
 
 
 async def test_a_route_needs_the_allow_list(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(authority.party("SF-RC"))
     scripted.readers = ["CA-RC", "SF-RC"]
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
@@ -112,9 +130,13 @@ async def test_a_route_needs_the_allow_list(
 
 
 async def test_a_changed_route_is_resolved_checked_and_sealed_anew_under_a_fresh_id(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(authority.party("SF-RC"))
     scripted.readers = ["CA-RC"]
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
@@ -135,9 +157,13 @@ async def test_a_changed_route_is_resolved_checked_and_sealed_anew_under_a_fresh
 
 
 async def test_an_unanswered_publish_ends_with_the_reason(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.confirm_at_once = False
     async with client_on(scripted, lab, tmp_path, monkeypatch, tries=2, timeout_s=5.0) as client:
         began = trio.current_time()
@@ -168,9 +194,16 @@ async def test_many_messages_become_several_envelopes(
 
 
 async def test_more_recipients_than_an_envelope_has_become_groups(
-    scripted: ScriptedHq, lab: Party, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedHq,
+    lab: Party,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cipherbox.client.publishing.publish.LIMITS", type("Few", (), {"recipients": 2, "messages": 65536})())
+    monkeypatch.setattr(
+        "cipherbox.client.publishing.publish.LIMITS",
+        type("Few", (), {"recipients": 2, "messages": 65536})(),
+    )
     names = [f"RC-{n}" for n in range(5)]
     for name in names:
         scripted.offer(authority.party(name))

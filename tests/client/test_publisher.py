@@ -105,16 +105,27 @@ async def test_a_publisher_without_room_waits_and_loses_nothing(
 ) -> None:
     scripted.confirm_at_once = False
     scripted.window = 3
-    monkeypatch.setattr("cipherbox.client.publishing.publisher.LIMITS", type("Small", (), {
-        "batch_messages": 10, "batch_bytes": 1 << 20, "open_batches": 2, "recipients": 256,
-    })())  # fmt: skip
+    monkeypatch.setattr(
+        "cipherbox.client.publishing.publisher.LIMITS",
+        type(
+            "Small",
+            (),
+            {
+                "batch_messages": 10,
+                "batch_bytes": 1 << 20,
+                "open_batches": 2,
+                "recipients": 256,
+            },
+        )(),
+    )
     taken = 0
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         async with client.publisher(to="CA-RC") as publisher:
             while publisher.put(b"%d" % taken):
                 taken += 1
             taken += 1
-            assert taken == 1 + 1 + 10 + 10  # three envelopes in the window, one full batch behind them
+            # three envelopes in the window, one full batch behind them
+            assert taken == 1 + 1 + 10 + 10
             with pytest.raises(Busy, match="await room"):
                 publisher.put(b"too many")
             waited = False
@@ -148,7 +159,8 @@ async def test_two_publishers_share_the_window(
         async with client.publisher(to="CA-RC") as one, client.publisher(to="CA-RC") as two:
             one.put(b"one")
             await settle()
-            two.put(b"two")  # the window is full with the other's: it must go when that is confirmed
+            # the window is full with the other's: it must go when that is confirmed
+            two.put(b"two")
             await settle()
             assert scripted.counts() == [1]
             scripted.confirm_at_once = True
@@ -158,9 +170,13 @@ async def test_two_publishers_share_the_window(
 
 
 async def test_a_publisher_follows_a_changed_route(
-    scripted: ScriptedHq, lab: Party, center: Party, authority: Authority, tmp_path: Path,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    authority: Authority,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     scripted.offer(authority.party("SF-RC"))
     scripted.readers = ["CA-RC"]
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
@@ -197,9 +213,13 @@ async def test_a_refused_batch_is_raised_and_handed_back(
 
 
 async def test_a_publisher_flush_is_bounded_and_can_be_repeated(
-    scripted: ScriptedHq, lab: Party, center: Party, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    scripted: ScriptedHq,
+    lab: Party,
+    center: Party,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,
-) -> None:  # fmt: skip
+) -> None:
     scripted.confirm_at_once = False
     async with client_on(scripted, lab, tmp_path, monkeypatch, tries=2, timeout_s=2.0) as client:
         async with client.publisher(to="CA-RC") as publisher:
@@ -218,7 +238,10 @@ async def test_an_error_of_the_block_stays_what_it_was(
     caught: BaseException | None = None
     scripted.confirm_at_once = False
     try:
-        async with client_on(scripted, lab, tmp_path, monkeypatch) as client, client.publisher(to="CA-RC") as publisher:
+        async with (
+            client_on(scripted, lab, tmp_path, monkeypatch) as client,
+            client.publisher(to="CA-RC") as publisher,
+        ):
             publisher.put("x")
             raise KeyError("mine")
     except BaseException as error:

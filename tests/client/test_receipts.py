@@ -45,9 +45,13 @@ async def test_a_receipt_from_somebody_else_changes_nothing(hq: Any) -> None:
         identity = stranger.home.identity
         leaf = Leaf("FL-LAB", row.envelope_id, 0, row.envelope_hash, 1, Outcome.OPENED)
         for name in ("SF-RC", "CA-RC"):  # as itself, and as if it were the recipient
-            unsigned = Unsigned.over(name, confirmation.accepted_at, identity.bundle.hash, identity.suite, [leaf])
+            unsigned = Unsigned.over(
+                name, confirmation.accepted_at, identity.bundle.hash, identity.suite, [leaf]
+            )
             group = unsigned.group(identity.sign(USE, unsigned.digest), "FL-LAB")
-            await stranger.publish([Message(group, TYPE), Message(group[:-1], TYPE)], to="FL-LAB", box="sys")
+            await stranger.publish(
+                [Message(group, TYPE), Message(group[:-1], TYPE)], to="FL-LAB", box="sys"
+            )
         with trio.fail_after(20):
             while sum("does not hold" in line for line in said) < 3:
                 await trio.sleep(0.01)

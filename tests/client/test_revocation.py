@@ -1,4 +1,6 @@
-"""Revoked: cut at once, routed to no more, told to senders, who seal again for those who are left."""
+"""Revoked: cut at once, routed to no more, told to senders, who seal again for those who are
+left.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ async def received(hq: Any, name: str) -> list[Any]:
 
 async def test_it_cuts_live_connections_and_tells_every_sender(hq: Any) -> None:
     said: list[str] = []
-    async with hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab, hq.admin() as admin:
+    async with (
+        hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab,
+        hq.admin() as admin,
+    ):
         await lab.publish("x", to=["CA-RC"])
         async with hq.client("CA-RC") as center:
             await center.line.ready()
@@ -57,10 +62,15 @@ async def test_what_is_not_opened_is_sealed_again_for_those_who_are_left(hq: Any
         alone = await lab.publish("for one", to="CA-RC")
         await admin.revoke("CA-RC", "stolen")
         with trio.fail_after(20):
-            while (row := await lab.sent(both.message_ids[0])) is None or (row.generation, row.state) != (1, CONFIRMED):
+            while (row := await lab.sent(both.message_ids[0])) is None or (
+                row.generation,
+                row.state,
+            ) != (1, CONFIRMED):
                 await trio.sleep(0.01)
         assert row.recipients == ("SF-RC",)
-        assert [r.client_id for r in split(lab.post.outbox.bytes_of(row)).prefix.recipients] == ["SF-RC"]
+        assert [r.client_id for r in split(lab.post.outbox.bytes_of(row)).prefix.recipients] == [
+            "SF-RC"
+        ]
         row = await lab.sent(alone.message_ids[0])
         assert row.generation == 0  # nobody is left to seal it for
         await lab.post.without_revoked()
@@ -140,7 +150,10 @@ async def test_after_lost_keys_a_person_compares_and_everything_is_sealed_again(
                 refused = "from CA-RC: the keys of its sender are not trusted"
                 await until(lambda: any(refused in line for line in said))
                 nursery.cancel_scope.cancel()
-        assert any("lost its keys and joined again, or somebody shows you a wrong key" in line for line in said)
+        assert any(
+            "lost its keys and joined again, or somebody shows you a wrong key" in line
+            for line in said
+        )
         done, errors = await lab.seal_again("CA-RC")
         assert done == 0
         assert {type(e) for e in errors} == {BundleDiscontinuous}

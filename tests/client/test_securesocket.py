@@ -89,8 +89,13 @@ async def test_what_is_not_in_its_place_is_noticed(what: str) -> None:
         await a.send(text)
     one, two = sent
     changed = one[:-1] + bytes([one[-1] ^ 1])
-    handed = {"dropped": [two], "doubled": [one, one], "swapped": [two, one], "changed": [changed],
-              "reflected": [one]}[what]  # fmt: skip
+    handed = {
+        "dropped": [two],
+        "doubled": [one, one],
+        "swapped": [two, one],
+        "changed": [changed],
+        "reflected": [one],
+    }[what]
     if what == "reflected":
         await yours.send_stream.send_all(one)
         with pytest.raises(EnvelopeError):

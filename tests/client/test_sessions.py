@@ -1,4 +1,6 @@
-"""Sessions through a real HQ: first contact with somebody away, replies and receipts that heal, lost states."""
+"""Sessions through a real HQ: first contact with somebody away, replies and receipts that heal,
+lost states.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ async def hq(hq: RealHq) -> RealHq:
 def sent_stanzas(hq: Any, client_id: str = "FL-LAB") -> list[bytes]:
     """The first stanza of every envelope in an outbox, in order."""
     db = sqlite3.connect(hq.home(client_id) / "outbox.sqlite3")
-    raws = [raw for (raw,) in db.execute("SELECT data FROM envelopes WHERE data IS NOT NULL ORDER BY number")]
+    raws = [
+        raw
+        for (raw,) in db.execute(
+            "SELECT data FROM envelopes WHERE data IS NOT NULL ORDER BY number"
+        )
+    ]
     db.close()
     found = []
     for raw in raws:
@@ -117,7 +124,8 @@ async def test_a_session_in_trouble_holds_up_no_receipt(hq: Any) -> None:
         assert await lab.wait_for([one.envelope_id, two.envelope_id], "opened", 10)
         async with hq.client("CA-RC") as center, trio.open_nursery() as nursery:
             nursery.start_soon(Receiver(center).run)
-            await lab.publish("3", to="CA-RC", stanza="ratchet")  # does not open, and is sealed in a fresh session
+            # does not open, and is sealed in a fresh session
+            await lab.publish("3", to="CA-RC", stanza="ratchet")
             await until(lambda: len(hq.lines("CA-RC")) == 3, 30)
             nursery.cancel_scope.cancel()
 
@@ -146,7 +154,11 @@ async def test_both_begin_at_once(hq: Any) -> None:
             for client in (lab, center):
                 (delivery,) = await client.fetch()
                 await client.ack(delivery)
-    spoken = {session.parse(s).session_id for name in ("FL-LAB", "CA-RC") for s in sent_stanzas(hq, name)[1:]}
+    spoken = {
+        session.parse(s).session_id
+        for name in ("FL-LAB", "CA-RC")
+        for s in sent_stanzas(hq, name)[1:]
+    }
     assert len(spoken) == 1
 
 
@@ -184,7 +196,11 @@ async def test_a_lost_state_mends_by_itself(hq: Any, who: str) -> None:
     await received(hq, "CA-RC", 1)
     change(hq.home(who), "DELETE FROM sessions", "DELETE FROM secrets", "DELETE FROM facts")
     change(hq.home(who), "DELETE FROM chains", database="outbox.sqlite3")
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        trio.open_nursery() as nursery,
+    ):
         await center.offer_prekeys()
         receiver = Receiver(center)
         nursery.start_soon(receiver.run)
@@ -195,7 +211,9 @@ async def test_a_lost_state_mends_by_itself(hq: Any, who: str) -> None:
 
 
 async def test_a_state_set_back_mends_by_itself(hq: Any) -> None:
-    """The sender's home restored from a backup makes message keys again; the receiver says so, and both go on."""
+    """The sender's home restored from a backup makes message keys again; the receiver says so,
+    and both go on.
+    """
     async with hq.client("FL-LAB") as lab:
         await lab.publish("1", to="CA-RC", stanza="ratchet")
     backup = copies(hq.home("FL-LAB"))
@@ -203,7 +221,11 @@ async def test_a_state_set_back_mends_by_itself(hq: Any) -> None:
         await lab.publish("2", to="CA-RC", stanza="ratchet")
     await received(hq, "CA-RC", 2)
     set_back(hq.home("FL-LAB"), backup)
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(Receiver(center).run)
         await lab.publish("3", to="CA-RC", stanza="ratchet")
         await until(lambda: len(hq.lines("CA-RC")) == 3, 30)
@@ -239,13 +261,16 @@ async def test_several_recipients_each_in_its_session(hq: Any) -> None:
         assert await received(hq, name, 50) == [str(i) for i in range(50)]
 
 
-async def test_what_the_outbox_could_not_keep_was_never_said(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_outbox_could_not_keep_was_never_said(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cipherbox.client.outbox.outbox import Outbox
     from cipherbox.errors import StoreError
 
     async with hq.client("FL-LAB") as lab:
         await lab.publish("1", to="CA-RC", stanza="ratchet")
         with monkeypatch.context() as patch:
+
             def fail(*_: Any) -> None:
                 raise StoreError("full")
 
@@ -258,7 +283,9 @@ async def test_what_the_outbox_could_not_keep_was_never_said(hq: Any, monkeypatc
 
 
 async def test_two_processes_speak_in_one_session(hq: Any) -> None:
-    """Each seals from where it knows the chain to stand; who comes second seals again, and no number is used twice."""
+    """Each seals from where it knows the chain to stand; who comes second seals again, and no
+    number is used twice.
+    """
     async with hq.client("FL-LAB") as one, hq.client("FL-LAB") as other:
         await one.publish("0", to="CA-RC", stanza="ratchet")
 
@@ -279,17 +306,25 @@ async def test_two_processes_speak_in_one_session(hq: Any) -> None:
     assert len({s.session_id for s in said}) == 1
     assert sorted(s.header.number for s in said) == list(range(221))
     texts = await received(hq, "CA-RC", 221)
-    assert sorted(texts) == sorted(["0", *(f"{n}{i}" for n in "ab" for i in range(10)), *(f"c{i}" for i in range(200))])
+    assert sorted(texts) == sorted(
+        ["0", *(f"{n}{i}" for n in "ab" for i in range(10)), *(f"c{i}" for i in range(200))]
+    )
 
 
 async def test_two_readers_of_one_home_hear_in_one_session(hq: Any) -> None:
-    """A receiver, and a program that takes from another queue: both open what comes in the same session."""
+    """A receiver, and a program that takes from another queue: both open what comes in the same
+    session.
+    """
     async with hq.admin() as admin:
         await admin.declare_exchange("labs", "direct")
         await admin.grant("FL-LAB", "publish", "labs")
         await admin.declare_queue("own", owner="CA-RC")
         await admin.bind("labs", "own", "k")
-    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center, hq.client("CA-RC") as program:
+    async with (
+        hq.client("FL-LAB") as lab,
+        hq.client("CA-RC") as center,
+        hq.client("CA-RC") as program,
+    ):
         lab.allow.allow("labs", None)
         taken: list[bytes] = []
 
@@ -312,7 +347,9 @@ async def test_two_readers_of_one_home_hear_in_one_session(hq: Any) -> None:
     assert len(spoken) == 1  # nothing had to be mended
 
 
-async def test_a_fresh_turn_is_safe_before_it_is_spoken_in(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fresh_turn_is_safe_before_it_is_spoken_in(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cipherbox.client.outbox.outbox import Outbox
     from cipherbox.client.sessions.sessions import Sessions
 
@@ -348,4 +385,6 @@ async def test_files_go_outside_of_sessions(hq: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     async with hq.client("FL-LAB") as lab:
         with pytest.raises(InvalidRequest, match="without stanza 'ratchet'"):
-            await send_file(lab, tmp_path / "file", ["file"], ["CA-RC"], "text/plain", stanza="ratchet")
+            await send_file(
+                lab, tmp_path / "file", ["file"], ["CA-RC"], "text/plain", stanza="ratchet"
+            )

@@ -1,6 +1,8 @@
-"""This home's sessions under loss, doubling, reordering and crashes between any two steps, with two and three parties.
+"""This home's sessions under loss, doubling, reordering and crashes between any two steps, with two
+and three parties.
 
-What is kept in an outbox arrives; what was recorded is recorded once; no message key is used for two envelopes.
+What is kept in an outbox arrives; what was recorded is recorded once; no message key is used for
+two envelopes.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ STEPS = st.tuples(st.sampled_from(WHATS), st.integers(0, 1 << 20))
 @given(st.lists(STEPS, max_size=40), st.integers(2, 3))
 def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) -> None:
     with tempfile.TemporaryDirectory(dir=PLACE) as directory:
-        here, now = world(Path(directory), count, SessionSettings(one_time_prekeys=3, sessions_per_peer=100))
+        here, now = world(
+            Path(directory), count, SessionSettings(one_time_prekeys=3, sessions_per_peer=100)
+        )
         kept: dict[bytes, tuple[str, bytes]] = {}
         names = list(here.homes)
         for number, (what, chance) in enumerate(plan):
@@ -74,7 +78,9 @@ def test_crashes_between_any_two_steps(plan: list[tuple[str, int]], count: int) 
             home = here.homes[name]
             while here.boxes[name]:
                 hear(here, home, 1)
-            assert sorted(home.recorded) == sorted(text for text, (to, _) in kept.items() if to == name)
+            assert sorted(home.recorded) == sorted(
+                text for text, (to, _) in kept.items() if to == name
+            )
             home.crash()
 
 
@@ -101,7 +107,9 @@ def hear(here: World, home: Home, chance: int) -> None:
 
 
 def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
-    """A sender who signs changed stanzas, of a first contact and of a session: nothing opens, nothing is different."""
+    """A sender who signs changed stanzas, of a first contact and of a session: nothing opens,
+    nothing is different.
+    """
     here, _ = world(tmp_path)
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
     for text in (b"first", b"second"):
@@ -111,7 +119,8 @@ def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
         size = len(stanza(raw))
         for at in [*range(0, size, 1 if size < 200 else 13), size - 1]:
             changed = resigned(
-                raw[: start + at] + bytes([raw[start + at] ^ 2]) + raw[start + at + 1 :], lab.party.identity
+                raw[: start + at] + bytes([raw[start + at] ^ 2]) + raw[start + at + 1 :],
+                lab.party.identity,
             )
             with pytest.raises(CipherBoxError):
                 here.open(center, "FL-LAB", changed)
@@ -132,7 +141,10 @@ def test_what_is_changed_changes_nothing(tmp_path: Path) -> None:
 
 def dump(home: Home) -> list[Any]:
     db = home.sessions._db
-    return [db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in ("sessions", "secrets", "held")]
+    return [
+        db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+        for table in ("sessions", "secrets", "held")
+    ]
 
 
 def test_nothing_secret_lies_in_clear(tmp_path: Path) -> None:
@@ -187,8 +199,12 @@ def test_old_sessions_are_forgotten_beyond_a_number(tmp_path: Path) -> None:
     assert len({session.parse(stanza(raw)).session_id for raw in sent}) == 5
 
 
-def test_what_was_heard_is_synced_before_a_chain_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ratchet key that a crash could take back must not have left; hearing alone costs no sync."""
+def test_what_was_heard_is_synced_before_a_chain_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ratchet key that a crash could take back must not have left; hearing alone costs no
+    sync.
+    """
     from cipherbox.client.sessions import sessions as module
 
     synced: list[Path] = []
@@ -221,7 +237,9 @@ def test_what_was_heard_is_synced_before_a_chain_begins(tmp_path: Path, monkeypa
 
 
 def test_a_clock_that_was_days_ahead(tmp_path: Path) -> None:
-    """The session begun meanwhile is not taken, the one that follows is, though the clock is right only now."""
+    """The session begun meanwhile is not taken, the one that follows is, though the clock is
+    right only now.
+    """
     here, now = world(tmp_path)
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
     now[0] += 3 * LIMITS.clock_ahead_ms
@@ -235,7 +253,9 @@ def test_a_clock_that_was_days_ahead(tmp_path: Path) -> None:
 
 
 def test_a_power_cut_takes_back_what_was_heard(tmp_path: Path) -> None:
-    """What was acknowledged and not synced: the state before opens all that follows, and both go on in the session."""
+    """What was acknowledged and not synced: the state before opens all that follows, and both go
+    on in the session.
+    """
     here, _ = world(tmp_path)
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
     here.open(center, "FL-LAB", here.seal(lab, "CA-RC", b"1"))

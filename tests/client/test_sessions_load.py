@@ -1,4 +1,6 @@
-"""Sessions under load, through a real HQ: both directions at once, several programs of one home, keys that change."""
+"""Sessions under load, through a real HQ: both directions at once, several programs of one home,
+keys that change.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def said(hq: Any, name: str) -> list[tuple[bytes, bytes, int]]:
     return found
 
 
-@pytest.mark.parametrize("trouble", ["rotation", *(pytest.param(one, marks=soak.only) for one in ("none", "keys"))])
+@pytest.mark.parametrize(
+    "trouble", ["rotation", *(pytest.param(one, marks=soak.only) for one in ("none", "keys"))]
+)
 async def test_both_directions_with_two_programs_each(hq: Any, trouble: str) -> None:
     count = 300
     table = SessionTable(rotation_s=0 if trouble == "rotation" else 86400)
@@ -78,10 +82,12 @@ async def test_both_directions_with_two_programs_each(hq: Any, trouble: str) -> 
             await client.offer_prekeys()
 
     async with (
-        hq.client("FL-LAB", sessions=table) as lab, hq.client("FL-LAB", sessions=table) as lab_2,
-        hq.client("CA-RC", sessions=table) as center, hq.client("CA-RC", sessions=table) as center_2,
+        hq.client("FL-LAB", sessions=table) as lab,
+        hq.client("FL-LAB", sessions=table) as lab_2,
+        hq.client("CA-RC", sessions=table) as center,
+        hq.client("CA-RC", sessions=table) as center_2,
         trio.open_nursery() as nursery,
-    ):  # fmt: skip
+    ):
         for client in (lab, center):
             nursery.start_soon(Receiver(client).run)
         async with trio.open_nursery() as speakers:
@@ -114,6 +120,7 @@ async def test_a_receiver_whose_disk_was_full_goes_on_in_the_same_client(
     async with hq.client("CA-RC") as center:
         receiver = Receiver(center)
         for kind, method in ((Inbox, "_insert"), (LinesFile, "append"), (Inbox, "_commit")):
+
             def full(*_: Any) -> None:
                 raise OSError(28, "No space left on device")
 
@@ -127,7 +134,9 @@ async def test_a_receiver_whose_disk_was_full_goes_on_in_the_same_client(
     assert sealed_again(hq, "FL-LAB") == 0
 
 
-async def test_a_receiver_that_is_cancelled_anywhere_runs_again(hq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_receiver_that_is_cancelled_anywhere_runs_again(
+    hq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the n-th step of trio after it began, for every n of the first many."""
     async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center:
         receiver = Receiver(center)

@@ -1,4 +1,6 @@
-"""Prekeys at a real HQ: left, handed out once, replaced when due, refused when they are not their owner's."""
+"""Prekeys at a real HQ: left, handed out once, replaced when due, refused when they are not
+their owner's.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ async def test_a_receiver_that_was_set_back_replaces_its_prekeys(hq: Any) -> Non
         assert keys.must_replace()
         await center.offer_prekeys()
     set_back(hq.home("CA-RC"), backup)
-    async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab, trio.open_nursery() as nursery:
+    async with (
+        hq.client("CA-RC") as center,
+        hq.client("FL-LAB") as lab,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(Receiver(center).run)
         await lab.publish("x", to="CA-RC", stanza="ratchet")
         await until(lambda: len(hq.lines("CA-RC")) == 1, 40)
@@ -98,7 +104,9 @@ async def test_one_time_prekeys_are_handed_out_once_and_topped_up(hq: Any) -> No
         assert len(seen) == 3  # two of them, then the last resort
         assert b"" in seen
         assert await center.offer_prekeys() == 98
-        assert (await lab.line.request(frames.GetPrekeys, clients=["NOBODY"])).answers[0].signed == b""
+        assert (await lab.line.request(frames.GetPrekeys, clients=["NOBODY"])).answers[
+            0
+        ].signed == b""
         # first contact with the last resort works too
         await lab.publish("x", to="CA-RC", stanza="ratchet")
     shaken = session.parse(sent_stanzas(hq)[0]).handshake

@@ -1,4 +1,6 @@
-"""Sessions that several processes of one home, and several parts of one, use at once; a disk that fails meanwhile."""
+"""Sessions that several processes of one home, and several parts of one, use at once; a disk
+that fails meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +33,39 @@ def sealed(here: World, home: Home, to: str, text: bytes, *, reserve: bool = Fal
     here.ensure(home, to)
     with home.sessions.speakers([to], reserve=reserve) as speakers:
         raw = seal(
-            home.party.identity, [here.homes[to].party.bundle], pack([Message(text)]), 1, envelope_id=IDS.next(),
-            sealed_at=now_ms(), speakers=speakers,
-        ).raw  # fmt: skip
+            home.party.identity,
+            [here.homes[to].party.bundle],
+            pack([Message(text)]),
+            1,
+            envelope_id=IDS.next(),
+            sealed_at=now_ms(),
+            speakers=speakers,
+        ).raw
     return raw, tuple(step for speaker in speakers for step in speaker.turned)
 
 
 def write(home: Home, *batch: Sealed) -> list[bytes]:
     """As the post does; what is in the outbox now."""
-    moved = home.outbox.write([
-        OutboxEntry(raw, layouts.split(raw).prefix.envelope_id, 0, 1, "", "", ("CA-RC",), 0, 0, 0, bytes(32), b"",
-              turned=turned)
-        for raw, turned in batch
-    ])  # fmt: skip
+    moved = home.outbox.write(
+        [
+            OutboxEntry(
+                raw,
+                layouts.split(raw).prefix.envelope_id,
+                0,
+                1,
+                "",
+                "",
+                ("CA-RC",),
+                0,
+                0,
+                0,
+                bytes(32),
+                b"",
+                turned=turned,
+            )
+            for raw, turned in batch
+        ]
+    )
     left = []
     for raw, turned in batch:
         if any(step.session_id in moved for step in turned):
@@ -67,7 +89,9 @@ def first_of(here: World) -> tuple[Home, Home]:
 
 
 def test_no_number_twice_after_another_process_came_first(tmp_path: Path) -> None:
-    """What was sealed on top of a step that was not taken must not leave beside what was sealed after it."""
+    """What was sealed on top of a step that was not taken must not leave beside what was sealed
+    after it.
+    """
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     other = lab.beside()
@@ -99,7 +123,9 @@ def test_no_number_twice_after_a_full_disk(tmp_path: Path) -> None:
 def test_a_session_that_another_process_turns_meanwhile_is_not_retired(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look at what is heard and the look at what is said the other hears, and speaks in the new turn."""
+    """Between the look at what is heard and the look at what is said the other hears, and speaks
+    in the new turn.
+    """
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     other = lab.beside()
@@ -120,7 +146,9 @@ def test_a_session_that_another_process_turns_meanwhile_is_not_retired(
 
 
 @pytest.mark.parametrize("reserve", [False, True])
-def test_what_is_said_and_not_kept_yet_does_not_end_a_session(tmp_path: Path, reserve: bool) -> None:
+def test_what_is_said_and_not_kept_yet_does_not_end_a_session(
+    tmp_path: Path, reserve: bool
+) -> None:
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     other = lab.beside()
@@ -138,7 +166,9 @@ def test_what_is_said_and_not_kept_yet_does_not_end_a_session(tmp_path: Path, re
 
 
 def beside_each_other(path: Path) -> tuple[World, Home, Home, Home]:
-    """The world, a lab, a center it has begun a session with, and another process of that center."""
+    """The world, a lab, a center it has begun a session with, and another process of that
+    center.
+    """
     here, _ = world(path)
     lab, center = first_of(here)
     return here, lab, center, center.beside()
@@ -163,7 +193,9 @@ def none_opens_again(home: Home, bundle: KeyBundle, *raws: bytes) -> None:
 
 
 def test_a_busy_reader_follows_what_another_process_heard(tmp_path: Path) -> None:
-    """It always has something that is not recorded yet; the other turns the root, and the peer goes on from there."""
+    """It always has something that is not recorded yet; the other turns the root, and the peer
+    goes on from there.
+    """
     here, lab, center, other = beside_each_other(tmp_path)
     bundle = lab.party.bundle
     one, two, three = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"3"))
@@ -192,7 +224,9 @@ def record(home: Home, batch: Any, *, told: bool = True) -> None:
 
 
 def test_what_was_heard_again_is_not_written_over(tmp_path: Path) -> None:
-    """A batch is written on top of what another process heard; before anybody is told, the next one is written."""
+    """A batch is written on top of what another process heard; before anybody is told, the next
+    one is written.
+    """
     here, lab, center, other = beside_each_other(tmp_path)
     bundle = lab.party.bundle
     one, two, theirs = (here.seal(lab, "CA-RC", text) for text in (b"1", b"2", b"theirs"))
@@ -205,8 +239,12 @@ def test_what_was_heard_again_is_not_written_over(tmp_path: Path) -> None:
 
 
 def test_sessions_outlast_a_clock_that_was_set_back(tmp_path: Path) -> None:
-    """As many as are kept are there, all used later than now: the one begun now is not the oldest."""
-    here, now = world(tmp_path, numbers=SessionSettings(one_time_prekeys=20, sessions_per_peer=2, rotation_s=1))
+    """As many as are kept are there, all used later than now: the one begun now is not the
+    oldest.
+    """
+    here, now = world(
+        tmp_path, numbers=SessionSettings(one_time_prekeys=20, sessions_per_peer=2, rotation_s=1)
+    )
     lab, center = here.homes["FL-LAB"], here.homes["CA-RC"]
     now[0] = 1_000_000_000
     for _ in range(3):
@@ -223,7 +261,9 @@ def test_sessions_outlast_a_clock_that_was_set_back(tmp_path: Path) -> None:
 
 
 def test_an_outbox_ahead_of_the_inbox_is_not_spoken_from(tmp_path: Path) -> None:
-    """The inbox alone was set back to where a chain had not begun: its first keys would be made again."""
+    """The inbox alone was set back to where a chain had not begun: its first keys would be made
+    again.
+    """
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     backup = lab.sessions._db.execute("SELECT * FROM sessions").fetchall()
@@ -232,7 +272,9 @@ def test_an_outbox_ahead_of_the_inbox_is_not_spoken_from(tmp_path: Path) -> None
         here.open(lab, "CA-RC", here.seal(center, "FL-LAB", text))
         here.open(center, "FL-LAB", here.seal(lab, "CA-RC", text + b" on"))
     with lab.sessions.hearing._transaction():
-        lab.sessions._db.executemany("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", backup)
+        lab.sessions._db.executemany(
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", backup
+        )
     raw = here.seal(lab, "CA-RC", b"after")  # World.seal says if a number is used again
     assert here.open(center, "FL-LAB", raw) == b"after"
 
@@ -249,7 +291,9 @@ def test_the_first_key_of_a_chain_goes_though_a_crash_came_between(tmp_path: Pat
     assert lab.sessions._db.execute(starts).fetchone() == (0,)
 
 
-def test_errors_of_the_disk_are_ours_and_end_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_disk_are_ours_and_end_no_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     answer = here.seal(center, "FL-LAB", b"x")
@@ -266,12 +310,17 @@ def test_errors_of_the_disk_are_ours_and_end_no_session(tmp_path: Path, monkeypa
             if name == "_db":
                 with pytest.raises(StoreError, match="disk I/O error"):
                     lab.sessions.hear(inspect(answer), center.party.bundle)
-    assert session.parse(stanza(here.seal(lab, "CA-RC", b"2"))).session_id == session.parse(stanza(answer)).session_id
+    assert (
+        session.parse(stanza(here.seal(lab, "CA-RC", b"2"))).session_id
+        == session.parse(stanza(answer)).session_id
+    )
     assert here.open(lab, "CA-RC", answer) == b"x"
 
 
 def test_keys_that_were_used_are_not_left_in_the_inbox(tmp_path: Path) -> None:
-    """The keys of many missing messages fill pages of their own; what those pages held does not stay in the file."""
+    """The keys of many missing messages fill pages of their own; what those pages held does not
+    stay in the file.
+    """
     here, _ = world(tmp_path)
     lab, center = first_of(here)
     sent = [here.seal(lab, "CA-RC", b"%d" % i) for i in range(300)]
@@ -281,7 +330,8 @@ def test_keys_that_were_used_are_not_left_in_the_inbox(tmp_path: Path) -> None:
     assert len(take(inbox, here, center, sent[:-1])) < 1000
     inbox.close()
     center.end()
-    (file,) = (tmp_path / "CA-RC").glob("inbox.sqlite3*")  # the log is gone with the last who had it open
+    # the log is gone with the last who had it open
+    (file,) = (tmp_path / "CA-RC").glob("inbox.sqlite3*")
     whole = file.read_bytes()
     assert not [at for at in range(0, len(before) - 64, 64) if before[at : at + 64] in whole]
     center.start()
@@ -292,10 +342,16 @@ def take(inbox: Inbox, here: World, center: Home, raws: list[bytes]) -> bytes:
     new = []
     for raw in raws:
         messages = center.sessions.hear(inspect(raw), here.homes["FL-LAB"].party.bundle)
-        new.append(Received("FL-LAB", layouts.split(raw).prefix.envelope_id, 0, "box.CA-RC", 1, 1, messages))
+        new.append(
+            Received(
+                "FL-LAB", layouts.split(raw).prefix.envelope_id, 0, "box.CA-RC", 1, 1, messages
+            )
+        )
     heard = center.sessions.heard()
     assert heard is not None
     inbox.record(new, heard)
     center.sessions.recorded(heard)
     db = center.sessions._db
-    return bytes(db.execute("SELECT state FROM sessions ORDER BY used_at DESC LIMIT 1").fetchone()[0])
+    return bytes(
+        db.execute("SELECT state FROM sessions ORDER BY used_at DESC LIMIT 1").fetchone()[0]
+    )

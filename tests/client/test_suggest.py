@@ -19,8 +19,11 @@ def test_case_counts_before_likeness() -> None:
 
 
 COMMANDS = (
-    ["send", "--to", "ca-rc", "hello"], ["keys", "verify", "ca-rc"], ["clients", "show", "ca-rc"], ["clients", "ca-rc"],
-)  # fmt: skip
+    ["send", "--to", "ca-rc", "hello"],
+    ["keys", "verify", "ca-rc"],
+    ["clients", "show", "ca-rc"],
+    ["clients", "ca-rc"],
+)
 
 
 async def test_a_client_id_in_lower_case(hq: Any) -> None:
@@ -32,4 +35,7 @@ async def test_a_client_id_in_lower_case(hq: Any) -> None:
         for words in COMMANDS:
             shown = io.StringIO()
             assert await trio.to_thread.run_sync(run, words, shown) != 0
-            assert "did you mean CA-RC?" in " ".join(shown.getvalue().split()), (words, shown.getvalue())
+            assert "did you mean CA-RC?" in " ".join(shown.getvalue().split()), (
+                words,
+                shown.getvalue(),
+            )

@@ -70,15 +70,21 @@ async def test_nothing_that_was_received_lies_readable(hq: Any, home: Home, tmp_
         assert entries.keys() == {"", "small.txt", "large.txt"}
         assert entries[""].text == SECRET.decode()
         for name, content in (("small.txt", SECRET), ("large.txt", SECRET * 200_000)):
-            assert entries[name].document["content"]["sha256"] == hashlib.sha256(content).hexdigest()
+            assert (
+                entries[name].document["content"]["sha256"] == hashlib.sha256(content).hexdigest()
+            )
             assert look.save(entries[name], tmp_path / f"saved {name}").read_bytes() == content
 
 
-async def test_a_handler_gets_a_file_for_its_call_and_nothing_is_left(hq: Any, home: Home, tmp_path: Path) -> None:
+async def test_a_handler_gets_a_file_for_its_call_and_nothing_is_left(
+    hq: Any, home: Home, tmp_path: Path
+) -> None:
     got: dict[str, bytes] = {}
 
     def handle(handled: Handled, tx: sqlite3.Connection) -> None:
-        got[handled.filename] = handled.file.read_bytes() if handled.file else handled.message.content
+        got[handled.filename] = (
+            handled.file.read_bytes() if handled.file else handled.message.content
+        )
 
     await send(hq, tmp_path)
     async with open_client(home) as center:
@@ -88,8 +94,12 @@ async def test_a_handler_gets_a_file_for_its_call_and_nothing_is_left(hq: Any, h
     assert readable(home.path) == []
 
 
-async def test_plain_says_that_it_lies_readable_all_the_same(hq: Any, home: Home, tmp_path: Path) -> None:
-    plain = attrs.evolve(home, config=attrs.evolve(home.config, inbox=attrs.evolve(home.config.inbox, plain=True)))
+async def test_plain_says_that_it_lies_readable_all_the_same(
+    hq: Any, home: Home, tmp_path: Path
+) -> None:
+    plain = attrs.evolve(
+        home, config=attrs.evolve(home.config, inbox=attrs.evolve(home.config.inbox, plain=True))
+    )
     await send(hq, tmp_path)
     async with open_client(plain) as center:
         with trio.fail_after(20):
@@ -110,7 +120,12 @@ async def test_what_lay_readable_before_is_encrypted_when_it_is_asked_for(
     old = where / "data" / "files" / "FL-LAB" / "01a229e3-053a-7015-8320-4608b3490000"
     old.parent.mkdir(parents=True)
     old.write_bytes(SECRET)
-    content = {"file": f"files/FL-LAB/{old.name}", "size": len(SECRET), "sha256": "", "content_type": "image/png"}
+    content = {
+        "file": f"files/FL-LAB/{old.name}",
+        "size": len(SECRET),
+        "sha256": "",
+        "content_type": "image/png",
+    }
     line = {"message_id": old.name, "sender_id": "FL-LAB", "sent_timestamp": "", "content": content}
     with (where / "data" / "received_messages.jsonl").open("ab") as file:
         file.write(orjson.dumps(line) + b"\n")
@@ -125,16 +140,22 @@ async def test_what_lay_readable_before_is_encrypted_when_it_is_asked_for(
         assert len(entries) == 4
         for entry in entries:
             saved = look.save(entry, tmp_path / f"saved {entry.message_id}")
-            assert saved.read_bytes() == (SECRET * 200_000 if entry.filename == "large.txt" else SECRET)
+            assert saved.read_bytes() == (
+                SECRET * 200_000 if entry.filename == "large.txt" else SECRET
+            )
     assert (lock_all(home).lines, lock_all(home).files) == (0, 0)
 
 
-async def test_a_copy_that_waits_to_be_sent_is_encrypted(hq: Any, home: Home, tmp_path: Path) -> None:
+async def test_a_copy_that_waits_to_be_sent_is_encrypted(
+    hq: Any, home: Home, tmp_path: Path
+) -> None:
     file = tmp_path / "large.txt"
     file.write_bytes(SECRET * 300_000)
     async with open_client(home) as center:
         transfers = Transfers(center.outbox().outbox)
-        transfer = transfers.begin(file, ["large.txt"], ["FL-LAB"], "text/plain", compress=False, copy=True)
+        transfer = transfers.begin(
+            file, ["large.txt"], ["FL-LAB"], "text/plain", compress=False, copy=True
+        )
         file.unlink()
         assert transfer.copied == LOCKED_COPY
         assert readable(home.path) == []
@@ -154,7 +175,9 @@ async def test_a_directory_is_kept_and_saved_as_one(hq: Any, home: Home, tmp_pat
 
     def handle(handled: Handled, tx: sqlite3.Connection) -> None:
         assert handled.file is not None
-        got.append({path.name: path.read_bytes() for path in handled.file.rglob("*") if path.is_file()})
+        got.append(
+            {path.name: path.read_bytes() for path in handled.file.rglob("*") if path.is_file()}
+        )
 
     async with hq.client("FL-LAB") as lab:
         await send_directory(lab, folder, ["CA-RC"])
@@ -177,13 +200,17 @@ async def test_a_conversation_shows_what_is_kept(hq: Any, home: Home) -> None:
             await Receiver(center).run(count=1)
         assert [said.text for said in lines.last()] == ["first"]
         assert lines.new() == []
-        await lab.publish([Message(b"second", TEXT, {HEADER: "CA-RC"}), "no line of a chat"], to="CA-RC")
+        await lab.publish(
+            [Message(b"second", TEXT, {HEADER: "CA-RC"}), "no line of a chat"], to="CA-RC"
+        )
         with trio.fail_after(20):
             await Receiver(center).run(count=2)
         assert [said.text for said in lines.new()] == ["second"]
 
 
-async def test_what_lies_readable_from_before_is_said(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_lies_readable_from_before_is_said(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
     tell_where(home, None)
     assert "inbox lock" not in capsys.readouterr().err
     (home.path / "data").mkdir(exist_ok=True)

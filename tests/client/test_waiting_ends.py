@@ -1,4 +1,6 @@
-"""`send --wait` ends with the receipt, whatever the receipt says, and the screens agree about it."""
+"""`send --wait` ends with the receipt, whatever the receipt says, and the screens agree about
+it.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,14 @@ async def receive(center: Client) -> None:
 
 @pytest.mark.parametrize(("takes", "why"), [(handle, "handler failed"), (receive, "not accepted")])
 async def test_what_is_refused_is_not_waited_for(hq: Any, takes: Any, why: str) -> None:
-    """It said "opened and signed for by all" of what a handler gave up, and waited a minute where all was refused."""
+    """It said "opened and signed for by all" of what a handler gave up, and waited a minute
+    where all was refused.
+    """
     lab, home = hq.home("FL-LAB"), hq.home("CA-RC")
     settings = home / "client.toml"
-    settings.write_text(settings.read_text("utf-8").replace("tell_hq = true", "tell_hq = false"), "utf-8")
+    settings.write_text(
+        settings.read_text("utf-8").replace("tell_hq = true", "tell_hq = false"), "utf-8"
+    )
     if takes is receive:
         assert (await typed(home, "contacts", "block", "FL-LAB")).exception is None
     async with hq.client("CA-RC") as center, trio.open_nursery() as nursery:
@@ -43,7 +49,9 @@ async def test_what_is_refused_is_not_waited_for(hq: Any, takes: Any, why: str) 
         assert isinstance(done.exception, RecipientRefuses), done.output
         assert f"refused by CA-RC: {why}" in str(done.exception)
         assert "confirmed by HQ" in done.stdout
-        as_json = await typed(lab, "send", "--to", "CA-RC", "--wait", "opened", "--within", "50s", "--json", "y")
+        as_json = await typed(
+            lab, "send", "--to", "CA-RC", "--wait", "opened", "--within", "50s", "--json", "y"
+        )
         assert json.loads(as_json.stdout)["state"] == "refused"
         nursery.cancel_scope.cancel()
     (message,) = json.loads(as_json.stdout)["message_ids"]
@@ -64,7 +72,11 @@ async def test_what_is_refused_is_not_waited_for(hq: Any, takes: Any, why: str) 
 
 async def test_one_of_two_recipients_refuses(hq: Any) -> None:
     await hq.join("SF-RC")
-    async with hq.client("FL-LAB") as lab, hq.client("CA-RC") as center, hq.client("SF-RC") as other:
+    async with (
+        hq.client("FL-LAB") as lab,
+        hq.client("CA-RC") as center,
+        hq.client("SF-RC") as other,
+    ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(handle, center)
             nursery.start_soon(receive, other)

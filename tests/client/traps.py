@@ -31,7 +31,11 @@ PLACES: dict[str, tuple[Any, str, Callable[..., object]]] = {
     "lines_of": (inbox, "lines_of", lambda received: received.sender),
     "open_envelope": (opening, "open_envelope", lambda sighted, identity, sender: sender.client_id),
     "decode_group": (receipts, "decode_group", lambda raw: read_receipt(raw)[0].recipient),
-    "read_part": (arriving, "read_part", lambda message: bytes.fromhex(message.headers["transfer"])),
+    "read_part": (
+        arriving,
+        "read_part",
+        lambda message: bytes.fromhex(message.headers["transfer"]),
+    ),
     "read_manifest": (arriving, "read_manifest", lambda content: read_manifest(content).transfer),
     "free_place": (arriving, "free_place", lambda top, place, taken: place.parts[0]),
 }
@@ -56,10 +60,14 @@ class Traps:
         """The places raise what is set."""
         with ExitStack() as stack:
             for where, name, about in PLACES.values():
-                stack.enter_context(mock.patch.object(where, name, self._wrapped(name, getattr(where, name), about)))
+                stack.enter_context(
+                    mock.patch.object(where, name, self._wrapped(name, getattr(where, name), about))
+                )
             yield
 
-    def _wrapped(self, place: str, real: Callable[..., Any], about: Callable[..., object]) -> Callable[..., Any]:
+    def _wrapped(
+        self, place: str, real: Callable[..., Any], about: Callable[..., object]
+    ) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             error = self._set.get((place, self._about(about, arguments))) if self._set else None
             if error is not None:

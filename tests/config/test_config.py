@@ -20,7 +20,9 @@ def hq(directory: Path, text: str) -> config.ServerConfig:
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     made = config.ServerConfig(
         tmp_path,
-        server=config.ServerSettings(name='HQ "east"\\\t', listen="[::1]:0, 127.0.0.1:7443", address="hq.example:7443"),
+        server=config.ServerSettings(
+            name='HQ "east"\\\t', listen="[::1]:0, 127.0.0.1:7443", address="hq.example:7443"
+        ),
         logging=config.LoggingSettings(level="DEBUG", directory=Path("logs"), rotation="hourly"),
         ca=config.CaSettings(offline=True),
         limits=Limits(quota_bytes=5, stop_s=2.5),
@@ -53,7 +55,10 @@ def test_absolute_paths_stay(tmp_path: Path) -> None:
         ("[server]\nlisten = 7443\n", ["[server] listen", "a text in quotes", "7443"]),
         ("[ca]\noffline = 1\n", ["[ca] offline", "true or false"]),
         ("[logging]\nkeep = true\n", ["[logging] keep", "a whole number", "True"]),
-        ("[logging]\nlevel = 'info'\n", ["[logging] level", "DEBUG, INFO, WARNING, ERROR", "'info'"]),
+        (
+            "[logging]\nlevel = 'info'\n",
+            ["[logging] level", "DEBUG, INFO, WARNING, ERROR", "'info'"],
+        ),
         ("[logging]\nlargest_bytes = 12\n", ["largest_bytes", "at least 4096"]),
         ("[tls]\nkey = ''\n", ["[tls] key", "cannot be empty"]),
         ("[limits]\nrecipients = 5\n", ["[limits] recipients", "fixed", "take the line away"]),
@@ -93,7 +98,11 @@ def test_every_limit_is_either_fixed_or_settable(tmp_path: Path) -> None:
 def test_every_settable_limit_is_obeyed_by_hq() -> None:
     """It is read from HQ's own limits somewhere, and nowhere at HQ from the defaults."""
     package = Path(config.__file__).parent
-    files = [file for layer in ("server", "broker", "store", "wire") for file in (package / layer).rglob("*.py")]
+    files = [
+        file
+        for layer in ("server", "broker", "store", "wire")
+        for file in (package / layer).rglob("*.py")
+    ]
     own, defaults = set(), set()
     for file in [*files, *package.glob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -102,12 +111,15 @@ def test_every_settable_limit_is_obeyed_by_hq() -> None:
                 (defaults if default else own).add(node.attr)
     settable = {a.name for a in attrs.fields(Limits)} - FIXED_LIMITS
     assert settable - own == set()
-    # What a client says at first has no connection's limits yet; PostgreSQL's own machine says how much disk it has.
+    # What a client says at first has no connection's limits yet; PostgreSQL's own machine says how
+    # much disk it has.
     assert settable & defaults == {"client_hello_s", "disk_resume_bytes"}
 
 
 def test_a_client_is_read_back(tmp_path: Path) -> None:
-    made = config.ClientConfig(tmp_path, "FL-LAB", "hq:7443,wss://hq:443/", role="admin", tries=5, timeout_s=1.5)
+    made = config.ClientConfig(
+        tmp_path, "FL-LAB", "hq:7443,wss://hq:443/", role="admin", tries=5, timeout_s=1.5
+    )
     config.write_client_config(made)
     assert config.load_client_config(tmp_path) == made
 
@@ -119,7 +131,10 @@ def test_a_client_is_read_back(tmp_path: Path) -> None:
         ("[client]\nclient_id = 'CON'\naddress = 'h:1'\n", "device name"),
         ("[client]\nclient_id = 'A'\n", "address"),
         ("[client]\nclient_id = 'A'\naddress = 'h:1'\nrole = 'root'\n", "client, admin"),
-        ("[client]\nclient_id = 'A'\naddress = 'h'\n", "'h' is no address: host:port, or wss://host:port/"),
+        (
+            "[client]\nclient_id = 'A'\naddress = 'h'\n",
+            "'h' is no address: host:port, or wss://host:port/",
+        ),
         ("[client]\nclient_id = 'A'\naddress = 'h:1, wss://h/'\n", "'wss://h/' is no address"),
         ("[client]\nclient_id = 'A'\naddress = 'h:70000'\n", "no address"),
         ("[client]\nclient_id = 'A'\naddress = 'h:1'\n[retry]\ntries = 0\n", "at least 1"),
@@ -132,7 +147,9 @@ def test_a_wrong_client_is_named(tmp_path: Path, text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_the_home_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CIPHERBOX_HOME", str(tmp_path / "here"))
     assert config.default_home() == tmp_path / "here"
     monkeypatch.delenv("CIPHERBOX_HOME")
@@ -144,7 +161,9 @@ def test_a_secret_key_has_its_length(tmp_path: Path, size: int) -> None:
     file = tmp_path / "database.key"
     file.write_bytes(bytes(size))
     file.chmod(0o600)
-    with pytest.raises(ConfigError, match=rf"database\.key.*exactly 32 bytes, this file has {size}"):
+    with pytest.raises(
+        ConfigError, match=rf"database\.key.*exactly 32 bytes, this file has {size}"
+    ):
         config.secret_key(file)
     file.write_bytes(bytes(range(32)))
     assert config.secret_key(file) == bytes(range(32))
@@ -171,14 +190,20 @@ def test_addresses() -> None:
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "cipherbox.toml").write_text(
-        "[server]\nlisten = 7443\n[logging]\nlevel = 'LOUD'\nrotate = 'daily'\n[limits]\nqueues = 0\n[databse]\n"
+        "[server]\nlisten = 7443\n[logging]\nlevel = 'LOUD'\nrotate = 'daily'\n[limits]\nqueues "
+        "= 0\n[databse]\n"
     )
     with pytest.raises(ConfigError) as caught:
         config.load_server_config(tmp_path)
     text = str(caught.value)
     assert len(text.splitlines()) == 5
-    for part in ("[server] listen is a text", "[logging] level is one of", "did you mean 'rotation'", "[limits] queues",
-                 "no table [databse]; did you mean 'database'"):  # fmt: skip
+    for part in (
+        "[server] listen is a text",
+        "[logging] level is one of",
+        "did you mean 'rotation'",
+        "[limits] queues",
+        "no table [databse]; did you mean 'database'",
+    ):
         assert part in text
 
 

@@ -42,7 +42,9 @@ def test_a_key_is_found_among_the_credentials(tmp_path: Path, given: Path) -> No
             config.secret_key(loaded.encryption.service_key_file)
     (given / "service.key").chmod(0o600)
     (given / "service.key").write_bytes(KEY[:31])
-    with pytest.raises(ConfigError, match=r"credential:service\.key: .*exactly 32 bytes, this file has 31"):
+    with pytest.raises(
+        ConfigError, match=r"credential:service\.key: .*exactly 32 bytes, this file has 31"
+    ):
         config.secret_key(loaded.encryption.service_key_file)
 
 
@@ -55,7 +57,9 @@ def test_the_group_may_read_nothing_but_credentials(tmp_path: Path, given: Path)
             portable.read_private(path)
 
 
-def test_without_systemd_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_systemd_it_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     loaded = hq(tmp_path, "credential:service.key")  # settings can be shown all the same
     assert 'service_key_file = "credential:service.key"' in settings_text(loaded)
@@ -66,7 +70,9 @@ def test_without_systemd_it_says_what_is_missing(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["", "..", "../service.key", "/etc/shadow", "a/b", "a\\b"])
 def test_a_credential_has_a_plain_name(tmp_path: Path, given: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"cipherbox\.toml: \[encryption\] service_key_file: .*plain name"):
+    with pytest.raises(
+        ConfigError, match=r"cipherbox\.toml: \[encryption\] service_key_file: .*plain name"
+    ):
         hq(tmp_path, f"credential:{name}")
 
 
@@ -76,7 +82,12 @@ def test_hqs_own_keys_stay_beside_a_service_key_that_is_a_file(tmp_path: Path) -
 
 
 def test_a_clients_password_file_is_read_back(tmp_path: Path) -> None:
-    for file in (tmp_path / "below" / "password", tmp_path.parent / "password", Path("credential:lab"), None):
+    for file in (
+        tmp_path / "below" / "password",
+        tmp_path.parent / "password",
+        Path("credential:lab"),
+        None,
+    ):
         made = config.ClientConfig(tmp_path, "FL-LAB", "hq:7443", password_file=file)
         config.write_client_config(made)
         assert config.load_client_config(tmp_path) == made

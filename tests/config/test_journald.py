@@ -60,14 +60,18 @@ Handler = tuple[Journald, io.StringIO]
 
 
 def made(text: str, *values: object, level: int = 20, **extra: object) -> logging.LogRecord:
-    record = logging.LogRecord("cipherbox.server.operations.event_log", level, "", 0, text, values, None)
+    record = logging.LogRecord(
+        "cipherbox.server.operations.event_log", level, "", 0, text, values, None
+    )
     vars(record).update(extra)
     return record
 
 
 def test_a_line_has_its_fields(handler: Handler, journal: socket.socket) -> None:
     one, instead = handler
-    one.handle(made("Published %s", "x", client="FL-LAB", connection=7, message_id=b"\x01" * 16, level=30))
+    one.handle(
+        made("Published %s", "x", client="FL-LAB", connection=7, message_id=b"\x01" * 16, level=30)
+    )
     found = read(journal.recv(1 << 20))
     assert found["MESSAGE"] == "Published x"
     assert found["PRIORITY"] == "4"
@@ -104,7 +108,9 @@ def test_a_huge_line_is_cut_and_a_journal_that_is_gone_loses_none(
     assert json.loads(instead.getvalue())["message"] == "still here"
 
 
-def test_the_journal_is_used_where_systemd_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_journal_is_used_where_systemd_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with (tmp_path / "stream").open("w") as stream:
         there = os.fstat(stream.fileno())
         monkeypatch.delenv("JOURNAL_STREAM", raising=False)
@@ -114,7 +120,8 @@ def test_the_journal_is_used_where_systemd_says_so(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sys, "stderr", stream)
         setup_logging(LoggingSettings())
         assert [type(h) for h in logging.getLogger(ROOT).handlers] == [Journald]
-        monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino + 1}")  # led into a file since
+        # led into a file since
+        monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino + 1}")
         assert not in_journal(stream)
         for wrong in ("", "x", "1:", ":"):
             monkeypatch.setenv("JOURNAL_STREAM", wrong)
@@ -127,7 +134,9 @@ def test_no_secret_gets_through_whatever_hands_it_over() -> None:
     setup_logging(LoggingSettings(), stream)
     log = get_logger("x")
     log.info("token %s", TOKEN, extra={"token": TOKEN, "more": [TOKEN, {"k": KEY}]})
-    log.info("at postgresql://hq:hunter2@db/cipherbox", extra={"key": KEY, "body": b"content" * 100})
+    log.info(
+        "at postgresql://hq:hunter2@db/cipherbox", extra={"key": KEY, "body": b"content" * 100}
+    )
     try:
         raise ValueError(KEY)
     except ValueError:

@@ -13,7 +13,15 @@ import pytest
 
 from cipherbox.config.settings import LoggingSettings
 from cipherbox.errors import ConfigError
-from cipherbox.ops.logs import Flood, JsonLines, PeopleLines, RotatedFile, fields, get_logger, setup_logging
+from cipherbox.ops.logs import (
+    Flood,
+    JsonLines,
+    PeopleLines,
+    RotatedFile,
+    fields,
+    get_logger,
+    setup_logging,
+)
 from cipherbox.ops.systemd import notify
 
 pytestmark = pytest.mark.usefixtures("logs_as_before")
@@ -23,7 +31,11 @@ def test_a_line_is_json_with_its_fields() -> None:
     stream = io.StringIO()
     setup_logging(LoggingSettings(), stream)
     log = get_logger("cipherbox.server.engine")
-    log.info("Published %s", "x", extra=fields(client="FL-LAB", envelope=b"\x01\xff", reason="", queue=None))
+    log.info(
+        "Published %s",
+        "x",
+        extra=fields(client="FL-LAB", envelope=b"\x01\xff", reason="", queue=None),
+    )
     log.debug("not at this level")
     (line,) = stream.getvalue().splitlines()
     found = json.loads(line)
@@ -42,7 +54,9 @@ def test_a_line_is_json_with_its_fields() -> None:
 def test_another_partys_text_cannot_forge_a_line() -> None:
     stream = io.StringIO()
     setup_logging(LoggingSettings(), stream)
-    get_logger("x").error("TLS handshake failed: %s", 'evil\n{"level":"INFO"}\x1b[2J', extra={"peer": "a\nb"})
+    get_logger("x").error(
+        "TLS handshake failed: %s", 'evil\n{"level":"INFO"}\x1b[2J', extra={"peer": "a\nb"}
+    )
     (line,) = stream.getvalue().splitlines()
     assert "\x1b" not in line
     assert json.loads(line)["peer"] == "a\nb"
@@ -66,8 +80,15 @@ def test_each_file_has_its_levels(tmp_path: Path) -> None:
     log.warning("w")
     log.error("e")
     files = list(tmp_path.iterdir())
-    found = {file.name: [json.loads(line)["message"] for line in file.read_text().splitlines()] for file in files}
-    assert found == {"server_debug.log": ["d"], "server_info.log": ["i", "w"], "server_error.log": ["e"]}
+    found = {
+        file.name: [json.loads(line)["message"] for line in file.read_text().splitlines()]
+        for file in files
+    }
+    assert found == {
+        "server_debug.log": ["d"],
+        "server_info.log": ["i", "w"],
+        "server_error.log": ["e"],
+    }
 
 
 def record(at: float, text: str) -> logging.LogRecord:
@@ -89,7 +110,9 @@ def test_files_begin_anew_by_time(tmp_path: Path, rotation: str, files: int) -> 
 
 
 def test_files_begin_anew_by_size_and_old_ones_go(tmp_path: Path) -> None:
-    handler = RotatedFile(tmp_path / "server_info.log", LoggingSettings(largest_bytes=4096, keep=2, rotation="never"))
+    handler = RotatedFile(
+        tmp_path / "server_info.log", LoggingSettings(largest_bytes=4096, keep=2, rotation="never")
+    )
     for number in range(100):
         handler.emit(record(1_000_000.0, "x" * 1000 + str(number)))
     handler.close()
@@ -140,12 +163,17 @@ def test_a_disk_that_is_full_for_a_while_is_said_once_and_stops_nothing(
         full[0] = 2 <= n < 5
         handler.emit(record(time.time(), str(n)))
     handler.close()
-    kept = [orjson.loads(line)["message"] for line in (tmp_path / "server_info.log").read_bytes().splitlines()]
+    kept = [
+        orjson.loads(line)["message"]
+        for line in (tmp_path / "server_info.log").read_bytes().splitlines()
+    ]
     assert kept == ["0", "1", "5"]
     assert capsys.readouterr().err.count("cannot be written") == 1
 
 
-def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_moved_away_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cipherbox.ops.logs._LOOK_S", 0.0)
     path = tmp_path / "server_info.log"
     handler = RotatedFile(path, LoggingSettings(directory=tmp_path))
@@ -159,7 +187,9 @@ def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path, monkeypatch: py
 
 
 def test_a_clock_set_back_begins_no_new_file_and_loses_none(tmp_path: Path) -> None:
-    handler = RotatedFile(tmp_path / "x.log", LoggingSettings(directory=tmp_path, rotation="hourly"))
+    handler = RotatedFile(
+        tmp_path / "x.log", LoggingSettings(directory=tmp_path, rotation="hourly")
+    )
     handler.setFormatter(JsonLines())
     now = 1_800_000_000.0
     for shift in (0, -7200, -3600, 0, 10, 3600, -86400, 3700):
@@ -187,14 +217,21 @@ def test_rotation_while_several_threads_write_loses_no_line(tmp_path: Path) -> N
     handler.setFormatter(JsonLines())
     logger.addHandler(handler)
     threads = [
-        threading.Thread(target=lambda t=t: [logger.info("line %d of %d", n, t) for n in range(300)]) for t in range(4)
+        threading.Thread(
+            target=lambda t=t: [logger.info("line %d of %d", n, t) for n in range(300)]
+        )
+        for t in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     handler.close()
-    lines = [orjson.loads(line)["message"] for f in tmp_path.iterdir() for line in f.read_bytes().splitlines()]
+    lines = [
+        orjson.loads(line)["message"]
+        for f in tmp_path.iterdir()
+        for line in f.read_bytes().splitlines()
+    ]
     assert sorted(lines) == sorted(f"line {n} of {t}" for n in range(300) for t in range(4))
     assert len(list(tmp_path.iterdir())) > 10
 
@@ -229,6 +266,8 @@ def test_a_flood_becomes_a_count() -> None:
 
 
 def test_addresses_at_a_terminal_are_written_as_people_write_them() -> None:
-    record = logging.LogRecord("cipherbox.server.app", logging.INFO, "app.py", 1, "HQ is ready", None, None)
+    record = logging.LogRecord(
+        "cipherbox.server.app", logging.INFO, "app.py", 1, "HQ is ready", None, None
+    )
     record.__dict__.update(addresses=[("127.0.0.1", 7443), ("::1", 7443)], websocket=[])
     assert PeopleLines().format(record).endswith("HQ is ready  addresses=127.0.0.1:7443,::1:7443")

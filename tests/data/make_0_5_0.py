@@ -1,15 +1,18 @@
-"""Makes 0.5.0.tar.xz: HQ's data directory and clients' homes as the untouched program of version 0.5.0 leaves them.
+"""Makes 0.5.0.tar.xz: HQ's data directory and clients' homes as the untouched program of version
+0.5.0 leaves them.
 
-Not run by any test.  It was run once, in a checkout of 0.5.0 with its own .venv (the helpers of its tests are used):
+Not run by any test.  It was run once, in a checkout of 0.5.0 with its own .venv (the helpers of its
+tests are used):
 
     git worktree add ../v050 1f4b358 && cd ../v050 && make dist/cipherbox.pyz
     PYTHONPATH=. .venv/bin/python .../tests/data/make_0_5_0.py .../tests/data/0.5.0.tar.xz
 
 Every secret in it was made for it and is worth nothing; NY-RC's home is under the password below.
 
-Time.  A CA elsewhere may give certificates any life, so the CA is offline while the clients join, and this script signs
-for it: all certificates last nearly as long as the issuing CA does, ten years.  Then the CA's keys come back to HQ.
-HQ renews its list at its start.  What ends earlier is what the programs keep for 400 days: see `test_carried_over.py`.
+Time.  A CA elsewhere may give certificates any life, so the CA is offline while the clients join,
+and this script signs for it: all certificates last nearly as long as the issuing CA does, ten
+years.  Then the CA's keys come back to HQ.  HQ renews its list at its start.  What ends earlier is
+what the programs keep for 400 days: see `test_carried_over.py`.
 """
 
 from __future__ import annotations
@@ -65,18 +68,31 @@ def sign_long(vault: Vault, document: bytes) -> bytes:
 
     def signed(csr: bytes, client_id: str, hq: str) -> x509.Certificate:
         key = pki.key_of_csr(csr)
-        return pki.issue_server(issuing, key, hq, DAYS) if hq else pki.issue_client(issuing, key, client_id, DAYS)
+        return (
+            pki.issue_server(issuing, key, hq, DAYS)
+            if hq
+            else pki.issue_client(issuing, key, client_id, DAYS)
+        )
 
     certificates = [
-        {"client_id": r.client_id,
-         "chain": [base64.b64encode(pki.der(c)).decode() for c in (signed(r.csr, r.client_id, r.hq), *chain)]}
+        {
+            "client_id": r.client_id,
+            "chain": [
+                base64.b64encode(pki.der(c)).decode()
+                for c in (signed(r.csr, r.client_id, r.hq), *chain)
+            ],
+        }
         for r in requests
-    ]  # fmt: skip
+    ]
     crl = make_crl(issuing, [], int(data["crl_number"]), pki.OFFLINE_CRL_DAYS)
     return orjson.dumps(
-        {"format": "cipherbox-certificates-1", "certificates": certificates,
-         "issuing": [base64.b64encode(pki.der(c)).decode() for c in chain], "crl": base64.b64encode(crl).decode()}
-    )  # fmt: skip
+        {
+            "format": "cipherbox-certificates-1",
+            "certificates": certificates,
+            "issuing": [base64.b64encode(pki.der(c)).decode() for c in chain],
+            "crl": base64.b64encode(crl).decode(),
+        }
+    )
 
 
 class Maker:
@@ -85,7 +101,12 @@ class Maker:
     def __init__(self, hq: RealHq, base: Path) -> None:
         self.hq, self.base = hq, base
         self.vault = open_vault(base / "ca")
-        self.expected: dict[str, Any] = {"waiting": {}, "outbox": {}, "received": {}, "receipts": []}
+        self.expected: dict[str, Any] = {
+            "waiting": {},
+            "outbox": {},
+            "received": {},
+            "receipts": [],
+        }
 
     def client(self, name: str, **options: Any) -> Any:
         password = PASSWORD if name == "NY-RC" else None
@@ -105,7 +126,9 @@ class Maker:
                 if waiting == WAITING[WAITS_FOR_CA]:
                     waits.set()
 
-            async def run(name: str = name, token: str = token, say: Callable[..., None] = on_number) -> None:
+            async def run(
+                name: str = name, token: str = token, say: Callable[..., None] = on_number
+            ) -> None:
                 options: dict[str, Any] = {"password": PASSWORD} if name == "NY-RC" else {}
                 if name == "MA-LAB":
                     options["signatures"] = "ed25519+mldsa65"
@@ -147,9 +170,15 @@ class Maker:
             lab.directory.pins.accept(bundle, PERSON, proof=lab.directory.witness.proof(bundle))
             await lab.bundles(["NY-RC"])
 
-    async def send(self, lab: Client, where: str, to: str | list[str], content: Any, **options: Any) -> None:
+    async def send(
+        self, lab: Client, where: str, to: str | list[str], content: Any, **options: Any
+    ) -> None:
         """``where``: which part of what is expected the message belongs to."""
-        message = Message(content=content, content_type="application/octet-stream") if where == "bytes" else content
+        message = (
+            Message(content=content, content_type="application/octet-stream")
+            if where == "bytes"
+            else content
+        )
         done = await lab.publish(message, to=to, **options)
         for name in [to] if isinstance(to, str) else to:
             text = f"sha256:{hashlib.sha256(content).hexdigest()}" if where == "bytes" else content
@@ -158,14 +187,18 @@ class Maker:
             )
 
     async def acknowledged(self) -> None:
-        """Messages, sessions and a file that were received, with receipts their senders have and exported."""
+        """Messages, sessions and a file that were received, with receipts their senders have and
+        exported.
+        """
         async with self.client("FL-LAB") as lab, self.client("MA-LAB") as other:
             for kind in ("hpke-mlkem768-x25519", "rsa-oaep", "ratchet"):
                 await self.send(lab, "received", "CA-RC", f"received, {kind}", stanza=kind)
             await self.send(other, "received", ["CA-RC", "NY-RC"], "received by two")
             file = self.base / "scan.bin"
             file.write_bytes(bytes(9_000_000))
-            await send_file(lab, file, ["scan.bin"], ["CA-RC"], "application/octet-stream", compress=True)
+            await send_file(
+                lab, file, ["scan.bin"], ["CA-RC"], "application/octet-stream", compress=True
+            )
             for name, count in (("CA-RC", 5), ("NY-RC", 1)):
                 async with self.client(name) as center:
                     await Receiver(center).run(count=count, idle_s=5)
@@ -179,8 +212,11 @@ class Maker:
                             self.expected["receipts"].append(name)
                         count -= 1
                 assert count == 0
-            async with self.client("CA-RC") as center:  # an answer in the session, and the ends of both
-                await self.send(center, "received", "FL-LAB", "an answer in the session", stanza="ratchet")
+            # an answer in the session, and the ends of both
+            async with self.client("CA-RC") as center:
+                await self.send(
+                    center, "received", "FL-LAB", "an answer in the session", stanza="ratchet"
+                )
             await Receiver(lab).run(count=1, idle_s=5)
 
     async def receipts(self, client: Client, message: str) -> dict[str, bytes]:
@@ -207,32 +243,47 @@ class Maker:
                     await self.send(lab, "waiting", "CA-RC", f"waits, {kind}", stanza=kind)
                 except cipherbox.errors.BundleError:
                     assert kind == "hpke-x25519"  # not every client has one
-            await self.send(lab, "waiting", ["CA-RC", "NY-RC"], "waits for two", cipher="chacha20-poly1305")
+            await self.send(
+                lab, "waiting", ["CA-RC", "NY-RC"], "waits for two", cipher="chacha20-poly1305"
+            )
             await self.send(other, "waiting", "NY-RC", "waits, two signatures")
-            await self.send(other, "waiting", "NY-RC", "waits, first of a session", stanza="ratchet")
+            await self.send(
+                other, "waiting", "NY-RC", "waits, first of a session", stanza="ratchet"
+            )
             await self.send(lab, "bytes", "CA-RC", RANDOM.randbytes(150_000))
             for client in (lab, other):
                 client.allow.allow("lab_reports", ["CA-RC", "NY-RC"])
                 done = await client.publish(
-                    f"a report of {client.client_id}", exchange="lab_reports", routing_key="blood.17"
+                    f"a report of {client.client_id}",
+                    exchange="lab_reports",
+                    routing_key="blood.17",
                 )
                 self.expected["waiting"].setdefault("reports", []).append(
-                    {"id": str(done.message_ids[0]), "sender": client.client_id,
-                     "content": f"a report of {client.client_id}"}
-                )  # fmt: skip
+                    {
+                        "id": str(done.message_ids[0]),
+                        "sender": client.client_id,
+                        "content": f"a report of {client.client_id}",
+                    }
+                )
 
     async def revoked(self) -> None:
         async with self.client("TX-LAB") as lab:
             done = await lab.publish("sent before it was revoked", to="CA-RC")
             self.expected["waiting"]["CA-RC"].append(
-                {"id": str(done.message_ids[0]), "sender": "TX-LAB", "content": "sent before it was revoked"}
+                {
+                    "id": str(done.message_ids[0]),
+                    "sender": "TX-LAB",
+                    "content": "sent before it was revoked",
+                }
             )
         await trio.sleep(2.5)  # lists count seconds: it was revoked after HQ accepted the message
         async with self.hq.admin() as admin:
             await admin.revoke("TX-LAB", "sample data")
 
     async def half_a_file(self) -> None:
-        """A file of FL-LAB (a copy in its outbox) of which HQ has some parts, and CA-RC took them."""
+        """A file of FL-LAB (a copy in its outbox) of which HQ has some parts, and CA-RC took
+        them.
+        """
         file = self.base / "run.bin"
         file.write_bytes(b"".join(bytes([n]) * LIMITS.part_bytes for n in range(6)))
         async with self.client("FL-LAB") as lab:
@@ -243,7 +294,14 @@ class Maker:
                         scope.cancel()
 
                 await send_file(
-                    lab, file, ["run.bin"], ["CA-RC"], "", compress=True, copy=True, on_progress=stop_in_the_middle
+                    lab,
+                    file,
+                    ["run.bin"],
+                    ["CA-RC"],
+                    "",
+                    compress=True,
+                    copy=True,
+                    on_progress=stop_in_the_middle,
                 )
             assert scope.cancelled_caught
         async with self.client("CA-RC") as center:
@@ -259,16 +317,25 @@ class Maker:
             await trio.sleep(2)
         await self.hq.gate.cut()
         self.hq.gate.back_held = False
-        rows = [{"id": str(done.message_ids[0]), "sender": "FL-LAB", "content": "HQ has it, FL-LAB does not know"}]
+        rows = [
+            {
+                "id": str(done.message_ids[0]),
+                "sender": "FL-LAB",
+                "content": "HQ has it, FL-LAB does not know",
+            }
+        ]
         self.expected["waiting"]["CA-RC"] += rows
         for name, to in (("FL-LAB", "CA-RC"), ("MA-LAB", "NY-RC"), ("NY-RC", "CA-RC")):
             async with self.client(name) as client:
                 await client.bundles([to])
         await self.hq.stop()
         for name, to, kind in (
-            ("FL-LAB", "CA-RC", None), ("FL-LAB", "CA-RC", "rsa-oaep"), ("FL-LAB", "CA-RC", "ratchet"),
-            ("MA-LAB", "NY-RC", None), ("NY-RC", "CA-RC", None),
-        ):  # fmt: skip
+            ("FL-LAB", "CA-RC", None),
+            ("FL-LAB", "CA-RC", "rsa-oaep"),
+            ("FL-LAB", "CA-RC", "ratchet"),
+            ("MA-LAB", "NY-RC", None),
+            ("NY-RC", "CA-RC", None),
+        ):
             async with self.client(name, timeout_s=1.0, tries=1, keep_trying=True) as client:
                 text = f"not sent yet, {name}, {kind or 'preferred'}"
                 try:
@@ -285,7 +352,10 @@ def pack(base: Path, target: Path) -> None:
     with tarfile.open(target, "w:xz", preset=9) as archive:
         for path in [base, *sorted(base.rglob("*"))]:
             name = path.relative_to(base)
-            if name.parts[:1] in (("ca",), ("scan.bin",), ("run.bin",)) or path.name in ("reserve", "lock"):
+            if name.parts[:1] in (("ca",), ("scan.bin",), ("run.bin",)) or path.name in (
+                "reserve",
+                "lock",
+            ):
                 continue
             info = archive.gettarinfo(str(path), arcname=str(Path("0.5.0") / name))
             info.uid = info.gid = 0

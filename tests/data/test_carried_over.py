@@ -1,4 +1,5 @@
-"""Data of every published version opens in this one: HQ's directory and clients' homes, with what waits in them.
+"""Data of every published version opens in this one: HQ's directory and clients' homes, with what
+waits in them.
 
 How the data was made, and how long its certificates last, is in `make_0_5_0.py`.
 """
@@ -26,7 +27,8 @@ from tests.data.unpack import PASSWORD, old_hq, skip_when_too_old, unpack
 LABS, CENTERS = ("FL-LAB", "MA-LAB"), ("CA-RC", "NY-RC")
 
 
-REVOKED = "TX-LAB"  # its message was accepted before; 0.5.0's log proves no order, so it is refused, saying why
+# its message was accepted before; 0.5.0's log proves no order, so it is refused, saying why
+REVOKED = "TX-LAB"
 
 
 def opened(hq: RealHq, name: str, said: list[str] | None = None) -> Any:
@@ -40,8 +42,15 @@ def opened(hq: RealHq, name: str, said: list[str] | None = None) -> Any:
 async def sent(hq: RealHq, expected: dict[str, Any], name: str) -> None:
     """Everything in this client's outbox is at HQ."""
     async with opened(hq, name) as client:
-        own = [row["id"] for rows in expected["outbox"].values() for row in rows if row["sender"] == name]
-        own += [row["id"] for row in expected["waiting"]["CA-RC"] if "does not know" in row["content"]]
+        own = [
+            row["id"]
+            for rows in expected["outbox"].values()
+            for row in rows
+            if row["sender"] == name
+        ]
+        own += [
+            row["id"] for row in expected["waiting"]["CA-RC"] if "does not know" in row["content"]
+        ]
         with trio.fail_after(60):
             for one in own:
                 while (row := await client.sent(one)) is not None and not row.accepted_at:
@@ -59,7 +68,9 @@ async def started(hq: RealHq, *names: str) -> None:
 
 
 def lines_of(hq: RealHq, name: str, home: Home) -> list[dict[str, Any]]:
-    """What 0.5.0 received lies readable; what came since is kept under the key where a password protects it."""
+    """What 0.5.0 received lies readable; what came since is kept under the key where a password
+    protects it.
+    """
     lines = hq.lines(name)
     if home.sealed:
         with looking(home) as look:
@@ -101,7 +112,11 @@ async def test_what_waited_in_0_5_0_is_delivered(tmp_path: Path) -> None:
         for name in (*LABS, "NY-RC"):
             await sent(hq, expected, name)
         for name in CENTERS:
-            rows = expected["waiting"][name] + expected["outbox"].get(name, []) + expected["received"][name]
+            rows = (
+                expected["waiting"][name]
+                + expected["outbox"].get(name, [])
+                + expected["received"][name]
+            )
             if name == "CA-RC":  # who comes first gets what waits in a queue of both
                 rows += expected["waiting"]["reports"]
             rows = [row for row in rows if row["sender"] != REVOKED]
@@ -110,35 +125,55 @@ async def test_what_waited_in_0_5_0_is_delivered(tmp_path: Path) -> None:
                 assert len(lines_of(hq, name, client.home)) == len(found)  # each exactly once
             for row in rows:
                 line = found[row["id"]]
-                assert (line["sender_id"], text_of(hq, name, line)) == (row["sender"], row["content"])
+                assert (line["sender_id"], text_of(hq, name, line)) == (
+                    row["sender"],
+                    row["content"],
+                )
         why = f"from {REVOKED}: the certificate of {REVOKED} was revoked, and HQ does not prove"
         assert any(why in event for event in said)
         whole = hq.home("CA-RC") / "incoming" / "FL-LAB" / "run.bin"
         assert whole.read_bytes() == b"".join(bytes([n]) * LIMITS.part_bytes for n in range(6))
         async with hq.admin() as admin:
             dead = await admin.dead_letters()
-            assert [row["queue"] for row in dead if row["queue"] != "box.CA-RC"] == [expected["dead"]["queue"]]
+            assert [row["queue"] for row in dead if row["queue"] != "box.CA-RC"] == [
+                expected["dead"]["queue"]
+            ]
         async with opened(hq, "FL-LAB") as lab:  # and life goes on, in the same sessions too
             for kind in ("hpke-mlkem768-x25519", "rsa-oaep", "ratchet"):
                 done = await lab.publish(f"new, {kind}", to="CA-RC", stanza=kind)
-                assert str(done.message_ids[0]) in await received(hq, "CA-RC", {str(done.message_ids[0])})
+                assert str(done.message_ids[0]) in await received(
+                    hq, "CA-RC", {str(done.message_ids[0])}
+                )
 
 
-async def test_what_was_pinned_in_0_5_0_still_is_and_is_to_be_compared_once_more(tmp_path: Path) -> None:
-    """The pinned keys signed for those of today; the number that people compared covered the signing keys alone."""
+async def test_what_was_pinned_in_0_5_0_still_is_and_is_to_be_compared_once_more(
+    tmp_path: Path,
+) -> None:
+    """The pinned keys signed for those of today; the number that people compared covered the
+    signing keys alone.
+    """
     unpack("0.5.0", tmp_path)
     said: list[str] = []
     async with old_hq(tmp_path) as hq:
         before = {name: Pins(hq.home("FL-LAB")).get(name) for name in CENTERS}
-        assert {name: bool(pin and pin.verified_at) for name, pin in before.items()} == {"CA-RC": True, "NY-RC": False}
+        assert {name: bool(pin and pin.verified_at) for name, pin in before.items()} == {
+            "CA-RC": True,
+            "NY-RC": False,
+        }
         await started(hq, *CENTERS)
         async with open_client(hq.home("FL-LAB"), on_event=lambda e: said.append(str(e))) as lab:
             await lab.bundles(CENTERS)
             pins = {pin.bundle.client_id: pin for pin in lab.directory.pins.entries()}
     assert {name: (pin.how, pin.bundle.version, pin.compared_at) for name, pin in pins.items()} == {
-        "CA-RC": (SUCCESSION, 2, 0), "NY-RC": (SUCCESSION, 2, 0),
-    }  # fmt: skip
-    assert next(line for line in said if "compare once more: cipherbox keys verify" in line).count("CA-RC") == 2
+        "CA-RC": (SUCCESSION, 2, 0),
+        "NY-RC": (SUCCESSION, 2, 0),
+    }
+    assert (
+        next(line for line in said if "compare once more: cipherbox keys verify" in line).count(
+            "CA-RC"
+        )
+        == 2
+    )
 
 
 async def test_hq_of_0_5_0_is_whole_after_the_upgrade(tmp_path: Path) -> None:

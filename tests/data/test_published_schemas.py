@@ -1,4 +1,6 @@
-"""Published schemas are frozen: another table needs another number.  What is older than 0.5.0 is refused."""
+"""Published schemas are frozen: another table needs another number.  What is older than 0.5.0 is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,42 @@ from cipherbox.store.sqlite.shape import OLDEST
 from cipherbox.store.sqlite.store import DATABASE, open_store
 
 FILES = {
-    (sqlite, "0001_initial.sql"): "5680ce07f428b27c737d3977c877d4badcf757e14dd7085db752830796e307f0",
+    (
+        sqlite,
+        "0001_initial.sql",
+    ): "5680ce07f428b27c737d3977c877d4badcf757e14dd7085db752830796e307f0",
     (sqlite, "0002_log.sql"): "06896009475f17fe6322d8c876996a74d06d4c7d36bf529e19c69da2016fd3d7",
-    (sqlite, "0003_dead_letters.sql"): "19aea1539124ebc9ef2389bbcd76538b91d5029610508ed683aadcd9e3bbd280",
-    (sqlite, "0004_prekeys.sql"): "14a752787ffc1fe6eb8136a930021def5272fc165a03c11ab92a068ddf76e98d",
-    (postgres, "0001_initial.sql"): "8369170f6fbedf7f752260e452f5c7881bd46caa84fbc6bf785cb250d3714c9a",
-    (postgres, "0002_prekeys.sql"): "1d39ec734330aef4fe56cdf50523ca57b9e0c4eb25c5aa55c9441ded567a5dc4",
+    (
+        sqlite,
+        "0003_dead_letters.sql",
+    ): "19aea1539124ebc9ef2389bbcd76538b91d5029610508ed683aadcd9e3bbd280",
+    (
+        sqlite,
+        "0004_prekeys.sql",
+    ): "14a752787ffc1fe6eb8136a930021def5272fc165a03c11ab92a068ddf76e98d",
+    (
+        postgres,
+        "0001_initial.sql",
+    ): "8369170f6fbedf7f752260e452f5c7881bd46caa84fbc6bf785cb250d3714c9a",
+    (
+        postgres,
+        "0002_prekeys.sql",
+    ): "1d39ec734330aef4fe56cdf50523ca57b9e0c4eb25c5aa55c9441ded567a5dc4",
 }
 CLIENTS = {  # the first four steps of each
     outbox: "c86bcefc5427acaff491bc085e8ad9ec54422271fa1002172c5fcdab78b0b43b",
     inbox: "e93eae590a3aeca5ec63ab272602d978d4bb9fe5ad2f52cab1b036cc6dd17bd2",
 }
 FIX = "this step was published: never edit it, add another"
-# Of 0.1.0's first schema, which was edited in place afterwards: its bodies, and its bundles of binary columns.
+# Of 0.1.0's first schema, which was edited in place afterwards: its bodies, and its bundles of
+# binary columns.
 EDITED = (
-    "DROP VIEW public_keys; DROP TABLE bodies; DROP TABLE bundles; "
-    "CREATE TABLE bodies (number INTEGER PRIMARY KEY, stored_hash BLOB NOT NULL, data BLOB, spool TEXT); "
-    "CREATE TABLE bundles (client TEXT NOT NULL, sequence INTEGER NOT NULL, bundle_hash BLOB NOT NULL, "
-    "ciphertext BLOB NOT NULL, nonce BLOB NOT NULL, tag BLOB NOT NULL, added_at INTEGER NOT NULL, "
-    "ends_at INTEGER NOT NULL, PRIMARY KEY (client, sequence)) WITHOUT ROWID; "
-    "CREATE VIEW public_keys AS SELECT client AS client_id, lower(hex(ciphertext)) AS public_key_ciphertext, "
+    "DROP VIEW public_keys; DROP TABLE bodies; DROP TABLE bundles; CREATE TABLE bodies (number "
+    "INTEGER PRIMARY KEY, stored_hash BLOB NOT NULL, data BLOB, spool TEXT); CREATE TABLE "
+    "bundles (client TEXT NOT NULL, sequence INTEGER NOT NULL, bundle_hash BLOB NOT NULL, "
+    "ciphertext BLOB NOT NULL, nonce BLOB NOT NULL, tag BLOB NOT NULL, added_at INTEGER NOT "
+    "NULL, ends_at INTEGER NOT NULL, PRIMARY KEY (client, sequence)) WITHOUT ROWID; CREATE VIEW "
+    "public_keys AS SELECT client AS client_id, lower(hex(ciphertext)) AS public_key_ciphertext, "
     "lower(hex(nonce)) AS nonce, lower(hex(tag)) AS tag FROM bundles"
 )
 
@@ -71,7 +89,10 @@ def of_version(path: Path, version: int) -> None:
 
 def refused(path: Path) -> None:
     before = path.read_bytes()
-    for look in (lambda: open_store(path.parent, create=False, files=Files(), limits=LIMITS), lambda: look_at(path)):
+    for look in (
+        lambda: open_store(path.parent, create=False, files=Files(), limits=LIMITS),
+        lambda: look_at(path),
+    ):
         with pytest.raises(SchemaTooOld, match=r"before 0\.5\.0"):
             look()
     assert path.read_bytes() == before

@@ -1,4 +1,6 @@
-"""Sample data of a version, unpacked so that the program of today can open it: HQ and homes in another place."""
+"""Sample data of a version, unpacked so that the program of today can open it: HQ and homes in
+another place.
+"""
 
 from __future__ import annotations
 
@@ -36,24 +38,35 @@ def unpack(version: str, place: Path) -> dict[str, Any]:
 
 
 def _move(outbox: Path, before: str, after: str) -> None:
-    """A home in another place: copies of files have another path, and the times that an archive rounds."""
+    """A home in another place: copies of files have another path, and the times that an archive
+    rounds.
+    """
     with closing(sqlite3.connect(outbox)) as db, db:
         db.execute("UPDATE transfers SET file = replace(file, ?, ?)", (before, after))
-        for file, modified_ns in db.execute("SELECT file, modified_ns FROM transfers WHERE copied").fetchall():
+        for file, modified_ns in db.execute(
+            "SELECT file, modified_ns FROM transfers WHERE copied"
+        ).fetchall():
             if Path(file).exists():
                 os.utime(file, ns=(modified_ns, modified_ns))
 
 
 def skip_when_too_old(expected: dict[str, Any]) -> None:
-    """Certificates in the data last until 2036.  What waits is too old after 400 days, by every version's own rule."""
+    """Certificates in the data last until 2036.  What waits is too old after 400 days, by every
+    version's own rule.
+    """
     if time.time() * 1000 > expected["made_at"] + _KEPT_MS:
-        pytest.skip("what waits in this sample data is older than any inbox takes: make data of a newer version")
+        pytest.skip(
+            "what waits in this sample data is older than any inbox takes: make data of a newer "
+            "version"
+        )
 
 
 def _tell_address(place: Path, address: str) -> None:
     for settings in (*place.glob("homes/*/client.toml"), place / "admin" / "client.toml"):
         lines = settings.read_text().splitlines()
-        lines = [f'address = "{address}"' if line.startswith("address = ") else line for line in lines]
+        lines = [
+            f'address = "{address}"' if line.startswith("address = ") else line for line in lines
+        ]
         settings.write_text("\n".join(lines) + "\n")
 
 

@@ -58,7 +58,9 @@ def shell(
 
 
 def children_s() -> float:
-    """CPU seconds of all processes that ended so far: how long one took, however busy the machine is."""
+    """CPU seconds of all processes that ended so far: how long one took, however busy the
+    machine is.
+    """
     times = os.times()
     return times.children_user + times.children_system
 
@@ -75,7 +77,9 @@ def first_line(process: subprocess.Popen[bytes]) -> str:
 
 
 def line_with(process: subprocess.Popen[bytes], text: str) -> str:
-    """The first line that holds this text, among those a started process says while it gets ready."""
+    """The first line that holds this text, among those a started process says while it gets
+    ready.
+    """
     lines: list[str] = []
     while not lines or text not in lines[-1]:
         lines.append(first_line(process))
@@ -91,7 +95,9 @@ def serving(
     start = [sys.executable, "-c", WATCHED] if modules else PROGRAM
     command = [*start, "serve", str(directory), *([str(modules)] if modules else [])]
     with (directory.parent / "serve.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT | environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT | environment
+        )
     try:
         line = first_line(process)
         assert " listens on " in line, line + (directory.parent / "serve.log").read_text()
@@ -116,7 +122,9 @@ class Hq:
     process: subprocess.Popen[bytes]
 
     def join(self, client_id: str, *, replace: bool = False) -> Path:
-        """Enrols a client by token; its home.  ``replace``: in place of the home that has this id."""
+        """Enrols a client by token; its home.  ``replace``: in place of the home that has this
+        id.
+        """
         home = self.directory.parent / client_id
         token = shell("enroll", client_id, *(["--replace"] if replace else []), home=self.admin)
         assert token.code == 0, token.err
@@ -156,7 +164,9 @@ def patient() -> Callable[[Callable[[], bool]], None]:
 
 
 def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("packaging_build", PROJECT / "packaging" / "build.py")
+    spec = importlib.util.spec_from_file_location(
+        "packaging_build", PROJECT / "packaging" / "build.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -64,8 +64,12 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None, **environment: str) -> Iterator[Terminal]:
-    """Starts a command on a terminal; with ``stdin`` its standard input is a pipe with these bytes all the same."""
+def on_terminal(
+    *arguments: str, home: Path, stdin: bytes | None = None, **environment: str
+) -> Iterator[Terminal]:
+    """Starts a command on a terminal; with ``stdin`` its standard input is a pipe with these
+    bytes all the same.
+    """
     master, slave = pty.openpty()
     source = slave
     if stdin is not None:
@@ -73,10 +77,14 @@ def on_terminal(*arguments: str, home: Path, stdin: bytes | None = None, **envir
         os.write(end, stdin)
         os.close(end)
     process = subprocess.Popen(
-        [*PROGRAM, "--home", str(home), *arguments], stdin=source, stdout=slave, stderr=slave,
+        [*PROGRAM, "--home", str(home), *arguments],
+        stdin=source,
+        stdout=slave,
+        stderr=slave,
         env=ENVIRONMENT | environment,
-        start_new_session=True, preexec_fn=own_terminal,
-    )  # fmt: skip
+        start_new_session=True,
+        preexec_fn=own_terminal,
+    )
     os.close(slave)
     if stdin is not None:
         os.close(source)

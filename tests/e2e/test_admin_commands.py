@@ -25,8 +25,12 @@ def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
     assert shown["leads_to"] == [{"queue": "results", "routing_key": "lab.*"}]
     assert shown["rights"] == [{"client": "FL-LAB", "right": "publish"}]
     assert json.loads(admin("binding", "show", "results", "--json"))[0]["exchange"] == "labs"
-    assert {"client": "FL-LAB", "right": "publish", "resource": "labs"} in json.loads(admin("grants", "--json"))
-    assert {r["resource"] for r in json.loads(admin("clients", "FL-LAB", "--json"))["rights"]} == {"labs"}
+    assert {"client": "FL-LAB", "right": "publish", "resource": "labs"} in json.loads(
+        admin("grants", "--json")
+    )
+    assert {r["resource"] for r in json.loads(admin("clients", "FL-LAB", "--json"))["rights"]} == {
+        "labs"
+    }
     assert "FL-LAB may have 3 queues" in admin("clients", "limit", "FL-LAB", "queues", "3")
     lab_row = json.loads(admin("clients", "FL-LAB", "--json"))
     totals = {row["what"]: (row["has"], row["at_most"]) for row in lab_row["totals"]}
@@ -48,7 +52,9 @@ def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
     full = shell("queue", "delete", "results", "--yes", home=hq.admin)
     assert full.code == 1
     assert "nothing unacknowledged is deleted" in full.err
-    assert "1 envelope of 'results' went to the dead letters" in admin("queue", "purge", "results", "--yes")
+    assert "1 envelope of 'results' went to the dead letters" in admin(
+        "queue", "purge", "results", "--yes"
+    )
     admin("queue", "delete", "results", "--yes")
     admin("exchange", "delete", "labs", "--yes")
     for kind in ("exchange", "queue", "binding"):
@@ -59,8 +65,13 @@ def test_topology_from_declare_to_delete(hq: Hq, tmp_path: Path) -> None:
 def test_every_list_is_json(hq: Hq, tmp_path: Path) -> None:
     lab = hq.join("FL-LAB")
     for arguments in (
-        ["exchange", "list"], ["queue", "list"], ["binding", "list"], ["clients"], ["grants"], ["clients", "--pending"],
-    ):  # fmt: skip
+        ["exchange", "list"],
+        ["queue", "list"],
+        ["binding", "list"],
+        ["clients"],
+        ["grants"],
+        ["clients", "--pending"],
+    ):
         rows = json.loads(shell(*arguments, "--json", home=hq.admin).out)
         assert isinstance(rows, list), arguments
         assert all(isinstance(row, dict) for row in rows)
@@ -106,9 +117,14 @@ def test_completion_of_commands_and_of_what_follows_them(tmp_path: Path) -> None
 
     def completed(words: str, at: int) -> list[str]:
         environment = {
-            **ENVIRONMENT, "_CIPHERBOX_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(at)
-        }  # fmt: skip
-        done = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, check=False, timeout=60)
+            **ENVIRONMENT,
+            "_CIPHERBOX_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(at),
+        }
+        done = subprocess.run(
+            PROGRAM, env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
         return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
     assert completed("cipherbox que", 1) == ["queue"]
@@ -118,11 +134,19 @@ def test_completion_of_commands_and_of_what_follows_them(tmp_path: Path) -> None
 
 def full_disk(arguments: list[str], home: Path) -> "subprocess.CompletedProcess[bytes]":
     with Path("/dev/full").open("wb") as out:
-        return subprocess.run([*PROGRAM, "--home", str(home), *arguments], stdout=out, stderr=subprocess.PIPE,
-                              env=ENVIRONMENT, timeout=60, check=False)  # fmt: skip
+        return subprocess.run(
+            [*PROGRAM, "--home", str(home), *arguments],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            timeout=60,
+            check=False,
+        )
 
 
-def test_a_result_that_cannot_be_printed_has_its_own_code_and_the_work_is_done(hq: Hq, tmp_path: Path) -> None:
+def test_a_result_that_cannot_be_printed_has_its_own_code_and_the_work_is_done(
+    hq: Hq, tmp_path: Path
+) -> None:
     lab = hq.join("FL-LAB")
     center = hq.join("CA-RC")
     for arguments in (["send", "--to", "CA-RC", "a"], ["send", "--json", "--to", "CA-RC", "b"]):
@@ -134,6 +158,9 @@ def test_a_result_that_cannot_be_printed_has_its_own_code_and_the_work_is_done(h
     assert [json.loads(line)["content"] for line in received.out.splitlines()] == ["a", "b"]
     closed = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *PROGRAM, "--home", str(lab), "version"],
-        env=ENVIRONMENT, capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+        env=ENVIRONMENT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert closed.returncode == 10, closed.stderr

@@ -1,4 +1,6 @@
-"""`cipherbox audit`: the log of a real HQ, whole at first, and then with an entry changed behind HQ's back."""
+"""`cipherbox audit`: the log of a real HQ, whole at first, and then with an entry changed behind
+HQ's back.
+"""
 
 import json
 import sqlite3
@@ -28,7 +30,10 @@ def test_a_changed_entry_is_named(tmp_path: Path) -> None:
         assert shell("audit", "verify", home=home).code == 1  # a lab may not
     db = sqlite3.connect(directory / "cipherbox.sqlite3")
     (entry, body) = db.execute("SELECT entry, body FROM log ORDER BY entry LIMIT 1").fetchone()
-    db.execute("UPDATE log SET body = ? WHERE entry = ?", (body[:-3] + bytes([body[-3] ^ 1]) + body[-2:], entry))
+    db.execute(
+        "UPDATE log SET body = ? WHERE entry = ?",
+        (body[:-3] + bytes([body[-3] ^ 1]) + body[-2:], entry),
+    )
     db.execute("DELETE FROM log WHERE entry = ?", (entry + 2,))
     db.commit()
     db.close()

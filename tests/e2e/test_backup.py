@@ -1,4 +1,6 @@
-"""Backups beside a running HQ, restores, copies to PostgreSQL and back, as an administrator does them."""
+"""Backups beside a running HQ, restores, copies to PostgreSQL and back, as an administrator does
+them.
+"""
 
 import json
 import os
@@ -47,22 +49,34 @@ def test_back_up_while_it_runs_lose_the_machine_restore(
     assert stat.S_IMODE(backup.stat().st_mode) == 0o700
     assert not any(p.name.startswith("spool.") for p in directory.iterdir())
     shutil.rmtree(directory)
-    where = ["--database", f"{postgres.url(postgresql)}&schema={postgres.schema()}"] if into == "postgresql" else []
+    where = (
+        ["--database", f"{postgres.url(postgresql)}&schema={postgres.schema()}"]
+        if into == "postgresql"
+        else []
+    )
     done = shell("restore", str(backup), str(again), *where, home=admin)
     assert done.code == 0, done.err
     assert "Restored and compared" in done.out
     assert "cipherbox serve" in done.err + done.out
     with serving(again):
         stopped = shell("outbox", "send", home=lab)
-        assert stopped.code == 7  # its log was longer: whether that was a restore or a rollback, an admin has to say
+        # its log was longer: whether that was a restore or a rollback, an admin has to say
+        assert stopped.code == 7
         assert "began anew" in stopped.err
         assert shell("audit", "restored", "--yes", home=admin).code == 0
-        assert shell("outbox", "send", home=lab).code == 0  # it learns of the new history, and sends again
+        # it learns of the new history, and sends again
+        assert shell("outbox", "send", home=lab).code == 0
         got = shell("receive", "--idle", "3", home=center)
         assert got.code == 0, got.err
         assert shell("audit", "verify", home=admin).code == 0
-    assert sorted(c for c in received(center) if isinstance(c, str)) == ["after the backup", "arrives", "waits"]
-    files = [path.read_bytes() for path in (center / "incoming" / "FL-LAB").rglob("*") if path.is_file()]
+    assert sorted(c for c in received(center) if isinstance(c, str)) == [
+        "after the backup",
+        "arrives",
+        "waits",
+    ]
+    files = [
+        path.read_bytes() for path in (center / "incoming" / "FL-LAB").rglob("*") if path.is_file()
+    ]
     assert files == [large.read_bytes()]
 
 
@@ -116,7 +130,9 @@ def test_copy_to_postgresql_and_back(tmp_path: Path, postgresql: postgres.Server
     with serving(directory):
         assert shell("send", "--to", "CA-RC", "in PostgreSQL", home=lab).code == 0
     back = tmp_path / "back.sqlite3"
-    assert shell("store", "copy", str(directory), f"sqlite:{back}", "--switch", home=admin).code == 0
+    assert (
+        shell("store", "copy", str(directory), f"sqlite:{back}", "--switch", home=admin).code == 0
+    )
     assert back.exists()
     with serving(directory):
         assert shell("receive", "--count", "2", "--idle", "20", home=center).code == 0

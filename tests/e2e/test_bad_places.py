@@ -1,4 +1,6 @@
-"""HQ where it may not write or read, or on a full disk: the cause and what to do are said, and nothing is left half."""
+"""HQ where it may not write or read, or on a full disk: the cause and what to do are said, and
+nothing is left half.
+"""
 
 from __future__ import annotations
 
@@ -58,14 +60,17 @@ def in_process(*arguments: str) -> Shown:
 
 def called(*arguments: str) -> Shown:
     """The command as HQ's user calls it; it must end by itself."""
-    in_process("doctor", arguments[-1])  # the other user may not be able to load what this loads late
+    # the other user may not be able to load what this loads late
+    in_process("doctor", arguments[-1])
     return as_user("nobody", in_process, *arguments)
 
 
 def findings(directory: Path) -> list[tuple[str, str, str]]:
     found = called("doctor", "--json", str(directory))
     assert found.code == 5
-    return [(f["about"], f["text"], f["todo"]) for f in orjson.loads(found.out) if f["level"] == "wrong"]
+    return [
+        (f["about"], f["text"], f["todo"]) for f in orjson.loads(found.out) if f["level"] == "wrong"
+    ]
 
 
 def test_looking_as_root_leaves_nothing_of_roots(directory: Path) -> None:
@@ -127,7 +132,10 @@ def test_a_file_that_cannot_be_read(directory: Path, name: str) -> None:
     (directory / name).chmod(0o600)
     served = called("serve", str(directory))
     assert served.code == 5
-    assert f"annot read {directory / name}: Permission denied; it belongs to root, run as root: chown" in served.err
+    assert (
+        f"annot read {directory / name}: Permission denied; it belongs to root, run as root: chown"
+        in served.err
+    )
     assert any("chown" in todo for _, _, todo in findings(directory))
 
 
@@ -135,9 +143,14 @@ def test_init_without_room_leaves_nothing(tmp_path: Path) -> None:
     """A largest file size stands in for a full disk: the database does not fit."""
     command = [*PROGRAM, "--home", str(tmp_path / "admin"), "init", str(tmp_path / "hq")]
     small = subprocess.run(
-        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=LIMIT_S, check=False,
+        command,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=LIMIT_S,
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )  # fmt: skip
+    )
     assert small.returncode == 6
     assert "what was begun is away again" in small.stderr
     assert list(tmp_path.iterdir()) == []
@@ -151,9 +164,14 @@ def test_a_start_without_room_says_so_and_loses_nothing(tmp_path: Path) -> None:
     directory, admin = make_hq(tmp_path)
     command = [*PROGRAM, "serve", str(directory)]
     small = subprocess.run(
-        command, capture_output=True, text=True, env=ENVIRONMENT, timeout=LIMIT_S, check=False,
+        command,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=LIMIT_S,
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )  # fmt: skip
+    )
     assert small.returncode == 6
     assert "cipherbox doctor" in small.stderr
     with serving(directory):
@@ -194,15 +212,24 @@ def test_a_clients_home_that_cannot_be_used(directory: Path) -> None:
     def found() -> list[tuple[str, str, str]]:
         in_process("--home", str(home), "doctor")
         shown = as_user("nobody", in_process, "--home", str(home), "doctor", "--json")
-        rows = [(f["about"], f["text"], f["todo"]) for f in orjson.loads(shown.out) if f["level"] == "wrong"]
+        rows = [
+            (f["about"], f["text"], f["todo"])
+            for f in orjson.loads(shown.out)
+            if f["level"] == "wrong"
+        ]
         return [row for row in rows if row[0] != "network"]  # HQ is not there
 
     assert found() == []
     home.chmod(0o500)
-    assert found() == [("rights", f"{home} cannot be written", f"it has mode 0500, run: chmod u+rwX {home}")]
+    assert found() == [
+        ("rights", f"{home} cannot be written", f"it has mode 0500, run: chmod u+rwX {home}")
+    ]
     home.chmod(0o000)
     ((about, text, todo),) = found()
-    assert (about, text) == ("rights", f"{home} belongs to {owner_of(home)}, and this user may not look into it")
+    assert (about, text) == (
+        "rights",
+        f"{home} belongs to {owner_of(home)}, and this user may not look into it",
+    )
     home.chmod(0o700)
     (home / "client.toml").write_text("[client]\nrotatoin = 1\n")
     ((about, text, todo),) = found()
@@ -227,9 +254,15 @@ def test_an_outbox_that_cannot_be_written(directory: Path) -> None:
     for one in [home, *home.iterdir()] if is_root() else ():
         give_to(one, ids_of("nobody") or (0, 0))
     home.chmod(0o500)
-    assert as_user("nobody", opened, path) == f"{home} cannot be written; it has mode 0500, run: chmod u+rwX {home}"
+    assert (
+        as_user("nobody", opened, path)
+        == f"{home} cannot be written; it has mode 0500, run: chmod u+rwX {home}"
+    )
     home.chmod(0o700)
     path.chmod(0o400)
-    assert as_user("nobody", opened, path) == f"{path} cannot be written; it has mode 0400, run: chmod u+rwX {path}"
+    assert (
+        as_user("nobody", opened, path)
+        == f"{path} cannot be written; it has mode 0400, run: chmod u+rwX {path}"
+    )
     path.chmod(0o600)
     assert as_user("nobody", opened, path) == ""

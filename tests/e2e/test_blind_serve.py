@@ -1,4 +1,6 @@
-"""A running `serve` has not loaded what opens a message: looked at in the process itself, after real work."""
+"""A running `serve` has not loaded what opens a message: looked at in the process itself, after
+real work.
+"""
 
 from pathlib import Path
 
@@ -15,4 +17,6 @@ def test_serve_never_loads_sealing(tmp_path: Path) -> None:
         assert "1 message(s) received" in shell("fetch", home=center).out
     loaded = modules.read_text().splitlines()
     assert "cipherbox.server.engine" in loaded
-    assert [name for name in loaded if name.startswith(("cipherbox.sealing", "cipherbox.client"))] == []
+    assert [
+        name for name in loaded if name.startswith(("cipherbox.sealing", "cipherbox.client"))
+    ] == []

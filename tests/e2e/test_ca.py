@@ -1,4 +1,6 @@
-"""HQ's certificates over the years, as its administrator sees them: real processes, and OpenSSL where it is theirs."""
+"""HQ's certificates over the years, as its administrator sees them: real processes, and OpenSSL
+where it is theirs.
+"""
 
 import json
 import os
@@ -29,14 +31,20 @@ Patient = Callable[[Callable[[], bool]], None]
 def issuing_of(directory: Path) -> pki.Authority:
     certificate = pki.load_pem((directory / "ca" / "issuing.crt").read_bytes(), "issuing")[0]
     key = secret_key(directory / "secrets" / "service.key")
-    return pki.Authority(certificate, pki.load_key((directory / "ca" / "issuing.key").read_bytes(), key, "issuing"))
+    return pki.Authority(
+        certificate, pki.load_key((directory / "ca" / "issuing.key").read_bytes(), key, "issuing")
+    )
 
 
 def due_in(directory: Path, seconds: float) -> None:
-    """HQ's certificate anew, such that two thirds of its life are over then; certificates begin five minutes ago."""
+    """HQ's certificate anew, such that two thirds of its life are over then; certificates begin
+    five minutes ago.
+    """
     key = pki.new_key()
     life = timedelta(minutes=5, seconds=seconds) * 1.5
-    short = pki.issue_server(issuing_of(directory), key.public_key(), "DC-HQ", life / timedelta(days=1))
+    short = pki.issue_server(
+        issuing_of(directory), key.public_key(), "DC-HQ", life / timedelta(days=1)
+    )
     (directory / "tls" / "server.crt").write_bytes(pki.pem(short))
     service_key = secret_key(directory / "secrets" / "service.key")
     write_private(directory / "tls" / "server.key", pki.key_pem(key, service_key))
@@ -50,7 +58,10 @@ def shown(directory: Path, home: Path) -> int:
 
 
 def contents(home: Path) -> list[str]:
-    return [json.loads(x)["content"] for x in (home / "data" / "received_messages.jsonl").read_text().splitlines()]
+    return [
+        json.loads(x)["content"]
+        for x in (home / "data" / "received_messages.jsonl").read_text().splitlines()
+    ]
 
 
 def test_hq_renews_its_certificate_and_drops_nobody(tmp_path: Path, patient: Patient) -> None:
@@ -59,13 +70,17 @@ def test_hq_renews_its_certificate_and_drops_nobody(tmp_path: Path, patient: Pat
         hq = Hq(directory, admin, process)
         lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     due_in(directory, 15)
-    before = pki.load_pem((directory / "tls" / "server.crt").read_bytes(), "before")[0].serial_number
+    before = pki.load_pem((directory / "tls" / "server.crt").read_bytes(), "before")[
+        0
+    ].serial_number
     with serving(directory):
         assert shown(directory, admin) == before
         running = subprocess.Popen(
             [*PROGRAM, "--home", str(center), "receive", "--count", "2"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
         try:
             line_with(running, "Subscribed to queue")
             assert shell("send", "--to", "CA-RC", "under the old one", home=lab).code == 0
@@ -80,7 +95,11 @@ def test_hq_renews_its_certificate_and_drops_nobody(tmp_path: Path, patient: Pat
         assert contents(center) == ["under the old one", "under the new one"]
         rows = {row["name"]: row for row in json.loads(shell("ca", "--json", home=admin).out)}
         assert rows["server"]["days"] > 390
-        assert (rows["root"]["key"], rows["issuing"]["key"], rows["clients"]["count"]) == ("here", "here", 3)
+        assert (rows["root"]["key"], rows["issuing"]["key"], rows["clients"]["count"]) == (
+            "here",
+            "here",
+            3,
+        )
         assert not (directory / "tls" / "server.key.next").exists()
 
 
@@ -102,19 +121,42 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         assert "say --yes" in shell("ca", "take-off", str(directory), str(stick), home=admin).err
         assert (directory / "ca" / "root.key").exists()
         write_private(tmp_path / "weak", b"secret")
-        words = ("--password-file", str(tmp_path / "weak"), "ca", "take-off", str(directory), str(stick), "--yes")
+        words = (
+            "--password-file",
+            str(tmp_path / "weak"),
+            "ca",
+            "take-off",
+            str(directory),
+            str(stick),
+            "--yes",
+        )
         weak = shell(*words, home=admin)
         assert "too easy to guess" in weak.err
         assert (directory / "ca" / "root.key").exists()
         assert not stick.exists()
-        take_off = ("--password-file", str(password), "ca", "take-off", str(directory), str(stick), "--yes")
+        take_off = (
+            "--password-file",
+            str(password),
+            "ca",
+            "take-off",
+            str(directory),
+            str(stick),
+            "--yes",
+        )
         gone = shell(*take_off, home=admin)
         assert gone.code == 0, gone.err
         assert "its copy" in gone.out
         assert not (directory / "ca" / "root.key").exists()
-        assert sorted(p.name for p in stick.iterdir()) == ["ca.key", "issuing.crt", "root.crt", "root.key"]
+        assert sorted(p.name for p in stick.iterdir()) == [
+            "ca.key",
+            "issuing.crt",
+            "root.crt",
+            "root.key",
+        ]
         assert {oct(p.stat().st_mode & 0o777) for p in stick.glob("*.key")} == {"0o600"}
-        again = shell("ca", "take-off", str(directory), str(tmp_path / "other"), "--yes", home=admin)
+        again = shell(
+            "ca", "take-off", str(directory), str(tmp_path / "other"), "--yes", home=admin
+        )
         assert (again.code, "taken off before" in again.err) == (5, True)
         assert not (tmp_path / "other").exists()
         assert json.loads(shell("ca", "--json", home=admin).out)[0]["key"] == "taken off"
@@ -123,10 +165,18 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         assert "bring the root key back" in shell(*renew, home=admin).err
         assert shell(*renew, "--root", str(stick), home=admin).code == 4  # nobody said the password
         write_private(tmp_path / "guess", b"battery staple\n")
-        guessed = shell("--password-file", str(tmp_path / "guess"), *renew, "--root", str(stick), home=admin)
-        assert (guessed.code, f"not the password of {stick / 'ca.key'}" in guessed.err) == (4, True), guessed.err
+        guessed = shell(
+            "--password-file", str(tmp_path / "guess"), *renew, "--root", str(stick), home=admin
+        )
+        assert (guessed.code, f"not the password of {stick / 'ca.key'}" in guessed.err) == (
+            4,
+            True,
+        ), guessed.err
         foreign = make_hq(tmp_path / "foreign")[0]
-        assert shell("ca", "take-off", str(foreign), str(tmp_path / "wrong"), "--yes", home=admin).code == 0
+        assert (
+            shell("ca", "take-off", str(foreign), str(tmp_path / "wrong"), "--yes", home=admin).code
+            == 0
+        )
         refused = shell(*renew, "--root", str(tmp_path / "wrong"), home=admin)
         assert (refused.code, "is the key of another CA" in refused.err) == (5, True)
         before = (directory / "ca" / "issuing.crt").read_bytes()
@@ -146,14 +196,20 @@ def test_the_root_key_leaves_and_renews_the_issuing_ca_when_it_is_back(tmp_path:
         assert shell("revoke", "NY-RC", "--yes", home=admin).code == 0
         assert "was revoked" in shell("send", "--to", "NY-RC", "too late", home=lab).err
         assert shell("keys", "renew", home=lab).code == 0
-    back = shell("--password-file", str(password), "ca", "bring-back", str(directory), str(stick), home=admin)
+    back = shell(
+        "--password-file", str(password), "ca", "bring-back", str(directory), str(stick), home=admin
+    )
     assert back.code == 0, back.err
     assert (directory / "ca" / "root.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_ca_goes_offline_signs_for_hq_too_and_comes_back(tmp_path: Path) -> None:
     directory, admin = make_hq(tmp_path)
-    vault, requests, signed = tmp_path / "vault", tmp_path / "requests.json", tmp_path / "signed.json"
+    vault, requests, signed = (
+        tmp_path / "vault",
+        tmp_path / "requests.json",
+        tmp_path / "signed.json",
+    )
     with serving(directory) as process:
         lab = Hq(directory, admin, process).join("FL-LAB")
     due_in(directory, 0)
@@ -168,7 +224,12 @@ def test_a_ca_goes_offline_signs_for_hq_too_and_comes_back(tmp_path: Path) -> No
         assert "waits for the CA" in shell("top", "--once", home=admin).out
         assert shell("ca", "renew", str(vault), home=admin).code == 0
         assert shell("ca", "export", str(requests), home=admin).code == 0
-        assert shell("ca", "sign", str(requests), str(signed), "--ca", str(vault), "--yes", home=admin).code == 0
+        assert (
+            shell(
+                "ca", "sign", str(requests), str(signed), "--ca", str(vault), "--yes", home=admin
+            ).code
+            == 0
+        )
         before = shown(directory, admin)
         taken = shell("ca", "import", str(signed), home=admin)
         assert taken.code == 0, taken.err
@@ -177,7 +238,9 @@ def test_a_ca_goes_offline_signs_for_hq_too_and_comes_back(tmp_path: Path) -> No
         rows = {row["name"]: row for row in json.loads(shell("ca", "--json", home=admin).out)}
         assert rows["requests"]["count"] == 0
         assert rows["revocations"]["days"] > 30
-        assert shell("ca", "import", str(signed), home=admin).out.startswith("HQ had all of it already")
+        assert shell("ca", "import", str(signed), home=admin).out.startswith(
+            "HQ had all of it already"
+        )
         back = shell("ca", "bring-back", str(directory), str(vault), "--all", home=admin)
         assert back.code == 0, back.err
         assert "the issuing CA's key" in shell("reload", home=admin).out
@@ -186,35 +249,52 @@ def test_a_ca_goes_offline_signs_for_hq_too_and_comes_back(tmp_path: Path) -> No
 
 def test_an_ended_certificate_of_an_offline_ca_is_renewed_beside_hq(tmp_path: Path) -> None:
     directory, admin = make_hq(tmp_path)
-    vault, requests, signed = tmp_path / "vault", tmp_path / "requests.json", tmp_path / "signed.json"
+    vault, requests, signed = (
+        tmp_path / "vault",
+        tmp_path / "requests.json",
+        tmp_path / "signed.json",
+    )
     due_in(directory, -240)
-    assert shell("ca", "take-off", str(directory), str(vault), "--all", "--yes", home=admin).code == 0
+    assert (
+        shell("ca", "take-off", str(directory), str(vault), "--all", "--yes", home=admin).code == 0
+    )
     stopped = shell("serve", str(directory), home=admin)
     assert stopped.code == 5
     assert "HQ's certificate ended on" in stopped.err
     assert "this machine's clock says" in stopped.err
     assert shell("ca", "export", str(requests), "--hq", str(directory), home=admin).code == 0
-    assert shell("ca", "sign", str(requests), str(signed), "--ca", str(vault), "--yes", home=admin).code == 0
+    assert (
+        shell(
+            "ca", "sign", str(requests), str(signed), "--ca", str(vault), "--yes", home=admin
+        ).code
+        == 0
+    )
     assert shell("ca", "import", str(signed), "--hq", str(directory), home=admin).code == 0
     with serving(directory):
         assert shell("ca", home=admin).code == 0
 
 
-# -- an organization's CA -----------------------------------------------------------------------------------------
+# -- an organization's CA --------------------------------------------------------------------------
 
 
 def openssl(*arguments: str, cwd: Path) -> None:
     if OPENSSL is None:
         pytest.skip("needs the command openssl")
-    done = subprocess.run([OPENSSL, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [OPENSSL, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def organization(base: Path, key: list[str], between: bool) -> Path:
-    """A root by OpenSSL, and for ``between`` a CA below it; `above.pem` is what signs, `chain.pem` what is between."""
+    """A root by OpenSSL, and for ``between`` a CA below it; `above.pem` is what signs,
+    `chain.pem` what is between.
+    """
     base.mkdir()
-    (base / "ca.ext").write_text("basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
-                                 "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")  # fmt: skip
+    (base / "ca.ext").write_text(
+        "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
+        "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    )
     for name, signer in (("root", ""), *([("between", "root")] if between else [])):
         openssl("genpkey", *key, "-out", f"{name}.key", cwd=base)
         named = ("-subj", f"/O=Org/CN=Org {name}", "-out", f"{name}.csr")
@@ -222,21 +302,54 @@ def organization(base: Path, key: list[str], between: bool) -> Path:
         by = ["-signkey", "root.key"]
         if signer:
             by = ["-CA", f"{signer}.pem", "-CAkey", f"{signer}.key", "-CAcreateserial"]
-        openssl("x509", "-req", "-in", f"{name}.csr", *by, "-days", "3000", "-extfile", "ca.ext", "-out", f"{name}.pem",
-                cwd=base)  # fmt: skip
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            *by,
+            "-days",
+            "3000",
+            "-extfile",
+            "ca.ext",
+            "-out",
+            f"{name}.pem",
+            cwd=base,
+        )
     (base / "chain.pem").write_bytes((base / "between.pem").read_bytes() if between else b"")
     return base
 
 
-RSA, EC = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"], ["-algorithm", "EC", "-pkeyopt",
-                                                                     "ec_paramgen_curve:P-256"]  # fmt: skip
+RSA, EC = (
+    ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"],
+    ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+)
 
 
 def sign(base: Path, csr: Path, signer: str, section: str, out: str) -> None:
     """As an administrator does who copies the manual's extensions."""
     (base / "ca.ext").write_text(textwrap.dedent(EXTENSIONS))
-    openssl("x509", "-req", "-in", str(csr), "-CA", f"{signer}.pem", "-CAkey", f"{signer}.key", "-CAcreateserial",
-            "-days", "700", "-sha384", "-extfile", "ca.ext", "-extensions", section, "-out", out, cwd=base)  # fmt: skip
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        str(csr),
+        "-CA",
+        f"{signer}.pem",
+        "-CAkey",
+        f"{signer}.key",
+        "-CAcreateserial",
+        "-days",
+        "700",
+        "-sha384",
+        "-extfile",
+        "ca.ext",
+        "-extensions",
+        section,
+        "-out",
+        out,
+        cwd=base,
+    )
 
 
 EXTENSIONS = manual_pages()["pki"].partition("    [issuing]")[2].partition("\n\n")[0]
@@ -245,13 +358,19 @@ EXTENSIONS = f"    [issuing]{EXTENSIONS}\n"
 
 def begin(base: Path, *options: str) -> tuple[Path, Path]:
     directory, admin = base / "hq", base / "admin"
-    made = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", *options, home=admin)
+    made = shell(
+        "init", str(directory), "--address", f"127.0.0.1:{free_port()}", *options, home=admin
+    )
     assert made.code == 0, made.err
     return directory, admin
 
 
-@pytest.mark.parametrize(("key", "between"), [(EC, False), (RSA, True)], ids=["EC root", "RSA root, a CA between"])
-def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bool, patient: Patient) -> None:
+@pytest.mark.parametrize(
+    ("key", "between"), [(EC, False), (RSA, True)], ids=["EC root", "RSA root, a CA between"]
+)
+def test_under_an_organizations_root(
+    tmp_path: Path, key: list[str], between: bool, patient: Patient
+) -> None:
     org = organization(tmp_path / "org", key, between)
     lists = tmp_path / "lists"
     lists.mkdir()
@@ -261,10 +380,19 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
     for look in ("doctor", "config check"):
         looked = shell(*look.split(), str(directory), home=admin)
         assert (looked.code, "answer is missing" in looked.out + looked.err) == (5, True)
-        assert "database" not in looked.out + looked.err  # nor does it name what only comes with the answer
+        # nor does it name what only comes with the answer
+        assert "database" not in looked.out + looked.err
     signer = "between" if between else "root"
     sign(org, directory / "ca" / "issuing.csr", signer, "client", "leaf.pem")
-    leaf = shell("ca", "import", str(org / "leaf.pem"), str(org / "chain.pem"), "--hq", str(directory), home=admin)
+    leaf = shell(
+        "ca",
+        "import",
+        str(org / "leaf.pem"),
+        str(org / "chain.pem"),
+        "--hq",
+        str(directory),
+        home=admin,
+    )
     assert leaf.code != 0
     sign(org, directory / "ca" / "issuing.csr", signer, "issuing", "issuing.pem")
     whole = [str(org / "issuing.pem"), *([str(org / "chain.pem")] if between else [])]
@@ -272,7 +400,8 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
         swapped = shell("ca", "import", *whole[::-1], "--hq", str(directory), home=admin)
         assert (swapped.code, "wrong order" in swapped.err) == (5, True)
     (tmp_path / "third").mkdir()
-    _, stranger = begin(tmp_path / "third")  # the admin of another HQ, whose home is to stay as it is
+    # the admin of another HQ, whose home is to stay as it is
+    _, stranger = begin(tmp_path / "third")
     before = {path: path.read_bytes() for path in stranger.iterdir()}
     wrong = shell("ca", "import", *whole, "--hq", str(directory), home=stranger)
     assert (wrong.code, "cipherbox --home DIRECTORY ca import" in wrong.err) == (5, True), wrong.err
@@ -280,7 +409,9 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
     done = shell("ca", "import", *whole, "--hq", str(directory), home=admin)
     assert done.code == 0, done.err
     text = (directory / "cipherbox.toml").read_text()
-    (directory / "cipherbox.toml").write_text(text.replace('revocation_lists = ""', f'revocation_lists = "{lists}"'))
+    (directory / "cipherbox.toml").write_text(
+        text.replace('revocation_lists = ""', f'revocation_lists = "{lists}"')
+    )
     with serving(directory) as process:
         hq = Hq(directory, admin, process)
         lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
@@ -300,8 +431,10 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
         # the organization revokes our CA
         (org / "index.txt").write_text("")
         (org / "crlnumber").write_text("01\n")
-        (org / "ca.cnf").write_text("[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ncrlnumber=crlnumber\n"
-                                    "default_md=sha384\ndefault_crl_days=7\n")  # fmt: skip
+        (org / "ca.cnf").write_text(
+            "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ncrlnumber=crlnumber\n"
+            "default_md=sha384\ndefault_crl_days=7\n"
+        )
         by = ("-config", "ca.cnf", "-cert", f"{signer}.pem", "-keyfile", f"{signer}.key")
         openssl("ca", *by, "-gencrl", "-out", "new.crl", cwd=org)
         shutil.copy(org / "new.crl", lists / "org.crl")
@@ -315,7 +448,15 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
         os.replace(org / "new.crl", lists / "org.crl")
         patient(lambda: "organization revoked" in shell("ca", home=admin).err)
         sign(org, directory / "ca" / "issuing.csr", signer, "issuing", "issuing3.pem")
-        again = shell("ca", "import", str(org / "issuing3.pem"), *whole[1:], "--hq", str(directory), home=admin)
+        again = shell(
+            "ca",
+            "import",
+            str(org / "issuing3.pem"),
+            *whole[1:],
+            "--hq",
+            str(directory),
+            home=admin,
+        )
         assert (again.code, "SIGHUP" in again.err) == (0, True), again.err
         process.send_signal(signal.SIGHUP)
         patient(lambda: shell("ca", home=admin).code == 0)
@@ -324,11 +465,15 @@ def test_under_an_organizations_root(tmp_path: Path, key: list[str], between: bo
 
 def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -> None:
     org = organization(tmp_path / "org", RSA, True)
-    (org / "both.pem").write_bytes((org / "between.pem").read_bytes() + (org / "root.pem").read_bytes())
+    (org / "both.pem").write_bytes(
+        (org / "between.pem").read_bytes() + (org / "root.pem").read_bytes()
+    )
     (org / "index.txt").write_text("")
     (org / "crlnumber").write_text("01\n")
-    (org / "ca.cnf").write_text("[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ncrlnumber=crlnumber\n"
-                                "default_md=sha384\ndefault_crl_days=7\n")  # fmt: skip
+    (org / "ca.cnf").write_text(
+        "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\ncrlnumber=crlnumber\n"
+        "default_md=sha384\ndefault_crl_days=7\n"
+    )
     by = ("-config", "ca.cnf", "-cert", "between.pem", "-keyfile", "between.key")
     openssl("ca", *by, "-gencrl", "-out", "issuing.crl", cwd=org)
     directory, admin = begin(tmp_path, "--org-issues", str(org / "both.pem"))
@@ -342,7 +487,9 @@ def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -
     lists = tmp_path / "issuing.crl"
     shutil.copy(org / "issuing.crl", lists)
     text = (directory / "cipherbox.toml").read_text()
-    (directory / "cipherbox.toml").write_text(text.replace('revocation_lists = ""', f'revocation_lists = "{lists}"'))
+    (directory / "cipherbox.toml").write_text(
+        text.replace('revocation_lists = ""', f'revocation_lists = "{lists}"')
+    )
     with serving(directory):
         homes = {}
         for name in ("FL-LAB", "CA-RC"):
@@ -350,8 +497,11 @@ def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -
             homes[name] = tmp_path / name
             joining = subprocess.Popen(
                 [*PROGRAM, "--home", str(homes[name]), "join"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=ENVIRONMENT,
+            )
             try:
                 assert joining.stdin is not None
                 joining.stdin.write(token.out.encode())
@@ -377,8 +527,10 @@ def test_certified_wholly_by_an_organization(tmp_path: Path, patient: Patient) -
         assert shell("send", "--to", "CA-RC", "certified by you", home=lab).code == 0
         running = subprocess.Popen(
             [*PROGRAM, "--home", str(center), "receive"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
         try:
             line_with(running, "Subscribed to queue")
             patient(lambda: (center / "data" / "received_messages.jsonl").exists())

@@ -18,7 +18,9 @@ CTRL_D = "\x04"
 
 def inbox(home: Path) -> list[dict[str, Any]]:
     file = home / "data" / "received_messages.jsonl"
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    )
 
 
 def test_two_terminals(hq: Hq) -> None:
@@ -46,23 +48,34 @@ def test_from_a_script_with_an_agent_beside(hq: Hq, patient: Wait) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     with ExitStack() as stack:
         agent = subprocess.Popen(
-            [*PROGRAM, "--home", str(center), "agent"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [*PROGRAM, "--home", str(center), "agent"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env=ENVIRONMENT,
-        )  # fmt: skip
+        )
         stack.callback(agent.wait, LIMIT_S)
         stack.callback(agent.terminate)
         patient(lambda: (center / "lock").exists())
-        sent = shell("chat", "CA-RC", "--json", "--stay", "5s", home=lab, stdin="one\n\ntwo\r\nthree")
+        sent = shell(
+            "chat", "CA-RC", "--json", "--stay", "5s", home=lab, stdin="one\n\ntwo\r\nthree"
+        )
         assert sent.code == Exit.OK, sent.err
         events = [json.loads(line) for line in sent.out.splitlines()]
         assert {event["event"] for event in events} == {"state"}
         assert len({event["message_id"] for event in events}) == 3
-        assert sum(event["state"] == "opened" and event["opened"] == ["CA-RC"] for event in events) == 3
+        assert (
+            sum(event["state"] == "opened" and event["opened"] == ["CA-RC"] for event in events)
+            == 3
+        )
         shown = shell("chat", "FL-LAB", "--json", "--last", "2", home=center)
         assert [json.loads(line)["text"] for line in shown.out.splitlines()] == ["two", "three"]
         assert all(json.loads(line)["history"] for line in shown.out.splitlines())
         plain = shell("chat", "FL-LAB", home=center)
-        assert [line.partition(": ")[2] for line in plain.out.splitlines()] == ["one", "two", "three"]
+        assert [line.partition(": ")[2] for line in plain.out.splitlines()] == [
+            "one",
+            "two",
+            "three",
+        ]
     assert [line["content"] for line in inbox(center)] == ["one", "two", "three"]
     assert len({line["message_id"] for line in inbox(center)}) == 3
 
@@ -80,7 +93,9 @@ def test_to_all_and_what_cannot_be_sent(hq: Hq) -> None:
     nobody = shell("chat", "XX-LAB", home=lab, stdin="hello\n")
     assert nobody.code == Exit.REFUSED
     assert "cipherbox clients" in nobody.err
-    assert shell("chat", home=lab).code == shell("chat", "CA-RC", "--all", home=lab).code == Exit.USAGE
+    assert (
+        shell("chat", home=lab).code == shell("chat", "CA-RC", "--all", home=lab).code == Exit.USAGE
+    )
 
 
 def test_lines_that_hq_did_not_confirm_wait(hq: Hq) -> None:

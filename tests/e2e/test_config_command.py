@@ -25,13 +25,19 @@ def swap_certificates(directory: Path) -> None:
 MISTAKES: list[tuple[Callable[[Path], object], str]] = [
     (lambda d: replace(d, "level = ", "levle = "), "did you mean 'level'"),
     (lambda d: replace(d, '"INFO"', '"LOUD"'), "is one of DEBUG, INFO"),
-    (lambda d: (d / "secrets/database.key").write_bytes(bytes(31)), "exactly 32 bytes, this file has 31"),
+    (
+        lambda d: (d / "secrets/database.key").write_bytes(bytes(31)),
+        "exactly 32 bytes, this file has 31",
+    ),
     (lambda d: (d / "secrets/service.key").unlink(), "service.key: No such file"),
     (lambda d: (d / "secrets/service.key").chmod(0o644), "service.key"),
     (lambda d: (d / "ca/issuing.crt").write_text("no certificate"), "issuing.crt"),
     (lambda d: (d / "tls/server.crt").unlink(), "server.crt"),
     (swap_certificates, "server.crt was not issued by"),
-    (lambda d: (d / "tls/server.key").write_bytes((d / "ca/issuing.key").read_bytes()), "is not the key of"),
+    (
+        lambda d: (d / "tls/server.key").write_bytes((d / "ca/issuing.key").read_bytes()),
+        "is not the key of",
+    ),
     (lambda d: (d / "cipherbox.sqlite3").unlink(), "there is no database"),
     (lambda d: replace(d, "127.0.0.1", "192.0.2.1"), "192.0.2.1"),
     (lambda d: (d / "cipherbox.toml").write_text("[server"), "is not TOML"),
@@ -70,7 +76,10 @@ def test_what_is_shown_is_what_is_in_force(made: Path, tmp_path: Path) -> None:
     assert shown["logging"]["rotation"] == "daily"
     assert shown["limits"]["deliveries"] == 20
     as_json = json.loads(shell("config", "show", str(made), "--json", home=tmp_path).out)
-    as_json = {table: {k: "" if v is None else v for k, v in keys.items()} for table, keys in as_json.items()}
+    as_json = {
+        table: {k: "" if v is None else v for k, v in keys.items()}
+        for table, keys in as_json.items()
+    }
     assert shown == as_json
     client = shell("config", "show", home=made.parent / "admin")
     assert tomllib.loads(client.out)["client"]["role"] == "admin"

@@ -1,4 +1,6 @@
-"""`cipherbox dead`: what was given up on is seen with its reason, sent again, or dropped by an admin alone."""
+"""`cipherbox dead`: what was given up on is seen with its reason, sent again, or dropped by an
+admin alone.
+"""
 
 import json
 from pathlib import Path
@@ -25,21 +27,29 @@ def test_from_dead_to_delivered_or_dropped(hq: Hq, tmp_path: Path) -> None:
         assert shell("send", "--exchange", "labs", "--key", "k", text, home=lab).code == 0
     first, second = dead(hq)
     assert (first["queue"], first["sender"], first["reason"]) == (
-        "short", "FL-LAB", "the queue is longer than its largest length"
-    )  # fmt: skip
+        "short",
+        "FL-LAB",
+        "the queue is longer than its largest length",
+    )
     letters = [f"{row['queue']}/{row['seq']}" for row in (first, second)]
     assert dead(hq, "short", home=center) == [first, second]
     assert shell("dead", "list", "short", home=lab).code == 1  # not its queue
     everybodys = shell("dead", "list", home=lab)
-    assert (everybodys.code, "name a queue of yours, for example box.FL-LAB" in everybodys.err) == (1, True)
+    assert (everybodys.code, "name a queue of yours, for example box.FL-LAB" in everybodys.err) == (
+        1,
+        True,
+    )
     assert shell("dead", "drop", "--yes", letters[0], home=center).code == 1  # an admin's alone
-    assert shell("dead", "redrive", letters[0], home=hq.admin).code == 0  # which pushes out the next
+    # which pushes out the next
+    assert shell("dead", "redrive", letters[0], home=hq.admin).code == 0
     assert len(dead(hq)) == 2
     assert shell(*declare, "0", home=hq.admin).code == 0
     assert shell("dead", "redrive", "--queue", "short", home=center).code == 0
     assert dead(hq) == []
     assert shell("dead", "redrive", letters[0], home=hq.admin).code == 1  # it is settled
-    assert shell("receive", "--queue", "short", "--count", "4", "--idle", "20", home=center).code == 0
+    assert (
+        shell("receive", "--queue", "short", "--count", "4", "--idle", "20", home=center).code == 0
+    )
     lines = (center / "data" / "received_messages.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["content"] for line in lines) == ["four", "one", "three", "two"]
 

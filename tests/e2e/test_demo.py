@@ -17,7 +17,9 @@ from .conftest import ENVIRONMENT, PROGRAM
 
 
 def test_the_scenario(tmp_path: Path) -> None:
-    """Nine deliveries by nine processes; run from the installed package here, from the built file in test_pyz."""
+    """Nine deliveries by nine processes; run from the installed package here, from the built
+    file in test_pyz.
+    """
     command = [*PROGRAM, "demo", "--json", "--directory", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=150, check=False)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
@@ -79,9 +81,11 @@ def line(home: Path, message_id: str, content: bytes, sender: str) -> None:
     file = home / "data" / "received_messages.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "message_id": message_id, "sender_id": sender, "sent_timestamp": "2025-10-08T00:00:00.000Z",
+        "message_id": message_id,
+        "sender_id": sender,
+        "sent_timestamp": "2025-10-08T00:00:00.000Z",
         "content": content.decode("latin-1"),
-    }  # fmt: skip
+    }
     with file.open("a") as lines:
         lines.write(json.dumps(record) + "\n")
 
@@ -93,7 +97,12 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
         for center in item.recipients:
             if (item.sender, center) != ("FL-LAB", "SF-RC"):
                 changed = (item.sender, center) == ("MA-LAB", "NY-RC")
-                line(tmp_path / center, sent[item.name], b"changed" if changed else item.content, item.sender)
+                line(
+                    tmp_path / center,
+                    sent[item.name],
+                    b"changed" if changed else item.content,
+                    item.sender,
+                )
     line(tmp_path / "CA-RC", sent[items[1].name], items[1].content, "PA-LAB")
     line(tmp_path / "NY-RC", "id-stranger", b"x", "IL-LAB")
     report = demo_module.Report(tmp_path)
@@ -109,7 +118,11 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
 def test_stopping_it_leaves_neither_processes_nor_its_directory(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [*PROGRAM, "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*PROGRAM, "demo"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -133,7 +146,9 @@ def _read(path: Path) -> bytes:
 
 
 def test_a_hostile_hq_is_caught_in_three_scenes(tmp_path: Path) -> None:
-    """A dropped message, a swapped key, a rolled-back log: each noticed by a command of every day, in its own words."""
+    """A dropped message, a swapped key, a rolled-back log: each noticed by a command of every
+    day, in its own words.
+    """
     command = [*PROGRAM, "demo", "--hostile-hq", "--json", "--directory", str(tmp_path / "demo")]
     done = subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=240, check=False)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
@@ -161,15 +176,23 @@ def test_what_is_missed_is_said_and_ends_with_1(monkeypatch: pytest.MonkeyPatch)
     assert "Never shown" not in done.output
 
 
-def test_what_is_told_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_told_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    show_scenes([hostile_module.Scene("A swapped key", "HQ swaps a key. " * 9, "Seen by all. " * 9)], False, None)
+    show_scenes(
+        [hostile_module.Scene("A swapped key", "HQ swaps a key. " * 9, "Seen by all. " * 9)],
+        False,
+        None,
+    )
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("   ")]
     assert len(told) > 4
     assert max(map(len, told)) < 60
 
 
 def test_a_hostile_hq_needs_the_embedded_database() -> None:
-    done = CliRunner().invoke(demo_module.demo, ["--hostile-hq", "--database", "postgresql://localhost/x"])
+    done = CliRunner().invoke(
+        demo_module.demo, ["--hostile-hq", "--database", "postgresql://localhost/x"]
+    )
     assert done.exit_code == 2
     assert "embedded database" in done.output

@@ -1,4 +1,6 @@
-"""A client on a system that has nothing of Unix: joins, sends, receives, holds its lock, runs its agent."""
+"""A client on a system that has nothing of Unix: joins, sends, receives, holds its lock, runs
+its agent.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,14 @@ PROGRAM = [sys.executable, "-m", "tests.portable.elsewhere"]
 def elsewhere(*arguments: str, home: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [*PROGRAM, "--home", str(home), *arguments],
-        input=stdin, capture_output=True, text=True, env=ENVIRONMENT, timeout=LIMIT_S, check=False, cwd=ROOT,
-    )  # fmt: skip
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=LIMIT_S,
+        check=False,
+        cwd=ROOT,
+    )
     assert "CipherBox made a mistake" not in done.stderr, done.stderr
     return done
 
@@ -38,7 +46,9 @@ def test_it_is_elsewhere(tmp_path: Path) -> None:
         "found += ['AF_UNIX'] if hasattr(socket, 'AF_UNIX') else []\n"
         "print(portable.WINDOWS, found)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.stdout.strip() == "True []", done.stderr
 
 
@@ -52,7 +62,9 @@ def test_every_module_of_a_client_can_be_imported() -> None:
         "for name in names: importlib.import_module(name)\n"
         "print(len(names))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
 
@@ -69,15 +81,26 @@ def test_a_client_without_anything_of_unix(hq: Hq, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "plate 1.csv").write_bytes(b"well,value\n" * 2000)
     assert elsewhere("send", "--to", "CA-RC", "Sample 17 is ready", home=lab).returncode == 0
-    sent = elsewhere("send", "--to", "CA-RC", "--file", str(tmp_path / "run"), "--compress", home=lab)
+    sent = elsewhere(
+        "send", "--to", "CA-RC", "--file", str(tmp_path / "run"), "--compress", home=lab
+    )
     assert sent.returncode == 0, sent.stderr
     done = elsewhere("fetch", home=center)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(x) for x in (center / "data" / "received_messages.jsonl").read_text("utf-8").splitlines()]
+    lines = [
+        json.loads(x)
+        for x in (center / "data" / "received_messages.jsonl").read_text("utf-8").splitlines()
+    ]
     assert any("Sample 17 is ready" in json.dumps(line) for line in lines)
     received = list((center / "incoming").rglob("plate 1.csv"))
     assert [path.read_bytes() for path in received] == [b"well,value\n" * 2000]
-    for command in (["status"], ["outbox", "list"], ["inbox", "list"], ["keys", "list"], ["config", "show"]):
+    for command in (
+        ["status"],
+        ["outbox", "list"],
+        ["inbox", "list"],
+        ["keys", "list"],
+        ["config", "show"],
+    ):
         done = elsewhere(*command, home=lab)
         assert done.returncode == 0, (command, done.stderr)
 
@@ -88,8 +111,12 @@ def test_the_lock_and_the_agent_without_anything_of_unix(hq: Hq, tmp_path: Path)
     assert elsewhere("join", home=home, stdin=token.out).returncode == 0
     with subprocess.Popen(
         [*PROGRAM, "--home", str(home), "agent"],
-        env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as agent:  # fmt: skip
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as agent:
         try:
             assert agent.stderr is not None
             assert "Watching" in agent.stderr.readline()

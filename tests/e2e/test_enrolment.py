@@ -18,7 +18,9 @@ Wait = Callable[[Callable[[], bool]], None]
 def joining(home: Path, token: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [*PROGRAM, "--home", str(home), "join"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT) as process:
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT
+    ) as process:
         try:
             assert process.stdin is not None
             process.stdin.write(token.encode())
@@ -30,7 +32,9 @@ def joining(home: Path, token: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def pending(admin: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = json.loads(shell("clients", "--pending", "--json", home=admin).out)
+    rows: list[dict[str, object]] = json.loads(
+        shell("clients", "--pending", "--json", home=admin).out
+    )
     return [row for row in rows if row.get("number")]
 
 
@@ -63,7 +67,9 @@ def test_an_admin_refuses(hq: Hq, tmp_path: Path, patient: Wait) -> None:
 def test_the_ca_is_carried_there_and_back(tmp_path: Path, patient: Wait) -> None:
     directory, admin, stick = tmp_path / "hq", tmp_path / "admin", tmp_path / "stick"
     address = f"127.0.0.1:{free_port()}"
-    shown = shell("init", str(directory), "--address", address, "--offline-ca", str(stick), home=admin)
+    shown = shell(
+        "init", str(directory), "--address", address, "--offline-ca", str(stick), home=admin
+    )
     assert shown.code == 0, shown.err
     assert "Carry this directory off this machine now" in shown.err
     assert not list((directory / "ca").glob("*.key"))
@@ -78,7 +84,16 @@ def test_the_ca_is_carried_there_and_back(tmp_path: Path, patient: Wait) -> None
             assert "cipherbox ca sign requests.json signed.json" in shown.err
             number = pending(admin)[0]["number"]
             nobody = tmp_path / "nobody"
-            shown = shell("ca", "sign", str(requests), str(signed), "--ca", str(vault), home=nobody, stdin="y\n")
+            shown = shell(
+                "ca",
+                "sign",
+                str(requests),
+                str(signed),
+                "--ca",
+                str(vault),
+                home=nobody,
+                stdin="y\n",
+            )
             assert shown.code == 0, shown.err
             assert f"FL-LAB: number {number}" in shown.out
             assert "cipherbox ca import signed.json" in shown.err

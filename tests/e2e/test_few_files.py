@@ -18,9 +18,12 @@ def test_no_room_for_another_file(tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [*PROGRAM, "serve", str(directory)], stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT,
+            [*PROGRAM, "serve", str(directory)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=ENVIRONMENT,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES)),
-        )  # fmt: skip
+        )
     held: list[socket.socket] = []
     try:
         assert " listens on " in first_line(process)

@@ -1,4 +1,6 @@
-"""`init` under SIGKILL, at one step after the other: the next one makes a whole HQ, and takes nothing else away."""
+"""`init` under SIGKILL, at one step after the other: the next one makes a whole HQ, and takes
+nothing else away.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,22 @@ main(sys.argv[2:])
 
 def init_until(step: int, directory: Path, admin: Path, *options: str) -> bool:
     """Whether it was killed."""
-    words = ("--home", str(admin), "init", str(directory), "--address", f"127.0.0.1:{free_port()}", *options)
+    words = (
+        "--home",
+        str(admin),
+        "init",
+        str(directory),
+        "--address",
+        f"127.0.0.1:{free_port()}",
+        *options,
+    )
     done = subprocess.run(
         [sys.executable, "-c", FORKED + DYING, str(step), *words],
-        capture_output=True, env=ENVIRONMENT, timeout=LIMIT_S, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        env=ENVIRONMENT,
+        timeout=LIMIT_S,
+        check=False,
+    )
     assert done.returncode in (0, -9), done.stderr
     return done.returncode == -9
 
@@ -56,7 +69,9 @@ def test_init_again(tmp_path: Path, first: int) -> None:
         killed += 1
         whole = (directory / "cipherbox.toml").exists()
         again = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", home=admin)
-        assert (again.code, "holds an HQ already" in again.err) == ((5, True) if whole else (0, False)), again.err
+        assert (again.code, "holds an HQ already" in again.err) == (
+            (5, True) if whole else (0, False)
+        ), again.err
         assert (directory / "notes.txt").read_text() == "mine"
         assert whole or not (directory / ".init-unfinished").exists()
         checked = shell("config", "check", str(directory), home=admin)
@@ -68,7 +83,9 @@ def test_init_again(tmp_path: Path, first: int) -> None:
 
 
 def test_a_home_that_was_joined_meanwhile_stays(tmp_path: Path) -> None:
-    """Another client came into the home of an `init` that was killed: it is not taken for the admin's."""
+    """Another client came into the home of an `init` that was killed: it is not taken for the
+    admin's.
+    """
     directory, admin, other = tmp_path / "hq", tmp_path / "admin", tmp_path / "other"
     made = shell("init", str(other), "--address", f"127.0.0.1:{free_port()}", home=admin)
     assert made.code == 0, made.err

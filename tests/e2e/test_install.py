@@ -1,4 +1,6 @@
-"""`install` below a directory: what it puts where, again, a newer one, back, and away; and what it refuses."""
+"""`install` below a directory: what it puts where, again, a newer one, back, and away; and what
+it refuses.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Machine:
     def run(self, *arguments: str, pyz: Path | None = None, **environment: str) -> Shown:
         command = [sys.executable, "-I", str(pyz or self.pyz), *arguments, "--root", str(self.root)]
         environment = {**ENVIRONMENT, CACHE_VARIABLE: str(self.pyz.parent / "cache"), **environment}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=120, check=False
+        )
         assert "CipherBox made a mistake" not in done.stderr, done.stderr
         return Shown(done.returncode, done.stdout, done.stderr)
 
@@ -85,19 +89,27 @@ def once_installed(pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(machine: Machine, once_installed: Path) -> None:
-    """`install` was run on the machine: a copy of what it made, since most of that time goes into compiling."""
+    """`install` was run on the machine: a copy of what it made, since most of that time goes
+    into compiling.
+    """
     shutil.copytree(once_installed, machine.root, symlinks=True)
 
 
 OUTSIDE = {
-    "etc/systemd/system/cipherbox.service", "etc/systemd/system/cipherbox.socket",
-    "etc/systemd/system/cipherbox-websocket.socket", "etc/systemd/system/cipherbox-agent@.service",
-    "usr/local/share/man/man1/cipherbox.1", "usr/local/share/bash-completion/completions/cipherbox",
-    "usr/local/share/zsh/site-functions/_cipherbox", "usr/local/share/fish/vendor_completions.d/cipherbox.fish",
-}  # fmt: skip
+    "etc/systemd/system/cipherbox.service",
+    "etc/systemd/system/cipherbox.socket",
+    "etc/systemd/system/cipherbox-websocket.socket",
+    "etc/systemd/system/cipherbox-agent@.service",
+    "usr/local/share/man/man1/cipherbox.1",
+    "usr/local/share/bash-completion/completions/cipherbox",
+    "usr/local/share/zsh/site-functions/_cipherbox",
+    "usr/local/share/fish/vendor_completions.d/cipherbox.fish",
+}
 
 
-def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(machine: Machine) -> None:
+def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(
+    machine: Machine,
+) -> None:
     dry = machine.run("install", "--dry-run")
     assert dry.code == 0, dry.err
     assert not machine.root.exists()
@@ -107,17 +119,31 @@ def test_everything_comes_into_its_place_and_a_second_time_nothing_is_done(machi
     finally:
         os.umask(before)
     assert first.code == 0, first.err
-    assert [line[8:] for line in dry.out.splitlines()] == [line[8:] for line in first.out.splitlines()[:-1]]
+    assert [line[8:] for line in dry.out.splitlines()] == [
+        line[8:] for line in first.out.splitlines()[:-1]
+    ]
     assert {*machine.files()} - {"usr/local/bin/cipherbox"} == OUTSIDE
     (tree,) = [path for path in machine.base.iterdir() if not path.is_symlink()]
     assert tree.name.startswith(f"{cipherbox.__version__}-")
     assert read_pointer(machine.base / "current") == tree.name
-    assert read_pointer(machine.root / "usr/local/bin/cipherbox") == "/opt/cipherbox/current/bin/cipherbox"
-    assert read_pointer(machine.root / "etc/cipherbox/cipherbox.toml") == "/var/lib/cipherbox/cipherbox.toml"
+    assert (
+        read_pointer(machine.root / "usr/local/bin/cipherbox")
+        == "/opt/cipherbox/current/bin/cipherbox"
+    )
+    assert (
+        read_pointer(machine.root / "etc/cipherbox/cipherbox.toml")
+        == "/var/lib/cipherbox/cipherbox.toml"
+    )
     assert (machine.root / "var/lib/cipherbox").stat().st_mode & 0o777 == 0o700
     modes = {path.stat().st_mode & 0o777 for path in tree.rglob("*")}
     assert modes == {0o755, 0o644}
-    for folder in ("opt", "opt/cipherbox", "usr/local/bin", "etc/systemd/system", "usr/local/share/man/man1"):
+    for folder in (
+        "opt",
+        "opt/cipherbox",
+        "usr/local/bin",
+        "etc/systemd/system",
+        "usr/local/share/man/man1",
+    ):
         assert (machine.root / folder).stat().st_mode & 0o777 == 0o755
     again = machine.run("install")
     assert again.code == 0
@@ -132,16 +158,24 @@ def test_the_installed_program_runs_from_its_own_tree(machine: Machine, tmp_path
     times = []
     for _ in range(5):
         before = children_s()
-        done = subprocess.run([program, "version"], capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(
+            [program, "version"], capture_output=True, text=True, env=environment, check=False
+        )
         times.append(children_s() - before)
         assert done.stdout.startswith(f"CipherBox {cipherbox.__version__}"), done.stderr
     assert min(times) < 0.3, times
     where = f"import sys; sys.path.insert(0, {str(machine.base / 'current/site')!r})\n"
     where += "import cipherbox, orjson; print(orjson.__file__)"
-    done = subprocess.run([sys.executable, "-I", "-c", where], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", where], capture_output=True, text=True, check=False
+    )
     assert done.stdout.startswith(str(machine.base / "current/site/orjson")), done.stderr
     again = subprocess.run(
-        [program, "install", "--root", str(machine.root)], capture_output=True, text=True, env=environment, check=False
+        [program, "install", "--root", str(machine.root)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert (again.returncode, "was installed already" in again.stdout) == (0, True), again.stderr
 
@@ -150,18 +184,35 @@ def test_the_installed_program_runs_from_its_own_tree(machine: Machine, tmp_path
 def test_sockets_listen_where_the_settings_say(machine: Machine) -> None:
     data = machine.root / "var/lib/cipherbox"
     made = subprocess.run(
-        [str(machine.base / "current/bin/cipherbox"), "--home", str(data / "admin"), "init", str(data),
-         "--address", "hq.example.org:9443", "--websocket-listen", "[::1]:9444"],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
+        [
+            str(machine.base / "current/bin/cipherbox"),
+            "--home",
+            str(data / "admin"),
+            "init",
+            str(data),
+            "--address",
+            "hq.example.org:9443",
+            "--websocket-listen",
+            "[::1]:9444",
+        ],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
     assert made.returncode == 0, made.stderr
     assert machine.run("install").code == 0
     units = machine.root / "etc/systemd/system"
     plain = (units / "cipherbox.socket.d/listen.conf").read_text()
     assert "ListenStream=\nListenStream=0.0.0.0:9443\n" in plain
-    assert "ListenStream=[::1]:9444\n" in (units / "cipherbox-websocket.socket.d/listen.conf").read_text()
+    assert (
+        "ListenStream=[::1]:9444\n"
+        in (units / "cipherbox-websocket.socket.d/listen.conf").read_text()
+    )
     settings = data / "cipherbox.toml"
-    settings.write_text(settings.read_text().replace('websocket_listen = "[::1]:9444"', 'websocket_listen = ""'))
+    settings.write_text(
+        settings.read_text().replace('websocket_listen = "[::1]:9444"', 'websocket_listen = ""')
+    )
     assert machine.run("install").code == 0
     assert not (units / "cipherbox-websocket.socket.d/listen.conf").exists()
 
@@ -181,7 +232,10 @@ def test_an_upgrade_keeps_a_way_back(machine: Machine) -> None:
     assert name.endswith("-222222222222")
     back = machine.run("install", "--rollback")
     assert back.code == 0, back.err
-    assert (read_pointer(machine.base / "current"), read_pointer(machine.base / "previous")) == (first, name)
+    assert (read_pointer(machine.base / "current"), read_pointer(machine.base / "previous")) == (
+        first,
+        name,
+    )
     assert machine.run("install", "--rollback").code == 0  # and forth
     assert machine.run("install", pyz=machine.newer(3)).code == 0
     trees = {path.name[-12:] for path in machine.base.iterdir() if not path.is_symlink()}
@@ -215,7 +269,9 @@ def database(path: Path, version: int) -> None:
     "path", ["var/lib/cipherbox/cipherbox.sqlite3", "var/lib/cipherbox-agent/lab/outbox.sqlite3"]
 )
 @pytest.mark.usefixtures("installed")
-def test_an_older_file_over_newer_data_is_refused_and_changes_nothing(machine: Machine, path: str) -> None:
+def test_an_older_file_over_newer_data_is_refused_and_changes_nothing(
+    machine: Machine, path: str
+) -> None:
     before, current = machine.files(), read_pointer(machine.base / "current")
     database(machine.root / path, 99)
     refused = machine.run("install", pyz=machine.newer(2))
@@ -272,7 +328,9 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**ENVIRONMENT, "HOME": str(home)}
         command = [sys.executable, "-c", NOBODY, str(pyz), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=120, check=False
+        )
 
     refused = run("install")
     assert refused.returncode == 5
@@ -281,7 +339,9 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
     done = run("install", "--client")
     assert done.returncode == 0, done.stderr
     program = home / ".local/bin/cipherbox"
-    version = subprocess.run([str(program), "version"], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    version = subprocess.run(
+        [str(program), "version"], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
     assert version.stdout.startswith("CipherBox "), version.stderr
     assert (home / ".local/share/man/man1/cipherbox.1").exists()
     unit = home / ".config/systemd/user/cipherbox-agent.service"
@@ -293,7 +353,9 @@ def test_a_client_without_root(pyz: Path, tmp_path: Path) -> None:
     assert (home / ".cipherbox").is_dir()
 
 
-def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_on_windows_gets_a_command_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cipherbox.cli.install import places as install_places
 
     for module in (install_places, installing):
@@ -315,10 +377,20 @@ def test_a_user_on_windows_gets_a_command_file(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("installed")
 def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.Server) -> None:
-    """A newer one is a refusal; an older one, or a server that does not answer, is told and stops nothing."""
+    """A newer one is a refusal; an older one, or a server that does not answer, is told and
+    stops nothing.
+    """
     data, name = machine.root / "var/lib/cipherbox", postgres.schema()
     url = f"{postgres.url(own)}&schema={name}"
-    made = shell("init", str(data), "--address", "127.0.0.1:7443", "--database", url, home=machine.root.parent / "home")
+    made = shell(
+        "init",
+        str(data),
+        "--address",
+        "127.0.0.1:7443",
+        "--database",
+        url,
+        home=machine.root.parent / "home",
+    )
     assert made.code == 0, made.err
     known = len(schema.scripts())
 
@@ -330,7 +402,10 @@ def test_the_schema_in_postgresql_is_asked_for(machine: Machine, own: postgres.S
     version(known + 7)
     refused = machine.run("install", pyz=second)
     assert refused.code == 6
-    assert f"was written by a newer program (version {known + 7}; this file knows {known})" in refused.err
+    assert (
+        f"was written by a newer program (version {known + 7}; this file knows {known})"
+        in refused.err
+    )
     assert (machine.files(), read_pointer(machine.base / "current")) == (before, current)
     version(known - 1)
     older = machine.run("install", "--dry-run", pyz=second)

@@ -38,7 +38,9 @@ def test_without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_python_that_the_service_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install_checks, "is_root", lambda: True)
-    assert "/usr/bin/python3" in problems(system_places(Path("/")), python=Path("/r" "oot/own/python3"))
+    assert "/usr/bin/python3" in problems(
+        system_places(Path("/")), python=Path("/root/own/python3")
+    )
 
 
 def test_a_file_where_a_directory_must_be(tmp_path: Path) -> None:
@@ -60,9 +62,14 @@ def test_a_directory_that_is_somebody_elses(tmp_path: Path) -> None:
         pytest.skip("only root can make a directory of another user")
     other = other_user()["user"]
     places = attrs.evolve(
-        system_places(Path("/")), base=tmp_path / "cipherbox", command=tmp_path / "bin/cipherbox",
-        share=tmp_path / "share", units=tmp_path / "units", data=tmp_path / "data", settings=tmp_path / "etc",
-    )  # fmt: skip
+        system_places(Path("/")),
+        base=tmp_path / "cipherbox",
+        command=tmp_path / "bin/cipherbox",
+        share=tmp_path / "share",
+        units=tmp_path / "units",
+        data=tmp_path / "data",
+        settings=tmp_path / "etc",
+    )
     places.base.mkdir()
     check(places, server=True, python=Path("/bin/sh"), systemd=False)
     os.chown(places.base, other, other)
@@ -93,16 +100,21 @@ def test_a_directory_that_cannot_be_written() -> None:
 def test_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
-    assert f"{tmp_path} is on a read-only file system; mount it writable" in problems(system_places(tmp_path))
+    assert f"{tmp_path} is on a read-only file system; mount it writable" in problems(
+        system_places(tmp_path)
+    )
 
 
 def test_a_full_disk_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install_checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     assert "is full: 200 MB must be free" in problems(system_places(tmp_path))
-    check(system_places(tmp_path), server=True, python=None, systemd=False)  # to remove something needs no room
+    # to remove something needs no room
+    check(system_places(tmp_path), server=True, python=None, systemd=False)
 
 
-def test_a_disk_that_fills_leaves_the_old_version(pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_leaves_the_old_version(
+    pyz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places = system_places(tmp_path)
     left = [3]
 
@@ -113,7 +125,9 @@ def test_a_disk_that_fills_leaves_the_old_version(pyz: Path, tmp_path: Path, mon
         path.touch()
 
     monkeypatch.setattr(Path, "write_bytes", write)
-    step = installing.tree_step(places, "1.0-abc", pyz, Path("/bin/sh"), ["server"], {"etc/x": b"x"})
+    step = installing.tree_step(
+        places, "1.0-abc", pyz, Path("/bin/sh"), ["server"], {"etc/x": b"x"}
+    )
     with pytest.raises(OSError, match="No space"):
         step.do()
     assert list((tmp_path / "opt/cipherbox").iterdir()) == []

@@ -1,4 +1,6 @@
-"""`install` on a machine: its user, its HQ, what systemd is told; in a namespace whose changes nobody else sees."""
+"""`install` on a machine: its user, its HQ, what systemd is told; in a namespace whose changes
+nobody else sees.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from cipherbox.portable import ids_of, is_root
 
 from .conftest import ENVIRONMENT
 
-# What lies over the system is gone with the namespace. systemctl is a stand-in that notes what it is told.
+# What lies over the system is gone with the namespace. systemctl is a stand-in that notes what it
+# is told.
 SCRIPT = r"""
 set -e
 base=$1; pyz=$2; python=$3; port=$4
@@ -36,7 +39,8 @@ cat >"$base/bin/systemctl" <<END
 echo "systemctl \$*" >>$base/calls
 case "\$1 \$2" in
 "is-active "*) [ -e $base/running ];;
-"restart cipherbox.socket") [ ! -e $base/refused ] || { echo "Job for cipherbox.socket failed." >&2; exit 1; };;
+"restart cipherbox.socket")
+  [ ! -e $base/refused ] || { echo "Job for cipherbox.socket failed." >&2; exit 1; };;
 esac
 END
 chmod 755 "$base/bin/systemctl"
@@ -80,7 +84,10 @@ def test_a_whole_machine(pyz: Path, tmp_path: Path) -> None:
     ask = [str(PYTHON), "-c", "import sys; print(sys.version_info[:2])"]
     same = subprocess.run(ask, capture_output=True, text=True, check=False)
     if not is_root() or ids_of("cipherbox") or same.stdout.strip() != str(sys.version_info[:2]):
-        pytest.skip("needs root, a machine without HQ, and a system's Python of the version that built the file")
+        pytest.skip(
+            "needs root, a machine without HQ, and a system's Python of the version that built "
+            "the file"
+        )
     if not usable_by_all(PYTHON) or run(tmp_path / "try", pyz, "try").returncode != 0:
         pytest.skip("needs a system's Python and namespaces with overlays")
     with socket.socket() as other:
@@ -95,24 +102,37 @@ def test_a_whole_machine(pyz: Path, tmp_path: Path) -> None:
     assert parts["refused"].count("systemctl") == 0
     calls = [line[10:] for line in parts["first"].splitlines() if line.startswith("systemctl ")]
     assert calls == [
-        "daemon-reload", "is-active --quiet cipherbox.service", "stop cipherbox.service",
-        "enable cipherbox.socket cipherbox.service", "restart cipherbox.socket", "start cipherbox.service",
-    ]  # fmt: skip
+        "daemon-reload",
+        "is-active --quiet cipherbox.service",
+        "stop cipherbox.service",
+        "enable cipherbox.socket cipherbox.service",
+        "restart cipherbox.socket",
+        "start cipherbox.service",
+    ]
     assert "cipherbox 700 /var/lib/cipherbox\n" in parts["first"]
-    assert "cipherbox 600 /var/lib/cipherbox/cipherbox.toml\n" in parts["first"] or "cipherbox 644" in parts["first"]
+    assert (
+        "cipherbox 600 /var/lib/cipherbox/cipherbox.toml\n" in parts["first"]
+        or "cipherbox 644" in parts["first"]
+    )
     assert "root 755 /opt/cipherbox/current/\n" in parts["first"]
     assert "[server]" in parts["first"]
     assert "ListenStream=127.0.0.1:" in parts["first"]
     assert "was installed already" in parts["first"]
     assert "restart" not in parts["again"]
     assert "restart cipherbox.socket" in parts["moved"]
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; see who has it: ss -ltnp" in parts["said"]
+    assert (
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; see who has it: ss -ltnp"
+        in parts["said"]
+    )
     assert "HQ goes on where it listens" in parts["said"]
     assert "code 5" in parts["said"]
     assert "stop" not in parts["taken"]
     assert "Job for cipherbox.socket failed" in parts["failed"]
     assert "then say: systemctl restart cipherbox.socket cipherbox.service" in parts["failed"]
-    assert "disable --now cipherbox.socket cipherbox-websocket.socket cipherbox.service" in parts["gone"]
+    assert (
+        "disable --now cipherbox.socket cipherbox-websocket.socket cipherbox.service"
+        in parts["gone"]
+    )
     assert "the data is there" in parts["gone"]
     assert "nothing is left" in parts["purged"]
     assert not ids_of("cipherbox")

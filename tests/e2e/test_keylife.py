@@ -28,7 +28,9 @@ def test_keys_rotate_while_a_backlog_waits(hq: Hq) -> None:
     assert "2 old keys open what was sealed to them, for 436 days" in rotated.out
     assert shell("keys", "fingerprint", home=center).out != before
     assert 'signatures = "ed25519+mldsa65"' in (center / "client.toml").read_text()
-    kinds = [k["kind"] for k in json.loads(shell("keys", "show", "--json", home=center).out)["keys"]]
+    kinds = [
+        k["kind"] for k in json.loads(shell("keys", "show", "--json", home=center).out)["keys"]
+    ]
     assert kinds == ["hpke-mlkem768-x25519", "hpke-x25519", "ed25519", "mldsa65"]
     assert shell("send", "--to", "CA-RC", "to the new keys", home=lab).code == 0
     pinned = json.loads(shell("keys", "show", "CA-RC", "--json", home=lab).out)
@@ -64,7 +66,9 @@ def test_a_short_command_says_when_the_certificate_is_due(hq: Hq) -> None:
     lab = hq.join("FL-LAB")
     key = secret_key(hq.directory / "secrets" / "service.key")
     issuing = pki.load_pem((hq.directory / "ca" / "issuing.crt").read_bytes(), "issuing")[0]
-    authority = pki.Authority(issuing, pki.load_key((hq.directory / "ca" / "issuing.key").read_bytes(), key, "issuing"))
+    authority = pki.Authority(
+        issuing, pki.load_key((hq.directory / "ca" / "issuing.key").read_bytes(), key, "issuing")
+    )
     home = load_home(lab)
     plain = shell("keys", "fingerprint", home=lab).err
     assert plain.startswith("This is the number of key bundle 1 of FL-LAB, made on ")
@@ -84,7 +88,10 @@ def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
     assert re.fullmatch(r"(\d{5} ){5}\d{5}", number)
     agreed = shell("keys", "verify", "CA-RC", home=lab, stdin=f"{number}\n")
     assert agreed.code == 0, agreed.err
-    assert f"Yours, bundle 1, to read to CA-RC: {shell('keys', 'fingerprint', home=lab).out.strip()}" in agreed.out
+    assert (
+        f"Yours, bundle 1, to read to CA-RC: {shell('keys', 'fingerprint', home=lab).out.strip()}"
+        in agreed.out
+    )
     differs = shell("keys", "verify", "CA-RC", "--fingerprint", number[::-1], home=lab)
     assert differs.code == 1
     assert "somebody shows you a wrong key" in differs.err
@@ -95,7 +102,10 @@ def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
     number = shell("keys", "fingerprint", home=center).out
     followed = shell("keys", "verify", "CA-RC", "--fingerprint", number, home=lab)
     assert followed.code == 0
-    assert "CA-RC has new keys since then, signed by the ones pinned here: bundle 2, in entry " in followed.out
+    assert (
+        "CA-RC has new keys since then, signed by the ones pinned here: bundle 2, in entry "
+        in followed.out
+    )
     old = shutil.move(center, hq.directory.parent / "old")
     refused = shell("enroll", "CA-RC", home=hq.admin)
     assert (refused.code, "cipherbox enroll CA-RC --replace" in refused.err) == (1, True)
@@ -104,8 +114,12 @@ def test_two_people_compare_and_a_swap_is_explained(hq: Hq) -> None:
     told = shell("doctor", home=old)
     assert told.code != 0
     assert "another home was enrolled as CA-RC" in told.out
-    for words in (("status",), ("keys", "fingerprint"), ("outbox", "list")):  # also those that do not ask HQ
-        assert "This home was replaced: another home was enrolled as CA-RC" in shell(*words, home=old).err
+    # also those that do not ask HQ
+    for words in (("status",), ("keys", "fingerprint"), ("outbox", "list")):
+        assert (
+            "This home was replaced: another home was enrolled as CA-RC"
+            in shell(*words, home=old).err
+        )
     stopped = shell("send", "--to", "CA-RC", "secret", home=lab)
     assert stopped.code == 7
     assert "CA-RC lost its keys and joined again, or somebody shows you a wrong key" in stopped.err
@@ -121,7 +135,9 @@ def test_lost_keys_are_compared_and_all_is_sealed_again(hq: Hq) -> None:
     stopped = shell("outbox", "reseal", "--to", "CA-RC", home=lab)
     assert stopped.code == 1
     assert "not signed by the keys before" in stopped.err
-    compared = shell("keys", "verify", "CA-RC", home=lab, stdin=shell("keys", "fingerprint", home=center).out)
+    compared = shell(
+        "keys", "verify", "CA-RC", home=lab, stdin=shell("keys", "fingerprint", home=center).out
+    )
     assert compared.code == 0, compared.err
     assert "outbox reseal --to CA-RC" in compared.err + compared.out
     again = shell("outbox", "reseal", "--to", "CA-RC", home=lab)
@@ -137,8 +153,10 @@ def test_a_revoked_client_is_cut_off_while_it_receives(hq: Hq) -> None:
     assert shell("send", "--to", "CA-RC", "--to", "SF-RC", "for both", home=lab).code == 0
     running = subprocess.Popen(
         [*PROGRAM, "--home", str(center), "receive", "--queue", "box.CA-RC.bulk"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
     try:
         line_with(running, "Subscribed to queue")
         revoked = shell("revoke", "CA-RC", "--reason", "stolen", "--yes", home=hq.admin)

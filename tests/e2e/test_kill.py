@@ -1,4 +1,6 @@
-"""SIGKILL of HQ under load, again and again: what was confirmed is delivered, and nothing is in the inbox twice."""
+"""SIGKILL of HQ under load, again and again: what was confirmed is delivered, and nothing is in
+the inbox twice.
+"""
 
 import json
 from collections import Counter
@@ -21,7 +23,9 @@ BETWEEN = 100  # confirms from one kill to the next
 
 
 class Ids:
-    """A growing set of message ids; `reach` waits until it is large enough, `hold` until it holds others."""
+    """A growing set of message ids; `reach` waits until it is large enough, `hold` until it
+    holds others.
+    """
 
     def __init__(self) -> None:
         self.ids: set[str] = set()
@@ -68,14 +72,18 @@ async def test_confirmed_means_delivered_once(tmp_path: Path) -> None:
     with trio.fail_after(120):
         async with AsyncExitStack() as stack:
             sender = await stack.enter_async_context(open_client(lab, keep_trying=True, **patience))
-            reader = await stack.enter_async_context(open_client(center, keep_trying=True, **patience))
+            reader = await stack.enter_async_context(
+                open_client(center, keep_trying=True, **patience)
+            )
             nursery = await stack.enter_async_context(trio.open_nursery())
             for name in range(SENDERS):
                 nursery.start_soon(keep_sending, sender, confirmed, stop, name)
             for kill in range(KILLS + 1):
                 with serving(directory) as process:
                     if kill == 0:
-                        nursery.start_soon(partial(Receiver(reader, on_lines=note).run, ["box.CA-RC"]))
+                        nursery.start_soon(
+                            partial(Receiver(reader, on_lines=note).run, ["box.CA-RC"])
+                        )
                     await confirmed.reach(len(confirmed.ids) + BETWEEN)
                     if kill < KILLS:
                         process.kill()  # in the middle of it

@@ -24,9 +24,12 @@ def acts(admin: Path) -> list[tuple[str, str, str]]:
 
 def begin_join(home: Path, token: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [*PROGRAM, "--home", str(home), "join"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*PROGRAM, "--home", str(home), "join"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=ENVIRONMENT,
-    )  # fmt: skip
+    )
     assert process.stdin is not None
     process.stdin.write(token.encode())
     process.stdin.close()
@@ -45,7 +48,11 @@ def test_a_new_admin_without_an_admin(hq: Hq, tmp_path: Path) -> None:
     shutil.move(hq.admin, tmp_path / "thief")
     for wrong in (["admin2"], ["admin2", "--role", "admin", "--approve"]):
         assert shell("enroll", *wrong, "--hq", directory, home=nobody).code == 2
-    for name, word in (("admin", "lost key"), ("ADMIN", "upper and lower case"), ("FL-LAB", "lost key")):
+    for name, word in (
+        ("admin", "lost key"),
+        ("ADMIN", "upper and lower case"),
+        ("FL-LAB", "lost key"),
+    ):
         refused = shell("enroll", name, "--role", "admin", "--hq", directory, home=nobody)
         assert (refused.code, word in refused.err) == (1, True), refused.err
     made = shell("enroll", "admin2", "--role", "admin", "--hq", directory, home=nobody)
@@ -78,15 +85,25 @@ def test_an_admin_is_not_made_a_client_by_mistake(hq: Hq, tmp_path: Path) -> Non
 
 def test_a_token_among_the_arguments_is_not_said_again(tmp_path: Path) -> None:
     seen = shell("join", "CBX-SECRET-OF-THE-TOKEN", home=tmp_path / "home")
-    assert (seen.code, "admin for another, say " in seen.err, "SECRET" in seen.err) == (2, True, False)
+    assert (seen.code, "admin for another, say " in seen.err, "SECRET" in seen.err) == (
+        2,
+        True,
+        False,
+    )
     assert not (tmp_path / "home").exists()
 
 
 def test_with_the_ca_elsewhere(tmp_path: Path) -> None:
     """The request of the new admin is carried to the CA and back beside an HQ that is stopped."""
     directory, admin = make_hq(tmp_path)
-    vault, requests, signed = tmp_path / "vault", tmp_path / "requests.json", tmp_path / "signed.json"
-    assert shell("ca", "take-off", str(directory), str(vault), "--all", "--yes", home=admin).code == 0
+    vault, requests, signed = (
+        tmp_path / "vault",
+        tmp_path / "requests.json",
+        tmp_path / "signed.json",
+    )
+    assert (
+        shell("ca", "take-off", str(directory), str(vault), "--all", "--yes", home=admin).code == 0
+    )
     shutil.rmtree(admin)
     made = shell("enroll", "admin2", "--role", "admin", "--hq", str(directory), home=admin)
     assert made.code == 0, made.err
@@ -99,12 +116,22 @@ def test_with_the_ca_elsewhere(tmp_path: Path) -> None:
         waits.communicate(timeout=LIMIT_S)
         alone = shell("ca", "export", str(requests), "--hq", str(directory), home=admin)
         assert alone.code == 0, alone.err
-        assert [r["client_id"] for r in json.loads(requests.read_bytes())["requests"]] == ["HQ"]  # while it is served
+        # while it is served
+        assert [r["client_id"] for r in json.loads(requests.read_bytes())["requests"]] == ["HQ"]
     assert shell("ca", "export", str(requests), "--hq", str(directory), home=admin).code == 0
-    assert [r["client_id"] for r in json.loads(requests.read_bytes())["requests"]] == ["HQ", "admin2"]
-    assert shell("ca", "sign", str(requests), str(signed), "--ca", str(vault), "--yes", home=admin).code == 0
+    assert [r["client_id"] for r in json.loads(requests.read_bytes())["requests"]] == [
+        "HQ",
+        "admin2",
+    ]
+    assert (
+        shell(
+            "ca", "sign", str(requests), str(signed), "--ca", str(vault), "--yes", home=admin
+        ).code
+        == 0
+    )
     taken = shell("ca", "import", str(signed), "--hq", str(directory), home=admin)
-    assert (taken.code, "HQ took 3" in taken.out) == (0, True), taken.err  # its own, the admin's, the list
+    # its own, the admin's, the list
+    assert (taken.code, "HQ took 3" in taken.out) == (0, True), taken.err
     again = shell("ca", "import", str(signed), "--hq", str(directory), home=admin)
     assert (again.code, "HQ had all of it already" in again.out) == (0, True), again.err
     with serving(directory):
@@ -114,7 +141,9 @@ def test_with_the_ca_elsewhere(tmp_path: Path) -> None:
 
 
 def test_files_of_another_user_are_left_alone(tmp_path: Path) -> None:
-    """What root writes into HQ's directory HQ could not read: it is told so before anything is written."""
+    """What root writes into HQ's directory HQ could not read: it is told so before anything is
+    written.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root writes what another user cannot read")
     directory, admin = make_hq(tmp_path)

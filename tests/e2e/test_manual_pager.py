@@ -1,4 +1,6 @@
-"""A manual page on a terminal: through the reader's pager, laid out for the width; into a pipe as Markdown."""
+"""A manual page on a terminal: through the reader's pager, laid out for the width; into a pipe
+as Markdown.
+"""
 
 import stat
 from pathlib import Path
@@ -18,8 +20,12 @@ def test_a_page_goes_through_the_pager_of_a_terminal_alone(tmp_path: Path) -> No
         terminal.expect(r"(?m)^ +130 ")
         assert terminal.end() == 0
         assert max(map(len, terminal.shown.splitlines())) <= 80
-    with on_terminal("manual", "exit-codes", "--no-pager", home=tmp_path, **environment) as terminal:
+    with on_terminal(
+        "manual", "exit-codes", "--no-pager", home=tmp_path, **environment
+    ) as terminal:
         terminal.expect("EXIT CODES")
         assert terminal.end() == 0
         assert "paged" not in terminal.shown
-    assert shell("manual", "exit-codes", home=tmp_path, **environment).out.startswith("# Exit codes\n")
+    assert shell("manual", "exit-codes", home=tmp_path, **environment).out.startswith(
+        "# Exit codes\n"
+    )

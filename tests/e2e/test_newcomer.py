@@ -1,4 +1,6 @@
-"""Somebody who has read nothing: each command says what to do next, and following it leads to a received message."""
+"""Somebody who has read nothing: each command says what to do next, and following it leads to a
+received message.
+"""
 
 import json
 import signal
@@ -19,7 +21,9 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
     shown = shell("init", str(hq), "--address", f"127.0.0.1:{free_port()}", home=admin)
     assert shown.code == 0, shown.err
     assert "HQ 'DC-HQ' is ready" in shown.out
-    assert f"Next: start HQ, here or under systemd:      python3 -m cipherbox serve {hq}" in shown.err
+    assert (
+        f"Next: start HQ, here or under systemd:      python3 -m cipherbox serve {hq}" in shown.err
+    )
     assert f"cipherbox --home {admin} enroll CLIENT_ID" in shown.err
 
     with serving(hq):
@@ -39,7 +43,9 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
 
         file = tmp_path / "token"
         shown = shell("enroll", "FL-LAB", "--output", str(file), home=admin)
-        assert (shown.code, "cipherbox join --token-file token" in shown.err) == (0, True), shown.err
+        assert (shown.code, "cipherbox join --token-file token" in shown.err) == (0, True), (
+            shown.err
+        )
         assert file.stat().st_mode & 0o077 == 0
         shown = shell("join", "--token-file", str(file), home=lab)
         assert shown.code == 0, shown.err
@@ -77,7 +83,11 @@ def test_from_nothing_to_a_received_message(tmp_path: Path) -> None:
         shown = shell("status", message_id, "--json", home=lab)
         report = json.loads(shown.out)
         (trace,) = report["traces"]
-        assert (trace["state"], trace["client_id"], trace["attempts"]) == ("acknowledged", "CA-RC", 1)
+        assert (trace["state"], trace["client_id"], trace["attempts"]) == (
+            "acknowledged",
+            "CA-RC",
+            1,
+        )
         happened = [step["what"] for step in report["timeline"]]
         assert sorted(happened) == ["acknowledged", "confirmed", "delivered", "opened", "sealed"]
         assert report["not_signed"] == []
@@ -122,7 +132,9 @@ def test_files_headers_types_and_standard_input(hq: Hq, tmp_path: Path) -> None:
     assert (headers["filename"], headers["ward"]) == ("scan.pdf", "7")
     assert Path(lines[ids[1]]["content"]["file"]).read_text() == "sample,value\n17,5.2\n"
     assert (lines.keys() - set(ids)).pop() not in ids
-    assert {line["content"] for line in lines.values() if isinstance(line["content"], str)} >= {"from a pipe\n"}
+    assert {line["content"] for line in lines.values() if isinstance(line["content"], str)} >= {
+        "from a pipe\n"
+    }
 
 
 def test_by_route(hq: Hq) -> None:
@@ -217,7 +229,9 @@ def test_revocation_is_said_plainly(hq: Hq) -> None:
 def test_receive_stops_at_ctrl_c_and_writes_on(hq: Hq) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     command = [*PROGRAM, "--home", str(center), "receive"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
         try:
             assert line_with(process, "[RECEIVER] Subscribed to queue ")
             assert shell("send", "--to", "CA-RC", "pushed", home=lab).code == 0

@@ -1,4 +1,6 @@
-"""An admin steers a running HQ from another home: top, clients, reload, drain; with what goes wrong."""
+"""An admin steers a running HQ from another home: top, clients, reload, drain; with what goes
+wrong.
+"""
 
 import json
 import os
@@ -37,7 +39,10 @@ def receiving(home: Path, patient: Patient) -> Iterator[subprocess.Popen[bytes]]
     output = home.parent / f"{home.name}.out"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [*PROGRAM, "--home", str(home), "receive"], stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT
+            [*PROGRAM, "--home", str(home), "receive"],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=ENVIRONMENT,
         )
     try:
         patient(lambda: b"Subscribed" in output.read_bytes())
@@ -59,7 +64,12 @@ def test_top_shows_what_is_so(hq: Hq) -> None:
     assert report["alerts"] == []
     assert report["now"]["waiting"] == 2
     assert report["queues"] == [
-        {"queue": "box.CA-RC", "depth": 2, "oldest_s": report["queues"][0]["oldest_s"], "consumers": 0}
+        {
+            "queue": "box.CA-RC",
+            "depth": 2,
+            "oldest_s": report["queues"][0]["oldest_s"],
+            "consumers": 0,
+        }
     ]
     assert {c["name"] for c in report["clients"]} == {"admin"}
     assert report["certificate_days"]["server"] > 300
@@ -77,9 +87,11 @@ def test_top_without_a_terminal_prints_lines_until_it_is_stopped(hq: Hq, patient
     errors = hq.directory.parent / "top.err"
     with errors.open("wb") as file:
         process = subprocess.Popen(
-            [*PROGRAM, "--home", str(hq.admin), "top", "--json", "--interval", "0.3s"], stdout=subprocess.PIPE,
-            stderr=file, env=ENVIRONMENT,
-        )  # fmt: skip
+            [*PROGRAM, "--home", str(hq.admin), "top", "--json", "--interval", "0.3s"],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            env=ENVIRONMENT,
+        )
     assert process.stdout is not None
     for _ in range(3):
         assert json.loads(process.stdout.readline())["ready"] is True
@@ -87,7 +99,8 @@ def test_top_without_a_terminal_prints_lines_until_it_is_stopped(hq: Hq, patient
     hq.process.wait(LIMIT_S)
     patient(lambda: "HQ does not answer" in errors.read_text())
     with serving(hq.directory):
-        reports = [json.loads(process.stdout.readline()) for _ in range(10)]  # the first may be from before
+        # the first may be from before
+        reports = [json.loads(process.stdout.readline()) for _ in range(10)]
         assert all(rate >= 0 for report in reports for rate in report["rates"].values())
         assert reports[-1]["rates"]["frames in"] > 0
         process.send_signal(signal.SIGINT)
@@ -130,7 +143,10 @@ def test_a_kicked_client_comes_back_and_roles_change(hq: Hq, patient: Patient) -
 
     assert shell("clients", "roles", home=lab).code == 1
     assert shell("clients", "roles", "FL-LAB", "admin", home=hq.admin).code == 0
-    roles = {r["client"]: r["role"] for r in json.loads(shell("clients", "roles", "--json", home=hq.admin).out)}
+    roles = {
+        r["client"]: r["role"]
+        for r in json.loads(shell("clients", "roles", "--json", home=hq.admin).out)
+    }
     assert roles == {"admin": "admin", "FL-LAB": "admin", "CA-RC": "client", "*": "-"}
     assert shell("clients", "roles", "FL-LAB", "client", home=hq.admin).code == 0
     own = shell("clients", "roles", "admin", "client", home=hq.admin)
@@ -139,7 +155,10 @@ def test_a_kicked_client_comes_back_and_roles_change(hq: Hq, patient: Patient) -
     assert json.loads(shell("clients", "--json", home=hq.admin).out) == json.loads(
         shell("clients", "list", "--json", home=hq.admin).out
     )
-    assert shell("clients", "FL-LAB", home=hq.admin).out == shell("clients", "show", "FL-LAB", home=hq.admin).out
+    assert (
+        shell("clients", "FL-LAB", home=hq.admin).out
+        == shell("clients", "show", "FL-LAB", home=hq.admin).out
+    )
 
 
 def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) -> None:
@@ -149,7 +168,9 @@ def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) ->
         edit(hq.directory, 'level = "INFO"', 'level = "DEBUG"')
         shown = shell("reload", "--json", home=hq.admin)
         assert shown.code == 0, shown.err
-        assert json.loads(shown.out) == [{"name": "logging.level", "was": "INFO", "now": "DEBUG", "effect": "now"}]
+        assert json.loads(shown.out) == [
+            {"name": "logging.level", "was": "INFO", "now": "DEBUG", "effect": "now"}
+        ]
         assert "nothing is different" in shell("reload", home=hq.admin).out
         good = (hq.directory / "cipherbox.toml").read_text()
         (hq.directory / "cipherbox.toml").write_text(good[: len(good) // 2])
@@ -166,11 +187,17 @@ def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) ->
         assert shell("send", "--to", "CA-RC", "hello", home=lab).code == 0
         received = center / "data" / "received_messages.jsonl"
         patient(lambda: received.exists() and "hello" in received.read_text())
-        closed = [json.loads(x) for x in said(hq).splitlines() if '"Connection closed"' in x][number:]
+        closed = [json.loads(x) for x in said(hq).splitlines() if '"Connection closed"' in x][
+            number:
+        ]
         assert "CA-RC" not in {line["client"] for line in closed}
-    lines = [json.loads(x) for x in (hq.directory / "logs" / "server_info.log").read_text().splitlines()]
+    lines = [
+        json.loads(x) for x in (hq.directory / "logs" / "server_info.log").read_text().splitlines()
+    ]
     published = next(x for x in lines if x["message"].startswith("Published message"))
-    acked = next(x for x in lines if "acknowledged by client" in x["message"] and x["queue"] == "box.CA-RC")
+    acked = next(
+        x for x in lines if "acknowledged by client" in x["message"] and x["queue"] == "box.CA-RC"
+    )
     for line, client in ((published, "FL-LAB"), (acked, "CA-RC")):
         assert line["client"] == client
         assert line["connection"] > 0
@@ -178,7 +205,9 @@ def test_reload_by_frame_and_by_signal_drops_nobody(hq: Hq, patient: Patient) ->
     assert shell("reload", home=lab).code == 1
 
 
-def test_a_drain_ends_hq_in_order_and_senders_go_on_afterwards(tmp_path: Path, patient: Patient) -> None:
+def test_a_drain_ends_hq_in_order_and_senders_go_on_afterwards(
+    tmp_path: Path, patient: Patient
+) -> None:
     directory, admin = make_hq(tmp_path)
     with serving(directory) as process:
         hq = Hq(directory, admin, process)
@@ -188,9 +217,18 @@ def test_a_drain_ends_hq_in_order_and_senders_go_on_afterwards(tmp_path: Path, p
         assert unasked.code == 2
         assert "--yes" in unasked.err
         assert shell("drain", "--yes", home=lab).code == 1
-        fetched = subprocess.Popen([*PROGRAM, "--home", str(center), "receive", "--exec", "sleep 4"], env=ENVIRONMENT)
+        fetched = subprocess.Popen(
+            [*PROGRAM, "--home", str(center), "receive", "--exec", "sleep 4"], env=ENVIRONMENT
+        )
         patient(lambda: "CA-RC" in shell("clients", "list", "--connected", home=admin).out)
-        patient(lambda: json.loads(shell("queue", "show", "box.CA-RC", "--json", home=admin).out)["consumers"] == 1)
+        patient(
+            lambda: (
+                json.loads(shell("queue", "show", "box.CA-RC", "--json", home=admin).out)[
+                    "consumers"
+                ]
+                == 1
+            )
+        )
         begun = shell("drain", "--yes", "--no-wait", "--most", "60s", home=admin)
         assert begun.code == 0, begun.err
         kept = shell("send", "--to", "CA-RC", "meanwhile", home=lab)
@@ -203,7 +241,10 @@ def test_a_drain_ends_hq_in_order_and_senders_go_on_afterwards(tmp_path: Path, p
         assert sent.code == 0, sent.err
         assert shell("fetch", home=center).code == 0
         received = (center / "data" / "received_messages.jsonl").read_text()
-        assert {json.loads(line)["content"] for line in received.splitlines()} >= {"meanwhile", "after"}
+        assert {json.loads(line)["content"] for line in received.splitlines()} >= {
+            "meanwhile",
+            "after",
+        }
         undo = shell("drain", "--undo", home=admin)
         assert (undo.code, undo.out) == (0, "HQ takes everything again.\n")
 
@@ -213,7 +254,9 @@ def test_the_metrics_port_of_a_real_hq(tmp_path: Path) -> None:
     port = free_port()
     text = (directory / "cipherbox.toml").read_text()
     head, mark, tail = text.partition("[metrics]\n")
-    (directory / "cipherbox.toml").write_text(head + mark + tail.replace('listen = ""', f'listen = "127.0.0.1:{port}"'))
+    (directory / "cipherbox.toml").write_text(
+        head + mark + tail.replace('listen = ""', f'listen = "127.0.0.1:{port}"')
+    )
 
     def get(path: str) -> tuple[int, str]:
         try:
@@ -227,7 +270,11 @@ def test_the_metrics_port_of_a_real_hq(tmp_path: Path) -> None:
         assert get("/healthz") == (200, "ok\n")
         status, body = get("/metrics")
         assert status == 200
-        for line in ("cipherbox_ready 1.0", "cipherbox_store_up 1.0", "# TYPE cipherbox_waiting_envelopes gauge"):
+        for line in (
+            "cipherbox_ready 1.0",
+            "cipherbox_store_up 1.0",
+            "# TYPE cipherbox_waiting_envelopes gauge",
+        ):
             assert line in body
         memory = float(body.split("\nprocess_resident_memory_bytes ")[1].split()[0])
         assert 10e6 < memory < 1e9
@@ -240,9 +287,14 @@ def test_the_metrics_port_of_a_real_hq(tmp_path: Path) -> None:
         refused = shell("serve", str(directory), home=admin)
         assert refused.code == 5
         assert f"listen on 127.0.0.1:{port}" in refused.err
-        assert f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port" in refused.err
+        assert (
+            f"see who has it: ss -ltnp 'sport = :{port}'; end that, or set another port"
+            in refused.err
+        )
         assert "ss -ltnp" in shell("config", "check", str(directory), home=admin).err
-    edited = (directory / "cipherbox.toml").read_text().replace(f"127.0.0.1:{port}", f"0.0.0.0:{port}")
+    edited = (
+        (directory / "cipherbox.toml").read_text().replace(f"127.0.0.1:{port}", f"0.0.0.0:{port}")
+    )
     (directory / "cipherbox.toml").write_text(edited)
     refused = shell("serve", str(directory), home=admin)
     assert refused.code == 5
@@ -263,8 +315,16 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
 
     code, found = doctor(str(directory))
     assert (code, found["wrong"]) == (0, [])
-    assert {row["about"] for row in found["good"]} >= {"clock", "settings", "files", "keys", "certificates", "disk",
-                                                       "store", "ports"}  # fmt: skip
+    assert {row["about"] for row in found["good"]} >= {
+        "clock",
+        "settings",
+        "files",
+        "keys",
+        "certificates",
+        "disk",
+        "store",
+        "ports",
+    }
     with serving(directory) as process:
         lab = Hq(directory, admin, process).join("FL-LAB")
         code, found = doctor(str(directory))
@@ -286,14 +346,18 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
     assert code == 5
     assert any("join" in row["todo"] for row in found["wrong"])
 
-    port = int((directory / "cipherbox.toml").read_text().split('listen = "127.0.0.1:')[1].split('"')[0])
+    port = int(
+        (directory / "cipherbox.toml").read_text().split('listen = "127.0.0.1:')[1].split('"')[0]
+    )
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
         other.listen()
         code, found = doctor(str(directory))
         assert code == 5
-        assert any(f":{port}" in row["text"] and "ss -ltnp" in row["todo"] for row in found["wrong"])
+        assert any(
+            f":{port}" in row["text"] and "ss -ltnp" in row["todo"] for row in found["wrong"]
+        )
     (directory / "tls" / "server.key").write_bytes((directory / "ca" / "issuing.key").read_bytes())
     (directory / "secrets" / "service.key").chmod(0o640)
     edit(directory, 'rotation = "daily"', 'rotation = "daily"\nrotatoin = 1')
@@ -348,7 +412,15 @@ def test_doctor_looks_at_postgresql(tmp_path: Path, postgresql: postgres.Server)
     directory, admin = tmp_path / "hq", tmp_path / "admin"
     name = postgres.schema()
     url = f"{postgres.url(postgresql)}&schema={name}"
-    made = shell("init", str(directory), "--address", f"127.0.0.1:{free_port()}", "--database", url, home=admin)
+    made = shell(
+        "init",
+        str(directory),
+        "--address",
+        f"127.0.0.1:{free_port()}",
+        "--database",
+        url,
+        home=admin,
+    )
     assert made.code == 0, made.err
 
     def store() -> list[dict[str, str]]:
@@ -383,7 +455,9 @@ def test_a_purge_asks_with_the_number_first(hq: Hq) -> None:
         terminal.expect("Move the 2 envelopes that wait in 'box.CA-RC' to the dead letters")
         terminal.type("n")
         assert terminal.end() == 130
-    assert json.loads(shell("queue", "show", "box.CA-RC", "--json", home=hq.admin).out)["waiting"] == 2
+    assert (
+        json.loads(shell("queue", "show", "box.CA-RC", "--json", home=hq.admin).out)["waiting"] == 2
+    )
     with on_terminal("queue", "purge", "box.CA-RC", home=hq.admin) as terminal:
         terminal.expect("dead letters")
         terminal.type("y")

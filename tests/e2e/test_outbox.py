@@ -1,4 +1,6 @@
-"""The outbox as its user sees it: HQ away, told in plain words and a code of its own; back, and all goes out."""
+"""The outbox as its user sees it: HQ away, told in plain words and a code of its own; back, and
+all goes out.
+"""
 
 import json
 import os
@@ -40,7 +42,10 @@ def test_messages_and_files_wait_and_go_out(tmp_path: Path) -> None:
         assert "opened by CA-RC (receipt verified)" in shown.out
     lines = (center / "data" / "received_messages.jsonl").read_text().splitlines()
     contents = [json.loads(line)["content"] for line in lines]
-    assert sorted(c for c in contents if isinstance(c, str)) == ["keys are known", "while HQ is away"]
+    assert sorted(c for c in contents if isinstance(c, str)) == [
+        "keys are known",
+        "while HQ is away",
+    ]
     arrived = center / "incoming" / "FL-LAB" / "scan.tif"
     assert arrived.read_bytes() == file.read_bytes()
     assert json.loads(shell("outbox", "list", "--json", home=lab).out) == []

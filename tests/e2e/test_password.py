@@ -1,4 +1,6 @@
-"""Keys under a password, as a user has them: files, terminals, systemd, and what is said when it is not right."""
+"""Keys under a password, as a user has them: files, terminals, systemd, and what is said when it
+is not right.
+"""
 
 import os
 import signal
@@ -116,7 +118,9 @@ def test_join_with_a_password_needs_somebody_to_ask(hq: Hq, tmp_path: Path) -> N
     assert not (tmp_path / "lab").exists()
 
 
-def test_the_setting_and_systemd_hold_it_ready(lab: Path, first: Path, second: Path, tmp_path: Path) -> None:
+def test_the_setting_and_systemd_hold_it_ready(
+    lab: Path, first: Path, second: Path, tmp_path: Path
+) -> None:
     given = tmp_path / "credentials"
     given.mkdir()
     write_private(given / "cipherbox-password", FIRST.encode())
@@ -124,7 +128,9 @@ def test_the_setting_and_systemd_hold_it_ready(lab: Path, first: Path, second: P
     shown = shell("status", home=lab, CREDENTIALS_DIRECTORY=str(given))
     assert shown.code == 0, shown.err
     settings = lab / "client.toml"
-    settings.write_text(settings.read_text().replace('password_file = ""', f'password_file = "{first}"'))
+    settings.write_text(
+        settings.read_text().replace('password_file = ""', f'password_file = "{first}"')
+    )
     assert shell("status", home=lab).code == 0
     changed = shell("keys", "password", "--new-password-file", str(second), home=lab)
     assert f"put it into {first} too" in changed.err
@@ -156,14 +162,23 @@ def test_a_cheap_password_is_made_dear_and_that_is_said(
     shown = shell("--password-file", str(first), "keys", "fingerprint", home=lab)
     assert shown.code == 0
     assert "written again with today's cost" in shown.err
-    assert "written again" not in shell("--password-file", str(first), "keys", "fingerprint", home=lab).err
+    assert (
+        "written again"
+        not in shell("--password-file", str(first), "keys", "fingerprint", home=lab).err
+    )
     assert not keyfile.is_cheap((lab / "local.key").read_bytes())
 
 
 def test_a_changed_key_file_is_words_and_no_traceback(lab: Path, first: Path) -> None:
     path = lab / "local.key"
     data = path.read_bytes()
-    for spoilt in (data[:50] + bytes([data[50] ^ 1]) + data[51:], data[:-1], data[:32], b"", data[:4] + b"\xff" * 98):
+    for spoilt in (
+        data[:50] + bytes([data[50] ^ 1]) + data[51:],
+        data[:-1],
+        data[:32],
+        b"",
+        data[:4] + b"\xff" * 98,
+    ):
         path.write_bytes(spoilt)
         shown = shell("--password-file", str(first), "keys", "fingerprint", home=lab)
         assert shown.code in (Exit.CREDENTIALS, Exit.CONFIG), shown.err
@@ -202,7 +217,8 @@ def test_on_a_terminal_it_is_asked_for_and_not_shown(hq: Hq, tmp_path: Path) -> 
         assert screen.end() == 0, screen.shown
         assert FIRST not in screen.shown
     unknown = "0199f0a2-7c31-7d05-9c4e-1b2a00000000"
-    with on_terminal("status", unknown, home=home) as screen:  # looks here, then asks HQ: opens the home twice
+    # looks here, then asks HQ: opens the home twice
+    with on_terminal("status", unknown, home=home) as screen:
         screen.expect(question)
         screen.type(FIRST)
         assert screen.end() == Exit.REFUSED, screen.shown
@@ -267,13 +283,17 @@ def test_hqs_service_key_comes_from_systemd(hq: Hq, tmp_path: Path) -> None:
     (hq.directory / "secrets" / "service.key").rename(given / "service.key")
     (given / "service.key").chmod(0o440)
     settings = hq.directory / "cipherbox.toml"
-    settings.write_text(settings.read_text().replace('"secrets/service.key"', '"credential:service.key"'))
+    settings.write_text(
+        settings.read_text().replace('"secrets/service.key"', '"credential:service.key"')
+    )
     for command in (("config", "check", str(hq.directory)), ("serve", str(hq.directory))):
         refused = shell(*command, home=tmp_path)
         assert refused.code == Exit.CONFIG
         assert "LoadCredential=service.key:FILE" in refused.err
     assert "credential:service.key" in shell("config", "show", str(hq.directory), home=tmp_path).out
-    checked = shell("config", "check", str(hq.directory), home=tmp_path, CREDENTIALS_DIRECTORY=str(given))
+    checked = shell(
+        "config", "check", str(hq.directory), home=tmp_path, CREDENTIALS_DIRECTORY=str(given)
+    )
     assert checked.code == 0, checked.err
     with serving(hq.directory, CREDENTIALS_DIRECTORY=str(given)):
         assert shell("status", home=hq.admin).code == 0

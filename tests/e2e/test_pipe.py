@@ -21,12 +21,19 @@ Wait = Callable[[Callable[[], bool]], None]
 
 @contextmanager
 def pipe(
-    *arguments: str, home: Path, stdin: int | IO[bytes] = subprocess.PIPE, stdout: int | IO[bytes] = subprocess.PIPE
+    *arguments: str,
+    home: Path,
+    stdin: int | IO[bytes] = subprocess.PIPE,
+    stdout: int | IO[bytes] = subprocess.PIPE,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     process = subprocess.Popen(
-        [*PROGRAM, "--home", str(home), "pipe", *arguments], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
-        env=ENVIRONMENT, start_new_session=True,
-    )  # fmt: skip
+        [*PROGRAM, "--home", str(home), "pipe", *arguments],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
     try:
         yield process
     finally:
@@ -63,7 +70,9 @@ def test_a_file_there_and_an_answer_back(homes: tuple[Path, Path], tmp_path: Pat
             assert there.wait(LIMIT_S) == Exit.OK, error(there)
             assert here.stdout is not None
             assert here.stdout.read() == b"thanks\0\n"
-    assert hashlib.sha256((tmp_path / "got").read_bytes()).digest() == hashlib.sha256(given).digest()
+    assert (
+        hashlib.sha256((tmp_path / "got").read_bytes()).digest() == hashlib.sha256(given).digest()
+    )
     assert shell("fetch", "--json", home=center).out == ""
 
 
@@ -99,7 +108,9 @@ def test_hq_killed_in_the_middle(tmp_path: Path, patient: Wait) -> None:
         lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
         with (tmp_path / "given").open("rb") as source, got.open("wb") as target:
             with (
-                pipe("FL-LAB", "--listen", home=center, stdin=subprocess.DEVNULL, stdout=target) as there,
+                pipe(
+                    "FL-LAB", "--listen", home=center, stdin=subprocess.DEVNULL, stdout=target
+                ) as there,
                 pipe("CA-RC", home=lab, stdin=source, stdout=subprocess.DEVNULL) as here,
             ):
                 patient(lambda: got.stat().st_size > 2_000_000)
@@ -127,7 +138,9 @@ def test_an_end_that_is_killed(homes: tuple[Path, Path]) -> None:
         here.send_signal(signal.SIGKILL)
         assert there.wait(LIMIT_S) == Exit.NETWORK
         said = error(there)
-        assert "Nothing came from FL-LAB for 3 s: its program, its machine or its line is gone" in said
+        assert (
+            "Nothing came from FL-LAB for 3 s: its program, its machine or its line is gone" in said
+        )
         assert "cipherbox manual tools" in said
 
 

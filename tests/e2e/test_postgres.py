@@ -21,8 +21,17 @@ Patient = Callable[[Callable[[], bool]], None]
 def made(tmp_path: Path, server: postgres.Server, *addresses: str) -> tuple[Path, Path]:
     directory, admin = tmp_path / "hq", tmp_path / "admin"
     url = f"{postgres.url(server)}&schema={postgres.schema()}"
-    shown = shell("init", str(directory), "--address", ",".join(addresses), "--listen", addresses[0], "--database", url,
-                  home=admin)  # fmt: skip
+    shown = shell(
+        "init",
+        str(directory),
+        "--address",
+        ",".join(addresses),
+        "--listen",
+        addresses[0],
+        "--database",
+        url,
+        home=admin,
+    )
     assert shown.code == 0, shown.err
     return directory, admin
 
@@ -38,9 +47,13 @@ def test_a_second_hq_takes_over_and_clients_follow(
     lab, center = tmp_path / "FL-LAB", tmp_path / "CA-RC"
     with serving(directory) as first, (tmp_path / "second.log").open("wb") as log:
         for home in (lab, center):
-            assert shell("join", home=home, stdin=shell("enroll", home.name, home=admin).out).code == 0
+            assert (
+                shell("join", home=home, stdin=shell("enroll", home.name, home=admin).out).code == 0
+            )
         assert shell("send", "--to", "CA-RC", "to the first", home=lab).code == 0
-        busy = shell("store", "copy", str(tmp_path / "second"), f"sqlite:{tmp_path / 'copy'}", home=admin)
+        busy = shell(
+            "store", "copy", str(tmp_path / "second"), f"sqlite:{tmp_path / 'copy'}", home=admin
+        )
         assert busy.code == 6
         assert "Stop that HQ first" in busy.err
         waiting = subprocess.Popen(
@@ -84,7 +97,10 @@ def test_a_new_admin_without_an_admin(tmp_path: Path, postgresql: postgres.Serve
     with serving(second):
         assert shell("join", home=anew, stdin=token.out).code == 0
         assert shell("revoke", "admin", home=anew).code == 0
-        assert "made a token for admin2 as admin, on HQ's own machine" in shell("audit", "show", home=anew).out
+        assert (
+            "made a token for admin2 as admin, on HQ's own machine"
+            in shell("audit", "show", home=anew).out
+        )
 
 
 def test_hq_waits_for_a_database_that_is_not_there_yet(tmp_path: Path, patient: Patient) -> None:
@@ -96,7 +112,10 @@ def test_hq_waits_for_a_database_that_is_not_there_yet(tmp_path: Path, patient: 
         server.stop()
         with (tmp_path / "log").open("wb") as log:
             hq = subprocess.Popen(
-                [*PROGRAM, "serve", str(directory)], stdout=subprocess.PIPE, stderr=log, env=ENVIRONMENT
+                [*PROGRAM, "serve", str(directory)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=ENVIRONMENT,
             )
         try:
             assert "cannot be reached" in first_line(hq)
@@ -127,7 +146,10 @@ def test_init_says_what_is_wrong(tmp_path: Path, postgresql: postgres.Server) ->
     port = postgresql.port
     refused("mysql://here", "postgresql://")
     refused(f"postgresql://cipherbox:hunter2@127.0.0.1:{port}/postgres", "password does not belong")
-    refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres?password=hunter2", "password does not belong")
+    refused(
+        f"postgresql://cipherbox@127.0.0.1:{port}/postgres?password=hunter2",
+        "password does not belong",
+    )
     refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres?tsl=off", "did you mean 'tls'")
     refused(f"postgresql://cipherbox@127.0.0.1:{port}/postgres", "TLS")
     refused(f"postgresql://cipherbox@127.0.0.1:{port}/nowhere?tls=off", "no such database")
@@ -156,8 +178,19 @@ def test_demo_at_postgresql(tmp_path: Path, postgresql: postgres.Server) -> None
 
 @pytest.mark.parametrize("seed", [3])
 def test_proof_with_postgresql_killed_and_failed_over(tmp_path: Path, seed: int) -> None:
-    shown = shell("prove", "--database", "local", "--postgres-bin", str(postgres.binaries()), "--rounds", "6", "--seed",
-                  str(seed), "--json", home=tmp_path)  # fmt: skip
+    shown = shell(
+        "prove",
+        "--database",
+        "local",
+        "--postgres-bin",
+        str(postgres.binaries()),
+        "--rounds",
+        "6",
+        "--seed",
+        str(seed),
+        "--json",
+        home=tmp_path,
+    )
     assert shown.code == 0, shown.err + shown.out
     proof = json.loads(shown.out)
     assert (proof["lost"], proof["duplicated"], proof["unexpected"]) == (0, 0, 0)
@@ -172,14 +205,24 @@ def test_a_password_from_a_file(tmp_path: Path) -> None:
     try:
         server.start()
         server.sql("ALTER ROLE cipherbox PASSWORD 'correct horse'")
-        (server.data / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+        (server.data / "pg_hba.conf").write_text(
+            "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
         server.sql("SELECT pg_reload_conf()")
         url = f"{postgres.url(server)}&password_file=db.password"
 
         def init(name: str) -> Shown:
             password.chmod(0o600)
-            return shell("init", str(tmp_path / name), "--address", f"127.0.0.1:{free_port()}", "--database", url,
-                         home=admin, cwd=tmp_path)  # fmt: skip
+            return shell(
+                "init",
+                str(tmp_path / name),
+                "--address",
+                f"127.0.0.1:{free_port()}",
+                "--database",
+                url,
+                home=admin,
+                cwd=tmp_path,
+            )
 
         for wrong in ("", "battery staple\n"):
             password.write_text(wrong)

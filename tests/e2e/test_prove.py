@@ -1,4 +1,6 @@
-"""`cipherbox prove` with real processes: it finds nothing wrong here, and it finds what a broken store does."""
+"""`cipherbox prove` with real processes: it finds nothing wrong here, and it finds what a broken
+store does.
+"""
 
 import json
 import os
@@ -39,7 +41,9 @@ def test_a_store_that_loses_is_found_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["R1", "S1", "HQ"])
 async def test_a_process_that_ends_by_itself_is_named(tmp_path: Path, name: str) -> None:
-    trial = Trial(tmp_path, senders=1, receivers=1, rounds=1, seconds=0, seed=1, broken=False, say=print)
+    trial = Trial(
+        tmp_path, senders=1, receivers=1, rounds=1, seconds=0, seed=1, broken=False, say=print
+    )
     trial._stage.output(name).write_text("the last thing it said")
     trial._processes[name] = await _ended(3)
     with pytest.raises(DemoFailed, match=rf"{name} ended with 3:\nthe last thing it said"):
@@ -50,8 +54,17 @@ async def test_an_hq_that_another_one_took_over_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = Database(Scratch("postgresql://nobody@127.0.0.1/nothing"))
-    trial = Trial(tmp_path, senders=1, receivers=1, rounds=1, seconds=0, seed=1, broken=False, say=print,
-                  database=database)  # fmt: skip
+    trial = Trial(
+        tmp_path,
+        senders=1,
+        receivers=1,
+        rounds=1,
+        seconds=0,
+        seed=1,
+        broken=False,
+        say=print,
+        database=database,
+    )
     trial._processes = {"HQ": await _ended(6), "HQ2": await _ended(0)}
     started: list[str] = []
 
@@ -75,7 +88,9 @@ async def _ended(code: int) -> trio.Process:
     return process
 
 
-async def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_is_cancelled_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "program", lambda: [sys.executable, "-c"])
     note = tmp_path / "pid"
     written = f"open({str(note)!r}, 'w').write(str(os.getpid()) + '.')"

@@ -15,10 +15,14 @@ from .conftest import ENVIRONMENT, builder, children_s
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run(pyz: Path, root: Path, *arguments: str, limit_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def run(
+    pyz: Path, root: Path, *arguments: str, limit_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
     environment = {**ENVIRONMENT, CACHE_VARIABLE: str(root)}
     command = [sys.executable, "-I", str(pyz), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit_s, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=limit_s, check=False
+    )
 
 
 def test_two_builds_give_the_same_bytes(pyz: Path, tmp_path: Path) -> None:
@@ -32,12 +36,22 @@ def test_it_holds_the_product_and_nothing_of_this_machine(pyz: Path) -> None:
         assert names == sorted(names)
         assert "site/cipherbox/manual/quickstart.md" in names
         assert "site/cipherbox/units/cipherbox.service" in names
-        assert any(name.startswith("site/cipherbox/store/") and name.endswith(".sql") for name in names)
+        assert any(
+            name.startswith("site/cipherbox/store/") and name.endswith(".sql") for name in names
+        )
         assert f"native/{platform_name()}/any/cryptography/hazmat/bindings/_rust.abi3.so" in names
-        assert any(name.startswith(f"native/{platform_name()}/{python_name()}/orjson/") for name in names)
-        assert [n for n in names if "__pycache__" in n or n.endswith((".pyc", "direct_url.json", "/RECORD"))] == []
+        assert any(
+            name.startswith(f"native/{platform_name()}/{python_name()}/orjson/") for name in names
+        )
+        assert [
+            n
+            for n in names
+            if "__pycache__" in n or n.endswith((".pyc", "direct_url.json", "/RECORD"))
+        ] == []
         here = str(ROOT).encode()
-        assert [n for n in names if n.startswith("site/cipherbox") and here in archive.read(n)] == []
+        assert [
+            n for n in names if n.startswith("site/cipherbox") and here in archive.read(n)
+        ] == []
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
@@ -52,7 +66,9 @@ def test_it_starts_on_its_own(pyz: Path, tmp_path: Path) -> None:
 
 
 def test_it_plays_the_demo_in_time(pyz: Path, tmp_path: Path) -> None:
-    done = run(pyz, tmp_path / "root", "demo", "--json", "--directory", str(tmp_path / "demo"), limit_s=150)
+    done = run(
+        pyz, tmp_path / "root", "demo", "--json", "--directory", str(tmp_path / "demo"), limit_s=150
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     report = json.loads(done.stdout)
     assert report["differences"] == []
@@ -93,13 +109,17 @@ def test_a_start_that_was_killed_leaves_nothing_that_counts(pyz: Path, tmp_path:
 def test_many_first_starts_at_once(pyz: Path, tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, CACHE_VARIABLE: str(tmp_path / "root")}
     command = [sys.executable, "-I", str(pyz), "version"]
-    started = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(4)]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(4)
+    ]
     assert [process.wait(60) for process in started] == [0, 0, 0, 0]
     assert len(list((tmp_path / "root").iterdir())) == 1
 
 
 def test_it_starts_fast_enough(pyz: Path, tmp_path: Path) -> None:
-    """In CPU, and measured by what Python itself needs to start here now: the machine may be slow, or busy."""
+    """In CPU, and measured by what Python itself needs to start here now: the machine may be
+    slow, or busy.
+    """
     bare, first, later = [], [], []
     for number in range(8):
         before = children_s()

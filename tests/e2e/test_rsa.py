@@ -1,4 +1,6 @@
-"""RSA keys as a user meets them: made here, brought from OpenSSL, sealed to, handed to other programs."""
+"""RSA keys as a user meets them: made here, brought from OpenSSL, sealed to, handed to other
+programs.
+"""
 
 import json
 import os
@@ -26,7 +28,9 @@ from .terminal import on_terminal
 PASSWORD = "Zeitstempel 17"
 
 
-def pem(file: Path, key: rsa.RSAPrivateKey, form: PrivateFormat, password: str = "", mode: int = 0o600) -> Path:
+def pem(
+    file: Path, key: rsa.RSAPrivateKey, form: PrivateFormat, password: str = "", mode: int = 0o600
+) -> Path:
     protection = BestAvailableEncryption(password.encode()) if password else NoEncryption()
     file.write_bytes(key.private_bytes(Encoding.PEM, form, protection))
     file.chmod(mode)
@@ -88,7 +92,9 @@ def test_from_generate_to_a_received_message(hq: Hq, tmp_path: Path) -> None:
     sends(lab, "by default")
     for wrap in ("hpke", "hpke-x25519", "rsa"):
         sends(lab, wrap, "--wrap", wrap)
-    attached = shell("send", "--to", "CA-RC", "--wrap", "rsa", "--file", str(tmp_path / "report.txt"), home=lab)
+    attached = shell(
+        "send", "--to", "CA-RC", "--wrap", "rsa", "--file", str(tmp_path / "report.txt"), home=lab
+    )
     assert attached.code == 0, attached.err
     assert kinds(lab, "CA-RC") == kinds(center)
     assert public_of(center, tmp_path / "first.pem").key_size == 2048
@@ -97,15 +103,20 @@ def test_from_generate_to_a_received_message(hq: Hq, tmp_path: Path) -> None:
     assert "key bundle 3 of CA-RC" in again.out, again.err
     assert public_of(center, tmp_path / "second.pem").key_size == 3072
     sends(lab, "to the second key", "--wrap", "rsa")
-    found = fetched(center)  # texts in the order in which they were sent; a file is whole a moment after its message
+    # texts in the order in which they were sent; a file is whole a moment after its message
+    found = fetched(center)
     wanted = ["before", "by default", "hpke", "hpke-x25519", "rsa", "to the second key"]
     assert [one for one in found if not isinstance(one, dict)] == wanted
     assert [Path(one["file"]).read_text() for one in found if isinstance(one, dict)] == ["a file"]
     assert json.loads(shell("dead", "list", "--json", home=hq.admin).out) == []
 
 
-@pytest.mark.parametrize("form", [PrivateFormat.TraditionalOpenSSL, PrivateFormat.PKCS8], ids=["PKCS1", "PKCS8"])
-def test_a_key_from_openssl_opens_what_is_sealed_to_it(hq: Hq, tmp_path: Path, form: PrivateFormat) -> None:
+@pytest.mark.parametrize(
+    "form", [PrivateFormat.TraditionalOpenSSL, PrivateFormat.PKCS8], ids=["PKCS1", "PKCS8"]
+)
+def test_a_key_from_openssl_opens_what_is_sealed_to_it(
+    hq: Hq, tmp_path: Path, form: PrivateFormat
+) -> None:
     lab, center = hq.join("FL-LAB"), hq.join("CA-RC")
     key = rsa.generate_private_key(65_537, 2048)
     plain = pem(tmp_path / "receiver_private.pem", key, form)
@@ -123,7 +134,9 @@ def test_a_key_from_openssl_opens_what_is_sealed_to_it(hq: Hq, tmp_path: Path, f
 
     write_private(secret, PASSWORD.encode() + b"\n")
     secret.chmod(0o644)
-    open_to_all = shell("keys", "import", "--pem-password-file", str(secret), str(locked), home=center)
+    open_to_all = shell(
+        "keys", "import", "--pem-password-file", str(secret), str(locked), home=center
+    )
     assert open_to_all.code == 5
     assert f"chmod 600 {secret}" in open_to_all.err
     secret.chmod(0o600)
@@ -149,7 +162,9 @@ def test_files_that_are_no_rsa_key_are_refused_in_plain_words(hq: Hq, tmp_path: 
     small = pem(tmp_path / "small.pem", rsa.generate_private_key(65_537, 1024), PrivateFormat.PKCS8)
     other = tmp_path / "ec.pem"
     other.write_bytes(
-        ec.generate_private_key(ec.SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        ec.generate_private_key(ec.SECP384R1()).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        )
     )
     public = tmp_path / "public.pem"
     shell("keys", "generate", "--rsa", "--bits", "2048", home=center)
@@ -160,11 +175,21 @@ def test_files_that_are_no_rsa_key_are_refused_in_plain_words(hq: Hq, tmp_path: 
         ("ec.pem", other.read_bytes(), 5, "not an RSA key"),
         ("public.pem", public.read_bytes(), 5, "a public key; import the private key"),
         ("cut.pem", small.read_bytes()[:300], 5, "no private key that can be read"),
-        ("garbage.pem", b"-----BEGIN PRIVATE KEY-----\n" + os.urandom(500), 5, "no private key that can be read"),
+        (
+            "garbage.pem",
+            b"-----BEGIN PRIVATE KEY-----\n" + os.urandom(500),
+            5,
+            "no private key that can be read",
+        ),
         ("large.pem", b"-----BEGIN PRIVATE KEY-----\n" * 3000, 5, "larger than any RSA key"),
         ("noise", os.urandom(500), 7, "neither a key bundle (keys export) nor a private key"),
         ("empty", b"", 7, "neither a key bundle"),
-        ("der", encode_public(rsa.generate_private_key(65_537, 2048).public_key()), 7, "neither a key bundle"),
+        (
+            "der",
+            encode_public(rsa.generate_private_key(65_537, 2048).public_key()),
+            7,
+            "neither a key bundle",
+        ),
     ):
         (tmp_path / name).write_bytes(data)
         refused = shell("keys", "import", str(tmp_path / name), home=center)
@@ -172,7 +197,11 @@ def test_files_that_are_no_rsa_key_are_refused_in_plain_words(hq: Hq, tmp_path: 
         assert words in refused.err, (name, refused.err)
         assert "Traceback" not in refused.err
     assert (center / "keys.cbk").read_bytes() == before
-    for arguments in (["generate"], ["generate", "--rsa", "--bits", "1024"], ["generate", "--rsa", "--bits", "3000"]):
+    for arguments in (
+        ["generate"],
+        ["generate", "--rsa", "--bits", "1024"],
+        ["generate", "--rsa", "--bits", "3000"],
+    ):
         assert shell("keys", *arguments, home=center).code == 2
     admin = shell("keys", "generate", "--rsa", home=hq.admin)
     assert admin.code == 1
@@ -204,4 +233,6 @@ def test_a_home_under_a_password_takes_a_new_key_too(hq: Hq, tmp_path: Path) -> 
     assert made.code == 0, made.err
     sends(lab, "for a home under a password", "--wrap", "rsa")
     done = shell(*with_it, "fetch", "--json", home=center)
-    assert [json.loads(line)["content"] for line in done.out.splitlines()] == ["for a home under a password"]
+    assert [json.loads(line)["content"] for line in done.out.splitlines()] == [
+        "for a home under a password"
+    ]

@@ -1,4 +1,6 @@
-"""What people see: on a terminal of eighty columns, and in a script.  Each test is named after what a user met."""
+"""What people see: on a terminal of eighty columns, and in a script.  Each test is named after
+what a user met.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def test_a_day_at_the_terminal(hq: Hq, tmp_path: Path) -> None:
 
     # A table never cuts what tells its rows apart.
     queues = screen("queue", "list", home=lab)
-    assert all(re.search(rf"^box\.{long}{suffix} ", queues, re.MULTILINE) for suffix in ("", r"\.bulk", r"\.sys"))
+    assert all(
+        re.search(rf"^box\.{long}{suffix} ", queues, re.MULTILINE)
+        for suffix in ("", r"\.bulk", r"\.sys")
+    )
     assert "…" not in queues
     assert max(map(len, queues.splitlines())) <= 80
     assert "a wider terminal and --json also show" in queues
@@ -54,18 +59,28 @@ def test_a_day_at_the_terminal(hq: Hq, tmp_path: Path) -> None:
     # Hints fit.
     assert "Use a client's home" in shell("outbox", "list", home=hq.admin).err
     assert "Use a client's home" in shell("send", "--to", "CA-RC", "x", home=hq.admin).err
-    assert "--key is the routing key of an exchange" in shell("send", "--to", "CA-RC", "--key", "k", "x", home=lab).err
+    assert (
+        "--key is the routing key of an exchange"
+        in shell("send", "--to", "CA-RC", "--key", "k", "x", home=lab).err
+    )
     myself = shell("keys", "verify", "CA-RC", "--fingerprint", "1", home=center)
     assert (myself.code, "CA-RC is this client" in myself.err) == (2, True)
     not_admin = shell("enroll", "X", home=lab)
     assert "cipherbox grant" not in not_admin.err
 
-    # An admin names the owner of a queue; conflicts say what differs; a pattern that is none is said.
+    # An admin names the owner of a queue; conflicts say what differs; a pattern that is none is
+    # said.
     assert "--owner CLIENT_ID" in shell("queue", "declare", "q", home=hq.admin).err
     assert "CA-RC reads it" in shell("queue", "declare", "q", "--owner", "CA-RC", home=hq.admin).out
-    assert "with the owner CA-RC, not A-LAB" in shell("queue", "declare", "q", "--owner", long, home=hq.admin).err
+    assert (
+        "with the owner CA-RC, not A-LAB"
+        in shell("queue", "declare", "q", "--owner", long, home=hq.admin).err
+    )
     assert "of type direct" in shell("exchange", "declare", "labs", home=hq.admin).out
-    assert "is of type direct, not topic" in shell("exchange", "declare", "labs", "--type", "topic", home=hq.admin).err
+    assert (
+        "is of type direct, not topic"
+        in shell("exchange", "declare", "labs", "--type", "topic", home=hq.admin).err
+    )
     assert "no pattern" in shell("binding", "declare", "labs", "q", "lab.*", home=hq.admin).err
 
     # Whoever declares an exchange may bind to it.
@@ -76,7 +91,9 @@ def test_a_day_at_the_terminal(hq: Hq, tmp_path: Path) -> None:
     assert "cipherbox grant CA-RC bind labs" in refused.err
 
     # --home and --password-file also after the command.
-    after = subprocess.run([*PROGRAM, "status", "--home", str(lab)], capture_output=True, env=ENVIRONMENT, check=False)
+    after = subprocess.run(
+        [*PROGRAM, "status", "--home", str(lab)], capture_output=True, env=ENVIRONMENT, check=False
+    )
     assert f"{long} (client) is connected".encode() in after.stdout
 
     # `top` without a terminal prints once.
@@ -84,13 +101,17 @@ def test_a_day_at_the_terminal(hq: Hq, tmp_path: Path) -> None:
     assert (top.code, top.out.count("HQ is ready")) == (0, 1)
 
     # Alerts can be tried.
-    settings = (lab / "client.toml").read_text("utf-8").replace('command = ""', 'command = "true"', 1)
+    settings = (
+        (lab / "client.toml").read_text("utf-8").replace('command = ""', 'command = "true"', 1)
+    )
     (lab / "client.toml").write_text(settings, "utf-8")
     assert shell("alerts", "test", home=lab).out.split() == ["command:", "taken"]
     assert "set command, webhook or mail" in shell("alerts", "test", home=center).err
 
 
-def test_a_token_is_pasted_over_two_lines_and_says_how_long_it_lives(hq: Hq, tmp_path: Path) -> None:
+def test_a_token_is_pasted_over_two_lines_and_says_how_long_it_lives(
+    hq: Hq, tmp_path: Path
+) -> None:
     made = shell("enroll", "FL-LAB", "--valid", "2h", home=hq.admin)
     assert re.search(r"works once, until \d{4}-\d\d-\d\d \d\d:\d\d", made.err)
     token = made.out.strip()
@@ -120,17 +141,31 @@ def test_hq_away_is_no_error_for_a_message_that_is_safe(tmp_path: Path) -> None:
     assert "Error" not in shown.err
     assert shown.err.startswith("Kept: ")
     queued = shell("send", "--to", "CA-RC", "--wait", "queued", "later", home=lab)
-    assert (queued.code, queued.out.startswith("Kept for CA-RC; it goes out with the next command")) == (0, True)
+    assert (
+        queued.code,
+        queued.out.startswith("Kept for CA-RC; it goes out with the next command"),
+    ) == (0, True)
 
 
 def test_init_checks_its_address_and_its_admin_finds_hq_by_loopback(tmp_path: Path) -> None:
-    for address in ("hq.example.org", "hq.example.org:70000", "wss://hq.example.org", "", "my hq:7443", "me@hq:7443"):
+    for address in (
+        "hq.example.org",
+        "hq.example.org:70000",
+        "wss://hq.example.org",
+        "",
+        "my hq:7443",
+        "me@hq:7443",
+    ):
         shown = shell("init", str(tmp_path / "hq"), "--address", address, home=tmp_path / "admin")
         assert (shown.code, "is no address" in shown.err) == (2, True), address
-    shown = shell("init", str(tmp_path / "hq"), "--address", "hq.invalid:7443", home=tmp_path / "admin")
+    shown = shell(
+        "init", str(tmp_path / "hq"), "--address", "hq.invalid:7443", home=tmp_path / "admin"
+    )
     assert shown.code == 0, shown.err
     assert "The name hq.invalid is not known on this machine" in shown.err
-    assert 'address = "127.0.0.1:7443,hq.invalid:7443"' in (tmp_path / "admin" / "client.toml").read_text("utf-8")
+    assert 'address = "127.0.0.1:7443,hq.invalid:7443"' in (
+        tmp_path / "admin" / "client.toml"
+    ).read_text("utf-8")
     assert 'address = "hq.invalid:7443"' in (tmp_path / "hq" / "cipherbox.toml").read_text("utf-8")
 
 
@@ -149,7 +184,9 @@ def test_serve_writes_lines_for_people_on_a_terminal_and_json_elsewhere(tmp_path
 
 def test_a_user_without_a_home_is_told_what_to_do(tmp_path: Path) -> None:
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "CIPHERBOX_HOME"} | {"HOME": "/"}
-    done = subprocess.run([*PROGRAM, "status"], capture_output=True, env=environment, check=False, text=True)
+    done = subprocess.run(
+        [*PROGRAM, "status"], capture_output=True, env=environment, check=False, text=True
+    )
     assert done.returncode == 5
     assert "no home directory" in done.stderr
     assert "--home DIRECTORY" in done.stderr
@@ -158,7 +195,8 @@ def test_a_user_without_a_home_is_told_what_to_do(tmp_path: Path) -> None:
 def test_python_runs_a_program_with_the_library(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys, beside\nfrom cipherbox.client import open_client\nprint(sys.argv, beside.X)\nsys.exit(3)\n"
+        "import sys, beside\nfrom cipherbox.client import open_client\nprint(sys.argv, "
+        "beside.X)\nsys.exit(3)\n"
     )
     (tmp_path / "beside.py").write_text("X = 7\n")
     done = shell("python", str(program), "--home", "x", home=tmp_path)
@@ -187,7 +225,9 @@ def test_the_wheel_holds_everything(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)
-    shutil.copytree(PROJECT / "cipherbox", source / "cipherbox", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        PROJECT / "cipherbox", source / "cipherbox", ignore=shutil.ignore_patterns("__pycache__")
+    )
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "-w", str(tmp_path), str(source)], check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
@@ -200,9 +240,14 @@ def test_the_wheel_holds_everything(tmp_path: Path) -> None:
     }
     assert wanted - held == set()
     ran = subprocess.run(
-        [sys.executable, "-c", "from cipherbox.cli.main import main; main(['manual', 'example-sender'])"],
-        capture_output=True, cwd=tmp_path, check=True, env=ENVIRONMENT | {"PYTHONPATH": str(wheel)},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from cipherbox.cli.main import main; main(['manual', 'example-sender'])",
+        ],
+        capture_output=True,
+        cwd=tmp_path,
+        check=True,
+        env=ENVIRONMENT | {"PYTHONPATH": str(wheel)},
+    )
     assert b"open_client" in ran.stdout
-
-

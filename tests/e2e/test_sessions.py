@@ -1,4 +1,6 @@
-"""Sessions as a user types them: real processes, each command a fresh one, a receiver killed again and again."""
+"""Sessions as a user types them: real processes, each command a fresh one, a receiver killed
+again and again.
+"""
 
 import json
 import sqlite3
@@ -13,7 +15,11 @@ PAUSE = threading.Event()  # never set
 
 def texts(home: Path) -> list[str]:
     path = home / "data" / "received_messages.jsonl"
-    return [json.loads(line)["content"] for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line)["content"] for line in path.read_text().splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def test_first_contact_replies_and_a_second_reader(hq: Hq) -> None:
@@ -32,7 +38,9 @@ def test_first_contact_replies_and_a_second_reader(hq: Hq) -> None:
     assert back.code == 0, back.err
     assert shell("fetch", home=lab).code == 0
     assert texts(lab) == ["back"]
-    opened = shell("send", "--to", "CA-RC", "--wrap", "ratchet", "--wait", "queued", "three", home=lab)
+    opened = shell(
+        "send", "--to", "CA-RC", "--wrap", "ratchet", "--wait", "queued", "three", home=lab
+    )
     assert opened.code == 0, opened.err
     assert shell("outbox", "list", home=lab).code == 0
     assert shell("send", "--to", "CA-RC", "four", home=lab).code == 0  # and the usual way beside it
@@ -47,9 +55,11 @@ def test_a_receiver_that_is_killed_loses_nothing(hq: Hq) -> None:
     wanted = []
     for turn in range(6):
         receiver = subprocess.Popen(
-            [*PROGRAM, "--home", str(center), "receive"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [*PROGRAM, "--home", str(center), "receive"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env=ENVIRONMENT,
-        )  # fmt: skip
+        )
         for number in range(3):
             text = f"{turn}.{number}"
             shown = shell("send", "--to", "CA-RC", "--wrap", "ratchet", text, home=lab)

@@ -24,7 +24,8 @@ SPEAKER = """
 import sys, trio
 from cipherbox.client.client import open_client
 async def main(home, to, name):
-    async with open_client(home) as client, client.publisher(to=to, stanza="ratchet", batch=1) as publisher:
+    opened = open_client(home)
+    async with opened as client, client.publisher(to=to, stanza="ratchet", batch=1) as publisher:
         print("ready", flush=True)
         number = 0
         while True:
@@ -46,7 +47,10 @@ class Killed(threading.Thread):
         turn = 0
         while time.monotonic() < self._end:
             process = subprocess.Popen(
-                self._command(turn), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+                self._command(turn),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=ENVIRONMENT,
             )
             assert process.stdout is not None
             with process.stdout:
@@ -97,12 +101,24 @@ def test_everything_is_killed_and_nothing_lost_or_doubled(hq: Hq, tmp_path: Path
             return [*python, FORKED + SPEAKER, place, to, f"publisher.{turn}"]
 
         def sends(turn: int, place: str = place, to: str = to) -> list[str]:
-            return [*PROGRAM, "--home", place, "send", "--to", to, "--wrap", "ratchet", f"send.{turn}"]
+            return [
+                *PROGRAM,
+                "--home",
+                place,
+                "send",
+                "--to",
+                to,
+                "--wrap",
+                "ratchet",
+                f"send.{turn}",
+            ]
 
         def receives(turn: int, place: str = place) -> list[str]:
             return [*PROGRAM, "--home", place, "agent" if turn % 2 else "receive"]
 
-        threads += [Killed(3 * seed + i, what, end) for i, what in enumerate((speaks, sends, receives))]
+        threads += [
+            Killed(3 * seed + i, what, end) for i, what in enumerate((speaks, sends, receives))
+        ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -110,7 +126,9 @@ def test_everything_is_killed_and_nothing_lost_or_doubled(hq: Hq, tmp_path: Path
     for _ in range(30):  # what is left goes out and in
         for home in (lab, center):
             assert shell("fetch", home=home).code == 0
-        if not any(ask(home, "SELECT 1 FROM envelopes WHERE owed > 0 LIMIT 1") for home in (lab, center)):
+        if not any(
+            ask(home, "SELECT 1 FROM envelopes WHERE owed > 0 LIMIT 1") for home in (lab, center)
+        ):
             break
         WAIT.wait(0.3)
     for home, other in ((lab, center), (center, lab)):
@@ -118,7 +136,9 @@ def test_everything_is_killed_and_nothing_lost_or_doubled(hq: Hq, tmp_path: Path
         found = [json.loads(line) for line in lines]
         assert max(Counter(line["message_id"] for line in found).values()) == 1
         assert max(Counter(line["content"] for line in found).values()) == 1
-        assert {(one,) for one in map(envelope_of, found)} == set(ask(home, "SELECT envelope_id FROM envelopes"))
+        assert {(one,) for one in map(envelope_of, found)} == set(
+            ask(home, "SELECT envelope_id FROM envelopes")
+        )
         assert ask(home, "SELECT DISTINCT state FROM envelopes") == [(1,)]
         said: Counter[tuple[bytes, bytes, int]] = Counter()
         for _, raw in ask(home, "SELECT * FROM kept"):

@@ -1,4 +1,6 @@
-"""`serve` as systemd starts it: news through the notify socket, a watchdog, sockets that were open before it was."""
+"""`serve` as systemd starts it: news through the notify socket, a watchdog, sockets that were
+open before it was.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +165,9 @@ def test_a_restart_refuses_no_connection(tmp_path: Path, manager: Manager) -> No
             with started(directory, sockets, **news) as process:
                 manager.wait("READY=1")
                 assert ask.wait(LIMIT_S) == 0
-                told.write_text(told.read_text().replace(f'"127.0.0.1:{port}"', f'"wss://127.0.0.1:{other}/"'))
+                told.write_text(
+                    told.read_text().replace(f'"127.0.0.1:{port}"', f'"wss://127.0.0.1:{other}/"')
+                )
                 assert shell("status", home=admin).code == 0
                 process.terminate()
                 assert process.wait(LIMIT_S) == 0
@@ -199,7 +203,12 @@ def test_a_socket_that_is_none_of_hqs_is_refused(
 
 def test_sockets_for_another_process_are_left_alone(tmp_path: Path, manager: Manager) -> None:
     directory, _ = make_hq(tmp_path)
-    news = {"NOTIFY_SOCKET": str(manager.path), "LISTEN_PID": "1", "LISTEN_FDS": "5", "LISTEN_FDNAMES": "http"}
+    news = {
+        "NOTIFY_SOCKET": str(manager.path),
+        "LISTEN_PID": "1",
+        "LISTEN_FDS": "5",
+        "LISTEN_FDNAMES": "http",
+    }
     with started(directory, **news) as process:
         manager.wait("READY=1")
         process.terminate()
@@ -207,9 +216,13 @@ def test_sockets_for_another_process_are_left_alone(tmp_path: Path, manager: Man
 
 
 def test_a_port_that_systemd_holds_for_hq_is_not_taken(tmp_path: Path) -> None:
-    """With its socket units on, HQ's port is in use while HQ is not there; the same by anybody else is a finding."""
+    """With its socket units on, HQ's port is in use while HQ is not there; the same by anybody
+    else is a finding.
+    """
     directory, admin = make_hq(tmp_path)
-    port = int((directory / "cipherbox.toml").read_text().split('listen = "127.0.0.1:')[1].split('"')[0])
+    port = int(
+        (directory / "cipherbox.toml").read_text().split('listen = "127.0.0.1:')[1].split('"')[0]
+    )
     systemctl = tmp_path / "bin" / "systemctl"
     systemctl.parent.mkdir()
     path = {"PATH": f"{systemctl.parent}:{os.environ['PATH']}"}
@@ -218,10 +231,15 @@ def test_a_port_that_systemd_holds_for_hq_is_not_taken(tmp_path: Path) -> None:
         held.bind(("127.0.0.1", port))
         held.listen()
         for state, address, code in (
-            ("active", f"127.0.0.1:{port}", 0), ("active", f"[::]:{port}", 0), ("failed", f"127.0.0.1:{port}", 5),
+            ("active", f"127.0.0.1:{port}", 0),
+            ("active", f"[::]:{port}", 0),
+            ("failed", f"127.0.0.1:{port}", 5),
             ("active", f"127.0.0.1:1{port}", 5),
-        ):  # fmt: skip
-            shown = f"Listen={address} (Stream)\nActiveState={state}\n\nListen=[::]:1 (Stream)\nActiveState=inactive\n"
+        ):
+            shown = (
+                f"Listen={address} (Stream)\nActiveState={state}\n\nListen=[::]:1 "
+                "(Stream)\nActiveState=inactive\n"
+            )
             systemctl.write_text(f"#!/bin/sh\ncat <<END\n{shown}END\n")
             systemctl.chmod(0o755)
             for command in (["doctor", str(directory)], ["config", "check", str(directory)]):

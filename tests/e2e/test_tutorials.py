@@ -1,9 +1,11 @@
-"""The tutorials, played as a reader plays them: HQ's, the center's and the lab's against each other, with the one file.
+"""The tutorials, played as a reader plays them: HQ's, the center's and the lab's against each
+other, with the one file.
 
-How a page is read.  A block `sh` is run; the block `text` after it is what it prints: each line is there, in this
-order, `...` stands for anything, other lines may stand between.  A command that stays (serve, receive, agent) is left
-running; a `text` block after nothing new was printed is about it, and is waited for; with a first line `^C` it is
-interrupted first.  Replaced are HQ's address, and MESSAGE_ID by the id that was printed last.
+How a page is read.  A block `sh` is run; the block `text` after it is what it prints: each line is
+there, in this order, `...` stands for anything, other lines may stand between.  A command that
+stays (serve, receive, agent) is left running; a `text` block after nothing new was printed is about
+it, and is waited for; with a first line `^C` it is interrupted first.  Replaced are HQ's address,
+and MESSAGE_ID by the id that was printed last.
 """
 
 import os
@@ -73,18 +75,36 @@ class Reader:
     def run(self, block: str) -> None:
         block = block.replace(ADDRESS, self.address).replace("MESSAGE_ID", self._id)
         if STAYS.match(block):
-            command = [str(self.folder.parent / "bin/python3"), "cipherbox.pyz", *shlex.split(block)[1:]]
+            command = [
+                str(self.folder.parent / "bin/python3"),
+                "cipherbox.pyz",
+                *shlex.split(block)[1:],
+            ]
             with self._log.open("wb") as log:
                 self._staying = subprocess.Popen(
-                    command, stdout=log, stderr=log, cwd=self.folder, env=self.environment, start_new_session=True
+                    command,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.folder,
+                    env=self.environment,
+                    start_new_session=True,
                 )
             self._fresh = False
             return
-        script = f'shopt -s expand_aliases\nalias cipherbox="python3 $PWD/cipherbox.pyz"\nset -e\n{block}'
+        script = (
+            'shopt -s expand_aliases\nalias cipherbox="python3 $PWD/cipherbox.pyz"\nset '
+            f"-e\n{block}"
+        )
         done = subprocess.run(
-            ["bash", "-c", script], input=f"{self.answer}\n".encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd=self.folder, env=self.environment, timeout=LIMIT_S, check=False,
-        )  # fmt: skip
+            ["bash", "-c", script],
+            input=f"{self.answer}\n".encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.folder,
+            env=self.environment,
+            timeout=LIMIT_S,
+            check=False,
+        )
         self.printed = done.stdout.decode().replace(ASKED, f"{ASKED}{self.answer}\n")
         assert done.returncode == 0 or LOOKS.match(block), f"{block}\n{self.printed}"
         self._fresh = bool(self.printed)
@@ -99,7 +119,9 @@ class Reader:
             if LOOKS.match(before) and missing(lines, self.printed):
                 self.patient(lambda: self.run(before) is None and not missing(lines, self.printed))
                 self._fresh = False
-            assert not missing(lines, self.printed), f"{missing(lines, self.printed)!r} is not in\n{self.printed}"
+            assert not missing(lines, self.printed), (
+                f"{missing(lines, self.printed)!r} is not in\n{self.printed}"
+            )
             return
         assert self._staying is not None
         if lines[0] == "^C":
@@ -119,7 +141,9 @@ class Reader:
 
 
 def missing(lines: list[str], printed: str) -> str:
-    """The first of ``lines`` that is not in what was printed, after those before it; empty: all are there."""
+    """The first of ``lines`` that is not in what was printed, after those before it; empty: all
+    are there.
+    """
     there = iter([" ".join(line.split()) for line in printed.splitlines()])
     for line in lines:
         pattern = re.compile(".*".join(map(re.escape, " ".join(line.split()).split("..."))))
@@ -137,12 +161,15 @@ def test_a_missing_line_is_noticed() -> None:
 
 
 @pytest.fixture
-def readers(request: pytest.FixtureRequest, pyz: Path, tmp_path: Path, patient: Patient) -> Iterator[dict[str, Reader]]:
+def readers(
+    request: pytest.FixtureRequest, pyz: Path, tmp_path: Path, patient: Patient
+) -> Iterator[dict[str, Reader]]:
     address = f"127.0.0.1:{free_port()}"
     names = ("hq", "lab", "center")
     pages = getattr(request, "param", {})
     found = {
-        name: Reader(f"tutorial-{pages.get(name, name)}", tmp_path / name, pyz, address, patient) for name in names
+        name: Reader(f"tutorial-{pages.get(name, name)}", tmp_path / name, pyz, address, patient)
+        for name in names
     }
     try:
         yield found
@@ -170,7 +197,9 @@ def test_three_people_play_the_tutorials(readers: dict[str, Reader]) -> None:
         assert reader.at == len(reader.steps)
 
 
-@pytest.mark.parametrize("readers", [{"lab": "folders", "center": "exec"}], indirect=True, ids=["folders-and-exec"])
+@pytest.mark.parametrize(
+    "readers", [{"lab": "folders", "center": "exec"}], indirect=True, ids=["folders-and-exec"]
+)
 def test_a_lab_of_folders_and_a_center_of_one_program(readers: dict[str, Reader]) -> None:
     hq, lab, center = readers["hq"], readers["lab"], readers["center"]
     hq.play(until="When they have joined")

@@ -60,7 +60,9 @@ def test_golden_bundles_that_are_not_believed(row: dict[str, str]) -> None:
 
 
 def test_golden_succession_and_key_id() -> None:
-    first, second, _, upgraded = [bundles.decode_bundle(bytes.fromhex(r["bundle"])) for r in GOLDEN["bundles"]]
+    first, second, _, upgraded = [
+        bundles.decode_bundle(bytes.fromhex(r["bundle"])) for r in GOLDEN["bundles"]
+    ]
     assert bundles.check_succession(first, [second]) == second
     (old,) = [bundles.decode_bundle(bytes.fromhex(r["bundle"])) for r in GOLDEN["history"]]
     assert (old.version, upgraded.version) == (1, 2)
@@ -103,8 +105,14 @@ def test_a_bundle_of_a_certificate_on_another_curve_is_refused() -> None:
 def test_a_bundle_with_a_key_that_nobody_can_seal_for_is_refused(kind: int, bad: str) -> None:
     lab = party("FL-LAB")
     good = lab.identity.current[kind - 1]
-    public = good.public[:-32] + bytes(32) if bad == "zeros" or kind == 2 else b"\xff" * 1184 + good.public[-32:]
-    broken = Identity("FL-LAB", bytes(32), None, [DecryptKey(kind, good.seed, public, good.private)])
+    public = (
+        good.public[:-32] + bytes(32)
+        if bad == "zeros" or kind == 2
+        else b"\xff" * 1184 + good.public[-32:]
+    )
+    broken = Identity(
+        "FL-LAB", bytes(32), None, [DecryptKey(kind, good.seed, public, good.private)]
+    )
     with pytest.raises(BundleMalformed):
         check(broken.make_bundle(lab.key, lab.chain, now_ms()))
 
@@ -113,15 +121,23 @@ def crafted(signer: Identity | None = None, **more: Any) -> bytes:
     """A bundle of FL-LAB with any fields, rightly certified, and continued by ``signer``."""
     lab = party("FL-LAB")
     values = {
-        "client_id": "FL-LAB", "sequence": 1, "created_at": lab.bundle.created_at, "ends_at": lab.bundle.ends_at,
-        "previous_hash": bundles.NO_HASH, "keys": lab.bundle.keys, "chain": [pki.der(c) for c in lab.chain],
-        "salt": bytes(16), **more,
-    }  # fmt: skip
+        "client_id": "FL-LAB",
+        "sequence": 1,
+        "created_at": lab.bundle.created_at,
+        "ends_at": lab.bundle.ends_at,
+        "previous_hash": bundles.NO_HASH,
+        "keys": lab.bundle.keys,
+        "chain": [pki.der(c) for c in lab.chain],
+        "salt": bytes(16),
+        **more,
+    }
     signed = bundles.encode_signed_part(**values)
     digest = hashlib.sha256(signed).digest()
     made = lab.key.sign(label("bundle") + digest, ec.ECDSA(hashes.SHA384()))
     suite, continued = (1, signer.sign("bundle-continuity", digest)) if signer else (0, b"")
-    return bundles.encode_bundle(signed, made, 1, lab.identity.sign("bundle-own", digest), suite, continued)
+    return bundles.encode_bundle(
+        signed, made, 1, lab.identity.sign("bundle-own", digest), suite, continued
+    )
 
 
 LAB_KEYS = party("FL-LAB").bundle.keys
@@ -129,13 +145,26 @@ LAB_KEYS = party("FL-LAB").bundle.keys
 
 @pytest.mark.parametrize(
     "bad",
-    [{"sequence": 0}, {"sequence": 2}, {"previous_hash": b"h" * 32}, {"keys": LAB_KEYS[:2]},
-     {"keys": [*LAB_KEYS, LAB_KEYS[0]]}, {"keys": [bundles.BundleKey(2, 1, bytes(31))]}, {"keys": []}, {"chain": []},
-     {"client_id": "CON"}, {"client_id": ""}, {"created_at": 2**46}, {"ends_at": 2**63},
-     {"keys": [*LAB_KEYS, bundles.BundleKey(9, 9, bytes(24 * 1024))]}, {"flags": 1}, {"flags": 8},
-     {"sequence": 2, "previous_hash": b"h" * 32}],
+    [
+        {"sequence": 0},
+        {"sequence": 2},
+        {"previous_hash": b"h" * 32},
+        {"keys": LAB_KEYS[:2]},
+        {"keys": [*LAB_KEYS, LAB_KEYS[0]]},
+        {"keys": [bundles.BundleKey(2, 1, bytes(31))]},
+        {"keys": []},
+        {"chain": []},
+        {"client_id": "CON"},
+        {"client_id": ""},
+        {"created_at": 2**46},
+        {"ends_at": 2**63},
+        {"keys": [*LAB_KEYS, bundles.BundleKey(9, 9, bytes(24 * 1024))]},
+        {"flags": 1},
+        {"flags": 8},
+        {"sequence": 2, "previous_hash": b"h" * 32},
+    ],
     ids=lambda bad: next(iter(bad)),
-)  # fmt: skip
+)
 def test_a_bundle_with_a_bad_field_is_refused(bad: dict[str, Any]) -> None:
     check(bundles.decode_bundle(crafted()))
     with pytest.raises(BundleMalformed):
@@ -154,7 +183,9 @@ def test_a_certificate_certifies_no_other_clients_bundle() -> None:
 
 
 def test_succession_is_one_step_from_one_bundle_of_one_client() -> None:
-    """Rightly signed by the keys before, and still refused: it skips one, follows another, is another client's."""
+    """Rightly signed by the keys before, and still refused: it skips one, follows another, is
+    another client's.
+    """
     lab = party("FL-LAB")
     first = lab.bundle
 
@@ -184,27 +215,35 @@ def test_keys_of_kinds_from_the_future_are_kept_and_not_used() -> None:
 
 
 def test_the_number_binds_every_field_of_the_bundle() -> None:
-    """Whatever differs, the digits differ: each key, the bundle before, the sequence number, the certificate."""
+    """Whatever differs, the digits differ: each key, the bundle before, the sequence number, the
+    certificate.
+    """
     lab = party("FL-LAB")
     other = Identity.generate("FL-LAB")
     keys = list(LAB_KEYS)
     changed = [
-        {"keys": [bundles.BundleKey(1, k.algorithm, k.public), *keys[1:]]} for k in other.current[:1]
+        {"keys": [bundles.BundleKey(1, k.algorithm, k.public), *keys[1:]]}
+        for k in other.current[:1]
     ] + [
         {"keys": [keys[0], bundles.BundleKey(1, 2, other.current[1].public), *keys[2:]]},
-        {"keys": [keys[1], keys[0], *keys[2:]]}, {"keys": [*keys, bundles.BundleKey(1, 77, b"new")]},
+        {"keys": [keys[1], keys[0], *keys[2:]]},
+        {"keys": [*keys, bundles.BundleKey(1, 77, b"new")]},
         {"sequence": 2, "previous_hash": b"h" * 32, "flags": 1},
         {"sequence": 2, "previous_hash": b"i" * 32, "flags": 1},
-        {"sequence": 3, "previous_hash": b"h" * 32, "flags": 1}, {"salt": bytes(15) + b"x"},
-        {"created_at": lab.bundle.created_at + 1}, {"ends_at": lab.bundle.ends_at - 1},
-    ]  # fmt: skip
+        {"sequence": 3, "previous_hash": b"h" * 32, "flags": 1},
+        {"salt": bytes(15) + b"x"},
+        {"created_at": lab.bundle.created_at + 1},
+        {"ends_at": lab.bundle.ends_at - 1},
+    ]
     numbers = {bundles.fingerprint(bundles.decode_bundle(crafted(**one))) for one in ({}, *changed)}
     assert len(numbers) == len(changed) + 1
     assert all(len(n.replace(" ", "")) == 30 for n in numbers)
 
 
 def test_two_bundles_of_the_same_keys_have_two_numbers() -> None:
-    """A certificate that its issuer chose is no help in finding two bundles with one number: the owner adds chance."""
+    """A certificate that its issuer chose is no help in finding two bundles with one number: the
+    owner adds chance.
+    """
     lab = party("FL-LAB")
     at = lab.bundle.created_at
     first, second = (lab.identity.make_bundle(lab.key, lab.chain, at) for _ in range(2))
@@ -214,8 +253,12 @@ def test_two_bundles_of_the_same_keys_have_two_numbers() -> None:
 
 @pytest.mark.parametrize("signed", ["none", "other"])
 @pytest.mark.parametrize("met", [False, True])
-def test_the_ca_cannot_put_its_own_encryption_keys_beside_a_real_signing_key(signed: str, met: bool) -> None:
-    """HQ with its CA: CA-RC's real Ed25519 key, its own ML-KEM and X25519 keys; at first contact and after it."""
+def test_the_ca_cannot_put_its_own_encryption_keys_beside_a_real_signing_key(
+    signed: str, met: bool
+) -> None:
+    """HQ with its CA: CA-RC's real Ed25519 key, its own ML-KEM and X25519 keys; at first contact
+    and after it.
+    """
     center = party("CA-RC")
     evil = with_other_keys(center, signed, center.bundle if met else None)
     assert evil.sign_keys == center.bundle.sign_keys
@@ -240,7 +283,8 @@ def test_a_bundle_of_version_1_is_history() -> None:
     assert bundles.check_bundle(old, "FL-LAB", root, now_ms(), history=True) == lab.certificate
     upgraded = lab.identity.make_bundle(lab.key, lab.chain, now_ms(), old)
     assert bundles.check_succession(old, [upgraded]) == upgraded
-    with pytest.raises(BundleDiscontinuous):  # the same signing keys, and what HQ's CA can make of them
+    # the same signing keys, and what HQ's CA can make of them
+    with pytest.raises(BundleDiscontinuous):
         bundles.check_succession(old, [with_other_keys(lab, "none", old)])
     with pytest.raises(BundleRolledBack, match="older version"):
         bundles.check_succession(upgraded, [version_1(lab, upgraded)])
@@ -256,7 +300,9 @@ def test_a_bundle_that_ended_is_refused_unless_its_sender_is_asked_about_the_pas
     bundle = party("FL-LAB").bundle
     with pytest.raises(BundleExpired):
         check(bundle, at=bundle.ends_at + 1)
-    bundles.check_bundle(bundle, "FL-LAB", world().root.certificate, bundle.ends_at + 1, ended_is_error=False)
+    bundles.check_bundle(
+        bundle, "FL-LAB", world().root.certificate, bundle.ends_at + 1, ended_is_error=False
+    )
 
 
 @pytest.mark.parametrize("suite", [1, 2])
@@ -270,7 +316,8 @@ def test_every_byte_of_a_bundle_counts(suite: int) -> None:
             check(bundle)
         except BundleError:
             continue
-        assert bundle.continuity_suite, offset  # all that is left: a first bundle has none, and none is asked for
+        # all that is left: a first bundle has none, and none is asked for
+        assert bundle.continuity_suite, offset
     assert raw[-3:] == bytes(3)
 
 

@@ -10,7 +10,13 @@ import pytest
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
-from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, SignatureInvalid, UnknownVersion
+from cipherbox.errors import (
+    CipherBoxError,
+    EnvelopeError,
+    MalformedEnvelope,
+    SignatureInvalid,
+    UnknownVersion,
+)
 
 KEY = nacl.signing.SigningKey(bytes(range(32)))
 PUBLIC = bytes(KEY.verify_key)
@@ -18,16 +24,24 @@ ORIGIN = origin_of(PUBLIC, bytes(16))
 
 
 def record(groups: list[log.Group], index: int = 1, at: int = 1001) -> bytes:
-    return log.Record(index, at, tree.merkle_root([log.root_of(g) for g in groups]), len(groups)).encode()
+    return log.Record(
+        index, at, tree.merkle_root([log.root_of(g) for g in groups]), len(groups)
+    ).encode()
 
 
-def accepted(sender: str, count: int, at: int = 1001, kind: int = log.ACCEPTED) -> tuple[log.Group, list[bytes]]:
+def accepted(
+    sender: str, count: int, at: int = 1001, kind: int = log.ACCEPTED
+) -> tuple[log.Group, list[bytes]]:
     leaves = [log.leaf(os.urandom(16), i, os.urandom(32)) for i in range(count)]
     return log.Group(kind, log.accepted_payload(log.accepted_head(sender, at), leaves)), leaves
 
 
 def proof_of(
-    groups: list[log.Group], own: int, before: int = 0, key: nacl.signing.SigningKey = KEY, **one: object
+    groups: list[log.Group],
+    own: int,
+    before: int = 0,
+    key: nacl.signing.SigningKey = KEY,
+    **one: object,
 ) -> bytes:
     """The proof of a group of an entry that came after ``before`` others."""
     edge = tree.RightEdge()
@@ -80,15 +94,27 @@ def test_a_proof_holds_for_exactly_its_envelopes(others: int) -> None:
     found = log.verify_proof(proof, "FL-LAB", own, PUBLIC, 1001)
     assert (found.record.index, found.head.size) == (others + 1, others + 1)
     assert log.proof_record(proof) == found.record
-    for wrong in (own[:-1], own[::-1], [*own, own[0]], [log.leaf(b"x" * 16, 0, b"y" * 32), *own[1:]], []):
+    for wrong in (
+        own[:-1],
+        own[::-1],
+        [*own, own[0]],
+        [log.leaf(b"x" * 16, 0, b"y" * 32), *own[1:]],
+        [],
+    ):
         with pytest.raises(EnvelopeError):
             log.verify_proof(proof, "FL-LAB", wrong, PUBLIC, 1001)
-    for sender, at, again in (("PA-LAB", 1001, False), ("FL-LAB", 1002, False), ("FL-LAB", 1001, True)):
+    for sender, at, again in (
+        ("PA-LAB", 1001, False),
+        ("FL-LAB", 1002, False),
+        ("FL-LAB", 1001, True),
+    ):
         with pytest.raises(SignatureInvalid):
             log.verify_proof(proof, sender, own, PUBLIC, at, again=again)
     for at in range(len(proof)):
         with pytest.raises(CipherBoxError):
-            log.verify_proof(proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], "FL-LAB", own, PUBLIC, 1001)
+            log.verify_proof(
+                proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], "FL-LAB", own, PUBLIC, 1001
+            )
     for cut in (b"", proof[:-1], proof + bytes(32), proof[:60]):
         with pytest.raises(MalformedEnvelope):
             log.verify_proof(cut, "FL-LAB", own, PUBLIC, 1001)

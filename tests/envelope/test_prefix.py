@@ -6,13 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherbox.envelope.ids import EnvelopeIds, id_time_ms, is_envelope_id, message_id, split_message_id
+from cipherbox.envelope.ids import (
+    EnvelopeIds,
+    id_time_ms,
+    is_envelope_id,
+    message_id,
+    split_message_id,
+)
 from cipherbox.envelope.layout import split
 from cipherbox.envelope.prefix import FIXED, Recipient, decode_prefix, encode_prefix
 from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope
 from tests.parties import now_ms
 
-# -- ids ----------------------------------------------------------------------------------------------------------
+# -- ids -------------------------------------------------------------------------------------------
 
 
 def test_ids_rise_also_when_the_clock_goes_back_or_stands() -> None:
@@ -33,34 +39,60 @@ def test_message_ids_lead_back_to_their_envelope() -> None:
         split_message_id("nonsense")
 
 
-# -- prefix -------------------------------------------------------------------------------------------------------
+# -- prefix ----------------------------------------------------------------------------------------
 
 
 def a_prefix(**more: object) -> bytes:
     values = {
-        "body_length": 16, "sealed_at": 5, "expires_at": 0, "envelope_id": EnvelopeIds(now_ms).next(), "generation": 0,
-        "message_count": 1, "body_cipher": 1, "signature_suite": 1, "bundle_hash": bytes(32), "commitment": bytes(32),
+        "body_length": 16,
+        "sealed_at": 5,
+        "expires_at": 0,
+        "envelope_id": EnvelopeIds(now_ms).next(),
+        "generation": 0,
+        "message_count": 1,
+        "body_cipher": 1,
+        "signature_suite": 1,
+        "bundle_hash": bytes(32),
+        "commitment": bytes(32),
         "plain_commitment": bytes(32),
-        "sender": "FL-LAB", "exchange": "", "routing_key": "",
-        "recipients": (Recipient(bytes(16), 2, 80, "CA-RC"),), **more,
-    }  # fmt: skip
+        "sender": "FL-LAB",
+        "exchange": "",
+        "routing_key": "",
+        "recipients": (Recipient(bytes(16), 2, 80, "CA-RC"),),
+        **more,
+    }
     return encode_prefix(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        {"sender": "-x"}, {"sender": ""}, {"exchange": "a\nb"}, {"routing_key": "\x00"}, {"exchange": "x" * 128},
-        {"message_count": 0}, {"message_count": 65_537}, {"body_length": 15}, {"envelope_id": bytes(16)},
-        {"expires_at": 5}, {"body_cipher": 3}, {"signature_suite": 9}, {"recipients": ()},
+        {"sender": "-x"},
+        {"sender": ""},
+        {"exchange": "a\nb"},
+        {"routing_key": "\x00"},
+        {"exchange": "x" * 128},
+        {"message_count": 0},
+        {"message_count": 65_537},
+        {"body_length": 15},
+        {"envelope_id": bytes(16)},
+        {"expires_at": 5},
+        {"body_cipher": 3},
+        {"signature_suite": 9},
+        {"recipients": ()},
         {"recipients": (Recipient(bytes(16), 2, 81, "CA-RC"),)},
         {"recipients": (Recipient(bytes(16), 9, 80, "CA-RC"),)},
         {"recipients": (Recipient(bytes(16), 2, 80, "CON"),)},
-        {"recipients": (Recipient(bytes(16), 2, 80, "CA-RC"), Recipient(bytes(16), 2, 80, "ca-rc"))},
+        {
+            "recipients": (
+                Recipient(bytes(16), 2, 80, "CA-RC"),
+                Recipient(bytes(16), 2, 80, "ca-rc"),
+            )
+        },
         {"recipients": tuple(Recipient(bytes(16), 2, 80, f"R{i}") for i in range(257))},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_prefix_with_a_bad_field_is_refused(bad: dict[str, object]) -> None:
     decode_prefix(a_prefix())
     with pytest.raises(EnvelopeError):

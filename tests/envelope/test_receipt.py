@@ -68,7 +68,10 @@ def test_nothing_follows_a_receipt() -> None:
     alone = receipts.encode_receipt(receipts.decode_exported(raw).receipt)
     with pytest.raises(MalformedEnvelope):
         receipts.decode_exported(raw + b"x")
-    assert receipts.read_receipt(alone + b"x") == (receipts.decode_exported(raw).receipt, len(alone))
+    assert receipts.read_receipt(alone + b"x") == (
+        receipts.decode_exported(raw).receipt,
+        len(alone),
+    )
     for decode, whole in ((receipts.read_receipt, alone), (receipts.decode_exported, raw)):
         for size in range(len(whole)):
             with pytest.raises(MalformedEnvelope):
@@ -110,15 +113,33 @@ def test_merkle_paths_lead_to_the_root(count: int) -> None:
 
 
 def test_merkle_root_of_rfc_6962() -> None:
-    """The published tree over these leaves (certificate-transparency reference data) has this root."""
-    data = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
+    """The published tree over these leaves (certificate-transparency reference data) has this
+    root.
+    """
+    data = [
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    ]
     leaves = [tree.leaf_hash(bytes.fromhex(d)) for d in data]
-    assert tree.merkle_root(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
+    assert (
+        tree.merkle_root(leaves).hex()
+        == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
+    )
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_receipt_or_refused(raw: bytes) -> None:
-    for buf in (raw, b"CBXR\x01\x00" + raw, bytes.fromhex(RECEIPTS["exported"][0]["exported"])[:150] + raw):
+    for buf in (
+        raw,
+        b"CBXR\x01\x00" + raw,
+        bytes.fromhex(RECEIPTS["exported"][0]["exported"])[:150] + raw,
+    ):
         for decode in (receipts.read_receipt, receipts.decode_exported):
             try:
                 decode(buf)

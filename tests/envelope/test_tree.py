@@ -1,4 +1,6 @@
-"""The Merkle tree against a naive one that follows the RFC's definitions word by word, and against known roots."""
+"""The Merkle tree against a naive one that follows the RFC's definitions word by word, and
+against known roots.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,19 @@ from cipherbox.envelope import merkle_tree as tree
 from cipherbox.errors import CipherBoxError
 
 # The leaves that Certificate Transparency's tests use, and the roots of the first n of them.
-LEAVES = [bytes.fromhex(text) for text in (
-    "", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f",
-)]  # fmt: skip
+LEAVES = [
+    bytes.fromhex(text)
+    for text in (
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    )
+]
 ROOTS = (
     "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
     "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
@@ -117,11 +129,19 @@ def test_a_changed_leaf_is_never_consistent(leaves: list[bytes], data: st.DataOb
     changed[at] += b"x"
     kept = Kept(changed)
     proof = tree.consistency_proof(old, len(leaves), kept.read)
-    assert not tree.is_consistent(old, naive_root(leaves[:old]), len(leaves), kept.edge.root(), proof)
+    assert not tree.is_consistent(
+        old, naive_root(leaves[:old]), len(leaves), kept.edge.root(), proof
+    )
 
 
-@given(st.integers(0, MOST), st.integers(0, MOST), st.lists(st.binary(min_size=32, max_size=32), max_size=8))
-def test_bytes_at_random_prove_nothing_and_raise_nothing(old: int, new: int, path: list[bytes]) -> None:
+@given(
+    st.integers(0, MOST),
+    st.integers(0, MOST),
+    st.lists(st.binary(min_size=32, max_size=32), max_size=8),
+)
+def test_bytes_at_random_prove_nothing_and_raise_nothing(
+    old: int, new: int, path: list[bytes]
+) -> None:
     assert not tree.is_consistent(old, b"a" * 32, new, b"b" * 32, path)
 
 
@@ -145,10 +165,13 @@ def test_proofs_and_reads_are_logarithmic() -> None:
 def test_what_lies_outside_is_refused() -> None:
     kept = Kept(LEAVES)
     for call in (
-        lambda: tree.inclusion_proof(8, 8, kept.read), lambda: tree.inclusion_proof(-1, 8, kept.read),
-        lambda: tree.consistency_proof(9, 8, kept.read), lambda: tree.merkle_root([]),
-        lambda: tree.RightEdge(3, [bytes(32)]), lambda: tree.root_from_path(bytes(32), 8, 8, ()),
-    ):  # fmt: skip
+        lambda: tree.inclusion_proof(8, 8, kept.read),
+        lambda: tree.inclusion_proof(-1, 8, kept.read),
+        lambda: tree.consistency_proof(9, 8, kept.read),
+        lambda: tree.merkle_root([]),
+        lambda: tree.RightEdge(3, [bytes(32)]),
+        lambda: tree.root_from_path(bytes(32), 8, 8, ()),
+    ):
         with pytest.raises(CipherBoxError):
             call()
     assert not tree.is_consistent(8, bytes(32), 7, bytes(32), ())

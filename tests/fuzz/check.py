@@ -1,4 +1,6 @@
-"""Whether a parser keeps the rule for one input: its value or a documented error, in bounded time and memory."""
+"""Whether a parser keeps the rule for one input: its value or a documented error, in bounded
+time and memory.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class RuleBroken(Exception):
 
 
 def check(target: Target, data: bytes) -> bool:
-    """Whether the parser took it; RuleBroken if it did something else than its documentation says."""
+    """Whether the parser took it; RuleBroken if it did something else than its documentation
+    says.
+    """
     began = time.process_time()
     try:
         target.read(data)
@@ -57,4 +61,6 @@ def peak_bytes() -> int:
     import resource
 
     gc.collect()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

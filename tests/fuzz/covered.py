@@ -1,4 +1,6 @@
-"""One target under atheris, guided by coverage: python -m tests.fuzz.covered NAME [options of libFuzzer] [corpus]."""
+"""One target under atheris, guided by coverage: python -m tests.fuzz.covered NAME [options of
+libFuzzer] [corpus].
+"""
 
 from __future__ import annotations
 

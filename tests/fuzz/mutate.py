@@ -5,7 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 47, (1 << 64) - 1)
+_NUMBERS = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    1 << 47,
+    (1 << 64) - 1,
+)
 _MOST = 1 << 20
 
 
@@ -30,7 +44,9 @@ def _flip(data: bytearray, seeds: Sequence[bytes], chance: random.Random) -> Non
 def _set(data: bytearray, seeds: Sequence[bytes], chance: random.Random) -> None:
     size, at = chance.choice((1, 2, 4, 8)), _place(data, chance)
     number = chance.choice(_NUMBERS) + chance.choice((0, 0, 1, -1))
-    data[at : at + size] = (number % (1 << 8 * size)).to_bytes(size, chance.choice(("big", "big", "little")))
+    data[at : at + size] = (number % (1 << 8 * size)).to_bytes(
+        size, chance.choice(("big", "big", "little"))
+    )
 
 
 def _cut(data: bytearray, seeds: Sequence[bytes], chance: random.Random) -> None:
@@ -40,7 +56,9 @@ def _cut(data: bytearray, seeds: Sequence[bytes], chance: random.Random) -> None
 
 def _insert(data: bytearray, seeds: Sequence[bytes], chance: random.Random) -> None:
     at = _place(data, chance)
-    data[at:at] = chance.choice((chance.randbytes(chance.randint(1, 32)), bytes(chance.randint(1, 64))))
+    data[at:at] = chance.choice(
+        (chance.randbytes(chance.randint(1, 32)), bytes(chance.randint(1, 64)))
+    )
 
 
 def _repeat(data: bytearray, seeds: Sequence[bytes], chance: random.Random) -> None:

@@ -1,8 +1,9 @@
 """`make fuzz [MINUTES=10] [TARGETS="bundle frames"]`: every parser for its share of the time.
 
-With atheris each target is guided by coverage, and what it found interesting stays in build/fuzz for the next run.
-Without it inputs are mutated blindly, from another beginning each time.  What breaks the rule is written to
-tests/fuzz/regressions, where `make test` finds it from then on; the exit code is 1 then.
+With atheris each target is guided by coverage, and what it found interesting stays in build/fuzz
+for the next run.  Without it inputs are mutated blindly, from another beginning each time.  What
+breaks the rule is written to tests/fuzz/regressions, where `make test` finds it from then on; the
+exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -31,10 +32,18 @@ def covered(target: Target, seconds: float) -> bool:
     for seed in (*target.seeds(), *kept(target)):
         (corpus / hashlib.sha1(seed, usedforsecurity=False).hexdigest()).write_bytes(seed)
     command = [
-        sys.executable, "-m", "tests.fuzz.covered", target.name, f"-max_total_time={max(1, int(seconds))}",
-        f"-rss_limit_mb={MEMORY_MB}", f"-timeout={ONE_S}", f"-max_len={LARGEST}", f"-artifact_prefix={corpus}/",
-        "-print_final_stats=1", str(corpus),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "tests.fuzz.covered",
+        target.name,
+        f"-max_total_time={max(1, int(seconds))}",
+        f"-rss_limit_mb={MEMORY_MB}",
+        f"-timeout={ONE_S}",
+        f"-max_len={LARGEST}",
+        f"-artifact_prefix={corpus}/",
+        "-print_final_stats=1",
+        str(corpus),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     lines = done.stderr.splitlines()
     runs = next((line.split()[-1] for line in lines if "number_of_executed_units" in line), "?")
@@ -73,11 +82,24 @@ def main() -> int:
     seconds = told.minutes * 60 / len(chosen)
     seed = told.seed if told.seed is not None else time.time_ns()
     guided = importlib.util.find_spec("atheris") is not None
-    print("Guided by coverage (atheris)." if guided else f"Blind mutations, --seed {seed}; guided by coverage with: "
-          f"{sys.executable} -m pip install 'atheris>=3'", flush=True)  # fmt: skip
+    print(
+        "Guided by coverage (atheris)."
+        if guided
+        else f"Blind mutations, --seed {seed}; guided by coverage with: "
+        f"{sys.executable} -m pip install 'atheris>=3'",
+        flush=True,
+    )
     chance = random.Random(seed)
-    broken = [one.name for one in chosen if not (covered(one, seconds) if guided else blind(one, seconds, chance))]
-    print(f"The rule was broken by: {', '.join(broken)}; see {KEPT}" if broken else "Every parser kept the rule.")
+    broken = [
+        one.name
+        for one in chosen
+        if not (covered(one, seconds) if guided else blind(one, seconds, chance))
+    ]
+    print(
+        f"The rule was broken by: {', '.join(broken)}; see {KEPT}"
+        if broken
+        else "Every parser kept the rule."
+    )
     return bool(broken)
 
 

@@ -1,6 +1,8 @@
-"""Every parser of bytes that others send or store, with the errors it documents and good bytes to begin from.
+"""Every parser of bytes that others send or store, with the errors it documents and good bytes to
+begin from.
 
-The rule: a parser answers with its value or with one of its documented errors, in bounded time and memory.
+The rule: a parser answers with its value or with one of its documented errors, in bounded time and
+memory.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import errors, pki
-from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message, read_manifest, read_part
+from cipherbox.client.publishing.parts import (
+    Manifest,
+    manifest_message,
+    part_message,
+    read_manifest,
+    read_part,
+)
 from cipherbox.client.receiving.pipe_frames import Frame, Kind, read_frame
 from cipherbox.envelope import bundle, checkpoint, evidence, group, prefix, prekeys, receipt, rsa
 from cipherbox.envelope import merkle_tree as tree
@@ -77,7 +85,9 @@ def target(
 
 
 def hexes(name: str, *keys: str) -> Bytes:
-    """All bytes of a golden file that stand under one of the keys, and in none of its lists of failures."""
+    """All bytes of a golden file that stand under one of the keys, and in none of its lists of
+    failures.
+    """
 
     def walk(value: Any) -> Bytes:
         if isinstance(value, dict):
@@ -95,7 +105,7 @@ def hexes(name: str, *keys: str) -> Bytes:
         yield from walk(golden.read(name))
 
 
-# -- the envelope -------------------------------------------------------------------------------------------------
+# -- the envelope ----------------------------------------------------------------------------------
 
 
 def envelopes() -> Bytes:
@@ -114,7 +124,11 @@ def _(data: bytes) -> object:
 
 
 def bodies() -> Bytes:
-    many = [text_message("grün"), Message(b"\x00" * 99, "image/png", {"filename": "a.png", "n": "1"}), text_message("")]
+    many = [
+        text_message("grün"),
+        Message(b"\x00" * 99, "image/png", {"filename": "a.png", "n": "1"}),
+        text_message(""),
+    ]
     for messages in (many, many[:1], [Message(b"a,b", "text/csv", {}, 1_700_000_000_000)] * 3):
         yield bytes([len(messages)]) + pack(messages)
 
@@ -126,7 +140,9 @@ def _(data: bytes) -> object:
 
 def manifests() -> Bytes:
     for path, size, sums in ((("run", "a.tif"), 5_000_000, (b"h" * 32,) * 3), (("empty",), 0, ())):
-        yield manifest_message(Manifest(b"t" * 16, path, size, 1 << 21, sums, 1, "image/tiff")).content
+        yield manifest_message(
+            Manifest(b"t" * 16, path, size, 1 << 21, sums, 1, "image/tiff")
+        ).content
 
 
 @target("manifest", manifests, errors.EnvelopeError)
@@ -146,7 +162,12 @@ def _(data: bytes) -> object:
     try:
         headers = {str(k): str(v) for k, v in json.loads(head).items()}
     except (ValueError, AttributeError):
-        headers = {"transfer": (b"t" * 16).hex(), "part": "0", "part_bytes": str(1 << 21), "encoding": "zstd"}
+        headers = {
+            "transfer": (b"t" * 16).hex(),
+            "part": "0",
+            "part_bytes": str(1 << 21),
+            "encoding": "zstd",
+        }
     return read_part(Message(content, "", headers))
 
 
@@ -159,7 +180,7 @@ def _(data: bytes) -> object:
     return read_frame(data)
 
 
-# -- keys and their certificates ----------------------------------------------------------------------------------
+# -- keys and their certificates -------------------------------------------------------------------
 
 
 def bundles() -> Bytes:
@@ -223,7 +244,9 @@ def _(data: bytes) -> object:
     return [read_crl(raw, world().issuing.certificate, pki.now()) for raw in lists_in(data, "file")]
 
 
-@target("request", lambda: iter([pki.make_csr(party("FL-LAB").key, "FL-LAB")]), errors.InvalidRequest)
+@target(
+    "request", lambda: iter([pki.make_csr(party("FL-LAB").key, "FL-LAB")]), errors.InvalidRequest
+)
 def _(data: bytes) -> object:
     return pki.key_of_csr(data)
 
@@ -245,7 +268,7 @@ def _(data: bytes) -> object:
         return read_requests(data)
 
 
-# -- receipts and the log -----------------------------------------------------------------------------------------
+# -- receipts and the log --------------------------------------------------------------------------
 
 
 @target("receipt", lambda: hexes("receipts", "exported"), errors.EnvelopeError)
@@ -316,15 +339,24 @@ def _(data: bytes) -> object:
     return checkpoint.read_checkpoint(note.text), checkpoint.cosigned_at(note, witness)
 
 
-@target("witness-key", lambda: iter([golden.read("log")["witness"]["key"].encode()]), errors.InvalidRequest)
+@target(
+    "witness-key",
+    lambda: iter([golden.read("log")["witness"]["key"].encode()]),
+    errors.InvalidRequest,
+)
 def _(data: bytes) -> object:
     return checkpoint.read_verifier_key(data.decode("utf-8", "surrogateescape"))
 
 
-@target("consistency", lambda: iter([
-    bytes([row["old"], row["new"]]) + b"".join(map(bytes.fromhex, row["proof"]))
-    for row in golden.read("log")["consistency"]
-]))  # fmt: skip
+@target(
+    "consistency",
+    lambda: iter(
+        [
+            bytes([row["old"], row["new"]]) + b"".join(map(bytes.fromhex, row["proof"]))
+            for row in golden.read("log")["consistency"]
+        ]
+    ),
+)
 def _(data: bytes) -> object:
     """No proof is an error of its own: it holds or it does not."""
     old, new = (data[0], data[1]) if len(data) > 1 else (0, 0)
@@ -333,15 +365,22 @@ def _(data: bytes) -> object:
 
 
 def evidences() -> Bytes:
-    """Two heads of one size with different content, signed by a key that HQ's certificate stands behind."""
+    """Two heads of one size with different content, signed by a key that HQ's certificate stands
+    behind.
+    """
     signer, hq_key = nacl.signing.SigningKey(b"s" * 32), pki.new_key()
     key = bytes(signer.verify_key)
     certificate = pki.der(pki.issue_server(world().issuing, hq_key.public_key(), "DC-HQ"))
     certified = key + hq_key.sign(label("log-key") + key, ec.ECDSA(hashes.SHA384()))
     begun = checkpoint.read_checkpoint(checkpoint.decode_note(next(notes())).text)
     begun = begun._replace(origin=checkpoint.origin_of(key, begun.incarnation))
-    first, second = (checkpoint.sign_checkpoint(begun._replace(root=root), signer) for root in (b"1" * 32, b"2" * 32))
-    yield evidence.make_file(evidence.Evidence(first, second, (b"p" * 32,), key, certified, certificate, 1, "FL-LAB"))
+    first, second = (
+        checkpoint.sign_checkpoint(begun._replace(root=root), signer)
+        for root in (b"1" * 32, b"2" * 32)
+    )
+    yield evidence.make_file(
+        evidence.Evidence(first, second, (b"p" * 32,), key, certified, certificate, 1, "FL-LAB")
+    )
 
 
 @target("evidence", evidences, errors.EnvelopeError)
@@ -349,15 +388,19 @@ def _(data: bytes) -> object:
     return evidence.verify_file(data)
 
 
-# -- the wire -----------------------------------------------------------------------------------------------------
+# -- the wire --------------------------------------------------------------------------------------
 
 
 def hello() -> bytes:
-    return codec.encode(frames.Hello(frames.MAGIC, frames.VERSION, frames.VERSION, 1 << 25, 30, "fuzz"))
+    return codec.encode(
+        frames.Hello(frames.MAGIC, frames.VERSION, frames.VERSION, 1 << 25, 30, "fuzz")
+    )
 
 
 def streams() -> Bytes:
-    """After the role of the end that reads: one frame each, and all of them one behind the other."""
+    """After the role of the end that reads: one frame each, and all of them one behind the
+    other.
+    """
     every = [bytes.fromhex(row["frame"]) for row in golden.read("frames")]
     for role in (b"\x00", b"\x01"):
         yield from (role + one for one in every)
@@ -374,7 +417,8 @@ def _(data: bytes) -> object:
         try:
             for at in range(1, len(data), step):
                 connection.receive_data(data[at : at + step])
-                while events := connection.events():  # a fault comes after the good frames before it
+                # a fault comes after the good frames before it
+                while events := connection.events():
                     found += events
             outcomes.append((found, ""))
         except errors.ProtocolError as error:
@@ -383,7 +427,11 @@ def _(data: bytes) -> object:
     return outcomes
 
 
-@target("frame", lambda: (bytes.fromhex(row["frame"])[4:] for row in golden.read("frames")), errors.ProtocolError)
+@target(
+    "frame",
+    lambda: (bytes.fromhex(row["frame"])[4:] for row in golden.read("frames")),
+    errors.ProtocolError,
+)
 def _(data: bytes) -> object:
     return codec.decode(data[0] if data else 0, data[1:])
 
@@ -412,10 +460,20 @@ OPENING = (
 )
 
 
-@target("websocket", lambda: iter([
-    OPENING, OPENING + b"\x82\x85abcd" + b"\x09\x07\x0f\x08\x0e", OPENING + b"\x88\x80abcd", OPENING + b"\x89\x80abcd",
-    OPENING + b"\x02\x82abcd\x00\x00\x80\x82abcd\x00\x00", b"GET / HTTP/1.1\r\n\r\n",
-]), slow=True)  # fmt: skip
+@target(
+    "websocket",
+    lambda: iter(
+        [
+            OPENING,
+            OPENING + b"\x82\x85abcd" + b"\x09\x07\x0f\x08\x0e",
+            OPENING + b"\x88\x80abcd",
+            OPENING + b"\x89\x80abcd",
+            OPENING + b"\x02\x82abcd\x00\x00\x80\x82abcd\x00\x00",
+            b"GET / HTTP/1.1\r\n\r\n",
+        ]
+    ),
+    slow=True,
+)
 def _(data: bytes) -> object:
     async def read() -> None:
         near, far = trio.testing.memory_stream_pair()
@@ -435,7 +493,7 @@ def _(data: bytes) -> object:
     return None
 
 
-# -- files that hold secrets --------------------------------------------------------------------------------------
+# -- files that hold secrets -----------------------------------------------------------------------
 
 LOCAL = b"k" * 32
 
@@ -468,7 +526,12 @@ def _(data: bytes) -> object:
         return keyfile.load(path, local_key=LOCAL)
 
 
-@target("private-key", lambda: iter([pki.key_pem(party("FL-LAB").key, LOCAL)]), errors.ConfigError, slow=True)
+@target(
+    "private-key",
+    lambda: iter([pki.key_pem(party("FL-LAB").key, LOCAL)]),
+    errors.ConfigError,
+    slow=True,
+)
 def _(data: bytes) -> object:
     return pki.load_key(data, LOCAL, "client.key")
 
@@ -478,11 +541,17 @@ def _(data: bytes) -> object:
     return handshake.decode(data)
 
 
-@target("session-message", lambda: hexes("sessions", "stanza", "message", "raw"), errors.EnvelopeError)
+@target(
+    "session-message", lambda: hexes("sessions", "stanza", "message", "raw"), errors.EnvelopeError
+)
 def _(data: bytes) -> object:
     return session.parse(data)
 
 
-@target("session-state", lambda: iter([bytes.fromhex(json.loads(STATES.read_text())["a"])]), errors.StoreError)
+@target(
+    "session-state",
+    lambda: iter([bytes.fromhex(json.loads(STATES.read_text())["a"])]),
+    errors.StoreError,
+)
 def _(data: bytes) -> object:
     return session.decode(data)

@@ -1,4 +1,6 @@
-"""A short, deterministic part of `make fuzz`: good bytes are taken, mutated ones answered as documented."""
+"""A short, deterministic part of `make fuzz`: good bytes are taken, mutated ones answered as
+documented.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def test_a_parser_that_breaks_the_rule_is_noticed() -> None:
 
 
 def test_mutations_are_the_same_for_the_same_seed() -> None:
-    first, again = ([mutated([b"abcdef" * 9, b"x"], chance) for _ in range(50)]
-                    for chance in (random.Random(1), random.Random(1)))  # fmt: skip
+    first, again = (
+        [mutated([b"abcdef" * 9, b"x"], chance) for _ in range(50)]
+        for chance in (random.Random(1), random.Random(1))
+    )
     assert first == again
     assert len(set(first)) > 40

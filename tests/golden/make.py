@@ -1,7 +1,7 @@
 """Makes every golden file anew: `python -m tests.golden.make`.
 
-Frames and tokens come out the same each time.  Sealing is random, so envelopes, bundles and receipts come out new: do
-that only when a format changes on purpose.
+Frames and tokens come out the same each time.  Sealing is random, so envelopes, bundles and
+receipts come out new: do that only when a format changes on purpose.
 """
 
 from __future__ import annotations

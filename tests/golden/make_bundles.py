@@ -1,4 +1,6 @@
-"""Key bundles that are believed, and others with the name of the failure: `python -m tests.golden.make bundles`."""
+"""Key bundles that are believed, and others with the name of the failure: `python -m
+tests.golden.make bundles`.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,34 @@ def main() -> None:
     old = version_1(ny)
     after_old = ny.identity.make_bundle(ny.key, ny.chain, now_ms(), old)
     key = DecryptKey.from_seed(StanzaType.HPKE_X25519, bytes(range(32)))
-    rows = [(lab.bundle, "first"), (second, "second, continued"), (strong.bundle, "two signing keys"),
-            (after_old, "after one of version 1")]  # fmt: skip
+    rows = [
+        (lab.bundle, "first"),
+        (second, "second, continued"),
+        (strong.bundle, "two signing keys"),
+        (after_old, "after one of version 1"),
+    ]
     files.write(
         "bundles",
         {
             "root": pki.der(world().root.certificate).hex(),
             "bundles": [_bundle(b, what) for b, what in rows],
             "history": [_bundle(old, "version 1")],
-            "key_id": {"stanza_type": 2, "public_key": key.public.hex(), "key_id": key.key_id.hex()},
+            "key_id": {
+                "stanza_type": 2,
+                "public_key": key.public.hex(),
+                "key_id": key.key_id.hex(),
+            },
             "fails": _bad_bundles(lab, strong, second, new, old),
         },
     )
 
 
-def _bad_bundles(lab: Party, strong: Party, second: KeyBundle, new: Identity, old: KeyBundle) -> list[dict[str, Any]]:
-    """Asked for ``client_id``, at the time the bundle was made; ``pinned`` is the hash of the one pinned, if any."""
+def _bad_bundles(
+    lab: Party, strong: Party, second: KeyBundle, new: Identity, old: KeyBundle
+) -> list[dict[str, Any]]:
+    """Asked for ``client_id``, at the time the bundle was made; ``pinned`` is the hash of the
+    one pinned, if any.
+    """
     raw = lab.bundle.raw
     own = len(raw) - 3 - 64  # where its own signature begins; no continuity signature follows
     certified = own - 3 - len(lab.bundle.certificate_signature)
@@ -60,30 +74,59 @@ def _bad_bundles(lab: Party, strong: Party, second: KeyBundle, new: Identity, ol
         ("certificate signature changed", flip(certified + 10), "bundle-not-certified", ""),
         ("own signature changed", flip(own + 10), "bundle-not-signed", ""),
         ("no own signature", raw[: own - 3] + bytes(3) + raw[own + 64 :], "bundle-not-signed", ""),
-        ("its signing key with other encryption keys", with_other_keys(lab, "none").raw, "bundle-not-signed", ""),
-        ("the same, signed by the other's signing key", with_other_keys(lab, "other").raw, "bundle-not-signed", ""),
-        ("two signing keys, and signed by one", with_other_keys(strong, "ed25519").raw, "bundle-not-signed", ""),
+        (
+            "its signing key with other encryption keys",
+            with_other_keys(lab, "none").raw,
+            "bundle-not-signed",
+            "",
+        ),
+        (
+            "the same, signed by the other's signing key",
+            with_other_keys(lab, "other").raw,
+            "bundle-not-signed",
+            "",
+        ),
+        (
+            "two signing keys, and signed by one",
+            with_other_keys(strong, "ed25519").raw,
+            "bundle-not-signed",
+            "",
+        ),
         ("version 1", old.raw, "bundle-outdated", ""),
         ("another CA", party("FL-LAB", where="ELSEWHERE").bundle.raw, "bundle-not-certified", ""),
         ("another client", party("CA-RC").bundle.raw, "bundle-for-another", ""),
-        ("another client's certificate", Identity.generate("FL-LAB").make_bundle(thief.key, thief.chain, now_ms()).raw,
-         "bundle-for-another", ""),
+        (
+            "another client's certificate",
+            Identity.generate("FL-LAB").make_bundle(thief.key, thief.chain, now_ms()).raw,
+            "bundle-for-another",
+            "",
+        ),
         ("older than pinned", raw, "bundle-rolled-back", second.hash.hex()),
         ("continued by the wrong key", forged.raw, "bundle-discontinuous", lab.bundle.hash.hex()),
         ("one missing between", long.raw, "bundle-discontinuous", lab.bundle.hash.hex()),
-    ]  # fmt: skip
+    ]
     asked = {"two signing keys, and signed by one": "PA-LAB", "version 1": "NY-LAB"}
     return [
-        {"name": name, "error": error, "client_id": asked.get(name, "FL-LAB"), "pinned": pinned, "bundle": bundle.hex()}
+        {
+            "name": name,
+            "error": error,
+            "client_id": asked.get(name, "FL-LAB"),
+            "pinned": pinned,
+            "bundle": bundle.hex(),
+        }
         for name, bundle, error, pinned in rows
     ]
 
 
 def _bundle(bundle: KeyBundle, name: str) -> dict[str, Any]:
     return {
-        "name": name, "client_id": bundle.client_id, "sequence": bundle.sequence, "hash": bundle.hash.hex(),
-        "fingerprint": fingerprint(bundle), "bundle": bundle.raw.hex(),
-    }  # fmt: skip
+        "name": name,
+        "client_id": bundle.client_id,
+        "sequence": bundle.sequence,
+        "hash": bundle.hash.hex(),
+        "fingerprint": fingerprint(bundle),
+        "bundle": bundle.raw.hex(),
+    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ from cipherbox import pki
 from cipherbox.portable import write_private
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.server.ca.exchange import HQ_NAME, HQ_ROLE, request_row, requests_document
-from cipherbox.server.ca.offline import CA_KEY, ISSUING, ISSUING_KEY, ROOT, ROOT_KEY, Vault, sign_offline
+from cipherbox.server.ca.offline import (
+    CA_KEY,
+    ISSUING,
+    ISSUING_KEY,
+    ROOT,
+    ROOT_KEY,
+    Vault,
+    sign_offline,
+)
 from tests.golden import files
 
 PASSWORD = "the root of all"
@@ -28,17 +36,27 @@ def main() -> None:
     when = datetime(2026, 1, 2, tzinfo=UTC)
     requests = requests_document(rows, "DC-HQ", fingerprint, [("ab12", when)], 7)
     content = {
-        CA_KEY: keyfile.encrypt(KEY, password=PASSWORD.encode()), ROOT: pki.pem(root.certificate),
-        ISSUING: pki.pem(issuing.certificate), ROOT_KEY: pki.key_pem(root.key, KEY),
+        CA_KEY: keyfile.encrypt(KEY, password=PASSWORD.encode()),
+        ROOT: pki.pem(root.certificate),
+        ISSUING: pki.pem(issuing.certificate),
+        ROOT_KEY: pki.key_pem(root.key, KEY),
         ISSUING_KEY: pki.key_pem(issuing.key, KEY),
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as where:
         for name, data in content.items():
             write_private(Path(where, name), data)
         signed = sign_offline(Vault(Path(where), KEY), requests)
-    files.write("carried", {
-        "made_at": pki.ms(pki.now()), "password": PASSWORD, "ca_key": KEY.hex(),
-        "directory": {name: data.hex() for name, data in content.items()},
-        "numbers": {row.client: row.number for row in rows}, "revoked": ["ab12", pki.ms(when)], "crl_number": 7,
-        "requests.json": requests.decode(), "signed.json": signed.decode(),
-    })  # fmt: skip
+    files.write(
+        "carried",
+        {
+            "made_at": pki.ms(pki.now()),
+            "password": PASSWORD,
+            "ca_key": KEY.hex(),
+            "directory": {name: data.hex() for name, data in content.items()},
+            "numbers": {row.client: row.number for row in rows},
+            "revoked": ["ab12", pki.ms(when)],
+            "crl_number": 7,
+            "requests.json": requests.decode(),
+            "signed.json": signed.decode(),
+        },
+    )

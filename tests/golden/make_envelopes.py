@@ -24,7 +24,12 @@ from tests.parties import Party, now_ms, party
 
 MESSAGES = [
     Message(b"plain bytes"),
-    Message(b"Zeitstempel", "text/plain; charset=utf-8", {"filename": "a.txt", "größe": "11"}, 1_700_000_000_123),
+    Message(
+        b"Zeitstempel",
+        "text/plain; charset=utf-8",
+        {"filename": "a.txt", "größe": "11"},
+        1_700_000_000_123,
+    ),
     Message(b"", "application/json"),
 ]
 
@@ -34,34 +39,58 @@ def keys_of(identity: Identity) -> list[list[Any]]:
 
 
 def sealed(
-    sender: Party, to: list[Party], messages: list[Message], *, stanza: int = 1, cipher: int = 1, **more: Any
+    sender: Party,
+    to: list[Party],
+    messages: list[Message],
+    *,
+    stanza: int = 1,
+    cipher: int = 1,
+    **more: Any,
 ) -> bytes:
     bundles = [p.bundle for p in to]
     return seal(
-        sender.identity, bundles, pack(messages), len(messages), envelope_id=EnvelopeIds(now_ms).next(),
-        sealed_at=now_ms(), cipher=BodyCipher(cipher), keys=choose_keys(bundles, stanza=stanza), **more,
-    ).raw  # fmt: skip
+        sender.identity,
+        bundles,
+        pack(messages),
+        len(messages),
+        envelope_id=EnvelopeIds(now_ms).next(),
+        sealed_at=now_ms(),
+        cipher=BodyCipher(cipher),
+        keys=choose_keys(bundles, stanza=stanza),
+        **more,
+    ).raw
 
 
 def opened_row(
     name: str, raw: bytes, sender: Party, messages: list[Message], recipient: Party | None = None
 ) -> dict[str, Any]:
-    """An envelope, what it holds, and every value on the way, so that another program finds its first wrong step."""
+    """An envelope, what it holds, and every value on the way, so that another program finds its
+    first wrong step.
+    """
     at = layouts.split(raw)
     hashes = layouts.hashes(raw, at)
-    key = content_key(inspect(raw), (recipient or party(at.prefix.recipients[0].client_id)).identity)
+    key = content_key(
+        inspect(raw), (recipient or party(at.prefix.recipients[0].client_id)).identity
+    )
     keys = derive(key)
     plain = aead(at.prefix.body_cipher, keys.body_key).decrypt(
         keys.nonce, raw[at.body_at : at.signatures_at], hashes.header_hash
     )
     return {
-        "name": name, "sender_bundle": sender.bundle.hash.hex(), "envelope": raw.hex(),
-        "prefix_hash": hashlib.sha256(raw[: at.stanzas_at]).hexdigest(), "header_hash": hashes.header_hash.hex(),
-        "envelope_hash": hashes.envelope_hash.hex(), "stored_hash": hashes.stored_hash.hex(),
-        "content_key": key.hex(), "body_key": keys.body_key.hex(), "body_nonce": keys.nonce.hex(),
-        "plaintext_commitment": at.prefix.plain_commitment.hex(), "body": plain.hex(),
+        "name": name,
+        "sender_bundle": sender.bundle.hash.hex(),
+        "envelope": raw.hex(),
+        "prefix_hash": hashlib.sha256(raw[: at.stanzas_at]).hexdigest(),
+        "header_hash": hashes.header_hash.hex(),
+        "envelope_hash": hashes.envelope_hash.hex(),
+        "stored_hash": hashes.stored_hash.hex(),
+        "content_key": key.hex(),
+        "body_key": keys.body_key.hex(),
+        "body_nonce": keys.nonce.hex(),
+        "plaintext_commitment": at.prefix.plain_commitment.hex(),
+        "body": plain.hex(),
         "messages": files.plain(messages),
-    }  # fmt: skip
+    }
 
 
 def resigned(raw: bytes, sender: Identity) -> bytes:
@@ -87,27 +116,42 @@ def dishonest(sender: Party, to: Party) -> list[tuple[str, bytes, str]]:
     other = stanzas.wrap(entry.stanza_type, public, bytes(range(32)), prefix_hash, 0)
 
     def flip(offset: int) -> bytes:
-        return resigned(raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :], sender.identity)
+        return resigned(
+            raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :], sender.identity
+        )
 
     def body(plain: bytes) -> bytes:
         return seal(
-            sender.identity, [to.bundle], plain, 1, envelope_id=EnvelopeIds(now_ms).next(), sealed_at=now_ms()
-        ).raw  # fmt: skip
+            sender.identity,
+            [to.bundle],
+            plain,
+            1,
+            envelope_id=EnvelopeIds(now_ms).next(),
+            sealed_at=now_ms(),
+        ).raw
 
     def lied(plain: bytes, *more: Any) -> bytes:
         return lying(sender, to, plain, *more)
 
     salt = bytes(range(32))
     one = bytes.fromhex("0200 00000001") + salt + bytes.fromhex("00000001 00") + b"x"
-    twice = bytes.fromhex("0204 00000001") + salt + bytes.fromhex("00000001 00 0009 02 01610000 01610000") + b"x"
+    twice = (
+        bytes.fromhex("0204 00000001")
+        + salt
+        + bytes.fromhex("00000001 00 0009 02 01610000 01610000")
+        + b"x"
+    )
     return [
         ("signed: key id", flip(158 + len(at.prefix.sender)), "key-missing"),
         ("signed: generation", flip(49), "decryption-failed"),
         ("signed: stanza", flip(at.stanzas_at), "decryption-failed"),
         ("signed: body", flip(at.body_at), "decryption-failed"),
         ("signed: tag", flip(at.signatures_at - 1), "decryption-failed"),
-        ("signed: other content key",
-         resigned(raw[: at.stanzas_at] + other + raw[at.body_at :], sender.identity), "commitment-mismatch"),
+        (
+            "signed: other content key",
+            resigned(raw[: at.stanzas_at] + other + raw[at.body_at :], sender.identity),
+            "commitment-mismatch",
+        ),
         ("signed: body layout 3", lied(b"\x03" + one[1:]), "malformed-envelope"),
         ("signed: body layout 1", lied(b"\x01" + one[1:6] + one[38:]), "malformed-envelope"),
         ("signed: another plaintext", lied(one, one[:-1] + b"y"), "plaintext-mismatch"),
@@ -118,10 +162,12 @@ def dishonest(sender: Party, to: Party) -> list[tuple[str, bytes, str]]:
         ("signed: body one byte short", body(one[:-1]), "malformed-envelope"),
         ("signed: header twice", body(twice), "malformed-envelope"),
         ("signed: text not UTF-8", body(one[:42] + b"\x01\xff" + b"x"), "malformed-envelope"),
-    ]  # fmt: skip
+    ]
 
 
-def lying(sender: Party, to: Party, plain: bytes, committed: bytes | None = None, later: int = 0) -> bytes:
+def lying(
+    sender: Party, to: Party, plain: bytes, committed: bytes | None = None, later: int = 0
+) -> bytes:
     """An envelope of this plaintext that commits to another one, or to another time."""
     right = seal_module.commit_to
     wrong = plain if committed is None else committed
@@ -130,8 +176,13 @@ def lying(sender: Party, to: Party, plain: bytes, committed: bytes | None = None
         mock.patch.object(seal_module, "LAYOUT", plain[0]),
     ):
         return seal(
-            sender.identity, [to.bundle], plain, 1, envelope_id=EnvelopeIds(now_ms).next(), sealed_at=now_ms()
-        ).raw  # fmt: skip
+            sender.identity,
+            [to.bundle],
+            plain,
+            1,
+            envelope_id=EnvelopeIds(now_ms).next(),
+            sealed_at=now_ms(),
+        ).raw
 
 
 def damaged(raw: bytes) -> list[tuple[str, bytes, str]]:
@@ -177,15 +228,29 @@ def write_envelopes() -> tuple[Party, Party, Party]:
         opened_row("two signatures", sealed(strong, [ca], MESSAGES), strong, MESSAGES),
         opened_row(
             "route, expiry, generation",
-            sealed(lab, [ca], MESSAGES[:1], exchange="labs", routing_key="fl.dat", generation=3,
-                   expires_at=now_ms() + 10**9),
-            lab, MESSAGES[:1],
+            sealed(
+                lab,
+                [ca],
+                MESSAGES[:1],
+                exchange="labs",
+                routing_key="fl.dat",
+                generation=3,
+                expires_at=now_ms() + 10**9,
+            ),
+            lab,
+            MESSAGES[:1],
         ),
-    ]  # fmt: skip
+    ]
     bad = [_failed(lab, *row) for row in [*damaged(raw), *dishonest(lab, ca)]]
     bad.append(_failed(lab, "for another", sealed(lab, [ny], MESSAGES), "not-recipient"))
-    bad.append(_failed(strong, "stripped", stripped(sealed(strong, [ca], MESSAGES), strong.identity),
-                       "signature-invalid"))
+    bad.append(
+        _failed(
+            strong,
+            "stripped",
+            stripped(sealed(strong, [ca], MESSAGES), strong.identity),
+            "signature-invalid",
+        )
+    )
     bad.append(_failed(strong, "another sender's bundle", raw, "signature-invalid"))
     files.write(
         "envelopes",
@@ -200,16 +265,27 @@ def write_envelopes() -> tuple[Party, Party, Party]:
 
 
 def _failed(sender: Party, what: str, raw: bytes, error: str) -> dict[str, Any]:
-    return {"name": what, "error": error, "recipient": "CA-RC", "sender_bundle": sender.bundle.hash.hex(),
-            "envelope": raw.hex()}  # fmt: skip
+    return {
+        "name": what,
+        "error": error,
+        "recipient": "CA-RC",
+        "sender_bundle": sender.bundle.hash.hex(),
+        "envelope": raw.hex(),
+    }
 
 
 def write_receipts(recipient: Party, sender: Party, raw: bytes) -> None:
     at = layouts.split(raw)
     first = receipts.Leaf(
-        sender.identity.client_id, at.prefix.envelope_id, 0, layouts.hashes(raw, at).envelope_hash, now_ms(),
-        Outcome.OPENED, commitment=bytes(range(32)), log_entry=7,
-    )  # fmt: skip
+        sender.identity.client_id,
+        at.prefix.envelope_id,
+        0,
+        layouts.hashes(raw, at).envelope_hash,
+        now_ms(),
+        Outcome.OPENED,
+        commitment=bytes(range(32)),
+        log_entry=7,
+    )
     note = json.loads((files.HERE / "log.json").read_text())["entries"][-1]["checkpoint"]
     outcomes = (Outcome.OPENED, Outcome.HANDLER_FAILED)
     second = receipts.Leaf("PA-LAB", bytes(16), 1, bytes(32), 5, Outcome.OTHER, outcomes)
@@ -217,17 +293,36 @@ def write_receipts(recipient: Party, sender: Party, raw: bytes) -> None:
     hashed = [tree.leaf_hash(leaf.encode()) for leaf in leaves]
     root = tree.merkle_root(hashed)
     suite = int(recipient.identity.suite)
-    parts = (recipient.identity.client_id, now_ms(), recipient.bundle.hash, root, len(leaves), suite)
+    parts = (
+        recipient.identity.client_id,
+        now_ms(),
+        recipient.bundle.hash,
+        root,
+        len(leaves),
+        suite,
+    )
     unsigned = receipts.encode_unsigned(*parts, note.encode())
     signed = recipient.identity.sign(receipts.USE, hashlib.sha256(unsigned).digest())
     receipt = receipts.Receipt(*parts, signed, note.encode())
     rows = []
     for i, leaf in enumerate(leaves):
         exported = receipts.Exported(receipt, leaf, i, tree.merkle_path(hashed, i))
-        rows.append({"index": i, "leaf": leaf.encode().hex(), "exported": receipts.encode_exported(exported).hex()})
-    files.write("receipts", {
-        "bundle": recipient.bundle.raw.hex(), "root": root.hex(), "checkpoint": note, "exported": rows,
-    })  # fmt: skip
+        rows.append(
+            {
+                "index": i,
+                "leaf": leaf.encode().hex(),
+                "exported": receipts.encode_exported(exported).hex(),
+            }
+        )
+    files.write(
+        "receipts",
+        {
+            "bundle": recipient.bundle.raw.hex(),
+            "root": root.hex(),
+            "checkpoint": note,
+            "exported": rows,
+        },
+    )
 
 
 if __name__ == "__main__":

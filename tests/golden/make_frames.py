@@ -39,7 +39,9 @@ def samples() -> list[tuple[str, Any]]:
     for spec in TABLE.values():
         for full in (True, False):
             name = f"{spec.name} {'full' if full else 'empty'}"
-            found.append((name, spec.cls(*[sample(f.kind, i, full) for i, f in enumerate(spec.fields)])))
+            found.append(
+                (name, spec.cls(*[sample(f.kind, i, full) for i, f in enumerate(spec.fields)]))
+            )
     hello = frames.Hello(frames.MAGIC, 2, 2, 17 * 1024 * 1024, 30, "golden 1")
     return [*found, ("HELLO of a client", hello)]
 
@@ -52,7 +54,13 @@ def main() -> None:
         rows.append({"name": name, "kind": raw[4], "fields": fields, "frame": raw.hex()})
     files.write("frames", rows)
     tokens = [
-        Token("FL-LAB", "hq.example.org:7443", bytes(range(32)), 1_800_000_000_000, bytes(range(100, 116))),
+        Token(
+            "FL-LAB",
+            "hq.example.org:7443",
+            bytes(range(32)),
+            1_800_000_000_000,
+            bytes(range(100, 116)),
+        ),
         Token("a", "127.0.0.1:1,wss://hq.example.org:443/", bytes(32), 0, bytes(16)),
     ]
     files.write("token", [{**files.plain(t), "text": encode_token(t)} for t in tokens])

@@ -1,4 +1,5 @@
-"""Envelopes with `rsa-oaep` stanzas, damaged ones, and bundles with RSA keys: `python -m tests.golden.make rsa`.
+"""Envelopes with `rsa-oaep` stanzas, damaged ones, and bundles with RSA keys: `python -m
+tests.golden.make rsa`.
 
 A file of its own, so that those of the other stanzas stay as they were first made.
 """
@@ -36,7 +37,9 @@ def rsa_key(bits: int = 2048, copy: int = 0) -> DecryptKey:
 
 @cache
 def with_rsa(name: str, bits: int = 2048, *, alone: bool = False) -> Party:
-    """`party(name)` with an RSA key behind its other keys, or instead of them, in its next bundle."""
+    """`party(name)` with an RSA key behind its other keys, or instead of them, in its next
+    bundle.
+    """
     before = party(name)
     key = rsa_key(bits)
     current = [] if alone else [k.key_id for k in before.identity.current]
@@ -94,7 +97,13 @@ def relengthened(raw: bytes, length: int, sender: Identity) -> bytes:
     at = layouts.split(raw)
     where = at.stanzas_at - len(at.prefix.recipients[0].client_id) - 3
     stanza = (raw[at.stanzas_at : at.body_at] + bytes(4096))[:length]
-    changed = raw[:where] + length.to_bytes(2, "big") + raw[where + 2 : at.stanzas_at] + stanza + raw[at.body_at :]
+    changed = (
+        raw[:where]
+        + length.to_bytes(2, "big")
+        + raw[where + 2 : at.stanzas_at]
+        + stanza
+        + raw[at.body_at :]
+    )
     try:
         return resigned(changed, sender)
     except Exception:  # no layout to sign
@@ -113,7 +122,9 @@ def dishonest(sender: Party, to: Party, other: Party) -> list[tuple[str, bytes, 
     middle = two.stanzas_at + two.prefix.recipients[0].stanza_length
 
     def flip(offset: int) -> bytes:
-        return resigned(raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :], sender.identity)
+        return resigned(
+            raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :], sender.identity
+        )
 
     def put(stanza: bytes) -> bytes:
         return resigned(raw[: at.stanzas_at] + stanza + raw[at.body_at :], sender.identity)
@@ -121,38 +132,65 @@ def dishonest(sender: Party, to: Party, other: Party) -> list[tuple[str, bytes, 
     def wrapped(key: bytes = bytes(range(32)), bound: bytes = prefix_hash, index: int = 0) -> bytes:
         return put(stanzas.wrap(entry.stanza_type, public, key, bound, index))
 
-    crossed = pair[: two.stanzas_at] + pair[middle : two.body_at] + pair[two.stanzas_at : middle] + pair[two.body_at :]
+    crossed = (
+        pair[: two.stanzas_at]
+        + pair[middle : two.body_at]
+        + pair[two.stanzas_at : middle]
+        + pair[two.body_at :]
+    )
     return [
         ("signed: RSA ciphertext", flip(at.stanzas_at), "decryption-failed"),
         ("signed: its last byte", flip(at.body_at - 49), "decryption-failed"),
         ("signed: wrapped key", flip(at.body_at - 48), "decryption-failed"),
         ("signed: its tag", flip(at.body_at - 1), "decryption-failed"),
         ("signed: stanza of zeros", put(bytes(at.body_at - at.stanzas_at)), "decryption-failed"),
-        ("signed: stanza of ones", put(b"\xff" * (at.body_at - at.stanzas_at)), "decryption-failed"),
+        (
+            "signed: stanza of ones",
+            put(b"\xff" * (at.body_at - at.stanzas_at)),
+            "decryption-failed",
+        ),
         ("signed: generation", flip(49), "decryption-failed"),
         ("signed: key id", flip(158 + len(at.prefix.sender)), "key-missing"),
         ("signed: other content key", wrapped(), "commitment-mismatch"),
         ("signed: another prefix", wrapped(bound=bytes(32)), "decryption-failed"),
         ("signed: another index", wrapped(index=1), "decryption-failed"),
-        ("signed: stanza of another envelope", put(other_raw[at.stanzas_at : at.body_at]), "decryption-failed"),
+        (
+            "signed: stanza of another envelope",
+            put(other_raw[at.stanzas_at : at.body_at]),
+            "decryption-failed",
+        ),
         ("signed: stanzas crossed", resigned(crossed, sender.identity), "decryption-failed"),
-        ("signed: stanza of a longer key", relengthened(raw, 305, sender.identity), "decryption-failed"),
+        (
+            "signed: stanza of a longer key",
+            relengthened(raw, 305, sender.identity),
+            "decryption-failed",
+        ),
         ("stanza of 303 bytes", relengthened(raw, 303, sender.identity), "malformed-envelope"),
         ("stanza of 561 bytes", relengthened(raw, 561, sender.identity), "malformed-envelope"),
-    ]  # fmt: skip
+    ]
 
 
 def mixed(sender: Party, to: list[Party]) -> bytes:
     """Each recipient's preferred key, post-quantum beside classical, as the sender allowed it."""
     bundles = [p.bundle for p in to]
     return seal(
-        sender.identity, bundles, pack(MESSAGES), len(MESSAGES), envelope_id=EnvelopeIds(now_ms).next(),
-        sealed_at=now_ms(), keys=choose_keys(bundles, allow_mixed=True),
-    ).raw  # fmt: skip
+        sender.identity,
+        bundles,
+        pack(MESSAGES),
+        len(MESSAGES),
+        envelope_id=EnvelopeIds(now_ms).next(),
+        sealed_at=now_ms(),
+        keys=choose_keys(bundles, allow_mixed=True),
+    ).raw
 
 
 def main() -> None:
-    lab, ca, ny, sf = party("FL-LAB"), with_rsa("CA-RC"), with_rsa("NY-RC", 3072), with_rsa("SF-RC", 4096, alone=True)
+    lab, ca, ny, sf = (
+        party("FL-LAB"),
+        with_rsa("CA-RC"),
+        with_rsa("NY-RC", 3072),
+        with_rsa("SF-RC", 4096, alone=True),
+    )
     rows = [
         ("2,048 bits", sealed(lab, [ca], MESSAGES, stanza=3)),
         ("3,072 bits", sealed(lab, [ny], MESSAGES, stanza=3)),
@@ -168,22 +206,37 @@ def main() -> None:
             "recipients": {name: keys_of(p.identity) for name, p in everybody.items()},
             "bundles": {lab.bundle.hash.hex(): lab.bundle.raw.hex()},
             "opens": [
-                opened_row(name, raw, lab, MESSAGES, everybody[layouts.split(raw).prefix.recipients[0].client_id])
+                opened_row(
+                    name,
+                    raw,
+                    lab,
+                    MESSAGES,
+                    everybody[layouts.split(raw).prefix.recipients[0].client_id],
+                )
                 for name, raw in rows
             ],
             "fails": [
-                {"name": name, "error": error, "recipient": "CA-RC", "sender_bundle": lab.bundle.hash.hex(),
-                 "envelope": raw.hex()}
+                {
+                    "name": name,
+                    "error": error,
+                    "recipient": "CA-RC",
+                    "sender_bundle": lab.bundle.hash.hex(),
+                    "envelope": raw.hex(),
+                }
                 for name, raw, error in dishonest(lab, ca, with_rsa("NY-RC"))
             ],
             "root": pki.der(world().root.certificate).hex(),
             "recipient_bundles": {name: p.bundle.raw.hex() for name, p in everybody.items()},
             "bad_bundles": [
-                {"name": name, "error": "bundle-malformed", "bundle": crafted("CA-RC", public).raw.hex()}
+                {
+                    "name": name,
+                    "error": "bundle-malformed",
+                    "bundle": crafted("CA-RC", public).raw.hex(),
+                }
                 for name, public in unusable()
             ],
         },
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

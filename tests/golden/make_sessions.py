@@ -1,4 +1,6 @@
-"""Prekeys, handshakes with and without a one-time part, messages both ways out of order, an envelope in a session."""
+"""Prekeys, handshakes with and without a one-time part, messages both ways out of order, an
+envelope in a session.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Talker:
             self.keys.append(self.state.state.own)
 
 
-def conversation(center: Party, own: bytes, identity: bytes, signed: Pair, once: Pair | None) -> dict[str, Any]:
+def conversation(
+    center: Party, own: bytes, identity: bytes, signed: Pair, once: Pair | None
+) -> dict[str, Any]:
     raw_signed = offer(center.identity, identity, 3, signed, now_ms())
     raw_once = offer_once(center.identity, identity, 8, once) if once else b""
     prekeys = believed("CA-RC", center.bundle.sign_keys, raw_signed, raw_once)
@@ -64,15 +68,22 @@ def conversation(center: Party, own: bytes, identity: bytes, signed: Pair, once:
     said.append(b.say(b""))
     a.hear(said[6])
     return {
-        "signed": raw_signed.hex(), "once": raw_once.hex(), "handshake": shaken.encode().hex(),
-        "root": agreed.root.hex(), "associated": agreed.associated.hex(), "session_id": agreed.session_id.hex(),
+        "signed": raw_signed.hex(),
+        "once": raw_once.hex(),
+        "handshake": shaken.encode().hex(),
+        "root": agreed.root.hex(),
+        "associated": agreed.associated.hex(),
+        "session_id": agreed.session_id.hex(),
         "secrets": {
-            "identity_a": own.hex(), "identity_b": identity.hex(), "signed": signed.encode().hex(),
+            "identity_a": own.hex(),
+            "identity_b": identity.hex(),
+            "signed": signed.encode().hex(),
             "once": once.encode().hex() if once else "",
             "ratchet": {t.name: [k.hex() for k in t.keys] for t in (a, b)},
         },
-        "binding": BINDING.hex(), "said": said,
-    }  # fmt: skip
+        "binding": BINDING.hex(),
+        "said": said,
+    }
 
 
 class _Speaker:
@@ -84,35 +95,52 @@ class _Speaker:
         return session.seal(self.state, content_key, binding)[1]
 
 
-def envelope(lab: Party, center: Party, own: bytes, identity: bytes, signed: Pair, once: Pair) -> dict[str, Any]:
+def envelope(
+    lab: Party, center: Party, own: bytes, identity: bytes, signed: Pair, once: Pair
+) -> dict[str, Any]:
     """A first contact, opened by the private keys of `conversation`."""
     prekeys = believed(
-        "CA-RC", center.bundle.sign_keys, offer(center.identity, identity, 3, signed, 1),
+        "CA-RC",
+        center.bundle.sign_keys,
+        offer(center.identity, identity, 3, signed, 1),
         offer_once(center.identity, identity, 8, once),
-    )  # fmt: skip
+    )
     parties = handshake.parties("FL-LAB", "CA-RC")
     shaken, agreed = handshake.begin(own, prekeys, now_ms(), parties)
     speaker = _Speaker(session.started(shaken, agreed, prekeys, 1))
     message = Message(b"Sample 17 is ready")
     raw = seal(
-        lab.identity, [center.bundle], pack([message]), 1, envelope_id=EnvelopeIds(now_ms).next(), sealed_at=now_ms(),
+        lab.identity,
+        [center.bundle],
+        pack([message]),
+        1,
+        envelope_id=EnvelopeIds(now_ms).next(),
+        sealed_at=now_ms(),
         speakers=[speaker],
-    ).raw  # fmt: skip
+    ).raw
 
     def in_session(_: bytes, stanza: bytes, binding: bytes) -> bytes:
         found = session.answered(shaken, agreed, signed.dh, 1)
         return session.open_(found, session.parse(stanza), binding)[1]
 
-    assert open_envelope(inspect(raw), center.identity, lab.bundle, in_session)[0].content == message.content
+    assert (
+        open_envelope(inspect(raw), center.identity, lab.bundle, in_session)[0].content
+        == message.content
+    )
     return {
-        "envelope": raw.hex(), "content": message.content.hex(), "sender_bundle": lab.bundle.raw.hex(),
+        "envelope": raw.hex(),
+        "content": message.content.hex(),
+        "sender_bundle": lab.bundle.raw.hex(),
         "stanza": layouts.stanza(raw, layouts.split(raw), 0).hex(),
-    }  # fmt: skip
+    }
 
 
 def failing(center: Party, identity: bytes, signed: Pair, once: Pair) -> list[dict[str, str]]:
     """Prekeys that must not be believed of CA-RC, with the name of the failure."""
-    good, one = offer(center.identity, identity, 3, signed, 1), offer_once(center.identity, identity, 8, once)
+    good, one = (
+        offer(center.identity, identity, 3, signed, 1),
+        offer_once(center.identity, identity, 8, once),
+    )
     other = party("NY-RC").identity
     rows = [
         ("signed", "magic", b"X" + good[1:], "bundle-malformed"),
@@ -130,7 +158,10 @@ def failing(center: Party, identity: bytes, signed: Pair, once: Pair) -> list[di
         ("once", "key changed", flip(one, 60), "bundle-not-certified"),
         ("once", "a signed part", good, "bundle-malformed"),
     ]
-    return [{"part": part, "name": name, "prekeys": raw.hex(), "error": error} for part, name, raw, error in rows]
+    return [
+        {"part": part, "name": name, "prekeys": raw.hex(), "error": error}
+        for part, name, raw, error in rows
+    ]
 
 
 def main() -> None:

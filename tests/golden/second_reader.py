@@ -1,7 +1,9 @@
-"""A second reader of the formats, written from the manual pages alone: it imports nothing of CipherBox.
+"""A second reader of the formats, written from the manual pages alone: it imports nothing of
+CipherBox.
 
-It reads prefixes, unwraps stanzas, checks commitment and signatures, opens bodies, and checks bundles, receipts,
-tokens and frames of the golden files.  When it and the program disagree, the manual or the program is wrong.
+It reads prefixes, unwraps stanzas, checks commitment and signatures, opens bodies, and checks
+bundles, receipts, tokens and frames of the golden files.  When it and the program disagree, the
+manual or the program is wrong.
 """
 
 from __future__ import annotations
@@ -55,7 +57,12 @@ def read_bundle(raw: bytes) -> dict[str, Any]:
     version, flags = c.number(1), c.number(1)
     assert (version in (1, 2), flags) == (True, 0)
     bundle: dict[str, Any] = {"version": version}
-    bundle |= {"sequence": c.number(8), "created": c.number(8), "ends": c.number(8), "previous": c.take(32)}
+    bundle |= {
+        "sequence": c.number(8),
+        "created": c.number(8),
+        "ends": c.number(8),
+        "previous": c.take(32),
+    }
     bundle["random"] = c.take(16 if version == 2 else 0)
     bundle["client_id"] = c.sized(1).decode()
     bundle["keys"] = [(c.number(1), c.number(1), c.sized(2)) for _ in range(c.number(1))]
@@ -84,15 +91,35 @@ PREFIX = ">4sBBIIQQ16sIIBBB32s32s32sHBBB"
 
 def read_envelope(raw: bytes) -> dict[str, Any]:
     names = (
-        "magic", "version", "flags", "length", "body", "sealed_at", "expires_at", "id", "generation", "count", "cipher",
-        "suite", "hash_suite", "bundle", "commitment", "plain_commitment", "recipients", "sender_size",
-        "exchange_size", "key_size",
-    )  # fmt: skip
+        "magic",
+        "version",
+        "flags",
+        "length",
+        "body",
+        "sealed_at",
+        "expires_at",
+        "id",
+        "generation",
+        "count",
+        "cipher",
+        "suite",
+        "hash_suite",
+        "bundle",
+        "commitment",
+        "plain_commitment",
+        "recipients",
+        "sender_size",
+        "exchange_size",
+        "key_size",
+    )
     e: dict[str, Any] = dict(zip(names, struct.unpack_from(PREFIX, raw), strict=True))
     assert (e["magic"], e["version"], e["flags"], struct.calcsize(PREFIX)) == (b"CBXE", 2, 0, 158)
     assert e["hash_suite"] == 1
     c = Cursor(raw, 158)
-    e["sender"], e["exchange"] = c.take(e["sender_size"]).decode(), c.take(e["exchange_size"]).decode()
+    e["sender"], e["exchange"] = (
+        c.take(e["sender_size"]).decode(),
+        c.take(e["exchange_size"]).decode(),
+    )
     e["key"] = c.take(e["key_size"]).decode()
     entries = []
     for _ in range(e["recipients"]):
@@ -111,7 +138,8 @@ def private_key(kind: int, seed: bytes) -> Any:
     if kind == 2:
         return x25519.X25519PrivateKey.from_private_bytes(seed)
     return hpke.MLKEM768X25519PrivateKey(
-        mlkem.MLKEM768PrivateKey.from_seed_bytes(seed[:64]), x25519.X25519PrivateKey.from_private_bytes(seed[64:])
+        mlkem.MLKEM768PrivateKey.from_seed_bytes(seed[:64]),
+        x25519.X25519PrivateKey.from_private_bytes(seed[64:]),
     )
 
 
@@ -120,15 +148,22 @@ def unwrap(raw: bytes, e: dict[str, Any], index: int, seeds: dict[int, bytes]) -
     binding = sha256(raw[: e["length"]]) + index.to_bytes(2, "big")
     if kind == 3:
         return unwrap_rsa(stanza, seeds[3], label("stanza/rsa-oaep") + binding)
-    name, kem = {1: ("hpke-mlkem768-x25519", hpke.KEM.MLKEM768_X25519), 2: ("hpke-x25519", hpke.KEM.X25519)}[kind]
+    name, kem = {
+        1: ("hpke-mlkem768-x25519", hpke.KEM.MLKEM768_X25519),
+        2: ("hpke-x25519", hpke.KEM.X25519),
+    }[kind]
     suite = hpke.Suite(kem, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
     assert len(stanza) == {1: 1168, 2: 80}[kind]
-    return suite.decrypt(stanza, private_key(kind, seeds[kind]), info=label("stanza/" + name) + binding)
+    return suite.decrypt(
+        stanza, private_key(kind, seeds[kind]), info=label("stanza/" + name) + binding
+    )
 
 
 def unwrap_rsa(stanza: bytes, pkcs8: bytes, binding: bytes) -> bytes:
     key: Any = serialization.load_der_private_key(pkcs8, None)
-    secret = key.decrypt(stanza[:-48], padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None))
+    secret = key.decrypt(
+        stanza[:-48], padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+    )
     assert (len(secret), len(stanza)) == (32, key.key_size // 8 + 48)
     wrapping = AESGCM(HKDF(hashes.SHA256(), 32, b"cipherbox/v1", binding).derive(secret))
     return wrapping.decrypt(bytes(12), stanza[-48:], None)
@@ -140,8 +175,13 @@ def open_body(e: dict[str, Any], content_key: bytes) -> list[dict[str, Any]]:
 
     assert derived("commitment", 32) == e["commitment"]
     cipher: Any = {1: AESGCM, 2: ChaCha20Poly1305}[e["cipher"]]
-    plain = cipher(derived("body-key", 32)).decrypt(derived("body-nonce", 12), e["ciphertext"], e["header_hash"])
-    assert sha256(label("plaintext-commitment"), e["sealed_at"].to_bytes(8, "big"), plain) == e["plain_commitment"]
+    plain = cipher(derived("body-key", 32)).decrypt(
+        derived("body-nonce", 12), e["ciphertext"], e["header_hash"]
+    )
+    assert (
+        sha256(label("plaintext-commitment"), e["sealed_at"].to_bytes(8, "big"), plain)
+        == e["plain_commitment"]
+    )
     c = Cursor(plain)
     assert c.number(1) == 2
     flags, count = c.number(1), c.number(4)
@@ -150,7 +190,9 @@ def open_body(e: dict[str, Any], content_key: bytes) -> list[dict[str, Any]]:
     sizes = [c.number(4) for _ in range(count)]
     sent = [c.number(8) for _ in range(count)] if flags & 1 else [0] * count
     default = c.sized(1).decode()
-    types = [c.sized(1).decode() or default for _ in range(count)] if flags & 2 else [default] * count
+    types = (
+        [c.sized(1).decode() or default for _ in range(count)] if flags & 2 else [default] * count
+    )
     headers: list[dict[str, str]] = [{} for _ in range(count)]
     if flags & 4:
         for found in headers:
@@ -168,7 +210,9 @@ def open_body(e: dict[str, Any], content_key: bytes) -> list[dict[str, Any]]:
 
 
 def climb(node: bytes, index: int, count: int, path: list[bytes]) -> bytes:
-    """RFC 6962: the path's nearest sibling first; a tree splits at the largest power of two below its size."""
+    """RFC 6962: the path's nearest sibling first; a tree splits at the largest power of two
+    below its size.
+    """
     if count == 1:
         assert not path
         return node

@@ -1,4 +1,6 @@
-"""The program itself on golden prekeys that must not be believed: it names the failure that the file names."""
+"""The program itself on golden prekeys that must not be believed: it names the failure that the
+file names.
+"""
 
 from __future__ import annotations
 

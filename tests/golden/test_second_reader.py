@@ -49,11 +49,17 @@ def test_bundles() -> None:
         number = f"{int.from_bytes(digits, 'big') % 10**30:030d}"
         assert row["fingerprint"] == " ".join(number[i : i + 5] for i in range(0, 30, 5))
     row = document["key_id"]
-    wanted = sha256(label("key-id"), bytes([row["stanza_type"]]), bytes.fromhex(row["public_key"]))[:16]
+    wanted = sha256(label("key-id"), bytes([row["stanza_type"]]), bytes.fromhex(row["public_key"]))[
+        :16
+    ]
     assert wanted.hex() == row["key_id"]
 
 
-ENVELOPES = [(document, row) for document in (golden("envelopes"), golden("rsa")) for row in document["opens"]]
+ENVELOPES = [
+    (document, row)
+    for document in (golden("envelopes"), golden("rsa"))
+    for row in document["opens"]
+]
 
 
 @pytest.mark.parametrize(("document", "row"), ENVELOPES, ids=[row["name"] for _, row in ENVELOPES])
@@ -70,7 +76,9 @@ def test_envelopes(document: dict[str, Any], row: dict[str, Any]) -> None:
     for index, (key_id, kind, _, who) in enumerate(e["stanzas"]):
         seeds = {kind: bytes.fromhex(seed) for kind, seed in document["recipients"][who]}
         if bundle := document.get("recipient_bundles", {}).get(who):
-            (public,) = [key for *use, key in read_bundle(bytes.fromhex(bundle))["keys"] if use == [1, kind]]
+            (public,) = [
+                key for *use, key in read_bundle(bytes.fromhex(bundle))["keys"] if use == [1, kind]
+            ]
             assert key_id == sha256(label("key-id"), bytes([kind]), public)[:16]
         assert open_body(e, unwrap(raw, e, index, seeds)) == wanted
 

@@ -73,10 +73,18 @@ def manual_table() -> tuple[dict[int, list[tuple[str, str]]], dict[str, list[tup
     for line in page.splitlines():
         if line.startswith("### "):
             words = line[4:].split()
-            current = kinds.setdefault(int(words[0], 16), []) if len(words) == 2 else records.setdefault(words[0], [])
+            current = (
+                kinds.setdefault(int(words[0], 16), [])
+                if len(words) == 2
+                else records.setdefault(words[0], [])
+            )
         elif line.startswith("## "):
             current = None
-        elif current is not None and line.startswith("| ") and not line.startswith(("| field ", "| ---")):
+        elif (
+            current is not None
+            and line.startswith("| ")
+            and not line.startswith(("| field ", "| ---"))
+        ):
             name, kind = [part.strip() for part in line.split("|")[1:3]]
             current.append((name, kind))
     return kinds, records
@@ -84,7 +92,9 @@ def manual_table() -> tuple[dict[int, list[tuple[str, str]]], dict[str, list[tup
 
 def read_value(c: Cursor, kind: str, records: dict[str, list[tuple[str, str]]]) -> Any:
     if kind.startswith("listing of "):
-        return [read_value(c, kind.removeprefix("listing of "), records) for _ in range(c.number(4))]
+        return [
+            read_value(c, kind.removeprefix("listing of "), records) for _ in range(c.number(4))
+        ]
     if kind in records:
         return {name: read_value(c, inner, records) for name, inner in records[kind]}
     if kind in ("u8", "u16", "u32", "u64"):
@@ -110,7 +120,9 @@ def test_frames_by_the_tables_of_the_manual() -> None:
 
 
 def checkpoint(note: str, public: bytes, incarnation: bytes) -> tuple[int, bytes]:
-    """Size and root of a signed note, read and verified as C2SP's signed-note and tlog-checkpoint say."""
+    """Size and root of a signed note, read and verified as C2SP's signed-note and
+    tlog-checkpoint say.
+    """
     text, lines = note.rsplit("\n\n", 1)
     text += "\n"
     origin, size, root, at, _ = text.split("\n")
@@ -172,14 +184,28 @@ def test_the_signed_log() -> None:
         roots_of_tree[size] = tree
         for name, own in (("proof", []), ("proof_of_first", first)):
             proof = read_proof(bytes.fromhex(row[name]))
-            assert (proof["record"], proof["checkpoint"], proof["leaves"]) == (record, row["checkpoint"], len(own))
+            assert (proof["record"], proof["checkpoint"], proof["leaves"]) == (
+                record,
+                row["checkpoint"],
+                len(own),
+            )
             start = climb(first[0], 0, len(own), proof["own"]) if own else roots[0]
             assert climb(start, proof["group"], groups, proof["inner"]) == root
             assert climb(leaves_of_tree[-1], number - 1, number, proof["path"]) == tree
     bundle = document["bundle"]
     name = bundle["client_id"].encode()
-    payload = bytes([len(name)]) + name + bundle["sequence"].to_bytes(8, "big") + bytes.fromhex(bundle["hash"])
-    assert climb(sha256(b"\x00\x07" + payload), 3, 4, read_proof(bytes.fromhex(bundle["proof"]))["inner"]) == root
+    payload = (
+        bytes([len(name)])
+        + name
+        + bundle["sequence"].to_bytes(8, "big")
+        + bytes.fromhex(bundle["hash"])
+    )
+    assert (
+        climb(
+            sha256(b"\x00\x07" + payload), 3, 4, read_proof(bytes.fromhex(bundle["proof"]))["inner"]
+        )
+        == root
+    )
     for row in document["consistency"]:
         proof = [bytes.fromhex(one) for one in row["proof"]]
         assert proof == subproof(row["old"], leaves_of_tree[: row["new"]], True)
@@ -190,7 +216,11 @@ def test_the_signed_log() -> None:
     text, lines = witness["note"].rsplit("\n\n", 1)
     line = lines.split("\n")[1].split(" ")
     raw = base64.b64decode(line[2])
-    assert (line[1], raw[:4].hex(), int.from_bytes(raw[4:12], "big")) == (wname, key_id, witness["at"])
+    assert (line[1], raw[:4].hex(), int.from_bytes(raw[4:12], "big")) == (
+        wname,
+        key_id,
+        witness["at"],
+    )
     message = f"cosignature/v1\ntime {witness['at']}\n{text}\n".encode()
     nacl.signing.VerifyKey(raw_key[1:]).verify(message, raw[12:])
 

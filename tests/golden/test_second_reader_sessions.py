@@ -1,4 +1,6 @@
-"""The second reader of sessions, written from the manual page alone: it imports nothing of CipherBox."""
+"""The second reader of sessions, written from the manual page alone: it imports nothing of
+CipherBox.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,16 @@ def read_prekeys(raw: bytes, sign: dict[int, bytes]) -> dict[str, Any]:
     p: dict[str, Any] = {"client": c.sized(1).decode()}
     if signed:
         p["made"] = c.number(8)
-    p |= {"identity": c.take(32), "number": c.number(4), "key": c.take(32), "kem": c.take(1184), "suite": c.number(1)}
-    message = label("prekeys" if signed else "prekey-once") + bytes([p["suite"]]) + sha256(raw[: c.at])
+    p |= {
+        "identity": c.take(32),
+        "number": c.number(4),
+        "key": c.take(32),
+        "kem": c.take(1184),
+        "suite": c.number(1),
+    }
+    message = (
+        label("prekeys" if signed else "prekey-once") + bytes([p["suite"]]) + sha256(raw[: c.at])
+    )
     check_signatures(sign, p["suite"], message, c.take({1: 64, 2: 3373}[p["suite"]]))
     assert c.at == len(raw)
     return p
@@ -59,14 +69,25 @@ def agree(row: dict[str, Any], shaken: bytes) -> tuple[bytes, bytes, bytes]:
     """B's half: root, AD, session id."""
     secrets = {k: bytes.fromhex(v) for k, v in row["secrets"].items() if isinstance(v, str)}
     c = Cursor(shaken)
-    identity_a, ephemeral, _, _, once_number = c.take(32), c.take(32), c.number(8), c.number(4), c.number(4)
+    identity_a, ephemeral, _, _, once_number = (
+        c.take(32),
+        c.take(32),
+        c.number(8),
+        c.number(4),
+        c.number(4),
+    )
     ciphertext = c.take(1088)
     assert c.at == len(shaken) == 1168
     assert identity_a == public_of(secrets["identity_a"])
     pair = secrets["once"] if once_number else secrets["signed"]
     kem = mlkem.MLKEM768PrivateKey.from_seed_bytes(pair[32:])
     signed = secrets["signed"][:32]
-    secret = b"\xff" * 32 + dh(signed, identity_a) + dh(secrets["identity_b"], ephemeral) + dh(signed, ephemeral)
+    secret = (
+        b"\xff" * 32
+        + dh(signed, identity_a)
+        + dh(secrets["identity_b"], ephemeral)
+        + dh(signed, ephemeral)
+    )
     if once_number:
         secret += dh(pair[:32], ephemeral)
     secret += kem.decapsulate(ciphertext)
@@ -102,10 +123,17 @@ def test_conversations(name: str) -> None:
         once = read_prekeys(bytes.fromhex(row["once"]), sign)
         assert (once["identity"], once["number"]) == (signed["identity"], 8)
     root, associated, session_id = agree(row, bytes.fromhex(row["handshake"]))
-    assert [x.hex() for x in (root, associated, session_id)] == [row["root"], row["associated"], row["session_id"]]
+    assert [x.hex() for x in (root, associated, session_id)] == [
+        row["root"],
+        row["associated"],
+        row["session_id"],
+    ]
 
-    # Every chain, by the ratchet key that speaks in it: the ends take turns, A first, against B's signed prekey.
-    a, b = ([bytes.fromhex(k) for k in row["secrets"]["ratchet"][who]] for who in ("FL-LAB", "CA-RC"))
+    # Every chain, by the ratchet key that speaks in it: the ends take turns, A first, against B's
+    # signed prekey.
+    a, b = (
+        [bytes.fromhex(k) for k in row["secrets"]["ratchet"][who]] for who in ("FL-LAB", "CA-RC")
+    )
     assert b[0] == bytes.fromhex(row["secrets"]["signed"])[:32]
     chains: dict[bytes, bytes] = {}
     other, speaks, waits = b[0], a, b[1:]
@@ -125,7 +153,9 @@ def test_conversations(name: str) -> None:
         assert previous == (earlier.count(earlier[-1]) if earlier else 0)
         assert number == keys.count(speaker)
         keys.append(speaker)
-        plain = open_message(raw, message_key(chains[speaker], number), associated, bytes.fromhex(row["binding"]))
+        plain = open_message(
+            raw, message_key(chains[speaker], number), associated, bytes.fromhex(row["binding"])
+        )
         assert plain.hex() == said["plaintext"]
     assert [bytes.fromhex(s["message"])[0] for s in row["said"]] == [2, 2, 1, 1, 1, 1, 1]
     assert [len(set(keys)) for keys in said_by.values()] == [2, 2]
@@ -140,7 +170,10 @@ def test_an_envelope() -> None:
     check_signatures(sender["sign"], e["suite"], message, e["signatures"])
     ((key_id, kind, stanza, who),) = e["stanzas"]
     assert (kind, who, len(stanza), stanza.hex()) == (4, "CA-RC", 1273, row["stanza"])
-    assert key_id == sha256(label("key-id"), b"\x04", bytes.fromhex(DOCUMENT["identity_b_public"]))[:16]
+    assert (
+        key_id
+        == sha256(label("key-id"), b"\x04", bytes.fromhex(DOCUMENT["identity_b_public"]))[:16]
+    )
     root, associated, session_id = agree(keys, stanza[17:1185])
     assert session_id == stanza[1:17]
     secret = dh(bytes.fromhex(keys["secrets"]["signed"])[:32], stanza[1185:1217])

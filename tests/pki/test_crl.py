@@ -25,14 +25,32 @@ LISTS: list[tuple[dict[str, Any], str]] = [
     ({"more": [(part(only_contains_ca_certs=True), True)]}, "partitioned"),
     ({"more": [(part(only_contains_user_certs=True), True)]}, "partitioned"),
     ({"more": [(part(full_name=HERE), True)]}, "partitioned"),
-    ({"more": [(part(only_some_reasons=frozenset([x509.ReasonFlags.key_compromise])), True)]}, "partitioned"),
+    (
+        {"more": [(part(only_some_reasons=frozenset([x509.ReasonFlags.key_compromise])), True)]},
+        "partitioned",
+    ),
     ({"more": [(part(full_name=HERE, indirect_crl=True), True)]}, "partitioned"),
     ({"more": [(part(full_name=HERE), False)]}, "partitioned"),
     ({"more": [(UNKNOWN, True)]}, "unknown here"),
     ({"serials": ["ab"], "entry": [(UNKNOWN, True)]}, "unknown here"),
-    ({"serials": ["ab"], "entry": [(ISSUER([x509.DirectoryName(ROOT.certificate.subject)]), True)]}, "unknown here"),
-    ({"serials": ["ab"], "entry": [(ISSUER([x509.DirectoryName(ROOT.certificate.subject)]), False)]}, "another CA"),
-    ({"serials": ["ab"], "entry": [(REASON(x509.ReasonFlags.remove_from_crl), False)]}, "takes an entry back"),
+    (
+        {
+            "serials": ["ab"],
+            "entry": [(ISSUER([x509.DirectoryName(ROOT.certificate.subject)]), True)],
+        },
+        "unknown here",
+    ),
+    (
+        {
+            "serials": ["ab"],
+            "entry": [(ISSUER([x509.DirectoryName(ROOT.certificate.subject)]), False)],
+        },
+        "another CA",
+    ),
+    (
+        {"serials": ["ab"], "entry": [(REASON(x509.ReasonFlags.remove_from_crl), False)]},
+        "takes an entry back",
+    ),
     ({"begins": DAY}, "begins only on"),
     ({"number": None}, "has no number"),
     ({"hash": hashes.SHA224()}, "weak or unknown hash"),
@@ -48,12 +66,18 @@ def test_what_is_not_the_complete_list_is_refused(mistake: dict[str, Any], says:
 def test_what_says_no_less_is_taken() -> None:
     now = pki.now()
     fresh = x509.FreshestCRL([x509.DistributionPoint(HERE, None, None, None)])  # where its delta is
-    entry = [(REASON(x509.ReasonFlags.certificate_hold), False), (SINCE(now - 9 * DAY), False), (UNKNOWN, False)]
+    entry = [
+        (REASON(x509.ReasonFlags.certificate_hold), False),
+        (SINCE(now - 9 * DAY), False),
+        (UNKNOWN, False),
+    ]
     raw = crl(CA, ["ab"], more=[(fresh, False), (UNKNOWN, False)], entry=entry)
     assert list(check_crl(raw, CA.certificate, now).revoked) == ["ab"]
     for key in (rsa.generate_private_key(65537, 2048), pki.new_key()):
         ca = authority(ROOT, key=key)
-        assert list(read_crl(crl(ca, ["cd"], hash=hashes.SHA256()), ca.certificate, now).revoked) == ["cd"]
+        assert list(
+            read_crl(crl(ca, ["cd"], hash=hashes.SHA256()), ca.certificate, now).revoked
+        ) == ["cd"]
 
 
 def test_a_ca_that_may_not_sign_lists_signs_none() -> None:
@@ -93,13 +117,19 @@ def test_numbers_only_rise_and_have_an_end() -> None:
 
 def test_a_file_with_half_a_list_holds_none() -> None:
     blocks = [
-        x509.load_der_x509_crl(crl(CA, number=n)).public_bytes(serialization.Encoding.PEM) for n in (1, 2)
-    ]  # fmt: skip
+        x509.load_der_x509_crl(crl(CA, number=n)).public_bytes(serialization.Encoding.PEM)
+        for n in (1, 2)
+    ]
     assert len(lists_in(b"".join(blocks), "f")) == 2
-    for cut in (blocks[0] + blocks[1][:200], blocks[0] + blocks[1][:30], crl(CA) + b"\x00", crl(CA)[:-1], b""):
+    for cut in (
+        blocks[0] + blocks[1][:200],
+        blocks[0] + blocks[1][:30],
+        crl(CA) + b"\x00",
+        crl(CA)[:-1],
+        b"",
+    ):
         with pytest.raises(CredentialsError, match="no whole revocation list"):
             lists_in(cut, "f")
-
 
 
 def sized(tag: bytes, content: bytes) -> bytes:

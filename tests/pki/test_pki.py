@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cipherbox import pki
-from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, InvalidRequest, ListOverdue
+from cipherbox.errors import (
+    BundleNotCertified,
+    ConfigError,
+    CredentialsError,
+    InvalidRequest,
+    ListOverdue,
+)
 from cipherbox.pki.revocation_lists import check_crl, make_crl
 from tests.parties import party, world
 
@@ -67,7 +73,9 @@ def test_a_chain_is_good_only_under_its_root_in_its_time_and_for_its_purpose() -
 
 def test_a_client_cannot_issue() -> None:
     here, lab = world(), party("FL-LAB")
-    forged = pki.issue_client(pki.Authority(lab.certificate, lab.key), pki.new_key().public_key(), "CA-RC")
+    forged = pki.issue_client(
+        pki.Authority(lab.certificate, lab.key), pki.new_key().public_key(), "CA-RC"
+    )
     with pytest.raises(BundleNotCertified, match="may not sign"):
         pki.verify_chain([forged, *lab.chain], here.root.certificate, NOW)
 
@@ -77,10 +85,20 @@ def test_from_a_request_only_a_proven_p384_key_is_taken() -> None:
     csr = pki.make_csr(key, "FL-LAB")
     assert pki.spki(pki.key_of_csr(csr)) == pki.spki(key.public_key())
     weak = ec.generate_private_key(ec.SECP256R1())
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(weak, hashes.SHA256())
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .sign(weak, hashes.SHA256())
+    )
     changed = bytearray(csr)
     changed[-1] ^= 1
-    for bad in (request.public_bytes(serialization.Encoding.DER), bytes(changed), b"", csr[:-1], b"0" * 200):
+    for bad in (
+        request.public_bytes(serialization.Encoding.DER),
+        bytes(changed),
+        b"",
+        csr[:-1],
+        b"0" * 200,
+    ):
         with pytest.raises(InvalidRequest):
             pki.key_of_csr(bad)
 
@@ -94,7 +112,8 @@ def test_any_bytes_are_a_request_or_refused(raw: bytes) -> None:
 def test_revocation_lists() -> None:
     here = world()
     issuing = here.issuing.certificate
-    crl, now = make_crl(here.issuing, [("ab12", NOW)], 7), pki.now()  # NOW is from when this file was read
+    # NOW is from when this file was read
+    crl, now = make_crl(here.issuing, [("ab12", NOW)], 7), pki.now()
     checked = check_crl(crl, issuing, now, 7)
     assert (checked.number, list(checked.revoked)) == (7, ["ab12"])
     with pytest.raises(ListOverdue, match="ended"):
@@ -109,7 +128,8 @@ def test_revocation_lists() -> None:
             same = check_crl(changed, issuing, now, 7)
         except CredentialsError:
             continue
-        assert same == checked, offset  # how many bits of a string are unused can change without changing anything
+        # how many bits of a string are unused can change without changing anything
+        assert same == checked, offset
 
 
 def test_the_short_number_depends_on_root_and_key() -> None:

@@ -1,4 +1,6 @@
-"""One profile for every chain: what is not in it is refused with a plain word, in bundles and in TLS alike."""
+"""One profile for every chain: what is not in it is refused with a plain word, in bundles and in
+TLS alike.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,19 @@ from cipherbox.net.tls import client_context, server_context, shake_hands
 from cipherbox.pki import profile
 from cipherbox.sealing.identity import Identity
 from tests.parties import now_ms, party, world
-from tests.pki.kit import BASIC, DAY, ISSUER_ID, NAMES, OWN_ID, PURPOSE, UNKNOWN, USAGE, authority, make, usage
+from tests.pki.kit import (
+    BASIC,
+    DAY,
+    ISSUER_ID,
+    NAMES,
+    OWN_ID,
+    PURPOSE,
+    UNKNOWN,
+    USAGE,
+    authority,
+    make,
+    usage,
+)
 
 ROOT = pki.new_root("Org")
 HERE = world()
@@ -49,7 +63,9 @@ CLIENTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("mistake", "says"), CLIENTS, ids=lambda value: str(value)[:40])
-def test_a_clients_certificate_outside_the_profile_is_refused(mistake: dict[str, Any], says: str) -> None:
+def test_a_clients_certificate_outside_the_profile_is_refused(
+    mistake: dict[str, Any], says: str
+) -> None:
     good = make(HERE.issuing, "FL-LAB", KEY, "client", more=[(UNKNOWN, False)])
     chain = [HERE.issuing.certificate]
     pki.verify_chain([good, *chain], HERE.root.certificate, pki.now())
@@ -58,10 +74,15 @@ def test_a_clients_certificate_outside_the_profile_is_refused(mistake: dict[str,
         pki.verify_chain([bad, *chain], HERE.root.certificate, pki.now())
 
 
-@pytest.mark.parametrize(("key", "says"), [
-    (ec.generate_private_key(ec.SECP256R1()), "P-384"), (ed25519.Ed25519PrivateKey.generate(), "P-384"),
-    (rsa.generate_private_key(65537, 2048), "P-384"),
-], ids=["p256", "ed25519", "rsa"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (ec.generate_private_key(ec.SECP256R1()), "P-384"),
+        (ed25519.Ed25519PrivateKey.generate(), "P-384"),
+        (rsa.generate_private_key(65537, 2048), "P-384"),
+    ],
+    ids=["p256", "ed25519", "rsa"],
+)
 def test_a_clients_key_is_of_one_kind(key: Any, says: str) -> None:
     bad = make(HERE.issuing, "FL-LAB", key, "client")
     with pytest.raises(BundleNotCertified, match=says):
@@ -72,20 +93,24 @@ HQS: list[tuple[dict[str, Any], str]] = [
     ({"without": [PURPOSE]}, "what it is for"),
     ({"purpose": x509.ExtendedKeyUsage([pki.SERVER, pki.CLIENT])}, "another purpose"),
     ({"without": [NAMES]}, "another name"),
-    ({"names": x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])}, "another name"),
+    (
+        {"names": x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])},
+        "another name",
+    ),
     ({"names": x509.SubjectAlternativeName([DNS("hq.example.org")])}, "another name"),
     ({"more": [(UNKNOWN, True)]}, "unhandled critical extension|unknown here"),
     ({"usage": usage(key_agreement=True)}, "digitalSignature|usage"),
     ({"without": [ISSUER_ID]}, "Authority Key Identifier"),
     ({"begins": -DAY, "life": DAY / 2}, "has ended"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("mistake", "says"), HQS, ids=lambda value: str(value)[:40])
 def test_what_a_client_takes_for_hq_fits_the_profile(mistake: dict[str, Any], says: str) -> None:
     root = HERE.root.certificate
     shown(make(HERE.issuing, "DC-HQ", KEY, "hq"), KEY, HERE.issuing, root)
-    bad = make(HERE.issuing, pki.SERVER_NAME, KEY, "hq", **mistake)  # the common name is right, and counts for nothing
+    # the common name is right, and counts for nothing
+    bad = make(HERE.issuing, pki.SERVER_NAME, KEY, "hq", **mistake)
     with pytest.raises(CredentialsError, match=says):
         shown(bad, KEY, HERE.issuing, root)
 
@@ -107,7 +132,10 @@ CAS: list[tuple[dict[str, Any], str]] = [
     ({"without": [ISSUER_ID]}, "which key signed it"),
     ({"more": [(UNKNOWN, True)]}, "unknown here"),
     ({"more": [(x509.ExtendedKeyUsage([pki.SERVER]), False)]}, "for this purpose"),
-    ({"more": [(x509.NameConstraints([x509.DirectoryName(x509.Name([]))], None), True)]}, "certain subjects"),
+    (
+        {"more": [(x509.NameConstraints([x509.DirectoryName(x509.Name([]))], None), True)]},
+        "certain subjects",
+    ),
     ({"more": [(x509.NameConstraints([DNS("example.org")], None), False)]}, "certain subjects"),
     ({"more": [(x509.InhibitAnyPolicy(0), True)]}, "unknown here"),
 ]
@@ -122,11 +150,19 @@ def test_a_ca_outside_the_profile_certifies_nobody(mistake: dict[str, Any], says
         pki.verify_chain([leaf, between.certificate], ROOT.certificate, pki.now())
 
 
-@pytest.mark.parametrize("key", [
-    rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256R1()), pki.new_key(),
-], ids=["rsa", "p256", "p384"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        rsa.generate_private_key(65537, 2048),
+        ec.generate_private_key(ec.SECP256R1()),
+        pki.new_key(),
+    ],
+    ids=["rsa", "p256", "p384"],
+)
 def test_an_organizations_ca_may_be_rsa_or_ecdsa(key: Any) -> None:
-    between = authority(ROOT, key=key, more=[(x509.ExtendedKeyUsage([pki.SERVER, pki.CLIENT]), False)])
+    between = authority(
+        ROOT, key=key, more=[(x509.ExtendedKeyUsage([pki.SERVER, pki.CLIENT]), False)]
+    )
     leaf = make(between, "FL-LAB", KEY, "client", hash=hashes.SHA256())
     assert pki.verify_chain([leaf, between.certificate], ROOT.certificate, pki.now()) == leaf
     shown(make(between, "DC-HQ", KEY, "hq", hash=hashes.SHA256()), KEY, between, ROOT.certificate)
@@ -178,7 +214,8 @@ def test_a_path_may_not_be_longer_than_a_ca_says() -> None:
         pki.verify_chain([leaf, below.certificate, top.certificate], ROOT.certificate, pki.now())
 
 
-# When certificates begin and how long they last, and when the bundle says that it was made; in days from now.
+# When certificates begin and how long they last, and when the bundle says that it was made; in days
+# from now.
 TIMES = [
     ("a certificate of later", (-90, 300), (3, 90), 4, "begins only"),
     ("a certificate that ended", (-90, 300), (-80, 40), -70, "ended on"),
@@ -187,9 +224,15 @@ TIMES = [
 ]
 
 
-@pytest.mark.parametrize(("issuing", "leaf", "made", "says"), [case[1:] for case in TIMES], ids=[c[0] for c in TIMES])
+@pytest.mark.parametrize(
+    ("issuing", "leaf", "made", "says"), [case[1:] for case in TIMES], ids=[c[0] for c in TIMES]
+)
 def test_what_is_sealed_to_is_valid_now(
-    issuing: tuple[int, int], leaf: tuple[int, int], made: int, says: str, monkeypatch: pytest.MonkeyPatch
+    issuing: tuple[int, int],
+    leaf: tuple[int, int],
+    made: int,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The time that a bundle was made is its owner's word; a bundle's end, too."""
     now = pki.now()
@@ -201,7 +244,9 @@ def test_what_is_sealed_to_is_valid_now(
     with monkeypatch.context() as careless:
         careless.setattr(pki, "end_of", lambda chain: chain[0].not_valid_after_utc)
         made_at = now_ms() + made * 24 * 3600 * 1000
-        bundle = Identity.generate("FL-LAB").make_bundle(KEY, [certificate, ca.certificate], made_at)
+        bundle = Identity.generate("FL-LAB").make_bundle(
+            KEY, [certificate, ca.certificate], made_at
+        )
     with pytest.raises(BundleError, match=says):
         check_bundle(bundle, "FL-LAB", root.certificate, now_ms())
 

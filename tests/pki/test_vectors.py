@@ -1,4 +1,6 @@
-"""Published vectors for certificates: ECDSA P-384 with SHA-384, points, signing requests, keys at rest, chains."""
+"""Published vectors for certificates: ECDSA P-384 with SHA-384, points, signing requests, keys
+at rest, chains.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 
 from cipherbox import pki
 from cipherbox.errors import BundleNotCertified, ConfigError, InvalidRequest
@@ -34,11 +39,15 @@ def point(row: Row, width: int = WIDTH) -> bytes:
 
 
 def certified(raw: bytes) -> pki.PublicKey:
-    """The public key of a certificate with this point in it, read as every other certificate's is."""
+    """The public key of a certificate with this point in it, read as every other certificate's
+    is.
+    """
     genuine = party("FL-LAB").certificate
     own = genuine.public_key()
     assert isinstance(own, ec.EllipticCurvePublicKey)
-    there = own.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    there = own.public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
     data = pki.der(genuine)
     assert data.count(there) == 1
     key = pki.load_der(data.replace(there, raw)).public_key()
@@ -51,10 +60,14 @@ def check_refusals(key: pki.PublicKey, signed: bytes, message: bytes) -> None:
     r, s = decode_dss_signature(signed)
     pairs = ((0, s), (r, 0), (0, 0), (s, r), (r + ORDER, s), (r, s + ORDER))
     for bad, about in (
-        (flipped(signed), message), (signed, message + b"\x00"), (signed + b"\x00", message), (signed[:-1], message),
-        (r.to_bytes(WIDTH, "big") + s.to_bytes(WIDTH, "big"), message), (b"", message),
+        (flipped(signed), message),
+        (signed, message + b"\x00"),
+        (signed + b"\x00", message),
+        (signed[:-1], message),
+        (r.to_bytes(WIDTH, "big") + s.to_bytes(WIDTH, "big"), message),
+        (b"", message),
         *((encode_dss_signature(*pair), message) for pair in pairs),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InvalidSignature):
             key.verify(bad, about, HASH)
 
@@ -84,7 +97,9 @@ def test_ecdsa_p384_sha384_signatures_are_as_published() -> None:
 
 
 def test_ecdsa_p384_sha384_against_rfc_6979() -> None:
-    """These signatures are published as DER, the form that bundles carry; both keys verify what we sign with them."""
+    """These signatures are published as DER, the form that bundles carry; both keys verify what
+    we sign with them.
+    """
     text = (ROOT / RFC_6979).read_text().partition("RFC 6979 P-384")[2].partition("Title")[0]
     private_pem, public_pem = re.findall(r"-----BEGIN.*?-----END[^\n]*", text, re.S)[:2]
     private = serialization.load_pem_private_key(private_pem.encode(), None)
@@ -92,7 +107,9 @@ def test_ecdsa_p384_sha384_against_rfc_6979() -> None:
     assert isinstance(private, ec.EllipticCurvePrivateKey)
     assert isinstance(public, ec.EllipticCurvePublicKey)
     assert pki.spki(private.public_key()) == pki.spki(public)
-    found = re.findall(r'DigestVerify = SHA384\nKey = \S+\nInput = "(\w+)"\nOutput = (\w+)(\nResult)?', text)
+    found = re.findall(
+        r'DigestVerify = SHA384\nKey = \S+\nInput = "(\w+)"\nOutput = (\w+)(\nResult)?', text
+    )
     assert sum(bool(failing) for *_, failing in found) == 2
     for message, signed, failing in found:
         if failing:
@@ -105,7 +122,9 @@ def test_ecdsa_p384_sha384_against_rfc_6979() -> None:
 
 
 def test_p384_points_in_certificates_are_checked() -> None:
-    """FIPS 186-3: of the rows marked F some numbers are too large, and some points lie on no curve."""
+    """FIPS 186-3: of the rows marked F some numbers are too large, and some points lie on no
+    curve.
+    """
     outcomes = []
     for row in rows(f"{FIPS}/PKV.rsp", "[P-384]"):
         outcomes.append(row["Result"].split(" -")[0])
@@ -116,7 +135,9 @@ def test_p384_points_in_certificates_are_checked() -> None:
             with pytest.raises(ValueError, match=INVALID_KEY):
                 certified(point(row))
         else:  # a byte more than fits, so not in that certificate: the same key by itself
-            spki = bytearray(pki.spki(pki.new_key().public_key())[: -2 * WIDTH - 1] + point(row, WIDTH + 1))
+            spki = bytearray(
+                pki.spki(pki.new_key().public_key())[: -2 * WIDTH - 1] + point(row, WIDTH + 1)
+            )
             spki[1] += 2
             spki[-2 * WIDTH - 5] += 2
             with pytest.raises(ValueError, match=INVALID_KEY):
@@ -151,14 +172,19 @@ def der(path: Path) -> bytes:
 
 
 def test_keys_at_rest_open_as_published() -> None:
-    """Our password is a local key in hexadecimal text; these three bytes are the published file's "123456"."""
+    """Our password is a local key in hexadecimal text; these three bytes are the published
+    file's "123456".
+    """
     folder, local = ROOT / "asymmetric/PKCS8", bytes.fromhex("123456")
     data = (folder / "ec_private_key_encrypted.pem").read_bytes()
     key = pki.load_key(data, local, "key.pem")
     plain = serialization.load_pem_private_key((folder / "ec_private_key.pem").read_bytes(), None)
     assert isinstance(plain, ec.EllipticCurvePrivateKey)
     assert key.private_numbers() == plain.private_numbers()
-    assert pki.load_key(pki.key_pem(key, local), local, "key.pem").private_numbers() == plain.private_numbers()
+    assert (
+        pki.load_key(pki.key_pem(key, local), local, "key.pem").private_numbers()
+        == plain.private_numbers()
+    )
     with pytest.raises(ConfigError):
         pki.load_key(data, bytes.fromhex("123457"), "key.pem")
     for path in sorted(folder.glob("*.pem")):
@@ -179,42 +205,70 @@ def test_a_published_p384_root_is_its_own_issuer_and_no_client() -> None:
         pki.verify_chain([root], party("FL-LAB").world.root.certificate)
 
 
-HOLDS, NOT_ISSUED, MAY_NOT, BEGINS, ENDED = "what it is for", "not issued", "may not sign", "begins only", "ended on"
+HOLDS, NOT_ISSUED, MAY_NOT, BEGINS, ENDED = (
+    "what it is for",
+    "not issued",
+    "may not sign",
+    "begins only",
+    "ended on",
+)
 ENCODED = "UtcTime"  # RFC 5280, section 4.1.2.5: through 2049 it has no other form
 
 
-@pytest.mark.parametrize(("names", "wanted"), [
-    ("ValidCertificatePathTest1EE GoodCACert", HOLDS),
-    ("InvalidCASignatureTest2EE BadSignedCACert", NOT_ISSUED),
-    ("InvalidEESignatureTest3EE GoodCACert", NOT_ISSUED),
-    ("InvalidCAnotBeforeDateTest1EE BadnotBeforeDateCACert", BEGINS),
-    ("InvalidEEnotBeforeDateTest2EE GoodCACert", BEGINS),
-    ("Validpre2000UTCnotBeforeDateTest3EE GoodCACert", HOLDS),
-    ("ValidGeneralizedTimenotBeforeDateTest4EE GoodCACert", ENCODED),
-    ("InvalidCAnotAfterDateTest5EE BadnotAfterDateCACert", ENDED),
-    ("InvalidEEnotAfterDateTest6EE GoodCACert", ENDED),
-    ("Invalidpre2000UTCEEnotAfterDateTest7EE GoodCACert", ENDED),
-    ("ValidGeneralizedTimenotAfterDateTest8EE GoodCACert", HOLDS),
-    ("InvalidNameChainingTest1EE GoodCACert", NOT_ISSUED),
-    ("InvalidNameChainingOrderTest2EE NameOrderingCACert", NOT_ISSUED),
-    ("InvalidMissingbasicConstraintsTest1EE MissingbasicConstraintsCACert", MAY_NOT),
-    ("InvalidcAFalseTest2EE basicConstraintsCriticalcAFalseCACert", MAY_NOT),
-    ("InvalidcAFalseTest3EE basicConstraintsNotCriticalcAFalseCACert", MAY_NOT),
-    ("ValidbasicConstraintsNotCriticalTest4EE basicConstraintsNotCriticalCACert", MAY_NOT),  # RFC 5280
-    ("InvalidpathLenConstraintTest5EE pathLenConstraint0subCACert pathLenConstraint0CACert", MAY_NOT),
-    ("InvalidpathLenConstraintTest6EE pathLenConstraint0subCACert pathLenConstraint0CACert", MAY_NOT),
-    ("ValidpathLenConstraintTest7EE pathLenConstraint0CACert", HOLDS),
-    ("ValidpathLenConstraintTest8EE pathLenConstraint0CACert", HOLDS),
-    ("InvalidpathLenConstraintTest9EE pathLenConstraint6subsubCA00Cert pathLenConstraint6subCA0Cert "
-     "pathLenConstraint6CACert", MAY_NOT),
-    ("InvalidkeyUsageCriticalkeyCertSignFalseTest1EE keyUsageCriticalkeyCertSignFalseCACert", MAY_NOT),
-    ("InvalidkeyUsageNotCriticalkeyCertSignFalseTest2EE keyUsageNotCriticalkeyCertSignFalseCACert", MAY_NOT),
-    ("ValidkeyUsageNotCriticalTest3EE keyUsageNotCriticalCACert", HOLDS),
-], ids=lambda value: str(value).split(maxsplit=1)[0])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ("ValidCertificatePathTest1EE GoodCACert", HOLDS),
+        ("InvalidCASignatureTest2EE BadSignedCACert", NOT_ISSUED),
+        ("InvalidEESignatureTest3EE GoodCACert", NOT_ISSUED),
+        ("InvalidCAnotBeforeDateTest1EE BadnotBeforeDateCACert", BEGINS),
+        ("InvalidEEnotBeforeDateTest2EE GoodCACert", BEGINS),
+        ("Validpre2000UTCnotBeforeDateTest3EE GoodCACert", HOLDS),
+        ("ValidGeneralizedTimenotBeforeDateTest4EE GoodCACert", ENCODED),
+        ("InvalidCAnotAfterDateTest5EE BadnotAfterDateCACert", ENDED),
+        ("InvalidEEnotAfterDateTest6EE GoodCACert", ENDED),
+        ("Invalidpre2000UTCEEnotAfterDateTest7EE GoodCACert", ENDED),
+        ("ValidGeneralizedTimenotAfterDateTest8EE GoodCACert", HOLDS),
+        ("InvalidNameChainingTest1EE GoodCACert", NOT_ISSUED),
+        ("InvalidNameChainingOrderTest2EE NameOrderingCACert", NOT_ISSUED),
+        ("InvalidMissingbasicConstraintsTest1EE MissingbasicConstraintsCACert", MAY_NOT),
+        ("InvalidcAFalseTest2EE basicConstraintsCriticalcAFalseCACert", MAY_NOT),
+        ("InvalidcAFalseTest3EE basicConstraintsNotCriticalcAFalseCACert", MAY_NOT),
+        # RFC 5280
+        ("ValidbasicConstraintsNotCriticalTest4EE basicConstraintsNotCriticalCACert", MAY_NOT),
+        (
+            "InvalidpathLenConstraintTest5EE pathLenConstraint0subCACert pathLenConstraint0CACert",
+            MAY_NOT,
+        ),
+        (
+            "InvalidpathLenConstraintTest6EE pathLenConstraint0subCACert pathLenConstraint0CACert",
+            MAY_NOT,
+        ),
+        ("ValidpathLenConstraintTest7EE pathLenConstraint0CACert", HOLDS),
+        ("ValidpathLenConstraintTest8EE pathLenConstraint0CACert", HOLDS),
+        (
+            "InvalidpathLenConstraintTest9EE pathLenConstraint6subsubCA00Cert "
+            "pathLenConstraint6subCA0Cert pathLenConstraint6CACert",
+            MAY_NOT,
+        ),
+        (
+            "InvalidkeyUsageCriticalkeyCertSignFalseTest1EE keyUsageCriticalkeyCertSignFalseCACert",
+            MAY_NOT,
+        ),
+        (
+            "InvalidkeyUsageNotCriticalkeyCertSignFalseTest2EE "
+            "keyUsageNotCriticalkeyCertSignFalseCACert",
+            MAY_NOT,
+        ),
+        ("ValidkeyUsageNotCriticalTest3EE keyUsageNotCriticalCACert", HOLDS),
+    ],
+    ids=lambda value: str(value).split(maxsplit=1)[0],
+)
 def test_chains_are_judged_as_published(names: str, wanted: str) -> None:
     """NIST's path validation suite, sections 4.1 to 4.3, 4.6 and 4.7.
 
-    Its certificates name no purpose, so none is a client's: a chain that holds is refused for that alone, at the end.
+    Its certificates name no purpose, so none is a client's: a chain that holds is refused for that
+    alone, at the end.
     """
     folder = ROOT / "x509/PKITS_data/certs"
     chain = [(folder / f"{name}.crt").read_bytes() for name in names.split()]

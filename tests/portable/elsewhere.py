@@ -1,7 +1,9 @@
-"""Runs `cipherbox` as a system without anything of Unix would: `python -m tests.portable.elsewhere ARGUMENTS`.
+"""Runs `cipherbox` as a system without anything of Unix would: `python -m tests.portable.elsewhere
+ARGUMENTS`.
 
-What others wrote is imported first, as it has code of its own for each system.  Then the Unix-only modules cannot be
-imported any more, the Unix-only functions, flags and signals are gone, and `sys.platform` says Windows.
+What others wrote is imported first, as it has code of its own for each system.  Then the Unix-only
+modules cannot be imported any more, the Unix-only functions, flags and signals are gone, and
+`sys.platform` says Windows.
 """
 
 from __future__ import annotations
@@ -16,22 +18,101 @@ import sys
 import types
 from typing import Any
 
-MODULES = ("fcntl", "pwd", "grp", "resource", "termios", "tty", "pty", "posix", "syslog", "crypt", "spwd", "nis")
+MODULES = (
+    "fcntl",
+    "pwd",
+    "grp",
+    "resource",
+    "termios",
+    "tty",
+    "pty",
+    "posix",
+    "syslog",
+    "crypt",
+    "spwd",
+    "nis",
+)
 FUNCTIONS = (
-    "chown", "confstr", "fchmod", "fchown", "fork", "getegid", "geteuid", "getgid", "getgroups", "getpgid",
-    "getuid", "killpg", "lchown", "mkfifo", "mknod", "nice", "posix_fadvise", "posix_fallocate",
-    "pread", "preadv", "pwrite", "pwritev", "sched_getaffinity", "sendfile", "setgid", "setsid", "setuid", "statvfs",
-    "sync", "sysconf", "uname", "wait3", "wait4", "O_CLOEXEC", "O_DIRECTORY", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK",
-    "O_SYNC", "O_DSYNC",
-)  # fmt: skip
-SIGNALS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}  # those of Windows, with SIGBREAK
+    "chown",
+    "confstr",
+    "fchmod",
+    "fchown",
+    "fork",
+    "getegid",
+    "geteuid",
+    "getgid",
+    "getgroups",
+    "getpgid",
+    "getuid",
+    "killpg",
+    "lchown",
+    "mkfifo",
+    "mknod",
+    "nice",
+    "posix_fadvise",
+    "posix_fallocate",
+    "pread",
+    "preadv",
+    "pwrite",
+    "pwritev",
+    "sched_getaffinity",
+    "sendfile",
+    "setgid",
+    "setsid",
+    "setuid",
+    "statvfs",
+    "sync",
+    "sysconf",
+    "uname",
+    "wait3",
+    "wait4",
+    "O_CLOEXEC",
+    "O_DIRECTORY",
+    "O_NOCTTY",
+    "O_NOFOLLOW",
+    "O_NONBLOCK",
+    "O_SYNC",
+    "O_DSYNC",
+)
+# those of Windows, with SIGBREAK
+SIGNALS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM"}
 OTHERS = (
-    "attr", "attrs", "click", "click.shell_completion", "click.testing", "cryptography.x509", "nacl.bindings",
-    "cryptography.hazmat.bindings._rust", "orjson", "rich.console", "rich.progress", "rich.table", "sqlite3",
-    "subprocess", "tempfile", "trio", "trio.testing", "trio_websocket", "zstandard", "logging", "multiprocessing",
-    "concurrent.futures", "ssl", "zipfile", "getpass", "shutil", "platform", "mimetypes", "email", "http.client",
-    "tomllib", "uuid", "hashlib", "importlib.resources", "pdb",
-)  # fmt: skip
+    "attr",
+    "attrs",
+    "click",
+    "click.shell_completion",
+    "click.testing",
+    "cryptography.x509",
+    "nacl.bindings",
+    "cryptography.hazmat.bindings._rust",
+    "orjson",
+    "rich.console",
+    "rich.progress",
+    "rich.table",
+    "sqlite3",
+    "subprocess",
+    "tempfile",
+    "trio",
+    "trio.testing",
+    "trio_websocket",
+    "zstandard",
+    "logging",
+    "multiprocessing",
+    "concurrent.futures",
+    "ssl",
+    "zipfile",
+    "getpass",
+    "shutil",
+    "platform",
+    "mimetypes",
+    "email",
+    "http.client",
+    "tomllib",
+    "uuid",
+    "hashlib",
+    "importlib.resources",
+    "pdb",
+)
 
 
 class Gone:
@@ -43,7 +124,9 @@ class Gone:
 
 
 def locking() -> types.ModuleType:
-    """Windows' way to lock, as far as it is used: a lock of the whole file, at once or not at all."""
+    """Windows' way to lock, as far as it is used: a lock of the whole file, at once or not at
+    all.
+    """
     import fcntl
 
     made = types.ModuleType("msvcrt")
@@ -56,7 +139,9 @@ def locking() -> types.ModuleType:
 
 
 def _watch_files() -> None:
-    """What Windows would change or refuse is an error here: a file opened as text, a sync of one opened to read."""
+    """What Windows would change or refuse is an error here: a file opened as text, a sync of one
+    opened to read.
+    """
     import fcntl
 
     open_, fsync = os.open, os.fsync
@@ -70,7 +155,9 @@ def _watch_files() -> None:
         return open_(path, flags, mode, **more)
 
     def synced(fd: int) -> None:
-        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY, "a file opened to read is synced"
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY, (
+            "a file opened to read is synced"
+        )
         fsync(fd)
 
     os.open, os.fsync = opened, synced
@@ -96,7 +183,9 @@ def leave_unix() -> None:
         if hasattr(os, name):
             delattr(os, name)
     signal.Signals._member_map_["SIGBREAK"] = signal.SIGUSR2
-    for name in [n for n in dir(signal) if n.startswith("SIG") and n.isupper() and n not in SIGNALS]:
+    for name in [
+        n for n in dir(signal) if n.startswith("SIG") and n.isupper() and n not in SIGNALS
+    ]:
         if isinstance(getattr(signal, name), signal.Signals):
             delattr(signal, name)
     socket.socketpair = functools.partial(socket.socketpair, socket.AF_UNIX)  # type: ignore[assignment]

@@ -29,7 +29,9 @@ def test_private_files_are_private_and_must_stay_so(tmp_path: Path) -> None:
         portable.read_private(tmp_path / "none")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     portable.write_atomic(path, b"old")
 
@@ -48,12 +50,15 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
     assert not portable.is_locked(path)
     assert not path.exists()
     script = (
-        "import sys, pathlib\nfrom cipherbox import portable\n"
-        "with portable.lock_file(pathlib.Path(sys.argv[1]), 'this place'):\n    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
+        "import sys, pathlib\nfrom cipherbox import portable\nwith "
+        "portable.lock_file(pathlib.Path(sys.argv[1]), 'this place'):\n    print('held', "
+        "flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
@@ -71,14 +76,29 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "safe"),
     [
-        ("../../etc/passwd", "passwd"), ("C:\\Windows\\system.ini", "system.ini"), ("..", "_"), ("", "_"), ("/", "_"),
-        (".hidden", "hidden"), ("con", "_con"), ("LPT1.txt", "_LPT1.txt"), ("a\x00b\nc", "abc"), ("a:b*c", "a_b_c"),
-        ("\u202egnp.exe", "gnp.exe"), ("name. ", "name"), ("größe.txt", "größe.txt"), ("ä" * 100, "ä" * 60),
-        ("s" * 200 + ".vcf.gz", "s" * 113 + ".vcf.gz"), ("s" * 200 + ".2024.dcm", "s" * 116 + ".dcm"),
-        ("s" * 200 + ".nii.gz", "s" * 113 + ".nii.gz"), ("x" * 130 + ".tar.gz", "x" * 113 + ".tar.gz"),
-        ("aux .txt", "_aux .txt"), ("CONIN$", "_CONIN$"), ("e\u0301", "é"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\Windows\\system.ini", "system.ini"),
+        ("..", "_"),
+        ("", "_"),
+        ("/", "_"),
+        (".hidden", "hidden"),
+        ("con", "_con"),
+        ("LPT1.txt", "_LPT1.txt"),
+        ("a\x00b\nc", "abc"),
+        ("a:b*c", "a_b_c"),
+        ("\u202egnp.exe", "gnp.exe"),
+        ("name. ", "name"),
+        ("größe.txt", "größe.txt"),
+        ("ä" * 100, "ä" * 60),
+        ("s" * 200 + ".vcf.gz", "s" * 113 + ".vcf.gz"),
+        ("s" * 200 + ".2024.dcm", "s" * 116 + ".dcm"),
+        ("s" * 200 + ".nii.gz", "s" * 113 + ".nii.gz"),
+        ("x" * 130 + ".tar.gz", "x" * 113 + ".tar.gz"),
+        ("aux .txt", "_aux .txt"),
+        ("CONIN$", "_CONIN$"),
+        ("e\u0301", "é"),
     ],
-)  # fmt: skip
+)
 def test_safe_names(name: str, safe: str) -> None:
     assert safe_name(name) == safe
 
@@ -108,7 +128,9 @@ def test_client_ids(name: str) -> None:
     assert limits.check_client_id(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "-a", "_a", "a b", "ä", "x" * 64, "a/b", "nul", "Com1", "CONIN$", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "-a", "_a", "a b", "ä", "x" * 64, "a/b", "nul", "Com1", "CONIN$", "a\n"]
+)
 def test_what_is_no_client_id(name: str) -> None:
     with pytest.raises(InvalidRequest):
         limits.check_client_id(name)

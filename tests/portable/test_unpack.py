@@ -32,7 +32,9 @@ def test_a_place_of_ones_own_is_fine(deep: Path) -> None:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("mode", [0o757, 0o777])
-def test_a_directory_above_that_others_may_write_is_refused(deep: Path, which: int, mode: int) -> None:
+def test_a_directory_above_that_others_may_write_is_refused(
+    deep: Path, which: int, mode: int
+) -> None:
     """Who may write a parent can put another folder in the place of the checked one."""
     place = (deep, *deep.parents)[which]
     place.chmod(mode)
@@ -67,14 +69,18 @@ def test_a_group_of_ones_own_may_write(deep: Path, monkeypatch: pytest.MonkeyPat
     deep.parent.chmod(0o775)
     members: list[str] = []
     monkeypatch.setattr(os, "getegid", lambda: deep.parent.stat().st_gid)
-    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((me.pw_name, "x", gid, members)))
+    monkeypatch.setattr(
+        grp, "getgrgid", lambda gid: grp.struct_group((me.pw_name, "x", gid, members))
+    )
     check_place(deep)
     members.append("somebody")
     with pytest.raises(ValueError, match="can be written by others"):
         check_place(deep)
 
 
-def test_a_link_counts_as_where_it_leads(deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_counts_as_where_it_leads(
+    deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was checked is used, so a link that changes afterwards leads nowhere else."""
     deep.parent.chmod(0o777)
     link = tmp_path / "link"
@@ -92,7 +98,8 @@ def test_without_a_home_it_unpacks_among_the_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(unpack.CACHE_VARIABLE, raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda name: name)  # what Python says of a user without an entry
+    # what Python says of a user without an entry
+    monkeypatch.setattr(os.path, "expanduser", lambda name: name)
     monkeypatch.setattr(unpack.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(unpack, "_first", _fake_first)
     monkeypatch.setattr(unpack, "check_place", lambda *_, **__: None)

@@ -14,13 +14,16 @@ from tests.golden.make_envelopes import MESSAGES
 @given(
     st.lists(
         st.builds(
-            Message, st.binary(max_size=40), st.text(max_size=20),
+            Message,
+            st.binary(max_size=40),
+            st.text(max_size=20),
             st.dictionaries(st.text(min_size=1, max_size=9), st.text(max_size=9), max_size=4),
             st.none() | st.integers(1, 2**63),
         ),
-        min_size=1, max_size=6,
+        min_size=1,
+        max_size=6,
     )
-)  # fmt: skip
+)
 def test_bodies_round_trip(messages: list[Message]) -> None:
     back = unpack(pack(messages), len(messages), 77)
     for sent, got in zip(messages, back, strict=True):
@@ -32,7 +35,11 @@ def test_bodies_round_trip(messages: list[Message]) -> None:
 
 @given(st.binary(max_size=200), st.integers(1, 65_536))
 def test_any_plaintext_is_messages_or_refused(plain: bytes, count: int) -> None:
-    for buf in (plain, b"\x01\x07" + count.to_bytes(4, "big") + plain, b"\x02\x07" + count.to_bytes(4, "big") + plain):
+    for buf in (
+        plain,
+        b"\x01\x07" + count.to_bytes(4, "big") + plain,
+        b"\x02\x07" + count.to_bytes(4, "big") + plain,
+    ):
         try:
             unpack(buf, count, 0)
         except MalformedEnvelope:
@@ -58,12 +65,20 @@ def test_a_body_of_the_first_layout_gets_a_salt_and_holds_the_same() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [Message(b"", "t" * 256), Message(b"", "", {"": "v"}), Message(b"", "", {"k" * 256: "v"}),
-     Message(b"", "", {"k": "v" * 4097}), Message(b"", "", {str(i): "" for i in range(33)}),
-     Message(b"", "", {str(i): "v" * 4096 for i in range(16)}), Message(b"", "\ud800"),
-     Message(b"", "", {"\ud800": ""}), Message(b"", "", {"k": "\ud800"}), Message(b"", sent_at=-1),
-     Message(b"", sent_at=2**64)],
-)  # fmt: skip
+    [
+        Message(b"", "t" * 256),
+        Message(b"", "", {"": "v"}),
+        Message(b"", "", {"k" * 256: "v"}),
+        Message(b"", "", {"k": "v" * 4097}),
+        Message(b"", "", {str(i): "" for i in range(33)}),
+        Message(b"", "", {str(i): "v" * 4096 for i in range(16)}),
+        Message(b"", "\ud800"),
+        Message(b"", "", {"\ud800": ""}),
+        Message(b"", "", {"k": "\ud800"}),
+        Message(b"", sent_at=-1),
+        Message(b"", sent_at=2**64),
+    ],
+)
 def test_limits_of_a_message_one_over(bad: Message) -> None:
     with pytest.raises(InvalidRequest):
         pack([bad])
@@ -84,9 +99,15 @@ def test_half_a_character_is_no_text() -> None:
 
 @pytest.mark.parametrize(
     "pairs",
-    [[(b"a", b"1"), (b"a", b"2")], [(b"", b"1")], [(b"a", b"v" * 4097)], [(str(i).encode(), b"") for i in range(33)],
-     [(b"\xff", b"")], [(b"a", b"\xff")]],
-)  # fmt: skip
+    [
+        [(b"a", b"1"), (b"a", b"2")],
+        [(b"", b"1")],
+        [(b"a", b"v" * 4097)],
+        [(str(i).encode(), b"") for i in range(33)],
+        [(b"\xff", b"")],
+        [(b"a", b"\xff")],
+    ],
+)
 def test_headers_that_a_sender_may_not_make_are_not_taken(pairs: list[tuple[bytes, bytes]]) -> None:
     """What one reader takes and another does not would be two texts of one envelope."""
     encoded = bytes([len(pairs)]) + b"".join(

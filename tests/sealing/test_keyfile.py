@@ -54,7 +54,9 @@ def test_what_comes_and_what_was_is_kept_too(tmp_path: Path) -> None:
     after = keyfile.load(path, local_key=key)
     assert after.seeds() == second.seeds()
     assert after.upcoming is None
-    assert [(k.key_id, k.retired_at) for k in after.retired] == [(k.key_id, 77) for k in first.current]
+    assert [(k.key_id, k.retired_at) for k in after.retired] == [
+        (k.key_id, 77) for k in first.current
+    ]
     assert {k.public for k in after.current}.isdisjoint(k.public for k in after.retired)
     assert after.destroy(77) == 0
     assert after.destroy(78) == 2
@@ -81,7 +83,9 @@ def test_a_wrong_key_a_changed_byte_and_a_planted_cost_are_refused() -> None:
     data = keyfile.encrypt(b"secret", local_key=key)
     for offset in range(len(data)):
         with pytest.raises(CredentialsError):
-            keyfile.decrypt(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :], local_key=key)
+            keyfile.decrypt(
+                data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :], local_key=key
+            )
     with pytest.raises(CredentialsError, match="wrong"):
         keyfile.decrypt(data, local_key=bytes(32))
     with pytest.raises(CredentialsError, match="password"):
@@ -108,7 +112,9 @@ def test_every_byte_of_a_key_file_under_a_password_counts(monkeypatch: pytest.Mo
     for offset in range(len(data)):
         for bit in (0x01, 0x80):
             with pytest.raises((CredentialsError, WrongPassword)) as caught:
-                keyfile.decrypt(data[:offset] + bytes([data[offset] ^ bit]) + data[offset + 1 :], password=b"pw")
+                keyfile.decrypt(
+                    data[:offset] + bytes([data[offset] ^ bit]) + data[offset + 1 :], password=b"pw"
+                )
             assert "secret" not in repr(caught.value)
     for end in range(len(data)):
         with pytest.raises((CredentialsError, WrongPassword)):
@@ -122,7 +128,13 @@ def test_a_file_knows_what_its_password_costs(monkeypatch: pytest.MonkeyPatch) -
     assert not keyfile.is_cheap(b"CBXK\x01\x02")
     today = keyfile.MEMORY_KIB, keyfile.PASSES
     assert today == (64 * 1024, 4)
-    for memory, passes, cheap in ((8, 1, True), (8, 4, True), (64 * 1024, 3, True), (16, 9, False), (*today, False)):
+    for memory, passes, cheap in (
+        (8, 1, True),
+        (8, 4, True),
+        (64 * 1024, 3, True),
+        (16, 9, False),
+        (*today, False),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(keyfile, "MEMORY_KIB", memory)
             patch.setattr(keyfile, "PASSES", passes)

@@ -40,7 +40,9 @@ OVERHEAD = 48
 
 
 def golden_identity(name: str) -> Identity:
-    keys = [DecryptKey.from_seed(kind, bytes.fromhex(seed)) for kind, seed in GOLDEN["recipients"][name]]
+    keys = [
+        DecryptKey.from_seed(kind, bytes.fromhex(seed)) for kind, seed in GOLDEN["recipients"][name]
+    ]
     return Identity(name, bytes(32), None, keys)
 
 
@@ -48,7 +50,7 @@ def golden_sender(row: dict[str, str]) -> bundles.KeyBundle:
     return bundles.decode_bundle(bytes.fromhex(GOLDEN["bundles"][row["sender_bundle"]]))
 
 
-# -- golden -------------------------------------------------------------------------------------------------------
+# -- golden ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", GOLDEN["opens"], ids=lambda r: r["name"])
@@ -63,7 +65,9 @@ def test_golden_envelopes_open_for_every_recipient(row: dict[str, Any]) -> None:
 def test_golden_damage_fails_by_its_name(row: dict[str, str]) -> None:
     with pytest.raises(EnvelopeError) as found:
         open_envelope(
-            inspect(bytes.fromhex(row["envelope"])), golden_identity(row["recipient"]), golden_sender(row)
+            inspect(bytes.fromhex(row["envelope"])),
+            golden_identity(row["recipient"]),
+            golden_sender(row),
         )
     assert found.value.name == row["error"]
 
@@ -85,7 +89,7 @@ def test_golden_bundles_with_unusable_rsa_keys_are_refused(row: dict[str, str]) 
     assert found.value.name == row["error"]
 
 
-# -- the stanza ---------------------------------------------------------------------------------------------------
+# -- the stanza ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [2048, 2056, 3072, 4096])
@@ -95,7 +99,9 @@ def test_what_is_sealed_opens_and_is_as_long_as_the_manual_says(bits: int) -> No
     (entry, _) = split(raw).prefix.recipients
     assert (entry.stanza_type, entry.stanza_length) == (3, bits // 8 + OVERHEAD)
     for identity in (ca.identity, with_rsa("NY-RC").identity):
-        assert [m.content for m in open_envelope(inspect(raw), identity, lab.bundle)] == [m.content for m in MESSAGES]
+        assert [m.content for m in open_envelope(inspect(raw), identity, lab.bundle)] == [
+            m.content for m in MESSAGES
+        ]
 
 
 def test_dishonest_senders_are_told_apart_by_the_failure() -> None:
@@ -135,8 +141,12 @@ def test_a_stanza_opens_in_its_own_place_alone() -> None:
 
 
 def test_the_secret_is_not_taken_for_another_label_or_type() -> None:
-    """The binding is of this type: the same secret and prefix under another label makes another key."""
-    wrapped = rsa.RsaOaep().encrypt(bytes(32), KEY.public_key(), stanzas.TYPES[2].info + b"h" * 32 + bytes(2))
+    """The binding is of this type: the same secret and prefix under another label makes another
+    key.
+    """
+    wrapped = rsa.RsaOaep().encrypt(
+        bytes(32), KEY.public_key(), stanzas.TYPES[2].info + b"h" * 32 + bytes(2)
+    )
     with pytest.raises(DecryptionFailed):
         stanzas.unwrap(3, KEY, wrapped, b"h" * 32, 0)
 
@@ -150,12 +160,20 @@ def test_a_secret_and_a_content_key_have_32_bytes(length: int) -> None:
     with pytest.raises(DecryptionFailed):
         stanzas.unwrap(3, KEY, short + sealed_key, b"h" * 32, 0)
     with pytest.raises(DecryptionFailed):
-        stanzas.unwrap(3, KEY, rsa.RsaOaep().encrypt(bytes(length), KEY.public_key(), info), b"h" * 32, 0)
+        stanzas.unwrap(
+            3, KEY, rsa.RsaOaep().encrypt(bytes(length), KEY.public_key(), info), b"h" * 32, 0
+        )
 
 
 @given(st.binary(max_size=600))
 def test_any_bytes_in_place_of_a_stanza_are_refused(raw: bytes) -> None:
-    for stanza in (raw, raw.ljust(304, b"\x00"), raw.ljust(304, b"\xff"), b"\x00" * 304, b"\xff" * 304):
+    for stanza in (
+        raw,
+        raw.ljust(304, b"\x00"),
+        raw.ljust(304, b"\xff"),
+        b"\x00" * 304,
+        b"\xff" * 304,
+    ):
         with pytest.raises(DecryptionFailed):
             stanzas.unwrap(3, KEY, stanza, bytes(32), 0)
 
@@ -169,7 +187,7 @@ def test_who_is_no_recipient_and_who_has_no_key() -> None:
         open_envelope(inspect(raw), party("CA-RC").identity, lab.bundle)
 
 
-# -- choosing -----------------------------------------------------------------------------------------------------
+# -- choosing --------------------------------------------------------------------------------------
 
 
 def test_an_rsa_key_is_used_when_it_is_asked_for_or_alone() -> None:
@@ -189,7 +207,12 @@ def test_rsa_beside_a_post_quantum_recipient_needs_a_word() -> None:
         sealing.choose_keys([ca.bundle, alone.bundle])
     with pytest.raises(UnsafeMix, match="SF-RC"):
         sealing.seal(
-            lab.identity, [ca.bundle, alone.bundle], pack(MESSAGES), 3, envelope_id=bytes(16), sealed_at=now_ms()
+            lab.identity,
+            [ca.bundle, alone.bundle],
+            pack(MESSAGES),
+            3,
+            envelope_id=bytes(16),
+            sealed_at=now_ms(),
         )
     raw = mixed(lab, [ca, alone])
     assert [r.stanza_type for r in split(raw).prefix.recipients] == [1, 3]
@@ -197,7 +220,7 @@ def test_rsa_beside_a_post_quantum_recipient_needs_a_word() -> None:
         assert open_envelope(inspect(raw), who.identity, lab.bundle)
 
 
-# -- keys ---------------------------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("what", "public"), unusable(), ids=[what for what, _ in unusable()])
@@ -209,9 +232,14 @@ def test_a_bundle_with_an_rsa_key_nobody_may_seal_for_is_refused(what: str, publ
         assert what.removesuffix(" bits") in str(found.value)
     with pytest.raises(BundleMalformed, match="CA-RC"):
         sealing.seal(
-            party("FL-LAB").identity, [bundle], pack(MESSAGES), 3, envelope_id=bytes(16), sealed_at=now_ms(),
+            party("FL-LAB").identity,
+            [bundle],
+            pack(MESSAGES),
+            3,
+            envelope_id=bytes(16),
+            sealed_at=now_ms(),
             keys=sealing.choose_keys([bundle], stanza=3),
-        )  # fmt: skip
+        )
 
 
 @given(st.binary(max_size=400), st.integers(0, 293), st.integers(1, 255))
@@ -230,7 +258,8 @@ def test_a_bundle_with_an_rsa_key_continues_and_has_another_number() -> None:
     assert bundles.check_succession(before.bundle, [after.bundle]) == after.bundle
     assert after.bundle.sequence == 2
     assert after.bundle.encrypt_keys[:2] == before.bundle.encrypt_keys
-    assert bundles.fingerprint(after.bundle) != bundles.fingerprint(before.bundle)  # it binds this key, too
+    # it binds this key, too
+    assert bundles.fingerprint(after.bundle) != bundles.fingerprint(before.bundle)
 
 
 def test_a_replaced_key_goes_on_opening_and_the_key_file_keeps_both(tmp_path: Path) -> None:

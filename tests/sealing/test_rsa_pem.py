@@ -1,4 +1,6 @@
-"""RSA keys as PEM files: taken in every form OpenSSL writes, refused in plain words, and published vectors."""
+"""RSA keys as PEM files: taken in every form OpenSSL writes, refused in plain words, and
+published vectors.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ import cryptography_vectors
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519
 from cryptography.hazmat.primitives.asymmetric import rsa as library
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPrivateNumbers, RSAPublicNumbers
+from cryptography.hazmat.primitives.asymmetric.rsa import (
+    RSAPrivateKey,
+    RSAPrivateNumbers,
+    RSAPublicNumbers,
+)
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -74,9 +80,14 @@ def test_the_public_key_goes_out_as_openssl_writes_it() -> None:
 def of_primes(p: int, q: int, exponent: int = 65_537) -> RSAPrivateKey:
     d = pow(exponent, -1, (p - 1) * (q - 1))
     numbers = RSAPrivateNumbers(
-        p, q, d, library.rsa_crt_dmp1(d, p), library.rsa_crt_dmq1(d, q), library.rsa_crt_iqmp(p, q),
+        p,
+        q,
+        d,
+        library.rsa_crt_dmp1(d, p),
+        library.rsa_crt_dmq1(d, q),
+        library.rsa_crt_iqmp(p, q),
         RSAPublicNumbers(exponent, p * q),
-    )  # fmt: skip
+    )
     return numbers.private_key(unsafe_skip_rsa_key_validation=True)
 
 
@@ -101,16 +112,21 @@ def broken() -> RSAPrivateKey:
 
 @pytest.mark.parametrize(
     ("key", "words"),
-    [(lambda: library.generate_private_key(65_537, 1024), "2048 to 4096 bits, and this one has 1024"),
-     (lambda: library.generate_private_key(65_537, 4104), "this one has 4104"),
-     (odd_size, "multiple of 8"),
-     (lambda: library.generate_private_key(3, 2048), "exponent"),
-     (broken, "do not belong together"),
-     (lambda: ec.generate_private_key(ec.SECP256R1()), "not an RSA key"),
-     (ed25519.Ed25519PrivateKey.generate, "not an RSA key"),
-     (lambda: dsa.generate_private_key(2048), "not an RSA key")],
+    [
+        (
+            lambda: library.generate_private_key(65_537, 1024),
+            "2048 to 4096 bits, and this one has 1024",
+        ),
+        (lambda: library.generate_private_key(65_537, 4104), "this one has 4104"),
+        (odd_size, "multiple of 8"),
+        (lambda: library.generate_private_key(3, 2048), "exponent"),
+        (broken, "do not belong together"),
+        (lambda: ec.generate_private_key(ec.SECP256R1()), "not an RSA key"),
+        (ed25519.Ed25519PrivateKey.generate, "not an RSA key"),
+        (lambda: dsa.generate_private_key(2048), "not an RSA key"),
+    ],
     ids=["1024", "4104", "odd", "exponent 3", "broken", "EC", "Ed25519", "DSA"],
-)  # fmt: skip
+)
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 def test_other_keys_are_refused_in_plain_words(key: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as found:
@@ -123,10 +139,20 @@ def test_what_is_no_private_key_is_refused_in_plain_words() -> None:
     certificate = party("CA-RC").certificate.public_bytes(Encoding.PEM)
     with pytest.raises(ConfigError, match="public key"):
         rsa.import_pem(rsa.public_pem(rsa_key().public), "f", never)
-    assert rsa.import_pem(certificate + rsa.public_pem(rsa_key().public) + good, "f", never) == rsa_key().seed
+    assert (
+        rsa.import_pem(certificate + rsa.public_pem(rsa_key().public) + good, "f", never)
+        == rsa_key().seed
+    )
     with pytest.raises(ConfigError, match="larger"):
         rsa.import_pem(good + b"\n" * rsa.PEM_BYTES, "f", never)
-    for junk in (b"", certificate, good[:500], good.replace(b"PRIVATE", b"SECRET"), good[100:], b"-----BEGIN "):
+    for junk in (
+        b"",
+        certificate,
+        good[:500],
+        good.replace(b"PRIVATE", b"SECRET"),
+        good[100:],
+        b"-----BEGIN ",
+    ):
         with pytest.raises(ConfigError, match="no private key"):
             rsa.import_pem(junk, "f", never)
     assert not rsa.is_pem(b"CBXB")
@@ -135,14 +161,18 @@ def test_what_is_no_private_key_is_refused_in_plain_words() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 1700), st.integers(1, 255), st.booleans())
-def test_a_changed_byte_of_a_pem_file_is_refused_or_changes_nothing(at: int, flip: int, locked: bool) -> None:
+def test_a_changed_byte_of_a_pem_file_is_refused_or_changes_nothing(
+    at: int, flip: int, locked: bool
+) -> None:
     data = LOCKED if locked else PLAIN
     at %= len(data)
     seed, words = imported(data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :], "f", PASSWORD)
     assert KEY_TEXT not in words
     if seed is not None:
         assert rsa.public(seed) == rsa_key().public
-        assert RSA.decrypt(RSA.encrypt(bytes(32), KEY.public_key(), b""), rsa.load_private(seed), b"") == bytes(32)
+        assert RSA.decrypt(
+            RSA.encrypt(bytes(32), KEY.public_key(), b""), rsa.load_private(seed), b""
+        ) == bytes(32)
 
 
 PLAIN, LOCKED = pem(KEY), pem(KEY, password=PASSWORD)
@@ -152,24 +182,33 @@ KEY_TEXT = PLAIN.splitlines()[3].decode()
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_pem_file_or_refused(raw: bytes) -> None:
     begin, end = b"-----BEGIN RSA PRIVATE KEY-----\n", b"\n-----END RSA PRIVATE KEY-----\n"
-    for data in (raw, begin + raw + end, begin + b"Proc-Type: 4,ENCRYPTED\nDEK-Info: " + raw + b"\n\n" + raw + end):
+    for data in (
+        raw,
+        begin + raw + end,
+        begin + b"Proc-Type: 4,ENCRYPTED\nDEK-Info: " + raw + b"\n\n" + raw + end,
+    ):
         with pytest.raises(CipherBoxError):
             rsa.import_pem(data, "f", lambda: b"x")
 
 
 PEM_VECTORS = sorted(
-    path for name in ("PEM_Serialization", "PKCS8", "Traditional_OpenSSL_Serialization")
+    path
+    for name in ("PEM_Serialization", "PKCS8", "Traditional_OpenSSL_Serialization")
     for path in (VECTORS / name).glob("*.pem")
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("path", PEM_VECTORS, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 def test_published_pem_files_are_read_or_refused_in_plain_words(path: Path) -> None:
-    """Broken ones and odd ones on purpose; whatever the library says of them does not come through."""
+    """Broken ones and odd ones on purpose; whatever the library says of them does not come
+    through.
+    """
     for password in (b"123456", b"foobar", b"password", b"x"):
         seed, words = imported(path.read_bytes(), path.name, password)
-        assert path.name in words if seed is None else 2048 <= rsa.load_private(seed).key_size <= 4096
+        assert (
+            path.name in words if seed is None else 2048 <= rsa.load_private(seed).key_size <= 4096
+        )
 
 
 def test_what_was_made_here_is_a_sound_key() -> None:
@@ -182,18 +221,27 @@ def test_what_was_made_here_is_a_sound_key() -> None:
 
 
 def test_oaep_is_that_of_the_published_vectors() -> None:
-    """RSA-OAEP with SHA-256 for hash and MGF and an empty label: every vector of `cryptography_vectors`."""
+    """RSA-OAEP with SHA-256 for hash and MGF and an empty label: every vector of
+    `cryptography_vectors`.
+    """
     text = (VECTORS / "RSA" / "oaep-custom" / "oaep-sha256-sha256.txt").read_text()
     opened = 0
     for example in text.split("# Private key\n")[1:]:
         key, *messages = example.split("# Message:\n")
         n, e, d, p, q = (int(line, 16) for line in re.findall(r"^[0-9a-f]+$", key, re.M)[:5])
         made = RSAPrivateNumbers(
-            p, q, d, library.rsa_crt_dmp1(d, p), library.rsa_crt_dmq1(d, q), library.rsa_crt_iqmp(p, q),
+            p,
+            q,
+            d,
+            library.rsa_crt_dmp1(d, p),
+            library.rsa_crt_dmq1(d, q),
+            library.rsa_crt_iqmp(p, q),
             RSAPublicNumbers(e, n),
-        ).private_key()  # fmt: skip
+        ).private_key()
         for block in messages:
-            message, ciphertext = (bytes.fromhex(line) for line in re.findall(r"^[0-9a-f]+$", block, re.M)[:2])
+            message, ciphertext = (
+                bytes.fromhex(line) for line in re.findall(r"^[0-9a-f]+$", block, re.M)[:2]
+            )
             assert made.decrypt(ciphertext, rsa._OAEP) == message
             opened += 1
     assert opened >= 10

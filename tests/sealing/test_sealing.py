@@ -49,11 +49,13 @@ def open_as(who: Party | Identity, raw: bytes, sender: Party) -> list[Message]:
 
 
 def golden_identity(name: str) -> Identity:
-    keys = [DecryptKey.from_seed(kind, bytes.fromhex(seed)) for kind, seed in GOLDEN["recipients"][name]]
+    keys = [
+        DecryptKey.from_seed(kind, bytes.fromhex(seed)) for kind, seed in GOLDEN["recipients"][name]
+    ]
     return Identity(name, bytes(32), None, keys)
 
 
-# -- golden -------------------------------------------------------------------------------------------------------
+# -- golden ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", GOLDEN["opens"], ids=lambda r: r["name"])
@@ -71,14 +73,18 @@ def test_golden_envelopes_open_for_every_recipient(row: dict[str, object]) -> No
         wanted = [dict(m) for m in row["messages"]]  # type: ignore[attr-defined]
         for m in wanted:
             m["sent_at"] = m["sent_at"] or sighted.layout.prefix.sealed_at
-        assert [files.plain(m) for m in messages] == [{**m, "headers": m["headers"]} for m in wanted]
+        assert [files.plain(m) for m in messages] == [
+            {**m, "headers": m["headers"]} for m in wanted
+        ]
 
 
 @pytest.mark.parametrize("row", GOLDEN["fails"], ids=lambda r: r["name"])
 def test_golden_damage_fails_by_its_name(row: dict[str, str]) -> None:
     sender = decode_bundle(bytes.fromhex(GOLDEN["bundles"][row["sender_bundle"]]))
     with pytest.raises(EnvelopeError) as found:
-        open_envelope(inspect(bytes.fromhex(row["envelope"])), golden_identity(row["recipient"]), sender)
+        open_envelope(
+            inspect(bytes.fromhex(row["envelope"])), golden_identity(row["recipient"]), sender
+        )
     assert found.value.name == row["error"]
 
 
@@ -87,10 +93,17 @@ def test_envelopes_of_version_1_still_open(row: dict[str, Any]) -> None:
     """They wait at HQ from 0.5.0; nothing makes them any more."""
     sighted = inspect(bytes.fromhex(row["envelope"]))
     keys = {int(kind): bytes.fromhex(key) for kind, key in row["sign_keys"].items()}
-    sender: Any = SimpleNamespace(client_id=row["sender"], hash=bytes.fromhex(row["bundle_hash"]), sign_keys=keys)
+    sender: Any = SimpleNamespace(
+        client_id=row["sender"], hash=bytes.fromhex(row["bundle_hash"]), sign_keys=keys
+    )
     for recipient in sighted.layout.prefix.recipients:
-        keys_here = [DecryptKey.from_seed(k, bytes.fromhex(s)) for k, s in FIRST["recipients"][recipient.client_id]]
-        messages = open_envelope(sighted, Identity(recipient.client_id, bytes(32), None, keys_here), sender)
+        keys_here = [
+            DecryptKey.from_seed(k, bytes.fromhex(s))
+            for k, s in FIRST["recipients"][recipient.client_id]
+        ]
+        messages = open_envelope(
+            sighted, Identity(recipient.client_id, bytes(32), None, keys_here), sender
+        )
         assert [m.content.hex() for m in messages] == [m["content"] for m in row["messages"]]
     plain = open_plain(sighted, bytes.fromhex(row["content_key"]))
     assert plain.hex() == row["body"]
@@ -102,12 +115,21 @@ def test_every_generation_commits_to_the_same_plaintext() -> None:
     plain, envelope_id, at = pack(MESSAGES), IDS.next(), now_ms()
 
     def made(generation: int, plain: bytes) -> bytes:
-        raw = seal(lab.identity, [ca.bundle], plain, 3, envelope_id=envelope_id, sealed_at=at, generation=generation)
+        raw = seal(
+            lab.identity,
+            [ca.bundle],
+            plain,
+            3,
+            envelope_id=envelope_id,
+            sealed_at=at,
+            generation=generation,
+        )
         return split(raw.raw).prefix.plain_commitment
 
     first = made(0, plain)
     assert first == made(1, plain) == primitives.commit_to(plain, at)
-    assert first != made(1, pack(MESSAGES))  # the same text under another salt: HQ cannot guess what it is
+    # the same text under another salt: HQ cannot guess what it is
+    assert first != made(1, pack(MESSAGES))
 
 
 def test_a_flag_that_may_be_passed_over_may_have_bytes_behind_the_recipients() -> None:
@@ -122,7 +144,7 @@ def test_a_flag_that_may_be_passed_over_may_have_bytes_behind_the_recipients() -
             split(hinted[:5] + flags + hinted[6:])
 
 
-# -- round trips --------------------------------------------------------------------------------------------------
+# -- round trips -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stanza", [1, 2])
@@ -143,7 +165,9 @@ def test_256_recipients_share_one_body_and_257_are_refused() -> None:
     lab, ca = party("FL-LAB"), party("CA-RC")
     many = [attrs.evolve(ca.bundle, client_id=f"R{i}") for i in range(257)]
     plain = pack([text_message("x" * 100_000)])
-    raw = sealing.seal(lab.identity, many[:256], plain, 1, envelope_id=IDS.next(), sealed_at=now_ms()).raw
+    raw = sealing.seal(
+        lab.identity, many[:256], plain, 1, envelope_id=IDS.next(), sealed_at=now_ms()
+    ).raw
     assert len(raw) < 100_000 + 256 * (1168 + 24) + 400
     for name in ("R0", "r255"):
         (message,) = open_as(Identity(name, bytes(32), None, ca.identity.current), raw, lab)
@@ -157,7 +181,7 @@ def test_an_envelope_above_the_limit_is_not_made() -> None:
         sealed(party("FL-LAB"), [party("CA-RC")], [Message(bytes(17 * 1024 * 1024))])
 
 
-# -- failures -----------------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------
 
 
 def test_damage_in_each_part_has_its_name() -> None:
@@ -187,7 +211,9 @@ def test_a_dishonest_sender_is_told_apart_by_the_failure() -> None:
 
 
 def test_every_byte_of_the_sealed_parts_counts_even_when_the_sender_signs_it() -> None:
-    """Prefix, stanzas and body hold together without the signature: nothing in them may change unseen."""
+    """Prefix, stanzas and body hold together without the signature: nothing in them may change
+    unseen.
+    """
     lab, ca = party("FL-LAB"), party("CA-RC")
     raw = sealed(lab, [ca], [text_message("every byte")], stanza=2)
     for offset in range(split(raw).signatures_at):
@@ -226,11 +252,22 @@ def test_a_key_opens_stanzas_of_its_own_type_alone() -> None:
     lab, ca = party("FL-LAB"), party("CA-RC")
     hybrid = ca.bundle.encrypt_keys[0]
     prefix = encode_prefix(
-        body_length=16, sealed_at=5, expires_at=0, envelope_id=IDS.next(), generation=0, message_count=1, body_cipher=1,
-        signature_suite=1, bundle_hash=lab.bundle.hash, commitment=bytes(32),
-        plain_commitment=bytes(32), sender="FL-LAB", exchange="", routing_key="",
+        body_length=16,
+        sealed_at=5,
+        expires_at=0,
+        envelope_id=IDS.next(),
+        generation=0,
+        message_count=1,
+        body_cipher=1,
+        signature_suite=1,
+        bundle_hash=lab.bundle.hash,
+        commitment=bytes(32),
+        plain_commitment=bytes(32),
+        sender="FL-LAB",
+        exchange="",
+        routing_key="",
         recipients=(Recipient(hybrid.key_id, 2, 80, "CA-RC"),),
-    )  # fmt: skip
+    )
     with pytest.raises(KeyMissing):
         open_as(ca, resigned(prefix + bytes(80 + 16 + 64), lab.identity), lab)
 
@@ -254,7 +291,12 @@ def test_stanzas_of_two_recipients_cannot_change_places() -> None:
     raw = sealed(lab, [ca, ny], MESSAGES)
     at = split(raw)
     middle = at.stanzas_at + 1168
-    crossed = raw[: at.stanzas_at] + raw[middle : at.body_at] + raw[at.stanzas_at : middle] + raw[at.body_at :]
+    crossed = (
+        raw[: at.stanzas_at]
+        + raw[middle : at.body_at]
+        + raw[at.stanzas_at : middle]
+        + raw[at.body_at :]
+    )
     for who in (ca, ny):
         with pytest.raises(DecryptionFailed, match="stanza"):
             open_as(who, resigned(crossed, lab.identity), lab)
@@ -279,16 +321,35 @@ def test_a_recipient_whose_key_nobody_can_seal_for_is_named(kind: int) -> None:
     zeros = DecryptKey(kind, good.seed, good.public[:-32] + bytes(32), good.private)
     bundle = Identity("CA-RC", bytes(32), None, [zeros]).make_bundle(ca.key, ca.chain, now_ms())
     with pytest.raises(BundleMalformed, match="CA-RC"):
-        sealing.seal(party("FL-LAB").identity, [bundle], pack(MESSAGES), 3, envelope_id=IDS.next(), sealed_at=now_ms())
+        sealing.seal(
+            party("FL-LAB").identity,
+            [bundle],
+            pack(MESSAGES),
+            3,
+            envelope_id=IDS.next(),
+            sealed_at=now_ms(),
+        )
 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"exchange": "x" * 300}, {"exchange": "x" * 128}, {"routing_key": "\ud800"}, {"routing_key": "a\nb"},
-     {"envelope_id": bytes(16)}, {"expires_at": 5}, {"expires_at": -1}, {"expires_at": 2**64}, {"count": 2},
-     {"generation": 2**32}, {"keys": []}, {"keys": "stranger's"}, {"twice": True}],
+    [
+        {"exchange": "x" * 300},
+        {"exchange": "x" * 128},
+        {"routing_key": "\ud800"},
+        {"routing_key": "a\nb"},
+        {"envelope_id": bytes(16)},
+        {"expires_at": 5},
+        {"expires_at": -1},
+        {"expires_at": 2**64},
+        {"count": 2},
+        {"generation": 2**32},
+        {"keys": []},
+        {"keys": "stranger's"},
+        {"twice": True},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_a_reader_would_refuse_is_not_sealed(bad: dict[str, Any]) -> None:
     to = [party("CA-RC").bundle] * (2 if bad.get("twice") else 1)
     more = {"envelope_id": IDS.next(), "sealed_at": 5, **bad}
@@ -334,7 +395,9 @@ def test_another_senders_bundle_and_a_stripped_suite_do_not_verify() -> None:
 
 def test_a_mix_of_post_quantum_and_classical_needs_a_word() -> None:
     ca = party("CA-RC")
-    old = Identity("OLD-RC", bytes(32), None, [k for k in party("OLD-RC").identity.current if k.algorithm == 2])
+    old = Identity(
+        "OLD-RC", bytes(32), None, [k for k in party("OLD-RC").identity.current if k.algorithm == 2]
+    )
     weak = old.make_bundle(party("OLD-RC").key, party("OLD-RC").chain, now_ms())
     with pytest.raises(UnsafeMix, match="OLD-RC"):
         sealing.choose_keys([ca.bundle, weak])

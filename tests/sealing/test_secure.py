@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cipherbox.errors import CipherBoxError, DecryptionFailed, InvalidRequest, KeyMissing, SignatureInvalid
+from cipherbox.errors import (
+    CipherBoxError,
+    DecryptionFailed,
+    InvalidRequest,
+    KeyMissing,
+    SignatureInvalid,
+)
 from cipherbox.sealing.ratchet.secure_session import (
     HandshakeBuilder,
     KeyPair,
@@ -18,14 +24,19 @@ from cipherbox.sealing.ratchet.settings import SessionSettings
 def pair(prologue: bytes = b"") -> tuple[SecureContext, SecureContext, bytes]:
     alice, bob = SecureContext(), SecureContext()
     theirs = bob.create_session(alice.public_key).prologue(prologue)
-    first, session_id = alice.create_session(bob.public_key).prologue(prologue).begin(theirs.offer())
+    first, session_id = (
+        alice.create_session(bob.public_key).prologue(prologue).begin(theirs.offer())
+    )
     assert theirs.finish(first) == session_id
     return alice, bob, session_id
 
 
 def test_a_handshake_and_messages_both_ways() -> None:
     alice, bob, session_id = pair(b"line 3")
-    assert bob.decrypt_message(session_id, alice.encrypt_message(session_id, b"one", b"ad"), b"ad") == b"one"
+    assert (
+        bob.decrypt_message(session_id, alice.encrypt_message(session_id, b"one", b"ad"), b"ad")
+        == b"one"
+    )
     for turn in range(5):
         sealed = bob.session(session_id).encrypt(b"back %d" % turn)
         assert alice.session(session_id).decrypt(sealed) == b"back %d" % turn

@@ -1,4 +1,6 @@
-"""Published vectors for stanzas: HPKE with X25519 and with X-Wing, and the two key exchanges they are made of."""
+"""Published vectors for stanzas: HPKE with X25519 and with X-Wing, and the two key exchanges
+they are made of.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,19 @@ rust_hpke: Any = rust_openssl.hpke
 def published(kind: StanzaType, **wanted: int) -> list[dict[str, Any]]:
     """Vectors of base mode for the KEM of a stanza type."""
     wanted = {"mode": 0, "kem_id": KEM[kind], **wanted}
-    found = [v for v in json.loads((ROOT / "HPKE" / FILES[kind]).read_text()) if wanted.items() <= v.items()]
+    found = [
+        v
+        for v in json.loads((ROOT / "HPKE" / FILES[kind]).read_text())
+        if wanted.items() <= v.items()
+    ]
     assert found
     return found
 
 
 def key_pair(kind: StanzaType, vector: dict[str, Any]) -> DecryptKey:
-    """An X-Wing private key is published as a seed; SHAKE-256 makes the two halves we keep (its draft, section 5.2)."""
+    """An X-Wing private key is published as a seed; SHAKE-256 makes the two halves we keep (its
+    draft, section 5.2).
+    """
     seed = bytes.fromhex(vector["skRm"])
     key = DecryptKey.from_seed(kind, hashlib.shake_256(seed).digest(96) if kind == X_WING else seed)
     assert key.public.hex() == vector["pkRm"]
@@ -65,10 +73,12 @@ def schedule(kem: int, aead: int, shared_secret: bytes, info: bytes) -> tuple[by
 
 
 @pytest.mark.parametrize(
-    ("kind", "aead"), [(X25519, AES_256_GCM), (X25519, CHACHA20_POLY1305), (X_WING, CHACHA20_POLY1305)]
+    ("kind", "aead"),
+    [(X25519, AES_256_GCM), (X25519, CHACHA20_POLY1305), (X_WING, CHACHA20_POLY1305)],
 )
 def test_hpke_opens_what_was_published(kind: StanzaType, aead: int) -> None:
-    """The vectors have associated data, which the public call leaves empty; the library's own tests open them so too.
+    """The vectors have associated data, which the public call leaves empty; the library's own tests
+    open them so too.
 
     X-Wing is published with ChaCha20-Poly1305 only; the next test brings it to our suite.
     """
@@ -82,18 +92,24 @@ def test_hpke_opens_what_was_published(kind: StanzaType, aead: int) -> None:
         sealed, aad = bytes.fromhex(vector["enc"] + first["ct"]), bytes.fromhex(first["aad"])
         assert rust_hpke._decrypt_with_aad(suite, sealed, private, info, aad).hex() == first["pt"]
         for bad in (
-            (flipped(sealed), info, aad), (flipped(sealed, 0), info, aad), (sealed[:-1], info, aad),
-            (sealed, flipped(info), aad), (sealed, info, flipped(aad)), (sealed, info, b""),
-        ):  # fmt: skip
+            (flipped(sealed), info, aad),
+            (flipped(sealed, 0), info, aad),
+            (sealed[:-1], info, aad),
+            (sealed, flipped(info), aad),
+            (sealed, info, flipped(aad)),
+            (sealed, info, b""),
+        ):
             with pytest.raises(InvalidTag):
                 rust_hpke._decrypt_with_aad(suite, bad[0], private, *bad[1:])
 
 
 @pytest.mark.parametrize("kind", [X25519, X_WING])
 def test_stanzas_open_what_the_published_secrets_seal(kind: StanzaType) -> None:
-    """Each vector has the KEM's shared secret, from which the key of any suite follows: of ours too, with our `info`.
+    """Each vector has the KEM's shared secret, from which the key of any suite follows: of ours
+    too, with our `info`.
 
-    So `unwrap` is held to the vectors just as it is called, with nothing of the library's own sealing in it.
+    So `unwrap` is held to the vectors just as it is called, with nothing of the library's own
+    sealing in it.
     """
     for vector in published(kind, kdf_id=1):
         if vector["aead_id"] in (AES_256_GCM, CHACHA20_POLY1305):
@@ -108,11 +124,18 @@ def test_stanzas_open_what_the_published_secrets_seal(kind: StanzaType) -> None:
         stanza = bytes.fromhex(vector["enc"]) + AESGCM(key).encrypt(nonce, CONTENT_KEY, b"")
         assert stanzas.unwrap(kind, own.private, stanza, PREFIX_HASH, INDEX) == CONTENT_KEY
         bad = [
-            (own, flipped(stanza), PREFIX_HASH, INDEX), (own, flipped(stanza, 0), PREFIX_HASH, INDEX),
-            (own, stanza[:-1], PREFIX_HASH, INDEX), (own, stanza + b"\x00", PREFIX_HASH, INDEX),
-            (own, stanza, flipped(PREFIX_HASH), INDEX), (own, stanza, PREFIX_HASH, INDEX + 1),
-            *((other, stanza, PREFIX_HASH, INDEX) for other in others if other.public != own.public),
-        ]  # fmt: skip
+            (own, flipped(stanza), PREFIX_HASH, INDEX),
+            (own, flipped(stanza, 0), PREFIX_HASH, INDEX),
+            (own, stanza[:-1], PREFIX_HASH, INDEX),
+            (own, stanza + b"\x00", PREFIX_HASH, INDEX),
+            (own, stanza, flipped(PREFIX_HASH), INDEX),
+            (own, stanza, PREFIX_HASH, INDEX + 1),
+            *(
+                (other, stanza, PREFIX_HASH, INDEX)
+                for other in others
+                if other.public != own.public
+            ),
+        ]
         for holder, changed, prefix_hash, index in bad:
             with pytest.raises(DecryptionFailed):
                 stanzas.unwrap(kind, holder.private, changed, prefix_hash, index)
@@ -122,11 +145,16 @@ def test_stanzas_open_what_the_published_secrets_seal(kind: StanzaType) -> None:
 def test_what_is_wrapped_for_a_published_key_opens_with_its_private_half(kind: StanzaType) -> None:
     for vector in published(kind):
         stanza = stanzas.wrap(kind, bytes.fromhex(vector["pkRm"]), CONTENT_KEY, PREFIX_HASH, INDEX)
-        assert stanzas.unwrap(kind, key_pair(kind, vector).private, stanza, PREFIX_HASH, INDEX) == CONTENT_KEY
+        assert (
+            stanzas.unwrap(kind, key_pair(kind, vector).private, stanza, PREFIX_HASH, INDEX)
+            == CONTENT_KEY
+        )
 
 
 def test_x25519_against_rfc_7748() -> None:
-    """Section 5.2; one row has a point whose unused bit is set, one multiplies the base point, as a public key does."""
+    """Section 5.2; one row has a point whose unused bit is set, one multiplies the base point,
+    as a public key does.
+    """
     kind, base = stanzas.TYPES[X25519], bytes([9]) + bytes(31)
     found = rows("asymmetric/X25519/rfc7748.txt")
     assert any(row.raw("INPUT_U") == base for row in found)
@@ -137,14 +165,21 @@ def test_x25519_against_rfc_7748() -> None:
             assert kind.public(row.raw("INPUT_SCALAR")) == row.raw("OUTPUT_U")
 
 
-@pytest.mark.parametrize("u", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18], ids=["0", "1", "p-1", "p", "p+1"])
+@pytest.mark.parametrize(
+    "u", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18], ids=["0", "1", "p-1", "p", "p+1"]
+)
 def test_points_of_small_order_are_no_keys(u: int) -> None:
-    """RFC 7748, section 6.1: these make zeros with every private key.  No vectors: they follow from the prime."""
+    """RFC 7748, section 6.1: these make zeros with every private key.  No vectors: they follow
+    from the prime.
+    """
     point = u.to_bytes(32, "little")
     with pytest.raises(BundleMalformed):
         stanzas.wrap(X25519, point, CONTENT_KEY, PREFIX_HASH, INDEX)
     hybrid = bytes.fromhex(published(X_WING)[0]["pkRm"])[:-32] + point
-    for entry in (BundleKey(KeyUsage.ENCRYPT, X25519, point), BundleKey(KeyUsage.ENCRYPT, X_WING, hybrid)):
+    for entry in (
+        BundleKey(KeyUsage.ENCRYPT, X25519, point),
+        BundleKey(KeyUsage.ENCRYPT, X_WING, hybrid),
+    ):
         with pytest.raises(BundleMalformed):
             _check_usable(entry)
 
@@ -154,7 +189,9 @@ def mlkem_seed(row: Row) -> bytes:
 
 
 def test_ml_kem_768_against_its_published_vectors() -> None:
-    """Keys from seeds as key files hold them, and both kinds of answer: the secret, or what a foreign text gets."""
+    """Keys from seeds as key files hold them, and both kinds of answer: the secret, or what a
+    foreign text gets.
+    """
     found = rows(MLKEM)
     for row in found:
         private, _ = stanzas._hybrid_parts(mlkem_seed(row))
@@ -168,7 +205,9 @@ def test_ml_kem_768_against_its_published_vectors() -> None:
 
 
 def test_ml_kem_768_keys_are_checked() -> None:
-    """FIPS 203, section 7.2: a number of a key is below 3329; each of the published keys with a larger one is none."""
+    """FIPS 203, section 7.2: a number of a key is below 3329; each of the published keys with a
+    larger one is none.
+    """
     x25519 = stanzas.TYPES[X25519].public(bytes([1] * 32))
     for row in rows(MLKEM)[:50]:
         key = row.raw("pk") + x25519

@@ -1,4 +1,6 @@
-"""Published vectors for what encrypts, derives and hashes: body ciphers, HKDF, SHA-256, and the parts of key files."""
+"""Published vectors for what encrypts, derives and hashes: body ciphers, HKDF, SHA-256, and the
+parts of key files.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,18 @@ GCM_DECRYPT = "ciphers/AES/GCM/gcmDecrypt256.rsp"
 TAG_BITS = (32, 64, 96, 104, 112, 120, 128)
 
 
-def check_refusals(cipher: AESGCM | ChaCha20Poly1305, nonce: bytes, sealed: bytes, aad: bytes) -> None:
+def check_refusals(
+    cipher: AESGCM | ChaCha20Poly1305, nonce: bytes, sealed: bytes, aad: bytes
+) -> None:
     for bad in (
-        (nonce, flipped(sealed), aad), (nonce, flipped(sealed, 0), aad), (flipped(nonce), sealed, aad),
-        (nonce, sealed, aad + b"\x00"), (nonce, sealed[:-1], aad), (nonce, sealed[1:], aad), (nonce, b"", aad),
-    ):  # fmt: skip
+        (nonce, flipped(sealed), aad),
+        (nonce, flipped(sealed, 0), aad),
+        (flipped(nonce), sealed, aad),
+        (nonce, sealed, aad + b"\x00"),
+        (nonce, sealed[:-1], aad),
+        (nonce, sealed[1:], aad),
+        (nonce, b"", aad),
+    ):
         with pytest.raises(InvalidTag):
             cipher.decrypt(*bad)
 
@@ -46,7 +55,9 @@ def test_aes_256_gcm_seals_as_published() -> None:
 
 @pytest.mark.parametrize("bits", TAG_BITS)
 def test_aes_256_gcm_opens_as_published(bits: int) -> None:
-    """The rows marked FAIL have a wrong tag.  A tag shorter than ours is refused even where the file calls it right."""
+    """The rows marked FAIL have a wrong tag.  A tag shorter than ours is refused even where the
+    file calls it right.
+    """
     outcomes = set()
     for row in rows(GCM_DECRYPT, "[IVlen = 96]", f"[Taglen = {bits}]"):
         cipher = primitives.aead(BodyCipher.AES_256_GCM, row.raw("Key"))
@@ -61,7 +72,9 @@ def test_aes_256_gcm_opens_as_published(bits: int) -> None:
 
 
 def test_chacha20_poly1305_against_boringssl() -> None:
-    """The first row is RFC 8439's own (section 2.8.2); the others are the paddings and the lengths."""
+    """The first row is RFC 8439's own (section 2.8.2); the others are the paddings and the
+    lengths.
+    """
     for row in rows("ciphers/ChaCha20Poly1305/boringssl.txt"):
         cipher = primitives.aead(BodyCipher.CHACHA20_POLY1305, row.raw("KEY"))
         sealed = row.raw("CT") + row.raw("TAG")
@@ -90,9 +103,15 @@ def test_hkdf_against_rfc_5869(name: str) -> None:
         made = primitives.hkdf(row.raw("IKM"), row.raw("info"), int(row["L"]), row.raw("salt"))
         assert made == row.raw("OKM")
         for other in (
-            primitives.hkdf(row.raw("IKM"), row.raw("info") + b"\x00", int(row["L"]), row.raw("salt")),
-            primitives.hkdf(row.raw("IKM"), row.raw("info"), int(row["L"]), row.raw("salt") + b"\x01"),
-            primitives.hkdf(flipped(row.raw("IKM")), row.raw("info"), int(row["L"]), row.raw("salt")),
+            primitives.hkdf(
+                row.raw("IKM"), row.raw("info") + b"\x00", int(row["L"]), row.raw("salt")
+            ),
+            primitives.hkdf(
+                row.raw("IKM"), row.raw("info"), int(row["L"]), row.raw("salt") + b"\x01"
+            ),
+            primitives.hkdf(
+                flipped(row.raw("IKM")), row.raw("info"), int(row["L"]), row.raw("salt")
+            ),
         ):
             assert other != made
     with pytest.raises(ValueError, match="larger"):
@@ -114,11 +133,14 @@ def test_sha_256_against_its_published_vectors(name: str) -> None:
 def test_xchacha20_poly1305_against_its_draft() -> None:
     """draft-irtf-cfrg-xchacha, appendix A.3.1: the cipher of key files."""
     plain = (
-        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen "
-        b"would be it."
+        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the "
+        b"future, sunscreen would be it."
     )
     made = crypto_aead_xchacha20poly1305_ietf_encrypt(
-        plain, bytes.fromhex("50515253c0c1c2c3c4c5c6c7"), bytes(range(0x40, 0x58)), bytes(range(0x80, 0xA0))
+        plain,
+        bytes.fromhex("50515253c0c1c2c3c4c5c6c7"),
+        bytes(range(0x40, 0x58)),
+        bytes(range(0x80, 0xA0)),
     )
     assert made.hex() == (
         "bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb731c7f1b0b4aa6440bf3a82f4eda7e39"
@@ -132,14 +154,18 @@ def keystream(key: bytes, counter_and_nonce: bytes, data: bytes) -> bytes:
 
 
 def xchacha20_poly1305(key: bytes, nonce: bytes) -> tuple[ChaCha20Poly1305, bytes]:
-    """The draft's section 2 from parts that have published vectors: its subkey is half of a ChaCha20 block, before the
-    last addition; then follows ChaCha20-Poly1305 with the rest of the nonce."""
+    """The draft's section 2 from parts that have published vectors: its subkey is half of a
+    ChaCha20 block, before the last addition; then follows ChaCha20-Poly1305 with the rest of the
+    nonce.
+    """
     first = b"expand 32-byte k", nonce[:16]
     block = keystream(key, nonce[:16], bytes(64))
     words = [
         (after - before) % 2**32
         for begin, part in zip((block[:16], block[48:]), first, strict=True)
-        for after, before in zip(struct.unpack("<4I", begin), struct.unpack("<4I", part), strict=True)
+        for after, before in zip(
+            struct.unpack("<4I", begin), struct.unpack("<4I", part), strict=True
+        )
     ]
     return ChaCha20Poly1305(struct.pack("<8I", *words)), bytes(4) + nonce[16:]
 
@@ -151,14 +177,19 @@ def test_chacha20_against_rfc_8439() -> None:
 
 
 def test_key_files_and_kept_keys_are_xchacha20_poly1305() -> None:
-    """What is written at rest opens with a second implementation made of vetted parts, and what that seals is read."""
+    """What is written at rest opens with a second implementation made of vetted parts, and what
+    that seals is read.
+    """
     for size in (0, 1, 15, 16, 17, 63, 64, 65, 4096):
         key, plain = os.urandom(32), os.urandom(size)
         made = keyfile.encrypt(plain, local_key=key)
         head, nonce, sealed = made[:6], made[6:30], made[30:]
         cipher, short = xchacha20_poly1305(key, nonce)
         assert cipher.decrypt(short, sealed, head) == plain
-        assert keyfile.decrypt(head + nonce + cipher.encrypt(short, plain, head), local_key=key) == plain
+        assert (
+            keyfile.decrypt(head + nonce + cipher.encrypt(short, plain, head), local_key=key)
+            == plain
+        )
         with pytest.raises(CredentialsError):
             keyfile.decrypt(head + nonce + flipped(sealed), local_key=key)
         with pytest.raises(CredentialsError):
@@ -172,22 +203,30 @@ def test_key_files_and_kept_keys_are_xchacha20_poly1305() -> None:
 
 
 def test_argon2id_against_rfc_9106() -> None:
-    """No published row fits what libsodium computes (one lane, a salt of 16 bytes, at least 16 bytes out, no secret).
+    """No published row fits what libsodium computes (one lane, a salt of 16 bytes, at least 16
+    bytes out, no secret).
 
-    So the rows hold a second implementation to account, and that one ours, up to the cost of key files.
+    So the rows hold a second implementation to account, and that one ours, up to the cost of key
+    files.
     """
     for row in rows("KDF/argon2id.txt"):
         if int(row["memcost"]) > 1024:
             continue  # 128 MiB
         made = Argon2id(
-            salt=row.raw("salt"), length=int(row["length"]), iterations=int(row["iter"]), lanes=int(row["lanes"]),
-            memory_cost=int(row["memcost"]), ad=row.raw("ad") if "ad" in row else None,
+            salt=row.raw("salt"),
+            length=int(row["length"]),
+            iterations=int(row["iter"]),
+            lanes=int(row["lanes"]),
+            memory_cost=int(row["memcost"]),
+            ad=row.raw("ad") if "ad" in row else None,
             secret=row.raw("secret") if "secret" in row else None,
-        ).derive(row.raw("pass"))  # fmt: skip
+        ).derive(row.raw("pass"))
         assert made == row.raw("output")
     costs = [(8, 1), (9, 2), (32, 3), (1024, 1), (4097, 16), (keyfile.MEMORY_KIB, keyfile.PASSES)]
     for memory, passes in costs:
-        for password in (b"", "Pässwort".encode(), os.urandom(200)) if memory < 2000 else (b"password",):
+        for password in (
+            (b"", "Pässwort".encode(), os.urandom(200)) if memory < 2000 else (b"password",)
+        ):
             salt = os.urandom(16)
             second = Argon2id(salt=salt, length=32, iterations=passes, lanes=1, memory_cost=memory)
             assert keyfile._stretch(password, salt, memory, passes) == second.derive(password)
@@ -197,7 +236,9 @@ def test_a_key_file_under_a_password_is_argon2id_and_xchacha20_poly1305() -> Non
     """A whole file, made without any of the calls that read it."""
     salt, nonce, memory, passes = os.urandom(16), os.urandom(24), 64, 3
     head = b"CBXK\x01\x02" + struct.pack(">II", memory, passes) + salt
-    key = Argon2id(salt=salt, length=32, iterations=passes, lanes=1, memory_cost=memory).derive(b"password")
+    key = Argon2id(salt=salt, length=32, iterations=passes, lanes=1, memory_cost=memory).derive(
+        b"password"
+    )
     cipher, short = xchacha20_poly1305(key, nonce)
     made = head + nonce + cipher.encrypt(short, b"secret", head)
     assert keyfile.decrypt(made, password=b"password") == b"secret"

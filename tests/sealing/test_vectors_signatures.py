@@ -1,7 +1,7 @@
 """Published vectors for the signatures of envelopes, bundles and receipts: Ed25519 and ML-DSA-65.
 
-What is signed always begins with a label; here the label is taken away, so that the vectors' own messages are signed
-and verified by the functions everything else calls.
+What is signed always begins with a label; here the label is taken away, so that the vectors' own
+messages are signed and verified by the functions everything else calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from cipherbox.sealing import identity
 from cipherbox.sealing.identity import Identity
 from tests.published import ROOT, flipped, rows
 
-ORDER = 2**252 + 27742317777372353535851937790883648493  # of Ed25519's base point: RFC 8032, section 5.1
+# of Ed25519's base point: RFC 8032, section 5.1
+ORDER = 2**252 + 27742317777372353535851937790883648493
 MLDSA_BYTES = 3309
 
 
@@ -64,7 +65,9 @@ def test_ed25519_keys_and_signatures_are_as_published() -> None:
 
 
 def test_ed25519_refuses_changed_vectors() -> None:
-    """Also the second form of a signature, S + L: it would be another envelope with the same sender (section 5.1.7)."""
+    """Also the second form of a signature, S + L: it would be another envelope with the same
+    sender (section 5.1.7).
+    """
     found = ed25519_rows()
     for row, other in zip(found, [*found[1:], found[0]], strict=True):
         scalar = int.from_bytes(row.signed[32:], "little") + ORDER
@@ -78,9 +81,12 @@ def test_ed25519_refuses_changed_vectors() -> None:
         refused(other.public, row.message, row.signed)
 
 
-@pytest.mark.parametrize("y", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18], ids=["0", "1", "p-1", "p", "p+1"])
+@pytest.mark.parametrize(
+    "y", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18], ids=["0", "1", "p-1", "p", "p+1"]
+)
 def test_ed25519_takes_no_key_of_small_order(y: int) -> None:
-    """With the neutral point as key and as R, and S = 0, the plain equation holds for every message.
+    """With the neutral point as key and as R, and S = 0, the plain equation holds for every
+    message.
 
     No vectors: these are the points that follow from the prime.
     """
@@ -92,13 +98,18 @@ def test_ed25519_takes_no_key_of_small_order(y: int) -> None:
 
 
 def test_ml_dsa_65_keys_and_signatures_are_as_published() -> None:
-    """The published signatures have a context, and ours is empty: the call is the library's, with the context given.
+    """The published signatures have a context, and ours is empty: the call is the library's, with
+    the context given.
 
     For us each of them, right as it is, must be refused: it was made for another use of the key.
     """
     found = rows("asymmetric/MLDSA/kat_MLDSA_65_det_pure.rsp")
     for row, other in zip(found, [*found[1:], found[0]], strict=True):
-        signer, message, context = Identity("FL-LAB", bytes(32), row.raw("xi"), []), row.raw("msg"), row.raw("ctx")
+        signer, message, context = (
+            Identity("FL-LAB", bytes(32), row.raw("xi"), []),
+            row.raw("msg"),
+            row.raw("ctx"),
+        )
         keys, signed = signer.sign_keys, row.raw("sm")[:MLDSA_BYTES]
         assert keys[SignAlgorithm.MLDSA65] == row.raw("pk")
         assert row.raw("sm")[MLDSA_BYTES:] == message
@@ -106,11 +117,14 @@ def test_ml_dsa_65_keys_and_signatures_are_as_published() -> None:
         public.verify(signed, message, context)
         foreign = mldsa.MLDSA65PublicKey.from_public_bytes(other.raw("pk"))
         for key, said, about, where in (
-            (public, flipped(signed), message, context), (public, flipped(signed, 0), message, context),
-            (public, signed[:-1], message, context), (public, signed + b"\x00", message, context),
-            (public, signed, message + b"\x00", context), (public, signed, message, flipped(context)),
+            (public, flipped(signed), message, context),
+            (public, flipped(signed, 0), message, context),
+            (public, signed[:-1], message, context),
+            (public, signed + b"\x00", message, context),
+            (public, signed, message + b"\x00", context),
+            (public, signed, message, flipped(context)),
             (foreign, signed, message, context),
-        ):  # fmt: skip
+        ):
             with pytest.raises(InvalidSignature):
                 key.verify(said, about, where)
 
@@ -121,7 +135,9 @@ def test_ml_dsa_65_keys_and_signatures_are_as_published() -> None:
 
 
 def test_suite_2_needs_both_signatures() -> None:
-    """Over published keys: the two halves stand only together, each over this message and by its own key."""
+    """Over published keys: the two halves stand only together, each over this message and by its
+    own key.
+    """
     first, second = rows("asymmetric/MLDSA/kat_MLDSA_65_det_pure.rsp")[:2]
     classic = ed25519_rows()[:2]
     signer = Identity("FL-LAB", classic[0].seed, first.raw("xi"), [])
@@ -130,9 +146,15 @@ def test_suite_2_needs_both_signatures() -> None:
     good, theirs = signer.sign("", message), other.sign("", message)
     signature.verify(signer.sign_keys, 2, "", message, good)
     for bad in (
-        good[:64] + theirs[64:], theirs[:64] + good[64:], flipped(good), flipped(good, 0), good[:64], good[64:],
-        good[64:] + good[:64], good + b"\x00",
-    ):  # fmt: skip
+        good[:64] + theirs[64:],
+        theirs[:64] + good[64:],
+        flipped(good),
+        flipped(good, 0),
+        good[:64],
+        good[64:],
+        good[64:] + good[:64],
+        good + b"\x00",
+    ):
         with pytest.raises(SignatureInvalid):
             signature.verify(signer.sign_keys, 2, "", message, bad)
     with pytest.raises(SignatureInvalid):

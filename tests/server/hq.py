@@ -1,4 +1,6 @@
-"""A real HQ in this process over real TLS on a port the system chose, and raw clients that send any frame or bytes."""
+"""A real HQ in this process over real TLS on a port the system chose, and raw clients that send
+any frame or bytes.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class Person:
         bundles = [p.identity.bundle for p in to]
         options = {"envelope_id": self.ids.next(), "sealed_at": now_ms(), **more}
         keys = choose_keys(bundles, stanza=2)  # type: ignore[arg-type]
-        return seal(self.identity, bundles, plain or pack([text_message(text)]), 1, keys=keys, **options)  # type: ignore[arg-type]
+        return seal(
+            self.identity, bundles, plain or pack([text_message(text)]), 1, keys=keys, **options
+        )  # type: ignore[arg-type]
 
 
 class Raw:
@@ -75,7 +79,9 @@ class Raw:
         self.told: list[str] = []  # what HQ said in its PINGs
 
     async def hello(self) -> frames.Welcome:
-        await self.stream.send_all(self.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 25, 30, "raw test")))
+        await self.stream.send_all(
+            self.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 25, 30, "raw test"))
+        )
         answer = await self.next()
         assert isinstance(answer, frames.Welcome), answer
         return answer
@@ -156,7 +162,9 @@ class Running:
             await self.hq.engine.call(lambda n: m.AddClient(0, "", n, name, role))
         return self.people[name]
 
-    async def dial(self, who: Person | None = None, *, websocket: bool = False, hello: bool = True) -> Raw:
+    async def dial(
+        self, who: Person | None = None, *, websocket: bool = False, hello: bool = True
+    ) -> Raw:
         context = client_context(self.root, who.chain if who else None, who.key if who else None)
         raw = await self.open(context, self.websocket if websocket else self.address)
         if hello:
@@ -175,9 +183,13 @@ class Running:
 def prepare(directory: Path) -> ServerConfig:
     """An HQ directory with every listener on a port the system chooses."""
     init_hq(
-        directory, address="127.0.0.1:1", name="DC-HQ", listen="127.0.0.1:0", websocket_listen="127.0.0.1:0",
+        directory,
+        address="127.0.0.1:1",
+        name="DC-HQ",
+        listen="127.0.0.1:0",
+        websocket_listen="127.0.0.1:0",
         admin_home=directory.parent / "admin",
-    )  # fmt: skip
+    )
     return load_server_config(directory)
 
 
@@ -187,14 +199,21 @@ def configured(directory: Path) -> ServerConfig:
 
 @asynccontextmanager
 async def running(
-    directory: Path, *, limits: Limits | None = None, files: Files | None = None,
+    directory: Path,
+    *,
+    limits: Limits | None = None,
+    files: Files | None = None,
     opener: Callable[[ServerConfig], Store] | None = None,
-) -> AsyncIterator[Running]:  # fmt: skip
+) -> AsyncIterator[Running]:
     """Serves ``directory`` (made when it is new) while the block runs; ends it gracefully."""
     config = configured(directory)
     if limits is not None:
         config = attrs.evolve(config, limits=limits)
-    store = opener(config) if opener else open_store(config.directory, files=files, limits=config.limits)
+    store = (
+        opener(config)
+        if opener
+        else open_store(config.directory, files=files, limits=config.limits)
+    )
     hq = HQ(config, store)
     assert hq.trust.authority is not None
     stopped = trio.Event()
@@ -210,9 +229,15 @@ async def running(
             served = await nursery.start(serve, scope)
             (host, port), (_, web) = served.addresses[0], served.websocket[0]
             here = Running(
-                hq, hq.trust.authority, hq.trust.root, f"{host}:{port}", f"wss://{host}:{web}/", nursery, scope,
+                hq,
+                hq.trust.authority,
+                hq.trust.root,
+                f"{host}:{port}",
+                f"wss://{host}:{web}/",
+                nursery,
+                scope,
                 stopped,
-            )  # fmt: skip
+            )
             try:
                 yield here
             finally:

@@ -1,4 +1,6 @@
-"""An engine over a real store whose calls run inline, can be held and made to fail; and peers that note it all."""
+"""An engine over a real store whose calls run inline, can be held and made to fail; and peers
+that note it all.
+"""
 
 from __future__ import annotations
 
@@ -91,13 +93,19 @@ class World:
         peer.connection = self.engine.attach(peer)
         return peer
 
-    async def publish(self, peer: Noted, *indexes: int, body: bytes = b"body", to: tuple[str, ...] = ("B",)) -> None:
+    async def publish(
+        self, peer: Noted, *indexes: int, body: bytes = b"body", to: tuple[str, ...] = ("B",)
+    ) -> None:
         items = [incoming(i, body, to) for i in indexes]
-        await self.engine.submit(m.Publish(peer.connection, peer.client, items), len(body) * len(items))
+        await self.engine.submit(
+            m.Publish(peer.connection, peer.client, items), len(body) * len(items)
+        )
 
     async def consume(self, peer: Noted, queue: str = "", envelopes: int = 1000) -> None:
         name = queue or f"box.{peer.client}"
-        await self.engine.submit(m.Consume(peer.connection, peer.client, 1, 1, name, envelopes, 1 << 30))
+        await self.engine.submit(
+            m.Consume(peer.connection, peer.client, 1, 1, name, envelopes, 1 << 30)
+        )
 
 
 @asynccontextmanager

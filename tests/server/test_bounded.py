@@ -1,4 +1,6 @@
-"""HQ's memory stays bounded, and the service up, whatever many peers do at once.  Over real sockets."""
+"""HQ's memory stays bounded, and the service up, whatever many peers do at once.  Over real
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,15 @@ async def test_a_watermark_closes_above_the_high_mark_and_opens_below_the_low() 
         mark.add(size)
         seen.append((mark.held, mark.closed))
     assert seen == [
-        (100, False), (101, True), (71, True), (91, True), (60, False), (100, False), (101, True), (1, False)
-    ]  # fmt: skip
+        (100, False),
+        (101, True),
+        (71, True),
+        (91, True),
+        (60, False),
+        (100, False),
+        (101, True),
+        (1, False),
+    ]
 
 
 async def test_publishers_wait_while_memory_is_short_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -66,11 +75,14 @@ async def test_publishers_wait_while_memory_is_short_and_nothing_is_lost(tmp_pat
                         if memory.closed:
                             break
                         await trio.sleep(0.001)
-        # Above the high mark each may end what it had begun: one envelope, and what one read had brought.
+        # Above the high mark each may end what it had begun: one envelope, and what one read had
+        # brought.
         assert 3 * MIB < most < 3 * MIB + many * (size + 2 * MIB)
         assert memory.held == 0
         assert not memory.closed
-        assert "HQ is short of memory; publishers wait" in {text for lab in labs for text in lab.told}
+        assert "HQ is short of memory; publishers wait" in {
+            text for lab in labs for text in lab.told
+        }
         assert r.hq.engine.broker.queues["box.CA-RC"].depth == each * many
 
 
@@ -103,7 +115,9 @@ async def test_a_publisher_that_ignores_its_window_is_held_by_tcp(tmp_path: Path
         assert most <= 20 + 1 + 2 * MIB // 100_000  # the window, and what one read had brought
 
 
-async def test_a_consumer_that_never_acknowledges_gets_its_credit_and_no_more(tmp_path: Path) -> None:
+async def test_a_consumer_that_never_acknowledges_gets_its_credit_and_no_more(
+    tmp_path: Path,
+) -> None:
     limits = attrs.evolve(LIMITS, body_cache_bytes=200_000, head_entries=100, page_entries=50)
     async with running(tmp_path / "hq", limits=limits) as r:
         center = await r.client("CA-RC")
@@ -126,7 +140,9 @@ async def test_a_consumer_that_never_acknowledges_gets_its_credit_and_no_more(tm
         assert queue.depth == 400
         assert len(queue.ready) <= 100
         assert r.hq.engine.bodies.size <= 200_000
-        assert isinstance(await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw), frames.Confirm)
+        assert isinstance(
+            await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw), frames.Confirm
+        )
 
 
 async def test_a_consumer_that_does_not_read_is_cut_and_holds_up_nobody(tmp_path: Path) -> None:
@@ -144,11 +160,18 @@ async def test_a_consumer_that_does_not_read_is_cut_and_holds_up_nobody(tmp_path
         await center.ask(frames.Consume, 1, "box.CA-RC", 10, BIG)
         with trio.fail_after(PATIENCE_S):
             while session in r.hq.sessions:
-                assert isinstance(await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw), frames.Confirm)
+                assert isinstance(
+                    await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw),
+                    frames.Confirm,
+                )
                 answer = await center.next()
                 while not isinstance(answer, Deliveries):
                     answer = await center.next()
-                await center.ask(frames.Ack, "box.CA-RC", [frames.Range(answer.entries[0][0], len(answer.entries))])
+                await center.ask(
+                    frames.Ack,
+                    "box.CA-RC",
+                    [frames.Range(answer.entries[0][0], len(answer.entries))],
+                )
                 await center.send(frames.Credit(1, len(answer.entries), BIG))
                 assert r.hq.memory.held < 8 * MIB
         assert r.hq.engine.broker.queues["box.STUCK"].depth == 24
@@ -188,7 +211,10 @@ async def test_garbage_and_silence_in_numbers(tmp_path: Path) -> None:
             for _ in range(50):
                 nursery.start_soon(silence)
             for _ in range(20):
-                assert isinstance(await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw), frames.Confirm)
+                assert isinstance(
+                    await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw),
+                    frames.Confirm,
+                )
         assert len(r.hq.sessions) == 1
 
 
@@ -209,13 +235,23 @@ async def test_a_hundred_clients_declare_the_same_queue_at_once(tmp_path: Path) 
         assert len(made) == 1
         assert {codec_name(a) for a in answers if isinstance(a, frames.Error)} == {"conflict"}
         assert "shared" in r.hq.engine.broker.queues
-        again = [await (await r.client("C-0")).ask(frames.DeclareQueue, "own", "", []) for _ in range(3)]
+        again = [
+            await (await r.client("C-0")).ask(frames.DeclareQueue, "own", "", []) for _ in range(3)
+        ]
         assert [a.count for a in again] == [1, 0, 0]
 
 
-NAMES = [("n" * 127, ""), ("ä" * 63, ""), ("n" * 128, "invalid-request"), ("ä" * 64, "invalid-request"),
-         ("", "invalid-request"), ("a\x00b", "invalid-request"), ("a\nb", "invalid-request"),
-         ("a\u202eb", "invalid-request"), (" ", "")]  # fmt: skip
+NAMES = [
+    ("n" * 127, ""),
+    ("ä" * 63, ""),
+    ("n" * 128, "invalid-request"),
+    ("ä" * 64, "invalid-request"),
+    ("", "invalid-request"),
+    ("a\x00b", "invalid-request"),
+    ("a\nb", "invalid-request"),
+    ("a\u202eb", "invalid-request"),
+    (" ", ""),
+]
 
 
 @pytest.mark.parametrize(("name", "refusal"), NAMES)
@@ -248,7 +284,9 @@ async def test_a_clock_that_jumps(tmp_path: Path) -> None:
         got = []
         for shift in (0, -3600 * 1000, -day, day // 2, 0):
             r.hq.engine._clock_ms = lambda shift=shift: clock() + shift  # type: ignore[misc]
-            answer = await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"], expires_at=clock() + 2 * day).raw)
+            answer = await lab.publish(
+                r.people["FL-LAB"].seal(r.people["CA-RC"], expires_at=clock() + 2 * day).raw
+            )
             assert isinstance(answer, frames.Confirm), (shift, codec_name(answer))
             delivery = await center.next()
             got += [e[0] for e in delivery.entries]
@@ -263,7 +301,9 @@ async def test_a_large_envelope_that_comes_too_slowly_ends_its_connection(tmp_pa
     async with running(tmp_path / "hq", limits=limits) as r:
         await r.person("CA-RC")
         lab, _ = await opened(r, "FL-LAB", heartbeat_s=1)
-        whole = codec.encode(frames.Send(1, 0, 0, r.people["FL-LAB"].seal(r.people["CA-RC"], text="x" * MIB).raw))
+        whole = codec.encode(
+            frames.Send(1, 0, 0, r.people["FL-LAB"].seal(r.people["CA-RC"], text="x" * MIB).raw)
+        )
         await lab.stream.send_all(whole[: MIB // 2])
 
         async def trickle() -> None:

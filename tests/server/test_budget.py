@@ -23,7 +23,9 @@ def test_every_frame_that_a_client_may_send_has_a_cost() -> None:
     assert all(cost.why and (cost.points or kind is frames.Hello) for kind, cost in COSTS.items())
 
 
-async def test_declaring_and_deleting_queues_has_a_budget_and_others_keep_theirs(tmp_path: Path) -> None:
+async def test_declaring_and_deleting_queues_has_a_budget_and_others_keep_theirs(
+    tmp_path: Path,
+) -> None:
     limits = attrs.evolve(LIMITS, requests_per_minute=10 * COSTS[frames.DeclareQueue].points)
     async with running(tmp_path / "hq", limits=limits) as r:
         evil, lab = await r.client("EVIL"), await r.client("FL-LAB")
@@ -38,7 +40,9 @@ async def test_declaring_and_deleting_queues_has_a_budget_and_others_keep_theirs
         other = await r.client("EVIL")  # another connection has the same budget
         assert await other.refused(frames.DeclareQueue, "q", "", []) == "throttled"
         assert isinstance(await lab.ask(frames.DeclareQueue, "mine", "", []), frames.Ok)
-        assert isinstance(await evil.publish(r.people["EVIL"].seal(r.people["FL-LAB"]).raw), frames.Confirm)
+        assert isinstance(
+            await evil.publish(r.people["EVIL"].seal(r.people["FL-LAB"]).raw), frames.Confirm
+        )
         assert r.hq.budgets.throttled >= 2
 
 
@@ -62,7 +66,8 @@ async def test_the_flow_waits_and_is_never_refused(autojump_clock: Any, monkeypa
     began = trio.current_time()
     for _ in range(60):
         assert await budgets.charge(who, SendBatch([(1, 0, 0, b"")] * 20)) is None
-    assert 55 < trio.current_time() - began <= 61  # 1,200 points at 600 a minute, of which the first 600 were there
+    # 1,200 points at 600 a minute, of which the first 600 were there
+    assert 55 < trio.current_time() - began <= 61
     ranges = [frames.Range(1, 256 * 100)]
     before = trio.current_time()
     await budgets.charge(who, frames.Ack(1, "q", ranges))
@@ -75,7 +80,14 @@ async def test_the_flow_waits_and_is_never_refused(autojump_clock: Any, monkeypa
 
 
 def test_the_budgets_are_what_the_manual_says() -> None:
-    assert {cost.budget for cost in COSTS.values()} == {FLOW, REQUESTS, "keys", "prekeys", "enrolment", "lobby"}
+    assert {cost.budget for cost in COSTS.values()} == {
+        FLOW,
+        REQUESTS,
+        "keys",
+        "prekeys",
+        "enrolment",
+        "lobby",
+    }
 
 
 def test_a_rate_forgets_who_came_long_ago(monkeypatch: Any) -> None:
@@ -98,9 +110,14 @@ def test_a_rate_forgets_who_came_long_ago(monkeypatch: Any) -> None:
 
 
 async def test_proofs_cost_by_what_they_are_of(tmp_path: Path) -> None:
-    """5,000 points would otherwise keep the store busy for minutes: an entry is read whole for each envelope."""
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, requests_per_minute=1_000)) as r:
-        r.hq.budgets._requests._clock_s = lambda: 0.0  # all of it in one minute, however busy the machine is
+    """5,000 points would otherwise keep the store busy for minutes: an entry is read whole for
+    each envelope.
+    """
+    async with running(
+        tmp_path / "hq", limits=attrs.evolve(LIMITS, requests_per_minute=1_000)
+    ) as r:
+        # all of it in one minute, however busy the machine is
+        r.hq.budgets._requests._clock_s = lambda: 0.0
         evil, lab = await r.client("EVIL"), await r.client("FL-LAB")
         names = [frames.EnvelopeName("EVIL", n.to_bytes(16, "big")) for n in range(180)]
         assert isinstance(await evil.ask(frames.Prove, names, [], False), frames.Proven)

@@ -1,4 +1,6 @@
-"""The CA's keys taken off HQ and brought back; chains through an organization's CAs, and its answers."""
+"""The CA's keys taken off HQ and brought back; chains through an organization's CAs, and its
+answers.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,21 @@ from cryptography.hazmat.primitives import hashes
 
 from cipherbox import pki
 from cipherbox.config.settings import load_server_config, secret_key
-from cipherbox.errors import BundleNotCertified, ConfigError, CredentialsError, Forbidden, InvalidRequest
+from cipherbox.errors import (
+    BundleNotCertified,
+    ConfigError,
+    CredentialsError,
+    Forbidden,
+    InvalidRequest,
+)
 from cipherbox.server.ca import authority, organization
-from cipherbox.server.ca.credentials import Credentials, certificates_in, checked_issuing, is_waiting, read_material
+from cipherbox.server.ca.credentials import (
+    Credentials,
+    certificates_in,
+    checked_issuing,
+    is_waiting,
+    read_material,
+)
 from cipherbox.server.ca.offline import CA_KEY, ROOT_KEY
 from tests.server.hq import open_vault, prepare, running
 from tests.server.test_certificate import clock
@@ -53,7 +67,10 @@ def test_the_root_of_another_is_not_brought_back(tmp_path: Path) -> None:
         authority.take_off(one, tmp_path / place, b"k" * 32, as_it_is, whole=False)
     before = config.tls.issuing.read_bytes()
     theirs = tmp_path / "theirs"
-    for work in (lambda v: authority.bring_back(config, v, whole=False), lambda v: authority.renew(config, v)):
+    for work in (
+        lambda v: authority.bring_back(config, v, whole=False),
+        lambda v: authority.renew(config, v),
+    ):
         with pytest.raises(ConfigError, match="of another CA"):
             work(open_vault(theirs))
     (theirs / ROOT_KEY).unlink()
@@ -76,17 +93,27 @@ def test_settings_keep_every_other_line(tmp_path: Path) -> None:
     assert config.file.read_text() == text
 
 
-def ca_under(parent: pki.Authority, name: str, depth: int | None, *more: x509.ExtensionType) -> pki.Authority:
+def ca_under(
+    parent: pki.Authority, name: str, depth: int | None, *more: x509.ExtensionType
+) -> pki.Authority:
     key, start = pki.new_key(), pki.now() - timedelta(minutes=5)
     usage = certificate_usage(parent.certificate)
     builder = (
-        x509.CertificateBuilder().subject_name(x509.Name.from_rfc4514_string(f"CN={name}"))
-        .issuer_name(parent.certificate.subject).public_key(key.public_key()).serial_number(x509.random_serial_number())
-        .not_valid_before(start).not_valid_after(start + timedelta(days=90))
-        .add_extension(x509.BasicConstraints(True, depth), critical=True).add_extension(usage, critical=True)
+        x509.CertificateBuilder()
+        .subject_name(x509.Name.from_rfc4514_string(f"CN={name}"))
+        .issuer_name(parent.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=90))
+        .add_extension(x509.BasicConstraints(True, depth), critical=True)
+        .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(parent.key.public_key()), critical=False)
-    )  # fmt: skip
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(parent.key.public_key()),
+            critical=False,
+        )
+    )
     for extension in more:
         builder = builder.add_extension(extension, critical=True)
     return pki.Authority(builder.sign(parent.key, hashes.SHA384()), key)
@@ -115,7 +142,8 @@ def test_a_chain_that_does_not_lead_to_the_root_is_explained() -> None:
         ([pki.new_issuing("X", pki.new_root("X")).certificate], "was not issued by"),
         ([b.certificate], "CN=B was not issued by CN=Org root"),
         ([a.certificate, b.certificate], "wrong order"),
-        ([b.certificate, a.certificate], "CN=B below CN=A: .* may not sign others"),  # A may have no CA below it
+        # A may have no CA below it
+        ([b.certificate, a.certificate], "CN=B below CN=A: .* may not sign others"),
         ([a.certificate] * 4, "more than 3"),
     ]
     for chain, says in cases:
@@ -129,12 +157,15 @@ def test_a_chain_that_does_not_lead_to_the_root_is_explained() -> None:
 def test_what_an_organization_bounds_is_obeyed() -> None:
     root = pki.new_root("Org")
     dns = x509.NameConstraints([x509.DNSName("example.org")], None)
-    people = x509.NameConstraints([x509.DirectoryName(x509.Name.from_rfc4514_string("O=Org"))], None)
+    people = x509.NameConstraints(
+        [x509.DirectoryName(x509.Name.from_rfc4514_string("O=Org"))], None
+    )
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
     for extension, says in (
-        (x509.ExtendedKeyUsage([pki.SERVER]), "for this purpose"), (people, "certain subjects"),
+        (x509.ExtendedKeyUsage([pki.SERVER]), "for this purpose"),
+        (people, "certain subjects"),
         (unknown, "unknown here"),
-    ):  # fmt: skip
+    ):
         issuing = ca_under(root, "A", 0, extension)
         leaf = pki.issue_client(issuing, pki.new_key().public_key(), "FL-LAB")
         with pytest.raises(BundleNotCertified, match=says):
@@ -155,7 +186,9 @@ def test_a_root_in_the_middle_of_an_organizations_pki_can_be_the_one() -> None:
     server = pki.issue_server(issuing, key.public_key(), "DC-HQ")
     Credentials(anchor.certificate, (issuing.certificate,), server, key, None).try_out()
     with pytest.raises(CredentialsError):
-        Credentials(pki.new_root("X").certificate, (issuing.certificate,), server, key, None).try_out()
+        Credentials(
+            pki.new_root("X").certificate, (issuing.certificate,), server, key, None
+        ).try_out()
 
 
 async def test_an_answer_that_is_none_changes_nothing(tmp_path: Path) -> None:
@@ -177,20 +210,34 @@ def test_the_organizations_answer_must_fit(tmp_path: Path) -> None:
     org = pki.new_root("Org")
     (tmp_path / "root.pem").write_bytes(pki.pem(org.certificate))
     made = organization.ask(
-        tmp_path / "hq", address="127.0.0.1:1", name="DC-HQ", listen="127.0.0.1:0", websocket_listen="",
-        org=tmp_path / "root.pem", issues=False, admin_id="admin", admin_home=tmp_path / "admin", database=None,
-    )  # fmt: skip
+        tmp_path / "hq",
+        address="127.0.0.1:1",
+        name="DC-HQ",
+        listen="127.0.0.1:0",
+        websocket_listen="",
+        org=tmp_path / "root.pem",
+        issues=False,
+        admin_id="admin",
+        admin_home=tmp_path / "admin",
+        database=None,
+    )
     config = load_server_config(tmp_path / "hq")
     request = x509.load_pem_x509_csr(made[0].read_bytes())
     assert request.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
     with pytest.raises(ConfigError, match="no certificate for the key"):
         organization.finish(config, tmp_path / "admin", pki.pem(ca_under(org, "A", 0).certificate))
     assert is_waiting(config)
-    key = pki.load_key(config.ca.issuing_key.read_bytes(), secret_key(config.encryption.service_key_file), "issuing")
+    key = pki.load_key(
+        config.ca.issuing_key.read_bytes(),
+        secret_key(config.encryption.service_key_file),
+        "issuing",
+    )
     old = pki.renew_issuing(pki.Authority(ca_under(org, "A", 0).certificate, key), org).certificate
     with clock(4000), pytest.raises(ConfigError, match="ended on"):
         organization.finish(config, tmp_path / "admin", pki.pem(old))
-    organization.finish(config, tmp_path / "admin", pki.pem(org.certificate, old)[len(pki.pem(org.certificate)) :])
+    organization.finish(
+        config, tmp_path / "admin", pki.pem(org.certificate, old)[len(pki.pem(org.certificate)) :]
+    )
     assert not is_waiting(config)
     assert certificates_in(config.tls.issuing) == [old]
     read_material(config).try_out()

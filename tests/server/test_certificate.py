@@ -141,7 +141,9 @@ def clock(days: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("days", "says"), [(-800, "begins only on"), (5000, "ended on")])
-async def test_a_clock_that_is_years_off_is_named_at_the_start(tmp_path: Path, days: int, says: str) -> None:
+async def test_a_clock_that_is_years_off_is_named_at_the_start(
+    tmp_path: Path, days: int, says: str
+) -> None:
     config = prepare(tmp_path / "hq")
     store = open_store(config.directory)
     try:
@@ -188,7 +190,11 @@ def test_nothing_is_issued_that_outlives_its_issuer() -> None:
         renewed = pki.renew_issuing(issuing, root)
         assert renewed.certificate.not_valid_after_utc > issuing.certificate.not_valid_after_utc
         again = pki.issue_client(renewed, pki.new_key().public_key(), "FL-LAB")
-        for chain in ([leaf, renewed.certificate], [leaf, issuing.certificate], [again, issuing.certificate]):
+        for chain in (
+            [leaf, renewed.certificate],
+            [leaf, issuing.certificate],
+            [again, issuing.certificate],
+        ):
             pki.verify_chain(chain, root.certificate, pki.now())
     with clock(4000), pytest.raises(CredentialsError, match="clock is right"):
         pki.issue_client(issuing, pki.new_key().public_key(), "FL-LAB")

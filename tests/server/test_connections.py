@@ -76,7 +76,9 @@ async def test_a_publisher_that_hq_holds_back_is_not_cut_for_silence(tmp_path: P
         lab, rc = await r.client("FL-LAB"), await r.client("CA-RC")
         sealed = [r.people["FL-LAB"].seal(r.people["CA-RC"]).raw for _ in range(5)]
         with held(r):
-            await lab.stream.send_all(codec.encode_sends([(i + 1, 0, 0, raw) for i, raw in enumerate(sealed)]))
+            await lab.stream.send_all(
+                codec.encode_sends([(i + 1, 0, 0, raw) for i, raw in enumerate(sealed)])
+            )
             await trio.sleep(2.8)  # more than two heartbeats, in which HQ reads nothing from it
         confirmed = 0
         while confirmed < 5:
@@ -111,7 +113,9 @@ async def test_a_stop_under_load_answers_what_was_taken_and_is_soon_over(tmp_pat
                 if isinstance(event, frames.GoingAway):
                     away.set()
                     return
-                confirmed.update(n for run in event.ranges for n in range(run.first, run.first + run.count))
+                confirmed.update(
+                    n for run in event.ranges for n in range(run.first, run.first + run.count)
+                )
                 if len(confirmed) > 20:
                     r.scope.cancel()
 
@@ -122,7 +126,9 @@ async def test_a_stop_under_load_answers_what_was_taken_and_is_soon_over(tmp_pat
                 await r.stopped.wait()
                 await away.wait()
             nursery.cancel_scope.cancel()
-        stored = {bytes(row[0]) for row in r.hq.store.db.execute("SELECT envelope_id FROM envelopes")}
+        stored = {
+            bytes(row[0]) for row in r.hq.store.db.execute("SELECT envelope_id FROM envelopes")
+        }
         assert stored == {envelopes[n] for n in confirmed}
 
 
@@ -146,7 +152,9 @@ async def test_a_client_that_asks_and_does_not_read_is_held_back_then_cut(tmp_pa
             number = 0
             try:
                 while True:
-                    asked = [frames.Status(number + i, "X" * 200, bytes(16)) for i in range(1, 2000)]
+                    asked = [
+                        frames.Status(number + i, "X" * 200, bytes(16)) for i in range(1, 2000)
+                    ]
                     number += 2000
                     await greedy.stream.send_all(b"".join(map(codec.encode, asked)))
             except trio.BrokenResourceError:
@@ -160,7 +168,9 @@ async def test_a_client_that_asks_and_does_not_read_is_held_back_then_cut(tmp_pa
                     await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
         assert 0 < most < 2 * 4 * 1024 * 1024
-        assert isinstance(await (await r.client("CA-RC")).ask(frames.List, "queues", "", ""), frames.Listing)
+        assert isinstance(
+            await (await r.client("CA-RC")).ask(frames.List, "queues", "", ""), frames.Listing
+        )
 
 
 async def test_requests_in_flight_have_a_bound_and_all_are_answered(tmp_path: Path) -> None:
@@ -171,7 +181,9 @@ async def test_requests_in_flight_have_a_bound_and_all_are_answered(tmp_path: Pa
             await rc.stream.send_all(codec.encode_sends([(1, 0, 0, sealed.raw)]))
             with trio.fail_after(PATIENCE_S):
                 await reached.wait()
-            await lab.stream.send_all(b"".join(codec.encode(frames.List(i, "queues", "", "")) for i in range(1, 101)))
+            await lab.stream.send_all(
+                b"".join(codec.encode(frames.List(i, "queues", "", "")) for i in range(1, 101))
+            )
             (session,) = [s for s in r.hq.sessions if s.client == "FL-LAB"]
             for _ in range(500):
                 if session._asked >= 5:

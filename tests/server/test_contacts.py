@@ -13,7 +13,9 @@ from cipherbox.wire import frames
 from tests.server.hq import codec_name, running
 
 
-async def test_a_client_tells_and_hq_refuses_for_it_and_says_at_welcome_what_it_has(tmp_path: Path) -> None:
+async def test_a_client_tells_and_hq_refuses_for_it_and_says_at_welcome_what_it_has(
+    tmp_path: Path,
+) -> None:
     lists = ContactLists((), ("fl-lab", "Zz"))
     async with running(tmp_path / "hq") as r:
         center, lab = await r.client("CA-RC"), await r.client("FL-LAB")
@@ -21,7 +23,11 @@ async def test_a_client_tells_and_hq_refuses_for_it_and_says_at_welcome_what_it_
         assert (await center.ask(frames.TellContacts, [], ["fl-lab", "Zz"])).count == 0
         raw = r.people["FL-LAB"].seal(r.people["CA-RC"]).raw
         refused = await lab.publish(raw)
-        assert (codec_name(refused), refused.code, refused.retryable) == ("recipient-refuses", 0x0221, False)
+        assert (codec_name(refused), refused.code, refused.retryable) == (
+            "recipient-refuses",
+            0x0221,
+            False,
+        )
         assert refused.message == "CA-RC takes no mail from FL-LAB"
         again = await r.dial(r.people["CA-RC"], hello=False)
         assert (await again.hello()).contacts == lists.digest

@@ -1,7 +1,9 @@
-"""Bits flipped in every file HQ keeps, one run for each file and region; and a power cut at every commit.
+"""Bits flipped in every file HQ keeps, one run for each file and region; and a power cut at every
+commit.
 
-Whatever the damage: nothing that was changed is ever delivered, what is damaged is named, and what is not is delivered.
-HQ either serves or says at its start why it does not; it never starts over and over with half of what it had.
+Whatever the damage: nothing that was changed is ever delivered, what is damaged is named, and what
+is not is delivered. HQ either serves or says at its start why it does not; it never starts over and
+over with half of what it had.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ async def fill(here: Running) -> dict[bytes, bytes]:
 async def take(here: Running, people: dict[str, Person], most: int) -> list[bytes]:
     """Everything HQ delivers to the recipient within a moment."""
     if here.hq.engine.broker.rights.clients.get("CA-RC") is None:
-        return []  # a damaged write-ahead log ends where the damage is: SQLite goes on from the state before
+        # a damaged write-ahead log ends where the damage is: SQLite goes on from the state before
+        return []
     raw = await here.dial(people["CA-RC"])
     await raw.ask(frames.Consume, 1, "box.CA-RC", 1000, 1 << 24)
     found: list[bytes] = []
@@ -64,9 +67,18 @@ def flip(path: Path, region: int) -> None:
 
 
 FILES = [
-    "cipherbox.sqlite3", "cipherbox.sqlite3-wal", "spool", "reserve", "tls/server.key", "secrets/log.key",
-    "secrets/service.key", "secrets/database.key", "ca/issuing.key", "tls/server.crt", "cipherbox.toml",
-]  # fmt: skip
+    "cipherbox.sqlite3",
+    "cipherbox.sqlite3-wal",
+    "spool",
+    "reserve",
+    "tls/server.key",
+    "secrets/log.key",
+    "secrets/service.key",
+    "secrets/database.key",
+    "ca/issuing.key",
+    "tls/server.crt",
+    "cipherbox.toml",
+]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -74,12 +86,17 @@ async def test_flipped_bits_are_found_and_never_delivered(tmp_path: Path, name: 
     async with running(tmp_path / "hq") as here:
         sent = await fill(here)
         people = dict(here.people)
-        shutil.copytree(tmp_path / "hq", tmp_path / "killed")  # as SIGKILL leaves it: with the write-ahead log
+        # as SIGKILL leaves it: with the write-ahead log
+        shutil.copytree(tmp_path / "hq", tmp_path / "killed")
     outcomes = []
     for region in range(REGIONS):
         directory = tmp_path / f"flipped-{region}"
         shutil.copytree(tmp_path / "killed", directory)
-        for path in sorted((directory / name).iterdir()) if (directory / name).is_dir() else [directory / name]:
+        for path in (
+            sorted((directory / name).iterdir())
+            if (directory / name).is_dir()
+            else [directory / name]
+        ):
             if path.exists() and path.stat().st_size >= REGIONS:
                 flip(path, region)
         got: list[bytes] | None = None
@@ -91,7 +108,9 @@ async def test_flipped_bits_are_found_and_never_delivered(tmp_path: Path, name: 
         if got is None:
             continue
         strangers = [raw for raw in got if raw not in sent.values()]
-        assert not strangers, f"{name}, region {region}: {len(strangers)} envelopes are not what was sent"
+        assert not strangers, (
+            f"{name}, region {region}: {len(strangers)} envelopes are not what was sent"
+        )
         assert len(got) == len(set(got))
         outcomes.append(f"region {region}: {len(got)} of {len(sent)}")
     assert any(" of " in outcome or "does not start" in outcome for outcome in outcomes), outcomes
@@ -103,7 +122,9 @@ async def test_flipped_bits_are_found_and_never_delivered(tmp_path: Path, name: 
 
 
 class Forgetful(Files):
-    """A disk that loses at a power cut whatever was not synced: files whose directory was not, too."""
+    """A disk that loses at a power cut whatever was not synced: files whose directory was not,
+    too.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[Path, bytes] = {}  # what a power cut leaves of the files it wrote

@@ -56,8 +56,12 @@ async def test_nothing_leaves_before_the_commit_and_the_next_batch_gathers(tmp_p
         assert w.runner.calls.count("commit") == 1  # the three that gathered went in one
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("the disk does not answer"), RuntimeError("a mistake of HQ's own")])
-async def test_a_failed_commit_refuses_the_batch_closes_and_reloads(tmp_path: Path, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("the disk does not answer"), RuntimeError("a mistake of HQ's own")]
+)
+async def test_a_failed_commit_refuses_the_batch_closes_and_reloads(
+    tmp_path: Path, error: Exception
+) -> None:
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")
         await w.consume(b)
@@ -72,7 +76,8 @@ async def test_a_failed_commit_refuses_the_batch_closes_and_reloads(tmp_path: Pa
         assert failed.error.retryable
         assert [type(e) for e in (*a.ended, *b.ended)] == [GoingAway, GoingAway]
         assert seqs(b) == [1]
-        # the core is the store's again: what was confirmed is there, what failed may come again as new
+        # the core is the store's again: what was confirmed is there, what failed may come again as
+        # new
         a, b = w.peer("A"), w.peer("B")
         await w.publish(a, 1, 2)
         await a.until(lambda: len(a.answers) == 2)
@@ -83,7 +88,9 @@ async def test_a_failed_commit_refuses_the_batch_closes_and_reloads(tmp_path: Pa
         assert seqs(b) == [1, 2]
 
 
-async def test_what_waited_from_before_a_failure_is_not_taken_by_the_new_core(tmp_path: Path) -> None:
+async def test_what_waited_from_before_a_failure_is_not_taken_by_the_new_core(
+    tmp_path: Path,
+) -> None:
     """A consumer registered for a dead connection would swallow deliveries for ever."""
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")
@@ -255,13 +262,17 @@ async def test_idle_comes_also_after_batches_that_followed_each_other(tmp_path: 
         assert correlations(a, m.Confirmed) == [1, 2]
 
 
-async def test_sweeps_come_under_load_too(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_sweeps_come_under_load_too(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     async with world(tmp_path) as w:
         a = w.peer("A")
         swept: list[float] = []
         handle = Broker.handle
 
-        def watch(broker: Broker, commands: list[m.AnyCommand], facts: m.Facts, now: int) -> m.Effects:
+        def watch(
+            broker: Broker, commands: list[m.AnyCommand], facts: m.Facts, now: int
+        ) -> m.Effects:
             swept.extend(trio.current_time() for c in commands if isinstance(c, m.Sweep))
             return handle(broker, commands, facts, now)
 
@@ -272,7 +283,9 @@ async def test_sweeps_come_under_load_too(tmp_path: Path, autojump_clock: trio.t
         assert len(swept) >= 3
 
 
-async def test_a_disk_that_was_full_needs_some_room_before_publishes_are_taken_again(tmp_path: Path) -> None:
+async def test_a_disk_that_was_full_needs_some_room_before_publishes_are_taken_again(
+    tmp_path: Path,
+) -> None:
     async with world(tmp_path) as w:
         a = w.peer("A")
         refused = []
@@ -299,14 +312,18 @@ async def test_bodies_are_bounded_and_read_back(tmp_path: Path) -> None:
         for index in range(1, 6):
             await w.publish(a, index, body=bytes([index]) * 1000)
         await a.until(lambda: len(a.answers) == 5)
-        assert w.engine.bodies.size == 1000  # nobody consumes: half of the room is for what is handed
+        # nobody consumes: half of the room is for what is handed
+        assert w.engine.bodies.size == 1000
         await w.consume(b)
         await b.until(lambda: bool(b.handed))
         ((_, queue, entries),) = b.handed
         assert w.engine.bodies.held(entries) is None
-        assert w.engine.bodies.held(entries[:1]) is not None  # the oldest, which a consumer wants first
+        # the oldest, which a consumer wants first
+        assert w.engine.bodies.held(entries[:1]) is not None
         items = await w.engine.bodies.items(queue, entries)
-        assert [(seq, body[0], len(body)) for seq, _, _, _, body in items] == [(i, i, 1000) for i in range(1, 6)]
+        assert [(seq, body[0], len(body)) for seq, _, _, _, body in items] == [
+            (i, i, 1000) for i in range(1, 6)
+        ]
         await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, 5)]))
         await b.until(lambda: bool(correlations(b, m.Acked)))
         assert w.engine.bodies.size == 0
@@ -333,7 +350,9 @@ async def test_a_body_that_cannot_be_read_back_is_tried_again_then_told(
             await w.engine.bodies.items(queue, entries)
 
 
-async def test_a_damaged_body_becomes_a_dead_letter_but_not_one_that_was_acknowledged_meanwhile(tmp_path: Path) -> None:
+async def test_a_damaged_body_becomes_a_dead_letter_but_not_one_that_was_acknowledged_meanwhile(
+    tmp_path: Path,
+) -> None:
     async with world(tmp_path) as w:
         a, b, other = w.peer("A"), w.peer("B"), w.peer("B")
         await w.publish(a, 1, 2)

@@ -15,7 +15,14 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.config.settings import load_server_config
 from cipherbox.envelope import transparency_log as log
-from cipherbox.errors import BundleRefused, CipherBoxError, EnrolmentRefused, InvalidRequest, Replaced, Revoked
+from cipherbox.errors import (
+    BundleRefused,
+    CipherBoxError,
+    EnrolmentRefused,
+    InvalidRequest,
+    Replaced,
+    Revoked,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.net.tls import client_context
 from cipherbox.sealing.identity import Identity
@@ -34,18 +41,29 @@ async def admin(r: Running) -> Raw:
 
 
 async def token_for(
-    boss: Raw, client_id: str, *, approve: bool = False, role: str = "client", replaces: bool = False
+    boss: Raw,
+    client_id: str,
+    *,
+    approve: bool = False,
+    role: str = "client",
+    replaces: bool = False,
 ) -> Token:
     answer = await boss.ask(frames.Enrol, client_id, role, approve, 0, replaces)
     assert isinstance(answer, frames.Token), answer
     return decode_token(answer.token)
 
 
-async def request(r: Running, token: Token, key: pki.PrivateKey, *, client_id: str = "") -> frames.Certificate | str:
-    """A certificate, or the name of the error; a connection of its own, as a joining machine has."""
+async def request(
+    r: Running, token: Token, key: pki.PrivateKey, *, client_id: str = ""
+) -> frames.Certificate | str:
+    """A certificate, or the name of the error; a connection of its own, as a joining machine
+    has.
+    """
     nobody = await r.dial()
     csr = pki.make_csr(key, "WHATEVER")
-    answer = await nobody.ask(frames.RequestCertificate, client_id or token.client_id, token.secret, csr)
+    answer = await nobody.ask(
+        frames.RequestCertificate, client_id or token.client_id, token.secret, csr
+    )
     if isinstance(answer, frames.Error):
         assert await nobody.next() is None  # refusals end the connection
         return codec_name(answer)
@@ -53,7 +71,9 @@ async def request(r: Running, token: Token, key: pki.PrivateKey, *, client_id: s
     return answer
 
 
-async def test_a_token_gives_one_certificate_to_one_key_however_often_it_asks(tmp_path: Path) -> None:
+async def test_a_token_gives_one_certificate_to_one_key_however_often_it_asks(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq") as r:
         boss, key = await admin(r), pki.new_key()
         token = await token_for(boss, "FL-LAB")
@@ -61,8 +81,9 @@ async def test_a_token_gives_one_certificate_to_one_key_however_often_it_asks(tm
         first = await request(r, token, key)
         assert isinstance(first, frames.Certificate)
         assert (first.state, first.number) == (
-            ISSUED, pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key())),
-        )  # fmt: skip
+            ISSUED,
+            pki.enrol_number(token.root_fingerprint, pki.spki(key.public_key())),
+        )
         again = await request(r, token, key)
         assert isinstance(again, frames.Certificate)
         assert again.chain == first.chain  # a lost answer costs nothing
@@ -101,14 +122,20 @@ async def test_of_two_ids_that_differ_in_case_the_first_to_join_stays_alone(tmp_
         assert isinstance(await request(r, upper, key), frames.Certificate)
         nobody = await r.dial()
         csr = pki.make_csr(pki.new_key(), "fl-lab")
-        assert await nobody.refused(frames.RequestCertificate, "fl-lab", lower.secret, csr) == "conflict"
+        assert (
+            await nobody.refused(frames.RequestCertificate, "fl-lab", lower.secret, csr)
+            == "conflict"
+        )
         assert r.hq.store.certificates("fl-lab") == []
 
 
 async def test_a_held_enrolment_waits_for_the_admins_word(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         boss, key, other = await admin(r), pki.new_key(), pki.new_key()
-        token, refused = await token_for(boss, "FL-LAB", approve=True), await token_for(boss, "PA-LAB", approve=True)
+        token, refused = (
+            await token_for(boss, "FL-LAB", approve=True),
+            await token_for(boss, "PA-LAB", approve=True),
+        )
         assert await boss.refused(frames.Approve, "FL-LAB", True) == "not-found"
         for t, k in ((token, key), (refused, other)):
             held = await request(r, t, k)
@@ -123,22 +150,35 @@ async def test_a_held_enrolment_waits_for_the_admins_word(tmp_path: Path) -> Non
 
 
 async def test_guessing_has_a_rate(tmp_path: Path) -> None:
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, enrol_attempts_per_minute=2)) as r:
+    async with running(
+        tmp_path / "hq", limits=attrs.evolve(LIMITS, enrol_attempts_per_minute=2)
+    ) as r:
         token = await token_for(await admin(r), "FL-LAB")
         guess = attrs.evolve(token, secret=bytes(16))
-        assert [await request(r, guess, pki.new_key()) for _ in range(3)] == ["token", "token", "throttled"]
-        assert isinstance(await request(r, token, pki.new_key()), frames.Certificate)  # its tries are its own
+        assert [await request(r, guess, pki.new_key()) for _ in range(3)] == [
+            "token",
+            "token",
+            "throttled",
+        ]
+        # its tries are its own
+        assert isinstance(await request(r, token, pki.new_key()), frames.Certificate)
 
 
 async def test_only_admins_enrol_approve_and_revoke(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
-        for frame in (frames.Enrol(1, "X", "admin", False, 0), frames.Approve(1, "X", True), frames.Revoke(1, "X", "")):
+        for frame in (
+            frames.Enrol(1, "X", "admin", False, 0),
+            frames.Approve(1, "X", True),
+            frames.Revoke(1, "X", ""),
+        ):
             lab = await r.client("FL-LAB")
             await lab.send(frame)
             assert codec_name(await lab.next()) == "unexpected-frame"
 
 
-async def test_a_revoked_client_may_be_enrolled_again_and_its_old_certificate_stays_out(tmp_path: Path) -> None:
+async def test_a_revoked_client_may_be_enrolled_again_and_its_old_certificate_stays_out(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq") as r:
         boss, key = await admin(r), pki.new_key()
         await r.person("FL-LAB")
@@ -148,7 +188,9 @@ async def test_a_revoked_client_may_be_enrolled_again_and_its_old_certificate_st
         back = await r.open(client_context(r.root, [pki.load_der(c) for c in issued.chain], key))
         assert (await back.hello()).client_id == "FL-LAB"
         thief = await r.dial(r.people["FL-LAB"], hello=False)
-        await thief.stream.send_all(thief.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
+        await thief.stream.send_all(
+            thief.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, ""))
+        )
         assert codec_name(await thief.next()) == "replaced"  # another home has this id now
 
 
@@ -182,25 +224,30 @@ async def test_lost_keys_begin_anew_only_after_another_enrolment(tmp_path: Path)
         assert await lab.refused(frames.Register, anew.raw) == "bundle-refused"
         boss = await admin(r)
         token = await token_for(boss, "FL-LAB", replaces=True)
-        assert await lab.refused(frames.Register, anew.raw) == "bundle-refused"  # the token was not used yet
+        # the token was not used yet
+        assert await lab.refused(frames.Register, anew.raw) == "bundle-refused"
         issued = await request(r, token, key)
         assert await lab.next() is not None  # says why: it was replaced
         assert await lab.next() is None
         back = await connected(r, issued, key)
         assert isinstance(issued, frames.Certificate)
         chain = [pki.load_der(c) for c in issued.chain]
-        assert await back.refused(frames.Register, anew.raw) == "bundle-refused"  # not under the token's certificate
+        # not under the token's certificate
+        assert await back.refused(frames.Register, anew.raw) == "bundle-refused"
         anew = fresh.make_bundle(key, chain, now_ms(), first)
         signed_after = fresh.make_bundle(key, chain, now_ms())
-        assert await back.refused(frames.Register, signed_after.raw) == "bundle-refused"  # not after the newest
+        # not after the newest
+        assert await back.refused(frames.Register, signed_after.raw) == "bundle-refused"
         assert isinstance(await back.ask(frames.Register, anew.raw), frames.Ok)
         another = Identity.generate("FL-LAB").make_bundle(key, chain, now_ms(), anew)
-        assert await back.refused(frames.Register, another.raw) == "bundle-refused"  # once for each enrolment
+        # once for each enrolment
+        assert await back.refused(frames.Register, another.raw) == "bundle-refused"
         renewed = await back.ask(frames.Renew, pki.make_csr(next_key := pki.new_key(), "FL-LAB"))
         under = [pki.load_der(c) for c in renewed.chain]
         third = fresh.make_bundle(next_key, under, now_ms(), anew)
         assert isinstance(await back.ask(frames.Register, third.raw), frames.Ok)
-        for its_key, its_chain in ((key, chain), (next_key, under)):  # nor with the one before, once it was renewed
+        # nor with the one before, once it was renewed
+        for its_key, its_chain in ((key, chain), (next_key, under)):
             another = Identity.generate("FL-LAB").make_bundle(its_key, its_chain, now_ms(), third)
             assert await back.refused(frames.Register, another.raw) == "bundle-refused"
         answer = await back.ask(frames.GetBundles, [frames.BundleQuery("FL-LAB", 0)], [])
@@ -208,7 +255,11 @@ async def test_lost_keys_begin_anew_only_after_another_enrolment(tmp_path: Path)
         said = await acts(r)
         assert ["BOSS", "Enrol", {"target": "FL-LAB", "role": "client", "replaces": True}] in said
         assert ["", "ReplaceClient", {"target": "FL-LAB"}] in said
-        assert ["", "KeysAnew", {"target": "FL-LAB", "sequence": 2, "bundle": anew.hash.hex()}] in said
+        assert [
+            "",
+            "KeysAnew",
+            {"target": "FL-LAB", "sequence": 2, "bundle": anew.hash.hex()},
+        ] in said
 
 
 async def acts(r: Running) -> list[object]:
@@ -218,11 +269,13 @@ async def acts(r: Running) -> list[object]:
     return [act for g in groups if g.kind == log.ACTS for act in orjson.loads(g.payload)]
 
 
-# -- revoked means revoked ----------------------------------------------------------------------------------------
+# -- revoked means revoked -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", ["open", "waiting", "approved", "issued"])
-async def test_a_token_made_before_a_revocation_gives_nothing_after_it(tmp_path: Path, state: str) -> None:
+async def test_a_token_made_before_a_revocation_gives_nothing_after_it(
+    tmp_path: Path, state: str
+) -> None:
     """The thief of a token waits until the lab is revoked, or until it has come back."""
     async with running(tmp_path / "hq") as r:
         boss, key = await admin(r), pki.new_key()
@@ -254,41 +307,53 @@ async def test_an_id_in_use_has_one_home(tmp_path: Path) -> None:
         boss, key, other = await admin(r), pki.new_key(), pki.new_key()
         first, second = await token_for(boss, "FL-LAB"), await token_for(boss, "FL-LAB")
         lab = await connected(r, await request(r, first, key), key)
-        assert await request(r, second, other) == "enrolment-refused"  # somebody joined with the first meanwhile
+        # somebody joined with the first meanwhile
+        assert await request(r, second, other) == "enrolment-refused"
         assert await boss.refused(frames.Enrol, "FL-LAB", "client", False, 0) == "conflict"
         assert await boss.refused(frames.Enrol, "fl-lab", "client", False, 0, True) == "conflict"
-        assert isinstance(await request(r, first, key), frames.Certificate)  # a lost answer costs nothing
+        # a lost answer costs nothing
+        assert isinstance(await request(r, first, key), frames.Certificate)
         replacing = await token_for(boss, "FL-LAB", replaces=True)
         also = await token_for(boss, "FL-LAB", replaces=True)
-        assert isinstance(await lab.ask(frames.Ping), frames.Pong)  # a token that nobody used changes nothing
+        # a token that nobody used changes nothing
+        assert isinstance(await lab.ask(frames.Ping), frames.Pong)
         new = await connected(r, await request(r, replacing, other), other)
         error = await lab.next()
         assert codec_name(error) == "replaced"
         assert await lab.next() is None
         assert await request(r, first, key) == "enrolment-refused"
-        assert await request(r, also, key) == "enrolment-refused"  # it was made for the home that is gone
+        # it was made for the home that is gone
+        assert await request(r, also, key) == "enrolment-refused"
         assert isinstance(await new.ask(frames.Ping), frames.Pong)
         assert isinstance(await request(r, replacing, other), frames.Certificate)
 
 
 async def test_what_is_under_way_in_the_old_home_ends_when_it_is_replaced(tmp_path: Path) -> None:
-    """A renewal, a rotation and prekeys that HQ has read, and gets to when another home has the id."""
+    """A renewal, a rotation and prekeys that HQ has read, and gets to when another home has the
+    id.
+    """
     async with running(tmp_path / "hq") as r:
         boss, key = await admin(r), pki.new_key()
         token = await token_for(boss, "FL-LAB")
         chain = await request(r, token, key)
         assert isinstance(chain, frames.Certificate)
         old = pki.load_der(chain.chain[0])
-        assert isinstance(await request(r, await token_for(boss, "FL-LAB", replaces=True), pki.new_key()),
-                          frames.Certificate)  # fmt: skip
+        assert isinstance(
+            await request(r, await token_for(boss, "FL-LAB", replaces=True), pki.new_key()),
+            frames.Certificate,
+        )
         with pytest.raises(Replaced):
-            await r.hq.enrolments.renew("FL-LAB", pki.make_csr(pki.new_key(), "FL-LAB"), pki.serial(old))
+            await r.hq.enrolments.renew(
+                "FL-LAB", pki.make_csr(pki.new_key(), "FL-LAB"), pki.serial(old)
+            )
         with pytest.raises(Replaced):
             r.hq.trust.require(pki.serial(old))
         with pytest.raises(Replaced):
             r.hq.trust.identify(old)
         revoked = await r.hq.engine.in_store(r.hq.trust.crl)
-        assert x509.load_der_x509_crl(revoked).get_revoked_certificate_by_serial_number(old.serial_number)
+        assert x509.load_der_x509_crl(revoked).get_revoked_certificate_by_serial_number(
+            old.serial_number
+        )
 
 
 async def test_a_renewal_that_hq_gets_to_after_a_revocation_gives_nothing(tmp_path: Path) -> None:
@@ -314,16 +379,20 @@ async def test_an_admin_is_replaced_as_everybody(tmp_path: Path) -> None:
         assert isinstance(await new.ask(frames.List, "pending", "", ""), frames.Listing)
 
 
-# -- the CA is elsewhere ------------------------------------------------------------------------------------------
+# -- the CA is elsewhere ---------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def offline(path: Path) -> AsyncIterator[HQ]:
     """An HQ without its CA, its engine running."""
     init_hq(
-        path / "hq", address="127.0.0.1:1", name="DC-HQ", listen="127.0.0.1:0", offline_ca=path / "ca",
+        path / "hq",
+        address="127.0.0.1:1",
+        name="DC-HQ",
+        listen="127.0.0.1:0",
+        offline_ca=path / "ca",
         admin_home=path / "admin",
-    )  # fmt: skip
+    )
     config = load_server_config(path / "hq")
     store = open_store(config.directory)
     try:
@@ -338,7 +407,9 @@ async def offline(path: Path) -> AsyncIterator[HQ]:
 
 async def test_with_an_offline_ca_requests_and_renewals_wait_for_it(tmp_path: Path) -> None:
     async with offline(tmp_path) as hq:
-        token = decode_token(await hq.enrolments.token("FL-LAB", "client", approve=False, valid_s=0))
+        token = decode_token(
+            await hq.enrolments.token("FL-LAB", "client", approve=False, valid_s=0)
+        )
         key, next_key = pki.new_key(), pki.new_key()
         csr, renewal = pki.make_csr(key, "FL-LAB"), pki.make_csr(next_key, "FL-LAB")
         assert (await hq.enrolments.request("FL-LAB", token.secret, csr)).state == WAITS_FOR_CA
@@ -374,7 +445,9 @@ async def test_what_another_ca_signed_is_not_believed(tmp_path: Path) -> None:
     async with offline(tmp_path) as hq, offline(tmp_path / "other") as other:
         csr = pki.make_csr(pki.new_key(), "FL-LAB")
         for here in (hq, other):
-            token = decode_token(await here.enrolments.token("FL-LAB", "client", approve=False, valid_s=0))
+            token = decode_token(
+                await here.enrolments.token("FL-LAB", "client", approve=False, valid_s=0)
+            )
             await here.enrolments.request("FL-LAB", token.secret, csr)
         foreign = sign_offline(open_vault(tmp_path / "other" / "ca"), await other.carried.export())
         with pytest.raises(CipherBoxError):
@@ -386,8 +459,12 @@ async def test_what_another_ca_signed_is_not_believed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["enrolment", "renewal"])
 @pytest.mark.parametrize("how", ["revoked", "replaced"])
-async def test_requests_at_an_offline_ca_end_with_their_client(tmp_path: Path, what: str, how: str) -> None:
-    """Carried away before, back after: nothing is issued, and what was signed is on the next list."""
+async def test_requests_at_an_offline_ca_end_with_their_client(
+    tmp_path: Path, what: str, how: str
+) -> None:
+    """Carried away before, back after: nothing is issued, and what was signed is on the next
+    list.
+    """
     async with offline(tmp_path) as hq:
         vault = open_vault(tmp_path / "ca")
         key, pending = pki.new_key(), pki.new_key()
@@ -396,22 +473,30 @@ async def test_requests_at_an_offline_ca_end_with_their_client(tmp_path: Path, w
         if what == "renewal":
             assert (await hq.enrolments.renew("FL-LAB", csr)).state == WAITS_FOR_CA
         else:
-            token = decode_token(await hq.enrolments.token("FL-LAB", "client", approve=False, valid_s=0, replaces=True))
+            token = decode_token(
+                await hq.enrolments.token(
+                    "FL-LAB", "client", approve=False, valid_s=0, replaces=True
+                )
+            )
             assert (await hq.enrolments.request("FL-LAB", token.secret, csr)).state == WAITS_FOR_CA
         carried = await hq.carried.export()
         if how == "revoked":
             await hq.enrolments.revoke("FL-LAB", "stolen")
         else:
             await enrolled(hq, "FL-LAB", pki.new_key(), tmp_path, replaces=True)
-        assert await hq.carried.take(sign_offline(vault, carried)) == int(how == "revoked")  # the list alone
+        # the list alone
+        assert await hq.carried.take(sign_offline(vault, carried)) == int(how == "revoked")
         if what == "renewal":
             with pytest.raises((Revoked, EnrolmentRefused)):
                 await hq.enrolments.renew("FL-LAB", csr)
         else:
             with pytest.raises(EnrolmentRefused, match="ended with"):
                 await hq.enrolments.request("FL-LAB", token.secret, csr)
-        rows = [row for row in hq.store.certificates("FL-LAB") if pki.spki_of(pki.load_der(row.der))
-                == pki.spki(pending.public_key())]  # fmt: skip
+        rows = [
+            row
+            for row in hq.store.certificates("FL-LAB")
+            if pki.spki_of(pki.load_der(row.der)) == pki.spki(pending.public_key())
+        ]
         assert rows
         assert all(row.revoked_at for row in rows)
         wanted = (await hq.carried.export()).decode()
@@ -419,10 +504,16 @@ async def test_requests_at_an_offline_ca_end_with_their_client(tmp_path: Path, w
         assert bool(hq.trust.revoked_at("FL-LAB")) == (how == "revoked")
 
 
-async def enrolled(hq: HQ, name: str, key: pki.PrivateKey, path: Path, *, replaces: bool = False) -> None:
+async def enrolled(
+    hq: HQ, name: str, key: pki.PrivateKey, path: Path, *, replaces: bool = False
+) -> None:
     """A client whose certificate was carried back from the offline CA."""
-    token = decode_token(await hq.enrolments.token(name, "client", approve=False, valid_s=0, replaces=replaces))
+    token = decode_token(
+        await hq.enrolments.token(name, "client", approve=False, valid_s=0, replaces=replaces)
+    )
     csr = pki.make_csr(key, name)
     assert (await hq.enrolments.request(name, token.secret, csr)).state == WAITS_FOR_CA
-    assert await hq.carried.take(sign_offline(open_vault(path / "ca"), await hq.carried.export())) >= 1
+    assert (
+        await hq.carried.take(sign_offline(open_vault(path / "ca"), await hq.carried.export())) >= 1
+    )
     assert (await hq.enrolments.request(name, token.secret, csr)).state == ISSUED

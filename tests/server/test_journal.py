@@ -26,7 +26,9 @@ def said(lines: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in lines.records if r.name == LOGGER]
 
 
-async def test_few_envelopes_have_a_line_each(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+async def test_few_envelopes_have_a_line_each(
+    tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")
         await w.consume(b)
@@ -43,10 +45,15 @@ async def test_few_envelopes_have_a_line_each(tmp_path: Path, lines: pytest.LogC
     assert (record.__dict__["client"], record.__dict__["messages"]) == ("A", 3)
     for record, peer in zip([r for r in lines.records if r.name == LOGGER], (a, b), strict=True):
         assert record.__dict__["message_id"] == first
-        assert (record.__dict__["client"], record.__dict__["connection"]) == (peer.client, peer.connection)
+        assert (record.__dict__["client"], record.__dict__["connection"]) == (
+            peer.client,
+            peer.connection,
+        )
 
 
-async def test_what_was_fetched_is_acknowledged_by_its_name(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+async def test_what_was_fetched_is_acknowledged_by_its_name(
+    tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")
         await w.publish(a, 1)
@@ -56,10 +63,14 @@ async def test_what_was_fetched_is_acknowledged_by_its_name(tmp_path: Path, line
         await w.engine.submit(m.Ack(b.connection, "B", 2, "box.B", [(1, 1)]))
         await b.until(lambda: len(b.answers) == 2)
     first = message_id(incoming(1).envelope_id, 0)
-    assert said(lines)[1:] == [f"Message {first} acknowledged by client, removed from queues and status"]
+    assert said(lines)[1:] == [
+        f"Message {first} acknowledged by client, removed from queues and status"
+    ]
 
 
-async def test_at_debug_every_message_has_a_line(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+async def test_at_debug_every_message_has_a_line(
+    tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
     lines.set_level(logging.DEBUG, LOGGER)
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")
@@ -75,7 +86,9 @@ async def test_at_debug_every_message_has_a_line(tmp_path: Path, lines: pytest.L
     ]
 
 
-async def test_many_envelopes_have_one_line_together(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+async def test_many_envelopes_have_one_line_together(
+    tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")
         await w.consume(b)
@@ -90,10 +103,16 @@ async def test_many_envelopes_have_one_line_together(tmp_path: Path, lines: pyte
     published, acked = (r.__dict__ for r in lines.records if r.name == LOGGER)
     assert published["message_id"] == message_id(incoming(1).envelope_id, 0)
     assert published["last_message_id"] == message_id(incoming(FEW + 1).envelope_id, 2)
-    assert (published["clients"], published["connections"], acked["clients"]) == (["A"], [a.connection], ["B"])
+    assert (published["clients"], published["connections"], acked["clients"]) == (
+        ["A"],
+        [a.connection],
+        ["B"],
+    )
 
 
-async def test_a_dead_letter_is_never_silent(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+async def test_a_dead_letter_is_never_silent(
+    tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
     async with world(tmp_path) as w:
         a, b = w.peer("A"), w.peer("B")
         await w.consume(b)

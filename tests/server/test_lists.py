@@ -36,7 +36,9 @@ async def cut(raw: Raw) -> None:
             pass
 
 
-async def test_a_list_ends_the_connections_of_the_certificates_it_names_at_once(tmp_path: Path) -> None:
+async def test_a_list_ends_the_connections_of_the_certificates_it_names_at_once(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq") as r:
         lab, other, boss = await r.client("FL-LAB"), await r.client("CA-RC"), await admin_of(r)
         person, now = r.people["FL-LAB"], datetime.now(UTC)
@@ -60,7 +62,8 @@ async def test_a_list_ends_the_connections_of_the_certificates_it_names_at_once(
         for raw in (other, boss):
             await alive(raw)
         with trio.fail_after(10):
-            while await r.hq.engine.in_store(r.hq.trust.crl_number) == number:  # HQ's own list names it too
+            # HQ's own list names it too
+            while await r.hq.engine.in_store(r.hq.trust.crl_number) == number:
                 await trio.sleep(0.01)
         with pytest.raises(Revoked):
             r.hq.trust.identify(person.chain[0])
@@ -77,7 +80,9 @@ async def test_a_list_that_was_replaced_is_found_without_a_word(
         r.hq.reload()
         lab = await r.client("FL-LAB")
         serial = pki.serial(r.people["FL-LAB"].chain[0])
-        (tmp_path / "lists" / "new.crl").write_bytes(make_crl(r.issuing, [(serial, datetime.now(UTC))], 9))
+        (tmp_path / "lists" / "new.crl").write_bytes(
+            make_crl(r.issuing, [(serial, datetime.now(UTC))], 9)
+        )
         await cut(lab)
         (tmp_path / "lists" / "new.crl").write_bytes(b"half")
         with trio.fail_after(10):
@@ -132,7 +137,10 @@ async def test_the_list_of_certificates_is_the_admins(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         lab, boss = await r.client("FL-LAB"), await admin_of(r)
         assert await lab.refused(frames.List, "certificates", "", "") == "forbidden"
-        rows = {row["name"]: row for row in orjson.loads((await boss.ask(frames.List, "certificates", "", "")).rows)}
+        rows = {
+            row["name"]: row
+            for row in orjson.loads((await boss.ask(frames.List, "certificates", "", "")).rows)
+        }
         assert list(rows) == ["root", "issuing", "server", "revocations", "clients", "requests"]
         assert rows["server"]["sha256"] == pki.fingerprint(r.hq.trust.server).hex()
         ending = {row["client"] for row in rows["clients"]["ending"]}

@@ -1,4 +1,6 @@
-"""Lists of an organization on a running HQ: a part never counts as the whole, and HQ itself can be on one."""
+"""Lists of an organization on a running HQ: a part never counts as the whole, and HQ itself can
+be on one.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ async def until(so: Any) -> None:
 
 
 async def test_a_base_and_its_delta_let_no_revoked_client_in(r: Running, tmp_path: Path) -> None:
-    """As a Windows CA publishes them: the delta has the higher number, and does not repeat what its base says."""
+    """As a Windows CA publishes them: the delta has the higher number, and does not repeat what
+    its base says.
+    """
     lab, other = await r.client("FL-LAB"), await r.client("CA-RC")
     boss = await admin_of(r)
     serial = pki.serial(r.people["FL-LAB"].chain[0])
@@ -73,7 +77,9 @@ async def test_a_base_and_its_delta_let_no_revoked_client_in(r: Running, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["partition", "future"])
-async def test_a_list_that_is_not_understood_changes_nothing(r: Running, tmp_path: Path, what: str) -> None:
+async def test_a_list_that_is_not_understood_changes_nothing(
+    r: Running, tmp_path: Path, what: str
+) -> None:
     lab = await r.client("FL-LAB")
     serial = pki.serial(r.people["FL-LAB"].chain[0])
     options: dict[str, Any] = {"more": [(part(only_contains_ca_certs=True), True)]}
@@ -87,36 +93,52 @@ async def test_a_list_that_is_not_understood_changes_nothing(r: Running, tmp_pat
 
 async def test_hq_renews_its_own_certificate_when_it_is_revoked(r: Running, tmp_path: Path) -> None:
     lab, before = await r.client("FL-LAB"), r.hq.trust.server
-    (tmp_path / "lists" / "a.crl").write_bytes(make_crl(r.issuing, [(pki.serial(before), pki.now())], 5))
+    (tmp_path / "lists" / "a.crl").write_bytes(
+        make_crl(r.issuing, [(pki.serial(before), pki.now())], 5)
+    )
     await until(lambda: r.hq.trust.server != before)
     assert not r.hq.lists.condemned
     await cut(lab)  # and comes again, to the new one
     raw = await r.hq.engine.in_store(r.hq.trust.crl)
-    assert pki.serial(before) in read_crl(raw, r.hq.trust.issuing, pki.now()).revoked  # what clients get from HQ
+    # what clients get from HQ
+    assert pki.serial(before) in read_crl(raw, r.hq.trust.issuing, pki.now()).revoked
     new = await r.client("CA-RC")
     await alive(new)
 
 
-async def test_with_the_ca_elsewhere_nobody_is_let_in_by_a_revoked_certificate(r: Running, tmp_path: Path) -> None:
+async def test_with_the_ca_elsewhere_nobody_is_let_in_by_a_revoked_certificate(
+    r: Running, tmp_path: Path
+) -> None:
     lab = await r.client("FL-LAB")
     r.hq.trust.adopt(attrs.evolve(r.hq.trust.material, authority=None))
-    (tmp_path / "lists" / "a.crl").write_bytes(make_crl(r.issuing, [(pki.serial(r.hq.trust.server), pki.now())], 5))
+    (tmp_path / "lists" / "a.crl").write_bytes(
+        make_crl(r.issuing, [(pki.serial(r.hq.trust.server), pki.now())], 5)
+    )
     await cut(lab)
     await until(lambda: r.hq.certificate.waiting)  # its request for another one
-    assert any(a.name == "revoked-hq" and "HQ's own certificate was revoked" in a.text for a in alerts(r.hq))
+    assert any(
+        a.name == "revoked-hq" and "HQ's own certificate was revoked" in a.text
+        for a in alerts(r.hq)
+    )
     raw = await r.dial(r.people["FL-LAB"], hello=False)
     with pytest.raises(AssertionError, match="HQ's own certificate was revoked"):
         await raw.hello()
 
 
 async def test_serial_numbers_of_two_cas_are_not_mixed_up(r: Running) -> None:
-    """An organization may count from 1: the root's list with the number of HQ's certificate says nothing of it."""
+    """An organization may count from 1: the root's list with the number of HQ's certificate says
+    nothing of it.
+    """
     material = r.hq.trust.material
     root = pki.Authority(r.root, r.issuing.key)
     listed = attrs.make_class("Listed", ["ca", "says", "file"])
     says = attrs.make_class("Says", ["revoked"])
-    assert not condemned([listed(root.certificate, says({pki.serial(material.server): 1}), "f")], material)
-    assert condemned([listed(material.issuing, says({pki.serial(material.server): 1}), "f")], material)
+    assert not condemned(
+        [listed(root.certificate, says({pki.serial(material.server): 1}), "f")], material
+    )
+    assert condemned(
+        [listed(material.issuing, says({pki.serial(material.server): 1}), "f")], material
+    )
 
 
 async def test_an_older_list_is_refused_after_a_start_too(tmp_path: Path) -> None:
@@ -154,7 +176,8 @@ async def test_clients_leave_an_hq_whose_certificate_was_revoked(tmp_path: Path)
             async def answered(*_: Any, **__: Any) -> frames.Revocations:
                 return frames.Revocations(0, raw)
 
-            center.line.request, asked = answered, center.line.request  # the list comes while it is connected
+            # the list comes while it is connected
+            center.line.request, asked = answered, center.line.request
             with pytest.raises(HqRevoked, match="HQ's own certificate was revoked"):
                 await center.revocations.ensure(99)
             center.line.request = asked
@@ -162,7 +185,9 @@ async def test_clients_leave_an_hq_whose_certificate_was_revoked(tmp_path: Path)
                 await center.ping()
 
 
-async def test_hq_says_at_its_start_that_no_client_would_accept_its_certificate(tmp_path: Path) -> None:
+async def test_hq_says_at_its_start_that_no_client_would_accept_its_certificate(
+    tmp_path: Path,
+) -> None:
     """As a certificate of an organization that 0.5.0 took: it does not say which key signed it."""
     async with running(tmp_path / "hq") as r:
         config, issuing = r.hq.config, r.issuing
@@ -170,7 +195,9 @@ async def test_hq_says_at_its_start_that_no_client_would_accept_its_certificate(
     bad = make(issuing, "DC-HQ", key, "hq", without=[ISSUER_ID])
     config.tls.certificate.write_bytes(pki.pem(bad))
     write_private(config.tls.key, pki.key_pem(key, secret_key(config.encryption.service_key_file)))
-    assert ["authorityKeyIdentifier" in text for text in problems(load_server_config(config.directory))] == [True]
+    assert [
+        "authorityKeyIdentifier" in text for text in problems(load_server_config(config.directory))
+    ] == [True]
     stops = pytest.RaisesExc(ConfigError, match="nothing that clients accept")
     with pytest.RaisesGroup(stops, flatten_subgroups=True, allow_unwrapped=True):
         async with running(tmp_path / "hq"):

@@ -27,10 +27,14 @@ from tests.server.test_monitor import get, port
 @pytest.mark.parametrize(
     ("host", "group"),
     [
-        ("192.0.2.7", "192.0.2.7"), ("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"), ("fe80::1%eth0", "fe80::/64"), ("?", "?"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("?", "?"),
     ],
-)  # fmt: skip
+)
 def test_an_address_is_an_ipv4_address_or_a_64(host: str, group: str) -> None:
     assert group_of(host) == group
 
@@ -98,19 +102,30 @@ async def test_without_a_certificate_one_address_has_few_places(tmp_path: Path) 
 
 
 async def test_a_good_token_keeps_its_tries_whatever_others_guess(tmp_path: Path) -> None:
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, enrol_attempts_per_minute=3)) as r:
+    async with running(
+        tmp_path / "hq", limits=attrs.evolve(LIMITS, enrol_attempts_per_minute=3)
+    ) as r:
         boss = await r.dial(await r.person("BOSS", role="admin"))
         token = decode_token((await boss.ask(frames.Enrol, "FL-LAB", "client", False, 0)).token)
         csr = pki.make_csr(pki.new_key(), "FL-LAB")
         said = []
         for n in range(6):
-            said.append(await (await r.dial()).refused(frames.RequestCertificate, "FL-LAB", bytes([n] * 16), csr))
+            said.append(
+                await (await r.dial()).refused(
+                    frames.RequestCertificate, "FL-LAB", bytes([n] * 16), csr
+                )
+            )
         assert said == ["token"] * 3 + ["throttled"] * 3
         for _ in range(3):
-            answer = await (await r.dial()).ask(frames.RequestCertificate, "FL-LAB", token.secret, csr)
+            answer = await (await r.dial()).ask(
+                frames.RequestCertificate, "FL-LAB", token.secret, csr
+            )
             assert isinstance(answer, frames.Certificate)
         last = await r.dial()
-        assert await last.refused(frames.RequestCertificate, "FL-LAB", token.secret, csr) == "throttled"
+        assert (
+            await last.refused(frames.RequestCertificate, "FL-LAB", token.secret, csr)
+            == "throttled"
+        )
         assert await last.next() is None  # and whoever has no certificate is not kept
 
 
@@ -123,9 +138,12 @@ async def handshake(r: Running, origin: str | None) -> int:
     await tls.do_handshake()
     named = "" if origin is None else f"Origin: {origin}\r\n"
     await tls.send_all(
-        (f"GET /cipherbox HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{named}"
-         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n").encode()
-    )  # fmt: skip
+        (
+            f"GET /cipherbox HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: "
+            f"Upgrade\r\n{named}Sec-WebSocket-Key: "
+            "dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        ).encode()
+    )
     answer = await tls.receive_some()
     await trio.aclose_forcefully(tls)
     return int(answer.split()[1])
@@ -136,7 +154,9 @@ async def test_a_web_page_connects_only_if_its_origin_is_named(tmp_path: Path) -
         assert await handshake(r, None) == 101
         assert await handshake(r, "https://evil.example") == 403
         assert await handshake(r, "null") == 403
-        server = attrs.evolve(r.hq.config.server, websocket_origins="https://Lab.example, https://b.example:8443")
+        server = attrs.evolve(
+            r.hq.config.server, websocket_origins="https://Lab.example, https://b.example:8443"
+        )
         r.hq.config = attrs.evolve(r.hq.config, server=server)
         assert await handshake(r, "https://lab.example") == 101
         assert await handshake(r, "https://b.example:8443") == 101
@@ -144,7 +164,9 @@ async def test_a_web_page_connects_only_if_its_origin_is_named(tmp_path: Path) -
         assert await handshake(r, "http://lab.example") == 403
 
 
-@pytest.mark.parametrize("text", ["lab.example", "https://", "https://lab.example/page", "ftp://lab.example", "*"])
+@pytest.mark.parametrize(
+    "text", ["lab.example", "https://", "https://lab.example/page", "ftp://lab.example", "*"]
+)
 def test_what_is_no_origin_is_said(text: str) -> None:
     with pytest.raises(ConfigError, match="is no origin"):
         parse_origins(text)

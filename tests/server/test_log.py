@@ -1,4 +1,6 @@
-"""The signed log of a real HQ: whole over failures and restarts, with proofs that publishers can check."""
+"""The signed log of a real HQ: whole over failures and restarts, with proofs that publishers can
+check.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ async def publish(here: Running, count: int) -> list[tuple[bytes, frames.Confirm
     return found
 
 
-async def test_every_confirm_carries_a_proof_and_the_chain_goes_on_after_a_restart(tmp_path: Path) -> None:
+async def test_every_confirm_carries_a_proof_and_the_chain_goes_on_after_a_restart(
+    tmp_path: Path,
+) -> None:
     ids = []
     for _ in range(2):
         async with running(tmp_path / "hq") as here:
@@ -53,7 +57,9 @@ async def test_every_confirm_carries_a_proof_and_the_chain_goes_on_after_a_resta
             for envelope, confirm in await publish(here, 3):
                 layout = split(envelope)
                 prefix = layout.prefix
-                leaf = log.leaf(prefix.envelope_id, prefix.generation, hashes(envelope, layout).envelope_hash)
+                leaf = log.leaf(
+                    prefix.envelope_id, prefix.generation, hashes(envelope, layout).envelope_hash
+                )
                 found = log.verify_proof(confirm.proof, "FL-LAB", [leaf], key, confirm.accepted_at)
                 assert found.record.index == found.head.size == confirm.log_position
                 ids.append(prefix.envelope_id)
@@ -82,7 +88,9 @@ async def test_a_commit_that_failed_leaves_no_gap(tmp_path: Path) -> None:
         assert failures
         (last,) = await publish(here, 1)
         rows = check(here.hq.store, here.hq.log_key[:32])
-        assert last[1].log_position == rows[-1].index or last[1].log_position in [r.index for r in rows]
+        assert last[1].log_position == rows[-1].index or last[1].log_position in [
+            r.index for r in rows
+        ]
         assert len(accepted(rows)) == 2
 
 
@@ -103,7 +111,10 @@ async def test_acts_name_who_did_them(tmp_path: Path) -> None:
             if group.kind == log.ACTS
             for act in orjson.loads(group.payload)
         ]
-        assert [act[:2] for act in acts if act[0]] == [["boss", "DeclareExchange"], ["boss", "Grant"]]
+        assert [act[:2] for act in acts if act[0]] == [
+            ["boss", "DeclareExchange"],
+            ["boss", "Grant"],
+        ]
 
 
 async def test_only_admins_read_it(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ TRAFFIC = {  # what `traffic` leaves behind
 
 def values(text: str) -> dict[tuple[str, str], float]:
     return {
-        (s.name, ",".join(v for k, v in sorted(s.labels.items()))): s.value for f in parse(text) for s in f.samples
+        (s.name, ",".join(v for k, v in sorted(s.labels.items()))): s.value
+        for f in parse(text)
+        for s in f.samples
     }
 
 
@@ -97,7 +99,9 @@ async def test_every_metric_of_the_table_is_served_with_kind_and_help(tmp_path: 
         monitor.hq = r.hq
         async with port(monitor) as number:
             status, text = await get(number, "/metrics")
-            _, opened = await get(number, "/metrics", "Accept: application/openmetrics-text; version=1.0.0")
+            _, opened = await get(
+                number, "/metrics", "Accept: application/openmetrics-text; version=1.0.0"
+            )
     assert status == 200
     families = {f.name + ("_total" if f.type == COUNTER else ""): f for f in parse(text)}
     assert set(families) == set(METRICS)
@@ -140,9 +144,13 @@ async def test_what_goes_wrong_and_what_an_admin_does_is_counted(tmp_path: Path)
     assert found["cipherbox_dead_lettered_envelopes_total", ""] == 2
     assert found["cipherbox_settled_dead_letters_total", "dropped"] == 1
     assert found["cipherbox_settled_dead_letters_total", "redriven"] == 1
-    assert found["cipherbox_frames_sent_total", ""] >= found["cipherbox_frames_received_total", ""] > 0
+    assert (
+        found["cipherbox_frames_sent_total", ""] >= found["cipherbox_frames_received_total", ""] > 0
+    )
     assert found["cipherbox_published_bytes_total", ""] == 2 * len(sent[0])
-    assert found["cipherbox_received_bytes_total", ""] > found["cipherbox_published_bytes_total", ""]
+    assert (
+        found["cipherbox_received_bytes_total", ""] > found["cipherbox_published_bytes_total", ""]
+    )
     assert found["cipherbox_sent_bytes_total", ""] > found["cipherbox_published_bytes_total", ""]
     assert found["cipherbox_queued_bytes", ""] * 2 == found["cipherbox_published_bytes_total", ""]
     assert found["cipherbox_disk_free_bytes", ""] > 0
@@ -151,7 +159,12 @@ async def test_what_goes_wrong_and_what_an_admin_does_is_counted(tmp_path: Path)
 
 def test_names_are_those_of_the_field() -> None:
     units = ("_seconds", "_bytes", "_days", "_envelopes", "_messages", "_total", "_info")
-    plain = {"cipherbox_ready", "cipherbox_draining", "cipherbox_store_up", "cipherbox_memory_short"}
+    plain = {
+        "cipherbox_ready",
+        "cipherbox_draining",
+        "cipherbox_store_up",
+        "cipherbox_memory_short",
+    }
     things = ("_clients", "_connections", "_queues", "_consumers", "_commands", "_fds")
     for name, metric in METRICS.items():
         assert re.fullmatch(r"(cipherbox|process)_[a-z_]+", name)
@@ -213,7 +226,11 @@ async def test_ready_means_ready(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"), [(StoreLeased("hq-2"), "hq-2"), (StoreUnavailable("no database answers"), "no database answers")]
+    ("error", "says"),
+    [
+        (StoreLeased("hq-2"), "hq-2"),
+        (StoreUnavailable("no database answers"), "no database answers"),
+    ],
 )
 async def test_the_port_is_open_while_hq_waits_for_its_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
@@ -223,16 +240,19 @@ async def test_the_port_is_open_while_hq_waits_for_its_store(
     number = listener.socket.getsockname()[1]
     await listener.aclose()
     config = attrs.evolve(
-        config, metrics=MetricsSettings(listen=f"127.0.0.1:{number}"),
+        config,
+        metrics=MetricsSettings(listen=f"127.0.0.1:{number}"),
         database=attrs.evolve(config.database, kind="postgresql"),
-    )  # fmt: skip
+    )
     away = [True]
     from cipherbox.server.operations.open_store import open_store
 
     def opened(_: Any, **more: Any) -> Any:
         if away[0]:
             raise error
-        return open_store(attrs.evolve(config, database=attrs.evolve(config.database, kind="sqlite")), **more)
+        return open_store(
+            attrs.evolve(config, database=attrs.evolve(config.database, kind="sqlite")), **more
+        )
 
     monkeypatch.setattr(app, "open_store", opened)
     monkeypatch.setattr(app, "STANDBY_S", 0.05)

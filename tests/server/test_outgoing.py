@@ -75,11 +75,18 @@ class Line:
 
     def __attrs_post_init__(self) -> None:
         self.memory = BackPressure(self.limits)
-        self.bodies = BodyCache(self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs))
+        self.bodies = BodyCache(
+            self.cache_bytes, self._read, lambda queue, seqs, reason: self.lost.extend(seqs)
+        )
         self.out = Outgoing(
-            self.peer, self.bodies, self.limits, self.memory.account("B"), given_back=self._give_back,
-            drained=lambda: None, cut=self.cut.append,
-        )  # fmt: skip
+            self.peer,
+            self.bodies,
+            self.limits,
+            self.memory.account("B"),
+            given_back=self._give_back,
+            drained=lambda: None,
+            cut=self.cut.append,
+        )
 
     async def _read(self, numbers: list[int]) -> list[Body | None]:
         self.reads.append(numbers)
@@ -92,7 +99,6 @@ class Line:
     def store(self, *entries: m.Entry) -> list[m.Entry]:
         self.stored.update({e.number: bytes([e.number % 256]) * e.size for e in entries})
         return list(entries)
-
 
 
 async def run_to_end(line: Line) -> None:
@@ -111,13 +117,23 @@ async def run_until_quiet(line: Line) -> list[Any]:
 async def test_deliveries_share_frames_up_to_the_limit_and_keep_their_order() -> None:
     line = Line()
     line.out.put(codec.encode(frames.Ok(1, 0)))
-    line.out.push(3, "q", line.store(*(entry(i, 300) for i in range(1, 8)), entry(8, 5000), entry(9)))
+    line.out.push(
+        3, "q", line.store(*(entry(i, 300) for i in range(1, 8)), entry(8, 5000), entry(9))
+    )
     line.out.put(codec.encode(frames.Ok(2, 0)))
     events = await run_until_quiet(line)
     assert (events[0], events[-1]) == (frames.Ok(1, 0), frames.Ok(2, 0))
-    assert [[e[0] for e in d.entries] for d in events[1:-1]] == [[1, 2, 3], [4, 5, 6], [7], [8], [9]]
+    assert [[e[0] for e in d.entries] for d in events[1:-1]] == [
+        [1, 2, 3],
+        [4, 5, 6],
+        [7],
+        [8],
+        [9],
+    ]
     assert {d.tag for d in events[1:-1]} == {3}
-    assert all(body == bytes([seq]) * len(body) for d in events[1:-1] for seq, _, _, _, body in d.entries)
+    assert all(
+        body == bytes([seq]) * len(body) for d in events[1:-1] for seq, _, _, _, body in d.entries
+    )
     assert line.out.empty
     assert line.out.size == 0
 
@@ -177,7 +193,9 @@ async def test_an_envelope_above_the_peers_frames_ends_the_connection_in_plain_w
         await run_to_end(line)
 
 
-async def test_a_peer_that_takes_nothing_is_cut_and_a_slow_one_is_not(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_peer_that_takes_nothing_is_cut_and_a_slow_one_is_not(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     slow = Line()
 
     async def slowly(data: bytes | bytearray | memoryview) -> None:
@@ -223,16 +241,21 @@ async def test_a_read_ahead_that_fails_ends_the_connection_when_its_turn_has_com
 
 
 def test_another_hq_is_no_verdict_on_a_request() -> None:
-    """A client that was told so would end for good; this HQ goes away, and the client asks the other one."""
+    """A client that was told so would end for good; this HQ goes away, and the client asks the
+    other one.
+    """
     told = error_frame(7, Fenced())
     assert (told.correlation, told.code, told.retryable) == (7, GoingAway.code, True)
     assert error_frame(7, NotFound("no such queue")).code == NotFound.code
 
 
 @pytest.mark.parametrize(
-    ("kind", "known"), [(StoreError, StoreUnavailable), (StoreUnavailable, StoreUnavailable), (DiskFull, DiskFull)]
+    ("kind", "known"),
+    [(StoreError, StoreUnavailable), (StoreUnavailable, StoreUnavailable), (DiskFull, DiskFull)],
 )
-def test_why_the_store_failed_is_for_hqs_log_alone(kind: type[CipherBoxError], known: type[CipherBoxError]) -> None:
+def test_why_the_store_failed_is_for_hqs_log_alone(
+    kind: type[CipherBoxError], known: type[CipherBoxError]
+) -> None:
     """And it is HQ's store: a StoreError at a client's end would speak of that machine's."""
     told = error_frame(7, kind("PostgreSQL at db1.example.org: /srv/db is full"))
     assert (told.code, told.retryable) == (known.code, True)

@@ -1,4 +1,6 @@
-"""A running HQ at PostgreSQL, which stalls, is killed and comes back, under clients that publish and receive."""
+"""A running HQ at PostgreSQL, which stalls, is killed and comes back, under clients that publish
+and receive.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,20 @@ async def consume(raw: Raw, queue: str) -> None:
     await raw.ask(frames.Consume, 1, queue, 100, 1 << 20)
 
 
-async def test_clients_are_told_while_the_database_is_silent(tmp_path: Path, own: postgres.Server) -> None:
+async def test_clients_are_told_while_the_database_is_silent(
+    tmp_path: Path, own: postgres.Server
+) -> None:
     async with running(tmp_path / "hq", opener=at(own)) as here:
         lab, center = await here.person("LAB"), await here.person("CENTER")
         sender = await here.dial(lab)
         assert isinstance(await sender.publish(lab.seal(center).raw), frames.Confirm)
-        pids = [pid for (pid,) in own.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'cipherbox' "
-                                          "AND pid <> pg_backend_pid()")]  # fmt: skip
+        pids = [
+            pid
+            for (pid,) in own.sql(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'cipherbox' "
+                "AND pid <> pg_backend_pid()"
+            )
+        ]
         for pid in pids:
             os.kill(pid, STOP)
         try:
@@ -71,7 +80,9 @@ async def test_clients_are_told_while_the_database_is_silent(tmp_path: Path, own
                 await sender.publish(lab.seal(center).raw)
 
 
-async def test_a_killed_database_loses_nothing_that_was_confirmed(tmp_path: Path, own: postgres.Server) -> None:
+async def test_a_killed_database_loses_nothing_that_was_confirmed(
+    tmp_path: Path, own: postgres.Server
+) -> None:
     async with running(tmp_path / "hq", opener=at(own)) as here:
         lab, center = await here.person("LAB"), await here.person("CENTER")
         sender = await here.dial(lab)
@@ -88,13 +99,19 @@ async def test_a_killed_database_loses_nothing_that_was_confirmed(tmp_path: Path
                 try:
                     await again.hello()
                     answer = await again.publish(sealed[3].raw)
-                except (AssertionError, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                except (
+                    AssertionError,
+                    OSError,
+                    trio.BrokenResourceError,
+                    trio.ClosedResourceError,
+                ):
                     answer = None
                 if isinstance(answer, frames.Confirm):
                     break
                 await trio.sleep(0.2)
         for one in sealed[3:]:
-            assert isinstance(await again.publish(one.raw), frames.Confirm)  # the first of them once more
+            # the first of them once more
+            assert isinstance(await again.publish(one.raw), frames.Confirm)
         receiver = await here.dial(center)
         await consume(receiver, "box.CENTER")
         found: list[bytes] = []
@@ -124,19 +141,28 @@ async def test_a_full_disk_of_the_database_ends_no_hq(
         ahead = schema_module.month_of(time.time_ns() // 1_000_000 + 31 * 86_400_000)
         for table in schema_module.PARTITIONED:
             own.sql(f"DROP TABLE {schema}.{schema_module.name_of(table, ahead)}")
-        own.sql("CREATE EVENT TRIGGER t ON ddl_command_start WHEN TAG IN ('CREATE TABLE') "
-                "EXECUTE FUNCTION public.full_disk()")  # fmt: skip
+        own.sql(
+            "CREATE EVENT TRIGGER t ON ddl_command_start WHEN TAG IN ('CREATE TABLE') "
+            "EXECUTE FUNCTION public.full_disk()"
+        )
         await trio.sleep(0.5)
         assert isinstance(await sender.publish(lab.seal(center).raw), frames.Confirm)
-        own.sql(f"CREATE TRIGGER t BEFORE UPDATE ON {schema}.writer FOR EACH ROW EXECUTE FUNCTION public.full_row()")
+        own.sql(
+            f"CREATE TRIGGER t BEFORE UPDATE ON {schema}.writer FOR EACH ROW EXECUTE FUNCTION "
+            "public.full_row()"
+        )
         await trio.sleep(0.5)
         refused = await sender.publish(lab.seal(center).raw)
         assert isinstance(refused, frames.Error)
         assert refused.code == DiskFull.code
         own.sql(f"DROP EVENT TRIGGER t; DROP TRIGGER t ON {schema}.writer")
         with trio.fail_after(20):
-            while not isinstance(await (await here.dial(lab)).publish(lab.seal(center).raw), frames.Confirm):
+            while not isinstance(
+                await (await here.dial(lab)).publish(lab.seal(center).raw), frames.Confirm
+            ):
                 await trio.sleep(0.1)
             name = schema_module.name_of("envelopes", ahead)
-            while not own.sql(f"SELECT 1 FROM pg_tables WHERE schemaname = '{schema}' AND tablename = '{name}'"):
+            while not own.sql(
+                f"SELECT 1 FROM pg_tables WHERE schemaname = '{schema}' AND tablename = '{name}'"
+            ):
                 await trio.sleep(0.1)

@@ -41,18 +41,27 @@ async def test_prekeys_are_taken_from_their_owner_alone(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         lab, rc = await two(r)
         me, you = r.people["FL-LAB"].identity, r.people["CA-RC"].identity
-        assert await rc.refused(frames.OfferPrekeys, False, signed(you), []) == "bundle-refused"  # no bundle yet
+        # no bundle yet
+        assert await rc.refused(frames.OfferPrekeys, False, signed(you), []) == "bundle-refused"
         assert (await rc.ask(frames.Register, you.bundle.raw)).count == 1
         assert (await lab.ask(frames.Register, me.bundle.raw)).count == 1
         mine, other = signed(you), signed(me)
         forged = signed(Identity.generate("CA-RC"))
-        for bad in (other, forged, mine[:-1], mine + b"x", b"junk", mine[:40] + b"\x01" + mine[41:]):
+        for bad in (
+            other,
+            forged,
+            mine[:-1],
+            mine + b"x",
+            b"junk",
+            mine[:40] + b"\x01" + mine[41:],
+        ):
             assert await rc.refused(frames.OfferPrekeys, False, bad, []) == "bundle-refused"
         for bad in (once(me, 1), once(you, 0), [mine], [*once(you, 1), b""]):
             assert await rc.refused(frames.OfferPrekeys, False, mine, bad) == "bundle-refused"
         assert await left(rc) == 0
         (nothing,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
-        assert (nothing.signed, nothing.once) == (b"", b"")  # what came with something wrong was not taken either
+        # what came with something wrong was not taken either
+        assert (nothing.signed, nothing.once) == (b"", b"")
         assert (await rc.ask(frames.OfferPrekeys, False, mine, once(you, 1, 2))).count == 2
         assert await left(lab) == 0
 
@@ -63,7 +72,9 @@ async def test_each_is_handed_out_once_and_few_to_one_asker(tmp_path: Path) -> N
         you = r.people["CA-RC"].identity
         await rc.ask(frames.Register, you.bundle.raw)
         await rc.ask(frames.OfferPrekeys, False, signed(you), once(you, *range(1, 6)))
-        answers = [(await lab.ask(frames.GetPrekeys, ["CA-RC", "NOBODY"])).answers for _ in range(4)]
+        answers = [
+            (await lab.ask(frames.GetPrekeys, ["CA-RC", "NOBODY"])).answers for _ in range(4)
+        ]
         assert [decode(mine.signed).client_id for mine, _ in answers] == ["CA-RC"] * 4
         assert [nobody.signed for _, nobody in answers] == [b""] * 4
         assert [decode_once(mine.once).prekey_id for mine, _ in answers if mine.once] == [1, 2]
@@ -79,7 +90,10 @@ async def test_limits_of_counts_and_rates(tmp_path: Path) -> None:
         lab, rc = await two(r)
         you = r.people["CA-RC"].identity
         await rc.ask(frames.Register, you.bundle.raw)
-        assert await rc.refused(frames.OfferPrekeys, False, b"", once(you, *range(1, 6))) == "invalid-request"
+        assert (
+            await rc.refused(frames.OfferPrekeys, False, b"", once(you, *range(1, 6)))
+            == "invalid-request"
+        )
         assert (await rc.ask(frames.OfferPrekeys, False, b"", once(you, 1, 2, 3))).count == 3
         assert await rc.refused(frames.OfferPrekeys, False, b"", once(you, 4, 5)) == "conflict"
         assert await left(rc) == 3
@@ -110,11 +124,16 @@ async def test_what_other_keys_signed_is_not_handed_out(tmp_path: Path) -> None:
         await rc.ask(frames.Register, first.raw)
         await rc.ask(frames.OfferPrekeys, False, signed(person.identity), once(person.identity, 1))
         fresh = Identity.generate("CA-RC")
-        fresh.bundle = fresh.make_bundle(person.key, person.chain, first.created_at + 1, first, person.identity)
+        fresh.bundle = fresh.make_bundle(
+            person.key, person.chain, first.created_at + 1, first, person.identity
+        )
         assert (await rc.ask(frames.Register, fresh.bundle.raw)).count == 1
         (found,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
         assert (found.signed, found.once) == (b"", b"")
-        assert await rc.refused(frames.OfferPrekeys, False, signed(person.identity), []) == "bundle-refused"
+        assert (
+            await rc.refused(frames.OfferPrekeys, False, signed(person.identity), [])
+            == "bundle-refused"
+        )
         await rc.ask(frames.OfferPrekeys, True, signed(fresh), once(fresh, 2))
         (found,) = (await lab.ask(frames.GetPrekeys, ["CA-RC"])).answers
         assert decode_once(found.once).prekey_id == 2
@@ -128,7 +147,9 @@ async def test_those_of_a_home_that_was_replaced_are_gone(tmp_path: Path) -> Non
         await rc.ask(frames.Register, first.raw)
         await rc.ask(frames.OfferPrekeys, False, signed(person.identity), once(person.identity, 1))
         token = decode_token(
-            await r.hq.enrolments.token("CA-RC", "client", approve=False, valid_s=0, replaces=True, by="BOSS")
+            await r.hq.enrolments.token(
+                "CA-RC", "client", approve=False, valid_s=0, replaces=True, by="BOSS"
+            )
         )
         key, fresh = pki.new_key(), Identity.generate("CA-RC")
         issued = await r.hq.enrolments.request("CA-RC", token.secret, pki.make_csr(key, "CA-RC"))

@@ -72,7 +72,9 @@ async def test_a_new_certificate_is_shown_to_new_connections_and_drops_none(tmp_
         for raw in (lab, again, admin):
             await alive(raw)
         await r.person("CA-RC")
-        assert isinstance(await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw), frames.Confirm)
+        assert isinstance(
+            await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw), frames.Confirm
+        )
 
 
 async def test_settings_count_now_or_are_named_for_the_next_start(tmp_path: Path) -> None:
@@ -83,11 +85,17 @@ async def test_settings_count_now_or_are_named_for_the_next_start(tmp_path: Path
         edit(r.hq, "metadata_days = 400", "metadata_days = 7")
         edit(r.hq, 'address = "127.0.0.1:1"', 'address = "hq.example.org:7443"')
         edit(r.hq, "pool_size = 3", "pool_size = 5")
-        rows = {row["name"]: row["effect"] for row in orjson.loads((await admin.ask(frames.Reload)).rows)}
+        rows = {
+            row["name"]: row["effect"]
+            for row in orjson.loads((await admin.ask(frames.Reload)).rows)
+        }
         assert rows == {
-            "logging.level": "now", "logging.directory": "now", "retention.metadata_days": "now",
-            "server.address": "now", "database.pool_size": "at the next start",
-        }  # fmt: skip
+            "logging.level": "now",
+            "logging.directory": "now",
+            "retention.metadata_days": "now",
+            "server.address": "now",
+            "database.pool_size": "at the next start",
+        }
         assert logging.getLogger(ROOT).level == logging.DEBUG
         assert (r.hq.config.directory / "logs" / "server_debug.log").exists()
         assert r.hq.config.retention.metadata_days == 7
@@ -147,8 +155,14 @@ def ended(r: Running) -> None:
 
 def other_root(r: Running) -> None:
     other = prepare(r.hq.config.directory.parent / "other" / "hq")
-    for name in ("tls/server.crt", "tls/server.key", "ca/root.crt", "ca/issuing.crt", "ca/issuing.key",
-                 "secrets/service.key"):  # fmt: skip
+    for name in (
+        "tls/server.crt",
+        "tls/server.key",
+        "ca/root.crt",
+        "ca/issuing.crt",
+        "ca/issuing.key",
+        "secrets/service.key",
+    ):
         shutil.copy(other.directory / name, r.hq.config.directory / name)
 
 
@@ -162,9 +176,15 @@ def logs_in_a_file(r: Running) -> None:
     ("spoil", "says"),
     [
         (cut(lambda hq: hq.config.file), "cipherbox.toml"),
-        (first_lines, "has no [alerts], [limits], [metrics], [retention] any more: is it half written?"),
+        (
+            first_lines,
+            "has no [alerts], [limits], [metrics], [retention] any more: is it half written?",
+        ),
         (lambda r: r.hq.config.file.write_bytes(b""), "half written"),
-        (lambda r: r.hq.config.file.write_bytes(r.hq.config.file.read_bytes() + b"[lim"), "cipherbox.toml"),
+        (
+            lambda r: r.hq.config.file.write_bytes(r.hq.config.file.read_bytes() + b"[lim"),
+            "cipherbox.toml",
+        ),
         (lambda r: r.hq.config.file.unlink(), "does not exist"),
         (lambda r: edit(r.hq, "level =", "levle ="), "did you mean 'level'"),
         (lambda r: edit(r.hq, '"daily"', '"weekly"'), "one of never, hourly, daily"),
@@ -180,7 +200,9 @@ def logs_in_a_file(r: Running) -> None:
         (logs_in_a_file, "[logging] directory"),
     ],
 )
-async def test_what_is_wrong_changes_nothing(tmp_path: Path, spoil: Callable[[Running], object], says: str) -> None:
+async def test_what_is_wrong_changes_nothing(
+    tmp_path: Path, spoil: Callable[[Running], object], says: str
+) -> None:
     async with running(tmp_path / "hq") as r:
         lab, admin = await r.client("FL-LAB"), await admin_of(r)
         before = (r.hq.config, r.hq.context, r.hq.trust.material, r.hq.log_key)
@@ -204,10 +226,15 @@ async def test_a_drain_lets_go_what_waits_takes_nothing_new_and_ends(tmp_path: P
         assert isinstance(await center.ask(frames.Consume, 1, "box.CA-RC", 100, BIG), frames.Ok)
         assert (await center.next()).entries
         assert await admin.ask(frames.Drain, True, 60) == frames.Ok(admin.correlation, 1)
-        assert await lab.refused(frames.Send, 0, 0, people["FL-LAB"].seal(people["CA-RC"]).raw) == "draining"
+        assert (
+            await lab.refused(frames.Send, 0, 0, people["FL-LAB"].seal(people["CA-RC"]).raw)
+            == "draining"
+        )
         await trio.sleep(1.2)
         assert not r.stopped.is_set()  # CA-RC has not acknowledged
-        assert isinstance(await center.ask(frames.Ack, "box.CA-RC", [frames.Range(1, 1)]), frames.AckConfirmed)
+        assert isinstance(
+            await center.ask(frames.Ack, "box.CA-RC", [frames.Range(1, 1)]), frames.AckConfirmed
+        )
         with trio.fail_after(10):
             await r.stopped.wait()
     async with running(tmp_path / "hq") as r:
@@ -223,11 +250,15 @@ async def test_a_drain_can_be_taken_back_and_has_an_end(tmp_path: Path) -> None:
         await lab.publish(one)
         await center.ask(frames.Fetch, "box.CA-RC", 1, BIG)
         await admin.ask(frames.Drain, True, 3600)
-        assert await lab.refused(frames.Send, 0, 0, r.people["FL-LAB"].seal(r.people["CA-RC"]).raw) == "draining"
+        assert (
+            await lab.refused(frames.Send, 0, 0, r.people["FL-LAB"].seal(r.people["CA-RC"]).raw)
+            == "draining"
+        )
         await admin.ask(frames.Drain, False, 0)
         confirm = await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw)
         assert isinstance(confirm, frames.Confirm)
-        await admin.ask(frames.Drain, True, 1)  # one that nobody acknowledges holds it up so long, and no longer
+        # one that nobody acknowledges holds it up so long, and no longer
+        await admin.ask(frames.Drain, True, 1)
         with trio.fail_after(10):
             await r.stopped.wait()
 
@@ -239,7 +270,9 @@ async def test_kicked_is_told_why_and_may_come_back(tmp_path: Path) -> None:
         assert {row["name"] for row in rows.values()} == {"FL-LAB", "BOSS"}
         assert all(row["connected_at"] for row in rows.values())
         number = min(n for n, row in rows.items() if row["name"] == "FL-LAB")
-        assert await admin.ask(frames.Kick, "FL-LAB", number, "wrong cable") == frames.Ok(admin.correlation, 1)
+        assert await admin.ask(frames.Kick, "FL-LAB", number, "wrong cable") == frames.Ok(
+            admin.correlation, 1
+        )
         word = await first.next()
         assert isinstance(word, frames.GoingAway)
         assert word.message == "wrong cable"
@@ -259,10 +292,14 @@ async def test_lists_of_figures_and_alerts_are_the_admins(tmp_path: Path) -> Non
         for what in ("metrics", "alerts", "connections"):
             assert await lab.refused(frames.List, what, "", "") == "forbidden"
         for what in (frames.Reload, frames.Drain, frames.Kick):
-            fields = {frames.Reload: (), frames.Drain: (True, 1), frames.Kick: ("BOSS", 0, "")}[what]
+            fields = {frames.Reload: (), frames.Drain: (True, 1), frames.Kick: ("BOSS", 0, "")}[
+                what
+            ]
             raw = await r.client("FL-LAB")
             assert await raw.refused(what, *fields) == "unexpected-frame"
-        rows = orjson.loads((await admin.ask(frames.List, "metrics", "cipherbox_connected_clients", "")).rows)
+        rows = orjson.loads(
+            (await admin.ask(frames.List, "metrics", "cipherbox_connected_clients", "")).rows
+        )
         assert rows == [{"name": "cipherbox_connected_clients", "labels": {}, "value": 2}]
         assert orjson.loads((await admin.ask(frames.List, "alerts", "", "")).rows) == []
         r.hq.drain.begin(100, "BOSS")
@@ -272,7 +309,9 @@ async def test_lists_of_figures_and_alerts_are_the_admins(tmp_path: Path) -> Non
         r.hq.engine.away = ""
 
 
-async def test_alerts_see_ends_and_old_queues_coming(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_alerts_see_ends_and_old_queues_coming(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from cipherbox.server.operations.alerts import Watch, alerts
 
     async with running(tmp_path / "hq") as r:

@@ -1,4 +1,6 @@
-"""A running HQ, asked over real sockets: the way of a message, and everything that must be refused."""
+"""A running HQ, asked over real sockets: the way of a message, and everything that must be
+refused.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from cipherbox.wire.connection import Deliveries
 from tests.parties import now_ms
 from tests.server.hq import BIG, PATIENCE_S, Running, codec_name, consumed, running, two
 
-# -- the way of a message -----------------------------------------------------------------------------------------
+# -- the way of a message --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("websocket", [False, True])
@@ -37,20 +39,28 @@ async def test_published_confirmed_delivered_acknowledged(tmp_path: Path, websoc
         assert confirm.ranges == [frames.ConfirmRange(1, 1, 0, 0)]
         assert confirm.places == [frames.Place(["box.CA-RC"], [])]
         delivery = await rc.next()
-        assert delivery == Deliveries(1, [(1, 1, confirm.accepted_at, confirm.log_position, sealed.raw)])
+        assert delivery == Deliveries(
+            1, [(1, 1, confirm.accepted_at, confirm.log_position, sealed.raw)]
+        )
         acked = await rc.ask(frames.Ack, "box.CA-RC", [frames.Range(1, 1)])
         assert acked == frames.AckConfirmed(rc.correlation, 1, 0)
         report = await lab.ask(frames.Status, "", sealed.envelope_id)
         assert report.found
-        assert [(t.queue, t.client_id, t.state) for t in report.traces] == [("box.CA-RC", "CA-RC", 2)]
+        assert [(t.queue, t.client_id, t.state) for t in report.traces] == [
+            ("box.CA-RC", "CA-RC", 2)
+        ]
 
 
-async def test_pipelined_publishes_are_confirmed_in_ranges_and_a_restart_delivers_them(tmp_path: Path) -> None:
+async def test_pipelined_publishes_are_confirmed_in_ranges_and_a_restart_delivers_them(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq") as r:
         lab, rc = await two(r)
         people = dict(r.people)
         sealed = [people["FL-LAB"].seal(people["CA-RC"]) for _ in range(50)]
-        await lab.stream.send_all(codec.encode_sends([(i + 1, 0, 0, s.raw) for i, s in enumerate(sealed)]))
+        await lab.stream.send_all(
+            codec.encode_sends([(i + 1, 0, 0, s.raw) for i, s in enumerate(sealed)])
+        )
         confirmed = 0
         while confirmed < 50:
             event = await lab.next()
@@ -87,7 +97,7 @@ async def test_what_a_lost_connection_held_is_delivered_to_the_next(tmp_path: Pa
         assert (await again.next()).entries[0][:2] == (1, 2)
 
 
-# -- envelopes HQ must not take -----------------------------------------------------------------------------------
+# -- envelopes HQ must not take --------------------------------------------------------------------
 
 
 async def test_envelopes_that_are_refused_leave_the_connection_alive(tmp_path: Path) -> None:
@@ -117,7 +127,10 @@ async def test_envelopes_that_are_refused_leave_the_connection_alive(tmp_path: P
         assert await lab.refused(frames.Send, 0, 0, another.raw) == "commitment-changed"
         newer = me.seal(rc, envelope_id=good.envelope_id, generation=1, **same)
         assert isinstance(await lab.publish(newer.raw), frames.Confirm)
-        assert await lab.refused(frames.Send, 0, 0, me.seal(_stranger(r, other)).raw) == "unknown-recipient"
+        assert (
+            await lab.refused(frames.Send, 0, 0, me.seal(_stranger(r, other)).raw)
+            == "unknown-recipient"
+        )
 
 
 def _stranger(r: Running, like: object) -> object:
@@ -133,10 +146,14 @@ async def test_route_changed_carries_the_route_as_it_is(tmp_path: Path) -> None:
         me, rc = r.people["FL-LAB"], r.people["CA-RC"]
         ny = await r.person("NY-RC")
         admin = await r.dial(await r.person("BOSS", role="admin"))
-        assert isinstance(await admin.ask(frames.Grant, "NY-RC", "read", "default_queue", True), frames.Ok)
+        assert isinstance(
+            await admin.ask(frames.Grant, "NY-RC", "read", "default_queue", True), frames.Ok
+        )
         route = await lab.ask(frames.Resolve, "default_exchange", "default_key")
         assert [(q.queue, q.readers) for q in route.queues] == [("default_queue", ["NY-RC"])]
-        error = await lab.publish(me.seal(rc, exchange="default_exchange", routing_key="default_key").raw)
+        error = await lab.publish(
+            me.seal(rc, exchange="default_exchange", routing_key="default_key").raw
+        )
         assert codec_name(error) == "route-changed"
         told = codec.decode(0x12, error.detail)
         assert [(q.queue, q.readers) for q in told.queues] == [("default_queue", ["NY-RC"])]
@@ -144,7 +161,7 @@ async def test_route_changed_carries_the_route_as_it_is(tmp_path: Path) -> None:
         assert isinstance(await lab.publish(sent.raw), frames.Confirm)
 
 
-# -- bytes that are no protocol -----------------------------------------------------------------------------------
+# -- bytes that are no protocol --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,7 +175,9 @@ async def test_route_changed_carries_the_route_as_it_is(tmp_path: Path) -> None:
         (b"\x00\x00\x00\x03\x25\x00\x00", "protocol"),
     ],
 )
-async def test_a_fault_is_told_and_ends_this_connection_alone(tmp_path: Path, junk: bytes, error: str) -> None:
+async def test_a_fault_is_told_and_ends_this_connection_alone(
+    tmp_path: Path, junk: bytes, error: str
+) -> None:
     async with running(tmp_path / "hq") as r:
         lab, rc = await two(r)
         await lab.stream.send_all(junk)
@@ -188,10 +207,14 @@ async def test_garbage_plain_text_and_silence_instead_of_tls(tmp_path: Path) -> 
         await quiet.stream.send_all(b"\x00\x00")
         told = await quiet.next()
         assert codec_name(told) == "handshake-timeout"
-        assert isinstance(await (await r.client("CA-RC")).ask(frames.List, "queues", "", ""), frames.Listing)
+        assert isinstance(
+            await (await r.client("CA-RC")).ask(frames.List, "queues", "", ""), frames.Listing
+        )
 
 
-async def test_silence_after_the_opening_ends_the_connection_and_pings_keep_it(tmp_path: Path) -> None:
+async def test_silence_after_the_opening_ends_the_connection_and_pings_keep_it(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, heartbeat_s=1)) as r:
         lab = await r.client("FL-LAB")
         told = await lab.next()
@@ -213,7 +236,7 @@ async def test_half_a_frame_and_a_cut_loses_nothing(tmp_path: Path) -> None:
         assert (await again.publish(half.raw)).ranges[0].outcome == 0
 
 
-# -- certificates -------------------------------------------------------------------------------------------------
+# -- certificates ----------------------------------------------------------------------------------
 
 
 async def fails_to_open(r: Running, context: ssl.SSLContext) -> CipherBoxError:
@@ -223,7 +246,9 @@ async def fails_to_open(r: Running, context: ssl.SSLContext) -> CipherBoxError:
     return found.value
 
 
-async def test_foreign_expired_and_unrecorded_certificates_are_refused_in_plain_words(tmp_path: Path) -> None:
+async def test_foreign_expired_and_unrecorded_certificates_are_refused_in_plain_words(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq") as r:
         other = pki.new_root("OTHER")
         foreign = pki.new_issuing("OTHER", other)
@@ -232,7 +257,10 @@ async def test_foreign_expired_and_unrecorded_certificates_are_refused_in_plain_
         error = await fails_to_open(r, client_context(r.root, strange, key))
         assert isinstance(error, CredentialsError)
         assert "another CA" in str(error)
-        late = [pki.issue_client(r.issuing, key.public_key(), "FL-LAB", days=0), r.issuing.certificate]
+        late = [
+            pki.issue_client(r.issuing, key.public_key(), "FL-LAB", days=0),
+            r.issuing.certificate,
+        ]
         error = await fails_to_open(r, client_context(r.root, late, key))
         assert isinstance(error, CredentialsError)
         assert "expired" in str(error)
@@ -268,7 +296,9 @@ async def test_a_certificate_of_a_public_ca_is_refused(tmp_path: Path) -> None:
         assert isinstance(error, CredentialsError)
 
 
-async def test_without_a_certificate_one_can_only_enrol_and_only_for_a_while(tmp_path: Path) -> None:
+async def test_without_a_certificate_one_can_only_enrol_and_only_for_a_while(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, anonymous_s=1.0)) as r:
         nobody = await r.dial()
         root = await nobody.ask(frames.GetRoot)
@@ -290,7 +320,9 @@ async def test_revocation_cuts_live_connections_and_keeps_them_out(tmp_path: Pat
         assert "laptop stolen" in told.message
         assert await lab.next() is None
         back = await r.dial(r.people["FL-LAB"], hello=False)
-        await back.stream.send_all(back.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
+        await back.stream.send_all(
+            back.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, ""))
+        )
         assert codec_name(await back.next()) == "revoked"
         sealed = r.people["CA-RC"].seal(r.people["FL-LAB"])
         assert await rc.refused(frames.Send, 0, 0, sealed.raw) == "recipient-revoked"
@@ -300,10 +332,12 @@ async def test_revocation_cuts_live_connections_and_keeps_them_out(tmp_path: Pat
         assert checked.number > 1
 
 
-# -- key bundles --------------------------------------------------------------------------------------------------
+# -- key bundles -----------------------------------------------------------------------------------
 
 
-async def test_bundles_are_taken_from_their_owner_alone_and_handed_out_whole(tmp_path: Path) -> None:
+async def test_bundles_are_taken_from_their_owner_alone_and_handed_out_whole(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq") as r:
         lab, rc = await two(r)
         me, you = r.people["FL-LAB"], r.people["CA-RC"]
@@ -319,11 +353,17 @@ async def test_bundles_are_taken_from_their_owner_alone_and_handed_out_whole(tmp
         assert (await rc.ask(frames.Register, second.raw)).count == 1
         anew = you.identity.make_bundle(you.key, you.chain, 5 + first.created_at)
         assert await rc.refused(frames.Register, anew.raw) == "bundle-refused"
-        queries = [frames.BundleQuery("CA-RC", frames.NEWEST), frames.BundleQuery("NOBODY", frames.NEWEST)]
+        queries = [
+            frames.BundleQuery("CA-RC", frames.NEWEST),
+            frames.BundleQuery("NOBODY", frames.NEWEST),
+        ]
         answer = await lab.ask(frames.GetBundles, queries, [first.hash, bytes(32)])
         assert [(a.client_id, a.state, len(a.bundles)) for a in answer.answers] == [
-            ("CA-RC", 0, 1), ("NOBODY", 1, 0), ("CA-RC", 0, 1), ("", 1, 0),
-        ]  # fmt: skip
+            ("CA-RC", 0, 1),
+            ("NOBODY", 1, 0),
+            ("CA-RC", 0, 1),
+            ("", 1, 0),
+        ]
         assert answer.answers[0].bundles == [second.raw]  # who holds none needs the newest
         (later,) = (await lab.ask(frames.GetBundles, [frames.BundleQuery("CA-RC", 1)], [])).answers
         assert (later.bundles, later.more) == ([second.raw], False)
@@ -332,14 +372,16 @@ async def test_bundles_are_taken_from_their_owner_alone_and_handed_out_whole(tmp
 
 
 async def test_key_requests_have_a_rate(tmp_path: Path) -> None:
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, key_requests_per_minute=3)) as r:
+    async with running(
+        tmp_path / "hq", limits=attrs.evolve(LIMITS, key_requests_per_minute=3)
+    ) as r:
         lab, _ = await two(r)
         names = [await lab.ask(frames.GetBundles, [], []) for _ in range(4)]
         assert [type(a) for a in names[:3]] == [frames.Bundles] * 3
         assert codec_name(names[3]) == "throttled"
 
 
-# -- status and lists ---------------------------------------------------------------------------------------------
+# -- status and lists ------------------------------------------------------------------------------
 
 
 async def test_status_for_a_stranger_is_as_if_there_were_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import attrs
 import pytest
 import trio
 
-from cipherbox.errors import CipherBoxError, ConfigError, DiskFull, StoreError, StoreLocked, StoreUnavailable
+from cipherbox.errors import (
+    CipherBoxError,
+    ConfigError,
+    DiskFull,
+    StoreError,
+    StoreLocked,
+    StoreUnavailable,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.server import app
 from cipherbox.server.app import serve
@@ -42,7 +49,9 @@ async def test_a_failed_commit_is_told_and_nothing_confirmed_is_lost(tmp_path: P
         assert [e.envelope for e in answer.entries] == [kept.raw, failed.raw]
 
 
-async def test_a_full_disk_refuses_publishes_keeps_connections_and_takes_acks(tmp_path: Path) -> None:
+async def test_a_full_disk_refuses_publishes_keeps_connections_and_takes_acks(
+    tmp_path: Path,
+) -> None:
     files = Faulty()
     async with running(tmp_path / "hq", files=files) as r:
         lab, rc = await two(r)
@@ -80,7 +89,11 @@ async def test_a_damaged_body_becomes_a_dead_letter_and_the_rest_is_delivered(
         assert "damaged" in report.traces[0].reason
     (line,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
     said = vars(line)
-    assert (said["queue"], said["seqs"], said["reason"]) == ("box.CA-RC", [1], "damaged on HQ's disk")
+    assert (said["queue"], said["seqs"], said["reason"]) == (
+        "box.CA-RC",
+        [1],
+        "damaged on HQ's disk",
+    )
     assert "become dead letters" in line.getMessage()
 
 
@@ -125,7 +138,7 @@ async def test_a_publisher_that_ignores_its_window_is_held_back_not_dropped(tmp_
         assert [e.envelope for e in answer.entries] == [s.raw for s in sealed]
 
 
-# -- start and stop -----------------------------------------------------------------------------------------------
+# -- start and stop --------------------------------------------------------------------------------
 
 
 async def test_a_stop_tells_clients_and_loses_nothing(tmp_path: Path) -> None:
@@ -154,13 +167,17 @@ async def test_a_client_has_a_bounded_number_of_connections(tmp_path: Path) -> N
     async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, connections_per_client=2)) as r:
         kept = [await r.client("FL-LAB") for _ in range(2)]
         third = await r.dial(r.people["FL-LAB"], hello=False)
-        await third.stream.send_all(third.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, "")))
+        await third.stream.send_all(
+            third.wire.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 20, 30, ""))
+        )
         assert codec_name(await third.next()) == "too-many-connections"
         assert isinstance(await kept[0].ask(frames.List, "queues", "", ""), frames.Listing)
 
 
 async def test_many_garbage_and_silent_connections_do_not_keep_others_out(tmp_path: Path) -> None:
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, handshakes_at_once=8, client_hello_s=1.0)) as r:
+    async with running(
+        tmp_path / "hq", limits=attrs.evolve(LIMITS, handshakes_at_once=8, client_hello_s=1.0)
+    ) as r:
         host, port = r.address.rsplit(":", 1)
         silent = [await trio.open_tcp_stream(host, int(port)) for _ in range(50)]
         for _ in range(100):
@@ -187,11 +204,15 @@ async def test_another_key_for_the_database_is_refused_at_start(tmp_path: Path) 
         pass
 
 
-@pytest.mark.parametrize("error", [DiskFull("no space left"), StoreUnavailable("it does not answer")])
+@pytest.mark.parametrize(
+    "error", [DiskFull("no space left"), StoreUnavailable("it does not answer")]
+)
 async def test_a_store_that_cannot_be_opened_now_is_said_or_waited_for(
     monkeypatch: pytest.MonkeyPatch, error: CipherBoxError
 ) -> None:
-    """SQLite's disk is this machine's, and somebody must look; a database server comes back by itself."""
+    """SQLite's disk is this machine's, and somebody must look; a database server comes back by
+    itself.
+    """
     monkeypatch.setattr(app, "STANDBY_S", 0.01)
     opened: Any = object()
     said: list[str] = []

@@ -1,4 +1,6 @@
-"""Memory of HQ under a hostile client: what is announced, trickled, or not read keeps nobody else from publishing."""
+"""Memory of HQ under a hostile client: what is announced, trickled, or not read keeps nobody
+else from publishing.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ async def gone(r: Running, name: str) -> None:
 
 
 async def test_221_bytes_stop_nobody(tmp_path: Path) -> None:
-    """17 connections of one client that each announce 16 MiB and say no more: nothing is held, everybody publishes."""
+    """17 connections of one client that each announce 16 MiB and say no more: nothing is held,
+    everybody publishes.
+    """
     async with running(tmp_path / "hq") as r:
         lab = await r.client("FL-LAB")
         await r.person("CA-RC")
@@ -56,8 +60,14 @@ async def test_what_trickles_in_is_cut_within_seconds_and_what_flows_is_not(tmp_
     limits = attrs.evolve(LIMITS, progress_s=1.0, slowest_bytes_per_s=100_000)
     async with running(tmp_path / "hq", limits=limits) as r:
         await r.person("CA-RC")
-        evil, lab, silent = await r.client("EVIL"), await r.client("FL-LAB"), await r.client("SILENT")
-        whole = codec.encode(frames.Send(1, 0, 0, r.people["FL-LAB"].seal(r.people["CA-RC"], text="x" * 2 * MIB).raw))
+        evil, lab, silent = (
+            await r.client("EVIL"),
+            await r.client("FL-LAB"),
+            await r.client("SILENT"),
+        )
+        whole = codec.encode(
+            frames.Send(1, 0, 0, r.people["FL-LAB"].seal(r.people["CA-RC"], text="x" * 2 * MIB).raw)
+        )
         for raw in (evil, silent):
             await raw.stream.send_all(announced())
 
@@ -78,7 +88,9 @@ async def test_what_trickles_in_is_cut_within_seconds_and_what_flows_is_not(tmp_
 
 
 async def test_one_client_fills_its_share_and_no_more(tmp_path: Path) -> None:
-    """Ten connections that send as fast as they can and never end a frame hold the share and one frame."""
+    """Ten connections that send as fast as they can and never end a frame hold the share and one
+    frame.
+    """
     limits = attrs.evolve(LIMITS, memory_per_client_bytes=4 * MIB)
     async with running(tmp_path / "hq", limits=limits) as r:
         await r.person("CA-RC")
@@ -94,7 +106,8 @@ async def test_one_client_fills_its_share_and_no_more(tmp_path: Path) -> None:
                 await publishes(r, lab)
                 await trio.sleep(0.05)
             shares = r.hq.memory.shares()
-            assert shares["EVIL"] <= (4 + 16) * MIB + 10 * 2 * MIB  # and of each connection what one read brought
+            # and of each connection what one read brought
+            assert shares["EVIL"] <= (4 + 16) * MIB + 10 * 2 * MIB
             assert not r.hq.memory.closed
             nursery.cancel_scope.cancel()
 
@@ -104,7 +117,9 @@ async def test_a_client_above_its_share_ends_its_frames_one_by_one(tmp_path: Pat
     async with running(tmp_path / "hq", limits=limits) as r:
         await r.person("CA-RC")
         raws = [await r.client("FL-LAB") for _ in range(5)]
-        sealed = [r.people["FL-LAB"].seal(r.people["CA-RC"], text=str(n) * 3 * MIB).raw for n in range(5)]
+        sealed = [
+            r.people["FL-LAB"].seal(r.people["CA-RC"], text=str(n) * 3 * MIB).raw for n in range(5)
+        ]
         answers: list[Any] = []
 
         async def send(raw: Raw, envelope: bytes) -> None:
@@ -119,8 +134,12 @@ async def test_a_client_above_its_share_ends_its_frames_one_by_one(tmp_path: Pat
 
 
 async def test_when_the_mark_closes_the_slowest_frame_is_cut_first(tmp_path: Path) -> None:
-    """Many clients together close it: whoever moves slowest goes, and publishers go on within seconds."""
-    limits = attrs.evolve(LIMITS, memory_high_bytes=3 * MIB, memory_low_bytes=MIB, memory_per_client_bytes=2 * MIB)
+    """Many clients together close it: whoever moves slowest goes, and publishers go on within
+    seconds.
+    """
+    limits = attrs.evolve(
+        LIMITS, memory_high_bytes=3 * MIB, memory_low_bytes=MIB, memory_per_client_bytes=2 * MIB
+    )
     async with running(tmp_path / "hq", limits=limits) as r:
         await r.person("CA-RC")
         lab = await r.client("FL-LAB")
@@ -145,7 +164,9 @@ def transfer(size: int, *, moved: int, waited: float, gone: list[str], name: str
     return one
 
 
-async def test_twice_above_the_mark_the_slowest_goes_at_once_and_only_as_many_as_needed(autojump_clock: Any) -> None:
+async def test_twice_above_the_mark_the_slowest_goes_at_once_and_only_as_many_as_needed(
+    autojump_clock: Any,
+) -> None:
     high = 64 * MIB
     memory = BackPressure(attrs.evolve(LIMITS, memory_high_bytes=high, memory_low_bytes=high // 2))
     gone: list[str] = []
@@ -167,7 +188,9 @@ async def test_twice_above_the_mark_the_slowest_goes_at_once_and_only_as_many_as
     assert len(gone) == 3  # one each second
 
 
-async def test_whoever_reads_a_large_envelope_too_slowly_is_cut_and_others_get_theirs(tmp_path: Path) -> None:
+async def test_whoever_reads_a_large_envelope_too_slowly_is_cut_and_others_get_theirs(
+    tmp_path: Path,
+) -> None:
     limits = attrs.evolve(LIMITS, progress_s=1.0, slowest_bytes_per_s=4 * MIB, body_cache_bytes=MIB)
     async with running(tmp_path / "hq", limits=limits) as r:
         lab = await r.client("FL-LAB")
@@ -205,5 +228,6 @@ async def test_a_client_that_reads_slowly_on_many_connections_holds_its_share_an
         for _ in range(10):
             await publishes(r, lab)
             await trio.sleep(0.02)
-        assert r.hq.memory.shares()["SLOW"] <= 16 * MIB  # the share, and the frame that went above it
+        # the share, and the frame that went above it
+        assert r.hq.memory.shares()["SLOW"] <= 16 * MIB
         assert not r.hq.memory.closed

@@ -1,4 +1,6 @@
-"""What a client has at HQ: shown, bounded, refused with the number, and never slower for how much there ever was."""
+"""What a client has at HQ: shown, bounded, refused with the number, and never slower for how
+much there ever was.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,13 @@ async def test_totals_are_listed_for_admins_and_for_nobody_else(tmp_path: Path) 
         assert bundle is not None
         await lab.ask(frames.Register, bundle.raw)
         (row,) = await rows(boss, "totals", "FL-LAB")
-        assert (row["envelopes"], row["queues"], row["bundles"], row["certificates"], row["prekeys"]) == (3, 0, 1, 1, 0)
+        assert (
+            row["envelopes"],
+            row["queues"],
+            row["bundles"],
+            row["certificates"],
+            row["prekeys"],
+        ) == (3, 0, 1, 1, 0)
         assert row["bytes"] > 1000
         assert row["bytes_most"] == LIMITS.bytes_per_client
         (client,) = await rows(boss, "clients", "FL-LAB")
@@ -55,7 +63,9 @@ async def test_a_limit_of_one_client_counts_at_once_and_after_a_restart(tmp_path
         boss, lab = await admin(r), await r.client("FL-LAB")
         await r.person("CA-RC")
         raw = r.people["FL-LAB"].seal(r.people["CA-RC"]).raw
-        assert isinstance(await boss.ask(frames.LimitClient, "FL-LAB", "bytes", len(raw)), frames.Ok)
+        assert isinstance(
+            await boss.ask(frames.LimitClient, "FL-LAB", "bytes", len(raw)), frames.Ok
+        )
         assert isinstance(await lab.publish(raw), frames.Confirm)
         refused = await lab.publish(r.people["FL-LAB"].seal(r.people["CA-RC"]).raw)
         assert codec_name(refused) == "quota-exceeded"
@@ -80,7 +90,11 @@ async def test_key_bundles_of_one_client_are_bounded(tmp_path: Path) -> None:
         assert first is not None
         bundles = [first]
         for n in range(2):
-            bundles.append(person.identity.make_bundle(person.key, person.chain, first.created_at + 1 + n, bundles[-1]))
+            bundles.append(
+                person.identity.make_bundle(
+                    person.key, person.chain, first.created_at + 1 + n, bundles[-1]
+                )
+            )
         said = [await lab.ask(frames.Register, bundle.raw) for bundle in bundles]
         assert [type(a) for a in said] == [frames.Ok, frames.Ok, frames.Error]
         assert codec_name(said[2]) == "limit-reached"
@@ -91,9 +105,13 @@ async def test_key_bundles_of_one_client_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_certificates_of_one_client_are_bounded(tmp_path: Path) -> None:
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, certificates_per_client=3)) as r:
+    async with running(
+        tmp_path / "hq", limits=attrs.evolve(LIMITS, certificates_per_client=3)
+    ) as r:
         lab = await r.client("FL-LAB")
-        said = [await lab.ask(frames.Renew, pki.make_csr(pki.new_key(), "FL-LAB")) for _ in range(3)]
+        said = [
+            await lab.ask(frames.Renew, pki.make_csr(pki.new_key(), "FL-LAB")) for _ in range(3)
+        ]
         assert [type(a) for a in said] == [frames.Certificate, frames.Certificate, frames.Error]
         assert codec_name(said[2]) == "limit-reached"
         assert "FL-LAB has 3 certificates that hold; at most 3" in said[2].message
@@ -101,7 +119,9 @@ async def test_certificates_of_one_client_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_renewals_that_wait_for_an_offline_ca_are_bounded(tmp_path: Path) -> None:
-    async with running(tmp_path / "hq", limits=attrs.evolve(LIMITS, certificates_per_client=2)) as r:
+    async with running(
+        tmp_path / "hq", limits=attrs.evolve(LIMITS, certificates_per_client=2)
+    ) as r:
         lab = await r.client("FL-LAB")
         r.hq.trust.authority = None
         csr = pki.make_csr(pki.new_key(), "FL-LAB")
@@ -109,7 +129,10 @@ async def test_renewals_that_wait_for_an_offline_ca_are_bounded(tmp_path: Path) 
         assert (await lab.ask(frames.Renew, csr)).state == 2  # the same again
         await r.hq.engine.in_store(r.hq.store.revoke_certificates, "OTHER", 1)
         assert (await lab.ask(frames.Renew, pki.make_csr(pki.new_key(), "FL-LAB"))).state == 2
-        assert await lab.refused(frames.Renew, pki.make_csr(pki.new_key(), "FL-LAB")) == "limit-reached"
+        assert (
+            await lab.refused(frames.Renew, pki.make_csr(pki.new_key(), "FL-LAB"))
+            == "limit-reached"
+        )
 
 
 class Unwalked(dict[str, CertificateRow]):
@@ -121,7 +144,9 @@ class Unwalked(dict[str, CertificateRow]):
     items = __iter__ = values  # type: ignore[assignment]
 
 
-async def test_a_key_request_costs_the_same_however_many_certificates_there_were(tmp_path: Path) -> None:
+async def test_a_key_request_costs_the_same_however_many_certificates_there_were(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path / "hq") as r:
         lab, trust = await r.client("FL-LAB"), r.hq.trust
         for n in range(300):
@@ -136,22 +161,28 @@ async def test_a_key_request_costs_the_same_however_many_certificates_there_were
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_newest_certificate_says_whether_a_client_is_revoked(order: int) -> None:
-    """As a walk through all of them would say: a good one of the same moment counts more than a revoked one."""
+    """As a walk through all of them would say: a good one of the same moment counts more than a
+    revoked one.
+    """
 
     def walked(trust: Trust, client: str) -> int:
         found = [r for r in trust._rows.values() if r.client == client]
         if any(not r.revoked_at and r.expires_at > pki.ms(pki.now()) for r in found):
             return 0
-        newest = max(found, key=lambda r: (r.issued_at, not r.revoked_at, r.revoked_at), default=None)
+        newest = max(
+            found, key=lambda r: (r.issued_at, not r.revoked_at, r.revoked_at), default=None
+        )
         return newest.revoked_at if newest is not None else 0
 
     trust = Trust.__new__(Trust)
     trust._rows, trust._of, trust._newest = {}, {}, {}
     made = [
-        CertificateRow("a", "C", 1, 1 << 60, 0, b""), CertificateRow("b", "C", 2, 1 << 60, 0, b""),
-        CertificateRow("c", "C", 2, 1 << 60, 5, b""), CertificateRow("d", "D", 3, 1 << 60, 0, b""),
+        CertificateRow("a", "C", 1, 1 << 60, 0, b""),
+        CertificateRow("b", "C", 2, 1 << 60, 0, b""),
+        CertificateRow("c", "C", 2, 1 << 60, 5, b""),
+        CertificateRow("d", "D", 3, 1 << 60, 0, b""),
         CertificateRow("e", "D", 2, 1 << 60, 0, b""),
-    ]  # fmt: skip
+    ]
     for row in made[::order]:
         trust.put(row)
         assert trust.revoked_at("C") == walked(trust, "C")

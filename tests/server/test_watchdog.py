@@ -1,4 +1,6 @@
-"""The sign of life comes from the engine's own task: a commit that hangs ends it, a store that is away does not."""
+"""The sign of life comes from the engine's own task: a commit that hangs ends it, a store that
+is away does not.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-async def test_alive_while_the_engine_turns(told: list[str], autojump_clock: trio.testing.MockClock) -> None:
+async def test_alive_while_the_engine_turns(
+    told: list[str], autojump_clock: trio.testing.MockClock
+) -> None:
     engine = SimpleNamespace(turns=0)
     hq: Any = SimpleNamespace(engine=engine, sessions={1})
     async with trio.open_nursery() as nursery:
@@ -42,7 +46,9 @@ async def test_alive_while_the_engine_turns(told: list[str], autojump_clock: tri
         nursery.cancel_scope.cancel()
 
 
-async def test_an_engine_turns_until_a_commit_hangs(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_engine_turns_until_a_commit_hangs(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     async with world(tmp_path) as w:
         a = w.peer("A")
         before = w.engine.turns

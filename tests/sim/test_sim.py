@@ -1,6 +1,7 @@
 """Seeds of the simulation: whatever happens, what was confirmed arrives once, and the log is whole.
 
-`make soak` plays 2,000; CIPHERBOX_SEEDS=START:COUNT chooses others, and one alone is replayed by its number.
+`make soak` plays 2,000; CIPHERBOX_SEEDS=START:COUNT chooses others, and one alone is replayed by
+its number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from tests import postgres, soak
 from tests.server.hq import running
 from tests.sim.world import RECEIVERS, SENDERS, Template, World, virtual
 
-FIRST, COUNT = (int(part) for part in os.environ.get("CIPHERBOX_SEEDS", "0:2000" if soak.ON else "0:10").split(":"))
+FIRST, COUNT = (
+    int(part)
+    for part in os.environ.get("CIPHERBOX_SEEDS", "0:2000" if soak.ON else "0:10").split(":")
+)
 FAULTS_S, SETTLE_S = 30.0, 3600.0
 
 
@@ -53,7 +57,11 @@ def test_what_is_confirmed_arrives_once(
 @soak.more
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + max(1, COUNT // 20)))
 def test_the_same_at_postgresql(
-    seed: int, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: postgres.Server
+    seed: int,
+    template: Template,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    postgresql: postgres.Server,
 ) -> None:
     target = postgres.target(postgresql, postgres.schema())
     play_seed(World(tmp_path, template, seed, target), seed, monkeypatch)
@@ -72,7 +80,12 @@ def play_seed(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             while trio.current_time() < FAULTS_S:
                 await trio.sleep(world.chance.uniform(0.1, 6.0))
                 await world.fault()
-            world.calm, world.disk_full, world.store_fault, world.clock_offset_ms = True, False, "", 0
+            world.calm, world.disk_full, world.store_fault, world.clock_offset_ms = (
+                True,
+                False,
+                "",
+                0,
+            )
             world.inbox_fault = ""
             with trio.move_on_after(SETTLE_S) as scope:
                 while not world.settled():
@@ -94,8 +107,16 @@ def check(world: World) -> None:
         assert not twice, f"{name} has {twice} more than once"
         unknown = [content[:20] for content in got if name not in world.put.get(content, ())]
         assert not unknown, f"{name} has {unknown}, which nobody sent it"
-        lost = [content[:20] for content, to in world.confirmed.items() if name in to and content not in got]
-        dead = world.hq.store.dead_letters("", "", 100, True)[0] if lost and world.hq is not None else []
+        lost = [
+            content[:20]
+            for content, to in world.confirmed.items()
+            if name in to and content not in got
+        ]
+        dead = (
+            world.hq.store.dead_letters("", "", 100, True)[0]
+            if lost and world.hq is not None
+            else []
+        )
         assert not lost, f"{name} never got {lost}, which HQ had confirmed; dead letters: {dead}"
     assert world.hq is not None
     edge = tree.RightEdge()
@@ -114,8 +135,9 @@ def test_a_seed_gives_the_same_run_again(
         with monkeypatch.context() as patch:
             test_what_is_confirmed_arrives_once(7, template, path, patch)
         lines = [
-            line.rpartition(b'"content"')[2] for name in RECEIVERS
+            line.rpartition(b'"content"')[2]
+            for name in RECEIVERS
             for line in (path / name / "data" / "received_messages.jsonl").read_bytes().splitlines()
-        ]  # fmt: skip
+        ]
         seen.append(lines)
     assert seen[0] == seen[1]

@@ -1,10 +1,13 @@
-"""A whole CipherBox in one process under a virtual clock: HQ, senders and receivers as they are, only without TLS.
+"""A whole CipherBox in one process under a virtual clock: HQ, senders and receivers as they are,
+only without TLS.
 
-Real: the engine, its sessions and the SQLite store, the clients with outbox, inbox and receipts, frames, sealing.  In
-place of threads calls run inline, in place of TLS there are memory streams that know who is at the other end.  Every
-choice comes from the seed, trio's own included, so a seed gives the same run again.
+Real: the engine, its sessions and the SQLite store, the clients with outbox, inbox and receipts,
+frames, sealing.  In place of threads calls run inline, in place of TLS there are memory streams
+that know who is at the other end.  Every choice comes from the seed, trio's own included, so a seed
+gives the same run again.
 
-A crash of HQ or of a client is a cancelled nursery whose last writes are suppressed and whose files stay as they are.
+A crash of HQ or of a client is a cancelled nursery whose last writes are suppressed and whose files
+stay as they are.
 """
 
 from __future__ import annotations
@@ -47,13 +50,25 @@ from tests.server.hq import Person
 
 BASE_S = 1_800_000_000.0
 FAULTS = (
-    "cut", "hole", "crash hq", "crash client", "before", "after", "crash", "disk", "clock", "inbox", "inbox after",
-)  # fmt: skip
+    "cut",
+    "hole",
+    "crash hq",
+    "crash client",
+    "before",
+    "after",
+    "crash",
+    "disk",
+    "clock",
+    "inbox",
+    "inbox after",
+)
 SENDERS, RECEIVERS = ("S1", "S2"), ("R1", "R2")
 
 
 class SimStream(trio.abc.Stream):
-    """One end of a line: late, in pieces, sometimes swallowing everything; `peer` is whose certificate it shows."""
+    """One end of a line: late, in pieces, sometimes swallowing everything; `peer` is whose
+    certificate it shows.
+    """
 
     def __init__(self, below: trio.StapledStream[Any, Any], world: World, peer: Any) -> None:
         self._below, self._world, self._peer = below, world, peer
@@ -66,7 +81,9 @@ class SimStream(trio.abc.Stream):
         chance = self._world.chance
         raw = bytes(data)
         # Fractions, since the length of a signature differs from run to run.
-        cuts = sorted(int(chance.random() * len(raw)) for _ in range(chance.choice((0, 0, 0, 1, 2))))
+        cuts = sorted(
+            int(chance.random() * len(raw)) for _ in range(chance.choice((0, 0, 0, 1, 2)))
+        )
         for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
             if chance.random() < 0.2:
                 await trio.sleep(chance.choice((0.001, 0.05, 0.5)))
@@ -93,7 +110,9 @@ class SimStream(trio.abc.Stream):
 
 @attrs.define
 class Template:
-    """What every seed starts from: HQ's directory with all clients enrolled, and the clients' keys."""
+    """What every seed starts from: HQ's directory with all clients enrolled, and the clients'
+    keys.
+    """
 
     directory: Path
     people: dict[str, Person]
@@ -128,7 +147,9 @@ class FaultyPostgres(Faulty, PostgresStore):
 class World:
     """See the module.  ``target``: HQ's store is in PostgreSQL."""
 
-    def __init__(self, path: Path, template: Template, seed: int, target: Target | None = None) -> None:
+    def __init__(
+        self, path: Path, template: Template, seed: int, target: Target | None = None
+    ) -> None:
         self.target = target
         self.path, self.template = path, template
         self.chance = random.Random(seed)
@@ -153,21 +174,26 @@ class World:
     def now_ms(self) -> int:
         return int((BASE_S + trio.current_time()) * 1000)
 
-    # -- HQ -----------------------------------------------------------------------------------------------------
+    # -- HQ ----------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
         """HQ for ever: when it crashes it is started again after a while."""
         while True:
             config = load_server_config(self.path / "hq")
             limits = attrs.evolve(
-                config.limits, disk_reserve_bytes=65536, disk_resume_bytes=0, key_requests_per_minute=1_000_000
+                config.limits,
+                disk_reserve_bytes=65536,
+                disk_resume_bytes=0,
+                key_requests_per_minute=1_000_000,
             )
             config = attrs.evolve(config, limits=limits)
             store: FaultyStore | FaultyPostgres
             if self.target is not None:
                 store = FaultyPostgres(self.target, self.path / "hq", force=True, limits=limits)
             else:
-                store = cast(FaultyStore, open_store(self.path / "hq", limits=limits, kind=FaultyStore))
+                store = cast(
+                    FaultyStore, open_store(self.path / "hq", limits=limits, kind=FaultyStore)
+                )
             store.world = self
             hq = HQ(config, store, clock_ms=lambda: self.now_ms() + self.clock_offset_ms)
             try:
@@ -199,7 +225,7 @@ class World:
         self.hq_nursery.start_soon(Session(hq, far, name, hq.log_key, lambda: None).run)  # type: ignore[arg-type]
         return near
 
-    # -- clients ------------------------------------------------------------------------------------------------
+    # -- clients -----------------------------------------------------------------------------------
 
     async def live(self, name: str, body: Callable[[Client], Any]) -> None:
         """A client for ever: when it crashes, or ends with an error of its own, it begins again."""
@@ -218,9 +244,20 @@ class World:
         events = Events(None)
         async with background() as nursery:
             keeper = LocalSecretBox(bytes(32))
-            files = Home(config, hq_root, issuing, tuple(person.chain), person.key, person.identity, keeper, bytes(32))
+            files = Home(
+                config,
+                hq_root,
+                issuing,
+                tuple(person.chain),
+                person.key,
+                person.identity,
+                keeper,
+                bytes(32),
+            )
             log = LogProofVerifier.of(files, events)
-            line = ReconnectingConnection(name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log)  # type: ignore[arg-type, return-value]
+            line = ReconnectingConnection(
+                name, lambda: None, events, tries=2, timeout_s=5.0, pause_max_s=2.0, log=log
+            )  # type: ignore[arg-type, return-value]
             client = Client(files, line, events, nursery, log)
             self.clients[name] = client
             nursery.start_soon(line.run, nursery)
@@ -233,12 +270,15 @@ class World:
         from cipherbox import pki
 
         directory = self.template.directory / "ca"
-        return tuple(pki.load_pem((directory / n).read_bytes(), n)[0] for n in ("root.crt", "issuing.crt"))  # type: ignore[return-value]
+        return tuple(
+            pki.load_pem((directory / n).read_bytes(), n)[0] for n in ("root.crt", "issuing.crt")
+        )  # type: ignore[return-value]
 
     def crash(self, name: str) -> None:
         """Kills a client: nothing it knows is written any more."""
         client = self.clients.get(name)
         if client is not None and client.post is not None:
+
             async def nothing() -> None:
                 await trio.lowlevel.checkpoint()
 
@@ -251,7 +291,10 @@ class World:
         while not self.calm:
             await trio.sleep(chance.uniform(0.0, 3.0))
             to = sorted(chance.sample(RECEIVERS, chance.randint(1, 2)))
-            first, sizes = len(self.put), [chance.choice((0, 10, 70_000)) for _ in range(chance.randint(1, 3))]
+            first, sizes = (
+                len(self.put),
+                [chance.choice((0, 10, 70_000)) for _ in range(chance.randint(1, 3))],
+            )
             contents = [f"{name} {first + i} {'x' * size}" for i, size in enumerate(sizes)]
             for content in contents:
                 self.put[content] = set(to)
@@ -267,7 +310,7 @@ class World:
     async def receive(self, client: Client) -> None:
         await Receiver(client).run()
 
-    # -- faults -------------------------------------------------------------------------------------------------
+    # -- faults ------------------------------------------------------------------------------------
 
     async def fault(self) -> None:
         chance = self.chance
@@ -292,7 +335,7 @@ class World:
         elif kind.startswith("inbox"):
             self.inbox_fault = kind
 
-    # -- the end ------------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def settled(self) -> bool:
         if self.hq is None or any(name not in self.clients for name in (*SENDERS, *RECEIVERS)):
@@ -305,7 +348,9 @@ class World:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name / "data" / "received_messages.jsonl"
-        return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        return (
+            [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        )
 
 
 async def inline(call: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
@@ -323,7 +368,9 @@ def virtual(world: World, seed: int, monkeypatch: Any) -> Iterator[None]:
     from cipherbox.client.outbox import sender as post
     from cipherbox.store.sqlite import database
 
-    async def connect(address: str, context: Any, nursery: Any, *, timeout_s: float, line: Any) -> SimStream:
+    async def connect(
+        address: str, context: Any, nursery: Any, *, timeout_s: float, line: Any
+    ) -> SimStream:
         return await world.connect(address, timeout_s)
 
     def faulty_commit(inbox: Inbox) -> None:

@@ -19,13 +19,32 @@ Opener = Callable[[], Store]
 
 
 def incoming(
-    index: int, body: bytes = b"body", to: tuple[str, ...] = ("B",), generation: int = 0, commitment: bytes = b"",
+    index: int,
+    body: bytes = b"body",
+    to: tuple[str, ...] = ("B",),
+    generation: int = 0,
+    commitment: bytes = b"",
 ) -> Incoming:
     envelope_id = (AT << 80 | 7 << 76 | 2 << 62 | index << 16).to_bytes(16, "big")
     return Incoming(
-        index, False, 0, "A", envelope_id, generation, 3, hashlib.sha256(b"e" + body).digest(),
-        hashlib.sha256(body).digest(), "", "", to, AT, 0, len(body), body, commitment,
-    )  # fmt: skip
+        index,
+        False,
+        0,
+        "A",
+        envelope_id,
+        generation,
+        3,
+        hashlib.sha256(b"e" + body).digest(),
+        hashlib.sha256(body).digest(),
+        "",
+        "",
+        to,
+        AT,
+        0,
+        len(body),
+        body,
+        commitment,
+    )
 
 
 def bodies_of(store: Store, numbers: Sequence[int]) -> list[bytes | None]:
@@ -34,7 +53,9 @@ def bodies_of(store: Store, numbers: Sequence[int]) -> list[bytes | None]:
 
 
 def published(number: int, *bodies: bytes, queue: str = "box.B") -> Changes:
-    """A commit as the core makes it: envelopes from ``number`` on, in one queue that it declares, one seq for each."""
+    """A commit as the core makes it: envelopes from ``number`` on, in one queue that it
+    declares, one seq for each.
+    """
     changes = Changes(queues=[m.QueueRow(queue, "B", ())])
     for at, body in enumerate(bodies or (b"body",), number):
         changes.envelopes.append(m.NewEnvelope(at, AT, 1, incoming(at, body)))
@@ -45,7 +66,9 @@ def published(number: int, *bodies: bytes, queue: str = "box.B") -> Changes:
 
 def acknowledged(*numbers: int, queue: str = "box.B") -> Changes:
     """A commit that acknowledges entries whose seqs are their envelopes' numbers."""
-    return Changes(acked=[m.Mark(queue, n, n, AT + 1, "B") for n in numbers], finished=list(numbers))
+    return Changes(
+        acked=[m.Mark(queue, n, n, AT + 1, "B") for n in numbers], finished=list(numbers)
+    )
 
 
 class Driver:
@@ -81,7 +104,12 @@ class Suite:
 
     def test_an_empty_store_loads_as_nothing(self, opener: Opener) -> None:
         snapshot = opener().load(10)
-        assert (snapshot.next_number, snapshot.clients, snapshot.queues, snapshot.heads) == (1, [], [], {})
+        assert (snapshot.next_number, snapshot.clients, snapshot.queues, snapshot.heads) == (
+            1,
+            [],
+            [],
+            {},
+        )
 
     def test_what_was_committed_is_there_after_opening_again(self, opener: Opener) -> None:
         store = opener()
@@ -108,7 +136,9 @@ class Suite:
         facts = store.facts(Wanted(pages=[("box.B", 10)]), 20)
         assert [e.seq for e in facts.pages["box.B"]] == list(range(11, 31))
 
-    def test_an_acknowledged_envelope_loses_its_body_and_keeps_its_record(self, opener: Opener) -> None:
+    def test_an_acknowledged_envelope_loses_its_body_and_keeps_its_record(
+        self, opener: Opener
+    ) -> None:
         store = opener()
         driver = Driver(store).clients()
         driver.publish(incoming(1), incoming(2, b"y" * 70_000), incoming(3, to=("B", "C")))
@@ -180,7 +210,10 @@ class Suite:
         assert bodies_of(store, [1]) == [b"body"]
         report = store.trace("A", incoming(1).envelope_id)
         assert report is not None
-        assert (report.traces[0].state, report.traces[0].reason) == (EntryState.DEAD, "bad signature")
+        assert (report.traces[0].state, report.traces[0].reason) == (
+            EntryState.DEAD,
+            "bad signature",
+        )
         assert store.load(10).heads == {}
 
     def test_a_dead_letter_waits_again_as_a_second_entry(self, opener: Opener) -> None:
@@ -193,7 +226,11 @@ class Suite:
         store.commit(changes, store.epoch)
         store.commit(Changes(dead=[m.Dead("box.B", 1, 1, AT + 1, "key missing", "B")]), store.epoch)
         (known,) = store.facts(wanted, 10).known.values()
-        assert (known.queues, known.waiting, known.dead) == (("box.B", "other"), (("other", 1),), ("box.B",))
+        assert (known.queues, known.waiting, known.dead) == (
+            ("box.B", "other"),
+            (("other", 1),),
+            ("box.B",),
+        )
         changes = Changes(entries=[m.NewEntry("box.B", 2, 1, 0, "")])
         changes.replaced = [(1, incoming(1, b"next", generation=1, commitment=b"d" * 32))]
         changes.counters = [m.Counters("box.B", 1, 4, 2, 3)]
@@ -206,9 +243,10 @@ class Suite:
         report = store.trace("A", incoming(1).envelope_id)
         assert report is not None
         assert [(t.queue, t.state, t.reason) for t in report.traces] == [
-            ("box.B", EntryState.DEAD, "key missing"), ("box.B", EntryState.WAITING, ""),
+            ("box.B", EntryState.DEAD, "key missing"),
+            ("box.B", EntryState.WAITING, ""),
             ("other", EntryState.WAITING, ""),
-        ]  # fmt: skip
+        ]
 
     def test_new_queues_begin_above_every_dropped_one(self, opener: Opener) -> None:
         store = opener()
@@ -223,7 +261,9 @@ class Suite:
 
     def test_acknowledged_and_dropped_in_one_batch(self, opener: Opener) -> None:
         driver = Driver(opener()).clients()
-        driver.run(m.DeclareQueue(0, "", 1, "q", "B", ()), m.Grant(0, "", 2, "A", "publish", "q", True))
+        driver.run(
+            m.DeclareQueue(0, "", 1, "q", "B", ()), m.Grant(0, "", 2, "A", "publish", "q", True)
+        )
         driver.publish(incoming(1)._replace(routing_key="q"))
         driver.run(m.Ack(2, "B", 1, "q", [(1, 1)]), m.DeleteQueue(2, "B", 2, "q"))
         assert "q" not in {row.name for row in driver.store.load(10).queues}
@@ -253,7 +293,8 @@ class Suite:
         store.commit(changes, store.epoch)
         assert (store.load(10).queues, store.load(10).usage) == ([], {})
         assert bodies_of(store, [1]) == [None]
-        changes = Changes(queues=[m.QueueRow("q", "B", ())], dropped_queues=["q"])  # made and dropped in one batch
+        # made and dropped in one batch
+        changes = Changes(queues=[m.QueueRow("q", "B", ())], dropped_queues=["q"])
         store.commit(changes, store.epoch)
         assert store.load(10).queues == []
 
@@ -268,10 +309,14 @@ class Suite:
             (i + 1, i + 1, len(body), incoming(i + 1).envelope_id) for i, body in enumerate(bodies)
         ]
         store.commit(acknowledged(*range(1, count + 1, 2)), store.epoch)
-        assert bodies_of(store, range(1, count + 1)) == [b if i % 2 else None for i, b in enumerate(bodies)]
+        assert bodies_of(store, range(1, count + 1)) == [
+            b if i % 2 else None for i, b in enumerate(bodies)
+        ]
 
     @pytest.mark.parametrize("size", [10, 70_000])
-    def test_published_replaced_and_acknowledged_in_one_commit(self, opener: Opener, size: int) -> None:
+    def test_published_replaced_and_acknowledged_in_one_commit(
+        self, opener: Opener, size: int
+    ) -> None:
         store = opener()
         body = b"b" * size
         changes = published(1, body, body)
@@ -286,7 +331,10 @@ class Suite:
 
     def test_large_bodies_of_one_commit_go_one_by_one(self, opener: Opener) -> None:
         store = opener()
-        bodies = [bytes([i]) * size for i, size in enumerate((70_000, 2_000_000, 10, 3_000_000, 70_001, 70_002))]
+        bodies = [
+            bytes([i]) * size
+            for i, size in enumerate((70_000, 2_000_000, 10, 3_000_000, 70_001, 70_002))
+        ]
         store.commit(published(1, *bodies), store.epoch)
         left = dict(enumerate(bodies, 1))
         for gone in (2, 6, 1, 4, 3):
@@ -304,12 +352,16 @@ class Suite:
             changes.entries.append(m.NewEntry(name, 1, 1, 0, ""))
         changes.envelopes = [changes.envelopes[0]._replace(fan=3)]
         store.commit(changes, store.epoch)
-        store.commit(Changes(acked=[m.Mark(n, 1, 1, AT, "B") for n in "ab"], released=[1, 1]), store.epoch)
+        store.commit(
+            Changes(acked=[m.Mark(n, 1, 1, AT, "B") for n in "ab"], released=[1, 1]), store.epoch
+        )
         assert bodies_of(store, [1]) == [b"body"]
         store.commit(Changes(acked=[m.Mark("c", 1, 1, AT, "B")], released=[1]), store.epoch)
         assert bodies_of(store, [1]) == [None]
 
-    def test_an_acknowledged_entry_is_not_delivered_again_and_keeps_its_time(self, opener: Opener) -> None:
+    def test_an_acknowledged_entry_is_not_delivered_again_and_keeps_its_time(
+        self, opener: Opener
+    ) -> None:
         store = opener()
         store.commit(published(1), store.epoch)
         store.commit(acknowledged(1), store.epoch)
@@ -318,32 +370,57 @@ class Suite:
         report = store.trace("A", incoming(1).envelope_id)
         assert report is not None
         (trace,) = report.traces
-        assert (trace.state, trace.acknowledged_at, trace.client) == (EntryState.ACKNOWLEDGED, AT + 1, "B")
+        assert (trace.state, trace.acknowledged_at, trace.client) == (
+            EntryState.ACKNOWLEDGED,
+            AT + 1,
+            "B",
+        )
 
     def test_topology_goes_as_it_came(self, opener: Opener) -> None:
         store = opener()
         before = store.load(10)
         made = Changes(
-            clients=[m.ClientRow("A", "client", 1, 2, "lost")], exchanges=[("e", 2)],
-            queues=[m.QueueRow("q", "", ("A", "B"))], bindings=[("e", "q", "k"), ("e", "q", "l")],
-            grants=[("A", "publish", "e")], bindings_version=7,
-        )  # fmt: skip
+            clients=[m.ClientRow("A", "client", 1, 2, "lost")],
+            exchanges=[("e", 2)],
+            queues=[m.QueueRow("q", "", ("A", "B"))],
+            bindings=[("e", "q", "k"), ("e", "q", "l")],
+            grants=[("A", "publish", "e")],
+            bindings_version=7,
+        )
         store.commit(made, store.epoch)
         store.close()
         store = opener()
         after = store.load(10)
-        assert (after.clients, after.exchanges, after.queues) == (made.clients, made.exchanges, made.queues)
-        assert (sorted(after.bindings), after.grants, after.bindings_version) == (made.bindings, made.grants, 7)
-        store.commit(Changes(queues=[m.QueueRow("q", "A", ())], dropped_bindings=[("e", "q", "k")]), store.epoch)
+        assert (after.clients, after.exchanges, after.queues) == (
+            made.clients,
+            made.exchanges,
+            made.queues,
+        )
+        assert (sorted(after.bindings), after.grants, after.bindings_version) == (
+            made.bindings,
+            made.grants,
+            7,
+        )
+        store.commit(
+            Changes(queues=[m.QueueRow("q", "A", ())], dropped_bindings=[("e", "q", "k")]),
+            store.epoch,
+        )
         assert store.load(10).queues == [m.QueueRow("q", "A", ())]
         assert store.load(10).bindings == [("e", "q", "l")]
         gone = Changes(
-            dropped_exchanges=["e"], dropped_queues=["q"], dropped_bindings=[("e", "q", "l")],
+            dropped_exchanges=["e"],
+            dropped_queues=["q"],
+            dropped_bindings=[("e", "q", "l")],
             dropped_grants=[("A", "publish", "e")],
-        )  # fmt: skip
+        )
         store.commit(gone, store.epoch)
         after = store.load(10)
-        assert (after.exchanges, after.queues, after.bindings, after.grants) == ([], [], [], before.grants)
+        assert (after.exchanges, after.queues, after.bindings, after.grants) == (
+            [],
+            [],
+            [],
+            before.grants,
+        )
 
     def test_numbers_that_clients_choose_may_be_of_any_size(self, opener: Opener) -> None:
         """They travel as u64; no database integer holds the largest."""
@@ -365,7 +442,11 @@ class Suite:
     def test_one_envelope_of_a_queue_by_its_id(self, opener: Opener) -> None:
         store = opener()
         store.commit(published(1, b"a", b"b"), store.epoch)
-        asked = [("box.B", "A", incoming(2).envelope_id), ("box.B", "X", incoming(1).envelope_id), ("none", "A", b"")]
+        asked = [
+            ("box.B", "A", incoming(2).envelope_id),
+            ("box.B", "X", incoming(1).envelope_id),
+            ("none", "A", b""),
+        ]
         assert list(store.facts(Wanted(envelopes=asked), 10).entries["box.B"]) == [2]
         store.commit(acknowledged(2), store.epoch)
         assert store.facts(Wanted(envelopes=asked), 10).entries["box.B"] == {}

@@ -1,4 +1,6 @@
-"""The part of the store suite about what outlives an envelope: the signed log, dead letters, the registry."""
+"""The part of the store suite about what outlives an envelope: the signed log, dead letters, the
+registry.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ from tests.store.suite import AT, Driver, Opener, bodies_of, incoming, published
 
 def logged(index: int, number: int) -> m.Changes:
     changes = published(number, queue="q")
-    return attrs.evolve(changes, log=LogRow(index, AT, b"head%d" % index, bytes(index * 100), b"n" * 32, bytes(16)))
+    return attrs.evolve(
+        changes, log=LogRow(index, AT, b"head%d" % index, bytes(index * 100), b"n" * 32, bytes(16))
+    )
 
 
 class Records:
     """Mixed into the classes that have the fixture `opener`."""
 
     @pytest.mark.parametrize("size", [10, 70_000])
-    def test_an_envelope_is_read_back_with_its_place_in_the_log(self, opener: Opener, size: int) -> None:
+    def test_an_envelope_is_read_back_with_its_place_in_the_log(
+        self, opener: Opener, size: int
+    ) -> None:
         store = opener()
         driver = Driver(store).clients()
         driver.publish(incoming(1))  # of a time before the log
@@ -73,14 +79,18 @@ class Records:
             driver.run(m.Nack(2, "B", seq, "box.B", seq, False, 5, f"bad {seq}"))
         rows, after = store.dead_letters("box.B", "", 2, False)
         assert [(r["queue"], r["seq"], r["reason"], r["by"]) for r in rows] == [
-            ("box.B", 1, "bad 1", "B"), ("box.B", 2, "bad 2", "B"),
-        ]  # fmt: skip
+            ("box.B", 1, "bad 1", "B"),
+            ("box.B", 2, "bad 2", "B"),
+        ]
         assert (rows[0]["sender"], rows[0]["deliveries"], rows[0]["last_client"]) == ("A", 1, "B")
         more, end = store.dead_letters("box.B", after, 2, False)
         assert ([r["seq"] for r in more], end) == ([3], "")
         assert store.dead_letters("box.A", "", 10, False) == ([], "")
         assert set(store.facts(Wanted(dead=[("box.B", 2, 5)]), 10).dead["box.B"]) == {2, 3}
-        driver.run(m.SettleDead(0, "", 9, "box.B", [(1, 1)], False), m.SettleDead(0, "", 9, "box.B", [(2, 1)], True))
+        driver.run(
+            m.SettleDead(0, "", 9, "box.B", [(1, 1)], False),
+            m.SettleDead(0, "", 9, "box.B", [(2, 1)], True),
+        )
         assert [r["seq"] for r in store.dead_letters("", "", 10, False)[0]] == [3]
         settled = [(r["seq"], r["settled"]) for r in store.dead_letters("", "", 10, True)[0]]
         assert settled == [(1, "redriven"), (2, "dropped"), (3, "")]
@@ -126,10 +136,15 @@ class Records:
         assert [e.seq for e in opener().load(10).heads["box.B"]] == [4, 5]
 
     def test_what_each_client_has_outlives_everything(self, opener: Opener) -> None:
-        """Waiting, dead, redriven, dropped, sealed again, gone with its time: the sums are right after each opening."""
+        """Waiting, dead, redriven, dropped, sealed again, gone with its time: the sums are right
+        after each opening.
+        """
         store = opener()
         driver = Driver(store).clients()
-        driver.publish(*[incoming(i, bytes(10 * i)) for i in range(1, 7)], incoming(7, bytes(70), to=("B", "C")))
+        driver.publish(
+            *[incoming(i, bytes(10 * i)) for i in range(1, 7)],
+            incoming(7, bytes(70), to=("B", "C")),
+        )
         driver.consume()
 
         def sums() -> dict[tuple[str, str], tuple[int, int]]:
@@ -139,16 +154,22 @@ class Records:
             store = opener()
             driver = Driver(store)
             driver.consume()
-            assert driver.broker.totals.of("A") == tuple(map(sum, zip(*found.values(), strict=True)))
+            assert driver.broker.totals.of("A") == tuple(
+                map(sum, zip(*found.values(), strict=True))
+            )
             return found
 
         assert sums() == {("A", "box.B"): (280, 7), ("A", "box.C"): (70, 1)}
         for seq in (1, 2, 3, 4):
             driver.run(m.Nack(2, "B", seq, "box.B", seq, False, 5, "bad"))
         assert sums()[("A", "box.B")] == (280, 7)
-        driver.run(m.SettleDead(0, "", 9, "box.B", [(1, 1)], False), m.SettleDead(0, "", 9, "box.B", [(2, 1)], True))
+        driver.run(
+            m.SettleDead(0, "", 9, "box.B", [(1, 1)], False),
+            m.SettleDead(0, "", 9, "box.B", [(2, 1)], True),
+        )
         assert sums()[("A", "box.B")] == (260, 6)
-        again = incoming(3, bytes(35), generation=1)  # a dead letter's next generation takes its place
+        # a dead letter's next generation takes its place
+        again = incoming(3, bytes(35), generation=1)
         dropped = incoming(2, bytes(25), generation=1)  # and one that was dropped comes back
         driver.run(m.Publish(1, "A", [again, dropped]))
         assert sums()[("A", "box.B")] == (290, 7)
@@ -161,18 +182,34 @@ class Records:
     def test_limits_of_one_client(self, opener: Opener) -> None:
         store = opener()
         driver = Driver(store).clients()
-        driver.run(m.LimitClient(0, "", 1, "A", "bytes", 5), m.LimitClient(0, "", 2, "A", "queues", 1 << 70))
-        driver.run(m.LimitClient(0, "", 1, "A", "bytes", 7), m.LimitClient(0, "", 1, "B", "bytes", 9))
+        driver.run(
+            m.LimitClient(0, "", 1, "A", "bytes", 5),
+            m.LimitClient(0, "", 2, "A", "queues", 1 << 70),
+        )
+        driver.run(
+            m.LimitClient(0, "", 1, "A", "bytes", 7), m.LimitClient(0, "", 1, "B", "bytes", 9)
+        )
         driver.run(m.LimitClient(0, "", 1, "B", "bytes", -1))
         store.close()
-        assert opener().load(10).client_limits == {("A", "bytes"): 7, ("A", "queues"): (1 << 63) - 1}
+        assert opener().load(10).client_limits == {
+            ("A", "bytes"): 7,
+            ("A", "queues"): (1 << 63) - 1,
+        }
 
     def test_contacts_of_clients(self, opener: Opener) -> None:
         store = opener()
         driver = Driver(store).clients()
-        driver.run(m.TellContacts(0, "A", 1, ContactLists(("B", "C"))), m.TellContacts(0, "B", 2, ContactLists((), ("A",))))
-        driver.run(m.TellContacts(0, "A", 1, ContactLists(("B",), ("C",))), m.TellContacts(0, "B", 2, ContactLists()))
-        driver.run(m.TellContacts(0, "C", 3, ContactLists((), tuple(f"LAB-{n}" for n in range(1024)))))
+        driver.run(
+            m.TellContacts(0, "A", 1, ContactLists(("B", "C"))),
+            m.TellContacts(0, "B", 2, ContactLists((), ("A",))),
+        )
+        driver.run(
+            m.TellContacts(0, "A", 1, ContactLists(("B",), ("C",))),
+            m.TellContacts(0, "B", 2, ContactLists()),
+        )
+        driver.run(
+            m.TellContacts(0, "C", 3, ContactLists((), tuple(f"LAB-{n}" for n in range(1024))))
+        )
         store.close()
         found = opener().load(10).contacts
         assert found.pop("C").blocked[-1] == "LAB-1023"
@@ -198,11 +235,14 @@ class Records:
         with pytest.raises(Damaged):
             store.log_nodes([(0, 4)])
 
-    # -- the registry -----------------------------------------------------------------------------------------------
+    # -- the registry ------------------------------------------------------------------------------
 
     def test_bundles(self, opener: Opener) -> None:
         store = opener()
-        rows = [BundleRow("A", n, bytes([n]) * 32, b"c", b"n" * 12, b"t" * 16, AT, AT + 1) for n in (1, 2, 3)]
+        rows = [
+            BundleRow("A", n, bytes([n]) * 32, b"c", b"n" * 12, b"t" * 16, AT, AT + 1)
+            for n in (1, 2, 3)
+        ]
         for row in rows:
             store.put_bundle(row)
         assert store.bundles("A", 1) == rows[1:]

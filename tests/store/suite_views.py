@@ -1,4 +1,6 @@
-"""The predecessors' tables, as any SQL tool sees them: `Views` runs on each database its subclass opens."""
+"""The predecessors' tables, as any SQL tool sees them: `Views` runs on each database its
+subclass opens.
+"""
 
 from __future__ import annotations
 
@@ -62,14 +64,24 @@ class Views:
     def test_the_columns_are_the_predecessors(self, tool: Tool) -> None:
         assert {view: tool.columns(view) for view in VIEWS} == {
             "message_metadata": [
-                "message_id", "client_id", "exchange_name", "routing_key", "sent_time", "delivered_time",
+                "message_id",
+                "client_id",
+                "exchange_name",
+                "routing_key",
+                "sent_time",
+                "delivered_time",
                 "acknowledged_time",
             ],
             "message_deliveries": [
-                "message_id", "queue_name", "client_id", "delivered_time", "acknowledged_time", "state",
+                "message_id",
+                "queue_name",
+                "client_id",
+                "delivered_time",
+                "acknowledged_time",
+                "state",
             ],
             "public_keys": ["client_id", "public_key_ciphertext", "nonce", "tag"],
-        }  # fmt: skip
+        }
 
     def test_times_are_those_of_the_last_recipient(self, store: Store, tool: Tool) -> None:
         def commit(**lists: object) -> None:
@@ -91,41 +103,51 @@ class Views:
     def test_deliveries_are_one_row_for_each_queue(self, store: Store, tool: Tool) -> None:
         store.commit(
             Changes(
-                delivered=[m.Mark("shared", 1, 1, AT + 7, "D")], acked=[m.Mark("box.B", 1, 1, AT + 9, "B")],
+                delivered=[m.Mark("shared", 1, 1, AT + 7, "D")],
+                acked=[m.Mark("box.B", 1, 1, AT + 9, "B")],
                 dead=[m.Dead("box.B", 2, 2, AT + 9, "expired", "")],
             ),
             store.epoch,
-        )  # fmt: skip
+        )
         rows = tool.rows("SELECT * FROM message_deliveries ORDER BY message_id, queue_name")
         seven, nine = tool.time(7), tool.time(9)
         assert rows[:6] == [
             row
             for message in ids(tool, 1)
             for row in (
-                (message, "box.B", "B", nine, nine, "acknowledged"), (message, "shared", "D", seven, None, "delivered")
+                (message, "box.B", "B", nine, nine, "acknowledged"),
+                (message, "shared", "D", seven, None, "delivered"),
             )
-        ]  # fmt: skip
+        ]
         assert rows[6] == (ids(tool, 2)[0], "box.B", "B", None, None, "dead letter")
         assert len(rows) == 9
         assert tool.find("message_deliveries", ids(tool, 2)[0]) == [rows[6]]
 
-    def test_a_dead_letter_that_came_again_counts_as_its_second_entry(self, store: Store, tool: Tool) -> None:
+    def test_a_dead_letter_that_came_again_counts_as_its_second_entry(
+        self, store: Store, tool: Tool
+    ) -> None:
         store.commit(Changes(dead=[m.Dead("box.B", 2, 2, AT + 1, "key missing", "B")]), store.epoch)
-        rows = f"SELECT DISTINCT state FROM message_deliveries WHERE message_id = '{ids(tool, 2)[0]}'"
+        rows = (
+            f"SELECT DISTINCT state FROM message_deliveries WHERE message_id = '{ids(tool, 2)[0]}'"
+        )
         assert tool.rows(rows) == [("dead letter",)]
         store.commit(Changes(entries=[m.NewEntry("box.B", 3, 2, AT + 5, "B")]), store.epoch)
         assert tool.rows(rows) == [("delivered",)]
         store.commit(Changes(acked=[m.Mark("box.B", 3, 3, AT + 6, "B")], finished=[2]), store.epoch)
         assert metadata(tool, 2) == [("A", "", "", tool.time(0), tool.time(5), tool.time(6))] * 3
 
-    def test_the_waiting_have_the_queues_owner_and_a_shared_queue_nobody_yet(self, store: Store, tool: Tool) -> None:
+    def test_the_waiting_have_the_queues_owner_and_a_shared_queue_nobody_yet(
+        self, store: Store, tool: Tool
+    ) -> None:
         rows = set(tool.rows("SELECT queue_name, client_id, state FROM message_deliveries"))
         assert rows == {("box.B", "B", "waiting"), ("shared", None, "waiting")}
 
     def test_public_keys_are_the_newest_bundles_in_base64(self, store: Store, tool: Tool) -> None:
         for client, sequence in (("A", 1), ("A", 3), ("A", 2), ("B", 1)):
             digest, ciphertext = f"{client}{sequence}".encode(), b"\xff\x00%d" % sequence
-            store.put_bundle(BundleRow(client, sequence, digest, ciphertext, b"n" * 12, b"t" * 16, 1, 2))
+            store.put_bundle(
+                BundleRow(client, sequence, digest, ciphertext, b"n" * 12, b"t" * 16, 1, 2)
+            )
         nonce, tag = base64.b64encode(b"n" * 12).decode(), base64.b64encode(b"t" * 16).decode()
         assert tool.rows("SELECT * FROM public_keys ORDER BY client_id") == [
             (client, base64.b64encode(b"\xff\x00%d" % sequence).decode(), nonce, tag)

@@ -57,26 +57,43 @@ def closing() -> Iterator[ExitStack]:
 def lived_in(store: Store) -> Driver:
     """A store with something in every table, and some of it gone again."""
     driver = Driver(store).clients()
-    driver.run(m.DeclareExchange(0, "", 1, "e", m.ExchangeType.TOPIC), m.DeclareQueue(0, "", 2, "q", "B", ("C",), 6, 9),
-               m.Bind(0, "", 3, "e", "q", "a.#"), m.Grant(0, "", 4, "A", "publish", "e", True),
-               m.LimitClient(0, "", 5, "A", "bytes", 1 << 40),
-               m.TellContacts(0, "C", 6, ContactLists(("A",), ("B",))))  # fmt: skip
-    driver.publish(*[incoming(i, b"%d" % i) for i in range(1, 30)], incoming(30, b"L" * LARGE),
-                   incoming(31, b"M" * LARGE, to=("B", "C")))  # fmt: skip
+    driver.run(
+        m.DeclareExchange(0, "", 1, "e", m.ExchangeType.TOPIC),
+        m.DeclareQueue(0, "", 2, "q", "B", ("C",), 6, 9),
+        m.Bind(0, "", 3, "e", "q", "a.#"),
+        m.Grant(0, "", 4, "A", "publish", "e", True),
+        m.LimitClient(0, "", 5, "A", "bytes", 1 << 40),
+        m.TellContacts(0, "C", 6, ContactLists(("A",), ("B",))),
+    )
+    driver.publish(
+        *[incoming(i, b"%d" % i) for i in range(1, 30)],
+        incoming(30, b"L" * LARGE),
+        incoming(31, b"M" * LARGE, to=("B", "C")),
+    )
     driver.consume()
-    driver.run(m.Ack(2, "B", 1, "box.B", [(1, 20)]), m.Nack(2, "B", 2, "box.B", 25, False, 5, "bad"),
-               m.Nack(2, "B", 3, "box.B", 26, False, 5, "worse"), m.Ack(2, "B", 4, "box.B", [(31, 1)]))  # fmt: skip
+    driver.run(
+        m.Ack(2, "B", 1, "box.B", [(1, 20)]),
+        m.Nack(2, "B", 2, "box.B", 25, False, 5, "bad"),
+        m.Nack(2, "B", 3, "box.B", 26, False, 5, "worse"),
+        m.Ack(2, "B", 4, "box.B", [(31, 1)]),
+    )
     driver.run(m.SettleDead(0, "", 9, "box.B", [(25, 1)], False))
     store.put_bundle(BundleRow("A", 1, b"h" * 32, b"\xff\x00", b"n" * 12, b"t" * 16, AT, AT + 9))
     store.put_prekeys("A", b"signed", [(2, b"two"), (1, b"\x00one")], 9, False)
-    store.put_enrolment(Enrolment(b"s" * 32, "A", "client", True, AT, AT + 9, "waiting", b"csr", "1234", (b"a", b"bb")))
+    store.put_enrolment(
+        Enrolment(
+            b"s" * 32, "A", "client", True, AT, AT + 9, "waiting", b"csr", "1234", (b"a", b"bb")
+        )
+    )
     store.put_certificate(CertificateRow("ab12", "A", AT, AT + 9, 0, b"der"))
     store.put_setting("history", b"\x00\x01")
     store.fill("old_log", [(1, AT, b"head", b"sig", b"body")])
     for index in (1, 2):
         row = LogRow(index, AT, b"record", bytes(index * 50_000), b"nodes", bytes(16))
         driver.log = row
-        driver.publish(incoming(30 + 10 * index, b"logged"), incoming(31 + 10 * index, b"L" * LARGE))
+        driver.publish(
+            incoming(30 + 10 * index, b"logged"), incoming(31 + 10 * index, b"L" * LARGE)
+        )
     return driver
 
 
@@ -107,9 +124,17 @@ def test_a_copy_holds_what_the_original_holds(
     closing.callback(again.close)
     assert again.load(1000) == store.load(1000)
     assert again.read_bodies(range(1, 36)) == store.read_bodies(range(1, 36))
-    assert [body and body.log_entry for body in again.read_bodies([32, 33, 34, 35, 30])] == [1, 1, 2, 2, 0]
+    assert [body and body.log_entry for body in again.read_bodies([32, 33, 34, 35, 30])] == [
+        1,
+        1,
+        2,
+        2,
+        0,
+    ]
     for number in range(1, 32):
-        assert again.trace("A", incoming(number).envelope_id) == store.trace("A", incoming(number).envelope_id)
+        assert again.trace("A", incoming(number).envelope_id) == store.trace(
+            "A", incoming(number).envelope_id
+        )
     assert again.dead_letters("", "", 10, True) == store.dead_letters("", "", 10, True)
     assert again.certificates() == store.certificates()
     assert again.enrolments(["waiting"]) == store.enrolments(["waiting"])

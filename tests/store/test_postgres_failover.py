@@ -19,7 +19,7 @@ from tests.store.conftest import Opener
 from tests.store.postgres_cases import bodies, store_pid
 from tests.store.suite import published
 
-# -- failing over -------------------------------------------------------------------------------------------------
+# -- failing over ----------------------------------------------------------------------------------
 
 
 def both(primary: postgres.Server, standby: postgres.Server) -> Target:
@@ -27,7 +27,9 @@ def both(primary: postgres.Server, standby: postgres.Server) -> Target:
     return Target(hosts, database="postgres", user="cipherbox", tls="off")
 
 
-def test_a_synchronous_standby_takes_over_and_nothing_is_lost(opening: Opener, own: postgres.Server) -> None:
+def test_a_synchronous_standby_takes_over_and_nothing_is_lost(
+    opening: Opener, own: postgres.Server
+) -> None:
     standby = own.standby()
     try:
         standby.start()
@@ -62,7 +64,9 @@ def test_a_synchronous_standby_takes_over_and_nothing_is_lost(opening: Opener, o
 
 
 def lagging(opening: Opener, own: postgres.Server, standby: postgres.Server) -> Store:
-    """A store whose primary died after a commit that the standby, which is the primary now, never got."""
+    """A store whose primary died after a commit that the standby, which is the primary now,
+    never got.
+    """
     standby.start()
     store = opening(both(own, standby))
     store.commit(published(1), store.epoch)
@@ -75,7 +79,9 @@ def lagging(opening: Opener, own: postgres.Server, standby: postgres.Server) -> 
     return store
 
 
-def test_a_standby_that_lagged_behind_begins_a_new_history(opening: Opener, own: postgres.Server) -> None:
+def test_a_standby_that_lagged_behind_begins_a_new_history(
+    opening: Opener, own: postgres.Server
+) -> None:
     standby = own.standby()
     try:
         store = lagging(opening, own, standby)
@@ -88,7 +94,7 @@ def test_a_standby_that_lagged_behind_begins_a_new_history(opening: Opener, own:
         standby.remove()
 
 
-# -- two HQs ------------------------------------------------------------------------------------------------------
+# -- two HQs ---------------------------------------------------------------------------------------
 
 
 def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.Server) -> None:
@@ -101,7 +107,11 @@ def test_a_second_hq_waits_and_takes_over(opening: Opener, postgresql: postgres.
     second = opening(target)
     assert second.epoch == first.epoch + 1
     second.commit(published(2), second.epoch)
-    for write in (lambda: first.commit(published(3), first.epoch), first.renew, lambda: first.put_setting("a", b"b")):
+    for write in (
+        lambda: first.commit(published(3), first.epoch),
+        first.renew,
+        lambda: first.put_setting("a", b"b"),
+    ):
         with pytest.raises(Fenced):
             write()
     assert second.get_setting("a") is None
@@ -126,7 +136,9 @@ def test_a_killed_hq_is_followed_at_once(opening: Opener, postgresql: postgres.S
 def test_a_stalled_hq_never_writes_again(
     opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stalled in the middle of a commit, holding the row: its session is ended, and its commit fails."""
+    """Stalled in the middle of a commit, holding the row: its session is ended, and its commit
+    fails.
+    """
     target = postgres.target(postgresql, postgres.schema())
     first = opening(target)
     monkeypatch.setattr(lease, "LEASE_S", 0.3)
@@ -167,7 +179,9 @@ def test_a_stalled_hq_never_writes_again(
     assert bodies(second, 1) == [b"mine"]
 
 
-def test_what_was_read_before_commits_were_lost_is_not_built_upon(opening: Opener, own: postgres.Server) -> None:
+def test_what_was_read_before_commits_were_lost_is_not_built_upon(
+    opening: Opener, own: postgres.Server
+) -> None:
     """The session changes to a standby that lagged behind while nothing was going on."""
     standby = own.standby()
     try:
@@ -175,7 +189,10 @@ def test_what_was_read_before_commits_were_lost_is_not_built_upon(opening: Opene
         with suppress(StoreUnavailable):
             store.renew()  # finds its session broken
         store.renew()  # connects again
-        for write in (lambda: store.commit(published(3), store.epoch), lambda: store.put_setting("a", b"b")):
+        for write in (
+            lambda: store.commit(published(3), store.epoch),
+            lambda: store.put_setting("a", b"b"),
+        ):
             with pytest.raises(StoreUnavailable, match="loads its state again"):
                 write()
         number = store.load(10).next_number

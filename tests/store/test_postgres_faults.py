@@ -1,4 +1,6 @@
-"""PostgreSQL away, restarted, locked, full, failing over; two HQs at one database.  Every server here is real."""
+"""PostgreSQL away, restarted, locked, full, failing over; two HQs at one database.  Every server
+here is real.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from tests.store.postgres_cases import bodies, store_pid
 from tests.store.suite import acknowledged, published
 from tests.store.tlsfront import TlsFront
 
-# -- a commit without an answer -----------------------------------------------------------------------------------
+# -- a commit without an answer --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reached", [True, False])
@@ -63,7 +65,9 @@ def test_a_connection_cut_in_the_middle_of_commit(
     assert bodies(store, 1, 2) == [None, None]
 
 
-def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: postgres.Server) -> None:
+def test_nothing_is_confirmed_while_no_standby_has_it(
+    opening: Opener, own: postgres.Server
+) -> None:
     """An administrator who cancels the wait for a standby does not make a commit safe."""
     store = opening(postgres.target(own))
     store.commit(published(1), store.epoch)
@@ -78,7 +82,10 @@ def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: post
     own.synchronous("nobody")  # the server takes it up a moment later
     thread = threading.Thread(target=commit)
     thread.start()
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'cipherbox'"
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = "
+        "'cipherbox'"
+    )
     for _ in range(500):
         if own.sql(waiting):
             break
@@ -99,7 +106,7 @@ def test_nothing_is_confirmed_while_no_standby_has_it(opening: Opener, own: post
     store.commit(published(held + 1), store.epoch)
 
 
-# -- away, and back -----------------------------------------------------------------------------------------------
+# -- away, and back --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["stop", "quit", "kill"])
@@ -160,15 +167,20 @@ def test_a_lock_held_by_somebody(
     ],
 )
 def test_a_full_disk_and_a_statement_that_takes_too_long(
-    opening: Opener, postgresql: postgres.Server, monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception],
+    opening: Opener,
+    postgresql: postgres.Server,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+    error: type[Exception],
     text: str,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(driver, "STATEMENT_MS", 200)
     schema = postgres.schema()
     store = opening(postgres.target(postgresql, schema))
     postgresql.sql(
-        f"CREATE FUNCTION {schema}.full_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body}; RETURN NEW; END$$; "
-        f"CREATE TRIGGER t BEFORE INSERT ON {schema}.bodies FOR EACH ROW EXECUTE FUNCTION {schema}.full_up()"
+        f"CREATE FUNCTION {schema}.full_up() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body}; "
+        f"RETURN NEW; END$$; CREATE TRIGGER t BEFORE INSERT ON {schema}.bodies FOR EACH ROW "
+        f"EXECUTE FUNCTION {schema}.full_up()"
     )
     with pytest.raises(error, match=text):
         store.commit(published(1), store.epoch)
@@ -178,7 +190,9 @@ def test_a_full_disk_and_a_statement_that_takes_too_long(
     assert bodies(store, 1) == [b"body"]
 
 
-def test_a_session_ended_while_nothing_was_going_on(opening: Opener, postgresql: postgres.Server) -> None:
+def test_a_session_ended_while_nothing_was_going_on(
+    opening: Opener, postgresql: postgres.Server
+) -> None:
     store = opening(postgres.target(postgresql, postgres.schema()))
     for number in (1, 2, 3):
         postgresql.sql(f"SELECT pg_terminate_backend({store_pid(store)})")
@@ -186,10 +200,12 @@ def test_a_session_ended_while_nothing_was_going_on(opening: Opener, postgresql:
     assert store.load(10).next_number == 4
 
 
-# -- what an administrator may have got wrong ---------------------------------------------------------------------
+# -- what an administrator may have got wrong ------------------------------------------------------
 
 
-def test_what_is_set_up_wrong_is_said(opening: Opener, own: postgres.Server, tmp_path: Path) -> None:
+def test_what_is_set_up_wrong_is_said(
+    opening: Opener, own: postgres.Server, tmp_path: Path
+) -> None:
     own.sql("CREATE ROLE small LOGIN")
     own.sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     own.sql("CREATE SCHEMA theirs; CREATE TABLE theirs.t (x integer)")
@@ -223,7 +239,9 @@ def test_what_is_set_up_wrong_is_said(opening: Opener, own: postgres.Server, tmp
 
 
 def test_tls_to_the_server(opening: Opener, postgresql: postgres.Server, tmp_path: Path) -> None:
-    """The certificate is checked against the named CA, and HQ shows its own where the server wants one."""
+    """The certificate is checked against the named CA, and HQ shows its own where the server
+    wants one.
+    """
     ours, theirs = trustme.CA(), trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -236,9 +254,13 @@ def test_tls_to_the_server(opening: Opener, postgresql: postgres.Server, tmp_pat
         blob.write_to_path(tmp_path / name)
     with TlsFront(postgresql.port, context) as front:
         target = attrs.evolve(
-            postgres.target(postgresql, postgres.schema()), hosts=(("127.0.0.1", front.port),), tls="verify",
-            tls_ca=tmp_path / "ours", tls_certificate=tmp_path / "certificate", tls_key=tmp_path / "key",
-        )  # fmt: skip
+            postgres.target(postgresql, postgres.schema()),
+            hosts=(("127.0.0.1", front.port),),
+            tls="verify",
+            tls_ca=tmp_path / "ours",
+            tls_certificate=tmp_path / "certificate",
+            tls_key=tmp_path / "key",
+        )
         store = opening(target)
         store.commit(published(1, b"x" * 300_000), store.epoch)
         assert bodies(store, 1) == [b"x" * 300_000]
@@ -252,7 +274,9 @@ def test_tls_to_the_server(opening: Opener, postgresql: postgres.Server, tmp_pat
         opening(attrs.evolve(target, tls="unverified", tls_ca=None)).close()
 
 
-def test_a_newer_schema_is_refused_and_left_alone(opening: Opener, postgresql: postgres.Server) -> None:
+def test_a_newer_schema_is_refused_and_left_alone(
+    opening: Opener, postgresql: postgres.Server
+) -> None:
     schema = postgres.schema()
     opening(postgres.target(postgresql, schema)).close()
     postgresql.sql(f"COMMENT ON SCHEMA {schema} IS 'cipherbox 99'")
@@ -298,16 +322,22 @@ def test_another_machines_spool_is_missed(
     assert bodies(again, 1) == [b"x" * 200_000]
 
 
-def test_a_clock_that_was_set_back_gives_no_number_twice(opening: Opener, postgresql: postgres.Server) -> None:
+def test_a_clock_that_was_set_back_gives_no_number_twice(
+    opening: Opener, postgresql: postgres.Server
+) -> None:
     store = opening(postgres.target(postgresql, postgres.schema()))
     store.commit(published(1, b"a", b"b"), store.epoch)
     changes = published(3)
-    changes.envelopes = [e._replace(accepted_at=e.accepted_at - 86_400_000) for e in changes.envelopes]
+    changes.envelopes = [
+        e._replace(accepted_at=e.accepted_at - 86_400_000) for e in changes.envelopes
+    ]
     store.commit(changes, store.epoch)
     assert store.load(10).next_number == 4
 
 
-def test_it_opens_where_there_is_no_room_for_the_months_ahead(opening: Opener, own: postgres.Server) -> None:
+def test_it_opens_where_there_is_no_room_for_the_months_ahead(
+    opening: Opener, own: postgres.Server
+) -> None:
     """Rows of a month without a table of its own go to the partition `other`."""
     target = postgres.target(own)
     opening(target).close()
@@ -316,9 +346,9 @@ def test_it_opens_where_there_is_no_room_for_the_months_ahead(opening: Opener, o
         for one in (month, schema_module.month_of(time.time_ns() // 1_000_000 + 31 * 86_400_000)):
             own.sql(f"DROP TABLE {target.schema}.{schema_module.name_of(table, one)}")
     own.sql(
-        "CREATE FUNCTION public.full_up() RETURNS event_trigger LANGUAGE plpgsql AS "
-        "$$BEGIN RAISE 'no space left' USING ERRCODE = '53100'; END$$; CREATE EVENT TRIGGER t ON ddl_command_start "
-        "WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.full_up()"
+        "CREATE FUNCTION public.full_up() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN "
+        "RAISE 'no space left' USING ERRCODE = '53100'; END$$; CREATE EVENT TRIGGER t ON "
+        "ddl_command_start WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.full_up()"
     )
     store = opening(target)
     assert month not in schema_module.months(store._writer())
@@ -355,12 +385,16 @@ def test_an_older_schema_is_upgraded_when_asked_after_a_copy(
     store.commit(published(1), store.epoch)
     store.close()
     steps = schema_module.scripts()
-    monkeypatch.setattr(schema_module, "scripts", lambda: [*steps, "CREATE TABLE later (x integer); SELECT 1 / 0"])
+    monkeypatch.setattr(
+        schema_module, "scripts", lambda: [*steps, "CREATE TABLE later (x integer); SELECT 1 / 0"]
+    )
     with pytest.raises(StoreError, match="cipherbox store upgrade"):
         opening(target)
     with pytest.raises(StoreUnavailable, match="division by zero"):
         opening(target, upgrade=True)
-    monkeypatch.setattr(schema_module, "scripts", lambda: [*steps, "CREATE TABLE later (x integer)"])
+    monkeypatch.setattr(
+        schema_module, "scripts", lambda: [*steps, "CREATE TABLE later (x integer)"]
+    )
     store = opening(target, upgrade=True)
     assert bodies(store, 1) == [b"body"]
     copy = f"{target.schema}_before_{len(steps) + 1}"

@@ -1,4 +1,6 @@
-"""The suite of views on PostgreSQL, the manual's queries and their plans, and retention by months."""
+"""The suite of views on PostgreSQL, the manual's queries and their plans, and retention by
+months.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ class PostgresTool:
 
     def columns(self, view: str) -> list[str]:
         rows = self.rows(
-            "SELECT column_name FROM information_schema.columns WHERE table_schema = current_schema() "
-            f"AND table_name = '{view}' ORDER BY ordinal_position"
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = "
+            f"current_schema() AND table_name = '{view}' ORDER BY ordinal_position"
         )
         return [name for (name,) in rows]
 
@@ -94,7 +96,9 @@ def month(store: PostgresStore, ms: int) -> None:
 def test_a_month_goes_as_a_whole_and_what_waits_stays(
     store: PostgresStore, tool: PostgresTool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a month of their own: one acknowledged, one that waits, one dead letter that nobody settled."""
+    """In a month of their own: one acknowledged, one that waits, one dead letter that nobody
+    settled.
+    """
     past = AT - 90 * 86_400_000
     monkeypatch.setattr(retention, "time", Later)
     month(store, past)
@@ -132,8 +136,11 @@ class Later:
         return (AT + 10 * 86_400_000) * 1_000_000
 
 
-def test_a_month_without_a_partition_goes_to_the_others(store: PostgresStore, tool: PostgresTool) -> None:
+def test_a_month_without_a_partition_goes_to_the_others(
+    store: PostgresStore, tool: PostgresTool
+) -> None:
     assert tool.link.script("SELECT count(*) FROM envelopes_other") == [[2]]
-    assert not schema.make_month(store._writer(), schema.month_of(AT))  # rows of it are there already
+    # rows of it are there already
+    assert not schema.make_month(store._writer(), schema.month_of(AT))
     store.commit(published(3), store.epoch)
     assert tool.link.script("SELECT count(*) FROM envelopes_other") == [[3]]

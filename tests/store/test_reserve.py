@@ -21,9 +21,12 @@ def reserve(tmp_path: Path, free: int) -> tuple[Reserve, Faulty]:
 
 
 @pytest.mark.parametrize(
-    ("free", "size", "made"), [(0, 0, False), (SIZE - 2, 0, False), (SIZE, SIZE // 2, True), (2 * SIZE, SIZE, True)]
+    ("free", "size", "made"),
+    [(0, 0, False), (SIZE - 2, 0, False), (SIZE, SIZE // 2, True), (2 * SIZE, SIZE, True)],
 )
-def test_it_takes_at_most_half_of_what_is_free(tmp_path: Path, free: int, size: int, made: bool) -> None:
+def test_it_takes_at_most_half_of_what_is_free(
+    tmp_path: Path, free: int, size: int, made: bool
+) -> None:
     held, _ = reserve(tmp_path, free)
     assert held.make() is made
     assert held.path.exists() is bool(size)

@@ -1,4 +1,6 @@
-"""The suite on SQLite, and what is SQLite's own: its settings, schema versions, plans, threads, two opens."""
+"""The suite on SQLite, and what is SQLite's own: its settings, schema versions, plans, threads,
+two opens.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,13 @@ class TestSqlite(Suite, Records):
 
 def test_settings_of_the_database(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    settings = {"journal_mode": "wal", "synchronous": 2, "page_size": 16384, "temp_store": 2, "auto_vacuum": 2}
+    settings = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "page_size": 16384,
+        "temp_store": 2,
+        "auto_vacuum": 2,
+    }
     assert {name: store.db.execute(f"PRAGMA {name}").fetchone()[0] for name in settings} == settings
     assert store.db.execute("PRAGMA busy_timeout").fetchone()[0] >= 1000
 
@@ -44,14 +52,17 @@ def test_another_thread_may_use_it(tmp_path: Path) -> None:
     assert bodies_of(store, [1]) == [b"body"]
 
 
-# -- schema versions ----------------------------------------------------------------------------------------------
+# -- schema versions -------------------------------------------------------------------------------
 
 
 def test_what_is_not_this_programs_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cipherbox init"):
         open_store(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    for name, setup in {"foreign": "CREATE TABLE t (x)", "marked": "PRAGMA application_id = 77"}.items():
+    for name, setup in {
+        "foreign": "CREATE TABLE t (x)",
+        "marked": "PRAGMA application_id = 77",
+    }.items():
         (tmp_path / name).mkdir()
         db = sqlite3.connect(tmp_path / name / DATABASE)
         db.execute(setup)
@@ -79,7 +90,9 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A database with an envelope, and the steps of a program that knows one more; a test may change them."""
+    """A database with an envelope, and the steps of a program that knows one more; a test may
+    change them.
+    """
     store = opened(tmp_path)
     store.commit(published(1), store.epoch)
     store.close()
@@ -101,14 +114,18 @@ def test_an_older_schema_is_upgraded_after_a_copy(tmp_path: Path, older: list[st
     opened(tmp_path).close()  # and then it is simply opened
 
 
-@pytest.mark.parametrize("step", ["CREATE TABLE a (x);\nCREATE TABLE a (x);\n", "CREATE TABLE a (x);\nCREATE TABLE b"])
+@pytest.mark.parametrize(
+    "step", ["CREATE TABLE a (x);\nCREATE TABLE a (x);\n", "CREATE TABLE a (x);\nCREATE TABLE b"]
+)
 def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, older: list[str], step: str) -> None:
     older[-1] = step
     with pytest.raises((StoreError, StoreUnavailable)):
         opened(tmp_path)
     older.pop()
     store = opened(tmp_path)
-    assert store.db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'a'").fetchone() == (0,)
+    assert store.db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'a'").fetchone() == (
+        0,
+    )
     assert bodies_of(store, [1]) == [b"body"]
 
 
@@ -124,7 +141,7 @@ def test_no_upgrade_without_its_copy(tmp_path: Path, older: list[str]) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-# -- one writer ---------------------------------------------------------------------------------------------------
+# -- one writer ------------------------------------------------------------------------------------
 
 
 def test_a_store_that_was_taken_over_writes_nothing_of_any_kind(tmp_path: Path) -> None:
@@ -155,14 +172,16 @@ def test_a_database_that_is_busy_for_long_is_unavailable(tmp_path: Path) -> None
     store.commit(published(1), store.epoch)
 
 
-# -- plans --------------------------------------------------------------------------------------------------------
+# -- plans -----------------------------------------------------------------------------------------
 
 
 def test_waiting_entries_are_found_from_where_they_begin(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    for query, values in ((queries._ENTRY + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (1, 5, 10)),
-                          (queries._ENTRY + "AND d.seq BETWEEN ? AND ?", (1, 5, 10)),
-                          (queries._BY_ID, (b"", "A", 1))):  # fmt: skip
+    for query, values in (
+        (queries._ENTRY + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (1, 5, 10)),
+        (queries._ENTRY + "AND d.seq BETWEEN ? AND ?", (1, 5, 10)),
+        (queries._BY_ID, (b"", "A", 1)),
+    ):
         plan = " ".join(r[3] for r in store.db.execute(f"EXPLAIN QUERY PLAN {query}", values))
         assert "SCAN" not in plan
         assert "TEMP B-TREE" not in plan
@@ -170,7 +189,9 @@ def test_waiting_entries_are_found_from_where_they_begin(tmp_path: Path) -> None
 
 
 def test_loading_reads_counters_and_no_acknowledged_entries(tmp_path: Path) -> None:
-    """Steps of the database's machine, with 50 and with 5,000 acknowledged envelopes before the first that waits."""
+    """Steps of the database's machine, with 50 and with 5,000 acknowledged envelopes before the
+    first that waits.
+    """
     steps = []
     for count in (50, 5000):
         (tmp_path / str(count)).mkdir()

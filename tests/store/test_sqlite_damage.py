@@ -43,7 +43,9 @@ def test_a_damaged_body_is_never_handed_out(tmp_path: Path, size: int) -> None:
 
 
 def test_any_damaged_byte_of_a_body_row_gives_none_or_says_so(tmp_path: Path) -> None:
-    """Lengths and types too: each byte of the row's header, hash and place, with several wrong values."""
+    """Lengths and types too: each byte of the row's header, hash and place, with several wrong
+    values.
+    """
     store = opened(tmp_path)
     body, large = os.urandom(40), os.urandom(LARGE)
     store.commit(published(1, body, large), store.epoch)
@@ -77,7 +79,8 @@ def test_any_damaged_byte_of_a_body_row_gives_none_or_says_so(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("code", "gone"), [(errno.EMFILE, False), (errno.EACCES, False), (errno.EIO, True), (errno.ENOENT, True)]
+    ("code", "gone"),
+    [(errno.EMFILE, False), (errno.EACCES, False), (errno.EIO, True), (errno.ENOENT, True)],
 )
 def test_only_what_is_lost_counts_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, gone: bool
@@ -108,7 +111,7 @@ def test_a_spool_file_that_was_cut_or_is_gone_is_none(tmp_path: Path) -> None:
     assert bodies_of(store, [1]) == [None]
 
 
-# -- crashes ------------------------------------------------------------------------------------------------------
+# -- crashes ---------------------------------------------------------------------------------------
 
 DYING = """
 import os, sys
@@ -128,13 +131,16 @@ class Dying(Files):
         super().delete(path)
 
 store = opened(Path(sys.argv[1]), Dying())
-store.commit(acknowledged(1) if sys.argv[2] == "after" else published(2, b"M" * 100_000), store.epoch)
+changes = acknowledged(1) if sys.argv[2] == "after" else published(2, b"M" * 100_000)
+store.commit(changes, store.epoch)
 """
 
 
 @pytest.mark.parametrize("when", ["between", "after"])
 def test_a_crash_around_the_spool_leaves_orphans_that_are_swept(tmp_path: Path, when: str) -> None:
-    """``between`` the spool and the commit that names it; ``after`` the commit that drops a file."""
+    """``between`` the spool and the commit that names it; ``after`` the commit that drops a
+    file.
+    """
     store = opened(tmp_path)
     store.commit(published(1, b"L" * LARGE), store.epoch)
     store.close()
@@ -173,7 +179,9 @@ def test_what_was_committed_survives_sigkill(tmp_path: Path) -> None:
     first = 1
     for _ in range(3):
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tmp_path), str(first)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", CHILD, str(tmp_path), str(first)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert child.stdout is not None
         lines = [child.stdout.readline() for _ in range(15)]
@@ -184,7 +192,8 @@ def test_what_was_committed_survives_sigkill(tmp_path: Path) -> None:
         said = int([line for line in lines if line.endswith("\n")][-1])
         again = opened(tmp_path)
         numbers = [e.number for e in again.load(100_000).heads["box.B"]]
-        assert numbers in ([said, said + 1], [said + 2, said + 3])  # killed after the commit and before its word
+        # killed after the commit and before its word
+        assert numbers in ([said, said + 1], [said + 2, said + 3])
         n = numbers[0]
         assert bodies_of(again, numbers) == [b"%d" % n * 10, (b"%d" % n * 70_000)[:70_000]]
         assert bodies_of(again, range(1, n)) == [None] * (n - 1)

@@ -1,4 +1,6 @@
-"""What the disk can do to the SQLite store: fail at any point, run full, be cut off, give back other bytes."""
+"""What the disk can do to the SQLite store: fail at any point, run full, be cut off, give back
+other bytes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ def mixed(first: int) -> Changes:
     """A commit that does something of every kind; what stood before is `ground`."""
     changes = published(first, b"small", b"L" * LARGE, queue="new")
     changes.clients = [m.ClientRow("D", "client", AT)]
-    changes.exchanges, changes.bindings, changes.grants = [("e2", 0)], [("e2", "new", "k")], [("D", "bind", "e2")]
+    changes.exchanges, changes.bindings, changes.grants = (
+        [("e2", 0)],
+        [("e2", "new", "k")],
+        [("D", "bind", "e2")],
+    )
     changes.dropped_bindings = [("e", "box.B", "k")]
     changes.replaced = [(1, incoming(1, b"R" * LARGE, generation=1))]
     changes.delivered = [m.Mark("box.B", 2, 3, AT, "B")]
@@ -40,14 +46,20 @@ def mixed(first: int) -> Changes:
 
 def ground() -> Changes:
     changes = published(1, b"one", b"two", b"three", b"4" * LARGE, b"five", b"six")
-    changes.exchanges, changes.bindings, changes.usage = [("e", 0)], [("e", "box.B", "k")], {("A", "box.B"): (77, 6)}
+    changes.exchanges, changes.bindings, changes.usage = (
+        [("e", 0)],
+        [("e", "box.B", "k")],
+        {("A", "box.B"): (77, 6)},
+    )
     changes.client_limits = {("A", "queues"): 3}
     changes.contacts = {"B": ContactLists((), ("A",))}
     return changes
 
 
 @pytest.mark.parametrize("call", ["write_synced", "sync_directory", "free_bytes"])
-@pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, DiskFull), (errno.EIO, StoreUnavailable)])
+@pytest.mark.parametrize(
+    ("code", "error"), [(errno.ENOSPC, DiskFull), (errno.EIO, StoreUnavailable)]
+)
 def test_a_file_that_fails_fails_the_commit_whole(
     tmp_path: Path, call: str, code: int, error: type[CipherBoxError]
 ) -> None:
@@ -67,7 +79,9 @@ def test_a_file_that_fails_fails_the_commit_whole(
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_a_commit_cut_off_at_any_step_of_the_database_leaves_nothing(tmp_path: Path, stubborn: bool) -> None:
+def test_a_commit_cut_off_at_any_step_of_the_database_leaves_nothing(
+    tmp_path: Path, stubborn: bool
+) -> None:
     """``stubborn``: the rollback fails as well."""
     store = opened(tmp_path)
     store.commit(ground(), store.epoch)
@@ -131,7 +145,9 @@ def test_a_number_used_twice_is_refused_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reached", [False, True])
-def test_when_ending_fails_the_files_stay_for_whichever_it_was(tmp_path: Path, reached: bool) -> None:
+def test_when_ending_fails_the_files_stay_for_whichever_it_was(
+    tmp_path: Path, reached: bool
+) -> None:
     """An error from the last sync does not say whether the commit is on the disk."""
     store = opened(tmp_path)
     store.db = FailingEnd(store.db, reached)  # type: ignore[assignment]
@@ -158,7 +174,7 @@ def test_a_spool_file_that_cannot_be_deleted_harms_nothing(tmp_path: Path) -> No
     assert spool_names(tmp_path) == []
 
 
-# -- a full disk --------------------------------------------------------------------------------------------------
+# -- a full disk -----------------------------------------------------------------------------------
 
 
 def test_without_room_publishes_are_refused_and_acks_taken(tmp_path: Path) -> None:
@@ -170,13 +186,16 @@ def test_without_room_publishes_are_refused_and_acks_taken(tmp_path: Path) -> No
     with pytest.raises(DiskFull):
         store.commit(mixed(7), store.epoch)
     store.commit(acknowledged(1, 2, 3, 4, 5, 6), store.epoch)
-    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes  # there was no need
+    # there was no need
+    assert (tmp_path / RESERVE).stat().st_size == SMALL_RESERVE.disk_reserve_bytes
     files.free = PLENTY
     store.commit(published(7), store.epoch)
 
 
 @pytest.mark.parametrize("kind", ["ack", "setting"])
-def test_what_is_no_publish_takes_the_reserve_and_it_is_made_again(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_publish_takes_the_reserve_and_it_is_made_again(
+    tmp_path: Path, kind: str
+) -> None:
     """The cap on pages ends when the reserve is gone, as the disk's would."""
     files = Faulty()
     store = opened(tmp_path, files)

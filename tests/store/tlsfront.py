@@ -1,4 +1,6 @@
-"""TLS in front of a PostgreSQL server whose build has none: answers SSLRequest as PostgreSQL does, and passes on."""
+"""TLS in front of a PostgreSQL server whose build has none: answers SSLRequest as PostgreSQL
+does, and passes on.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import threading
 from contextlib import suppress
 from types import TracebackType
 
-SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")  # PostgreSQL documentation, "SSLRequest"
+# PostgreSQL documentation, "SSLRequest"
+SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 
 
 class TlsFront:
@@ -27,7 +30,10 @@ class TlsFront:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         for thread in self._threads:
@@ -53,7 +59,9 @@ class TlsFront:
 
     def _pump(self, secure: ssl.SSLSocket, server: socket.socket) -> None:
         while not self._stop.is_set():
-            ready = [secure] if secure.pending() else select.select([secure, server], [], [], 0.1)[0]
+            ready = (
+                [secure] if secure.pending() else select.select([secure, server], [], [], 0.1)[0]
+            )
             for source, sink in ((secure, server), (server, secure)):
                 if source in ready:
                     data = source.recv(65536)

@@ -13,7 +13,14 @@ import trio.testing
 from cipherbox import pki
 from cipherbox.errors import CredentialsError, NetworkError, TimedOut
 from cipherbox.net.connecting import connect, parse_address
-from cipherbox.net.tls import Cut, TlsStream, client_context, first_contact_context, server_context, shake_hands
+from cipherbox.net.tls import (
+    Cut,
+    TlsStream,
+    client_context,
+    first_contact_context,
+    server_context,
+    shake_hands,
+)
 from tests.parties import party, world
 
 PATIENCE_S = 10.0
@@ -98,7 +105,9 @@ async def test_hq_under_another_name_is_refused() -> None:
     here = world()
     lab = party("MA-LAB")  # a client's certificate has no server's name and purpose
     client, server = await tcp_pair()
-    a = TlsStream(client, client_context(here.root.certificate), server_side=False, peer="hq.example.org")
+    a = TlsStream(
+        client, client_context(here.root.certificate), server_side=False, peer="hq.example.org"
+    )
     context = server_context(lab.chain, lab.key, [here.root.certificate])
     b = TlsStream(server, context, server_side=True)
     errors: list[Exception] = []
@@ -133,7 +142,9 @@ async def serve_bytes(answer: bytes, nursery: trio.Nursery) -> str:
     return f"127.0.0.1:{port}" if host else ""
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail ready\r\n" * 10, b"\x00" * 50])
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail ready\r\n" * 10, b"\x00" * 50]
+)
 async def test_a_port_that_speaks_something_else(answer: bytes) -> None:
     async with trio.open_nursery() as nursery:
         address = await serve_bytes(answer, nursery)
@@ -207,15 +218,18 @@ def test_contexts_are_strict() -> None:
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("hq.example.org:7443", ("hq.example.org", 7443, False)), ("[::1]:1", ("::1", 1, False)),
+        ("hq.example.org:7443", ("hq.example.org", 7443, False)),
+        ("[::1]:1", ("::1", 1, False)),
         ("wss://hq.example.org:443/", ("hq.example.org", 443, True)),
     ],
-)  # fmt: skip
+)
 def test_addresses(text: str, parsed: tuple[str, int, bool]) -> None:
     assert parse_address(text) == parsed
 
 
-@pytest.mark.parametrize("text", ["hq", ":1", "hq:port", "hq:99999", "http://hq:1/x", "hq:1/path", "wss://hq"])
+@pytest.mark.parametrize(
+    "text", ["hq", ":1", "hq:port", "hq:99999", "http://hq:1/x", "hq:1/path", "wss://hq"]
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(NetworkError, match="no address"):
         parse_address(text)

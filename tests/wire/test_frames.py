@@ -1,4 +1,6 @@
-"""Every frame of the table: golden bytes, three ways of feeding, the manual page, the fast paths."""
+"""Every frame of the table: golden bytes, three ways of feeding, the manual page, the fast
+paths.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def opened(role: str, peer: str = "admin") -> WireConnection:
     server.receive_data(client.send(frames.Hello(frames.MAGIC, 2, 2, 1 << 25, 30, "test")))
     (hello,) = server.events()
     assert isinstance(hello, frames.Hello)
-    welcome = frames.Welcome(1, 1 << 25, 1 << 24, 30, 10, 1 << 20, 10, 1 << 20, 1, 1, 0, "A", peer, "test")
+    welcome = frames.Welcome(
+        1, 1 << 25, 1 << 24, 30, 10, 1 << 20, 10, 1 << 20, 1, 1, 0, "A", peer, "test"
+    )
     client.receive_data(server.send(welcome))
     assert [type(e) for e in client.events()] == [frames.Welcome]
     return server if role == "server" else client
@@ -35,7 +39,9 @@ def unbatched(events: list[object]) -> list[object]:
         if isinstance(event, SendBatch):
             found += [frames.Send(*item) for item in event.items]
         elif isinstance(event, Deliveries):
-            found.append(frames.Deliver(event.tag, [frames.Delivered(*item) for item in event.entries]))
+            found.append(
+                frames.Deliver(event.tag, [frames.Delivered(*item) for item in event.entries])
+            )
         else:
             found.append(event)
     return found
@@ -45,7 +51,11 @@ def receiver_of(kind: int) -> WireConnection:
     return opened("client" if TABLE[kind].sender == "server" else "server")
 
 
-NAMED = [(name, frame) for name, frame in samples() if not isinstance(frame, frames.Hello | frames.Welcome)]
+NAMED = [
+    (name, frame)
+    for name, frame in samples()
+    if not isinstance(frame, frames.Hello | frames.Welcome)
+]
 IDS = [name for name, _ in NAMED]
 
 
@@ -82,7 +92,11 @@ def test_whole_and_byte_by_byte(name: str, frame: object) -> None:
 
 
 # A last field of this kind takes everything that comes.
-GROWING = [(name, frame) for name, frame in NAMED if TABLE[codec.encode(frame)[4]].fields[-1].kind.name != "rest"]
+GROWING = [
+    (name, frame)
+    for name, frame in NAMED
+    if TABLE[codec.encode(frame)[4]].fields[-1].kind.name != "rest"
+]
 
 
 @pytest.mark.parametrize(("name", "frame"), GROWING, ids=[name for name, _ in GROWING])
@@ -150,7 +164,7 @@ def test_runs_of_send_come_as_one_batch() -> None:
     ]
 
 
-# -- faults -------------------------------------------------------------------------------------------------------
+# -- faults ----------------------------------------------------------------------------------------
 
 FAULTS = [
     ("4 GiB", b"\xff\xff\xff\xff", "frame-too-large"),
@@ -159,14 +173,24 @@ FAULTS = [
     ("unknown kind", b"\x00\x00\x00\x01\xee", "protocol"),
     ("second HELLO", codec.encode(frames.Hello(frames.MAGIC, 2, 2, 1, 1, "")), "unexpected-frame"),
     ("a server's frame", codec.encode(frames.Ok(1, 1)), "unexpected-frame"),
-    ("a DELIVER from a client", b"\x00\x00\x00\x1b\x23" + bytes(4) + b"\xff\xff\xff\xff" + bytes(18), "unexpected"),
-    ("not UTF-8", codec.encode(frames.Resolve(1, "ab", "c")).replace(b"ab", b"\xff\xfe"), "protocol"),
+    (
+        "a DELIVER from a client",
+        b"\x00\x00\x00\x1b\x23" + bytes(4) + b"\xff\xff\xff\xff" + bytes(18),
+        "unexpected",
+    ),
+    (
+        "not UTF-8",
+        codec.encode(frames.Resolve(1, "ab", "c")).replace(b"ab", b"\xff\xfe"),
+        "protocol",
+    ),
     ("a flag of 2", codec.encode(frames.Approve(1, "A", True))[:-1] + b"\x02", "protocol"),
 ]
 
 
 @pytest.mark.parametrize(("name", "raw", "error"), FAULTS, ids=[f[0] for f in FAULTS])
-def test_a_fault_is_raised_behind_the_good_frames_and_for_good(name: str, raw: bytes, error: str) -> None:
+def test_a_fault_is_raised_behind_the_good_frames_and_for_good(
+    name: str, raw: bytes, error: str
+) -> None:
     server = opened("server")
     server.receive_data(codec.encode(frames.Ping(1)) + raw)
     assert server.events() == [frames.Ping(1)]
@@ -198,9 +222,14 @@ def test_half_a_frame_and_the_end_is_a_fault() -> None:
 
 @pytest.mark.parametrize(
     "first",
-    [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", codec.encode(frames.Ping(1)), bytes(100),
-     codec.encode(frames.Hello(1, 1, 1, 1, 1, "wrong magic"))],
-)  # fmt: skip
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01",
+        codec.encode(frames.Ping(1)),
+        bytes(100),
+        codec.encode(frames.Hello(1, 1, 1, 1, 1, "wrong magic")),
+    ],
+)
 def test_what_is_no_hello_is_refused_at_once(first: bytes) -> None:
     server = WireConnection("server")
     server.receive_data(first)
@@ -210,7 +239,9 @@ def test_what_is_no_hello_is_refused_at_once(first: bytes) -> None:
 
 def test_hello_is_read_alone_until_welcome() -> None:
     server, client = WireConnection("server"), WireConnection("client")
-    server.receive_data(client.send(frames.Hello(frames.MAGIC, 2, 2, 1, 1, "")) + codec.encode(frames.Ping(5)))
+    server.receive_data(
+        client.send(frames.Hello(frames.MAGIC, 2, 2, 1, 1, "")) + codec.encode(frames.Ping(5))
+    )
     assert len(server.events()) == 1
     assert server.events() == []
     server.send(frames.Welcome(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, "A", "client", ""))
@@ -221,7 +252,11 @@ def test_an_anonymous_connection_can_only_enrol() -> None:
     server = opened("server", "anonymous")
     server.receive_data(codec.encode(frames.GetRoot(1)) + codec.encode(frames.Ping(2)))
     assert len(server.events()) == 2
-    for frame in (frames.Fetch(3, "q", 1, 1), frames.Send(3, 0, 0, b""), frames.Enrol(3, "A", "admin", False, 0)):
+    for frame in (
+        frames.Fetch(3, "q", 1, 1),
+        frames.Send(3, 0, 0, b""),
+        frames.Enrol(3, "A", "admin", False, 0),
+    ):
         server = opened("server", "anonymous")
         server.receive_data(codec.encode(frame))
         with pytest.raises(ProtocolError, match="certificate"):
@@ -244,7 +279,9 @@ def test_versions_without_a_common_one() -> None:
 
     assert negotiate(frames.Hello(frames.MAGIC, 0, 9, 1, 1, "")) == 2
     for low, high in ((3, 9), (0, 0), (1, 1)):
-        with pytest.raises(ProtocolError, match="update the older program, HQ first: `cipherbox manual migrate`"):
+        with pytest.raises(
+            ProtocolError, match="update the older program, HQ first: `cipherbox manual migrate`"
+        ):
             negotiate(frames.Hello(frames.MAGIC, low, high, 1, 1, ""))
 
 
@@ -298,7 +335,9 @@ def test_large_frames_come_whole_however_they_are_cut(step: int, direct: bool) -
 
 
 def test_a_length_that_is_announced_costs_nothing() -> None:
-    """Memory follows what has come: 13 bytes that announce 16 MiB hold 13 bytes, and single bytes are joined."""
+    """Memory follows what has come: 13 bytes that announce 16 MiB hold 13 bytes, and single
+    bytes are joined.
+    """
     server = opened("server")
     announced = (1 << 24).to_bytes(4, "big") + b"\x02" + bytes(8)
     server.receive_data(announced)

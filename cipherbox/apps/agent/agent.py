@@ -1,19 +1,21 @@
 """The agent: sends what is put into a folder, receives into another, and never gives up.
 
     outgoing/CA-RC/scan.tif              to CA-RC;  outgoing/CA-RC+SF-RC/ to both
-    outgoing/@lab_reports/labs.all/x     to whoever reads exchange lab_reports with key labs.all, if the allow-list
-                                         permits them
-    sent/ failed/ refused/               where they go; beside a failed or refused one lies NAME.reason.txt
+    outgoing/@lab_reports/labs.all/x     to whoever reads exchange lab_reports with key labs.all,
+                                         if the allow-list permits them
+    sent/ failed/ refused/               where they go; NAME.reason.txt says why one failed
     incoming/FL-LAB/scan.tif             what came, each under its name only when it is whole
 
 Rules.
 1. One file never ends the agent: whatever it raises ends with that file.
-2. What may pass waits in `outgoing`: HQ away, keys a person has to compare, a file that cannot be read.
-3. Whether a file was sent is a matter of its row in the outbox, which is written in the transaction of
-   the envelope, and never of a name, a size, a date or this process's memory.
-4. Small files that wait for the same recipients share an envelope, oldest first, and by name where the time is the
-   same; large ones go in parts, a few at once, and hold up no small one.
-5. A crash at any instant sends nothing twice and loses nothing.  One agent for each home: its lock is held.
+2. What may pass waits in `outgoing`: HQ away, keys a person has to compare, a file that cannot be
+   read.
+3. Whether a file was sent is a matter of its row in the outbox, which is written in the transaction
+   of the envelope, and never of a name, a size, a date or this process's memory.
+4. Small files that wait for the same recipients share an envelope, oldest first, and by name where
+   the time is the same; large ones go in parts, a few at once, and hold up no small one.
+5. A crash at any instant sends nothing twice and loses nothing.  One agent for each home: its lock
+   is held.
 """
 
 from __future__ import annotations
@@ -52,9 +54,15 @@ class Agent:
     """See the module.  ``folder`` holds the five folders."""
 
     def __init__(
-        self, client: Client, folder: Path | str, *, on_progress: OnProgress | None = None,
-        incoming: Path | None = None, handler: Handler | None = None, ordered: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        client: Client,
+        folder: Path | str,
+        *,
+        on_progress: OnProgress | None = None,
+        incoming: Path | None = None,
+        handler: Handler | None = None,
+        ordered: bool = False,
+    ) -> None:
         self.client = client
         self.folder = folder = Path(folder)
         self._handler, self._ordered = handler, ordered
@@ -79,7 +87,9 @@ class Agent:
         self._sender = FolderSender(client, self._pauses, self._fail, self._say, on_progress)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled.  StoreLocked when another receiver uses this home; CredentialsError when HQ shuts it out."""
+        """Until cancelled.  StoreLocked when another receiver uses this home; CredentialsError
+        when HQ shuts it out.
+        """
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(self.receiver.keep, own_trouble=True))
             guide.write_readme(self.folder / OUTGOING, self.client.home.config.agent)
@@ -105,7 +115,11 @@ class Agent:
         while True:
             try:
                 await client.line.ready()
-                names = [str(row["name"]) for row in await client.list("clients") if row["name"] != client.client_id]
+                names = [
+                    str(row["name"])
+                    for row in await client.list("clients")
+                    if row["name"] != client.client_id
+                ]
                 if len(names) > guide.MOST_FOLDERS:
                     names = [name for name in names if client.directory.pins.get(name) is not None]
                 reachable, _ = await client.directory.reachable(names)
@@ -115,7 +129,7 @@ class Agent:
                 pause = LOOK_S * 5
             await trio.sleep(pause)
 
-    # -- one look -----------------------------------------------------------------------------------------------
+    # -- one look ----------------------------------------------------------------------------------
 
     async def _look(self, nursery: trio.Nursery) -> None:
         """What was taken gets its end, what is whole is taken, what was refused is moved."""
@@ -132,12 +146,19 @@ class Agent:
                 self._say_once(text)
             self._strays.clear()
             if len(taken) < MOST_TAKEN:
-                self._sender.start(nursery, [found for found in whole if str(found.file) not in taken])
+                self._sender.start(
+                    nursery, [found for found in whole if str(found.file) not in taken]
+                )
             await self._go_on(nursery)
             await self._refusals()
             self._pauses.clear("")
-        except Exception as error:  # of this machine, as a full disk; and no file ends the agent, whatever it raises
-            reason = str(error) if isinstance(error, CipherBoxError | OSError) else f"{type(error).__name__}: {error}"
+        except Exception as error:
+            # of this machine, as a full disk; and no file ends the agent, whatever it raises
+            reason = (
+                str(error)
+                if isinstance(error, CipherBoxError | OSError)
+                else f"{type(error).__name__}: {error}"
+            )
             if self._pauses.later("", reason):
                 self._say(f"{reason}; the agent goes on when that is mended")
 
@@ -145,11 +166,16 @@ class Agent:
         """Moves what has come to its end; the files that are still under way."""
         claims = await self._store(self._files.taken)
         assert isinstance(claims, list)
-        ends = await trio.to_thread.run_sync(self._endings.plan, [c for c in claims if self._pauses.due(c.file)])
+        ends = await trio.to_thread.run_sync(
+            self._endings.plan, [c for c in claims if self._pauses.due(c.file)]
+        )
         under_way = {claim.file for claim in claims} - {end.claim.file for end in ends}
         if not ends:
             return under_way
-        await self._store(self._files.plan, [(e.claim.number, str(e.target)) for e in ends if e.target is not None])
+        await self._store(
+            self._files.plan,
+            [(e.claim.number, str(e.target)) for e in ends if e.target is not None],
+        )
         with trio.CancelScope(shield=True):  # what was moved is recorded
             await trio.to_thread.run_sync(self._endings.move, ends)
             done = [end for end in ends if not end.trouble]
@@ -174,7 +200,9 @@ class Agent:
             if end.confirmed and len(at_hq) <= ONE_LINE_EACH:
                 self._events.say(SENDER, f"{end.name} is at HQ", mark=True)
             if end.changed:
-                self._say(f"{end.name} changed while it was sent; it is sent again when it stays as it is")
+                self._say(
+                    f"{end.name} changed while it was sent; it is sent again when it stays as it is"
+                )
             if end.failed:
                 self.failed += 1
                 self._say(f"{end.name} is not sent: {end.reason}; it is in {FAILED}")
@@ -186,12 +214,17 @@ class Agent:
         for transfer in unfinished:
             if self._sender.is_free(transfer):
                 if Path(transfer.file).is_relative_to(self.folder / OUTGOING):
-                    await self._store(self._files.adopt, transfer.number, self._endings.claim_of(transfer))
+                    await self._store(
+                        self._files.adopt, transfer.number, self._endings.claim_of(transfer)
+                    )
                 nursery.start_soon(self._sender.go_on, transfer)
 
     async def _refusals(self) -> None:
         """What a recipient refused lies in `refused`; what it took after all is in `sent` again."""
-        for call, to in ((self._files.refusals, REFUSED_TO), (self._files.taken_after_all, SENT_TO)):
+        for call, to in (
+            (self._files.refusals, REFUSED_TO),
+            (self._files.taken_after_all, SENT_TO),
+        ):
             claims = await self._store(call)
             assert isinstance(claims, list)
             for claim in claims:
@@ -207,13 +240,17 @@ class Agent:
                     self.refused += 1
                     self._say(f"{end.name}: {end.reason}; it is in {REFUSED_TO}")
                 else:
-                    self._events.say(SENDER, f"{end.name} was taken after all; it is in {SENT_TO}", mark=True)
+                    self._events.say(
+                        SENDER, f"{end.name} was taken after all; it is in {SENT_TO}", mark=True
+                    )
 
-    # -- for the sender -----------------------------------------------------------------------------------------
+    # -- for the sender ----------------------------------------------------------------------------
 
     async def _fail(self, found: Found, error: BaseException) -> None:
         """This file will not go: it is moved to `failed`, with the reason."""
-        reason = str(error) if isinstance(error, CipherBoxError) else f"{type(error).__name__}: {error}"
+        reason = (
+            str(error) if isinstance(error, CipherBoxError) else f"{type(error).__name__}: {error}"
+        )
         trouble = await trio.to_thread.run_sync(self._endings.fail, found, reason)
         name = "/".join(found.path)
         if not trouble:

@@ -1,7 +1,8 @@
-"""Where a file of `outgoing` ends: in `sent`, `failed` or `refused`, or where it is, because it has changed.
+"""Where a file of `outgoing` ends: in `sent`, `failed` or `refused`, or where it is, because it has
+changed.
 
-Rule: the place is recorded before the file is moved, and the end after it.  After a crash in between, the file is
-either at that place, or it still has to be moved.
+Rule: the place is recorded before the file is moved, and the end after it.  After a crash in
+between, the file is either at that place, or it still has to be moved.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Ending:
 
 
 class Endings:
-    """Of one folder; methods block on the disk.  ``marker`` names the marker of a file, if there are markers."""
+    """Of one folder; methods block on the disk.  ``marker`` names the marker of a file, if there
+    are markers.
+    """
 
     def __init__(self, folder: Path, marker: Callable[[Path], Path | None]) -> None:
         self._folder, self._marker = folder, marker
@@ -73,8 +76,9 @@ class Endings:
             self._move(end)
 
     def clear(self, empty: Sequence[Path], quiet_s: float) -> None:
-        """Removes empty folders from which everything was sent, when nothing has changed in them for that time: a
-        program that fills a folder may still put more there."""
+        """Removes empty folders from which everything was sent, when nothing has changed in them
+        for that time: a program that fills a folder may still put more there.
+        """
         for folder in empty:
             with suppress(OSError, ValueError):
                 sent = self._folder / SENT_TO / folder.relative_to(self._folder / OUTGOING)
@@ -95,7 +99,11 @@ class Endings:
 
     def shift(self, claim: Claim, to: str) -> Ending:
         """From `sent` to `refused`, or back."""
-        end = Ending(claim, REFUSED if to == REFUSED_TO else SENT, reason=claim.why if to == REFUSED_TO else "")
+        end = Ending(
+            claim,
+            REFUSED if to == REFUSED_TO else SENT,
+            reason=claim.why if to == REFUSED_TO else "",
+        )
         place = Path(claim.place) if claim.place else None
         try:
             target = self._target(Path(claim.file), to)
@@ -115,15 +123,24 @@ class Endings:
             state = state_of(os.lstat(transfer.file))
         except OSError:
             state = State(transfer.size, transfer.modified_ns, 0, 0)
-        return FolderFile(transfer.file, transfer.path, transfer.recipients, transfer.size, transfer.modified_ns,
-                          state.changed_ns, state.inode)  # fmt: skip
+        return FolderFile(
+            transfer.file,
+            transfer.path,
+            transfer.recipients,
+            transfer.size,
+            transfer.modified_ns,
+            state.changed_ns,
+            state.inode,
+        )
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _plan(self, claim: Claim) -> Ending:
         file = Path(claim.file)
         good = claim.fate == CONFIRMED
-        end = Ending(claim, SENT if good else OVER, reason="" if good else claim.why or "HQ refused it")
+        end = Ending(
+            claim, SENT if good else OVER, reason="" if good else claim.why or "HQ refused it"
+        )
         if claim.place and _is(claim, Path(claim.place)):
             end.target, end.here = Path(claim.place), True
             return end
@@ -183,8 +200,9 @@ def _is(claim: Claim, place: Path) -> bool:
 
 
 def _same(claim: Claim, now: State) -> bool:
-    """Whether this is the file that was taken.  Its place was recorded: then it was moved away and back if the system
-    says that something about it changed since."""
+    """Whether this is the file that was taken.  Its place was recorded: then it was moved away
+    and back if the system says that something about it changed since.
+    """
     same = (now.size, now.modified_ns) == (claim.size, claim.modified_ns)
     same = same and (not claim.inode or now.inode == claim.inode)
     return same and (not claim.place or now.changed_ns == claim.changed_ns)

@@ -1,4 +1,6 @@
-"""Prepares `outgoing` for the person who works with it: a folder for each client, and a short README."""
+"""Prepares `outgoing` for the person who works with it: a folder for each client, and a short
+README.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,15 @@ x.tmp{ignored}.
 def write_readme(top: Path, settings: AgentSettings) -> None:
     """Writes the README unless it says the same already."""
     if settings.marker:
-        when = f"A file is sent when a file NAME{settings.marker} stands beside it, and no program writes it any more."
+        when = (
+            f"A file is sent when a file NAME{settings.marker} stands beside it, and no program "
+            "writes it any more."
+        )
     else:
-        when = f"A file is sent when it has not changed for {settings.settle_s:g} seconds, and no program writes it."
+        when = (
+            f"A file is sent when it has not changed for {settings.settle_s:g} seconds, and no "
+            "program writes it."
+        )
     ignored = f", {settings.ignore}" if settings.ignore else ""
     text = _TEXT.format(when=when, ignored=ignored).encode()
     path = top / README
@@ -46,7 +54,9 @@ def write_readme(top: Path, settings: AgentSettings) -> None:
 
 
 def make_folders(top: Path, client_ids: Sequence[str]) -> None:
-    """Makes a folder for each, unless there is one.  HQ names the clients: what is no client id leads nowhere."""
+    """Makes a folder for each, unless there is one.  HQ names the clients: what is no client id
+    leads nowhere.
+    """
     for name in client_ids[:MOST_FOLDERS]:
         with suppress(OSError, InvalidRequest):
             private_dir(top / check_client_id(name))

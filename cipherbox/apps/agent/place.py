@@ -1,6 +1,8 @@
-"""Moves files out of `outgoing`, to where a person sees what became of them, and never over another file.
+"""Moves files out of `outgoing`, to where a person sees what became of them, and never over another
+file.
 
-On another file system (a mounted share in `outgoing`) a file is copied, synced, and only then removed.
+On another file system (a mounted share in `outgoing`) a file is copied, synced, and only then
+removed.
 """
 
 from __future__ import annotations

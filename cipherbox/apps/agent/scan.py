@@ -1,8 +1,9 @@
 """What lies in `outgoing`, and which of it is whole.
 
-A file is taken when nothing about it has changed for the settle time, or when its marker (`NAME.ok`) stands beside it,
-and when no program has it open for writing, where the system can tell.  What belongs to a program or to the system is
-left out; what lies where nothing is sent from is told, once.
+A file is taken when nothing about it has changed for the settle time, or when its marker
+(`NAME.ok`) stands beside it, and when no program has it open for writing, where the system can
+tell.  What belongs to a program or to the system is left out; what lies where nothing is sent from
+is told, once.
 """
 
 from __future__ import annotations
@@ -22,8 +23,17 @@ from cipherbox.portable import int64
 
 README = "README.txt"
 LEFT_OUT = (
-    "thumbs.db", "desktop.ini", ".*", "~$*", "*.part", "*.partial", "*.tmp", "*.crdownload", "*.filepart", "*~",
-)  # fmt: skip
+    "thumbs.db",
+    "desktop.ini",
+    ".*",
+    "~$*",
+    "*.part",
+    "*.partial",
+    "*.tmp",
+    "*.crdownload",
+    "*.filepart",
+    "*~",
+)
 DEEPEST = 64  # folders; recipients take 32, and what lies deeper than that fails with the reason
 
 
@@ -56,20 +66,30 @@ class Found(NamedTuple):
 
 def state_of(found: os.stat_result) -> State:
     """The state of a file, whatever its date: one in the year 2400 fits into no database."""
-    return State(found.st_size, int64(found.st_mtime_ns), int64(found.st_ctime_ns), int64(found.st_ino))
+    return State(
+        found.st_size, int64(found.st_mtime_ns), int64(found.st_ctime_ns), int64(found.st_ino)
+    )
 
 
 class Scanner:
-    """Looks at a folder again and again.  ``tell`` is given what a person should know, each sentence once."""
+    """Looks at a folder again and again.  ``tell`` is given what a person should know, each
+    sentence once.
+    """
 
     def __init__(self, top: Path, settings: AgentSettings, tell: Callable[[str], None]) -> None:
         self._top, self._settings, self._tell = top, settings, tell
-        self._ignored = (*LEFT_OUT, *(p.strip().lower() for p in settings.ignore.split(",") if p.strip()))
+        self._ignored = (
+            *LEFT_OUT,
+            *(p.strip().lower() for p in settings.ignore.split(",") if p.strip()),
+        )
         self._seen: dict[Path, tuple[State, float]] = {}
-        self.empty: list[Path] = []  # folders of the last look that lie below those of recipients and hold nothing
+        # folders of the last look that lie below those of recipients and hold nothing
+        self.empty: list[Path] = []
 
     def look(self) -> tuple[list[Found], list[Found]]:
-        """(whole, not yet): every file that is to be sent, oldest first, and by name where the time is the same."""
+        """(whole, not yet): every file that is to be sent, oldest first, and by name where the
+        time is the same.
+        """
         now = time.monotonic()
         seen: dict[Path, tuple[State, float]] = {}
         whole: list[Found] = []
@@ -79,7 +99,9 @@ class Scanner:
             before = self._seen.get(found.file)
             since = before[1] if before is not None and before[0] == found.state else now
             seen[found.file] = (found.state, since)
-            settled = found.marked or (not self._settings.marker and now - since >= self._settings.settle_s)
+            settled = found.marked or (
+                not self._settings.marker and now - since >= self._settings.settle_s
+            )
             (whole if settled else growing).append(found)
         self._seen = seen
         whole.sort(key=lambda found: (found.state.modified_ns, os.fsencode(found.file)))
@@ -89,7 +111,7 @@ class Scanner:
         """The marker of a file, where markers are used."""
         return file.with_name(file.name + self._settings.marker) if self._settings.marker else None
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _files(self) -> Iterator[Found]:
         for entry in _entries(self._top, self._tell):
@@ -107,14 +129,21 @@ class Scanner:
             if _is_folder(entry) and not entry.name.startswith("."):
                 yield from self._below(Path(entry.path), folder.name[1:], entry.name)
             elif not _is_folder(entry) and not self._left_out(entry.name):
-                self._tell(f"{entry.path} is not sent: below {folder.name} comes a folder with the name of a key")
+                self._tell(
+                    f"{entry.path} is not sent: below {folder.name} comes a folder with the name "
+                    "of a key"
+                )
 
     def _below(self, folder: Path, exchange: str, key: str) -> Iterator[Found]:
         try:
             if exchange:
-                address = Address((), check_name(exchange, "exchange name"), check_name(key, "routing key"))
+                address = Address(
+                    (), check_name(exchange, "exchange name"), check_name(key, "routing key")
+                )
             else:
-                address = Address(tuple(dict.fromkeys(check_client_id(name) for name in folder.name.split("+"))))
+                address = Address(
+                    tuple(dict.fromkeys(check_client_id(name) for name in folder.name.split("+")))
+                )
         except InvalidRequest as error:
             self._tell(f"nothing is sent from {folder}: {error}")
             return
@@ -134,7 +163,9 @@ class Scanner:
                 self._tell(f"{path} is not sent: it is a link, and may lead anywhere")
             elif _is_folder(entry):
                 if len(path.parts) - len(top.parts) > DEEPEST:
-                    self._tell(f"nothing is sent from {path}: it lies more than {DEEPEST} folders deep")
+                    self._tell(
+                        f"nothing is sent from {path}: it lies more than {DEEPEST} folders deep"
+                    )
                 else:
                     yield from self._inside(top, path, address)
             elif marker and entry.name.endswith(marker):

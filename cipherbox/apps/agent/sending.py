@@ -1,5 +1,6 @@
-"""Sends the files of a folder: small ones bundled, an envelope for all that wait for the same recipients; large ones in
-parts.  What may pass by itself is tried again after a pause that grows; what will not go is told to ``fail``.
+"""Sends the files of a folder: small ones bundled, an envelope for all that wait for the same
+recipients; large ones in parts.  What may pass by itself is tried again after a pause that grows;
+what will not go is told to ``fail``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ class FolderSender:
     """See the module."""
 
     def __init__(
-        self, client: Client, pauses: Pauses, fail: Fail, say: Callable[[str], None], on_progress: OnProgress | None
+        self,
+        client: Client,
+        pauses: Pauses,
+        fail: Fail,
+        say: Callable[[str], None],
+        on_progress: OnProgress | None,
     ) -> None:
         self._client, self._pauses, self._fail, self._say = client, pauses, fail, say
         self._on_progress = on_progress
@@ -61,7 +67,9 @@ class FolderSender:
         self._slots = trio.CapacityLimiter(AT_ONCE)
 
     def look(self) -> None:
-        """Before the outbox is asked what was taken: what ends after this is busy until the next time."""
+        """Before the outbox is asked what was taken: what ends after this is busy until the next
+        time.
+        """
         self._busy -= self._over
         self._over.clear()
 
@@ -71,7 +79,11 @@ class FolderSender:
             return
         small: dict[Address, list[Found]] = {}
         for found in whole:
-            if found.file in self._busy or not self._pauses.due(found.file) or not self._pauses.due(found.address):
+            if (
+                found.file in self._busy
+                or not self._pauses.due(found.file)
+                or not self._pauses.due(found.address)
+            ):
                 continue
             if found.state.size <= SMALL_BYTES:
                 if found.address not in self._addresses:
@@ -105,13 +117,16 @@ class FolderSender:
         finally:
             self._numbers.discard(transfer.number)
 
-    # -- small files --------------------------------------------------------------------------------------------
+    # -- small files -------------------------------------------------------------------------------
 
     async def _small(self, address: Address, files: list[Found]) -> None:
         bundle: list[Found] = []
         try:
             recipients = await self._recipients(address)
-            most = min(BUNDLE_BYTES, room_for(self._client.line.window.envelope_bytes, len(recipients)) // 2)
+            most = min(
+                BUNDLE_BYTES,
+                room_for(self._client.line.window.envelope_bytes, len(recipients)) // 2,
+            )
             for bundle in _bundles(files, most):
                 await self._client.line.window.room()
                 await self._publish(recipients, bundle)
@@ -150,7 +165,15 @@ class FolderSender:
                 await self._trouble(found, one)
         if messages:
             address = publish.PublishOptions.make(
-                list(recipients), "", "", "", stanza=None, cipher=None, allow_mixed=False, expires_at=0, partial=False
+                list(recipients),
+                "",
+                "",
+                "",
+                stanza=None,
+                cipher=None,
+                allow_mixed=False,
+                expires_at=0,
+                partial=False,
             )
             beside = Origins(files=tuple(files))
             await self._client.sealer.publish_group(messages, address, False, beside=beside)
@@ -159,13 +182,15 @@ class FolderSender:
         """What went wrong with this file alone."""
         if isinstance(error, FileChanged):
             return  # it is looked at again
-        if isinstance(error, FileUnreadable) or (isinstance(error, CipherBoxError) and _may_pass(error)):
+        if isinstance(error, FileUnreadable) or (
+            isinstance(error, CipherBoxError) and _may_pass(error)
+        ):
             if self._pauses.later(found.file, str(error)):
                 self._say(f"{error}; it waits and is tried again")
             return
         await self._fail(found, error)
 
-    # -- large files --------------------------------------------------------------------------------------------
+    # -- large files -------------------------------------------------------------------------------
 
     async def _large(self, found: Found) -> None:
         number = 0
@@ -182,7 +207,8 @@ class FolderSender:
             self._say(f"{error}; it is sent when it stays as it is")
         except CipherBoxError as error:
             _raise_for_good(error)
-            if not number and not _may_pass(error):  # else its end is recorded, and it is moved with the next look
+            # else its end is recorded, and it is moved with the next look
+            if not number and not _may_pass(error):
                 error = await with_suggestion(self._client, error, found.address.recipients)
             if not number or _may_pass(error):
                 await self._trouble(found, error)
@@ -197,7 +223,13 @@ class FolderSender:
         begin = self._transfers.begin
         made = await self._post.store(
             lambda: begin(
-                found.file, found.path, recipients, guess_type(found.file), compress=False, copy=False, claim=claim
+                found.file,
+                found.path,
+                recipients,
+                guess_type(found.file),
+                compress=False,
+                copy=False,
+                claim=claim,
             )
         )
         assert isinstance(made, Transfer)
@@ -208,7 +240,9 @@ class FolderSender:
 
 
 def _may_pass(error: CipherBoxError) -> bool:
-    """Whether it may work later with the same file: HQ is away, or a person has to compare keys or permit somebody."""
+    """Whether it may work later with the same file: HQ is away, or a person has to compare keys
+    or permit somebody.
+    """
     return waits(error) or isinstance(error, BundleError | NetworkError)
 
 
@@ -242,7 +276,9 @@ def _read_all(files: Sequence[Found]) -> list[Message | Exception]:
 
 
 def _read(found: Found) -> Message | Exception:
-    """A small file as a message, or what keeps it from that: whatever one file raises ends with it."""
+    """A small file as a message, or what keeps it from that: whatever one file raises ends with
+    it.
+    """
     try:
         fd = _open(found)
         try:
@@ -265,11 +301,14 @@ def _check(found: Found) -> None:
 
 
 def _open(found: Found) -> int:
-    """The file, open for reading and as it was found; FileUnreadable, FileChanged, or FileError for its name."""
+    """The file, open for reading and as it was found; FileUnreadable, FileChanged, or FileError
+    for its name.
+    """
     check_path(found.file, found.path)
     try:
         fd = os.open(
-            found.file, os.O_RDONLY | O_BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+            found.file,
+            os.O_RDONLY | O_BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0),
         )
     except FileNotFoundError:
         raise FileChanged(f"{found.file} vanished") from None
@@ -287,7 +326,11 @@ def _open(found: Found) -> int:
     return fd
 
 
-def file_message(path: Sequence[str], content: bytes, content_type: str, modified_ns: int) -> Message:
-    """A file as a message: the header `filename` makes it one; names on the way to it are separated by "/"."""
+def file_message(
+    path: Sequence[str], content: bytes, content_type: str, modified_ns: int
+) -> Message:
+    """A file as a message: the header `filename` makes it one; names on the way to it are
+    separated by "/".
+    """
     headers = {"filename": "/".join(path), "modified_at": str(max(0, modified_ns // 1_000_000))}
     return Message(content, content_type, headers)

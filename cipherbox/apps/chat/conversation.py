@@ -1,9 +1,11 @@
-"""A conversation: lines sent at once, their states, and what the others wrote, read from this home's inbox.
+"""A conversation: lines sent at once, their states, and what the others wrote, read from this
+home's inbox.
 
-A line is a message of its own, of type `TYPE`; its header ``chat`` names those it went to, sealed with it, and marks it
-in the inbox's lines.  What comes is shown from the readable file of the inbox, whoever wrote it there: the agent or
-`receive` of this home, or, while none runs, this conversation, which holds the home's lock for the moment of each
-recording only.  So whatever starts beside it takes over without a word, and every message is recorded once.
+A line is a message of its own, of type `TYPE`; its header ``chat`` names those it went to, sealed
+with it, and marks it in the inbox's lines.  What comes is shown from the readable file of the
+inbox, whoever wrote it there: the agent or `receive` of this home, or, while none runs, this
+conversation, which holds the home's lock for the moment of each recording only.  So whatever starts
+beside it takes over without a word, and every message is recorded once.
 """
 
 from __future__ import annotations
@@ -64,17 +66,28 @@ OnState = Callable[[ChatLine], None]
 
 
 async def everybody(client: Client) -> tuple[list[str], dict[str, CipherBoxError]]:
-    """All whom this client can write to now, and why it cannot write to those whose keys a person must look at."""
+    """All whom this client can write to now, and why it cannot write to those whose keys a
+    person must look at.
+    """
     names = [str(row["name"]) for row in await client.list("clients")]
-    found, reasons = await client.directory.reachable([name for name in names if name != client.client_id])
+    found, reasons = await client.directory.reachable(
+        [name for name in names if name != client.client_id]
+    )
     return found, {name: error for name, error in reasons.items() if isinstance(error, BundleError)}
 
 
 class Chat:
-    """See the module.  ``on_state`` is told a line whose state changed; ``to_all``: who is gone is left out."""
+    """See the module.  ``on_state`` is told a line whose state changed; ``to_all``: who is gone
+    is left out.
+    """
 
     def __init__(
-        self, client: Client, others: Sequence[str], on_state: OnState | None = None, *, to_all: bool = False
+        self,
+        client: Client,
+        others: Sequence[str],
+        on_state: OnState | None = None,
+        *,
+        to_all: bool = False,
     ) -> None:
         self.client, self.others = client, list(others)
         self._to_all = to_all
@@ -93,7 +106,9 @@ class Chat:
         """Seals a line and sends it; returns when it is on this machine's disk."""
         content = text.encode()
         if len(content) > LINE_BYTES:
-            raise TooLarge(f"a line has at most {LINE_BYTES} bytes, this one {len(content)}; send it as a file")
+            raise TooLarge(
+                f"a line has at most {LINE_BYTES} bytes, this one {len(content)}; send it as a file"
+            )
         while len(self._waiting) >= _AT_MOST:
             await self._changed.wait()
         try:
@@ -104,7 +119,9 @@ class Chat:
             self.others = (await everybody(self.client))[0]
             confirmation = await self._publish(content)
         self._number += 1
-        envelopes = tuple(e for part in (confirmation, *confirmation.more) for e, _ in part.envelopes)
+        envelopes = tuple(
+            e for part in (confirmation, *confirmation.more) for e, _ in part.envelopes
+        )
         line = ChatLine(self._number, confirmation.message_ids[0], text, envelopes)
         self._waiting.append(line)
         self._tell(line)
@@ -114,8 +131,12 @@ class Chat:
         names = self.others[:_NAMED]
         more = len(self.others) - len(names)
         header = ", ".join(names) + (f" and {more} more" if more else "")
-        return await self.client.publish(Message(content, TYPE, {HEADER: header}), to=self.others, wait=False,
-                                         partial=self._to_all)  # fmt: skip
+        return await self.client.publish(
+            Message(content, TYPE, {HEADER: header}),
+            to=self.others,
+            wait=False,
+            partial=self._to_all,
+        )
 
     async def settled(self, within_s: float) -> bool:
         """Waits until HQ has all lines; False when time is up."""
@@ -124,7 +145,7 @@ class Chat:
                 await self._changed.wait()
         return not self._waiting
 
-    # -- states -------------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
         """Follows the lines' states, until cancelled."""
@@ -167,7 +188,7 @@ class Chat:
         self._changed.set()
         self._changed = trio.Event()
 
-    # -- receiving ----------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     async def receive(self) -> None:
         """Records what comes while no other receiver of this home does, until cancelled."""

@@ -1,7 +1,8 @@
 """The lines of a conversation in the inbox's readable file: the last of them, and what is added.
 
-The file grows at its end, whoever writes it.  After a crash its end may be cut back and written anew, and somebody may
-move it away: so the ids of the lines shown last are kept, and a file that is another one is read from its beginning.
+The file grows at its end, whoever writes it.  After a crash its end may be cut back and written
+anew, and somebody may move it away: so the ids of the lines shown last are kept, and a file that is
+another one is read from its beginning.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Said:
 
 
 class KeptLines:
-    """As `ChatLines`, of a home that keeps what it receives under its key and has no readable file."""
+    """As `ChatLines`, of a home that keeps what it receives under its key and has no readable
+    file.
+    """
 
     def __init__(self, home: Home, senders: Iterable[str] | None) -> None:
         self._look = InboxInspection(home)
@@ -61,7 +64,11 @@ class KeptLines:
     def new(self) -> list[Said]:
         """What was added since."""
         self._place, entries = self._look.shelf.after(self._place)
-        return [said for entry in entries if (said := said_of(entry.document, self._senders)) is not None]
+        return [
+            said
+            for entry in entries
+            if (said := said_of(entry.document, self._senders)) is not None
+        ]
 
 
 def open_lines(home: Home, senders: Iterable[str] | None) -> ChatLines | KeptLines:
@@ -113,7 +120,7 @@ class ChatLines:
             del lines[0]
         return self._said(lines)
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _back(self, file: BinaryIO, size: int, most: int) -> list[Said]:
         found: list[Said] = []
@@ -138,7 +145,11 @@ class ChatLines:
     def _said(self, lines: Iterable[bytes]) -> list[Said]:
         found = []
         for raw in lines:
-            if _MARK in raw and (said := self._one(raw)) is not None and said.message_id not in self._shown:
+            if (
+                _MARK in raw
+                and (said := self._one(raw)) is not None
+                and said.message_id not in self._shown
+            ):
                 self._shown[said.message_id] = None
                 found.append(said)
         while len(self._shown) > _KEPT_IDS:

@@ -1,4 +1,5 @@
-"""What comes into the mailbox while a pipe holds it: frames of its peer go to the pipe, messages into the inbox.
+"""What comes into the mailbox while a pipe holds it: frames of its peer go to the pipe, messages
+into the inbox.
 
 Frames of others, and of pipes that ended, are acknowledged and dropped.
 """
@@ -26,7 +27,9 @@ _BYTES = 4 * 1024 * 1024
 _PAUSE_S = 1.0
 
 
-async def arriving(client: Client, consumer: Consumer, receiver: Receiver, peer: str, take: Take) -> None:
+async def arriving(
+    client: Client, consumer: Consumer, receiver: Receiver, peer: str, take: Take
+) -> None:
     """Until cancelled; the receiver's lock is held."""
     owed = PendingReceipts(client)
     try:
@@ -40,7 +43,9 @@ async def arriving(client: Client, consumer: Consumer, receiver: Receiver, peer:
                         owed.came()
                     await client.ack(frames)
                 except (NetworkError, Refused) as error:
-                    client.events.say(RECEIVER, f"HQ did not confirm an ACK: {error}; what it was for comes again")
+                    client.events.say(
+                        RECEIVER, f"HQ did not confirm an ACK: {error}; what it was for comes again"
+                    )
     finally:
         owed.close()
 
@@ -48,7 +53,9 @@ async def arriving(client: Client, consumer: Consumer, receiver: Receiver, peer:
 async def _sorted(
     client: Client, deliveries: list[Delivery], peer: str, take: Take
 ) -> tuple[list[Delivery], list[Delivery]]:
-    """Frames that are done with, and the rest: messages, and what cannot be opened, which the receiver refuses."""
+    """Frames that are done with, and the rest: messages, and what cannot be opened, which the
+    receiver refuses.
+    """
     frames: list[Delivery] = []
     others: list[Delivery] = []
     for delivery in deliveries:
@@ -68,7 +75,9 @@ async def _sorted(
             continue
         if delivery.sender_id != peer:
             if frame.kind == Kind.OPEN:
-                client.events.say(RECEIVER, f"{delivery.sender_id} called; this end is for {peer} alone")
+                client.events.say(
+                    RECEIVER, f"{delivery.sender_id} called; this end is for {peer} alone"
+                )
             frames.append(delivery)
         elif take(frame, delivery.envelope_id):
             frames.append(delivery)

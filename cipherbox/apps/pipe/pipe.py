@@ -1,12 +1,15 @@
-"""A pipe between two clients: what goes in here comes out there, both ways, in order, each byte once.
+"""A pipe between two clients: what goes in here comes out there, both ways, in order, each byte
+once.
 
-One end calls (`Pipe.call`), the other waits for one named client (`Pipe.listen`); then frames (see `pipe_frames`) carry
-the bytes.  Frames are numbered, so what HQ delivers again or out of order changes nothing.  At most `WINDOW` bytes are
-under way to the other end and not yet written out there: a reader that stalls stalls the writer, and neither end nor
-HQ holds more.  Each end says at least four times in the shorter ``idle_s`` that it is there; an end that hears nothing
-for its own ``idle_s``, while its own line to HQ stood, gives the pipe up.
+One end calls (`Pipe.call`), the other waits for one named client (`Pipe.listen`); then frames (see
+`pipe_frames`) carry the bytes.  Frames are numbered, so what HQ delivers again or out of order
+changes nothing.  At most `WINDOW` bytes are under way to the other end and not yet written out
+there: a reader that stalls stalls the writer, and neither end nor HQ holds more.  Each end says at
+least four times in the shorter ``idle_s`` that it is there; an end that hears nothing for its own
+``idle_s``, while its own line to HQ stood, gives the pipe up.
 
-The home's lock is held: no other receiver may take frames away.  Other messages that come meanwhile enter the inbox.
+The home's lock is held: no other receiver may take frames away.  Other messages that come meanwhile
+enter the inbox.
 """
 
 from __future__ import annotations
@@ -101,9 +104,11 @@ class Pipe:
         self._heard_at = self._spoke_at = trio.current_time()
 
     async def call(self, within_s: float = WITHIN_S) -> None:
-        """Asks the other end, and carries bytes until both inputs have ended and all is written out.
+        """Asks the other end, and carries bytes until both inputs have ended and all is written
+        out.
 
-        PeerGone when nobody answers within ``within_s``, when the other end falls silent, or breaks off.
+        PeerGone when nobody answers within ``within_s``, when the other end falls silent, or breaks
+        off.
         """
         self._calling, self._pipe = True, os.urandom(16)
 
@@ -113,7 +118,11 @@ class Pipe:
                 await self._began.wait()
                 await self._post(Kind.ALIVE)
                 return
-            both = "; it called here as well: one of the two ends needs --listen" if self._also_calls else ""
+            both = (
+                "; it called here as well: one of the two ends needs --listen"
+                if self._also_calls
+                else ""
+            )
             here = self.client.client_id
             there = f"there it takes: cipherbox pipe {here} --listen"
             raise PeerGone(f"{self.peer} did not answer within {within_s:g} s{both}; {there}")
@@ -131,7 +140,7 @@ class Pipe:
 
         await self._run(begin)
 
-    # -- the tasks ----------------------------------------------------------------------------------------------
+    # -- the tasks ---------------------------------------------------------------------------------
 
     async def _run(self, begin: Callable[[], Awaitable[None]]) -> None:
         client = self.client
@@ -142,16 +151,22 @@ class Pipe:
             async with client.consume_unopened(envelopes=64, size=2 * WINDOW) as consumer:
                 async with background() as nursery:
                     self._nursery = nursery
-                    nursery.start_soon(self._guarded, arriving, client, consumer, receiver, self.peer, self._take)
+                    nursery.start_soon(
+                        self._guarded, arriving, client, consumer, receiver, self.peer, self._take
+                    )
                     nursery.start_soon(self._guarded, self._carry, begin, nursery)
                     try:
                         await self._over.wait()
                     finally:
                         with trio.move_on_after(_LAST_WORD_S, shield=True):
-                            async with self._turn:  # a frame on its way to the outbox is there, and will be dropped
+                            # a frame on its way to the outbox is there, and will be dropped
+                            async with self._turn:
                                 self._closing = True
                         nursery.cancel_scope.cancel()
-                        with trio.move_on_after(_LAST_WORD_S, shield=True), suppress(CipherBoxError):
+                        with (
+                            trio.move_on_after(_LAST_WORD_S, shield=True),
+                            suppress(CipherBoxError),
+                        ):
                             await self._drop([sent for sent in self._under_way if sent.envelope_id])
                             await self._break()
                             await self._tidy()
@@ -164,7 +179,8 @@ class Pipe:
         self._heard_at = trio.current_time()
         nursery.start_soon(self._guarded, self._watch)
         async with trio.open_nursery() as both:
-            nursery.start_soon(self._guarded, self._read)  # may still wait for input when all else is over
+            # may still wait for input when all else is over
+            nursery.start_soon(self._guarded, self._read)
             both.start_soon(self._send)
             both.start_soon(self._write)
         while self._under_way:
@@ -228,7 +244,10 @@ class Pipe:
             self._ahead_bytes -= size
             self._untold_bytes += size
             self.received += size
-            many = self._untold_bytes >= WINDOW // 4 or self._written - self._told >= WINDOW_FRAMES // 4
+            many = (
+                self._untold_bytes >= WINDOW // 4
+                or self._written - self._told >= WINDOW_FRAMES // 4
+            )
             if many or self._their_end:
                 await self._post(Kind.ALIVE)
 
@@ -253,9 +272,11 @@ class Pipe:
                 if row is not None and row.state == ASIDE:
                     raise Refused(f"HQ refused what was sent: {row.reason}")
 
-    # -- frames -------------------------------------------------------------------------------------------------
+    # -- frames ------------------------------------------------------------------------------------
 
-    async def _post(self, kind: Kind, data: bytes = b"", *, keep_ms: int = KEEP_MS, wait: bool = False) -> None:
+    async def _post(
+        self, kind: Kind, data: bytes = b"", *, keep_ms: int = KEEP_MS, wait: bool = False
+    ) -> None:
         async with self._turn:
             if self._closing and kind != Kind.BREAK:
                 return
@@ -273,14 +294,23 @@ class Pipe:
             else:
                 self._done.append(sent)
             confirmation = await self.client.publish(
-                frame.message(), to=[self.peer], expires_at=int(time.time() * 1000) + keep_ms, wait=wait
+                frame.message(),
+                to=[self.peer],
+                expires_at=int(time.time() * 1000) + keep_ms,
+                wait=wait,
             )
             sent.envelope_id = confirmation.envelope_id
 
     async def _tidy(self) -> None:
-        """Nobody needs what is done with in the outbox: as a file it may be large, as a row there would be many."""
+        """Nobody needs what is done with in the outbox: as a file it may be large, as a row
+        there would be many.
+        """
         over = self._ended  # then HQ has the last word, and those before it need not be kept for it
-        gone = [s for s in self._done if s.envelope_id and (s.number or over or not await self._waits(s))]
+        gone = [
+            s
+            for s in self._done
+            if s.envelope_id and (s.number or over or not await self._waits(s))
+        ]
         await self._drop(gone)
         self._done = [sent for sent in self._done if sent not in gone]
 

@@ -1,8 +1,10 @@
-"""`bench`: how fast this machine is at the whole job, measured from first publish to last confirmed acknowledgement.
+"""`bench`: how fast this machine is at the whole job, measured from first publish to last confirmed
+acknowledgement.
 
-Sender, HQ and receiver are processes of this same program; everything is durable, sealed, signed and over mutual TLS,
-and the receiver writes its messages to disk before it acknowledges.  This file is the command and its table; the
-measurement is `bench_play`, what the measured processes do is `bench_worker`.
+Sender, HQ and receiver are processes of this same program; everything is durable, sealed, signed
+and over mutual TLS, and the receiver writes its messages to disk before it acknowledges.  This file
+is the command and its table; the measurement is `bench_play`, what the measured processes do is
+`bench_worker`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ SECONDS = 5  # about what one measurement lasts without --messages
 
 @attrs.frozen
 class Work:
-    """One measurement.  ``batch`` 0: automatic; ``rate`` 0: as fast as it goes; sizes in bytes, counts a run."""
+    """One measurement.  ``batch`` 0: automatic; ``rate`` 0: as fast as it goes; sizes in bytes,
+    counts a run.
+    """
 
     size: int = 100
     messages: int = 0
@@ -46,7 +50,11 @@ class Work:
     def title(self) -> str:
         """What it is, in words."""
         size = _size_words(self.size)
-        how = "sealed beforehand, opened by nobody" if self.presealed else f"{self.batch} in an envelope"
+        how = (
+            "sealed beforehand, opened by nobody"
+            if self.presealed
+            else f"{self.batch} in an envelope"
+        )
         how = "automatic batches" if not self.batch and not self.presealed else how
         how = "files from folder to folder" if self.files else how
         parts = [f"{size}, {how}"]
@@ -64,7 +72,9 @@ class Work:
 
     @property
     def count(self) -> int:
-        """Messages of the run, all senders together: as asked, or what a usual machine does in a few seconds."""
+        """Messages of the run, all senders together: as asked, or what a usual machine does in a
+        few seconds.
+        """
         if self.messages:
             return self.messages
         if self.files:
@@ -93,13 +103,17 @@ class Size(click.ParamType[int]):
 
     name = "size"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
         found = re.fullmatch(r"(\d+)\s*(?:([km])(?:i?b)?|b)?", str(value).strip().lower())
         if not found:
             self.fail(f"{value!r} is no size; say for example 100, 64KiB or 1MiB", param, ctx)
         size = int(found[1]) * {"k": 1024, "m": 1024**2}.get(found[2] or "", 1)
         if not 1 <= size <= LARGEST:
-            self.fail(f"a message of this measurement has 1 byte to {_size_words(LARGEST)}", param, ctx)
+            self.fail(
+                f"a message of this measurement has 1 byte to {_size_words(LARGEST)}", param, ctx
+            )
         return size
 
 
@@ -108,7 +122,9 @@ class Batch(click.ParamType[int]):
 
     name = "batch"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
         if str(value) == "auto":
             return 0
         if not str(value).isdigit() or not 1 <= int(str(value)) <= 65_536:
@@ -117,32 +133,69 @@ class Batch(click.ParamType[int]):
 
 
 @click.command()
-@click.option("--size", type=Size(), help="Bytes of one message, for example 100, 1KiB, 1MiB. [default: 100]")
-@click.option("--messages", type=click.IntRange(1), help="How many in all. [default: some seconds' worth]")
-@click.option("--batch", type=Batch(), help="auto, or how many messages go into one envelope. [default: auto]")
-@click.option("--senders", type=click.IntRange(1, 64), help="Sending processes. [default: 1]")
-@click.option("--receivers", type=click.IntRange(1, 64), help="Receiving processes. [default: --recipients]")
-@click.option("--recipients", type=click.IntRange(1, 64), help="Receivers that get each message. [default: 1]")
-@click.option("--presealed", is_flag=True, help="HQ alone: envelopes sealed beforehand, opened by nobody.")
-@click.option("--files", is_flag=True, help="Files, put into an agent's folder, instead of messages.")
-@click.option("--rate", type=click.FloatRange(0.1, 100_000), help="So many messages a second: latency at this rate.")
-@click.option("--wrap", type=click.Choice(tuple(WRAPS)), help="Keys are wrapped like that, as `send --wrap` does.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    "--size", type=Size(), help="Bytes of one message, for example 100, 1KiB, 1MiB. [default: 100]"
+)
+@click.option(
+    "--messages", type=click.IntRange(1), help="How many in all. [default: some seconds' worth]"
+)
+@click.option(
+    "--batch", type=Batch(), help="auto, or how many messages go into one envelope. [default: auto]"
+)
+@click.option("--senders", type=click.IntRange(1, 64), help="Sending processes. [default: 1]")
+@click.option(
+    "--receivers", type=click.IntRange(1, 64), help="Receiving processes. [default: --recipients]"
+)
+@click.option(
+    "--recipients", type=click.IntRange(1, 64), help="Receivers that get each message. [default: 1]"
+)
+@click.option(
+    "--presealed", is_flag=True, help="HQ alone: envelopes sealed beforehand, opened by nobody."
+)
+@click.option(
+    "--files", is_flag=True, help="Files, put into an agent's folder, instead of messages."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.1, 100_000),
+    help="So many messages a second: latency at this rate.",
+)
+@click.option(
+    "--wrap",
+    type=click.Choice(tuple(WRAPS)),
+    help="Keys are wrapped like that, as `send --wrap` does.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Measure on this directory's disk. [default: the system's place for temporary files]",
-)  # fmt: skip
+)
 @database_option
 @json_option
 @click.option("--worker", is_flag=True, hidden=True)
 @click.pass_context
 def bench(
-    ctx: click.Context, size: int | None, messages: int | None, batch: int | None, senders: int | None,
-    receivers: int | None, recipients: int | None, presealed: bool, rate: float | None, directory: Path | None,
-    wrap: str | None, files: bool, url: str, as_json: bool, worker: bool,
-) -> int:  # fmt: skip
-    """Measure this machine: sender, HQ and receiver as processes of their own, always durable and end to end.
+    ctx: click.Context,
+    size: int | None,
+    messages: int | None,
+    batch: int | None,
+    senders: int | None,
+    receivers: int | None,
+    recipients: int | None,
+    presealed: bool,
+    rate: float | None,
+    directory: Path | None,
+    wrap: str | None,
+    files: bool,
+    url: str,
+    as_json: bool,
+    worker: bool,
+) -> int:
+    """Measure this machine: sender, HQ and receiver as processes of their own, always durable and
+    end to end.
 
-    Without options it runs six measurements, about a minute; with any of --size to --rate just that one.
+    Without options it runs six measurements, about a minute; with any of --size to --rate just that
+    one.
 
     \b
     cipherbox bench
@@ -160,18 +213,36 @@ def bench(
         each = recipients or 1
         many = receivers or each
         if many % each:
-            raise click.UsageError("--receivers must be a multiple of --recipients: each message goes to one group.")
+            raise click.UsageError(
+                "--receivers must be a multiple of --recipients: each message goes to one group."
+            )
         if batch is None:
             batch = 1 if presealed or rate else 0
         if presealed and rate:
-            raise click.UsageError("--presealed measures how much HQ can take; it does not go with --rate.")
+            raise click.UsageError(
+                "--presealed measures how much HQ can take; it does not go with --rate."
+            )
         if presealed and wrap:
-            raise click.UsageError("--presealed measures HQ, which sees no difference; it does not go with --wrap.")
+            raise click.UsageError(
+                "--presealed measures HQ, which sees no difference; it does not go with --wrap."
+            )
         if files and (presealed or rate or batch or wrap):
-            raise click.UsageError("--files measures agents: it does not go with --presealed, --rate, --batch, --wrap.")
+            raise click.UsageError(
+                "--files measures agents: it does not go with --presealed, --rate, --batch, --wrap."
+            )
         if files and each > 1:
             raise click.UsageError("--files goes with --recipients 1: each file is for one center.")
-        one = Work(size or 100, messages or 0, batch, senders or 1, many, each, presealed, rate or 0.0, wrap or "")
+        one = Work(
+            size or 100,
+            messages or 0,
+            batch,
+            senders or 1,
+            many,
+            each,
+            presealed,
+            rate or 0.0,
+            wrap or "",
+        )
         works = (attrs.evolve(one, files=files),)
     return _measure(works, directory, url, as_json)
 
@@ -182,7 +253,10 @@ def _measure(works: tuple[Work, ...], directory: Path | None, url: str, as_json:
 
     results: list[Result] = []
     for one in works:
-        with tempfile.TemporaryDirectory(prefix="cipherbox-bench-", dir=directory) as place, scratch(url) as database:
+        with (
+            tempfile.TemporaryDirectory(prefix="cipherbox-bench-", dir=directory) as place,
+            scratch(url) as database,
+        ):
             result = run_until_stopped(play, Path(place), one, database.arguments)
         results.append(result)
         if as_json:
@@ -193,16 +267,28 @@ def _measure(works: tuple[Work, ...], directory: Path | None, url: str, as_json:
 
 
 HEADS = (
-    "work", "messages/s", "MB/s", "p50 ms", "p99 ms", "HQ peak MB", "CPU s per million: sender", "HQ", "receiver",
-)  # fmt: skip
+    "work",
+    "messages/s",
+    "MB/s",
+    "p50 ms",
+    "p99 ms",
+    "HQ peak MB",
+    "CPU s per million: sender",
+    "HQ",
+    "receiver",
+)
 
 
 def _row(result: Result) -> list[object]:
     cpu = result.cpu_s_per_million
     numbers = [
-        f"{result.messages_per_s:,.0f}", f"{result.mb_per_s:,.1f}", _number(result.latency_ms["p50"]),
-        _number(result.latency_ms["p99"]), _number(result.hq_peak_rss_mb), *map(_number, cpu.values()),
-    ]  # fmt: skip
+        f"{result.messages_per_s:,.0f}",
+        f"{result.mb_per_s:,.1f}",
+        _number(result.latency_ms["p50"]),
+        _number(result.latency_ms["p99"]),
+        _number(result.hq_peak_rss_mb),
+        *map(_number, cpu.values()),
+    ]
     return [result.work.title, *numbers]
 
 

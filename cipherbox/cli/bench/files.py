@@ -20,14 +20,18 @@ def settings(do: str) -> dict[str, Any]:
 
 
 async def send(client: Client, task: dict[str, Any]) -> None:
-    """Puts the files into the folders of their centers, then lets the agent send them until they are in `sent`."""
+    """Puts the files into the folders of their centers, then lets the agent send them until they
+    are in `sent`.
+    """
     from cipherbox.apps.agent.agent import Agent
     from cipherbox.apps.agent.endings import OUTGOING
     from cipherbox.cli.bench.worker import measured, shares, tell
 
     folder = client.home.path / "agent"
     content = b"x" * task["size"]
-    for group, count in zip(task["groups"], shares(task["messages"], len(task["groups"])), strict=True):
+    for group, count in zip(
+        task["groups"], shares(task["messages"], len(task["groups"])), strict=True
+    ):
         place = folder / OUTGOING / "+".join(group)
         place.mkdir(parents=True)
         for number in range(count):

@@ -1,4 +1,6 @@
-"""One measurement: HQ, senders and receivers are started, told to go together, and asked what they saw."""
+"""One measurement: HQ, senders and receivers are started, told to go together, and asked what
+they saw.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ STALLED_S = 60.0  # a measurement in which nothing moves for so long has failed
 
 @attrs.frozen
 class Result:
-    """What was measured.  MB are 10^6 bytes of messages; CPU in seconds for a million messages; None: not known."""
+    """What was measured.  MB are 10^6 bytes of messages; CPU in seconds for a million messages;
+    None: not known.
+    """
 
     work: Work
     messages: int
@@ -37,7 +41,11 @@ class Result:
 
     def as_json(self) -> dict[str, object]:
         """For `--json`."""
-        return {**attrs.asdict(self, recurse=False), "work": self.work.title, "options": attrs.asdict(self.work)}
+        return {
+            **attrs.asdict(self, recurse=False),
+            "work": self.work.title,
+            "options": attrs.asdict(self.work),
+        }
 
 
 class Worker:
@@ -88,15 +96,27 @@ async def play(directory: Path, work: Work, database: list[str]) -> Result:
     progress.say("enrolling")
     address = f"127.0.0.1:{free_port()}"
     admin, hq = directory / "admin", directory / "hq"
-    await stage.run("HQ", "--home", str(admin), "init", str(hq), "--address", address, "--listen", address,
-                    *database)  # fmt: skip
+    await stage.run(
+        "HQ",
+        "--home",
+        str(admin),
+        "init",
+        str(hq),
+        "--address",
+        address,
+        "--listen",
+        address,
+        *database,
+    )
     server, _ = await stage.start("HQ", "serve", str(hq))
     try:
         await _enrol(stage, directory, [*names[0], *names[1]])
         if work.wrap == "rsa":
             for name in names[1]:
                 await stage.run(name, "--home", str(directory / name), "keys", "generate", "--rsa")
-        groups = [names[1][at : at + work.recipients] for at in range(0, work.receivers, work.recipients)]
+        groups = [
+            names[1][at : at + work.recipients] for at in range(0, work.receivers, work.recipients)
+        ]
         tasks = _tasks(work, names, groups)
         for name, task in tasks.items():
             workers.append(await _start(stage, directory, name, task))
@@ -129,17 +149,26 @@ async def _enrol(stage: Stage, directory: Path, names: list[str]) -> None:
             nursery.start_soon(join, name, await admin.enrol(name))
 
 
-def _tasks(work: Work, names: tuple[list[str], list[str]], groups: list[list[str]]) -> dict[str, dict[str, Any]]:
+def _tasks(
+    work: Work, names: tuple[list[str], list[str]], groups: list[list[str]]
+) -> dict[str, dict[str, Any]]:
     senders, receivers = names
-    same: dict[str, Any] = {"size": work.size, "batch": work.batch, "rate": work.rate / work.senders / len(groups),
-                            "wrap": work.wrap}  # fmt: skip
+    same: dict[str, Any] = {
+        "size": work.size,
+        "batch": work.batch,
+        "rate": work.rate / work.senders / len(groups),
+        "wrap": work.wrap,
+    }
     share, rest = divmod(work.count, work.senders)
     sent = {name: share + (n < rest) for n, name in enumerate(senders)}
     due = dict.fromkeys(receivers, 0)
     for count in sent.values():
         if work.presealed:  # whole envelopes, given to the groups in turn
             envelopes = -(-count // (work.batch or 1))
-            parts = [(envelopes - n + len(groups) - 1) // len(groups) * (work.batch or 1) for n in range(len(groups))]
+            parts = [
+                (envelopes - n + len(groups) - 1) // len(groups) * (work.batch or 1)
+                for n in range(len(groups))
+            ]
         else:
             parts = [count // len(groups) + (n < count % len(groups)) for n in range(len(groups))]
         for group, part in zip(groups, parts, strict=True):
@@ -157,8 +186,11 @@ async def _start(stage: Stage, directory: Path, name: str, task: dict[str, Any])
     with stage.output(name).open("ab") as log:
         process = await trio.lowlevel.open_process(
             [*program(), "--home", str(directory / name), "bench", "--worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=stage.environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=stage.environment,
+        )
     worker = Worker(name, process, stage.output(name))
     await worker.tell(orjson.dumps(task))
     return worker
@@ -170,7 +202,10 @@ async def _until_done(worker: Worker, workers: list[Worker], progress: Progress)
 
 
 def _result(
-    work: Work, workers: list[Worker], before: tuple[float, int] | None, after: tuple[float, int] | None
+    work: Work,
+    workers: list[Worker],
+    before: tuple[float, int] | None,
+    after: tuple[float, int] | None,
 ) -> Result:
     senders = [w.last for w in workers if w.name.startswith("S")]
     receivers = [w.last for w in workers if w.name.startswith("R")]
@@ -179,9 +214,15 @@ def _result(
     sending = (max(s["ended"] for s in senders) - min(s["began"] for s in senders)) / 1e9
     million = messages / 1e6
     took = sorted(t for r in receivers for t in r["took_ms"])
-    p50, p99 = (round(took[int((len(took) - 1) * part)], 3) if took else None for part in (0.5, 0.99))
+    p50, p99 = (
+        round(took[int((len(took) - 1) * part)], 3) if took else None for part in (0.5, 0.99)
+    )
     return Result(
-        work, messages, round(seconds, 4), round(messages / seconds, 1), round(messages / sending, 1),
+        work,
+        messages,
+        round(seconds, 4),
+        round(messages / seconds, 1),
+        round(messages / sending, 1),
         round(messages * work.size / seconds / 1e6, 3),
         {"p50": p50, "p99": p99},
         round(after[1] / 1e6, 1) if after else None,
@@ -190,7 +231,7 @@ def _result(
             "hq": round((after[0] - before[0]) / million, 3) if before and after else None,
             "receiver": round(sum(r["cpu_s"] for r in receivers) / million, 3),
         },
-    )  # fmt: skip
+    )
 
 
 class Progress:

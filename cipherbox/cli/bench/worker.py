@@ -1,8 +1,9 @@
-"""What a measured process does: it gets its task as one line of JSON, says that it is ready, waits for the word, works,
-and says in one line of JSON when it began, when it ended, and what CPU time that took.
+"""What a measured process does: it gets its task as one line of JSON, says that it is ready, waits
+for the word, works, and says in one line of JSON when it began, when it ended, and what CPU time
+that took.
 
-A message begins with the time it was published, in nanoseconds of the machine's monotonic clock, which all its
-processes share; that is how the receiver knows how long it was under way.
+A message begins with the time it was published, in nanoseconds of the machine's monotonic clock,
+which all its processes share; that is how the receiver knows how long it was under way.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ async def work(home: Path | None) -> int:
     from cipherbox.cli.bench import files
 
     does = {
-        "send": _send, "send-presealed": _send_presealed, "receive": _receive, "take": _take,
-        "send-files": files.send, "receive-files": files.receive,
-    }  # fmt: skip
+        "send": _send,
+        "send-presealed": _send_presealed,
+        "receive": _receive,
+        "take": _take,
+        "send-files": files.send,
+        "receive-files": files.receive,
+    }
     async with open_client(home, **files.settings(task["do"])) as client:
         await does[task["do"]](client, task)
     return Exit.OK
@@ -56,7 +61,7 @@ async def measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
     return {"began": began, "ended": time.monotonic_ns(), "cpu_s": time.process_time() - cpu}
 
 
-# -- senders ------------------------------------------------------------------------------------------------------
+# -- senders ---------------------------------------------------------------------------------------
 
 
 async def _send(client: Client, task: dict[str, Any]) -> None:
@@ -116,9 +121,16 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
 
     def sealed(number: int) -> PendingPublish:
         raw = seal(
-            identity, bundles[number % len(bundles)], plain, count, envelope_id=ids.next(), sealed_at=now
-        )  # fmt: skip
-        return PendingPublish(raw.raw, raw.envelope_id, raw.count, done, envelope_hash=raw.envelope_hash)
+            identity,
+            bundles[number % len(bundles)],
+            plain,
+            count,
+            envelope_id=ids.next(),
+            sealed_at=now,
+        )
+        return PendingPublish(
+            raw.raw, raw.envelope_id, raw.count, done, envelope_hash=raw.envelope_hash
+        )
 
     count = task["batch"] or 1
     plain = pack_contents([_message(0, task["size"]).encode()] * count, TEXT)
@@ -155,7 +167,7 @@ def shares(total: int, parts: int) -> list[int]:
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
-# -- receivers ----------------------------------------------------------------------------------------------------
+# -- receivers -------------------------------------------------------------------------------------
 
 
 async def _receive(client: Client, task: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""`ca`: what HQ's certificates are, and what is carried to a CA that is elsewhere, and back.  See also `ca_keys`."""
+"""`ca`: what HQ's certificates are, and what is carried to a CA that is elsewhere, and back.
+See also `ca_keys`.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,18 @@ class Ca(click.Group):
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or (self.commands["show"] if cmd_name.startswith("-") else None)
+        return super().get_command(ctx, cmd_name) or (
+            self.commands["show"] if cmd_name.startswith("-") else None
+        )
 
 
 @click.group(cls=Ca)
 def ca() -> None:
-    """Show HQ's certificates; renew them, take keys off this machine, carry requests to a CA that is elsewhere.
+    """Show HQ's certificates; renew them, take keys off this machine, carry requests to a CA that
+    is elsewhere.
 
-    `ca` alone shows. What HQ does by itself is in the manual page `pki`; the rest is done with the commands below.
+    `ca` alone shows. What HQ does by itself is in the manual page `pki`; the rest is done with the
+    commands below.
     """
 
 
@@ -40,7 +46,9 @@ def ca() -> None:
 @json_option
 @click.pass_context
 def ca_show(ctx: click.Context, as_json: bool) -> None:
-    """Show every certificate and list of HQ, where its private key is, when it ends, and what waits (admin)."""
+    """Show every certificate and list of HQ, where its private key is, when it ends, and what
+    waits (admin).
+    """
     from cipherbox.cli.output import next_step, print_json, record, safe, say, time_text, warn
 
     rows: list[dict[str, Any]] = with_admin(ctx, lambda client: client.list("certificates"))
@@ -54,29 +62,46 @@ def ca_show(ctx: click.Context, as_json: bool) -> None:
         say(_TITLES.get(row["name"], safe(row["name"])))
         record({f"  {key}": value for key, value in shown.items()})
         for one in row.get("ending", [])[:_OTHERS]:
-            warn(f"  {safe(one['client'])} ends on {time_text(one['ends_at'])}, in {one['days']:.0f} days")
+            warn(
+                f"  {safe(one['client'])} ends on {time_text(one['ends_at'])}, in "
+                f"{one['days']:.0f} days"
+            )
         for one in row.get("waiting", [])[:_OTHERS]:
             say(f"  {safe(one['client'])}: {safe(one['state'])}, number {safe(one['number'])}")
         say()
     if any(row["name"] == "requests" and row["count"] for row in rows):
-        next_step("let go what waits for you: cipherbox approve; what waits for the CA: cipherbox ca export FILE")
+        next_step(
+            "let go what waits for you: cipherbox approve; what waits for the CA: cipherbox ca "
+            "export FILE"
+        )
 
 
 _TITLES = {
-    "root": "Root CA", "CA between": "CA between", "issuing": "Issuing CA", "server": "HQ",
-    "revocations": "Revocation list that clients get", "list": "Revocation list from a file",
+    "root": "Root CA",
+    "CA between": "CA between",
+    "issuing": "Issuing CA",
+    "server": "HQ",
+    "revocations": "Revocation list that clients get",
+    "list": "Revocation list from a file",
     "refused lists": "Revocation lists that were refused",
-    "clients": "Certificates of clients", "requests": "Requests that wait",
-}  # fmt: skip
+    "clients": "Certificates of clients",
+    "requests": "Requests that wait",
+}
 
 
 @ca.command("export")
 @click.argument("file", type=ANYTHING)
-@click.option("--pem", is_flag=True, help="Make FILE a directory with a PKCS#10 request each, for other tools.")
 @click.option(
-    "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY",
+    "--pem",
+    is_flag=True,
+    help="Make FILE a directory with a PKCS#10 request each, for other tools.",
+)
+@click.option(
+    "--hq",
+    type=HQ_DIRECTORY,
+    metavar="DIRECTORY",
     help="HQ's directory, when HQ cannot be reached: its own request too.",
-)  # fmt: skip
+)
 @click.pass_context
 def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> None:
     """Write the signing requests that wait at HQ to FILE."""
@@ -91,11 +116,16 @@ def ca_export(ctx: click.Context, file: Path, pem: bool, hq: Path | None) -> Non
         document = with_admin(ctx, lambda client: client.export_requests())
     if pem:
         _write_pem(file, document)
-        next_step("let the CA sign them (cipherbox manual pki), then: cipherbox ca import FILE.pem ...")
+        next_step(
+            "let the CA sign them (cipherbox manual pki), then: cipherbox ca import FILE.pem ..."
+        )
         return
     write_atomic(file, document)
     say(f"The waiting requests are in {file}.")
-    next_step(f"carry it to the CA's machine and there: cipherbox ca sign {file.name} signed.json --ca DIRECTORY")
+    next_step(
+        f"carry it to the CA's machine and there: cipherbox ca sign {file.name} signed.json --ca "
+        "DIRECTORY"
+    )
 
 
 def _write_pem(directory: Path, document: bytes) -> None:
@@ -106,10 +136,14 @@ def _write_pem(directory: Path, document: bytes) -> None:
 
     directory.mkdir(exist_ok=True)
     for request in read_requests(document):
-        path = directory / f"{request.client_id}{'-server' if request.hq else ''}-{request.number.replace(' ', '')}.csr"
+        role, number = "-server" if request.hq else "", request.number.replace(" ", "")
+        path = directory / f"{request.client_id}{role}-{number}.csr"
         write_atomic(path, csr_pem(request.csr))
         what = "a server's certificate" if request.hq else "a client's certificate"
-        say(f"{path}: {what}, common name {request.hq or request.client_id}, number {request.number}")
+        say(
+            f"{path}: {what}, common name {request.hq or request.client_id}, number "
+            f"{request.number}"
+        )
 
 
 @ca.command("sign")
@@ -125,7 +159,9 @@ def _write_pem(directory: Path, document: bytes) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def ca_sign(ctx: click.Context, requests: Path, signed: Path, directory: Path, yes: bool) -> None:
-    """Sign REQUESTS with the CA in its directory; write certificates and revocation list to SIGNED."""
+    """Sign REQUESTS with the CA in its directory; write certificates and revocation list to
+    SIGNED.
+    """
     from cipherbox.cli.output import next_step, say
     from cipherbox.portable import write_atomic
     from cipherbox.server.ca.offline import read_requests, sign_offline
@@ -143,12 +179,15 @@ def ca_sign(ctx: click.Context, requests: Path, signed: Path, directory: Path, y
 @ca.command("import")
 @click.argument("files", type=READABLE, nargs=-1, required=True, metavar="FILE...")
 @click.option(
-    "--hq", type=HQ_DIRECTORY, metavar="DIRECTORY",
+    "--hq",
+    type=HQ_DIRECTORY,
+    metavar="DIRECTORY",
     help="HQ's directory, when HQ cannot be reached or is not finished.",
-)  # fmt: skip
+)
 @click.pass_context
 def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> None:
-    """Hand FILE, which a CA signed, to HQ: the offline CA's answer, or certificates and revocation lists in PEM.
+    """Hand FILE, which a CA signed, to HQ: the offline CA's answer, or certificates and revocation
+    lists in PEM.
 
     With --hq after `init --org-ca` it finishes HQ; the first admin's certificate goes into --home.
     """
@@ -156,11 +195,17 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
 
     parts = [file.read_bytes() for file in files]
     if len(parts) > 1 and not all(b"-----BEGIN" in part for part in parts):
-        raise click.UsageError("Several files at once are in PEM; an offline CA's answer comes alone.")
+        raise click.UsageError(
+            "Several files at once are in PEM; an offline CA's answer comes alone."
+        )
     document = b"\n".join(parts)
     if hq is None:
         count = with_admin(ctx, lambda client: client.import_certificates(document))
-        say(f"HQ took {count} of them; clients that wait get theirs now." if count else "HQ had all of it already.")
+        say(
+            f"HQ took {count} of them; clients that wait get theirs now."
+            if count
+            else "HQ had all of it already."
+        )
         return
     from cipherbox.server.ca import organization
     from cipherbox.server.ca.credentials import is_waiting
@@ -169,13 +214,23 @@ def ca_import(ctx: click.Context, files: tuple[Path, ...], hq: Path | None) -> N
     config = hq_settings(hq)
     if is_waiting(config):
         organization.finish(config, home_of(ctx), document)
-        say(f"HQ {config.server.name!r} is ready in {config.directory}. Admin's certificate in {home_of(ctx)}.")
+        say(
+            f"HQ {config.server.name!r} is ready in {config.directory}. Admin's certificate in "
+            f"{home_of(ctx)}."
+        )
         next_step(f"start HQ: cipherbox serve {hq}")
         return
     count = run(closed.take, config, document)
-    say(f"HQ took {count} of them, into {config.directory}." if count else "HQ had all of it already.")
+    say(
+        f"HQ took {count} of them, into {config.directory}."
+        if count
+        else "HQ had all of it already."
+    )
     if organization.runs(config):
-        next_step("make HQ notice: cipherbox reload, or where it lets nobody in: systemctl reload cipherbox (SIGHUP)")
+        next_step(
+            "make HQ notice: cipherbox reload, or where it lets nobody in: systemctl reload "
+            "cipherbox (SIGHUP)"
+        )
     else:
         next_step(f"start HQ: cipherbox serve {hq}")
 

@@ -1,7 +1,8 @@
 """`ca take-off`, `ca bring-back`, `ca renew`: the CA's private keys, on HQ's machine and off it.
 
-These work on HQ's directory, as the user HQ runs as; HQ may run meanwhile.  The keys in the other directory are under
-`ca.key`, which may be under a password: typed, or in the file --password-file names.
+These work on HQ's directory, as the user HQ runs as; HQ may run meanwhile.  The keys in the other
+directory are under `ca.key`, which may be under a password: typed, or in the file --password-file
+names.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | No
         return data
     path = directory / "ca.key"
     if not keyfile.is_key_file(data):
-        raise ConfigError(f"{path} is no key: it has {len(data)} bytes; take your second copy of this directory")
+        raise ConfigError(
+            f"{path} is no key: it has {len(data)} bytes; take your second copy of this directory"
+        )
     given = password or named_password(ctx)
     if given is None:
         nobody = PasswordNeeded(f"{path} is under a password, and none was given")
@@ -59,15 +62,26 @@ def _open(ctx: click.Context, directory: Path, data: bytes, password: bytes | No
 @click.command("take-off")
 @click.argument("hq", type=HQ_DIRECTORY)
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--all", "whole", is_flag=True, help="The issuing CA's key too: HQ's CA is offline from then on.")
-@click.option("--password", "protect", is_flag=True, help="Put the copy under a password: asked for twice.")
+@click.option(
+    "--all",
+    "whole",
+    is_flag=True,
+    help="The issuing CA's key too: HQ's CA is offline from then on.",
+)
+@click.option(
+    "--password", "protect", is_flag=True, help="Put the copy under a password: asked for twice."
+)
 @yes_option
 @click.pass_context
-def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect: bool, yes: bool) -> None:
-    """Move the root's private key from HQ's data directory HQ to DIRECTORY, for example on a USB stick.
+def take_off(
+    ctx: click.Context, hq: Path, directory: Path, whole: bool, protect: bool, yes: bool
+) -> None:
+    """Move the root's private key from HQ's data directory HQ to DIRECTORY, for example on a USB
+    stick.
 
-    It is removed here only when the copy is written, synced, read back and signs. HQ does without it until the issuing
-    CA is renewed. With --all certificates are then signed where DIRECTORY is: cipherbox ca export, sign, import.
+    It is removed here only when the copy is written, synced, read back and signs. HQ does without
+    it until the issuing CA is renewed. With --all certificates are then signed where DIRECTORY is:
+    cipherbox ca export, sign, import.
     """
     from cipherbox.cli.options import sure
     from cipherbox.cli.output import next_step, say, warn
@@ -80,13 +94,17 @@ def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect
     config = hq_settings(hq)
     directory, password = directory.absolute(), named_password(ctx)
     if directory.is_relative_to(config.directory):
-        raise click.UsageError(f"{directory} is in HQ's own directory: choose one that can be carried away.")
+        raise click.UsageError(
+            f"{directory} is in HQ's own directory: choose one that can be carried away."
+        )
     what = "The CA's private keys go" if whole else "The root's private key goes"
     sure(f"{what} to {directory} and from this machine. Go on?", yes)
     if (directory / "ca.key").exists():
         key_file = read_private(directory / "ca.key")
         if protect and len(key_file) == _SIZE:
-            raise click.UsageError(f"{directory} holds a CA's key without a password; choose another directory.")
+            raise click.UsageError(
+                f"{directory} holds a CA's key without a password; choose another directory."
+            )
     else:
         if protect and password is None:
             password = new_password("cipherbox --password-file FILE ca take-off")
@@ -108,16 +126,22 @@ def take_off(ctx: click.Context, hq: Path, directory: Path, whole: bool, protect
         warn("Its keys are under no password: who has the directory has the CA.")
     if whole:
         next_step(
-            "make HQ notice: cipherbox reload", "a revocation list for the time to come, within 3 days: "
-            f"cipherbox ca export requests.json; cipherbox ca sign requests.json signed.json --ca {directory}; "
+            "make HQ notice: cipherbox reload",
+            "a revocation list for the time to come, within 3 days: cipherbox ca export "
+            f"requests.json; cipherbox ca sign requests.json signed.json --ca {directory}; "
             "cipherbox ca import signed.json",
-        )  # fmt: skip
+        )
 
 
 @click.command("bring-back")
 @click.argument("hq", type=HQ_DIRECTORY)
 @click.argument("directory", type=CA_DIRECTORY)
-@click.option("--all", "whole", is_flag=True, help="The issuing CA's key too: HQ signs by itself from then on.")
+@click.option(
+    "--all",
+    "whole",
+    is_flag=True,
+    help="The issuing CA's key too: HQ signs by itself from then on.",
+)
 @click.pass_context
 def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> None:
     """Copy the root's private key from DIRECTORY back into HQ's data directory HQ.
@@ -139,9 +163,11 @@ def bring_back(ctx: click.Context, hq: Path, directory: Path, whole: bool) -> No
 @click.option("--root", type=CA_DIRECTORY, help="Where the root's key is, if it was taken off.")
 @click.pass_context
 def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
-    """Renew the issuing CA for ten years. DIRECTORY is HQ's data directory, or that of an offline CA.
+    """Renew the issuing CA for ten years. DIRECTORY is HQ's data directory, or that of an offline
+    CA.
 
-    Its name and key stay, so everything it signed stays good and nobody notices. HQ's own certificate renews by itself.
+    Its name and key stay, so everything it signed stays good and nobody notices. HQ's own
+    certificate renews by itself.
     """
     from cipherbox.cli.output import next_step, say
     from cipherbox.server.ca import authority
@@ -157,7 +183,9 @@ def renew(ctx: click.Context, directory: Path, root: Path | None) -> None:
         if config.ca.organization:
             _ask_organization(directory)
             return
-        renewed = authority.renew(config, vault_at(ctx, root.absolute()) if root is not None else None)
+        renewed = authority.renew(
+            config, vault_at(ctx, root.absolute()) if root is not None else None
+        )
         step = "make HQ notice: cipherbox reload"
     say(f"The issuing CA is renewed until {renewed.not_valid_after_utc:%Y-%m-%d}.")
     next_step(step)
@@ -170,7 +198,11 @@ def _ask_organization(directory: Path) -> None:
 
     config = hq_settings(directory)
     if config.ca.offline:
-        raise ConfigError("the issuing CA is the organization's: it renews it with its own tools, with the same key; "
-                          "then: cipherbox ca import CHAIN.pem")  # fmt: skip
+        raise ConfigError(
+            "the issuing CA is the organization's: it renews it with its own tools, with the "
+            "same key; then: cipherbox ca import CHAIN.pem"
+        )
     say(f"The request is in {ask_organization(config)}: let the organization sign it.")
-    next_step("then, with the new certificate and those up to the root: cipherbox ca import CHAIN.pem")
+    next_step(
+        "then, with the new certificate and those up to the root: cipherbox ca import CHAIN.pem"
+    )

@@ -1,9 +1,10 @@
 """Has HQ any plaintext?  Searches every file of a directory for runs of bytes of known plaintexts.
 
-Every plaintext is cut into blocks of 16 bytes at 16-byte steps.  A run of 31 or more plaintext bytes anywhere in a file
-holds at least one whole block, whatever its position there; so a file is looked at from each of 16 starting points,
-16 bytes at a time, and each piece is looked up in the set of blocks.  That is one lookup per byte of HQ's directory.
-A block of one repeated byte proves nothing (an empty database page is full of them) and is left out.
+Every plaintext is cut into blocks of 16 bytes at 16-byte steps.  A run of 31 or more plaintext
+bytes anywhere in a file holds at least one whole block, whatever its position there; so a file is
+looked at from each of 16 starting points, 16 bytes at a time, and each piece is looked up in the
+set of blocks.  That is one lookup per byte of HQ's directory.  A block of one repeated byte proves
+nothing (an empty database page is full of them) and is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 BLOCK = 16
 WINDOW = 64 * 1024
-_ZEROS = memoryview(bytes(WINDOW + BLOCK - 1))  # empty pages and reserved space hold nothing to look up
+# empty pages and reserved space hold nothing to look up
+_ZEROS = memoryview(bytes(WINDOW + BLOCK - 1))
 _STEP = struct.Struct(f"{BLOCK}s")
 
 
@@ -61,7 +63,8 @@ def _hits(data: bytes, known: set[tuple[bytes]]) -> tuple[set[tuple[bytes]], int
     hits: set[tuple[bytes]] = set()
     looked_at = 0
     for at in range(0, len(data), WINDOW):
-        window = view[at : at + WINDOW + BLOCK - 1]  # a block across the border is in the window before it
+        # a block across the border is in the window before it
+        window = view[at : at + WINDOW + BLOCK - 1]
         if window == _ZEROS[: len(window)]:
             continue
         looked_at += min(WINDOW, len(window))

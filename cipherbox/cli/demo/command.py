@@ -1,8 +1,10 @@
-"""`demo`: the labs scenario with real processes over mutual TLS, and a check of everything that was promised.
+"""`demo`: the labs scenario with real processes over mutual TLS, and a check of everything that was
+promised.
 
-Four labs, three research centers and HQ, each a process of its own running this same program in a home of its own.  The
-labs send before the centers are there, so that everything is searched for plaintext while it waits at HQ, and once more
-at the end.  What differs from what it should be is listed, and the exit code is 1.
+Four labs, three research centers and HQ, each a process of its own running this same program in a
+home of its own.  The labs send before the centers are there, so that everything is searched for
+plaintext while it waits at HQ, and once more at the end.  What differs from what it should be is
+listed, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ START_TRIES = 3
 RECEIPT_TRIES = 5
 DELIVERIES = """
     SELECT d.message_id, d.client_id, m.sent_time, d.delivered_time, d.acknowledged_time
-    FROM message_deliveries d JOIN message_metadata m USING (message_id) WHERE m.routing_key <> '.sys'
+    FROM message_deliveries d JOIN message_metadata m USING (message_id) WHERE m.routing_key <>
+    '.sys'
 """  # receipts travel there
 
 
@@ -48,7 +51,12 @@ DELIVERIES = """
     type=click.Path(path_type=Path, file_okay=False),
     help="Work in this new directory instead of a temporary one; it is kept.",
 )
-@click.option("--hostile-hq", "hostile_hq", is_flag=True, help="Play an HQ that breaks its word, and what notices it.")
+@click.option(
+    "--hostile-hq",
+    "hostile_hq",
+    is_flag=True,
+    help="Play an HQ that breaks its word, and what notices it.",
+)
 @database_option
 @json_option
 def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json: bool) -> int:
@@ -57,7 +65,9 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
     With --hostile-hq: HQ drops a message, swaps a key and rolls its log back, in front of you.
     """
     if hostile_hq and url:
-        raise click.UsageError("--hostile-hq plays with the embedded database; leave --database out.")
+        raise click.UsageError(
+            "--hostile-hq plays with the embedded database; leave --database out."
+        )
     with ExitStack() as stack:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="cipherbox-demo-"))
@@ -70,7 +80,9 @@ def demo(keep: bool, directory: Path | None, hostile_hq: bool, url: str, as_json
             scenes = run_until_stopped(play_hostile, directory.absolute(), not as_json)
             show_scenes(scenes, as_json, directory if keep else None)
             return Exit.REFUSED if any(scene.missed for scene in scenes) else Exit.OK
-        report = run_until_stopped(play, directory.absolute(), not as_json, stack.enter_context(scratch(url)))
+        report = run_until_stopped(
+            play, directory.absolute(), not as_json, stack.enter_context(scratch(url))
+        )
         if as_json:
             show_json(report)
         else:
@@ -145,7 +157,7 @@ async def play_hostile(directory: Path, talk: bool) -> list[Scene]:
     return await hostile(stage, directory, server, tell)
 
 
-# -- the acts -----------------------------------------------------------------------------------------------------
+# -- the acts --------------------------------------------------------------------------------------
 
 
 async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> trio.Process:
@@ -158,7 +170,9 @@ async def _start_hq(stage: Stage, hq: Path, admin: Path, database: Scratch) -> t
         await stage.run(HQ, "--home", str(admin), "init", str(hq), *where)
         # Everything HQ writes, also at DEBUG, lies in its directory and is searched.
         config = load_server_config(hq)
-        write_server_config(attrs.evolve(config, logging=LoggingSettings(level="DEBUG", directory=hq / "logs")))
+        write_server_config(
+            attrs.evolve(config, logging=LoggingSettings(level="DEBUG", directory=hq / "logs"))
+        )
         try:
             process, _ = await stage.start(HQ, "serve", str(hq))
         except DemoFailed:
@@ -179,7 +193,9 @@ async def _enrol(stage: Stage, directory: Path, admin: Path, clients: Sequence[s
     from cipherbox.client.client import open_client
 
     async def join(client_id: str, token: str) -> None:
-        await stage.run(client_id, "--home", str(directory / client_id), "join", stdin=token.encode())
+        await stage.run(
+            client_id, "--home", str(directory / client_id), "join", stdin=token.encode()
+        )
 
     async with open_client(admin) as client, trio.open_nursery() as nursery:
         for client_id in clients:
@@ -211,7 +227,16 @@ async def _send(stage: Stage, directory: Path, items: list[Item]) -> dict[str, s
         file = directory / item.sender / item.file
         file.write_bytes(item.content)
         await stage.run(item.sender, "--home", home, "route", "allow", EXCHANGE, *item.recipients)
-        arguments = ["send", "--exchange", EXCHANGE, "--key", item.key, "--file", str(file), "--json"]
+        arguments = [
+            "send",
+            "--exchange",
+            EXCHANGE,
+            "--key",
+            item.key,
+            "--file",
+            str(file),
+            "--json",
+        ]
         answer = orjson.loads(await stage.run(item.sender, "--home", home, *arguments))
         sent[item.name] = answer["message_ids"][0]
 
@@ -228,11 +253,23 @@ async def _receive(stage: Stage, directory: Path, items: list[Item]) -> None:
         for center, queue in QUEUES.items():
             count = str(sum(center in item.recipients for item in items))
             home = str(directory / center)
-            arguments = ("--home", home, "receive", "--queue", queue, "--count", count, "--idle", "20")
+            arguments = (
+                "--home",
+                home,
+                "receive",
+                "--queue",
+                queue,
+                "--count",
+                count,
+                "--idle",
+                "20",
+            )
             nursery.start_soon(stage.run, center, *arguments)
 
 
-async def _receipts(stage: Stage, directory: Path, sent: dict[str, str]) -> dict[str, dict[str, int]]:
+async def _receipts(
+    stage: Stage, directory: Path, sent: dict[str, str]
+) -> dict[str, dict[str, int]]:
     """Message id -> center -> when it signed, by each lab's own `status`."""
     import orjson
     import trio
@@ -244,7 +281,9 @@ async def _receipts(stage: Stage, directory: Path, sent: dict[str, str]) -> dict
             shown = orjson.loads(
                 await stage.run(lab, "--home", str(directory / lab), "status", message_id, "--json")
             )
-            found[message_id] = {s["client_id"]: s["at"] for s in shown["timeline"] if s["what"] == "opened"}
+            found[message_id] = {
+                s["client_id"]: s["at"] for s in shown["timeline"] if s["what"] == "opened"
+            }
             if not shown["not_signed"]:
                 return
 
@@ -254,7 +293,7 @@ async def _receipts(stage: Stage, directory: Path, sent: dict[str, str]) -> dict
     return found
 
 
-# -- the checks ---------------------------------------------------------------------------------------------------
+# -- the checks ------------------------------------------------------------------------------------
 
 
 async def _compare_depth(admin: Path, report: Report) -> None:
@@ -263,19 +302,26 @@ async def _compare_depth(admin: Path, report: Report) -> None:
     async with open_client(admin) as client:
         for row in await client.list("queues"):
             left = row["waiting"] + row["unacknowledged"]
-            if left and not row["name"].endswith(".sys"):  # receipts wait for the lab's next command
+            # receipts wait for the lab's next command
+            if left and not row["name"].endswith(".sys"):
                 report.differences.append(f"{left} envelopes are still in {row['name']}")
 
 
 def _compare(report: Report, directory: Path, items: list[Item], sent: dict[str, str]) -> None:
-    """Every center's file against what the labs made: nothing missing, nothing twice, nothing else."""
+    """Every center's file against what the labs made: nothing missing, nothing twice, nothing
+    else.
+    """
     received = {center: _received(directory / center) for center in QUEUES}
-    report.received_files = [directory / center / "data" / "received_messages.jsonl" for center in QUEUES]
+    report.received_files = [
+        directory / center / "data" / "received_messages.jsonl" for center in QUEUES
+    ]
     for item in items:
         message_id = sent[item.name]
         digest = hashlib.sha256(item.content).hexdigest()
         for center in item.recipients:
-            delivery = Delivery(item.name, message_id, item.sender, center, len(item.content), digest)
+            delivery = Delivery(
+                item.name, message_id, item.sender, center, len(item.content), digest
+            )
             report.deliveries.append(delivery)
             lines = [line for line in received[center] if line["message_id"] == message_id]
             if len(lines) != 1:
@@ -285,11 +331,17 @@ def _compare(report: Report, directory: Path, items: list[Item], sent: dict[str,
             received[center].remove(line)
             delivery.received_sha256 = hashlib.sha256(line["bytes"]).hexdigest()
             if delivery.received_sha256 != digest:
-                report.differences.append(f"{center}: {item.name} has other bytes than {item.sender} sent")
+                report.differences.append(
+                    f"{center}: {item.name} has other bytes than {item.sender} sent"
+                )
             if line["sender_id"] != item.sender or not line["sent_timestamp"]:
-                report.differences.append(f"{center}: {item.name} names sender {line['sender_id']!r} or no time")
+                report.differences.append(
+                    f"{center}: {item.name} names sender {line['sender_id']!r} or no time"
+                )
     for center, surplus in received.items():
-        report.differences += [f"{center} has message {line['message_id']}, which is not for it" for line in surplus]
+        report.differences += [
+            f"{center} has message {line['message_id']}, which is not for it" for line in surplus
+        ]
 
 
 def _received(home: Path) -> list[dict[str, Any]]:
@@ -302,7 +354,11 @@ def _received(home: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [orjson.loads(line) for line in file.read_bytes().splitlines()]
     for line in lines:
         content = line["content"]
-        line["bytes"] = content.encode() if isinstance(content, str) else (file.parent / content["file"]).read_bytes()
+        line["bytes"] = (
+            content.encode()
+            if isinstance(content, str)
+            else (file.parent / content["file"]).read_bytes()
+        )
     return lines
 
 
@@ -325,7 +381,13 @@ def _read_times(report: Report, path: Path, database: Scratch) -> None:
     if database.url:
         rows = [dict(zip(names, row, strict=True)) for row in database.rows(DELIVERIES)]
         for row in rows:
-            row.update({name: row[name].isoformat(timespec="milliseconds") for name in names[2:] if row[name]})
+            row.update(
+                {
+                    name: row[name].isoformat(timespec="milliseconds")
+                    for name in names[2:]
+                    if row[name]
+                }
+            )
     else:
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
@@ -340,7 +402,9 @@ def _read_times(report: Report, path: Path, database: Scratch) -> None:
         for name in ("sent_time", "delivered_time", "acknowledged_time"):
             setattr(delivery, name, str(row.get(name) or ""))
             if not row.get(name):
-                report.differences.append(f"HQ has no {name} for {delivery.item} at {delivery.recipient}")
+                report.differences.append(
+                    f"HQ has no {name} for {delivery.item} at {delivery.recipient}"
+                )
 
 
 def _compare_receipts(report: Report, receipts: dict[str, dict[str, int]]) -> None:
@@ -350,7 +414,9 @@ def _compare_receipts(report: Report, receipts: dict[str, dict[str, int]]) -> No
     for delivery in report.deliveries:
         at = receipts.get(delivery.message_id, {}).get(delivery.recipient)
         if at is None:
-            report.differences.append(f"{delivery.recipient} has signed no receipt for {delivery.item}")
+            report.differences.append(
+                f"{delivery.recipient} has signed no receipt for {delivery.item}"
+            )
         else:
             moment = datetime.fromtimestamp(at / 1000, UTC)
             delivery.opened_time = f"{moment:%Y-%m-%dT%H:%M:%S}.{at % 1000:03d}Z"

@@ -1,12 +1,15 @@
-"""`demo --hostile-hq`: an HQ that breaks its word in front of the user, and the commands that notice.
+"""`demo --hostile-hq`: an HQ that breaks its word in front of the user, and the commands that
+notice.
 
-Three scenes with real processes over mutual TLS.  Between a stop and a start of HQ its operator does what only an
-operator can: takes a confirmed message out of the database, certifies keys of its own in a client's name, puts the disk
-of an earlier hour back.  Then the clients' ordinary commands run, and what they print is shown word for word.
+Three scenes with real processes over mutual TLS.  Between a stop and a start of HQ its operator
+does what only an operator can: takes a confirmed message out of the database, certifies keys of its
+own in a client's name, puts the disk of an earlier hour back.  Then the clients' ordinary commands
+run, and what they print is shown word for word.
 
 Rules.
 1. Clients are never told that HQ is hostile: they run the commands of every day.
-2. A scene counts as caught only by what a command's exit code and output say, never by what this module knows.
+2. A scene counts as caught only by what a command's exit code and output say, never by what this
+   module knows.
 3. The operator has all of HQ's secrets, its CA's key included, and none of a client's.
 """
 
@@ -90,8 +93,12 @@ class Hostile:
 
     async def run(self, scene: Scene, client_id: str, *arguments: str) -> Shown:
         """Run a client's command and keep what it printed for the user."""
-        code, output = await self.stage.ran(client_id, "--home", str(self.home(client_id)), *arguments)
-        shown = Shown(f"{client_id}$ cipherbox {' '.join(map(_quoted, arguments))}", code, output.strip())
+        code, output = await self.stage.ran(
+            client_id, "--home", str(self.home(client_id)), *arguments
+        )
+        shown = Shown(
+            f"{client_id}$ cipherbox {' '.join(map(_quoted, arguments))}", code, output.strip()
+        )
         scene.shown.append(shown)
         return shown
 
@@ -115,72 +122,98 @@ async def play_hostile(acts: Hostile) -> list[Scene]:
     return scenes
 
 
-# -- a message is dropped -------------------------------------------------------------------------------------------
+# -- a message is dropped --------------------------------------------------------------------------
 
 
 async def _dropped_message(acts: Hostile) -> Scene:
     scene = Scene(
         "A dropped message",
         f"{HQ} confirms a message of {LAB}, then deletes it from its database and keeps silent.",
-        f"HQ's confirm is a signature over an entry of its log, which {LAB} keeps; only {CENTER} can sign that it "
-        "opened the message, and it has not. So the loss shows at the sender, HQ cannot deny that it took the message, "
-        f"and {LAB} still has it: sealed again, it arrives.",
+        f"HQ's confirm is a signature over an entry of its log, which {LAB} keeps; only {CENTER} "
+        "can sign that it opened the message, and it has not. So the loss shows at the sender, "
+        f"HQ cannot deny that it took the message, and {LAB} still has it: sealed again, it "
+        "arrives.",
     )
     message = await acts.send(LAB, "Sample 17 is ready")
     await acts.stop()
     _drop_everything_that_waits(acts.hq)
     await acts.start()
     received = await acts.run(scene, CENTER, "receive", "--count", "1", "--idle", QUIET_S)
-    scene.expect(message not in received.output, f"{CENTER} received the message: nothing was dropped")
+    scene.expect(
+        message not in received.output, f"{CENTER} received the message: nothing was dropped"
+    )
     status = await acts.run(scene, LAB, "status", message)
-    scene.expect("of its signed log" in status.output, "the status does not name HQ's signed confirm")
-    scene.expect(f"no receipt yet from {CENTER}" in status.output, "the status does not say that no receipt came")
+    scene.expect(
+        "of its signed log" in status.output, "the status does not name HQ's signed confirm"
+    )
+    scene.expect(
+        f"no receipt yet from {CENTER}" in status.output,
+        "the status does not say that no receipt came",
+    )
     again = await acts.run(scene, LAB, "outbox", "retry", "--seal-again", message)
     scene.expect(again.code == Exit.OK, "the message could not be sent again")
     await acts.run(scene, CENTER, "receive", "--count", "1", "--idle", "20")
     opened = await acts.run(scene, LAB, "status", message)
-    scene.expect(f"opened by {CENTER}" in opened.output, "the message did not arrive when it was sent again")
+    scene.expect(
+        f"opened by {CENTER}" in opened.output, "the message did not arrive when it was sent again"
+    )
     return scene
 
 
 def _drop_everything_that_waits(hq: Path) -> None:
-    """What a dishonest operator needs no program for: rows are deleted, counters are made to fit."""
+    """What a dishonest operator needs no program for: rows are deleted, counters are made to
+    fit.
+    """
     with closing(sqlite3.connect(hq / "cipherbox.sqlite3")) as database, database:
-        database.execute("DELETE FROM bodies WHERE number IN (SELECT number FROM entries WHERE state < 2)")
-        database.execute("DELETE FROM envelopes WHERE number IN (SELECT number FROM entries WHERE state < 2)")
+        database.execute(
+            "DELETE FROM bodies WHERE number IN (SELECT number FROM entries WHERE state < 2)"
+        )
+        database.execute(
+            "DELETE FROM envelopes WHERE number IN (SELECT number FROM entries WHERE state < 2)"
+        )
         database.execute("DELETE FROM entries WHERE state < 2")
         database.execute("UPDATE queues SET depth = 0, bytes = 0")
 
 
-# -- a key is swapped -----------------------------------------------------------------------------------------------
+# -- a key is swapped ------------------------------------------------------------------------------
 
 
 async def _swapped_key(acts: Hostile) -> Scene:
     scene = Scene(
         "A swapped key",
-        f"{HQ} makes keys of its own in the name of {CENTER}, has its own CA certify them, enters them into its "
-        "signed log and hands them out, to read what is sealed to them.",
-        f"{LAB} knows {CENTER}: new keys count only when the keys before signed for them, so nothing is sent. "
-        f"{NEWCOMER} meets {CENTER} for the first time, where HQ can lie; two people who compare the number by phone "
-        f"see it, and so does {CENTER}'s own client, which knows what it made.",
+        f"{HQ} makes keys of its own in the name of {CENTER}, has its own CA certify them, "
+        "enters them into its signed log and hands them out, to read what is sealed to them.",
+        f"{LAB} knows {CENTER}: new keys count only when the keys before signed for them, so "
+        f"nothing is sent. {NEWCOMER} meets {CENTER} for the first time, where HQ can lie; two "
+        f"people who compare the number by phone see it, and so does {CENTER}'s own client, "
+        "which knows what it made.",
     )
     await acts.stop()
     await _hand_out_keys_of_ours(acts.hq)
     await acts.start()
     refused = await acts.run(scene, LAB, "send", "--to", CENTER, "Sample 18 is ready")
-    scene.expect(refused.code == Exit.KEYS, f"{LAB} ended with {refused.code}, not {int(Exit.KEYS)}")
+    scene.expect(
+        refused.code == Exit.KEYS, f"{LAB} ended with {refused.code}, not {int(Exit.KEYS)}"
+    )
     true = await acts.run(scene, CENTER, "keys", "fingerprint")
     number = _number(true.output)
     scene.expect(bool(number), f"{CENTER} was not shown the number of its keys")
     compared = await acts.run(scene, NEWCOMER, "keys", "verify", CENTER, "--fingerprint", number)
-    scene.expect("They differ" in compared.output and compared.code == Exit.REFUSED, "the numbers did not differ")
+    scene.expect(
+        "They differ" in compared.output and compared.code == Exit.REFUSED,
+        "the numbers did not differ",
+    )
     owner = await acts.run(scene, CENTER, "doctor")
-    scene.expect("this home did not make" in owner.output, f"{CENTER} was not warned of keys in its name")
+    scene.expect(
+        "this home did not make" in owner.output, f"{CENTER} was not warned of keys in its name"
+    )
     return scene
 
 
 async def _hand_out_keys_of_ours(hq: Path) -> None:
-    """Put a bundle made by HQ into the database, past the checks that an honest HQ makes when it takes one."""
+    """Put a bundle made by HQ into the database, past the checks that an honest HQ makes when it
+    takes one.
+    """
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
     from cipherbox import pki
@@ -198,19 +231,32 @@ async def _hand_out_keys_of_ours(hq: Path) -> None:
         sealed = aead.encrypt(nonce, false.raw, CENTER.encode())
         now = pki.ms(pki.now())
         operator.store.put_bundle(
-            BundleRow(CENTER, false.sequence, false.hash, sealed[:-16], nonce, sealed[-16:], now, false.ends_at)
+            BundleRow(
+                CENTER,
+                false.sequence,
+                false.hash,
+                sealed[:-16],
+                nonce,
+                sealed[-16:],
+                now,
+                false.ends_at,
+            )
         )
 
 
 def _forged(config: ServerConfig, known: KeyBundle) -> KeyBundle:
-    """Return a bundle that everything HQ has can make: certified and whole, signed by nothing of its owner's."""
+    """Return a bundle that everything HQ has can make: certified and whole, signed by nothing of
+    its owner's.
+    """
     from cipherbox import pki
     from cipherbox.config.settings import secret_key
     from cipherbox.sealing.identity import Identity
 
     service_key = secret_key(config.encryption.service_key_file)
     issuing = pki.load_pem(config.tls.issuing.read_bytes(), "issuing CA")[0]
-    authority = pki.Authority(issuing, pki.load_key(config.ca.issuing_key.read_bytes(), service_key, "issuing CA"))
+    authority = pki.Authority(
+        issuing, pki.load_key(config.ca.issuing_key.read_bytes(), service_key, "issuing CA")
+    )
     key = pki.new_key()
     chain = [pki.issue_client(authority, key.public_key(), known.client_id), issuing]
     return Identity.generate(known.client_id).make_bundle(key, chain, pki.ms(pki.now()), known)
@@ -226,17 +272,18 @@ def _number(output: str) -> str:
     return ""
 
 
-# -- the log is rolled back -----------------------------------------------------------------------------------------
+# -- the log is rolled back ------------------------------------------------------------------------
 
 
 async def _rolled_back_log(acts: Hostile) -> Scene:
     scene = Scene(
         "A rolled-back log",
-        f"{HQ} takes a message, then puts back its disk of an hour before: the message, its confirm and the entry of "
-        "the log were never there.",
-        f"{LAB} remembers the newest head of the log that it verified. The old disk's log is shorter and signed later: "
-        "two signed heads that contradict each other. Every program of the home stops, and one file holds the "
-        "evidence, which anybody verifies without HQ and without a network.",
+        f"{HQ} takes a message, then puts back its disk of an hour before: the message, its "
+        "confirm and the entry of the log were never there.",
+        f"{LAB} remembers the newest head of the log that it verified. The old disk's log is "
+        "shorter and signed later: two signed heads that contradict each other. Every program "
+        "of the home stops, and one file holds the evidence, which anybody verifies without HQ "
+        "and without a network.",
     )
     await acts.stop()
     copy = acts.directory / "disk-of-an-hour-before"
@@ -244,19 +291,25 @@ async def _rolled_back_log(acts: Hostile) -> Scene:
     await acts.start()
     text = "Sample 19 is ready"
     await acts.stage.run(NEWCOMER, "--home", str(acts.home(NEWCOMER)), "send", "--to", LAB, text)
-    await acts.stage.run(LAB, "--home", str(acts.home(LAB)), "receive", "--count", "1", "--idle", "20")
+    await acts.stage.run(
+        LAB, "--home", str(acts.home(LAB)), "receive", "--count", "1", "--idle", "20"
+    )
     await acts.stop()
     shutil.rmtree(acts.hq)
     copy.rename(acts.hq)
     await acts.start()
     stopped = await acts.run(scene, LAB, "status")
-    scene.expect(stopped.code == Exit.KEYS, f"{LAB} ended with {stopped.code}, not {int(Exit.KEYS)}")
+    scene.expect(
+        stopped.code == Exit.KEYS, f"{LAB} ended with {stopped.code}, not {int(Exit.KEYS)}"
+    )
     files = sorted(acts.home(LAB).glob("log-evidence-*.json"))
     scene.expect(bool(files), f"{LAB} has no file of evidence")
     if files:
         await acts.stop()
         verified = await acts.run(scene, LAB, "audit", "evidence", str(files[0]))
-        scene.expect(verified.code == Exit.OK, f"the evidence does not hold: exit code {verified.code}")
+        scene.expect(
+            verified.code == Exit.OK, f"the evidence does not hold: exit code {verified.code}"
+        )
         await acts.start()
     return scene
 
@@ -265,12 +318,16 @@ def _quoted(word: str) -> str:
     return f"'{word}'" if " " in word else word
 
 
-async def hostile(stage: Stage, directory: Path, server: trio.Process, tell: Callable[[str], None]) -> list[Scene]:
+async def hostile(
+    stage: Stage, directory: Path, server: trio.Process, tell: Callable[[str], None]
+) -> list[Scene]:
     """Play everything against a running HQ with its clients enrolled, and stop HQ; the scenes."""
     acts = Hostile(stage, directory, server, tell)
     try:
         await acts.send(LAB, "We have met")  # from here on the lab holds the center's keys
-        await stage.run(CENTER, "--home", str(acts.home(CENTER)), "receive", "--count", "1", "--idle", "20")
+        await stage.run(
+            CENTER, "--home", str(acts.home(CENTER)), "receive", "--count", "1", "--idle", "20"
+        )
         return await play_hostile(acts)
     finally:
         await acts.stop()

@@ -37,26 +37,57 @@ def make_items(seed: int) -> list[Item]:
     """The four items; the same seed gives the same bytes."""
     chance = random.Random(seed)  # noqa: S311 - test data, no secret
     return [
-        Item("FL-LAB_DAT_20251008_001", "FL-LAB_DAT_20251008_001.csv", "FL-LAB", "fl.data", ("CA-RC", "SF-RC"),
-             measurements(chance)),
-        Item("PA-LAB_RPT_20251008_125", "PA-LAB_RPT_20251008_125.hl7", "PA-LAB", "pa.report",
-             ("CA-RC", "NY-RC", "SF-RC"), lab_report(chance)),
-        Item("MA-LAB_DAT_20251008_045", "MA-LAB_DAT_20251008_045.json", "MA-LAB", "ma.data", ("NY-RC", "SF-RC"),
-             document(chance)),
-        Item("IL-LAB_RPT_20251008_175", "IL-LAB_RPT_20251008_175.pdf", "IL-LAB", "il.report", ("CA-RC", "SF-RC"),
-             paper(chance, 3_500_000)),
-    ]  # fmt: skip
+        Item(
+            "FL-LAB_DAT_20251008_001",
+            "FL-LAB_DAT_20251008_001.csv",
+            "FL-LAB",
+            "fl.data",
+            ("CA-RC", "SF-RC"),
+            measurements(chance),
+        ),
+        Item(
+            "PA-LAB_RPT_20251008_125",
+            "PA-LAB_RPT_20251008_125.hl7",
+            "PA-LAB",
+            "pa.report",
+            ("CA-RC", "NY-RC", "SF-RC"),
+            lab_report(chance),
+        ),
+        Item(
+            "MA-LAB_DAT_20251008_045",
+            "MA-LAB_DAT_20251008_045.json",
+            "MA-LAB",
+            "ma.data",
+            ("NY-RC", "SF-RC"),
+            document(chance),
+        ),
+        Item(
+            "IL-LAB_RPT_20251008_175",
+            "IL-LAB_RPT_20251008_175.pdf",
+            "IL-LAB",
+            "il.report",
+            ("CA-RC", "SF-RC"),
+            paper(chance, 3_500_000),
+        ),
+    ]
 
 
 def measurements(chance: random.Random) -> bytes:
     """A CSV of 4,000 measurements, about 240 KB."""
     lines = ["sample,taken_at,analyte,value,unit,instrument,operator"]
-    analytes = (("Glucose", "mmol/L", 5.2), ("Sodium", "mmol/L", 140.0), ("CRP", "mg/L", 3.1), ("Ferritin", "ug/L", 80))
+    analytes = (
+        ("Glucose", "mmol/L", 5.2),
+        ("Sodium", "mmol/L", 140.0),
+        ("CRP", "mg/L", 3.1),
+        ("Ferritin", "ug/L", 80),
+    )
     for number in range(4000):
         name, unit, middle = analytes[number % len(analytes)]
         value = chance.gauss(middle, middle / 9)
-        clock = f"2025-10-08T{chance.randrange(24):02}:{chance.randrange(60):02}:{chance.randrange(60):02}Z"
-        lines.append(f"FL{chance.randrange(10**8):08},{clock},{name},{value:.4f},{unit},A{number % 7},op{number % 11}")
+        hour, minute, second = chance.randrange(24), chance.randrange(60), chance.randrange(60)
+        clock = f"2025-10-08T{hour:02}:{minute:02}:{second:02}Z"
+        sample = f"FL{chance.randrange(10**8):08}"
+        lines.append(f"{sample},{clock},{name},{value:.4f},{unit},A{number % 7},op{number % 11}")
     return ("\r\n".join(lines) + "\r\n").encode()
 
 
@@ -64,17 +95,20 @@ def lab_report(chance: random.Random) -> bytes:
     """An HL7 v2.5.1 ORU^R01 report with 30 results and a note in another alphabet."""
     number = chance.randrange(10**9)
     segments = [
-        f"MSH|^~\\&|LIS|PA-LAB|EHR|DC-HQ|20251008091500||ORU^R01^ORU_R01|{number:09}|P|2.5.1|||||USA|UNICODE UTF-8",
+        "MSH|^~\\&|LIS|PA-LAB|EHR|DC-HQ|20251008091500||ORU^R01^ORU_R01|"
+        f"{number:09}|P|2.5.1|||||USA|UNICODE UTF-8",
         f"PID|1||{chance.randrange(10**8):08}^^^PA-LAB^MR||Doe^Jane^Q||19800101|F",
         f"OBR|1|{number}|{number + 1}|24323-8^Comprehensive metabolic panel^LN|||20251008084500",
     ]
     for index in range(1, 31):
         value = chance.uniform(1, 200)
         segments.append(
-            f"OBX|{index}|NM|{2000 + index}-{index % 10}^Analyte {index}^LN||{value:.3f}|mmol/L|1.0-150.0|"
-            f"{'H' if value > 150 else 'N'}|||F|||20251008090{index % 10}00"
+            f"OBX|{index}|NM|{2000 + index}-{index % 10}^Analyte {index}^LN||{value:.3f}|mmol/L|"
+            f"1.0-150.0|{'H' if value > 150 else 'N'}|||F|||20251008090{index % 10}00"
         )
-    segments.append("NTE|1|L|Näheres auf Anfrage; подробности по запросу; 詳細はお問い合わせください")
+    segments.append(
+        "NTE|1|L|Näheres auf Anfrage; подробности по запросу; 詳細はお問い合わせください"
+    )
     return ("\r".join(segments) + "\r").encode()
 
 
@@ -91,15 +125,23 @@ def document(chance: random.Random) -> bytes:
         }
         for number in range(180)
     ]
-    text = json.dumps({"id": "MA-LAB_DAT_20251008_045", "study": "Überblick 2025", "runs": runs}, ensure_ascii=False)
+    text = json.dumps(
+        {"id": "MA-LAB_DAT_20251008_045", "study": "Überblick 2025", "runs": runs},
+        ensure_ascii=False,
+    )
     return text.encode()
 
 
 def paper(chance: random.Random, size: int) -> bytes:
-    """Something like a PDF of about ``size`` bytes: a header, a compressed stream with every byte value, a trailer."""
+    """Something like a PDF of about ``size`` bytes: a header, a compressed stream with every
+    byte value, a trailer.
+    """
     picture = chance.randbytes(size)
     stream = zlib.compress(picture, 1)
-    head = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<< /Type /XObject /Subtype /Image /Filter /FlateDecode /Length "
+    head = (
+        b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n<< /Type /XObject /Subtype /Image /Filter "
+        b"/FlateDecode /Length "
+    )
     return (
         head
         + str(len(stream)).encode()

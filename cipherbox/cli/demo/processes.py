@@ -1,6 +1,7 @@
 """The demo's processes: this same program, started again and again, each ended by its own pid.
 
-What a process prints goes into a file of its own; when it fails, the end of that file is in the error.
+What a process prints goes into a file of its own; when it fails, the end of that file is in the
+error.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class DemoFailed(Failed):
 
 
 def program() -> list[str]:
-    """How to start this program: the built file when it is one, what `install` made of it, else the package."""
+    """How to start this program: the built file when it is one, what `install` made of it, else
+    the package.
+    """
     started = Path(sys.argv[0] if sys.argv else "").resolve()
     if zipfile.is_zipfile(started):
         return [sys.executable, str(started)]
@@ -41,8 +44,8 @@ def program() -> list[str]:
 def free_port() -> int:
     """A port of loopback that nobody uses at this moment.
 
-    Not one of those that the system gives to outgoing connections: while HQ is down, a client that tries again could be
-    given HQ's own port, and HQ could not have it back.
+    Not one of those that the system gives to outgoing connections: while HQ is down, a client that
+    tries again could be given HQ's own port, and HQ could not have it back.
     """
     while True:
         port = LOWEST_PORT + secrets.randbelow(PORTS)
@@ -61,7 +64,9 @@ class Stage:
         self._logs = directory / "output"
         self._logs.mkdir()
         self.environment = {
-            k: v for k, v in os.environ.items() if not k.startswith("CIPHERBOX_") or k == CACHE_VARIABLE
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith("CIPHERBOX_") or k == CACHE_VARIABLE
         }
         self.environment["PYTHONIOENCODING"] = "utf-8"
 
@@ -69,7 +74,9 @@ class Stage:
         """Where a process's output is."""
         return self._logs / f"{name}.log"
 
-    async def run(self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = LIMIT_S) -> str:
+    async def run(
+        self, name: str, *arguments: str, stdin: bytes = b"", limit_s: float = LIMIT_S
+    ) -> str:
         """Runs one command to its end; what it printed, or DemoFailed with the end of it."""
         code, output = await self._ran(name, arguments, stdin, limit_s, both=False)
         if code != Exit.OK:
@@ -77,7 +84,9 @@ class Stage:
         return output
 
     async def ran(self, name: str, *arguments: str, limit_s: float = LIMIT_S) -> tuple[int, str]:
-        """Runs one command to its end, whichever; its exit code, and all it printed as a user sees it."""
+        """Runs one command to its end, whichever; its exit code, and all it printed as a user
+        sees it.
+        """
         return await self._ran(name, arguments, b"", limit_s, both=True)
 
     async def _ran(
@@ -94,11 +103,16 @@ class Stage:
                     env=self.environment,
                 )
             if scope.cancelled_caught:
-                raise DemoFailed(f"{name}: {' '.join(arguments)} took longer than {limit_s:.0f} s{self._tail(name)}")
+                raise DemoFailed(
+                    f"{name}: {' '.join(arguments)} took longer than {limit_s:.0f} "
+                    f"s{self._tail(name)}"
+                )
             log.write(done.stdout)
         return done.returncode, bytes(done.stdout).decode()
 
-    async def start(self, name: str, *arguments: str, limit_s: float = LIMIT_S) -> tuple[trio.Process, str]:
+    async def start(
+        self, name: str, *arguments: str, limit_s: float = LIMIT_S
+    ) -> tuple[trio.Process, str]:
         """Starts a command that stays, and waits for the first line it prints."""
         log: IO[bytes] = self.output(name).open("ab")
         with log:

@@ -58,10 +58,16 @@ def show(report: Report, keep: bool) -> None:
                 delivery.sender,
                 delivery.recipient,
                 size_text(delivery.size),
-                delivery.received_sha256[:16] + ("" if delivery.received_sha256 == delivery.sha256 else " DIFFERS"),
+                delivery.received_sha256[:16]
+                + ("" if delivery.received_sha256 == delivery.sha256 else " DIFFERS"),
                 *map(
                     _clock,
-                    (delivery.sent_time, delivery.delivered_time, delivery.acknowledged_time, delivery.opened_time),
+                    (
+                        delivery.sent_time,
+                        delivery.delivered_time,
+                        delivery.acknowledged_time,
+                        delivery.opened_time,
+                    ),
                 ),
             )
             for delivery in report.deliveries
@@ -73,15 +79,24 @@ def show(report: Report, keep: bool) -> None:
         for difference in report.differences:
             say(f"  - {safe(difference)}")
         return
-    say(f"{len(report.deliveries)} deliveries arrived, each with the bytes that were sent, each with a signed receipt.")
-    say(f"{HQ} has read none: no plaintext in {report.searched_files} files, {size_text(report.searched_bytes)}.")
+    say(
+        f"{len(report.deliveries)} deliveries arrived, each with the bytes that were sent, each "
+        "with a signed receipt."
+    )
+    say(
+        f"{HQ} has read none: no plaintext in {report.searched_files} files, "
+        f"{size_text(report.searched_bytes)}."
+    )
     say(f"It took {report.seconds:.1f} s.")
     if keep:
         for file in report.received_files:
             say(f"Received: {file}")
         next_step(f"look around in {report.directory}; the manual: cipherbox manual quickstart")
     else:
-        next_step("keep the files to look at: cipherbox demo --keep; begin your own: cipherbox manual quickstart")
+        next_step(
+            "keep the files to look at: cipherbox demo --keep; begin your own: cipherbox manual "
+            "quickstart"
+        )
 
 
 def show_json(report: Report) -> None:
@@ -126,7 +141,10 @@ def show_scenes(scenes: Sequence[Scene], as_json: bool, kept: Path | None) -> No
     caught = sum(not scene.missed for scene in scenes)
     say(f"{caught} of {len(scenes)} were caught.")
     if kept is not None:
-        next_step(f"look around in {kept}; what is protected, and what is not: cipherbox manual threat-model")
+        next_step(
+            f"look around in {kept}; what is protected, and what is not: cipherbox manual "
+            "threat-model"
+        )
     else:
         next_step("what is protected, and what is not: cipherbox manual threat-model")
 
@@ -140,5 +158,10 @@ def _prose(text: str) -> str:
     """Sentences within the width of the terminal, which would break them amid a word."""
     width = max(40, shutil.get_terminal_size().columns - 1)
     return textwrap.fill(
-        text, width, initial_indent="   ", subsequent_indent="   ", break_long_words=False, break_on_hyphens=False
+        text,
+        width,
+        initial_indent="   ",
+        subsequent_indent="   ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )

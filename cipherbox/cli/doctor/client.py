@@ -1,4 +1,6 @@
-"""`doctor` on a client's machine: its files, its clock, its certificate, and the way to HQ step by step."""
+"""`doctor` on a client's machine: its files, its clock, its certificate, and the way to HQ step
+by step.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 10.0
 _SKEW_S, _SKEW_BAD_S = 60, 24 * 3600  # HQ refuses ids from more than a day in the future
-_REPLACED = "if it is to be this client again, ask the admin for: cipherbox enroll CLIENT_ID --replace"
+_REPLACED = (
+    "if it is to be this client again, ask the admin for: cipherbox enroll CLIENT_ID --replace"
+)
 _JOIN = "ask the admin for a token (cipherbox enroll) and run: cipherbox join"
 
 
@@ -57,7 +61,8 @@ def look(ctx: click.Context, home: Path) -> list[Finding]:
         ("disk", lambda: disk([config.home])),
         ("network", lambda: _addresses(config)),
     ]
-    if not any(f.level == BAD and f.about == "rights" for f in files):  # else it could only say the same again
+    # else it could only say the same again
+    if not any(f.level == BAD and f.about == "rights" for f in files):
         checks += [("log", lambda: _log(config)), ("network", lambda: _hq(ctx, config))]
     return [*begun, *files, *collect(checks)]
 
@@ -78,10 +83,19 @@ def _log(config: ClientConfig) -> Iterator[Finding]:
     with closing(Heads(config.home)) as heads:
         known, newest = heads.contradiction(), heads.newest()
     if known is not None:
-        what = f"show {known[1]} to" if known[1] else "HQ said it to this client alone, so there is no evidence; tell"
-        then = "when you know what happened and want to go on: cipherbox audit accept (cipherbox manual log)"
+        what = (
+            f"show {known[1]} to"
+            if known[1]
+            else "HQ said it to this client alone, so there is no evidence; tell"
+        )
+        then = (
+            "when you know what happened and want to go on: cipherbox audit accept (cipherbox "
+            "manual log)"
+        )
         todo = f"{what} the admin and your correspondents; {then}"
-        yield Finding(BAD, "log", f"HQ's log contradicts itself, and nothing is sent: {known[0]}", todo)
+        yield Finding(
+            BAD, "log", f"HQ's log contradicts itself, and nothing is sent: {known[0]}", todo
+        )
     elif newest is not None:
         yield Finding(GOOD, "log", f"HQ's log is verified up to entry {newest.checkpoint.size}")
 
@@ -95,11 +109,19 @@ def _certificates(config: ClientConfig) -> Iterator[Finding]:
             yield Finding(BAD, "files", f"{path} is missing", _JOIN)
             continue
         found = pki.load_pem(path.read_bytes(), str(path))[0]
-        yield ends("certificates", f"{name} certificate", found.not_valid_after_utc, found.not_valid_before_utc, _JOIN)
+        yield ends(
+            "certificates",
+            f"{name} certificate",
+            found.not_valid_after_utc,
+            found.not_valid_before_utc,
+            _JOIN,
+        )
 
 
 def _addresses(config: ClientConfig) -> Iterator[Finding]:
-    """Name and port of each address, without TLS, so that a firewall and a wrong name look different."""
+    """Name and port of each address, without TLS, so that a firewall and a wrong name look
+    different.
+    """
     from cipherbox.config.proxies import way_to
     from cipherbox.net.connecting import parse_address
 
@@ -116,18 +138,29 @@ def _addresses(config: ClientConfig) -> Iterator[Finding]:
         try:
             places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            yield Finding(BAD, "network", f"the name {host} is not known here: {error.strerror or error}",
-                          "is the address in client.toml right, does this machine's DNS work?")  # fmt: skip
+            yield Finding(
+                BAD,
+                "network",
+                f"the name {host} is not known here: {error.strerror or error}",
+                "is the address in client.toml right, does this machine's DNS work?",
+            )
             continue
         began = time.monotonic()
         try:
             socket.create_connection((host, port), _ANSWER_S).close()
         except OSError as error:
-            yield Finding(BAD, "network", f"{address} ({places[0][4][0]}) does not answer: {error.strerror or error}",
-                          "is HQ running, does a firewall stand between? A WebSocket address may pass it")  # fmt: skip
+            yield Finding(
+                BAD,
+                "network",
+                f"{address} ({places[0][4][0]}) does not answer: {error.strerror or error}",
+                "is HQ running, does a firewall stand between? A WebSocket address may pass it",
+            )
         else:
             took = (time.monotonic() - began) * 1000
-            text = f"{address} ({places[0][4][0]}) takes connections, in {took:.0f} ms; directly, {way.why}"
+            text = (
+                f"{address} ({places[0][4][0]}) takes connections, in {took:.0f} ms; directly, "
+                f"{way.why}"
+            )
             yield Finding(GOOD, "network", text)
 
 
@@ -145,17 +178,26 @@ def _through(proxy: Proxy, address: str, host: str, port: int) -> Finding:
     try:
         trio.run(attempt)
     except trio.TooSlowError:
-        return Finding(BAD, "network", f"{address} does not answer through the proxy {proxy} ({proxy.source})",
-                       "is HQ running, is the proxy the right one?")  # fmt: skip
+        return Finding(
+            BAD,
+            "network",
+            f"{address} does not answer through the proxy {proxy} ({proxy.source})",
+            "is HQ running, is the proxy the right one?",
+        )
     except CipherBoxError as error:
         return finding("network", str(error), "correct it: [line] in client.toml, HTTPS_PROXY")
     took = (time.monotonic() - began) * 1000
-    return Finding(GOOD, "network", f"{address} takes connections through the proxy {proxy} ({proxy.source}), "
-                                    f"in {took:.0f} ms")  # fmt: skip
+    return Finding(
+        GOOD,
+        "network",
+        f"{address} takes connections through the proxy {proxy} ({proxy.source}), in {took:.0f} ms",
+    )
 
 
 def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
-    """With this client's certificate as far as HQ lets it: TLS, WELCOME, the clocks compared, a PING."""
+    """With this client's certificate as far as HQ lets it: TLS, WELCOME, the clocks compared, a
+    PING.
+    """
     import trio
 
     from cipherbox.cli.password import load_here
@@ -163,8 +205,12 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
     try:
         home = load_here(ctx)
     except PasswordError as error:
-        yield Finding(WARN, "keys", f"{error}; HQ was not tried with this client's certificate",
-                      "run it on a terminal, or with --password-file")  # fmt: skip
+        yield Finding(
+            WARN,
+            "keys",
+            f"{error}; HQ was not tried with this client's certificate",
+            "run it on a terminal, or with --password-file",
+        )
         return
     except CipherBoxError as error:
         yield Finding(BAD, "keys", str(error), "restore the home from its backup, or join again")
@@ -180,7 +226,9 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
         if not isinstance(one, CipherBoxError):
             raise
         kinds = {NetworkError: "network", StoreError: "files"}
-        about = next((name for kind, name in kinds.items() if isinstance(one, kind)), "certificates")
+        about = next(
+            (name for kind, name in kinds.items() if isinstance(one, kind)), "certificates"
+        )
         yield finding(about, str(one), advice(one) or "mend what it names, then run this again")
 
 
@@ -200,8 +248,14 @@ async def _meet(home: Home) -> list[Finding]:
         if abs(skew_s) > _SKEW_S:
             way = "behind" if skew_s > 0 else "ahead"
             level = BAD if abs(skew_s) > _SKEW_BAD_S else WARN
-            found.append(Finding(level, "clock", f"this clock is {abs(skew_s):.0f} s {way} of HQ's",
-                                 "set the clock: timedatectl set-ntp true"))  # fmt: skip
+            found.append(
+                Finding(
+                    level,
+                    "clock",
+                    f"this clock is {abs(skew_s):.0f} s {way} of HQ's",
+                    "set the clock: timedatectl set-ntp true",
+                )
+            )
         else:
             found.append(Finding(GOOD, "clock", f"within {abs(skew_s):.0f} s of HQ's"))
         found.append(await _own_keys(client))
@@ -211,12 +265,21 @@ async def _meet(home: Home) -> list[Finding]:
             refused: Any = await client.post.store(FolderFiles(client.post.outbox).refused)
             if refused:
                 newest = refused[-1]
-                text = f"{len(refused)} files were refused, {'/'.join(newest.path)} last: {newest.reason}"
+                text = (
+                    f"{len(refused)} files were refused, {'/'.join(newest.path)} last: "
+                    f"{newest.reason}"
+                )
                 found.append(Finding(WARN, "outbox", text, "see them: cipherbox outbox list"))
             rows = await client.list("queues", client.mailbox)
             waiting = sum(int(row["waiting"]) for row in rows)
             if waiting:
-                found.append(Finding(GOOD, "mailbox", f"{waiting} envelopes wait at HQ; take them: cipherbox receive"))
+                found.append(
+                    Finding(
+                        GOOD,
+                        "mailbox",
+                        f"{waiting} envelopes wait at HQ; take them: cipherbox receive",
+                    )
+                )
         return found
 
 
@@ -225,5 +288,9 @@ async def _own_keys(client: Client) -> Finding:
     try:
         await client.life.check_own()
     except BundleError as error:
-        return Finding(BAD, "keys", str(error), "compare with them by telephone: cipherbox keys fingerprint")
-    return Finding(GOOD, "keys", "HQ hands out no keys in this client's name but those this home made")
+        return Finding(
+            BAD, "keys", str(error), "compare with them by telephone: cipherbox keys fingerprint"
+        )
+    return Finding(
+        GOOD, "keys", "HQ hands out no keys in this client's name but those this home made"
+    )

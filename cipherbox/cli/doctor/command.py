@@ -20,8 +20,9 @@ _MARKS = {"good": "ok", "warning": "!!", "wrong": "XX"}
 def doctor(ctx: click.Context, directory: Path | None, everything: bool, as_json: bool) -> int:
     """Look for what is wrong and say what to do: at HQ in DIRECTORY, or at this client (--home).
 
-    Looks at settings, files, rights, keys, certificates, clock, disk, ports, the store and the way to HQ.  Changes
-    nothing, and works while HQ runs.  Ends with 5 when something is wrong, with 0 when there are warnings at most.
+    Looks at settings, files, rights, keys, certificates, clock, disk, ports, the store and the way
+    to HQ.  Changes nothing, and works while HQ runs.  Ends with 5 when something is wrong, with 0
+    when there are warnings at most.
     """
     from cipherbox.cli.doctor.findings import BAD, GOOD
     from cipherbox.cli.output import explain, print_json, safe, say

@@ -48,7 +48,14 @@ def collect(checks: Iterable[tuple[str, Check]]) -> list[Finding]:
         try:
             found += check()
         except (CipherBoxError, OSError, ValueError) as error:
-            found.append(Finding(BAD, about, str(error), advice(error) or "mend what it names, then run this again"))
+            found.append(
+                Finding(
+                    BAD,
+                    about,
+                    str(error),
+                    advice(error) or "mend what it names, then run this again",
+                )
+            )
     return found
 
 
@@ -56,8 +63,12 @@ def clock() -> Iterator[Finding]:
     """The clock by itself; others say later how far it is off."""
     now = datetime.now(UTC)
     if now < BUILT:
-        yield Finding(BAD, "clock", f"it is {now:%Y-%m-%d} by this machine's clock, before CipherBox was made",
-                      "set the clock: timedatectl set-ntp true")  # fmt: skip
+        yield Finding(
+            BAD,
+            "clock",
+            f"it is {now:%Y-%m-%d} by this machine's clock, before CipherBox was made",
+            "set the clock: timedatectl set-ntp true",
+        )
     else:
         yield Finding(GOOD, "clock", f"{now:%Y-%m-%d %H:%M:%S} UTC")
 
@@ -67,15 +78,22 @@ def closed(directory: Path) -> bool:
     return directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK)
 
 
-def opening(directory: Path, load: Callable[[Path], T], todo: str = SETTINGS) -> tuple[list[Finding], T | None]:
-    """What is looked at first on every machine: clock, the right to look, settings.  None: there it ends."""
+def opening(
+    directory: Path, load: Callable[[Path], T], todo: str = SETTINGS
+) -> tuple[list[Finding], T | None]:
+    """What is looked at first on every machine: clock, the right to look, settings.  None: there
+    it ends.
+    """
     found = collect([("clock", clock)])
     if closed(directory):
         return [*found, *collect([("rights", lambda: file_rights(directory, []))])], None
     try:
         return found, load(directory)
     except ConfigError as error:
-        return [*found, *(finding("settings", line, todo) for line in str(error).splitlines())], None
+        return [
+            *found,
+            *(finding("settings", line, todo) for line in str(error).splitlines()),
+        ], None
 
 
 def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
@@ -84,18 +102,31 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
 
     if closed(directory):
         owner = owner_of(directory)
-        yield Finding(BAD, "rights", f"{directory} belongs to {owner}, and this user may not look into it",
-                      f"run this as that user: sudo -u {owner} cipherbox ...")  # fmt: skip
+        yield Finding(
+            BAD,
+            "rights",
+            f"{directory} belongs to {owner}, and this user may not look into it",
+            f"run this as that user: sudo -u {owner} cipherbox ...",
+        )
         return
     wrong = False
     for path in secrets:
         if not path.exists():
-            yield Finding(BAD, "files", f"{path} is missing", "restore it from the backup; it cannot be made anew")
+            yield Finding(
+                BAD,
+                "files",
+                f"{path} is missing",
+                "restore it from the backup; it cannot be made anew",
+            )
             wrong = True
         elif not WINDOWS and stat.S_IMODE(path.stat().st_mode) & 0o077:
             mode = stat.S_IMODE(path.stat().st_mode)
-            yield Finding(BAD, "rights", f"{path} holds a secret, and others may use it (mode {mode:04o})",
-                          f"chmod 600 {path}")  # fmt: skip
+            yield Finding(
+                BAD,
+                "rights",
+                f"{path} holds a secret, and others may use it (mode {mode:04o})",
+                f"chmod 600 {path}",
+            )
             wrong = True
     if why := unwritable(directory):
         yield finding("rights", why)
@@ -111,18 +142,29 @@ def file_rights(directory: Path, secrets: Iterable[Path]) -> Iterator[Finding]:
 def _owners(directory: Path) -> Iterator[Finding]:
     owner = directory.stat().st_uid
     if os.geteuid() not in (owner, 0):
-        yield Finding(WARN, "rights", f"{directory} belongs to another user (uid {owner}, you are {os.geteuid()})",
-                      "run CipherBox as that user")  # fmt: skip
+        yield Finding(
+            WARN,
+            "rights",
+            f"{directory} belongs to another user (uid {owner}, you are {os.geteuid()})",
+            "run CipherBox as that user",
+        )
     strangers = []
-    for path in [*directory.iterdir(), *(p for d in ("ca", "tls", "secrets") for p in directory.glob(f"{d}/*"))]:
+    for path in [
+        *directory.iterdir(),
+        *(p for d in ("ca", "tls", "secrets") for p in directory.glob(f"{d}/*")),
+    ]:
         try:
             if path.lstat().st_uid != owner:
                 strangers.append(path)
         except FileNotFoundError:
             continue
     if strangers:
-        yield Finding(BAD, "rights", f"{len(strangers)} of its files belong to somebody else, {strangers[0]} for one",
-                      f"chown -R --reference={directory} {directory}")  # fmt: skip
+        yield Finding(
+            BAD,
+            "rights",
+            f"{len(strangers)} of its files belong to somebody else, {strangers[0]} for one",
+            f"chown -R --reference={directory} {directory}",
+        )
 
 
 def disk(places: Iterable[Path]) -> Iterator[Finding]:
@@ -136,7 +178,11 @@ def disk(places: Iterable[Path]) -> Iterator[Finding]:
             continue
         seen.add(device)
         free = shutil.disk_usage(place).free
-        text = f"{free / 1e9:.1f} GB free at {place}" if free >= 1e9 else f"{free / 1e6:.0f} MB free at {place}"
+        text = (
+            f"{free / 1e9:.1f} GB free at {place}"
+            if free >= 1e9
+            else f"{free / 1e6:.0f} MB free at {place}"
+        )
         level = BAD if free < LEAST_BYTES else WARN if free < LOW_BYTES else GOOD
         todo = "" if level == GOOD else "make room, or move the directory to a larger disk"
         yield Finding(level, "disk", text, todo)
@@ -153,8 +199,12 @@ def ends(
     """How long a certificate or list still lives, by this machine's clock."""
     now = datetime.now(UTC)
     if now < begin:
-        return Finding(BAD, "clock", f"{what} begins only on {begin:%Y-%m-%d %H:%M} UTC: this clock is behind",
-                       "set the clock: timedatectl set-ntp true")  # fmt: skip
+        return Finding(
+            BAD,
+            "clock",
+            f"{what} begins only on {begin:%Y-%m-%d %H:%M} UTC: this clock is behind",
+            "set the clock: timedatectl set-ntp true",
+        )
     days = (end - now).total_seconds() / 86_400
     if days <= 0:
         text = f"{what} ended on {end:%Y-%m-%d %H:%M} UTC; it is {now:%Y-%m-%d %H:%M} by this clock"

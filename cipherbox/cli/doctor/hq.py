@@ -1,4 +1,6 @@
-"""`doctor` on HQ's machine: looks at everything `serve` needs and changes nothing; HQ may be running."""
+"""`doctor` on HQ's machine: looks at everything `serve` needs and changes nothing; HQ may be
+running.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,12 @@ def look(directory: Path) -> list[Finding]:
     if any(f.level == BAD and f.about == "rights" for f in files):  # each would say the same again
         secrets = [("rights", _not_looked)]
     checks: list[tuple[str, Check]] = [
-        ("disk", lambda: disk([config.database.path.parent, config.logging.directory or config.directory])),
+        (
+            "disk",
+            lambda: disk(
+                [config.database.path.parent, config.logging.directory or config.directory]
+            ),
+        ),
         *secrets,
         ("ports", lambda: _ports(config, running=running)),
         ("network", lambda: _path(config, running=running)),
@@ -76,7 +83,11 @@ def _files(config: ServerConfig) -> Iterator[Finding]:
     from cipherbox.config.settings import is_credential
     from cipherbox.server.operations.check import places
 
-    named = [config.encryption.service_key_file, config.encryption.database_key_file, config.tls.key]
+    named = [
+        config.encryption.service_key_file,
+        config.encryption.database_key_file,
+        config.tls.key,
+    ]
     if not config.ca.offline:
         named.append(config.ca.issuing_key)
     found = list(file_rights(config.directory, [path for path in named if not is_credential(path)]))
@@ -92,7 +103,12 @@ def _keys(config: ServerConfig) -> Iterator[Finding]:
 
     wrong = list(keys(config))
     for text in wrong:
-        yield Finding(BAD, "keys", text, "restore the file from the backup, or give this command the credentials")
+        yield Finding(
+            BAD,
+            "keys",
+            text,
+            "restore the file from the backup, or give this command the credentials",
+        )
     if not wrong:
         yield Finding(GOOD, "keys", "the secret keys can be read")
 
@@ -108,24 +124,42 @@ def _certificates(config: ServerConfig) -> Iterator[Finding]:
     issuing = "renew it with the root's key: cipherbox ca renew"
     if config.ca.organization:
         issuing = "have the organization renew it: cipherbox manual pki"
-    named = [("the server certificate", load_certificate(config.tls.certificate), server, SOON_DAYS)]
-    named += [("a CA's certificate", c, issuing, CA_SOON_DAYS) for c in certificates_in(config.tls.issuing)]
+    named = [
+        ("the server certificate", load_certificate(config.tls.certificate), server, SOON_DAYS)
+    ]
+    named += [
+        ("a CA's certificate", c, issuing, CA_SOON_DAYS)
+        for c in certificates_in(config.tls.issuing)
+    ]
     todo = "every client must join an HQ with a new root before: cipherbox manual pki"
     named.append(("the root certificate", load_certificate(config.tls.root), todo, CA_SOON_DAYS))
     for what, one, advice, soon in named:
-        yield ends("certificates", what, one.not_valid_after_utc, one.not_valid_before_utc, advice, soon)
+        yield ends(
+            "certificates", what, one.not_valid_after_utc, one.not_valid_before_utc, advice, soon
+        )
     try:
         lists = look_at_lists(config, read_material(config, settle=False))
     except CipherBoxError:
         lists = Reading({}, [])  # why is said below
     for text in certificates(config):
         if "ended on" not in text and text != "\n".join(lists.refused):
-            yield Finding(BAD, "certificates", text, "put certificate and key that belong together there")
+            yield Finding(
+                BAD, "certificates", text, "put certificate and key that belong together there"
+            )
     for text in lists.refused:
-        yield Finding(BAD, "lists", text, "put the complete, newest list of that CA there, and nothing else")
+        yield Finding(
+            BAD, "lists", text, "put the complete, newest list of that CA there, and nothing else"
+        )
     for listed in lists.found.values():
         end = listed.says.next_update
-        yield ends("lists", f"the revocation list {listed.file}", end, min(end, BUILT), "put a newer one there", 3)
+        yield ends(
+            "lists",
+            f"the revocation list {listed.file}",
+            end,
+            min(end, BUILT),
+            "put a newer one there",
+            3,
+        )
 
 
 def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
@@ -137,15 +171,32 @@ def _store(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     try:
         found = look_at(config.database.path)
     except Busy as error:
-        yield Finding(BAD, "store", str(error), "make room if the disk is full; else see the system's log: dmesg")
+        yield Finding(
+            BAD,
+            "store",
+            str(error),
+            "make room if the disk is full; else see the system's log: dmesg",
+        )
         return
-    yield Finding(GOOD, "store", f"{config.database.path}: schema {found.schema}, {found.size / 1e6:.1f} MB")
+    yield Finding(
+        GOOD, "store", f"{config.database.path}: schema {found.schema}, {found.size / 1e6:.1f} MB"
+    )
     if found.problem:
-        yield Finding(BAD, "store", found.problem, "stop HQ and restore the newest backup; keep the damaged file")
+        yield Finding(
+            BAD,
+            "store",
+            found.problem,
+            "stop HQ and restore the newest backup; keep the damaged file",
+        )
     if found.newest_at > time.time_ns() // 1_000_000 + 60_000:
         ahead = found.newest_at / 1000 - time.time()
-        yield Finding(BAD, "clock", f"the newest entry of HQ's log is {ahead / 3600:.1f} hours in the future: "
-                      "this clock was set back", "set the clock: timedatectl set-ntp true")  # fmt: skip
+        yield Finding(
+            BAD,
+            "clock",
+            f"the newest entry of HQ's log is {ahead / 3600:.1f} hours in the future: "
+            "this clock was set back",
+            "set the clock: timedatectl set-ntp true",
+        )
 
 
 def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
@@ -159,21 +210,39 @@ def _postgresql(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     except CipherBoxError as error:
         yield Finding(BAD, "store", str(error), todo)
         return
-    yield Finding(GOOD, "store", f"PostgreSQL at {found.where}: version {found.version}, answers in {found.ms:.0f} ms")
+    yield Finding(
+        GOOD,
+        "store",
+        f"PostgreSQL at {found.where}: version {found.version}, answers in {found.ms:.0f} ms",
+    )
     newest = len(schema.scripts())
     if found.schema is not None and found.schema > newest:
-        text = f"the database is of a newer program (version {found.schema}; this one knows {newest})"
+        text = (
+            f"the database is of a newer program (version {found.schema}; this one knows {newest})"
+        )
         yield Finding(BAD, "store", text, "install the newer cipherbox.pyz that wrote it")
     elif found.schema is not None and found.schema < newest:
-        text = f"the database is of version {found.schema}, this program needs {newest}: HQ does not start on it"
-        yield Finding(BAD, "store", text, f"once no HQ runs at it: cipherbox store upgrade {config.directory}")
+        text = (
+            f"the database is of version {found.schema}, this program needs {newest}: HQ does not "
+            "start on it"
+        )
+        yield Finding(
+            BAD, "store", text, f"once no HQ runs at it: cipherbox store upgrade {config.directory}"
+        )
     if found.schema is None:
-        yield Finding(BAD, "store", f"schema {config.database.schema} holds no HQ", "is database.schema right?")
+        yield Finding(
+            BAD,
+            "store",
+            f"schema {config.database.schema} holds no HQ",
+            "is database.schema right?",
+        )
     elif found.holder and not running:
         text = f"another HQ writes this database: {found.holder}"
         yield Finding(WARN, "store", text, "this one would be its standby")
     if abs(found.clock_s) > 5:
-        yield Finding(WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP")
+        yield Finding(
+            WARN, "clock", f"PostgreSQL's clock differs by {found.clock_s:.0f} s", "set both by NTP"
+        )
 
 
 def _ports(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
@@ -211,8 +280,12 @@ def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
     from cipherbox.server.ca.credentials import load_certificate
 
     if not running:
-        yield Finding(WARN, "network", "HQ is not running here, so the way to it was not tried",
-                      f"start it: cipherbox serve {config.directory}")  # fmt: skip
+        yield Finding(
+            WARN,
+            "network",
+            "HQ is not running here, so the way to it was not tried",
+            f"start it: cipherbox serve {config.directory}",
+        )
         return
     root = load_certificate(config.tls.root)
 
@@ -228,8 +301,12 @@ def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
         except (CipherBoxError, BaseExceptionGroup) as error:
             from cipherbox.cli.main import leaf
 
-            yield Finding(WARN, "network", f"{address}, where clients look for HQ: {leaf(error)}",
-                          "from inside this may be normal; try cipherbox doctor on a client's machine")  # fmt: skip
+            yield Finding(
+                WARN,
+                "network",
+                f"{address}, where clients look for HQ: {leaf(error)}",
+                "from inside this may be normal; try cipherbox doctor on a client's machine",
+            )
         else:
             yield Finding(GOOD, "network", f"HQ answers at {address}, with its own certificate")
 
@@ -239,5 +316,9 @@ def _limits(config: ServerConfig) -> Iterator[Finding]:
 
     found, wanted = open_files(), config.limits.connections + _SPARE_FILES
     if found and found[1] < wanted:
-        yield Finding(WARN, "limits", f"a process of this user may open {found[1]} files; HQ may need {wanted}",
-                      "the service's unit raises it (LimitNOFILE); by hand: ulimit -n")  # fmt: skip
+        yield Finding(
+            WARN,
+            "limits",
+            f"a process of this user may open {found[1]} files; HQ may need {wanted}",
+            "the service's unit raises it (LimitNOFILE); by hand: ulimit -n",
+        )

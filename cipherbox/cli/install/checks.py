@@ -1,4 +1,6 @@
-"""What must be so before `install` touches anything; every problem is found in one go, with what to do about it."""
+"""What must be so before `install` touches anything; every problem is found in one go, with what
+to do about it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SPACE = 200_000_000  # for a tree with its compiled modules while the one before
 
 
 def check(places: Places, *, server: bool, python: Path | None, systemd: bool) -> None:
-    """ConfigError with everything that is in the way; without ``python`` nothing new is to be put in place."""
+    """ConfigError with everything that is in the way; without ``python`` nothing new is to be
+    put in place.
+    """
     found = list(_problems(places, server=server, python=python, systemd=systemd))
     if found:
         raise ConfigError("; ".join(found))
@@ -24,20 +28,33 @@ def check(places: Places, *, server: bool, python: Path | None, systemd: bool) -
 
 def _problems(places: Places, *, server: bool, python: Path | None, systemd: bool) -> Iterator[str]:
     if places.system and places.real and not is_root():
-        yield "this changes the system and needs root; say: sudo, or for this user alone: install --client"
+        yield (
+            "this changes the system and needs root; say: sudo, or for this user alone: install "
+            "--client"
+        )
         return
     if server and systemd and places.real and not runs_systemd():
         yield (
-            "this machine does not run systemd, so nothing would start HQ; with --no-systemd all but the units is put "
-            f"in place, and your own init starts as user {USER}: {places.command} serve {places.data}"
+            "this machine does not run systemd, so nothing would start HQ; with --no-systemd "
+            f"all but the units is put in place, and your own init starts as user {USER}: "
+            f"{places.command} serve {places.data}"
         )
     if places.system and places.real and python is not None and not usable_by_all(python):
-        yield f"the service could not run {python}, which lies in a private directory; run this with /usr/bin/python3"
+        yield (
+            f"the service could not run {python}, which lies in a private directory; run this with "
+            "/usr/bin/python3"
+        )
     wanted = [places.base, places.command.parent, places.share, places.units]
     for path in [*wanted, places.data, places.settings] if server else wanted:
-        yield from _place(places.at(path), SPACE if python is not None and path == places.base else 0)
+        yield from _place(
+            places.at(path), SPACE if python is not None and path == places.base else 0
+        )
     command = places.at(places.command)
-    if command.is_file() and not command.is_symlink() and b"cipherbox" not in command.read_bytes()[:4096]:
+    if (
+        command.is_file()
+        and not command.is_symlink()
+        and b"cipherbox" not in command.read_bytes()[:4096]
+    ):
         yield f"{command} is another program; move it away"
     if places.system and places.real:
         yield from _foreign(places, server=server)
@@ -77,12 +94,16 @@ def _foreign(places: Places, *, server: bool) -> Iterator[str]:
             found = base.stat()
             if found.st_uid != 0 or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
                 yield (
-                    f"{base} belongs to {owner_of(base)} or can be written by others, who could change what HQ runs; "
-                    f"run: chown root:root {base} && chmod 755 {base}"
+                    f"{base} belongs to {owner_of(base)} or can be written by others, who could "
+                    f"change what HQ runs; run: chown root:root {base} && chmod 755 {base}"
                 )
         base = base.parent
     ids = ids_of(USER)
-    if server and places.data.exists() and owner_of(places.data) not in (USER, "root" if ids is None else USER):
+    if (
+        server
+        and places.data.exists()
+        and owner_of(places.data) not in (USER, "root" if ids is None else USER)
+    ):
         yield (
             f"{places.data} belongs to {owner_of(places.data)}; if it is HQ's data, run: "
             f"chown -R {USER}: {places.data}"

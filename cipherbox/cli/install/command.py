@@ -1,4 +1,6 @@
-"""`install` and `uninstall`: the one file becomes a service or a command of this machine, and goes again."""
+"""`install` and `uninstall`: the one file becomes a service or a command of this machine, and
+goes again.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +19,47 @@ if TYPE_CHECKING:
     from cipherbox.cli.install.steps import Step
 
 _root = click.option(
-    "--root", type=click.Path(path_type=Path, file_okay=False), default=Path("/"),
-    help="Put everything below this directory and leave users and services alone, for a package or an image.",
-)  # fmt: skip
-_client = click.option("--client", is_flag=True, help="Only what a client needs; without root, for this user alone.")
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/"),
+    help="Put everything below this directory and leave users and services alone, for a package "
+    "or an image.",
+)
+_client = click.option(
+    "--client", is_flag=True, help="Only what a client needs; without root, for this user alone."
+)
 _dry = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 
 
 @click.command()
 @_client
-@click.option("--address", default="", help="Make HQ too, which clients find at this host:port, and start it.")
+@click.option(
+    "--address", default="", help="Make HQ too, which clients find at this host:port, and start it."
+)
 @click.option("--rollback", is_flag=True, help="Go back to the version before.")
 @click.option("--no-systemd", is_flag=True, help="No units; you start HQ yourself.")
-@click.option("--python", type=click.Path(path_type=Path), help="The Python that runs it. [default: this one]")
+@click.option(
+    "--python", type=click.Path(path_type=Path), help="The Python that runs it. [default: this one]"
+)
 @_root
 @_dry
 @click.pass_context
 def install(
-    ctx: click.Context, client: bool, address: str, rollback: bool, no_systemd: bool, python: Path | None, root: Path,
+    ctx: click.Context,
+    client: bool,
+    address: str,
+    rollback: bool,
+    no_systemd: bool,
+    python: Path | None,
+    root: Path,
     dry_run: bool,
-) -> None:  # fmt: skip
-    """Install HQ on this machine, as root, or with --client the command and the agent's unit; again for an upgrade.
+) -> None:
+    """Install HQ on this machine, as root, or with --client the command and the agent's unit; again
+    for an upgrade.
 
-    The file is unpacked into a directory of its version, which only its owner can change.  An upgrade leaves the
-    version before in place: --rollback goes back to it.  A file that is older than the data here is refused.
+    The file is unpacked into a directory of its version, which only its owner can change.  An
+    upgrade leaves the version before in place: --rollback goes back to it.  A file that is older
+    than the data here is refused.
     """
     from cipherbox.cli.install import steps
     from cipherbox.cli.install.checks import base_python, check, runs_systemd
@@ -53,7 +72,9 @@ def install(
 
     places = _places(ctx, client, root)
     if address and (client or not places.real):
-        raise click.UsageError("--address makes HQ on this machine; it does not go with --client or --root.")
+        raise click.UsageError(
+            "--address makes HQ on this machine; it does not go with --client or --root."
+        )
     before = read_pointer(places.at(places.current))
     current = steps.manifest_of(places.at(places.base) / before) if before else {}
     parts = steps.parts_of(places, CLIENT if client else SERVER)
@@ -68,8 +89,13 @@ def install(
         name = read_pointer(places.at(places.previous))
         older = steps.manifest_of(base / name) if name else {}
         if not older:
-            raise ConfigError(f"there is no version before the one in {places.base}; install an older file instead")
-        told = check_schemas(homes, older["schemas"], f"CipherBox {older['version']}", current.get("schemas", {}))
+            raise ConfigError(
+                f"there is no version before the one in {places.base}; install an older file "
+                "instead"
+            )
+        told = check_schemas(
+            homes, older["schemas"], f"CipherBox {older['version']}", current.get("schemas", {})
+        )
         files = steps.files_of(base / name)
     elif current and Path(sys.argv[0]).resolve().is_relative_to(base.resolve()):
         name, files = before, steps.files_of(base / before)
@@ -97,18 +123,28 @@ def install(
             ready = not any(one.outdated for one in told)
             done = {"changed": bool(changed), "moved": bool(moved), "first": not before}
             start_service(places, ready=ready, start=bool(address), **done)
-    say(f"CipherBox {name} is installed." if changed + moved else f"CipherBox {name} was installed already.")
+    say(
+        f"CipherBox {name} is installed."
+        if changed + moved
+        else f"CipherBox {name} was installed already."
+    )
     _advise(places, server, systemd)
 
 
 @click.command()
 @_client
-@click.option("--purge", is_flag=True, help="Remove the data too: HQ's, or with --client this client's --home.")
+@click.option(
+    "--purge",
+    is_flag=True,
+    help="Remove the data too: HQ's, or with --client this client's --home.",
+)
 @_root
 @_dry
 @yes_option
 @click.pass_context
-def uninstall(ctx: click.Context, client: bool, purge: bool, root: Path, dry_run: bool, yes: bool) -> None:
+def uninstall(
+    ctx: click.Context, client: bool, purge: bool, root: Path, dry_run: bool, yes: bool
+) -> None:
     """Remove what `install` put in place; data, keys and settings stay unless --purge is said."""
     from cipherbox.cli.install import steps
     from cipherbox.cli.install.checks import check
@@ -119,7 +155,9 @@ def uninstall(ctx: click.Context, client: bool, purge: bool, root: Path, dry_run
 
     places = _places(ctx, client, root)
     check(places, server=not client, python=None, systemd=False)
-    told = steps.manifest_of(places.at(places.base) / (read_pointer(places.at(places.current)) or "none"))
+    told = steps.manifest_of(
+        places.at(places.base) / (read_pointer(places.at(places.current)) or "none")
+    )
     if not told and not purge:
         raise ConfigError(f"nothing is installed in {places.base}")
     server = places.system and (steps.is_server(told.get("parts", [])) or not client)
@@ -157,7 +195,9 @@ def _places(ctx: click.Context, client: bool, root: Path) -> Places:
 
 
 def _take(todo: Iterable[Step], dry_run: bool) -> int:
-    """Takes the steps that are not done yet, and says of each what became of it; how many were taken."""
+    """Takes the steps that are not done yet, and says of each what became of it; how many were
+    taken.
+    """
     from cipherbox.cli.output import say
 
     taken = 0
@@ -183,10 +223,14 @@ def _advise(places: Places, server: bool, systemd: bool) -> None:
         next_step("cipherbox join")
     elif not (places.data / SERVER_FILE).exists():
         more = "" if systemd else " --no-systemd"
-        next_step(f"make HQ{' and start it' * systemd}: sudo cipherbox install{more} --address hq.example.org:7443")
+        next_step(
+            f"make HQ{' and start it' * systemd}: sudo cipherbox install{more} --address "
+            "hq.example.org:7443"
+        )
     elif not systemd:
         next_step(f"start HQ as user {USER}: cipherbox serve {places.data}")
     else:
         admin = places.data / "admin"
-        next_step("systemctl status cipherbox", f"sudo -u {USER} cipherbox --home {admin} enroll FL-LAB")
-
+        next_step(
+            "systemctl status cipherbox", f"sudo -u {USER} cipherbox --home {admin} enroll FL-LAB"
+        )

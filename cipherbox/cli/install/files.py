@@ -11,7 +11,12 @@ from cipherbox.cli.man_page import man_page
 from cipherbox.portable import WINDOWS
 
 UNITS = {
-    SERVER: ("cipherbox.service", "cipherbox.socket", "cipherbox-websocket.socket", "cipherbox-agent@.service"),
+    SERVER: (
+        "cipherbox.service",
+        "cipherbox.socket",
+        "cipherbox-websocket.socket",
+        "cipherbox-agent@.service",
+    ),
     CLIENT: ("cipherbox-agent@.service",),
 }
 COMPLETION = {
@@ -29,7 +34,11 @@ def outside(places: Places, parts: list[str], *, units: bool) -> dict[str, bytes
     for shell, path in COMPLETION.items():
         found[places.share / path] = completion_script(shell).encode()
     if units:
-        names = {name for part in parts for name in UNITS[part]} if places.system else {"cipherbox-agent.service"}
+        names = (
+            {name for part in parts for name in UNITS[part]}
+            if places.system
+            else {"cipherbox-agent.service"}
+        )
         for name in names:
             found[places.units / name] = unit(name)
     return {path.relative_to(path.anchor).as_posix(): data for path, data in found.items()}

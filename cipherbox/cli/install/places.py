@@ -1,4 +1,6 @@
-"""Where `install` puts things: below the system's directories as root, below a home as anybody else."""
+"""Where `install` puts things: below the system's directories as root, below a home as anybody
+else.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MANIFEST = "install.json"
 
 @attrs.frozen
 class Places:
-    """Absolute paths as the installed system sees them; `at` leads below ``root``, another one than / for a package."""
+    """Absolute paths as the installed system sees them; `at` leads below ``root``, another one
+    than / for a package.
+    """
 
     root: Path
     base: Path
@@ -50,10 +54,15 @@ class Places:
 def system_places(root: Path) -> Places:
     """For all users; what `install` as root does."""
     return Places(
-        root=root, base=Path("/opt/cipherbox"), command=Path("/usr/local/bin/cipherbox"),
-        share=Path("/usr/local/share"), units=Path("/etc/systemd/system"), data=Path("/var/lib/cipherbox"),
-        settings=Path("/etc/cipherbox"), system=True,
-    )  # fmt: skip
+        root=root,
+        base=Path("/opt/cipherbox"),
+        command=Path("/usr/local/bin/cipherbox"),
+        share=Path("/usr/local/share"),
+        units=Path("/etc/systemd/system"),
+        data=Path("/var/lib/cipherbox"),
+        settings=Path("/etc/cipherbox"),
+        system=True,
+    )
 
 
 def own_places(root: Path, client_home: Path) -> Places:
@@ -66,9 +75,15 @@ def own_places(root: Path, client_home: Path) -> Places:
         base, command = home / ".local/lib/cipherbox", home / ".local/bin/cipherbox"
         share = home / ".local/share"
     return Places(
-        root=root, base=base, command=command, share=share, units=home / ".config/systemd/user",
-        data=client_home, settings=client_home, system=False,
-    )  # fmt: skip
+        root=root,
+        base=base,
+        command=command,
+        share=share,
+        units=home / ".config/systemd/user",
+        data=client_home,
+        settings=client_home,
+        system=False,
+    )
 
 
 def read_pointer(pointer: Path) -> str:

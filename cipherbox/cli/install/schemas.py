@@ -1,8 +1,10 @@
-"""Whether the program that is to be installed knows the data that is here: every database says its schema.
+"""Whether the program that is to be installed knows the data that is here: every database says its
+schema.
 
-A newer schema than the program's is a refusal before anything is changed.  Of PostgreSQL two more things may be found,
-which `install` tells and which stop nothing: it cannot be asked now (HQ itself refuses a newer schema at its start), or
-its schema is older, and `cipherbox store upgrade` must be said before HQ starts.
+A newer schema than the program's is a refusal before anything is changed.  Of PostgreSQL two more
+things may be found, which `install` tells and which stop nothing: it cannot be asked now (HQ itself
+refuses a newer schema at its start), or its schema is older, and `cipherbox store upgrade` must be
+said before HQ starts.
 """
 
 from __future__ import annotations
@@ -35,15 +37,20 @@ def known_schemas() -> dict[str, int]:
     from cipherbox.store.sqlite import database
 
     return {
-        "hq": len(database.scripts()), "postgresql": len(schema.scripts()), "inbox": len(inbox.STEPS),
+        "hq": len(database.scripts()),
+        "postgresql": len(schema.scripts()),
+        "inbox": len(inbox.STEPS),
         "outbox": len(outbox.STEPS),
-    }  # fmt: skip
+    }
 
 
-def check_schemas(homes: list[Path], known: Mapping[str, int], whose: str, current: Mapping[str, int]) -> list[Told]:
+def check_schemas(
+    homes: list[Path], known: Mapping[str, int], whose: str, current: Mapping[str, int]
+) -> list[Told]:
     """SchemaTooNew when data that is here was written by a newer program than ``whose``.
 
-    ``current`` is what the installed program knows: it stands for a PostgreSQL that cannot be asked.
+    ``current`` is what the installed program knows: it stands for a PostgreSQL that cannot be
+    asked.
     """
     found = []
     for data in homes:
@@ -55,7 +62,9 @@ def check_schemas(homes: list[Path], known: Mapping[str, int], whose: str, curre
             _check_file(path, known.get(kind, 0), whose)
         if config is not None and config.database.kind == "postgresql":
             newest = known.get("postgresql", 0)
-            found += _check_postgresql(config, newest, whose, older=newest < current.get("postgresql", 0))
+            found += _check_postgresql(
+                config, newest, whose, older=newest < current.get("postgresql", 0)
+            )
     return found
 
 
@@ -76,7 +85,8 @@ def schema_of(path: Path) -> int:
         if not path.is_file():
             return 0
         log = path.with_name(f"{path.name}-wal")
-        if not log.exists() or not log.stat().st_size:  # then the file says it, and nothing is made beside it
+        # then the file says it, and nothing is made beside it
+        if not log.exists() or not log.stat().st_size:
             with path.open("rb") as file:
                 return int.from_bytes(file.read(64)[60:64], "big")
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
@@ -85,7 +95,9 @@ def schema_of(path: Path) -> int:
         finally:
             db.close()
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{path} cannot be read, so its schema is not known: {error}; nothing was changed") from None
+        raise StoreError(
+            f"{path} cannot be read, so its schema is not known: {error}; nothing was changed"
+        ) from None
 
 
 def _config(data: Path) -> ServerConfig | None:
@@ -103,10 +115,14 @@ def _check_postgresql(config: ServerConfig, newest: int, whose: str, *, older: b
     except (CipherBoxError, OSError) as error:
         if older:
             raise SchemaTooNew(
-                f"{where} cannot be asked for its schema ({error}), and {whose} knows an older one than the installed "
-                "program: nothing was changed; install the newer file, or let PostgreSQL answer first"
+                f"{where} cannot be asked for its schema ({error}), and {whose} knows an older "
+                "one than the installed program: nothing was changed; install the newer file, "
+                "or let PostgreSQL answer first"
             ) from None
-        text = f"{where} cannot be asked for its schema: {error}. If it is newer than {whose} knows, HQ will not start"
+        text = (
+            f"{where} cannot be asked for its schema: {error}. If it is newer than {whose} knows, "
+            "HQ will not start"
+        )
         return [Told(f"{text}, and change nothing: install the newer file then", False)]
     if written > newest:
         raise SchemaTooNew(
@@ -114,7 +130,10 @@ def _check_postgresql(config: ServerConfig, newest: int, whose: str, *, older: b
             "nothing was changed; install the newer file"
         )
     if 0 < written < newest:
-        text = f"{where} is of the older version {written}, and {whose} needs {newest}: HQ goes on as it is. Stop it"
+        text = (
+            f"{where} is of the older version {written}, and {whose} needs {newest}: HQ goes on as "
+            "it is. Stop it"
+        )
         command = f"sudo -u {USER} cipherbox store upgrade {config.directory}"
         return [Told(f"{text} and any standby, then say: {command}; then start HQ", True)]
     return []

@@ -15,11 +15,14 @@ from cipherbox.portable import ids_of
 SERVICE = "cipherbox.service"
 
 
-def start_service(places: Places, *, ready: bool, start: bool, changed: bool, moved: bool, first: bool) -> None:
-    """Units are read again and a running HQ restarts; ``start``: one that does not run is started, too.
+def start_service(
+    places: Places, *, ready: bool, start: bool, changed: bool, moved: bool, first: bool
+) -> None:
+    """Units are read again and a running HQ restarts; ``start``: one that does not run is started,
+    too.
 
-    One whose store is not ``ready`` for the new program is left alone.  Its sockets stay open over a restart, but when
-    they ``moved``; and the ``first`` time they are HQ's own as yet.
+    One whose store is not ``ready`` for the new program is left alone.  Its sockets stay open over
+    a restart, but when they ``moved``; and the ``first`` time they are HQ's own as yet.
     """
     for step in listen_steps(places):
         if not step.done():
@@ -61,12 +64,20 @@ def make_hq(places: Places, address: str) -> None:
     if ids is None or (places.data / SERVER_FILE).exists():
         return
     command = [str(places.command), "--home", str(places.data / "admin"), "init", str(places.data)]
-    as_user = {"user": ids[0], "group": ids[1], "extra_groups": [], "umask": 0o077, "cwd": str(places.data)}
+    as_user = {
+        "user": ids[0],
+        "group": ids[1],
+        "extra_groups": [],
+        "umask": 0o077,
+        "cwd": str(places.data),
+    }
     call([*command, "--address", address], **as_user)
 
 
 def _stands_by(places: Places) -> bool:
-    """Whether another HQ may serve the same database: then clients must be refused here while that one does."""
+    """Whether another HQ may serve the same database: then clients must be refused here while
+    that one does.
+    """
     from cipherbox.config.settings import load_server_config
 
     return load_server_config(places.data).database.kind == "postgresql"

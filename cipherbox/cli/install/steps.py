@@ -1,8 +1,9 @@
-"""What `install`, its `--rollback` and `uninstall` do: steps that say what they do, and do nothing where it is done.
+"""What `install`, its `--rollback` and `uninstall` do: steps that say what they do, and do nothing
+where it is done.
 
-A version is one folder: `site/` with the modules, `bin/cipherbox`, and `files/` with what lies elsewhere (units, man
-page, completion), under the path it has there.  `current` and `previous` name two of these folders.  So the way back is
-a pointer, and what an installation put in place is known.
+A version is one folder: `site/` with the modules, `bin/cipherbox`, and `files/` with what lies
+elsewhere (units, man page, completion), under the path it has there.  `current` and `previous` name
+two of these folders.  So the way back is a pointer, and what an installation put in place is known.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ import attrs
 import orjson
 
 import cipherbox
-from cipherbox.cli.install.places import MANIFEST, SERVER, SOCKETS, USER, Places, read_pointer, write_pointer
+from cipherbox.cli.install.places import (
+    MANIFEST,
+    SERVER,
+    SOCKETS,
+    USER,
+    Places,
+    read_pointer,
+    write_pointer,
+)
 from cipherbox.cli.install.schemas import known_schemas
 from cipherbox.errors import ConfigError
 from cipherbox.ops.unpack import BUILD_NAME, fits, platform_name, python_name, unpack
@@ -30,7 +39,8 @@ from cipherbox.portable import WINDOWS, give_to, ids_of, sync_directory, write_a
 
 LAUNCHER = """#!{python} -Ps
 import os, sys
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "site"))
+here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(0, os.path.join(here, "site"))
 from cipherbox.__main__ import main
 main()
 """
@@ -47,14 +57,17 @@ class Step:
 
 
 def taken_apart(file: Path) -> str:
-    """The name of the version in the one file; ConfigError when it is not ours or not for this machine."""
+    """The name of the version in the one file; ConfigError when it is not ours or not for this
+    machine.
+    """
     try:
         with ZipFile(file) as archive:
             build = archive.read(BUILD_NAME).decode()
             wrong = fits(archive.namelist(), platform_name(), python_name())
     except (OSError, BadZipFile, KeyError, ValueError):
         raise ConfigError(
-            f"{file} is not the one file; run the file itself, for example: sudo python3 cipherbox.pyz install"
+            f"{file} is not the one file; run the file itself, for example: sudo python3 "
+            "cipherbox.pyz install"
         ) from None
     if wrong:
         raise ConfigError(wrong)
@@ -70,13 +83,17 @@ def manifest_of(tree: Path) -> dict[str, Any]:
     return found
 
 
-def tree_step(places: Places, name: str, file: Path, python: Path, parts: list[str], extra: dict[str, bytes]) -> Step:
+def tree_step(
+    places: Places, name: str, file: Path, python: Path, parts: list[str], extra: dict[str, bytes]
+) -> Step:
     """The folder of this version; it gets its name when it is whole."""
     tree = places.at(places.base / name)
 
     def done() -> bool:
         found = manifest_of(tree)
-        return (found.get("parts"), found.get("python")) == (parts, str(python)) and files_of(tree) == extra
+        return (found.get("parts"), found.get("python")) == (parts, str(python)) and files_of(
+            tree
+        ) == extra
 
     def do() -> None:
         _directories(tree.parent)
@@ -84,12 +101,22 @@ def tree_step(places: Places, name: str, file: Path, python: Path, parts: list[s
         try:
             with ZipFile(file) as archive:
                 unpack(archive, part / "site", platform_name(), None)
-            compileall.compile_dir(part / "site", quiet=2, stripdir=str(part), prependdir=str(places.base / name))
+            compileall.compile_dir(
+                part / "site", quiet=2, stripdir=str(part), prependdir=str(places.base / name)
+            )
             _write(part / "bin" / "cipherbox", LAUNCHER.format(python=python).encode())
             for path, data in extra.items():
                 _write(part / "files" / path, data)
-            told = {"version": cipherbox.__version__, "parts": parts, "python": str(python), "files": sorted(extra)}
-            _write(part / MANIFEST, orjson.dumps({**told, "schemas": known_schemas()}, option=orjson.OPT_INDENT_2))
+            told = {
+                "version": cipherbox.__version__,
+                "parts": parts,
+                "python": str(python),
+                "files": sorted(extra),
+            }
+            _write(
+                part / MANIFEST,
+                orjson.dumps({**told, "schemas": known_schemas()}, option=orjson.OPT_INDENT_2),
+            )
             _readable(part)
             (part / "bin" / "cipherbox").chmod(0o755)
             aside = tree.with_name(f".part-old-{name}")
@@ -148,7 +175,11 @@ def _directories(path: Path) -> None:
 def files_of(tree: Path) -> dict[str, bytes]:
     """What a version has outside of its tree, by path without the first slash."""
     top = tree / "files"
-    return {path.relative_to(top).as_posix(): path.read_bytes() for path in top.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(top).as_posix(): path.read_bytes()
+        for path in top.rglob("*")
+        if path.is_file()
+    }
 
 
 def pointer_steps(places: Places, name: str) -> Iterator[Step]:
@@ -221,7 +252,9 @@ def server_steps(places: Places) -> Iterator[Step]:
 
     def data_done() -> bool:
         ids = ids_of(USER) if places.real else None
-        return data.is_dir() and (ids is None or (data.stat().st_uid == ids[0] and data.stat().st_mode & 0o077 == 0))
+        return data.is_dir() and (
+            ids is None or (data.stat().st_uid == ids[0] and data.stat().st_mode & 0o077 == 0)
+        )
 
     yield Step(f"{places.data}: HQ's data, for {USER} alone", data_done, make_data)
     link, wanted = settings / "cipherbox.toml", str(places.data / "cipherbox.toml")
@@ -233,19 +266,32 @@ def _make_user(places: Places) -> None:
     shells = ("/usr/sbin/nologin", "/sbin/nologin", "/bin/false")
     shell = next((s for s in shells if os.path.exists(s)), "/bin/false")
     if shutil.which("useradd"):
-        options = ["--system", "--user-group", "--no-create-home", "--home-dir", str(places.data), "--shell", shell]
+        options = [
+            "--system",
+            "--user-group",
+            "--no-create-home",
+            "--home-dir",
+            str(places.data),
+            "--shell",
+            shell,
+        ]
         commands = [["useradd", *options, USER]]
     elif shutil.which("adduser") and shutil.which("addgroup"):  # of busybox
         options = ["-S", "-D", "-H", "-h", str(places.data), "-s", shell, "-G", USER]
         commands = [["addgroup", "-S", USER], ["adduser", *options, USER]]
     else:
-        raise ConfigError(f"there is neither useradd nor adduser here; make a system user {USER}, then install again")
+        raise ConfigError(
+            f"there is neither useradd nor adduser here; make a system user {USER}, then install "
+            "again"
+        )
     for command in commands:
         call(command)
 
 
 def listen_steps(places: Places) -> Iterator[Step]:
-    """systemd's sockets listen where cipherbox.toml says; ConfigError if somebody else has a port that is new there."""
+    """systemd's sockets listen where cipherbox.toml says; ConfigError if somebody else has a
+    port that is new there.
+    """
     from cipherbox.config.settings import SERVER_FILE, load_server_config, parse_listen
     from cipherbox.server.operations.port_check import taken
 
@@ -256,12 +302,23 @@ def listen_steps(places: Places) -> Iterator[Step]:
         addresses = parse_listen(getattr(server, setting))
         path = places.units / f"{unit}.d" / "listen.conf"
         if addresses:
-            lines = [f"ListenStream={f'[{host}]' if ':' in host else host}:{port}" for host, port in addresses]
-            before = places.at(path).read_text("utf-8").splitlines() if places.at(path).exists() else lines
+            lines = [
+                f"ListenStream={f'[{host}]' if ':' in host else host}:{port}"
+                for host, port in addresses
+            ]
+            before = (
+                places.at(path).read_text("utf-8").splitlines()
+                if places.at(path).exists()
+                else lines
+            )
             for line, (host, port) in zip(lines, addresses, strict=True):
                 if line not in before and places.real and (why := taken(host, port)):
-                    raise ConfigError(f"{SERVER_FILE}: [server] {setting}: {why}; HQ goes on where it listens")
-            text = "\n".join([f"# [server] {setting} of cipherbox.toml", "[Socket]", "ListenStream=", *lines, ""])
+                    raise ConfigError(
+                        f"{SERVER_FILE}: [server] {setting}: {why}; HQ goes on where it listens"
+                    )
+            text = "\n".join(
+                [f"# [server] {setting} of cipherbox.toml", "[Socket]", "ListenStream=", *lines, ""]
+            )
             yield _file_step(places, path, text.encode())
         elif places.at(path).exists():
             yield gone_step(places, path)
@@ -270,17 +327,28 @@ def listen_steps(places: Places) -> Iterator[Step]:
 def call(command: list[str], **options: Any) -> None:
     """Runs a program of the system; ConfigError with what it said when it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **options)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            **options,
+        )
     except OSError as error:
         raise ConfigError(f"{command[0]} cannot be run: {error.strerror}") from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise ConfigError(f"{' '.join(command)} failed: {said[-1] if said else f'code {done.returncode}'}")
+        raise ConfigError(
+            f"{' '.join(command)} failed: {said[-1] if said else f'code {done.returncode}'}"
+        )
 
 
 def parts_of(places: Places, wanted: str) -> list[str]:
     """A machine that is both keeps being both."""
-    before = manifest_of(places.at(places.base / (read_pointer(places.at(places.current)) or "none"))).get("parts", [])
+    before = manifest_of(
+        places.at(places.base / (read_pointer(places.at(places.current)) or "none"))
+    ).get("parts", [])
     return sorted({wanted, *before} if places.system else {wanted})
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @click.group()
 def keys() -> None:
-    """Keys of others: list, show, compare by telephone, pin.  Your own: make, hand over, rotate, renew, password."""
+    """Keys of others: list, show, compare by telephone, pin.  Your own: make, hand over, rotate,
+    renew, password.
+    """
 
 
 for _command in (password, keys_generate, keys_import, rotate, renew, verify):
@@ -68,7 +70,8 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
             )
             for pin in pins
         ],
-        empty="no key is pinned yet: the first message to a client pins its key, or: cipherbox keys pin CLIENT_ID",
+        empty="no key is pinned yet: the first message to a client pins its key, or: cipherbox "
+        "keys pin CLIENT_ID",
         drop=("bundle", "ends", "by", "pinned"),
     )
     if any(not pin.compared_at for pin in pins):
@@ -80,7 +83,9 @@ def keys_list(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
-    """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing secret."""
+    """Show the keys pinned for CLIENT_ID, or your own: fingerprint, kinds, validity.  Nothing
+    secret.
+    """
     from cipherbox.cli.output import print_json, record, rows_table, say
     from cipherbox.client.keys.pins import Pins
     from cipherbox.client.log.verifier import entry_of
@@ -90,23 +95,34 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     home = home_of(ctx)
     pin = Pins(home).get(client_id) if client_id is not None else None
     if client_id is not None and pin is None:
-        raise NotFound(f"no keys of {client_id} are pinned here; fetch them with: cipherbox keys pin {client_id}")
+        raise NotFound(
+            f"no keys of {client_id} are pinned here; fetch them with: cipherbox keys pin "
+            f"{client_id}"
+        )
     bundle = pin.bundle if pin is not None else _own(ctx)
     thing: dict[str, object] = {
-        "client": bundle.client_id, "fingerprint": fingerprint(bundle), "bundle": bundle.sequence,
-        "created_at": bundle.created_at, "ends_at": bundle.ends_at,
-    }  # fmt: skip
+        "client": bundle.client_id,
+        "fingerprint": fingerprint(bundle),
+        "bundle": bundle.sequence,
+        "created_at": bundle.created_at,
+        "ends_at": bundle.ends_at,
+    }
     if pin is not None:
         thing |= {"pinned_at": pin.pinned_at, "pinned_by": pin.how, "compared_at": pin.compared_at}
         thing["log_entry"] = entry_of(Pins(home).proof(bundle.client_id))
     kinds: dict[int, str] = {int(kind): name for kind, name in STANZA_NAMES.items()}
     signs: dict[int, str] = {int(kind): kind.name.lower() for kind in SignAlgorithm}
     parts: list[dict[str, object]] = [
-        {"use": "open", "kind": kinds.get(k.algorithm, f"unknown ({k.algorithm})"), "key_id": k.key_id.hex()}
+        {
+            "use": "open",
+            "kind": kinds.get(k.algorithm, f"unknown ({k.algorithm})"),
+            "key_id": k.key_id.hex(),
+        }
         for k in bundle.encrypt_keys
     ]
     parts += [
-        {"use": "sign", "kind": signs.get(kind, f"unknown ({kind})"), "key_id": "-"} for kind in bundle.sign_keys
+        {"use": "sign", "kind": signs.get(kind, f"unknown ({kind})"), "key_id": "-"}
+        for kind in bundle.sign_keys
     ]
     if as_json:
         print_json({**thing, "keys": parts})
@@ -118,7 +134,9 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
 
 @keys.command("export")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--rsa", is_flag=True, help="Write your RSA public key as PEM instead, for other programs.")
+@click.option(
+    "--rsa", is_flag=True, help="Write your RSA public key as PEM instead, for other programs."
+)
 @click.pass_context
 def keys_export(ctx: click.Context, file: Path, rsa: bool) -> None:
     """Write your public key bundle to FILE, to hand to somebody in person.  It holds no secret."""
@@ -141,7 +159,8 @@ def keys_export(ctx: click.Context, file: Path, rsa: bool) -> None:
 def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
     """Print the fingerprint of CLIENT_ID's keys, or your own to read to the other by telephone.
 
-    It is the number of one key bundle: `keys rotate`, a renewed certificate or another RSA key give a new one.
+    It is the number of one key bundle: `keys rotate`, a renewed certificate or another RSA key give
+    a new one.
     """
     from cipherbox.cli.output import say, warn
     from cipherbox.client.keys.changes import day
@@ -153,9 +172,16 @@ def keys_fingerprint(ctx: click.Context, client_id: str | None) -> None:
     if client_id is None:
         bundle = _own(ctx)
     else:
-        bundle = pin.bundle if pin is not None else with_client(ctx, lambda client: _offered(client, client_id))
+        bundle = (
+            pin.bundle
+            if pin is not None
+            else with_client(ctx, lambda client: _offered(client, client_id))
+        )
     say(fingerprint(bundle))
-    warn(f"This is the number of key bundle {bundle.sequence} of {bundle.client_id}, made on {day(bundle.created_at)}.")
+    warn(
+        f"This is the number of key bundle {bundle.sequence} of {bundle.client_id}, made on "
+        f"{day(bundle.created_at)}."
+    )
 
 
 @keys.command("pin")
@@ -178,7 +204,10 @@ def keys_pin(ctx: click.Context, client_id: str) -> None:
     say(f"Pinned for {client_id}: {pin.fingerprint}")
     if not pin.compared_at:
         here = command_here(ctx)
-        next_step(f"first contact is as good as HQ's word; compare by telephone: {here} keys verify {client_id}")
+        next_step(
+            f"first contact is as good as HQ's word; compare by telephone: {here} keys verify "
+            f"{client_id}"
+        )
 
 
 def _own(ctx: click.Context) -> KeyBundle:

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--signatures", type=click.Choice(SIGNATURES), help="Sign this way from now on. [default: [keys] in client.toml]"
+    "--signatures",
+    type=click.Choice(SIGNATURES),
+    help="Sign this way from now on. [default: [keys] in client.toml]",
 )
 @click.pass_context
 def rotate(ctx: click.Context, signatures: str | None) -> None:
     """Make new keys and publish them, signed by the keys you have now.
 
-    What was sealed to the old keys still opens: they stay until nothing sealed to them can arrive any more, and are
-    destroyed then.  Others follow by themselves and keep what they have compared.  Programs that run go on.
+    What was sealed to the old keys still opens: they stay until nothing sealed to them can arrive
+    any more, and are destroyed then.  Others follow by themselves and keep what they have compared.
+    Programs that run go on.
 
-    With ed25519+mldsa65 everything you sign carries both signatures, and nothing of yours opens unless both verify.
+    With ed25519+mldsa65 everything you sign carries both signatures, and nothing of yours opens
+    unless both verify.
     """
     import attrs
 
@@ -39,19 +43,26 @@ def rotate(ctx: click.Context, signatures: str | None) -> None:
     if signatures is not None and signatures != home.config.signatures:
         write_client_config(attrs.evolve(home.config, signatures=signatures))
     assert identity.bundle is not None
-    say(f"Key bundle {identity.bundle.sequence} of {identity.client_id} is published; it ends on "
-        f"{time_text(identity.bundle.ends_at)}.")  # fmt: skip
+    say(
+        f"Key bundle {identity.bundle.sequence} of {identity.client_id} is published; it ends on "
+        f"{time_text(identity.bundle.ends_at)}."
+    )
     say(f"Fingerprint: {fingerprint(identity.bundle)}")
     if identity.retired:
-        say(f"{len(identity.retired)} old keys open what was sealed to them, for {home.config.keep_old_days} days.")
+        say(
+            f"{len(identity.retired)} old keys open what was sealed to them, for "
+            f"{home.config.keep_old_days} days."
+        )
 
 
 @click.command()
 @click.pass_context
 def renew(ctx: click.Context) -> int:
-    """Renew your certificate now.  `agent` and `receive` do so by themselves at two thirds of its life.
+    """Renew your certificate now.  `agent` and `receive` do so by themselves at two thirds of its
+    life.
 
-    The new certificate has a new key; your other keys stay, and your bundle is published again under it.
+    The new certificate has a new key; your other keys stay, and your bundle is published again
+    under it.
     """
     from cipherbox.cli.output import next_step, say, time_text
 
@@ -59,7 +70,10 @@ def renew(ctx: click.Context) -> int:
     if found.ends_at:
         say(f"The certificate is renewed; it ends on {time_text(found.ends_at)}.")
         return Exit.OK
-    say(f"The request waits until it was carried to the offline CA and back; its number there is {found.number}.")
+    say(
+        "The request waits until it was carried to the offline CA and back; its number there is "
+        f"{found.number}."
+    )
     next_step(f"when that is done: {command_here(ctx)} keys renew   (an agent asks by itself)")
     return Exit.QUEUED
 
@@ -75,7 +89,9 @@ def warn_of_end(ctx: click.Context, home: Home) -> None:
     if is_due(certificate):
         end = certificate.not_valid_after_utc
         ends = "ended" if end <= datetime.now(UTC) else "ends"
-        how = "ask the admin for a new token" if ends == "ended" else f"renew it: {command_here(ctx)} keys renew"
+        how = (
+            "ask the admin for a new token"
+            if ends == "ended"
+            else f"renew it: {command_here(ctx)} keys renew"
+        )
         warn(f"The certificate of {home.config.client_id} {ends} on {end:%Y-%m-%d}; {how}")
-
-

@@ -19,13 +19,16 @@ BITS = ("2048", "3072", "4096")
 
 @click.command("generate")
 @click.option("--rsa", is_flag=True, required=True, help="An RSA key, for stanzas rsa-oaep.")
-@click.option("--bits", type=click.Choice(BITS), default="3072", show_default=True, help="Its size.")
+@click.option(
+    "--bits", type=click.Choice(BITS), default="3072", show_default=True, help="Its size."
+)
 @click.pass_context
 def keys_generate(ctx: click.Context, rsa: bool, bits: str) -> None:
     """Make another key of your own on this machine, and publish it in your next key bundle.
 
-    It stands behind the keys you have: senders use it when they ask for it (send --wrap rsa).  An RSA key it replaces
-    goes on opening what was sealed to it.  RSA does not hold against a quantum computer, as your first key does.
+    It stands behind the keys you have: senders use it when they ask for it (send --wrap rsa).  An
+    RSA key it replaces goes on opening what was sealed to it.  RSA does not hold against a quantum
+    computer, as your first key does.
     """
     del rsa  # the one kind there is so far, and it has to be said
     from cipherbox.cli.output import warn
@@ -38,7 +41,9 @@ def keys_generate(ctx: click.Context, rsa: bool, bits: str) -> None:
 
 
 def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> None:
-    """Puts the key into the next bundle and says what came of it; ``file``: where it was imported from."""
+    """Puts the key into the next bundle and says what came of it; ``file``: where it was
+    imported from.
+    """
     from cipherbox.cli.output import next_step, say
 
     added = with_client(ctx, lambda client: client.add_key(key))
@@ -46,11 +51,15 @@ def publish(ctx: click.Context, key: DecryptKey, file: Path | None = None) -> No
     if added.again:
         say(f"This RSA key is in key bundle {bundle.sequence} of {bundle.client_id} already.")
         return
-    say(f"The RSA key {key.key_id.hex()} is in key bundle {bundle.sequence} of {bundle.client_id}, and HQ has it.")
+    say(
+        f"The RSA key {key.key_id.hex()} is in key bundle {bundle.sequence} of "
+        f"{bundle.client_id}, and HQ has it."
+    )
     steps = [
         "back up this home anew: the private key is in its keys.cbk alone"
         if file is None
-        else f"delete {file}, or keep it where nobody else reads it: who has it can open what is sealed to it",
+        else f"delete {file}, or keep it where nobody else reads it: who has it can open what is "
+        "sealed to it",
         f"others seal to it with: cipherbox send --wrap rsa --to {bundle.client_id} ...",
         f"other programs need it as PEM: {here} keys export --rsa FILE",
     ]
@@ -74,10 +83,15 @@ def import_private(ctx: click.Context, file: Path, data: bytes, password_file: P
 
     seed = import_pem(data, str(file), asked)
     if given and (why := weakness(given[-1])):
-        warn(f"The password {file} is under is easy to guess: {why}. Here the key is kept under this home's own; "
-             f"delete {file}.")  # fmt: skip
+        warn(
+            f"The password {file} is under is easy to guess: {why}. Here the key is kept under "
+            f"this home's own; delete {file}."
+        )
     if others_may_read(file):
-        warn(f"Other users of this machine may read {file}; if one did, make a new key: cipherbox keys generate --rsa")
+        warn(
+            f"Other users of this machine may read {file}; if one did, make a new key: cipherbox "
+            "keys generate --rsa"
+        )
     publish(ctx, DecryptKey.from_seed(StanzaType.RSA_OAEP, seed), file)
 
 
@@ -90,7 +104,9 @@ def export_public(bundle: KeyBundle, file: Path) -> None:
 
     key = next((k for k in bundle.encrypt_keys if k.algorithm == StanzaType.RSA_OAEP), None)
     if key is None:
-        raise NotFound(f"{bundle.client_id} has no RSA key; make one with: cipherbox keys generate --rsa")
+        raise NotFound(
+            f"{bundle.client_id} has no RSA key; make one with: cipherbox keys generate --rsa"
+        )
     write_atomic(file, public_pem(key.public))
     say(f"The RSA public key {key.key_id.hex()} of {bundle.client_id} is in {file}.")
     next_step(f"look at it with: openssl pkey -pubin -in {file} -noout -text")
@@ -102,5 +118,7 @@ def _password(file: Path, password_file: Path | None) -> bytes:
 
     if password_file is not None:
         return secret(password_file.absolute()).removesuffix(b"\n").removesuffix(b"\r")
-    nobody = click.UsageError(f"{file} is encrypted, and nobody can be asked here: say --pem-password-file FILE.")
+    nobody = click.UsageError(
+        f"{file} is encrypted, and nobody can be asked here: say --pem-password-file FILE."
+    )
     return ask(f"Password of {file}", nobody).encode()

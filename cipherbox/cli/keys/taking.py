@@ -28,11 +28,13 @@ def keys_import(
 ) -> int:
     """Take in FILE: another's key bundle, or an RSA private key of your own.
 
-    A key bundle, which its owner gave you in person (keys export), is pinned as compared.  It must be certified by this
-    HQ's root; its fingerprint is shown before it is pinned.  When other keys are pinned, and they did not sign the ones
-    in FILE, its owner has to read you the fingerprint, and --yes is not enough.
+    A key bundle, which its owner gave you in person (keys export), is pinned as compared.  It must
+    be certified by this HQ's root; its fingerprint is shown before it is pinned.  When other keys
+    are pinned, and they did not sign the ones in FILE, its owner has to read you the fingerprint,
+    and --yes is not enough.
 
-    An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate --rsa` would make one.
+    An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate
+    --rsa` would make one.
     """
     import time
 
@@ -42,7 +44,13 @@ def keys_import(
     from cipherbox.client.keys.changes import change_of
     from cipherbox.client.keys.pins import PERSON, Pins
     from cipherbox.client.sessions.superseded import retire_sessions
-    from cipherbox.envelope.bundle import MAGIC, check_bundle, check_succession, decode_bundle, fingerprint
+    from cipherbox.envelope.bundle import (
+        MAGIC,
+        check_bundle,
+        check_succession,
+        decode_bundle,
+        fingerprint,
+    )
     from cipherbox.errors import BundleError
     from cipherbox.sealing.rsa import PEM_BYTES, is_pem
 
@@ -50,7 +58,9 @@ def keys_import(
         data = opened.read(max(LIMITS.bundle_bytes, PEM_BYTES) + 1)
     if data[: len(MAGIC)] != MAGIC:
         if not is_pem(data):
-            raise BundleMalformed(f"{file} is neither a key bundle (keys export) nor a private key as PEM")
+            raise BundleMalformed(
+                f"{file} is neither a key bundle (keys export) nor a private key as PEM"
+            )
         import_private(ctx, file, data, pem_password_file)
         return Exit.OK
     if pem_password_file is not None:
@@ -61,7 +71,9 @@ def keys_import(
     pins, name = Pins(home.path), bundle.client_id
     pin = pins.get(name)
     if pin is not None and pin.bundle.sequence > bundle.sequence:
-        raise InvalidRequest(f"bundle {pin.bundle.sequence} of {name} is pinned, and this one is older")
+        raise InvalidRequest(
+            f"bundle {pin.bundle.sequence} of {name} is pinned, and this one is older"
+        )
     broken = False
     try:
         if pin is not None:
@@ -71,14 +83,22 @@ def keys_import(
         broken = True
         say(change_of(pin, [bundle]).text.replace("HQ shows: ", "This file:"))
         if heard is None:
-            heard = click.prompt(f"The fingerprint that {name} reads to you (bundle {bundle.sequence})", err=True)
+            heard = click.prompt(
+                f"The fingerprint that {name} reads to you (bundle {bundle.sequence})", err=True
+            )
         if digits(heard) != digits(fingerprint(bundle)):
-            fail(f"They differ. The file has {fingerprint(bundle)} for {name}.", f"Nothing was pinned. Ask {name}.")
+            fail(
+                f"They differ. The file has {fingerprint(bundle)} for {name}.",
+                f"Nothing was pinned. Ask {name}.",
+            )
             return Exit.REFUSED
     else:
         say(f"{name}, bundle {bundle.sequence}: {fingerprint(bundle)}")
         if heard is not None and digits(heard) != digits(fingerprint(bundle)):
-            fail("They differ: the file has another fingerprint than you gave.", f"Nothing was pinned. Ask {name}.")
+            fail(
+                "They differ: the file has another fingerprint than you gave.",
+                f"Nothing was pinned. Ask {name}.",
+            )
             return Exit.REFUSED
         sure(f"Did {name} give you this file, or say this fingerprint?", yes or heard is not None)
     if pin is not None and pin.bundle.hash == bundle.hash:

@@ -30,13 +30,16 @@ class Offer(NamedTuple):
 
 @click.command()
 @click.argument("client_id", type=CLIENT_ID)
-@click.option("--fingerprint", "heard", help="What the other reads to you; asked for when not given.")
+@click.option(
+    "--fingerprint", "heard", help="What the other reads to you; asked for when not given."
+)
 @click.pass_context
 def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     """Compare the keys HQ shows for CLIENT_ID with what CLIENT_ID says, and pin them as compared.
 
-    Call the other by a way HQ has no part in, and let them run: cipherbox keys fingerprint.  Thirty digits: read all.
-    They are the number of one key bundle, and change with each new one: read what is on the screen now.
+    Call the other by a way HQ has no part in, and let them run: cipherbox keys fingerprint.  Thirty
+    digits: read all.  They are the number of one key bundle, and change with each new one: read
+    what is on the screen now.
     """
     from cipherbox.cli.output import fail, next_step, say
     from cipherbox.cli.password import load_here
@@ -48,8 +51,10 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     own = load_here(ctx).identity
     if own is not None and own.client_id == client_id:
         mine = fingerprint(own.bundle) if own.bundle is not None else "-"
-        raise click.UsageError(f"{client_id} is this client. Its fingerprint, for others to compare: {mine}. They say: "
-                               f"cipherbox keys verify {client_id}")  # fmt: skip
+        raise click.UsageError(
+            f"{client_id} is this client. Its fingerprint, for others to compare: {mine}. They "
+            f"say: cipherbox keys verify {client_id}"
+        )
     offer = with_client(ctx, lambda client: _offer(client, client_id))
     bundle, shown = offer.bundle, fingerprint(offer.bundle)
     pins = Pins(home_of(ctx))
@@ -59,31 +64,40 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     if offer.own is not None:
         say(f"Yours, bundle {offer.own.sequence}, to read to {client_id}: {fingerprint(offer.own)}")
     if heard is None:
-        heard = click.prompt(f"The fingerprint that {client_id} reads to you (bundle {bundle.sequence})", err=True)
+        heard = click.prompt(
+            f"The fingerprint that {client_id} reads to you (bundle {bundle.sequence})", err=True
+        )
     if digits(heard) != digits(shown):
         old = next((b for b in offer.earlier if digits(fingerprint(b)) == digits(heard)), None)
         if old is not None:
             fail(
-                f"{client_id} reads the number of its key bundle {old.sequence}; HQ shows bundle {bundle.sequence}, "
-                f"made on {day(bundle.created_at)}. Nothing was marked as compared.",
-                f"Ask {client_id} to run this now and to read again: cipherbox keys fingerprint. If it is still bundle "
-                f"{old.sequence}, somebody else made the newer one: send nothing and tell the admin.",
+                f"{client_id} reads the number of its key bundle {old.sequence}; HQ shows bundle "
+                f"{bundle.sequence}, made on {day(bundle.created_at)}. Nothing was marked as "
+                "compared.",
+                f"Ask {client_id} to run this now and to read again: cipherbox keys fingerprint. "
+                f"If it is still bundle {old.sequence}, somebody else made the newer one: send "
+                "nothing and tell the admin.",
             )
             return Exit.REFUSED
         fail(
             f"They differ. HQ shows {shown} for {client_id}, bundle {bundle.sequence}.",
-            "Read once more. If it still differs, send nothing and tell the admin: somebody shows you a wrong key.",
+            "Read once more. If it still differs, send nothing and tell the admin: somebody "
+            "shows you a wrong key.",
         )
         return Exit.REFUSED
     if pin and pin.bundle.hash == bundle.hash:
         pins.mark_verified(client_id)
     else:
         pins.accept(bundle, PERSON, proof=offer.proof)
-        if offer.change.broken:  # whoever copied the keys before may follow the sessions that were begun with them
+        # whoever copied the keys before may follow the sessions that were begun with them
+        if offer.change.broken:
             retire_sessions(home_of(ctx), client_id)
     say(f"They agree. Key bundle {bundle.sequence} of {client_id} is pinned as compared: {shown}")
     if offer.change.text and offer.unopened:
-        next_step(f"seal again what {client_id} has not opened: {command_here(ctx)} outbox reseal --to {client_id}")
+        next_step(
+            f"seal again what {client_id} has not opened: {command_here(ctx)} outbox reseal --to "
+            f"{client_id}"
+        )
     return Exit.OK
 
 
@@ -96,16 +110,24 @@ async def _offer(client: Client, client_id: str) -> Offer:
     bundle = await directory.offered(client_id)
     proof = directory.log.proof(bundle)
     pin = directory.pins.get(client_id)
-    (answer,) = await directory.ask([(client_id, pin.bundle.sequence if pin is not None else frames.NEWEST)])
+    (answer,) = await directory.ask(
+        [(client_id, pin.bundle.sequence if pin is not None else frames.NEWEST)]
+    )
     found = [decode_bundle(raw) for raw in answer.bundles]
-    change = change_of(pin, [*found, bundle], directory.log.entry(bundle)) if pin is not None else Change()
+    change = (
+        change_of(pin, [*found, bundle], directory.log.entry(bundle))
+        if pin is not None
+        else Change()
+    )
     unopened = 0
     if client.post is not None:
         rows = await client.post.store(client.post.outbox.unopened_by, client_id, SENT)
         assert isinstance(rows, list)
         unopened = len(rows)
     own = client.home.identity.bundle if client.home.identity is not None else None
-    earlier = [b for b in (*found, *([pin.bundle] if pin is not None else [])) if b.hash != bundle.hash]
+    earlier = [
+        b for b in (*found, *([pin.bundle] if pin is not None else [])) if b.hash != bundle.hash
+    ]
     return Offer(bundle, earlier, proof, own, change, unopened)
 
 

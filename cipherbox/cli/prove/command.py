@@ -1,4 +1,6 @@
-"""`prove`: that nothing confirmed is lost and nothing comes twice, on this machine, whatever is killed."""
+"""`prove`: that nothing confirmed is lost and nothing comes twice, on this machine, whatever is
+killed.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,30 @@ from cipherbox.cli.options import home_of, json_option, run, run_until_stopped
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1, 100_000), default=12, show_default=True, help="So many faults.")
-@click.option("--seconds", type=click.FloatRange(0), default=0.0, help="Instead: faults for so long.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100_000),
+    default=12,
+    show_default=True,
+    help="So many faults.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0), default=0.0, help="Instead: faults for so long."
+)
 @click.option("--senders", type=click.IntRange(1, 20), default=2, show_default=True)
 @click.option("--receivers", type=click.IntRange(1, 20), default=2, show_default=True)
 @click.option("--seed", type=int, help="The order of faults, as an earlier run printed it.")
 @click.option(
-    "--database", "url", metavar="URL|local", default="",
-    help="HQ and a second one that waits for its turn, at PostgreSQL: at URL, whose sessions are cut; or local: two "
-    "servers of our own, which are killed too, and fail over.",
+    "--database",
+    "url",
+    metavar="URL|local",
+    default="",
+    help="HQ and a second one that waits for its turn, at PostgreSQL: at URL, whose sessions are "
+    "cut; or local: two servers of our own, which are killed too, and fail over.",
 )
 @click.option(
-    "--postgres-bin", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    "--postgres-bin",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Where PostgreSQL's programs are, for local. [default: looked for]",
 )
 @json_option
@@ -33,15 +47,25 @@ from cipherbox.cli.options import home_of, json_option, run, run_until_stopped
 @click.option("--broken-store", is_flag=True, hidden=True)
 @click.pass_context
 def prove(
-    ctx: click.Context, rounds: int, seconds: float, senders: int, receivers: int, seed: int | None, url: str,
-    postgres_bin: Path | None, as_json: bool, worker: bool, broken_store: bool,
-) -> int:  # fmt: skip
+    ctx: click.Context,
+    rounds: int,
+    seconds: float,
+    senders: int,
+    receivers: int,
+    seed: int | None,
+    url: str,
+    postgres_bin: Path | None,
+    as_json: bool,
+    worker: bool,
+    broken_store: bool,
+) -> int:
     """Prove that no confirmed message is lost and none comes twice, whatever is killed.
 
-    Starts an HQ, senders and receivers as processes here, puts them under load, kills them (SIGKILL) and cuts their
-    connections at random moments, lets everything settle, and compares what HQ confirmed with what arrived.  It also
-    checks the whole of HQ's signed log.  Exit code 1 if anything is wrong.  The same seed gives the same order of
-    faults; the moments still differ a little.
+    Starts an HQ, senders and receivers as processes here, puts them under load, kills them
+    (SIGKILL) and cuts their connections at random moments, lets everything settle, and compares
+    what HQ confirmed with what arrived.  It also checks the whole of HQ's signed log.  Exit code 1
+    if anything is wrong.  The same seed gives the same order of faults; the moments still differ a
+    little.
     """
     if worker:
         from cipherbox.cli.prove.worker import work
@@ -61,9 +85,16 @@ def prove(
     place = tempfile.TemporaryDirectory(prefix="cipherbox-prove-", ignore_cleanup_errors=True)
     with place as directory, database_for(url, postgres_bin) as database:
         trial = Trial(
-            Path(directory), senders=senders, receivers=receivers, rounds=rounds, seconds=seconds, seed=seed,
-            broken=broken_store, say=tell, database=database,
-        )  # fmt: skip
+            Path(directory),
+            senders=senders,
+            receivers=receivers,
+            rounds=rounds,
+            seconds=seconds,
+            seed=seed,
+            broken=broken_store,
+            say=tell,
+            database=database,
+        )
         proof: Proof = run_until_stopped(trial.run)
     tell("")
     if as_json:
@@ -78,8 +109,8 @@ def prove(
         faults = f" and {proof.database_faults} faults of PostgreSQL" if url else ""
         again = f"--seed {proof.seed}" + (f" --database '{url}'" if url else "")
         warn(
-            f"{proof.kills} kills, {proof.cuts} cuts{faults} in {proof.rounds} rounds, {proof.seconds:g} s; "
-            f"again with: cipherbox prove {again}"
+            f"{proof.kills} kills, {proof.cuts} cuts{faults} in {proof.rounds} rounds, "
+            f"{proof.seconds:g} s; again with: cipherbox prove {again}"
         )
         for example in proof.examples:
             fail(example)

@@ -29,13 +29,15 @@ class Database:
 
         with suppress(CipherBoxError):
             self._scratch.rows(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user "
-                "AND application_name = 'cipherbox' AND pid <> pg_backend_pid()"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = "
+                "current_user AND application_name = 'cipherbox' AND pid <> pg_backend_pid()"
             )
 
 
 class LocalDatabase(Database):
-    """A primary and a synchronous standby of our own; after a failover the old primary begins anew as the standby."""
+    """A primary and a synchronous standby of our own; after a failover the old primary begins
+    anew as the standby.
+    """
 
     def __init__(self, programs: Path) -> None:
         self.primary = new_server(programs).start()

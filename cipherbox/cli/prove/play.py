@@ -1,8 +1,10 @@
-"""The trial: senders and receivers under load, while HQ, senders and receivers are killed and connections cut.
+"""The trial: senders and receivers under load, while HQ, senders and receivers are killed and
+connections cut.
 
-Everything is real: processes of this program, mutual TLS, disks, SIGKILL.  Clients reach HQ through a gate here, which
-can cut or freeze what passes.  At the end the faults stop, everything gets the time to settle, and what the senders
-wrote down as confirmed is compared with what the receivers' files hold.
+Everything is real: processes of this program, mutual TLS, disks, SIGKILL.  Clients reach HQ through
+a gate here, which can cut or freeze what passes.  At the end the faults stop, everything gets the
+time to settle, and what the senders wrote down as confirmed is compared with what the receivers'
+files hold.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ class Gate:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(client)
 
-    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope) -> None:
+    async def _pump(
+        self, source: trio.SocketStream, target: trio.SocketStream, scope: trio.CancelScope
+    ) -> None:
         try:
             while data := await source.receive_some(65536):
                 await self._thawed.wait()
@@ -104,9 +108,18 @@ class Trial:
     """See the module.  ``rounds`` faults, or as many as fit into ``seconds``."""
 
     def __init__(
-        self, directory: Path, *, senders: int, receivers: int, rounds: int, seconds: float, seed: int, broken: bool,
-        say: Say, database: Database | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        directory: Path,
+        *,
+        senders: int,
+        receivers: int,
+        rounds: int,
+        seconds: float,
+        seed: int,
+        broken: bool,
+        say: Say,
+        database: Database | None = None,
+    ) -> None:
         self._stage = Stage(directory)
         self._directory, self._say, self._broken = directory, say, broken
         self._senders = [f"S{n + 1}" for n in range(senders)]
@@ -114,7 +127,8 @@ class Trial:
         self._rounds, self._seconds = rounds, seconds
         self._chance = random.Random(seed)  # noqa: S311
         self._database = database
-        self._hqs = ["HQ"] if database is None else ["HQ", "HQ2"]  # the second one waits for its turn
+        # the second one waits for its turn
+        self._hqs = ["HQ"] if database is None else ["HQ", "HQ2"]
         self._ports = {name: free_port() for name in self._hqs}
         self._gate_ports = {name: free_port() for name in self._hqs}
         self._gates = [Gate(self._ports[name]) for name in self._hqs]
@@ -139,7 +153,7 @@ class Trial:
         self._compare()
         return self.proof
 
-    # -- processes ----------------------------------------------------------------------------------------------
+    # -- processes ---------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
         from cipherbox.cli.bench.play import _enrol as enrol
@@ -165,7 +179,9 @@ class Trial:
             broken = ["--broken-store"] if self._broken else []
             for attempt in range(3):
                 try:
-                    self._processes[name], _ = await stage.start(name, "serve", str(self._directory / name), *broken)
+                    self._processes[name], _ = await stage.start(
+                        name, "serve", str(self._directory / name), *broken
+                    )
                     return
                 except DemoFailed:
                     if attempt == 2:
@@ -174,28 +190,43 @@ class Trial:
         arguments = ["prove", "--worker"] if name in self._senders else ["receive", "--json"]
         with stage.output(name).open("ab") as log:
             process = await trio.lowlevel.open_process(
-                [*program(), *home, *arguments], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log,
+                [*program(), *home, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
                 env=stage.environment,
-            )  # fmt: skip
+            )
         self._processes[name] = process
         if name in self._senders:
             assert process.stdin is not None
             task = {"recipients": self._receivers, "seed": self._chance.random()}
             await process.stdin.send_all(orjson.dumps(task) + b"\n")
 
-    # -- faults -------------------------------------------------------------------------------------------------
+    # -- faults ------------------------------------------------------------------------------------
 
     async def _faults(self, began: float) -> None:
         proof, chance = self.proof, self._chance
-        while proof.rounds < self._rounds if not self._seconds else time.monotonic() - began < self._seconds:
+        while (
+            proof.rounds < self._rounds
+            if not self._seconds
+            else time.monotonic() - began < self._seconds
+        ):
             await self._confirms()
             proof.rounds += 1
-            victims = [*self._hqs, self._hqs[0], chance.choice(self._senders), chance.choice(self._receivers),
-                       "cut", "freeze"]  # fmt: skip
+            victims = [
+                *self._hqs,
+                self._hqs[0],
+                chance.choice(self._senders),
+                chance.choice(self._receivers),
+                "cut",
+                "freeze",
+            ]
             if self._database is not None:
                 victims += self._database.faults
             victim = chance.choice(victims)
-            self._say(f"round {proof.rounds}: {'killing ' if victim in self._processes else ''}{victim}")
+            self._say(
+                f"round {proof.rounds}: {'killing ' if victim in self._processes else ''}{victim}"
+            )
             if victim == "cut":
                 await self._each_gate(Gate.cut)
                 proof.cuts += 1
@@ -208,7 +239,9 @@ class Trial:
                     gate.thaw()
                 proof.cuts += 1
             elif self._database is not None and victim in self._database.faults:
-                await trio.to_thread.run_sync(self._database.fault, victim, chance.uniform(*_DOWN_S))
+                await trio.to_thread.run_sync(
+                    self._database.fault, victim, chance.uniform(*_DOWN_S)
+                )
                 proof.database_faults += 1
             else:
                 await _kill(self._processes[victim])
@@ -218,8 +251,9 @@ class Trial:
             await trio.sleep(chance.uniform(*_CALM_S))
 
     async def _confirms(self) -> None:
-        """Waits until HQ has confirmed something since the last fault: only then can the next one lose it, on a slow
-        machine too."""
+        """Waits until HQ has confirmed something since the last fault: only then can the next
+        one lose it, on a slow machine too.
+        """
         logs = [self._directory / name / LOG for name in self._senders]
         known = [log.stat().st_size if log.exists() else 0 for log in logs]
         with trio.move_on_after(SETTLE_S):
@@ -249,7 +283,9 @@ class Trial:
             await self._look_after()
             await self._drained()
         if scope.cancelled_caught:
-            self.proof.examples.append(f"after {limit_s:.0f} s without faults not everything had arrived")
+            self.proof.examples.append(
+                f"after {limit_s:.0f} s without faults not everything had arrived"
+            )
         for name in self._receivers:
             await self._stage.stop(self._processes[name])
         await self._stage.run("HQ", "--home", str(self._directory / "admin"), "audit", "verify")
@@ -257,8 +293,9 @@ class Trial:
             await self._stage.stop(self._processes[name])
 
     async def _look_after(self) -> None:
-        """No process may end by itself, whatever HQ and the network went through; but an HQ that another one has taken
-        over does, and is started again, as systemd does."""
+        """No process may end by itself, whatever HQ and the network went through; but an HQ that
+        another one has taken over does, and is started again, as systemd does.
+        """
         for name, process in list(self._processes.items()):
             if len(self._hqs) > 1 and name in self._hqs and process.poll() == Exit.STORE:
                 await self._start(name)
@@ -283,7 +320,7 @@ class Trial:
                 await self._look_after()
                 await trio.sleep(_LOOK_S)
 
-    # -- the comparison -----------------------------------------------------------------------------------------
+    # -- the comparison ----------------------------------------------------------------------------
 
     def _compare(self) -> None:
         proof = self.proof
@@ -295,16 +332,31 @@ class Trial:
                 ids[line["message_id"]] += 1
                 what = read_content(line["content"]) if isinstance(line["content"], str) else None
                 begun = logs.get(what[0], ({}, set()))[0] if what is not None else {}
-                if what is None or line["sender_id"] != what[0] or receiver not in begun.get(what[1], []):
-                    self._found("unexpected", f"{receiver} has message {line['message_id']}, which nobody sent it")
+                if (
+                    what is None
+                    or line["sender_id"] != what[0]
+                    or receiver not in begun.get(what[1], [])
+                ):
+                    self._found(
+                        "unexpected",
+                        f"{receiver} has message {line['message_id']}, which nobody sent it",
+                    )
                     continue
                 found[what] += 1
             for what, count in found.items():
                 if count > 1:
-                    self._found("duplicated", f"{receiver} has number {what[1]} of {what[0]} {count} times", count - 1)
+                    self._found(
+                        "duplicated",
+                        f"{receiver} has number {what[1]} of {what[0]} {count} times",
+                        count - 1,
+                    )
             for message_id, count in ids.items():
                 if count > 1 and not proof.duplicated:
-                    self._found("duplicated", f"{receiver} has message {message_id} {count} times", count - 1)
+                    self._found(
+                        "duplicated",
+                        f"{receiver} has message {message_id} {count} times",
+                        count - 1,
+                    )
             for sender, (begun, confirmed) in logs.items():
                 for number, to in begun.items():
                     if receiver not in to:
@@ -313,7 +365,11 @@ class Trial:
                     if number in confirmed:
                         proof.confirmed += 1
                         if not here:
-                            self._found("lost", f"{receiver} never got number {number} of {sender}, which HQ confirmed")
+                            self._found(
+                                "lost",
+                                f"{receiver} never got number {number} of {sender}, which HQ "
+                                "confirmed",
+                            )
                     else:
                         proof.recovered += here
 

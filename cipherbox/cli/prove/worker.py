@@ -1,8 +1,9 @@
-"""A sender under trial: publishes numbered messages for as long as it lives, and writes down what HQ confirmed.
+"""A sender under trial: publishes numbered messages for as long as it lives, and writes down what
+HQ confirmed.
 
-It may be killed at any instruction.  Before a message is published its number is in the log, and its number is never
-used again; `ok` is written only after HQ's confirm.  So the log says, after any number of kills, what was confirmed,
-and what may or may not have been sealed.
+It may be killed at any instruction.  Before a message is published its number is in the log, and
+its number is never used again; `ok` is written only after HQ's confirm.  So the log says, after any
+number of kills, what was confirmed, and what may or may not have been sealed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ def content_of(sender: str, number: int, filler: str) -> str:
 def read_content(text: str) -> tuple[str, int] | None:
     """(sender, number) of a message that is whole; None for anything else."""
     parts = text.split(" ", 3)
-    if len(parts) != 4 or not parts[1].isdigit() or hashlib.sha256(parts[3].encode()).hexdigest() != parts[2]:
+    if (
+        len(parts) != 4
+        or not parts[1].isdigit()
+        or hashlib.sha256(parts[3].encode()).hexdigest() != parts[2]
+    ):
         return None
     return parts[0], int(parts[1])
 
@@ -67,7 +72,9 @@ async def work(home: Path) -> int:
     from cipherbox.client.client import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
-    async with open_client(home, keep_trying=True, tries=3, timeout_s=5.0, pause_max_s=1.0) as client:
+    async with open_client(
+        home, keep_trying=True, tries=3, timeout_s=5.0, pause_max_s=1.0
+    ) as client:
         sender = _Sender(client, home / LOG, task["recipients"], random.Random(task["seed"]))  # noqa: S311
         async with trio.open_nursery() as nursery:
             for _ in range(TASKS):
@@ -79,7 +86,9 @@ async def work(home: Path) -> int:
 
 
 class _Sender:
-    def __init__(self, client: Client, log: Path, recipients: list[str], chance: random.Random) -> None:
+    def __init__(
+        self, client: Client, log: Path, recipients: list[str], chance: random.Random
+    ) -> None:
         self._client, self._recipients, self._chance = client, recipients, chance
         self._next = max(read_log(log)[0], default=0) + 1
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | O_BINARY, 0o600)
@@ -96,7 +105,9 @@ class _Sender:
             count = chance.choice((1, 1, chance.randint(1, _MOST_AT_ONCE)))
             first, self._next = self._next, self._next + count
             to = sorted(chance.sample(self._recipients, chance.randint(1, len(self._recipients))))
-            fillers = ["x" * chance.choice((0, 100, chance.randint(0, _LARGEST))) for _ in range(count)]
+            fillers = [
+                "x" * chance.choice((0, 100, chance.randint(0, _LARGEST))) for _ in range(count)
+            ]
             contents = [content_of(name, first + i, filler) for i, filler in enumerate(fillers)]
             self._write("put", first, count, to)
             try:

@@ -1,9 +1,10 @@
 """What this client published and HQ has not yet confirmed, in the order it was published.
 
-An envelope is `waiting` until there is a link and room on it, then `unconfirmed`, until HQ confirms or refuses it.
-When a link ends, all that is unconfirmed waits again, in its old place, and goes out over the next one: the same bytes
-under the same id, so HQ stores them once.  A correlation id belongs to a link; an `PendingPublish` belongs to the window.
-A refusal that says "later" (disk full, quota) puts the envelope back as well; the others are its outcome.
+An envelope is `waiting` until there is a link and room on it, then `unconfirmed`, until HQ confirms
+or refuses it.  When a link ends, all that is unconfirmed waits again, in its old place, and goes
+out over the next one: the same bytes under the same id, so HQ stores them once.  A correlation id
+belongs to a link; an `PendingPublish` belongs to the window.  A refusal that says "later" (disk
+full, quota) puts the envelope back as well; the others are its outcome.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from cipherbox.client.log.quorum import Quorum
     from cipherbox.client.outbox.rows import OutboxEntry
 
-SLOWEST_BYTES_PER_S = 32 * 1024  # a line slower than this is taken for dead; 16 MiB may take nine minutes
+# a line slower than this is taken for dead; 16 MiB may take nine minutes
+SLOWEST_BYTES_PER_S = 32 * 1024
 
 
 @attrs.frozen
@@ -50,7 +52,9 @@ class Confirmed:
 
 @attrs.define(eq=False)
 class PendingPublish:
-    """One sealed envelope on its way.  ``settled`` is called once, when ``result`` or ``error`` is there."""
+    """One sealed envelope on its way.  ``settled`` is called once, when ``result`` or ``error``
+    is there.
+    """
 
     raw: bytes = attrs.field(repr=False)
     envelope_id: bytes
@@ -60,7 +64,8 @@ class PendingPublish:
     route_version: int = 0
     fresh: OutboxEntry | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
     generation: int = 0
-    envelope_hash: bytes = attrs.field(default=b"", repr=False)  # empty: made from the bytes when it is needed
+    # empty: made from the bytes when it is needed
+    envelope_hash: bytes = attrs.field(default=b"", repr=False)
     kept: bool = False  # it is in the outbox
     owner: Callable[[PendingPublish], None] | None = None  # whom the post tells
     order: int = 0
@@ -71,7 +76,8 @@ class PendingPublish:
     error: CipherBoxError | None = None
     trouble: CipherBoxError | None = None  # why it is not confirmed yet
     gone: bool = False  # settled, or given up by its owner
-    others: tuple[str, ...] = ()  # for whom the outbox seals it again, when HQ refused only some of its recipients
+    # for whom the outbox seals it again, when HQ refused only some of its recipients
+    others: tuple[str, ...] = ()
 
     def leaf(self) -> bytes:
         """What HQ's log must name of it."""
@@ -95,13 +101,18 @@ class Window:
 
     def __init__(self, log: ProofCheck | None = None) -> None:
         self._log = log
-        self._leaves: dict[int, bytes] = {}  # correlation -> of every SEND of this link that has no answer
-        self._uncovered: list[tuple[int, PendingPublish, Confirmed]] = []  # confirmed, and waiting for witnesses
+        # correlation -> of every SEND of this link that has no answer
+        self._leaves: dict[int, bytes] = {}
+        # confirmed, and waiting for witnesses
+        self._uncovered: list[tuple[int, PendingPublish, Confirmed]] = []
         self.unconfirmed: dict[int, PendingPublish] = {}
         self.waiting: list[PendingPublish] = []
-        self.pause: Callable[[float], None] = lambda seconds: None  # set by the line: call resume() after so long
-        self.proven: Callable[[Confirm, list[PendingPublish]], None] = lambda frame, items: None  # set by the post
-        self.room_listeners: list[Callable[[], None]] = []  # publishers: called when room may have come free
+        # set by the line: call resume() after so long
+        self.pause: Callable[[float], None] = lambda seconds: None
+        # set by the post
+        self.proven: Callable[[Confirm, list[PendingPublish]], None] = lambda frame, items: None
+        # publishers: called when room may have come free
+        self.room_listeners: list[Callable[[], None]] = []
         self._link: Connection | None = None
         self._order = 0
         self._bytes = 0
@@ -114,7 +125,11 @@ class Window:
     @property
     def full(self) -> bool:
         """Whether a further envelope would have to wait for room."""
-        return bool(self.waiting) or len(self.unconfirmed) >= self._most or self._bytes >= self._most_bytes
+        return (
+            bool(self.waiting)
+            or len(self.unconfirmed) >= self._most
+            or self._bytes >= self._most_bytes
+        )
 
     def crowded(self, envelopes: int, size: int) -> bool:
         """As `full`, with so many envelopes and bytes more."""
@@ -152,10 +167,14 @@ class Window:
     def check(self, item: PendingPublish) -> None:
         """TooLarge if HQ would not take it."""
         if len(item.raw) > self.envelope_bytes:
-            raise TooLarge(f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}")
+            raise TooLarge(
+                f"the envelope has {len(item.raw)} bytes; HQ takes {self.envelope_bytes}"
+            )
 
     def add(self, item: PendingPublish) -> None:
-        """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would not take it."""
+        """Takes an envelope; it goes at once if there is a link with room.  TooLarge if HQ would
+        not take it.
+        """
         self.check(item)
         self._order += 1
         item.order = self._order
@@ -200,7 +219,9 @@ class Window:
                 raise ProtocolError("CONFIRM names a place it does not hold")
             queues, missing = places[run.place]
             result = Confirmed(frame.accepted_at, run.outcome == 1, queues, missing, frame.proof)
-            for correlation in range(run.first, run.first + min(run.count, LIMITS.publish_window * 64)):
+            for correlation in range(
+                run.first, run.first + min(run.count, LIMITS.publish_window * 64)
+            ):
                 item = self._pop(correlation)
                 if item is None:
                     proven = None  # one that this window does not know: the proof cannot be checked
@@ -231,7 +252,9 @@ class Window:
 
     def _confirm(self, entry: int, item: PendingPublish, result: Confirmed) -> None:
         if self._log is not None and self._log.quorum.demanded and entry > self._log.quorum.covered:
-            item.trouble = LogUnproven(f"HQ confirmed it, and {self._log.quorum.words} have not cosigned that yet")
+            item.trouble = LogUnproven(
+                f"HQ confirmed it, and {self._log.quorum.words} have not cosigned that yet"
+            )
             self._uncovered.append((entry, item, result))
             return
         item.result = result
@@ -249,7 +272,9 @@ class Window:
             self.tell_room()
 
     def refused(self, correlation: int, error: CipherBoxError) -> bool:
-        """Whether the ERROR was about a SEND; then it is settled, or waits when it may be sent again later."""
+        """Whether the ERROR was about a SEND; then it is settled, or waits when it may be sent
+        again later.
+        """
         item = self._pop(correlation)
         self._leaves.pop(correlation, None)
         if item is None:
@@ -286,7 +311,9 @@ class Window:
                 self._settle(item)
 
     def overdue(self, link: Connection, timeout_s: float) -> None:
-        """Sends again what HQ, though it speaks, has not confirmed in time; ends a link that is silent."""
+        """Sends again what HQ, though it speaks, has not confirmed in time; ends a link that is
+        silent.
+        """
         now = trio.current_time()
         patience = timeout_s + self._bytes / SLOWEST_BYTES_PER_S
         late = [item for item in self.unconfirmed.values() if now - item.sent_at > patience]
@@ -335,7 +362,9 @@ class Window:
     def _take_back(self, items: list[PendingPublish]) -> None:
         for item in items:
             item.correlation = 0
-        self.waiting = sorted([*self.waiting, *(i for i in items if not i.gone)], key=lambda i: i.order)
+        self.waiting = sorted(
+            [*self.waiting, *(i for i in items if not i.gone)], key=lambda i: i.order
+        )
 
     def _settle(self, item: PendingPublish) -> None:
         item.gone = True
@@ -344,11 +373,16 @@ class Window:
 
 
 def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> CipherBoxError:
-    """What to tell the owner of an envelope that was not confirmed in time; ``away_since``: a time of day, or empty."""
+    """What to tell the owner of an envelope that was not confirmed in time; ``away_since``: a
+    time of day, or empty.
+    """
     reason = f" ({item.trouble})" if item.trouble is not None else ""
     first = message_id(item.envelope_id, 0)
     if away_since:
-        what = f"message {first} is kept in the outbox: HQ cannot be reached since {away_since}{reason}"
+        what = (
+            f"message {first} is kept in the outbox: HQ cannot be reached since "
+            f"{away_since}{reason}"
+        )
         following = "It goes out with the next command, or by itself while `cipherbox agent` runs"
     else:
         what = f"HQ has not confirmed message {first} within {waited}{reason}"
@@ -359,9 +393,14 @@ def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> Cip
 
 
 def kept_error(item: PendingPublish, error: CipherBoxError) -> CipherBoxError:
-    """What to tell the owner of an envelope: one that waits for this client's certificate is kept."""
+    """What to tell the owner of an envelope: one that waits for this client's certificate is
+    kept.
+    """
     if not isinstance(error, CredentialsError) or not item.kept:
         return error
     first = message_id(item.envelope_id, 0)
-    text = f"{error}. Message {first} is kept in the outbox, and goes out when HQ lets this client in again"
+    text = (
+        f"{error}. Message {first} is kept in the outbox, and goes out when HQ lets this client in "
+        "again"
+    )
     return type(error)(text, error.detail)

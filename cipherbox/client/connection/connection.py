@@ -1,12 +1,14 @@
 """One connection to HQ, from HELLO to its end.
 
-Three tasks share it.  The reader takes frames and hands them out; the writer sends what others left for it, joined;
-the beat keeps the promise of the heartbeat and notices when HQ does not keep its own.  Whatever ends the link ends it
-once, with one error that says why, and every waiting request gets that error.
+Three tasks share it.  The reader takes frames and hands them out; the writer sends what others left
+for it, joined; the beat keeps the promise of the heartbeat and notices when HQ does not keep its
+own.  Whatever ends the link ends it once, with one error that says why, and every waiting request
+gets that error.
 
-Rules.  Correlation ids rise by one over all requests of a link, SENDs among them.  When writing fails, the reader gets
-a moment to find out why: HQ's last word (an ERROR, a TLS alert about the certificate) is in what it sent before.
-Nothing here waits for a consumer: credit bounds what HQ may push.
+Rules.  Correlation ids rise by one over all requests of a link, SENDs among them.  When writing
+fails, the reader gets a moment to find out why: HQ's last word (an ERROR, a TLS alert about the
+certificate) is in what it sent before.  Nothing here waits for a consumer: credit bounds what HQ
+may push.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class Connection:
 
     welcome: frames.Welcome
     certificate: x509.Certificate | None = None  # HQ's, as this connection showed it
-    log_key = b""  # of HQ's signed log, certified by the certificate of this connection; empty: HQ shows none
+    # of HQ's signed log, certified by the certificate of this connection; empty: HQ shows none
+    log_key = b""
 
     def __init__(self, stream: trio.abc.Stream, handler: Handler | None, beat_s: float) -> None:
         self.error: CipherBoxError | None = None
@@ -87,7 +90,7 @@ class Connection:
         self._beat_s = beat_s
         self._away: GoingAway | None = None
 
-    # -- asking -------------------------------------------------------------------------------------------------
+    # -- asking ------------------------------------------------------------------------------------
 
     def next_correlation(self) -> int:
         """The id of the next request on this link."""
@@ -145,14 +148,16 @@ class Connection:
     def end(self, error: CipherBoxError) -> None:
         """Ends the link; the first reason counts."""
         if self.error is None:
-            self.error = self._away if self._away is not None and isinstance(error, NetworkError) else error
+            self.error = (
+                self._away if self._away is not None and isinstance(error, NetworkError) else error
+            )
         self._scope.cancel()
 
     def _put(self, data: bytes) -> None:
         self._out.append(data)
         self._more.set()
 
-    # -- the tasks ----------------------------------------------------------------------------------------------
+    # -- the tasks ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Runs the link to its end; the reason is then in `error`."""
@@ -181,7 +186,9 @@ class Connection:
         except CipherBoxError as error:
             failure: CipherBoxError = error
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-            failure = NetworkError(f"the connection to HQ was cut ({error or type(error).__name__})")
+            failure = NetworkError(
+                f"the connection to HQ was cut ({error or type(error).__name__})"
+            )
         else:
             return
         if work == self._write:
@@ -240,11 +247,16 @@ class Connection:
             if self._handler is not None:
                 self._handler.beat(self)
 
-    # -- what comes ---------------------------------------------------------------------------------------------
+    # -- what comes --------------------------------------------------------------------------------
 
     def _put_hello(self) -> None:
         hello = frames.Hello(
-            frames.MAGIC, frames.VERSION, frames.VERSION, LIMITS.frame_bytes, 0, f"cipherbox-python {__version__}"
+            frames.MAGIC,
+            frames.VERSION,
+            frames.VERSION,
+            LIMITS.frame_bytes,
+            0,
+            f"cipherbox-python {__version__}",
         )
         self._put(self._wire.send(hello))
 
@@ -289,12 +301,18 @@ class Connection:
 
 @asynccontextmanager
 async def open_link(
-    address: str, context: Any, *, timeout_s: float, handler: Handler | None = None, line: LineSettings | None = None
+    address: str,
+    context: Any,
+    *,
+    timeout_s: float,
+    handler: Handler | None = None,
+    line: LineSettings | None = None,
 ) -> AsyncIterator[Connection]:
-    """Connects, opens, and gives the link while the block runs; NetworkError or CredentialsError says why not.
+    """Connects, opens, and gives the link while the block runs; NetworkError or CredentialsError
+    says why not.
 
-    ``address`` is one or more of host:port and wss://host:port/, separated by commas; they are tried in turn, through
-    the proxy that ``line`` or the environment names.
+    ``address`` is one or more of host:port and wss://host:port/, separated by commas; they are
+    tried in turn, through the proxy that ``line`` or the environment names.
     """
     async with background() as nursery:
         stream = await transport.connect(
@@ -324,7 +342,9 @@ def fresh(error: CipherBoxError) -> CipherBoxError:
 
 
 def known_log_key(stated: bytes, certificate: x509.Certificate | None) -> bytes:
-    """HQ's log key (32 bytes) if HQ's own certificate stands behind it; CredentialsError if another key signed."""
+    """HQ's log key (32 bytes) if HQ's own certificate stands behind it; CredentialsError if
+    another key signed.
+    """
     if not stated or certificate is None:
         return b""
     key = certificate.public_key()

@@ -1,11 +1,12 @@
 """The lasting connection: one link after another, for as long as the client is open.
 
-When a link ends the line opens the next one, after pauses that double from a tenth of a second up to a bound (60 s) and
-are spread by chance, so that a hundred labs do not come back in one second.  A fresh link first gets what is
-unconfirmed, then the subscriptions, then new requests.
+When a link ends the line opens the next one, after pauses that double from a tenth of a second up
+to a bound (60 s) and are spread by chance, so that a hundred labs do not come back in one second.
+A fresh link first gets what is unconfirmed, then the subscriptions, then new requests.
 
-Which errors end the line for good: this party's credentials were not accepted (trying again cannot help, and must not
-flood HQ's log), and two ends that have no protocol version in common.  Everything else is tried again.
+Which errors end the line for good: this party's credentials were not accepted (trying again cannot
+help, and must not flood HQ's log), and two ends that have no protocol version in common.
+Everything else is tried again.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ FIRST_PAUSE_S = 0.1
 _STEP_S = 0.25
 AWAY_S = 5.0
 GOOD_S = 10.0  # a link that lived so long begins the pauses anew
-# HQ is away, or does not let this client in: what is sent can wait.  Any other trouble with certificates or with the
-# revocation list stops it.
+# HQ is away, or does not let this client in: what is sent can wait.  Any other trouble with
+# certificates or with the revocation list stops it.
 NOT_LET_IN = (NetworkError, Revoked, Replaced, tls.NotAccepted)
-_LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)  # no new connection mends these
+# no new connection mends these
+_LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)
 _chance = random.SystemRandom()
 
 
@@ -74,19 +76,30 @@ class Subscriber(Protocol):
 
 
 class LogCheck(ProofCheck, Protocol):
-    """What a line needs of the log's verifier: whether HQ's opening is believed, and what it confirms."""
+    """What a line needs of the log's verifier: whether HQ's opening is believed, and what it
+    confirms.
+    """
 
     async def welcome(self, link: Connection, timeout_s: float) -> None: ...
 
 
 class ReconnectingConnection:
-    """See the module.  ``tries`` and ``timeout_s`` bound a request; the line itself goes on for ever."""
+    """See the module.  ``tries`` and ``timeout_s`` bound a request; the line itself goes on for
+    ever.
+    """
 
     def __init__(
-        self, address: str, context: Callable[[], ssl.SSLContext], events: Events, *,
-        tries: int = 3, timeout_s: float = 10.0, pause_max_s: float = 60.0, settings: LineSettings | None = None,
+        self,
+        address: str,
+        context: Callable[[], ssl.SSLContext],
+        events: Events,
+        *,
+        tries: int = 3,
+        timeout_s: float = 10.0,
+        pause_max_s: float = 60.0,
+        settings: LineSettings | None = None,
         log: LogCheck | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.tries, self.timeout_s = tries, timeout_s
         self._log = log
         self.window = Window(log)
@@ -104,8 +117,10 @@ class ReconnectingConnection:
         self._subscribers: dict[int, Subscriber] = {}
         self._tag = 0
         self._changed = trio.Event()
-        self.listed: Callable[[int], Awaitable[None]] = _no_list  # runs when HQ tells of a revocation list
-        self.accept: Callable[[Connection], None] = _anybody  # raises when HQ's certificate was revoked
+        # runs when HQ tells of a revocation list
+        self.listed: Callable[[int], Awaitable[None]] = _no_list
+        # raises when HQ's certificate was revoked
+        self.accept: Callable[[Connection], None] = _anybody
         self.opened: Callable[[frames.Welcome], Awaitable[None]] = _nothing  # runs for each link
         self._nursery: trio.Nursery | None = None
 
@@ -132,7 +147,11 @@ class ReconnectingConnection:
         away_s = 0.0
         try:
             async with open_link(
-                self._address, self._context(), timeout_s=self.timeout_s, handler=self, line=self._settings
+                self._address,
+                self._context(),
+                timeout_s=self.timeout_s,
+                handler=self,
+                line=self._settings,
             ) as link:
                 if self._log is not None:
                     await self._log.welcome(link, self.timeout_s)
@@ -198,14 +217,18 @@ class ReconnectingConnection:
 
     @property
     def away(self) -> bool:
-        """HQ could not be reached for a while: not in a restart of HQ, which takes a second or two."""
+        """HQ could not be reached for a while: not in a restart of HQ, which takes a second or
+        two.
+        """
         tried = self.link is None and self.attempts >= self.tries
         return tried and trio.current_time() - self._away_from >= min(AWAY_S, self.timeout_s)
 
-    # -- asking -------------------------------------------------------------------------------------------------
+    # -- asking ------------------------------------------------------------------------------------
 
     async def ready(self, attempts: int | None = None) -> Connection:
-        """An open link; raises what ended the line, or the last trouble after so many failed attempts."""
+        """An open link; raises what ended the line, or the last trouble after so many failed
+        attempts.
+        """
         while True:
             if self.failure is not None:
                 raise fresh(self.failure)
@@ -219,10 +242,18 @@ class ReconnectingConnection:
         while not self.away:
             with trio.move_on_after(_STEP_S):
                 return await self.ready()
-        raise fresh(self.trouble) if self.trouble is not None else NetworkError("HQ cannot be reached")
+        raise (
+            fresh(self.trouble)
+            if self.trouble is not None
+            else NetworkError("HQ cannot be reached")
+        )
 
-    async def request(self, kind: Callable[..., Any], *, timeout_s: float | None = None, **fields: Any) -> Any:
-        """A request and its answer: up to ``tries`` attempts of ``timeout_s`` each; a refusal is raised at once."""
+    async def request(
+        self, kind: Callable[..., Any], *, timeout_s: float | None = None, **fields: Any
+    ) -> Any:
+        """A request and its answer: up to ``tries`` attempts of ``timeout_s`` each; a refusal is
+        raised at once.
+        """
         limit = self.timeout_s if timeout_s is None else timeout_s
         last: CipherBoxError = TimedOut(f"HQ did not answer within {limit:g} s")
         for attempt in range(1, self.tries + 1):
@@ -230,7 +261,9 @@ class ReconnectingConnection:
             try:
                 with trio.fail_after(limit):
                     link = await self._ready_or_away()
-                return await link.ask(kind, max(0.001, limit - (trio.current_time() - began)), **fields)
+                return await link.ask(
+                    kind, max(0.001, limit - (trio.current_time() - began)), **fields
+                )
             except trio.TooSlowError:
                 last = fresh(self.trouble) if self.trouble is not None else last
             except CredentialsError:
@@ -243,7 +276,7 @@ class ReconnectingConnection:
                     await trio.sleep(_chance.uniform(0.1, 0.2) * 2**attempt)
         raise last
 
-    # -- subscriptions ------------------------------------------------------------------------------------------
+    # -- subscriptions -----------------------------------------------------------------------------
 
     def next_tag(self) -> int:
         """A number for one more consumer."""
@@ -262,7 +295,7 @@ class ReconnectingConnection:
         """Forgets a consumer; what still comes for it is dropped, and returns to its queue."""
         self._subscribers.pop(tag, None)
 
-    # -- the link's handler -------------------------------------------------------------------------------------
+    # -- the link's handler ------------------------------------------------------------------------
 
     def deliveries(self, link: Connection, tag: int, entries: list[DeliveredItem]) -> None:
         subscriber = self._subscribers.get(tag)
@@ -289,10 +322,11 @@ class ReconnectingConnection:
 
 
 class Patience:
-    """How long to wait for HQ's word about what was sent: while a large one moves, and ``tries`` times after that.
+    """How long to wait for HQ's word about what was sent: while a large one moves, and ``tries``
+    times after that.
 
-    While there is a connection, what the system has taken and not yet sent may need its time on a slow line.  When
-    HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
+    While there is a connection, what the system has taken and not yet sent may need its time on a
+    slow line.  When HQ cannot be reached at all, ``tries`` failed attempts to connect are enough.
     """
 
     def __init__(self, line: ReconnectingConnection) -> None:

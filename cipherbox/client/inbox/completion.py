@@ -1,4 +1,6 @@
-"""Completes files beside the messages: checks what is whole, without the inbox's turn, and gives it its name."""
+"""Completes files beside the messages: checks what is whole, without the inbox's turn, and gives
+it its name.
+"""
 
 from __future__ import annotations
 

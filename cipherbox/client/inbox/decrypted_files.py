@@ -25,7 +25,9 @@ _STEP = 4 * 1024 * 1024
 
 
 def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> None:
-    """Writes what is kept as a new file of this user alone; FileError when the kept file is gone, or the name taken."""
+    """Writes what is kept as a new file of this user alone; FileError when the kept file is
+    gone, or the name taken.
+    """
     source = _source(home, vault, kept)
     try:
         if os.path.lexists(target):
@@ -46,7 +48,9 @@ def write_out(home: Path, vault: Vault, kept: str, size: int, target: Path) -> N
         source.close()
 
 
-def write_out_directory(home: Path, vault: Vault, kept: str, files: Sequence[dict[str, Any]], target: Path) -> None:
+def write_out_directory(
+    home: Path, vault: Vault, kept: str, files: Sequence[dict[str, Any]], target: Path
+) -> None:
     """As `write_out`, a directory that came as one."""
     source = _source(home, vault, kept)
     try:

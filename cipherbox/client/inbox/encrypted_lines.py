@@ -1,8 +1,9 @@
-"""What was received, kept in the inbox's database under the home's local key: the lines of each envelope, and of each
-file when it is whole.
+"""What was received, kept in the inbox's database under the home's local key: the lines of each
+envelope, and of each file when it is whole.
 
-The readable file is written beside it in the same transaction.  From here it can be listed, searched and written again,
-whatever became of that file, and under a password this is the only place.  What is older than ``keep_days`` goes.
+The readable file is written beside it in the same transaction.  From here it can be listed,
+searched and written again, whatever became of that file, and under a password this is the only
+place.  What is older than ``keep_days`` goes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from cipherbox.sealing.local_secret_box import Vault
 
 STEP = """
 CREATE TABLE lines (
-  place INTEGER PRIMARY KEY, sender TEXT NOT NULL, envelope_id BLOB NOT NULL, at INTEGER NOT NULL, data BLOB NOT NULL
+  place INTEGER PRIMARY KEY, sender TEXT NOT NULL, envelope_id BLOB NOT NULL, at INTEGER NOT NULL,
+  data BLOB NOT NULL
 );
 CREATE INDEX lines_by_envelope ON lines (envelope_id);
 CREATE INDEX lines_by_time ON lines (at);
@@ -37,7 +39,8 @@ _MOST = 64 * 1024 * 1024  # of one envelope's lines: a body, and what JSON adds
 class Entry:
     """One message or file as it was received; times are ms since 1970.
 
-    ``line`` is its line as bytes.  ``file``: where it lies, or the name of what is kept under the local key.
+    ``line`` is its line as bytes.  ``file``: where it lies, or the name of what is kept under the
+    local key.
     """
 
     message_id: str
@@ -71,11 +74,13 @@ class EncryptedLines:
     ) -> None:
         """The lines of one envelope, or of one of its files; one type stands for all."""
         head = orjson.dumps({"types": types, "suite": suite}, option=orjson.OPT_APPEND_NEWLINE)
-        stream = self._compressor.compressobj(size=len(head) + len(lines))  # joined, both would be there twice
+        # joined, both would be there twice
+        stream = self._compressor.compressobj(size=len(head) + len(lines))
         packed = b"".join((stream.compress(head), stream.compress(lines), stream.flush()))
         data = self._vault.lock(packed, _place(sender, envelope_id))
         self._db.execute(
-            "INSERT INTO lines (sender, envelope_id, at, data) VALUES (?, ?, ?, ?)", (sender, envelope_id, at, data)
+            "INSERT INTO lines (sender, envelope_id, at, data) VALUES (?, ?, ?, ?)",
+            (sender, envelope_id, at, data),
         )
 
     def forget(self, before_ms: int) -> int:
@@ -84,7 +89,9 @@ class EncryptedLines:
 
 
 class Shelf:
-    """Reads what was kept; ``path`` is the inbox's database, for errors.  Blocks on the disk: StoreError."""
+    """Reads what was kept; ``path`` is the inbox's database, for errors.  Blocks on the disk:
+    StoreError.
+    """
 
     def __init__(self, db: sqlite3.Connection, path: Path, vault: Vault) -> None:
         self._db, self._path, self._vault = db, path, vault
@@ -98,10 +105,13 @@ class Shelf:
         return self._entries("ASC", since_ms, sender)
 
     def after(self, place: int) -> tuple[int, list[Entry]]:
-        """What was recorded behind a place (0: the beginning), some at a time; and the place to go on from."""
+        """What was recorded behind a place (0: the beginning), some at a time; and the place to
+        go on from.
+        """
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT place, sender, envelope_id, at, data FROM lines WHERE place > ? ORDER BY place LIMIT ?",
+                "SELECT place, sender, envelope_id, at, data FROM lines WHERE place > ? ORDER BY "
+                "place LIMIT ?",
                 (place, _PAGE),
             ).fetchall()
         return (rows[-1][0] if rows else place), [one for row in rows for one in self._of_row(row)]
@@ -113,20 +123,26 @@ class Shelf:
         return int(place)
 
     def find(self, message_id: uuid.UUID) -> list[Entry]:
-        """What came under this id: of several senders in the worst case, since ids are the senders' choice."""
+        """What came under this id: of several senders in the worst case, since ids are the
+        senders' choice.
+        """
         envelope_id, _ = split_message_id(message_id)
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT place, sender, envelope_id, at, data FROM lines WHERE envelope_id = ? ORDER BY place",
+                "SELECT place, sender, envelope_id, at, data FROM lines WHERE envelope_id = ? "
+                "ORDER BY place",
                 (envelope_id,),
             ).fetchall()
-        return [one for row in rows for one in self._of_row(row) if one.message_id == str(message_id)]
+        return [
+            one for row in rows for one in self._of_row(row) if one.message_id == str(message_id)
+        ]
 
     def drop(self, message_id: uuid.UUID, sender: str) -> None:
         """Forgets the row of one file, which has a row of its own; inside a transaction."""
         envelope_id, _ = split_message_id(message_id)
         rows = self._db.execute(
-            "SELECT place, sender, envelope_id, at, data FROM lines WHERE envelope_id = ? AND sender = ?",
+            "SELECT place, sender, envelope_id, at, data FROM lines WHERE envelope_id = ? AND "
+            "sender = ?",
             (envelope_id, sender),
         ).fetchall()
         for row in rows:
@@ -138,8 +154,8 @@ class Shelf:
         while True:
             with translated(self._path):
                 rows = self._db.execute(
-                    "SELECT place, sender, envelope_id, at, data FROM lines"
-                    f" WHERE place {sign} ? AND at >= ? AND (? = '' OR sender = ?) ORDER BY place {order} LIMIT ?",
+                    f"SELECT place, sender, envelope_id, at, data FROM lines WHERE place {sign} "
+                    f"? AND at >= ? AND (? = '' OR sender = ?) ORDER BY place {order} LIMIT ?",
                     (place, since_ms, sender, sender, _PAGE),
                 ).fetchall()
             if not rows:
@@ -166,9 +182,18 @@ def _entry(line: bytes, at: int, content_type: str, suite: int) -> Entry:
     about = content if isinstance(content, dict) else {}
     size = about["size"] if about else len(content.encode())
     return Entry(
-        document["message_id"], document["sender_id"], at, content_type, size, suite, about.get("filename", ""),
-        about.get("file", ""), about.get("kept", ""), line, document,
-    )  # fmt: skip
+        document["message_id"],
+        document["sender_id"],
+        at,
+        content_type,
+        size,
+        suite,
+        about.get("filename", ""),
+        about.get("file", ""),
+        about.get("kept", ""),
+        line,
+        document,
+    )
 
 
 def matches(entry: Entry, wanted: str) -> bool:

@@ -1,7 +1,8 @@
-"""Encrypts what lies readable in a home that is under a password now: lines, files, and what waits for a handler.
+"""Encrypts what lies readable in a home that is under a password now: lines, files, and what waits
+for a handler.
 
-In an order in which nothing is lost, whenever the machine dies: first the encrypted copy, synced and read back; then
-the row that names it; only then the readable one goes.  Run again, it goes on.
+In an order in which nothing is lost, whenever the machine dies: first the encrypted copy, synced
+and read back; then the row that names it; only then the readable one goes.  Run again, it goes on.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def lock_all(home: Home) -> Locked:
             db.close()
     for place in _OLD_PLACES:
         if any(path.is_file() for path in (home.path / place).rglob("*")):
-            done.left.append(f"{home.path / place} still holds files that no line names; remove them yourself")
+            done.left.append(
+                f"{home.path / place} still holds files that no line names; remove them yourself"
+            )
     copies = home.path / "outbox" / "copies"
     if copies.is_dir() and any(copies.iterdir()):
         done.left.append(f"{copies} holds copies of files under way; they go when these are opened")
@@ -76,7 +79,14 @@ class _Locking:
             try:
                 for line in _lines(path):
                     self._line(line)
-            except (CipherBoxError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (
+                CipherBoxError,
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+            ) as error:
                 self._done.left.append(f"{path} stays as it is: {type(error).__name__}: {error}")
                 continue
             path.unlink()
@@ -91,10 +101,16 @@ class _Locking:
         known = next((one for one in self._shelf.find(wanted) if one.sender_id == sender), None)
         content = document["content"]
         readable = self._readable(content) if isinstance(content, dict) else None
-        if isinstance(content, dict) and content.get("files") and Path(str(content.get("file", ""))).is_dir():
+        if (
+            isinstance(content, dict)
+            and content.get("files")
+            and Path(str(content.get("file", ""))).is_dir()
+        ):
             self._done.left.append(f"{content['file']} is a directory; it stays as it is")
         if known is None or (readable is not None and not known.kept):
-            types = [content.get("content_type", "")] if isinstance(content, dict) else ["text/plain"]
+            types = (
+                [content.get("content_type", "")] if isinstance(content, dict) else ["text/plain"]
+            )
             if readable is not None:
                 content["kept"] = self._file(sender, wanted, readable)
                 content.pop("file", None)

@@ -1,8 +1,10 @@
-"""Whether a file is what its manifest says: every part is hashed as it lies on the disk, before the file gets its name.
+"""Whether a file is what its manifest says: every part is hashed as it lies on the disk, before the
+file gets its name.
 
-That is the only check that counts.  What was hashed when it came may have been written over since, by a part of another
-size, by this disk.  The whole file's own SHA-256 comes out beside, for its line.  Hashing needs neither the database
-nor the inbox's turn, so other senders' messages do not wait for it.
+That is the only check that counts.  What was hashed when it came may have been written over since,
+by a part of another size, by this disk.  The whole file's own SHA-256 comes out beside, for its
+line.  Hashing needs neither the database nor the inbox's turn, so other senders' messages do not
+wait for it.
 """
 
 from __future__ import annotations
@@ -25,15 +27,27 @@ Opens = Callable[[], Places]
 
 
 class Check:
-    """One file to be checked; call `step` until `done`.  ``reason`` says afterwards why it is not whole, ``trouble``
-    what came up meanwhile, and whose fault that is decides `faults`: the disk's is looked at again."""
+    """One file to be checked; call `step` until `done`.  ``reason`` says afterwards why it is
+    not whole, ``trouble`` what came up meanwhile, and whose fault that is decides `faults`: the
+    disk's is looked at again.
+    """
 
     def __init__(
-        self, sender: str, transfer: bytes, manifest: Manifest, stored: Opens, hidden: Path | None = None, *,
-        synced: bool = False, at: int = 0, copy: Opens | None = None,
-    ) -> None:  # fmt: skip
-        """``hidden``: where a directory is unpacked, once it was found to be whole.  ``at``: where it begins in what
-        is stored, ``copy``: then it is copied to there, and `sync_all` has to follow."""
+        self,
+        sender: str,
+        transfer: bytes,
+        manifest: Manifest,
+        stored: Opens,
+        hidden: Path | None = None,
+        *,
+        synced: bool = False,
+        at: int = 0,
+        copy: Opens | None = None,
+    ) -> None:
+        """``hidden``: where a directory is unpacked, once it was found to be whole.  ``at``:
+        where it begins in what is stored, ``copy``: then it is copied to there, and `sync_all`
+        has to follow.
+        """
         self.sender, self.transfer, self.manifest = sender, transfer, manifest
         self.reason = ""
         self.trouble: Exception | None = None
@@ -84,7 +98,9 @@ class Check:
                     self._synced = True
                 if self._unpacking is None:
                     hidden = self._hidden
-                    self._unpacking = unpack(stored, manifest.entries, hidden) if hidden is not None else iter(())
+                    self._unpacking = (
+                        unpack(stored, manifest.entries, hidden) if hidden is not None else iter(())
+                    )
                 began = time.monotonic()
                 for _ in self._unpacking:
                     if time.monotonic() - began > STEP_S:
@@ -123,7 +139,9 @@ class Check:
 
 
 def sync_all(checks: Sequence[Check]) -> None:
-    """Puts all copies on stable storage, several at a time; what fails is the trouble of its file."""
+    """Puts all copies on stable storage, several at a time; what fails is the trouble of its
+    file.
+    """
     copied = [check for check in checks if check.copied]
     with ThreadPoolExecutor(SYNCS) as pool:
         for _ in pool.map(Check.sync, copied):

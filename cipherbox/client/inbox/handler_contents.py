@@ -1,6 +1,8 @@
-"""Contents that wait for a handler: kept in the inbox's database, encrypted under the home's local key.
+"""Contents that wait for a handler: kept in the inbox's database, encrypted under the home's local
+key.
 
-A row is an envelope; a byte of its ``states`` is a message.  A message that is a file waits until it is whole.
+A row is an envelope; a byte of its ``states`` is a message.  A message that is a file waits until
+it is whole.
 """
 
 from __future__ import annotations
@@ -31,16 +33,26 @@ class Contents:
 
     def keep(self, number: int, received: Received, files: Collection[int]) -> None:
         """All messages of an envelope; ``files``: those that are not whole yet."""
-        states = bytes(NOT_WHOLE if index in files else WAITING for index in range(len(received.messages)))
+        states = bytes(
+            NOT_WHOLE if index in files else WAITING for index in range(len(received.messages))
+        )
         plain = pack(list(received.messages))
-        self._insert(number, received.sender, received.envelope_id, received.sealed_at, plain, states, "")
+        self._insert(
+            number, received.sender, received.envelope_id, received.sealed_at, plain, states, ""
+        )
 
     def files(
-        self, number: int, envelope_id: bytes, whole: Sequence[tuple[str, int, str, int, dict[str, Any]]]
+        self,
+        number: int,
+        envelope_id: bytes,
+        whole: Sequence[tuple[str, int, str, int, dict[str, Any]]],
     ) -> None:
-        """Files of one envelope are whole: they wait for the handler now.  Of each its sender, its message, its content
-        type, when it was sent, and what the handler is told."""
-        row = self._db.execute("SELECT states, files FROM contents WHERE number = ?", (number,)).fetchone()
+        """Files of one envelope are whole: they wait for the handler now.  Of each its sender,
+        its message, its content type, when it was sent, and what the handler is told.
+        """
+        row = self._db.execute(
+            "SELECT states, files FROM contents WHERE number = ?", (number,)
+        ).fetchone()
         if row is None and (len(whole) > 1 or whole[0][1]):
             return  # its messages came when there was no handler
         if row is None:
@@ -67,16 +79,26 @@ class Contents:
         if set(states) == {DONE}:
             self._db.execute("DELETE FROM contents WHERE number = ?", (number,))
         else:
-            self._db.execute("UPDATE contents SET states = ? WHERE number = ?", (bytes(states), number))
+            self._db.execute(
+                "UPDATE contents SET states = ? WHERE number = ?", (bytes(states), number)
+            )
 
     def _insert(
-        self, number: int, sender: str, envelope_id: bytes, sealed_at: int, plain: bytes, states: bytes, files: str
+        self,
+        number: int,
+        sender: str,
+        envelope_id: bytes,
+        sealed_at: int,
+        plain: bytes,
+        states: bytes,
+        files: str,
     ) -> None:
         locked = self._vault is not None
         if self._vault is not None:
             plain = self._vault.lock(plain, _place(sender, envelope_id))
         self._db.execute(
-            "INSERT INTO contents (number, sealed_at, plain, states, locked, files) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO contents (number, sealed_at, plain, states, locked, files) VALUES (?, "
+            "?, ?, ?, ?, ?)",
             (number, min(sealed_at, _MOST), plain, states, locked, files),
         )
 
@@ -84,8 +106,8 @@ class Contents:
 def lock_contents(db: sqlite3.Connection, vault: Vault) -> None:
     """Encrypts what versions before 0.6.0 kept readable; inside a transaction."""
     rows = db.execute(
-        "SELECT c.number, e.sender, e.envelope_id, c.plain FROM contents c JOIN envelopes e ON e.number = c.number"
-        " WHERE NOT c.locked"
+        "SELECT c.number, e.sender, e.envelope_id, c.plain FROM contents c JOIN envelopes e ON "
+        "e.number = c.number WHERE NOT c.locked"
     ).fetchall()
     for number, sender, envelope_id, plain in rows:
         locked = vault.lock(plain, _place(sender, envelope_id))
@@ -93,7 +115,13 @@ def lock_contents(db: sqlite3.Connection, vault: Vault) -> None:
 
 
 def opened(
-    vault: Vault, plain: bytes, locked: bool, sender: str, envelope_id: bytes, count: int, sealed_at: int
+    vault: Vault,
+    plain: bytes,
+    locked: bool,
+    sender: str,
+    envelope_id: bytes,
+    count: int,
+    sealed_at: int,
 ) -> Messages:
     """The messages of a row."""
     if locked:

@@ -1,7 +1,9 @@
-"""Hidden files: where the bytes of files lie until these get their names, and under the local key for ever.
+"""Hidden files: where the bytes of files lie until these get their names, and under the local key
+for ever.
 
-Each file has one, named by its transfer, in the hidden directory of its sender.  Small files of one batch share one
-(`SHARED`) until each is copied to its own: so that is made durable once for all of them.
+Each file has one, named by its transfer, in the hidden directory of its sender.  Small files of one
+batch share one (`SHARED`) until each is copied to its own: so that is made durable once for all of
+them.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from cipherbox.sealing.encrypted_file import ClearFile, EncryptedFile, Places
 from cipherbox.sealing.local_secret_box import Vault
 
 PARTIAL, KEPT = ".partial", "data/kept"
-TRANSFER_BYTES = 16  # of a file in parts; one that came as a message has the message's id and a letter
-SHARED, SHARED_BYTES = ".shared", 256 * 1024  # larger ones have a hidden file of their own from the start
+# of a file in parts; one that came as a message has the message's id and a letter
+TRANSFER_BYTES = 16
+# larger ones have a hidden file of their own from the start
+SHARED, SHARED_BYTES = ".shared", 256 * 1024
 ALONE = -1
 _PIECE = 1024 * 1024  # of what is shared, written in one step
 
@@ -75,7 +79,9 @@ class Shared:
 
 
 class Hidden:
-    """Of one inbox; see the module.  ``locked``: new ones are kept under the local key, in ``home``."""
+    """Of one inbox; see the module.  ``locked``: new ones are kept under the local key, in
+    ``home``.
+    """
 
     def __init__(self, home: Path, incoming: Path, vault: Vault | None, locked: bool) -> None:
         self._home, self._incoming, self._vault, self._locked = home, incoming, vault, locked
@@ -83,7 +89,9 @@ class Hidden:
     def new(self, sender: str, transfer: bytes) -> Row:
         """A file of which nothing has come."""
         hidden = self._incoming / PARTIAL / sender / transfer.hex()
-        return Row(sender, transfer, partial="" if self._locked else str(hidden), locked=self._locked)
+        return Row(
+            sender, transfer, partial="" if self._locked else str(hidden), locked=self._locked
+        )
 
     def place(self, row: Row) -> Path:
         """Where its bytes lie; rows of before 0.6.0 do not say."""
@@ -145,19 +153,28 @@ class Hidden:
         path = path[-LIMITS.path_names - 1 :] or [line_id(received.envelope_id, index)]
         modified = headers.get("modified_at", "")
         row = self.new(received.sender, message_transfer(received.envelope_id, index))
-        manifest = manifest_of(row.transfer[:TRANSFER_BYTES], path, message.content, message.content_type,
-                               int(modified) if modified.isdecimal() and len(modified) < 16 else 0)
+        manifest = manifest_of(
+            row.transfer[:TRANSFER_BYTES],
+            path,
+            message.content,
+            message.content_type,
+            int(modified) if modified.isdecimal() and len(modified) < 16 else 0,
+        )
         return attrs.evolve(
-            row, state=CHECKING, manifest=manifest_message(manifest).content, message=index,
+            row,
+            state=CHECKING,
+            manifest=manifest_message(manifest).content,
+            message=index,
             headers=orjson.dumps(headers).decode() if headers else "",
             sent_at=message.sent_at if message.sent_at is not None else received.sealed_at,
-        )  # fmt: skip
+        )
 
 
 @attrs.frozen
 class Beside:
-    """The files of one envelope that were written beside: their rows, for `Transfers.add`, each made when it is looked
-    at.  ``places``: where each lies in the file they share, or `ALONE`."""
+    """The files of one envelope that were written beside: their rows, for `Transfers.add`, each
+    made when it is looked at.  ``places``: where each lies in the file they share, or `ALONE`.
+    """
 
     hidden: Hidden
     received: Received

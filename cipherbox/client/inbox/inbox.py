@@ -1,14 +1,17 @@
-"""The inbox: which envelopes this home has recorded, and the readable file of their messages, in one step.
+"""The inbox: which envelopes this home has recorded, and the readable file of their messages, in
+one step.
 
-A batch is recorded so: what is a file is written beside and synced; then in one transaction the ids are inserted, the
-lines kept under the local key and appended to the JSONL file, the file synced, its new length recorded, and all
-committed.  Only then is anything acknowledged.  After a crash in between, the file may be longer than the recorded
-length: opening cuts it back, HQ delivers again, and no line is there twice or missing.  The database is the truth; the
-file follows it.  Files get their names and their lines afterwards (`arriving`).
+A batch is recorded so: what is a file is written beside and synced; then in one transaction the ids
+are inserted, the lines kept under the local key and appended to the JSONL file, the file synced,
+its new length recorded, and all committed.  Only then is anything acknowledged.  After a crash in
+between, the file may be longer than the recorded length: opening cuts it back, HQ delivers again,
+and no line is there twice or missing.  The database is the truth; the file follows it.  Files get
+their names and their lines afterwards (`arriving`).
 
-What identifies an envelope is (sender, envelope id), never the id alone; one row per envelope, not per message.  The
-highest id of each sender is kept beside, since ids rise: only lower ones need a lookup.  Rows are dropped when they are
-older than HQ could still deliver; ids from before that *watermark* are refused as too old, never taken by mistake.
+What identifies an envelope is (sender, envelope id), never the id alone; one row per envelope, not
+per message.  The highest id of each sender is kept beside, since ids rise: only lower ones need a
+lookup.  Rows are dropped when they are older than HQ could still deliver; ids from before that
+*watermark* are refused as too old, never taken by mistake.
 """
 
 from __future__ import annotations
@@ -68,15 +71,18 @@ CREATE TABLE senders (sender TEXT PRIMARY KEY, highest BLOB NOT NULL);
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT INTO state VALUES ('length', 0), ('watermark', 0);
 """,
-    # What the recipient's receipts say.  receipt: 0 given up, NULL owed; what came before version 2 owes none.
+    # What the recipient's receipts say.  receipt: 0 given up, NULL owed; what came before version 2
+    # owes none.
     """
 ALTER TABLE envelopes ADD COLUMN envelope_hash BLOB;
 ALTER TABLE envelopes ADD COLUMN receipt INTEGER;
 UPDATE envelopes SET receipt = 0;
 CREATE INDEX envelopes_owed ON envelopes (number) WHERE receipt IS NULL;
 CREATE TABLE refusals (
-  sender TEXT NOT NULL, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
-  envelope_hash BLOB NOT NULL, accepted_at INTEGER NOT NULL, reason TEXT NOT NULL, refused_at INTEGER NOT NULL,
+  sender TEXT NOT NULL, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL,
+  outcome INTEGER NOT NULL,
+  envelope_hash BLOB NOT NULL, accepted_at INTEGER NOT NULL, reason TEXT NOT NULL,
+  refused_at INTEGER NOT NULL,
   receipt INTEGER, PRIMARY KEY (sender, envelope_id, generation, outcome)
 ) WITHOUT ROWID;
 CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, root BLOB NOT NULL);
@@ -85,10 +91,12 @@ CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, 
     HEARING,
     # length -1: no inbox has looked at the lines yet; sessions may have made this database.
     """
-UPDATE state SET value = -1 WHERE name = 'length' AND value = 0 AND NOT EXISTS (SELECT 1 FROM senders);
+UPDATE state SET value = -1 WHERE name = 'length' AND value = 0 AND NOT EXISTS (SELECT 1 FROM
+senders);
 """,
     "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
-    # Which file the lines are in; what was received, to be shown and written again; files by one rule.
+    # Which file the lines are in; what was received, to be shown and written again; files by one
+    # rule.
     """
 INSERT INTO state VALUES ('inode', 0), ('begun', strftime('%s', 'now') * 1000);
 """
@@ -109,8 +117,9 @@ ALTER TABLE refusals ADD COLUMN log_entry INTEGER NOT NULL DEFAULT 0;
 class Storing:
     """How an inbox keeps what it receives.
 
-    ``incoming``: where files get their names.  ``vault`` opens what is kept; None: nothing is kept to be shown again.
-    ``plain``: lines and files are readable on the disk, as they are without a password.  ``rotate``: (bytes, days).
+    ``incoming``: where files get their names.  ``vault`` opens what is kept; None: nothing is kept
+    to be shown again.  ``plain``: lines and files are readable on the disk, as they are without a
+    password.  ``rotate``: (bytes, days).
     """
 
     incoming: Path
@@ -125,33 +134,45 @@ class Storing:
         """As the home's settings and its password say."""
         said = home.config.inbox
         return cls(
-            incoming or home.incoming, home.keeper.content, home.hides is None, said.keep_days,
-            said.partial_days, (said.rotate_bytes, said.rotate_days),
-        )  # fmt: skip
+            incoming or home.incoming,
+            home.keeper.content,
+            home.hides is None,
+            said.keep_days,
+            said.partial_days,
+            (said.rotate_bytes, said.rotate_days),
+        )
 
 
 class Inbox:
     """The inbox of one home; the caller holds the home's lock.  Methods block on the disk.
 
-    ``on_cut`` is told how many bytes of an interrupted step were cut off the lines, ``say`` what else a person should
-    know.
+    ``on_cut`` is told how many bytes of an interrupted step were cut off the lines, ``say`` what
+    else a person should know.
     """
 
     def __init__(
-        self, home: Path, on_cut: Callable[[int], None] | None = None, storing: Storing | None = None,
-        *, keep_contents: bool = False, sessions: Sessions | None = None, say: Callable[[str], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+        self,
+        home: Path,
+        on_cut: Callable[[int], None] | None = None,
+        storing: Storing | None = None,
+        *,
+        keep_contents: bool = False,
+        sessions: Sessions | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._sessions = sessions
         self._storing = storing = storing or Storing(home / "incoming")
         self._unsure = False
         self._watermark = 0
         self._highest: dict[str, bytes] = {}
         self._file: LinesFile | None = None
-        self.file_counts: dict[tuple[str, bytes], int] = {}  # of the last batch: messages that are files
+        # of the last batch: messages that are files
+        self.file_counts: dict[tuple[str, bytes], int] = {}
         try:
             private_dir(home / "data")
             self._db = open_database(home / DATABASE, STEPS, OLDEST)
-            self._db.execute("PRAGMA secure_delete = ON")  # sessions and contents outgrow their pages
+            # sessions and contents outgrow their pages
+            self._db.execute("PRAGMA secure_delete = ON")
             state = dict(self._db.execute("SELECT name, value FROM state"))
             self._prepare(state["watermark"])
             if storing.plain:
@@ -180,7 +201,9 @@ class Inbox:
         return id_time_ms(envelope_id) < self._watermark
 
     def surely_new(self, sender: str, envelope_id: bytes) -> bool:
-        """Whether the envelope cannot be recorded, since no later one of that sender is; the database is not asked."""
+        """Whether the envelope cannot be recorded, since no later one of that sender is; the
+        database is not asked.
+        """
         return envelope_id > self._highest.get(sender, b"")
 
     def knows(self, sender: str, envelope_id: bytes) -> bool:
@@ -188,23 +211,30 @@ class Inbox:
         return self.commitment(sender, envelope_id) is not None
 
     def commitment(self, sender: str, envelope_id: bytes) -> bytes | None:
-        """The commitment to the plaintext under which an envelope is recorded; empty: none was known; None: unknown."""
+        """The commitment to the plaintext under which an envelope is recorded; empty: none was
+        known; None: unknown.
+        """
         if self.surely_new(sender, envelope_id):
             return None
         found = self._db.execute(
-            "SELECT commitment FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, envelope_id)
+            "SELECT commitment FROM envelopes WHERE sender = ? AND envelope_id = ?",
+            (sender, envelope_id),
         ).fetchone()
         return bytes(found[0]) if found is not None else None
 
     def record(self, batch: Sequence[Received], heard: Heard | None = None) -> list[bytes]:
-        """Records envelopes that `knows` says are new; returns the lines of each.  StoreError: nothing is recorded.
+        """Records envelopes that `knows` says are new; returns the lines of each.  StoreError:
+        nothing is recorded.
 
-        ``heard``: what opening them has changed in sessions.  Files get their lines from `complete`.
+        ``heard``: what opening them has changed in sessions.  Files get their lines from
+        `complete`.
         """
         with self._failing(recording=True):
             made = [(one, lines_of(one)) for one in batch if not is_file(one) and not is_frame(one)]
             taken = self._arriving.take([received for received in batch if is_file(received)])
-            beside = self._arriving.hidden.write_messages([(one, lines.files) for one, lines in made])
+            beside = self._arriving.hidden.write_messages(
+                [(one, lines.files) for one, lines in made]
+            )
 
             def work(_: sqlite3.Connection) -> None:
                 self._insert(batch)
@@ -212,12 +242,16 @@ class Inbox:
                 self._keep(made)
                 for (one, _lines), files in zip(made, beside, strict=True):
                     if files:
-                        self._transfers.add(files, self._transfers.number(one.sender, one.envelope_id))
+                        self._transfers.add(
+                            files, self._transfers.number(one.sender, one.envelope_id)
+                        )
                 if heard is not None and self._sessions is not None:
                     self._sessions.hearing.write(self._db, heard)
 
             lines = [one.data for _, one in made if one.data]
-            self.file_counts = {(o.sender, o.envelope_id): len(found.files) for o, found in made if found.files}
+            self.file_counts = {
+                (o.sender, o.envelope_id): len(found.files) for o, found in made if found.files
+            }
             self._step(work, lines)
             for received in batch:
                 if received.envelope_id > self._highest.get(received.sender, b""):
@@ -231,14 +265,20 @@ class Inbox:
         now = _now_ms()
         for one, lines in made:
             if self._kept is not None and lines.data:
-                self._kept.write(one.sender, one.envelope_id, now, lines.data, lines.types, one.suite)
+                self._kept.write(
+                    one.sender, one.envelope_id, now, lines.data, lines.types, one.suite
+                )
             if self._contents is not None:
                 number = self._transfers.number(one.sender, one.envelope_id)
                 self._contents.keep(number, one, frozenset(lines.files))
-                self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
+                self._db.execute(
+                    "UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number)
+                )
 
     def ready(self) -> list[Check]:
-        """Files of which everything came: each `Check` is to be run to its end, then `complete` is called."""
+        """Files of which everything came: each `Check` is to be run to its end, then `complete`
+        is called.
+        """
         with self._failing():
             return self._arriving.ready()
 
@@ -267,15 +307,20 @@ class Inbox:
         except (OSError, sqlite3.Error) as error:
             if recording and fault_of(error) is Fault.SENDER:
                 raise
-            raise StoreError(f"the inbox cannot record messages: {error}; nothing was acknowledged") from None
+            raise StoreError(
+                f"the inbox cannot record messages: {error}; nothing was acknowledged"
+            ) from None
 
     def _step(self, work: Callable[[sqlite3.Connection], None], lines: Sequence[bytes]) -> None:
         """One transaction: what ``work`` writes and the lines, all or nothing."""
         if self._unsure:
-            raise StoreError("the inbox must be opened again: the end of its last step is not known")
+            raise StoreError(
+                "the inbox must be opened again: the end of its last step is not known"
+            )
         file = self._file
         if file is not None and lines and file.look():
-            self._record_at(file.at)  # before a line is there that only the end of this step would record
+            # before a line is there that only the end of this step would record
+            self._record_at(file.at)
         self._db.execute("BEGIN IMMEDIATE")
         ending = False
         try:
@@ -313,29 +358,42 @@ class Inbox:
         if self._file is not None:
             self._file.close()
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _prepare(self, watermark: int) -> None:
         db = self._db
         self._watermark = watermark
         self._highest = dict(db.execute("SELECT sender, highest FROM senders"))
         now = _now_ms()
-        if self._watermark + LIMITS.watermark_ms < now and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone():
+        if (
+            self._watermark + LIMITS.watermark_ms < now
+            and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone()
+        ):
             self.forget(now - LIMITS.watermark_ms)
 
     def _insert(self, batch: Sequence[Received]) -> None:
         now = _now_ms()
         self._db.executemany(
-            "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, accepted_at, received_at,"
-            " envelope_hash, commitment, suite, log_entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, "
+            "accepted_at, received_at, envelope_hash, commitment, suite, log_entry) VALUES (?, "
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
-                    r.sender, r.envelope_id, r.generation, len(r.messages), r.queue, min(r.accepted_at, MOST), now,
-                    r.envelope_hash, r.commitment, r.suite, min(r.log_entry, MOST),
+                    r.sender,
+                    r.envelope_id,
+                    r.generation,
+                    len(r.messages),
+                    r.queue,
+                    min(r.accepted_at, MOST),
+                    now,
+                    r.envelope_hash,
+                    r.commitment,
+                    r.suite,
+                    min(r.log_entry, MOST),
                 )
                 for r in batch
             ],
-        )  # fmt: skip
+        )
         highest: dict[str, bytes] = {}
         for r in batch:
             if r.envelope_id > highest.get(r.sender, b""):
@@ -350,8 +408,10 @@ class Inbox:
         self._db.execute("COMMIT")
 
     def _undo(self, ending: bool) -> None:
-        """Takes a failed step back.  One that failed at its very end may have reached the disk: then the lines stay as
-        they are until the database is asked, by whoever opens the inbox next."""
+        """Takes a failed step back.  One that failed at its very end may have reached the disk:
+        then the lines stay as they are until the database is asked, by whoever opens the inbox
+        next.
+        """
         self._unsure = ending
         with suppress(sqlite3.Error):
             self._db.execute("ROLLBACK")

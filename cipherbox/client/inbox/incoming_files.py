@@ -1,14 +1,17 @@
-"""Files on their way in: what came is written to its place, checked as it lies there, and given its name.
+"""Files on their way in: what came is written to its place, checked as it lies there, and given its
+name.
 
-A file comes as a message that names it, or as parts and a manifest.  Either way its bytes are written into a hidden
-file and synced before the transaction that records it: small ones of a batch into one that they share, since others'
-mail waits for the disk meanwhile.  When all of it is recorded it is hashed from the disk (`checking`), and copied to a
-hidden file of its own if it has none; then the name is chosen and recorded, then the file gets it, then the transfer is
-done: its line is written, a handler gets it, and the envelope owes its receipt.  After a crash in between, it goes on
-from what is recorded.  What goes wrong with one file is told and tried again, and keeps nothing else from arriving.
+A file comes as a message that names it, or as parts and a manifest.  Either way its bytes are
+written into a hidden file and synced before the transaction that records it: small ones of a batch
+into one that they share, since others' mail waits for the disk meanwhile.  When all of it is
+recorded it is hashed from the disk (`checking`), and copied to a hidden file of its own if it has
+none; then the name is chosen and recorded, then the file gets it, then the transfer is done: its
+line is written, a handler gets it, and the envelope owes its receipt.  After a crash in between, it
+goes on from what is recorded.  What goes wrong with one file is told and tried again, and keeps
+nothing else from arriving.
 
-A file that cannot become what its manifest says is refused, and the receipt says so.  What the sender calls a file only
-ever names something below the sender's own directory (`places`).
+A file that cannot become what its manifest says is refused, and the receipt says so.  What the
+sender calls a file only ever names something below the sender's own directory (`places`).
 """
 
 from __future__ import annotations
@@ -28,9 +31,26 @@ import orjson
 
 from cipherbox.client.file_names import split_name
 from cipherbox.client.inbox.file_check import Check, sync_all
-from cipherbox.client.inbox.hidden import KEPT, PARTIAL, SHARED, Beside, Hidden, as_message, message_transfer, shared_of
+from cipherbox.client.inbox.hidden import (
+    KEPT,
+    PARTIAL,
+    SHARED,
+    Beside,
+    Hidden,
+    as_message,
+    message_transfer,
+    shared_of,
+)
 from cipherbox.client.inbox.lines import Received, file_line, line_id, timestamp
-from cipherbox.client.inbox.places import free_place, is_about_the_name, keep, key, move, safe_place, sweep
+from cipherbox.client.inbox.places import (
+    free_place,
+    is_about_the_name,
+    keep,
+    key,
+    move,
+    safe_place,
+    sweep,
+)
 from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers, in_turn
 from cipherbox.client.inbox.unpacking import hidden_of, move_directory
 from cipherbox.client.publishing.parts import MANIFEST, PART, Manifest, read_manifest, read_part
@@ -43,7 +63,8 @@ from cipherbox.sealing.local_secret_box import Vault
 KINDS = frozenset({PART, MANIFEST})
 OPEN_FILES = 32  # of parts that are being written
 CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
-MOST_TOUCHED = 8192  # of one sender, remembered as whole; more are asked of the database when these are done
+# of one sender, remembered as whole; more are asked of the database when these are done
+MOST_TOUCHED = 8192
 CHECK_FILES = 128  # and their number: others' mail is recorded in between
 AGAIN_MS, AGAIN_MOST_MS = 1000, 300_000  # after trouble with one file
 _IMPOSSIBLE = frozenset([errno.EFBIG, errno.EINVAL, errno.EOVERFLOW])
@@ -51,7 +72,9 @@ Key = tuple[str, bytes]  # sender, transfer
 
 
 class Taken(NamedTuple):
-    """What one envelope of a file brought: a part that is on the disk, a manifest, or neither (it was malformed)."""
+    """What one envelope of a file brought: a part that is on the disk, a manifest, or neither
+    (it was malformed).
+    """
 
     received: Received
     transfer: bytes = b""
@@ -61,7 +84,8 @@ class Taken(NamedTuple):
 
 @attrs.frozen
 class Arrived:
-    """A file that got its name: ``file`` is where it lies; empty when it is kept under the local key.
+    """A file that got its name: ``file`` is where it lies; empty when it is kept under the local
+    key.
 
     ``whole``: it came whole, as a message.
     """
@@ -77,14 +101,21 @@ class Arrived:
 class IncomingFiles:
     """Files of one inbox.  Methods block on the disk: OSError.
 
-    ``incoming`` is where they get their names; ``vault``: they are kept under the local key instead, in ``home``.
-    ``keep_contents``: a handler gets them.  ``say`` tells a person about trouble with one of them.
+    ``incoming`` is where they get their names; ``vault``: they are kept under the local key
+    instead, in ``home``.  ``keep_contents``: a handler gets them.  ``say`` tells a person about
+    trouble with one of them.
     """
 
     def __init__(
-        self, home: Path, incoming: Path, transfers: Transfers, vault: Vault | None, locked: bool,
-        say: Callable[[str], None], step: Step,
-    ) -> None:  # fmt: skip
+        self,
+        home: Path,
+        incoming: Path,
+        transfers: Transfers,
+        vault: Vault | None,
+        locked: bool,
+        say: Callable[[str], None],
+        step: Step,
+    ) -> None:
         self._home, self._incoming = home, incoming.absolute()
         self.hidden = Hidden(home, self._incoming, vault, locked)
         self._transfers = transfers
@@ -93,10 +124,12 @@ class IncomingFiles:
         self._more = True  # the database may know of others that are whole
         self._later: dict[Key, tuple[int, int]] = {}  # after trouble: (not before, pause), ms
 
-    # -- recording ----------------------------------------------------------------------------------------------
+    # -- recording ---------------------------------------------------------------------------------
 
     def take(self, batch: Sequence[Received]) -> list[Taken]:
-        """Writes the parts of a batch to their places, and syncs them; one expanded part is in memory at a time."""
+        """Writes the parts of a batch to their places, and syncs them; one expanded part is in
+        memory at a time.
+        """
         taken: list[Taken] = []
         files: dict[Key, Places | None] = {}
         try:
@@ -122,7 +155,8 @@ class IncomingFiles:
         name = received.sender, part.transfer
         if name not in files:
             row = self._transfers.find(*name)
-            writable = row is None or row.state == OPEN  # else it is being checked, has its name, or was refused
+            # else it is being checked, has its name, or was refused
+            writable = row is None or row.state == OPEN
             files[name] = self.hidden.open(row or self.hidden.new(*name)) if writable else None
         stored = files[name]
         if stored is not None:
@@ -148,7 +182,9 @@ class IncomingFiles:
             except MalformedEnvelope:
                 transfers.malformed(number)
                 continue
-            row = attrs.evolve(self.hidden.new(sender, manifest.transfer), sent_at=one.received.sealed_at)
+            row = attrs.evolve(
+                self.hidden.new(sender, manifest.transfer), sent_at=one.received.sealed_at
+            )
             transfers.manifest(row, number, one.manifest or b"", manifest)
             self._touch(sender, manifest.transfer)
 
@@ -177,10 +213,12 @@ class IncomingFiles:
         for name in found:
             self._touch(*name)
 
-    # -- completing ---------------------------------------------------------------------------------------------
+    # -- completing --------------------------------------------------------------------------------
 
     def ready(self) -> list[Check]:
-        """Files of which everything came, to be checked; some at a time, and of each sender in turn."""
+        """Files of which everything came, to be checked; some at a time, and of each sender in
+        turn.
+        """
         checks = self._ready()
         if not checks and self._more:
             self._look()
@@ -222,21 +260,35 @@ class IncomingFiles:
         stored = self.hidden.place(shared_of(row)) if row.shared else path
         if row.state == NAMING or (manifest.hashes and not stored.exists()):
             check = Check(row.sender, row.transfer, manifest, partial(self.hidden.open, row))
-            check.reason = "" if row.state == NAMING else "its parts are gone from this machine; send it again"
+            check.reason = (
+                "" if row.state == NAMING else "its parts are gone from this machine; send it again"
+            )
             check.close()
             return check
         if row.shared:
             return Check(
-                row.sender, row.transfer, manifest, partial(self.hidden.open, shared_of(row)), synced=True,
-                at=row.at, copy=partial(self.hidden.open, row),
-            )  # fmt: skip
+                row.sender,
+                row.transfer,
+                manifest,
+                partial(self.hidden.open, shared_of(row)),
+                synced=True,
+                at=row.at,
+                copy=partial(self.hidden.open, row),
+            )
         hidden = hidden_of(path) if manifest.entries and not row.locked else None
         return Check(
-            row.sender, row.transfer, manifest, partial(self.hidden.open, row), hidden, synced=as_message(row)
-        )  # fmt: skip
+            row.sender,
+            row.transfer,
+            manifest,
+            partial(self.hidden.open, row),
+            hidden,
+            synced=as_message(row),
+        )
 
     def settle(self, checks: Sequence[Check]) -> list[Arrived]:
-        """Gives their names to files that were checked, and refuses those that are not what they should be."""
+        """Gives their names to files that were checked, and refuses those that are not what they
+        should be.
+        """
         sync_all(checks)
         good: list[Row] = []
         manifests = {(check.sender, check.transfer): check.manifest for check in checks}
@@ -249,7 +301,9 @@ class IncomingFiles:
                 if check.trouble is not None:
                     raise check.trouble
                 if row.state != NAMING and not check.reason:
-                    row = attrs.evolve(row, sha256=check.sha256, file=self._name(row, check.manifest, taken))
+                    row = attrs.evolve(
+                        row, sha256=check.sha256, file=self._name(row, check.manifest, taken)
+                    )
                     taken.add(key(Path(row.file)))
             except Exception as error:
                 self._failed(row.name, error)
@@ -298,7 +352,9 @@ class IncomingFiles:
         return self._transfers.find(sender, name) is not None
 
     def _failed(self, name: Key, error: Exception) -> None:
-        """It ends with this file: what the disk says is tried again, what its sender caused refuses it; ours raises."""
+        """It ends with this file: what the disk says is tried again, what its sender caused
+        refuses it; ours raises.
+        """
         row = self._transfers.find(*name)
         if isinstance(error, OSError):
             self._again(name, error)
@@ -310,8 +366,10 @@ class IncomingFiles:
     def _again(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
         self._later[name] = _now_ms() + pause, pause
-        self._say(f"a file from {name[0]} cannot be stored: {error.strerror or error} ({error.filename}); "
-                  f"tried again in {pause / 1000:.0f} s")
+        self._say(
+            f"a file from {name[0]} cannot be stored: {error.strerror or error} "
+            f"({error.filename}); tried again in {pause / 1000:.0f} s"
+        )
 
     def _place(self, row: Row, manifest: Manifest, taken: set[str]) -> Row:
         """Moves a file to its name; the row with the name it got."""
@@ -325,11 +383,15 @@ class IncomingFiles:
                     os.utime(hidden, (manifest.modified_at / 1000, manifest.modified_at / 1000))
             try:
                 # Without the hidden one it has its name since before a crash.
-                if not hidden.exists() or (move_directory if manifest.entries else move)(hidden, path):
+                if not hidden.exists() or (move_directory if manifest.entries else move)(
+                    hidden, path
+                ):
                     return row
                 again = self._name(row, manifest, taken)
             except OSError as error:
-                plain = self._incoming / row.sender / (row.transfer.hex() + split_name(path.name)[1])
+                plain = (
+                    self._incoming / row.sender / (row.transfer.hex() + split_name(path.name)[1])
+                )
                 if not is_about_the_name(error) or path == plain:
                     raise
                 again = str(plain)
@@ -351,20 +413,36 @@ class IncomingFiles:
         for row, manifest in rows:
             envelope_id = self._transfers.envelope_id(row)
             filename = "/".join(manifest.path)
-            where = {"kept": f"{row.sender}/{row.transfer.hex()}"} if row.locked else {"file": row.file}
+            where = (
+                {"kept": f"{row.sender}/{row.transfer.hex()}"} if row.locked else {"file": row.file}
+            )
             content = {
-                **where, "filename": filename, "size": manifest.size, "sha256": row.sha256.hex(),
-                "content_type": manifest.content_type, "modified_at": timestamp(manifest.modified_at),
+                **where,
+                "filename": filename,
+                "size": manifest.size,
+                "sha256": row.sha256.hex(),
+                "content_type": manifest.content_type,
+                "modified_at": timestamp(manifest.modified_at),
                 "received_at": timestamp(now),
-            }  # fmt: skip
+            }
             if manifest.entries:
-                content["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
+                content["files"] = [
+                    {"name": one.path, "size": one.size}
+                    for one in manifest.entries
+                    if one.size >= 0
+                ]
             headers = orjson.loads(row.headers) if row.headers else None
-            line = file_line(row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers)
-            found.append(Arrived(row.sender, filename, row.file, manifest.size, line, as_message(row)))
+            line = file_line(
+                row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers
+            )
+            found.append(
+                Arrived(row.sender, filename, row.file, manifest.size, line, as_message(row))
+            )
 
         def work(_: sqlite3.Connection) -> None:
-            self._transfers.done([(*row, one.line) for row, one in zip(rows, found, strict=True)], now)
+            self._transfers.done(
+                [(*row, one.line) for row, one in zip(rows, found, strict=True)], now
+            )
 
         self._step(work, [one.line for one in found])
         self._drop_shared([row for row, _ in rows])
@@ -384,10 +462,15 @@ class IncomingFiles:
                 with suppress(OSError):
                     self.hidden.place(shared).unlink(missing_ok=True)
 
+
 def is_file(received: Received) -> bool:
     """Whether an envelope belongs to a file: one part or one manifest."""
     messages: Sequence[Message] = received.messages
-    return len(messages) == 1 and received.queue.endswith(".bulk") and messages[0].content_type in KINDS
+    return (
+        len(messages) == 1
+        and received.queue.endswith(".bulk")
+        and messages[0].content_type in KINDS
+    )
 
 
 def _now_ms() -> int:

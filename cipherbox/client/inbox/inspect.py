@@ -1,4 +1,6 @@
-"""Looks into a home's inbox, whatever else runs: what was received, what was refused and why, what waits."""
+"""Looks into a home's inbox, whatever else runs: what was received, what was refused and why,
+what waits.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import FileError
 from cipherbox.portable import write_private
 
-# Not what was refused at first and came after all, for example once its sender's keys were compared.
+# Not what was refused at first and came after all, for example once its sender's keys were
+# compared.
 _STANDS = (
-    "NOT EXISTS (SELECT 1 FROM envelopes e WHERE e.sender = r.sender AND e.envelope_id = r.envelope_id"
-    " AND e.received_at >= r.refused_at)"
+    "NOT EXISTS (SELECT 1 FROM envelopes e WHERE e.sender = r.sender AND e.envelope_id = "
+    "r.envelope_id AND e.received_at >= r.refused_at)"
 )
 
 
@@ -68,10 +71,10 @@ class InboxInspection:
         """The newest, oldest of them first."""
         with translated(self._path):
             rows = self._db.execute(
-                f"SELECT envelope_id, sender, refused_at, outcome, reason FROM refusals r WHERE {_STANDS}"
-                " UNION ALL SELECT e.envelope_id, t.sender, e.received_at, e.outcome, t.reason FROM transfers t"
-                " JOIN envelopes e ON e.number = t.envelope WHERE t.state = 3"
-                " ORDER BY 3 DESC LIMIT ?",
+                "SELECT envelope_id, sender, refused_at, outcome, reason FROM refusals r WHERE "
+                f"{_STANDS} UNION ALL SELECT e.envelope_id, t.sender, e.received_at, e.outcome, "
+                "t.reason FROM transfers t JOIN envelopes e ON e.number = t.envelope WHERE "
+                "t.state = 3 ORDER BY 3 DESC LIMIT ?",
                 (most,),
             ).fetchall()
         return [
@@ -83,9 +86,9 @@ class InboxInspection:
         """Oldest first."""
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM failures f"
-                " JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number"
-                " ORDER BY f.number, f.message"
+                "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM "
+                "failures f JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number "
+                "= f.number ORDER BY f.number, f.message"
             ).fetchall()
         return [
             ParkedEntry(str(message_id(envelope_id, index)), sender, attempts, reason)
@@ -94,28 +97,44 @@ class InboxInspection:
         ]
 
     def counts(self) -> dict[str, int]:
-        """What is here: messages and files received, refused, for handlers, files of which only a part came."""
+        """What is here: messages and files received, refused, for handlers, files of which only
+        a part came.
+        """
         with translated(self._path):
             states = [row[0] for row in self._db.execute("SELECT states FROM contents")]
             (envelopes,) = self._db.execute("SELECT count(*) FROM envelopes").fetchone()
-            (refused,) = self._db.execute(f"SELECT count(*) FROM refusals r WHERE {_STANDS}").fetchone()
+            (refused,) = self._db.execute(
+                f"SELECT count(*) FROM refusals r WHERE {_STANDS}"
+            ).fetchone()
             (files,) = self._db.execute("SELECT count(*) FROM transfers WHERE state = 3").fetchone()
-            (coming,) = self._db.execute("SELECT count(*) FROM transfers WHERE state IN (0, 1, 4)").fetchone()
-            (owed,) = self._db.execute("SELECT count(*) FROM envelopes WHERE receipt IS NULL").fetchone()
+            (coming,) = self._db.execute(
+                "SELECT count(*) FROM transfers WHERE state IN (0, 1, 4)"
+            ).fetchone()
+            (owed,) = self._db.execute(
+                "SELECT count(*) FROM envelopes WHERE receipt IS NULL"
+            ).fetchone()
         waiting = sum(state.count(WAITING) + state.count(NOT_WHOLE) for state in states)
         return {
-            "received_envelopes": envelopes, "refused": refused + files, "files_under_way": coming,
-            "for_handlers": waiting, "parked": sum(state.count(ASIDE) for state in states), "receipts_owed": owed,
-        }  # fmt: skip
+            "received_envelopes": envelopes,
+            "refused": refused + files,
+            "files_under_way": coming,
+            "for_handlers": waiting,
+            "parked": sum(state.count(ASIDE) for state in states),
+            "receipts_owed": owed,
+        }
 
     def newest_at(self) -> int:
         """When the newest envelope came, ms since 1970; 0 for none."""
         with translated(self._path):
-            (newest,) = self._db.execute("SELECT coalesce(max(received_at), 0) FROM envelopes").fetchone()
+            (newest,) = self._db.execute(
+                "SELECT coalesce(max(received_at), 0) FROM envelopes"
+            ).fetchone()
         return int(newest)
 
     def save(self, entry: Entry, target: Path) -> Path:
-        """Writes a message's text, or a file, as a new file: into a directory, or under the name that is given."""
+        """Writes a message's text, or a file, as a new file: into a directory, or under the name
+        that is given.
+        """
         name = safe_name(entry.filename) if entry.filename else f"{entry.message_id}.txt"
         path = free_name(target, name) if target.is_dir() else target
         files = entry.document["content"].get("files") if entry.text is None else None
@@ -137,7 +156,9 @@ class InboxInspection:
             with open(entry.file, "rb") as source, open(open_exclusive(path), "wb") as target_file:
                 shutil.copyfileobj(source, target_file, 1 << 20)
         except OSError as error:
-            raise FileError(f"{entry.file} cannot be copied: {error.strerror}; was it moved away?") from None
+            raise FileError(
+                f"{entry.file} cannot be copied: {error.strerror}; was it moved away?"
+            ) from None
         return path
 
 

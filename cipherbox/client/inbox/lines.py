@@ -1,10 +1,11 @@
-"""The readable lines of received messages, as JSON: ``message_id, sender_id, sent_timestamp, content``, and ``headers``
-when there are any.  What was sent as a file, and content that is no text, becomes a file; its line is made when it is
-whole, and names it.
+"""The readable lines of received messages, as JSON: ``message_id, sender_id, sent_timestamp,
+content``, and ``headers`` when there are any.  What was sent as a file, and content that is no
+text, becomes a file; its line is made when it is whole, and names it.
 
-A batch has thousands of messages of one type without headers, and this is what costs a receiver most.  So such a batch
-is not taken apart into messages: its contents are made JSON in one step, and where that changed nothing, which is
-usual, each line is put together from what the lines have in common, its number and its piece of the contents.
+A batch has thousands of messages of one type without headers, and this is what costs a receiver
+most.  So such a batch is not taken apart into messages: its contents are made JSON in one step, and
+where that changed nothing, which is usual, each line is put together from what the lines have in
+common, its number and its piece of the contents.
 """
 
 from __future__ import annotations
@@ -23,17 +24,29 @@ from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message, Messages
 
 _TEXT_TYPES = frozenset(
-    ["application/json", "application/jsonl", "application/x-ndjson", "application/xml", "application/hl7-v2",
-     "application/yaml", "application/toml", "application/javascript", "application/sql"]
-)  # fmt: skip
+    [
+        "application/json",
+        "application/jsonl",
+        "application/x-ndjson",
+        "application/xml",
+        "application/hl7-v2",
+        "application/yaml",
+        "application/toml",
+        "application/javascript",
+        "application/sql",
+    ]
+)
 _TEXT_ENDINGS = ("+json", "+xml", "+yaml")
 _YEAR_10000 = 253_402_300_800_000
 _numbers: list[bytes] = []  # b"0000", b"0001", ... as far as they were needed
 
-_AT_ONCE = 2 * LIMITS.batch_bytes  # of many texts, made JSON in one step: they may become six times as long
-LINES_BYTES = 48 * 1024 * 1024  # of one envelope: texts twice as long as JSON, and 64 KiB lines; more is refused
+# of many texts, made JSON in one step: they may become six times as long
+_AT_ONCE = 2 * LIMITS.batch_bytes
+# of one envelope: texts twice as long as JSON, and 64 KiB lines; more is refused
+LINES_BYTES = 48 * 1024 * 1024
 _PIECE = 256 * 1024  # of a text, made JSON in one step: all of it at once would be there four times
 FILENAME = "filename"  # the header that makes a message a file
+
 
 class Received(NamedTuple):
     """One opened envelope, to be recorded.  ``sealed_at`` and ``accepted_at`` are ms since 1970."""
@@ -52,8 +65,9 @@ class Received(NamedTuple):
 
 
 class MessageLines(NamedTuple):
-    """What the messages of an envelope become: the lines of its texts, each with its end, their types, and the
-    numbers of those that are files.  One type stands for all."""
+    """What the messages of an envelope become: the lines of its texts, each with its end, their
+    types, and the numbers of those that are files.  One type stands for all.
+    """
 
     data: bytes
     types: list[str]
@@ -61,25 +75,34 @@ class MessageLines(NamedTuple):
 
 
 def lines_of(received: Received) -> MessageLines:
-    """The lines of an envelope's texts; see `MessageLines`.  MalformedEnvelope when control characters make them too long."""
+    """The lines of an envelope's texts; see `MessageLines`.  MalformedEnvelope when control
+    characters make them too long.
+    """
     messages = received.messages
     if isinstance(messages, Messages) and len(messages) > 1:
         made = _of_one_type(received, messages)
         if made is not None:
             return MessageLines(made, [messages.same_type or ""], [])
-    lines, types, files = io.BytesIO(), [], []  # as JSON a text may be six times as large: it is not joined from pieces
+    # as JSON a text may be six times as large: it is not joined from pieces
+    lines, types, files = io.BytesIO(), [], []
     sealed = timestamp(received.sealed_at)
     for index, message in enumerate(messages):
         sent = message.sent_at
         line: dict[str, Any] = {
             "message_id": line_id(received.envelope_id, index),
             "sender_id": received.sender,
-            "sent_timestamp": sealed if sent is None or sent == received.sealed_at else timestamp(sent),
+            "sent_timestamp": sealed
+            if sent is None or sent == received.sealed_at
+            else timestamp(sent),
             "content": "",
         }
         if message.headers:
             line["headers"] = message.headers
-        if FILENAME not in message.headers and is_text(message.content_type) and _write(lines, line, message.content):
+        if (
+            FILENAME not in message.headers
+            and is_text(message.content_type)
+            and _write(lines, line, message.content)
+        ):
             types.append(message.content_type)
         else:
             files.append(index)
@@ -92,9 +115,11 @@ def lines_of(received: Received) -> MessageLines:
 
 
 def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:
-    """Writes the line with the content as its text; False, and nothing is written, when the content is no text.
+    """Writes the line with the content as its text; False, and nothing is written, when the content
+    is no text.
 
-    That is when it is not UTF-8, or long and full of control characters, of which each takes six bytes as JSON.
+    That is when it is not UTF-8, or long and full of control characters, of which each takes six
+    bytes as JSON.
     """
     start = out.tell()
     try:
@@ -102,7 +127,9 @@ def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:
             line["content"] = content.decode()
             out.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             return True
-        head, mark, tail = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE).partition(b'"content":"')
+        head, mark, tail = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE).partition(
+            b'"content":"'
+        )
         out.write(head + mark)
         decoder = codecs.getincrementaldecoder("utf-8")()
         for at in range(0, len(content), _PIECE):
@@ -119,10 +146,19 @@ def _write(out: io.BytesIO, line: dict[str, Any], content: bytes) -> bool:
 
 
 def file_line(
-    sender: str, message_id: str, sent_ms: int, content: dict[str, Any], headers: dict[str, str] | None = None
+    sender: str,
+    message_id: str,
+    sent_ms: int,
+    content: dict[str, Any],
+    headers: dict[str, str] | None = None,
 ) -> bytes:
     """The line of a file that arrived whole."""
-    line = {"message_id": message_id, "sender_id": sender, "sent_timestamp": timestamp(sent_ms), "content": content}
+    line = {
+        "message_id": message_id,
+        "sender_id": sender,
+        "sent_timestamp": timestamp(sent_ms),
+        "content": content,
+    }
     if headers:
         line["headers"] = headers
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
@@ -151,7 +187,9 @@ def _of_one_type(received: Received, messages: Messages) -> bytes | None:
     head, tail = b'{"message_id":"' + stem, b'"}\n'
     middle = b'","sender_id":"' + sender + b'","sent_timestamp":"' + sealed + b'","content":"'
     contents = [whole[start + 1 : end + 1] for start, end in pairwise(messages.bounds)]
-    pieces = list(chain.from_iterable(zip(repeat(tail + head), _hex_numbers(), repeat(middle), contents)))
+    pieces = list(
+        chain.from_iterable(zip(repeat(tail + head), _hex_numbers(), repeat(middle), contents))
+    )
     pieces[0] = head
     pieces.append(tail)
     return b"".join(pieces)

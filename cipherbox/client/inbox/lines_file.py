@@ -1,8 +1,10 @@
-"""``received_messages.jsonl``: appended to and synced within the inbox's transaction, whatever becomes of the file.
+"""``received_messages.jsonl``: appended to and synced within the inbox's transaction, whatever
+becomes of the file.
 
-Before each write the inbox looks at what the path names.  Moved away, removed or rotated: a new file is begun, and that
-is recorded before its first line is written.  Shortened: it goes on at its end.  What somebody else wrote behind the
-lines stays.  So a line is only ever written to a file that a person finds under this name, or has moved themselves.
+Before each write the inbox looks at what the path names.  Moved away, removed or rotated: a new
+file is begun, and that is recorded before its first line is written.  Shortened: it goes on at its
+end.  What somebody else wrote behind the lines stays.  So a line is only ever written to a file
+that a person finds under this name, or has moved themselves.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class At(NamedTuple):
 
 
 class LinesFile:
-    """See the module.  Methods block on the disk: OSError.  ``rotate``: (bytes, days), 0 for never."""
+    """See the module.  Methods block on the disk: OSError.  ``rotate``: (bytes, days), 0 for
+    never.
+    """
 
     def __init__(self, path: Path, at: At, say: Say, rotate: tuple[int, int] = (0, 0)) -> None:
         self.path, self._say, self._rotate = path, say, rotate
@@ -44,7 +48,8 @@ class LinesFile:
     def _cut_back(self) -> int:
         """Makes the file as long as recorded; how many bytes of an interrupted step were beyond it.
 
-        When it is another one than recorded, or shorter, or no inbox knew it, it goes on from what is there.
+        When it is another one than recorded, or shorter, or no inbox knew it, it goes on from what
+        is there.
         """
         stat = os.fstat(self._fd)
         size, inode = stat.st_size, _inode(stat)
@@ -59,7 +64,9 @@ class LinesFile:
         return size - self.at.length
 
     def look(self) -> bool:
-        """Whether the next line goes to another place than was recorded: record `at` before it is written."""
+        """Whether the next line goes to another place than was recorded: record `at` before it
+        is written.
+        """
         before = self.at
         try:
             named = os.stat(self.path)
@@ -124,7 +131,9 @@ class LinesFile:
 
     def _due(self, size: int) -> bool:
         most, days = self._rotate
-        return size > 0 and (0 < most < size or (days > 0 and self.at.begun + days * _DAY_MS < _now_ms()))
+        return size > 0 and (
+            0 < most < size or (days > 0 and self.at.begun + days * _DAY_MS < _now_ms())
+        )
 
     def _end(self, size: int) -> int:
         """The length at which a new line can begin."""
@@ -136,7 +145,9 @@ class LinesFile:
 
 
 def rotate(path: Path) -> Path | None:
-    """Gives the file another name, with the time in it; None when there is none.  A receiver begins a new one."""
+    """Gives the file another name, with the time in it; None when there is none.  A receiver
+    begins a new one.
+    """
     stem = f"{path.stem}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     number = 1
     while True:

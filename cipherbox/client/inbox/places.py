@@ -1,8 +1,10 @@
-"""Where what was received lies on this machine: names that cannot lead elsewhere, and files that never replace others.
+"""Where what was received lies on this machine: names that cannot lead elsewhere, and files that
+never replace others.
 
-A name from a sender goes through `names.safe_name`, name by name, and nothing else makes one.  Whether a place is
-free is asked of the file system itself, so two names that it holds for the same (by case, by Unicode form) get numbers.
-A directory is only entered when it is one: a file or a link of that name gets a neighbour with a number.
+A name from a sender goes through `names.safe_name`, name by name, and nothing else makes one.
+Whether a place is free is asked of the file system itself, so two names that it holds for the same
+(by case, by Unicode form) get numbers.  A directory is only entered when it is one: a file or a
+link of that name gets a neighbour with a number.
 """
 
 from __future__ import annotations
@@ -17,11 +19,16 @@ from pathlib import Path
 from cipherbox.client.file_names import safe_name, split_name
 from cipherbox.portable import O_BINARY, WINDOWS, private_dir, sync_directory, sync_file
 
-PLACE_BYTES = 150 if WINDOWS else 1000  # of a path below the directory of incoming files; systems end at 260 and 4096
+# of a path below the directory of incoming files; systems end at 260 and 4096
+PLACE_BYTES = 150 if WINDOWS else 1000
 MANY = 100
 _LEAST_BYTES = 40  # of a name that makes room for others
-_NO_NAME = frozenset([errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.ELOOP, errno.EISDIR])
-_NO_LINK = frozenset([errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EACCES])
+_NO_NAME = frozenset(
+    [errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.ELOOP, errno.EISDIR]
+)
+_NO_LINK = frozenset(
+    [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.EACCES]
+)
 
 
 def safe_place(sender: str, names: Sequence[str]) -> Path:
@@ -35,9 +42,11 @@ def safe_place(sender: str, names: Sequence[str]) -> Path:
 
 
 def free_place(top: Path, place: Path, taken: Container[str] = ()) -> Path:
-    """``place`` below ``top``, with numbers where something else has the name; ``taken``: `key` of what will be there.
+    """``place`` below ``top``, with numbers where something else has the name; ``taken``: `key` of
+    what will be there.
 
-    The first name is the sender's id: its directory may be a link, which only the owner of this machine can make.
+    The first name is the sender's id: its directory may be a link, which only the owner of this
+    machine can make.
     """
     sender, *folders, last = place.parts
     here = top / sender
@@ -47,11 +56,14 @@ def free_place(top: Path, place: Path, taken: Container[str] = ()) -> Path:
 
 
 def free_name(where: Path, name: str, taken: Container[str] = (), *, folder: bool = False) -> Path:
-    """``name`` in a directory, with a number if it is taken; ``folder``: a directory of that name is what is wanted."""
+    """``name`` in a directory, with a number if it is taken; ``folder``: a directory of that
+    name is what is wanted.
+    """
     stem, suffix = split_name(name)
     number = 1
     while True:
-        # After so many of one name, one by chance is free at once: the next number would take ever longer to find.
+        # After so many of one name, one by chance is free at once: the next number would take ever
+        # longer to find.
         mark = number if number <= MANY else os.urandom(4).hex()
         path = where / (name if number == 1 else f"{stem} ({mark}){suffix}")
         if folder and path.is_dir() and not path.is_symlink():
@@ -69,7 +81,8 @@ def key(path: Path) -> str:
 def move(source: Path, target: Path) -> bool:
     """Gives a synced file its name without replacing anything: False when the name is taken.
 
-    Durable only after `keep`.  Until then, and after a crash in between, ``source`` and ``target`` are one file.
+    Durable only after `keep`.  Until then, and after a crash in between, ``source`` and ``target``
+    are one file.
     """
     private_dirs(target.parent)
     try:
@@ -86,7 +99,8 @@ def move(source: Path, target: Path) -> bool:
 
 
 def keep(moved: Mapping[Path, Path]) -> dict[Path, OSError]:
-    """Makes names durable, with one sync for each directory, and drops the hidden names; which names failed, and why.
+    """Makes names durable, with one sync for each directory, and drops the hidden names; which
+    names failed, and why.
 
     ``moved``: name -> hidden name.
     """
@@ -105,7 +119,9 @@ def keep(moved: Mapping[Path, Path]) -> dict[Path, OSError]:
 
 
 def sweep(folder: Path, before_ms: int, known: Callable[[str, bytes], bool]) -> None:
-    """Drops old hidden files that nobody knows: a step failed or was killed before it recorded them."""
+    """Drops old hidden files that nobody knows: a step failed or was killed before it recorded
+    them.
+    """
     for sender in _entries(folder):
         for entry in _entries(Path(sender.path)):
             with suppress(OSError, ValueError):

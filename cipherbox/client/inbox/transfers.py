@@ -23,11 +23,13 @@ OPEN, NAMING, DONE, REFUSED, CHECKING = range(5)
 HELD = -1  # the receipt of an envelope whose files are not whole yet, or that a handler has
 FIRST_STEP = """
 CREATE TABLE transfers (
-  sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB, envelope INTEGER,
+  sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB,
+  envelope INTEGER,
   file TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (sender, id)
 ) WITHOUT ROWID;
 CREATE TABLE parts (
-  sender TEXT NOT NULL, id BLOB NOT NULL, part INTEGER NOT NULL, part_bytes INTEGER NOT NULL, hash BLOB NOT NULL,
+  sender TEXT NOT NULL, id BLOB NOT NULL, part INTEGER NOT NULL, part_bytes INTEGER NOT NULL,
+  hash BLOB NOT NULL,
   PRIMARY KEY (sender, id, part)
 ) WITHOUT ROWID;
 ALTER TABLE envelopes ADD COLUMN outcome INTEGER NOT NULL DEFAULT 0;
@@ -36,12 +38,13 @@ CREATE TABLE contents (
   number INTEGER PRIMARY KEY, sealed_at INTEGER NOT NULL, plain BLOB NOT NULL, states BLOB NOT NULL
 );
 CREATE TABLE failures (
-  number INTEGER NOT NULL, message INTEGER NOT NULL, attempts INTEGER NOT NULL, next_at INTEGER NOT NULL,
+  number INTEGER NOT NULL, message INTEGER NOT NULL, attempts INTEGER NOT NULL,
+  next_at INTEGER NOT NULL,
   reason TEXT NOT NULL, PRIMARY KEY (number, message)
 ) WITHOUT ROWID;
 """
-# Where the bytes lie, how many parts there are, what a file's line says beside its manifest, and all the envelopes that
-# hold a manifest: a sender seals another one when a part was lost.
+# Where the bytes lie, how many parts there are, what a file's line says beside its manifest, and
+# all the envelopes that hold a manifest: a sender seals another one when a part was lost.
 STEP = """
 ALTER TABLE transfers ADD COLUMN partial TEXT NOT NULL DEFAULT '';
 ALTER TABLE transfers ADD COLUMN locked INTEGER NOT NULL DEFAULT 0;
@@ -53,7 +56,8 @@ ALTER TABLE transfers ADD COLUMN headers TEXT NOT NULL DEFAULT '';
 ALTER TABLE transfers ADD COLUMN sent_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE transfers ADD COLUMN changed_at INTEGER NOT NULL DEFAULT 0;
 UPDATE transfers SET changed_at = strftime('%s', 'now') * 1000,
-  have = (SELECT count(*) FROM parts WHERE parts.sender = transfers.sender AND parts.id = transfers.id);
+  have = (SELECT count(*) FROM parts WHERE parts.sender = transfers.sender AND parts.id =
+  transfers.id);
 UPDATE transfers SET state = 4 WHERE state = 1;
 CREATE INDEX transfers_open ON transfers (state) WHERE state IN (0, 1, 4);
 CREATE TABLE manifests (
@@ -63,7 +67,8 @@ CREATE INDEX manifests_by_number ON manifests (number);
 INSERT INTO manifests SELECT sender, id, envelope FROM transfers WHERE envelope IS NOT NULL;
 ALTER TABLE envelopes ADD COLUMN suite INTEGER NOT NULL DEFAULT 0;
 """
-# Small files of a batch lie in one hidden file until they get their own; and a file that has its end holds no receipt.
+# Small files of a batch lie in one hidden file until they get their own; and a file that has its
+# end holds no receipt.
 SHARED = """
 ALTER TABLE transfers ADD COLUMN shared TEXT NOT NULL DEFAULT '';
 ALTER TABLE transfers ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
@@ -73,16 +78,18 @@ DELETE FROM manifests WHERE NOT EXISTS (SELECT 1 FROM transfers t
 """
 MOST = (1 << 62) - 1  # of a time that a sender's or HQ's clock says: SQLite takes no more
 _COLUMNS = (
-    "sender, id, state, coalesce(manifest, x''), coalesce(envelope, 0), file, partial, locked, have, needs, sha256, "
-    "message, headers, sent_at, shared, at"
+    "sender, id, state, coalesce(manifest, x''), coalesce(envelope, 0), file, partial, locked, "
+    "have, needs, sha256, message, headers, sent_at, shared, at"
 )
 Step = Callable[[Callable[[sqlite3.Connection], None], Sequence[bytes]], None]
 
 
 @attrs.frozen
 class Row:
-    """One file; ``have``: how many of its parts are on the disk, ``needs``: how many it has, -1: nobody counted;
-    ``envelope``: the number of the one that names it; ``shared``: the hidden file that it shares, ``at``: its place."""
+    """One file; ``have``: how many of its parts are on the disk, ``needs``: how many it has, -1:
+    nobody counted; ``envelope``: the number of the one that names it; ``shared``: the hidden
+    file that it shares, ``at``: its place.
+    """
 
     sender: str
     transfer: bytes
@@ -110,13 +117,17 @@ class Row:
         """Whether everything came that its manifest needs."""
         if not self.manifest or self.state != OPEN:
             return bool(self.manifest)
-        return self.have >= (self.needs if self.needs >= 0 else len(read_manifest(self.manifest).hashes))
+        return self.have >= (
+            self.needs if self.needs >= 0 else len(read_manifest(self.manifest).hashes)
+        )
 
 
 class Transfers:
     """See the module."""
 
-    def __init__(self, db: sqlite3.Connection, contents: Contents | None, kept: EncryptedLines | None) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, contents: Contents | None, kept: EncryptedLines | None
+    ) -> None:
         self._db, self._contents, self._kept = db, contents, kept
 
     def find(self, sender: str, transfer: bytes) -> Row | None:
@@ -151,16 +162,19 @@ class Transfers:
     def number(self, sender: str, envelope_id: bytes) -> int:
         """The envelope's row."""
         found = self._db.execute(
-            "SELECT number FROM envelopes WHERE sender = ? AND envelope_id = ?", (sender, envelope_id)
+            "SELECT number FROM envelopes WHERE sender = ? AND envelope_id = ?",
+            (sender, envelope_id),
         ).fetchone()
         return int(found[0])
 
     def envelope_id(self, row: Row) -> bytes:
         """Of the envelope that names the file."""
-        found = self._db.execute("SELECT envelope_id FROM envelopes WHERE number = ?", (row.envelope,)).fetchone()
+        found = self._db.execute(
+            "SELECT envelope_id FROM envelopes WHERE number = ?", (row.envelope,)
+        ).fetchone()
         return bytes(found[0]) if found is not None else bytes(16)
 
-    # -- inside the inbox's transaction -------------------------------------------------------------------------
+    # -- inside the inbox's transaction ------------------------------------------------------------
 
     def part(self, row: Row, part: int) -> None:
         """A part is on the disk."""
@@ -177,19 +191,31 @@ class Transfers:
         )
 
     def manifest(self, row: Row, number: int, raw: bytes, manifest: Manifest) -> None:
-        """A file's manifest came in envelope ``number``.  The first counts; one that says something else is refused."""
+        """A file's manifest came in envelope ``number``.  The first counts; one that says
+        something else is refused.
+        """
         before = self.find(row.sender, row.transfer)
         if before is not None and before.manifest and before.state != REFUSED:
             if read_manifest(before.manifest) != manifest:
-                self._db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.OTHER, number))
+                self._db.execute(
+                    "UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.OTHER, number)
+                )
             elif before.state != DONE:
                 self._hold([row.name], number)
             return
         self._begin(row)
         self._db.execute(
-            "UPDATE transfers SET manifest = ?, envelope = ?, needs = ?, sent_at = ?, state = 0, changed_at = ?"
-            " WHERE sender = ? AND id = ?",
-            (raw, number, len(manifest.hashes), min(row.sent_at, MOST), _now_ms(), row.sender, row.transfer),
+            "UPDATE transfers SET manifest = ?, envelope = ?, needs = ?, sent_at = ?, state = 0, "
+            "changed_at = ? WHERE sender = ? AND id = ?",
+            (
+                raw,
+                number,
+                len(manifest.hashes),
+                min(row.sent_at, MOST),
+                _now_ms(),
+                row.sender,
+                row.transfer,
+            ),
         )
         self._hold([row.name], number)
 
@@ -202,46 +228,77 @@ class Transfers:
             for row in rows:  # one at a time: 65,000 of them would be 200 MB
                 names.append(row.name)
                 yield (
-                    row.sender, row.transfer, row.state, row.manifest, number, row.partial, row.locked, row.message,
-                    row.headers, min(row.sent_at, MOST), now, row.shared, row.at,
-                )  # fmt: skip
+                    row.sender,
+                    row.transfer,
+                    row.state,
+                    row.manifest,
+                    number,
+                    row.partial,
+                    row.locked,
+                    row.message,
+                    row.headers,
+                    min(row.sent_at, MOST),
+                    now,
+                    row.shared,
+                    row.at,
+                )
 
         self._db.executemany(
-            "INSERT OR IGNORE INTO transfers (sender, id, state, manifest, envelope, partial, locked, message, headers,"
-            " sent_at, changed_at, shared, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO transfers (sender, id, state, manifest, envelope, partial, "
+            "locked, message, headers, sent_at, changed_at, shared, at) VALUES (?, ?, ?, ?, ?, "
+            "?, ?, ?, ?, ?, ?, ?, ?)",
             values(),
         )
         self._hold(names, number)
 
     def malformed(self, number: int) -> None:
         """What the envelope holds is neither part nor manifest."""
-        self._db.execute("UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.MALFORMED, number))
+        self._db.execute(
+            "UPDATE envelopes SET outcome = ? WHERE number = ?", (Outcome.MALFORMED, number)
+        )
 
     def done(self, found: Sequence[tuple[Row, Manifest, bytes]], now: int) -> None:
-        """Files have their names: their lines are kept, a handler may have them, their receipts are owed."""
+        """Files have their names: their lines are kept, a handler may have them, their receipts
+        are owed.
+        """
         self._db.executemany(
             "UPDATE transfers SET state = ?, file = ? WHERE sender = ? AND id = ?",
             [(DONE, row.file, *row.name) for row, _, _ in found],
         )
-        self._db.executemany("DELETE FROM parts WHERE sender = ? AND id = ?", [row.name for row, _, _ in found])
+        self._db.executemany(
+            "DELETE FROM parts WHERE sender = ? AND id = ?", [row.name for row, _, _ in found]
+        )
         for row, manifest, line in found:
             if self._kept is not None:
                 suite = self._suite(row.envelope)
-                self._kept.write(row.sender, self.envelope_id(row), now, line, [manifest.content_type], suite)
+                self._kept.write(
+                    row.sender, self.envelope_id(row), now, line, [manifest.content_type], suite
+                )
         if self._contents is not None:
             for number in {row.envelope for row, _, _ in found}:
                 files = [(row, manifest) for row, manifest, _ in found if row.envelope == number]
-                self._contents.files(number, self.envelope_id(files[0][0]), [
-                    (row.sender, row.message, manifest.content_type, row.sent_at, _about(row, manifest))
-                    for row, manifest in files
-                ])  # fmt: skip
+                self._contents.files(
+                    number,
+                    self.envelope_id(files[0][0]),
+                    [
+                        (
+                            row.sender,
+                            row.message,
+                            manifest.content_type,
+                            row.sent_at,
+                            _about(row, manifest),
+                        )
+                        for row, manifest in files
+                    ],
+                )
         self._release([row for row, _, _ in found])
 
     def refuse(self, row: Row, reason: str) -> None:
         """The file will not become whole; its receipt says so."""
         name = row.sender, row.transfer
         self._db.execute(
-            "UPDATE transfers SET state = ?, reason = ?, have = 0 WHERE sender = ? AND id = ?", (REFUSED, reason, *name)
+            "UPDATE transfers SET state = ?, reason = ?, have = 0 WHERE sender = ? AND id = ?",
+            (REFUSED, reason, *name),
         )
         self._db.execute("DELETE FROM parts WHERE sender = ? AND id = ?", name)
         self._db.execute(
@@ -256,15 +313,23 @@ class Transfers:
     def _hold(self, names: Sequence[tuple[str, bytes]], number: int) -> None:
         """The envelope owes its receipt when the files are whole."""
         self._db.execute("UPDATE envelopes SET receipt = ? WHERE number = ?", (HELD, number))
-        self._db.executemany("INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", [(*name, number) for name in names])
+        self._db.executemany(
+            "INSERT OR IGNORE INTO manifests VALUES (?, ?, ?)", [(*name, number) for name in names]
+        )
 
     def _release(self, rows: Sequence[Row]) -> None:
-        """Owes the receipts of envelopes that name the files, unless another of theirs is under way or a handler's."""
+        """Owes the receipts of envelopes that name the files, unless another of theirs is under
+        way or a handler's.
+        """
         numbers: set[int] = set()
         for row in rows:
-            found = self._db.execute("SELECT number FROM manifests WHERE sender = ? AND id = ?", row.name).fetchall()
+            found = self._db.execute(
+                "SELECT number FROM manifests WHERE sender = ? AND id = ?", row.name
+            ).fetchall()
             numbers.update(number for (number,) in found)
-        self._db.executemany("DELETE FROM manifests WHERE sender = ? AND id = ?", [row.name for row in rows])
+        self._db.executemany(
+            "DELETE FROM manifests WHERE sender = ? AND id = ?", [row.name for row in rows]
+        )
         self._db.executemany(
             "UPDATE envelopes SET receipt = NULL WHERE number = ? AND receipt = -1"
             " AND NOT EXISTS (SELECT 1 FROM manifests m WHERE m.number = envelopes.number)"
@@ -272,10 +337,12 @@ class Transfers:
             [(number,) for number in numbers],
         )
 
-    # -- transactions of their own ------------------------------------------------------------------------------
+    # -- transactions of their own -----------------------------------------------------------------
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Records that everything of these came: from here on no part of them is written any more."""
+        """Records that everything of these came: from here on no part of them is written any
+        more.
+        """
         values = [(CHECKING, *row.name) for row in rows]
         self._each("UPDATE transfers SET state = ? WHERE sender = ? AND id = ?", values)
 
@@ -298,27 +365,39 @@ class Transfers:
                 self._db.execute("ROLLBACK")
             raise
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _begin(self, row: Row) -> None:
         self._db.execute(
-            "INSERT OR IGNORE INTO transfers (sender, id, partial, locked, changed_at) VALUES (?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO transfers (sender, id, partial, locked, changed_at) VALUES "
+            "(?, ?, ?, ?, ?)",
             (row.sender, row.transfer, row.partial, row.locked, _now_ms()),
         )
 
     def _suite(self, number: int) -> int:
-        found = self._db.execute("SELECT suite FROM envelopes WHERE number = ?", (number,)).fetchone()
+        found = self._db.execute(
+            "SELECT suite FROM envelopes WHERE number = ?", (number,)
+        ).fetchone()
         return int(found[0]) if found is not None else 0
 
     def _rows(self, where: str, values: Sequence[object]) -> list[Row]:
-        return [Row(*row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM transfers WHERE {where}", values)]
+        return [
+            Row(*row)
+            for row in self._db.execute(f"SELECT {_COLUMNS} FROM transfers WHERE {where}", values)
+        ]
 
 
 def _about(row: Row, manifest: Manifest) -> dict[str, Any]:
     """What a handler is told of a file."""
-    about: dict[str, Any] = {"file": row.file, "filename": "/".join(manifest.path), "size": manifest.size}
+    about: dict[str, Any] = {
+        "file": row.file,
+        "filename": "/".join(manifest.path),
+        "size": manifest.size,
+    }
     if manifest.entries:
-        about["files"] = [{"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0]
+        about["files"] = [
+            {"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0
+        ]
     if row.locked:
         about["kept"] = f"{row.sender}/{row.transfer.hex()}"
     return about
@@ -330,5 +409,7 @@ def _now_ms() -> int:
 
 def in_turn(touched: dict[str, dict[bytes, None]]) -> Iterator[tuple[str, bytes]]:
     """One of each sender, the next one of each, ...: many files of one hold up nobody else's."""
-    for row in zip_longest(*([(sender, transfer) for transfer in own] for sender, own in touched.items())):
+    for row in zip_longest(
+        *([(sender, transfer) for transfer in own] for sender, own in touched.items())
+    ):
         yield from (name for name in row if name is not None)

@@ -1,7 +1,9 @@
-"""A directory that came as one: its files are taken out of what came, into a hidden directory that then gets its name.
+"""A directory that came as one: its files are taken out of what came, into a hidden directory that
+then gets its name.
 
-Every name goes through `places`, as those of single files do; two names that this file system holds for one get
-numbers.  All is synced before the directory can get its name.  Done anew from the start after a crash.
+Every name goes through `places`, as those of single files do; two names that this file system holds
+for one get numbers.  All is synced before the directory can get its name.  Done anew from the start
+after a crash.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ FILES_OF_A_STEP = 256
 
 
 def unpack(stored: Places, entries: Sequence[Entry], hidden: Path) -> Iterator[None]:
-    """Yields between steps, so that a receiver that is stopped need not wait for all of it.  OSError."""
+    """Yields between steps, so that a receiver that is stopped need not wait for all of it.
+    OSError.
+    """
     shutil.rmtree(hidden, ignore_errors=True)
     folders = {private_dirs(hidden): None}
     at = 0
@@ -30,7 +34,9 @@ def unpack(stored: Places, entries: Sequence[Entry], hidden: Path) -> Iterator[N
         place = free_place(hidden.parent, safe_place(hidden.name, entry.path.split("/")))
         folder = place if entry.size < 0 else place.parent
         private_dirs(folder)
-        folders.update(dict.fromkeys(one for one in (folder, *folder.parents) if one.is_relative_to(hidden)))
+        folders.update(
+            dict.fromkeys(one for one in (folder, *folder.parents) if one.is_relative_to(hidden))
+        )
         if entry.size >= 0:
             fd = open_exclusive(place)
             try:

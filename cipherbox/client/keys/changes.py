@@ -1,4 +1,6 @@
-"""What happened to a client's keys since they were pinned, in words for the person who has to find out why."""
+"""What happened to a client's keys since they were pinned, in words for the person who has to
+find out why.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,18 @@ from cipherbox.errors import BundleDiscontinuous, BundleError
 
 
 class Change(NamedTuple):
-    """What happened, in words (empty: nothing); ``broken``: the pinned keys did not sign the new ones."""
+    """What happened, in words (empty: nothing); ``broken``: the pinned keys did not sign the new
+    ones.
+    """
 
     text: str = ""
     broken: bool = False
 
 
 def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
-    """Return what happened since ``pin``.  ``found``: the bundles shown, the newest last; ``entry`` of HQ's log."""
+    """Return what happened since ``pin``.  ``found``: the bundles shown, the newest last;
+    ``entry`` of HQ's log.
+    """
     bundle = found[-1]
     if pin.bundle.hash == bundle.hash:
         return Change()
@@ -30,13 +36,17 @@ def change_of(pin: Pin, found: Sequence[KeyBundle], entry: int = 0) -> Change:
     except BundleError:
         anew = f" {name} says that it begins anew." if bundle.begins_anew else ""
         return Change(
-            f"The keys of {name} changed, and the old key did not sign the new one.{anew}\n"
-            f"Pinned here:  bundle {pin.bundle.sequence}, {_compared(pin)}: {pin.fingerprint}\n"
-            f"HQ shows:     bundle {bundle.sequence}, made on {day(bundle.created_at)}{logged}\n"
-            f"Either {name} lost its keys and joined again, or somebody shows you a wrong key. Ask {name} which it is.",
+            f"The keys of {name} changed, and the old key did not sign the new "
+            f"one.{anew}\nPinned here:  bundle {pin.bundle.sequence}, {_compared(pin)}: "
+            f"{pin.fingerprint}\nHQ shows:     bundle {bundle.sequence}, made on "
+            f"{day(bundle.created_at)}{logged}\nEither {name} lost its keys and joined again, or "
+            f"somebody shows you a wrong key. Ask {name} which it is.",
             broken=True,
         )
-    return Change(f"{name} has new keys since then, signed by the ones pinned here: bundle {bundle.sequence}{logged}.")
+    return Change(
+        f"{name} has new keys since then, signed by the ones pinned here: bundle "
+        f"{bundle.sequence}{logged}."
+    )
 
 
 def explained(pin: Pin, shown: KeyBundle, why: str, entry: int = 0) -> BundleDiscontinuous:
@@ -44,10 +54,11 @@ def explained(pin: Pin, shown: KeyBundle, why: str, entry: int = 0) -> BundleDis
     name = shown.client_id
     logged = f", entry {entry} of its log" if entry else ""
     return BundleDiscontinuous(
-        f"{why}. Pinned here: bundle {pin.bundle.sequence}, {_compared(pin)}, fingerprint {pin.fingerprint}. HQ shows: "
-        f"bundle {shown.sequence} of {day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either "
-        f"{name} lost its keys and joined again, or somebody shows you a wrong key; until you know which, nothing "
-        f"is sealed for {name}"
+        f"{why}. Pinned here: bundle {pin.bundle.sequence}, {_compared(pin)}, fingerprint "
+        f"{pin.fingerprint}. HQ shows: bundle {shown.sequence} of "
+        f"{day(shown.created_at)}{logged}, fingerprint {fingerprint(shown)}. Either {name} lost "
+        "its keys and joined again, or somebody shows you a wrong key; until you know which, "
+        f"nothing is sealed for {name}"
     )
 
 

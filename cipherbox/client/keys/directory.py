@@ -1,9 +1,11 @@
-"""Other parties' key bundles: from this machine's pins, or from HQ, and never believed because HQ says so.
+"""Other parties' key bundles: from this machine's pins, or from HQ, and never believed because HQ
+says so.
 
-As a sender: ask HQ for what came after the pin; take it if every step is signed by the keys before it; pin the newest.
-As a receiver: an envelope names its sender's bundle by hash.  That bundle must be the pinned one, one accepted before
-it, one that follows it by succession, or one that the hash chain of the pinned bundle reaches backwards.  And the
-sender must have been valid when HQ accepted the envelope: within the bundle's time, before a revocation.
+As a sender: ask HQ for what came after the pin; take it if every step is signed by the keys before
+it; pin the newest.  As a receiver: an envelope names its sender's bundle by hash.  That bundle must
+be the pinned one, one accepted before it, one that follows it by succession, or one that the hash
+chain of the pinned bundle reaches backwards.  And the sender must have been valid when HQ accepted
+the envelope: within the bundle's time, before a revocation.
 """
 
 from __future__ import annotations
@@ -51,24 +53,33 @@ class Directory(Senders):
     """See the module.  ``pins`` may be used directly, for `keys list` and the like."""
 
     def __init__(
-        self, pins: Pins, root: x509.Certificate, revocations: Revocations, line: ReconnectingConnection, events: Events,
+        self,
+        pins: Pins,
+        root: x509.Certificate,
+        revocations: Revocations,
+        line: ReconnectingConnection,
+        events: Events,
         log: LogProofVerifier,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.pins = pins
         self.log = log
         self._root, self._revocations, self._line, self._events = root, revocations, line, events
         self._asked: dict[str, float] = {}
-        self._told: dict[str, bytes] = {}  # of a pinned client: the bundle of which it was said that it begins anew
-        self._leaves: dict[bytes, x509.Certificate] = {}  # of pinned bundles whose signatures were checked
-        self._senders: dict[bytes, tuple[KeyBundle, str, int]] = {}  # bundle, its certificate's serial, revoked at
+        # of a pinned client: the bundle of which it was said that it begins anew
+        self._told: dict[str, bytes] = {}
+        # of pinned bundles whose signatures were checked
+        self._leaves: dict[bytes, x509.Certificate] = {}
+        # bundle, its certificate's serial, revoked at
+        self._senders: dict[bytes, tuple[KeyBundle, str, int]] = {}
 
-    # -- as a sender --------------------------------------------------------------------------------------------
+    # -- as a sender -------------------------------------------------------------------------------
 
     async def recipients(self, client_ids: Sequence[str]) -> list[KeyBundle]:
         """The believed bundle of each, in this order.
 
-        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.  While HQ cannot be reached, or
-        does not let this client in, the pins are used as they are, as long as the revocation list holds.
+        UnknownRecipient, RecipientRevoked, or the BundleError that stops the sender.  While HQ
+        cannot be reached, or does not let this client in, the pins are used as they are, as long as
+        the revocation list holds.
         """
         try:
             await self._renew(client_ids)
@@ -77,8 +88,12 @@ class Directory(Senders):
                 raise
         return [self._usable(name) for name in client_ids]
 
-    async def reachable(self, client_ids: Sequence[str]) -> tuple[list[str], dict[str, CipherBoxError]]:
-        """Who of these can be sent to now, and why the others cannot.  One request, however many they are."""
+    async def reachable(
+        self, client_ids: Sequence[str]
+    ) -> tuple[list[str], dict[str, CipherBoxError]]:
+        """Who of these can be sent to now, and why the others cannot.  One request, however many
+        they are.
+        """
         await self._revocations.ensure()
         pins = {name: self.pins.get(name) for name in client_ids}
         answers = await self.ask(newer(pins))
@@ -131,7 +146,9 @@ class Directory(Senders):
         return leaf
 
     async def offered(self, client_id: str) -> KeyBundle:
-        """The newest bundle HQ has of a client: certified, but not compared with the pin.  For a person to look at."""
+        """The newest bundle HQ has of a client: certified, but not compared with the pin.  For a
+        person to look at.
+        """
         (answer,) = await self.ask([(client_id, frames.NEWEST)])
         if answer.state == NOT_FOUND or not answer.bundles:
             raise UnknownRecipient(f"HQ has no keys of {client_id}")
@@ -144,7 +161,8 @@ class Directory(Senders):
     ) -> list[frames.BundleAnswer]:
         """HQ's answers: first for the clients, then for the hashes, each in order.
 
-        What HQ left out of an answer is asked for again, of the chain of one client at most so much: BundleMalformed.
+        What HQ left out of an answer is asked for again, of the chain of one client at most so
+        much: BundleMalformed.
         """
         found = await self._ask(clients, hashes)
         left = [at for at, answer in enumerate(found) if answer.more]
@@ -173,7 +191,9 @@ class Directory(Senders):
                 queries.append(([], []))
             queries[-1][1].extend(hashes)
         for names, wanted in queries:
-            answer: frames.Bundles = await self._line.request(frames.GetBundles, clients=names, hashes=wanted)
+            answer: frames.Bundles = await self._line.request(
+                frames.GetBundles, clients=names, hashes=wanted
+            )
             if len(answer.answers) != len(names) + len(wanted):
                 raise BundleMalformed("HQ answered another number of clients than it was asked for")
             self.log.bundles([raw for one in answer.answers for raw in one.bundles], answer.proofs)
@@ -186,7 +206,9 @@ class Directory(Senders):
         if answer.state == NOT_FOUND:
             raise UnknownRecipient(f"HQ knows no client {name}", names_detail([name]))
         if answer.state == ENDLESS:
-            raise BundleMalformed(f"{name} has changed its keys too often since they were pinned here")
+            raise BundleMalformed(
+                f"{name} has changed its keys too often since they were pinned here"
+            )
         self._advance(name, pin, self._decoded(name, answer), SENDER)
 
     def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None:
@@ -201,7 +223,9 @@ class Directory(Senders):
                 check_bundle(newest, name, self._root, _now_ms(), ended_is_error=False)
             pinned = self.pins.accept(newest, FIRST_USE, proof=self.log.proof(newest))
             self._events.say(
-                role, f"Key of {name} retrieved and pinned at first use; fingerprint {fingerprint(newest)}"
+                role,
+                f"Key of {name} retrieved and pinned at first use; fingerprint "
+                f"{fingerprint(newest)}",
             )
             return pinned
         try:
@@ -215,19 +239,22 @@ class Directory(Senders):
         pinned = self.pins.accept(newest, SUCCESSION, between, self.log.proof(newest))
         self._events.say(
             role,
-            f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed by the keys before; "
-            f"fingerprint {fingerprint(newest)}",
+            f"Key of {name} changed: bundle {pin.bundle.sequence} to {newest.sequence}, signed "
+            f"by the keys before; fingerprint {fingerprint(newest)}",
         )
         if pin.verified_at and not pinned.verified_at:
             self._events.say(
                 role,
-                f"The keys of {name} were compared on {day(pin.verified_at)} by a number of CipherBox 0.5.0, which did "
-                f"not cover the keys that messages are sealed to; compare once more: cipherbox keys verify {name}",
+                f"The keys of {name} were compared on {day(pin.verified_at)} by a number of "
+                "CipherBox 0.5.0, which did not cover the keys that messages are sealed to; "
+                f"compare once more: cipherbox keys verify {name}",
             )
         return pinned
 
     async def revoked(self) -> list[str]:
-        """Whom the CA's signed list names among those pinned here, and who has no later keys at HQ."""
+        """Whom the CA's signed list names among those pinned here, and who has no later keys at
+        HQ.
+        """
         listed: dict[str, int] = {}
         for pin in self.pins.entries() if self._revocations.names_any else ():
             if self._revocations.revoked_at(pin.bundle.serial):
@@ -235,10 +262,14 @@ class Directory(Senders):
         answers = await self.ask(list(listed.items())) if listed else []
         for name, answer in zip(listed, answers, strict=True):
             self._say_if_broken(name, answer)
-        return [name for name, answer in zip(listed, answers, strict=True) if answer.state == REVOKED]
+        return [
+            name for name, answer in zip(listed, answers, strict=True) if answer.state == REVOKED
+        ]
 
     def _say_if_broken(self, name: str, answer: frames.BundleAnswer) -> None:
-        """A pinned client that was enrolled again: whoever pinned it hears so at once, not with the next message."""
+        """A pinned client that was enrolled again: whoever pinned it hears so at once, not with
+        the next message.
+        """
         pin = self.pins.get(name)
         try:
             later = self._decoded(name, answer)
@@ -259,9 +290,10 @@ class Directory(Senders):
         for bundle in self._decoded(own.client_id, answer):
             if bundle.hash not in (own.hash, upcoming):
                 raise BundleError(
-                    f"HQ hands out key bundle {bundle.sequence} in the name of {own.client_id}, fingerprint "
-                    f"{fingerprint(bundle)}, and this home did not make it. If it was not made by another copy of this "
-                    "home, somebody poses as this client: tell the admin and your correspondents now"
+                    f"HQ hands out key bundle {bundle.sequence} in the name of {own.client_id}, "
+                    f"fingerprint {fingerprint(bundle)}, and this home did not make it. If it "
+                    "was not made by another copy of this home, somebody poses as this client: "
+                    "tell the admin and your correspondents now"
                 )
 
     def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]:

@@ -1,21 +1,25 @@
-"""The life of this client's keys: renewed before they end, rotated with overlap, destroyed when nobody needs them.
+"""The life of this client's keys: renewed before they end, rotated with overlap, destroyed when
+nobody needs them.
 
-Every change is a chain of small steps, each whole on the disk before the next begins, and every step can be done again:
+Every change is a chain of small steps, each whole on the disk before the next begins, and every
+step can be done again:
 
-    renew    the next certificate key beside the old one; HQ's answer to it; the certificate; the key in its place;
-             then a bundle of the same keys under the new certificate
-    rotate   fresh keys and their bundle, kept as upcoming; published; in the place of the keys before
-    upgrade  a bundle of the same keys in today's version of the format, when the one that is published is older
+    renew    the next certificate key beside the old one; HQ's answer to it; the certificate; the
+             key in its place; then a bundle of the same keys under the new certificate
+    rotate   fresh keys and their bundle, kept as upcoming; published; in the place of the old keys
+    upgrade  a bundle of the same keys in today's version of the format, when the published one is
+             older
     finish   whatever of this a crash, or HQ being away, left undone
 
-So a home works after a crash between any two steps.  Upcoming keys open what comes from the moment they are kept, since
-a lost answer of HQ may mean that others seal to them already.  A lock makes processes of one home take turns; one that
-runs on reads what another one changed (`refresh`).
+So a home works after a crash between any two steps.  Upcoming keys open what comes from the moment
+they are kept, since a lost answer of HQ may mean that others seal to them already.  A lock makes
+processes of one home take turns; one that runs on reads what another one changed (`refresh`).
 
-Retired keys open until nothing sealed to them can still arrive.  A sender that HQ cannot reach uses a pinned key for as
-long as its revocation list holds, at most 35 days; and no inbox takes an envelope whose id is older than 400 days.  A
-day more for clocks that differ: 436 days.  With fewer (`[keys] keep_old_days`) what comes later is refused as
-`key-missing`, and its sender seals it again for the keys of then.
+Retired keys open until nothing sealed to them can still arrive.  A sender that HQ cannot reach uses
+a pinned key for as long as its revocation list holds, at most 35 days; and no inbox takes an
+envelope whose id is older than 400 days.  A day more for clocks that differ: 436 days.  With fewer
+(`[keys] keep_old_days`) what comes later is refused as `key-missing`, and its sender seals it again
+for the keys of then.
 """
 
 from __future__ import annotations
@@ -33,11 +37,27 @@ import trio
 from cipherbox import pki
 from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, RECEIVER, Events
-from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, Home, certificate_of, keyless, put_next_key
+from cipherbox.client.home import (
+    CERTIFICATE,
+    IDENTITY,
+    KEY,
+    NEXT_KEY,
+    Home,
+    certificate_of,
+    keyless,
+    put_next_key,
+)
 from cipherbox.client.keys.own import LOCK
 from cipherbox.client.local_database import translated
 from cipherbox.envelope.bundle import VERSION, decode_bundle, fingerprint
-from cipherbox.errors import BundleError, BundleRefused, CipherBoxError, ConfigError, StoreError, StoreLocked
+from cipherbox.errors import (
+    BundleError,
+    BundleRefused,
+    CipherBoxError,
+    ConfigError,
+    StoreError,
+    StoreLocked,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.pki.certificates import is_due
 from cipherbox.portable import lock_file, read_private, write_atomic, write_private
@@ -51,7 +71,8 @@ if TYPE_CHECKING:
 
 LOOK_S = 3600.0
 RETRY_S = 60.0
-LASTING_S = 10.0  # a program that lives so long asks what HQ hands out in its name; others save HQ the question
+# a program that lives so long asks what HQ hands out in its name; others save HQ the question
+LASTING_S = 10.0
 WAIT_S = 5.0
 _DAY_MS = 24 * 3600 * 1000
 OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
@@ -59,7 +80,9 @@ OLD_KEY_DAYS = pki.OFFLINE_CRL_DAYS + LIMITS.watermark_ms // _DAY_MS + 1
 
 @attrs.frozen
 class Renewal:
-    """What came of asking for a certificate; ``ends_at`` is ms since 1970, 0: the request waits for the offline CA."""
+    """What came of asking for a certificate; ``ends_at`` is ms since 1970, 0: the request waits
+    for the offline CA.
+    """
 
     number: str
     ends_at: int
@@ -68,19 +91,24 @@ class Renewal:
 class KeyLifecycle:
     """See the module.  ``home`` and its identity change in place."""
 
-    def __init__(self, home: Home, line: ReconnectingConnection, events: Events, directory: Directory) -> None:
+    def __init__(
+        self, home: Home, line: ReconnectingConnection, events: Events, directory: Directory
+    ) -> None:
         self._home, self._line, self._events, self._directory = home, line, events, directory
         self._stamp = self._stamps()
         self._told = ""
         self._turn = trio.Lock()
-        self.published: Callable[[], Awaitable[None]] | None = None  # called when other keys are in use
+        # called when other keys are in use
+        self.published: Callable[[], Awaitable[None]] | None = None
 
-    # -- what people and long commands ask for ------------------------------------------------------------------
+    # -- what people and long commands ask for -----------------------------------------------------
 
     async def rotate(self, signatures: str | None = None) -> Identity:
-        """Fresh keys, published and in use; ``signatures`` None: as `[keys]` says.  Forbidden on an admin's machine.
+        """Fresh keys, published and in use; ``signatures`` None: as `[keys]` says.  Forbidden on an
+        admin's machine.
 
-        When HQ cannot be reached the keys are kept, and published by the next command that reaches it.
+        When HQ cannot be reached the keys are kept, and published by the next command that reaches
+        it.
         """
         identity = self._identity()
         async with self._locked():
@@ -109,7 +137,9 @@ class KeyLifecycle:
                 await self._finish()
 
     async def run(self) -> None:
-        """Until cancelled: renews when it is time, finishes, destroys.  What cannot be now is tried again."""
+        """Until cancelled: renews when it is time, finishes, destroys.  What cannot be now is
+        tried again.
+        """
         began = trio.current_time()
         while True:
             lasts = trio.current_time() - began >= LASTING_S
@@ -133,14 +163,19 @@ class KeyLifecycle:
             await trio.sleep(pause)
 
     async def say_registered(self) -> None:
-        """Tells whoever listens that HQ hands out this client's keys; what HQ does not answer stops nothing."""
+        """Tells whoever listens that HQ hands out this client's keys; what HQ does not answer
+        stops nothing.
+        """
         bundle = self._home.identity.bundle if self._home.identity is not None else None
         if bundle is None or not self._events.heard:
             return
         with suppress(CipherBoxError):
             if await self._at_hq(bundle.sequence) == bundle.hash:
-                self._events.say(RECEIVER, f"Public key of {bundle.client_id} is registered at HQ, bundle "
-                                           f"{bundle.sequence}")  # fmt: skip
+                self._events.say(
+                    RECEIVER,
+                    f"Public key of {bundle.client_id} is registered at HQ, bundle "
+                    f"{bundle.sequence}",
+                )
 
     def refresh(self) -> bool:
         """Takes in what another process of this home changed; whether there was anything."""
@@ -157,7 +192,7 @@ class KeyLifecycle:
         self._stamp = stamp
         return True
 
-    # -- steps --------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     async def _renew_and_say(self) -> None:
         found = await self.renew()
@@ -165,13 +200,18 @@ class KeyLifecycle:
             end = datetime.fromtimestamp(found.ends_at / 1000, UTC)
             self._events.say(KEYS, f"The certificate was renewed; it ends on {end:%Y-%m-%d}")
         else:
-            self._say_once(f"The renewal waits until requests were carried to the offline CA; number {found.number}")
+            self._say_once(
+                "The renewal waits until requests were carried to the offline CA; number "
+                f"{found.number}"
+            )
 
     async def _renew(self) -> Renewal:
         home, path = self._home, self._home.path
         client_id = home.config.client_id
         key = self._next_key()
-        answer: frames.Certificate = await self._line.request(frames.Renew, csr=pki.make_csr(key, client_id))
+        answer: frames.Certificate = await self._line.request(
+            frames.Renew, csr=pki.make_csr(key, client_id)
+        )
         if answer.state != ISSUED:
             return Renewal(answer.number, 0)
         chain = checked_chain(answer.chain, home.root, key, client_id)
@@ -183,7 +223,9 @@ class KeyLifecycle:
         return Renewal(answer.number, pki.ms(chain[0].not_valid_after_utc))
 
     def _next_key(self) -> pki.PrivateKey:
-        """The key of a renewal that was begun, so that HQ's answer to it still counts; else a new one."""
+        """The key of a renewal that was begun, so that HQ's answer to it still counts; else a
+        new one.
+        """
         path, local_key = self._home.path / NEXT_KEY, self._local_key()
         if path.exists():
             with suppress(ConfigError):  # one that cannot be read never had an answer
@@ -199,7 +241,8 @@ class KeyLifecycle:
             return False
         return (
             identity.upcoming is not None
-            or identity.bundle.version < VERSION  # as 0.5.0 left it: others seal only to keys that these keys sign
+            # as 0.5.0 left it: others seal only to keys that these keys sign
+            or identity.bundle.version < VERSION
             or identity.bundle.chain[0] != pki.der(self._home.chain[0])
         )
 
@@ -216,8 +259,13 @@ class KeyLifecycle:
     async def _in_todays_format(self, identity: Identity, fresh: Identity) -> None:
         """Upcoming keys that 0.5.0 left, and that HQ never got, go into a bundle that HQ takes."""
         assert fresh.bundle is not None
-        if fresh.bundle.version < VERSION and await self._at_hq(fresh.bundle.sequence) != fresh.bundle.hash:
-            fresh.bundle = fresh.make_bundle(self._home.key, self._home.chain, _now_ms(), identity.bundle, identity)
+        if (
+            fresh.bundle.version < VERSION
+            and await self._at_hq(fresh.bundle.sequence) != fresh.bundle.hash
+        ):
+            fresh.bundle = fresh.make_bundle(
+                self._home.key, self._home.chain, _now_ms(), identity.bundle, identity
+            )
             self._save()
 
     async def _succeed(self, fresh: Identity) -> None:
@@ -245,7 +293,9 @@ class KeyLifecycle:
         self._save()
         number = fingerprint(fresh.bundle)
         self._events.say(
-            KEYS, f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; its number: {number}"
+            KEYS,
+            f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; its "
+            f"number: {number}",
         )
         if self.published is not None:
             await self.published()
@@ -257,12 +307,16 @@ class KeyLifecycle:
         return next((b.hash for b in found if b.sequence == sequence), None)
 
     async def check_own(self) -> None:
-        """Raise BundleError when HQ hands out keys in this client's name that this home did not make."""
+        """Raise BundleError when HQ hands out keys in this client's name that this home did not
+        make.
+        """
         identity = self._home.identity
         if identity is None or identity.bundle is None or self._home.local_key is None:
             return
         upcoming = identity.upcoming.bundle if identity.upcoming is not None else None
-        await self._directory.check_own(identity.bundle, upcoming.hash if upcoming is not None else b"")
+        await self._directory.check_own(
+            identity.bundle, upcoming.hash if upcoming is not None else b""
+        )
 
     async def _warn_of_others(self) -> None:
         try:
@@ -277,13 +331,18 @@ class KeyLifecycle:
         count = identity.destroy(_now_ms() - self._home.config.keep_old_days * _DAY_MS)
         if count:
             self._save()
-            self._events.say(KEYS, f"{count} old private keys were destroyed: nothing sealed to them can arrive")
+            self._events.say(
+                KEYS, f"{count} old private keys were destroyed: nothing sealed to them can arrive"
+            )
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _identity(self) -> Identity:
         if self._home.identity is None:
-            raise keyless("an admin's machine holds no keys that seal or open messages; there is nothing to rotate")
+            raise keyless(
+                "an admin's machine holds no keys that seal or open messages; there is nothing "
+                "to rotate"
+            )
         return self._home.identity
 
     def _local_key(self) -> bytes:
@@ -300,7 +359,9 @@ class KeyLifecycle:
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
-        """This task's turn, and this process's: another one is waited for a little, since its steps are short."""
+        """This task's turn, and this process's: another one is waited for a little, since its
+        steps are short.
+        """
         self._local_key()
         path, until = self._home.path / LOCK, trio.current_time() + WAIT_S
         async with self._turn:
@@ -333,8 +394,9 @@ def _explained(error: CipherBoxError, sequence: int, other: bytes | None) -> Cip
     if other is None:
         return error
     return BundleRefused(
-        f"HQ holds a key bundle {sequence} of this client that this home did not make: either the home was restored "
-        "from an older backup, or somebody else has its keys. Ask the admin to revoke this client, then join again"
+        f"HQ holds a key bundle {sequence} of this client that this home did not make: either "
+        "the home was restored from an older backup, or somebody else has its keys. Ask the "
+        "admin to revoke this client, then join again"
     )
 
 

@@ -1,12 +1,14 @@
 """`local.key` of a home: 32 random bytes, as they are or sealed under a password.
 
-`client.key`, `keys.cbk` and the content keys in `outbox.sqlite3` are encrypted under these bytes, which never change.
-So to set, change or remove a password is one atomic write of this one small file: whenever the machine dies, the file
-is the one before or the one after, and either opens everything.
+`client.key`, `keys.cbk` and the content keys in `outbox.sqlite3` are encrypted under these bytes,
+which never change.  So to set, change or remove a password is one atomic write of this one small
+file: whenever the machine dies, the file is the one before or the one after, and either opens
+everything.
 
-A write that was killed can leave its unfinished file behind, and after a removal that file holds the bare key; the next
-who opens the home deletes it.  Writers hold a lock, so that nobody deletes what is being written, and so that a file
-written again for its cost alone never undoes a change of password.
+A write that was killed can leave its unfinished file behind, and after a removal that file holds
+the bare key; the next who opens the home deletes it.  Writers hold a lock, so that nobody deletes
+what is being written, and so that a file written again for its cost alone never undoes a change of
+password.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from cipherbox.config.settings import ClientConfig, secret
-from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, PasswordError, PasswordNeeded, StoreLocked
+from cipherbox.errors import (
+    CipherBoxError,
+    ConfigError,
+    CredentialsError,
+    PasswordError,
+    PasswordNeeded,
+    StoreLocked,
+)
 from cipherbox.portable import credential, lock_file, read_private, write_private
 from cipherbox.sealing import key_file as keyfile
 
@@ -27,14 +36,18 @@ SIZE = 32
 LONGEST_PASSWORD = 1024  # far above what anybody types: a wrong file is noticed
 _LOCK = "local.key.lock"
 _UNFINISHED = f".{LOCAL_KEY}.*"  # as `portable.write_atomic` names them
-_RESTORE = "restore the home from your backup: without it nothing sealed to these keys can be opened"
+_RESTORE = (
+    "restore the home from your backup: without it nothing sealed to these keys can be opened"
+)
 
 Password = str | bytes
 Say = Callable[[str], None]
 
 
 def password_bytes(password: Password, where: str = "the password") -> bytes:
-    """A password as it is stretched: the same for the same characters, however keyboard or editor composed them."""
+    """A password as it is stretched: the same for the same characters, however keyboard or
+    editor composed them.
+    """
     raw = password.encode("utf-8", "surrogateescape") if isinstance(password, str) else password
     with suppress(UnicodeDecodeError):
         raw = unicodedata.normalize("NFC", raw.decode()).encode()
@@ -46,7 +59,9 @@ def password_bytes(password: Password, where: str = "the password") -> bytes:
 
 
 def read_password(path: Path) -> bytes:
-    """The password in a file or credential, without its last line break; ConfigError if others may read it."""
+    """The password in a file or credential, without its last line break; ConfigError if others
+    may read it.
+    """
     raw = secret(path)
     return password_bytes(raw.removesuffix(b"\n").removesuffix(b"\r"), str(path))
 
@@ -64,7 +79,8 @@ def is_sealed(home: Path) -> bool:
 def open_local_key(home: Path, password: Password | None, say: Say | None = None) -> bytes:
     """The 32 bytes.  PasswordNeeded, WrongPassword, or ConfigError when the file is damaged.
 
-    A file whose password costs less to guess than today's do is written again, which ``say`` is told.
+    A file whose password costs less to guess than today's do is written again, which ``say`` is
+    told.
     """
     data = _read(home)
     _clean(home)
@@ -86,11 +102,17 @@ def open_local_key(home: Path, password: Password | None, say: Say | None = None
 
 def local_key_file(local_key: bytes, password: Password | None) -> bytes:
     """The file's bytes: sealed under ``password``, or for None the bare key."""
-    return local_key if password is None else keyfile.encrypt(local_key, password=password_bytes(password))
+    return (
+        local_key
+        if password is None
+        else keyfile.encrypt(local_key, password=password_bytes(password))
+    )
 
 
 def put_local_key(home: Path, local_key: bytes, password: Password | None) -> None:
-    """Replaces the file, whole or not at all; see `local_key_file`.  StoreLocked while another process does."""
+    """Replaces the file, whole or not at all; see `local_key_file`.  StoreLocked while another
+    process does.
+    """
     data = local_key_file(local_key, password)
     with _locked(home):
         write_private(home / LOCAL_KEY, data)
@@ -100,13 +122,15 @@ def _read(home: Path) -> bytes:
     data = read_private(home / LOCAL_KEY)
     if len(data) != SIZE and not keyfile.is_key_file(data):
         raise ConfigError(
-            f"{home / LOCAL_KEY}: a local key has {SIZE} bytes, or is sealed under a password; this file has "
-            f"{len(data)} bytes and is neither; {_RESTORE}"
+            f"{home / LOCAL_KEY}: a local key has {SIZE} bytes, or is sealed under a password; "
+            f"this file has {len(data)} bytes and is neither; {_RESTORE}"
         )
     return data
 
 
-def _write_dearer(home: Path, data: bytes, local_key: bytes, password: bytes, say: Say | None) -> None:
+def _write_dearer(
+    home: Path, data: bytes, local_key: bytes, password: bytes, say: Say | None
+) -> None:
     try:
         sealed = keyfile.encrypt(local_key, password=password)
         with _locked(home):
@@ -116,11 +140,14 @@ def _write_dearer(home: Path, data: bytes, local_key: bytes, password: bytes, sa
     except StoreLocked:
         return
     except (OSError, CipherBoxError) as error:  # it opened: what was asked for goes on
-        text = f"could not be written again, and its password stays cheaper to guess than need be: {error}"
+        text = (
+            "could not be written again, and its password stays cheaper to guess than need be: "
+            f"{error}"
+        )
     else:
         text = (
-            f"is written again with today's cost of guessing its password: {keyfile.MEMORY_KIB // 1024} MiB and "
-            f"{keyfile.PASSES} passes of Argon2id"
+            "is written again with today's cost of guessing its password: "
+            f"{keyfile.MEMORY_KIB // 1024} MiB and {keyfile.PASSES} passes of Argon2id"
         )
     if say is not None:
         say(f"{home / LOCAL_KEY} {text}")

@@ -1,9 +1,11 @@
 """This client's own encryption keys: a new one goes into the next bundle, which HQ gets.
 
 Rules.
-1. A private key is in the key file before HQ has its public key: whatever is cut off, what others seal can be opened.
-2. HQ's word decides which bundle is the newest.  When it has one that this home does not know as its own, because the
-   answer was lost or the machine stopped, that one is taken over first, if its keys are here.
+1. A private key is in the key file before HQ has its public key: whatever is cut off, what others
+   seal can be opened.
+2. HQ's word decides which bundle is the newest.  When it has one that this home does not know as
+   its own, because the answer was lost or the machine stopped, that one is taken over first, if its
+   keys are here.
 3. What a key replaces stays in the key file and goes on opening.
 """
 
@@ -34,9 +36,11 @@ class Added(NamedTuple):
 
 
 async def add_key(client: Client, key: DecryptKey) -> Added:
-    """Publishes the next bundle of this client, with ``key`` behind the others, in place of the one of its kind.
+    """Publishes the next bundle of this client, with ``key`` behind the others, in place of the one
+    of its kind.
 
-    Refused or NetworkError: HQ has no new bundle, or its answer was lost; asking again goes on from there.
+    Refused or NetworkError: HQ has no new bundle, or its answer was lost; asking again goes on from
+    there.
     """
     home = client.home
     if home.identity is None:
@@ -49,7 +53,9 @@ async def add_key(client: Client, key: DecryptKey) -> Added:
         if not again:
             others = [k.key_id for k in identity.current if k.algorithm != key.algorithm]
             newer = identity.arranged([*others, key.key_id])
-            newer.bundle = newer.make_bundle(home.key, home.chain, int(time.time() * 1000), identity.bundle)
+            newer.bundle = newer.make_bundle(
+                home.key, home.chain, int(time.time() * 1000), identity.bundle
+            )
             await _register(client, newer.bundle)
             _save(home, newer)
         assert home.identity.bundle is not None
@@ -59,11 +65,14 @@ async def add_key(client: Client, key: DecryptKey) -> Added:
 async def _caught_up(client: Client, identity: Identity) -> Identity:
     bundle = identity.bundle
     if bundle is None:
-        raise BundleError("this client has not published its keys yet; finish joining first: cipherbox join")
+        raise BundleError(
+            "this client has not published its keys yet; finish joining first: cipherbox join"
+        )
     (answer,) = await client.directory.ask([(identity.client_id, bundle.sequence)])
     later = [decode_bundle(raw) for raw in answer.bundles]
     if not later:
-        await _register(client, bundle)  # HQ finds it the same, or was restored from a time before it
+        # HQ finds it the same, or was restored from a time before it
+        await _register(client, bundle)
         return identity
     newest = check_succession(bundle, later)
     try:
@@ -72,8 +81,8 @@ async def _caught_up(client: Client, identity: Identity) -> Identity:
         taken = identity.arranged([k.key_id for k in newest.encrypt_keys])
     except KeyMissing as error:
         raise BundleError(
-            f"HQ has key bundle {newest.sequence} of {identity.client_id}, which another copy of this home made "
-            f"({error}); bring its keys.cbk here and run this again"
+            f"HQ has key bundle {newest.sequence} of {identity.client_id}, which another copy of "
+            f"this home made ({error}); bring its keys.cbk here and run this again"
         ) from None
     taken.bundle = newest
     return taken
@@ -85,7 +94,9 @@ async def _register(client: Client, bundle: KeyBundle) -> None:
 
 def _local_key(home: Home) -> bytes:
     if home.local_key is None:
-        raise ConfigError("this home was opened without its local key, so its keys cannot be changed")
+        raise ConfigError(
+            "this home was opened without its local key, so its keys cannot be changed"
+        )
     return home.local_key
 
 

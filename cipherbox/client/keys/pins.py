@@ -1,12 +1,13 @@
 """Pins: which key bundle of each other party this machine believes, since when, and on whose word.
 
-``certs/<ID>.bundle`` is the pinned bundle and the only thing that decides; ``certs/pins.json`` says how it was pinned,
-whether a person compared fingerprints, and which older bundles were accepted before it (they still open old messages).
-``certs/<ID>_public.key`` is the bare encryption key, for other programs; nothing here reads it.
-``certs/<ID>.proof`` is HQ's proof that its signed log names the bundle, ``certs/hq-log.key`` the key of that log.
+``certs/<ID>.bundle`` is the pinned bundle and the only thing that decides; ``certs/pins.json`` says
+how it was pinned, whether a person compared fingerprints, and which older bundles were accepted
+before it (they still open old messages).  ``certs/<ID>_public.key`` is the bare encryption key, for
+other programs; nothing here reads it.  ``certs/<ID>.proof`` is HQ's proof that its signed log names
+the bundle, ``certs/hq-log.key`` the key of that log.
 
-First contact pins what HQ's CA certified ("first use").  From then on a bundle is taken only if the keys of the one
-before signed it ("succession"), or if a person said so ("person").
+First contact pins what HQ's CA certified ("first use").  From then on a bundle is taken only if the
+keys of the one before signed it ("succession"), or if a person said so ("person").
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ import orjson
 
 from cipherbox.client.local_database import translated
 from cipherbox.envelope.bundle import VERSION, KeyBundle, decode_bundle, fingerprint
-from cipherbox.errors import BundleError, BundleForAnother, BundleRolledBack, CipherBoxError, NotFound
+from cipherbox.errors import (
+    BundleError,
+    BundleForAnother,
+    BundleRolledBack,
+    CipherBoxError,
+    NotFound,
+)
 from cipherbox.limits import check_client_id
 from cipherbox.portable import private_dir, write_atomic
 
@@ -44,7 +51,9 @@ class Pin:
 
     @property
     def compared_at(self) -> int:
-        """When a person compared its number; 0: never, or with a number that bound the signing keys alone."""
+        """When a person compared its number; 0: never, or with a number that bound the signing
+        keys alone.
+        """
         return self.verified_at if self.bundle.version >= VERSION else 0
 
 
@@ -93,16 +102,19 @@ class Pins:
         except FileNotFoundError:
             return b""
 
-    def accept(self, bundle: KeyBundle, how: str, also: tuple[bytes, ...] = (), proof: bytes = b"") -> Pin:
+    def accept(
+        self, bundle: KeyBundle, how: str, also: tuple[bytes, ...] = (), proof: bytes = b""
+    ) -> Pin:
         """Pins a bundle that the caller has checked; a lower number is refused, whoever says so.
 
-        ``also``: hashes of bundles between the former pin and it.  ``proof``: HQ's, that its signed log names it.
+        ``also``: hashes of bundles between the former pin and it.  ``proof``: HQ's, that its signed
+        log names it.
         """
         before = self._load(bundle.client_id)
         if before is not None and bundle.sequence < before.bundle.sequence:
             raise BundleRolledBack(
-                f"key bundle {bundle.sequence} of {bundle.client_id} is older than number {before.bundle.sequence}, "
-                "which is pinned here"
+                f"key bundle {bundle.sequence} of {bundle.client_id} is older than number "
+                f"{before.bundle.sequence}, which is pinned here"
             )
         now = int(time.time() * 1000)
         verified = now if how == PERSON else 0
@@ -136,7 +148,9 @@ class Pins:
         except FileNotFoundError:
             return None
         except CipherBoxError as error:
-            raise BundleError(f"{path} is damaged ({error}); compare fingerprints, then pin anew") from None
+            raise BundleError(
+                f"{path} is damaged ({error}); compare fingerprints, then pin anew"
+            ) from None
         if bundle.client_id != client_id:
             raise BundleForAnother(f"{path} holds the keys of {bundle.client_id}")
         note = self._notes().get(client_id, {})
@@ -156,7 +170,8 @@ class Pins:
         try:
             document = orjson.loads((self._directory / "pins.json").read_bytes())
         except (FileNotFoundError, orjson.JSONDecodeError):
-            return {}  # the bundles themselves are the pins; a lost note only loses the "verified" mark
+            # the bundles themselves are the pins; a lost note only loses the "verified" mark
+            return {}
         return document if isinstance(document, dict) else {}
 
     def _note(self, pin: Pin) -> None:
@@ -171,5 +186,7 @@ class Pins:
             "accepted": sorted(h.hex() for h in pin.accepted),
         }
         with translated(self._directory):
-            write_atomic(self._directory / "pins.json", orjson.dumps(notes, option=orjson.OPT_INDENT_2))
+            write_atomic(
+                self._directory / "pins.json", orjson.dumps(notes, option=orjson.OPT_INDENT_2)
+            )
         self._cache[pin.bundle.client_id] = pin

@@ -1,8 +1,8 @@
 """The CA's revocation list as this client knows it: signed, numbered, with an end.
 
-A list older than one seen before is refused, and so is one whose end has passed: HQ must not hide a revocation by
-showing yesterday's list.  HQ's own certificate may be on it, too: no connection with it counts then.  It is asked for
-at every new link and at least every hour.
+A list older than one seen before is refused, and so is one whose end has passed: HQ must not hide a
+revocation by showing yesterday's list.  HQ's own certificate may be on it, too: no connection with
+it counts then.  It is asked for at every new link and at least every hour.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Revocations:
         )
 
     async def ensure(self, number: int = 0) -> None:
-        """Makes the list fresh, and of this number at least; ListOverdue when HQ has only a stale one."""
+        """Makes the list fresh, and of this number at least; ListOverdue when HQ has only a
+        stale one.
+        """
         if self._serves(number):
             return
         async with self._lock:
@@ -79,8 +81,8 @@ class Revocations:
         shown = link.certificate
         if shown is not None and self.revoked_at(pki.serial(shown)):
             error = HqRevoked(
-                f"HQ's own certificate was revoked (serial number {pki.serial(shown)}): send nothing, and tell HQ's "
-                "administrator, who must have another one made"
+                f"HQ's own certificate was revoked (serial number {pki.serial(shown)}): send "
+                "nothing, and tell HQ's administrator, who must have another one made"
             )
             link.end(error)
             raise error

@@ -1,8 +1,9 @@
-"""Keys of senders: the bundles that envelopes name, looked up, believed, and remembered.  A part of `Directory`.
+"""Keys of senders: the bundles that envelopes name, looked up, believed, and remembered.  A part of
+`Directory`.
 
-That bundle must be the pinned one, one accepted before it, one that follows it by succession, or one that the hash
-chain of the pinned bundle reaches backwards.  And the sender must have been valid when HQ accepted the envelope.
-What is wrong with one sender's keys is said of that sender alone.
+That bundle must be the pinned one, one accepted before it, one that follows it by succession, or
+one that the hash chain of the pinned bundle reaches backwards.  And the sender must have been valid
+when HQ accepted the envelope.  What is wrong with one sender's keys is said of that sender alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from cipherbox.client.keys.pins import Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.receiving.faults import Fault, fault_of
 from cipherbox.envelope.bundle import KeyBundle, check_bundle, check_continuity
-from cipherbox.errors import BundleError, BundleMalformed, BundleUnknown, CipherBoxError, SenderNotValid
+from cipherbox.errors import (
+    BundleError,
+    BundleMalformed,
+    BundleUnknown,
+    CipherBoxError,
+    SenderNotValid,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.wire import frames
 
@@ -44,13 +51,19 @@ class Senders(ABC):
     ) -> list[frames.BundleAnswer]: ...
 
     @abstractmethod
-    def _advance(self, name: str, pin: Pin | None, later: list[KeyBundle], role: str) -> Pin | None: ...
+    def _advance(
+        self, name: str, pin: Pin | None, later: list[KeyBundle], role: str
+    ) -> Pin | None: ...
 
     @abstractmethod
     def _decoded(self, name: str, answer: frames.BundleAnswer) -> list[KeyBundle]: ...
 
-    def known_sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle | None:
-        """The bundle if it was checked before and the revocation list is fresh; else ask `sender`."""
+    def known_sender(
+        self, client_id: str, bundle_hash: bytes, accepted_at: int
+    ) -> KeyBundle | None:
+        """The bundle if it was checked before and the revocation list is fresh; else ask
+        `sender`.
+        """
         found = self._senders.get(bundle_hash)
         if found is None or not self._revocations.fresh or found[0].client_id != client_id:
             return None
@@ -62,7 +75,9 @@ class Senders(ABC):
         return bundle_hash in self._senders
 
     async def sender(self, client_id: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
-        """The bundle an envelope names, believed and valid at HQ's acceptance time; else SenderNotValid."""
+        """The bundle an envelope names, believed and valid at HQ's acceptance time; else
+        SenderNotValid.
+        """
         await self._revocations.ensure()
         if bundle_hash not in self._senders:
             error = (await self.look_up({client_id: [bundle_hash]}))[(client_id, bundle_hash)]
@@ -72,15 +87,19 @@ class Senders(ABC):
                 raise error
         found = self._senders[bundle_hash]
         if found[0].client_id != client_id:
-            raise SenderNotValid(f"the envelope of {client_id} names the keys of {found[0].client_id}")
+            raise SenderNotValid(
+                f"the envelope of {client_id} names the keys of {found[0].client_id}"
+            )
         self._check_time(*found, accepted_at)
         return found[0]
 
-    async def look_up(self, wanted: Mapping[str, Sequence[bytes]]) -> dict[tuple[str, bytes], CipherBoxError | None]:
+    async def look_up(
+        self, wanted: Mapping[str, Sequence[bytes]]
+    ) -> dict[tuple[str, bytes], CipherBoxError | None]:
         """Asks HQ for the bundles that envelopes of these senders name, all in one request.
 
-        For each (sender, bundle hash): None if the bundle is believed now, else what is wrong with that one.  Raised is
-        only what concerns all of them.
+        For each (sender, bundle hash): None if the bundle is believed now, else what is wrong with
+        that one.  Raised is only what concerns all of them.
         """
         await self._revocations.ensure()
         found: dict[tuple[str, bytes], CipherBoxError | None] = {}
@@ -107,7 +126,11 @@ class Senders(ABC):
         return found
 
     async def _believe(
-        self, name: str, bundle_hash: bytes, by_client: frames.BundleAnswer, by_hash: frames.BundleAnswer
+        self,
+        name: str,
+        bundle_hash: bytes,
+        by_client: frames.BundleAnswer,
+        by_hash: frames.BundleAnswer,
     ) -> None:
         pin = self.pins.get(name)  # which the bundle before may have moved
         revoked_at = 0
@@ -120,16 +143,28 @@ class Senders(ABC):
             bundle = named
             revoked_at = by_hash.revoked_at if by_hash.state == REVOKED else 0
             if by_client.state == ENDLESS:
-                raise BundleMalformed(f"{name} has changed its keys too often since they were pinned here")
-            later = [b for b in self._decoded(name, by_client) if pin is None or b.sequence > pin.bundle.sequence]
+                raise BundleMalformed(
+                    f"{name} has changed its keys too often since they were pinned here"
+                )
+            later = [
+                b
+                for b in self._decoded(name, by_client)
+                if pin is None or b.sequence > pin.bundle.sequence
+            ]
             pin = self._advance(name, pin, later, RECEIVER)
-            if pin is None or (bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)):
-                raise BundleError("the bundle does not lead to the keys pinned here; compare fingerprints")
+            if pin is None or (
+                bundle_hash not in pin.accepted and not await self._precedes(pin, bundle)
+            ):
+                raise BundleError(
+                    "the bundle does not lead to the keys pinned here; compare fingerprints"
+                )
         leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False, history=True)
         self._keep_sender(bundle, pki.serial(leaf), revoked_at)
 
     def _keep_sender(self, bundle: KeyBundle, serial: str, revoked_at: int) -> None:
-        """In memory, so many in all and of each: a sender that changes its keys all day drops its own."""
+        """In memory, so many in all and of each: a sender that changes its keys all day drops
+        its own.
+        """
         own = [h for h, (b, _, _) in self._senders.items() if b.client_id == bundle.client_id]
         for gone in own[: max(0, len(own) + 1 - _OF_SENDER)]:
             del self._senders[gone]
@@ -138,12 +173,16 @@ class Senders(ABC):
         self._senders[bundle.hash] = (bundle, serial, revoked_at)
 
     async def _precedes(self, pin: Pin, bundle: KeyBundle) -> bool:
-        """Whether the chain of the pinned bundle reaches ``bundle``: then its owner stands behind it.
+        """Whether the chain of the pinned bundle reaches ``bundle``: then its owner stands behind
+        it.
 
-        The chain ends at a bundle that begins anew: its owner names the one before only because HQ showed it.
+        The chain ends at a bundle that begins anew: its owner names the one before only because HQ
+        showed it.
         """
         (answer,) = await self.ask([(pin.bundle.client_id, bundle.sequence)])
-        by_hash = {b.hash: b for b in self._decoded(pin.bundle.client_id, answer)} | {bundle.hash: bundle}
+        by_hash = {b.hash: b for b in self._decoded(pin.bundle.client_id, answer)} | {
+            bundle.hash: bundle
+        }
         at: KeyBundle | None = pin.bundle
         while at is not None and at.sequence > bundle.sequence:
             before = by_hash.get(at.previous_hash)
@@ -155,13 +194,16 @@ class Senders(ABC):
             at = before
         return at is not None and at.hash == bundle.hash
 
-    def _check_time(self, bundle: KeyBundle, serial: str, revoked_at: int, accepted_at: int) -> None:
+    def _check_time(
+        self, bundle: KeyBundle, serial: str, revoked_at: int, accepted_at: int
+    ) -> None:
         name = bundle.client_id
         if not bundle.created_at - LIMITS.clock_ahead_ms <= accepted_at <= bundle.ends_at:
             raise SenderNotValid(f"HQ accepted it when these keys of {name} were not valid")
         listed = self._revocations.revoked_at(serial)
         for moment in (listed, revoked_at):
-            # A list's times are whole seconds (RFC 5280, 5.1.2.6): within that one the order in HQ's log decides.
+            # A list's times are whole seconds (RFC 5280, 5.1.2.6): within that one the order in
+            # HQ's log decides.
             if moment and accepted_at >= moment + 1000:
                 raise SenderNotValid(f"HQ accepted it after the certificate of {name} was revoked")
 

@@ -1,8 +1,10 @@
-"""How easily a new password is guessed, by zxcvbn: it knows leaked passwords, words, names, dates and keyboards.
+"""How easily a new password is guessed, by zxcvbn: it knows leaked passwords, words, names, dates
+and keyboards.
 
-A password is refused below score 3 of 4, which stands for 10^8 guesses.  Each guess costs an attacker who has the file
-64 MiB and about 0.1 s of Argon2id, so that is most of a CPU year.  There is no way around it: whoever wants no password
-takes none, which is said wherever it matters, and a password that is guessed in an hour only looks like one.
+A password is refused below score 3 of 4, which stands for 10^8 guesses.  Each guess costs an
+attacker who has the file 64 MiB and about 0.1 s of Argon2id, so that is most of a CPU year.  There
+is no way around it: whoever wants no password takes none, which is said wherever it matters, and a
+password that is guessed in an hour only looks like one.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ _LOOKED_AT = 72  # characters; zxcvbn takes no more, and no attacker guesses so 
 _ADVICE = "four uncommon words that have nothing to do with each other are enough"
 
 
-def check_strength(password: Password, about: Sequence[str] = (), where: str = "the password") -> bytes:
-    """A password somebody chose, as bytes; WeakPassword says why it is refused and what would be better.
+def check_strength(
+    password: Password, about: Sequence[str] = (), where: str = "the password"
+) -> bytes:
+    """A password somebody chose, as bytes; WeakPassword says why it is refused and what would be
+    better.
 
     ``about``: words that an attacker knows, such as the client id.
     """
@@ -30,7 +35,9 @@ def check_strength(password: Password, about: Sequence[str] = (), where: str = "
 
 
 def weakness(raw: bytes, about: Sequence[str] = ()) -> str:
-    """Why a password is too easy to guess, and what to do; empty for a good one.  It never quotes the password."""
+    """Why a password is too easy to guess, and what to do; empty for a good one.  It never
+    quotes the password.
+    """
     from zxcvbn import zxcvbn
 
     try:

@@ -1,1 +1,3 @@
-"""The transparency log, seen by a client: heads it has verified, proofs, contradictions, cosignatures."""
+"""The transparency log, seen by a client: heads it has verified, proofs, contradictions,
+cosignatures.
+"""

@@ -1,6 +1,8 @@
-"""Reads HQ's whole log and checks it: every entry, the tree over them, and that what was read before is met again.
+"""Reads HQ's whole log and checks it: every entry, the tree over them, and that what was read
+before is met again.
 
-What was verified is remembered in the home, entry by entry, so that an entry that is gone or changed later is named.
+What was verified is remembered in the home, entry by entry, so that an entry that is gone or
+changed later is named.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Reads(Protocol):
     @property
     def line(self) -> Any: ...
 
-    async def read_log(self, after: int = 0, count: int = 1000, *, old: bool = False) -> frames.LogEntries: ...
+    async def read_log(
+        self, after: int = 0, count: int = 1000, *, old: bool = False
+    ) -> frames.LogEntries: ...
 
 
 @attrs.define
@@ -68,7 +72,9 @@ async def verify_log(client: Reads, key: bytes, tell: Tell) -> Audit:
     last_read = client.log.heads.last_read()
     if last_read > head.size:
         found.fault(
-            head.size + 1, f"entries {head.size + 1} to {last_read} were read and verified here before, and are gone"
+            head.size + 1,
+            f"entries {head.size + 1} to {last_read} were read and verified here before, and are "
+            "gone",
         )
     try:
         client.log.meet(page.head)
@@ -81,7 +87,12 @@ async def verify_log(client: Reads, key: bytes, tell: Tell) -> Audit:
 
 
 async def _entries(
-    client: Reads, page: frames.LogEntries, head: Checkpoint, found: Audit, old: tuple[int, str], tell: Tell
+    client: Reads,
+    page: frames.LogEntries,
+    head: Checkpoint,
+    found: Audit,
+    old: tuple[int, str],
+    tell: Tell,
 ) -> None:
     bundles: dict[tuple[str, int], bytes] = {}
     edge: tree.RightEdge | None = None
@@ -118,7 +129,9 @@ async def _entries(
         page = await client.read_log(edge.size)
     size = edge.size if edge is not None else 0
     if size != head.size:
-        found.fault(size + 1, f"it is missing: HQ signed a head of {head.size} entries and shows {size}")
+        found.fault(
+            size + 1, f"it is missing: HQ signed a head of {head.size} entries and shows {size}"
+        )
     elif roots_right and (edge is not None and edge.root() != head.root):
         found.fault(head.size, "the entries do not lead to the root that HQ signed")
 
@@ -139,13 +152,23 @@ def _index(entry: frames.LogEntry) -> int:
 
 
 def _contents(
-    entry: frames.LogEntry, number: int, found: Audit, bundles: dict[tuple[str, int], bytes], old: tuple[int, str]
+    entry: frames.LogEntry,
+    number: int,
+    found: Audit,
+    bundles: dict[tuple[str, int], bytes],
+    old: tuple[int, str],
 ) -> None:
     for group in log.decode_groups(entry.body):
         if group.kind == log.BUNDLE:
             one = log.read_bundle(group.payload)
-            if bundles.setdefault((one.client_id, one.sequence), one.bundle_hash) != one.bundle_hash:
-                found.fault(number, f"another key bundle {one.sequence} of {one.client_id} than an entry before")
+            if (
+                bundles.setdefault((one.client_id, one.sequence), one.bundle_hash)
+                != one.bundle_hash
+            ):
+                found.fault(
+                    number,
+                    f"another key bundle {one.sequence} of {one.client_id} than an entry before",
+                )
         if group.kind == log.BEGUN and number == 1:
             named = orjson.loads(group.payload).get("old_log", {})
             if old[0] and (named.get("entries"), named.get("head")) != old:
@@ -178,4 +201,3 @@ async def _old_entries(client: Reads) -> AsyncIterator[tuple[int, frames.LogEntr
             yield after, entry
         if not page.entries:
             return
-

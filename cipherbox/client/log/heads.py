@@ -1,8 +1,9 @@
-"""What a home remembers of HQ's log, durably, and for all its programs: the newest head it verified, incarnations that
-ended with an admin's word, the contradiction that stopped it, what `audit verify` read, what it cosigned as a witness.
+"""What a home remembers of HQ's log, durably, and for all its programs: the newest head it
+verified, incarnations that ended with an admin's word, the contradiction that stopped it, what
+`audit verify` read, what it cosigned as a witness.
 
-Heads come with every batch.  They are committed without a sync: a power cut takes the home back to a head of a few
-seconds before, which it verified as well; HQ then proves the newer ones again.
+Heads come with every batch.  They are committed without a sync: a power cut takes the home back to
+a head of a few seconds before, which it verified as well; HQ then proves the newer ones again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ CREATE TABLE revoked (serial TEXT PRIMARY KEY, entry INTEGER NOT NULL) WITHOUT R
 )
 _HEAD, _COSIGNED, _READ = "head", "cosigned", "read"
 _CONTRADICTION, _FILE, _BETWEEN = "contradiction", "contradiction-file", "contradiction-between"
-Ended = Mapping[str, int]  # origin of an incarnation that a backup took the place of -> entries that are left of it
+# origin of an incarnation that a backup took the place of -> entries that are left of it
+Ended = Mapping[str, int]
 
 
 class Head(NamedTuple):
@@ -48,12 +50,19 @@ def is_gone(head: Checkpoint, ended: Ended) -> bool:
 
 
 def stopped(text: str, file: str) -> str:
-    """What a contradiction means for the home, in words; ``file``: the evidence, if there is one."""
+    """What a contradiction means for the home, in words; ``file``: the evidence, if there is
+    one.
+    """
     show = (
-        f"show the evidence in {file} to the admin and to your correspondents (cipherbox audit evidence FILE)"
-        if file else "tell the admin and your correspondents"
-    )  # fmt: skip
-    then = "when you know what happened and want to go on with this HQ: cipherbox audit accept (cipherbox manual log)"
+        f"show the evidence in {file} to the admin and to your correspondents (cipherbox audit "
+        "evidence FILE)"
+        if file
+        else "tell the admin and your correspondents"
+    )
+    then = (
+        "when you know what happened and want to go on with this HQ: cipherbox audit accept "
+        "(cipherbox manual log)"
+    )
     return f"{text}. Nothing is sent or received until a person has looked: {show}; {then}"
 
 
@@ -75,40 +84,55 @@ class Heads:
     def advance(self, head: Head, before: Head | None, ended: Ended) -> bool:
         """Remembers a verified head that goes on from ``before``, and what an admin's word ended.
 
-        False, and nothing is, when another program of this home has remembered another one than ``before`` meanwhile:
-        whether the two go together is not known yet.  A smaller head counts only when the one before is gone.
+        False, and nothing is, when another program of this home has remembered another one than
+        ``before`` meanwhile:  whether the two go together is not known yet.  A smaller head counts
+        only when the one before is gone.
         """
         with transaction(self._db, self._path, synced=False):
             known = self.newest()
-            if known is not None and (before is None or known.checkpoint[:3] != before.checkpoint[:3]):
+            if known is not None and (
+                before is None or known.checkpoint[:3] != before.checkpoint[:3]
+            ):
                 return False
             self._end(ended)
             gone = self.ended()
-            if known is None or is_gone(known.checkpoint, gone) or known.checkpoint.size <= head.checkpoint.size:
+            if (
+                known is None
+                or is_gone(known.checkpoint, gone)
+                or known.checkpoint.size <= head.checkpoint.size
+            ):
                 self._put(_HEAD, head.note)
         return True
 
     def ended(self) -> dict[str, int]:
-        """Incarnations of which an admin said that a backup took their place, and how many entries are left of each."""
+        """Incarnations of which an admin said that a backup took their place, and how many
+        entries are left of each.
+        """
         with translated(self._path):
             return dict(self._db.execute("SELECT origin, size FROM ended").fetchall())
 
     def met(self) -> list[Head]:
-        """Heads that programs of this home met and could not verify before they ended; some, if there are many."""
+        """Heads that programs of this home met and could not verify before they ended; some, if
+        there are many.
+        """
         with translated(self._path):
-            return [head_of(note) for (note,) in self._db.execute("SELECT note FROM met LIMIT 4096")]
+            return [
+                head_of(note) for (note,) in self._db.execute("SELECT note FROM met LIMIT 4096")
+            ]
 
     def keep_met(self, heads: Iterable[Head]) -> None:
         """Remembers heads that HQ has not proven yet: the next program of this home asks again."""
         with transaction(self._db, self._path, synced=False):
-            self._db.executemany("INSERT OR IGNORE INTO met VALUES (?)", [(head.note,) for head in heads])
+            self._db.executemany(
+                "INSERT OR IGNORE INTO met VALUES (?)", [(head.note,) for head in heads]
+            )
 
     def settle(self, heads: Iterable[Head]) -> None:
         """These are verified."""
         with transaction(self._db, self._path, synced=False):
             self._db.executemany("DELETE FROM met WHERE note = ?", [(head.note,) for head in heads])
 
-    # -- a contradiction ----------------------------------------------------------------------------------------
+    # -- a contradiction ---------------------------------------------------------------------------
 
     def contradiction(self) -> tuple[str, str] | None:
         """(what was found, the file of evidence), if this home found one."""
@@ -131,7 +155,9 @@ class Heads:
         """An admin's word explains it: the log goes on."""
         with transaction(self._db, self._path):
             self._end(ended)
-            self._db.execute("DELETE FROM facts WHERE name IN (?, ?, ?)", (_CONTRADICTION, _FILE, _BETWEEN))
+            self._db.execute(
+                "DELETE FROM facts WHERE name IN (?, ?, ?)", (_CONTRADICTION, _FILE, _BETWEEN)
+            )
 
     def forget(self) -> None:
         """A person has decided: the next head that is met counts as the first."""
@@ -140,7 +166,7 @@ class Heads:
             self._db.execute("DELETE FROM read")
             self._db.execute("DELETE FROM met")
 
-    # -- as a witness -------------------------------------------------------------------------------------------
+    # -- as a witness ------------------------------------------------------------------------------
 
     def cosigned(self) -> Head | None:
         """What this home cosigned last."""
@@ -148,7 +174,9 @@ class Heads:
         return head_of(note) if note is not None else None
 
     def keep_cosigned(self, before: Head | None, head: Head) -> bool:
-        """Remembers what is about to be cosigned, unless another program was faster; whether it may be signed."""
+        """Remembers what is about to be cosigned, unless another program was faster; whether it
+        may be signed.
+        """
         with transaction(self._db, self._path):
             known = self._fact(_COSIGNED)
             if known != (before.note if before is not None else None):
@@ -156,7 +184,7 @@ class Heads:
             self._put(_COSIGNED, head.note)
             return True
 
-    # -- audit verify -------------------------------------------------------------------------------------------
+    # -- audit verify ------------------------------------------------------------------------------
 
     def read_hashes(self, after: int, most: int) -> dict[int, bytes]:
         """Entry -> leaf hash, of what `audit verify` read before."""
@@ -174,12 +202,14 @@ class Heads:
         with transaction(self._db, self._path):
             self._db.executemany("INSERT OR IGNORE INTO read VALUES (?, ?)", hashes)
 
-    # -- revocations --------------------------------------------------------------------------------------------
+    # -- revocations -------------------------------------------------------------------------------
 
     def revoked_entry(self, serial: str) -> int:
         """The earliest entry that was proven to say that the certificate was revoked; 0: none."""
         with translated(self._path):
-            row = self._db.execute("SELECT entry FROM revoked WHERE serial = ?", (serial,)).fetchone()
+            row = self._db.execute(
+                "SELECT entry FROM revoked WHERE serial = ?", (serial,)
+            ).fetchone()
         return int(row[0]) if row else 0
 
     def keep_revoked(self, serial: str, entry: int) -> int:
@@ -191,7 +221,7 @@ class Heads:
                 return entry
         return known
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _end(self, ended: Ended) -> None:
         self._db.executemany("INSERT OR REPLACE INTO ended VALUES (?, ?)", list(ended.items()))
@@ -208,11 +238,17 @@ class Heads:
 def first_wrong(
     points: Sequence[Head], proofs: dict[int, tuple[bytes, ...]]
 ) -> tuple[Head, Head, tuple[bytes, ...]] | None:
-    """The first two heads that do not go together, in the order in which they were met; the last is the newest."""
+    """The first two heads that do not go together, in the order in which they were met; the last
+    is the newest.
+    """
     *met, newest = points
     order = sorted(met, key=lambda head: head.checkpoint.size)
     for small, large in zip(order, [*order[1:], newest], strict=True):
-        proof = proofs.get(small.checkpoint.size, ()) if small.checkpoint.size != large.checkpoint.size else ()
+        proof = (
+            proofs.get(small.checkpoint.size, ())
+            if small.checkpoint.size != large.checkpoint.size
+            else ()
+        )
         if compare(small.checkpoint, large.checkpoint, proof) != CONSISTENT:
             return small, large, proof
     return None

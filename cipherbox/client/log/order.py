@@ -1,7 +1,9 @@
-"""Whether an envelope was accepted before its sender was revoked, by the order of HQ's log and not by HQ's clock.
+"""Whether an envelope was accepted before its sender was revoked, by the order of HQ's log and not
+by HQ's clock.
 
-A revoked sender's backlog is proven in few requests: with the envelope that is opened now, HQ is asked about those of
-the same certificate that are `expected` next.  What it proves of them is kept until they are opened.
+A revoked sender's backlog is proven in few requests: with the envelope that is opened now, HQ is
+asked about those of the same certificate that are `expected` next.  What it proves of them is kept
+until they are opened.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from cipherbox.client.receiving.consumer import Delivery
 
 
-POINTS = 4000  # a minute (page broker): two thirds of what HQ allows a client, the rest is for others
-_REQUEST, _ENVELOPE = 6, 3  # points of a PROVE for one serial number, and of each envelope that it names
+# a minute (page broker): two thirds of what HQ allows a client, the rest is for others
+POINTS = 4000
+# points of a PROVE for one serial number, and of each envelope that it names
+_REQUEST, _ENVELOPE = 6, 3
 TOGETHER = 64  # envelopes of one request
 _KEPT = 2 * TOGETHER  # proofs of what is opened soon
 Name = tuple[str, bytes]  # sender, envelope id
@@ -48,7 +52,9 @@ class LogOrder:
         self._next = deliveries
 
     async def check(self, bundle: KeyBundle, delivery: Delivery) -> None:
-        """SenderNotValid unless HQ proves that it accepted this before the sender's certificate was revoked."""
+        """SenderNotValid unless HQ proves that it accepted this before the sender's certificate
+        was revoked.
+        """
         serial = bundle.serial
         if not self._revocations.revoked_at(serial):
             return
@@ -58,43 +64,59 @@ class LogOrder:
         if not proof:
             proof, statements = await self._asked(delivery, serial)
         revoked = self._revocation(serial, statements)
-        one = log.Accepted(prefix.envelope_id, prefix.generation, delivery.sighted.hashes.envelope_hash)
+        one = log.Accepted(
+            prefix.envelope_id, prefix.generation, delivery.sighted.hashes.envelope_hash
+        )
         try:
-            proven = log.verify_acceptance(proof, prefix.sender, one, self._verifier.key, delivery.accepted_at)
+            proven = log.verify_acceptance(
+                proof, prefix.sender, one, self._verifier.key, delivery.accepted_at
+            )
             self._verifier.meet(log.proof_checkpoint(proof))
         except EnvelopeError as error:
             raise SenderNotValid(
-                f"the certificate of {prefix.sender} was revoked, and HQ does not prove that it accepted this before "
-                f"({error})"
+                f"the certificate of {prefix.sender} was revoked, and HQ does not prove that it "
+                f"accepted this before ({error})"
             ) from None
         if proven.record.index != delivery.log_entry:
             self._verifier.contradicted(
-                f"HQ delivered an envelope of {prefix.sender} as accepted in entry {delivery.log_entry} of its log, "
-                f"and proves now that it was entry {proven.record.index}"
+                f"HQ delivered an envelope of {prefix.sender} as accepted in entry "
+                f"{delivery.log_entry} of its log, and proves now that it was entry "
+                f"{proven.record.index}"
             )
         if proven.record.index >= revoked:
             raise SenderNotValid(
-                f"HQ accepted it in entry {proven.record.index} of its log, after entry {revoked}, in which the "
-                f"certificate of {prefix.sender} was revoked"
+                f"HQ accepted it in entry {proven.record.index} of its log, after entry "
+                f"{revoked}, in which the certificate of {prefix.sender} was revoked"
             )
 
-    async def _asked(self, delivery: Delivery, serial: str) -> tuple[bytes, list[frames.LogStatement]]:
+    async def _asked(
+        self, delivery: Delivery, serial: str
+    ) -> tuple[bytes, list[frames.LogStatement]]:
         """HQ's proof of this one; those of the ones expected next are kept."""
         prefix = delivery.sighted.layout.prefix
         if self._bucket.take(_REQUEST + _ENVELOPE):
-            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and HQ is asked too much about it")
+            raise SenderNotValid(
+                f"the certificate of {prefix.sender} was revoked, and HQ is asked too much about it"
+            )
         names = self._together(delivery)
         if self._bucket.take((len(names) - 1) * _ENVELOPE):
             del names[1:]
         try:
             answer: frames.Proven = await self._line.request(
-                frames.Prove, envelopes=[frames.EnvelopeName(*name) for name in names], serials=[serial],
+                frames.Prove,
+                envelopes=[frames.EnvelopeName(*name) for name in names],
+                serials=[serial],
                 incarnation=False,
-            )  # fmt: skip
-        except Throttled as error:  # by what else this client asks: that one envelope is looked at later
-            raise SenderNotValid(f"the certificate of {prefix.sender} was revoked, and {error}") from None
+            )
+        except Throttled as error:
+            # by what else this client asks: that one envelope is looked at later
+            raise SenderNotValid(
+                f"the certificate of {prefix.sender} was revoked, and {error}"
+            ) from None
         first, *more = answer.envelopes or [b""]
-        self._proofs.update((name, proof) for name, proof in zip(names[1:], more, strict=False) if proof)
+        self._proofs.update(
+            (name, proof) for name, proof in zip(names[1:], more, strict=False) if proof
+        )
         while len(self._proofs) > _KEPT:
             self._proofs.popitem(last=False)
         return first, answer.revocations
@@ -103,7 +125,9 @@ class LogOrder:
         """This one, and what is expected next of the same sender and keys."""
         prefix = delivery.sighted.layout.prefix
         names = {(prefix.sender, prefix.envelope_id): None}
-        at = next((number for number, one in enumerate(self._next) if one is delivery), len(self._next))
+        at = next(
+            (number for number, one in enumerate(self._next) if one is delivery), len(self._next)
+        )
         for one in islice(self._next, at + 1, None):
             if len(names) == TOGETHER:
                 break
@@ -116,13 +140,17 @@ class LogOrder:
         return list(names)
 
     def _revocation(self, serial: str, statements: list[frames.LogStatement]) -> int:
-        """The earliest entry that was ever proven to revoke it; 0 if none was: then nothing lies before."""
+        """The earliest entry that was ever proven to revoke it; 0 if none was: then nothing lies
+        before.
+        """
         for one in statements:
             try:
                 serials = orjson.loads(one.payload)["serials"] if one.kind == log.REVOKED else []
                 if serial.lower() not in [str(known).lower() for known in serials]:
                     continue
-                proven = log.verify_group_proof(one.proof, log.Group(one.kind, one.payload), self._verifier.key)
+                proven = log.verify_group_proof(
+                    one.proof, log.Group(one.kind, one.payload), self._verifier.key
+                )
                 self._verifier.meet(log.proof_checkpoint(one.proof))
             except (EnvelopeError, ValueError, KeyError, TypeError):
                 continue

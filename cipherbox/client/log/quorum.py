@@ -1,8 +1,8 @@
 """Witnesses whose cosignatures this client demands: `[log] witnesses` and `quorum` in client.toml.
 
-A head counts for a witness when its cosignature verifies with the configured key and this client has verified that the
-head goes together with its own.  What so many witnesses have covered cannot be shown in another form to anybody who
-asks the same witnesses.
+A head counts for a witness when its cosignature verifies with the configured key and this client
+has verified that the head goes together with its own.  What so many witnesses have covered cannot
+be shown in another form to anybody who asks the same witnesses.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cipherbox.client.log.heads import Head
-from cipherbox.envelope.checkpoint import VerifierKey, cosigned_at, decode_note, read_verifier_key, verify_checkpoint
+from cipherbox.envelope.checkpoint import (
+    VerifierKey,
+    cosigned_at,
+    decode_note,
+    read_verifier_key,
+    verify_checkpoint,
+)
 from cipherbox.errors import ConfigError, EnvelopeError, InvalidRequest
 
 
@@ -23,10 +29,14 @@ class Quorum:
         except InvalidRequest as error:
             raise ConfigError(f"[log] witnesses: {error}") from None
         if quorum > len(self._keys):
-            raise ConfigError(f"[log] quorum: {quorum} of {len(self._keys)} different witnesses can never be reached")
+            raise ConfigError(
+                f"[log] quorum: {quorum} of {len(self._keys)} different witnesses can never be "
+                "reached"
+            )
         self._quorum = quorum
         self._covered: dict[str, int] = {}
-        self.newest_s: dict[str, int] = {}  # witness -> when it cosigned last, in seconds since 1970
+        # witness -> when it cosigned last, in seconds since 1970
+        self.newest_s: dict[str, int] = {}
 
     @property
     def demanded(self) -> bool:
@@ -45,7 +55,9 @@ class Quorum:
         return f"{self._quorum} of the witnesses {', '.join(sorted(self._keys))}"
 
     def read(self, notes: Sequence[bytes], log_key: bytes) -> list[tuple[VerifierKey, Head]]:
-        """The heads that configured witnesses have cosigned; whether they go together is for the caller."""
+        """The heads that configured witnesses have cosigned; whether they go together is for the
+        caller.
+        """
         found = []
         for raw in notes if self._keys else ():
             try:

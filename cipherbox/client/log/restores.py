@@ -1,9 +1,11 @@
-"""An admin's signed word that HQ was restored from a backup: what tells an honest restore from a rollback.
+"""An admin's signed word that HQ was restored from a backup: what tells an honest restore from a
+rollback.
 
-A restored store has a new incarnation, and the log's first entry of it names the head it goes on from.  Clients that
-saw later heads stop.  The admin who restored it signs that with the key of their certificate
-(`cipherbox audit restored`), and HQ puts it into the new log: then the clients continue, and say who signed it.  A
-rollback that nobody owns up to stays a contradiction; one that HQ's CA forges stands in the log in the admin's name.
+A restored store has a new incarnation, and the log's first entry of it names the head it goes on
+from.  Clients that saw later heads stop.  The admin who restored it signs that with the key of
+their certificate (`cipherbox audit restored`), and HQ puts it into the new log: then the clients
+continue, and say who signed it.  A rollback that nobody owns up to stays a contradiction; one that
+HQ's CA forges stands in the log in the admin's name.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _DIGITS = 18  # of a number of entries
 
 
 class Word(NamedTuple):
-    """An admin's word: the logs of origins ``old`` ended, and ``new`` goes on from their first ``size`` entries."""
+    """An admin's word: the logs of origins ``old`` ended, and ``new`` goes on from their first
+    ``size`` entries.
+    """
 
     by: str
     old: tuple[str, ...]
@@ -55,12 +59,17 @@ class Ended(NamedTuple):
 def make_statement(word: Word, chain: list[x509.Certificate], key: Any) -> bytes:
     """Return an admin's word, signed."""
     left = f"{word.size} {base64.b64encode(word.root).decode()}"
-    text = "".join(f"{line}\n" for line in (_FIRST, *(f"{old} {left}" for old in word.old), word.new))
+    text = "".join(
+        f"{line}\n" for line in (_FIRST, *(f"{old} {left}" for old in word.old), word.new)
+    )
     signature = key.sign(_USE + text.encode(), ec.ECDSA(hashes.SHA384()))
-    return orjson.dumps({
-        "statement": text, "signature": base64.b64encode(signature).decode(),
-        "chain": [base64.b64encode(pki.der(one)).decode() for one in chain],
-    })  # fmt: skip
+    return orjson.dumps(
+        {
+            "statement": text,
+            "signature": base64.b64encode(signature).decode(),
+            "chain": [base64.b64encode(pki.der(one)).decode() for one in chain],
+        }
+    )
 
 
 def read_statement(payload: bytes, root: x509.Certificate) -> Word:
@@ -71,27 +80,43 @@ def read_statement(payload: bytes, root: x509.Certificate) -> Word:
         first, *lines, new, rest = text.split("\n")
         (left,) = {line.split(" ", 1)[1] for line in lines}
         size, hashed = left.split(" ")
-        if first != _FIRST or rest or not size.isascii() or not size.isdigit() or len(size) > _DIGITS:
+        if (
+            first != _FIRST
+            or rest
+            or not size.isascii()
+            or not size.isdigit()
+            or len(size) > _DIGITS
+        ):
             raise ValueError
         chain = [base64.b64decode(one, validate=True) for one in document["chain"]]
         leaf = pki.verify_chain(chain, root)
         public = leaf.public_key()
         if not isinstance(public, ec.EllipticCurvePublicKey):
             raise ValueError
-        public.verify(base64.b64decode(document["signature"]), _USE + text.encode(), ec.ECDSA(hashes.SHA384()))
+        public.verify(
+            base64.b64decode(document["signature"]), _USE + text.encode(), ec.ECDSA(hashes.SHA384())
+        )
         old = tuple(line.split(" ", 1)[0] for line in lines)
-        return Word(pki.common_name(leaf), old, int(size), base64.b64decode(hashed, validate=True), new)
+        return Word(
+            pki.common_name(leaf), old, int(size), base64.b64decode(hashed, validate=True), new
+        )
     except (ValueError, KeyError, TypeError, IndexError, InvalidSignature, CipherBoxError):
-        raise SignatureInvalid("the word that HQ was restored is not signed as it must be") from None
+        raise SignatureInvalid(
+            "the word that HQ was restored is not signed as it must be"
+        ) from None
 
 
-async def ended_origins(line: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint) -> dict[str, Ended]:
+async def ended_origins(
+    line: Asks, key: bytes, root: x509.Certificate, newest: Checkpoint
+) -> dict[str, Ended]:
     """Origins that ended with a backup, as HQ's log proves it.
 
-    A word counts when it leads, itself or over other words, to the incarnation that HQ is in now, and when the log
-    that HQ shows does begin with the entries that the admin named.
+    A word counts when it leads, itself or over other words, to the incarnation that HQ is in now,
+    and when the log that HQ shows does begin with the entries that the admin named.
     """
-    answer: frames.Proven = await line.request(frames.Prove, envelopes=[], serials=[], incarnation=True)
+    answer: frames.Proven = await line.request(
+        frames.Prove, envelopes=[], serials=[], incarnation=True
+    )
     words = []
     for one in answer.statements:
         if one.kind != log.RESTORED:
@@ -108,7 +133,11 @@ async def ended_origins(line: Asks, key: bytes, root: x509.Certificate, newest: 
         for word in fresh:
             if await _begins_with(line, word, newest):
                 for old in {*word.old} - {word.new, newest.origin}:
-                    found[old] = min(Ended(word.by, word.size), found.get(old, Ended(word.by, word.size)), key=_left)
+                    found[old] = min(
+                        Ended(word.by, word.size),
+                        found.get(old, Ended(word.by, word.size)),
+                        key=_left,
+                    )
                     reached.add(old)
     return found
 
@@ -130,36 +159,55 @@ async def _begins_with(line: Asks, word: Word, newest: Checkpoint) -> bool:
 
 
 async def attest_restored(files: Home, ask: Callable[[str], None]) -> None:
-    """Signs that HQ was restored, as the admin of this home; ``ask`` shows what, and raises unless it is right.
+    """Signs that HQ was restored, as the admin of this home; ``ask`` shows what, and raises unless
+    it is right.
 
     Over a connection of its own: an admin's home may itself have stopped for the rollback.
     """
     timeout_s = files.config.timeout_s
-    async with open_link(files.config.address, files.context(), timeout_s=timeout_s, line=files.config.line) as link:
+    async with open_link(
+        files.config.address, files.context(), timeout_s=timeout_s, line=files.config.line
+    ) as link:
         newest = verify_checkpoint(link.welcome.log_head, link.log_key)
-        answer: frames.Proven = await link.ask(frames.Prove, timeout_s, envelopes=[], serials=[], incarnation=True)
+        answer: frames.Proven = await link.ask(
+            frames.Prove, timeout_s, envelopes=[], serials=[], incarnation=True
+        )
         begun = next((one for one in answer.statements if one.kind == log.BEGUN), None)
         after = orjson.loads(begun.payload).get("after") if begun is not None else None
         if begun is None or after is None:
-            raise NotFound("HQ's log does not say that this store goes on from another: it was not restored")
+            raise NotFound(
+                "HQ's log does not say that this store goes on from another: it was not restored"
+            )
         log.verify_group_proof(begun.proof, log.Group(begun.kind, begun.payload), link.log_key)
         old, size, root = str(after["origin"]), int(after["size"]), bytes.fromhex(after["root"])
         ask(
-            f"HQ's store {newest.origin.rsplit('/', 1)[1][:8]} goes on from the first {size} entries of the log of "
-            f"store {old.rsplit('/', 1)[1][:8]}, root {root.hex()[:16]}. Later entries of that log are lost."
+            f"HQ's store {newest.origin.rsplit('/', 1)[1][:8]} goes on from the first {size} "
+            f"entries of the log of store {old.rsplit('/', 1)[1][:8]}, root {root.hex()[:16]}. "
+            "Later entries of that log are lost."
         )
         origins = tuple(dict.fromkeys([old, *_seen(files, newest)]))
-        statement = make_statement(Word("", origins, size, root, newest.origin), list(files.chain), files.key)
+        statement = make_statement(
+            Word("", origins, size, root, newest.origin), list(files.chain), files.key
+        )
         await link.ask(frames.AttestRestore, timeout_s, statement=statement)
 
 
 def _seen(files: Home, newest: Checkpoint) -> list[str]:
-    """Other incarnations that this home has met: a store that was restored twice knows nothing of the one between."""
+    """Other incarnations that this home has met: a store that was restored twice knows nothing
+    of the one between.
+    """
     heads = Heads(files.path)
     try:
         stored = heads.newest()
-        met = [head.checkpoint.origin for head in (*([stored] if stored else []), *heads.met(), *heads.between())]
+        met = [
+            head.checkpoint.origin
+            for head in (*([stored] if stored else []), *heads.met(), *heads.between())
+        ]
         log_name = newest.origin.rsplit("/", 1)[0]
-        return [one for one in (*met, *heads.ended()) if one != newest.origin and one.rsplit("/", 1)[0] == log_name]
+        return [
+            one
+            for one in (*met, *heads.ended())
+            if one != newest.origin and one.rsplit("/", 1)[0] == log_name
+        ]
     finally:
         heads.close()

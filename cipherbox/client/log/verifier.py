@@ -2,14 +2,16 @@
 
 Rules.
 1. WELCOME shows the log's key and its newest head; without them nothing is done with this HQ.
-2. Every CONFIRM and every key bundle comes with a proof that the log names it.  A confirm whose proof does not hold
-   counts as none: the envelope stays in the outbox, and the connection ends with the reason.
-3. Every head that is met (in a WELCOME, a proof, a receipt, a cosignature) must go together with the newest one that
-   any program of this home has verified; HQ is asked for the proofs, for many heads at once, and at most a few times a
-   second.  The newest verified head is durable, and travels in this client's receipts.
-4. Heads that do not go together are a contradiction.  It stops every program of this home until a person has looked,
-   and leaves one file of evidence.  One thing explains it: an admin's signed word, in the log itself, that HQ was
-   restored from a backup (`client.log.restored`).
+2. Every CONFIRM and every key bundle comes with a proof that the log names it.  A confirm whose
+   proof does not hold counts as none: the envelope stays in the outbox, and the connection ends
+   with the reason.
+3. Every head that is met (in a WELCOME, a proof, a receipt, a cosignature) must go together with
+   the newest one that any program of this home has verified; HQ is asked for the proofs, for many
+   heads at once, and at most a few times a second.  The newest verified head is durable, and
+   travels in this client's receipts.
+4. Heads that do not go together are a contradiction.  It stops every program of this home until a
+   person has looked, and leaves one file of evidence.  One thing explains it: an admin's signed
+   word, in the log itself, that HQ was restored from a backup (`client.log.restored`).
 
 It does not say that a key is its owner's: pins, succession and people's comparison do.
 """
@@ -61,9 +63,13 @@ _TRIES = 5  # while other programs of this home verify heads, too
 
 
 class LogProofVerifier:
-    """See the module.  ``home`` and ``root`` are this client's; ``quorum``: of witnesses, if it demands one."""
+    """See the module.  ``home`` and ``root`` are this client's; ``quorum``: of witnesses, if it
+    demands one.
+    """
 
-    def __init__(self, home: Path, client_id: str, root: Any, pins: Pins, events: Events, quorum: Quorum) -> None:
+    def __init__(
+        self, home: Path, client_id: str, root: Any, pins: Pins, events: Events, quorum: Quorum
+    ) -> None:
         self._home, self._client_id, self._root = home, client_id, root
         self._pins, self._events, self.quorum = pins, events, quorum
         self.heads = Heads(home)
@@ -86,7 +92,7 @@ class LogProofVerifier:
         quorum = Quorum(config.log.witnesses, config.log.quorum)
         return cls(home.path, config.client_id, home.root, Pins(home.path), events, quorum)
 
-    # -- connections --------------------------------------------------------------------------------------------
+    # -- connections -------------------------------------------------------------------------------
 
     async def welcome(self, link: ShownLog, timeout_s: float) -> None:
         """A connection was made: checks what it shows of the log before anything else goes over it.
@@ -95,21 +101,27 @@ class LogProofVerifier:
         """
         if not link.log_key or not link.welcome.log_head:
             raise LogMissing(
-                "HQ shows no signed log, so nothing it says can be proven; it is older than this program, or it hides "
-                "what it does. Nothing is sent; ask its admin"
+                "HQ shows no signed log, so nothing it says can be proven; it is older than this "
+                "program, or it hides what it does. Nothing is sent; ask its admin"
             )
         if self._key and link.log_key != self._key:
             raise LogContradiction(
-                f"HQ's signed log has the key {link.log_key.hex()}, and {self._key.hex()} was seen here before. "
-                "Either the admin replaced it, or this is another HQ with the same CA. Ask the admin by a way HQ has "
-                f"no part in; if it was replaced, delete certs/{LOG_KEY} in this client's directory"
+                f"HQ's signed log has the key {link.log_key.hex()}, and {self._key.hex()} was "
+                "seen here before. Either the admin replaced it, or this is another HQ with the "
+                "same CA. Ask the admin by a way HQ has no part in; if it was replaced, delete "
+                f"certs/{LOG_KEY} in this client's directory"
             )
         try:
             head = verify_checkpoint(link.welcome.log_head, link.log_key)
         except EnvelopeError as error:
-            raise LogMissing(f"HQ's newest head does not hold: {error}. Nothing is sent; tell the admin") from None
+            raise LogMissing(
+                f"HQ's newest head does not hold: {error}. Nothing is sent; tell the admin"
+            ) from None
         if head.incarnation != link.welcome.history:
-            raise LogMissing("HQ's newest head is of another incarnation than it says. Nothing is sent; tell the admin")
+            raise LogMissing(
+                "HQ's newest head is of another incarnation than it says. Nothing is sent; tell "
+                "the admin"
+            )
         if not self._key:
             self._pins.remember_log_key(link.log_key)
             self._key = link.log_key
@@ -152,7 +164,7 @@ class LogProofVerifier:
         """Whether every head that was met is verified."""
         return not self._met
 
-    # -- proofs -------------------------------------------------------------------------------------------------
+    # -- proofs ------------------------------------------------------------------------------------
 
     def confirm(self, frame: frames.Confirm, leaves: Sequence[bytes], *, again: bool) -> None:
         """LogUnproven unless HQ proves that its log names these envelopes of this client."""
@@ -166,8 +178,8 @@ class LogProofVerifier:
                 raise LogUnproven("HQ's proof is for another entry than it names")
         except (EnvelopeError, LogUnproven) as error:
             raise LogUnproven(
-                f"HQ confirmed {len(leaves)} envelopes and did not prove that its signed log names them ({error}); "
-                "they stay in the outbox. Tell the admin"
+                f"HQ confirmed {len(leaves)} envelopes and did not prove that its signed log "
+                f"names them ({error}); they stay in the outbox. Tell the admin"
             ) from None
         self._meet(Head(proven.head, log.proof_checkpoint(frame.proof)))
 
@@ -180,14 +192,18 @@ class LogProofVerifier:
         what = f"key bundle {bundle.sequence} of {bundle.client_id}"
         if not proof:
             raise BundleUnlogged(
-                f"HQ handed out {what} without a proof that its signed log names it. Either HQ is older than this "
-                "program, or it shows you a key that it hides from its log; ask its admin, and send nothing till then"
+                f"HQ handed out {what} without a proof that its signed log names it. Either HQ "
+                "is older than this program, or it shows you a key that it hides from its log; "
+                "ask its admin, and send nothing till then"
             )
         try:
-            proven = log.verify_bundle_proof(proof, bundle.client_id, bundle.sequence, bundle.hash, self._key)
+            proven = log.verify_bundle_proof(
+                proof, bundle.client_id, bundle.sequence, bundle.hash, self._key
+            )
         except EnvelopeError as error:
             raise BundleUnlogged(
-                f"HQ's proof that its signed log names {what} does not hold: {error}. Send nothing and tell the admin"
+                f"HQ's proof that its signed log names {what} does not hold: {error}. Send "
+                "nothing and tell the admin"
             ) from None
         if len(self._proofs) >= _PROOFS:
             self._proofs.pop(next(iter(self._proofs)))
@@ -202,12 +218,13 @@ class LogProofVerifier:
         """The entry of HQ's log that names it; 0: not known."""
         return entry_of(self.proof(bundle))
 
-    # -- heads --------------------------------------------------------------------------------------------------
+    # -- heads -------------------------------------------------------------------------------------
 
     def meet(self, note: bytes, shown_by: str | None = None) -> Checkpoint:
         """Somebody showed a head of HQ's log.  EnvelopeError if HQ did not sign it.
 
-        Of one client the newest counts: an honest one's heads go together, and another does not keep HQ busy with them.
+        Of one client the newest counts: an honest one's heads go together, and another does not
+        keep HQ busy with them.
         """
         head = verify_checkpoint(note, self._key)
         before = self._met.get(shown_by) if shown_by is not None else None
@@ -222,7 +239,9 @@ class LogProofVerifier:
             return
         key: object = shown_by if shown_by is not None else point[:3]
         if len(self._met) >= MOST_MET and key not in self._met:
-            error = LogUnproven(f"HQ owes the proof that {MOST_MET} heads of its log go together; tell the admin")
+            error = LogUnproven(
+                f"HQ owes the proof that {MOST_MET} heads of its log go together; tell the admin"
+            )
             if self._link is not None:
                 self._link.end(error)
             raise error
@@ -230,11 +249,11 @@ class LogProofVerifier:
         self._work.set()
 
     async def run(self, line: Asks, covered: Callable[[int], None]) -> None:
-        """Asks for the proofs that what was met goes together, until cancelled; ``covered`` is told how many entries
-        enough witnesses stand behind.
+        """Asks for the proofs that what was met goes together, until cancelled; ``covered`` is told
+        how many entries enough witnesses stand behind.
 
-        An HQ that never answers would keep a fork hidden: after a while its connection ends, and the next one is not
-        used before it has answered.
+        An HQ that never answers would keep a fork hidden: after a while its connection ends, and
+        the next one is not used before it has answered.
         """
         link, since = self._link, trio.current_time()
         while True:
@@ -258,16 +277,22 @@ class LogProofVerifier:
                 self._keep_met()
                 late = trio.current_time() >= since + PATIENCE_S
                 if late and self._met and link is not None and link is self._link:
-                    link.end(LogUnproven(
-                        f"HQ has not proven for {PATIENCE_S:g} s that the heads of its log that were met here go "
-                        f"together ({str(error) or 'no answer'}). Nothing is sent before it does; tell the admin"
-                    ))  # fmt: skip
+                    link.end(
+                        LogUnproven(
+                            f"HQ has not proven for {PATIENCE_S:g} s that the heads of its log "
+                            f"that were met here go together ({str(error) or 'no answer'}). "
+                            "Nothing is sent before it does; tell the admin"
+                        )
+                    )
                 await trio.sleep(RETRY_S)
             await trio.sleep(PAUSE_S)
 
     async def rest(self, line: Asks) -> None:
-        """Before the client closes: what was met is verified and remembered, or a rollback now would go unnoticed."""
-        with trio.move_on_after(REST_S), suppress(CipherBoxError):  # a contradiction is remembered, and was said
+        """Before the client closes: what was met is verified and remembered, or a rollback now
+        would go unnoticed.
+        """
+        # a contradiction is remembered, and was said
+        with trio.move_on_after(REST_S), suppress(CipherBoxError):
             if self._met:
                 await self.check(line)
 
@@ -290,14 +315,21 @@ class LogProofVerifier:
             newest = await self._round(line)
             if newest is not None:
                 return newest
-        raise LogUnproven("other programs of this client verify HQ's log at this moment; it is verified again later")
+        raise LogUnproven(
+            "other programs of this client verify HQ's log at this moment; it is verified again "
+            "later"
+        )
 
     async def _round(self, line: Asks) -> Checkpoint | None:
-        """None if another program of this home was faster: then its head has to be looked at, too."""
+        """None if another program of this home was faster: then its head has to be looked at,
+        too.
+        """
         stored = self.heads.newest()
         met = list(self._met.items())
-        points = sorted({head for _, head in met} | ({stored} if stored is not None else set()),
-                        key=lambda head: (head.checkpoint.size, head.checkpoint.at))  # fmt: skip
+        points = sorted(
+            {head for _, head in met} | ({stored} if stored is not None else set()),
+            key=lambda head: (head.checkpoint.size, head.checkpoint.at),
+        )
         points = [head for head in points if head.checkpoint.size]
         answer: frames.Heads | None = None
         before: list[Head] = []
@@ -308,7 +340,9 @@ class LogProofVerifier:
             before = [newest]
         cosigned = self.quorum.read(answer.cosigned, self._key)
         if cosigned:
-            _, newest = await self._check_part(line, [*before, *(head for _, head in cosigned)], stored, ended)
+            _, newest = await self._check_part(
+                line, [*before, *(head for _, head in cosigned)], stored, ended
+            )
         if not self.heads.advance(newest, stored, ended):
             self._meet(newest)
             return None
@@ -346,12 +380,15 @@ class LogProofVerifier:
         for origin, one in words.items():
             ended[origin] = min(one.size, ended.get(origin, one.size))
         self._events.say(
-            LINE, f"HQ was restored from a backup, as {words[gone[0].origin].by} has signed in its log; "
-            f"entries after {words[gone[0].origin].size} of the log before may be lost"
-        )  # fmt: skip
+            LINE,
+            f"HQ was restored from a backup, as {words[gone[0].origin].by} has signed in its log; "
+            f"entries after {words[gone[0].origin].size} of the log before may be lost",
+        )
         return await self._check_part(line, points, stored, ended)
 
-    async def _words(self, line: Asks, points: Sequence[Head], newest: Checkpoint) -> dict[str, Ended]:
+    async def _words(
+        self, line: Asks, points: Sequence[Head], newest: Checkpoint
+    ) -> dict[str, Ended]:
         """What admins say of incarnations before this one; nothing when HQ refuses to show it."""
         if all(head.checkpoint.origin == newest.origin for head in points):
             return {}
@@ -362,23 +399,34 @@ class LogProofVerifier:
                 raise
             return {}
 
-    def _contradict(self, first: Head, second: Head, proof: Sequence[bytes], stored: Head | None) -> NoReturn:
+    def _contradict(
+        self, first: Head, second: Head, proof: Sequence[bytes], stored: Head | None
+    ) -> NoReturn:
         """Remembers the contradiction and writes its evidence; raises LogContradiction."""
         if stored is not None and second == stored:
             first, second = second, first
-        what = words(compare(first.checkpoint, second.checkpoint, proof), first.checkpoint, second.checkpoint)
+        what = words(
+            compare(first.checkpoint, second.checkpoint, proof), first.checkpoint, second.checkpoint
+        )
         file = self._home / f"log-evidence-{int(time.time())}.json"
         link = self._link
         certificate = link.certificate if link is not None else None
         evidence = Evidence(
-            first.note, second.note, tuple(proof), self._key, link.welcome.log_key if link is not None else b"",
-            pki.der(certificate) if certificate is not None else b"", int(time.time() * 1000), self._client_id,
-        )  # fmt: skip
+            first.note,
+            second.note,
+            tuple(proof),
+            self._key,
+            link.welcome.log_key if link is not None else b"",
+            pki.der(certificate) if certificate is not None else b"",
+            int(time.time() * 1000),
+            self._client_id,
+        )
         write_atomic(file, make_file(evidence))
         self.contradicted(what, str(file), (first, second))
 
     def contradicted(self, what: str, file: str = "", between: Sequence[Head] = ()) -> NoReturn:
-        """Remembers that HQ contradicted itself, so that every program of this home stops; raises LogContradiction.
+        """Remembers that HQ contradicted itself, so that every program of this home stops; raises
+        LogContradiction.
 
         Without ``file`` and ``between``: HQ's own two words to this client are all there is.
         """
@@ -396,4 +444,3 @@ def entry_of(proof: bytes) -> int:
         return log.proof_record(proof).index
     except EnvelopeError:
         return 0
-

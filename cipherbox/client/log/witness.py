@@ -1,7 +1,9 @@
-"""A witness: cosigns heads of HQ's log, as C2SP's tlog-cosignature says, after it has verified them.
+"""A witness: cosigns heads of HQ's log, as C2SP's tlog-cosignature says, after it has verified
+them.
 
-It signs a head only when HQ has proven that it goes on from the one signed last, and that one is durable before it
-signs: so it never cosigns two heads that contradict each other, whatever crashes and however many run in one home.
+It signs a head only when HQ has proven that it goes on from the one signed last, and that one is
+durable before it signs: so it never cosigns two heads that contradict each other, whatever crashes
+and however many run in one home.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ import trio
 from cipherbox.client.client import Client
 from cipherbox.client.home import Home
 from cipherbox.client.log.heads import Head
-from cipherbox.envelope.checkpoint import COSIGNATURE, Note, VerifierKey, cosign, decode_note, verify_checkpoint
+from cipherbox.envelope.checkpoint import (
+    COSIGNATURE,
+    Note,
+    VerifierKey,
+    cosign,
+    decode_note,
+    verify_checkpoint,
+)
 from cipherbox.envelope.merkle_tree import is_consistent, split_hashes
 from cipherbox.errors import CipherBoxError, LogContradiction, LogUnproven
 from cipherbox.portable import read_private, write_private
@@ -29,7 +38,9 @@ _PLACE = b"witness-key"
 
 
 def load_key(home: Home) -> nacl.signing.SigningKey:
-    """Return the home's key for cosignatures, encrypted like its other keys; made if there is none."""
+    """Return the home's key for cosignatures, encrypted like its other keys; made if there is
+    none.
+    """
     path = home.path / KEY_FILE
     if not path.exists():
         part = path.with_name(f"{KEY_FILE}.{os.getpid()}")
@@ -53,7 +64,9 @@ class Witness:
         self._client, self._key = client, key
 
     async def run(self, cosigned: Callable[[Head], None]) -> None:
-        """Cosigns every new head, until cancelled; LogContradiction when HQ shows one that must not be signed."""
+        """Cosigns every new head, until cancelled; LogContradiction when HQ shows one that must
+        not be signed.
+        """
         while True:
             try:
                 head = await self.once()
@@ -68,33 +81,47 @@ class Witness:
             await trio.sleep(EVERY_S)
 
     async def once(self) -> Head | None:
-        """Looks at HQ's newest head, cosigns it and hands it over; None if it is the one of last time."""
+        """Looks at HQ's newest head, cosigns it and hands it over; None if it is the one of last
+        time.
+        """
         client, log = self._client, self._client.log
         await log.check(client.line)  # with all that this home has met, too
         before = log.heads.cosigned()
         same_log = before is not None and before.checkpoint.origin not in log.heads.ended()
-        sizes = [before.checkpoint.size] if before is not None and same_log and before.checkpoint.size else []
+        sizes = (
+            [before.checkpoint.size]
+            if before is not None and same_log and before.checkpoint.size
+            else []
+        )
         answer: frames.Heads = await client.line.request(frames.GetHeads, sizes=sizes)
         head = Head(verify_checkpoint(answer.head, log.key), answer.head)
         if before is not None and same_log:
             old, new = before.checkpoint, head.checkpoint
-            if (old.size, old.root, old.origin) == (new.size, new.root, new.origin) and self._handed_over(answer):
+            if (old.size, old.root, old.origin) == (
+                new.size,
+                new.root,
+                new.origin,
+            ) and self._handed_over(answer):
                 return None
             raw = answer.proofs[0] if sizes and answer.proofs else b""
             if not is_consistent(old.size, old.root, new.size, new.root, split_hashes(raw)):
                 what = "HQ's log does not go on from the head that this witness cosigned last"
                 log.heads.contradict(what, "", (before, head))
                 raise LogContradiction(
-                    f"HQ's head of {new.size} entries does not go on from the one of {old.size} that was cosigned "
-                    "here; it is not cosigned"
+                    f"HQ's head of {new.size} entries does not go on from the one of {old.size} "
+                    "that was cosigned here; it is not cosigned"
                 )
         if not log.heads.keep_cosigned(before, head):
             raise LogUnproven("another program of this home cosigned meanwhile")
         note = decode_note(head.note)
         signature = cosign(note.text, client.client_id, self._key, int(time.time()))
-        await client.line.request(frames.Cosign, note=Note(note.text, (*note.signatures, signature)).encode())
+        await client.line.request(
+            frames.Cosign, note=Note(note.text, (*note.signatures, signature)).encode()
+        )
         return head
 
     def _handed_over(self, answer: frames.Heads) -> bool:
         name = self._client.client_id
-        return any(one.name == name for raw in answer.cosigned for one in decode_note(raw).signatures)
+        return any(
+            one.name == name for raw in answer.cosigned for one in decode_note(raw).signatures
+        )

@@ -1,1 +1,3 @@
-"""What this home sends: kept on its disk, sent until HQ has it, kept until recipients have signed."""
+"""What this home sends: kept on its disk, sent until HQ has it, kept until recipients have
+signed.
+"""

@@ -1,8 +1,9 @@
-"""The agent's files, as the outbox knows them: which were taken, in which envelope or transfer, what became of them.
+"""The agent's files, as the outbox knows them: which were taken, in which envelope or transfer,
+what became of them.
 
-A file is *taken* (state 0) in the transaction that keeps its envelope, and stays so until it has been moved out of
-`outgoing`.  So a crash at any instant sends nothing twice, and what was sent before says nothing about a new file, even
-one of the same name, size and date.
+A file is *taken* (state 0) in the transaction that keeps its envelope, and stays so until it has
+been moved out of `outgoing`.  So a crash at any instant sends nothing twice, and what was sent
+before says nothing about a new file, even one of the same name, size and date.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from cipherbox.client.receiving.receipts import MOST_GENERATIONS, words
 from cipherbox.envelope.stanza_types import Outcome
 
 _COLUMNS = (
-    "f.number, f.file, f.path, f.recipients, f.size, f.modified_ns, f.changed_ns, f.inode, f.envelope_id, f.message, "
-    "f.transfer, f.state, f.place, f.reason, f.taken_at, f.changed_at"
+    "f.number, f.file, f.path, f.recipients, f.size, f.modified_ns, f.changed_ns, f.inode, "
+    "f.envelope_id, f.message, f.transfer, f.state, f.place, f.reason, f.taken_at, f.changed_at"
 )
 
 
@@ -51,7 +52,9 @@ class Claim:
 
 
 class FolderFiles:
-    """See the module; uses the outbox's database, so calls come one at a time with the outbox's own."""
+    """See the module; uses the outbox's database, so calls come one at a time with the outbox's
+    own.
+    """
 
     def __init__(self, outbox: Outbox) -> None:
         self._db, self._path = outbox.database
@@ -60,10 +63,10 @@ class FolderFiles:
         """What was taken and not yet moved, with what became of it meanwhile, oldest first."""
         with translated(self._path):
             rows = self._db.execute(
-                f"SELECT {_COLUMNS}, e.state, e.reason, t.state, t.reason, m.state, m.reason FROM folder_files f "
-                "LEFT JOIN envelopes e ON e.envelope_id = f.envelope_id "
-                "LEFT JOIN transfers t ON t.number = f.transfer "
-                "LEFT JOIN envelopes m ON m.envelope_id = t.manifest WHERE f.state = 0 ORDER BY f.number"
+                f"SELECT {_COLUMNS}, e.state, e.reason, t.state, t.reason, m.state, m.reason "
+                "FROM folder_files f LEFT JOIN envelopes e ON e.envelope_id = f.envelope_id "
+                "LEFT JOIN transfers t ON t.number = f.transfer LEFT JOIN envelopes m ON "
+                "m.envelope_id = t.manifest WHERE f.state = 0 ORDER BY f.number"
             ).fetchall()
         return [_claim(row[:16], _fate(row)) for row in rows]
 
@@ -71,15 +74,19 @@ class FolderFiles:
         """Records where files are about to be moved: (number, place)."""
         with transaction(self._db, self._path):
             self._db.executemany(
-                "UPDATE folder_files SET place = ? WHERE number = ?", [(place, number) for number, place in places]
+                "UPDATE folder_files SET place = ? WHERE number = ?",
+                [(place, number) for number, place in places],
             )
 
     def settle(self, ends: Sequence[tuple[int, int, str, str]]) -> None:
-        """Records what became of files: (number, state, place, reason).  A transfer follows its file."""
+        """Records what became of files: (number, state, place, reason).  A transfer follows its
+        file.
+        """
         now = now_ms()
         with transaction(self._db, self._path):
             self._db.executemany(
-                "UPDATE folder_files SET state = ?, place = ?, reason = ?, changed_at = ? WHERE number = ?",
+                "UPDATE folder_files SET state = ?, place = ?, reason = ?, changed_at = ? WHERE "
+                "number = ?",
                 [(state, place, reason, now, number) for number, state, place, reason in ends],
             )
             self._db.executemany(
@@ -101,7 +108,9 @@ class FolderFiles:
         """Files that a recipient has refused, newest last."""
         with translated(self._path):
             rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM folder_files f WHERE state = 2 ORDER BY number DESC LIMIT ?", (most,)
+                f"SELECT {_COLUMNS} FROM folder_files f WHERE state = 2 ORDER BY number DESC "
+                "LIMIT ?",
+                (most,),
             ).fetchall()
         return [_claim(row, (CONFIRMED, row[13])) for row in rows[::-1]]
 
@@ -118,18 +127,23 @@ class FolderFiles:
     def adopt(self, transfer: int, file: FolderFile) -> None:
         """An unfinished transfer that nothing was recorded of, as before 0.6.0, is of this file."""
         with transaction(self._db, self._path):
-            if self._db.execute("SELECT 1 FROM folder_files WHERE transfer = ?", (transfer,)).fetchone() is None:
+            if (
+                self._db.execute(
+                    "SELECT 1 FROM folder_files WHERE transfer = ?", (transfer,)
+                ).fetchone()
+                is None
+            ):
                 insert_file(self._db, file, now_ms(), transfer=transfer)
 
     def _outcomes(self, state: int) -> list[Claim]:
         with translated(self._path):
             rows = self._db.execute(
-                f"SELECT {_COLUMNS}, o.recipient, o.outcome, o.messages FROM outcomes o "
-                "JOIN envelopes e ON e.number = o.number JOIN folder_files f ON "
-                "(f.envelope_id = e.envelope_id OR f.transfer IN (SELECT number FROM transfers WHERE manifest = "
+                f"SELECT {_COLUMNS}, o.recipient, o.outcome, o.messages FROM outcomes o JOIN "
+                "envelopes e ON e.number = o.number JOIN folder_files f ON (f.envelope_id = "
+                "e.envelope_id OR f.transfer IN (SELECT number FROM transfers WHERE manifest = "
                 "e.envelope_id)) WHERE (o.outcome <> 0 OR o.messages <> x'') AND f.state = ? "
-                "AND o.generation >= e.generation AND (o.outcome <> ? OR e.generation >= ? OR e.content_key IS NULL) "
-                "ORDER BY f.number, o.recipient",
+                "AND o.generation >= e.generation AND (o.outcome <> ? OR e.generation >= ? OR "
+                "e.content_key IS NULL) ORDER BY f.number, o.recipient",
                 (state, Outcome.KEY_MISSING, MOST_GENERATIONS),
             ).fetchall()
         found: dict[int, Claim] = {}
@@ -142,7 +156,9 @@ class FolderFiles:
                 continue
             why = f"{recipient} refused it: {words(outcome)}"
             before = found.get(row[0])
-            found[row[0]] = _claim(row[:16], (CONFIRMED, why if before is None else f"{before.why}; {why}"))
+            found[row[0]] = _claim(
+                row[:16], (CONFIRMED, why if before is None else f"{before.why}; {why}")
+            )
         return list(found.values())
 
 

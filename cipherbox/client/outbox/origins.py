@@ -1,7 +1,8 @@
-"""What the outbox records in the same transaction as an envelope: its idempotency key, and the files it was made of.
+"""What the outbox records in the same transaction as an envelope: its idempotency key, and the
+files it was made of.
 
-Both answer a question that would otherwise be asked of a process's memory: was this published already?  They live as
-long as the envelope's row.
+Both answer a question that would otherwise be asked of a process's memory: was this published
+already?  They live as long as the envelope's row.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ KEY_BYTES = 255  # an MSH-10 has 199 at most, a UUID 36
 TAKEN, SENT, REFUSED, OVER = range(4)  # OVER: nothing more will become of it
 STEP = """
 CREATE TABLE publish_keys (
-    route TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, envelope_id BLOB NOT NULL, PRIMARY KEY (route, key)
+    route TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, envelope_id BLOB NOT NULL,
+    PRIMARY KEY (route, key)
 ) WITHOUT ROWID;
 CREATE INDEX publish_keys_by_envelope ON publish_keys (envelope_id);
 CREATE TABLE folder_files (
     number INTEGER PRIMARY KEY, file TEXT NOT NULL, path TEXT NOT NULL, recipients TEXT NOT NULL,
-    size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
-    envelope_id BLOB, message INTEGER NOT NULL DEFAULT 0, transfer INTEGER, state INTEGER NOT NULL DEFAULT 0,
+    size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL,
+    inode INTEGER NOT NULL,
+    envelope_id BLOB, message INTEGER NOT NULL DEFAULT 0, transfer INTEGER,
+    state INTEGER NOT NULL DEFAULT 0,
     place TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', taken_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL
 );
@@ -52,29 +56,50 @@ class Once(NamedTuple):
     digest: bytes
 
     @classmethod
-    def of(cls, key: str, to: Sequence[str] | None, exchange: str, routing_key: str,
-           messages: Sequence[Message]) -> Once:  # fmt: skip
+    def of(
+        cls,
+        key: str,
+        to: Sequence[str] | None,
+        exchange: str,
+        routing_key: str,
+        messages: Sequence[Message],
+    ) -> Once:
         """The key of a publish; InvalidRequest for one that cannot be recorded."""
         try:
             size = len(key.encode())
         except (UnicodeEncodeError, AttributeError):
-            raise InvalidRequest("an idempotency key is text that can be written as UTF-8") from None
+            raise InvalidRequest(
+                "an idempotency key is text that can be written as UTF-8"
+            ) from None
         if not 1 <= size <= KEY_BYTES:
-            raise InvalidRequest(f"an idempotency key has 1 to {KEY_BYTES} bytes, this one has {size}")
+            raise InvalidRequest(
+                f"an idempotency key has 1 to {KEY_BYTES} bytes, this one has {size}"
+            )
         digest = hashlib.sha256()
         for message in messages:
-            about = [message.content_type, sorted(message.headers.items()), message.sent_at, len(message.content)]
+            about = [
+                message.content_type,
+                sorted(message.headers.items()),
+                message.sent_at,
+                len(message.content),
+            ]
             try:
                 head = orjson.dumps(about)
             except TypeError:
-                raise InvalidRequest("a content type or a header cannot be written as UTF-8") from None
+                raise InvalidRequest(
+                    "a content type or a header cannot be written as UTF-8"
+                ) from None
             digest.update(len(head).to_bytes(4, "big") + head + message.content)
-        route = orjson.dumps([sorted(to) if to is not None else None, exchange, routing_key]).decode()
+        route = orjson.dumps(
+            [sorted(to) if to is not None else None, exchange, routing_key]
+        ).decode()
         return cls(route, key, digest.digest())
 
 
 class FolderFile(NamedTuple):
-    """A file of the agent's folder as it was when it was taken; ``message``: its place in the envelope."""
+    """A file of the agent's folder as it was when it was taken; ``message``: its place in the
+    envelope.
+    """
 
     file: str
     path: tuple[str, ...]
@@ -94,7 +119,8 @@ class Origins(NamedTuple):
 
 
 def insert(db: sqlite3.Connection, fresh: Sequence[OutboxEntry], now: int) -> set[bytes]:
-    """Inside the outbox's transaction: the ids of envelopes whose key another envelope has; those must not be written.
+    """Inside the outbox's transaction: the ids of envelopes whose key another envelope has; those
+    must not be written.
 
     An envelope that takes another's place takes over its key and its files.
     """
@@ -102,7 +128,9 @@ def insert(db: sqlite3.Connection, fresh: Sequence[OutboxEntry], now: int) -> se
     for item in fresh:
         if item.beside is None:
             continue
-        if item.beside.once is not None and not _claim(db, item.beside.once, item.envelope_id, item.replaces):
+        if item.beside.once is not None and not _claim(
+            db, item.beside.once, item.envelope_id, item.replaces
+        ):
             taken.add(item.envelope_id)
             continue
         if item.replaces is not None:
@@ -113,18 +141,33 @@ def insert(db: sqlite3.Connection, fresh: Sequence[OutboxEntry], now: int) -> se
 
 
 def insert_file(
-    db: sqlite3.Connection, file: FolderFile, now: int, *, envelope_id: bytes | None = None,
+    db: sqlite3.Connection,
+    file: FolderFile,
+    now: int,
+    *,
+    envelope_id: bytes | None = None,
     transfer: int | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Inside a transaction: this file is in the outbox, in an envelope or as a transfer."""
     db.execute(
-        "INSERT INTO folder_files (file, path, recipients, size, modified_ns, changed_ns, inode, envelope_id, message, "
-        "transfer, taken_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO folder_files (file, path, recipients, size, modified_ns, changed_ns, inode, "
+        "envelope_id, message, transfer, taken_at, changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, "
+        "?, ?, ?, ?)",
         (
-            file.file, orjson.dumps(file.path).decode(), orjson.dumps(file.recipients).decode(), file.size,
-            file.modified_ns, file.changed_ns, file.inode, envelope_id, file.message, transfer, now, now,
+            file.file,
+            orjson.dumps(file.path).decode(),
+            orjson.dumps(file.recipients).decode(),
+            file.size,
+            file.modified_ns,
+            file.changed_ns,
+            file.inode,
+            envelope_id,
+            file.message,
+            transfer,
+            now,
+            now,
         ),
-    )  # fmt: skip
+    )
 
 
 def _claim(db: sqlite3.Connection, once: Once, envelope_id: bytes, replaces: bytes | None) -> bool:

@@ -1,15 +1,16 @@
 """The outbox: every envelope this home sealed, on disk before the first try on the network.
 
-A row says what became of it: waiting, confirmed by HQ, aside (refused, with the reason) or cancelled.  Its bytes stay
-until the recipients have signed for it (or only until HQ confirmed or delivered it, as `keep_until` says), with the
-content key encrypted under the home's local key: so it can be sealed again, in the next generation, when a recipient's
-key was lost or HQ was restored from an older backup.  Then the bytes go and the row stays, as the message's history.
+A row says what became of it: waiting, confirmed by HQ, aside (refused, with the reason) or
+cancelled.  Its bytes stay until the recipients have signed for it (or only until HQ confirmed or
+delivered it, as `keep_until` says), with the content key encrypted under the home's local key: so
+it can be sealed again, in the next generation, when a recipient's key was lost or HQ was restored
+from an older backup.  Then the bytes go and the row stays, as the message's history.
 
 Rules.
 1. `write` is one transaction for all that gathered: new envelopes and outcomes together.
-2. Large envelopes are files in ``outbox/``, written and synced before the commit that names them, deleted after the
-   commit that drops them.  A file no row names is left by a crash; it is swept once it is a day old, since another
-   process of this home may be about to name it.
+2. Large envelopes are files in ``outbox/``, written and synced before the commit that names them,
+   deleted after the commit that drops them.  A file no row names is left by a crash; it is swept
+   once it is a day old, since another process of this home may be about to name it.
 3. An outcome belongs to a generation: news about an earlier one changes nothing.
 """
 
@@ -49,32 +50,43 @@ OLDEST = 4  # what 0.5.0 wrote
 STEPS = (
     """
 CREATE TABLE envelopes (
-    number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, messages INTEGER NOT NULL,
-    exchange TEXT NOT NULL, routing_key TEXT NOT NULL, recipients TEXT NOT NULL, flags INTEGER NOT NULL,
-    route_version INTEGER NOT NULL, sealed_at INTEGER NOT NULL, bytes INTEGER NOT NULL, envelope_hash BLOB NOT NULL,
+    number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL,
+    messages INTEGER NOT NULL,
+    exchange TEXT NOT NULL, routing_key TEXT NOT NULL, recipients TEXT NOT NULL,
+    flags INTEGER NOT NULL,
+    route_version INTEGER NOT NULL, sealed_at INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    envelope_hash BLOB NOT NULL,
     content_key BLOB, data BLOB, file TEXT, transfer INTEGER,
-    state INTEGER NOT NULL DEFAULT 0, accepted_at INTEGER NOT NULL DEFAULT 0, queues TEXT NOT NULL DEFAULT '',
+    state INTEGER NOT NULL DEFAULT 0, accepted_at INTEGER NOT NULL DEFAULT 0,
+    queues TEXT NOT NULL DEFAULT '',
     code INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at INTEGER NOT NULL,
     owed INTEGER NOT NULL, proof INTEGER
 );
 CREATE UNIQUE INDEX envelopes_by_id ON envelopes (envelope_id);
 CREATE INDEX envelopes_waiting ON envelopes (number) WHERE state = 0;
-CREATE TABLE generations (envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, envelope_hash BLOB NOT NULL);
+CREATE TABLE generations (envelope_id BLOB NOT NULL, generation INTEGER NOT NULL,
+envelope_hash BLOB NOT NULL);
 CREATE TABLE outcomes (
-    number INTEGER NOT NULL, recipient TEXT NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
-    signed_at INTEGER NOT NULL, receipt INTEGER NOT NULL, leaf INTEGER NOT NULL, PRIMARY KEY (number, recipient)
+    number INTEGER NOT NULL, recipient TEXT NOT NULL, generation INTEGER NOT NULL,
+    outcome INTEGER NOT NULL,
+    signed_at INTEGER NOT NULL, receipt INTEGER NOT NULL, leaf INTEGER NOT NULL,
+    PRIMARY KEY (number, recipient)
 ) WITHOUT ROWID;
 CREATE TABLE receipts (
-    receipt INTEGER PRIMARY KEY, recipient TEXT NOT NULL, bundle_hash BLOB NOT NULL, taken_at INTEGER NOT NULL,
+    receipt INTEGER PRIMARY KEY, recipient TEXT NOT NULL, bundle_hash BLOB NOT NULL,
+    taken_at INTEGER NOT NULL,
     hash BLOB NOT NULL, bytes BLOB NOT NULL
 );
 CREATE UNIQUE INDEX receipts_by_hash ON receipts (hash);
 CREATE TABLE bundles (hash BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE transfers (
-    number INTEGER PRIMARY KEY, id BLOB NOT NULL, file TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL,
-    modified_ns INTEGER NOT NULL, part_bytes INTEGER NOT NULL, recipients TEXT NOT NULL, content_type TEXT NOT NULL,
+    number INTEGER PRIMARY KEY, id BLOB NOT NULL, file TEXT NOT NULL, path TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL, part_bytes INTEGER NOT NULL, recipients TEXT NOT NULL,
+    content_type TEXT NOT NULL,
     compress INTEGER NOT NULL, copied INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0,
-    reason TEXT NOT NULL DEFAULT '', manifest BLOB, made_at INTEGER NOT NULL, done_bytes INTEGER NOT NULL DEFAULT 0
+    reason TEXT NOT NULL DEFAULT '', manifest BLOB, made_at INTEGER NOT NULL,
+    done_bytes INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE parts (
     transfer INTEGER NOT NULL, part INTEGER NOT NULL, hash BLOB NOT NULL, envelope_id BLOB NOT NULL,
@@ -96,6 +108,8 @@ CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NO
     beside.MESSAGES_STEP,
     "ALTER TABLE transfers ADD COLUMN entries TEXT NOT NULL DEFAULT '';\n",
 )
+
+
 class Outbox(OutboxReceipts):
     """The outbox of one home.  Methods block on the disk; calls come from one thread at a time.
 
@@ -103,7 +117,11 @@ class Outbox(OutboxReceipts):
     """
 
     def __init__(
-        self, home: Path, keep_until: str = UNTIL_OPENED, chains: SendingChains | None = None, hides: Vault | None = None
+        self,
+        home: Path,
+        keep_until: str = UNTIL_OPENED,
+        chains: SendingChains | None = None,
+        hides: Vault | None = None,
     ) -> None:
         self._chains = chains
         self.hides = hides
@@ -133,17 +151,22 @@ class Outbox(OutboxReceipts):
         with suppress(sqlite3.Error):
             self._db.close()
 
-    # -- what the sender writes ---------------------------------------------------------------------------------
+    # -- what the sender writes --------------------------------------------------------------------
 
     def write(
-        self, fresh: Sequence[OutboxEntry] = (), confirmed: Sequence[Confirmed] = (), refused: Sequence[Refused] = (),
-        proven: Sequence[Proven] = (), turned: Sequence[Turned] = (),
-    ) -> set[bytes]:  # fmt: skip
+        self,
+        fresh: Sequence[OutboxEntry] = (),
+        confirmed: Sequence[Confirmed] = (),
+        refused: Sequence[Refused] = (),
+        proven: Sequence[Proven] = (),
+        turned: Sequence[Turned] = (),
+    ) -> set[bytes]:
         """All of it durable, or none of it: StoreError.
 
-        ``turned``: of sessions, beside what the envelopes have turned.  Returns the ids of sessions that another
-        process has spoken in meanwhile, and of envelopes whose idempotency key another envelope has: of these, of the
-        sessions' steps, and of the envelopes made with them, nothing was written.
+        ``turned``: of sessions, beside what the envelopes have turned.  Returns the ids of sessions
+        that another process has spoken in meanwhile, and of envelopes whose idempotency key another
+        envelope has: of these, of the sessions' steps, and of the envelopes made with them, nothing
+        was written.
         """
         dropped: list[str] = []
         written: list[Path] = []
@@ -184,7 +207,9 @@ class Outbox(OutboxReceipts):
         if self._keep_until != UNTIL_DELIVERED:
             return
         with transaction(self._db, self._path):
-            row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+            row = self._db.execute(
+                "SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)
+            ).fetchone()
             dropped = self._forget_bytes(row[0], "state = 1") if row else []
         self._delete(dropped)
 
@@ -199,8 +224,10 @@ class Outbox(OutboxReceipts):
         return changed > 0
 
     def rewound(self, history: bytes) -> int:
-        """Compares what HQ calls its history with what it was.  Another one: HQ may have lost what it confirmed, so all
-        that nobody signed for waits again, with its parts if it is a file.  How many envelopes wait again."""
+        """Compares what HQ calls its history with what it was.  Another one: HQ may have lost
+        what it confirmed, so all that nobody signed for waits again, with its parts if it is a
+        file.  How many envelopes wait again.
+        """
         with transaction(self._db, self._path):
             db = self._db
             db.execute("INSERT OR REPLACE INTO contact VALUES (1, ?)", (now_ms(),))
@@ -211,12 +238,15 @@ class Outbox(OutboxReceipts):
             if known is None:
                 return 0
             open_files = (
-                "SELECT t.number FROM transfers t LEFT JOIN envelopes e ON e.envelope_id = t.manifest "
-                "WHERE t.state = 0 OR (t.state = 1 AND e.owed > 0)"
+                "SELECT t.number FROM transfers t LEFT JOIN envelopes e ON e.envelope_id = "
+                "t.manifest WHERE t.state = 0 OR (t.state = 1 AND e.owed > 0)"
             )
             numbers = [number for (number,) in db.execute(open_files)]
             db.executemany("DELETE FROM parts WHERE transfer = ?", [(n,) for n in numbers])
-            db.executemany("UPDATE transfers SET state = 0, done_bytes = 0 WHERE number = ?", [(n,) for n in numbers])
+            db.executemany(
+                "UPDATE transfers SET state = 0, done_bytes = 0 WHERE number = ?",
+                [(n,) for n in numbers],
+            )
             return db.execute(
                 "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
                 "WHERE state = 1 AND owed > 0 AND (data IS NOT NULL OR file IS NOT NULL)",
@@ -228,13 +258,18 @@ class Outbox(OutboxReceipts):
         with transaction(self._db, self._path):
             which = "state IN (1, 3) AND data IS NULL AND file IS NULL AND changed_at < ?"
             self._db.execute(
-                f"DELETE FROM outcomes WHERE number IN (SELECT number FROM envelopes WHERE {which})", (before_ms,)
+                "DELETE FROM outcomes WHERE number IN (SELECT number FROM envelopes WHERE "
+                f"{which})",
+                (before_ms,),
             )
             gone = self._db.execute(f"DELETE FROM envelopes WHERE {which}", (before_ms,)).rowcount
             beside.forget(self._db)
-            self._db.execute("DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)")
             self._db.execute(
-                "DELETE FROM proofs WHERE proof NOT IN (SELECT proof FROM envelopes WHERE proof IS NOT NULL)"
+                "DELETE FROM receipts WHERE receipt NOT IN (SELECT receipt FROM outcomes)"
+            )
+            self._db.execute(
+                "DELETE FROM proofs WHERE proof NOT IN (SELECT proof FROM envelopes WHERE proof "
+                "IS NOT NULL)"
             )
         return gone
 
@@ -244,17 +279,23 @@ class Outbox(OutboxReceipts):
             dropped = [name for one in envelope_ids for name in self._remove(one)]
         self._delete(dropped)
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _turn(self, steps: Sequence[Turned]) -> set[bytes]:
         return self._chains.write(self._db, steps) if steps and self._chains is not None else set()
 
     def _unmoved(
-        self, fresh: Sequence[OutboxEntry], places: Sequence[str | None], moved: set[bytes], dropped: list[str]
+        self,
+        fresh: Sequence[OutboxEntry],
+        places: Sequence[str | None],
+        moved: set[bytes],
+        dropped: list[str],
     ) -> tuple[list[OutboxEntry], list[str | None]]:
         kept: list[tuple[OutboxEntry, str | None]] = []
         for item, file in zip(fresh, places, strict=True):
-            if item.envelope_id not in moved and not any(step.session_id in moved for step in item.turned):
+            if item.envelope_id not in moved and not any(
+                step.session_id in moved for step in item.turned
+            ):
                 kept.append((item, file))
             elif file is not None:
                 dropped.append(file)
@@ -283,9 +324,10 @@ class Outbox(OutboxReceipts):
 
     def _insert(self, fresh: Sequence[OutboxEntry], places: Sequence[str | None], now: int) -> None:
         self._db.executemany(
-            "INSERT OR IGNORE INTO envelopes (envelope_id, generation, messages, exchange, routing_key, recipients, "
-            "flags, route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, "
-            "owed, commitment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO envelopes (envelope_id, generation, messages, exchange, "
+            "routing_key, recipients, flags, route_version, sealed_at, bytes, envelope_hash, "
+            "content_key, data, file, transfer, changed_at, owed, commitment) VALUES (?, ?, ?, "
+            "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [values_of(i, file, now) for i, file in zip(fresh, places, strict=True)],
         )
 
@@ -299,18 +341,23 @@ class Outbox(OutboxReceipts):
         if row is None:
             return []
         db.execute(
-            "INSERT INTO generations SELECT envelope_id, generation, envelope_hash FROM envelopes WHERE number = ?",
+            "INSERT INTO generations SELECT envelope_id, generation, envelope_hash FROM "
+            "envelopes WHERE number = ?",
             (row[0],),
         )
         db.execute(
-            "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
-            "route_version, sealed_at, bytes, envelope_hash, content_key, data, file, transfer, changed_at, owed, "
-            "commitment) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?), "
-            "state = 0, code = 0, reason = ? WHERE number = ?",
+            "UPDATE envelopes SET (envelope_id, generation, messages, exchange, routing_key, "
+            "recipients, flags, route_version, sealed_at, bytes, envelope_hash, content_key, "
+            "data, file, transfer, changed_at, owed, commitment) = (?, ?, ?, ?, ?, ?, ?, ?, ?, "
+            "?, ?, ?, ?, ?, ?, ?, ?, ?), state = 0, code = 0, reason = ? WHERE number = ?",
             (*values_of(item, file, now), item.reason, row[0]),
         )
-        opened = {name for (name,) in db.execute(
-            "SELECT recipient FROM outcomes WHERE number = ? AND outcome = 0", (row[0],))}  # fmt: skip
+        opened = {
+            name
+            for (name,) in db.execute(
+                "SELECT recipient FROM outcomes WHERE number = ? AND outcome = 0", (row[0],)
+            )
+        }
         owed = sum(name not in opened for name in item.recipients)
         db.execute("UPDATE envelopes SET owed = ? WHERE number = ?", (owed, row[0]))
         return [row[1]] if row[1] else []
@@ -320,7 +367,10 @@ class Outbox(OutboxReceipts):
             "UPDATE envelopes SET accepted_at = ?, queues = ?, code = 0, changed_at = ?, "
             "reason = CASE state WHEN 0 THEN reason ELSE '' END, state = 1 "
             "WHERE envelope_id = ? AND generation = ? AND state <> 1",
-            [(c.accepted_at, names_text(c.queues), now, c.envelope_id, c.generation) for c in confirmed],
+            [
+                (c.accepted_at, names_text(c.queues), now, c.envelope_id, c.generation)
+                for c in confirmed
+            ],
         )
         if self._keep_until == UNTIL_CONFIRMED:
             for one in confirmed:
@@ -328,18 +378,24 @@ class Outbox(OutboxReceipts):
 
     def _prove(self, one: Proven) -> None:
         proof = self._db.execute(
-            "INSERT INTO proofs (entry, bytes, leaves) VALUES (?, ?, ?)", (one.entry, one.proof, one.leaves)
+            "INSERT INTO proofs (entry, bytes, leaves) VALUES (?, ?, ?)",
+            (one.entry, one.proof, one.leaves),
         ).lastrowid
         self._db.executemany(
-            "UPDATE envelopes SET proof = ? WHERE envelope_id = ?", [(proof, name) for name in one.envelope_ids]
+            "UPDATE envelopes SET proof = ? WHERE envelope_id = ?",
+            [(proof, name) for name in one.envelope_ids],
         )
 
     def _forget_bytes_of(self, envelope_id: bytes) -> list[str]:
-        row = self._db.execute("SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+        row = self._db.execute(
+            "SELECT number FROM envelopes WHERE envelope_id = ?", (envelope_id,)
+        ).fetchone()
         return self._forget_bytes(row[0], "state = 1") if row else []
 
     def _remove(self, envelope_id: bytes) -> list[str]:
-        row = self._db.execute("SELECT number, file FROM envelopes WHERE envelope_id = ?", (envelope_id,)).fetchone()
+        row = self._db.execute(
+            "SELECT number, file FROM envelopes WHERE envelope_id = ?", (envelope_id,)
+        ).fetchone()
         if row is None:
             return []
         self._db.execute("DELETE FROM envelopes WHERE number = ?", (row[0],))
@@ -348,7 +404,11 @@ class Outbox(OutboxReceipts):
 
     def _sweep(self) -> None:
         oldest = time.time() - _ORPHAN_S
-        old = [e.name for e in os.scandir(self._files) if e.is_file() and e.stat().st_mtime < oldest]
+        old = [
+            e.name for e in os.scandir(self._files) if e.is_file() and e.stat().st_mtime < oldest
+        ]
         if old:
-            named = {n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")}
+            named = {
+                n for (n,) in self._db.execute("SELECT file FROM envelopes WHERE file IS NOT NULL")
+            }
             self._delete(name for name in old if name not in named)

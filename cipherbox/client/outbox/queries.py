@@ -13,9 +13,9 @@ from cipherbox.client.outbox.rows import Row
 from cipherbox.errors import RecipientRevoked
 
 _COLUMNS = (
-    "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, route_version, sealed_at, "
-    "bytes, envelope_hash, content_key, state, accepted_at, queues, code, reason, changed_at, owed, file, transfer, "
-    "commitment"
+    "number, envelope_id, generation, messages, exchange, routing_key, recipients, flags, "
+    "route_version, sealed_at, bytes, envelope_hash, content_key, state, accepted_at, queues, "
+    "code, reason, changed_at, owed, file, transfer, commitment"
 )
 
 
@@ -34,7 +34,9 @@ class OutboxQueries:
     def rows(self, states: Iterable[int], *, after: int = 0, most: int = 1000) -> list[Row]:
         """Rows in these states, oldest first."""
         wanted = ",".join(str(int(s)) for s in states)
-        return self._rows(f"WHERE state IN ({wanted}) AND number > ? ORDER BY number LIMIT ?", (after, most))
+        return self._rows(
+            f"WHERE state IN ({wanted}) AND number > ? ORDER BY number LIMIT ?", (after, most)
+        )
 
     def newest(self, most: int) -> list[Row]:
         """The rows made last, oldest of them first."""
@@ -43,28 +45,34 @@ class OutboxQueries:
     def waiting(self, after: int, sealed_before: int, most: int) -> list[Row]:
         """What still has to be sent, in order."""
         return self._rows(
-            "WHERE state = 0 AND number > ? AND changed_at <= ? ORDER BY number LIMIT ?", (after, sealed_before, most)
+            "WHERE state = 0 AND number > ? AND changed_at <= ? ORDER BY number LIMIT ?",
+            (after, sealed_before, most),
         )
 
     def counts(self) -> dict[int, int]:
         """State -> rows."""
         with translated(self._path):
-            return dict(self._db.execute("SELECT state, count(*) FROM envelopes GROUP BY state").fetchall())
+            return dict(
+                self._db.execute("SELECT state, count(*) FROM envelopes GROUP BY state").fetchall()
+            )
 
     def unsigned(self, most: int) -> list[Row]:
         """Confirmed and not yet signed for by all, oldest first."""
         return self._rows("WHERE state = 1 AND owed > 0 ORDER BY number LIMIT ?", (most,))
 
     def unopened_by(self, client_id: str | None, most: int, after: int = 0) -> list[Row]:
-        """What is kept and could be sealed again because this recipient (None: any) has not opened it, oldest first.
+        """What is kept and could be sealed again because this recipient (None: any) has not opened
+        it, oldest first.
 
-        Waiting, confirmed, or refused because a recipient was revoked; envelopes without a kept key are not among them.
+        Waiting, confirmed, or refused because a recipient was revoked; envelopes without a kept key
+        are not among them.
         """
         which, values = "", (after, RecipientRevoked.code)
         if client_id is not None:
             which = (
-                " AND EXISTS (SELECT 1 FROM json_each(envelopes.recipients) r WHERE r.value = ?) AND NOT EXISTS "
-                "(SELECT 1 FROM outcomes o WHERE o.number = envelopes.number AND o.outcome = 0 AND o.recipient = ?)"
+                " AND EXISTS (SELECT 1 FROM json_each(envelopes.recipients) r WHERE r.value = ?) "
+                "AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.number = envelopes.number AND "
+                "o.outcome = 0 AND o.recipient = ?)"
             )
             values += (client_id, client_id)  # type: ignore[assignment]
         return self._rows(
@@ -81,20 +89,26 @@ class OutboxQueries:
                     return (self._files / row.file).read_bytes()
                 except FileNotFoundError:
                     return None
-            found = self._db.execute("SELECT data FROM envelopes WHERE number = ?", (row.number,)).fetchone()
+            found = self._db.execute(
+                "SELECT data FROM envelopes WHERE number = ?", (row.number,)
+            ).fetchone()
             return found[0] if found else None
 
     def outcomes(self, number: int) -> list[tuple[str, int, int, int, int, bytes]]:
-        """(recipient, outcome, signed at, receipt, leaf, outcome of each message) for each that signed."""
+        """(recipient, outcome, signed at, receipt, leaf, outcome of each message) for each that
+        signed.
+        """
         with translated(self._path):
             return self._db.execute(
-                "SELECT recipient, outcome, signed_at, receipt, leaf, messages FROM outcomes WHERE number = ? "
-                "ORDER BY recipient",
+                "SELECT recipient, outcome, signed_at, receipt, leaf, messages FROM outcomes "
+                "WHERE number = ? ORDER BY recipient",
                 (number,),
             ).fetchall()
 
     def refused(self, most: int) -> list[Row]:
-        """Confirmed, and refused by a recipient, or given up by its handler: the newest, oldest of them first."""
+        """Confirmed, and refused by a recipient, or given up by its handler: the newest, oldest
+        of them first.
+        """
         return self._rows(
             "WHERE state = 1 AND number IN (SELECT o.number FROM outcomes o WHERE "
             "(o.outcome <> 0 OR o.messages <> x'') AND o.generation >= envelopes.generation) "
@@ -103,21 +117,26 @@ class OutboxQueries:
         )[::-1]
 
     def refusals(self, number: int) -> dict[str, int]:
-        """Recipient -> why, of those that refused the generation of now, or whose handler gave a message up."""
+        """Recipient -> why, of those that refused the generation of now, or whose handler gave a
+        message up.
+        """
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT o.recipient, o.outcome, o.messages FROM outcomes o JOIN envelopes e ON e.number = o.number "
-                "WHERE o.number = ? AND (o.outcome <> 0 OR o.messages <> x'') AND o.generation >= e.generation "
-                "ORDER BY o.recipient",
+                "SELECT o.recipient, o.outcome, o.messages FROM outcomes o JOIN envelopes e ON "
+                "e.number = o.number WHERE o.number = ? AND (o.outcome <> 0 OR o.messages <> "
+                "x'') AND o.generation >= e.generation ORDER BY o.recipient",
                 (number,),
             ).fetchall()
-        return {name: next(one for one in (whole, *messages) if one) for name, whole, messages in rows}
+        return {
+            name: next(one for one in (whole, *messages) if one) for name, whole, messages in rows
+        }
 
     def receipt(self, number: int) -> tuple[bytes, bytes] | None:
         """(receipt group, key bundle it was signed with)."""
         with translated(self._path):
             row = self._db.execute(
-                "SELECT r.bytes, b.bytes FROM receipts r JOIN bundles b ON b.hash = r.bundle_hash WHERE r.receipt = ?",
+                "SELECT r.bytes, b.bytes FROM receipts r JOIN bundles b ON b.hash = "
+                "r.bundle_hash WHERE r.receipt = ?",
                 (number,),
             ).fetchone()
         return (row[0], row[1]) if row else None
@@ -126,8 +145,8 @@ class OutboxQueries:
         """(entry of HQ's log, proof, leaves) for a row; None: HQ gave none."""
         with translated(self._path):
             row: tuple[int, bytes, bytes] | None = self._db.execute(
-                "SELECT p.entry, p.bytes, p.leaves FROM proofs p JOIN envelopes e ON e.proof = p.proof "
-                "WHERE e.number = ?",
+                "SELECT p.entry, p.bytes, p.leaves FROM proofs p JOIN envelopes e ON e.proof = "
+                "p.proof WHERE e.number = ?",
                 (number,),
             ).fetchone()
         return row
@@ -136,14 +155,18 @@ class OutboxQueries:
         """(digest of the content, envelope id) that an idempotency key stands for."""
         with translated(self._path):
             row: tuple[bytes, bytes] | None = self._db.execute(
-                "SELECT digest, envelope_id FROM publish_keys WHERE route = ? AND key = ?", (route, key)
+                "SELECT digest, envelope_id FROM publish_keys WHERE route = ? AND key = ?",
+                (route, key),
             ).fetchone()
         return row
 
     def size_bytes(self) -> int:
         """Bytes of all envelopes that are still here."""
         with translated(self._path):
-            query = "SELECT coalesce(sum(bytes), 0) FROM envelopes WHERE data IS NOT NULL OR file IS NOT NULL"
+            query = (
+                "SELECT coalesce(sum(bytes), 0) FROM envelopes WHERE data IS NOT NULL OR file IS "
+                "NOT NULL"
+            )
             return int(self._db.execute(query).fetchone()[0])
 
     def _rows(self, where: str, values: Sequence[object]) -> list[Row]:

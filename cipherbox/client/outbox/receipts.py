@@ -1,4 +1,6 @@
-"""What recipients signed for, in the outbox: receipts are kept, bytes that nobody owes a word on go."""
+"""What recipients signed for, in the outbox: receipts are kept, bytes that nobody owes a word on
+go.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,19 @@ from cipherbox.envelope import transparency_log as log
 
 
 def another_entry(named: int, leaf: bytes, proof: tuple[int, bytes, bytes] | None) -> int:
-    """The entry that HQ proved here for ``leaf``, if it is another than the one ``named`` in a receipt; else 0.
+    """The entry that HQ proved here for ``leaf``, if it is another than the one ``named`` in a
+    receipt; else 0.
 
     ``proof``: what is kept with the envelope; it may be of another generation.
     """
     if not named or proof is None or proof[0] == named:
         return 0
     entry, _, leaves = proof
-    return entry if any(leaves[at : at + len(leaf)] == leaf for at in range(0, len(leaves), len(leaf))) else 0
+    return (
+        entry
+        if any(leaves[at : at + len(leaf)] == leaf for at in range(0, len(leaves), len(leaf)))
+        else 0
+    )
 
 
 class OutboxReceipts(OutboxQueries):
@@ -30,9 +37,18 @@ class OutboxReceipts(OutboxQueries):
 
     _keep_until: str
 
-    def sign(self, bundle: bytes, bundle_hash: bytes, recipient: str, group: bytes, digest: bytes,
-             outcomes: Sequence[Signed]) -> list[Signed]:  # fmt: skip
-        """Keeps a verified receipt and what it says; returns what was news.  Bytes nobody owes a word on go."""
+    def sign(
+        self,
+        bundle: bytes,
+        bundle_hash: bytes,
+        recipient: str,
+        group: bytes,
+        digest: bytes,
+        outcomes: Sequence[Signed],
+    ) -> list[Signed]:
+        """Keeps a verified receipt and what it says; returns what was news.  Bytes nobody owes a
+        word on go.
+        """
         news: list[Signed] = []
         dropped: list[str] = []
         with transaction(self._db, self._path):
@@ -43,7 +59,9 @@ class OutboxReceipts(OutboxQueries):
             db.execute("INSERT OR IGNORE INTO bundles VALUES (?, ?)", (bundle_hash, bundle))
             row = (recipient, bundle_hash, now, digest, group)
             receipt = db.execute(
-                "INSERT INTO receipts (recipient, bundle_hash, taken_at, hash, bytes) VALUES (?, ?, ?, ?, ?)", row
+                "INSERT INTO receipts (recipient, bundle_hash, taken_at, hash, bytes) VALUES (?, "
+                "?, ?, ?, ?)",
+                row,
             ).lastrowid
             for one in outcomes:
                 known = self._take(one, receipt or 0, dropped)
@@ -58,8 +76,8 @@ class OutboxReceipts(OutboxQueries):
         """What was news in it."""
         db = self._db
         row = db.execute(
-            "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0) FROM envelopes e "
-            "LEFT JOIN proofs p ON p.proof = e.proof WHERE e.envelope_id = ?",
+            "SELECT e.number, e.recipients, e.generation, e.envelope_hash, coalesce(p.entry, 0) "
+            "FROM envelopes e LEFT JOIN proofs p ON p.proof = e.proof WHERE e.envelope_id = ?",
             (one.envelope_id,),
         ).fetchone()
         if row is None or one.recipient not in orjson.loads(row[1]):
@@ -77,12 +95,27 @@ class OutboxReceipts(OutboxQueries):
             leaf = log.leaf(one.envelope_id, one.generation, one.envelope_hash)
             one = one._replace(proven_entry=another_entry(one.log_entry, leaf, self.proof(number)))
         before = db.execute(
-            "SELECT outcome, generation, messages, signed_at FROM outcomes WHERE number = ? AND recipient = ?",
+            "SELECT outcome, generation, messages, signed_at FROM outcomes WHERE number = ? AND "
+            "recipient = ?",
             (number, one.recipient),
         ).fetchone()
-        values = (number, one.recipient, one.generation, one.outcome, one.signed_at, receipt, one.leaf, one.messages)
+        values = (
+            number,
+            one.recipient,
+            one.generation,
+            one.outcome,
+            one.signed_at,
+            receipt,
+            one.leaf,
+            one.messages,
+        )
         insert = "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        if before is not None and before[0] == one.outcome == 0 and before[2] and before[3] < one.signed_at:
+        if (
+            before is not None
+            and before[0] == one.outcome == 0
+            and before[2]
+            and before[3] < one.signed_at
+        ):
             db.execute(insert, values)  # what its handler gave up it has tried again
             return one if before[2] != one.messages else None
         if before is not None and (before[0] == 0 or before[1] >= one.generation):
@@ -96,11 +129,14 @@ class OutboxReceipts(OutboxQueries):
 
     def _forget_bytes(self, number: int, when: str) -> list[str]:
         """Drops key and bytes; the names of files to delete after the commit."""
-        row = self._db.execute(f"SELECT file FROM envelopes WHERE number = ? AND {when}", (number,)).fetchone()
+        row = self._db.execute(
+            f"SELECT file FROM envelopes WHERE number = ? AND {when}", (number,)
+        ).fetchone()
         if row is None:
             return []
         self._db.execute(
-            "UPDATE envelopes SET content_key = NULL, data = NULL, file = NULL WHERE number = ?", (number,)
+            "UPDATE envelopes SET content_key = NULL, data = NULL, file = NULL WHERE number = ?",
+            (number,),
         )
         return [row[0]] if row[0] else []
 

@@ -1,7 +1,8 @@
-"""What is in the outbox and cannot be opened as it is: sealed again in the next generation, from the copy that is kept.
+"""What is in the outbox and cannot be opened as it is: sealed again in the next generation, from
+the copy that is kept.
 
-For recipients with other keys than it was sealed for, for those who are left when one was revoked, for those who read
-its route now.
+For recipients with other keys than it was sealed for, for those who are left when one was revoked,
+for those who read its route now.
 """
 
 from __future__ import annotations
@@ -45,22 +46,38 @@ class Resealing:
     _one_at_a_time: trio.Lock
 
     async def mend(
-        self, envelope_id: bytes, generation: int, refused: CipherBoxError | None = None, settled: Settled | None = None
+        self,
+        envelope_id: bytes,
+        generation: int,
+        refused: CipherBoxError | None = None,
+        settled: Settled | None = None,
     ) -> bool:
-        """HQ did not take that generation; ``refused``: because of some of its recipients, whom it names.
+        """HQ did not take that generation; ``refused``: because of some of its recipients, whom it
+        names.
 
         Whether it is sealed again: then ``settled`` is called once with the next generation.
         """
-        names, reason = (None, "") if refused is None else (refused_recipients(refused), str(refused))
-        with suppress(CipherBoxError):  # it is set aside with the reason, or waits and is tried again
-            if await self.seal_again(envelope_id, names, generation=generation, reason=reason, settled=settled):
+        names, reason = (
+            (None, "") if refused is None else (refused_recipients(refused), str(refused))
+        )
+        # it is set aside with the reason, or waits and is tried again
+        with suppress(CipherBoxError):
+            if await self.seal_again(
+                envelope_id, names, generation=generation, reason=reason, settled=settled
+            ):
                 if refused is not None:
-                    self._events.messages(SENDER, f"{refused}: {{}} is sealed again for the others", envelope_id, 1)
+                    self._events.messages(
+                        SENDER, f"{refused}: {{}} is sealed again for the others", envelope_id, 1
+                    )
                 return True
         return False
 
-    async def seal_again_all(self, client_id: str | None = None) -> tuple[int, list[CipherBoxError]]:
-        """Seals again what ``client_id`` (None: somebody) has not opened yet: how many, and why others were not."""
+    async def seal_again_all(
+        self, client_id: str | None = None
+    ) -> tuple[int, list[CipherBoxError]]:
+        """Seals again what ``client_id`` (None: somebody) has not opened yet: how many, and why
+        others were not.
+        """
         done = 0
         errors: list[CipherBoxError] = []
         without = await self._revoked()
@@ -74,35 +91,51 @@ class Resealing:
         return done, errors
 
     async def without_revoked(self) -> None:
-        """What a revoked recipient has not opened is sealed again for those who are left; once more does nothing."""
+        """What a revoked recipient has not opened is sealed again for those who are left; once
+        more does nothing.
+        """
         for name in await self._revoked():
             count = 0
             for row in await self._unopened(name):
                 if len(row.recipients) > 1:
-                    with suppress(CipherBoxError):  # it is set aside with the reason, or waits and is tried again
+                    # it is set aside with the reason, or waits and is tried again
+                    with suppress(CipherBoxError):
                         count += await self.seal_again(
-                            row.envelope_id, [name], generation=row.generation, reason=f"{name} was revoked"
+                            row.envelope_id,
+                            [name],
+                            generation=row.generation,
+                            reason=f"{name} was revoked",
                         )
             if count:
-                self._events.say(SENDER, f"{name} was revoked: {count} envelopes are sealed again for the others")
+                self._events.say(
+                    SENDER, f"{name} was revoked: {count} envelopes are sealed again for the others"
+                )
 
     async def _unopened(self, client_id: str | None) -> list[Row]:
         found: list[Row] = []
         while True:
-            page = await self.store(self.outbox.unopened_by, client_id, PAGE, found[-1].number if found else 0)
+            page = await self.store(
+                self.outbox.unopened_by, client_id, PAGE, found[-1].number if found else 0
+            )
             assert isinstance(page, list)
             if not page:
                 return found
             found += page
 
     async def seal_again(
-        self, envelope_id: bytes, without: Collection[str] | None = None, *, generation: int | None = None,
-        reason: str = "", settled: Settled | None = None,
-    ) -> bool:  # fmt: skip
-        """Seals in the next generation what is kept of an envelope, for those who read its route now and are not
-        revoked (None), or ``without`` these, with the keys they have now; keeps and sends it.  What cannot be mended is
-        set aside.  False when its bytes or its key are gone, and when it is no longer of that ``generation``: HQ's word
-        about one envelope may come in several ways at a time, and once is enough.
+        self,
+        envelope_id: bytes,
+        without: Collection[str] | None = None,
+        *,
+        generation: int | None = None,
+        reason: str = "",
+        settled: Settled | None = None,
+    ) -> bool:
+        """Seals in the next generation what is kept of an envelope, for those who read its route
+        now and are not revoked (None), or ``without`` these, with the keys they have now; keeps and
+        sends it.  What cannot be mended is set aside.  False when its bytes or its key are gone,
+        and when it is no longer of that ``generation``: HQ's word about one envelope may come in
+        several ways at a time, and once is enough.
         """
         async with self._one_at_a_time:
             row = await self.store(self.outbox.find, envelope_id)
@@ -117,9 +150,13 @@ class Resealing:
         if not isinstance(raw, bytes) or row.content_key is None:
             return False
         try:
-            item = await self._reseal(row, raw, await self._revoked() if without is None else without)
+            item = await self._reseal(
+                row, raw, await self._revoked() if without is None else without
+            )
             if item.fresh is not None:
-                item.fresh = item.fresh._replace(reason="; ".join(dict.fromkeys(filter(None, [_kept(row), reason]))))
+                item.fresh = item.fresh._replace(
+                    reason="; ".join(dict.fromkeys(filter(None, [_kept(row), reason])))
+                )
             item.settled = settled
             self.add(item)
         except CipherBoxError as error:
@@ -137,4 +174,6 @@ def _kept(row: Row) -> str:
 
 def waits(error: CipherBoxError) -> bool:
     """Whether an envelope stays in the outbox and goes out by itself when this is mended."""
-    return error.retryable or isinstance(error, CredentialsError | LogError | NetworkError | ProtocolError | StoreError)
+    return error.retryable or isinstance(
+        error, CredentialsError | LogError | NetworkError | ProtocolError | StoreError
+    )

@@ -19,7 +19,8 @@ UNTIL_OPENED, UNTIL_DELIVERED, UNTIL_CONFIRMED = "opened", "delivered", "confirm
 class OutboxEntry(NamedTuple):
     """A sealed envelope to be kept; a generation above the one that is kept takes its place.
 
-    ``replaces`` names another envelope whose place it takes: the same messages sealed anew under a fresh id.
+    ``replaces`` names another envelope whose place it takes: the same messages sealed anew under a
+    fresh id.
     """
 
     raw: bytes
@@ -52,7 +53,9 @@ class Confirmed(NamedTuple):
 
 
 class Proven(NamedTuple):
-    """HQ's proof that these envelopes are in its signed log; ``leaves``: theirs, joined, in order."""
+    """HQ's proof that these envelopes are in its signed log; ``leaves``: theirs, joined, in
+    order.
+    """
 
     entry: int
     proof: bytes
@@ -81,7 +84,8 @@ class Signed(NamedTuple):
     leaf: int
     envelope_hash: bytes
     messages: bytes = b""  # an outcome for each, where they differ
-    log_entry: int = 0  # of HQ's log, that says it was accepted, as HQ named it to the recipient; 0: it named none
+    # of HQ's log, that says it was accepted, as HQ named it to the recipient; 0: it named none
+    log_entry: int = 0
     proven_entry: int = 0  # the one that HQ has proven here, where it is another
 
 
@@ -117,10 +121,25 @@ class Row:
 def values_of(i: OutboxEntry, file: str | None, now: int) -> tuple[object, ...]:
     """A row of the outbox, in the order of its INSERT."""
     return (
-        i.envelope_id, i.generation, i.count, i.exchange, i.routing_key, names_text(i.recipients), i.flags,
-        i.route_version, i.sealed_at, len(i.raw), i.envelope_hash, i.content_key, i.raw if file is None else None,
-        file, i.transfer, now, len(i.recipients), i.commitment,
-    )  # fmt: skip
+        i.envelope_id,
+        i.generation,
+        i.count,
+        i.exchange,
+        i.routing_key,
+        names_text(i.recipients),
+        i.flags,
+        i.route_version,
+        i.sealed_at,
+        len(i.raw),
+        i.envelope_hash,
+        i.content_key,
+        i.raw if file is None else None,
+        file,
+        i.transfer,
+        now,
+        len(i.recipients),
+        i.commitment,
+    )
 
 
 _NAMES: dict[tuple[str, ...], str] = {}

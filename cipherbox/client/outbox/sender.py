@@ -1,17 +1,20 @@
-"""Sealed envelopes on their way: into the outbox, then through the line's window; HQ's word goes back to the outbox.
+"""Sealed envelopes on their way: into the outbox, then through the line's window; HQ's word goes
+back to the outbox.
 
-One task writes.  What was sealed while it wrote is the next batch, so a busy publisher pays one sync for many
-envelopes, and nothing is sent before the sync that keeps it.  Outcomes are written with the next batch, or after a
-short pause: a crash in between sends the same bytes again, which HQ confirms again.
+One task writes.  What was sealed while it wrote is the next batch, so a busy publisher pays one
+sync for many envelopes, and nothing is sent before the sync that keeps it.  Outcomes are written
+with the next batch, or after a short pause: a crash in between sends the same bytes again, which HQ
+confirms again.
 
-What earlier processes of this home left behind goes first, in its order; until that is under way, what is new waits
-behind it.  Rows that changed a moment ago may belong to a process that is sending them now: those are left alone for
-a while, and sent twice at worst.
+What earlier processes of this home left behind goes first, in its order; until that is under way,
+what is new waits behind it.  Rows that changed a moment ago may belong to a process that is sending
+them now: those are left alone for a while, and sent twice at worst.
 
-Errors are of three kinds.  The network, HQ being busy, credentials: the envelope waits, and goes out when that is
-mended.  A changed route, and recipients for whom HQ takes nothing (revoked, unknown, or they take no mail from this
-client): sealed anew for those who read it now, if the allow-list permits, and for those who are left; it waits until
-then.  Every other refusal: aside, with the reason, until a person retries or cancels it.
+Errors are of three kinds.  The network, HQ being busy, credentials: the envelope waits, and goes
+out when that is mended.  A changed route, and recipients for whom HQ takes nothing (revoked,
+unknown, or they take no mail from this client): sealed anew for those who read it now, if the
+allow-list permits, and for those who are left; it waits until then.  Every other refusal: aside,
+with the reason, until a person retries or cancels it.
 """
 
 from __future__ import annotations
@@ -52,13 +55,22 @@ in_thread = trio.to_thread.run_sync
 
 
 class OutboxSender(Resealing):
-    """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked`` names who was;
-    ``sessions``: what some of the envelopes were sealed with; ``holds``: whether bytes are signed with today's keys."""
+    """See the module.  ``reseal`` seals a row's bytes again in the next generation, ``revoked``
+    names who was; ``sessions``: what some of the envelopes were sealed with; ``holds``: whether
+    bytes are signed with today's keys.
+    """
 
     def __init__(
-        self, line: ReconnectingConnection, outbox: Outbox, events: Events, reseal: Reseal, revoked: Revoked, sender: str,
-        sessions: Sessions, holds: Callable[[bytes], bool],
-    ) -> None:  # fmt: skip
+        self,
+        line: ReconnectingConnection,
+        outbox: Outbox,
+        events: Events,
+        reseal: Reseal,
+        revoked: Revoked,
+        sender: str,
+        sessions: Sessions,
+        holds: Callable[[bytes], bool],
+    ) -> None:
         self.outbox = outbox
         self._revoked, self._sessions, self._holds = revoked, sessions, holds
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
@@ -66,7 +78,8 @@ class OutboxSender(Resealing):
         self._window.proven = self._keep_proof
         self._fresh: list[PendingPublish] = []
         self._fresh_bytes = 0
-        self._behind: list[PendingPublish] | None = []  # kept, and waiting behind what was left; None: nothing was left
+        # kept, and waiting behind what was left; None: nothing was left
+        self._behind: list[PendingPublish] | None = []
         self._known: dict[bytes, int] = {}  # envelope id -> generation, of what this process sends
         self._confirmed: list[Confirmed] = []
         self._refused: list[Refused] = []
@@ -77,12 +90,13 @@ class OutboxSender(Resealing):
         self._work = trio.Event()
         self._look = trio.Event()
         self._written = trio.Event()
-        self.compared = trio.Event()  # HQ's history was looked at: nothing it may have lost counts as confirmed
+        # HQ's history was looked at: nothing it may have lost counts as confirmed
+        self.compared = trio.Event()
         self.opened_ms = int(time.time() * 1000)
         if not outbox.waiting(0, self.opened_ms, 1):
             self._behind = None
 
-    # -- for publishers -----------------------------------------------------------------------------------------
+    # -- for publishers ----------------------------------------------------------------------------
 
     @property
     def full(self) -> bool:
@@ -116,7 +130,9 @@ class OutboxSender(Resealing):
             raise item.error
 
     async def turned(self, step: Turned) -> None:
-        """Keeps a step of a session that no envelope of the outbox made; SessionMoved, StoreError: it was not made."""
+        """Keeps a step of a session that no envelope of the outbox made; SessionMoved,
+        StoreError: it was not made.
+        """
         told = _Step(step)
         self._steps.append(told)
         self._work.set()
@@ -134,7 +150,9 @@ class OutboxSender(Resealing):
             return await in_thread(call, *arguments)
 
     async def compare(self, history: bytes) -> None:
-        """HQ has said what its history is; another one than before means that it may have lost what it confirmed."""
+        """HQ has said what its history is; another one than before means that it may have lost
+        what it confirmed.
+        """
         if history:
             await self._compare(history)
         self.compared.set()
@@ -145,11 +163,14 @@ class OutboxSender(Resealing):
         waiting.set()  # the writing task may wait for the event that was replaced
         count = await self.store(self.outbox.rewound, history)
         if count:
-            news = f"HQ was set back to an earlier state: {count} envelopes that nobody signed for are sent again"
+            news = (
+                f"HQ was set back to an earlier state: {count} envelopes that nobody signed for "
+                "are sent again"
+            )
             self._events.say(SENDER, news)
             self.look()
 
-    # -- the tasks ----------------------------------------------------------------------------------------------
+    # -- the tasks ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Until cancelled; then what is known is still written."""
@@ -196,7 +217,9 @@ class OutboxSender(Resealing):
             self._confirmed = confirmed + self._confirmed
             self._refused = refused + self._refused
             self._proven = proven + self._proven
-            failure = StoreError(f"the outbox cannot keep what was sealed, so it was not sent: {error}")
+            failure = StoreError(
+                f"the outbox cannot keep what was sealed, so it was not sent: {error}"
+            )
             for one in batch:
                 self._unkept(one, failure)
             if not fresh:
@@ -277,14 +300,20 @@ class OutboxSender(Resealing):
         raw = await self.store(self.outbox.bytes_of, row)
         if not isinstance(raw, bytes):
             found = await self.store(self.outbox.find, row.envelope_id)
-            if isinstance(found, Row) and not found.owed:  # all have opened it; the confirm went with its process
+            # all have opened it; the confirm went with its process
+            if isinstance(found, Row) and not found.owed:
                 self._confirmed.append(Confirmed(row.envelope_id, row.generation, 0, ()))
             else:
-                self._refused.append(Refused(row.envelope_id, row.generation, 0, "its bytes are gone from the outbox"))
+                self._refused.append(
+                    Refused(
+                        row.envelope_id, row.generation, 0, "its bytes are gone from the outbox"
+                    )
+                )
             self._work.set()
             return
         await self._line.ready()
-        # Sealed by an older program, or with the keys this client had before it came back: nobody takes it any more.
+        # Sealed by an older program, or with the keys this client had before it came back: nobody
+        # takes it any more.
         if version_of(raw) != VERSION or not self._holds(raw):
             await self.mend(row.envelope_id, row.generation)
             return
@@ -292,12 +321,16 @@ class OutboxSender(Resealing):
         if self._known.get(row.envelope_id, -1) < row.generation:
             self._known[row.envelope_id] = row.generation
             self._events.messages(SENDER, "Sending {} again", row.envelope_id, row.messages)
-            item = PendingPublish(raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version)
+            item = PendingPublish(
+                raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version
+            )
             item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
             self._send(item)
 
     async def _for_the_others(self, item: PendingPublish, error: CipherBoxError) -> None:
-        """HQ refuses some of its recipients; its owner hears so when the others' generation is settled."""
+        """HQ refuses some of its recipients; its owner hears so when the others' generation is
+        settled.
+        """
 
         def settled(new: PendingPublish | None) -> None:
             text = f"{error}; the others get it: {', '.join(item.others)}"
@@ -310,21 +343,25 @@ class OutboxSender(Resealing):
             settled(None)
 
     def _keep_proof(self, frame: Confirm, items: list[PendingPublish]) -> None:
-        """HQ has proven that these are in its signed log: the proof is kept with those that are in the outbox."""
+        """HQ has proven that these are in its signed log: the proof is kept with those that are
+        in the outbox.
+        """
         names = tuple(item.envelope_id for item in items if item.kept)
         if names:
             leaves = b"".join(item.leaf() for item in items)
             self._proven.append(Proven(frame.log_position, frame.proof, leaves, names))
             self._work.set()
 
-    # -- outcomes -----------------------------------------------------------------------------------------------
+    # -- outcomes ----------------------------------------------------------------------------------
 
     def _settled(self, item: PendingPublish) -> None:
         self._known.pop(item.envelope_id, None)
         error = item.error
         if item.result is not None:
             self._confirmed.append(
-                Confirmed(item.envelope_id, item.generation, item.result.accepted_at, item.result.queues)
+                Confirmed(
+                    item.envelope_id, item.generation, item.result.accepted_at, item.result.queues
+                )
             )
         elif isinstance(error, RouteChanged):
             if item.owner is None:
@@ -340,9 +377,12 @@ class OutboxSender(Resealing):
             _tell(item)
         else:
             self._events.messages(
-                SENDER, "Server ACK received for {}" if error is None else f"{{}}: {error}",
-                item.envelope_id, item.count, mark=error is None,
-            )  # fmt: skip
+                SENDER,
+                "Server ACK received for {}" if error is None else f"{{}}: {error}",
+                item.envelope_id,
+                item.count,
+                mark=error is None,
+            )
 
 
 @attrs.define(eq=False)
@@ -361,7 +401,9 @@ def _turned(one: PendingPublish | _Step) -> tuple[Turned, ...]:
 
 
 def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:
-    """Who could get an envelope that HQ refused because of some recipients; of a route nobody can be left out."""
+    """Who could get an envelope that HQ refused because of some recipients; of a route nobody
+    can be left out.
+    """
     refused = refused_recipients(error)
     prefix = split(item.raw).prefix if refused else None
     if prefix is None or not is_mailbox(prefix.exchange, prefix.routing_key):

@@ -1,4 +1,6 @@
-"""Where a message is, from its sender's view: what the outbox knows, what HQ says, what the recipients signed."""
+"""Where a message is, from its sender's view: what the outbox knows, what HQ says, what the
+recipients signed.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ _ASK_S = 0.5  # between questions to HQ while waiting for a delivery
 
 @attrs.frozen
 class Step:
-    """One thing that happened; ``at`` is ms since 1970, 0 unknown; ``what`` is a fixed word for scripts."""
+    """One thing that happened; ``at`` is ms since 1970, 0 unknown; ``what`` is a fixed word for
+    scripts.
+    """
 
     at: int
     what: str
@@ -47,8 +51,9 @@ class Step:
 
 @attrs.frozen
 class Timeline:
-    """What is known of one message.  ``open_for``: who has said nothing yet.  ``report``: what HQ says; None: it
-    is away."""
+    """What is known of one message.  ``open_for``: who has said nothing yet.  ``report``: what
+    HQ says; None: it is away.
+    """
 
     message_id: uuid.UUID
     recipients: tuple[str, ...]
@@ -82,16 +87,22 @@ class Tracking(TopologyCalls):
         """All that is known of a message sent from here, in order; NotFound if it was not."""
         row = await self.sent(message)
         if row is None:
-            raise NotFound(f"message {message} was not sent from this home, or its history was dropped")
+            raise NotFound(
+                f"message {message} was not sent from this home, or its history was dropped"
+            )
         steps = [Step(row.sealed_at, "sealed", "sealed on this machine and kept in the outbox")]
         _, index = split_message_id(message)
         proof: Any = await self.outbox().store(self.outbox().outbox.proof, row.number)
         signed = await self._signed(row, index, proof)
         report = await self._asked(row)
-        accepted_at = row.accepted_at or (report.accepted_at if report is not None and report.found else 0)
+        accepted_at = row.accepted_at or (
+            report.accepted_at if report is not None and report.found else 0
+        )
         if accepted_at:
             entry = f", entry {proof[0]} of its signed log" if proof is not None else ""
-            steps.append(Step(accepted_at, "confirmed", f"confirmed by HQ: on its stable storage{entry}"))
+            steps.append(
+                Step(accepted_at, "confirmed", f"confirmed by HQ: on its stable storage{entry}")
+            )
         else:
             steps.append(_not_confirmed(row, self.line.trouble))
         if report is not None and report.found:
@@ -101,32 +112,48 @@ class Tracking(TopologyCalls):
         said = {step.client_id for step in signed}
         open_for = tuple(name for name in row.recipients if name not in said)
         shown = message_id(row.envelope_id, index)
-        files: Any = await self.outbox().store(FolderFiles(self.outbox().outbox).of_envelope, row.envelope_id)
+        files: Any = await self.outbox().store(
+            FolderFiles(self.outbox().outbox).of_envelope, row.envelope_id
+        )
         file = next(("/".join(one.path) for one in files if one.message == index), "")
         return Timeline(shown, row.recipients, tuple(steps), open_for, report, file)
 
-    async def _signed(self, row: Row, index: int, proof: tuple[int, bytes, bytes] | None) -> list[Step]:
+    async def _signed(
+        self, row: Row, index: int, proof: tuple[int, bytes, bytes] | None
+    ) -> list[Step]:
         outcomes = await self.outbox().store(self.outbox().outbox.outcomes, row.number)
         assert isinstance(outcomes, list)
         steps = []
         for recipient, whole, signed_at, receipt, leaf, messages in outcomes:
-            outcome = messages[index] if whole == Outcome.OPENED and index < len(messages) else whole
+            outcome = (
+                messages[index] if whole == Outcome.OPENED and index < len(messages) else whole
+            )
             opened = outcome == Outcome.OPENED
-            text = f"opened by {recipient}" if opened else f"refused by {recipient}: {words(outcome)}"
+            text = (
+                f"opened by {recipient}" if opened else f"refused by {recipient}: {words(outcome)}"
+            )
             what = "opened" if opened else "refused"
             other = await self._other_entry(receipt, leaf, proof)
             steps.append(Step(signed_at, what, f"{text} (receipt verified{other})", recipient))
         return steps
 
-    async def _other_entry(self, receipt: int, at: int, proof: tuple[int, bytes, bytes] | None) -> str:
-        """In words, that a receipt names another entry of HQ's log than HQ proved here; mostly empty."""
+    async def _other_entry(
+        self, receipt: int, at: int, proof: tuple[int, bytes, bytes] | None
+    ) -> str:
+        """In words, that a receipt names another entry of HQ's log than HQ proved here; mostly
+        empty.
+        """
         kept: Any = await self.outbox().store(self.outbox().outbox.receipt, receipt)
         leaf = decode_group(kept[0]).leaves[at] if kept is not None else None
         if leaf is None:
             return ""
         name = log.leaf(leaf.envelope_id, leaf.generation, leaf.envelope_hash)
         other = another_entry(leaf.log_entry, name, proof)
-        return f"; it names entry {leaf.log_entry} of HQ's log, and HQ proved entry {other} here" if other else ""
+        return (
+            f"; it names entry {leaf.log_entry} of HQ's log, and HQ proved entry {other} here"
+            if other
+            else ""
+        )
 
     async def _asked(self, row: Row) -> frames.StatusReport | None:
         try:
@@ -135,14 +162,17 @@ class Tracking(TopologyCalls):
             return None
 
     async def wait_for(self, envelope_ids: Sequence[bytes], what: str, within_s: float) -> bool:
-        """Waits until all of these were delivered, or opened, by every recipient; False when time is up.
+        """Waits until all of these were delivered, or opened, by every recipient; False when time
+        is up.
 
-        ``what``: delivered or opened.  RecipientRefuses when one of them signed that it does not take it, or that its
-        handler gave it up: it is not waited for what does not come.
+        ``what``: delivered or opened.  RecipientRefuses when one of them signed that it does not
+        take it, or that its handler gave it up: it is not waited for what does not come.
         """
         with trio.move_on_after(within_s):
             for envelope_id in envelope_ids:
-                await (self._opened(envelope_id) if what == "opened" else self._delivered(envelope_id))
+                await (
+                    self._opened(envelope_id) if what == "opened" else self._delivered(envelope_id)
+                )
             return True
         return False
 
@@ -153,7 +183,8 @@ class Tracking(TopologyCalls):
             await self._taken(row)
             if isinstance(row, Row) and row.owed <= 0:
                 return
-            with trio.move_on_after(_ASK_S):  # another program of this home may have taken the receipt
+            # another program of this home may have taken the receipt
+            with trio.move_on_after(_ASK_S):
                 await news.wait()
 
     async def _delivered(self, envelope_id: bytes) -> None:
@@ -164,14 +195,20 @@ class Tracking(TopologyCalls):
                 if not error.retryable:
                     raise
                 report = None
-            if report is not None and report.found and all(t.state in (DELIVERED, ACKNOWLEDGED) for t in report.traces):
+            if (
+                report is not None
+                and report.found
+                and all(t.state in (DELIVERED, ACKNOWLEDGED) for t in report.traces)
+            ):
                 await self.outbox().store(self.outbox().outbox.delivered, envelope_id)
                 return
             await self._taken(await self.outbox().store(self.outbox().outbox.find, envelope_id))
             await trio.sleep(_ASK_S)
 
     async def _taken(self, row: object) -> None:
-        """RecipientRefuses when somebody refused it, unless it is sealed again for the keys of now."""
+        """RecipientRefuses when somebody refused it, unless it is sealed again for the keys of
+        now.
+        """
         if not isinstance(row, Row):
             return
         found: Any = await self.outbox().store(self.outbox().outbox.refusals, row.number)
@@ -186,7 +223,9 @@ class Tracking(TopologyCalls):
         """Recipient -> receipt file, for everybody who has signed for this message so far."""
         row = await self.sent(message)
         if row is None:
-            raise NotFound(f"message {message} was not sent from this home, or its history was dropped")
+            raise NotFound(
+                f"message {message} was not sent from this home, or its history was dropped"
+            )
         _, index = split_message_id(message)
         outbox = self.outbox().outbox
         found: dict[str, bytes] = {}
@@ -203,7 +242,9 @@ class Tracking(TopologyCalls):
 def _not_confirmed(row: Row, trouble: CipherBoxError | None) -> Step:
     if row.state == WAITING:
         why = f": {trouble}" if trouble is not None else ""
-        return Step(0, "waiting", f"waits in the outbox of this machine{why}; it goes out by itself")
+        return Step(
+            0, "waiting", f"waits in the outbox of this machine{why}; it goes out by itself"
+        )
     if row.state == ASIDE:
         return Step(row.changed_at, "aside", f"refused by HQ and set aside: {row.reason}")
     if row.state == CANCELLED:

@@ -1,8 +1,9 @@
 """The outbox's files under way: a reference to each file, and which of its parts HQ has.
 
-A row of `transfers` keeps what the file was when it was taken: where, how large, when last changed; a row of `parts`
-the hash of each part HQ confirmed and the envelope it went in.  The bytes stay in the file.  So a crash costs the parts
-that were in flight, which are read, sealed and sent again under fresh ids; the recipient takes each part once.
+A row of `transfers` keeps what the file was when it was taken: where, how large, when last changed;
+a row of `parts` the hash of each part HQ confirmed and the envelope it went in.  The bytes stay in
+the file.  So a crash costs the parts that were in flight, which are read, sealed and sent again
+under fresh ids; the recipient takes each part once.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ COPIES = "copies"
 COPY, LOCKED_COPY = 1, 2
 _STEP = 4 * 1024 * 1024
 _COLUMNS = (
-    "number, id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, copied, state, reason, "
-    "manifest, made_at, done_bytes, stanza, entries"
+    "number, id, file, path, size, modified_ns, part_bytes, recipients, content_type, compress, "
+    "copied, state, reason, manifest, made_at, done_bytes, stanza, entries"
 )
 
 
@@ -83,12 +84,15 @@ def check_path(file: Path, path: Sequence[str]) -> None:
         raise FileError(f"a name that is not UTF-8 cannot be sent; rename it: {name}") from None
     if len(path) > LIMITS.path_names + 1:
         raise FileError(
-            f"{file} lies {len(path) - 1} directories deep; {LIMITS.path_names} can be sent: pack them into one file"
+            f"{file} lies {len(path) - 1} directories deep; {LIMITS.path_names} can be sent: "
+            "pack them into one file"
         )
 
 
 def check_file(file: Path) -> os.stat_result:
-    """What the system says of a file; FileError if it is none that can be sent, FileUnreadable if not now."""
+    """What the system says of a file; FileError if it is none that can be sent, FileUnreadable
+    if not now.
+    """
     try:
         stat = file.stat()
     except OSError as error:
@@ -101,7 +105,9 @@ def check_file(file: Path) -> os.stat_result:
 
 
 class Transfers:
-    """See the module; uses the outbox's database, so calls come one at a time with the outbox's own."""
+    """See the module; uses the outbox's database, so calls come one at a time with the outbox's
+    own.
+    """
 
     def __init__(self, outbox: Outbox) -> None:
         self._db, self._path = outbox.database
@@ -109,10 +115,19 @@ class Transfers:
         self._hides = outbox.hides
 
     def begin(
-        self, file: Path, path: Sequence[str], recipients: Sequence[str], content_type: str, *, compress: bool,
-        copy: bool, stanza: int = 0, claim: FolderFile | None = None,
-    ) -> Transfer:  # fmt: skip
-        """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while it is copied.
+        self,
+        file: Path,
+        path: Sequence[str],
+        recipients: Sequence[str],
+        content_type: str,
+        *,
+        compress: bool,
+        copy: bool,
+        stanza: int = 0,
+        claim: FolderFile | None = None,
+    ) -> Transfer:
+        """Takes a file; FileError if it is none that can be sent, FileChanged if it changes while
+        it is copied.
 
         ``claim``: it is this file of the agent's folder, recorded in the same transaction.
         """
@@ -132,14 +147,24 @@ class Transfers:
                 raise FileChanged(f"{file} changed while it was copied")
         with transaction(self._db, self._path):
             number = self._db.execute(
-                "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, "
-                "compress, copied, made_at, stanza) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, "
+                "recipients, content_type, compress, copied, made_at, stanza) VALUES (?, ?, ?, "
+                "?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    transfer_id, str(kept), orjson.dumps(list(path)).decode(), stat.st_size,
-                    int64(kept.stat().st_mtime_ns), part_bytes, orjson.dumps(list(recipients)).decode(), content_type,
-                    compress, self._copy_kind(copy), now_ms(), stanza,
+                    transfer_id,
+                    str(kept),
+                    orjson.dumps(list(path)).decode(),
+                    stat.st_size,
+                    int64(kept.stat().st_mtime_ns),
+                    part_bytes,
+                    orjson.dumps(list(recipients)).decode(),
+                    content_type,
+                    compress,
+                    self._copy_kind(copy),
+                    now_ms(),
+                    stanza,
                 ),
-            ).lastrowid  # fmt: skip
+            ).lastrowid
             if claim is not None:
                 insert_file(self._db, claim, now_ms(), transfer=number)
         found = self.find(number or 0)
@@ -147,7 +172,13 @@ class Transfers:
         return found
 
     def begin_directory(
-        self, folder: Path, recipients: Sequence[str], *, compress: bool, copy: bool, stanza: int = 0
+        self,
+        folder: Path,
+        recipients: Sequence[str],
+        *,
+        compress: bool,
+        copy: bool,
+        stanza: int = 0,
     ) -> Transfer:
         """Takes a directory with all its files, to be sent as one; errors as of `begin`."""
         folder = folder.resolve()
@@ -168,14 +199,25 @@ class Transfers:
                 raise FileChanged(f"{folder} changed while it was copied")
         with transaction(self._db, self._path):
             number = self._db.execute(
-                "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, recipients, content_type, "
-                "compress, copied, made_at, stanza, entries) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO transfers (id, file, path, size, modified_ns, part_bytes, "
+                "recipients, content_type, compress, copied, made_at, stanza, entries) VALUES "
+                "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    transfer_id, str(kept), orjson.dumps([folder.name]).decode(), size, modified_ns, part_bytes,
-                    orjson.dumps(list(recipients)).decode(), DIRECTORY, compress, self._copy_kind(copy), now_ms(),
-                    stanza, orjson.dumps([tuple(one) for one in entries]).decode(),
+                    transfer_id,
+                    str(kept),
+                    orjson.dumps([folder.name]).decode(),
+                    size,
+                    modified_ns,
+                    part_bytes,
+                    orjson.dumps(list(recipients)).decode(),
+                    DIRECTORY,
+                    compress,
+                    self._copy_kind(copy),
+                    now_ms(),
+                    stanza,
+                    orjson.dumps([tuple(one) for one in entries]).decode(),
                 ),
-            ).lastrowid  # fmt: skip
+            ).lastrowid
         found = self.find(number or 0)
         assert found is not None
         return found
@@ -190,7 +232,8 @@ class Transfers:
     def of_file(self, file: str, size: int, modified_ns: int) -> Transfer | None:
         """The newest transfer of this very file that was not stopped."""
         rows = self._rows(
-            "WHERE file = ? AND size = ? AND modified_ns = ? AND state < 2 ORDER BY number DESC LIMIT 1",
+            "WHERE file = ? AND size = ? AND modified_ns = ? AND state < 2 ORDER BY number DESC "
+            "LIMIT 1",
             (file, size, modified_ns),
         )
         return rows[0] if rows else None
@@ -206,7 +249,11 @@ class Transfers:
     def hashes(self, number: int) -> dict[int, bytes]:
         """Part -> SHA-256, of those HQ has."""
         with translated(self._path):
-            return dict(self._db.execute("SELECT part, hash FROM parts WHERE transfer = ?", (number,)).fetchall())
+            return dict(
+                self._db.execute(
+                    "SELECT part, hash FROM parts WHERE transfer = ?", (number,)
+                ).fetchall()
+            )
 
     def confirmed(self, number: int, parts: Sequence[tuple[int, bytes, bytes, int]]) -> None:
         """HQ has these: (part, hash, envelope id, bytes)."""
@@ -221,7 +268,9 @@ class Transfers:
             )
 
     def lost(self, envelope_id: bytes) -> int | None:
-        """A recipient could not open this part: it is to be sent again.  The transfer's number, None: no part."""
+        """A recipient could not open this part: it is to be sent again.  The transfer's number,
+        None: no part.
+        """
         with transaction(self._db, self._path):
             row = self._db.execute(
                 "SELECT transfer, part FROM parts WHERE envelope_id = ?", (envelope_id,)
@@ -229,14 +278,22 @@ class Transfers:
             if row is None:
                 return None
             self._db.execute("DELETE FROM parts WHERE transfer = ? AND part = ?", row)
-            self._db.execute("UPDATE transfers SET state = 0, reason = '' WHERE number = ? AND state = 1", (row[0],))
+            self._db.execute(
+                "UPDATE transfers SET state = 0, reason = '' WHERE number = ? AND state = 1",
+                (row[0],),
+            )
             return int(row[0])
 
-    def finish(self, transfer: Transfer, state: int, *, manifest: bytes | None = None, reason: str = "") -> None:
-        """SENT with the manifest's envelope, or STOPPED with the reason; a copy goes when it is no longer needed."""
+    def finish(
+        self, transfer: Transfer, state: int, *, manifest: bytes | None = None, reason: str = ""
+    ) -> None:
+        """SENT with the manifest's envelope, or STOPPED with the reason; a copy goes when it is
+        no longer needed.
+        """
         with transaction(self._db, self._path):
             self._db.execute(
-                "UPDATE transfers SET state = ?, manifest = coalesce(?, manifest), reason = ? WHERE number = ?",
+                "UPDATE transfers SET state = ?, manifest = coalesce(?, manifest), reason = ? "
+                "WHERE number = ?",
                 (state, manifest, reason, transfer.number),
             )
 
@@ -244,7 +301,9 @@ class Transfers:
         """Records that it goes to fewer recipients."""
         names = orjson.dumps(list(transfer.recipients)).decode()
         with transaction(self._db, self._path):
-            self._db.execute("UPDATE transfers SET recipients = ? WHERE number = ?", (names, transfer.number))
+            self._db.execute(
+                "UPDATE transfers SET recipients = ? WHERE number = ?", (names, transfer.number)
+            )
 
     def opened(self, manifest: bytes) -> None:
         """All recipients have signed for the manifest: what was kept for the file goes."""
@@ -260,7 +319,9 @@ class Transfers:
 
 
 def entries_of(folder: Path) -> tuple[SourceEntry, ...]:
-    """Everything in a directory, in order; links are followed to files only.  FileError for what cannot be sent."""
+    """Everything in a directory, in order; links are followed to files only.  FileError for what
+    cannot be sent.
+    """
     found: list[SourceEntry] = []
     for where, names, files in os.walk(folder):
         names.sort()
@@ -274,9 +335,13 @@ def entries_of(folder: Path) -> tuple[SourceEntry, ...]:
             check_path(here, (folder.name, *here.relative_to(folder).parts))
             found.append(SourceEntry(here.relative_to(folder).as_posix(), -1, 0))
         if len(found) > LIMITS.entries:
-            raise FileError(f"{folder} holds more than {LIMITS.entries} files; pack them into one file")
+            raise FileError(
+                f"{folder} holds more than {LIMITS.entries} files; pack them into one file"
+            )
     if sum(one.path.count("/") + 1 for one in found) > NAMES_OF_ENTRIES:
-        raise FileError(f"{folder} holds too many directories inside each other; pack them into one file")
+        raise FileError(
+            f"{folder} holds too many directories inside each other; pack them into one file"
+        )
     if not any(one.size >= 0 for one in found):
         raise FileError(f"there is no file in {folder}")
     return tuple(found)
@@ -317,5 +382,7 @@ def _transfer(row: Sequence[object]) -> Transfer:
     for at in (3, 7):
         fields[at] = tuple(orjson.loads(str(fields[at])))
     fields[9] = bool(fields[9])
-    fields[17] = tuple(SourceEntry(*one) for one in orjson.loads(str(fields[17]))) if fields[17] else ()
+    fields[17] = (
+        tuple(SourceEntry(*one) for one in orjson.loads(str(fields[17]))) if fields[17] else ()
+    )
     return Transfer(*fields)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """The allow-list: whom this sender permits as recipients behind an exchange.
 
-HQ says who reads a route; whether they may is the sender's word.  ``allow.json`` maps an exchange's name to client ids,
-or to "*": anybody whom this HQ's CA certified.  An exchange without an entry permits nobody.  The default exchange has
-the empty name.
+HQ says who reads a route; whether they may is the sender's word.  ``allow.json`` maps an exchange's
+name to client ids, or to "*": anybody whom this HQ's CA certified.  An exchange without an entry
+permits nobody.  The default exchange has the empty name.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class AllowList:
                     raise InvalidRequest("it is neither a list nor *")
                 found[exchange] = [check_client_id(str(name)) for name in allowed]
             except InvalidRequest as error:
-                text = f'{self._path}: {exchange!r} maps to client ids in a list, or to "*": {error}'
+                text = (
+                    f'{self._path}: {exchange!r} maps to client ids in a list, or to "*": {error}'
+                )
                 raise ConfigError(text) from None
         return found
 
@@ -64,13 +66,17 @@ class AllowList:
         self._write(entries)
 
     def remove(self, exchange: str, client_ids: Iterable[str] | None) -> None:
-        """Takes these clients off; None: the whole list.  Nobody can be taken off "anybody": remove that first."""
+        """Takes these clients off; None: the whole list.  Nobody can be taken off "anybody":
+        remove that first.
+        """
         entries = self.entries()
         before = entries.get(exchange, [])
         if client_ids is None:
             entries.pop(exchange, None)
         elif before == ANYBODY:
-            raise InvalidRequest(f"{exchange!r} permits anybody; take that away first, then name who may")
+            raise InvalidRequest(
+                f"{exchange!r} permits anybody; take that away first, then name who may"
+            )
         else:
             gone = set(client_ids)
             entries[exchange] = [name for name in before if name not in gone]
@@ -84,9 +90,11 @@ class AllowList:
         strangers = sorted(set(client_ids) - set(allowed))
         if strangers:
             raise NotAllowed(
-                f"exchange {exchange!r} leads to {', '.join(strangers)}, whom your allow-list for it does not hold; "
-                "nothing was sent"
+                f"exchange {exchange!r} leads to {', '.join(strangers)}, whom your allow-list "
+                "for it does not hold; nothing was sent"
             )
 
     def _write(self, entries: dict[str, Allowed]) -> None:
-        write_atomic(self._path, orjson.dumps(entries, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+        write_atomic(
+            self._path, orjson.dumps(entries, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        )

@@ -1,8 +1,9 @@
 """Sends files of any size: part after part through a bounded window, then the manifest.
 
-A part is read, hashed and compressed in a thread while the one before is sealed; at most `parts_in_flight` are
-unconfirmed.  What HQ has is recorded as it confirms, so an interruption costs what was in flight.  The file must stay
-as it was taken: its size and time are compared at every part, and what changed stops for good.
+A part is read, hashed and compressed in a thread while the one before is sealed; at most
+`parts_in_flight` are unconfirmed.  What HQ has is recorded as it confirms, so an interruption costs
+what was in flight.  The file must stay as it was taken: its size and time are compared at every
+part, and what changed stops for good.
 """
 
 from __future__ import annotations
@@ -54,10 +55,17 @@ class _Read(NamedTuple):
 
 
 class FileSender:
-    """Sends one file.  ``patient``: waits for HQ as long as it takes, else Queued when it cannot be reached."""
+    """Sends one file.  ``patient``: waits for HQ as long as it takes, else Queued when it cannot
+    be reached.
+    """
 
     def __init__(
-        self, client: Client, transfer: Transfer, *, patient: bool = False, on_progress: OnProgress | None = None
+        self,
+        client: Client,
+        transfer: Transfer,
+        *,
+        patient: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> None:
         self._client, self._transfer, self._patient = client, transfer, patient
         self._on_progress = on_progress
@@ -73,8 +81,9 @@ class FileSender:
     async def run(self) -> Confirmation:
         """Until HQ has every part and the manifest; the manifest's confirmation.
 
-        FileChanged, or a refusal by HQ: the transfer is stopped and says why.  Queued: it goes on later.  When only
-        some of its recipients are refused, the others get it; those are `missing`.
+        FileChanged, or a refusal by HQ: the transfer is stopped and says why.  Queued: it goes on
+        later.  When only some of its recipients are refused, the others get it; those are
+        `missing`.
         """
         missing: tuple[str, ...] = ()
         try:
@@ -89,11 +98,15 @@ class FileSender:
         except CipherBoxError as error:
             if not waits(error):
                 reason = str(error)
-                await self._post.store(lambda: self._transfers.finish(self._transfer, STOPPED, reason=reason))
+                await self._post.store(
+                    lambda: self._transfers.finish(self._transfer, STOPPED, reason=reason)
+                )
             raise
 
     async def _leave_out(self, error: CipherBoxError) -> tuple[str, ...]:
-        """Whom HQ or the directory refuses, while there are others: the file goes to these, from where it is."""
+        """Whom HQ or the directory refuses, while there are others: the file goes to these, from
+        where it is.
+        """
         transfer = self._transfer
         refused = tuple(name for name in transfer.recipients if name in refused_recipients(error))
         left = tuple(name for name in transfer.recipients if name not in refused)
@@ -118,9 +131,16 @@ class FileSender:
         self._done_bytes = sum(_size(transfer, part) for part in hashes)
         self._tell()
         address = PublishOptions.make(
-            list(transfer.recipients), "", "", "bulk", stanza=transfer.stanza or None, cipher=None, allow_mixed=False,
-            expires_at=0, partial=False,
-        )  # fmt: skip
+            list(transfer.recipients),
+            "",
+            "",
+            "bulk",
+            stanza=transfer.stanza or None,
+            cipher=None,
+            allow_mixed=False,
+            expires_at=0,
+            partial=False,
+        )
         target = await client.sealer.target(address)
         source = open_source(transfer, client.home.keeper.content)
         try:
@@ -135,14 +155,25 @@ class FileSender:
             source.close()
             await self._record()
         manifest = Manifest(
-            transfer.id, transfer.path, transfer.size, transfer.part_bytes,
-            tuple(self._hashes[part] for part in range(transfer.parts)), max(0, modified_ns // 1_000_000),
+            transfer.id,
+            transfer.path,
+            transfer.size,
+            transfer.part_bytes,
+            tuple(self._hashes[part] for part in range(transfer.parts)),
+            max(0, modified_ns // 1_000_000),
             transfer.content_type,
-            tuple(Entry(one.path, one.size, max(0, one.modified_ns // 1_000_000)) for one in transfer.entries),
-        )  # fmt: skip
+            tuple(
+                Entry(one.path, one.size, max(0, one.modified_ns // 1_000_000))
+                for one in transfer.entries
+            ),
+        )
         message = manifest_message(manifest)
         kept = await client.publish(
-            [message], to=list(transfer.recipients), box="bulk", stanza=transfer.stanza or None, wait=False
+            [message],
+            to=list(transfer.recipients),
+            box="bulk",
+            stanza=transfer.stanza or None,
+            wait=False,
         )
         await self._post.store(
             lambda: self._transfers.finish(transfer, SENT, manifest=kept.envelope_id)
@@ -156,12 +187,14 @@ class FileSender:
             row = await self._post.store(self._post.outbox.find, kept.envelope_id)
             if isinstance(row, Row) and row.state != WAITING:
                 if row.state != CONFIRMED:
-                    raise FileError(f"HQ refused the manifest of {self._transfer.file}: {row.reason}")
+                    raise FileError(
+                        f"HQ refused the manifest of {self._transfer.file}: {row.reason}"
+                    )
                 return Confirmation(row.accepted_at, row.queues, (), False, kept.envelopes)
             self._give_up()
             await trio.sleep(_LOOK_S / 5)
 
-    # -- parts --------------------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------
 
     async def _read_all(self, source: Source, out: trio.MemorySendChannel[_Read]) -> None:
         before = dict(self._hashes)  # what HQ had of it already must be of this very content
@@ -172,7 +205,9 @@ class FileSender:
                     if part not in before:
                         await out.send(one)
                     elif one.digest != before[part]:
-                        raise FileChanged(f"{self._transfer.file} is not the file whose first parts HQ has")
+                        raise FileChanged(
+                            f"{self._transfer.file} is not the file whose first parts HQ has"
+                        )
                 except CipherBoxError as error:
                     self._fail(error)
                     return
@@ -188,7 +223,9 @@ class FileSender:
             raise FileChanged(f"{transfer.file} became shorter while it was sent")
         if not transfer.entries:
             source.check()  # a directory's files were looked at as they were read
-        message = part_message(transfer.id, part, transfer.part_bytes, data, compress=transfer.compress)
+        message = part_message(
+            transfer.id, part, transfer.part_bytes, data, compress=transfer.compress
+        )
         return _Read(part, hashlib.sha256(data).digest(), pack([message]), size)
 
     async def _send(self, address: PublishOptions, target: ResolvedRoute, one: _Read) -> None:
@@ -234,8 +271,9 @@ class FileSender:
         if line.away and not self._patient:
             transfer = self._transfer
             raise Queued(
-                f"HQ cannot be reached ({line.trouble}). It has {self._done_bytes} of the {transfer.size} bytes of "
-                f"{transfer.file}; the rest goes out with the next command, or by itself while `cipherbox agent` runs"
+                f"HQ cannot be reached ({line.trouble}). It has {self._done_bytes} of the "
+                f"{transfer.size} bytes of {transfer.file}; the rest goes out with the next "
+                "command, or by itself while `cipherbox agent` runs"
             )
 
     def _fail(self, error: CipherBoxError) -> None:
@@ -253,29 +291,50 @@ class FileSender:
 
 @checked
 async def send_file(
-    client: Client, file: Path | str, path: Sequence[str], recipients: Sequence[str], content_type: str, *,
-    compress: bool = False, copy: bool = False, stanza: int | str | None = None, patient: bool = False,
+    client: Client,
+    file: Path | str,
+    path: Sequence[str],
+    recipients: Sequence[str],
+    content_type: str,
+    *,
+    compress: bool = False,
+    copy: bool = False,
+    stanza: int | str | None = None,
+    patient: bool = False,
     on_progress: OnProgress | None = None,
-) -> Confirmation:  # fmt: skip
-    """Takes a file into the outbox and sends it; see `FileSender.run`.  ``path``: the names the recipients see."""
+) -> Confirmation:
+    """Takes a file into the outbox and sends it; see `FileSender.run`.  ``path``: the names the
+    recipients see.
+    """
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
         raise InvalidRequest("sessions are for messages; send a file without stanza 'ratchet'")
     post, file = client.outbox(), Path(file)
     transfers = Transfers(post.outbox)
     transfer = await post.store(
-        lambda: transfers.begin(file, path, recipients, content_type, compress=compress, copy=copy, stanza=kind)
+        lambda: transfers.begin(
+            file, path, recipients, content_type, compress=compress, copy=copy, stanza=kind
+        )
     )
     assert isinstance(transfer, Transfer)
-    client.events.say(SENDER, f"Sending {'/'.join(path)}, {transfer.size} bytes in {transfer.parts} parts")
+    client.events.say(
+        SENDER, f"Sending {'/'.join(path)}, {transfer.size} bytes in {transfer.parts} parts"
+    )
     return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
 
 
 @checked
 async def send_directory(
-    client: Client, folder: Path | str, recipients: Sequence[str], *, compress: bool = False, copy: bool = False,
-    stanza: int | str | None = None, patient: bool = False, on_progress: OnProgress | None = None,
-) -> Confirmation:  # fmt: skip
+    client: Client,
+    folder: Path | str,
+    recipients: Sequence[str],
+    *,
+    compress: bool = False,
+    copy: bool = False,
+    stanza: int | str | None = None,
+    patient: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Confirmation:
     """As `send_file`: a directory with all its files as one, under its name."""
     kind = int(stanza_type(stanza) or 0)
     if kind == StanzaType.RATCHET:
@@ -283,10 +342,14 @@ async def send_directory(
     post, folder = client.outbox(), Path(folder)
     transfers = Transfers(post.outbox)
     transfer = await post.store(
-        lambda: transfers.begin_directory(folder, recipients, compress=compress, copy=copy, stanza=kind)
+        lambda: transfers.begin_directory(
+            folder, recipients, compress=compress, copy=copy, stanza=kind
+        )
     )
     assert isinstance(transfer, Transfer)
-    client.events.say(SENDER, f"Sending {transfer.path[0]}, {len(transfer.entries)} files, {transfer.size} bytes")
+    client.events.say(
+        SENDER, f"Sending {transfer.path[0]}, {len(transfer.entries)} files, {transfer.size} bytes"
+    )
     return await FileSender(client, transfer, patient=patient, on_progress=on_progress).run()
 
 

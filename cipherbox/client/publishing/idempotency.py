@@ -1,9 +1,11 @@
-"""Publish once: an idempotency key makes a repeated publish harmless, also from another process and after a crash.
+"""Publish once: an idempotency key makes a repeated publish harmless, also from another process and
+after a crash.
 
-The key is recorded in the outbox in the transaction that keeps the envelope, unique for this sender and route.  So of
-two publishes at once with one key, one wins, and the other finds the winner's row.  The same key with the same content
-answers with the first confirmation; with other content it is refused.  A message that HQ refused or that was cancelled
-never went anywhere: its key is free, and the next publish takes its place.
+The key is recorded in the outbox in the transaction that keeps the envelope, unique for this sender
+and route.  So of two publishes at once with one key, one wins, and the other finds the winner's
+row.  The same key with the same content answers with the first confirmation; with other content it
+is refused.  A message that HQ refused or that was cancelled never went anywhere: its key is free,
+and the next publish takes its place.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ async def publish_once(
             if not gone_nowhere:
                 if digest != once.digest:
                     raise KeyReused(
-                        f"idempotency key {key[:80]!r} was used before with other content, for message "
-                        f"{message_id(envelope_id, 0)}; a new message needs a new key"
+                        f"idempotency key {key[:80]!r} was used before with other content, for "
+                        f"message {message_id(envelope_id, 0)}; a new message needs a new key"
                     )
                 return await _first(client, envelope_id, wait)
             replaces = envelope_id
@@ -62,7 +64,9 @@ async def publish_once(
 
 
 async def _first(client: Client, envelope_id: bytes, wait: bool) -> Confirmation:
-    """The confirmation of what was published before, once HQ has given it; Queued when it does not come in time."""
+    """The confirmation of what was published before, once HQ has given it; Queued when it does
+    not come in time.
+    """
     post = client.outbox()
     patience = Patience(client.line)
     looked = False
@@ -73,13 +77,17 @@ async def _first(client: Client, envelope_id: bytes, wait: bool) -> Confirmation
                 raise from_wire(row.code, row.reason or "it was cancelled on this machine")
             count = row.messages if isinstance(row, Row) else 1
             accepted_at, queues = (row.accepted_at, row.queues) if isinstance(row, Row) else (0, ())
-            return Confirmation(accepted_at, queues, (), False, ((envelope_id, count),), duplicate=True)
+            return Confirmation(
+                accepted_at, queues, (), False, ((envelope_id, count),), duplicate=True
+            )
         if not looked:
             post.look()  # the process that published it may be gone
             looked = True
         if patience.ended:
-            error = Queued(f"message {message_id(envelope_id, 0)} was published before with this key, and HQ has not "
-                           "confirmed it yet. It is kept in the outbox and is sent automatically")  # fmt: skip
+            error = Queued(
+                f"message {message_id(envelope_id, 0)} was published before with this key, and "
+                "HQ has not confirmed it yet. It is kept in the outbox and is sent automatically"
+            )
             error.message_ids = tuple(str(message_id(envelope_id, i)) for i in range(row.messages))
             raise error
         await patience.wait(trio.Event())

@@ -1,4 +1,6 @@
-"""Parts and manifests of files: messages <-> what they say.  The bytes are in the manual page `files`."""
+"""Parts and manifests of files: messages <-> what they say.  The bytes are in the manual page
+`files`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ PART = "application/vnd.cipherbox.part"
 MANIFEST = "application/vnd.cipherbox.manifest"
 ZSTD = "zstd"
 DIRECTORY = "inode/directory"  # the content type of a directory that is sent as one
-NAMES_OF_ENTRIES = LIMITS.entries * 4  # all names on the way to all files: bounds how many directories are made
+# all names on the way to all files: bounds how many directories are made
+NAMES_OF_ENTRIES = LIMITS.entries * 4
 VERSION = 2  # of manifests that have entries; without them they are as in version 1
 
 
@@ -33,7 +36,9 @@ class Part:
 
 @attrs.frozen
 class Entry:
-    """A file of a directory, or with size -1 an empty directory; ``path`` has the names from there, with slashes."""
+    """A file of a directory, or with size -1 an empty directory; ``path`` has the names from
+    there, with slashes.
+    """
 
     path: str
     size: int
@@ -62,7 +67,9 @@ class Manifest:
         return hashlib.sha256(b"".join(self.hashes)).hexdigest()
 
 
-def part_message(transfer: bytes, number: int, part_bytes: int, data: bytes, *, compress: bool) -> Message:
+def part_message(
+    transfer: bytes, number: int, part_bytes: int, data: bytes, *, compress: bool
+) -> Message:
     """A part as a message; compressed only where that makes it smaller."""
     headers = {"transfer": transfer.hex(), "part": str(number), "part_bytes": str(part_bytes)}
     if compress:
@@ -89,7 +96,9 @@ def read_part(message: Message) -> Part:
     if encoding == ZSTD:
         data = _expanded(data, part_bytes)
     elif encoding:
-        raise MalformedEnvelope(f"the part is encoded as {encoding[:40]!r}, which this program does not know")
+        raise MalformedEnvelope(
+            f"the part is encoded as {encoding[:40]!r}, which this program does not know"
+        )
     if not 0 < len(data) <= part_bytes:
         raise MalformedEnvelope("the part is empty or larger than it says")
     return Part(transfer, number, part_bytes, data)
@@ -99,7 +108,11 @@ def _expanded(data: bytes, most: int) -> bytes:
     import zstandard
 
     try:
-        found = zstandard.ZstdDecompressor(max_window_size=LIMITS.part_bytes_most).stream_reader(data).read(most + 1)
+        found = (
+            zstandard.ZstdDecompressor(max_window_size=LIMITS.part_bytes_most)
+            .stream_reader(data)
+            .read(most + 1)
+        )
     except (zstandard.ZstdError, MemoryError):
         raise MalformedEnvelope("the part does not expand") from None
     return bytes(found)
@@ -128,29 +141,43 @@ def manifest_of(
     """What a file is that came as one message."""
     size = LIMITS.part_bytes
     view = memoryview(content)
-    hashes = tuple(hashlib.sha256(view[at : at + size]).digest() for at in range(0, len(view), size))
+    hashes = tuple(
+        hashlib.sha256(view[at : at + size]).digest() for at in range(0, len(view), size)
+    )
     return Manifest(transfer, tuple(path), len(content), size, hashes, modified_at, content_type)
 
 
 def read_manifest(content: bytes) -> Manifest:
-    """The manifest in a message's content; MalformedEnvelope if it is none, or does not agree with itself."""
+    """The manifest in a message's content; MalformedEnvelope if it is none, or does not agree
+    with itself.
+    """
     try:
         document: dict[str, Any] = orjson.loads(content)
         if document.get("version", 1) not in (1, VERSION):
             raise MalformedEnvelope("the manifest is of a newer program; update this one")
         raw = bytes.fromhex(document["parts"])
         manifest = Manifest(
-            _transfer(document["transfer"]), tuple(document["path"]), document["size"], document["part_bytes"],
-            tuple(raw[at : at + 32] for at in range(0, len(raw), 32)), document["modified_at"],
-            document["content_type"], tuple(Entry(*one) for one in document.get("entries", ())),
-        )  # fmt: skip
+            _transfer(document["transfer"]),
+            tuple(document["path"]),
+            document["size"],
+            document["part_bytes"],
+            tuple(raw[at : at + 32] for at in range(0, len(raw), 32)),
+            document["modified_at"],
+            document["content_type"],
+            tuple(Entry(*one) for one in document.get("entries", ())),
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise MalformedEnvelope("this message is not the manifest of a file") from None
     numbers = (manifest.size, manifest.part_bytes, manifest.modified_at)
     texts: Sequence[object] = (*manifest.path, manifest.content_type)
-    if not all(type(n) is int and n >= 0 for n in numbers) or not all(type(t) is str for t in texts):
+    if not all(type(n) is int and n >= 0 for n in numbers) or not all(
+        type(t) is str for t in texts
+    ):
         raise MalformedEnvelope("the manifest has a value of the wrong kind")
-    if not 1 <= len(manifest.path) <= LIMITS.path_names + 1 or not 0 < manifest.part_bytes <= LIMITS.part_bytes_most:
+    if (
+        not 1 <= len(manifest.path) <= LIMITS.path_names + 1
+        or not 0 < manifest.part_bytes <= LIMITS.part_bytes_most
+    ):
         raise MalformedEnvelope("the manifest has a path or a part size that is not allowed")
     if len(manifest.content_type.encode()) > LIMITS.content_type_bytes:
         raise MalformedEnvelope("the manifest has a content type that is too long")
@@ -165,9 +192,20 @@ def _check_entries(manifest: Manifest) -> None:
     if not entries:
         return
     for one in entries:
-        numbers = type(one.size) is int and type(one.modified_at) is int and one.size >= -1 and one.modified_at >= 0
-        if not numbers or type(one.path) is not str or not 1 <= one.path.count("/") + 1 <= LIMITS.path_names + 1:
-            raise MalformedEnvelope("the manifest names a file of a directory in a way that is not allowed")
+        numbers = (
+            type(one.size) is int
+            and type(one.modified_at) is int
+            and one.size >= -1
+            and one.modified_at >= 0
+        )
+        if (
+            not numbers
+            or type(one.path) is not str
+            or not 1 <= one.path.count("/") + 1 <= LIMITS.path_names + 1
+        ):
+            raise MalformedEnvelope(
+                "the manifest names a file of a directory in a way that is not allowed"
+            )
     if sum(one.path.count("/") + 1 for one in entries) > NAMES_OF_ENTRIES:
         raise MalformedEnvelope("the manifest names too many directories")
     if len(entries) > LIMITS.entries or sum(max(one.size, 0) for one in entries) != manifest.size:
@@ -179,4 +217,3 @@ def _transfer(text: str) -> bytes:
     if len(raw) != 16:
         raise ValueError(text)
     return raw
-

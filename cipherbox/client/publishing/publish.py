@@ -1,11 +1,13 @@
-"""From messages to confirmed envelopes: who receives them, with which keys, sealed, sent, confirmed.
+"""From messages to confirmed envelopes: who receives them, with which keys, sealed, sent,
+confirmed.
 
-Recipients are named by id, or by a route: then HQ says who reads it, the allow-list says whether they may, and HQ
-refuses the envelope when that changed meanwhile (RouteChanged).  Such an envelope was not accepted, so the messages are
-sealed anew, for the new readers, under a fresh id.  Every other repetition sends the same bytes under the same id.
+Recipients are named by id, or by a route: then HQ says who reads it, the allow-list says whether
+they may, and HQ refuses the envelope when that changed meanwhile (RouteChanged).  Such an envelope
+was not accepted, so the messages are sealed anew, for the new readers, under a fresh id.  Every
+other repetition sends the same bytes under the same id.
 
-One publish of very many messages becomes several envelopes, one after the other; more than 256 recipients named by id
-become groups.  An error in the middle leaves those before it published.
+One publish of very many messages becomes several envelopes, one after the other; more than 256
+recipients named by id become groups.  An error in the middle leaves those before it published.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from cipherbox.client.connection.confirm_window import Confirmed, PendingPublish, kept_error, unconfirmed_error
+from cipherbox.client.connection.confirm_window import (
+    Confirmed,
+    PendingPublish,
+    kept_error,
+    unconfirmed_error,
+)
 from cipherbox.client.connection.reconnecting import NOT_LET_IN, Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.home import keyless
@@ -67,9 +74,10 @@ PARTIAL = 1  # flag of SEND
 class Confirmation:
     """HQ's word that a publish is on stable storage.
 
-    ``accepted_at`` is ms since 1970 by HQ's clock; ``again``: HQ had it already; ``missing``: recipients a partial
-    publish did not reach.  ``envelopes`` holds (id, number of messages) in order; ``more`` has the confirmations of
-    further groups when there were more than 256 recipients.  ``duplicate``: published before with this idempotency key.
+    ``accepted_at`` is ms since 1970 by HQ's clock; ``again``: HQ had it already; ``missing``:
+    recipients a partial publish did not reach.  ``envelopes`` holds (id, number of messages) in
+    order; ``more`` has the confirmations of further groups when there were more than 256
+    recipients.  ``duplicate``: published before with this idempotency key.
     """
 
     accepted_at: int
@@ -88,12 +96,16 @@ class Confirmation:
     @property
     def message_ids(self) -> tuple[uuid.UUID, ...]:
         """One for each message, in order."""
-        return tuple(message_id(envelope, i) for envelope, count in self.envelopes for i in range(count))
+        return tuple(
+            message_id(envelope, i) for envelope, count in self.envelopes for i in range(count)
+        )
 
 
 @attrs.frozen
 class ResolvedRoute:
-    """Where envelopes go, resolved: bundles and keys of the recipients, the route and its version."""
+    """Where envelopes go, resolved: bundles and keys of the recipients, the route and its
+    version.
+    """
 
     exchange: str
     routing_key: str
@@ -119,28 +131,47 @@ class PublishOptions:
 
     @classmethod
     def make(
-        cls, to: str | Sequence[str] | None, exchange: str, routing_key: str, box: str, *, stanza: int | str | None,
-        cipher: int | str | None, allow_mixed: bool, expires_at: int, partial: bool,
-    ) -> PublishOptions:  # fmt: skip
+        cls,
+        to: str | Sequence[str] | None,
+        exchange: str,
+        routing_key: str,
+        box: str,
+        *,
+        stanza: int | str | None,
+        cipher: int | str | None,
+        allow_mixed: bool,
+        expires_at: int,
+        partial: bool,
+    ) -> PublishOptions:
         """Checks the arguments of `publish`; InvalidRequest says what does not go together."""
         if box not in BOXES:
             raise InvalidRequest(f"a mailbox is '', 'bulk' or 'sys', not {box!r}")
         if box and (exchange or routing_key):
-            raise InvalidRequest("a box belongs to a recipient's mailbox; it does not go with an exchange or a key")
+            raise InvalidRequest(
+                "a box belongs to a recipient's mailbox; it does not go with an exchange or a key"
+            )
         names = None if to is None else tuple(dict.fromkeys([to] if isinstance(to, str) else to))
         if names is not None:
             for name in names:
                 check_client_id(name)
         if not names and not exchange and not routing_key:
-            raise InvalidRequest("say who receives it: to=[client ids], or an exchange with its routing key")
+            raise InvalidRequest(
+                "say who receives it: to=[client ids], or an exchange with its routing key"
+            )
         if exchange:
             check_name(exchange, "exchange name")
         if routing_key:
             check_name(routing_key, "routing key")
         return cls(
-            names or None, exchange, routing_key or BOXES[box], stanza_type(stanza), body_cipher(cipher), allow_mixed,
-            expires_at, PARTIAL if partial else 0,
-        )  # fmt: skip
+            names or None,
+            exchange,
+            routing_key or BOXES[box],
+            stanza_type(stanza),
+            body_cipher(cipher),
+            allow_mixed,
+            expires_at,
+            PARTIAL if partial else 0,
+        )
 
     @property
     def to_mailboxes(self) -> bool:
@@ -157,13 +188,22 @@ class PublishOptions:
 
 
 class Sealer:
-    """Resolves addresses and seals for them.  One per client; holds what HQ answered about routes."""
+    """Resolves addresses and seals for them.  One per client; holds what HQ answered about
+    routes.
+    """
 
     def __init__(
-        self, identity: Identity | None, directory: Directory, allow: AllowList, line: ReconnectingConnection, events: Events,
-        keeper: LocalSecretBox, routes: Routes, clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        self,
+        identity: Identity | None,
+        directory: Directory,
+        allow: AllowList,
+        line: ReconnectingConnection,
+        events: Events,
+        keeper: LocalSecretBox,
+        routes: Routes,
+        clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         prekeys: Prekeys | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._prekeys = prekeys
         self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
         self.events = events
@@ -176,7 +216,9 @@ class Sealer:
 
     async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
         """HQ's answer: the queues of a route and who reads them."""
-        answer: frames.Route = await self._line.request(frames.Resolve, exchange=exchange, routing_key=routing_key)
+        answer: frames.Route = await self._line.request(
+            frames.Resolve, exchange=exchange, routing_key=routing_key
+        )
         return answer
 
     async def _resolved(self, where: tuple[str, str]) -> frames.Route:
@@ -205,30 +247,56 @@ class Sealer:
             if address.stanza == StanzaType.RATCHET:
                 check_one_reader(route)
             if names is None:
-                names = tuple(dict.fromkeys(reader for queue in route.queues for reader in queue.readers))
+                names = tuple(
+                    dict.fromkeys(reader for queue in route.queues for reader in queue.readers)
+                )
                 if not names:
                     del self._routes[where]
-                    raise NoRoute(f"no queue with a reader is bound to exchange {where[0]!r} with key {where[1]!r}")
+                    raise NoRoute(
+                        f"no queue with a reader is bound to exchange {where[0]!r} with key "
+                        f"{where[1]!r}"
+                    )
                 self._allow.check(address.exchange, names)
                 if len(names) > LIMITS.recipients:
-                    raise InvalidRequest(f"{len(names)} clients read this route; an envelope has {LIMITS.recipients}")
+                    raise InvalidRequest(
+                        f"{len(names)} clients read this route; an envelope has {LIMITS.recipients}"
+                    )
         assert names is not None
         bundles = await self._directory.recipients(names)
         if address.stanza == StanzaType.RATCHET:
             if self._prekeys is None:
                 raise Forbidden("this client has no sessions")
             bundles = await self._prekeys.ensured(bundles, self._directory)
-            return ResolvedRoute(address.exchange, address.routing_key, version, tuple(bundles), (), names, in_sessions=True)
+            return ResolvedRoute(
+                address.exchange,
+                address.routing_key,
+                version,
+                tuple(bundles),
+                (),
+                names,
+                in_sessions=True,
+            )
         keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
-        return ResolvedRoute(address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names)
+        return ResolvedRoute(
+            address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names
+        )
 
     def seal(
-        self, address: PublishOptions, target: ResolvedRoute, plain: bytes, count: int, settled: Callable[[PendingPublish], None] | None,
-        *, replaces: bytes | None = None, before: Row | None = None, reserve: bool = False,
-    ) -> PendingPublish:  # fmt: skip
+        self,
+        address: PublishOptions,
+        target: ResolvedRoute,
+        plain: bytes,
+        count: int,
+        settled: Callable[[PendingPublish], None] | None,
+        *,
+        replaces: bytes | None = None,
+        before: Row | None = None,
+        reserve: bool = False,
+    ) -> PendingPublish:
         """One envelope, ready for the post.  ``reserve``: see `Sessions.speakers`.
 
-        ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is its next generation.
+        ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is
+        its next generation.
         """
         identity = self._identity
         if identity is None:
@@ -242,23 +310,52 @@ class Sealer:
         generation = 0 if before is None else before.generation + 1
         with self._speakers(target, reserve) as speakers:
             sealed = seal(
-                identity, target.bundles, plain, count,
-                envelope_id=self._ids.next() if before is None else before.envelope_id, sealed_at=sealed_at,
-                exchange=target.exchange, routing_key=target.routing_key, expires_at=address.expires_at,
-                generation=generation, cipher=address.cipher, keys=target.keys, speakers=speakers,
-            )  # fmt: skip
+                identity,
+                target.bundles,
+                plain,
+                count,
+                envelope_id=self._ids.next() if before is None else before.envelope_id,
+                sealed_at=sealed_at,
+                exchange=target.exchange,
+                routing_key=target.routing_key,
+                expires_at=address.expires_at,
+                generation=generation,
+                cipher=address.cipher,
+                keys=target.keys,
+                speakers=speakers,
+            )
         if self.events.heard and target.routing_key not in (".bulk", ".sys"):
-            self.events.messages(SENDER, "Encrypted {} for " + ", ".join(target.names), sealed.envelope_id, count)
+            self.events.messages(
+                SENDER, "Encrypted {} for " + ", ".join(target.names), sealed.envelope_id, count
+            )
         fresh = OutboxEntry(
-            sealed.raw, sealed.envelope_id, generation, count, target.exchange, target.routing_key, target.names,
-            address.flags, target.version, sealed_at, sealed.envelope_hash,
-            self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation), None, replaces,
-            tuple(step for speaker in speakers or () for step in speaker.turned), commitment=sealed.commitment,
-        )  # fmt: skip
+            sealed.raw,
+            sealed.envelope_id,
+            generation,
+            count,
+            target.exchange,
+            target.routing_key,
+            target.names,
+            address.flags,
+            target.version,
+            sealed_at,
+            sealed.envelope_hash,
+            self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation),
+            None,
+            replaces,
+            tuple(step for speaker in speakers or () for step in speaker.turned),
+            commitment=sealed.commitment,
+        )
         return PendingPublish(
-            sealed.raw, sealed.envelope_id, count, settled, flags=address.flags, route_version=target.version,
-            fresh=fresh, generation=generation,
-        )  # fmt: skip
+            sealed.raw,
+            sealed.envelope_id,
+            count,
+            settled,
+            flags=address.flags,
+            route_version=target.version,
+            fresh=fresh,
+            generation=generation,
+        )
 
     @contextmanager
     def _speakers(self, target: ResolvedRoute, reserve: bool) -> Iterator[list[Speaker] | None]:
@@ -269,12 +366,15 @@ class Sealer:
         with self._prekeys.sessions.speakers(names, reserve=reserve) as found:
             yield found
 
-    async def seal_again(self, row: Row, raw: bytes, without: Collection[str] = ()) -> PendingPublish:
+    async def seal_again(
+        self, row: Row, raw: bytes, without: Collection[str] = ()
+    ) -> PendingPublish:
         """The next generation of an envelope of the outbox, for those who read its route now.
 
-        ``without``: recipients that were revoked.  The same plaintext, commitment, id, time and end; fresh keys.  What
-        the sender chose or allowed before holds, and where a chosen key is gone its owner's preferred one is used; what
-        went through a session goes through a fresh one.  Raises what stops a publish, or DecryptionFailed.
+        ``without``: recipients that were revoked.  The same plaintext, commitment, id, time and
+        end; fresh keys.  What the sender chose or allowed before holds, and where a chosen key is
+        gone its owner's preferred one is used; what went through a session goes through a fresh
+        one.  Raises what stops a publish, or DecryptionFailed.
         """
         sighted = inspect(raw)
         prefix = sighted.layout.prefix
@@ -291,10 +391,15 @@ class Sealer:
             for name in left:
                 self._prekeys.sessions.retire(name, raw)
         address = PublishOptions(
-            None if by_route else left, row.exchange, row.routing_key, stanza, BodyCipher(prefix.body_cipher),
-            expires_at=prefix.expires_at, flags=row.flags,
+            None if by_route else left,
+            row.exchange,
+            row.routing_key,
+            stanza,
+            BodyCipher(prefix.body_cipher),
+            expires_at=prefix.expires_at,
+            flags=row.flags,
             allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,
-        )  # fmt: skip
+        )
         try:
             target = await self.target(address, anew=True)
         except BundleError:
@@ -303,32 +408,49 @@ class Sealer:
             target = await self.target(attrs.evolve(address, stanza=None), anew=True)
         return self.seal(address, target, plain, row.messages, None, before=row, reserve=True)
 
-    # -- publish ------------------------------------------------------------------------------------------------
+    # -- publish -----------------------------------------------------------------------------------
 
-    async def publish(self, messages: Sequence[Message], address: PublishOptions, *, wait: bool = True) -> Confirmation:
+    async def publish(
+        self, messages: Sequence[Message], address: PublishOptions, *, wait: bool = True
+    ) -> Confirmation:
         """Seals, sends, waits for HQ's word; see `Client.publish`."""
-        first, *others = [await self.publish_group(messages, group, wait) for group in address.groups()]
+        first, *others = [
+            await self.publish_group(messages, group, wait) for group in address.groups()
+        ]
         return attrs.evolve(first, more=tuple(others))
 
     async def publish_group(
-        self, messages: Sequence[Message], address: PublishOptions, wait: bool, *, beside: Origins | None = None,
+        self,
+        messages: Sequence[Message],
+        address: PublishOptions,
+        wait: bool,
+        *,
+        beside: Origins | None = None,
         replaces: bytes | None = None,
-    ) -> Confirmation:  # fmt: skip
-        """As `publish`, for at most 256 recipients.  ``beside`` is recorded with the envelope, which then is one."""
+    ) -> Confirmation:
+        """As `publish`, for at most 256 recipients.  ``beside`` is recorded with the envelope,
+        which then is one.
+        """
         done: list[tuple[bytes, int, Confirmed]] = []
         refused: CipherBoxError | None = None  # because of some recipients
         try:
             target = await self.target(address)
         except CredentialsError as error:
-            raise type(error)(f"{error}. Nothing was sent, and nothing was kept", error.detail) from None
+            raise type(error)(
+                f"{error}. Nothing was sent, and nothing was kept", error.detail
+            ) from None
         parts = list(split(messages, self._line.window.envelope_bytes, len(target.bundles)))
         if beside is not None and len(parts) > 1:
-            raise TooLarge(f"{len(messages)} messages that belong together do not fit into one envelope")
+            raise TooLarge(
+                f"{len(messages)} messages that belong together do not fit into one envelope"
+            )
         for part in parts:
             plain = pack(part)
             moved, changes = False, 0
             while True:
-                item = self.seal(address, target, plain, len(part), None, replaces=replaces, reserve=moved)
+                item = self.seal(
+                    address, target, plain, len(part), None, replaces=replaces, reserve=moved
+                )
                 if item.fresh is not None and beside is not None:
                     item.fresh = item.fresh._replace(beside=beside)
                 try:
@@ -395,4 +517,6 @@ class Sealer:
             item.trouble = item.trouble or line.trouble
             since = time.strftime("%H:%M:%S", time.localtime(line.away_since)) if line.away else ""
             raise unconfirmed_error(item, f"{line.tries} tries of {line.timeout_s:g} s", since)
-        self.events.messages(SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True)
+        self.events.messages(
+            SENDER, "Server ACK received for {}", item.envelope_id, item.count, mark=True
+        )

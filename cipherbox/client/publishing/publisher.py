@@ -1,13 +1,14 @@
 """A publisher: messages in, batches out, by itself and without a timer.
 
-At most two partly filled envelopes of a publisher are unconfirmed.  While they are, messages gather; a confirm lets the
-next gathering go; a full one (count or bytes) goes at once.  So one message alone goes at once, and a busy publisher
-batches by itself: the slower the line, the larger the batches.
+At most two partly filled envelopes of a publisher are unconfirmed.  While they are, messages
+gather; a confirm lets the next gathering go; a full one (count or bytes) goes at once.  So one
+message alone goes at once, and a busy publisher batches by itself: the slower the line, the larger
+the batches.
 
-`put` is synchronous and seals inline.  It returns False when what gathers is full and the window has no room: then
-``await room()`` before the next one (or use `send`, which does).  Nothing is dropped and nothing grows without bound:
-a `put` without room raises Busy.  An envelope HQ refused for good raises in the next call; its messages are then in
-`refused`.
+`put` is synchronous and seals inline.  It returns False when what gathers is full and the window
+has no room: then ``await room()`` before the next one (or use `send`, which does).  Nothing is
+dropped and nothing grows without bound:  a `put` without room raises Busy.  An envelope HQ refused
+for good raises in the next call; its messages are then in `refused`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from cipherbox.client.events import SENDER
 from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.publishing.publish import PublishOptions, ResolvedRoute, Sealer
 from cipherbox.client.publishing.splitting import Content, as_messages, cost, room_for
-from cipherbox.errors import Busy, CipherBoxError, InvalidRequest, RouteChanged, SessionMoved, TimedOut, TooLarge
+from cipherbox.errors import (
+    Busy,
+    CipherBoxError,
+    InvalidRequest,
+    RouteChanged,
+    SessionMoved,
+    TimedOut,
+    TooLarge,
+)
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import BINARY, TEXT, Message, pack, pack_contents, text_message
 
@@ -31,7 +40,9 @@ REFRESH_S = 3600.0  # recipients' new keys are used at the latest after this
 
 
 class Batch:
-    """Messages that gather.  As long as they are of one type and without headers they are kept as bare bytes."""
+    """Messages that gather.  As long as they are of one type and without headers they are kept
+    as bare bytes.
+    """
 
     __slots__ = ("contents", "kind", "messages", "size")
 
@@ -67,11 +78,19 @@ class Batch:
 
     def all(self) -> list[Message]:
         """The messages."""
-        return self.messages if self.messages is not None else [Message(c, self.kind) for c in self.contents]
+        return (
+            self.messages
+            if self.messages is not None
+            else [Message(c, self.kind) for c in self.contents]
+        )
 
     def pack(self) -> bytes:
         """The plaintext of a body."""
-        return pack_contents(self.contents, self.kind) if self.messages is None else pack(self.messages)
+        return (
+            pack_contents(self.contents, self.kind)
+            if self.messages is None
+            else pack(self.messages)
+        )
 
 
 @checked
@@ -79,9 +98,15 @@ class Publisher:
     """See the module; made by `Client.publisher`, inside ``async with``."""
 
     def __init__(
-        self, sealer: Sealer, line: ReconnectingConnection, post: OutboxSender, address: PublishOptions, target: ResolvedRoute, nursery: trio.Nursery,
+        self,
+        sealer: Sealer,
+        line: ReconnectingConnection,
+        post: OutboxSender,
+        address: PublishOptions,
+        target: ResolvedRoute,
+        nursery: trio.Nursery,
         batch: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if batch is not None and not 1 <= batch <= LIMITS.messages:
             raise InvalidRequest(f"an envelope holds 1 to {LIMITS.messages} messages, not {batch}")
         self.refused: list[tuple[list[Message], CipherBoxError]] = []
@@ -95,7 +120,9 @@ class Publisher:
         self._refreshing = False
         self._most = LIMITS.batch_messages if batch is None else batch
         self._gathering = False  # see `_advance`
-        self._gather_bytes = min(LIMITS.batch_bytes, room_for(self._window.envelope_bytes, LIMITS.recipients) // 2)
+        self._gather_bytes = min(
+            LIMITS.batch_bytes, room_for(self._window.envelope_bytes, LIMITS.recipients) // 2
+        )
         self._batch = Batch()
         self._under_way: dict[PendingPublish, Batch] = {}
         self._rerouting: list[tuple[Batch, PendingPublish | None]] = []  # and what HQ did not take
@@ -138,11 +165,17 @@ class Publisher:
         if self._failure is not None:
             self._raise()
         if self._full(self._batch):
-            raise Busy("the publisher is full; after put() returned False, await room() before the next")
-        largest = room_for(self._window.envelope_bytes, len(self._target.bundles) if self._target else 1)
+            raise Busy(
+                "the publisher is full; after put() returned False, await room() before the next"
+            )
+        largest = room_for(
+            self._window.envelope_bytes, len(self._target.bundles) if self._target else 1
+        )
         size = cost(message)
         if size + 64 > largest:
-            raise TooLarge(f"the message has {size} bytes; at most {largest - 64} fit into an envelope")
+            raise TooLarge(
+                f"the message has {size} bytes; at most {largest - 64} fit into an envelope"
+            )
         if self._batch.size + size + 64 > largest:
             self._flush()
         if message.headers or message.sent_at is not None:
@@ -167,18 +200,24 @@ class Publisher:
         self.put(message)
 
     async def flush(self) -> None:
-        """Waits until everything is confirmed.  TimedOut if nothing moved for so long; what waits keeps being sent."""
-        await self._wait(lambda: not len(self._batch) and not self._under_way and not self._rerouting)
+        """Waits until everything is confirmed.  TimedOut if nothing moved for so long; what
+        waits keeps being sent.
+        """
+        await self._wait(
+            lambda: not len(self._batch) and not self._under_way and not self._rerouting
+        )
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _full(self, batch: Batch) -> bool:
         return batch.size >= LIMITS.batch_bytes or len(batch) >= self._most
 
     def _advance(self) -> None:
-        """Lets the gathering go when it is full and there is room, or when few partly filled ones are out.
+        """Lets the gathering go when it is full and there is room, or when few partly filled ones
+        are out.
 
-        What stays is `_gathering`: until something else happens, a further message is only put behind the others.
+        What stays is `_gathering`: until something else happens, a further message is only put
+        behind the others.
         """
         batch = self._batch
         self._gathering = False
@@ -204,11 +243,17 @@ class Publisher:
         settled = self._settled_partial if partial else self._settled
         try:
             item = self._sealer.seal(
-                self._address, self._target, batch.pack(), len(batch), settled,
-                replaces=refused.envelope_id if refused is not None else None, reserve=refused is not None,
-            )  # fmt: skip
+                self._address,
+                self._target,
+                batch.pack(),
+                len(batch),
+                settled,
+                replaces=refused.envelope_id if refused is not None else None,
+                reserve=refused is not None,
+            )
             self._post.add(item)
-        except CipherBoxError as error:  # often in the link's reader, which must go on: the next call raises it
+        except CipherBoxError as error:
+            # often in the link's reader, which must go on: the next call raises it
             self._fail(error, batch)
             return
         self._under_way[item] = batch
@@ -261,10 +306,14 @@ class Publisher:
         lost = sum(len(messages) for messages, _ in self.refused)
         if not lost:
             raise type(error)(str(error), error.detail)
-        raise type(error)(f"{error} ({lost} messages were not published; they are in `refused`)", error.detail)
+        raise type(error)(
+            f"{error} ({lost} messages were not published; they are in `refused`)", error.detail
+        )
 
     async def _reroute(self) -> None:
-        """The readers behind the route changed: ask again, check the allow-list, seal anew under fresh ids."""
+        """The readers behind the route changed: ask again, check the allow-list, seal anew under
+        fresh ids.
+        """
         try:
             self._target = await self._sealer.target(self._address, anew=True)
             self._target_at = trio.current_time()
@@ -315,8 +364,8 @@ class Publisher:
                 line = self._line
                 reason = f"; the last trouble: {line.trouble}" if line.trouble is not None else ""
                 raise TimedOut(
-                    f"HQ confirmed nothing within {line.tries} tries of {line.timeout_s:g} s{reason}; "
-                    f"{self.unconfirmed} messages wait"
+                    f"HQ confirmed nothing within {line.tries} tries of {line.timeout_s:g} "
+                    f"s{reason}; {self.unconfirmed} messages wait"
                 )
             await patience.wait(self._changed)
 

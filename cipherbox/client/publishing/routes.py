@@ -1,7 +1,8 @@
-"""What HQ last said about each route this client sends to, in ``routes.json``: so that it can seal while HQ is away.
+"""What HQ last said about each route this client sends to, in ``routes.json``: so that it can seal
+while HQ is away.
 
-HQ refuses an envelope whose route has changed meanwhile, and the allow-list is asked every time, so an old answer can
-neither reach the wrong readers nor lose anything.
+HQ refuses an envelope whose route has changed meanwhile, and the allow-list is asked every time, so
+an old answer can neither reach the wrong readers nor lose anything.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Routes:
         kept[where] = route
         while len(kept) > MOST:
             del kept[next(iter(kept))]
-        rows = [[*key, r.version, [[q.queue, list(q.readers)] for q in r.queues]] for key, r in kept.items()]
+        rows = [
+            [*key, r.version, [[q.queue, list(q.readers)] for q in r.queues]]
+            for key, r in kept.items()
+        ]
         try:
             write_private(self._path, orjson.dumps(rows))
         except OSError:
@@ -62,8 +66,10 @@ def check_one_reader(route: frames.Route) -> None:
     """A session is between two: a second reader of the queue could not open what is in it."""
     for queue in route.queues:
         if len(queue.readers) != 1:
-            raise InvalidRequest(f"{len(queue.readers)} clients read queue {queue.queue!r}; a session has two ends. "
-                                 "Send to each by name, or without stanza 'ratchet'")  # fmt: skip
+            raise InvalidRequest(
+                f"{len(queue.readers)} clients read queue {queue.queue!r}; a session has two ends. "
+                "Send to each by name, or without stanza 'ratchet'"
+            )
 
 
 def is_mailbox(exchange: str, routing_key: str) -> bool:

@@ -1,7 +1,8 @@
-"""What a transfer reads: a file, a copy of one, or a directory, whose files are read one behind the other.
+"""What a transfer reads: a file, a copy of one, or a directory, whose files are read one behind the
+other.
 
-What is read must stay as it was taken.  Sizes and times are compared whenever bytes were read, and once more at the
-end; FileChanged says which file became another.
+What is read must stay as it was taken.  Sizes and times are compared whenever bytes were read, and
+once more at the end; FileChanged says which file became another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from cipherbox.sealing.local_secret_box import Vault
 
 
 class Source(Protocol):
-    """Bytes to be sent.  `check`: when it was last changed, in ns since 1970; FileChanged if that was meanwhile."""
+    """Bytes to be sent.  `check`: when it was last changed, in ns since 1970; FileChanged if
+    that was meanwhile.
+    """
 
     def read(self, size: int, at: int) -> bytes: ...
 
@@ -44,8 +47,12 @@ class FileSource:
         try:
             self._fd = os.open(transfer.file, os.O_RDONLY | O_BINARY)
         except OSError as error:
-            raise FileChanged(f"{transfer.file} cannot be read any more: {error.strerror}") from None
-        self._stored: Places = copy_at(self._fd, transfer.id, vault if transfer.copied == LOCKED_COPY else None)
+            raise FileChanged(
+                f"{transfer.file} cannot be read any more: {error.strerror}"
+            ) from None
+        self._stored: Places = copy_at(
+            self._fd, transfer.id, vault if transfer.copied == LOCKED_COPY else None
+        )
         try:
             self.check()
         except BaseException:
@@ -60,8 +67,11 @@ class FileSource:
         try:
             now, named = os.fstat(self._fd), os.stat(transfer.file)
         except OSError as error:
-            raise FileChanged(f"{transfer.file} vanished while it was sent: {error.strerror}") from None
-        size = transfer.size if transfer.copied == LOCKED_COPY else now.st_size  # a locked copy is larger than the file
+            raise FileChanged(
+                f"{transfer.file} vanished while it was sent: {error.strerror}"
+            ) from None
+        # a locked copy is larger than the file
+        size = transfer.size if transfer.copied == LOCKED_COPY else now.st_size
         same = (size, int64(now.st_mtime_ns)) == (transfer.size, transfer.modified_ns)
         if not same or (now.st_ino, now.st_dev) != (named.st_ino, named.st_dev):
             raise FileChanged(f"{transfer.file} changed while it was sent")
@@ -91,7 +101,9 @@ class DirectorySource:
             data = read_at(self._descriptor(number), room, inside)
             self._same(number)
             if len(data) != room:
-                raise FileChanged(f"{self._top / self._files[number].path} became shorter while it was sent")
+                raise FileChanged(
+                    f"{self._top / self._files[number].path} became shorter while it was sent"
+                )
             found.append(data)
             at += room
         return b"".join(found)

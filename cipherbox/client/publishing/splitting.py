@@ -16,7 +16,11 @@ _FIXED_OVERHEAD = 4608  # prefix, signatures, tag, default type
 
 def as_messages(content: Content | Sequence[Content]) -> list[Message]:
     """One or many of Message, bytes and str as messages; a str is text, bytes are binary."""
-    many = [content] if isinstance(content, Message | bytes | bytearray | memoryview | str) else content
+    many = (
+        [content]
+        if isinstance(content, Message | bytes | bytearray | memoryview | str)
+        else content
+    )
     if not isinstance(many, Iterable):
         raise InvalidRequest(f"a message is a Message, bytes or str, not {type(many).__name__}")
     found = []
@@ -24,7 +28,9 @@ def as_messages(content: Content | Sequence[Content]) -> list[Message]:
         if isinstance(one, Message):
             if not isinstance(one.content, bytes):
                 kind = type(one.content).__name__
-                raise InvalidRequest(f"the content of a Message is bytes, not {kind}; text alone may be given as str")
+                raise InvalidRequest(
+                    f"the content of a Message is bytes, not {kind}; text alone may be given as str"
+                )
             found.append(one)
         elif isinstance(one, str):
             found.append(text_message(one))
@@ -50,14 +56,21 @@ def cost(message: Message) -> int:
     return size
 
 
-def split(messages: Sequence[Message], envelope_bytes: int, recipients: int) -> Iterator[Sequence[Message]]:
-    """Runs of messages that fit into one envelope each; TooLarge for a message that fits into none."""
+def split(
+    messages: Sequence[Message], envelope_bytes: int, recipients: int
+) -> Iterator[Sequence[Message]]:
+    """Runs of messages that fit into one envelope each; TooLarge for a message that fits into
+    none.
+    """
     room = room_for(envelope_bytes, recipients)
     start, size = 0, 0
     for at, message in enumerate(messages):
         one = cost(message)
         if one > room:
-            raise TooLarge(f"message {at + 1} has {len(message.content)} bytes; an envelope holds {room - 1024}")
+            raise TooLarge(
+                f"message {at + 1} has {len(message.content)} bytes; an envelope holds "
+                f"{room - 1024}"
+            )
         if at > start and (size + one > room or at - start >= LIMITS.messages):
             yield messages[start:at]
             start, size = at, 0

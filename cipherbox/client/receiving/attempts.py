@@ -1,11 +1,13 @@
 """What becomes of a message that a handler did not take: it waits (*later*), or it is *bad*.
 
-Later: what the handler hands messages to is away.  That says nothing about the message: it is tried again without end,
-after pauses that double up to five minutes, and counts no try.  When several in a row have to wait, the handler as a
-whole does, and one message at a time tries whether it takes them again: one that was never tried before one that was.
-A person is told once when it begins and once when nothing waits any more.
+Later: what the handler hands messages to is away.  That says nothing about the message: it is tried
+again without end, after pauses that double up to five minutes, and counts no try.  When several in
+a row have to wait, the handler as a whole does, and one message at a time tries whether it takes
+them again: one that was never tried before one that was.  A person is told once when it begins and
+once when nothing waits any more.
 
-Bad: the handler will not take this message as it is.  It is tried again a few times and then parked for a person.
+Bad: the handler will not take this message as it is.  It is tried again a few times and then parked
+for a person.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ _BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR")
 
 
 def is_later(error: Exception) -> bool:
-    """Whether this says something about the world, and nothing about the message: `Later`, the system's errors (a
-    connection that is refused, a disk that is full, a program that is not installed), and our own that may pass."""
+    """Whether this says something about the world, and nothing about the message: `Later`, the
+    system's errors (a connection that is refused, a disk that is full, a program that is not
+    installed), and our own that may pass.
+    """
     if isinstance(error, CipherBoxError):
         return error.retryable and not isinstance(error, Bad)
     if isinstance(error, sqlite3.Error):
@@ -58,7 +62,9 @@ class Failure:
 
 
 class Away:
-    """Whether the handler as a whole has to wait, and what a person was told.  ``say`` is given the lines."""
+    """Whether the handler as a whole has to wait, and what a person was told.  ``say`` is given
+    the lines.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -85,7 +91,10 @@ class Away:
         self._row += 1
         if first or (self._row == IN_A_ROW and (self._took or not self._told)):
             self._told, self._took = True, False
-            text = f"The handler takes nothing now: {reason}. What has come waits and is tried again without end"
+            text = (
+                f"The handler takes nothing now: {reason}. What has come waits and is tried again "
+                "without end"
+            )
             self._say(f"{text}, after pauses up to {LATER_MAX_S:.0f} s")
         if self._row >= IN_A_ROW:
             pause = min(PAUSE_S * 2 ** min(self._row - IN_A_ROW, 20), LATER_MAX_S)

@@ -1,7 +1,8 @@
 """From deliveries to what is to be recorded: known already, new, or refused.  A part of `Receiver`.
 
-What cannot be taken in ends with its own envelope, whatever went wrong (`faults`): it is refused, with its reason and
-its receipt, and the next one is taken.  What needs a look-up of its sender's keys is parked meanwhile (`lookups`).
+What cannot be taken in ends with its own envelope, whatever went wrong (`faults`): it is refused,
+with its reason and its receipt, and the next one is taken.  What needs a look-up of its sender's
+keys is parked meanwhile (`lookups`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import AnotherPlaintext, EnvelopeError
 
 _REASONS = 20  # kept apart for whoever asks at the end
-TURN_S = 0.25  # of opening, until what was opened is recorded: one sender's costly envelopes hold up no others
+# of opening, until what was opened is recorded: one sender's costly envelopes hold up no others
+TURN_S = 0.25
 Key = tuple[str, bytes]  # sender, envelope id
 
 
@@ -42,7 +44,9 @@ class Taking(HeldInbox, ABC):
     def _enough_with(self, new: int) -> bool: ...
 
     async def _ready(self, consumer: Consumer, deliveries: list[Delivery]) -> list[Delivery]:
-        """Those that can be opened now; the others come again when their senders' keys were looked up."""
+        """Those that can be opened now; the others come again when their senders' keys were
+        looked up.
+        """
         await self.client.revocations.ensure()  # what is wrong with that is no sender's fault
         opener = self.client.opener
         ready = []
@@ -59,7 +63,11 @@ class Taking(HeldInbox, ABC):
         opener = self.client.opener
         ready = [opener.ready(delivery) for delivery in deliveries]
         asked = [delivery for delivery, known in zip(deliveries, ready, strict=True) if not known]
-        wrong = {id(delivery): error for delivery, error in await opener.lookups.settle(asked) if error is not None}
+        wrong = {
+            id(delivery): error
+            for delivery, error in await opener.lookups.settle(asked)
+            if error is not None
+        }
         for delivery in deliveries:
             error = wrong.get(id(delivery))
             if error is not None:
@@ -72,7 +80,9 @@ class Taking(HeldInbox, ABC):
     async def _open_new(
         self, deliveries: list[Delivery]
     ) -> tuple[list[Received], list[Delivery], list[Delivery]]:
-        """What is new, opened; what may be acknowledged once that is recorded; and what there was no time for."""
+        """What is new, opened; what may be acknowledged once that is recorded; and what there
+        was no time for.
+        """
         self.client.opener.expect(deliveries)
         try:
             return await self._sorted(deliveries)
@@ -91,7 +101,8 @@ class Taking(HeldInbox, ABC):
         count, began = 0, time.perf_counter()
         for number, delivery in enumerate(deliveries):
             if self._enough_with(count) or (done and time.perf_counter() - began > TURN_S):
-                return new, done, deliveries[number:]  # it returns to its queue when the consumer ends
+                # it returns to its queue when the consumer ends
+                return new, done, deliveries[number:]
             try:
                 if await self._is_old(inbox, delivery, seen):
                     done.append(delivery)
@@ -123,7 +134,9 @@ class Taking(HeldInbox, ABC):
             await self.client.opener.verify(delivery)
             raise AnotherPlaintext
         self.duplicates += 1
-        self._events.messages(RECEIVER, "Received {} again; it is stored already", key[1], delivery.count)
+        self._events.messages(
+            RECEIVER, "Received {} again; it is stored already", key[1], delivery.count
+        )
         return True
 
     async def _open(self, delivery: Delivery) -> Received:
@@ -134,10 +147,18 @@ class Taking(HeldInbox, ABC):
         await self.client.opener.open(delivery, later=True)
         delivery.drop_raw()
         return Received(
-            prefix.sender, prefix.envelope_id, prefix.generation, delivery.queue, delivery.accepted_at,
-            prefix.sealed_at, delivery.messages, delivery.sighted.hashes.envelope_hash, delivery.commitment,
-            prefix.signature_suite, delivery.log_entry,
-        )  # fmt: skip
+            prefix.sender,
+            prefix.envelope_id,
+            prefix.generation,
+            delivery.queue,
+            delivery.accepted_at,
+            prefix.sealed_at,
+            delivery.messages,
+            delivery.sighted.hashes.envelope_hash,
+            delivery.commitment,
+            prefix.signature_suite,
+            delivery.log_entry,
+        )
 
     def _kept(self, done: list[Delivery]) -> list[Delivery]:
         """Those of a batch that are recorded now, to be acknowledged; the others are refused."""
@@ -152,7 +173,9 @@ class Taking(HeldInbox, ABC):
         self._refuse_all()
         return kept
 
-    def _refuse(self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None) -> None:
+    def _refuse(
+        self, delivery: Delivery, error: EnvelopeError, outcome: Outcome | None = None
+    ) -> None:
         self.refused += 1
         if len(self.refusals) < _REASONS:
             with suppress(EnvelopeError):  # what is no envelope names no sender
@@ -164,6 +187,8 @@ class Taking(HeldInbox, ABC):
         """The receipts are owed before HQ is told."""
         refused, self._to_refuse = self._to_refuse, []
         if refused and self._owed is not None:
-            self._owed.refuse([(delivery, outcome, str(error)) for delivery, error, outcome in refused])
+            self._owed.refuse(
+                [(delivery, outcome, str(error)) for delivery, error, outcome in refused]
+            )
         for delivery, error, outcome in refused:
             self.client.opener.refuse_soon(delivery, error, outcome=outcome)

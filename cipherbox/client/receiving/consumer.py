@@ -1,12 +1,13 @@
 """Deliveries: what HQ pushes from a queue, and what this client says back.
 
-A consumer has a credit in envelopes and bytes.  HQ pushes within it; what the client acknowledged or refused gives
-its part back, told to HQ in eighths, so that HQ hands on without pause.  So at most one credit is handed out and not
-yet acknowledged, and that bounds memory on both sides: a program that takes without ever acknowledging stops being
-given more.
+A consumer has a credit in envelopes and bytes.  HQ pushes within it; what the client acknowledged
+or refused gives its part back, told to HQ in eighths, so that HQ hands on without pause.  So at
+most one credit is handed out and not yet acknowledged, and that bounds memory on both sides: a
+program that takes without ever acknowledging stops being given more.
 
-When the line is cut, what was pushed and not yet taken by the program is dropped here and comes again from HQ.  What
-the program holds comes again as well, with `attempt` raised; it may be acknowledged over the new line.
+When the line is cut, what was pushed and not yet taken by the program is dropped here and comes
+again from HQ.  What the program holds comes again as well, with `attempt` raised; it may be
+acknowledged over the new line.
 """
 
 from __future__ import annotations
@@ -40,17 +41,31 @@ AGAIN_S = 1.0  # before a subscription that HQ could not take is tried again
 class Delivery:
     """One envelope of a queue.
 
-    ``sender_id``, ``envelope_id`` (16 bytes) and ``count`` are in the clear prefix; ``messages`` are there once it was
-    verified and opened.  ``accepted_at`` is when HQ accepted it (ms since 1970), ``log_entry`` the entry of its log
-    that says so, both by HQ's word; ``attempt`` above 1: delivered before.
+    ``sender_id``, ``envelope_id`` (16 bytes) and ``count`` are in the clear prefix; ``messages``
+    are there once it was verified and opened.  ``accepted_at`` is when HQ accepted it (ms since
+    1970), ``log_entry`` the entry of its log that says so, both by HQ's word; ``attempt`` above 1:
+    delivered before.
     """
 
     __slots__ = (
-        "_error", "_messages", "_sighted", "accepted_at", "attempt", "consumer", "credited", "link", "log_entry",
-        "queue", "raw", "seq", "size",
-    )  # fmt: skip
+        "_error",
+        "_messages",
+        "_sighted",
+        "accepted_at",
+        "attempt",
+        "consumer",
+        "credited",
+        "link",
+        "log_entry",
+        "queue",
+        "raw",
+        "seq",
+        "size",
+    )
 
-    def __init__(self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Connection | None) -> None:
+    def __init__(
+        self, queue: str, item: DeliveredItem, consumer: Consumer | None, link: Connection | None
+    ) -> None:
         self.queue = queue
         self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
         self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
@@ -61,11 +76,15 @@ class Delivery:
         self.credited = False  # its part of the credit was given back
 
     def __repr__(self) -> str:
-        return f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {self.size} bytes)"
+        return (
+            f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {self.size} bytes)"
+        )
 
     @property
     def sighted(self) -> ParsedEnvelope:
-        """Layout and hashes, read when first asked for; EnvelopeError when the bytes are no envelope."""
+        """Layout and hashes, read when first asked for; EnvelopeError when the bytes are no
+        envelope.
+        """
         if self._sighted is None:
             if self._error is not None:
                 raise fresh(self._error)
@@ -86,7 +105,9 @@ class Delivery:
 
     @property
     def commitment(self) -> bytes:
-        """The sender's commitment to the plaintext, the same in every generation; empty in version 1."""
+        """The sender's commitment to the plaintext, the same in every generation; empty in
+        version 1.
+        """
         return self.sighted.layout.prefix.plain_commitment
 
     @property
@@ -121,7 +142,9 @@ class Delivery:
         return self._messages
 
     def release(self) -> None:
-        """Nothing is done with it any more but telling HQ: the bytes go, and others may come in their place."""
+        """Nothing is done with it any more but telling HQ: the bytes go, and others may come in
+        their place.
+        """
         if self.consumer is not None:
             self.consumer.settled([self])
         self.raw, self._sighted, self._messages = b"", None, None
@@ -141,13 +164,16 @@ class Delivery:
 
 
 class Consumer:
-    """Deliveries of one queue, as an async iterator; made by `Client.consume`, inside ``async with``.
+    """Deliveries of one queue, as an async iterator; made by `Client.consume`, inside ``async
+    with``.
 
-    Each delivery that the iterator gives is verified and opened.  What cannot be is refused to HQ with its reason and
-    does not appear.
+    Each delivery that the iterator gives is verified and opened.  What cannot be is refused to HQ
+    with its reason and does not appear.
     """
 
-    def __init__(self, line: ReconnectingConnection, opener: Opener, queue: str, envelopes: int, size: int) -> None:
+    def __init__(
+        self, line: ReconnectingConnection, opener: Opener, queue: str, envelopes: int, size: int
+    ) -> None:
         self.queue = queue
         self.tag = 0
         self._line, self._opener = line, opener
@@ -158,7 +184,8 @@ class Consumer:
         self._waiting: deque[Delivery] = deque()
         self._returned: deque[Delivery] = deque()  # taken before, to be taken next
         self._failure: CipherBoxError | None = None
-        self._trouble: CipherBoxError | None = None  # why HQ did not take the newest subscription, for now
+        # why HQ did not take the newest subscription, for now
+        self._trouble: CipherBoxError | None = None
         self._changed = trio.Event()
         self._link: Connection | None = None
         self.started = trio.Event()
@@ -178,7 +205,8 @@ class Consumer:
             except (trio.Cancelled, CipherBoxError) as error:
                 lasts = isinstance(error, CipherBoxError) and not error.retryable
                 if delivery.link is self._link and not lasts:
-                    self._returned.appendleft(delivery)  # a caller's time limit, or HQ's silence, must not lose it
+                    # a caller's time limit, or HQ's silence, must not lose it
+                    self._returned.appendleft(delivery)
                 raise
 
     @property
@@ -187,7 +215,9 @@ class Consumer:
         return len(self._waiting) + len(self._returned)
 
     def again(self, deliveries: Sequence[Delivery]) -> None:
-        """Puts back what was taken, to be taken next, in this order; what came over a link that ended is dropped."""
+        """Puts back what was taken, to be taken next, in this order; what came over a link that
+        ended is dropped.
+        """
         self._returned.extendleft(d for d in reversed(deliveries) if d.link is self._link)
         self._wake()
 
@@ -203,8 +233,12 @@ class Consumer:
             self.fail(error)
 
     @checked
-    async def batch(self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes) -> list[Delivery]:
-        """What is there now, not opened yet: 1 to ``most`` deliveries, up to ``size`` bytes; waits for the first."""
+    async def batch(
+        self, most: int = LIMITS.credit_envelopes, size: int = LIMITS.credit_bytes
+    ) -> list[Delivery]:
+        """What is there now, not opened yet: 1 to ``most`` deliveries, up to ``size`` bytes;
+        waits for the first.
+        """
         await trio.lowlevel.checkpoint()
         while not self._waiting and not self._returned:
             if self._failure is not None:
@@ -226,11 +260,13 @@ class Consumer:
                 self._back_envelopes += 1
                 self._back_bytes += delivery.size
         envelopes, size = self._given
-        if link is not None and (self._back_envelopes * 8 >= envelopes or self._back_bytes * 8 >= size):
+        if link is not None and (
+            self._back_envelopes * 8 >= envelopes or self._back_bytes * 8 >= size
+        ):
             link.credit(self.tag, self._back_envelopes, self._back_bytes)
             self._back_envelopes = self._back_bytes = 0
 
-    # -- the line's subscriber ----------------------------------------------------------------------------------
+    # -- the line's subscriber ---------------------------------------------------------------------
 
     def attach(self, link: Connection) -> None:
         """A link is open: subscribe on it, with the whole credit."""
@@ -252,7 +288,9 @@ class Consumer:
             elif error.retryable:
                 self._trouble = error
                 if self._link is link and link.error is None:
-                    self._opener.events.say(RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again")
+                    self._opener.events.say(
+                        RECEIVER, f"HQ cannot hand out {self.queue} now: {error}; asking again"
+                    )
                     self._line.later(AGAIN_S, again)
             elif self._link is link:
                 self.fail(error)
@@ -261,7 +299,14 @@ class Consumer:
             if self._link is link and self._failure is None and link.error is None:
                 self._subscribe(link)
 
-        link.post(frames.Consume, done, tag=self.tag, queue=self.queue, envelopes=self._given[0], size=self._given[1])
+        link.post(
+            frames.Consume,
+            done,
+            tag=self.tag,
+            queue=self.queue,
+            envelopes=self._given[0],
+            size=self._given[1],
+        )
 
     def detach(self) -> None:
         """The link is gone; what nobody took yet comes again."""
@@ -290,7 +335,9 @@ class Consumer:
         if self._failure is not None:
             raise fresh(self._failure)
         if not self.started.is_set():
-            raise fresh(self._line.trouble or self._trouble or TimedOut("HQ did not answer CONSUME"))
+            raise fresh(
+                self._line.trouble or self._trouble or TimedOut("HQ did not answer CONSUME")
+            )
         self._opener.events.say(RECEIVER, f"Subscribed to queue {self.queue}")
 
     async def stop(self) -> None:

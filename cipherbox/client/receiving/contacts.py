@@ -1,11 +1,13 @@
 """Whom this client takes mail from: everybody HQ's CA certified, until a person says otherwise.
 
-``contacts.json`` holds two lists of client ids.  Programs of this home that run look at the file, so a change counts at
-the next envelope; what they refuse is a dead letter at HQ, which can be redriven, and its sender gets a signed receipt.
+``contacts.json`` holds two lists of client ids.  Programs of this home that run look at the file,
+so a change counts at the next envelope; what they refuse is a dead letter at HQ, which can be
+redriven, and its sender gets a signed receipt.
 
-HQ is told the lists, unless `[contacts] tell_hq` says no, and refuses a publish that would end like that.  That spares
-the way and nothing else: the inbox decides, whatever HQ knows.  WELCOME says which lists HQ has, by their digest, so
-nothing is told twice; of several programs of one home each goes on until HQ has what the file says.
+HQ is told the lists, unless `[contacts] tell_hq` says no, and refuses a publish that would end like
+that.  That spares the way and nothing else: the inbox decides, whatever HQ knows.  WELCOME says
+which lists HQ has, by their digest, so nothing is told twice; of several programs of one home each
+goes on until HQ has what the file says.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ import trio
 
 from cipherbox.client.events import LINE
 from cipherbox.contact_lists import ContactLists
-from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, InvalidRequest, NetworkError
+from cipherbox.errors import (
+    CipherBoxError,
+    ConfigError,
+    CredentialsError,
+    InvalidRequest,
+    NetworkError,
+)
 from cipherbox.limits import LIMITS, check_client_id
 from cipherbox.portable import write_atomic
 from cipherbox.wire import frames
@@ -63,18 +71,25 @@ class Contacts:
     def allow(self, client_ids: Iterable[str]) -> ContactLists:
         """Takes these from now on, and nobody who is not allowed; they are blocked no longer."""
         names, before = _checked(client_ids), self.lists()
-        return self._write(ContactLists(_union(before.allowed, names), _without(before.blocked, names)))
+        return self._write(
+            ContactLists(_union(before.allowed, names), _without(before.blocked, names))
+        )
 
     def block(self, client_ids: Iterable[str]) -> ContactLists:
-        """Refuses these from now on; with the last who was allowed, nobody else is taken instead."""
+        """Refuses these from now on; with the last who was allowed, nobody else is taken
+        instead.
+        """
         names, before = _checked(client_ids), self.lists()
-        allowed = _without(before.allowed, names) or before.allowed  # an empty list would let everybody in
+        # an empty list would let everybody in
+        allowed = _without(before.allowed, names) or before.allowed
         return self._write(ContactLists(allowed, _union(before.blocked, names)))
 
     def unblock(self, client_ids: Iterable[str]) -> ContactLists:
         """Takes these off the list of those blocked, and nothing else."""
         before = self.lists()
-        return self._write(ContactLists(before.allowed, _without(before.blocked, _checked(client_ids))))
+        return self._write(
+            ContactLists(before.allowed, _without(before.blocked, _checked(client_ids)))
+        )
 
     def allow_everybody(self) -> ContactLists:
         """Takes everybody again who is not blocked."""
@@ -83,8 +98,16 @@ class Contacts:
     def _read(self) -> ContactLists:
         try:
             document = orjson.loads(self._path.read_bytes())
-            return ContactLists(_checked(document.get("allowed", ())), _checked(document.get("blocked", ())))
-        except (OSError, orjson.JSONDecodeError, AttributeError, TypeError, InvalidRequest) as error:
+            return ContactLists(
+                _checked(document.get("allowed", ())), _checked(document.get("blocked", ()))
+            )
+        except (
+            OSError,
+            orjson.JSONDecodeError,
+            AttributeError,
+            TypeError,
+            InvalidRequest,
+        ) as error:
             raise ConfigError(f"{self._path} is not a list of contacts: {error}") from None
 
     def _write(self, lists: ContactLists) -> ContactLists:
@@ -118,7 +141,8 @@ class Telling:
     async def tell(self) -> bool:
         """Tells HQ what it does not have yet; whether there was something to tell.
 
-        The file is read again afterwards: whoever changed it meanwhile may have told HQ before this did.
+        The file is read again afterwards: whoever changed it meanwhile may have told HQ before this
+        did.
         """
         line, changed = self._client.line, False
         while True:
@@ -129,18 +153,23 @@ class Telling:
             if lists.digest == self._told:
                 return changed
             self._told = b"?"  # unknown until HQ has answered
-            await line.request(frames.TellContacts, allowed=list(lists.allowed), blocked=list(lists.blocked))
+            await line.request(
+                frames.TellContacts, allowed=list(lists.allowed), blocked=list(lists.blocked)
+            )
             self._told, changed = lists.digest, True
 
     def _wanted(self) -> ContactLists:
         if not self._client.home.config.contacts.tell_hq:
             return ContactLists()
         lists = self._contacts.lists()
-        return lists if len(lists) <= LIMITS.names_per_frame else ContactLists()  # part of a list would mean something else
+        # part of a list would mean something else
+        return lists if len(lists) <= LIMITS.names_per_frame else ContactLists()
 
 
 async def keep_told(client: Client) -> None:
-    """Tells HQ the lists with each connection and whenever they change, until cancelled or the line has failed."""
+    """Tells HQ the lists with each connection and whenever they change, until cancelled or the
+    line has failed.
+    """
     telling, said = Telling(client), ""
     while client.line.failure is None:
         try:
@@ -148,8 +177,10 @@ async def keep_told(client: Client) -> None:
             if await telling.tell():
                 client.events.say(LINE, "HQ knows whom mail is taken from")
             said = ""
-        except CipherBoxError as error:  # the inbox goes by the file all the same; it is tried again
-            if str(error) != said and not isinstance(error, NetworkError | CredentialsError):  # those the line tells
+        except CipherBoxError as error:
+            # the inbox goes by the file all the same; it is tried again
+            # those the line tells
+            if str(error) != said and not isinstance(error, NetworkError | CredentialsError):
                 said = str(error)
                 client.events.say(LINE, f"HQ was not told whom mail is taken from: {error}")
         await trio.sleep(LOOK_S)

@@ -1,14 +1,16 @@
-"""Handlers: a program's own function runs once for each message, in one transaction with its result.
+"""Handlers: a program's own function runs once for each message, in one transaction with its
+result.
 
-What arrives is recorded first, with its content, and acknowledged; so HQ need not wait for the program.  Then each
-message goes through: a transaction of the inbox's database begins, the handler runs and may write into it, the message
-is marked done, all is committed.  A crash at any instruction leaves either all of that or nothing, and then the handler
-runs again: what it wrote with ``tx`` is there exactly once.  What it does elsewhere can happen again.
+What arrives is recorded first, with its content, and acknowledged; so HQ need not wait for the
+program.  Then each message goes through: a transaction of the inbox's database begins, the handler
+runs and may write into it, the message is marked done, all is committed.  A crash at any
+instruction leaves either all of that or nothing, and then the handler runs again: what it wrote
+with ``tx`` is there exactly once.  What it does elsewhere can happen again.
 
-What a handler does not take waits or is bad; see `trying`.  Messages go to it in the order in which they were recorded;
-those that wait for another try are passed by the others, unless ``ordered``: then the oldest of a sender holds up what
-this sender sent after it, until it is taken or parked.  The receipt is signed when every message of an envelope is done
-or parked.
+What a handler does not take waits or is bad; see `trying`.  Messages go to it in the order in which
+they were recorded; those that wait for another try are passed by the others, unless ``ordered``:
+then the oldest of a sender holds up what this sender sent after it, until it is taken or parked.
+The receipt is signed when every message of an envelope is done or parked.
 """
 
 from __future__ import annotations
@@ -47,10 +49,12 @@ _LOOK_S = 1.0
 
 @attrs.frozen
 class Handled:
-    """One message or file as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts from 1.
+    """One message or file as a handler gets it; ``sealed_at`` is ms since 1970, ``attempt`` counts
+    from 1.
 
-    A file lies at ``file`` and was called ``filename`` by its sender; its message's ``content`` is empty when it came
-    in parts.  Under a password without ``[inbox] plain`` it is there in clear for this call only.
+    A file lies at ``file`` and was called ``filename`` by its sender; its message's ``content`` is
+    empty when it came in parts.  Under a password without ``[inbox] plain`` it is there in clear
+    for this call only.
     """
 
     message_id: uuid.UUID
@@ -114,8 +118,8 @@ class Handlers:
                 )
             }
             for number, sender, states in self._db.execute(
-                "SELECT c.number, e.sender, c.states FROM contents c JOIN envelopes e ON e.number = c.number "
-                "ORDER BY c.number"
+                "SELECT c.number, e.sender, c.states FROM contents c JOIN envelopes e ON "
+                "e.number = c.number ORDER BY c.number"
             ):
                 for index, state in enumerate(states):
                     if state not in (WAITING, NOT_WHOLE) or sender in blocked:
@@ -130,32 +134,55 @@ class Handlers:
                     tried = tried or (number, index, failure)
         return tried
 
-    def _handled(self, number: int, index: int, failure: Failure) -> tuple[int, int, Handled] | None:
+    def _handled(
+        self, number: int, index: int, failure: Failure
+    ) -> tuple[int, int, Handled] | None:
         with translated(self._path):
             row = self._db.execute(
-                "SELECT e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.locked, c.files FROM contents c "
-                "JOIN envelopes e ON e.number = c.number WHERE c.number = ?",
+                "SELECT e.sender, e.envelope_id, e.messages, c.sealed_at, c.plain, c.locked, "
+                "c.files FROM contents c JOIN envelopes e ON e.number = c.number WHERE c.number "
+                "= ?",
                 (number,),
             ).fetchone()
         if row is None:
             return None
         sender, envelope_id, count, sealed_at, plain, locked, files = row
         if self._read is None or self._read[0] != number:
-            read = opened(self._client.home.keeper.content, plain, locked, sender, envelope_id, count, sealed_at)
+            read = opened(
+                self._client.home.keeper.content,
+                plain,
+                locked,
+                sender,
+                envelope_id,
+                count,
+                sealed_at,
+            )
             self._read = number, read
         about = orjson.loads(files or "{}").get(str(index), {})
-        return number, index, Handled(
-            message_id(envelope_id, index), sender, sealed_at, self._read[1][index],
-            failure.attempts + failure.later + 1, Path(about["file"]) if about.get("file") else None,
-            about.get("filename", ""), about.get("kept", ""), about.get("size", 0), about.get("files", []),
-        )  # fmt: skip
+        return (
+            number,
+            index,
+            Handled(
+                message_id(envelope_id, index),
+                sender,
+                sealed_at,
+                self._read[1][index],
+                failure.attempts + failure.later + 1,
+                Path(about["file"]) if about.get("file") else None,
+                about.get("filename", ""),
+                about.get("kept", ""),
+                about.get("size", 0),
+                about.get("files", []),
+            ),
+        )
 
     async def run(self, handler: Handler, number: int, index: int, handled: Handled) -> None:
         """One message through the handler."""
         db = self._db
         try:
             with translated(self._path):
-                # One that awaits takes the lock when it first writes: what else is recorded here must not wait for it.
+                # One that awaits takes the lock when it first writes: what else is recorded here
+                # must not wait for it.
                 db.execute("BEGIN" if inspect.iscoroutinefunction(handler) else "BEGIN IMMEDIATE")
             try:
                 async with self._in_clear(handled) as given:
@@ -163,7 +190,8 @@ class Handlers:
                     if inspect.isawaitable(found):
                         await found
                 db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
-                self._mark(number, index, DONE)  # after a write, which had the lock, it reads what is newest
+                # after a write, which had the lock, it reads what is newest
+                self._mark(number, index, DONE)
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
@@ -173,7 +201,9 @@ class Handlers:
             self._away.over(number, index)
         except Exception as error:
             if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT":
-                return  # it wrote by what it had read before something else was recorded: once more, from the start
+                # it wrote by what it had read before something else was recorded: once more, from
+                # the start
+                return
             self._failed(number, index, handled, error)
 
     @asynccontextmanager
@@ -184,7 +214,12 @@ class Handlers:
             return
         home = self._client.home
         with opened_file(
-            home.path, home.keeper.content, handled._kept, handled._size, handled.filename, handled._files
+            home.path,
+            home.keeper.content,
+            handled._kept,
+            handled._size,
+            handled.filename,
+            handled._files,
         ) as path:
             yield attrs.evolve(handled, file=path)
 
@@ -194,12 +229,13 @@ class Handlers:
         reason = f"{name}{error}"[:1000]
         with transaction(self._db, self._path):
             before = self._db.execute(
-                "SELECT attempts, later FROM failures WHERE number = ? AND message = ?", (number, index)
+                "SELECT attempts, later FROM failures WHERE number = ? AND message = ?",
+                (number, index),
             ).fetchone()
             failure = Failure(*(before or (0, 0))).after(later)
             self._db.execute(
-                "INSERT OR REPLACE INTO failures (number, message, attempts, next_at, reason, later) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO failures (number, message, attempts, next_at, reason, "
+                "later) VALUES (?, ?, ?, ?, ?, ?)",
                 (number, index, failure.attempts, failure.next_at, reason, failure.later),
             )
             over = not later and failure.attempts >= self._tries
@@ -212,23 +248,36 @@ class Handlers:
         self._away.over(number, index)
         what = "set aside" if over else f"tried again in {failure.pause_s:.0f} s"
         attempt = f"attempt {failure.attempts} of {self._tries}"
-        text = f"The handler failed at message {handled.message_id} ({attempt}): {reason}; it is {what}"
+        text = (
+            f"The handler failed at message {handled.message_id} ({attempt}): {reason}; it is "
+            f"{what}"
+        )
         self._client.events.say(RECEIVER, text)
 
     def _mark(self, number: int, index: int, state: int) -> None:
-        """Inside a transaction: this message is done or aside; the envelope too, when it was the last."""
+        """Inside a transaction: this message is done or aside; the envelope too, when it was the
+        last.
+        """
         db = self._db
         states = self._set_state(number, index, state)
         if WAITING in states or NOT_WHOLE in states:
             return
         failed = ASIDE in states
-        outcomes = bytes(Outcome.HANDLER_FAILED if s == ASIDE else Outcome.OPENED for s in states) if failed else None
-        db.execute("UPDATE envelopes SET receipt = NULL, outcomes = ? WHERE number = ?", (outcomes, number))
+        outcomes = (
+            bytes(Outcome.HANDLER_FAILED if s == ASIDE else Outcome.OPENED for s in states)
+            if failed
+            else None
+        )
+        db.execute(
+            "UPDATE envelopes SET receipt = NULL, outcomes = ? WHERE number = ?", (outcomes, number)
+        )
         if not failed:
             db.execute("DELETE FROM contents WHERE number = ?", (number,))
 
     def _set_state(self, number: int, index: int, state: int) -> bytes:
-        (before,) = self._db.execute("SELECT states FROM contents WHERE number = ?", (number,)).fetchone()
+        (before,) = self._db.execute(
+            "SELECT states FROM contents WHERE number = ?", (number,)
+        ).fetchone()
         states = bytearray(before)
         states[index] = state
         self._db.execute("UPDATE contents SET states = ? WHERE number = ?", (bytes(states), number))
@@ -246,7 +295,11 @@ class Handlers:
                 idle_since = trio.current_time()
                 await trio.lowlevel.checkpoint()
                 continue
-            if idle_s is not None and trio.current_time() - idle_since >= idle_s and not receiver.busy:
+            if (
+                idle_s is not None
+                and trio.current_time() - idle_since >= idle_s
+                and not receiver.busy
+            ):
                 await receiver.flush()
                 return
             with trio.move_on_after(min(_LOOK_S, idle_s or _LOOK_S)):
@@ -256,9 +309,9 @@ class Handlers:
         """Messages whose handler failed for good, oldest first."""
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM failures f "
-                "JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number "
-                "ORDER BY f.number, f.message"
+                "SELECT e.envelope_id, f.message, e.sender, f.attempts, f.reason, c.states FROM "
+                "failures f JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number "
+                "= f.number ORDER BY f.number, f.message"
             ).fetchall()
         return [
             SetAside(message_id(envelope_id, index), sender, attempts, reason)
@@ -275,17 +328,26 @@ class Handlers:
                 "JOIN envelopes e ON e.number = f.number JOIN contents c ON c.number = f.number"
             ).fetchall():
                 if states[index] == ASIDE and wanted in (None, message_id(envelope_id, index)):
-                    self._db.execute("DELETE FROM failures WHERE number = ? AND message = ?", (number, index))
+                    self._db.execute(
+                        "DELETE FROM failures WHERE number = ? AND message = ?", (number, index)
+                    )
                     self._set_state(number, index, WAITING)
                     count += 1
         return count
 
 
 async def process(
-    client: Client, handler: Handler, queues: list[str] | None = None, tries: int = TRIES,
-    idle_s: float | None = None, incoming: Path | None = None, ordered: bool = False,
-) -> Handlers:  # fmt: skip
-    """Receives and runs the handler on each message, until cancelled or nothing came for ``idle_s``."""
+    client: Client,
+    handler: Handler,
+    queues: list[str] | None = None,
+    tries: int = TRIES,
+    idle_s: float | None = None,
+    incoming: Path | None = None,
+    ordered: bool = False,
+) -> Handlers:
+    """Receives and runs the handler on each message, until cancelled or nothing came for
+    ``idle_s``.
+    """
     handlers = Handlers(client, tries=tries, ordered=ordered)
     receiver = Receiver(client, keep_contents=True, incoming=incoming)
     try:

@@ -1,6 +1,8 @@
-"""A home's inbox held open: its lock, what is written into it, and files that get their names beside.
+"""A home's inbox held open: its lock, what is written into it, and files that get their names
+beside.
 
-`receiver` decides what goes in.  Others of this home wait a little for the lock, and are told who has it.
+`receiver` decides what goes in.  Others of this home wait a little for the lock, and are told who
+has it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ OnLines = Callable[[list[bytes]], None]
 class HeldInbox:
     """See the module."""
 
-    def __init__(self, client: Client, on_lines: OnLines | None, incoming: Path | None, keep_contents: bool) -> None:
+    def __init__(
+        self, client: Client, on_lines: OnLines | None, incoming: Path | None, keep_contents: bool
+    ) -> None:
         self.client = client
         self.storing = Storing.of(client.home, incoming)
         self.received = 0  # messages recorded, and files that are whole
@@ -51,10 +55,13 @@ class HeldInbox:
         self._coming = 0  # messages that are files and not whole yet
         self._moved = trio.Event()
         self._failure: CipherBoxError | None = None
-        self._failed: dict[tuple[str, bytes], EnvelopeError] = {}  # what could not be recorded, to be refused
+        # what could not be recorded, to be refused
+        self._failed: dict[tuple[str, bytes], EnvelopeError] = {}
 
     async def lock_free(self) -> None:
-        """Waits a little until nobody else holds the lock: a conversation does so for a moment at a time."""
+        """Waits a little until nobody else holds the lock: a conversation does so for a moment
+        at a time.
+        """
         end = trio.current_time() + PATIENCE_S
         while trio.current_time() < end:
             try:
@@ -81,15 +88,20 @@ class HeldInbox:
         if self.client.home.identity is None:
             raise keyless()
         with self.locked():
+
             def was_cut(cut: int) -> None:
                 text = f"{cut} bytes that this inbox had not recorded were cut off {LINES}"
                 self._events.say(RECEIVER, f"{text}; messages of an interrupted step come again")
 
             sessions = self.client.sessions
             inbox = Inbox(
-                self._home, was_cut, self.storing, keep_contents=self._keep_contents, sessions=sessions,
+                self._home,
+                was_cut,
+                self.storing,
+                keep_contents=self._keep_contents,
+                sessions=sessions,
                 say=lambda text: self._events.say(RECEIVER, text),
-            )  # fmt: skip
+            )
             self._inbox = inbox
             self._completing = Completion(inbox, self._tell)
             self._coming = 0
@@ -121,7 +133,8 @@ class HeldInbox:
         except Exception as error:
             if fault_of(error) is not Fault.SENDER:
                 raise
-        if lines is None:  # outside of that block: the error keeps what was in memory when it was raised
+        # outside of that block: the error keeps what was in memory when it was raised
+        if lines is None:
             new, lines = await self._record_each(new, heard)
         if heard is not None and self.client.sessions is not None:
             self.client.sessions.recorded(heard)
@@ -133,15 +146,23 @@ class HeldInbox:
                 self._coming += files
                 self.received += len(one.messages) - files
                 if len(one.messages) > files:
-                    where = f"Stored {{}} in {LINES}" if self.storing.plain else "Stored {} under this home's key"
+                    where = (
+                        f"Stored {{}} in {LINES}"
+                        if self.storing.plain
+                        else "Stored {} under this home's key"
+                    )
                     text = "Kept {} for the handler" if self._keep_contents else where
                     self._events.messages(RECEIVER, text, one.envelope_id, len(one.messages))
         if self._on_lines is not None and lines:
             self._on_lines(lines)
         self._completing.came()
 
-    async def _record_each(self, new: list[Received], heard: Heard | None) -> tuple[list[Received], list[bytes]]:
-        """One of them cannot be recorded, by its sender's fault: each by itself, and that one is left in `_failed`."""
+    async def _record_each(
+        self, new: list[Received], heard: Heard | None
+    ) -> tuple[list[Received], list[bytes]]:
+        """One of them cannot be recorded, by its sender's fault: each by itself, and that one is
+        left in `_failed`.
+        """
         assert self._inbox is not None
         assert self._completing is not None
         recorded: list[Received] = []

@@ -1,13 +1,17 @@
-"""Look-ups of senders' keys at HQ, beside the receiving: whoever waits for one holds up nobody else.
+"""Look-ups of senders' keys at HQ, beside the receiving: whoever waits for one holds up nobody
+else.
 
-A delivery whose sender's bundle is not known here is parked, and HQ is asked for the bundles of all parked senders in
-one request.  What is found goes back to where it was taken from; what is not is refused, that delivery alone.
+A delivery whose sender's bundle is not known here is parked, and HQ is asked for the bundles of all
+parked senders in one request.  What is found goes back to where it was taken from; what is not is
+refused, that delivery alone.
 
 Bounds, since an envelope may name any hash as its sender's bundle:
-1. Of one sender at most `OF_SENDER` hashes go into a request, and it has `PER_SENDER` requests a minute; what names
-   more than that is refused without a question.
-2. All look-ups together have `IN_ALL` requests a minute, half of what HQ allows a client: the rest is for sending.
-3. A hash that HQ does not have is remembered for `MISS_S`, `MISSES` of each sender: redelivered, it is refused at once.
+1. Of one sender at most `OF_SENDER` hashes go into a request, and it has `PER_SENDER` requests a
+   minute; what names more than that is refused without a question.
+2. All look-ups together have `IN_ALL` requests a minute, half of what HQ allows a client: the rest
+   is for sending.
+3. A hash that HQ does not have is remembered for `MISS_S`, `MISSES` of each sender: redelivered, it
+   is refused at once.
 4. What is parked holds its part of the consumer's credit, and so is bounded by it.
 """
 
@@ -61,14 +65,18 @@ class Lookups:
         return own is not None and trio.current_time() < own.get(bundle_hash, 0.0)
 
     def park(self, delivery: Delivery, done: Done) -> None:
-        """Keeps a delivery until its sender's keys were looked up; ``done`` gets None, or what is wrong."""
+        """Keeps a delivery until its sender's keys were looked up; ``done`` gets None, or what
+        is wrong.
+        """
         self._parked.setdefault(delivery.sender_id, deque()).append((delivery, done))
         if not self._running:
             self._running = True
             self._nursery.start_soon(self._run)
 
     async def bundle(self, sender: str, bundle_hash: bytes, accepted_at: int) -> KeyBundle:
-        """`Directory.sender` within this sender's bounds: of a bundle that something inside an envelope names."""
+        """`Directory.sender` within this sender's bounds: of a bundle that something inside an
+        envelope names.
+        """
         if not self._directory.holds(bundle_hash):
             if self.missed(sender, bundle_hash):
                 raise BundleUnknown
@@ -83,7 +91,9 @@ class Lookups:
                 self._miss(sender, bundle_hash)
             raise
 
-    async def settle(self, deliveries: Sequence[Delivery]) -> list[tuple[Delivery, Exception | None]]:
+    async def settle(
+        self, deliveries: Sequence[Delivery]
+    ) -> list[tuple[Delivery, Exception | None]]:
         """Parks these and waits until each was looked up."""
         found: list[tuple[Delivery, Exception | None]] = []
         ready = trio.Event()
@@ -99,7 +109,7 @@ class Lookups:
             await ready.wait()
         return found
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         pause = _PAUSE_S
@@ -121,7 +131,9 @@ class Lookups:
                         continue
                     for sender in wanted:
                         self._bucket(sender).give_back()
-                    self._events.say(RECEIVER, f"Keys of senders cannot be looked up now: {error}; asking again")
+                    self._events.say(
+                        RECEIVER, f"Keys of senders cannot be looked up now: {error}; asking again"
+                    )
                     await trio.sleep(pause)
                     pause = min(pause * 2, _PAUSE_MAX_S)
                     continue
@@ -134,10 +146,16 @@ class Lookups:
         """The hashes to ask for, by sender; what needs no question is released or refused here."""
         wanted: dict[str, list[bytes]] = {}
         for sender in list(self._parked):
-            hashes = list(dict.fromkeys(_named(d) for d, _ in self._parked[sender] if not self._lost(d)))
-            unknown = [h for h in hashes if not self._directory.holds(h) and not self.missed(sender, h)]
+            hashes = list(
+                dict.fromkeys(_named(d) for d, _ in self._parked[sender] if not self._lost(d))
+            )
+            unknown = [
+                h for h in hashes if not self._directory.holds(h) and not self.missed(sender, h)
+            ]
             if unknown and self._bucket(sender).take():
-                error = SenderNotValid(f"{sender} names keys that HQ was asked for too often; it is looked at later")
+                error = SenderNotValid(
+                    f"{sender} names keys that HQ was asked for too often; it is looked at later"
+                )
                 self._tell({sender: hashes}, {(sender, one): error for one in unknown})
                 continue
             if not unknown:
@@ -148,7 +166,9 @@ class Lookups:
                 break
         return wanted
 
-    async def _ask(self, wanted: dict[str, list[bytes]]) -> dict[tuple[str, bytes], Exception | None]:
+    async def _ask(
+        self, wanted: dict[str, list[bytes]]
+    ) -> dict[tuple[str, bytes], Exception | None]:
         try:
             return dict(await self._directory.look_up(wanted))
         except Exception as error:
@@ -173,7 +193,8 @@ class Lookups:
             for delivery, done in self._parked.pop(sender, ()):
                 pair = sender, _named(delivery)
                 if self._lost(delivery):
-                    done(delivery, None)  # its link is gone: HQ delivers it again, and nobody waits for this one
+                    # its link is gone: HQ delivers it again, and nobody waits for this one
+                    done(delivery, None)
                 elif pair in found:
                     done(delivery, found[pair])
                 elif self._directory.holds(pair[1]) or self.missed(*pair):

@@ -1,9 +1,10 @@
 """Verifies and opens deliveries, and says to HQ what cannot be.
 
-Whatever fails gives the outcome of the receipt format.  What can never be opened here (malformed, not for us, a wrong
-signature, a body that does not decrypt, a broken commitment) becomes a dead letter at HQ, with the reason.  What may
-open later (a key that is not here yet, keys of the sender that a person must compare first, a newer version) goes back
-to the queue, after a pause that grows with each attempt: returning it at once would only use up its deliveries.
+Whatever fails gives the outcome of the receipt format.  What can never be opened here (malformed,
+not for us, a wrong signature, a body that does not decrypt, a broken commitment) becomes a dead
+letter at HQ, with the reason.  What may open later (a key that is not here yet, keys of the sender
+that a person must compare first, a newer version) goes back to the queue, after a pause that grows
+with each attempt: returning it at once would only use up its deliveries.
 """
 
 from __future__ import annotations
@@ -74,24 +75,35 @@ PAUSE_MAX_S = 60.0
 
 
 class Opener:
-    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is given back."""
+    """See the module.  ``nack`` tells HQ; ``nursery`` holds the pauses before a delivery is
+    given back.
+    """
 
     def __init__(
-        self, identity: Identity | None, directory: Directory, events: Events, nack: Nack, nursery: trio.Nursery,
-        order: LogOrder, contacts: Contacts, sessions: Sessions | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        identity: Identity | None,
+        directory: Directory,
+        events: Events,
+        nack: Nack,
+        nursery: trio.Nursery,
+        order: LogOrder,
+        contacts: Contacts,
+        sessions: Sessions | None = None,
+    ) -> None:
         self._order, self._contacts = order, contacts
         self._sessions = sessions
         self.events = events
         self._identity, self._directory = identity, directory
         self.lookups = Lookups(directory, events, nursery)
         self.refusals = Refusals(nack, events, nursery)
-        self.refresh: Callable[[], bool] = lambda: False  # looks for keys another process of this home has made
+        # looks for keys another process of this home has made
+        self.refresh: Callable[[], bool] = lambda: False
 
     async def open(self, delivery: Delivery, *, later: bool = False) -> None:
         """Fills the delivery's messages, or raises the EnvelopeError.
 
-        ``later``: the caller records them, and with them what this changed in sessions (`Sessions.heard`).
+        ``later``: the caller records them, and with them what this changed in sessions
+        (`Sessions.heard`).
         """
         if delivery.opened:
             return
@@ -99,7 +111,9 @@ class Opener:
             raise keyless()
         prefix = delivery.sighted.layout.prefix
         if not self._accepts(delivery):
-            raise NotAccepted(f"no mail is taken from {prefix.sender}; see: cipherbox contacts list")
+            raise NotAccepted(
+                f"no mail is taken from {prefix.sender}; see: cipherbox contacts list"
+            )
         sender = await self._sender(delivery)
         try:
             messages = self._opened(delivery.sighted, sender, later)
@@ -117,7 +131,9 @@ class Opener:
 
     async def _sender(self, delivery: Delivery) -> KeyBundle:
         prefix = delivery.sighted.layout.prefix
-        known = self._directory.known_sender(prefix.sender, prefix.bundle_hash, delivery.accepted_at)
+        known = self._directory.known_sender(
+            prefix.sender, prefix.bundle_hash, delivery.accepted_at
+        )
         if known is None:
             known = await self._looked_up(delivery)
         await self._order.check(known, delivery)
@@ -125,7 +141,9 @@ class Opener:
 
     async def _looked_up(self, delivery: Delivery) -> KeyBundle:
         prefix = delivery.sighted.layout.prefix
-        if not self._directory.holds(prefix.bundle_hash) and not self.lookups.missed(prefix.sender, prefix.bundle_hash):
+        if not self._directory.holds(prefix.bundle_hash) and not self.lookups.missed(
+            prefix.sender, prefix.bundle_hash
+        ):
             ((_, error),) = await self.lookups.settle([delivery])
             if error is not None:
                 raise refusal(error) if fault_of(error) is Fault.SENDER else error
@@ -138,7 +156,9 @@ class Opener:
         return delivery.queue.endswith(".sys") or self._contacts.accepts(delivery.sender_id)
 
     def expect(self, deliveries: Sequence[Delivery]) -> None:
-        """These are opened next, in this order: what HQ has to prove of them is asked for together."""
+        """These are opened next, in this order: what HQ has to prove of them is asked for
+        together.
+        """
         self._order.expect(deliveries)
 
     def ready(self, delivery: Delivery) -> bool:
@@ -151,7 +171,9 @@ class Opener:
             return True
         if self.lookups.holds(prefix.sender):
             return False
-        return self._directory.holds(prefix.bundle_hash) or self.lookups.missed(prefix.sender, prefix.bundle_hash)
+        return self._directory.holds(prefix.bundle_hash) or self.lookups.missed(
+            prefix.sender, prefix.bundle_hash
+        )
 
     def _opened(self, sighted: ParsedEnvelope, sender: KeyBundle, later: bool) -> Messages:
         assert self._identity is not None
@@ -169,23 +191,40 @@ class Opener:
         return True
 
     async def refuse(
-        self, delivery: Delivery, error: EnvelopeError, *, outcome: Outcome | None = None, pause: bool = True
+        self,
+        delivery: Delivery,
+        error: EnvelopeError,
+        *,
+        outcome: Outcome | None = None,
+        pause: bool = True,
     ) -> None:
         """As `refuse_soon`, and waits until HQ was told, unless that is only after a pause."""
         self.refuse_soon(delivery, error, outcome=outcome, pause=pause)
         await self.refusals.flush()
 
     def refuse_soon(
-        self, delivery: Delivery, error: EnvelopeError, *, outcome: Outcome | None = None, pause: bool = True
+        self,
+        delivery: Delivery,
+        error: EnvelopeError,
+        *,
+        outcome: Outcome | None = None,
+        pause: bool = True,
     ) -> None:
-        """Tells HQ why this envelope was not opened; ``outcome`` when the error's class does not say it."""
+        """Tells HQ why this envelope was not opened; ``outcome`` when the error's class does not
+        say it.
+        """
         outcome = OUTCOMES.get(type(error), Outcome.OTHER) if outcome is None else outcome
         sender, name = _sender(delivery), _name(delivery)
         pause_s = min(2.0 ** min(delivery.attempt - 1, 6), PAUSE_MAX_S) if pause else 0.0
         reason = escape_text(f"{outcome.name.lower().replace('_', '-')}: {error}")
         final = outcome in NEVER
         back = self.refusals.put(
-            delivery, sender, requeue=not final, outcome=outcome, reason=reason, pause_s=0.0 if final else pause_s
+            delivery,
+            sender,
+            requeue=not final,
+            outcome=outcome,
+            reason=reason,
+            pause_s=0.0 if final else pause_s,
         )
         what = "goes back to the queue" if back else "becomes a dead letter"
         self.events.say(RECEIVER, f"Refused {name}: {error}; it {what}")

@@ -1,12 +1,14 @@
-"""Receipts this client owes: its signed word to each sender on what became of the sender's envelopes.
+"""Receipts this client owes: its signed word to each sender on what became of the sender's
+envelopes.
 
-Every recorded envelope owes one, and so does every refusal that is final or that the sender can mend.  What is owed
-stands in the inbox's database, so nothing is forgotten in a crash; what is signed for again does no harm.  One
-signature covers all that is owed now, of all senders; each sender gets a group with its own leaves, sealed, into its
-mailbox `.sys`, and an envelope is marked when HQ has confirmed that group.  Receipts owe no receipts.
+Every recorded envelope owes one, and so does every refusal that is final or that the sender can
+mend.  What is owed stands in the inbox's database, so nothing is forgotten in a crash; what is
+signed for again does no harm.  One signature covers all that is owed now, of all senders; each
+sender gets a group with its own leaves, sealed, into its mailbox `.sys`, and an envelope is marked
+when HQ has confirmed that group.  Receipts owe no receipts.
 
-Beside the group goes an empty message of the session with that sender, if there is one: so traffic in one direction
-heals too.  It is beside, not around: a receipt opens although a session was lost.
+Beside the group goes an empty message of the session with that sender, if there is one: so traffic
+in one direction heals too.  It is beside, not around: a receipt opens although a session was lost.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ RETRY_MAX_S = 60.0
 FLUSH_S = 5.0
 REFUSALS = 1000  # of each sender, in the record
 _GIVEN_UP = 0
-TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}  # refusals the sender gets a receipt for: it can be named
+# refusals the sender gets a receipt for: it can be named
+TOLD = (NEVER | MENDED) - {Outcome.MALFORMED}
 MOST_MS = (1 << 62) - 1  # of a time or a number that HQ says: SQLite takes no more
 
 
@@ -63,7 +66,8 @@ class PendingReceipts:
         self._db = open_database(self._path, STEPS, OLDEST)
         self._news = trio.Event()
         self._idle = trio.Event()
-        self._later: dict[str, tuple[float, float]] = {}  # senders with trouble: not before, and the pause
+        # senders with trouble: not before, and the pause
+        self._later: dict[str, tuple[float, float]] = {}
         self.signed = 0  # envelopes signed for
 
     def close(self) -> None:
@@ -75,7 +79,8 @@ class PendingReceipts:
         self._news.set()
 
     def refuse(self, refused: Sequence[tuple[Delivery, Outcome, str]]) -> None:
-        """Records what was refused, of each sender so much, and owes the sender the word, where it was the sender.
+        """Records what was refused, of each sender so much, and owes the sender the word, where it
+        was the sender.
 
         Of what is no envelope at all, the newest is remembered.
         """
@@ -84,32 +89,52 @@ class PendingReceipts:
         for delivery, outcome, reason in refused:
             at, entry = min(delivery.accepted_at, MOST_MS), min(delivery.log_entry, MOST_MS)
             try:
-                digest, prefix = delivery.sighted.hashes.envelope_hash, delivery.sighted.layout.prefix
+                digest, prefix = (
+                    delivery.sighted.hashes.envelope_hash,
+                    delivery.sighted.layout.prefix,
+                )
                 named = prefix.sender, prefix.envelope_id, prefix.generation
             except EnvelopeError:
                 named, digest = ("", bytes(16), 0), bytes(32)
-            rows.append((*named, outcome, digest, at, reason, now, None if outcome in TOLD else _GIVEN_UP, entry))
+            rows.append(
+                (
+                    *named,
+                    outcome,
+                    digest,
+                    at,
+                    reason,
+                    now,
+                    None if outcome in TOLD else _GIVEN_UP,
+                    entry,
+                )
+            )
         with transaction(self._db, self._path):
             self._db.executemany(
-                "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, envelope_hash, accepted_at,"
-                " reason, refused_at, receipt, log_entry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO refusals (sender, envelope_id, generation, outcome, "
+                "envelope_hash, accepted_at, reason, refused_at, receipt, log_entry) VALUES (?, "
+                "?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
             for sender in {row[0] for row in rows}:  # the newest of each stay, as a record
                 self._db.execute(
-                    "DELETE FROM refusals WHERE sender = ?1 AND refused_at < (SELECT refused_at FROM refusals"
-                    " WHERE sender = ?1 ORDER BY refused_at DESC LIMIT 1 OFFSET ?2)",
+                    "DELETE FROM refusals WHERE sender = ?1 AND refused_at < (SELECT refused_at "
+                    "FROM refusals WHERE sender = ?1 ORDER BY refused_at DESC LIMIT 1 OFFSET ?2)",
                     (sender, REFUSALS),
                 )
         self.came()
 
     async def run(self) -> None:
-        """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried again; a sender whose
-        receipts meet trouble waits by itself."""
+        """Signs and sends what is owed, until cancelled.  What HQ does not take now is tried
+        again; a sender whose receipts meet trouble waits by itself.
+        """
         while True:
             self._news = trio.Event()
             now = trio.current_time()
-            self._later = {name: found for name, found in self._later.items() if found[0] > now or found[1] > PAUSE_S}
+            self._later = {
+                name: found
+                for name, found in self._later.items()
+                if found[0] > now or found[1] > PAUSE_S
+            }
             waiting = [name for name, (until, _) in self._later.items() if until > now]
             owed = self._owed(waiting)
             if owed:
@@ -117,7 +142,9 @@ class PendingReceipts:
                 await trio.sleep(PAUSE_S)
                 continue
             self._idle.set()
-            with trio.move_on_at(min((until for until, _ in self._later.values() if until > now), default=inf)):
+            with trio.move_on_at(
+                min((until for until, _ in self._later.values() if until > now), default=inf)
+            ):
                 await self._news.wait()
 
     async def flush(self) -> None:
@@ -125,33 +152,51 @@ class PendingReceipts:
         with trio.move_on_after(FLUSH_S):
             await self._idle.wait()
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _owed(self, without: Sequence[str]) -> list[PendingReceipt]:
         names = orjson.dumps(without).decode()
         with translated(self._path):
             rows = self._db.execute(
-                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, outcomes,"
-                " commitment, log_entry FROM envelopes WHERE receipt IS NULL"
-                " AND sender NOT IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
+                "SELECT number, sender, envelope_id, generation, envelope_hash, accepted_at, "
+                "outcome, outcomes, commitment, log_entry FROM envelopes WHERE receipt IS NULL "
+                "AND sender NOT IN (SELECT value FROM json_each(?)) ORDER BY number LIMIT ?",
                 (names, MOST),
             ).fetchall()
             rows += self._db.execute(
-                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, outcome, NULL, NULL,"
-                " log_entry FROM refusals WHERE receipt IS NULL"
-                " AND sender NOT IN (SELECT value FROM json_each(?)) LIMIT ?",
+                "SELECT NULL, sender, envelope_id, generation, envelope_hash, accepted_at, "
+                "outcome, NULL, NULL, log_entry FROM refusals WHERE receipt IS NULL AND sender "
+                "NOT IN (SELECT value FROM json_each(?)) LIMIT ?",
                 (names, MOST - len(rows)),
             ).fetchall()
         return [
             PendingReceipt(
                 number,
                 Leaf(
-                    sender, envelope_id, generation, digest or bytes(32), at, Outcome(outcome),
-                    tuple(map(Outcome, outcomes or b"")), commitment or NO_COMMITMENT, entry,
+                    sender,
+                    envelope_id,
+                    generation,
+                    digest or bytes(32),
+                    at,
+                    Outcome(outcome),
+                    tuple(map(Outcome, outcomes or b"")),
+                    commitment or NO_COMMITMENT,
+                    entry,
                 ),
             )
-            for number, sender, envelope_id, generation, digest, at, outcome, outcomes, commitment, entry in rows
-        ]  # fmt: skip
+            for (
+                number,
+                sender,
+                envelope_id,
+                generation,
+                digest,
+                at,
+                outcome,
+                outcomes,
+                commitment,
+                entry,
+            ) in rows
+        ]
 
     async def _sign(self, owed: Sequence[PendingReceipt]) -> None:
         identity = self._client.home.identity
@@ -160,9 +205,13 @@ class PendingReceipts:
         at = _now_ms()
         newest = self._client.log.newest
         unsigned = Unsigned.over(
-            identity.client_id, at, identity.bundle.hash, identity.suite, [one.leaf for one in owed],
+            identity.client_id,
+            at,
+            identity.bundle.hash,
+            identity.suite,
+            [one.leaf for one in owed],
             newest.note if newest is not None else b"",
-        )  # fmt: skip
+        )
         signatures = identity.sign(USE, unsigned.digest)
         senders = list(dict.fromkeys(unsigned.senders))
         sent: dict[str, int] = {}
@@ -173,8 +222,10 @@ class PendingReceipts:
                 sent[sender] = 1
                 self._later.pop(sender, None)
             except CipherBoxError as error:
-                mendable = isinstance(error, BundleDiscontinuous)  # a person compares, then the next command sends it
-                if error.retryable or error.closes or mendable:  # it was said what is wrong; what is owed stays owed
+                # a person compares, then the next command sends it
+                mendable = isinstance(error, BundleDiscontinuous)
+                # it was said what is wrong; what is owed stays owed
+                if error.retryable or error.closes or mendable:
                     pause = min(self._later.get(sender, (0.0, PAUSE_S / 2))[1] * 2, RETRY_MAX_S)
                     self._later[sender] = trio.current_time() + pause, pause
                 else:  # it is gone, or its keys are not trusted: nobody could read it
@@ -189,12 +240,22 @@ class PendingReceipts:
     async def _send(self, sender: str, group: bytes) -> None:
         client = self._client
         address = PublishOptions.make(
-            [sender], "", "", "sys", stanza=None, cipher=None, allow_mixed=True, expires_at=0, partial=False
+            [sender],
+            "",
+            "",
+            "sys",
+            stanza=None,
+            cipher=None,
+            allow_mixed=True,
+            expires_at=0,
+            partial=False,
         )
         target = await client.sealer.target(address)
         done = trio.Event()
         messages = [Message(group, TYPE), *await self._turn(sender)]
-        item: PendingPublish = client.sealer.seal(address, target, pack(messages), len(messages), lambda _: done.set())
+        item: PendingPublish = client.sealer.seal(
+            address, target, pack(messages), len(messages), lambda _: done.set()
+        )
         window = client.line.window
         window.add(item)
         try:
@@ -209,7 +270,9 @@ class PendingReceipts:
             raise TimedOut("HQ did not confirm a receipt in time")
 
     async def _turn(self, sender: str) -> list[Message]:
-        """The session's empty message; none when the session has trouble, for no receipt must wait for that."""
+        """The session's empty message; none when the session has trouble, for no receipt must
+        wait for that.
+        """
         sessions = self._client.sessions
         with suppress(CipherBoxError):
             turn = sessions.turn(sender) if sessions is not None else None
@@ -219,11 +282,18 @@ class PendingReceipts:
                 return [Message(raw, STEP_TYPE)]
         return []
 
-    def _mark(self, owed: Sequence[PendingReceipt], sent: dict[str, int], at: int, root: bytes) -> None:
+    def _mark(
+        self, owed: Sequence[PendingReceipt], sent: dict[str, int], at: int, root: bytes
+    ) -> None:
         # A power cut here costs a second receipt, as an end of this process before the mark does.
         with transaction(self._db, self._path, synced=False):
             db = self._db
-            receipt = db.execute("INSERT INTO receipts (signed_at, root) VALUES (?, ?)", (at, root)).lastrowid or 0
+            receipt = (
+                db.execute(
+                    "INSERT INTO receipts (signed_at, root) VALUES (?, ?)", (at, root)
+                ).lastrowid
+                or 0
+            )
             numbers, refusals = [], []
             for one in owed:
                 state = sent.get(one.leaf.sender)
@@ -235,11 +305,13 @@ class PendingReceipts:
                 if one.number is not None:
                     numbers.append((mark, one.number))
                 else:
-                    refusals.append((mark, leaf.sender, leaf.envelope_id, leaf.generation, leaf.outcome))
+                    refusals.append(
+                        (mark, leaf.sender, leaf.envelope_id, leaf.generation, leaf.outcome)
+                    )
             db.executemany("UPDATE envelopes SET receipt = ? WHERE number = ?", numbers)
             db.executemany(
-                "UPDATE refusals SET receipt = ? WHERE sender = ? AND envelope_id = ? AND generation = ?"
-                " AND outcome = ?",
+                "UPDATE refusals SET receipt = ? WHERE sender = ? AND envelope_id = ? AND "
+                "generation = ? AND outcome = ?",
                 refusals,
             )
 

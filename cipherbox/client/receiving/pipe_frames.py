@@ -1,10 +1,14 @@
 """The frames of a pipe: one message each, sealed like every other.
 
-    byte 0       version, 1             bytes 18..25  number of this frame among DATA and END, from 1; else 0
-    byte 1       kind                   bytes 26..33  the highest number that was written out here
-    bytes 2..17  the pipe's random id   from 34       data; for OPEN, ACCEPT the seconds of --idle; for BREAK the reason
+    byte 0        version, 1
+    byte 1        kind
+    bytes 2..17   the pipe's random id
+    bytes 18..25  number of this frame among DATA and END, from 1; otherwise 0
+    bytes 26..33  the highest number that was written out here
+    from 34       data; for OPEN and ACCEPT the seconds of --idle; for BREAK the reason
 
-A receiver that is no pipe records such an envelope and signs for it, but writes no line: its pipe has ended.
+A receiver that is no pipe records such an envelope and signs for it, but writes no line: its pipe
+has ended.
 """
 
 from __future__ import annotations
@@ -50,7 +54,9 @@ class Frame:
 
     def message(self) -> Message:
         """As a message."""
-        return Message(_HEAD.pack(VERSION, self.kind, self.pipe, self.number, self.written) + self.data, TYPE)
+        return Message(
+            _HEAD.pack(VERSION, self.kind, self.pipe, self.number, self.written) + self.data, TYPE
+        )
 
 
 def read_frame(content: bytes) -> Frame:

@@ -1,11 +1,14 @@
-"""Receipts others sent this client: taken in from the mailbox `.sys` by whatever command is running.
+"""Receipts others sent this client: taken in from the mailbox `.sys` by whatever command is
+running.
 
-A group counts when its signature verifies against the recipient's keys as this client believes them, when it came from
-that recipient, and when it speaks of an envelope that was sent to that recipient with that hash.  The outbox keeps it,
-with the keys it was signed with, so that it can be exported and verified years later.  The same receipt again, a leaf
-that says nothing new, and one from somebody who was not a recipient change nothing.
+A group counts when its signature verifies against the recipient's keys as this client believes
+them, when it came from that recipient, and when it speaks of an envelope that was sent to that
+recipient with that hash.  The outbox keeps it, with the keys it was signed with, so that it can be
+exported and verified years later.  The same receipt again, a leaf that says nothing new, and one
+from somebody who was not a recipient change nothing.
 
-A recipient that lacks the key an envelope was sealed to gets the next generation, sealed to the keys it has now.
+A recipient that lacks the key an envelope was sealed to gets the next generation, sealed to the
+keys it has now.
 """
 
 from __future__ import annotations
@@ -58,10 +61,13 @@ class ReceiptConsumer:
             await self._idle.wait()
 
     async def rest(self) -> None:
-        """Before the client closes: takes in what HQ has handed out.  Handed out twenty times in vain, by twenty short
-        commands that ended too soon, it would become a dead letter."""
+        """Before the client closes: takes in what HQ has handed out.  Handed out twenty times in
+        vain, by twenty short commands that ended too soon, it would become a dead letter.
+        """
         with trio.move_on_after(REST_S):
-            while self._consumer is not None and (self._consumer.waiting or not self._idle.is_set()):
+            while self._consumer is not None and (
+                self._consumer.waiting or not self._idle.is_set()
+            ):
                 await self._idle.wait()
                 await trio.lowlevel.checkpoint()  # the taker's turn: what waits makes it busy
         await self._client.log.rest(self._client.line)
@@ -78,7 +84,9 @@ class ReceiptConsumer:
 
     async def _consume(self) -> None:
         client = self._client
-        async with client.consume_unopened(f"{client.mailbox}.sys", envelopes=CREDIT, size=CREDIT_BYTES) as consumer:
+        async with client.consume_unopened(
+            f"{client.mailbox}.sys", envelopes=CREDIT, size=CREDIT_BYTES
+        ) as consumer:
             self._began.set()
             self._consumer = consumer
             while True:
@@ -116,7 +124,9 @@ class ReceiptConsumer:
             except Exception as error:
                 if fault_of(error) is not Fault.SENDER:
                     raise
-                client.events.say(SENDER, f"A receipt from {delivery.sender_id} does not hold: {error}")
+                client.events.say(
+                    SENDER, f"A receipt from {delivery.sender_id} does not hold: {error}"
+                )
         return True
 
     async def _group(self, delivery: Delivery, raw: bytes) -> None:
@@ -125,7 +135,9 @@ class ReceiptConsumer:
         receipt = group.receipt
         if receipt.recipient != delivery.sender_id:
             raise SignatureInvalid(f"it speaks for {receipt.recipient}")
-        bundle = await client.opener.lookups.bundle(receipt.recipient, receipt.bundle_hash, delivery.accepted_at)
+        bundle = await client.opener.lookups.bundle(
+            receipt.recipient, receipt.bundle_hash, delivery.accepted_at
+        )
         verify_group(group, bundle)
         if receipt.checkpoint:
             # a fork of HQ's log shows here: both ends saw a head of their own
@@ -133,9 +145,14 @@ class ReceiptConsumer:
         post = client.post
         assert post is not None
         news = await post.store(
-            post.outbox.sign, bundle.raw, bundle.hash, receipt.recipient, raw, hashlib.sha256(raw).digest(),
+            post.outbox.sign,
+            bundle.raw,
+            bundle.hash,
+            receipt.recipient,
+            raw,
+            hashlib.sha256(raw).digest(),
             self._outcomes(group),
-        )  # fmt: skip
+        )
         assert isinstance(news, list)
         if not news:
             return
@@ -151,12 +168,19 @@ class ReceiptConsumer:
         receipt = group.receipt
         return [
             Signed(
-                leaf.envelope_id, leaf.generation, receipt.recipient, leaf.outcome, min(receipt.at, _MOST), index,
-                leaf.envelope_hash, bytes(leaf.messages), leaf.log_entry,
+                leaf.envelope_id,
+                leaf.generation,
+                receipt.recipient,
+                leaf.outcome,
+                min(receipt.at, _MOST),
+                index,
+                leaf.envelope_hash,
+                bytes(leaf.messages),
+                leaf.log_entry,
             )
             for index, leaf in enumerate(group.leaves)
             if leaf is not None and leaf.sender == me
-        ]  # fmt: skip
+        ]
 
     def _say(self, news: list[Signed]) -> None:
         events = self._client.events
@@ -164,17 +188,21 @@ class ReceiptConsumer:
             if one.proven_entry:
                 events.say(
                     SENDER,
-                    f"{one.recipient} signed that HQ delivered {message_id(one.envelope_id, 0)} as accepted in entry "
-                    f"{one.log_entry} of its log, and HQ proved here that it was entry {one.proven_entry}. Unless HQ "
-                    "was restored from a backup in between, HQ keeps two logs, or one of the two does not tell the "
-                    "truth: ask them, and the admin (cipherbox manual log)",
+                    f"{one.recipient} signed that HQ delivered {message_id(one.envelope_id, 0)} "
+                    f"as accepted in entry {one.log_entry} of its log, and HQ proved here that "
+                    f"it was entry {one.proven_entry}. Unless HQ was restored from a backup in "
+                    "between, HQ keeps two logs, or one of the two does not tell the truth: ask "
+                    "them, and the admin (cipherbox manual log)",
                 )
         if not events.heard:
             return
         for one in news:
             failed = len(one.messages) - one.messages.count(Outcome.OPENED)
             if failed:
-                text = f"{one.recipient} opened {{}} and gave up {failed} of {len(one.messages)}; its receipt verifies"
+                text = (
+                    f"{one.recipient} opened {{}} and gave up {failed} of {len(one.messages)}; its "
+                    "receipt verifies"
+                )
             elif one.outcome == Outcome.OPENED:
                 text = f"{one.recipient} opened {{}}; its receipt verifies"
             else:
@@ -188,7 +216,9 @@ class ReceiptConsumer:
             client.directory.refresh(one.recipient)
             await client.post.seal_again(one.envelope_id, generation=one.generation)
         except CipherBoxError as error:
-            client.events.say(SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}")
+            client.events.say(
+                SENDER, f"An envelope for {one.recipient} could not be sealed again: {error}"
+            )
 
 
 def words(outcome: int) -> str:

@@ -1,16 +1,18 @@
-"""The receiver: every message once into ``data/received_messages.jsonl``, whatever is cut off or sent again.
+"""The receiver: every message once into ``data/received_messages.jsonl``, whatever is cut off or
+sent again.
 
-For each batch: what the inbox already has is acknowledged again and not written; what is new is verified and opened;
-what cannot be is refused with its reason; the rest is recorded (see `inbox`), and then acknowledged.  The lookup comes
-before the verification: an id that is recorded is only acknowledged, whatever bytes came with it.  If they commit to
-another plaintext than the recorded one, and the sender signed that, they are refused with a receipt.
+For each batch: what the inbox already has is acknowledged again and not written; what is new is
+verified and opened; what cannot be is refused with its reason; the rest is recorded (see `inbox`),
+and then acknowledged.  The lookup comes before the verification: an id that is recorded is only
+acknowledged, whatever bytes came with it.  If they commit to another plaintext than the recorded
+one, and the sender signed that, they are refused with a receipt.
 
-While one batch is written to the disk the next one is opened, unless both are large.  So at most one batch is under
-way, and what it holds is neither new nor recorded: whoever meets an id of it, or has to ask the database, waits for it
-first.
+While one batch is written to the disk the next one is opened, unless both are large.  So at most
+one batch is under way, and what it holds is neither new nor recorded: whoever meets an id of it, or
+has to ask the database, waits for it first.
 
-One receiver per home: the home's lock is held while it runs.  `run` ends with the first error; `keep`, for what runs as
-a service, waits out each that passes and begins again.
+One receiver per home: the home's lock is held while it runs.  `run` ends with the first error;
+`keep`, for what runs as a service, waits out each that passes and begins again.
 """
 
 from __future__ import annotations
@@ -40,30 +42,40 @@ if TYPE_CHECKING:
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
 ENVELOPES = 1024  # looked through in one step: what it has no time for is looked through again
-CREDIT_BYTES = 24 * 1024 * 1024  # of all queues together; the last envelope that HQ hands out of each may pass its part
+# of all queues together; the last envelope that HQ hands out of each may pass its part
+CREDIT_BYTES = 24 * 1024 * 1024
 LEAST_BYTES = 1024 * 1024  # of one queue
 BULK_ENVELOPES = 16  # of files: then messages of others have their turn
 
 
 @checked
 class Receiver(Taking):
-    """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON lines per envelope.
+    """See the module.  ``on_lines`` is told the recorded lines of each batch: one bytes of JSON
+    lines per envelope.
 
-    ``incoming``: where files from others get their names; None: as the settings say.  ``keep_contents``: messages are
-    kept for a handler, too (see `handler`).
+    ``incoming``: where files from others get their names; None: as the settings say.
+    ``keep_contents``: messages are kept for a handler, too (see `handler`).
     """
 
     def __init__(
-        self, client: Client, *, on_lines: OnLines | None = None, incoming: Path | str | None = None,
+        self,
+        client: Client,
+        *,
+        on_lines: OnLines | None = None,
+        incoming: Path | str | None = None,
         keep_contents: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__(client, on_lines, Path(incoming) if incoming is not None else None, keep_contents)
+    ) -> None:
+        super().__init__(
+            client, on_lines, Path(incoming) if incoming is not None else None, keep_contents
+        )
         self.duplicates = 0  # envelopes that came again
         self.refused = 0  # envelopes that could not be opened
-        self.refusals: Counter[tuple[str, str]] = Counter()  # (sender, reason) -> envelopes, of the first so many
+        # (sender, reason) -> envelopes, of the first so many
+        self.refusals: Counter[tuple[str, str]] = Counter()
         self._turn = trio.Lock()  # one batch at a time is opened, of whatever queue
         self._under_way: set[Key] = set()  # ids of the batch that is being written
-        self._under_way_count = self._under_way_bytes = 0  # its messages, and the bytes they came in
+        # its messages, and the bytes they came in
+        self._under_way_count = self._under_way_bytes = 0
         self._most: int | None = None
         self._acks_open = 0
         self._to_refuse = []
@@ -71,14 +83,19 @@ class Receiver(Taking):
         self._consumers: dict[str, Consumer] = {}
 
     async def keep(
-        self, queues: Sequence[str] | None = None, *, own_trouble: bool = False,
+        self,
+        queues: Sequence[str] | None = None,
+        *,
+        own_trouble: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:  # fmt: skip
-        """Receives until cancelled: what may pass by itself is said, waited out, and it begins again.
+    ) -> None:
+        """Receives until cancelled: what may pass by itself is said, waited out, and it begins
+        again.
 
-        That is HQ's trouble and the network's (`retryable`); with ``own_trouble`` also that of this machine, as a full
-        disk.  A queue that an admin took away meanwhile is missed only if it was named in ``queues``.  Everything else
-        is raised, and StoreLocked when another receiver uses this home.
+        That is HQ's trouble and the network's (`retryable`); with ``own_trouble`` also that of this
+        machine, as a full disk.  A queue that an admin took away meanwhile is missed only if it was
+        named in ``queues``.  Everything else is raised, and StoreLocked when another receiver uses
+        this home.
         """
         await self.lock_free()
         with self.locked():
@@ -87,13 +104,18 @@ class Receiver(Taking):
             await lasting(lambda: self.run(queues), self.client, passing)
 
     async def run(
-        self, queues: Sequence[str] | None = None, *, count: int | None = None, idle_s: float | None = None,
+        self,
+        queues: Sequence[str] | None = None,
+        *,
+        count: int | None = None,
+        idle_s: float | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> int:  # fmt: skip
-        """Receives until cancelled, until ``count`` messages were recorded, or until nothing came for ``idle_s``.
+    ) -> int:
+        """Receives until cancelled, until ``count`` messages were recorded, or until nothing came
+        for ``idle_s``.
 
-        ``queues``: None for all this client reads.  Returns how many messages were recorded.  StoreLocked when another
-        receiver uses this home.
+        ``queues``: None for all this client reads.  Returns how many messages were recorded.
+        StoreLocked when another receiver uses this home.
         """
         before = self.received
         self._most = None if count is None else before + count
@@ -110,7 +132,9 @@ class Receiver(Taking):
                 acks.start_soon(self._complete)
                 async with background() as nursery:
                     for name in names:
-                        await nursery.start(self._consume, name, max(CREDIT_BYTES // len(names), LEAST_BYTES), acks)
+                        await nursery.start(
+                            self._consume, name, max(CREDIT_BYTES // len(names), LEAST_BYTES), acks
+                        )
                     task_status.started()
                     await self._until_done(idle_s)
                 await self._settled()
@@ -120,7 +144,9 @@ class Receiver(Taking):
         return self.received - before
 
     async def drain(self, queues: Sequence[str] | None = None, *, count: int | None = None) -> int:
-        """Takes what waits now (`fetch`), at most ``count`` messages; returns how many were recorded."""
+        """Takes what waits now (`fetch`), at most ``count`` messages; returns how many were
+        recorded.
+        """
         before = self.received
         self._most = None if count is None else before + count
         await self.lock_free()
@@ -131,7 +157,9 @@ class Receiver(Taking):
                 assert self.client.prekeys is not None
                 nursery.start_soon(self.client.prekeys.keep)
                 await self.client.life.say_registered()
-                for name in list(queues) if queues is not None else await self.client.readable_queues():
+                for name in (
+                    list(queues) if queues is not None else await self.client.readable_queues()
+                ):
                     await self._drain(name, count, before)
                 await self._complete_now()
                 await self.client.opener.refusals.flush()
@@ -141,7 +169,11 @@ class Receiver(Taking):
 
     async def _drain(self, name: str, count: int | None, before: int) -> None:
         while not self._enough():
-            most = FETCH_ENVELOPES if count is None else min(FETCH_ENVELOPES, before + count - self.received)
+            most = (
+                FETCH_ENVELOPES
+                if count is None
+                else min(FETCH_ENVELOPES, before + count - self.received)
+            )
             deliveries = await self.client.fetch_unopened(name, most)
             if not deliveries:
                 return
@@ -154,9 +186,11 @@ class Receiver(Taking):
                     await self.client.ack(kept)
 
     async def take(self, deliveries: list[Delivery]) -> None:
-        """Records and acknowledges deliveries of `Client.consume_unopened`, holding the lock for this moment only.
+        """Records and acknowledges deliveries of `Client.consume_unopened`, holding the lock for
+        this moment only.
 
-        StoreLocked when another receiver uses this home.  Receipts are owed, and signed by whoever runs `OwedReceipts`.
+        StoreLocked when another receiver uses this home.  Receipts are owed, and signed by whoever
+        runs `OwedReceipts`.
         """
         acked: list[Delivery] = []
         with self._opened():
@@ -169,7 +203,7 @@ class Receiver(Taking):
         if acked:
             await self.client.ack(acked)
 
-    # -- for handlers -------------------------------------------------------------------------------------------
+    # -- for handlers ------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
@@ -232,7 +266,8 @@ class Receiver(Taking):
 
     async def _next(self, consumer: Consumer) -> list[Delivery]:
         if consumer.queue.endswith(".bulk") and self._most is None:
-            return await consumer.batch(BULK_ENVELOPES, BATCH_BYTES)  # a part may be far larger than its envelope
+            # a part may be far larger than its envelope
+            return await consumer.batch(BULK_ENVELOPES, BATCH_BYTES)
         most = ENVELOPES
         if self._most is not None:
             most = max(1, self._most - self.received - self._coming - self._under_way_count)
@@ -270,7 +305,10 @@ class Receiver(Taking):
             if done:
                 await self.client.ack(done)
         except CipherBoxError as error:
-            self._events.say(RECEIVER, f"HQ did not confirm an ACK: {error}; the messages are stored and come again")
+            self._events.say(
+                RECEIVER,
+                f"HQ did not confirm an ACK: {error}; the messages are stored and come again",
+            )
         finally:
             self._acks_open -= 1
             self._move()
@@ -279,7 +317,10 @@ class Receiver(Taking):
         return self._most is not None and self.received >= self._most
 
     def _enough_with(self, new: int) -> bool:
-        return self._most is not None and self.received + self._coming + self._under_way_count + new >= self._most
+        return (
+            self._most is not None
+            and self.received + self._coming + self._under_way_count + new >= self._most
+        )
 
     async def _until_done(self, idle_s: float | None) -> None:
         while not self._enough():
@@ -287,7 +328,12 @@ class Receiver(Taking):
                 raise self._failure
             with trio.move_on_after(float("inf") if idle_s is None else idle_s) as scope:
                 await self._moved.wait()
-            if scope.cancelled_caught and not self._opens and not self._under_way and not self._completes:
+            if (
+                scope.cancelled_caught
+                and not self._opens
+                and not self._under_way
+                and not self._completes
+            ):
                 return
 
     async def _settled(self) -> None:

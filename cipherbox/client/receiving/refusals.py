@@ -1,9 +1,10 @@
 """What HQ is told about envelopes that were not taken in, beside the receiving.
 
-A refusal that is final goes at once, one that may pass later after a pause that grows with each attempt.  While it
-waits, the envelope's bytes are dropped here and its part of the credit is given back, so what one sender's envelopes
-wait for holds up nobody else's.  Of one sender so many wait at a time; what comes above that becomes a dead letter at
-once, which nothing loses.  HQ's answer to a refusal changes nothing here: what it did not take is delivered again.
+A refusal that is final goes at once, one that may pass later after a pause that grows with each
+attempt.  While it waits, the envelope's bytes are dropped here and its part of the credit is given
+back, so what one sender's envelopes wait for holds up nobody else's.  Of one sender so many wait at
+a time; what comes above that becomes a dead letter at once, which nothing loses.  HQ's answer to a
+refusal changes nothing here: what it did not take is delivered again.
 """
 
 from __future__ import annotations
@@ -49,9 +50,18 @@ class Refusals:
         self._running = False
 
     def put(
-        self, delivery: Delivery, sender: str, *, requeue: bool, outcome: int, reason: str, pause_s: float
+        self,
+        delivery: Delivery,
+        sender: str,
+        *,
+        requeue: bool,
+        outcome: int,
+        reason: str,
+        pause_s: float,
     ) -> bool:
-        """Tells HQ after a pause; whether it goes back to the queue, as wished, or to the dead letters."""
+        """Tells HQ after a pause; whether it goes back to the queue, as wished, or to the dead
+        letters.
+        """
         if requeue and self._waiting[sender] >= OF_SENDER:
             requeue, pause_s = False, 0.0
             reason = f"{reason}; too many of this sender's wait already"
@@ -60,7 +70,9 @@ class Refusals:
         delivery.release()
         self._number += 1
         at = trio.current_time() + pause_s
-        heapq.heappush(self._due, _Due(at, self._number, delivery, sender, requeue, outcome, reason))
+        heapq.heappush(
+            self._due, _Due(at, self._number, delivery, sender, requeue, outcome, reason)
+        )
         self._news.set()
         if not self._running:
             self._running = True
@@ -73,7 +85,7 @@ class Refusals:
             while self._under_way or (self._due and self._due[0].at <= trio.current_time()):
                 await self._idle.wait()
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         try:
@@ -103,7 +115,9 @@ class Refusals:
             if link is None or link.error is None:  # else it is back in its queue already
                 await self._nack(one.delivery, one.requeue, one.outcome, one.reason)
         except CipherBoxError as error:
-            self._events.say(RECEIVER, f"HQ was not told of a refusal: {error}; it delivers the envelope again")
+            self._events.say(
+                RECEIVER, f"HQ was not told of a refusal: {error}; it delivers the envelope again"
+            )
         finally:
             if one.requeue:
                 self._waiting[one.sender] -= 1

@@ -17,11 +17,15 @@ PAUSE_S, PAUSE_MAX_S = 1.0, 30.0
 
 
 async def lasting(
-    work: Callable[[], Awaitable[object]], client: Client, passing: tuple[type[CipherBoxError], ...] = ()
+    work: Callable[[], Awaitable[object]],
+    client: Client,
+    passing: tuple[type[CipherBoxError], ...] = (),
 ) -> None:
-    """Until cancelled, or until ``work`` raises what does not pass: retryable errors are said and waited out.
+    """Until cancelled, or until ``work`` raises what does not pass: retryable errors are said and
+    waited out.
 
-    So are those of ``passing``; but of what is wrong with this client's certificate only what is retryable.
+    So are those of ``passing``; but of what is wrong with this client's certificate only what is
+    retryable.
     """
     pause = PAUSE_S
     while True:
@@ -29,7 +33,9 @@ async def lasting(
         try:
             await work()
         except CipherBoxError as error:
-            if not error.retryable and (isinstance(error, CredentialsError) or not isinstance(error, passing)):
+            if not error.retryable and (
+                isinstance(error, CredentialsError) or not isinstance(error, passing)
+            ):
                 raise
             if trio.current_time() - began > PAUSE_MAX_S:
                 pause = PAUSE_S

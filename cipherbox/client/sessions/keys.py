@@ -1,11 +1,13 @@
 """Private prekeys in the inbox's database, and the offers for HQ.
 
-A *signed* prekey is replaced after a week, with all one-time prekeys at HQ; the private ones are kept some weeks more,
-for first contacts under way.  A one-time prekey goes when a first message that used it has opened.  What HQ hands out
-of a client that was away for long still opens: only what was replaced is ever dropped.
+A *signed* prekey is replaced after a week, with all one-time prekeys at HQ; the private ones are
+kept some weeks more, for first contacts under way.  A one-time prekey goes when a first message
+that used it has opened.  What HQ hands out of a client that was away for long still opens: only
+what was replaced is ever dropped.
 
-All prekeys at HQ are replaced at once when they cannot be right any more: other keys sign now, HQ was set back (it
-would hand out again what was used), or this home was (a first contact names a higher number than any known here).
+All prekeys at HQ are replaced at once when they cannot be right any more: other keys sign now, HQ
+was set back (it would hand out again what was used), or this home was (a first contact names a
+higher number than any known here).
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _USED_UP = 0xF0000000
 
 @attrs.frozen
 class Offer:
-    """What goes to HQ.  ``replace``: in place of all that is there; ``prekey_id`` is the signed prekey's."""
+    """What goes to HQ.  ``replace``: in place of all that is there; ``prekey_id`` is the signed
+    prekey's.
+    """
 
     prekey_id: int
     signed: bytes = attrs.field(repr=False)
@@ -48,12 +52,18 @@ class SessionKeys:
     """See the module.  Shares the connection of `Sessions`."""
 
     def __init__(
-        self, db: sqlite3.Connection, path: Path, vault: Vault, identity: Identity, settings: SessionSettings,
+        self,
+        db: sqlite3.Connection,
+        path: Path,
+        vault: Vault,
+        identity: Identity,
+        settings: SessionSettings,
         clock_ms: Callable[[], int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._db, self._path, self._vault, self._identity = db, path, vault, identity
         self._settings, self._clock_ms = settings, clock_ms
-        self._unknown: dict[str, int] = {}  # numbers that were given out, though not as far as this file knows
+        # numbers that were given out, though not as far as this file knows
+        self._unknown: dict[str, int] = {}
         self.on_unknown: Callable[[], None] = lambda: None
 
     def identity(self) -> bytes:
@@ -95,7 +105,7 @@ class SessionKeys:
         """The statement for when a first message with this one-time prekey has opened."""
         return "DELETE FROM secrets WHERE kind = ? AND id = ?", (ONCE, once_id)
 
-    # -- offers -------------------------------------------------------------------------------------------------
+    # -- offers ------------------------------------------------------------------------------------
 
     @property
     def checked_at(self) -> int:
@@ -110,16 +120,21 @@ class SessionKeys:
         if history and self._fact("history") != history:
             return True
         row = self._db.execute(
-            "SELECT made_at FROM secrets WHERE kind = ? AND id = ?", (SIGNED, int.from_bytes(offered, "big"))
+            "SELECT made_at FROM secrets WHERE kind = ? AND id = ?",
+            (SIGNED, int.from_bytes(offered, "big")),
         ).fetchone()
         return row is None or self._clock_ms() - row[0] > self._settings.signed_prekey_s * 1000
 
     def fresh(self) -> Offer:
-        """A new signed prekey and a full set of one-time prekeys; they count when HQ has them (`offered`)."""
+        """A new signed prekey and a full set of one-time prekeys; they count when HQ has them
+        (`offered`).
+        """
         return self._make(self._most, replace=True)
 
     def more(self, left: int) -> Offer:
-        """One-time prekeys for those that were used, ``left`` being still there; few of them, and it brings none."""
+        """One-time prekeys for those that were used, ``left`` being still there; few of them,
+        and it brings none.
+        """
         return self._make(max(0, self._most - left) if left * 2 < self._most else 0, replace=False)
 
     @property
@@ -147,10 +162,15 @@ class SessionKeys:
             db.execute("DELETE FROM secrets WHERE replaced_at > 0 AND replaced_at < ?", (dead,))
 
     def _make(self, count: int, *, replace: bool) -> Offer:
-        if replace and any(int.from_bytes(self._fact(n) or b"", "big") > _USED_UP for n in ("signed_id", "once_id")):
-            with self._transaction():  # somebody drove the numbers up: another identity key, and numbers from 1
+        if replace and any(
+            int.from_bytes(self._fact(n) or b"", "big") > _USED_UP for n in ("signed_id", "once_id")
+        ):
+            # somebody drove the numbers up: another identity key, and numbers from 1
+            with self._transaction():
                 self._db.execute("DELETE FROM secrets")
-                self._db.execute("DELETE FROM facts WHERE name IN ('signed_id', 'once_id', 'first_once')")
+                self._db.execute(
+                    "DELETE FROM facts WHERE name IN ('signed_id', 'once_id', 'first_once')"
+                )
                 self._unknown.clear()
         own = self.identity()
         with self._transaction():
@@ -172,7 +192,7 @@ class SessionKeys:
             signed = offer(self._identity, own, prekey_id, pair, self._clock_ms())
         return Offer(prekey_id, signed, tuple(once), replace)
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -189,7 +209,9 @@ class SessionKeys:
         return hashlib.sha256(b"".join(bytes([kind]) + key for kind, key in keys)).digest()
 
     def _secret(self, kind: int, number: int) -> bytes | None:
-        row = self._db.execute("SELECT secret FROM secrets WHERE kind = ? AND id = ?", (kind, number)).fetchone()
+        row = self._db.execute(
+            "SELECT secret FROM secrets WHERE kind = ? AND id = ?", (kind, number)
+        ).fetchone()
         return self._vault.unlock(row[0], _place(kind, number)) if row is not None else None
 
     def _put(self, kind: int, number: int, secret: bytes) -> None:

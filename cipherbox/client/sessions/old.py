@@ -1,8 +1,9 @@
-"""Sessions as they were kept before version 0.5: in a file of their own, `sessions.sqlite3`, with both halves in one.
+"""Sessions as they were kept before version 0.5: in a file of their own, `sessions.sqlite3`, with
+both halves in one.
 
-They move once: the chains into the outbox, then everything else into the inbox, then the file goes.  After a crash in
-between it is done again; what is there already stays.  All of it under the inbox's lock, so that no other process reads
-a file that is about to go.
+They move once: the chains into the outbox, then everything else into the inbox, then the file goes.
+After a crash in between it is done again; what is there already stays.  All of it under the inbox's
+lock, so that no other process reads a file that is about to go.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ from cipherbox.sealing.ratchet import session
 DATABASE = "sessions.sqlite3"
 
 
-def take_over(home: Path, vault: Vault, inbox: sqlite3.Connection, path: Path, outbox: sqlite3.Connection) -> None:
-    """Moves what that file has into the databases of inbox and outbox, and removes it; nothing if there is none."""
+def take_over(
+    home: Path, vault: Vault, inbox: sqlite3.Connection, path: Path, outbox: sqlite3.Connection
+) -> None:
+    """Moves what that file has into the databases of inbox and outbox, and removes it; nothing
+    if there is none.
+    """
     old = home / DATABASE
     if not old.exists():
         return
@@ -37,11 +42,17 @@ def take_over(home: Path, vault: Vault, inbox: sqlite3.Connection, path: Path, o
         sessions, secrets, held, facts = _read(old)
         for peer, session_id, made_at, since, retired, used_at, locked in sessions:
             bound = peer.encode() + b"\x00" + session_id
-            with suppress(CipherBoxError):  # one that cannot be read is no session; a fresh one is begun
+            # one that cannot be read is no session; a fresh one is begun
+            with suppress(CipherBoxError):
                 state = session.decode(vault.unlock(locked, bound))
                 chain = state.chain
                 if chain is not None:
-                    row = (session_id, *at(chain), now, vault.lock(session.encode_chain(chain), b"chain" + session_id))
+                    row = (
+                        session_id,
+                        *at(chain),
+                        now,
+                        vault.lock(session.encode_chain(chain), b"chain" + session_id),
+                    )
                     outbox.execute("INSERT OR IGNORE INTO chains VALUES (?, ?, ?, ?, ?)", row)
                 half = vault.lock(session.encode(attrs.evolve(state, chain=None)), bound)
                 inbox.execute(

@@ -1,12 +1,13 @@
 """Prekeys over the line: this client's, kept up at HQ; others', to begin sessions with.
 
-A client that receives looks after its prekeys: once an hour, and at once when they are due to be replaced.  HQ says how
-many one-time prekeys are left; below half they are filled up.  The signed part goes with every question, so an HQ that
-was restored from an older backup has it again within the hour.
+A client that receives looks after its prekeys: once an hour, and at once when they are due to be
+replaced.  HQ says how many one-time prekeys are left; below half they are filled up.  The signed
+part goes with every question, so an HQ that was restored from an older backup has it again within
+the hour.
 
-A session that is due (there is none, or it is old) is begun anew before something is sealed, once for all who wait for
-it.  When that cannot be
-done, an old session is used on: what was agreed is still better than nothing sent.
+A session that is due (there is none, or it is old) is begun anew before something is sealed, once
+for all who wait for it.  When that cannot be done, an old session is used on: what was agreed is
+still better than nothing sent.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class Prekeys:
         self._looked = trio.Event()
         self._unknown = trio.Event()
 
-    # -- others' ------------------------------------------------------------------------------------------------
+    # -- others' -----------------------------------------------------------------------------------
 
     async def ensured(self, bundles: list[KeyBundle], directory: Directory) -> list[KeyBundle]:
-        """As `ensure`; the bundles, newer ones where those known here have not signed the prekeys."""
+        """As `ensure`; the bundles, newer ones where those known here have not signed the
+        prekeys.
+        """
         try:
             await self.ensure(bundles)
         except BundleError:
@@ -59,8 +62,12 @@ class Prekeys:
         return bundles
 
     async def ensure(self, bundles: Sequence[KeyBundle]) -> None:
-        """A session with each owner of these believed bundles.  UnknownRecipient: it left no prekeys at HQ."""
-        for begun in [self._beginning[b.client_id] for b in bundles if b.client_id in self._beginning]:
+        """A session with each owner of these believed bundles.  UnknownRecipient: it left no
+        prekeys at HQ.
+        """
+        for begun in [
+            self._beginning[b.client_id] for b in bundles if b.client_id in self._beginning
+        ]:
             await begun.wait()
         due = {b.client_id: b for b in bundles if self.sessions.due(b.client_id)}
         if not due:
@@ -71,13 +78,17 @@ class Prekeys:
             await self._begin_with(due)
         finally:
             begun.set()
-            self._beginning = {name: event for name, event in self._beginning.items() if event is not begun}
+            self._beginning = {
+                name: event for name, event in self._beginning.items() if event is not begun
+            }
 
     async def _begin_with(self, due: dict[str, KeyBundle]) -> None:
         lacking = [name for name in due if not self.sessions.speaks_with(name)]
         try:
             if not await self._supported():
-                raise UnknownRecipient("this HQ keeps no prekeys; its admin must bring it up to date")
+                raise UnknownRecipient(
+                    "this HQ keeps no prekeys; its admin must bring it up to date"
+                )
             answer: frames.Prekeys = await self._line.request(frames.GetPrekeys, clients=list(due))
         except CipherBoxError:
             if lacking:
@@ -91,8 +102,9 @@ class Prekeys:
         if not found.signed:
             if name in lacking:
                 raise UnknownRecipient(
-                    f"{name} has left no prekeys at HQ, so no session can be begun with it: it must receive once with "
-                    "this version of the program; until then send without stanza 'ratchet'"
+                    f"{name} has left no prekeys at HQ, so no session can be begun with it: it "
+                    "must receive once with this version of the program; until then send "
+                    "without stanza 'ratchet'"
                 )
             return
         try:
@@ -105,7 +117,7 @@ class Prekeys:
         last = "" if found.once else " (its one-time prekeys are used up)"
         self._events.say(KEYS, f"Began a session with {name}{last}")
 
-    # -- this client's ------------------------------------------------------------------------------------------
+    # -- this client's -----------------------------------------------------------------------------
 
     async def looked(self) -> None:
         """Waits a little until `keep` has looked once: a short command would end before it."""
@@ -135,7 +147,9 @@ class Prekeys:
                 await trio.sleep(REST_S)
 
     async def offer(self) -> int:
-        """Leaves prekeys at HQ as they are due; how many one-time prekeys it has then, of this client."""
+        """Leaves prekeys at HQ as they are due; how many one-time prekeys it has then, of this
+        client.
+        """
         if not await self._supported():
             raise UnknownRecipient("this HQ keeps no prekeys; its admin must bring it up to date")
         keys = self.sessions.keys
@@ -154,8 +168,14 @@ class Prekeys:
         return left
 
     async def follow(self) -> None:
-        """This client's keys were rotated: prekeys that the keys before had signed are replaced, if there are any."""
-        if self.sessions.exists and self.sessions.keys.checked_at and self.sessions.keys.must_replace(self._history):
+        """This client's keys were rotated: prekeys that the keys before had signed are replaced,
+        if there are any.
+        """
+        if (
+            self.sessions.exists
+            and self.sessions.keys.checked_at
+            and self.sessions.keys.must_replace(self._history)
+        ):
             with suppress(CipherBoxError):  # `keep` does it later
                 await self.offer()
 
@@ -171,7 +191,9 @@ class Prekeys:
         return link.welcome.history if link is not None else b""
 
     async def _supported(self) -> bool:
-        """Whether HQ keeps prekeys: an older one would end the connection at a frame it does not know."""
+        """Whether HQ keeps prekeys: an older one would end the connection at a frame it does not
+        know.
+        """
         await self._line.ready(self._line.tries)
         link = self._line.link
         return link is not None and bool(link.welcome.features & frames.PREKEYS)

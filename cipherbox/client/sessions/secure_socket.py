@@ -4,9 +4,10 @@
         await socket.send(b"text")
         answer = await socket.receive()
 
-Any `trio.abc.Stream` will do: TCP, a pipe, a serial line.  On it go frames, `length u32 | bytes`: the offer of who
-accepts, the answer of who connects, a first message back, then messages.  Each is bound to its number and direction, so
-that one that was dropped, doubled or moved is noticed; and the end is a message too, so that a cut line is no end.
+Any `trio.abc.Stream` will do: TCP, a pipe, a serial line.  On it go frames, `length u32 | bytes`:
+the offer of who accepts, the answer of who connects, a first message back, then messages.  Each is
+bound to its number and direction, so that one that was dropped, doubled or moved is noticed; and
+the end is a message too, so that a cut line is no end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import trio
 from cipherbox.checks import checked
 from cipherbox.client.local_database import open_database, transaction
 from cipherbox.envelope.stanza_types import label
-from cipherbox.errors import EnvelopeError, HandshakeTimeout, InvalidRequest, NetworkError, ProtocolError, TooLarge
+from cipherbox.errors import (
+    EnvelopeError,
+    HandshakeTimeout,
+    InvalidRequest,
+    NetworkError,
+    ProtocolError,
+    TooLarge,
+)
 from cipherbox.sealing.local_secret_box import Vault
 from cipherbox.sealing.primitives import hkdf
 from cipherbox.sealing.ratchet.secure_session import HandshakeBuilder, SecureContext, SecureSession
@@ -46,9 +54,15 @@ class SecureSocket:
 
     @classmethod
     async def connect(
-        cls, stream: trio.abc.Stream, context: SecureContext, *, peer_key: bytes | None = None, prologue: bytes = b""
+        cls,
+        stream: trio.abc.Stream,
+        context: SecureContext,
+        *,
+        peer_key: bytes | None = None,
+        prologue: bytes = b"",
     ) -> SecureSocket:
-        """The end that speaks first.  EnvelopeError: the other is not who it should be; HandshakeTimeout; NetworkError.
+        """The end that speaks first.  EnvelopeError: the other is not who it should be;
+        HandshakeTimeout; NetworkError.
 
         ``prologue``: what both ends must know to be the same.  On an error the stream is closed.
         """
@@ -56,19 +70,31 @@ class SecureSocket:
 
     @classmethod
     async def accept(
-        cls, stream: trio.abc.Stream, context: SecureContext, *, peer_key: bytes | None = None, prologue: bytes = b""
+        cls,
+        stream: trio.abc.Stream,
+        context: SecureContext,
+        *,
+        peer_key: bytes | None = None,
+        prologue: bytes = b"",
     ) -> SecureSocket:
         """The other end of `connect`."""
         return await cls._shake(stream, context, peer_key, prologue, begins=False)
 
     @classmethod
     async def _shake(
-        cls, stream: trio.abc.Stream, context: SecureContext, peer_key: bytes | None, prologue: bytes, *, begins: bool
+        cls,
+        stream: trio.abc.Stream,
+        context: SecureContext,
+        peer_key: bytes | None,
+        prologue: bytes,
+        *,
+        begins: bool,
     ) -> SecureSocket:
         builder = HandshakeBuilder(context).prologue(prologue)
         if peer_key is not None:
             builder.peer_key(peer_key)
-        # The frames of the handshake come before there is a session; a socket without one reads and writes them.
+        # The frames of the handshake come before there is a session; a socket without one reads and
+        # writes them.
         socket = cls(stream, SecureSession(context, b""), begins=begins)
         try:
             with trio.fail_after(context.settings.handshake_s):
@@ -80,11 +106,15 @@ class SecureSocket:
                         raise ProtocolError("the other end did not confirm the session")
                 else:
                     await socket._put(builder.offer())
-                    socket.session = SecureSession(context, builder.finish(await socket._frame(_FIRST_FRAME)))
+                    socket.session = SecureSession(
+                        context, builder.finish(await socket._frame(_FIRST_FRAME))
+                    )
                     await socket.send(b"")
         except trio.TooSlowError:
             await trio.aclose_forcefully(stream)
-            raise HandshakeTimeout(f"no session within {context.settings.handshake_s:g} s") from None
+            raise HandshakeTimeout(
+                f"no session within {context.settings.handshake_s:g} s"
+            ) from None
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
@@ -94,7 +124,10 @@ class SecureSocket:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.aclose()
 
@@ -112,8 +145,9 @@ class SecureSocket:
     async def receive(self) -> bytes | None:
         """The next message, whole; None when the other end is done.
 
-        NetworkError: the line was cut.  EnvelopeError: somebody changed, dropped or doubled something; the stream is
-        closed then, since nothing behind it can be trusted to be in its place.
+        NetworkError: the line was cut.  EnvelopeError: somebody changed, dropped or doubled
+        something; the stream is closed then, since nothing behind it can be trusted to be in its
+        place.
         """
         if self._ended:
             return None
@@ -130,7 +164,9 @@ class SecureSocket:
         return plain[1:]
 
     async def aclose(self) -> None:
-        """Says that this was all, and closes the stream.  The session stays in its context until `session.close`."""
+        """Says that this was all, and closes the stream.  The session stays in its context until
+        `session.close`.
+        """
         try:
             with trio.move_on_after(1.0):
                 await self._say(_END)
@@ -139,7 +175,7 @@ class SecureSocket:
         finally:
             await self._stream.aclose()
 
-    # -- inside -------------------------------------------------------------------------------------------------
+    # -- inside ------------------------------------------------------------------------------------
 
     def _place(self, number: int, *, own: bool) -> bytes:
         return label("secure-socket") + bytes([self._begins == own]) + number.to_bytes(8, "big")
@@ -160,7 +196,9 @@ class SecureSocket:
         (size,) = _LENGTH.unpack(await self._take(_LENGTH.size))
         if size > most:
             await trio.aclose_forcefully(self._stream)
-            raise ProtocolError(f"the other end sends {size} bytes at once; at most {most} are taken")
+            raise ProtocolError(
+                f"the other end sends {size} bytes at once; at most {most} are taken"
+            )
         return await self._take(size)
 
     async def _take(self, size: int) -> bytes:
@@ -179,7 +217,9 @@ class SecureSocket:
 
 @checked
 class SqliteSessions:
-    """A `SessionStorage` in a file of this user alone, every state encrypted under ``key`` (32 bytes), durable."""
+    """A `SessionStorage` in a file of this user alone, every state encrypted under ``key`` (32
+    bytes), durable.
+    """
 
     def __init__(self, path: Path | str, key: bytes) -> None:
         path = Path(path)
@@ -188,12 +228,18 @@ class SqliteSessions:
         self._path = path
         self._vault = Vault(hkdf(key, label("secure-sessions"), 32))
         self._db = open_database(
-            path, ("CREATE TABLE states (session_id BLOB PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;\n",)
+            path,
+            (
+                "CREATE TABLE states (session_id BLOB PRIMARY KEY, state BLOB NOT NULL) WITHOUT "
+                "ROWID;\n",
+            ),
         )
         self._db.execute("PRAGMA secure_delete = ON")
 
     def load(self, session_id: bytes) -> bytes | None:
-        row = self._db.execute("SELECT state FROM states WHERE session_id = ?", (session_id,)).fetchone()
+        row = self._db.execute(
+            "SELECT state FROM states WHERE session_id = ?", (session_id,)
+        ).fetchone()
         return self._vault.unlock(row[0], session_id) if row is not None else None
 
     def save(self, session_id: bytes, state: bytes) -> None:

@@ -1,11 +1,12 @@
 """This home's sessions.
 
-What a session says is kept in the outbox, what it hears in the inbox, and each of its halves lies with the messages it
-belongs to: the sending chain in the outbox's database (`chains`), the rest in the inbox's, with the private prekeys
-(`hearing`, `keys`).  So every step of a session is in one transaction with the envelope it was made for.
+What a session says is kept in the outbox, what it hears in the inbox, and each of its halves lies
+with the messages it belongs to: the sending chain in the outbox's database (`chains`), the rest in
+the inbox's, with the private prekeys (`hearing`, `keys`).  So every step of a session is in one
+transaction with the envelope it was made for.
 
-Only what the inbox's database holds on stable storage is spoken from: a fresh ratchet key that a crash could take back
-must not have left.  `sync` sees to that, before the outbox is written.
+Only what the inbox's database holds on stable storage is spoken from: a fresh ratchet key that a
+crash could take back must not have left.  `sync` sees to that, before the outbox is written.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from cipherbox.sealing.ratchet.prekeys import session_key_id
 from cipherbox.sealing.ratchet.session import Session
 from cipherbox.sealing.ratchet.settings import SessionSettings
 
-STEP_TYPE = "application/vnd.cipherbox.session-step"  # a message of a session that turns its ratchet, beside receipts
+# a message of a session that turns its ratchet, beside receipts
+STEP_TYPE = "application/vnd.cipherbox.session-step"
 _STEP = label("session-step")
 
 
@@ -54,9 +56,13 @@ def settings_of(config: ClientConfig) -> SessionSettings:
 
 
 class Speaker:
-    """A session to seal in; see `seal.Speaker`.  ``reserved``: the outbox counts this message already."""
+    """A session to seal in; see `seal.Speaker`.  ``reserved``: the outbox counts this message
+    already.
+    """
 
-    def __init__(self, peer: str, found: Session, before: Chain | None, *, reserved: bool = False) -> None:
+    def __init__(
+        self, peer: str, found: Session, before: Chain | None, *, reserved: bool = False
+    ) -> None:
         self._peer, self._session, self._before, self._reserved = peer, found, before, reserved
         self._chain = ratchet.sending(found.state, before)
         self.key_id = session_key_id(found.peer_identity)
@@ -75,12 +81,18 @@ class Speaker:
 
 
 class Sessions:
-    """See the module.  Methods block on the disk; the tables are made when they are first needed."""
+    """See the module.  Methods block on the disk; the tables are made when they are first
+    needed.
+    """
 
     def __init__(
-        self, home: Path, vault: Vault, identity: Identity, settings: SessionSettings,
+        self,
+        home: Path,
+        vault: Vault,
+        identity: Identity,
+        settings: SessionSettings,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.settings = settings
         self.chains = SendingChains(vault)
         self._home, self._vault, self._identity, self._clock_ms = home, vault, identity, clock_ms
@@ -88,7 +100,8 @@ class Sessions:
         self._outbox_path = home / outbox.DATABASE
         self._hearing: ReceivingChains | None = None
         self._exists = False
-        self.unsynced = False  # a chain begins that stands on what was heard; `sync` has to see to that
+        # a chain begins that stands on what was heard; `sync` has to see to that
+        self.unsynced = False
         self._said: dict[bytes, Chain] = {}  # session id -> chain, of what is not in the outbox yet
 
     @property
@@ -105,9 +118,17 @@ class Sessions:
                 take_over(self._home, self._vault, self._db, self._path, self._outbox)
                 for db in (self._db, self._outbox):
                     db.execute("PRAGMA synchronous = NORMAL")
-                keys = SessionKeys(self._db, self._path, self._vault, self._identity, self.settings, self._clock_ms)
+                keys = SessionKeys(
+                    self._db, self._path, self._vault, self._identity, self.settings, self._clock_ms
+                )
                 self._hearing = ReceivingChains(
-                    self._db, self._path, self._vault, self._identity, keys, self.settings, self._clock_ms
+                    self._db,
+                    self._path,
+                    self._vault,
+                    self._identity,
+                    keys,
+                    self.settings,
+                    self._clock_ms,
                 )
                 undo.pop_all()
         return self._hearing
@@ -115,7 +136,9 @@ class Sessions:
     @property
     def exists(self) -> bool:
         """Whether this home ever had a session or prekeys."""
-        if not self._exists and (self._hearing or self._path.exists() or (self._home / BEFORE).exists()):
+        if not self._exists and (
+            self._hearing or self._path.exists() or (self._home / BEFORE).exists()
+        ):
             self._exists = self.keys.any()
         return self._exists
 
@@ -133,23 +156,25 @@ class Sessions:
             self._hearing = None
 
     def sync(self) -> None:
-        """Puts everything committed so far on stable storage: the first of a chain leaves after this.
+        """Puts everything committed so far on stable storage: the first of a chain leaves after
+        this.
 
-        What was heard and is not synced yet may be lost with the power: nothing stands on it, and the state before
-        opens what comes next.  One sync for all of it, and from any thread.  What a checkpoint has moved on is synced
-        by the checkpoint; the rest is in the WAL.
+        What was heard and is not synced yet may be lost with the power: nothing stands on it, and
+        the state before opens what comes next.  One sync for all of it, and from any thread.  What
+        a checkpoint has moved on is synced by the checkpoint; the rest is in the WAL.
         """
         if not self.unsynced:
             return
         self.unsynced = False
         try:
-            with translated(self._path), suppress(FileNotFoundError):  # the last to close it has synced and removed it
+            # the last to close it has synced and removed it
+            with translated(self._path), suppress(FileNotFoundError):
                 sync_file(self._path.with_name(f"{self._path.name}-wal"))
         except BaseException:
             self.unsynced = True
             raise
 
-    # -- speaking -----------------------------------------------------------------------------------------------
+    # -- speaking ----------------------------------------------------------------------------------
 
     def due(self, peer: str) -> bool:
         """Whether a fresh session should be begun: there is none to speak in, or it is old."""
@@ -161,7 +186,9 @@ class Sessions:
         return self._newest(peer) is not None
 
     def begin(self, peer: str, prekeys: Prekeys) -> None:
-        """Begins a session as its initiator; the handshake goes with the messages.  BundleMalformed."""
+        """Begins a session as its initiator; the handshake goes with the messages.
+        BundleMalformed.
+        """
         now = self._clock_ms()
         parties = handshake.parties(self._identity.client_id, peer)
         own = self.keys.identity()
@@ -173,7 +200,9 @@ class Sessions:
         self.hearing.begin(peer, made)
 
     def retire(self, peer: str, raw: bytes) -> None:
-        """The sender's own envelope did not open at the peer: nothing more is said in the session it went through."""
+        """The sender's own envelope did not open at the peer: nothing more is said in the
+        session it went through.
+        """
         sighted = inspect(raw)
         for index, entry in enumerate(sighted.layout.prefix.recipients):
             if entry.client_id == peer and entry.stanza_type == StanzaType.RATCHET:
@@ -182,20 +211,24 @@ class Sessions:
 
     @contextmanager
     def speakers(self, peers: Sequence[str], *, reserve: bool = False) -> Iterator[list[Speaker]]:
-        """A session with each peer to seal in.  What each has `turned` goes into the outbox with the envelope.
+        """A session with each peer to seal in.  What each has `turned` goes into the outbox with
+        the envelope.
 
-        ``reserve``: after SessionMoved.  The outbox counts the message before it is sealed, so that no other process
-        comes in between; a crash then costs a number.
+        ``reserve``: after SessionMoved.  The outbox counts the message before it is sealed, so that
+        no other process comes in between; a crash then costs a number.
         """
         found = []
         for peer in peers:
-            found.append(self._reserved(peer) if reserve else Speaker(peer, *self._to_speak_in(peer)))
+            found.append(
+                self._reserved(peer) if reserve else Speaker(peer, *self._to_speak_in(peer))
+            )
         yield found
         for speaker in found:
             self._turned(speaker.turned)
 
     def _reserved(self, peer: str) -> Speaker:
-        self._to_speak_in(peer)  # all that another process holds is waited for before the transaction
+        # all that another process holds is waited for before the transaction
+        self._to_speak_in(peer)
         with transaction(self._outbox, self._outbox_path):
             found, before = self._to_speak_in(peer, said=False)
             chain = ratchet.sending(found.state, before)
@@ -207,9 +240,10 @@ class Sessions:
         return Speaker(peer, found, chain, reserved=True)
 
     def turn(self, peer: str) -> tuple[bytes, Turned] | None:
-        """An empty message of the session, to go beside receipts: it carries this end's new ratchet key, so that the
-        session heals though nobody answers.  It leaves when the outbox has what it turned.  None: the peer has spoken
-        in no session."""
+        """An empty message of the session, to go beside receipts: it carries this end's new
+        ratchet key, so that the session heals though nobody answers.  It leaves when the outbox
+        has what it turned.  None: the peer has spoken in no session.
+        """
         newest = self._newest(peer) if self.exists else None
         if newest is None or newest[0].handshake:
             return None
@@ -243,7 +277,9 @@ class Sessions:
         return newest
 
     def _newest(self, peer: str, *, said: bool = True) -> tuple[Session, Chain | None] | None:
-        """The session to speak in, and its chain as far as there was one; ``said``: what is not in the outbox, too."""
+        """The session to speak in, and its chain as far as there was one; ``said``: what is not
+        in the outbox, too.
+        """
         while self.exists and (found := self.hearing.newest(peer)) is not None:
             place = peer, found.session_id
             chain = self._said.get(found.session_id) if said else None
@@ -252,19 +288,29 @@ class Sessions:
                 if kept:
                     chain = self.chains.read(self._outbox, found.session_id)
                 ratchet.sending(found.state, chain)
-                if kept and chain is not None and found.state.start and chain.turn == found.state.turn:
+                if (
+                    kept
+                    and chain is not None
+                    and found.state.start
+                    and chain.turn == found.state.turn
+                ):
                     self.hearing.started(place, chain.turn)  # a crash came between the two
                 return found, chain
             if not kept:
-                del self._said[found.session_id]  # another process speaks in a later turn, and this will not be taken
-            elif self.hearing.newest(peer) is found:  # not another process that went on between the two looks
-                self.hearing.retire(place)  # its chain is gone or set back, with an outbox that was moved away
+                # another process speaks in a later turn, and this will not be taken
+                del self._said[found.session_id]
+            elif self.hearing.newest(peer) is found:
+                # not another process that went on between the two looks
+                # its chain is gone or set back, with an outbox that was moved away
+                self.hearing.retire(place)
         return None
 
-    # -- hearing ------------------------------------------------------------------------------------------------
+    # -- hearing -----------------------------------------------------------------------------------
 
     def take_turn(self, peer: str, raw: bytes) -> None:
-        """Takes in what `turn` made at the other end; EnvelopeError if it is of no session known here."""
+        """Takes in what `turn` made at the other end; EnvelopeError if it is of no session known
+        here.
+        """
         if not self.exists:
             raise KeyMissing("there are no sessions here")
         self.hearing.take_turn(peer, session.parse(raw), _STEP)
@@ -274,7 +320,9 @@ class Sessions:
         return self.hearing.open(sighted, sender)
 
     def hear(self, sighted: ParsedEnvelope, sender: KeyBundle) -> Messages:
-        """`open` for who records the messages, and writes what `heard` gives in the same transaction."""
+        """`open` for who records the messages, and writes what `heard` gives in the same
+        transaction.
+        """
         return self.hearing.hear(sighted, sender)
 
     def heard(self) -> Heard | None:
@@ -299,7 +347,9 @@ class Sessions:
 
 def in_sessions(sighted: ParsedEnvelope) -> bool:
     """Whether an envelope has a stanza of a session."""
-    return any(entry.stanza_type == StanzaType.RATCHET for entry in sighted.layout.prefix.recipients)
+    return any(
+        entry.stanza_type == StanzaType.RATCHET for entry in sighted.layout.prefix.recipients
+    )
 
 
 __all__ = ["STEP_TYPE", "Sessions", "in_sessions", "settings_of"]

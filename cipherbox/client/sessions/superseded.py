@@ -1,4 +1,6 @@
-"""Sessions in which nothing more is said: their other end, or this one, has begun with other keys."""
+"""Sessions in which nothing more is said: their other end, or this one, has begun with other
+keys.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ DATABASE = "inbox.sqlite3"
 
 
 def retire_sessions(home: Path, peer: str = "") -> None:
-    """Retire the sessions with ``peer``, or all of them.  What still comes in them opens; the next message begins anew.
+    """Retire the sessions with ``peer``, or all of them.  What still comes in them opens; the next
+    message begins anew.
 
     For commands alone: no part of this process may have the database open (see `localdb`).
     """

@@ -3,9 +3,10 @@
     cipherbox python handshake.py HOME_A begin CA-RC     at FL-LAB
     cipherbox python handshake.py HOME_B answer FL-LAB   at CA-RC
 
-HandshakeMsg1 is the offer of who answers, HandshakeMsg2 the answer of who begins; then application messages go both
-ways under a Double Ratchet.  Every envelope around them is sealed and signed besides, as always.  (For messages in
-sessions without such a program: cipherbox send --wrap ratchet.)
+HandshakeMsg1 is the offer of who answers, HandshakeMsg2 the answer of who begins; then application
+messages go both ways under a Double Ratchet.  Every envelope around them is sealed and signed
+besides, as always.  (For messages in sessions without such a program: cipherbox send --wrap
+ratchet.)
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ async def main(home: str, role: str, peer: str) -> str:
         async def hear() -> bytes:
             async for delivery in deliveries:
                 await client.ack(delivery)
-                if delivery.sender_id == peer:  # who that is HQ cannot choose: the envelope is signed
+                # who that is HQ cannot choose: the envelope is signed
+                if delivery.sender_id == peer:
                     return delivery.messages[0].content
             raise EOFError
 

@@ -2,8 +2,8 @@
 
     cipherbox python key_maker.py HOME TOKEN_FILE PUBLIC_FILE
 
-The keys are made on this machine and never leave HOME.  PUBLIC_FILE gets the public key bundle, which may be handed to
-anybody; the number that is printed is what two people compare by telephone.
+The keys are made on this machine and never leave HOME.  PUBLIC_FILE gets the public key bundle,
+which may be handed to anybody; the number that is printed is what two people compare by telephone.
 """
 
 from __future__ import annotations

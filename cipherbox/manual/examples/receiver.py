@@ -2,8 +2,8 @@
 
     cipherbox python receiver.py HOME COUNT
 
-Every message is a line of HOME/data/received_messages.jsonl before it is acknowledged.  An admin gives the right to
-declare first: cipherbox grant CA-RC declare
+Every message is a line of HOME/data/received_messages.jsonl before it is acknowledged.  An admin
+gives the right to declare first: cipherbox grant CA-RC declare
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""sender: send a batch of messages by route; nothing that was taken is lost, whatever happens to the line.
+"""sender: send a batch of messages by route; nothing that was taken is lost, whatever happens to
+the line.
 
     cipherbox python sender.py HOME RECEIVER MESSAGE...
 
@@ -21,7 +22,8 @@ async def main(home: str, receiver: str, messages: list[str]) -> None:
         # Only who is on the list gets a key, whatever HQ says who reads the queue.
         client.allow.allow(EXCHANGE, [receiver])
         confirmation = await client.publish(messages, exchange=EXCHANGE, routing_key=KEY)
-        # From here on HQ has them on its disk.  Had it been away, they would wait in the outbox (`Queued`).
+        # From here on HQ has them on its disk.  Had it been away, they would wait in the outbox
+        # (`Queued`).
         for message_id in confirmation.message_ids:
             print(f"Confirmed: {message_id}")
 

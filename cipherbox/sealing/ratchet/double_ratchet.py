@@ -1,17 +1,21 @@
-"""The Double Ratchet (Signal, "The Double Ratchet Algorithm", revision 4, without header encryption).
+"""The Double Ratchet (Signal, "The Double Ratchet Algorithm", revision 4, without header
+encryption).
 
-Two ratchets.  Each message turns a *chain*: HMAC-SHA256 makes the message's key (constant 1) and the next chain key
-(constant 2), so who steals a chain key learns nothing of messages before.  Each change of direction turns the *root*:
-a fresh X25519 pair, its shared secret and HKDF-SHA256 make new chains, so who stole everything learns nothing of
-messages after the next turn on both sides.
+Two ratchets.  Each message turns a *chain*: HMAC-SHA256 makes the message's key (constant 1) and
+the next chain key (constant 2), so who steals a chain key learns nothing of messages before.  Each
+change of direction turns the *root*:  a fresh X25519 pair, its shared secret and HKDF-SHA256 make
+new chains, so who stole everything learns nothing of messages after the next turn on both sides.
 
-One end's state has two halves, since what it says and what it hears is kept in two places.  `Ratchet` hears, and
-turns the root, which starts a sending chain; `Chain` is that chain from then on.  Saying changes the chain alone.
+One end's state has two halves, since what it says and what it hears is kept in two places.
+`Ratchet` hears, and turns the root, which starts a sending chain; `Chain` is that chain from then
+on.  Saying changes the chain alone.
 
 Rules.
-1. A state never changes: `encrypt` and `decrypt` return the next one.  What fails has changed nothing.
-2. A message key is used once.  Key and nonce come from it by HKDF together with the hash of all associated data, so
-   that a state set back by a restored backup, which makes the same message key again, still uses no key twice.
+1. A state never changes: `encrypt` and `decrypt` return the next one.  What fails has changed
+   nothing.
+2. A message key is used once.  Key and nonce come from it by HKDF together with the hash of all
+   associated data, so that a state set back by a restored backup, which makes the same message key
+   again, still uses no key twice.
 3. Keys of messages that did not come yet are kept up to a number; the oldest are dropped first.
 4. Nothing here decides about trust or storage.
 """
@@ -44,8 +48,9 @@ Random = Callable[[int], bytes]
 
 
 class Header(NamedTuple):
-    """What stands before a message, in clear: the sender's ratchet key, how many messages its chain before had, and
-    this one's number in its chain."""
+    """What stands before a message, in clear: the sender's ratchet key, how many messages its
+    chain before had, and this one's number in its chain.
+    """
 
     key: bytes
     previous: int
@@ -77,8 +82,8 @@ class Chain:
 class Ratchet:
     """The half that hears.  ``receiving`` is a chain key, empty where there is no chain yet.
 
-    ``turn`` counts the sending chains begun so far; ``start`` is the newest one's first chain key, until a `Chain` has
-    it.  ``skipped``: (ratchet key, number) -> message key, oldest first.
+    ``turn`` counts the sending chains begun so far; ``start`` is the newest one's first chain key,
+    until a `Chain` has it.  ``skipped``: (ratchet key, number) -> message key, oldest first.
     """
 
     root: bytes
@@ -102,7 +107,9 @@ def public(private: bytes) -> bytes:
 def shared(private: bytes, peer: bytes) -> bytes:
     """X25519 (RFC 7748); DecryptionFailed for a point that makes zeros."""
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(peer))
+        return X25519PrivateKey.from_private_bytes(private).exchange(
+            X25519PublicKey.from_public_bytes(peer)
+        )
     except ValueError:
         raise DecryptionFailed("a key of the session is not one") from None
 
@@ -148,7 +155,9 @@ def open_message(message_key: bytes, ciphertext: bytes, data: bytes) -> bytes:
 
 
 def first(root: bytes, peer: bytes, random: Random = os.urandom) -> Ratchet:
-    """The state of who speaks first; ``peer`` is the other's first ratchet key, its signed prekey."""
+    """The state of who speaks first; ``peer`` is the other's first ratchet key, its signed
+    prekey.
+    """
     own = random(KEY)
     root, start = turn_root(root, shared(own, peer))
     return Ratchet(root, own, peer, turn=1, start=start)
@@ -160,13 +169,19 @@ def second(root: bytes, own: bytes) -> Ratchet:
 
 
 def sending(state: Ratchet, before: Chain | None) -> Chain:
-    """The chain to speak in; ``before`` is the last one that was spoken in.  InvalidRequest: it cannot speak (yet)."""
+    """The chain to speak in; ``before`` is the last one that was spoken in.  InvalidRequest: it
+    cannot speak (yet).
+    """
     if before is not None and before.turn == state.turn:
         return before
     if not state.start:
-        raise InvalidRequest("this end of the session speaks second; it waits for the first message")
+        raise InvalidRequest(
+            "this end of the session speaks second; it waits for the first message"
+        )
     if before is not None and before.turn > state.turn:
-        raise InvalidRequest("the session was set back behind what was said in it; begin another session")
+        raise InvalidRequest(
+            "the session was set back behind what was said in it; begin another session"
+        )
     previous = before.sent if before is not None and before.turn == state.turn - 1 else 0
     return Chain(state.turn, public(state.own), state.start, 0, previous)
 
@@ -178,7 +193,11 @@ def encrypt(chain: Chain, plaintext: bytes, associated: bytes) -> tuple[Chain, H
     following, key = turn_chain(chain.chain)
     header = Header(chain.key, chain.previous, chain.sent)
     ciphertext = seal_message(key, plaintext, bound(associated, header))
-    return Chain(chain.turn, chain.key, following, chain.sent + 1, chain.previous), header, ciphertext
+    return (
+        Chain(chain.turn, chain.key, following, chain.sent + 1, chain.previous),
+        header,
+        ciphertext,
+    )
 
 
 def skip(chain: Chain) -> Chain:
@@ -187,25 +206,34 @@ def skip(chain: Chain) -> Chain:
 
 
 def decrypt(
-    state: Ratchet, header: Header, ciphertext: bytes, associated: bytes, *, max_skipped: int = SETTINGS.max_skipped,
+    state: Ratchet,
+    header: Header,
+    ciphertext: bytes,
+    associated: bytes,
+    *,
+    max_skipped: int = SETTINGS.max_skipped,
     random: Random = os.urandom,
-) -> tuple[Ratchet, bytes]:  # fmt: skip
+) -> tuple[Ratchet, bytes]:
     """The next state and the plaintext.
 
-    KeyMissing: its key was used before, was dropped, or too many messages before it did not come.  DecryptionFailed:
-    changed on the way, or of another session.
+    KeyMissing: its key was used before, was dropped, or too many messages before it did not come.
+    DecryptionFailed:  changed on the way, or of another session.
     """
     data = bound(associated, header)
     at = (header.key, header.number)
     kept = state.skipped.get(at)
     if kept is not None:
         plaintext = open_message(kept, ciphertext, data)
-        return attrs.evolve(state, skipped={k: v for k, v in state.skipped.items() if k != at}), plaintext
+        return attrs.evolve(
+            state, skipped={k: v for k, v in state.skipped.items() if k != at}
+        ), plaintext
     skipped = state.skipped
     if header.key != state.peer or header.number != state.received:
         skipped = dict(skipped)
         if header.key != state.peer:
-            state = _skip(state, header.previous, skipped, max_skipped) if state.receiving else state
+            state = (
+                _skip(state, header.previous, skipped, max_skipped) if state.receiving else state
+            )
             state = _step(state, header.key, random)
         elif header.number < state.received:
             raise KeyMissing("the message's key in the session was used before, or dropped")
@@ -215,12 +243,18 @@ def decrypt(
     chain, key = turn_chain(state.receiving)
     plaintext = open_message(key, ciphertext, data)
     number = state.received + 1
-    return Ratchet(state.root, state.own, state.peer, chain, number, state.turn, state.start, skipped), plaintext
+    return Ratchet(
+        state.root, state.own, state.peer, chain, number, state.turn, state.start, skipped
+    ), plaintext
 
 
-def _skip(state: Ratchet, until: int, skipped: dict[tuple[bytes, int], bytes], most: int) -> Ratchet:
+def _skip(
+    state: Ratchet, until: int, skipped: dict[tuple[bytes, int], bytes], most: int
+) -> Ratchet:
     if until - state.received > most:
-        raise KeyMissing(f"{until - state.received} messages of the session are missing; at most {most} may be")
+        raise KeyMissing(
+            f"{until - state.received} messages of the session are missing; at most {most} may be"
+        )
     chain, number = state.receiving, state.received
     while number < until:
         chain, skipped[(state.peer, number)] = turn_chain(chain)

@@ -1,15 +1,17 @@
-"""First contact with somebody who may be away (Signal, "The PQXDH Key Agreement Protocol", revision 3).
+"""First contact with somebody who may be away (Signal, "The PQXDH Key Agreement Protocol", revision
+3).
 
-The responder has left prekeys: an identity key, a signed X25519 prekey, and for each first contact an X25519 and an
-ML-KEM-768 key of their own, or a last-resort ML-KEM-768 key when those are used up.  The initiator makes an ephemeral
-key and a KEM ciphertext; both ends compute
+The responder has left prekeys: an identity key, a signed X25519 prekey, and for each first contact
+an X25519 and an ML-KEM-768 key of their own, or a last-resort ML-KEM-768 key when those are used
+up.  The initiator makes an ephemeral key and a KEM ciphertext; both ends compute
 
-    DH1 = DH(IK_A, SPK_B)  DH2 = DH(EK_A, IK_B)  DH3 = DH(EK_A, SPK_B)  [DH4 = DH(EK_A, OPK_B)]  SS = KEM
-    SK  = HKDF-SHA256(salt = 32 zeros, input = 32 x FF, DH1, DH2, DH3, [DH4], SS, info)
-    AD  = 05 IK_A 05 IK_B 0A PQPK_B, the handshake's bytes, and who both are
+    DH1 = DH(IK_A, SPK_B)  DH2 = DH(EK_A, IK_B)  DH3 = DH(EK_A, SPK_B)  [DH4 = DH(EK_A, OPK_B)]  SS
+    = KEM SK  = HKDF-SHA256(salt = 32 zeros, input = 32 x FF, DH1, DH2, DH3, [DH4], SS, info) AD  =
+    05 IK_A 05 IK_B 0A PQPK_B, the handshake's bytes, and who both are
 
-Who breaks X25519 later, with a quantum computer, still lacks SS; a weakness in ML-KEM leaves the DHs.  The identity
-keys and prekeys are believed because the caller checked signatures over them (`envelope.prekeys`): nothing here does.
+Who breaks X25519 later, with a quantum computer, still lacks SS; a weakness in ML-KEM leaves the
+DHs.  The identity keys and prekeys are believed because the caller checked signatures over them
+(`envelope.prekeys`): nothing here does.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ _CURVE, _KEM = b"\x05", b"\x0a"
 
 @attrs.frozen
 class Prekeys:
-    """A responder's public prekeys for one first contact; ``once`` is empty when the one-time keys are used up, and
-    ``kem`` is then the last-resort key."""
+    """A responder's public prekeys for one first contact; ``once`` is empty when the one-time
+    keys are used up, and ``kem`` is then the last-resort key.
+    """
 
     identity: bytes
     signed_id: int
@@ -59,7 +62,9 @@ class Secrets:
 
 @attrs.frozen
 class Handshake:
-    """What the initiator sends, with every message until it has an answer.  ``made_at``: ms since 1970, its clock."""
+    """What the initiator sends, with every message until it has an answer.  ``made_at``: ms
+    since 1970, its clock.
+    """
 
     identity: bytes
     ephemeral: bytes
@@ -71,13 +76,20 @@ class Handshake:
     def encode(self) -> bytes:
         """1,168 bytes."""
         return _LAYOUT.pack(
-            self.identity, self.ephemeral, self.made_at, self.signed_id, self.once_id, self.ciphertext
+            self.identity,
+            self.ephemeral,
+            self.made_at,
+            self.signed_id,
+            self.once_id,
+            self.ciphertext,
         )
 
 
 @attrs.frozen(repr=False)
 class Agreed:
-    """What both ends have: the first root key, the hash of all both know of each other, and the session's name."""
+    """What both ends have: the first root key, the hash of all both know of each other, and the
+    session's name.
+    """
 
     root: bytes
     associated: bytes  # 32
@@ -99,7 +111,8 @@ def dh_secrets(parts: tuple[bytes, ...], kem_secret: bytes) -> bytes:
 def begin(
     identity: bytes, prekeys: Prekeys, made_at: int, parties: bytes, random: Random = os.urandom
 ) -> tuple[Handshake, Agreed]:
-    """The initiator's half; ``identity`` is its private identity key, ``parties`` what says who both are.
+    """The initiator's half; ``identity`` is its private identity key, ``parties`` what says who
+    both are.
 
     BundleMalformed for prekeys that are no keys.
     """
@@ -116,9 +129,13 @@ def begin(
     except (ValueError, DecryptionFailed):
         raise BundleMalformed("a prekey is not a key") from None
     handshake = Handshake(
-        public(identity), public(ephemeral), made_at, prekeys.signed_id, prekeys.once_id if prekeys.once else 0,
+        public(identity),
+        public(ephemeral),
+        made_at,
+        prekeys.signed_id,
+        prekeys.once_id if prekeys.once else 0,
         ciphertext,
-    )  # fmt: skip
+    )
     root = dh_secrets(tuple(parts), secret)
     return handshake, _agreed(root, handshake, prekeys.identity, prekeys.kem, parties)
 
@@ -138,10 +155,14 @@ def answer(secrets: Secrets, handshake: Handshake, parties: bytes) -> Agreed:
     except ValueError:
         raise DecryptionFailed("the session's handshake does not open") from None
     root = dh_secrets(tuple(parts), secret)
-    return _agreed(root, handshake, public(secrets.identity), kem.public_key().public_bytes_raw(), parties)
+    return _agreed(
+        root, handshake, public(secrets.identity), kem.public_key().public_bytes_raw(), parties
+    )
 
 
-def _agreed(root: bytes, handshake: Handshake, responder: bytes, kem: bytes, parties: bytes) -> Agreed:
+def _agreed(
+    root: bytes, handshake: Handshake, responder: bytes, kem: bytes, parties: bytes
+) -> Agreed:
     keys = _CURVE + handshake.identity + _CURVE + responder + _KEM + kem
     associated = hashlib.sha256(label("session") + keys + handshake.encode() + parties).digest()
     return Agreed(root, associated, hashlib.sha256(label("session-id") + associated).digest()[:16])

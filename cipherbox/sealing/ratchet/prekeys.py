@@ -1,7 +1,8 @@
 """Private prekeys, and the offers made of them.
 
-What a client keeps: its session identity key for as long as its home lives, signed prekeys for some weeks, one-time
-prekeys until somebody used them.  Bytes in, bytes out; the caller stores them encrypted.
+What a client keeps: its session identity key for as long as its home lives, signed prekeys for some
+weeks, one-time prekeys until somebody used them.  Bytes in, bytes out; the caller stores them
+encrypted.
 """
 
 from __future__ import annotations
@@ -53,25 +54,40 @@ def session_key_id(identity_public: bytes) -> bytes:
     return key_id(StanzaType.RATCHET, identity_public)
 
 
-def offer(identity: Identity, session_identity: bytes, prekey_id: int, pair: Pair, made_at: int) -> bytes:
+def offer(
+    identity: Identity, session_identity: bytes, prekey_id: int, pair: Pair, made_at: int
+) -> bytes:
     """The signed part; ``session_identity`` is private."""
     raw = public_form.unsigned(
-        identity.client_id, made_at, public(session_identity), prekey_id, public(pair.dh), pair.kem_public,
+        identity.client_id,
+        made_at,
+        public(session_identity),
+        prekey_id,
+        public(pair.dh),
+        pair.kem_public,
         identity.suite,
-    )  # fmt: skip
+    )
     return raw + identity.sign(public_form.USE, hashlib.sha256(raw).digest())
 
 
 def offer_once(identity: Identity, session_identity: bytes, prekey_id: int, pair: Pair) -> bytes:
     """A one-time part."""
     raw = public_form.unsigned_once(
-        identity.client_id, public(session_identity), prekey_id, public(pair.dh), pair.kem_public, identity.suite
+        identity.client_id,
+        public(session_identity),
+        prekey_id,
+        public(pair.dh),
+        pair.kem_public,
+        identity.suite,
     )
     return raw + identity.sign(public_form.ONCE_USE, hashlib.sha256(raw).digest())
 
 
-def believed(client_id: str, sign_keys: dict[int, bytes], signed: bytes, once: bytes) -> handshake.Prekeys:
-    """What HQ handed out of a client, checked against the signing keys of its believed bundle; BundleError.
+def believed(
+    client_id: str, sign_keys: dict[int, bytes], signed: bytes, once: bytes
+) -> handshake.Prekeys:
+    """What HQ handed out of a client, checked against the signing keys of its believed bundle;
+    BundleError.
 
     ``once`` is empty when HQ has none left: then the last-resort key is taken.
     """
@@ -83,4 +99,6 @@ def believed(client_id: str, sign_keys: dict[int, bytes], signed: bytes, once: b
     public_form.check(two, client_id, sign_keys)
     if two.identity != one.identity:
         raise BundleNotCertified(f"the one-time prekey of {client_id} belongs to other prekeys")
-    return handshake.Prekeys(one.identity, one.prekey_id, one.prekey, two.kem, two.prekey_id, two.prekey)
+    return handshake.Prekeys(
+        one.identity, one.prekey_id, one.prekey, two.kem, two.prekey_id, two.prekey
+    )

@@ -7,12 +7,14 @@
     sealed = alice_context.encrypt_message(session_id, b"text", b"associated")
     bob_context.decrypt_message(session_id, sealed, b"associated")
 
-The handshake is the one of sessions through HQ (PQXDH, `sessions.handshake`), with prekeys made for this one handshake
-and signed with Ed25519; the initiator signs too.  So both prove who they are, and what was said stays closed to who
-steals the key pairs later, also to a quantum computer.  Without `peer_key` the other end is whoever answered: compare
-`SecureSession.peer_key` with what you know before you trust it.
+The handshake is the one of sessions through HQ (PQXDH, `sessions.handshake`), with prekeys made for
+this one handshake and signed with Ed25519; the initiator signs too.  So both prove who they are,
+and what was said stays closed to who steals the key pairs later, also to a quantum computer.
+Without `peer_key` the other end is whoever answered: compare `SecureSession.peer_key` with what you
+know before you trust it.
 
-The state is saved before `encrypt_message` and `decrypt_message` return, so no message key is ever used twice.
+The state is saved before `encrypt_message` and `decrypt_message` return, so no message key is ever
+used twice.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ import nacl.signing
 
 from cipherbox.checks import checked
 from cipherbox.envelope.stanza_types import label
-from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing, MalformedEnvelope, SignatureInvalid
+from cipherbox.errors import (
+    DecryptionFailed,
+    InvalidRequest,
+    KeyMissing,
+    MalformedEnvelope,
+    SignatureInvalid,
+)
 from cipherbox.sealing.ratchet import handshake, session
 from cipherbox.sealing.ratchet.double_ratchet import KEY, Random, public
 from cipherbox.sealing.ratchet.handshake import Prekeys, Secrets
@@ -48,13 +56,17 @@ _CONFIRM = label("secure-confirm")
 
 @attrs.frozen(repr=False)
 class KeyPair:
-    """Who a program is.  ``private``: X25519 key, Ed25519 seed; ``public``: their public keys; 64 bytes each."""
+    """Who a program is.  ``private``: X25519 key, Ed25519 seed; ``public``: their public keys;
+    64 bytes each.
+    """
 
     private: bytes
 
     def __attrs_post_init__(self) -> None:
         if len(self.private) != PUBLIC:
-            raise InvalidRequest(f"a private key has {PUBLIC} bytes, this one has {len(self.private)}")
+            raise InvalidRequest(
+                f"a private key has {PUBLIC} bytes, this one has {len(self.private)}"
+            )
 
     def __repr__(self) -> str:
         return f"KeyPair(public={self.public.hex()[:16]}…)"
@@ -65,7 +77,9 @@ class KeyPair:
 
     @property
     def public(self) -> bytes:
-        return public(self.private[:KEY]) + bytes(nacl.signing.SigningKey(self.private[KEY:]).verify_key)
+        return public(self.private[:KEY]) + bytes(
+            nacl.signing.SigningKey(self.private[KEY:]).verify_key
+        )
 
     def sign(self, use: str, data: bytes) -> bytes:
         """Ed25519 over a hash of ``data`` for one use, 64 bytes."""
@@ -95,7 +109,9 @@ def _slot(name: bytes) -> bytes:
 
 
 class SessionStorage(Protocol):
-    """Where states are kept; they are secret.  `save` returns when the state is as safe as it shall be."""
+    """Where states are kept; they are secret.  `save` returns when the state is as safe as it
+    shall be.
+    """
 
     def load(self, session_id: bytes) -> bytes | None: ...
 
@@ -122,13 +138,19 @@ class MemoryStorage:
 
 @checked
 class SecureContext:
-    """A program's key pair and its sessions.  ``storage``: None for memory alone; `SqliteSessions` lasts."""
+    """A program's key pair and its sessions.  ``storage``: None for memory alone;
+    `SqliteSessions` lasts.
+    """
 
     def __init__(
-        self, keypair: KeyPair | None = None, *, storage: SessionStorage | None = None,
-        settings: SessionSettings = SETTINGS, random: Random = os.urandom,
+        self,
+        keypair: KeyPair | None = None,
+        *,
+        storage: SessionStorage | None = None,
+        settings: SessionSettings = SETTINGS,
+        random: Random = os.urandom,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.keypair = keypair or generate_keypair(random)
         self.settings = settings
         self.random = random
@@ -147,9 +169,10 @@ class SecureContext:
     def create_session(self, peer: bytes | None = None) -> HandshakeBuilder:
         """A handshake to begin, which becomes the session.
 
-        ``peer``: the public key (64 bytes) of the only one who may be at the other end, or any other bytes as a name of
-        your own for it.  Whoever first answers under a name is remembered with its key, and is the only one who may be
-        there from then on; how good that is, only comparing `peer_key` says.
+        ``peer``: the public key (64 bytes) of the only one who may be at the other end, or any
+        other bytes as a name of your own for it.  Whoever first answers under a name is remembered
+        with its key, and is the only one who may be there from then on; how good that is, only
+        comparing `peer_key` says.
         """
         builder = HandshakeBuilder(self)
         if peer is None:
@@ -174,18 +197,30 @@ class SecureContext:
         if self.key_of(name) is None:
             self._storage.save(_slot(name), key)
 
-    def encrypt_message(self, session_id: bytes, plaintext: bytes, associated_data: bytes = b"") -> bytes:
-        """The message's bytes.  KeyMissing: no such session; InvalidRequest: the other end must speak first."""
+    def encrypt_message(
+        self, session_id: bytes, plaintext: bytes, associated_data: bytes = b""
+    ) -> bytes:
+        """The message's bytes.  KeyMissing: no such session; InvalidRequest: the other end must
+        speak first.
+        """
         peer, found = self._load(session_id)
         found, raw = session.seal(found, plaintext, associated_data)
         self._save(peer, found)
         return raw
 
-    def decrypt_message(self, session_id: bytes, message: bytes, associated_data: bytes = b"") -> bytes:
-        """The plaintext.  DecryptionFailed, MalformedEnvelope or KeyMissing, and then nothing has changed."""
+    def decrypt_message(
+        self, session_id: bytes, message: bytes, associated_data: bytes = b""
+    ) -> bytes:
+        """The plaintext.  DecryptionFailed, MalformedEnvelope or KeyMissing, and then nothing
+        has changed.
+        """
         peer, found = self._load(session_id)
         found, plaintext = session.open_(
-            found, session.parse(message), associated_data, max_skipped=self.settings.max_skipped, random=self.random
+            found,
+            session.parse(message),
+            associated_data,
+            max_skipped=self.settings.max_skipped,
+            random=self.random,
         )
         self._save(peer, found)
         return plaintext
@@ -245,7 +280,9 @@ class SecureSession:
 
 @checked
 class HandshakeBuilder:
-    """One handshake: `offer` and `finish` at one end, `begin` at the other.  The bytes may travel any way."""
+    """One handshake: `offer` and `finish` at one end, `begin` at the other.  The bytes may
+    travel any way.
+    """
 
     def __init__(self, context: SecureContext) -> None:
         self._context = context
@@ -278,8 +315,10 @@ class HandshakeBuilder:
     def session(self) -> SecureSession:
         """The session this handshake made; InvalidRequest before `begin` or `finish`."""
         if self._session is None:
-            raise InvalidRequest("there is no session yet: exchange offer(), begin() and finish() with the other end "
-                                 "first, or use SecureSocket, which does that")  # fmt: skip
+            raise InvalidRequest(
+                "there is no session yet: exchange offer(), begin() and finish() with the other "
+                "end first, or use SecureSocket, which does that"
+            )
         return self._session
 
     def encrypt(self, plaintext: bytes, associated_data: bytes = b"") -> bytes:
@@ -299,12 +338,16 @@ class HandshakeBuilder:
         return self._offer
 
     def begin(self, offer: bytes) -> tuple[bytes, bytes]:
-        """The bytes to send back, and the session's id.  SignatureInvalid, MalformedEnvelope, BundleMalformed."""
+        """The bytes to send back, and the session's id.  SignatureInvalid, MalformedEnvelope,
+        BundleMalformed.
+        """
         if len(offer) != _OFFER_LAYOUT.size:
             raise MalformedEnvelope("this is no offer of a handshake")
         magic, peer, prekey, kem, signature = _OFFER_LAYOUT.unpack(offer)
         if magic != _OFFER:
-            raise MalformedEnvelope("this is no offer of a handshake of a version this program knows")
+            raise MalformedEnvelope(
+                "this is no offer of a handshake of a version this program knows"
+            )
         self._expect(peer)
         _verify(peer, "secure-offer", offer[:-64], signature)
         context = self._context
@@ -316,10 +359,14 @@ class HandshakeBuilder:
         made = session.started(shaken, agreed, prekeys, now, context.random)
         made, raw = session.seal(made, b"", _CONFIRM)
         self._made(peer, made)
-        return _FIRST_HEAD.pack(_FIRST, own.public, own.sign("secure-first", offer + raw)) + raw, made.session_id
+        return _FIRST_HEAD.pack(
+            _FIRST, own.public, own.sign("secure-first", offer + raw)
+        ) + raw, made.session_id
 
     def finish(self, first: bytes) -> bytes:
-        """At the end that made the offer: the session's id.  What fails leaves the offer as it was."""
+        """At the end that made the offer: the session's id.  What fails leaves the offer as it
+        was.
+        """
         if self._pair is None:
             raise InvalidRequest("this handshake has made no offer, or is finished; make a new one")
         if len(first) < _FIRST_HEAD.size:
@@ -331,11 +378,15 @@ class HandshakeBuilder:
         self._expect(peer)
         _verify(peer, "secure-first", self._offer + raw, signature)
         parsed = session.parse(raw)
-        if parsed.handshake is None or not hmac.compare_digest(parsed.handshake.identity, peer[:KEY]):
+        if parsed.handshake is None or not hmac.compare_digest(
+            parsed.handshake.identity, peer[:KEY]
+        ):
             raise DecryptionFailed("the answer holds no handshake of who signed it")
         context = self._context
         secrets = Secrets(context.keypair.private[:KEY], self._pair.dh, self._pair.kem)
-        agreed = handshake.answer(secrets, parsed.handshake, self._parties(peer, context.public_key))
+        agreed = handshake.answer(
+            secrets, parsed.handshake, self._parties(peer, context.public_key)
+        )
         made = session.answered(parsed.handshake, agreed, self._pair.dh, context.clock_ms())
         made, _ = session.open_(made, parsed, _CONFIRM, random=context.random)
         self._pair = None
@@ -357,6 +408,13 @@ class HandshakeBuilder:
 
 
 __all__ = [
-    "ID", "PUBLIC", "HandshakeBuilder", "KeyPair", "MemoryStorage", "SecureContext", "SecureSession",
-    "SessionStorage", "generate_keypair",
-]  # fmt: skip
+    "ID",
+    "PUBLIC",
+    "HandshakeBuilder",
+    "KeyPair",
+    "MemoryStorage",
+    "SecureContext",
+    "SecureSession",
+    "SessionStorage",
+    "generate_keypair",
+]

@@ -1,13 +1,15 @@
-"""A session between two clients: its handshake, its ratchet, what its messages look like, its bytes at rest.
+"""A session between two clients: its handshake, its ratchet, what its messages look like, its bytes
+at rest.
 
-    kind u8 (1, or 2 with a handshake) | session id 16 | [handshake 1,168] | ratchet header 40 | ciphertext, tag 16
+    kind u8 (1, or 2 with a handshake) | session id 16 | [handshake 1,168] | ratchet header 40 |
+    ciphertext, tag 16
 
-The initiator sends the handshake with every message until one came back, so that it does not matter which of them
-arrives first.  All that stands before the ciphertext is associated data of it, with the hash of what both ends agreed
-on, and what the caller binds it to.
+The initiator sends the handshake with every message until one came back, so that it does not matter
+which of them arrives first.  All that stands before the ciphertext is associated data of it, with
+the hash of what both ends agreed on, and what the caller binds it to.
 
-Of several sessions with one peer (both began at once, one was renewed) both ends speak in the newest by the time in its
-handshake, then by its id: what both know, so they choose the same.
+Of several sessions with one peer (both began at once, one was renewed) both ends speak in the
+newest by the time in its handshake, then by its id: what both know, so they choose the same.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ _STARTS, _RECEIVES, _HEARD, _SAYS = 1, 2, 4, 8
 
 @attrs.frozen
 class Session:
-    """``since``: when this end made it or first saw it; ``handshake`` is empty once the peer has answered.
+    """``since``: when this end made it or first saw it; ``handshake`` is empty once the peer has
+    answered.
 
-    ``chain`` is the half that speaks, once it has.  Who keeps the halves apart leaves it out, and `say`s with its own.
+    ``chain`` is the half that speaks, once it has.  Who keeps the halves apart leaves it out, and
+    `say`s with its own.
     """
 
     session_id: bytes
@@ -69,12 +73,23 @@ class Parsed:
     ciphertext: bytes = attrs.field(repr=False)
 
 
-def started(handshake: Handshake, agreed: Agreed, peer: shake.Prekeys, now_ms: int, random: Random = os.urandom
-            ) -> Session:  # fmt: skip
+def started(
+    handshake: Handshake,
+    agreed: Agreed,
+    peer: shake.Prekeys,
+    now_ms: int,
+    random: Random = os.urandom,
+) -> Session:
     """The initiator's session."""
     state = ratchet.first(agreed.root, peer.signed, random)
     return Session(
-        agreed.session_id, handshake.made_at, now_ms, peer.identity, agreed.associated, handshake.encode(), state
+        agreed.session_id,
+        handshake.made_at,
+        now_ms,
+        peer.identity,
+        agreed.associated,
+        handshake.encode(),
+        state,
     )
 
 
@@ -82,7 +97,13 @@ def answered(handshake: Handshake, agreed: Agreed, signed: bytes, now_ms: int) -
     """The responder's session; ``signed`` is the private signed prekey."""
     state = ratchet.second(agreed.root, signed)
     return Session(
-        agreed.session_id, handshake.made_at, now_ms, handshake.identity, agreed.associated, b"", state
+        agreed.session_id,
+        handshake.made_at,
+        now_ms,
+        handshake.identity,
+        agreed.associated,
+        b"",
+        state,
     )
 
 
@@ -101,9 +122,13 @@ def parse(raw: bytes) -> Parsed:
 
 
 def say(session: Session, chain: Chain, plaintext: bytes, binding: bytes) -> tuple[Chain, bytes]:
-    """The chain's next state, and the message, which opens only with the same ``binding``; `ratchet.sending` has it."""
+    """The chain's next state, and the message, which opens only with the same ``binding``;
+    `ratchet.sending` has it.
+    """
     head = bytes([FIRST if session.handshake else PLAIN]) + session.session_id + session.handshake
-    chain, header, ciphertext = ratchet.encrypt(chain, plaintext, session.associated + head + binding)
+    chain, header, ciphertext = ratchet.encrypt(
+        chain, plaintext, session.associated + head + binding
+    )
     return chain, head + header.encode() + ciphertext
 
 
@@ -114,47 +139,97 @@ def seal(session: Session, plaintext: bytes, binding: bytes) -> tuple[Session, b
 
 
 def open_(
-    session: Session, parsed: Parsed, binding: bytes, *, max_skipped: int = SETTINGS.max_skipped,
+    session: Session,
+    parsed: Parsed,
+    binding: bytes,
+    *,
+    max_skipped: int = SETTINGS.max_skipped,
     random: Random = os.urandom,
-) -> tuple[Session, bytes]:  # fmt: skip
+) -> tuple[Session, bytes]:
     """The next state and the plaintext; DecryptionFailed or KeyMissing, and nothing has changed."""
     if not hmac.compare_digest(parsed.session_id, session.session_id):
         raise KeyMissing("the message is of another session")
     associated = session.associated + parsed.head + binding
     state, plaintext = ratchet.decrypt(
-        session.state, parsed.header, parsed.ciphertext, associated, max_skipped=max_skipped, random=random
+        session.state,
+        parsed.header,
+        parsed.ciphertext,
+        associated,
+        max_skipped=max_skipped,
+        random=random,
     )
     return Session(
-        session.session_id, session.made_at, session.since, session.peer_identity, session.associated, b"", state,
+        session.session_id,
+        session.made_at,
+        session.since,
+        session.peer_identity,
+        session.associated,
+        b"",
+        state,
         session.chain,
-    ), plaintext  # fmt: skip
+    ), plaintext
 
 
 def encode(session: Session) -> bytes:
     """A session's bytes at rest, all of them secret: encrypt them."""
     state, chain = session.state, session.chain
-    flags = _STARTS * bool(state.start) | _RECEIVES * bool(state.receiving) | _HEARD * bool(state.peer)
+    flags = (
+        _STARTS * bool(state.start) | _RECEIVES * bool(state.receiving) | _HEARD * bool(state.peer)
+    )
     fixed = _STATE.pack(
-        _VERSION, flags | _SAYS * (chain is not None), session.session_id, session.made_at, session.since,
-        session.peer_identity, session.associated, len(session.handshake), state.root, state.own, state.peer,
-        state.receiving, state.received, state.turn, len(state.skipped), state.start,
-    )  # fmt: skip
+        _VERSION,
+        flags | _SAYS * (chain is not None),
+        session.session_id,
+        session.made_at,
+        session.since,
+        session.peer_identity,
+        session.associated,
+        len(session.handshake),
+        state.root,
+        state.own,
+        state.peer,
+        state.receiving,
+        state.received,
+        state.turn,
+        len(state.skipped),
+        state.start,
+    )
     chains: list[tuple[bytes, list[bytes]]] = []
     for (key, number), message_key in state.skipped.items():
         if not chains or chains[-1][0] != key:
             chains.append((key, []))
         chains[-1][1].append(_ENTRY.pack(number, message_key))
-    skipped = b"".join(_CHAIN.pack(key, len(entries)) + b"".join(entries) for key, entries in chains)
+    skipped = b"".join(
+        _CHAIN.pack(key, len(entries)) + b"".join(entries) for key, entries in chains
+    )
     return fixed + session.handshake + (encode_chain(chain) if chain is not None else b"") + skipped
 
 
 def decode(raw: bytes) -> Session:
-    """What `encode` made, here or in an earlier version; StoreError: in a later one, Damaged: it is nothing of it."""
+    """What `encode` made, here or in an earlier version; StoreError: in a later one, Damaged: it
+    is nothing of it.
+    """
     try:
         if raw[:1] == b"\x01":
             return _decode_1(raw)
-        (version, flags, session_id, made_at, since, identity, associated, length, root, own, peer, receiving,
-         received, turn, count, start) = _STATE.unpack_from(raw)  # fmt: skip
+        (
+            version,
+            flags,
+            session_id,
+            made_at,
+            since,
+            identity,
+            associated,
+            length,
+            root,
+            own,
+            peer,
+            receiving,
+            received,
+            turn,
+            count,
+            start,
+        ) = _STATE.unpack_from(raw)
         if version != _VERSION:
             raise StoreError(f"the session was written in version {version}; update this program")
         at = _STATE.size + length
@@ -168,9 +243,15 @@ def decode(raw: bytes) -> Session:
     if length not in (0, shake.SIZE):
         raise Damaged("a session's state is damaged")
     state = Ratchet(
-        root, own, peer if flags & _HEARD else b"", receiving if flags & _RECEIVES else b"", received, turn,
-        start if flags & _STARTS else b"", skipped,
-    )  # fmt: skip
+        root,
+        own,
+        peer if flags & _HEARD else b"",
+        receiving if flags & _RECEIVES else b"",
+        received,
+        turn,
+        start if flags & _STARTS else b"",
+        skipped,
+    )
     return Session(session_id, made_at, since, identity, associated, handshake, state, chain)
 
 
@@ -190,16 +271,41 @@ def _skipped(raw: bytes, at: int, count: int) -> dict[tuple[bytes, int], bytes]:
 
 def _decode_1(raw: bytes) -> Session:
     """Version 1 had no halves."""
-    (_, flags, session_id, made_at, since, identity, associated, length, root, own, peer, sends, receiving, sent,
-     received, previous, count) = _STATE_1.unpack_from(raw)  # fmt: skip
+    (
+        _,
+        flags,
+        session_id,
+        made_at,
+        since,
+        identity,
+        associated,
+        length,
+        root,
+        own,
+        peer,
+        sends,
+        receiving,
+        sent,
+        received,
+        previous,
+        count,
+    ) = _STATE_1.unpack_from(raw)
     at = _STATE_1.size + length
     turn = flags & 1
     chain = Chain(turn, ratchet.public(own), sends, sent, previous) if turn else None
     state = Ratchet(
-        root, own, peer if flags & _HEARD else b"", receiving if flags & _RECEIVES else b"", received, turn, b"",
+        root,
+        own,
+        peer if flags & _HEARD else b"",
+        receiving if flags & _RECEIVES else b"",
+        received,
+        turn,
+        b"",
         _skipped(raw, at, count),
-    )  # fmt: skip
-    return Session(session_id, made_at, since, identity, associated, raw[_STATE_1.size : at], state, chain)
+    )
+    return Session(
+        session_id, made_at, since, identity, associated, raw[_STATE_1.size : at], state, chain
+    )
 
 
 def encode_chain(chain: Chain) -> bytes:

@@ -1,12 +1,12 @@
 """The CA's private keys on HQ's machine: taken off, brought back, used to renew the issuing CA.
 
 Rules.
-1. A key is removed here only when its copy is on stable storage there, was read back from there, and signs what its
-   certificate verifies.
+1. A key is removed here only when its copy is on stable storage there, was read back from there,
+   and signs what its certificate verifies.
 2. A root key that is brought back to sign is read where it is, and not copied to HQ.
-3. Settings say that the CA is elsewhere before its key goes, and that it is here after its key came: a crash in between
-   leaves an HQ that starts.
-HQ may run meanwhile; a reload makes it notice.
+3. Settings say that the CA is elsewhere before its key goes, and that it is here after its key
+   came: a crash in between leaves an HQ that starts. HQ may run meanwhile; a reload makes it
+   notice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cipherbox import pki
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.errors import ConfigError
-from cipherbox.portable import private_dir, read_private, sync_directory, write_atomic, write_private
+from cipherbox.portable import (
+    private_dir,
+    read_private,
+    sync_directory,
+    write_atomic,
+    write_private,
+)
 from cipherbox.server.ca.credentials import (
     CA_REQUEST,
     belongs,
@@ -39,8 +45,12 @@ OpenKey = Callable[[bytes], bytes]  # what is in a `ca.key` -> the 32 bytes
 _PROBE = b"cipherbox: this key signs"
 
 
-def take_off(config: ServerConfig, directory: Path, key_file: bytes, open_key: OpenKey, *, whole: bool) -> list[Path]:
-    """Moves the root key, and for ``whole`` the issuing CA's too, into ``directory``; what was removed here."""
+def take_off(
+    config: ServerConfig, directory: Path, key_file: bytes, open_key: OpenKey, *, whole: bool
+) -> list[Path]:
+    """Moves the root key, and for ``whole`` the issuing CA's too, into ``directory``; what was
+    removed here.
+    """
     service_key = secret_key(config.encryption.service_key_file)
     root, chain = load_certificate(config.tls.root), certificates_in(config.tls.issuing)
     moves = [(config.ca.root_key, ROOT_KEY, root), (config.ca.issuing_key, ISSUING_KEY, chain[0])]
@@ -51,10 +61,15 @@ def take_off(config: ServerConfig, directory: Path, key_file: bytes, open_key: O
     keys = []
     for path, name, certificate in moves:
         if not path.exists():
-            raise ConfigError(f"{path} is not here: it was taken off before, or has always been elsewhere")
+            raise ConfigError(
+                f"{path} is not here: it was taken off before, or has always been elsewhere"
+            )
         key = key_at(path, service_key)
         if not belongs(key, certificate):
-            raise ConfigError(f"{path} is not the key of {certificate.subject.rfc4514_string()}; nothing was taken off")
+            raise ConfigError(
+                f"{path} is not the key of {certificate.subject.rfc4514_string()}; nothing was "
+                "taken off"
+            )
         keys.append((path, name, certificate, key))
     _check_place(directory, root)
     private_dir(directory)
@@ -80,7 +95,11 @@ def _check_place(directory: Path, root: x509.Certificate) -> None:
     there = directory / ROOT
     if there.exists() and load_certificate(there) != root:
         raise ConfigError(f"{directory} holds another CA already; choose another directory")
-    if not there.exists() and directory.is_dir() and any((directory / n).exists() for n in (ROOT_KEY, ISSUING_KEY)):
+    if (
+        not there.exists()
+        and directory.is_dir()
+        and any((directory / n).exists() for n in (ROOT_KEY, ISSUING_KEY))
+    ):
         raise ConfigError(f"{directory} holds keys of an unknown CA; choose another directory")
 
 
@@ -103,7 +122,9 @@ def bring_back(config: ServerConfig, vault: Vault, *, whole: bool) -> list[Path]
     found = [(path, vault.authority(name, certificate).key) for path, name, certificate in moves]
     for path, key in found:
         write_private(path, pki.key_pem(key, service_key))
-        if not path.exists() or pki.spki(key_at(path, service_key).public_key()) != pki.spki(key.public_key()):
+        if not path.exists() or pki.spki(key_at(path, service_key).public_key()) != pki.spki(
+            key.public_key()
+        ):
             raise ConfigError(f"{path} could not be read back")
     if whole:
         _set_offline(config, False)
@@ -111,10 +132,14 @@ def bring_back(config: ServerConfig, vault: Vault, *, whole: bool) -> list[Path]
 
 
 def renew(config: ServerConfig, vault: Vault | None) -> x509.Certificate:
-    """The issuing CA for another ten years, same name and key; the root's key is in ``vault`` or, for None, here."""
+    """The issuing CA for another ten years, same name and key; the root's key is in ``vault``
+    or, for None, here.
+    """
     if config.ca.offline:
-        raise ConfigError("the issuing CA's key is not at HQ: renew it where it is, cipherbox ca renew CADIR, then "
-                          "carry its next answer to HQ (cipherbox ca sign, cipherbox ca import)")  # fmt: skip
+        raise ConfigError(
+            "the issuing CA's key is not at HQ: renew it where it is, cipherbox ca renew CADIR, "
+            "then carry its next answer to HQ (cipherbox ca sign, cipherbox ca import)"
+        )
     material = read_material(config)
     assert material.authority is not None
     if vault is not None:
@@ -125,7 +150,9 @@ def renew(config: ServerConfig, vault: Vault | None) -> x509.Certificate:
             raise ConfigError(f"{config.ca.root_key} is not the key of {config.tls.root}")
         root = pki.Authority(material.root, key)
     else:
-        raise ConfigError(f"{config.ca.root_key} is not here; bring the root key back: --root DIRECTORY")
+        raise ConfigError(
+            f"{config.ca.root_key} is not here; bring the root key back: --root DIRECTORY"
+        )
     renewed = pki.renew_issuing(material.authority, root).certificate
     checked_issuing([renewed], material.root, str(config.tls.issuing), pki.now())
     write_atomic(config.tls.issuing, pki.pem(renewed))

@@ -1,10 +1,10 @@
 """HQ's certificates and private keys, as its files hold them.
 
-`ca/issuing.crt` holds the issuing CA and, where an organization's root is not directly above it, the CAs between, each
-followed by the one that issued it.  HQ's own certificate is replaced in three steps, each whole on the disk before
-the next begins: the next key beside the old one (one that is there is used), the certificate, the key in its place.
-Whoever reads between the last two finds the key that belongs to the certificate and finishes, so that a crash leaves an
-HQ that starts.
+`ca/issuing.crt` holds the issuing CA and, where an organization's root is not directly above it,
+the CAs between, each followed by the one that issued it.  HQ's own certificate is replaced in three
+steps, each whole on the disk before the next begins: the next key beside the old one (one that is
+there is used), the certificate, the key in its place.  Whoever reads between the last two finds the
+key that belongs to the certificate and finishes, so that a crash leaves an HQ that starts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def load_certificate(path: Path) -> x509.Certificate:
 
 @attrs.frozen
 class Credentials:
-    """``chain``: the issuing CA, then the CAs between it and the root.  ``authority`` None: its key is elsewhere."""
+    """``chain``: the issuing CA, then the CAs between it and the root.  ``authority`` None: its
+    key is elsewhere.
+    """
 
     root: x509.Certificate
     chain: tuple[x509.Certificate, ...]
@@ -71,7 +73,9 @@ class Credentials:
         return server_context([self.server, *self.chain], self.server_key, [self.root, *self.chain])
 
     def try_out(self) -> None:
-        """A handshake as a client would make it; NotAccepted or Cut says what the client would see."""
+        """A handshake as a client would make it; NotAccepted or Cut says what the client would
+        see.
+        """
         shake_hands(self.context(), client_context(self.root))
 
 
@@ -114,7 +118,7 @@ def belongs(key: pki.PrivateKey, certificate: x509.Certificate) -> bool:
     return pki.spki(key.public_key()) == pki.spki_of(certificate)
 
 
-# -- HQ's own certificate -----------------------------------------------------------------------------------------
+# -- HQ's own certificate --------------------------------------------------------------------------
 
 
 def server_key(
@@ -149,7 +153,9 @@ def next_key(config: ServerConfig) -> pki.PrivateKey:
 
 
 def put_server(config: ServerConfig, certificate: x509.Certificate) -> None:
-    """HQ's next certificate, for `next_key`, replaces the one before; ConfigError if it is for another key."""
+    """HQ's next certificate, for `next_key`, replaces the one before; ConfigError if it is for
+    another key.
+    """
     service_key = secret_key(config.encryption.service_key_file)
     server_key(config, service_key, certificate, settle=False)
     write_atomic(config.tls.certificate, pki.pem(certificate))
@@ -165,22 +171,32 @@ def _put_next(config: ServerConfig) -> None:
     sync_directory(config.tls.key.parent)
 
 
-# -- the issuing CA's chain ---------------------------------------------------------------------------------------
+# -- the issuing CA's chain ------------------------------------------------------------------------
 
 
 def checked_issuing(
-    found: Sequence[x509.Certificate], root: x509.Certificate, where: str, at: datetime.datetime | None = None
+    found: Sequence[x509.Certificate],
+    root: x509.Certificate,
+    where: str,
+    at: datetime.datetime | None = None,
 ) -> list[x509.Certificate]:
-    """The chain from an issuing CA up to, without, the root; ConfigError says what is wrong with it."""
+    """The chain from an issuing CA up to, without, the root; ConfigError says what is wrong with
+    it.
+    """
     chain = [c for c in found if c != root]
     if not chain:
         raise ConfigError(f"{where}: the issuing CA's certificate is missing")
     first = _text(chain[0])
     if not is_ca(chain[0]):
-        raise ConfigError(f"{where}: {first} is no CA: it may not sign others (CA:TRUE and keyCertSign are missing)")
+        raise ConfigError(
+            f"{where}: {first} is no CA: it may not sign others (CA:TRUE and keyCertSign are "
+            "missing)"
+        )
     if len(chain) > _CAS or sum(len(pki.der(c)) for c in chain) > _CHAIN_BYTES:
-        raise ConfigError(f"{where}: more than {_CAS} CAs below the root, or more than {_CHAIN_BYTES} bytes of them; "
-                          "take as root one that is nearer")  # fmt: skip
+        raise ConfigError(
+            f"{where}: more than {_CAS} CAs below the root, or more than {_CHAIN_BYTES} bytes of "
+            "them; take as root one that is nearer"
+        )
     try:
         verify_issuing(chain, root, at)
     except BundleNotCertified as error:
@@ -190,13 +206,17 @@ def checked_issuing(
     return chain
 
 
-def _why(chain: list[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None) -> str:
+def _why(
+    chain: list[x509.Certificate], root: x509.Certificate, at: datetime.datetime | None
+) -> str:
     """Which certificates of a chain do not belong together, and why."""
     for depth, (child, parent) in enumerate(zip(chain, [*chain[1:], root], strict=True)):
         if not issued(child, parent):
             if any(issued(child, other) for other in (*chain, root)):
-                return ("the certificates are in the wrong order: the issuing CA first, each followed by the one that "
-                        "issued it")  # fmt: skip
+                return (
+                    "the certificates are in the wrong order: the issuing CA first, each "
+                    "followed by the one that issued it"
+                )
             return f"{_text(child)} was not issued by {_text(parent)}"
         try:
             check_ca(child, depth)
@@ -215,7 +235,11 @@ def is_ca(certificate: x509.Certificate) -> bool:
     except BundleNotCertified:
         return False
     basic, usage = found.get(ExtensionOID.BASIC_CONSTRAINTS), found.get(ExtensionOID.KEY_USAGE)
-    return basic is not None and usage is not None and bool(basic.value.ca and usage.value.key_cert_sign)
+    return (
+        basic is not None
+        and usage is not None
+        and bool(basic.value.ca and usage.value.key_cert_sign)
+    )
 
 
 def issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
@@ -232,9 +256,13 @@ def _text(certificate: x509.Certificate) -> str:
 
 
 def dates(material: Credentials, at: datetime.datetime) -> list[str]:
-    """What begins later or has ended by this machine's clock, of all that HQ cannot renew by itself."""
+    """What begins later or has ended by this machine's clock, of all that HQ cannot renew by
+    itself.
+    """
     named = [("the root", material.root)]
-    named += [("the issuing CA" if i == 0 else "a CA above it", c) for i, c in enumerate(material.chain)]
+    named += [
+        ("the issuing CA" if i == 0 else "a CA above it", c) for i, c in enumerate(material.chain)
+    ]
     if material.authority is None:
         named.append(("HQ's certificate", material.server))
     found = []
@@ -244,5 +272,8 @@ def dates(material: Credentials, at: datetime.datetime) -> list[str]:
         if at < first:
             found.append(f"{what} begins only on {first:%Y-%m-%d %H:%M} UTC, and {here}")
         elif at > last:
-            found.append(f"{what} ended on {last:%Y-%m-%d %H:%M} UTC, and {here}; else renew it (cipherbox manual pki)")
+            found.append(
+                f"{what} ended on {last:%Y-%m-%d %H:%M} UTC, and {here}; else renew it "
+                "(cipherbox manual pki)"
+            )
     return found

@@ -1,8 +1,10 @@
-"""Requests for a CA that is elsewhere, and what comes back: of clients, of HQ itself, of the issuing CA.
+"""Requests for a CA that is elsewhere, and what comes back: of clients, of HQ itself, of the
+issuing CA.
 
-`export` is the document that is carried there; `take` believes nothing of what comes back before it is checked against
-the root, and then hands each certificate only to the request with the same name and the same key.  All is checked, HQ's
-own in a handshake as a client would make it, before anything is taken.
+`export` is the document that is carried there; `take` believes nothing of what comes back before it
+is checked against the root, and then hands each certificate only to the request with the same name
+and the same key.  All is checked, HQ's own in a handshake as a client would make it, before
+anything is taken.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ from cipherbox.ops.logs import get_logger
 from cipherbox.pki.revocation_lists import check_crl
 from cipherbox.portable import write_atomic
 from cipherbox.server.ca.credentials import put_server, server_key
-from cipherbox.server.ca.signed_responses import REQUESTS_FORMAT, Signed, for_hq, issuing_chain, read_signed
+from cipherbox.server.ca.signed_responses import (
+    REQUESTS_FORMAT,
+    Signed,
+    for_hq,
+    issuing_chain,
+    read_signed,
+)
 from cipherbox.server.directory.enrolment import APPROVED, DONE, ENDED, REFUSED, renewal_name
 from cipherbox.server.directory.revocation_lists import obey_list
 from cipherbox.store.port import Enrolment
@@ -51,7 +59,9 @@ class CaExchange:
         return row.number
 
     async def export(self, own: Enrolment | None = None) -> bytes:
-        """The requests that wait for the CA, and what its next revocation list must hold; ``own``: HQ's, if not due."""
+        """The requests that wait for the CA, and what its next revocation list must hold;
+        ``own``: HQ's, if not due.
+        """
         hq = self._hq
         rows = await hq.engine.in_store(hq.store.enrolments, (APPROVED,))
         if own is not None:
@@ -66,7 +76,9 @@ class CaExchange:
         hq = self._hq
         signed = read_signed(document)
         if hq.trust.authority is not None and (signed.leaves or signed.lists):
-            raise Forbidden("the issuing CA's key is at HQ, which signs by itself; nothing is carried")
+            raise Forbidden(
+                "the issuing CA's key is at HQ, which signs by itself; nothing is carried"
+            )
         async with hq.enrolments.lock:
             return await self._take(signed)
 
@@ -82,26 +94,41 @@ class CaExchange:
         least = await hq.engine.in_store(hq.trust.crl_number)
         lists = [(check_crl(der, trust.issuing, pki.now(), least), der) for der in signed.lists]
         rows = await hq.engine.in_store(hq.store.enrolments, (APPROVED, ENDED, REFUSED))
-        rows.sort(key=lambda row: row.state != APPROVED)  # of two with one key the one that still counts
+        # of two with one key the one that still counts
+        rows.sort(key=lambda row: row.state != APPROVED)
         key = secret_key(hq.config.encryption.service_key_file)
         for leaf in own or [trust.server]:
             if any(_row_of(rows, row.client, leaf) for row in rows if row.role != HQ_ROLE):
-                raise InvalidRequest("a client's request was signed as a server's; sign it with the extensions of a "
-                                     "client (cipherbox manual pki)")  # fmt: skip
+                raise InvalidRequest(
+                    "a client's request was signed as a server's; sign it with the extensions of a "
+                    "client (cipherbox manual pki)"
+                )
             its_key = server_key(hq.config, key, leaf, settle=False)
-            attrs.evolve(trust.material, chain=tuple(above), server=leaf, server_key=its_key).try_out()
+            attrs.evolve(
+                trust.material, chain=tuple(above), server=leaf, server_key=its_key
+            ).try_out()
         count = 0
         if fresh:
             write_atomic(hq.config.tls.issuing, pki.pem(*chain))
             hq.certificate.adopt()
-            log.info("The issuing CA's certificate was renewed", extra={"until": str(chain[0].not_valid_after_utc)})
+            log.info(
+                "The issuing CA's certificate was renewed",
+                extra={"until": str(chain[0].not_valid_after_utc)},
+            )
             count += 1
         for leaf in own:
             count += await self._take_own(leaf, rows)
-        found = [(row, leaf) for leaf in others if (row := _row_of(rows, pki.common_name(leaf), leaf)) is not None]
-        for row, leaf in sorted(found, key=lambda one: -one[0].created_at):  # of two homes of one id the later one
+        found = [
+            (row, leaf)
+            for leaf in others
+            if (row := _row_of(rows, pki.common_name(leaf), leaf)) is not None
+        ]
+        # of two homes of one id the later one
+        for row, leaf in sorted(found, key=lambda one: -one[0].created_at):
             if row.role != HQ_ROLE:
-                count += await hq.enrolments.take(row, (pki.der(leaf), *(pki.der(c) for c in above)))
+                count += await hq.enrolments.take(
+                    row, (pki.der(leaf), *(pki.der(c) for c in above))
+                )
         for says, der in lists:
             await obey_list(hq, says, der)
             count += says.number > least
@@ -137,20 +164,29 @@ def _sorted(
 
 def _row_of(rows: list[Enrolment], name: str, leaf: x509.Certificate) -> Enrolment | None:
     key = pki.spki_of(leaf)
-    return next((r for r in rows if r.client == name and r.csr and pki.spki(pki.key_of_csr(r.csr)) == key), None)
+    return next(
+        (r for r in rows if r.client == name and r.csr and pki.spki(pki.key_of_csr(r.csr)) == key),
+        None,
+    )
 
 
 def request_row(client_id: str, role: str, csr: bytes, root_fingerprint: bytes) -> Enrolment:
     """A request that nobody has to let go."""
-    now, number = pki.ms(pki.now()), pki.enrol_number(root_fingerprint, pki.spki(pki.key_of_csr(csr)))
+    now, number = (
+        pki.ms(pki.now()),
+        pki.enrol_number(root_fingerprint, pki.spki(pki.key_of_csr(csr))),
+    )
     name = renewal_name(client_id, csr)
     return Enrolment(name, client_id, role, False, now, now + _YEAR_MS, APPROVED, csr, number)
 
 
 def requests_document(
-    rows: Sequence[Enrolment], name: str, root_fingerprint: bytes, revoked: Sequence[tuple[str, datetime]],
+    rows: Sequence[Enrolment],
+    name: str,
+    root_fingerprint: bytes,
+    revoked: Sequence[tuple[str, datetime]],
     crl_number: int,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """What is carried to the CA; ``crl_number`` 0: no list is asked for."""
     document = {
         "format": REQUESTS_FORMAT,
@@ -163,5 +199,9 @@ def requests_document(
 
 
 def _request(row: Enrolment, name: str) -> dict[str, str]:
-    found = {"client_id": row.client, "number": row.number, "csr": base64.b64encode(row.csr).decode()}
+    found = {
+        "client_id": row.client,
+        "number": row.number,
+        "csr": base64.b64encode(row.csr).decode(),
+    }
     return {**found, "hq": name} if row.role == HQ_ROLE else found

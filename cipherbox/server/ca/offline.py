@@ -2,7 +2,7 @@
 
     root.crt issuing.crt     as at HQ
     root.key issuing.key     encrypted under ca.key; one of the two where only that was carried away
-    ca.key                   32 random bytes, as they are or under a password (the format of a client's `local.key`)
+    ca.key                   32 random bytes, plain or under a password (as a client's `local.key`)
 
 Whoever calls opens `ca.key`; nothing here asks for a password.
 """
@@ -31,7 +31,9 @@ ROOT_KEY, ISSUING_KEY = "root.key", "issuing.key"
 
 @attrs.frozen
 class Request:
-    """A request that was carried to the offline CA; ``hq``: what HQ calls itself, in its own request."""
+    """A request that was carried to the offline CA; ``hq``: what HQ calls itself, in its own
+    request.
+    """
 
     client_id: str
     number: str
@@ -54,18 +56,26 @@ class Vault:
         return certificates_in(self.directory / ISSUING)
 
     def authority(self, key: str, certificate: x509.Certificate) -> pki.Authority:
-        """`ROOT_KEY` or `ISSUING_KEY` with its certificate; ConfigError if it is not there, or of another CA."""
+        """`ROOT_KEY` or `ISSUING_KEY` with its certificate; ConfigError if it is not there, or
+        of another CA.
+        """
         path = self.directory / key
         if not path.exists():
-            raise ConfigError(f"{path} is not there: is this the right directory, and is it mounted?")
+            raise ConfigError(
+                f"{path} is not there: is this the right directory, and is it mounted?"
+            )
         found = key_at(path, self.key)
         if not belongs(found, certificate):
-            raise ConfigError(f"{path} is the key of another CA, not of {certificate.subject.rfc4514_string()} with "
-                              f"SHA-256 {pki.fingerprint(certificate).hex()}; bring back the right one")  # fmt: skip
+            raise ConfigError(
+                f"{path} is the key of another CA, not of {certificate.subject.rfc4514_string()} "
+                f"with SHA-256 {pki.fingerprint(certificate).hex()}; bring back the right one"
+            )
         return pki.Authority(certificate, found)
 
     def renew_issuing(self) -> x509.Certificate:
-        """The issuing CA for another ten years, with both keys here; `sign_offline` carries it to HQ."""
+        """The issuing CA for another ten years, with both keys here; `sign_offline` carries it
+        to HQ.
+        """
         issuing = self.authority(ISSUING_KEY, self.chain()[0])
         renewed = pki.renew_issuing(issuing, self.authority(ROOT_KEY, self.root())).certificate
         write_atomic(self.directory / ISSUING, pki.pem(renewed))
@@ -80,11 +90,13 @@ def read_requests(document: bytes) -> list[Request]:
             raise InvalidRequest(f"this file is not of the format {REQUESTS_FORMAT}")
         return [
             Request(
-                check_client_id(r["client_id"]), str(r["number"]), base64.b64decode(r["csr"], validate=True),
+                check_client_id(r["client_id"]),
+                str(r["number"]),
+                base64.b64decode(r["csr"], validate=True),
                 str(r.get("hq", "")),
             )
             for r in data["requests"]
-        ]  # fmt: skip
+        ]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InvalidRequest("this file holds no requests of an HQ") from None
 
@@ -103,12 +115,18 @@ def sign_offline(vault: Vault, document: bytes) -> bytes:
             leaf = pki.issue_server(issuing, key, request.hq)
         else:
             leaf = pki.issue_client(issuing, key, request.client_id)
-        signed.append({"client_id": request.client_id, "chain": [_text(pki.der(c)) for c in (leaf, *chain)]})
+        signed.append(
+            {"client_id": request.client_id, "chain": [_text(pki.der(c)) for c in (leaf, *chain)]}
+        )
     answer = {
-        "format": CERTIFICATES_FORMAT, "certificates": signed, "issuing": [_text(pki.der(c)) for c in chain],
-    }  # fmt: skip
+        "format": CERTIFICATES_FORMAT,
+        "certificates": signed,
+        "issuing": [_text(pki.der(c)) for c in chain],
+    }
     if number := int(data["crl_number"]):
-        revoked = [(str(serial), datetime.fromtimestamp(at / 1000, UTC)) for serial, at in data["revoked"]]
+        revoked = [
+            (str(serial), datetime.fromtimestamp(at / 1000, UTC)) for serial, at in data["revoked"]
+        ]
         answer["crl"] = _text(make_crl(issuing, revoked, number, pki.OFFLINE_CRL_DAYS))
     return orjson.dumps(answer, option=orjson.OPT_INDENT_2)
 

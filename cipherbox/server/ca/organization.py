@@ -1,12 +1,15 @@
-"""HQ under an organization's own CA: `init` asks, the organization signs with its own tools, `ca import --hq` finishes.
+"""HQ under an organization's own CA: `init` asks, the organization signs with its own tools, `ca
+import --hq` finishes.
 
 Two ways, as the page `pki` says:
 
-    --org-ca ROOT.pem       the organization signs our issuing CA; HQ then certifies clients by itself
-    --org-issues CHAIN.pem  the organization certifies HQ, the admin and every client; HQ holds no CA key
+    --org-ca ROOT.pem       the organization signs our issuing CA; HQ then certifies clients
+    --org-issues CHAIN.pem  the organization certifies HQ, the admin and every client; HQ holds no
+                            CA key
 
-Between the two steps there is everything but certificates: settings, keys, the admin's home, and the requests in `ca/`.
-HQ's certificate is written last, so a crash before it is mended by saying the same again.
+Between the two steps there is everything but certificates: settings, keys, the admin's home, and
+the requests in `ca/`. HQ's certificate is written last, so a crash before it is mended by saying
+the same again.
 """
 
 from __future__ import annotations
@@ -59,28 +62,47 @@ HQ_REQUEST, ADMIN_REQUEST = "ca/hq.csr", "ca/admin.csr"
 
 
 def ask(
-    directory: Path, *, address: str, name: str, listen: str, websocket_listen: str, org: Path, issues: bool,
-    admin_id: str, admin_home: Path, database: DatabaseSettings | None,
-) -> list[Path]:  # fmt: skip
+    directory: Path,
+    *,
+    address: str,
+    name: str,
+    listen: str,
+    websocket_listen: str,
+    org: Path,
+    issues: bool,
+    admin_id: str,
+    admin_home: Path,
+    database: DatabaseSettings | None,
+) -> list[Path]:
     """HQ's directory up to the requests; their files, for the organization to sign.
 
-    ``org``: its root in PEM or, where it ``issues`` everything, the issuing CA and those up to the root.
+    ``org``: its root in PEM or, where it ``issues`` everything, the issuing CA and those up to the
+    root.
     """
     check_free(directory, admin_id, admin_home)
     given = certificates_in(org)
     root, chain = given[-1], given[:-1]
     if issues:
         if not chain:
-            raise ConfigError(f"{org}: name the CA that certifies HQ and its clients first, then those up to the root")
+            raise ConfigError(
+                f"{org}: name the CA that certifies HQ and its clients first, then those up to "
+                "the root"
+            )
         checked_issuing(chain, root, str(org), pki.now())
     elif chain:
-        raise ConfigError(f"{org}: name one certificate, that of the root; those between come with the answer")
+        raise ConfigError(
+            f"{org}: name one certificate, that of the root; those between come with the answer"
+        )
     _check_root(root, org)
-    settings = ServerSettings(name=name, listen=listen, websocket_listen=websocket_listen, address=address)
+    settings = ServerSettings(
+        name=name, listen=listen, websocket_listen=websocket_listen, address=address
+    )
     config = ServerConfig(
-        directory=directory, server=settings, ca=CaSettings(offline=issues, organization=True),
+        directory=directory,
+        server=settings,
+        ca=CaSettings(offline=issues, organization=True),
         database=database or DatabaseSettings(),
-    )  # fmt: skip
+    )
     elsewhere = config.database.kind != "sqlite"
     with whole_or_nothing(directory, admin_home, others_database=elsewhere):
         service_key = make_directory(config)
@@ -88,7 +110,10 @@ def ask(
         key, admin_key = next_key(config), write_admin(admin_home, admin_id, near_address(settings))
         if issues:
             write_atomic(config.tls.issuing, pki.pem(*chain))
-            found = {HQ_REQUEST: pki.make_csr(key, name), ADMIN_REQUEST: pki.make_csr(admin_key, admin_id)}
+            found = {
+                HQ_REQUEST: pki.make_csr(key, name),
+                ADMIN_REQUEST: pki.make_csr(admin_key, admin_id),
+            }
         else:
             issuing_key = pki.new_key()
             write_private(config.ca.issuing_key, pki.key_pem(issuing_key, service_key))
@@ -108,7 +133,9 @@ def _check_root(root: x509.Certificate, where: Path) -> None:
 
 
 def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
-    """Takes the organization's answer: from here on HQ can be served.  ConfigError or a BundleError: nothing taken."""
+    """Takes the organization's answer: from here on HQ can be served.  ConfigError or a
+    BundleError: nothing taken.
+    """
     signed, root = read_signed(document), certificates_in(config.tls.root)[0]
     admin = load_client_config(admin_home)
     _check_admin(admin, root, config.server.address)
@@ -132,12 +159,19 @@ def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
 
 
 def _check_admin(admin: ClientConfig, root: x509.Certificate, address: str) -> None:
-    """ConfigError when the home is not the one that `init` made beside this HQ: it would be overwritten."""
+    """ConfigError when the home is not the one that `init` made beside this HQ: it would be
+    overwritten.
+    """
     known = admin.home / "ca.crt"
-    if admin.role != m.ADMIN or admin.address != address or (known.exists() and certificates_in(known) != [root]):
+    if (
+        admin.role != m.ADMIN
+        or admin.address != address
+        or (known.exists() and certificates_in(known) != [root])
+    ):
         raise ConfigError(
-            f"{admin.home} is the home of {admin.client_id} at {admin.address}, and not of the admin that "
-            "`cipherbox init` made with this HQ; name that one: cipherbox --home DIRECTORY ca import ..."
+            f"{admin.home} is the home of {admin.client_id} at {admin.address}, and not of the "
+            "admin that `cipherbox init` made with this HQ; name that one: cipherbox --home "
+            "DIRECTORY ca import ..."
         )
 
 
@@ -147,26 +181,39 @@ def _issuing(
     key = key_at(config.ca.issuing_key, secret_key(config.encryption.service_key_file))
     chain = issuing_chain(signed, pki.spki(key.public_key()), root)
     if not chain:
-        leaf = next((c for c in signed.leaves if pki.spki_of(c) == pki.spki(key.public_key())), None)
+        leaf = next(
+            (c for c in signed.leaves if pki.spki_of(c) == pki.spki(key.public_key())), None
+        )
         if leaf is not None:
             checked_issuing([leaf], root, "this file")
-        raise ConfigError(f"this file holds no certificate for the key in {config.directory / CA_REQUEST}")
+        raise ConfigError(
+            f"this file holds no certificate for the key in {config.directory / CA_REQUEST}"
+        )
     return pki.Authority(chain[0], key), chain
 
 
 def _both(
-    signed: Signed, chain: list[x509.Certificate], root: x509.Certificate, key: pki.PrivateKey,
-    admin_key: pki.PrivateKey, admin_id: str,
-) -> tuple[x509.Certificate, x509.Certificate]:  # fmt: skip
+    signed: Signed,
+    chain: list[x509.Certificate],
+    root: x509.Certificate,
+    key: pki.PrivateKey,
+    admin_key: pki.PrivateKey,
+    admin_id: str,
+) -> tuple[x509.Certificate, x509.Certificate]:
     by_key = {pki.spki_of(leaf): leaf for leaf in signed.leaves}
     server = by_key.get(pki.spki(key.public_key()))
     person = by_key.get(pki.spki(admin_key.public_key()))
     for found, file in ((server, HQ_REQUEST), (person, ADMIN_REQUEST)):
         if found is None:
-            raise ConfigError(f"there is no certificate for the key in {file}; give both, and the revocation list")
+            raise ConfigError(
+                f"there is no certificate for the key in {file}; give both, and the revocation list"
+            )
     assert server is not None
     assert person is not None
-    for found, file, purpose in ((server, HQ_REQUEST, pki.SERVER), (person, ADMIN_REQUEST, pki.CLIENT)):
+    for found, file, purpose in (
+        (server, HQ_REQUEST, pki.SERVER),
+        (person, ADMIN_REQUEST, pki.CLIENT),
+    ):
         try:
             pki.verify_chain([found, *chain], root, pki.now(), purpose)
         except BundleNotCertified as error:
@@ -178,15 +225,22 @@ def _both(
 
 def _list_of(signed: Signed, issuing: x509.Certificate) -> bytes:
     if len(signed.lists) != 1:
-        raise ConfigError("give the issuing CA's revocation list (PEM) too: clients do not go without one")
+        raise ConfigError(
+            "give the issuing CA's revocation list (PEM) too: clients do not go without one"
+        )
     check_crl(signed.lists[0], issuing, pki.now())
     return signed.lists[0]
 
 
 def put_by_hand(config: ServerConfig, document: bytes) -> int:
-    """HQ's own certificate, or that of the issuing CA, into the files of an HQ that cannot be reached; how many."""
+    """HQ's own certificate, or that of the issuing CA, into the files of an HQ that cannot be
+    reached; how many.
+    """
     signed, root = read_signed(document), certificates_in(config.tls.root)[0]
-    current, key = certificates_in(config.tls.issuing), secret_key(config.encryption.service_key_file)
+    current, key = (
+        certificates_in(config.tls.issuing),
+        secret_key(config.encryption.service_key_file),
+    )
     chain = issuing_chain(signed, pki.spki_of(current[0]), root) or current
     before = certificates_in(config.tls.certificate)[0]
     own = [leaf for leaf in signed.leaves if for_hq(leaf) and leaf != before]
@@ -206,11 +260,15 @@ def put_by_hand(config: ServerConfig, document: bytes) -> int:
 def own_row(config: ServerConfig) -> Enrolment:
     """HQ's own request, for its next key."""
     root = certificates_in(config.tls.root)[0]
-    return request_row(HQ_NAME, HQ_ROLE, pki.make_csr(next_key(config), config.server.name), pki.fingerprint(root))
+    return request_row(
+        HQ_NAME, HQ_ROLE, pki.make_csr(next_key(config), config.server.name), pki.fingerprint(root)
+    )
 
 
 def own_request(config: ServerConfig) -> bytes:
-    """As `Carried.export`, with HQ's own request alone and no list asked for: for an HQ that cannot be reached."""
+    """As `Carried.export`, with HQ's own request alone and no list asked for: for an HQ that
+    cannot be reached.
+    """
     fingerprint = pki.fingerprint(certificates_in(config.tls.root)[0])
     return requests_document([own_row(config)], config.server.name, fingerprint, [], 0)
 
@@ -222,5 +280,3 @@ def runs(config: ServerConfig) -> bool:
             return False
     except StoreLocked:
         return True
-
-

@@ -1,12 +1,13 @@
-"""HQ's own certificate: renewed by itself when two thirds of its life are over, and no connection notices.
+"""HQ's own certificate: renewed by itself when two thirds of its life are over, and no connection
+notices.
 
-While the issuing CA's key is here HQ does it alone.  With the CA elsewhere its request waits among those of the clients
-(`cipherbox ca export`), under a name that no client has.  New connections are shown the new certificate; those that are
-open stay.  What cannot be now (a full disk, a directory that cannot be written) is tried again, and the old certificate
-serves meanwhile.
+While the issuing CA's key is here HQ does it alone.  With the CA elsewhere its request waits among
+those of the clients (`cipherbox ca export`), under a name that no client has.  New connections are
+shown the new certificate; those that are open stay.  What cannot be now (a full disk, a directory
+that cannot be written) is tried again, and the old certificate serves meanwhile.
 
-A certificate that begins later than now is renewed as well: it was made while this machine's clock was ahead.  And so
-is one that the CA's revocation list names.
+A certificate that begins later than now is renewed as well: it was made while this machine's clock
+was ahead.  And so is one that the CA's revocation list names.
 """
 
 from __future__ import annotations
@@ -29,20 +30,26 @@ RETRY_S = 60.0
 
 
 class OwnCertificate:
-    """See the module.  ``trouble``: why it could not be renewed; ``waiting``: its request's number, at the CA."""
+    """See the module.  ``trouble``: why it could not be renewed; ``waiting``: its request's
+    number, at the CA.
+    """
 
     def __init__(self, hq: HQ) -> None:
         self._hq = hq
         self.trouble = self.waiting = ""
 
     async def begin(self) -> None:
-        """Before HQ listens: ConfigError when by this clock its CA cannot be; renews what has ended."""
+        """Before HQ listens: ConfigError when by this clock its CA cannot be; renews what has
+        ended.
+        """
         trust = self._hq.trust
         if wrong := dates(trust.material, pki.now()):
             raise ConfigError("\n".join(wrong))
         await self.look()
         if self.trouble and trust.server.not_valid_after_utc <= pki.now():
-            raise ConfigError(f"HQ's certificate has ended and could not be renewed: {self.trouble}")
+            raise ConfigError(
+                f"HQ's certificate has ended and could not be renewed: {self.trouble}"
+            )
         try:
             pki.verify_chain([trust.server, *trust.material.chain], trust.root, None, pki.SERVER)
         except BundleNotCertified as error:
@@ -52,13 +59,19 @@ class OwnCertificate:
         """Until cancelled."""
         while True:
             due_s = (pki.renew_at(self._hq.trust.server) - pki.now()).total_seconds()
-            await trio.sleep(RETRY_S if self.trouble else min(LOOK_S, due_s) if due_s > 0 else LOOK_S)
+            await trio.sleep(
+                RETRY_S if self.trouble else min(LOOK_S, due_s) if due_s > 0 else LOOK_S
+            )
             await self.look()
 
     async def look(self) -> None:
         """Renews the certificate, or asks for one, if it is time."""
         server, now = self._hq.trust.server, pki.now()
-        due = pki.is_due(server, now) or now < server.not_valid_before_utc or self._hq.lists.names_hq()
+        due = (
+            pki.is_due(server, now)
+            or now < server.not_valid_before_utc
+            or self._hq.lists.names_hq()
+        )
         if not due:
             self.trouble = self.waiting = ""
             return
@@ -88,7 +101,10 @@ class OwnCertificate:
         put_server(config, certificate)
         self.adopt()
         until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        log.info("HQ's certificate was renewed", extra={"serial": pki.serial(certificate), "until": until})
+        log.info(
+            "HQ's certificate was renewed",
+            extra={"serial": pki.serial(certificate), "until": until},
+        )
 
     async def _ask(self) -> None:
         csr = pki.make_csr(next_key(self._hq.config), self._hq.config.server.name)

@@ -1,7 +1,9 @@
-"""What comes back from a CA that is elsewhere: our offline CA's document, or plain PEM that other tools made.
+"""What comes back from a CA that is elsewhere: our offline CA's document, or plain PEM that other
+tools made.
 
-Either holds certificates in any number: of clients, of HQ, of the issuing CA itself with the CAs between it and the
-root; and revocation lists of the issuing CA.  The document is in the manual page `pki`.  Nothing here is believed yet.
+Either holds certificates in any number: of clients, of HQ, of the issuing CA itself with the CAs
+between it and the root; and revocation lists of the issuing CA.  The document is in the manual page
+`pki`.  Nothing here is believed yet.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def _pem(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
     except CipherBoxError as error:
         raise InvalidRequest(str(error)) from None
     if document.count(b"-----BEGIN") != len(found) + len(lists):
-        raise InvalidRequest("this file holds something other than whole certificates and revocation lists")
+        raise InvalidRequest(
+            "this file holds something other than whole certificates and revocation lists"
+        )
     return found, lists
 
 
@@ -52,11 +56,17 @@ def _document(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
     try:
         data = orjson.loads(document)
         if data["format"] == REQUESTS_FORMAT:
-            raise InvalidRequest("these are the requests; carry them to the CA: cipherbox ca sign, then import what it "
-                                 "wrote")  # fmt: skip
+            raise InvalidRequest(
+                "these are the requests; carry them to the CA: cipherbox ca sign, then import "
+                "what it wrote"
+            )
         if data["format"] != CERTIFICATES_FORMAT:
             raise InvalidRequest(f"this file is not of the format {CERTIFICATES_FORMAT}")
-        ders = [base64.b64decode(c, validate=True) for item in data["certificates"] for c in item["chain"]]
+        ders = [
+            base64.b64decode(c, validate=True)
+            for item in data["certificates"]
+            for c in item["chain"]
+        ]
         ders += [base64.b64decode(c, validate=True) for c in data.get("issuing", [])]
         lists = [base64.b64decode(data["crl"], validate=True)] if data.get("crl") else []
         return [pki.load_der(c) for c in ders], lists
@@ -67,7 +77,9 @@ def _document(document: bytes) -> tuple[list[x509.Certificate], list[bytes]]:
 
 
 def for_hq(leaf: x509.Certificate) -> bool:
-    """Whether it is HQ's own certificate and no client's; InvalidRequest if no client would know HQ by it."""
+    """Whether it is HQ's own certificate and no client's; InvalidRequest if no client would know
+    HQ by it.
+    """
     try:
         found = extensions_of(leaf)
     except BundleNotCertified:
@@ -77,11 +89,15 @@ def for_hq(leaf: x509.Certificate) -> bool:
         return False
     if pki.SERVER_NAME in dns_names(found):
         return True
-    raise InvalidRequest(f"HQ's certificate needs the DNS name {pki.SERVER_NAME} (subjectAltName); have it signed anew")
+    raise InvalidRequest(
+        f"HQ's certificate needs the DNS name {pki.SERVER_NAME} (subjectAltName); have it signed "
+        "anew"
+    )
 
 
 def issuing_chain(signed: Signed, key: bytes, root: x509.Certificate) -> list[x509.Certificate]:
-    """The issuing CA with this key (SubjectPublicKeyInfo), and those above it; empty when the file holds none.
+    """The issuing CA with this key (SubjectPublicKeyInfo), and those above it; empty when the file
+    holds none.
 
     ConfigError: they do not lead to the root in this order.
     """
@@ -89,5 +105,7 @@ def issuing_chain(signed: Signed, key: bytes, root: x509.Certificate) -> list[x5
         return []
     chain = checked_issuing(signed.cas, root, "this file", pki.now())
     if pki.spki_of(chain[0]) != key:
-        raise ConfigError("this file: the certificates are in the wrong order: the issuing CA comes first")
+        raise ConfigError(
+            "this file: the certificates are in the wrong order: the issuing CA comes first"
+        )
     return chain

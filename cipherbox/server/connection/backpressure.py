@@ -1,16 +1,18 @@
 """Back-pressure: memory HQ holds for its peers, by client, with a high and a low water mark.
 
-Each peer is bounded by its windows, but all of them together would not be.  So what HQ holds of envelopes is counted
-as it comes: taken and not yet committed, half received, read back and not yet sent.  What is only announced does not
-count.  Three rules keep one client from the others.
+Each peer is bounded by its windows, but all of them together would not be.  So what HQ holds of
+envelopes is counted as it comes: taken and not yet committed, half received, read back and not yet
+sent.  What is only announced does not count.  Three rules keep one client from the others.
 
-1. Share.  A client that holds more than its share waits alone: of its frames that are coming in, only the oldest is
-   read on, and nothing more is read back for it.  So one client never closes the mark.
-2. Mark.  Above the high mark nothing new is begun: publishers are not read, and nothing large is read back.  It begins
-   again below the low mark, not just below the high one, or it would go on and off with every envelope.  What was begun
-   goes on, so what is held is on its way out.
-3. Slowest first.  While the mark is closed, the large frame that moves slowest, in or out, is cut: after a grace, then
-   one each second; at once where even twice the high mark is passed.  Its client connects and sends again.
+1. Share.  A client that holds more than its share waits alone: of its frames that are coming in,
+   only the oldest is read on, and nothing more is read back for it.  So one client never closes the
+   mark.
+2. Mark.  Above the high mark nothing new is begun: publishers are not read, and nothing large is
+   read back.  It begins again below the low mark, not just below the high one, or it would go on
+   and off with every envelope.  What was begun goes on, so what is held is on its way out.
+3. Slowest first.  While the mark is closed, the large frame that moves slowest, in or out, is cut:
+   after a grace, then one each second; at once where even twice the high mark is passed.  Its
+   client connects and sends again.
 """
 
 from __future__ import annotations
@@ -26,17 +28,28 @@ log = get_logger(__name__)
 LARGE = 256 * 1024  # bytes of a frame that is worth cutting
 GRACE_S, CUT_EACH_S = 2.0, 1.0
 _BEGUN_S = 0.5
-_SPARE_BYTES = 64 * 1024 * 1024  # at least so far above the high mark nothing is cut without the grace
+# at least so far above the high mark nothing is cut without the grace
+_SPARE_BYTES = 64 * 1024 * 1024
 
 
 class Transfer:
     """A frame on its way in or out: how much of it has moved, and how fast.
 
-    Its time is the time in which HQ waited for the peer (`wait`, `pause`); while HQ itself does not read or send,
-    nothing is late.
+    Its time is the time in which HQ waited for the peer (`wait`, `pause`); while HQ itself does not
+    read or send, nothing is late.
     """
 
-    __slots__ = ("_checked", "_since", "_waited", "_window", "cut", "held", "leaving", "moved", "size")
+    __slots__ = (
+        "_checked",
+        "_since",
+        "_waited",
+        "_window",
+        "cut",
+        "held",
+        "leaving",
+        "moved",
+        "size",
+    )
 
     def __init__(self, size: int, cut: Callable[[str], None]) -> None:
         self.size = size
@@ -193,4 +206,7 @@ class BackPressure:
         slowest.leaving = slowest.held
         self._leaving += slowest.held
         self.cuts += 1
-        slowest.cut("HQ is short of memory, and this frame moved slowest of all; connect again and send it again")
+        slowest.cut(
+            "HQ is short of memory, and this frame moved slowest of all; connect again and send "
+            "it again"
+        )

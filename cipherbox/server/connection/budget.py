@@ -1,15 +1,16 @@
 """What each kind of frame costs, and what a client may spend in a minute.
 
-Every frame costs HQ time, and some cost disk: a declared queue is a commit with an entry in the signed log.  So each
-kind has a row in `COSTS`, and a budget that it is taken from:
+Every frame costs HQ time, and some cost disk: a declared queue is a commit with an entry in the
+signed log.  So each kind has a row in `COSTS`, and a budget that it is taken from:
 
-- *flow*: frames that move envelopes.  Their sender is read no further until its budget allows, so nothing is refused
-  and nothing is lost; windows, credit and totals bound what is under way.
-- *requests*: questions and changes.  Without budget they are refused as `throttled`, with the time to wait.
+- *flow*: frames that move envelopes.  Their sender is read no further until its budget allows, so
+  nothing is refused and nothing is lost; windows, credit and totals bound what is under way.
+- *requests*: questions and changes.  Without budget they are refused as `throttled`, with the time
+  to wait.
 - *keys*, *prekeys*, *enrolment*: rates of their own.
 
-All connections of a client share its budgets; those without a certificate share their address's.  An admin has twenty
-times as much: tools set up whole topologies.
+All connections of a client share its budgets; those without a certificate share their address's.
+An admin has twenty times as much: tools set up whole topologies.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
     from cipherbox.limits import Limits
     from cipherbox.server.connection.session import Session
 
-FLOW, REQUESTS, KEYS, PREKEYS, ENROLMENT, LOBBY = "flow", "requests", "keys", "prekeys", "enrolment", "lobby"
+FLOW, REQUESTS, KEYS, PREKEYS, ENROLMENT, LOBBY = (
+    "flow",
+    "requests",
+    "keys",
+    "prekeys",
+    "enrolment",
+    "lobby",
+)
 _ADMIN_SHARE = 20
 _NAMES = 100_000  # a rate remembers
 _ENTRIES = 256  # of an ack: so many cost one point more
@@ -79,7 +87,9 @@ COSTS: dict[type, Cost] = {
     f.Renew: Cost(KEYS, 1, "a certificate; those are bounded too"),
     f.GetPrekeys: Cost(PREKEYS, 1, "for each client it names"),
     f.GetRoot: Cost(REQUESTS, 1, "two certificates"),
-    f.RequestCertificate: Cost(ENROLMENT, 1, "of its token, or of its address when HQ does not know the token"),
+    f.RequestCertificate: Cost(
+        ENROLMENT, 1, "of its token, or of its address when HQ does not know the token"
+    ),
     f.Enrol: _ADMIN,
     f.Approve: _ADMIN,
     f.Grant: _ADMIN,
@@ -89,7 +99,9 @@ COSTS: dict[type, Cost] = {
     f.ImportCertificates: _ADMIN,
     f.ReadLog: Cost(REQUESTS, 20, "an admin's; a page of the log"),
     f.GetHeads: Cost(REQUESTS, 5, "and one for each 4 heads it names: proofs of logarithmic size"),
-    f.Prove: Cost(REQUESTS, 5, "and 3 for each envelope, one for each serial: entries are read whole"),
+    f.Prove: Cost(
+        REQUESTS, 5, "and 3 for each envelope, one for each serial: entries are read whole"
+    ),
     f.Cosign: Cost(REQUESTS, 20, "checks a signature and keeps it"),
     f.AttestRestore: _ADMIN,
     f.Kick: _ADMIN,
@@ -108,7 +120,9 @@ _UNKNOWN = Cost(REQUESTS, 50, "a kind without a row; a test finds it")
 class Rate:
     """So many points a minute for each name: a bucket that fills evenly."""
 
-    def __init__(self, per_minute: int, what: str, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, per_minute: int, what: str, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._per_minute = per_minute
         self._what = what
         self._clock_s = clock_s
@@ -119,11 +133,15 @@ class Rate:
         left, now = self._left(name)
         if left < cost:
             wait_s = math.ceil((cost - left) * 60 / self._per_minute)
-            raise Throttled(f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s")
+            raise Throttled(
+                f"more than {self._per_minute} {self._what} in a minute; ask again in {wait_s} s"
+            )
         self._spent[name] = (left - cost, now)
 
     def wait_s(self, name: str, cost: float) -> float:
-        """Takes so many points, and says how long to wait until they are earned; 0 while there are some."""
+        """Takes so many points, and says how long to wait until they are earned; 0 while there
+        are some.
+        """
         left, now = self._left(name)
         self._spent[name] = (left - cost, now)
         return max(0.0, (cost - left) * 60 / self._per_minute)
@@ -136,7 +154,9 @@ class Rate:
         return min(self._per_minute, left + (now - when) * self._per_minute / 60), now
 
     def _prune(self, now: float) -> None:
-        """Forgets those whose bucket is full again; if there are none, those who asked longest ago."""
+        """Forgets those whose bucket is full again; if there are none, those who asked longest
+        ago.
+        """
         full_after_s = 60.0
         left = {name: row for name, row in self._spent.items() if now - row[1] < full_after_s}
         if len(left) >= _NAMES:
@@ -149,11 +169,15 @@ class Budgets:
 
     def __init__(self, limits: Limits) -> None:
         self._flow = Rate(limits.flow_per_minute, "points of frames")
-        self._requests = Rate(limits.requests_per_minute, "points of requests (cipherbox manual broker)")
+        self._requests = Rate(
+            limits.requests_per_minute, "points of requests (cipherbox manual broker)"
+        )
         self.throttled = 0  # requests refused
 
     async def charge(self, session: Session, event: Any) -> Throttled | None:
-        """Takes what a frame costs: waits for a budget of the flow; of requests it is the refusal, if any."""
+        """Takes what a frame costs: waits for a budget of the flow; of requests it is the
+        refusal, if any.
+        """
         kind = f.Send if type(event) is SendBatch else type(event)
         budget, points, _ = COSTS.get(kind, _UNKNOWN)
         more = _MORE.get(type(event))

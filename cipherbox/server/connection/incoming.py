@@ -1,4 +1,6 @@
-"""The frame that is coming in on one connection: its bytes are counted as they come, and its pace is judged."""
+"""The frame that is coming in on one connection: its bytes are counted as they come, and its
+pace is judged.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,23 @@ class IncomingFrame:
     """See the module.  ``cut`` ends the connection for a reason, ``tell`` sends the peer a word."""
 
     def __init__(
-        self, wire: WireConnection, limits: Limits, account: Account, cut: Callable[[str], None],
+        self,
+        wire: WireConnection,
+        limits: Limits,
+        account: Account,
+        cut: Callable[[str], None],
         tell: Callable[[str], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.account = account  # what HQ holds for this client
         self._wire, self._limits, self._cut, self._tell = wire, limits, cut, tell
         self._frame: Transfer | None = None
 
     async def count(self, *, publishes: bool) -> None:
-        """Counts what has come, and waits while this client may send nothing more; ``publishes``: it has published.
+        """Counts what has come, and waits while this client may send nothing more; ``publishes``:
+        it has published.
 
-        A large frame that has begun is read on when the mark closes; above the client's share only its oldest one is.
+        A large frame that has begun is read on when the mark closes; above the client's share only
+        its oldest one is.
         """
         account, memory, frame = self.account, self.account.memory, self._frame
         begun = frame is not None and frame.size >= LARGE

@@ -1,8 +1,10 @@
-"""Listeners: TCP, then TLS within a deadline and a bounded number at once, then (WebSocket and) a session.
+"""Listeners: TCP, then TLS within a deadline and a bounded number at once, then (WebSocket and) a
+session.
 
-Until it has said HELLO a connection is in the lobby, which is bounded by address.  Nothing of TLS is made for it, and
-no place among the handshakes is taken, before it speaks: those who only connect cost a socket.  The log
-key goes with the certificate a connection was begun with: HQ may have another certificate before it is open.
+Until it has said HELLO a connection is in the lobby, which is bounded by address.  Nothing of TLS
+is made for it, and no place among the handshakes is taken, before it speaks: those who only connect
+cost a socket.  The log key goes with the certificate a connection was begun with: HQ may have
+another certificate before it is open.
 """
 
 from __future__ import annotations
@@ -25,18 +27,22 @@ from cipherbox.server.hq import HQ
 from cipherbox.server.operations.port_check import why_not
 
 log = get_logger(__name__)
-Handle = Callable[[TlsStream, str, bytes, Place], Awaitable[None]]  # a connection, from where, HQ's log key
+# a connection, from where, HQ's log key
+Handle = Callable[[TlsStream, str, bytes, Place], Awaitable[None]]
 _SLOT_S = 0.5  # a good line's handshake takes a tenth
 _ACCEPT_PAUSE_S = 0.1  # when the system has no more file handles
 
 
-def given_listeners(sockets: list[socket.socket], addresses: list[tuple[str, int]]) -> list[trio.SocketListener]:
+def given_listeners(
+    sockets: list[socket.socket], addresses: list[tuple[str, int]]
+) -> list[trio.SocketListener]:
     """What systemd listens on for HQ; it counts, also where the settings say something else."""
     found = [trio.SocketListener(trio.socket.from_stdlib_socket(given)) for given in sockets]
     ports = {address_of(listener)[1] for listener in found}
     if addresses and ports != {port for _, port in addresses}:
         log.warning(
-            "systemd listens on other ports than the settings say; `cipherbox install` brings its units up to date",
+            "systemd listens on other ports than the settings say; `cipherbox install` brings "
+            "its units up to date",
             extra={"systemd": sorted(ports), "settings": sorted(port for _, port in addresses)},
         )
     return found
@@ -88,7 +94,9 @@ class ConnectionAcceptor:
                 continue
             self._handlers.start_soon(self._guard, handle, stream, remote, place)
 
-    async def _guard(self, handle: Handle, stream: trio.SocketStream, remote: str, place: Place) -> None:
+    async def _guard(
+        self, handle: Handle, stream: trio.SocketStream, remote: str, place: Place
+    ) -> None:
         """Whatever one connection does, it ends alone."""
         try:
             with place.scope:
@@ -96,8 +104,16 @@ class ConnectionAcceptor:
                 if opened is not None:
                     tls, log_key = opened
                     await handle(tls, remote, log_key, place)
-        except* (CipherBoxError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
-            log.info("A connection ended early", extra={"remote": remote, "reason": str(group.exceptions[0])})
+        except* (
+            CipherBoxError,
+            OSError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+        ) as group:
+            log.info(
+                "A connection ended early",
+                extra={"remote": remote, "reason": str(group.exceptions[0])},
+            )
         except* Exception:
             log.exception("A connection failed; this is a fault of HQ", extra={"remote": remote})
         finally:
@@ -123,8 +139,12 @@ class ConnectionAcceptor:
                     slot.set()
             except CipherBoxError as error:
                 if isinstance(error, Cut) and not isinstance(error.__cause__, ssl.SSLError):
-                    log.info("A connection ended before TLS was up", extra={"remote": remote, "reason": str(error)})
-                    return None  # whoever only looks whether the port is open, or thought better of it
+                    log.info(
+                        "A connection ended before TLS was up",
+                        extra={"remote": remote, "reason": str(error)},
+                    )
+                    # whoever only looks whether the port is open, or thought better of it
+                    return None
                 self._hq.engine.counts.handshakes_failed += 1
                 log.error("TLS handshake failed", extra={"remote": remote, "reason": str(error)})
                 return None
@@ -134,7 +154,9 @@ class ConnectionAcceptor:
         return None
 
     async def _lose_slot(self, slot: trio.Event) -> None:
-        """Gives the slot back when the handshake is done, or takes long: nobody can keep the others out."""
+        """Gives the slot back when the handshake is done, or takes long: nobody can keep the
+        others out.
+        """
         with trio.move_on_after(_SLOT_S):
             await slot.wait()
         self._slots.release_on_behalf_of(slot)
@@ -151,7 +173,9 @@ class ConnectionAcceptor:
                 stream = await accept_websocket(nursery, tls, origins)
             if opening.cancelled_caught:
                 raise HandshakeTimeout("no WebSocket was opened")
-            await Session(self._hq, stream, remote, log_key, partial(self._lobby.leave, place)).run()
+            await Session(
+                self._hq, stream, remote, log_key, partial(self._lobby.leave, place)
+            ).run()
             nursery.cancel_scope.cancel()
 
 

@@ -1,9 +1,10 @@
 """What waits to be sent to one peer, in order, and the task that sends it.
 
-Answers wait as bytes.  Deliveries wait as numbers: their envelopes are taken from memory or read from the store when
-their turn has come, and the next frame's while one is sent, so a peer that reads slowly costs HQ two frames, which
-count in its client's share of the memory.  A peer that takes nothing for a whole deadline is cut, and so is one that
-takes a large frame too slowly (`slow`); nobody else waits for it.
+Answers wait as bytes.  Deliveries wait as numbers: their envelopes are taken from memory or read
+from the store when their turn has come, and the next frame's while one is sent, so a peer that
+reads slowly costs HQ two frames, which count in its client's share of the memory.  A peer that
+takes nothing for a whole deadline is cut, and so is one that takes a large frame too slowly
+(`slow`); nobody else waits for it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from cipherbox.wire import codec
 
 _JOIN_BYTES = 256 * 1024  # small frames are joined up to this
 _SLICE_BYTES = 64 * 1024  # sent at once: fine enough to see whether a large frame moves
-_FAST_S = 0.05  # a peer that took a slice within this time gets larger ones: each costs HQ some 60 us
+# a peer that took a slice within this time gets larger ones: each costs HQ some 60 us
+_FAST_S = 0.05
 _FRAME_BYTES = 64  # and its other fields
 
 
@@ -82,14 +84,22 @@ class Ahead:
 class Outgoing:
     """See the module.
 
-    ``given_back(queue, entries)`` takes what did not fit into a FETCHED, ``drained`` is called after each send.
+    ``given_back(queue, entries)`` takes what did not fit into a FETCHED, ``drained`` is called
+    after each send.
     """
 
     def __init__(
-        self, sink: Sink, bodies: BodyCache, limits: Limits, account: Account, *,
-        given_back: Callable[[str, Sequence[Entry]], None], drained: Callable[[], None],
-        cut: Callable[[str], None], counts: Counts | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        sink: Sink,
+        bodies: BodyCache,
+        limits: Limits,
+        account: Account,
+        *,
+        given_back: Callable[[str, Sequence[Entry]], None],
+        drained: Callable[[], None],
+        cut: Callable[[str], None],
+        counts: Counts | None = None,
+    ) -> None:
         self._counts = counts or Counts()
         self.size = 0  # bytes of answers that wait
         self.spoke_at = trio.current_time()
@@ -138,7 +148,9 @@ class Outgoing:
         self.put(word)
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Sends until `finish`; TimedOut when the peer takes nothing.  ``nursery`` is where it reads ahead."""
+        """Sends until `finish`; TimedOut when the peer takes nothing.  ``nursery`` is where it
+        reads ahead.
+        """
         while True:
             while self._queue:
                 await self._some(nursery)
@@ -240,13 +252,16 @@ class Outgoing:
         return head.queue, entries
 
     def _too_large(self, entries: list[Entry]) -> bool:
-        return len(entries) == 1 and entries[0].size + codec.DELIVERED_BYTES + _FRAME_BYTES > self.frame_bytes
+        return (
+            len(entries) == 1
+            and entries[0].size + codec.DELIVERED_BYTES + _FRAME_BYTES > self.frame_bytes
+        )
 
     def _check(self, queue: str, entries: list[Entry]) -> None:
         if self._too_large(entries):
             raise FrameTooLarge(
-                f"an envelope of {entries[0].size} bytes waits in {queue}; this client takes frames of at most "
-                f"{self.frame_bytes}"
+                f"an envelope of {entries[0].size} bytes waits in {queue}; this client takes "
+                f"frames of at most {self.frame_bytes}"
             )
 
     def _frame(self, head: Pushed | FetchedEntries, items: list[codec.DeliveredItem]) -> bytes:
@@ -272,7 +287,9 @@ class Outgoing:
                     raise TimedOut("this client does not read what it is sent")
                 going.pause()
                 going.moved = min(going.moved + size, len(data))
-                size = min(2 * size, _JOIN_BYTES) if going.waited - before < _FAST_S else _SLICE_BYTES
+                size = (
+                    min(2 * size, _JOIN_BYTES) if going.waited - before < _FAST_S else _SLICE_BYTES
+                )
         finally:
             self._going = None
             memory.ended(going)

@@ -1,4 +1,6 @@
-"""What the engine knows of those it serves: a connection as it sees it, a question of its own, what all are told."""
+"""What the engine knows of those it serves: a connection as it sees it, a question of its own,
+what all are told.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,12 @@ import trio
 from cipherbox.broker.model import Answer, Entry, FetchedEntries
 from cipherbox.errors import CipherBoxError
 
-Proof = tuple[int, list[bytes]]  # entry of the signed log, and the proof for each CONFIRM of one connection
-MEMORY_SHORT, MEMORY_FREE = "HQ is short of memory; publishers wait", "HQ has memory again; publishers go on"
+# entry of the signed log, and the proof for each CONFIRM of one connection
+Proof = tuple[int, list[bytes]]
+MEMORY_SHORT, MEMORY_FREE = (
+    "HQ is short of memory; publishers wait",
+    "HQ has memory again; publishers go on",
+)
 STORE_AWAY = "HQ's database does not answer: what you send waits and is not confirmed"
 STORE_BACK = "HQ's database answers again"
 

@@ -1,10 +1,10 @@
 """One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.
 
-The reader turns frames into commands and stops reading while the client has more unconfirmed publishes than its
-window, more questions open or more answers unread than it may, the engine has no room, or HQ holds too much for all
-its publishers together: backpressure reaches the sender through TCP, nothing is dropped.  The writer is `Outgoing`.
-`end` is the one way out: it stops the reader, lets what is queued and a last word go out within a short deadline, and
-closes.
+The reader turns frames into commands and stops reading while the client has more unconfirmed
+publishes than its window, more questions open or more answers unread than it may, the engine has no
+room, or HQ holds too much for all its publishers together: backpressure reaches the sender through
+TCP, nothing is dropped.  The writer is `Outgoing`.  `end` is the one way out: it stops the reader,
+lets what is queued and a last word go out within a short deadline, and closes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ _UNREAD_BYTES = 4 * 1024 * 1024  # of answers; above it nothing more is read fro
 class Session:
     """See the module; also the engine's `Peer`."""
 
-    def __init__(self, hq: HQ, stream: Stream, remote: str, log_key: bytes, known: Callable[[], None]) -> None:
+    def __init__(
+        self, hq: HQ, stream: Stream, remote: str, log_key: bytes, known: Callable[[], None]
+    ) -> None:
         self.hq = hq
         self._known = known  # called when the peer has said who it is
         self.client = self.serial = ""  # who, and by which certificate
@@ -69,17 +71,26 @@ class Session:
         self.role = "anonymous"
         self.remote, self.address = remote, group_of(remote.rpartition(":")[0])
         self.connected_at = hq.clock_ms()
-        self.connection = self.asked_at = 0  # `asked_at`: when its newest request came, ms since 1970
+        # `asked_at`: when its newest request came, ms since 1970
+        self.connection = self.asked_at = 0
         self._stream = stream
         self._limits = hq.config.limits
         self._beat_s = self._limits.heartbeat_s
         self._wire = WireConnection("server", self._limits)
         self._account = hq.memory.account("")  # what HQ holds for this client
         self._out = Outgoing(
-            stream, hq.engine.bodies, self._limits, self._account, given_back=self._give_back, drained=self._wake,
-            cut=self._cut, counts=hq.engine.counts,
-        )  # fmt: skip
-        self._coming = IncomingFrame(self._wire, self._limits, self._account, self._cut, lambda news: self.tell(news, 0))
+            stream,
+            hq.engine.bodies,
+            self._limits,
+            self._account,
+            given_back=self._give_back,
+            drained=self._wake,
+            cut=self._cut,
+            counts=hq.engine.counts,
+        )
+        self._coming = IncomingFrame(
+            self._wire, self._limits, self._account, self._cut, lambda news: self.tell(news, 0)
+        )
         self._most_out = self._limits.credit_bytes + self._limits.publish_window_bytes
         self._last_correlation = 0
         self._unconfirmed: dict[int, int] = {}  # correlation -> bytes of SENDs
@@ -89,12 +100,14 @@ class Session:
         self._returning = False  # some answers are to our own NACKs, of correlation 0
         self._changed = trio.Event()
         self._began = self._heard_at = trio.current_time()
-        self._quiet = self._told_away = self._waiting = False  # `_waiting`: for the peer to say something
-        self._scope, self._reader = trio.CancelScope(), trio.CancelScope()  # all of it; what listens to the peer
+        # `_waiting`: for the peer to say something
+        self._quiet = self._told_away = self._waiting = False
+        # all of it; what listens to the peer
+        self._scope, self._reader = trio.CancelScope(), trio.CancelScope()
         self._receiving = trio.CancelScope()
         self._ended: CipherBoxError | None = None
 
-    # -- life ---------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Until the connection ends; errors of this peer end here."""
@@ -114,14 +127,17 @@ class Session:
             with trio.move_on_after(LAST_WORD_S) as scope:
                 scope.shield = True
                 await self._stream.aclose()
-            self.log("WireConnection closed", **({"reason": str(self._ended)} if self._ended else {}))
+            self.log(
+                "WireConnection closed", **({"reason": str(self._ended)} if self._ended else {})
+            )
 
     async def _write(self, nursery: trio.Nursery) -> None:
         try:
             await self._out.run(nursery)
         except NetworkError:
             raise
-        except CipherBoxError as error:  # an envelope that cannot be sent or read; the line itself is good
+        except CipherBoxError as error:
+            # an envelope that cannot be sent or read; the line itself is good
             self.end(error)
             await self._out.run(nursery)
         self._scope.cancel()
@@ -138,7 +154,9 @@ class Session:
             self.end(error)
 
     def end(self, error: CipherBoxError) -> None:
-        """Ends this connection for a reason the peer is told, unless the line itself is the reason."""
+        """Ends this connection for a reason the peer is told, unless the line itself is the
+        reason.
+        """
         if self._ended is not None:
             return
         self._ended = error
@@ -179,22 +197,38 @@ class Session:
         if not self.hq.enter(self):
             raise TooManyConnections
         self._known()
-        self._account = self._out.account = self._coming.account = self.hq.memory.account(self.client)
+        self._account = self._out.account = self._coming.account = self.hq.memory.account(
+            self.client
+        )
         limits = self._limits
         self._beat_s = min(limits.heartbeat_s, hello.heartbeat_s or limits.heartbeat_s)
         self._out.frame_bytes = max(hello.frame_bytes, limits.first_frame_bytes)
         welcome = frames.Welcome(
-            version, limits.frame_bytes, limits.envelope_bytes, self._beat_s, limits.publish_window,
-            limits.publish_window_bytes, limits.credit_envelopes, limits.credit_bytes, self.connection,
-            self.hq.clock_ms(), self.hq.engine.broker.watermark, self.client, self.role, f"cipherbox {__version__}",
-            self._log_key, self.hq.engine.history, frames.PREKEYS, self.hq.engine.log_head(),
+            version,
+            limits.frame_bytes,
+            limits.envelope_bytes,
+            self._beat_s,
+            limits.publish_window,
+            limits.publish_window_bytes,
+            limits.credit_envelopes,
+            limits.credit_bytes,
+            self.connection,
+            self.hq.clock_ms(),
+            self.hq.engine.broker.watermark,
+            self.client,
+            self.role,
+            f"cipherbox {__version__}",
+            self._log_key,
+            self.hq.engine.history,
+            frames.PREKEYS,
+            self.hq.engine.log_head(),
             self.hq.engine.broker.rights.contacts_of(self.client).digest,
-        )  # fmt: skip
+        )
         self._put(self._wire.send(welcome))
         self.log("Client connected", software=hello.software[:80], remote=self.remote)
         return True
 
-    # -- in -----------------------------------------------------------------------------------------------------
+    # -- in ----------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         wire, counts = self._wire, self.hq.engine.counts
@@ -254,7 +288,9 @@ class Session:
         if isinstance(event, frames.Pong | frames.Error):
             return
         if isinstance(event, frames.Credit):
-            await self.hq.engine.submit(m.Credit(self.connection, event.tag, event.envelopes, event.size))
+            await self.hq.engine.submit(
+                m.Credit(self.connection, event.tag, event.envelopes, event.size)
+            )
             return
         self._next_correlation(event.correlation)
         self.asked_at = self.hq.clock_ms()
@@ -277,12 +313,17 @@ class Session:
         if answer is not None:
             data = codec.encode(answer)
             if len(data) > self._out.frame_bytes:
-                data = codec.encode(encode.error_frame(event.correlation, InvalidRequest("the answer is too large")))
+                data = codec.encode(
+                    encode.error_frame(event.correlation, InvalidRequest("the answer is too large"))
+                )
             self._put(data)
 
     def _refuse(self, correlation: int, error: CipherBoxError) -> None:
         if type(error) in encode.STORES:
-            log.warning("The store failed a request", extra={"client": self.client or "-", "error": str(error)})
+            log.warning(
+                "The store failed a request",
+                extra={"client": self.client or "-", "error": str(error)},
+            )
         self._put(codec.encode(encode.error_frame(correlation, error)))
         if error.closes or (self.role == "anonymous" and isinstance(error, Throttled)):
             self._ended = self._ended or error
@@ -290,7 +331,9 @@ class Session:
 
     def _next_correlation(self, correlation: int) -> None:
         if correlation <= self._last_correlation:
-            raise ProtocolError(f"correlation ids rise by one; {correlation} came after {self._last_correlation}")
+            raise ProtocolError(
+                f"correlation ids rise by one; {correlation} came after {self._last_correlation}"
+            )
         self._last_correlation = correlation
 
     async def _publish(self, batch: SendBatch) -> None:
@@ -322,7 +365,7 @@ class Session:
         if not self.hq.is_admin(self.client):
             raise Forbidden("only an admin may do that")
 
-    # -- out: the engine's Peer ---------------------------------------------------------------------------------
+    # -- out: the engine's Peer --------------------------------------------------------------------
 
     def answer(self, answers: Sequence[Answer], proof: Proof | None = None) -> None:
         if self._returning:
@@ -352,7 +395,9 @@ class Session:
         """What a FETCH took and its answer has no room for returns to the queue."""
         self._returning = True
         for entry in entries:
-            self.hq.engine.post(m.Nack(self.connection, self.client, 0, queue, entry.seq, True, 0, ""))
+            self.hq.engine.post(
+                m.Nack(self.connection, self.client, 0, queue, entry.seq, True, 0, "")
+            )
 
     def _put(self, data: bytes) -> None:
         self._out.put(data)
@@ -374,27 +419,41 @@ class Session:
         if self._ended is not None:
             return
         if self.role == "anonymous" and now - self._began >= limits.anonymous_s:
-            self.end(HandshakeTimeout(f"without a certificate a connection ends after {limits.anonymous_s:g} s"))
+            self.end(
+                HandshakeTimeout(
+                    f"without a certificate a connection ends after {limits.anonymous_s:g} s"
+                )
+            )
         elif self._waiting and now - self._heard_at > 2 * beat:
             self.end(IdleTimeout())
         elif self._coming.slow(beat):
-            self._cut(f"this frame comes too slowly: less than {limits.slowest_bytes_per_s} bytes a second")
+            self._cut(
+                f"this frame comes too slowly: less than {limits.slowest_bytes_per_s} bytes a "
+                "second"
+            )
         elif self._out.slow():
-            self._cut(f"this client reads too slowly: less than {limits.slowest_bytes_per_s} bytes a second")
+            self._cut(
+                f"this client reads too slowly: less than {limits.slowest_bytes_per_s} bytes a "
+                "second"
+            )
         elif self.role != "anonymous" and self.hq.engine.store_away(now) is not self._told_away:
             self._told_away = not self._told_away
             self.tell(STORE_AWAY if self._told_away else STORE_BACK, 0)
         elif now - self._out.spoke_at >= beat / 2 and self._out.empty:
             self._put(codec.encode(frames.Ping(0)))
 
-    # -- logs ---------------------------------------------------------------------------------------------------
+    # -- logs --------------------------------------------------------------------------------------
 
     def log(self, message: str, **more: object) -> None:
         """One INFO line with client and connection."""
-        log.info(message, extra={"client": self.client or "-", "connection": self.connection, **more})
+        log.info(
+            message, extra={"client": self.client or "-", "connection": self.connection, **more}
+        )
 
     def _log_answers(self, found: Sequence[Answer]) -> None:
         extra = {"client": self.client, "connection": self.connection}
         for answer in found:
             if isinstance(answer, Failed):
-                log.debug("Refused: %s", answer.error, extra={**extra, "correlation": answer.correlation})
+                log.debug(
+                    "Refused: %s", answer.error, extra={**extra, "correlation": answer.correlation}
+                )

@@ -1,8 +1,8 @@
 """Connections that have not said who they are: bounded by address and in all, before any TLS.
 
-An address is an IPv4 address or an IPv6 /64: whoever has one address of a /64 usually has all of them.  When there is
-no room, the oldest connection that has not said a byte makes room: a client speaks as soon as it is connected, so those
-who only connect keep nobody out.
+An address is an IPv4 address or an IPv6 /64: whoever has one address of a /64 usually has all of
+them.  When there is no room, the oldest connection that has not said a byte makes room: a client
+speaks as soon as it is connected, so those who only connect keep nobody out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class UnauthenticatedConnections:
         crowded = self._of[address] >= self.per_address
         if crowded or len(self._places) >= self.most:
             self.turned_away += 1
-            oldest = next((p for p in self._places if p.silent and (p.address == address or not crowded)), None)
+            oldest = next(
+                (p for p in self._places if p.silent and (p.address == address or not crowded)),
+                None,
+            )
             if oldest is None:
                 return None
             oldest.scope.cancel()

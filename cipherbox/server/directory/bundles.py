@@ -1,15 +1,17 @@
 """Key bundles at HQ: taken from their owners, kept encrypted, handed out complete.
 
-HQ checks what it takes (certified, the owner's own, one number higher, continued by the keys before) so that mistakes
-show at once; senders check all of it again, since HQ is not trusted with it.  A client that lost its keys is enrolled
-again by an admin, and its first bundle under the certificate that this token gave may begin anew, once; the signed log
-says so, and its senders must compare fingerprints first.
+HQ checks what it takes (certified, the owner's own, one number higher, continued by the keys
+before) so that mistakes show at once; senders check all of it again, since HQ is not trusted with
+it.  A client that lost its keys is enrolled again by an admin, and its first bundle under the
+certificate that this token gave may begin anew, once; the signed log says so, and its senders must
+compare fingerprints first.
 
-What is handed out is checked like what is taken: it is the row's own bundle, certified, and HQ's signed log names it;
-the proof of that goes with it.  A bundle that the log does not name yet, or names under a key of the log that was
-replaced, is named before it leaves.
+What is handed out is checked like what is taken: it is the row's own bundle, certified, and HQ's
+signed log names it; the proof of that goes with it.  A bundle that the log does not name yet, or
+names under a key of the log that was replaced, is named before it leaves.
 
-Rows are encrypted with ChaCha20-Poly1305 under the configured 32-byte key, the client id as associated data.
+Rows are encrypted with ChaCha20-Poly1305 under the configured 32-byte key, the client id as
+associated data.
 """
 
 from __future__ import annotations
@@ -85,14 +87,27 @@ class Directory:
             raise BundleRefused(f"HQ did not accept the key bundle: {error}") from error
         most = self._engine.broker.totals.most(client, BUNDLES)
         if (count := await self._in_store(self._store.bundle_count, client)) >= most:
-            raise LimitReached(f"{client} has {count} key bundles; at most {most}, and none is ever dropped")
+            raise LimitReached(
+                f"{client} has {count} key bundles; at most {most}, and none is ever dropped"
+            )
         nonce = os.urandom(12)
         sealed = self._aead.encrypt(nonce, raw, client.encode())
         row = BundleRow(
-            client, bundle.sequence, bundle.hash, sealed[:-_TAG], nonce, sealed[-_TAG:], now, bundle.ends_at
+            client,
+            bundle.sequence,
+            bundle.hash,
+            sealed[:-_TAG],
+            nonce,
+            sealed[-_TAG:],
+            now,
+            bundle.ends_at,
         )
-        if anew:  # the log says so before anybody is shown it, and nothing that the keys before signed is handed out
-            await self._engine.call(lambda n: m.KeysAnew(0, "", n, client, bundle.sequence, bundle.hash.hex()))
+        # the log says so before anybody is shown it, and nothing that the keys before signed is
+        # handed out
+        if anew:
+            await self._engine.call(
+                lambda n: m.KeysAnew(0, "", n, client, bundle.sequence, bundle.hash.hex())
+            )
             most = self._engine.broker.totals.most(client, PREKEYS)
             await self._in_store(self._store.put_prekeys, client, b"", (), most, True)
         await self._in_store(self._store.put_bundle, row)
@@ -100,7 +115,9 @@ class Directory:
         return Registered.ANEW if anew else Registered.NEW
 
     async def _check_next(self, held: BundleRow, bundle: KeyBundle) -> bool:
-        """Whether it begins anew, which a token allows once; else it continues the newest, or BundleError."""
+        """Whether it begins anew, which a token allows once; else it continues the newest, or
+        BundleError.
+        """
         last = self._open(held)
         try:
             check_succession(last, [bundle])
@@ -109,14 +126,21 @@ class Directory:
             if not (bundle.begins_anew and follows):
                 raise
             leaf = bundle.chain[0]
-            rows: list[Enrolment] = await self._in_store(self._store.enrolments, (DONE,), bundle.client_id)
+            rows: list[Enrolment] = await self._in_store(
+                self._store.enrolments, (DONE,), bundle.client_id
+            )
             by_token = [row for row in rows if row.secret_hash != renewal_name(row.client, row.csr)]
             before = map(self._open, await self._in_store(self._store.bundles, bundle.client_id, 0))
-            if not any(leaf in row.chain[:1] for row in by_token) or any(leaf == one.chain[0] for one in before):
+            if not any(leaf in row.chain[:1] for row in by_token) or any(
+                leaf == one.chain[0] for one in before
+            ):
                 raise BundleDiscontinuous(
-                    f"{error}. Keys begin anew only once for each token: cipherbox enroll {bundle.client_id} --replace"
+                    f"{error}. Keys begin anew only once for each token: cipherbox enroll "
+                    f"{bundle.client_id} --replace"
                 ) from None
-            log.warning("Keys begin anew after another enrolment", extra={"client": bundle.client_id})
+            log.warning(
+                "Keys begin anew after another enrolment", extra={"client": bundle.client_id}
+            )
             return True
         return False
 
@@ -125,12 +149,14 @@ class Directory:
         held = await self._in_store(self._store.newest_bundle, client)
         return self._open(held) if held is not None else None
 
-    async def answers(self, query: GetBundles, most_bytes: int) -> tuple[list[BundleAnswer], list[bytes]]:
+    async def answers(
+        self, query: GetBundles, most_bytes: int
+    ) -> tuple[list[BundleAnswer], list[bytes]]:
         """All that was asked, and for each bundle the proof that the log names it.
 
-        So many of each client, and so many in all, as fit: what is left out is asked for again (``more``).  The first
-        bundle of an answer always fits, so whoever asks again comes to an end.  InvalidRequest when those asked for by
-        hash alone have more than ``most_bytes``.
+        So many of each client, and so many in all, as fit: what is left out is asked for again
+        (``more``).  The first bundle of an answer always fits, so whoever asks again comes to an
+        end.  InvalidRequest when those asked for by hash alone have more than ``most_bytes``.
         """
         answers: list[BundleAnswer] = []
         proofs: list[bytes] = []
@@ -138,7 +164,9 @@ class Directory:
         by_hash = [await self._by_hash(one) for one in query.hashes]
         left -= sum(len(bundle.raw) for _, bundles in by_hash for bundle in bundles)
         if left < 0:
-            raise InvalidRequest("these key bundles do not fit into one answer; ask for fewer at once")
+            raise InvalidRequest(
+                "these key bundles do not fit into one answer; ask for fewer at once"
+            )
         for one in query.clients:
             answer, bundles = await self._by_client(one)
             fit = 0
@@ -147,7 +175,9 @@ class Directory:
                 proofs.append(await self._proof(bundles[fit]))
                 fit += 1
             if fit < len(bundles):
-                answer = BundleAnswer(answer.client_id, answer.state, answer.revoked_at, answer.bundles[:fit], True)
+                answer = BundleAnswer(
+                    answer.client_id, answer.state, answer.revoked_at, answer.bundles[:fit], True
+                )
             answers.append(answer)
         for answer, bundles in by_hash:
             answers.append(answer)
@@ -179,7 +209,9 @@ class Directory:
     ) -> tuple[BundleAnswer, list[KeyBundle]]:
         bundles = [self._open(row) for row in rows]
         state = REVOKED if revoked_at else KNOWN
-        return BundleAnswer(client, state, revoked_at, [bundle.raw for bundle in bundles], more), bundles
+        return BundleAnswer(
+            client, state, revoked_at, [bundle.raw for bundle in bundles], more
+        ), bundles
 
     async def _proof(self, bundle: KeyBundle) -> bytes:
         known = self._proofs.get(bundle.hash)
@@ -201,7 +233,9 @@ class Directory:
         if not self._engine.log_key:
             return not proof
         try:
-            verify_bundle_proof(proof, bundle.client_id, bundle.sequence, bundle.hash, self._engine.log_key)
+            verify_bundle_proof(
+                proof, bundle.client_id, bundle.sequence, bundle.hash, self._engine.log_key
+            )
         except EnvelopeError:
             return False
         return True
@@ -209,11 +243,19 @@ class Directory:
     def _open(self, row: BundleRow) -> KeyBundle:
         what = f"key bundle {row.sequence} of {row.client}"
         try:
-            bundle = decode_bundle(self._aead.decrypt(row.nonce, row.ciphertext + row.tag, row.client.encode()))
-            if (bundle.client_id, bundle.sequence, bundle.hash) != (row.client, row.sequence, row.bundle_hash):
+            bundle = decode_bundle(
+                self._aead.decrypt(row.nonce, row.ciphertext + row.tag, row.client.encode())
+            )
+            if (bundle.client_id, bundle.sequence, bundle.hash) != (
+                row.client,
+                row.sequence,
+                row.bundle_hash,
+            ):
                 raise Damaged(f"{what} is another one than its row says; it is not handed out")
             if bundle.hash not in self._proofs:
-                check_bundle(bundle, row.client, self._trust.root, 0, ended_is_error=False, history=True)
+                check_bundle(
+                    bundle, row.client, self._trust.root, 0, ended_is_error=False, history=True
+                )
         except InvalidTag:
             raise Damaged(f"{what} does not open with the database key") from None
         except BundleError as error:

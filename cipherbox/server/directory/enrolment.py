@@ -1,18 +1,19 @@
 """Tokens and certificates for new clients, and renewals.
 
-A token works once, for one id, until it ends; HQ keeps SHA-256 of its secret.  What is taken from a request is its key.
-The same secret with the same key again gets the same answer, so a lost answer costs nothing; with another key it is
-refused.  A request waits when the token asks for an admin's approval, or when the CA is offline.
+A token works once, for one id, until it ends; HQ keeps SHA-256 of its secret.  What is taken from a
+request is its key.  The same secret with the same key again gets the same answer, so a lost answer
+costs nothing; with another key it is refused.  A request waits when the token asks for an admin's
+approval, or when the CA is offline.
 
 Rules.
-1. One lock: tokens, requests, renewals, revocations and what comes back from a CA take turns, so each of them sees what
-   the one before left.
-2. `revoke` ends every enrolment and renewal of the id, whatever became of it: nothing is issued to a revoked id but
-   by an enrolment made later.  No clock is asked.
-3. One home has an id.  A token for an id in use must say that it replaces; when its certificate is issued, the other
-   home's certificates, connections, enrolments and renewals end first.
-4. A row is written as issued before the certificate counts; what is then still to be done is done by whoever asks
-   again.
+1. One lock: tokens, requests, renewals, revocations and what comes back from a CA take turns, so
+   each of them sees what the one before left.
+2. `revoke` ends every enrolment and renewal of the id, whatever became of it: nothing is issued to
+   a revoked id but by an enrolment made later.  No clock is asked.
+3. One home has an id.  A token for an id in use must say that it replaces; when its certificate is
+   issued, the other home's certificates, connections, enrolments and renewals end first.
+4. A row is written as issued before the certificate counts; what is then still to be done is done
+   by whoever asks again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from cryptography import x509
 from cipherbox import pki
 from cipherbox.broker import model as m
 from cipherbox.broker.usage import CERTIFICATES
-from cipherbox.errors import Conflict, EnrolmentRefused, InvalidRequest, LimitReached, NotFound, Revoked, TokenError
+from cipherbox.errors import (
+    Conflict,
+    EnrolmentRefused,
+    InvalidRequest,
+    LimitReached,
+    NotFound,
+    Revoked,
+    TokenError,
+)
 from cipherbox.limits import Limits, check_client_id
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.directory.trust import Trust
@@ -37,7 +46,14 @@ from cipherbox.wire.token import Token, encode_token, secret_hash
 
 log = get_logger(__name__)
 ISSUED, WAITS_FOR_ADMIN, WAITS_FOR_CA = 0, 1, 2
-OPEN, WAITING, APPROVED, REFUSED, DONE, ENDED = "open", "waiting", "approved", "refused", "issued", "ended"
+OPEN, WAITING, APPROVED, REFUSED, DONE, ENDED = (
+    "open",
+    "waiting",
+    "approved",
+    "refused",
+    "issued",
+    "ended",
+)
 UNDER_WAY = (OPEN, WAITING, APPROVED)
 _RENEWAL_MS = 90 * 24 * 3600 * 1000  # how long a request to renew waits for the offline CA
 _A = {m.CLIENT: "a client", m.ADMIN: "an admin"}
@@ -56,7 +72,9 @@ class Outcome:
 class Enrolments:
     """See the module."""
 
-    def __init__(self, store: Store, engine: Engine, trust: Trust, limits: Limits, address: str) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, trust: Trust, limits: Limits, address: str
+    ) -> None:
         self._store = store
         self._engine = engine
         self._trust = trust
@@ -65,9 +83,18 @@ class Enrolments:
         self.lock = trio.Lock()
 
     async def token(
-        self, client_id: str, role: str, *, approve: bool, valid_s: int, replaces: bool = False, by: str = ""
+        self,
+        client_id: str,
+        role: str,
+        *,
+        approve: bool,
+        valid_s: int,
+        replaces: bool = False,
+        by: str = "",
     ) -> str:
-        """A new token as text: the only time its secret is said.  ``by``: the admin, for the log."""
+        """A new token as text: the only time its secret is said.  ``by``: the admin, for the
+        log.
+        """
         check_client_id(client_id)
         if role not in (m.CLIENT, m.ADMIN):
             raise InvalidRequest(f"a role is {m.CLIENT} or {m.ADMIN}, not {role!r}")
@@ -79,30 +106,37 @@ class Enrolments:
                 raise InvalidRequest(f"{self._limits.pending_requests} enrolments are open already")
             secret = os.urandom(16)
             expires_at = now + 1000 * min(valid_s or self._limits.token_s, _LONGEST_TOKEN_S)
-            row = Enrolment(secret_hash(secret), client_id, role, approve, now, expires_at, replaces=replaces)
+            row = Enrolment(
+                secret_hash(secret), client_id, role, approve, now, expires_at, replaces=replaces
+            )
             await self._engine.call(lambda n: m.Enrol(0, by, n, client_id, role, replaces))
             await self._engine.in_store(self._store.put_enrolment, row)
-        return encode_token(Token(client_id, self.address, self._trust.root_fingerprint, expires_at, secret))
+        return encode_token(
+            Token(client_id, self.address, self._trust.root_fingerprint, expires_at, secret)
+        )
 
     def _check_free(self, client_id: str, role: str, replaces: bool) -> None:
         """Conflict for an id that another home has, unless it is to be replaced."""
         rights = self._engine.broker.rights
         twin = rights.twin(client_id)
         if twin is not None and twin != client_id:
-            raise Conflict(f"a client {twin!r} exists; ids differ in more than upper and lower case")
+            raise Conflict(
+                f"a client {twin!r} exists; ids differ in more than upper and lower case"
+            )
         known = rights.clients.get(client_id)
         if known is None or known.revoked_at:
             return
         if known.role != role:
             other = f"revoke {client_id}" if role == m.CLIENT else f"grant {client_id} admin"
             raise Conflict(
-                f"{client_id!r} is {_A[known.role]} and stays one; choose another name, or: cipherbox {other}"
+                f"{client_id!r} is {_A[known.role]} and stays one; choose another name, or: "
+                f"cipherbox {other}"
             )
         if not replaces:
             raise Conflict(
-                f"{client_id!r} is enrolled. Another home with this id replaces the one it has: that one is cut off, "
-                "the keys begin anew, and whoever pinned them must compare again. If you mean that: cipherbox enroll "
-                f"{client_id} --replace"
+                f"{client_id!r} is enrolled. Another home with this id replaces the one it has: "
+                "that one is cut off, the keys begin anew, and whoever pinned them must compare "
+                f"again. If you mean that: cipherbox enroll {client_id} --replace"
             )
 
     async def known(self, client_id: str, secret: bytes) -> bool:
@@ -111,20 +145,24 @@ class Enrolments:
         return row is not None and row.client == client_id
 
     async def request(self, client_id: str, secret: bytes, csr: bytes) -> Outcome:
-        """What a machine without a certificate asks; TokenError, EnrolmentRefused, or where its request stands."""
+        """What a machine without a certificate asks; TokenError, EnrolmentRefused, or where its
+        request stands.
+        """
         async with self.lock:
             row = await self._engine.in_store(self._store.enrolment, secret_hash(secret))
             if row is None or row.client != client_id:
                 raise TokenError("HQ does not know this token; ask the admin for a new one")
             key = pki.spki(pki.key_of_csr(csr))
             if row.csr and pki.spki(pki.key_of_csr(row.csr)) != key:
-                raise EnrolmentRefused("this token was used already, with another key; ask the admin for a new one")
+                raise EnrolmentRefused(
+                    "this token was used already, with another key; ask the admin for a new one"
+                )
             if row.state == REFUSED:
                 raise EnrolmentRefused("HQ's admin refused this enrolment")
             if row.state == ENDED:
                 raise EnrolmentRefused(
-                    f"this token was made before {client_id} was revoked or given to another home, and ended with "
-                    "that; ask the admin for a new one"
+                    f"this token was made before {client_id} was revoked or given to another "
+                    "home, and ended with that; ask the admin for a new one"
                 )
             if row.state == DONE:
                 await self._complete(row)
@@ -137,21 +175,29 @@ class Enrolments:
                 row.number = pki.enrol_number(self._trust.root_fingerprint, key)
                 row.state = WAITING if row.approve else APPROVED
                 await self._engine.in_store(self._store.put_enrolment, row)
-                log.info("An enrolment asks for its certificate", extra={"client": client_id, "number": row.number})
+                log.info(
+                    "An enrolment asks for its certificate",
+                    extra={"client": client_id, "number": row.number},
+                )
             return await self._advance(row)
 
     def _refuse_taken(self, row: Enrolment) -> None:
-        """EnrolmentRefused when another home was enrolled under this id since the token was made."""
+        """EnrolmentRefused when another home was enrolled under this id since the token was
+        made.
+        """
         rights = self._engine.broker.rights
         twin = rights.twin(row.client)
         if twin is not None and twin != row.client:
-            raise Conflict(f"a client {twin!r} exists; ids differ in more than upper and lower case")
+            raise Conflict(
+                f"a client {twin!r} exists; ids differ in more than upper and lower case"
+            )
         known = rights.clients.get(row.client)
         if known is None or known.revoked_at or row.replaces:
             return
         raise EnrolmentRefused(
-            f"another home was enrolled as {row.client}, with the role {known.role}, since this token was made; if "
-            f"this one is to replace it, ask the admin for: cipherbox enroll {row.client} --replace"
+            f"another home was enrolled as {row.client}, with the role {known.role}, since this "
+            "token was made; if this one is to replace it, ask the admin for: cipherbox enroll "
+            f"{row.client} --replace"
         )
 
     async def _advance(self, row: Enrolment) -> Outcome:
@@ -164,9 +210,11 @@ class Enrolments:
         return Outcome(ISSUED, row.number, row.chain)
 
     async def take(self, row: Enrolment, chain: tuple[bytes, ...]) -> bool:
-        """A CA that is elsewhere signed this request; the client gets it when it asks again.  The caller has the lock.
+        """A CA that is elsewhere signed this request; the client gets it when it asks again.  The
+        caller has the lock.
 
-        False where the request has ended meanwhile, or somebody else has the id: the certificate is put on the list.
+        False where the request has ended meanwhile, or somebody else has the id: the certificate is
+        put on the list.
         """
         now = await self._engine.in_store(self._store.enrolment, row.secret_hash)
         row = now if now is not None else row  # one that was taken before it may have ended it
@@ -180,7 +228,9 @@ class Enrolments:
                 raise EnrolmentRefused("the client was revoked")
         except (EnrolmentRefused, Conflict) as error:
             await self.withdraw(pki.load_der(chain[0]))
-            log.warning("A certificate came too late", extra={"client": row.client, "reason": str(error)})
+            log.warning(
+                "A certificate came too late", extra={"client": row.client, "reason": str(error)}
+            )
             if row.state in UNDER_WAY:
                 await self._end([row])
             return False
@@ -188,7 +238,9 @@ class Enrolments:
         return True
 
     async def withdraw(self, leaf: x509.Certificate) -> None:
-        """A certificate that a CA signed and nobody may use is on the list of what is revoked, as soon as it can be."""
+        """A certificate that a CA signed and nobody may use is on the list of what is revoked,
+        as soon as it can be.
+        """
         if self._trust.knows(pki.serial(leaf)):
             return
         row = self._trust.record(leaf)._replace(revoked_at=pki.ms(pki.now()))
@@ -206,7 +258,9 @@ class Enrolments:
         log.info("Certificate issued", extra={"client": row.client})
 
     async def _complete(self, row: Enrolment) -> None:
-        """The client exists from here on, with its mailboxes, and its certificate counts; again is harmless."""
+        """The client exists from here on, with its mailboxes, and its certificate counts; again
+        is harmless.
+        """
         known = self._engine.broker.rights.clients.get(row.client)
         if known is None or known.revoked_at:
             await self._engine.call(lambda n: m.AddClient(0, "", n, row.client, row.role))
@@ -232,7 +286,9 @@ class Enrolments:
 
     async def _revoke_certificates(self, client_id: str) -> list[CertificateRow]:
         at = pki.ms(pki.now())
-        rows: list[CertificateRow] = await self._engine.in_store(self._store.revoke_certificates, client_id, at)
+        rows: list[CertificateRow] = await self._engine.in_store(
+            self._store.revoke_certificates, client_id, at
+        )
         self._trust.put_revoked(rows)
         await note_revocation(self._engine, self._store, client_id, [row.serial for row in rows])
         return rows
@@ -255,8 +311,10 @@ class Enrolments:
             return len(rows)
 
     async def renew(self, client_id: str, csr: bytes, serial: str = "") -> Outcome:
-        """A new certificate for a connected client.  With an offline CA the request waits for it; asked again with
-        the same key it gets what came of it.  ``serial``: of the certificate that asks, which must still be good."""
+        """A new certificate for a connected client.  With an offline CA the request waits for
+        it; asked again with the same key it gets what came of it.  ``serial``: of the
+        certificate that asks, which must still be good.
+        """
         key = pki.key_of_csr(csr)
         most = self._engine.broker.totals.most(client_id, CERTIFICATES)
         if (count := self._trust.good_count(client_id)) >= most:
@@ -279,12 +337,15 @@ class Enrolments:
         row = await self._engine.in_store(self._store.enrolment, name)
         if row is not None and row.state in (REFUSED, ENDED):
             raise EnrolmentRefused(
-                f"this request to renew ended when {known.name} was revoked or given to another home"
+                f"this request to renew ended when {known.name} was revoked or given to another "
+                "home"
             )
         if row is None:
             await self._check_waiting(known.name)
             now = pki.ms(pki.now())
-            row = Enrolment(name, known.name, known.role, False, now, now + _RENEWAL_MS, APPROVED, csr, number)
+            row = Enrolment(
+                name, known.name, known.role, False, now, now + _RENEWAL_MS, APPROVED, csr, number
+            )
             await self._engine.in_store(self._store.put_enrolment, row)
         return Outcome(ISSUED if row.state == DONE else WAITS_FOR_CA, number, row.chain)
 
@@ -292,13 +353,19 @@ class Enrolments:
         most = self._engine.broker.totals.most(client_id, CERTIFICATES)
         rows = await self._engine.in_store(self._store.enrolments, (APPROVED,), client_id)
         if len(rows) >= most:
-            raise LimitReached(f"{len(rows)} requests of {client_id} wait for the CA already; at most {most}")
+            raise LimitReached(
+                f"{len(rows)} requests of {client_id} wait for the CA already; at most {most}"
+            )
 
     async def revoke(self, client_id: str, reason: str, *, by: str = "") -> int:
-        """Revokes every certificate of a client.  In this order: enrolments, records, connections, the list."""
+        """Revokes every certificate of a client.  In this order: enrolments, records,
+        connections, the list.
+        """
         async with self.lock:
             if client_id not in self._engine.broker.rights.clients:
-                raise NotFound(f"there is no client {client_id!r}; see who is enrolled: cipherbox clients")
+                raise NotFound(
+                    f"there is no client {client_id!r}; see who is enrolled: cipherbox clients"
+                )
             if self._engine.broker.rights.admins() == {client_id}:
                 raise Conflict(
                     f"{client_id!r} is the last admin of this HQ; enrol another first: "
@@ -312,16 +379,23 @@ class Enrolments:
         return len(rows)
 
     async def _end_all_of(self, client_id: str) -> None:
-        """No token and no request of this id, whatever became of it, gives a certificate any more."""
-        await self._end(await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), client_id))
+        """No token and no request of this id, whatever became of it, gives a certificate any
+        more.
+        """
+        await self._end(
+            await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), client_id)
+        )
 
     async def cut_off(self, client_id: str, reason: str) -> None:
-        """A client without any good certificate left is refused everywhere; the last admin stays on the books.
+        """A client without any good certificate left is refused everywhere; the last admin stays on
+        the books.
 
         The caller has the lock.
         """
         if self._engine.broker.rights.admins() == {client_id}:
-            log.error("The last admin has no good certificate any more", extra={"client": client_id})
+            log.error(
+                "The last admin has no good certificate any more", extra={"client": client_id}
+            )
             return
         await self._end_all_of(client_id)
         await self._engine.call(lambda n: m.RevokeClient(0, "", n, client_id, reason))
@@ -332,11 +406,17 @@ class Enrolments:
         rows = await self._engine.in_store(self._store.enrolments, UNDER_WAY)
         now = pki.ms(pki.now())
         return [
-            {"name": r.client, "state": r.state, "role": r.role, "number": r.number, "expires_at": r.expires_at,
-             "replaces": r.replaces}
+            {
+                "name": r.client,
+                "state": r.state,
+                "role": r.role,
+                "number": r.number,
+                "expires_at": r.expires_at,
+                "replaces": r.replaces,
+            }
             for r in rows
             if r.expires_at > now
-        ]  # fmt: skip
+        ]
 
     @staticmethod
     def _is_renewal(row: Enrolment) -> bool:

@@ -1,8 +1,10 @@
-"""Prekeys at HQ: taken from their owners if the owner's own keys signed them, each one-time part handed out once.
+"""Prekeys at HQ: taken from their owners if the owner's own keys signed them, each one-time part
+handed out once.
 
-HQ checks signatures when it takes them, so that a mistake shows at the owner and not at whoever writes to it, and when
-it hands them out; who receives them checks again.  A handed-out part is deleted before the answer leaves.  One asker
-gets few one-time parts of one client; then it gets the last resort, so that nobody uses up another's prekeys quickly.
+HQ checks signatures when it takes them, so that a mistake shows at the owner and not at whoever
+writes to it, and when it hands them out; who receives them checks again.  A handed-out part is
+deleted before the answer leaves.  One asker gets few one-time parts of one client; then it gets the
+last resort, so that nobody uses up another's prekeys quickly.
 """
 
 from __future__ import annotations
@@ -27,18 +29,32 @@ T = TypeVar("T")
 class PrekeyService:
     """See the module.
 
-    ``most``: how many one-time prekeys a client may keep; ``in_store`` runs a store call in the store's thread.
+    ``most``: how many one-time prekeys a client may keep; ``in_store`` runs a store call in the
+    store's thread.
     """
 
     def __init__(
-        self, store: Store, directory: Directory, trust: Trust, most: Callable[[str], int], of_one: Rate,
+        self,
+        store: Store,
+        directory: Directory,
+        trust: Trust,
+        most: Callable[[str], int],
+        of_one: Rate,
         in_store: Callable[..., Awaitable[T]],
-    ) -> None:  # fmt: skip
-        self._store, self._directory, self._trust, self._most, self._of_one = store, directory, trust, most, of_one
+    ) -> None:
+        self._store, self._directory, self._trust, self._most, self._of_one = (
+            store,
+            directory,
+            trust,
+            most,
+            of_one,
+        )
         self._in_store: Callable[..., Awaitable[object]] = in_store
 
     async def offer(self, client: str, signed: bytes, once: list[bytes], *, replace: bool) -> int:
-        """Takes a client's own prekeys; how many one-time ones it has.  BundleRefused says why not."""
+        """Takes a client's own prekeys; how many one-time ones it has.  BundleRefused says why
+        not.
+        """
         most = self._most(client)
         if len(once) > most:
             raise InvalidRequest(f"at most {most} one-time prekeys are kept")
@@ -56,7 +72,9 @@ class PrekeyService:
         return count
 
     async def take(self, asker: str, client: str) -> PrekeyAnswer:
-        """Prekeys of one client; one that is revoked, one without, and one whose keys have changed look the same."""
+        """Prekeys of one client; one that is revoked, one without, and one whose keys have
+        changed look the same.
+        """
         bundle = await self._directory.newest(client)
         if bundle is None or self._trust.revoked_at(client):
             return PrekeyAnswer(client, b"", b"")
@@ -71,12 +89,15 @@ class PrekeyService:
         try:
             if signed:
                 prekeys.check(prekeys.decode(signed), client, bundle.sign_keys)
-        except BundleError:  # other keys sign now; the owner leaves new prekeys when it next receives
+        except BundleError:
+            # other keys sign now; the owner leaves new prekeys when it next receives
             return PrekeyAnswer(client, b"", b"")
         return PrekeyAnswer(client, signed, part)
 
 
-def _checked(client: str, bundle: KeyBundle, signed: bytes, once: list[bytes]) -> list[tuple[int, bytes]]:
+def _checked(
+    client: str, bundle: KeyBundle, signed: bytes, once: list[bytes]
+) -> list[tuple[int, bytes]]:
     if signed:
         prekeys.check(prekeys.decode(signed), client, bundle.sign_keys)
     parts = []

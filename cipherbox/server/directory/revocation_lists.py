@@ -1,16 +1,21 @@
-"""Revocation lists that come as files: of an organization's CAs, or of an issuing CA whose key is elsewhere.
+"""Revocation lists that come as files: of an organization's CAs, or of an issuing CA whose key is
+elsewhere.
 
-`[ca] revocation_lists` names a file or a directory of `*.crl`.  They are read at the start, at a reload, and by
-themselves when a file is replaced.  Each list counts for the CA whose name and key signed it:
+`[ca] revocation_lists` names a file or a directory of `*.crl`.  They are read at the start, at a
+reload, and by themselves when a file is replaced.  Each list counts for the CA whose name and key
+signed it:
 
-    the issuing CA          its clients' certificates end here at once, with their connections; and when HQ does not
-                            make that list itself, this is the one that clients get
-    the root, a CA between  when it names a CA below it on HQ's chain, nothing that the chain certifies is accepted
-    any of them             when it names HQ's own certificate, nobody is let in until HQ shows another
+    the issuing CA          its clients' certificates end immediately, with their connections; when
+                            HQ does not make that list itself, clients get this one
+    the root, a CA between  when it names a CA below it on HQ's chain, nothing that the chain
+                            certifies is accepted
+    any of them             when it names HQ's own certificate, new connections are refused until
+                            HQ shows another
 
-A file that is half written, of an unknown CA, not the complete list, or older than what was read before is refused:
-HQ does not start with it, and later what was known of that CA stays, while the other files count.  A list that has
-ended goes on counting; `stale_lists = "refuse"` lets nobody in until there is a newer one.
+A file that is half written, of an unknown CA, not the complete list, or older than what was read
+before is refused:  HQ does not start with it, and later what was known of that CA stays, while the
+other files count.  A list that has ended goes on counting; `stale_lists = "refuse"` lets nobody in
+until there is a newer one.
 """
 
 from __future__ import annotations
@@ -59,7 +64,9 @@ def files_of(config: ServerConfig) -> list[Path]:
 
 
 class Reading(NamedTuple):
-    """What the files say: the newest list of each CA, by its fingerprint, and why others were refused."""
+    """What the files say: the newest list of each CA, by its fingerprint, and why others were
+    refused.
+    """
 
     found: dict[bytes, Listed]
     refused: list[str]
@@ -103,7 +110,9 @@ def _listed(der: bytes, material: Credentials, file: Path) -> Listed:
 
 
 def condemned(found: Iterable[Listed], material: Credentials) -> str:
-    """Why nothing that HQ's chain certifies is accepted, or HQ itself; empty: nothing of the kind."""
+    """Why nothing that HQ's chain certifies is accepted, or HQ itself; empty: nothing of the
+    kind.
+    """
     steps = zip([material.server, *material.chain], [*material.chain, material.root], strict=True)
     below = {pki.fingerprint(parent): child for child, parent in steps}
     for one in found:
@@ -111,8 +120,14 @@ def condemned(found: Iterable[Listed], material: Credentials) -> str:
         if child is None or pki.serial(child) not in one.says.revoked:
             continue
         if child == material.server:
-            return f"HQ's own certificate was revoked: the list {one.file} names its serial number {pki.serial(child)}"
-        return f"the organization revoked {child.subject.rfc4514_string()}, which certifies everybody here"
+            return (
+                f"HQ's own certificate was revoked: the list {one.file} names its serial number "
+                f"{pki.serial(child)}"
+            )
+        return (
+            f"the organization revoked {child.subject.rfc4514_string()}, which certifies everybody "
+            "here"
+        )
     return ""
 
 
@@ -123,7 +138,8 @@ class RevocationLists:
         self._hq = hq
         self.trouble = self.condemned = ""
         cas = map(pki.fingerprint, (*hq.trust.material.chain, hq.trust.root))
-        self._numbers = {ca: int(hq.store.get_setting(_setting(ca)) or b"0") for ca in cas}  # the highest ever read
+        # the highest ever read
+        self._numbers = {ca: int(hq.store.get_setting(_setting(ca)) or b"0") for ca in cas}
         self._changed = trio.Event()
         self.adopt(self.read(hq.config, hq.trust.material))
 
@@ -135,7 +151,9 @@ class RevocationLists:
     def stale(self) -> str:
         """Of what there should be a newer list; empty when all hold."""
         old = [one for one in self.found.values() if one.says.next_update <= pki.now()]
-        return "; ".join(f"{one.file} ended on {one.says.next_update:%Y-%m-%d %H:%M} UTC" for one in old)
+        return "; ".join(
+            f"{one.file} ended on {one.says.next_update:%Y-%m-%d %H:%M} UTC" for one in old
+        )
 
     def refusal(self) -> str:
         """Why nobody is let in for now; empty: somebody may be."""
@@ -149,16 +167,21 @@ class RevocationLists:
         return found
 
     def _older(self, found: Mapping[bytes, Listed]) -> dict[bytes, str]:
-        """Those that are older than what was read before, also before HQ's last start, and why that is wrong."""
+        """Those that are older than what was read before, also before HQ's last start, and why
+        that is wrong.
+        """
         return {
             ca: f"{one.file} has number {one.says.number}; {self._numbers[ca]} was read before"
-            for ca, one in found.items() if one.says.number < self._numbers.get(ca, 0)
-        }  # fmt: skip
+            for ca, one in found.items()
+            if one.says.number < self._numbers.get(ca, 0)
+        }
 
     def adopt(self, found: dict[bytes, Listed]) -> None:
         """These count from now on."""
         self.found, self.trouble = found, ""
-        self._numbers.update({ca: max(one.says.number, self._numbers.get(ca, 0)) for ca, one in found.items()})
+        self._numbers.update(
+            {ca: max(one.says.number, self._numbers.get(ca, 0)) for ca, one in found.items()}
+        )
         self.judge()
         self._stamp = _stamp(self._hq.config)
         self._changed.set()
@@ -195,13 +218,17 @@ class RevocationLists:
         self.trouble = "; ".join([*refused, *older.values()])
         log.info("Revocation lists were read again", extra={"count": len(self.found)})
         if self.trouble:
-            log.error("A revocation list was refused; what was known stays", extra={"error": self.trouble})
+            log.error(
+                "A revocation list was refused; what was known stays", extra={"error": self.trouble}
+            )
 
     async def obey(self) -> None:
         """Ends what is revoked."""
         hq = self._hq
         for ca in self.found:
-            await hq.engine.in_store(hq.store.put_setting, _setting(ca), str(self._numbers[ca]).encode())
+            await hq.engine.in_store(
+                hq.store.put_setting, _setting(ca), str(self._numbers[ca]).encode()
+            )
         if self.names_hq() and hq.trust.authority is not None:
             await self._replace_own()
         elif self.names_hq():
@@ -214,7 +241,9 @@ class RevocationLists:
                 await obey_list(hq, own.says, own.der if hq.trust.authority is None else b"")
 
     async def _replace_own(self) -> None:
-        """HQ has the CA's key: the list it makes names its certificate too, and it goes on with another one."""
+        """HQ has the CA's key: the list it makes names its certificate too, and it goes on with
+        another one.
+        """
         hq, old = self._hq, self._hq.trust.server
         at = self._own_says()[pki.serial(old)]
         row = hq.trust.record(old)._replace(client="", revoked_at=at)  # no client's
@@ -252,18 +281,22 @@ def _stamp(config: ServerConfig) -> Stamp:
 
 
 async def obey_list(hq: HQ, says: RevocationList, der: bytes) -> None:
-    """Ends what a list of the issuing CA names: records, connections, clients that have nothing else; then the list.
+    """Ends what a list of the issuing CA names: records, connections, clients that have nothing
+    else; then the list.
 
     The caller has the lock of the enrolments.
 
-    ``der`` is what clients get from now on, if it is newer than what they have; empty: HQ makes its own.
+    ``der`` is what clients get from now on, if it is newer than what they have; empty: HQ makes its
+    own.
     """
     rows = hq.trust.named_by(says.revoked)
     for row in rows:
         await hq.engine.in_store(hq.store.put_certificate, row)
     hq.trust.put_revoked(rows)
     for name in sorted({row.client for row in rows}):
-        await note_revocation(hq.engine, hq.store, name, [row.serial for row in rows if row.client == name])
+        await note_revocation(
+            hq.engine, hq.store, name, [row.serial for row in rows if row.client == name]
+        )
     hq.end_certificates({row.serial: row.client for row in rows})
     gone = [client for client in sorted({row.client for row in rows}) if not hq.trust.good(client)]
     for client in gone:
@@ -275,4 +308,6 @@ async def obey_list(hq: HQ, says: RevocationList, der: bytes) -> None:
     elif not rows:
         return
     number = await hq.engine.in_store(hq.trust.crl_number)
-    hq.tell_revoked(f"revoked: {', '.join(gone)}; nothing is sealed for them any more" if gone else "", number)
+    hq.tell_revoked(
+        f"revoked: {', '.join(gone)}; nothing is sealed for them any more" if gone else "", number
+    )

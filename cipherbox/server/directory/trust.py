@@ -1,7 +1,9 @@
-"""Certificates at HQ: who a connection is, what is revoked, and the issuing CA while its key is here.
+"""Certificates at HQ: who a connection is, what is revoked, and the issuing CA while its key is
+here.
 
-What HQ knows of certificates lies in the store; this keeps it in memory by serial number.  A certificate that TLS
-accepted still needs to be one that HQ issued to a client it knows, not revoked, and to fit the profile of certificates.
+What HQ knows of certificates lies in the store; this keeps it in memory by serial number.  A
+certificate that TLS accepted still needs to be one that HQ issued to a client it knows, not
+revoked, and to fit the profile of certificates.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Trust:
         self._store = store
         self._rows: dict[str, CertificateRow] = {}
         self._of: dict[str, dict[str, CertificateRow]] = {}  # client -> its certificates
-        self._newest: dict[str, CertificateRow] = {}  # client -> the one that says whether it is revoked
+        # client -> the one that says whether it is revoked
+        self._newest: dict[str, CertificateRow] = {}
         for row in store.certificates():
             self.put(row)
         self.root_fingerprint = pki.fingerprint(self.root)
@@ -41,35 +44,49 @@ class Trust:
         """These are HQ's certificates and keys from now on."""
         self.material = material
         self.root, self.issuing, self.server = material.root, material.issuing, material.server
-        self.chain = tuple(pki.der(c) for c in material.chain)  # what follows a certificate that was issued here
+        # what follows a certificate that was issued here
+        self.chain = tuple(pki.der(c) for c in material.chain)
         self.server_key, self.authority = material.server_key, material.authority
-        self._fitting: set[str] = set()  # serial numbers of certificates that fit the profile under these CAs
+        # serial numbers of certificates that fit the profile under these CAs
+        self._fitting: set[str] = set()
 
     def identify(self, certificate: x509.Certificate) -> str:
         """The client id of a certificate that TLS accepted; CredentialsError or Revoked."""
         row = self._rows.get(pki.serial(certificate))
         if row is None or row.der != pki.der(certificate):
-            raise CredentialsError("HQ has no record of this certificate; ask for a token and join again")
+            raise CredentialsError(
+                "HQ has no record of this certificate; ask for a token and join again"
+            )
         self._refuse_revoked(row)
         if row.expires_at <= pki.ms(pki.now()):
-            raise CredentialsError(f"the certificate of {row.client} ended on {_day(row.expires_at)}")
+            raise CredentialsError(
+                f"the certificate of {row.client} ended on {_day(row.expires_at)}"
+            )
         if row.serial not in self._fitting:
             try:
-                pki.verify_chain([certificate, *self.material.chain], self.root, pki.now())  # TLS looks at less
+                # TLS looks at less
+                pki.verify_chain([certificate, *self.material.chain], self.root, pki.now())
             except BundleNotCertified as error:
-                raise CredentialsError(f"the certificate of {row.client} was not accepted: {error}") from None
+                raise CredentialsError(
+                    f"the certificate of {row.client} was not accepted: {error}"
+                ) from None
             self._fitting.add(row.serial)
         return row.client
 
     def require(self, serial: str) -> None:
-        """Revoked or Replaced when a certificate that was good once no longer is: of a request that was under way."""
+        """Revoked or Replaced when a certificate that was good once no longer is: of a request
+        that was under way.
+        """
         row = self._rows.get(serial)
         if row is not None:
             self._refuse_revoked(row)
 
     def _refuse_revoked(self, row: CertificateRow) -> None:
         if row.revoked_at and self.good(row.client):
-            raise Replaced(f"another home was enrolled as {row.client}; this one ended on {_day(row.revoked_at)}")
+            raise Replaced(
+                f"another home was enrolled as {row.client}; this one ended on "
+                f"{_day(row.revoked_at)}"
+            )
         if row.revoked_at:
             raise Revoked(f"the certificate of {row.client} was revoked on {_day(row.revoked_at)}")
 
@@ -80,14 +97,22 @@ class Trust:
         return pki.issue_client(self.authority, key, client_id)
 
     def record(self, certificate: x509.Certificate) -> CertificateRow:
-        """The row of a certificate issued now; takes effect when `put` is told that it is stored."""
+        """The row of a certificate issued now; takes effect when `put` is told that it is
+        stored.
+        """
         return CertificateRow(
-            pki.serial(certificate), pki.common_name(certificate), pki.ms(certificate.not_valid_before_utc),
-            pki.ms(certificate.not_valid_after_utc), 0, pki.der(certificate),
-        )  # fmt: skip
+            pki.serial(certificate),
+            pki.common_name(certificate),
+            pki.ms(certificate.not_valid_before_utc),
+            pki.ms(certificate.not_valid_after_utc),
+            0,
+            pki.der(certificate),
+        )
 
     def put(self, row: CertificateRow) -> None:
-        """Asked for very often, and the answers must not depend on how many certificates there ever were."""
+        """Asked for very often, and the answers must not depend on how many certificates there
+        ever were.
+        """
         self._rows[row.serial] = row
         self._of.setdefault(row.client, {})[row.serial] = row
         newest = self._newest.get(row.client)
@@ -110,19 +135,29 @@ class Trust:
         return sum(not row.revoked_at for row in self._alive(client))
 
     def _alive(self, client: str) -> list[CertificateRow]:
-        """The client's certificates that have not ended; those that have are looked at once and no more."""
+        """The client's certificates that have not ended; those that have are looked at once and
+        no more.
+        """
         found, now = self._of.get(client, {}), pki.ms(pki.now())
         for serial in [serial for serial, row in found.items() if row.expires_at <= now]:
             del found[serial]
         return list(found.values())
 
     def named_by(self, serials: Mapping[str, int]) -> list[CertificateRow]:
-        """Certificates that a revocation list names and that were good here, with their time of revocation."""
+        """Certificates that a revocation list names and that were good here, with their time of
+        revocation.
+        """
         rows = (self._rows.get(serial) for serial in serials)
-        return [r._replace(revoked_at=serials[r.serial]) for r in rows if r is not None and not r.revoked_at]
+        return [
+            r._replace(revoked_at=serials[r.serial])
+            for r in rows
+            if r is not None and not r.revoked_at
+        ]
 
     def count(self) -> tuple[int, list[CertificateRow]]:
-        """How many certificates of clients are good, and those that end within 30 days and have no successor."""
+        """How many certificates of clients are good, and those that end within 30 days and have
+        no successor.
+        """
         now = pki.ms(pki.now())
         good = [r for r in self._rows.values() if not r.revoked_at and r.expires_at > now]
         last: dict[str, CertificateRow] = {}
@@ -148,7 +183,9 @@ class Trust:
         return newest.revoked_at if newest is not None else 0
 
     def crl(self) -> bytes:
-        """The current revocation list, DER; made anew well before the old one ends when the CA is here."""
+        """The current revocation list, DER; made anew well before the old one ends when the CA
+        is here.
+        """
         stored = self._store.get_setting(CRL_SETTING)
         if stored and self.crl_ends is None:
             self.crl_ends = x509.load_der_x509_crl(stored).next_update_utc
@@ -157,7 +194,9 @@ class Trust:
         return self.new_crl()
 
     def new_crl(self) -> bytes:
-        """Signs a new list with the next number and stores it.  With an offline CA the stored one is all there is."""
+        """Signs a new list with the next number and stores it.  With an offline CA the stored
+        one is all there is.
+        """
         if self.authority is None:
             return self._store.get_setting(CRL_SETTING) or b""
         number = self.crl_number() + 1

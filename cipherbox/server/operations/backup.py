@@ -1,14 +1,18 @@
-"""Backups: everything an HQ is, in a directory, made beside a running HQ; and restores that prove themselves.
+"""Backups: everything an HQ is, in a directory, made beside a running HQ; and restores that prove
+themselves.
 
-    manifest.json   what follows: the sum of each table, the newest entry of the signed log, the hash of each file
+    manifest.json   what follows: the sum of each table, the newest entry of the signed log, the
+                    hash of each file
     store/          a SQLite store, whatever database HQ has
     files/          configuration, certificates and keys
 
 Rules.
 1. A backup gets its name when it is whole and synced; before that its name ends in `.part`.
-2. A restore goes into a new directory and an empty database.  It is done when what it wrote was read back and is what
-   the manifest says, every envelope matches its hash, and the signed log is whole from its first entry on.
-3. A restored store begins a new history, so clients learn that HQ may have lost what it confirmed after the backup.
+2. A restore goes into a new directory and an empty database.  It is done when what it wrote was
+   read back and is what the manifest says, every envelope matches its hash, and the signed log is
+   whole from its first entry on.
+3. A restored store begins a new history, so clients learn that HQ may have lost what it confirmed
+   after the backup.
 """
 
 from __future__ import annotations
@@ -72,20 +76,30 @@ def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> 
     private_dir(part)
     try:
         made_at = now_ms()
-        with closing(open_source(config)) as source, closing(_sqlite(part / STORE, create=True)) as sink:
+        with (
+            closing(open_source(config)) as source,
+            closing(_sqlite(part / STORE, create=True)) as sink,
+        ):
             tables = copy(source, sink, tell)
             newest, root = sink.last_log(), read_stored(sink)
         (part / STORE / RESERVE).unlink(missing_ok=True)
-        files = {name: _keep(config.directory / name, part / FILES / name) for name in _own_files(config)}
+        files = {
+            name: _keep(config.directory / name, part / FILES / name) for name in _own_files(config)
+        }
         outside = _outside(config)
         manifest = {
-            "format": FORMAT, "software": __version__, "made_at": made_at, "name": config.server.name,
-            "directory": str(config.directory), "database": config.database.kind,
+            "format": FORMAT,
+            "software": __version__,
+            "made_at": made_at,
+            "name": config.server.name,
+            "directory": str(config.directory),
+            "database": config.database.kind,
             "tables": {name: list(one) for name, one in tables.items()},
             "files": files,
-            "outside": outside, "log": newest.index if newest else 0,
+            "outside": outside,
+            "log": newest.index if newest else 0,
             "log_root": _root(root),
-        }  # fmt: skip
+        }
         write_private(part / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         _sync_tree(part)
         os.rename(part, to)
@@ -96,8 +110,12 @@ def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> 
     return Summary(to, made_at, tables, newest.index if newest else 0, sorted(files), outside)
 
 
-def restore(backup: Path, directory: Path, database: DatabaseSettings | None, tell: Tell) -> Summary:
-    """Makes an HQ in the new ``directory`` from a backup; ``database`` None: SQLite.  Raises before it says done."""
+def restore(
+    backup: Path, directory: Path, database: DatabaseSettings | None, tell: Tell
+) -> Summary:
+    """Makes an HQ in the new ``directory`` from a backup; ``database`` None: SQLite.  Raises
+    before it says done.
+    """
     manifest = read_manifest(backup)
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty; restore into a new directory")
@@ -109,7 +127,11 @@ def restore(backup: Path, directory: Path, database: DatabaseSettings | None, te
 
 
 def _restore(
-    backup: Path, directory: Path, database: DatabaseSettings | None, manifest: dict[str, Any], tell: Tell
+    backup: Path,
+    directory: Path,
+    database: DatabaseSettings | None,
+    manifest: dict[str, Any],
+    tell: Tell,
 ) -> Summary:
     for name, digest in manifest["files"].items():
         if _digest(backup / FILES / name) != digest:
@@ -120,28 +142,43 @@ def _restore(
     config = attrs.evolve(config, database=database or DatabaseSettings())
     write_server_config(config)
     wanted = {name: Sum(*values) for name, values in manifest["tables"].items()}
-    with closing(SqliteSource(backup / STORE, DATABASE)) as source, closing(open_store(config, create=True)) as store:
+    with (
+        closing(SqliteSource(backup / STORE, DATABASE)) as source,
+        closing(open_store(config, create=True)) as store,
+    ):
         if store.load(1).clients:
             raise ConfigError("this database holds an HQ already; restore into another schema")
         store.put_setting(COPYING, b"restore")
         copy(source, store, tell)
-        log_key = load_key(config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file))
+        log_key = load_key(
+            config.own_secrets / KEY_FILE, secret_key(config.encryption.service_key_file)
+        )
         root_found = _verify_log(store, bytes(log_key.verify_key))
     with closing(open_source(config)) as written:
         found = sums_of(written, tell)
     wrong = [name for name in wanted if found[name] != wanted[name]]
     if wrong or root_found != manifest["log_root"]:
-        raise Damaged(f"what was restored differs from the backup in: {', '.join(wrong or ['the signed log'])}")
+        raise Damaged(
+            "what was restored differs from the backup in: "
+            f"{', '.join(wrong or ['the signed log'])}"
+        )
     with closing(open_store(config)) as store:
         store.put_setting(HISTORY, os.urandom(16))
         store.put_setting(COPYING, b"")
     return Summary(
-        directory, manifest["made_at"], found, manifest["log"], sorted(manifest["files"]), manifest["outside"]
+        directory,
+        manifest["made_at"],
+        found,
+        manifest["log"],
+        sorted(manifest["files"]),
+        manifest["outside"],
     )
 
 
 def copy_store(config: ServerConfig, to: ServerConfig, tell: Tell) -> dict[str, Sum]:
-    """Moves everything to another, empty database, read back and compared.  HQ stands still meanwhile."""
+    """Moves everything to another, empty database, read back and compared.  HQ stands still
+    meanwhile.
+    """
     with closing(open_store(config)):  # nobody else has it
         with closing(open_source(config)) as source, closing(open_store(to, create=True)) as store:
             if store.load(1).clients:
@@ -152,7 +189,10 @@ def copy_store(config: ServerConfig, to: ServerConfig, tell: Tell) -> dict[str, 
             found = sums_of(written, tell)
         wrong = [name for name in sums if found[name] != sums[name]]
         if wrong:
-            raise Damaged(f"the copy differs from the original in: {', '.join(wrong)}; the original is unchanged")
+            raise Damaged(
+                f"the copy differs from the original in: {', '.join(wrong)}; the original is "
+                "unchanged"
+            )
         with closing(open_store(to)) as store:
             store.put_setting(COPYING, b"")
     return sums
@@ -163,9 +203,13 @@ def read_manifest(backup: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = orjson.loads((backup / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
-            raise ConfigError(f"{backup} has the format {manifest['format']}, which this program cannot read")
+            raise ConfigError(
+                f"{backup} has the format {manifest['format']}, which this program cannot read"
+            )
     except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{backup} is no whole backup: its {MANIFEST} is missing or unreadable") from None
+        raise ConfigError(
+            f"{backup} is no whole backup: its {MANIFEST} is missing or unreadable"
+        ) from None
     return manifest
 
 
@@ -189,13 +233,18 @@ def _verify_log(store: Store, key: bytes) -> str:
     while rows := store.log(edge.size if edge is not None else 0, 500, 1 << 24):
         for row in rows:
             if edge is None:
-                edge = tree.RightEdge(row.index - 1, store.log_nodes(tree.edge_nodes(row.index - 1)))
+                edge = tree.RightEdge(
+                    row.index - 1, store.log_nodes(tree.edge_nodes(row.index - 1))
+                )
             try:
                 log_format.verify_entry(row.record, row.body, edge.size + 1)
             except EnvelopeError as error:
                 raise Damaged(f"entry {row.index} of the signed log: {error}") from None
             if b"".join(edge.append(tree.leaf_hash(row.record))) != row.nodes:
-                raise Damaged(f"entry {row.index} of the signed log: the hashes beside it are not those of its tree")
+                raise Damaged(
+                    f"entry {row.index} of the signed log: the hashes beside it are not those of "
+                    "its tree"
+                )
     return edge.root().hex() if edge is not None else _root(read_stored(store))
 
 
@@ -213,7 +262,13 @@ def _own_files(config: ServerConfig) -> Iterator[str]:
         is_database = path.parent == database.parent and path.name.startswith(database.name)
         logs = config.logging.directory
         is_log = logs is not None and path.is_relative_to(logs)
-        if path.is_file() and not is_database and not is_log and top not in _LEFT_OUT and not top.startswith("spool."):
+        if (
+            path.is_file()
+            and not is_database
+            and not is_log
+            and top not in _LEFT_OUT
+            and not top.startswith("spool.")
+        ):
             yield name.as_posix()
 
 
@@ -247,5 +302,3 @@ def _sync_tree(top: Path) -> None:
                 os.close(fd)
         else:
             sync_directory(path)
-
-

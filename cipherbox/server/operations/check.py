@@ -1,5 +1,7 @@
-"""What `serve` needs besides the settings themselves: keys that are keys, certificates that belong together, places
-that can be written.  Every mistake is found in one go, before anything is started."""
+"""What `serve` needs besides the settings themselves: keys that are keys, certificates that
+belong together, places that can be written.  Every mistake is found in one go, before anything
+is started.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def keys(config: ServerConfig) -> Iterator[str]:
     """What is wrong with the secret keys."""
     encryption = config.encryption
     yield from _tried(
-        lambda: secret_key(encryption.database_key_file), lambda: secret_key(encryption.service_key_file)
+        lambda: secret_key(encryption.database_key_file),
+        lambda: secret_key(encryption.service_key_file),
     )
 
 
@@ -62,9 +65,10 @@ def certificates(config: ServerConfig) -> Iterator[str]:
     """What is wrong with HQ's certificates and their keys."""
     tls = config.tls
     yield from _tried(
-        lambda: load_certificate(tls.root), lambda: load_certificate(tls.issuing),
+        lambda: load_certificate(tls.root),
+        lambda: load_certificate(tls.issuing),
         lambda: load_certificate(tls.certificate),
-    )  # fmt: skip
+    )
     root, issuing = load_certificate(tls.root), certificates_in(tls.issuing)
     server = load_certificate(tls.certificate)
     yield from _tried(lambda: checked_issuing(issuing, root, str(tls.issuing)))
@@ -72,7 +76,9 @@ def certificates(config: ServerConfig) -> Iterator[str]:
         yield f"{tls.certificate} was not issued by {tls.issuing}"
     else:
         fits = partial(pki.verify_chain, [server, *issuing], root, None, pki.SERVER)
-        yield from (f"{tls.certificate} is nothing that clients accept: {text}" for text in _tried(fits))
+        yield from (
+            f"{tls.certificate} is nothing that clients accept: {text}" for text in _tried(fits)
+        )
     if server.not_valid_after_utc <= pki.now():
         renews = "" if config.ca.offline else "; HQ renews it when it starts"
         yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"

@@ -11,8 +11,13 @@ from cipherbox.ops.metrics import Counts
 
 # Kinds of requests that have a histogram of their own; other requests are `manage`.
 _KINDS: dict[type, str] = {
-    m.Publish: "publish", m.Fetch: "fetch", m.Ack: "ack", m.Nack: "nack", m.Consume: "consume", m.Resolve: "resolve",
-}  # fmt: skip
+    m.Publish: "publish",
+    m.Fetch: "fetch",
+    m.Ack: "ack",
+    m.Nack: "nack",
+    m.Consume: "consume",
+    m.Resolve: "resolve",
+}
 
 
 def count_batch(counts: Counts, effects: Effects) -> None:

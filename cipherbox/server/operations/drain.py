@@ -1,7 +1,8 @@
-"""Before an upgrade: nothing new is taken, what waits goes out to the consumers that are there, then HQ ends.
+"""Before an upgrade: nothing new is taken, what waits goes out to the consumers that are there,
+then HQ ends.
 
-What waits for a client that is not here stays in the store, as it does at any stop.  A consumer that takes nothing
-holds it up until the deadline.
+What waits for a client that is not here stays in the store, as it does at any stop.  A consumer
+that takes nothing holds it up until the deadline.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Drain:
         self.done = trio.Event()
 
     def left(self) -> int:
-        """Envelopes that may still go out: in queues somebody consumes, or with somebody who fetched them."""
+        """Envelopes that may still go out: in queues somebody consumes, or with somebody who
+        fetched them.
+        """
         queues = self._hq.engine.broker.queues.values()
         return sum(q.depth if q.consumers else len(q.out) for q in queues if q.depth)
 
@@ -37,7 +40,9 @@ class Drain:
         self._hq.engine.draining = True
         self._until = trio.current_time() + (most_s or MOST_S)
         left = self.left()
-        log.warning("HQ drains: nothing new is taken, then it ends", extra={"client": by, "left": left})
+        log.warning(
+            "HQ drains: nothing new is taken, then it ends", extra={"client": by, "left": left}
+        )
         return left
 
     def undo(self, by: str) -> None:

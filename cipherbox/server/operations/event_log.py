@@ -1,8 +1,9 @@
 """What the log says of envelopes: after each commit, in the words the predecessors used.
 
-The hot path writes no line per message.  A batch of few envelopes, as interactive use makes them, gets a line for each;
-a large batch gets one line in all.  At DEBUG every message has its own.  A line has the ids of message, client and
-connection as fields; one for many messages has the first and the last.
+The hot path writes no line per message.  A batch of few envelopes, as interactive use makes them,
+gets a line for each; a large batch gets one line in all.  At DEBUG every message has its own.  A
+line has the ids of message, client and connection as fields; one for many messages has the first
+and the last.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from cipherbox.broker.model import Ack, AnyCommand, Changes, Effects, FetchedEntries, Handed, NewEnvelope
+from cipherbox.broker.model import (
+    Ack,
+    AnyCommand,
+    Changes,
+    Effects,
+    FetchedEntries,
+    Handed,
+    NewEnvelope,
+)
 from cipherbox.envelope.ids import message_id
 from cipherbox.ops.logs import get_logger
 
@@ -23,21 +32,35 @@ class EventLog:
     """See the module."""
 
     def __init__(self) -> None:
-        self._names: dict[tuple[str, int], tuple[bytes, int]] = {}  # (queue, seq) -> (envelope id, messages)
+        # (queue, seq) -> (envelope id, messages)
+        self._names: dict[tuple[str, int], tuple[bytes, int]] = {}
         self._counts: dict[tuple[str, bytes], int] = {}  # (sender, envelope id) -> messages
 
     def committed(self, effects: Effects, batch: Sequence[AnyCommand] = ()) -> None:
         """One batch is on the disk."""
         changes = effects.changes
         for dead in changes.dead:
-            extra: dict[str, object] = {"queue": dead.queue, "seq": dead.seq, "client": dead.by or "HQ"}
+            extra: dict[str, object] = {
+                "queue": dead.queue,
+                "seq": dead.seq,
+                "client": dead.by or "HQ",
+            }
             known = self._names.get((dead.queue, dead.seq))
             if known is not None:
                 extra["message_id"] = message_id(known[0], 0)
-            log.warning("Dead letter %d of queue '%s': %s", dead.seq, dead.queue, dead.reason, extra=extra)
+            log.warning(
+                "Dead letter %d of queue '%s': %s", dead.seq, dead.queue, dead.reason, extra=extra
+            )
         for one in changes.settled:
             extra = {"queue": one.queue, "seq": one.seq, "client": one.by or "HQ"}
-            log.warning("Dead letter %d of queue '%s' %s by %s", one.seq, one.queue, one.how, one.by, extra=extra)
+            log.warning(
+                "Dead letter %d of queue '%s' %s by %s",
+                one.seq,
+                one.queue,
+                one.how,
+                one.by,
+                extra=extra,
+            )
         if not log.isEnabledFor(logging.INFO):
             return
         if changes.envelopes:
@@ -51,7 +74,9 @@ class EventLog:
             return
         names = self._names
         runs: list[Handed | FetchedEntries] = [*effects.handed]
-        runs += (a for answers in effects.answers.values() for a in answers if type(a) is FetchedEntries)
+        runs += (
+            a for answers in effects.answers.values() for a in answers if type(a) is FetchedEntries
+        )
         for run in runs:
             for entry in run.entries[-FEW:]:
                 count = self._counts.get((entry.sender, entry.envelope_id), 1)
@@ -68,12 +93,20 @@ class EventLog:
             extra = {
                 "message_id": message_id(first.envelope_id, 0),
                 "last_message_id": message_id(last.envelope_id, last.count - 1),
-                "clients": sorted({items[0].sender for items in effects.accepted.values() if items}),
-                "connections": [connection for connection, items in effects.accepted.items() if items],
+                "clients": sorted(
+                    {items[0].sender for items in effects.accepted.values() if items}
+                ),
+                "connections": [
+                    connection for connection, items in effects.accepted.items() if items
+                ],
             }
-            log.info("Published %d messages in %d envelopes", count, len(changes.envelopes), extra=extra)
+            log.info(
+                "Published %d messages in %d envelopes", count, len(changes.envelopes), extra=extra
+            )
             return
-        connections = {(i.sender, i.envelope_id): n for n, items in effects.accepted.items() for i in items}
+        connections = {
+            (i.sender, i.envelope_id): n for n, items in effects.accepted.items() for i in items
+        }
         queues: dict[int, list[str]] = {}
         for entry in changes.entries:
             queues.setdefault(entry.number, []).append(entry.queue)
@@ -82,22 +115,29 @@ class EventLog:
             connection = connections.get((incoming.sender, incoming.envelope_id), 0)
             self._line(envelope, queues.get(envelope.number, []), connection, every=every)
 
-    def _line(self, envelope: NewEnvelope, queues: list[str], connection: int, *, every: bool) -> None:
+    def _line(
+        self, envelope: NewEnvelope, queues: list[str], connection: int, *, every: bool
+    ) -> None:
         incoming = envelope.incoming
         self._counts[(incoming.sender, incoming.envelope_id)] = incoming.count
         while len(self._counts) > _REMEMBERED:
             del self._counts[next(iter(self._counts))]
         first = message_id(incoming.envelope_id, 0)
         extra = {
-            "client": incoming.sender, "connection": connection, "message_id": first, "messages": incoming.count,
-        }  # fmt: skip
+            "client": incoming.sender,
+            "connection": connection,
+            "message_id": first,
+            "messages": incoming.count,
+        }
         for queue in queues:
             text = "Published message %s to queue '%s' via exchange '%s'"
             log.info(text, first, queue, incoming.exchange, extra=extra)
             if every:
                 for index in range(1, incoming.count):
                     name = message_id(incoming.envelope_id, index)
-                    log.debug(text, name, queue, incoming.exchange, extra={**extra, "message_id": name})
+                    log.debug(
+                        text, name, queue, incoming.exchange, extra={**extra, "message_id": name}
+                    )
 
     def _acked(self, changes: Changes, batch: Sequence[AnyCommand]) -> None:
         total = sum(mark.last - mark.first + 1 for mark in changes.acked)
@@ -113,11 +153,20 @@ class EventLog:
                 self._ack(mark.queue, seq, mark.client, connection)
 
     def _ack(self, queue: str, seq: int, client: str, connection: int) -> None:
-        extra: dict[str, object] = {"client": client, "connection": connection, "queue": queue, "seq": seq}
+        extra: dict[str, object] = {
+            "client": client,
+            "connection": connection,
+            "queue": queue,
+            "seq": seq,
+        }
         envelope_id, count = self._names.pop((queue, seq), (b"", 1))
         if not envelope_id:
-            log.info("Envelope %d of queue '%s' acknowledged by client, removed from queues and status", seq, queue,
-                     extra=extra)  # fmt: skip
+            log.info(
+                "Envelope %d of queue '%s' acknowledged by client, removed from queues and status",
+                seq,
+                queue,
+                extra=extra,
+            )
             return
         text = "Message %s acknowledged by client, removed from queues and status"
         for index in range(count if log.isEnabledFor(logging.DEBUG) else 1):

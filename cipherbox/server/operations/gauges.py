@@ -1,4 +1,6 @@
-"""What HQ is like at this moment, as samples of the table in `ops.metrics`.  Asked for a few times a minute."""
+"""What HQ is like at this moment, as samples of the table in `ops.metrics`.  Asked for a few
+times a minute.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,15 @@ _DAY_S = 86_400.0
 
 def samples(hq: HQ) -> list[Sample]:
     """Everything that HQ counts and measures."""
-    return [*hq.engine.counts.samples(), *_people(hq), *_queues(hq), *_totals(hq), *_store(hq), *_itself(hq),
-            *process_samples()]  # fmt: skip
+    return [
+        *hq.engine.counts.samples(),
+        *_people(hq),
+        *_queues(hq),
+        *_totals(hq),
+        *_store(hq),
+        *_itself(hq),
+        *process_samples(),
+    ]
 
 
 def _people(hq: HQ) -> list[Sample]:
@@ -34,10 +43,11 @@ def _people(hq: HQ) -> list[Sample]:
     clients = {s.client for s in hq.sessions if s.client}
     found = [Sample("cipherbox_connections", roles[role], (role,)) for role in ROLES]
     return [
-        *found, Sample("cipherbox_connected_clients", len(clients)),
+        *found,
+        Sample("cipherbox_connected_clients", len(clients)),
         Sample("cipherbox_greeting_connections", len(hq.lobby)),
         Sample("cipherbox_turned_away_total", hq.lobby.turned_away),
-    ]  # fmt: skip
+    ]
 
 
 def _queues(hq: HQ) -> list[Sample]:
@@ -93,12 +103,16 @@ def _itself(hq: HQ) -> list[Sample]:
         Sample("cipherbox_body_cache_bytes", hq.engine.bodies.size),
     ]
     for name, left_s in certificates(hq).items():
-        found.append(Sample("cipherbox_certificate_remaining_days", round(left_s / _DAY_S, 3), (name,)))
+        found.append(
+            Sample("cipherbox_certificate_remaining_days", round(left_s / _DAY_S, 3), (name,))
+        )
     return found
 
 
 def certificates(hq: HQ) -> dict[str, float]:
-    """Seconds until each of HQ's certificates ends, the revocation list, and the first of an organization's lists."""
+    """Seconds until each of HQ's certificates ends, the revocation list, and the first of an
+    organization's lists.
+    """
     trust, now = hq.trust, pki.now()
     ends = {
         "server": trust.server.not_valid_after_utc,

@@ -1,8 +1,10 @@
-"""The metrics port: /metrics for Prometheus, /healthz and /readyz for a supervisor; plain HTTP on loopback.
+"""The metrics port: /metrics for Prometheus, /healthz and /readyz for a supervisor; plain HTTP on
+loopback.
 
-/healthz is about this process: 503 says that starting it again would help.  /readyz is about the service: 503, with
-the reasons, while HQ is a standby, waits for its store, drains or stops; starting it again would not help then.  The
-port is open before the store is, and as long as the process lives.
+/healthz is about this process: 503 says that starting it again would help.  /readyz is about the
+service: 503, with the reasons, while HQ is a standby, waits for its store, drains or stops;
+starting it again would not help then.  The port is open before the store is, and as long as the
+process lives.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ _TAKE_S = 5.0  # to take the answer
 _AT_ONCE = 16  # connections; the oldest that has not asked yet makes room for a new one
 _FRESH = 4  # answers of /metrics made anew in a second; each takes milliseconds of HQ's one loop
 _TEXT = "text/plain; charset=utf-8"
-_PHRASES = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+_PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    503: "Service Unavailable",
+}
 
 
 class Reply(NamedTuple):
@@ -34,14 +42,17 @@ class Reply(NamedTuple):
 
 
 class Monitor:
-    """See the module.  ``hq`` is there once the store is open; until then ``waiting`` says why not."""
+    """See the module.  ``hq`` is there once the store is open; until then ``waiting`` says why
+    not.
+    """
 
     def __init__(self) -> None:
         started_at()
         self.hq: HQ | None = None
         self.waiting = "HQ is starting"
         self._places = UnauthenticatedConnections(_AT_ONCE, _AT_ONCE)
-        self._made: dict[str, tuple[bytes, str]] = {}  # answers of /metrics of this second, by what was accepted
+        # answers of /metrics of this second, by what was accepted
+        self._made: dict[str, tuple[bytes, str]] = {}
         self._second, self._fresh = 0, 0
 
     def ill(self) -> str:
@@ -120,15 +131,19 @@ class Monitor:
         place.silent = False
         place.scope.deadline = trio.current_time() + _TAKE_S
         words = lines[0].split(" ")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (x.partition(":") for x in lines[1:])}
+        headers = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (x.partition(":") for x in lines[1:])
+        }
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             reply, method = Reply(400, b"this is no HTTP request\n"), "GET"
         else:
             method = words[0]
             reply = self.answer(method, words[1].partition("?")[0], headers.get("accept", ""))
         answer = (
-            f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}\r\nContent-Type: {reply.content_type}\r\n"
-            f"Content-Length: {len(reply.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+            f"HTTP/1.1 {reply.status} {_PHRASES[reply.status]}\r\nContent-Type: "
+            f"{reply.content_type}\r\nContent-Length: {len(reply.body)}\r\nCache-Control: "
+            "no-store\r\nConnection: close\r\n\r\n"
         ).encode()
         await stream.send_all(answer if method == "HEAD" else answer + reply.body)
         await stream.send_eof()

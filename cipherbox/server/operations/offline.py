@@ -1,9 +1,10 @@
 """HQ with its doors closed: what may be done on HQ's own machine while it does not serve.
 
-Every administrative act is a frame with an admin's certificate.  When the last admin's key is lost nobody can send one,
-so there is one way back, for who can read HQ's directory and its service key: HQ is put together as ever, under the
-directory's lock, listens nowhere, does one thing, and ends.  What was done goes through the engine, so the signed log
-has it: this way in cannot be used silently.
+Every administrative act is a frame with an admin's certificate.  When the last admin's key is lost
+nobody can send one, so there is one way back, for who can read HQ's directory and its service key:
+HQ is put together as ever, under the directory's lock, listens nowhere, does one thing, and ends.
+What was done goes through the engine, so the signed log has it: this way in cannot be used
+silently.
 """
 
 from __future__ import annotations
@@ -46,22 +47,31 @@ async def closed(config: ServerConfig) -> AsyncIterator[HQ]:
             store.close()
 
 
-async def admin_token(config: ServerConfig, client_id: str, valid_s: int, replaces: bool = False) -> str:
-    """A token for an admin, without an admin.  Conflict for a client that is there, unless its home is replaced."""
+async def admin_token(
+    config: ServerConfig, client_id: str, valid_s: int, replaces: bool = False
+) -> str:
+    """A token for an admin, without an admin.  Conflict for a client that is there, unless its
+    home is replaced.
+    """
     async with closed(config) as hq:
         known = hq.engine.broker.rights.clients.get(client_id)
         if known is not None and not known.revoked_at and not replaces:
             raise Conflict(
-                f"{client_id!r} is there, and its lost key would stay good; say --replace, or choose another name and "
-                f"revoke this one when you have joined: cipherbox revoke {client_id}"
+                f"{client_id!r} is there, and its lost key would stay good; say --replace, or "
+                "choose another name and revoke this one when you have joined: cipherbox revoke "
+                f"{client_id}"
             )
-        token = await hq.enrolments.token(client_id, m.ADMIN, approve=False, valid_s=valid_s, replaces=replaces)
+        token = await hq.enrolments.token(
+            client_id, m.ADMIN, approve=False, valid_s=valid_s, replaces=replaces
+        )
         await hq.engine.call(lambda n: m.EnrolHere(0, "", n, client_id, m.ADMIN))
         return token  # said only now: nobody has a token that the log does not name
 
 
 async def export(config: ServerConfig) -> bytes:
-    """As `Carried.export`, with HQ's own request whether it is due or not; that alone while HQ is served."""
+    """As `Carried.export`, with HQ's own request whether it is due or not; that alone while HQ
+    is served.
+    """
     try:
         async with closed(config) as hq:
             return await hq.carried.export(own_row(config))
@@ -70,7 +80,9 @@ async def export(config: ServerConfig) -> bytes:
 
 
 async def take(config: ServerConfig, document: bytes) -> int:
-    """As `Carried.take`, for an HQ that cannot be reached: all of it, or what is for HQ itself while it is served."""
+    """As `Carried.take`, for an HQ that cannot be reached: all of it, or what is for HQ itself
+    while it is served.
+    """
     put = put_by_hand(config, document)
     try:
         if config.ca.offline:
@@ -79,6 +91,8 @@ async def take(config: ServerConfig, document: bytes) -> int:
     except (StoreLocked, StoreLeased):
         pass
     if not put and any(not for_hq(leaf) for leaf in read_signed(document).leaves):
-        raise InvalidRequest("this file holds nothing new for HQ itself; clients' certificates are taken under way: "
-                             "cipherbox ca import FILE")  # fmt: skip
+        raise InvalidRequest(
+            "this file holds nothing new for HQ itself; clients' certificates are taken under way: "
+            "cipherbox ca import FILE"
+        )
     return put

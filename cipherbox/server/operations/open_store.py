@@ -21,11 +21,18 @@ def target_of(settings: DatabaseSettings) -> Target:
         return secret(password).decode("utf-8").rstrip("\r\n") if password is not None else None
 
     return Target(
-        hosts=parse_hosts(settings.hosts), database=settings.name, user=settings.user,
-        password=asked, tls=settings.tls,
-        tls_ca=settings.tls_ca, tls_certificate=settings.tls_certificate, tls_key=settings.tls_key,
-        schema=settings.schema, pool_size=settings.pool_size, bodies=settings.bodies,
-    )  # fmt: skip
+        hosts=parse_hosts(settings.hosts),
+        database=settings.name,
+        user=settings.user,
+        password=asked,
+        tls=settings.tls,
+        tls_ca=settings.tls_ca,
+        tls_certificate=settings.tls_certificate,
+        tls_key=settings.tls_key,
+        schema=settings.schema,
+        pool_size=settings.pool_size,
+        bodies=settings.bodies,
+    )
 
 
 def open_source(config: ServerConfig) -> Source:
@@ -38,14 +45,22 @@ def open_source(config: ServerConfig) -> Source:
 
 
 def open_store(
-    config: ServerConfig, *, create: bool = False, upgrade: bool = False, kind: type[SqliteStore] = SqliteStore
+    config: ServerConfig,
+    *,
+    create: bool = False,
+    upgrade: bool = False,
+    kind: type[SqliteStore] = SqliteStore,
 ) -> Store:
-    """The caller holds the data directory's lock.  StoreLeased while another HQ writes this database."""
+    """The caller holds the data directory's lock.  StoreLeased while another HQ writes this
+    database.
+    """
     if config.database.kind == "postgresql":
         from cipherbox.store.postgres.store import PostgresStore
 
         target = target_of(config.database)
-        return PostgresStore(target, config.directory, create=create, upgrade=upgrade, limits=config.limits)
+        return PostgresStore(
+            target, config.directory, create=create, upgrade=upgrade, limits=config.limits
+        )
     path = config.database.path
     return open_sqlite(path.parent, create=create, limits=config.limits, kind=kind, name=path.name)
 

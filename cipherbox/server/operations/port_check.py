@@ -25,20 +25,27 @@ def why_not(host: str, port: int, error: OSError) -> str:
 def wanted(config: ServerConfig) -> Iterator[tuple[str, str, int]]:
     """Setting, host and port of everything that HQ listens on."""
     settings = {
-        "[server] listen": config.server.listen, "[server] websocket_listen": config.server.websocket_listen,
+        "[server] listen": config.server.listen,
+        "[server] websocket_listen": config.server.websocket_listen,
         "[metrics] listen": config.metrics.listen,
-    }  # fmt: skip
+    }
     for setting, text in settings.items():
         for host, port in parse_listen(text):
             yield setting, host, port
 
 
 def taken(host: str, port: int) -> str:
-    """Why nobody could listen there now; empty when one could, or when systemd listens there for HQ."""
+    """Why nobody could listen there now; empty when one could, or when systemd listens there for
+    HQ.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            return "" if error.errno == errno.EADDRINUSE and systemd.listens_on(port) else why_not(host, port, error)
+            return (
+                ""
+                if error.errno == errno.EADDRINUSE and systemd.listens_on(port)
+                else why_not(host, port, error)
+            )
     return ""

@@ -1,7 +1,8 @@
 """Settings and certificates read again while HQ runs: all or nothing, and no connection notices.
 
-Everything is read and checked first; a half-written file, or a certificate beside another key, changes nothing.  New
-connections see the new certificate, those that are open stay as they are.  What only a start can change is named.
+Everything is read and checked first; a half-written file, or a certificate beside another key,
+changes nothing.  New connections see the new certificate, those that are open stay as they are.
+What only a start can change is named.
 """
 
 from __future__ import annotations
@@ -27,9 +28,14 @@ log = get_logger(__name__)
 NOW, AT_START = "now", "at the next start"
 _TABLES_NOW = ("logging", "retention", "tls", "ca", "alerts")
 _SETTINGS_NOW = frozenset(
-    {("server", "name"), ("server", "address"), ("server", "websocket_origins"), ("metrics", "queues"),
-     ("metrics", "clients")}
-)  # fmt: skip
+    {
+        ("server", "name"),
+        ("server", "address"),
+        ("server", "websocket_origins"),
+        ("metrics", "queues"),
+        ("metrics", "clients"),
+    }
+)
 
 
 class Difference(NamedTuple):
@@ -42,11 +48,16 @@ class Difference(NamedTuple):
 
 
 def reload(hq: HQ) -> list[Difference]:
-    """Takes over what is different.  ConfigError says what is wrong; then everything is as before."""
+    """Takes over what is different.  ConfigError says what is wrong; then everything is as
+    before.
+    """
     try:
         return _reload(hq)
-    except (CipherBoxError, OSError, ValueError) as error:  # of a file that cannot be read as what it should be
-        raise ConfigError(f"{error}\nNothing was taken over: HQ goes on with the settings it has") from error
+    except (CipherBoxError, OSError, ValueError) as error:
+        # of a file that cannot be read as what it should be
+        raise ConfigError(
+            f"{error}\nNothing was taken over: HQ goes on with the settings it has"
+        ) from error
 
 
 def _reload(hq: HQ) -> list[Difference]:
@@ -56,7 +67,9 @@ def _reload(hq: HQ) -> list[Difference]:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
     material = read_material(config)
     if pki.fingerprint(material.root) != hq.trust.root_fingerprint:
-        raise ConfigError(f"{config.tls.root} is another root CA: no client would be let in any more, or trust HQ")
+        raise ConfigError(
+            f"{config.tls.root} is another root CA: no client would be let in any more, or trust HQ"
+        )
     material.try_out()
     context, lists = material.context(), hq.lists.read(config, material)
     found = [*_settings(hq.config, config), *_certificates(hq, material)]
@@ -76,7 +89,13 @@ def _live(old: ServerConfig, new: ServerConfig) -> ServerConfig:
     server = attrs.evolve(old.server, name=new.server.name, address=new.server.address)
     metrics = attrs.evolve(old.metrics, queues=new.metrics.queues)
     return attrs.evolve(
-        old, server=server, metrics=metrics, logging=new.logging, retention=new.retention, tls=new.tls, ca=new.ca,
+        old,
+        server=server,
+        metrics=metrics,
+        logging=new.logging,
+        retention=new.retention,
+        tls=new.tls,
+        ca=new.ca,
         alerts=new.alerts,
     )
 
@@ -87,7 +106,9 @@ def _settings(old: ServerConfig, new: ServerConfig) -> Iterator[Difference]:
         for key, value in values.items():
             if value != before[table][key]:
                 now = table in _TABLES_NOW or (table, key) in _SETTINGS_NOW
-                yield Difference(f"{table}.{key}", before[table][key], value, NOW if now else AT_START)
+                yield Difference(
+                    f"{table}.{key}", before[table][key], value, NOW if now else AT_START
+                )
 
 
 def _certificates(hq: HQ, material: Credentials) -> Iterator[Difference]:
@@ -97,5 +118,7 @@ def _certificates(hq: HQ, material: Credentials) -> Iterator[Difference]:
     for name in ("server", "issuing", "root"):
         old, new = getattr(hq.trust, name), getattr(material, name)
         if pki.der(old) != pki.der(new):
-            was, now = (f"{pki.serial(c)}, until {c.not_valid_after_utc:%Y-%m-%d}" for c in (old, new))
+            was, now = (
+                f"{pki.serial(c)}, until {c.not_valid_after_utc:%Y-%m-%d}" for c in (old, new)
+            )
             yield Difference(f"certificate {name}", was, now, NOW)

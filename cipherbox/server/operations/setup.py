@@ -1,6 +1,7 @@
 """`init`: HQ's directory, its CA, its first admin.
 
-The admin gets a certificate and no encryption keys: HQ's machine holds nothing that opens a message.
+The admin gets a certificate and no encryption keys: HQ's machine holds nothing that opens a
+message.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from cipherbox.server.operations.open_store import open_store
 from cipherbox.server.transparency_log import KEY_FILE, load_key
 from cipherbox.store.port import CertificateRow
 
-UNFINISHED = ".init-unfinished"  # names that were in HQ's directory before; there while `init` is under way
+# names that were in HQ's directory before; there while `init` is under way
+UNFINISHED = ".init-unfinished"
 
 
 @attrs.frozen
@@ -54,18 +56,34 @@ class InitReport:
 
 
 def init_hq(
-    directory: Path, *, address: str, name: str, listen: str, websocket_listen: str = "",
-    offline_ca: Path | None = None, admin_id: str = "admin", admin_home: Path, database: DatabaseSettings | None = None,
-) -> InitReport:  # fmt: skip
-    """Makes everything HQ needs in ``directory``; refuses a directory that has an HQ, or a home that has a client."""
+    directory: Path,
+    *,
+    address: str,
+    name: str,
+    listen: str,
+    websocket_listen: str = "",
+    offline_ca: Path | None = None,
+    admin_id: str = "admin",
+    admin_home: Path,
+    database: DatabaseSettings | None = None,
+) -> InitReport:
+    """Makes everything HQ needs in ``directory``; refuses a directory that has an HQ, or a home
+    that has a client.
+    """
     check_free(directory, admin_id, admin_home)
-    settings = ServerSettings(name=name, listen=listen, websocket_listen=websocket_listen, address=address)
+    settings = ServerSettings(
+        name=name, listen=listen, websocket_listen=websocket_listen, address=address
+    )
     config = ServerConfig(
-        directory=directory, server=settings, ca=CaSettings(offline=offline_ca is not None),
+        directory=directory,
+        server=settings,
+        ca=CaSettings(offline=offline_ca is not None),
         database=database or DatabaseSettings(),
-    )  # fmt: skip
+    )
     elsewhere = config.database.kind != "sqlite"
-    with whole_or_nothing(directory, admin_home, *filter(None, [offline_ca]), others_database=elsewhere):
+    with whole_or_nothing(
+        directory, admin_home, *filter(None, [offline_ca]), others_database=elsewhere
+    ):
         service_key = make_directory(config)
         root = pki.new_root(name)
         issuing = pki.new_issuing(name, root)
@@ -81,11 +99,15 @@ def init_hq(
 
 
 def check_free(directory: Path, admin_id: str, admin_home: Path) -> None:
-    """ConfigError when there is an HQ, or a client, where one is to be made; a killed `init` is cleared away."""
+    """ConfigError when there is an HQ, or a client, where one is to be made; a killed `init` is
+    cleared away.
+    """
     check_client_id(admin_id)
     _clear_unfinished(directory, admin_home)
     if (directory / SERVER_FILE).exists() or (directory / "cipherbox.sqlite3").exists():
-        raise ConfigError(f"{directory} holds an HQ already; to run it: cipherbox serve {directory}")
+        raise ConfigError(
+            f"{directory} holds an HQ already; to run it: cipherbox serve {directory}"
+        )
     if (admin_home / "client.toml").exists():
         raise ConfigError(f"{admin_home} belongs to a client already; choose another with --home")
 
@@ -125,10 +147,14 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def whole_or_nothing(directory: Path, *others: Path, others_database: bool = False) -> Iterator[None]:
-    """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken for one.
+def whole_or_nothing(
+    directory: Path, *others: Path, others_database: bool = False
+) -> Iterator[None]:
+    """When it fails, what came into the directories meanwhile goes again: half an HQ would be taken
+    for one.
 
-    A marker in HQ's directory lets the next `init` do that for one that was killed; with settings it is an HQ.
+    A marker in HQ's directory lets the next `init` do that for one that was killed; with settings
+    it is an HQ.
     """
     before = {path: set(path.iterdir()) if path.exists() else None for path in (directory, *others)}
     try:
@@ -141,19 +167,31 @@ def whole_or_nothing(directory: Path, *others: Path, others_database: bool = Fal
             _remove(set(path.iterdir() if path.exists() else ()) - (kept or set()))
             if kept is None and path.exists():
                 path.rmdir()
-        full = isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+        full = isinstance(error, DiskFull) or (
+            isinstance(error, OSError) and error.errno == errno.ENOSPC
+        )
         if full:
-            raise StoreError(f"the disk of {directory} is full; make room, then run it again") from error
+            raise StoreError(
+                f"the disk of {directory} is full; make room, then run it again"
+            ) from error
         if isinstance(error, StoreUnavailable) and others_database:
-            raise StoreError(f"{error}; nothing is left of this attempt: see whether PostgreSQL runs and takes this "
-                             "user there, then run it again") from error  # fmt: skip
+            raise StoreError(
+                f"{error}; nothing is left of this attempt: see whether PostgreSQL runs and "
+                "takes this user there, then run it again"
+            ) from error
         if isinstance(error, StoreUnavailable):
-            raise StoreError(f"{error}; what was begun is away again: look at the disk, then run it again") from error
+            raise StoreError(
+                f"{error}; what was begun is away again: look at the disk, then run it again"
+            ) from error
         raise
 
 
 def _write_ca(
-    directory: Path, root: pki.Authority, issuing: pki.Authority, service_key: bytes, offline: Path | None
+    directory: Path,
+    root: pki.Authority,
+    issuing: pki.Authority,
+    service_key: bytes,
+    offline: Path | None,
 ) -> None:
     write_atomic(directory / "root.crt", pki.pem(root.certificate))
     write_atomic(directory / "issuing.crt", pki.pem(issuing.certificate))
@@ -168,11 +206,18 @@ def _write_ca(
 
 
 def near_address(settings: ServerSettings) -> str:
-    """Where an admin on HQ's own machine finds it: loopback first, where HQ listens there, then as everybody else."""
+    """Where an admin on HQ's own machine finds it: loopback first, where HQ listens there, then
+    as everybody else.
+    """
     found: list[str] = []
     for listen, form in ((settings.listen, "{}:{}"), (settings.websocket_listen, "wss://{}:{}/")):
         for host, port in parse_listen(listen):
-            near = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}.get(host)  # noqa: S104
+            near = {
+                "0.0.0.0": "127.0.0.1",  # noqa: S104
+                "::": "[::1]",
+                "127.0.0.1": "127.0.0.1",
+                "::1": "[::1]",
+            }.get(host)
             if near is not None and port and not found:
                 found.append(form.format(near, port))
     theirs = [part.strip() for part in settings.address.split(",")]
@@ -190,7 +235,10 @@ def write_admin(home: Path, admin_id: str, address: str) -> pki.PrivateKey:
 
 
 def write_admin_certificates(
-    home: Path, certificate: x509.Certificate, chain: Sequence[x509.Certificate], root: x509.Certificate
+    home: Path,
+    certificate: x509.Certificate,
+    chain: Sequence[x509.Certificate],
+    root: x509.Certificate,
 ) -> None:
     """What makes the home whole."""
     write_atomic(home / "ca.crt", pki.pem(root))
@@ -203,7 +251,10 @@ def _try_store(config: ServerConfig) -> None:
     store = open_store(config, create=True)
     try:
         if store.load(1).clients:
-            raise ConfigError("this database holds an HQ already; choose another schema, or serve its own directory")
+            raise ConfigError(
+                "this database holds an HQ already; choose another schema, or serve its own "
+                "directory"
+            )
     finally:
         store.close()
 
@@ -211,7 +262,9 @@ def _try_store(config: ServerConfig) -> None:
 def fill_store(
     config: ServerConfig, admin_id: str, certificate: x509.Certificate, crl: bytes, crl_number: int
 ) -> None:
-    """The first commit: the admin, default_exchange, default_queue and default_key, open to every publisher."""
+    """The first commit: the admin, default_exchange, default_queue and default_key, open to
+    every publisher.
+    """
     store = open_store(config, create=True)
     try:
         changes = m.Changes(
@@ -225,8 +278,12 @@ def fill_store(
             store.commit(changes, store.epoch)
         store.put_certificate(
             CertificateRow(
-                pki.serial(certificate), admin_id, pki.ms(certificate.not_valid_before_utc),
-                pki.ms(certificate.not_valid_after_utc), 0, pki.der(certificate),
+                pki.serial(certificate),
+                admin_id,
+                pki.ms(certificate.not_valid_before_utc),
+                pki.ms(certificate.not_valid_after_utc),
+                0,
+                pki.der(certificate),
             )
         )
         store.put_setting(CRL_SETTING, crl)

@@ -1,4 +1,6 @@
-"""What an admin asks of a running HQ beside its topology: figures, alerts, connections, reload, drain."""
+"""What an admin asks of a running HQ beside its topology: figures, alerts, connections, reload,
+drain.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ _REASON_CHARS = 200
 
 def _row(sample: Sample) -> dict[str, object]:
     metric, value = METRICS[sample.name], sample.value
-    row: dict[str, object] = {"name": sample.name, "labels": dict(zip(metric.labels, sample.labels, strict=True))}
+    row: dict[str, object] = {
+        "name": sample.name,
+        "labels": dict(zip(metric.labels, sample.labels, strict=True)),
+    }
     if isinstance(value, Histogram):
         return {**row, "count": value.count, "sum": value.total}
     return {**row, "value": value}
@@ -59,9 +64,13 @@ async def _totals(s: Session) -> Rows:
     for name in sorted(rights.clients):
         used, (bundles, prekeys) = totals.of(name), kept.get(name, (0, 0))
         has = {
-            BYTES: used.size, ENVELOPES: used.envelopes, QUEUES: owned_queues(s.hq.engine.broker, name),
-            BUNDLES: bundles, CERTIFICATES: s.hq.trust.good_count(name), PREKEYS: prekeys,
-        }  # fmt: skip
+            BYTES: used.size,
+            ENVELOPES: used.envelopes,
+            QUEUES: owned_queues(s.hq.engine.broker, name),
+            BUNDLES: bundles,
+            CERTIFICATES: s.hq.trust.good_count(name),
+            PREKEYS: prekeys,
+        }
         row: dict[str, object] = {"name": name}
         for what, count in has.items():
             row |= {what: count, f"{what}_most": totals.most(name, what)}
@@ -71,16 +80,26 @@ async def _totals(s: Session) -> Rows:
 
 # Lists that are not the core's.
 LISTS: dict[str, Callable[[Session], Awaitable[Rows]]] = {
-    "connections": _connections, "pending": _pending, "metrics": _metrics, "alerts": _alerts,
-    "certificates": _certificates, "totals": _totals,
-}  # fmt: skip
+    "connections": _connections,
+    "pending": _pending,
+    "metrics": _metrics,
+    "alerts": _alerts,
+    "certificates": _certificates,
+    "totals": _totals,
+}
 
 
 async def _kick(s: Session, x: f.Kick) -> object:
     s.need_admin()
-    found = [o for o in s.hq.sessions if o.client == x.client_id and x.connection in (0, o.connection)]
+    found = [
+        o for o in s.hq.sessions if o.client == x.client_id and x.connection in (0, o.connection)
+    ]
     if not found:
-        which = f"no connection {x.connection} of {x.client_id}" if x.connection else f"no connection of {x.client_id}"
+        which = (
+            f"no connection {x.connection} of {x.client_id}"
+            if x.connection
+            else f"no connection of {x.client_id}"
+        )
         raise NotFound(f"there is {which}; see who is there: cipherbox clients list --connected")
     reason = x.reason[:_REASON_CHARS] or "an admin cut this connection"
     for session in found:

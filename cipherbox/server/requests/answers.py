@@ -1,4 +1,6 @@
-"""What the core answered -> the bytes of frames.  Confirms of one batch become ranges, in one CONFIRM if they fit."""
+"""What the core answered -> the bytes of frames.  Confirms of one batch become ranges, in one
+CONFIRM if they fit.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,38 @@ from collections.abc import Sequence
 
 import orjson
 
-from cipherbox.broker.model import Acked, Answer, Confirmed, Done, Failed, FetchedEntries, Listed, Routed
+from cipherbox.broker.model import (
+    Acked,
+    Answer,
+    Confirmed,
+    Done,
+    Failed,
+    FetchedEntries,
+    Listed,
+    Routed,
+)
 from cipherbox.broker.publish import RouteDetail
-from cipherbox.errors import CipherBoxError, DiskFull, Fenced, GoingAway, StoreError, StoreUnavailable
+from cipherbox.errors import (
+    CipherBoxError,
+    DiskFull,
+    Fenced,
+    GoingAway,
+    StoreError,
+    StoreUnavailable,
+)
 from cipherbox.wire import codec, frames
 from cipherbox.wire.codec import DeliveredItem
 
 STORES = (StoreError, StoreUnavailable, DiskFull)
-_NAMES_PER_CONFIRM = 4096  # queues and clients, 128 bytes each at most; so at most so many ranges too
+# queues and clients, 128 bytes each at most; so at most so many ranges too
+_NAMES_PER_CONFIRM = 4096
 
 
 def error_frame(correlation: int, error: CipherBoxError) -> frames.Error:
     """An ERROR for any of our errors; route-changed carries the route as it is now.
 
-    That another HQ took over is HQ's own end, and no verdict on the request: the client asks there.  Why the store
-    failed is for HQ's log: its hosts, paths and statements are nothing to a client.
+    That another HQ took over is HQ's own end, and no verdict on the request: the client asks there.
+    Why the store failed is for HQ's log: its hosts, paths and statements are nothing to a client.
     """
     if isinstance(error, Fenced):
         error = GoingAway(str(error))
@@ -39,7 +58,9 @@ def _route(answer: Routed) -> frames.Route:
 
 
 def confirm(answers: Sequence[Confirmed], proof: tuple[int, bytes] = (0, b"")) -> bytes:
-    """One CONFIRM for answers of one acceptance time: runs of ids with the same outcome and queues are one range."""
+    """One CONFIRM for answers of one acceptance time: runs of ids with the same outcome and
+    queues are one range.
+    """
     places: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
     ranges: list[frames.ConfirmRange] = []
     first = last = -1
@@ -59,7 +80,8 @@ def confirm(answers: Sequence[Confirmed], proof: tuple[int, bytes] = (0, b"")) -
 
 
 def confirm_groups(confirmed: Sequence[Confirmed]) -> list[Sequence[Confirmed]]:
-    """As few CONFIRMs as there may be: one has one acceptance time, one outcome and a bounded list of places.
+    """As few CONFIRMs as there may be: one has one acceptance time, one outcome and a bounded list
+    of places.
 
     Each is a group of the log's entry, so that each has its proof.
     """
@@ -82,7 +104,9 @@ def confirm_groups(confirmed: Sequence[Confirmed]) -> list[Sequence[Confirmed]]:
 
 
 def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = None) -> list[bytes]:
-    """The frames of one batch's answers, confirms first; ``proof``: the entry of the log, a proof for each CONFIRM."""
+    """The frames of one batch's answers, confirms first; ``proof``: the entry of the log, a
+    proof for each CONFIRM.
+    """
     groups = confirm_groups([a for a in answers if type(a) is Confirmed])
     entry, proofs = proof if proof is not None else (0, [b""] * len(groups))
     out = [confirm(group, (entry, one)) for group, one in zip(groups, proofs, strict=True)]
@@ -94,15 +118,24 @@ def encode(answers: Sequence[Answer], proof: tuple[int, list[bytes]] | None = No
         elif isinstance(answer, Done):
             out.append(codec.encode(frames.Ok(answer.correlation, answer.count)))
         elif isinstance(answer, Acked):
-            out.append(codec.encode(frames.AckConfirmed(answer.correlation, answer.count, answer.unknown)))
+            out.append(
+                codec.encode(frames.AckConfirmed(answer.correlation, answer.count, answer.unknown))
+            )
         elif isinstance(answer, Routed):
             out.append(codec.encode(_route(answer)))
         elif isinstance(answer, Listed):
-            out.append(codec.encode(frames.Listing(answer.correlation, answer.after, orjson.dumps(answer.rows))))
+            out.append(
+                codec.encode(
+                    frames.Listing(answer.correlation, answer.after, orjson.dumps(answer.rows))
+                )
+            )
     return out
 
 
 def fetched(answer: FetchedEntries, items: list[DeliveredItem]) -> bytes:
     """The FETCHED frame."""
-    entries = [frames.Delivered(seq, min(attempt, 0xFFFF), at, entry, raw) for seq, attempt, at, entry, raw in items]
+    entries = [
+        frames.Delivered(seq, min(attempt, 0xFFFF), at, entry, raw)
+        for seq, attempt, at, entry, raw in items
+    ]
     return codec.encode(frames.Fetched(answer.correlation, answer.waiting, entries))

@@ -1,7 +1,8 @@
 """Frames -> commands for the core, and the requests HQ answers without it.
 
-`COMMANDS` turns a frame into a command; `CALLS` holds what is answered here: keys, revocations, status, enrolment.  A
-refusal is raised and becomes an ERROR; the connection decides by the error whether it ends.
+`COMMANDS` turns a frame into a command; `CALLS` holds what is answered here: keys, revocations,
+status, enrolment.  A refusal is raised and becomes an ERROR; the connection decides by the error
+whether it ends.
 """
 
 from __future__ import annotations
@@ -55,18 +56,56 @@ def incoming(item: SendItem, client: str, envelope_bytes: int) -> m.Incoming:
         layout = split(raw)
     except EnvelopeError as error:
         raise EnvelopeRefused(str(error)) from None
-    (_, _, sealed_at, expires_at, envelope_id, generation, count, _, _, _, _, commitment, version, sender, exchange,
-     routing_key, _, readers, _) = layout.prefix  # fmt: skip
+    (
+        _,
+        _,
+        sealed_at,
+        expires_at,
+        envelope_id,
+        generation,
+        count,
+        _,
+        _,
+        _,
+        _,
+        commitment,
+        version,
+        sender,
+        exchange,
+        routing_key,
+        _,
+        readers,
+        _,
+    ) = layout.prefix
     if version != VERSION:
-        raise EnvelopeRefused(f"the envelope is of version {version}; this HQ takes version {VERSION} only")
+        raise EnvelopeRefused(
+            f"the envelope is of version {version}; this HQ takes version {VERSION} only"
+        )
     if sender != client:
         raise WrongSender(f"this connection is {client}; the envelope says it is from {sender}")
     envelope_hash, stored_hash = stored_hashes(raw, layout)
     return tuple.__new__(
         m.Incoming,
-        (correlation, bool(flags & PARTIAL), route_version, sender, envelope_id, generation, count, envelope_hash,
-         stored_hash, exchange, routing_key, readers, sealed_at, expires_at, len(raw), raw, commitment),
-    )  # fmt: skip
+        (
+            correlation,
+            bool(flags & PARTIAL),
+            route_version,
+            sender,
+            envelope_id,
+            generation,
+            count,
+            envelope_hash,
+            stored_hash,
+            exchange,
+            routing_key,
+            readers,
+            sealed_at,
+            expires_at,
+            len(raw),
+            raw,
+            commitment,
+        ),
+    )
 
 
 def _exchange_type(value: int) -> ExchangeType:
@@ -90,7 +129,9 @@ def _ack(n: int, c: str, x: f.Ack) -> m.Ack:
 
 def _lists(x: f.TellContacts) -> ContactLists:
     _many(len(x.allowed) + len(x.blocked), "contacts", _IDS)
-    allowed, blocked = (tuple(sorted({check_client_id(name) for name in names})) for names in (x.allowed, x.blocked))
+    allowed, blocked = (
+        tuple(sorted({check_client_id(name) for name in names})) for names in (x.allowed, x.blocked)
+    )
     return ContactLists(allowed, blocked)
 
 
@@ -101,10 +142,14 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
     f.Credit: lambda n, c, x: m.Credit(n, x.tag, x.envelopes, x.size),
     f.Fetch: lambda n, c, x: m.Fetch(n, c, x.correlation, x.queue, x.envelopes, x.size),
     f.Ack: _ack,
-    f.Nack: lambda n, c, x: m.Nack(n, c, x.correlation, x.queue, x.seq, x.requeue, x.outcome, x.reason[:500]),
+    f.Nack: lambda n, c, x: m.Nack(
+        n, c, x.correlation, x.queue, x.seq, x.requeue, x.outcome, x.reason[:500]
+    ),
     f.Resend: lambda n, c, x: m.Resend(n, c, x.correlation, x.queue, x.sender_id, x.envelope_id),
     f.Resolve: lambda n, c, x: m.Resolve(n, c, x.correlation, x.exchange, x.routing_key),
-    f.DeclareExchange: lambda n, c, x: m.DeclareExchange(n, c, x.correlation, x.name, _exchange_type(x.type)),
+    f.DeclareExchange: lambda n, c, x: m.DeclareExchange(
+        n, c, x.correlation, x.name, _exchange_type(x.type)
+    ),
     f.DeleteExchange: lambda n, c, x: m.DeleteExchange(n, c, x.correlation, x.name),
     f.DeclareQueue: lambda n, c, x: m.DeclareQueue(
         n, c, x.correlation, x.name, x.owner, tuple(x.readers), x.ttl_s, x.max_length
@@ -126,16 +171,18 @@ COMMANDS: dict[type, Callable[[int, str, Any], AnyCommand]] = {
 
 async def _register(s: Session, x: f.Register) -> object:
     s.hq.key_requests.spend(s.client)
-    async with s.hq.enrolments.lock:  # a home that is being replaced publishes nothing after its successor is let in
+    # a home that is being replaced publishes nothing after its successor is let in
+    async with s.hq.enrolments.lock:
         s.hq.trust.require(s.serial)
         found = await s.hq.directory.register(s.client, x.bundle)
     s.log("Key bundle registered" if found else "Key bundle was registered before")
     if found is Registered.ANEW:
         number = await s.hq.engine.in_store(s.hq.trust.crl_number)
         s.hq.tell_revoked(
-            f"{s.client} was enrolled again and begins anew with keys that the ones before did not sign; who pinned "
-            f"it compares: cipherbox keys verify {s.client}", number,
-        )  # fmt: skip
+            f"{s.client} was enrolled again and begins anew with keys that the ones before did "
+            f"not sign; who pinned it compares: cipherbox keys verify {s.client}",
+            number,
+        )
     return f.Ok(x.correlation, int(found is not Registered.AGAIN))
 
 
@@ -149,7 +196,9 @@ async def _get_bundles(s: Session, x: f.GetBundles) -> object:
 async def _offer_prekeys(s: Session, x: f.OfferPrekeys) -> object:
     s.hq.key_requests.spend(s.client)
     s.hq.trust.require(s.serial)
-    return f.Ok(x.correlation, await s.hq.prekeys.offer(s.client, x.signed, x.once, replace=x.replace))
+    return f.Ok(
+        x.correlation, await s.hq.prekeys.offer(s.client, x.signed, x.once, replace=x.replace)
+    )
 
 
 async def _get_prekeys(s: Session, x: f.GetPrekeys) -> object:
@@ -163,7 +212,9 @@ async def _get_revocations(s: Session, x: f.GetRevocations) -> object:
 
 
 async def _status(s: Session, x: f.Status) -> object:
-    """Unknown and not yours look the same, and so does a message that its envelope does not have."""
+    """Unknown and not yours look the same, and so does a message that its envelope does not
+    have.
+    """
     from uuid import UUID
 
     envelope_id, index = split_message_id(UUID(bytes=x.message_id))
@@ -175,14 +226,24 @@ async def _status(s: Session, x: f.Status) -> object:
     if report is None or not traces or index >= report.messages:
         return f.StatusReport(x.correlation, False, sender, 0, [])
     rows = [
-        f.Trace(t.queue, t.client, int(t.state), min(t.attempts, 0xFFFF), t.delivered_at, t.acknowledged_at, t.reason)
+        f.Trace(
+            t.queue,
+            t.client,
+            int(t.state),
+            min(t.attempts, 0xFFFF),
+            t.delivered_at,
+            t.acknowledged_at,
+            t.reason,
+        )
         for t in traces
     ]
     return f.StatusReport(x.correlation, True, report.sender, report.accepted_at, rows)
 
 
 async def _list(s: Session, x: f.List) -> object | None:
-    """Connections, pending requests, metrics and alerts are HQ's, everything else the core lists."""
+    """Connections, pending requests, metrics and alerts are HQ's, everything else the core
+    lists.
+    """
     make = administration.LISTS.get(x.what)
     if make is None:
         await s.ask(m.List(s.connection, s.client, x.correlation, x.what, x.name, x.after))
@@ -193,16 +254,23 @@ async def _list(s: Session, x: f.List) -> object | None:
 
 
 async def _list_dead(s: Session, x: f.ListDead) -> object:
-    """Of one queue for its readers and owner; of all for admins.  Not yours and not there look the same."""
+    """Of one queue for its readers and owner; of all for admins.  Not yours and not there look
+    the same.
+    """
     broker = s.hq.engine.broker
     queue = broker.queues.get(x.queue)
     if not s.hq.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
         if not x.queue:
-            raise Forbidden("the dead letters of all queues are an admin's; name a queue of yours, for example "
-                            f"{MAILBOX}{s.client}")  # fmt: skip
+            raise Forbidden(
+                "the dead letters of all queues are an admin's; name a queue of yours, for example "
+                f"{MAILBOX}{s.client}"
+            )
         raise NotFound(f"there is no queue {x.queue!r} whose dead letters you may see")
-    rows, after = await s.hq.engine.in_store(s.hq.store.dead_letters, x.queue, x.after, _IDS, x.settled)
-    if x.queue and queue is None and not rows and not x.after:  # what was deleted may have left some
+    rows, after = await s.hq.engine.in_store(
+        s.hq.store.dead_letters, x.queue, x.after, _IDS, x.settled
+    )
+    # what was deleted may have left some
+    if x.queue and queue is None and not rows and not x.after:
         raise NotFound(f"there is no queue {x.queue!r}; see: cipherbox queue list")
     return f.Listing(x.correlation, after, orjson.dumps(rows))
 
@@ -216,9 +284,13 @@ def _certificate(correlation: int, outcome: Outcome) -> f.Certificate:
 
 
 async def _request_certificate(s: Session, x: f.RequestCertificate) -> object:
-    """A token that HQ knows has tries of its own; those with an unknown secret share their address's."""
+    """A token that HQ knows has tries of its own; those with an unknown secret share their
+    address's.
+    """
     known = await s.hq.enrolments.known(x.client_id, x.secret)
-    s.hq.enrol_attempts.spend(f"token {secret_hash(x.secret).hex()}" if known else f"address {s.address}")
+    s.hq.enrol_attempts.spend(
+        f"token {secret_hash(x.secret).hex()}" if known else f"address {s.address}"
+    )
     if not known:
         raise TokenError("HQ does not know this token; ask the admin for a new one")
     return _certificate(x.correlation, await s.hq.enrolments.request(x.client_id, x.secret, x.csr))
@@ -232,7 +304,12 @@ async def _renew(s: Session, x: f.Renew) -> object:
 async def _enrol(s: Session, x: f.Enrol) -> object:
     s.need_admin()
     text = await s.hq.enrolments.token(
-        x.client_id, x.role or m.CLIENT, approve=x.approve, valid_s=x.valid_s, replaces=x.replaces, by=s.client
+        x.client_id,
+        x.role or m.CLIENT,
+        approve=x.approve,
+        valid_s=x.valid_s,
+        replaces=x.replaces,
+        by=s.client,
     )
     s.log("Enrolment token made", target=x.client_id, replaces=x.replaces)
     return f.Token(x.correlation, text)
@@ -281,4 +358,3 @@ CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {
     **administration.CALLS,
     **logrequests.CALLS,
 }
-

@@ -1,4 +1,6 @@
-"""Everything HQ knows of its certificates, for LIST certificates (`cipherbox ca`); the page `pki` has the rows."""
+"""Everything HQ knows of its certificates, for LIST certificates (`cipherbox ca`); the page
+`pki` has the rows.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +20,47 @@ Rows = list[dict[str, object]]
 
 
 async def inventory(hq: HQ) -> Rows:
-    """One row for each certificate and list of HQ, one for all clients, one for the requests that wait."""
+    """One row for each certificate and list of HQ, one for all clients, one for the requests
+    that wait.
+    """
     trust, ca, material = hq.trust, hq.config.ca, hq.trust.material
     above = ORGANIZATION if ca.organization else ""
     root_key = HERE if ca.root_key.exists() else above or (OFFLINE if ca.offline else ELSEWHERE)
     issuing_key = HERE if trust.authority is not None else OFFLINE
     found = [_certificate("root", material.root, root_key)]
     found += [_certificate("CA between", c, ORGANIZATION) for c in reversed(material.chain[1:])]
-    found += [_certificate("issuing", trust.issuing, issuing_key), _certificate("server", trust.server, HERE)]
+    found += [
+        _certificate("issuing", trust.issuing, issuing_key),
+        _certificate("server", trust.server, HERE),
+    ]
     found.append(await _own_list(hq))
     for one in hq.lists.found.values():
         ends_at = pki.ms(one.says.next_update)
-        found.append({
-            "name": "list", "subject": one.ca.subject.rfc4514_string(), "file": str(one.file),
-            "number": one.says.number, "count": len(one.says.revoked), "ends_at": ends_at, "days": _days(ends_at),
-        })  # fmt: skip
+        found.append(
+            {
+                "name": "list",
+                "subject": one.ca.subject.rfc4514_string(),
+                "file": str(one.file),
+                "number": one.says.number,
+                "count": len(one.says.revoked),
+                "ends_at": ends_at,
+                "days": _days(ends_at),
+            }
+        )
     if hq.lists.trouble:
         found.append({"name": "refused lists", "why": hq.lists.trouble})
     count, ending = trust.count()
-    ends: Rows = [{"client": r.client, "ends_at": r.expires_at, "days": _days(r.expires_at)} for r in ending]
+    ends: Rows = [
+        {"client": r.client, "ends_at": r.expires_at, "days": _days(r.expires_at)} for r in ending
+    ]
     found.append({"name": "clients", "count": count, "ending": ends})
     rows = await hq.engine.in_store(hq.store.enrolments, (OPEN, WAITING, APPROVED))
     now = pki.ms(pki.now())
-    waiting = [{"client": r.client, "state": r.state, "number": r.number} for r in rows if r.csr and r.expires_at > now]
+    waiting = [
+        {"client": r.client, "state": r.state, "number": r.number}
+        for r in rows
+        if r.csr and r.expires_at > now
+    ]
     found.append({"name": "requests", "count": len(waiting), "waiting": waiting})
     return found
 
@@ -48,10 +68,15 @@ async def inventory(hq: HQ) -> Rows:
 def _certificate(name: str, certificate: x509.Certificate, key: str) -> dict[str, object]:
     ends_at = pki.ms(certificate.not_valid_after_utc)
     return {
-        "name": name, "subject": certificate.subject.rfc4514_string(), "serial": pki.serial(certificate),
-        "sha256": pki.fingerprint(certificate).hex(), "begins_at": pki.ms(certificate.not_valid_before_utc),
-        "ends_at": ends_at, "days": _days(ends_at), "key": key,
-    }  # fmt: skip
+        "name": name,
+        "subject": certificate.subject.rfc4514_string(),
+        "serial": pki.serial(certificate),
+        "sha256": pki.fingerprint(certificate).hex(),
+        "begins_at": pki.ms(certificate.not_valid_before_utc),
+        "ends_at": ends_at,
+        "days": _days(ends_at),
+        "key": key,
+    }
 
 
 async def _own_list(hq: HQ) -> dict[str, object]:
@@ -59,9 +84,12 @@ async def _own_list(hq: HQ) -> dict[str, object]:
     number = await hq.engine.in_store(hq.trust.crl_number)
     ends_at = pki.ms(hq.trust.crl_ends) if hq.trust.crl_ends is not None else 0
     return {
-        "name": "revocations", "number": number, "count": len(hq.trust.revoked()), "ends_at": ends_at,
+        "name": "revocations",
+        "number": number,
+        "count": len(hq.trust.revoked()),
+        "ends_at": ends_at,
         "days": _days(ends_at),
-    }  # fmt: skip
+    }
 
 
 def _days(ends_at: int) -> float:

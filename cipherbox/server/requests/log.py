@@ -1,4 +1,6 @@
-"""What clients ask of HQ's signed log: heads, proofs, cosignatures, and for admins the entries themselves."""
+"""What clients ask of HQ's signed log: heads, proofs, cosignatures, and for admins the entries
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def _audit(s: Session) -> TransparencyLog:
     return audit
 
 
-# -- heads and witnesses ------------------------------------------------------------------------------------------
+# -- heads and witnesses ---------------------------------------------------------------------------
 
 
 async def _get_heads(s: Session, x: f.GetHeads) -> object:
@@ -50,13 +52,17 @@ def _consistency(store: Store, sizes: Sequence[int], most: int) -> list[bytes]:
     """The proof from each size to the next; empty where HQ's log has fewer entries than that."""
     pairs = list(pairwise(sizes))
     wanted: dict[tree.Node, bytes] = {}
-    _prove_pairs(pairs, most, lambda nodes: [wanted.setdefault(node, b"") for node in nodes])  # which hashes they take
-    wanted.update(zip(wanted, store.log_nodes(list(wanted)), strict=True))  # many proofs share most of theirs
+    # which hashes they take
+    _prove_pairs(pairs, most, lambda nodes: [wanted.setdefault(node, b"") for node in nodes])
+    # many proofs share most of theirs
+    wanted.update(zip(wanted, store.log_nodes(list(wanted)), strict=True))
     return _prove_pairs(pairs, most, lambda nodes: [wanted[node] for node in nodes])
 
 
 def _prove_pairs(pairs: Sequence[tuple[int, int]], most: int, read: tree.Nodes) -> list[bytes]:
-    return [b"".join(tree.consistency_proof(a, b, read)) if a <= b <= most else b"" for a, b in pairs]
+    return [
+        b"".join(tree.consistency_proof(a, b, read)) if a <= b <= most else b"" for a, b in pairs
+    ]
 
 
 def _cosigned(store: Store) -> list[bytes]:
@@ -74,8 +80,14 @@ async def _cosign(s: Session, x: f.Cosign) -> object:
         added = [one for one in signatures if one.name != signed.origin]
     except EnvelopeError as error:
         raise InvalidRequest(f"this is not a cosigned head of HQ's log: {error}") from None
-    if [one.name for one in added] != [s.client] or len(added[0].signature) != 72 or len(signatures) != 2:
-        raise InvalidRequest(f"a witness hands over its own cosignature alone, under the name {s.client}")
+    if (
+        [one.name for one in added] != [s.client]
+        or len(added[0].signature) != 72
+        or len(signatures) != 2
+    ):
+        raise InvalidRequest(
+            f"a witness hands over its own cosignature alone, under the name {s.client}"
+        )
     if signed.origin != audit.origin or signed.size > audit.size:
         raise InvalidRequest("this head is not one of this incarnation of HQ's store")
     await s.hq.engine.in_store(_keep_cosigned, store, s.client, x.note)
@@ -83,8 +95,9 @@ async def _cosign(s: Session, x: f.Cosign) -> object:
 
 
 def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
-    """One place for each client.  Who has cosigned longest ago gives way to one more: so clients that are nobody's
-    witnesses keep no place from one that goes on cosigning, and which comes again when it misses its own.
+    """One place for each client.  Who has cosigned longest ago gives way to one more: so clients
+    that are nobody's witnesses keep no place from one that goes on cosigning, and which comes again
+    when it misses its own.
     """
     names = orjson.loads(store.get_setting(_COSIGNED) or b"[]")
     order = [*(name for name in names if name != client), client]
@@ -95,7 +108,7 @@ def _keep_cosigned(store: Store, client: str, note: bytes) -> None:
         store.put_setting(_COSIGNED, orjson.dumps(order[-MOST_WITNESSES:]))
 
 
-# -- proofs -------------------------------------------------------------------------------------------------------
+# -- proofs ----------------------------------------------------------------------------------------
 
 
 async def _prove(s: Session, x: f.Prove) -> object:
@@ -106,26 +119,41 @@ async def _prove(s: Session, x: f.Prove) -> object:
     who = "" if s.hq.is_admin(s.client) else s.client
     newest = audit.newest(s.hq.clock_ms())
     entry = _Entry()
-    proofs = [await in_store(_acceptance_for, store, e.sender_id, e.envelope_id, who, newest, entry)
-              for e in x.envelopes]  # fmt: skip
-    revoked = [await in_store(_statement, store, REVOKED + serial.lower(), format.REVOKED) for serial in x.serials]
+    proofs = [
+        await in_store(_acceptance_for, store, e.sender_id, e.envelope_id, who, newest, entry)
+        for e in x.envelopes
+    ]
+    revoked = [
+        await in_store(_statement, store, REVOKED + serial.lower(), format.REVOKED)
+        for serial in x.serials
+    ]
     statements = []
     if x.incarnation:
         statements = await in_store(_begun, store, s.hq.engine.history, newest)
         for incarnation in (await in_store(_restored, store))[-_MOST_RESTORED:]:
-            statements.append(await in_store(_statement, store, _RESTORED + incarnation, format.RESTORED))
+            statements.append(
+                await in_store(_statement, store, _RESTORED + incarnation, format.RESTORED)
+            )
     return f.Proven(x.correlation, proofs, revoked, statements)
 
 
 def _acceptance_for(
-    store: Store, sender: str, envelope_id: bytes, who: str, newest: tuple[int, bytes], entry: _Entry
+    store: Store,
+    sender: str,
+    envelope_id: bytes,
+    who: str,
+    newest: tuple[int, bytes],
+    entry: _Entry,
 ) -> bytes:
-    """The proof of an envelope that ``who`` (empty: an admin) sent or may read; empty for any other.
+    """The proof of an envelope that ``who`` (empty: an admin) sent or may read; empty for any
+    other.
 
     One at a time: it may read a whole entry, and commits wait for it.
     """
     report = store.trace(sender, envelope_id) if who not in ("", sender) else None
-    mine = who in ("", sender) or (report is not None and any(who in trace.readers for trace in report.traces))
+    mine = who in ("", sender) or (
+        report is not None and any(who in trace.readers for trace in report.traces)
+    )
     return _acceptance(store, sender, envelope_id, newest, entry) if mine else b""
 
 
@@ -142,12 +170,16 @@ def _acceptance(
         leaves, hashes = entry.leaves(at)
         if wanted in leaves:
             path = tree.inclusion_proof(known.entry - 1, newest[0], store.log_nodes)
-            return format.make_proof(entry.record, entry.roots, at, path, newest[1], hashes, leaves.index(wanted))
+            return format.make_proof(
+                entry.record, entry.roots, at, path, newest[1], hashes, leaves.index(wanted)
+            )
     return b""
 
 
 class _Entry:
-    """The entry that was read last: envelopes that were accepted together are asked for together."""
+    """The entry that was read last: envelopes that were accepted together are asked for
+    together.
+    """
 
     def __init__(self) -> None:
         self._index = 0
@@ -182,7 +214,9 @@ def _begun(store: Store, incarnation: bytes, newest: tuple[int, bytes]) -> list[
         return []
     groups = format.decode_groups(rows[0].body)
     path = tree.inclusion_proof(entry - 1, newest[0], store.log_nodes)
-    proof = format.make_proof(rows[0].record, [format.root_of(one) for one in groups], 0, path, newest[1])
+    proof = format.make_proof(
+        rows[0].record, [format.root_of(one) for one in groups], 0, path, newest[1]
+    )
     return [f.LogStatement(groups[0].kind, groups[0].payload, proof)]
 
 
@@ -195,8 +229,10 @@ def _statement(store: Store, name: str, kind: int) -> f.LogStatement:
 
 
 async def _attest_restore(s: Session, x: f.AttestRestore) -> object:
-    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the newest of each
-    incarnation: a client that was away saw one of long ago, or meets its heads in another's receipts."""
+    """Who signed it, and whether that is an admin, is for the clients to look at; HQ keeps the
+    newest of each incarnation: a client that was away saw one of long ago, or meets its heads in
+    another's receipts.
+    """
     s.need_admin()
     audit = _audit(s)
     if len(x.statement) > 64 * 1024:
@@ -217,7 +253,7 @@ def _list_restored(store: Store, incarnation: str) -> None:
     store.put_setting(_RESTORED, orjson.dumps([*before, incarnation]))
 
 
-# -- entries ------------------------------------------------------------------------------------------------------
+# -- entries ---------------------------------------------------------------------------------------
 
 
 async def _read_log(s: Session, x: f.ReadLog) -> object:
@@ -233,7 +269,9 @@ async def _read_log(s: Session, x: f.ReadLog) -> object:
     new = [row for row in await in_store(store.log, x.after, most, _LOG_BYTES) if row.index <= size]
     before = tree.edge_nodes(new[0].index - 1) if new else []
     edge = await in_store(store.log_nodes, before)
-    return f.LogEntries(x.correlation, size, [f.LogEntry(row.record, row.body, b"") for row in new], edge, head)
+    return f.LogEntries(
+        x.correlation, size, [f.LogEntry(row.record, row.body, b"") for row in new], edge, head
+    )
 
 
 CALLS: dict[type, Callable[[Session, Any], Awaitable[object | None]]] = {

@@ -1,12 +1,15 @@
 """Writes one commit's changes inside an open transaction; returns the spool files it drops.
 
 Rules.
-1. What comes for each envelope goes in by binary COPY, one for each table; what changes rows goes in as arrays, one
-   statement for each kind of change.  So a commit is some ten exchanges with the server, however much it holds.
-2. New rows come first, then marks, then what is dropped; everything about a queue comes before its deletion.
-3. An acknowledged entry moves from `entries` to `deliveries`: what waits stays small, what is done is only added to.
-4. A number that a client chose may be larger than the database's integers; it is cut to the largest of them, which is
-   as good as never.
+1. What comes for each envelope goes in by binary COPY, one for each table; what changes rows goes
+   in as arrays, one statement for each kind of change.  So a commit is some ten exchanges with the
+   server, however much it holds.
+2. New rows come first, then marks, then what is dropped; everything about a queue comes before its
+   deletion.
+3. An acknowledged entry moves from `entries` to `deliveries`: what waits stays small, what is done
+   is only added to.
+4. A number that a client chose may be larger than the database's integers; it is cut to the largest
+   of them, which is as good as never.
 """
 
 from __future__ import annotations
@@ -31,13 +34,13 @@ _MOST = (1 << 63) - 1
 Spooled = Mapping[tuple[int, int], Place]  # (number, generation) -> where that body lies
 
 ENVELOPES = (
-    "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, routing_key, sealed_at, "
-    "expires_at, accepted_at, fan, bytes, commitment, log_entry)"
+    "envelopes (number, sender, envelope_id, generation, messages, envelope_hash, exchange, "
+    "routing_key, sealed_at, expires_at, accepted_at, fan, bytes, commitment, log_entry)"
 )
 BODIES = "bodies (number, pending, stored_hash, data, spool, at, bytes, log_entry)"
 ENTRIES = (
-    "entries (queue_no, seq, number, accepted_at, state, attempts, delivered_at, client, bytes, fan, expires_at, "
-    "sender, envelope_id)"
+    "entries (queue_no, seq, number, accepted_at, state, attempts, delivered_at, client, bytes, "
+    "fan, expires_at, sender, envelope_id)"
 )
 GIVEN = "UPDATE writer SET last_number = greatest(last_number, CAST(? AS bigint))"
 LOG = "log (entry, at, record, body, nodes, incarnation)"
@@ -57,7 +60,9 @@ def _name(value: str) -> bytes:
 
 
 class QueueNumbers:
-    """Names of living queues and the numbers their rows use; a name declared again gets a new number."""
+    """Names of living queues and the numbers their rows use; a name declared again gets a new
+    number.
+    """
 
     def __init__(self, link: PostgresConnection) -> None:
         rows = link.run("SELECT name, queue_no FROM queues WHERE dropped = 0")
@@ -70,7 +75,9 @@ class QueueNumbers:
         return self.of[name]
 
 
-def write(link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> list[str]:
+def write(
+    link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled
+) -> list[str]:
     """See the module; ``spooled`` holds the bodies that went to the spool."""
     if changes.retention is not None:
         retention.drop_dead_letters(link, changes, changes.retention)
@@ -86,7 +93,10 @@ def write(link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spo
         link.run("DELETE FROM usage WHERE queue = ?", (name,))
     if changes.retention is not None:
         retention.drop_records(link, changes.retention)
-    for setting, value in (("bindings_version", changes.bindings_version), ("watermark", changes.watermark)):
+    for setting, value in (
+        ("bindings_version", changes.bindings_version),
+        ("watermark", changes.watermark),
+    ):
         if value:
             link.run(upsert("settings", ("name", "value")), (setting, str(value).encode()))
     if changes.log is not None:
@@ -98,24 +108,34 @@ def write(link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spo
 def _unnamed(link: PostgresConnection, files: set[str]) -> list[str]:
     if not files:
         return []
-    still = link.run("SELECT DISTINCT spool FROM bodies WHERE spool = ANY(CAST(? AS text[]))", (sorted(files),))
+    still = link.run(
+        "SELECT DISTINCT spool FROM bodies WHERE spool = ANY(CAST(? AS text[]))", (sorted(files),)
+    )
     return sorted(files - {name for (name,) in still})
 
 
 def _topology(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     for c in changes.clients:
         names = ("name", "role", "added_at", "revoked_at", "reason")
-        link.run(upsert("clients", names), (c.name, c.role, c.added_at, c.revoked_at, _clean(c.reason)))
+        link.run(
+            upsert("clients", names), (c.name, c.role, c.added_at, c.revoked_at, _clean(c.reason))
+        )
     for name, kind in changes.exchanges:
         link.run(upsert("exchanges", ("name", "type")), (name, int(kind)))
     for q in changes.queues:
         values = (q.owner, orjson.dumps(q.readers).decode(), q.ttl_s, q.max_length)
         if q.name in numbers.of:
-            link.run("UPDATE queues SET owner = ?, readers = ?, ttl_s = ?, max_length = ? WHERE queue_no = ?",
-                     (*values, numbers.of[q.name]))  # fmt: skip
+            link.run(
+                "UPDATE queues SET owner = ?, readers = ?, ttl_s = ?, max_length = ? WHERE "
+                "queue_no = ?",
+                (*values, numbers.of[q.name]),
+            )
         else:
-            link.run("INSERT INTO queues (name, owner, readers, ttl_s, max_length, queue_no) VALUES (?, ?, ?, ?, ?, ?)",
-                     (q.name, *values, numbers.add(q.name)))  # fmt: skip
+            link.run(
+                "INSERT INTO queues (name, owner, readers, ttl_s, max_length, queue_no) VALUES "
+                "(?, ?, ?, ?, ?, ?)",
+                (q.name, *values, numbers.add(q.name)),
+            )
     for binding in changes.bindings:
         link.run(upsert("bindings", ("exchange", "queue", "routing_key"), 3), binding)
     for (client, what), most in changes.client_limits.items():
@@ -135,7 +155,9 @@ def _topology(link: PostgresConnection, changes: Changes, numbers: QueueNumbers)
     for grant in changes.dropped_grants:
         link.run('DELETE FROM grants WHERE client = ? AND "right" = ? AND resource = ?', grant)
     for binding in changes.dropped_bindings:
-        link.run("DELETE FROM bindings WHERE exchange = ? AND queue = ? AND routing_key = ?", binding)
+        link.run(
+            "DELETE FROM bindings WHERE exchange = ? AND queue = ? AND routing_key = ?", binding
+        )
     for name in changes.dropped_exchanges:
         link.run("DELETE FROM exchanges WHERE name = ?", (name,))
 
@@ -144,19 +166,40 @@ def _clean(value: str) -> str:
     return value.replace("\0", "\ufffd")
 
 
-# -- new rows -----------------------------------------------------------------------------------------------------
+# -- new rows --------------------------------------------------------------------------------------
 
 
 def envelope_row(number: int, accepted_at: int, fan: int, i: Incoming, log_entry: int = 0) -> bytes:
     """A row of `ENVELOPES`."""
-    return b"".join((
-        _NUMBER.pack(15, 8, number), _name(i.sender), _FIELD.pack(16), i.envelope_id,
-        struct.pack(">iqii", 8, i.generation, 4, i[6]), _FIELD.pack(len(i.envelope_hash)), i.envelope_hash,
-        _name(i.exchange), _name(i.routing_key),
-        struct.pack(">iqiqiqiiiq", 8, min(i.sealed_at, _MOST), 8, min(i.expires_at, _MOST), 8, micros(accepted_at),
-                    4, fan, 8, i.size),
-        _FIELD.pack(len(i.commitment)), i.commitment, _LONG.pack(8, log_entry),
-    ))  # fmt: skip
+    return b"".join(
+        (
+            _NUMBER.pack(15, 8, number),
+            _name(i.sender),
+            _FIELD.pack(16),
+            i.envelope_id,
+            struct.pack(">iqii", 8, i.generation, 4, i[6]),
+            _FIELD.pack(len(i.envelope_hash)),
+            i.envelope_hash,
+            _name(i.exchange),
+            _name(i.routing_key),
+            struct.pack(
+                ">iqiqiqiiiq",
+                8,
+                min(i.sealed_at, _MOST),
+                8,
+                min(i.expires_at, _MOST),
+                8,
+                micros(accepted_at),
+                4,
+                fan,
+                8,
+                i.size,
+            ),
+            _FIELD.pack(len(i.commitment)),
+            i.commitment,
+            _LONG.pack(8, log_entry),
+        )
+    )
 
 
 def body_row(
@@ -171,7 +214,9 @@ def body_row(
     return head + NULL, sized(place.name.encode()), _LONG.pack(8, place.at) + tail
 
 
-def _envelopes(link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled) -> None:
+def _envelopes(
+    link: PostgresConnection, changes: Changes, numbers: QueueNumbers, spooled: Spooled
+) -> None:
     rows: list[bytes] = []
     bodies: list[bytes] = []
     fresh: dict[int, tuple[int, int, Incoming]] = {}
@@ -195,10 +240,12 @@ def _envelopes(link: PostgresConnection, changes: Changes, numbers: QueueNumbers
             entries.append(_entry_row(numbers.of[entry.queue], entry, known))
     if entries:
         link.copy_in(ENTRIES, stream(entries))
-    for queue, seq, number, at, client in again:  # a dead letter waits again, perhaps in its next generation
+    # a dead letter waits again, perhaps in its next generation
+    for queue, seq, number, at, client in again:
         link.run(
-            "INSERT INTO entries SELECT ?, ?, number, accepted_at, ?, ?, to_timestamp(CAST(? AS bigint) / 1000.0), ?, "
-            "bytes, fan, expires_at, sender, envelope_id FROM entries WHERE number = ? ORDER BY queue_no, seq LIMIT 1",
+            "INSERT INTO entries SELECT ?, ?, number, accepted_at, ?, ?, to_timestamp(CAST(? AS "
+            "bigint) / 1000.0), ?, bytes, fan, expires_at, sender, envelope_id FROM entries "
+            "WHERE number = ? ORDER BY queue_no, seq LIMIT 1",
             (
                 numbers.of[queue],
                 seq,
@@ -215,12 +262,32 @@ def _entry_row(queue_no: int, entry: Any, known: tuple[int, int, Incoming]) -> b
     _, seq, number, at, client = entry
     accepted, fan, i = known
     head = _ENTRY_HEAD.pack(
-        13, 4, queue_no, 8, seq, 8, number, 8, accepted, 2, _DELIVERED if at else _WAITING, 4, int(bool(at))
+        13,
+        4,
+        queue_no,
+        8,
+        seq,
+        8,
+        number,
+        8,
+        accepted,
+        2,
+        _DELIVERED if at else _WAITING,
+        4,
+        int(bool(at)),
     )
     delivered = struct.pack(">iq", 8, micros(at)) if at else b"\xff\xff\xff\xff"
     tail = struct.pack(">iqiiiq", 8, i.size, 4, fan, 8, min(i.expires_at, _MOST))
     return b"".join(
-        (head, delivered, _name(client if at else ""), tail, _name(i.sender), _FIELD.pack(16), i.envelope_id)
+        (
+            head,
+            delivered,
+            _name(client if at else ""),
+            tail,
+            _name(i.sender),
+            _FIELD.pack(16),
+            i.envelope_id,
+        )
     )
 
 
@@ -238,8 +305,9 @@ def _replaced(link: PostgresConnection, changes: Changes, spooled: Spooled) -> s
         pending = old[0][0] if old else _waiting(link, number)
         expires_at = min(i.expires_at, _MOST)
         link.run(
-            "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = ?, bytes = ?, "
-            "messages = ?, commitment = ?, log_entry = ? WHERE envelope_id = CAST(? AS uuid) AND number = ?",
+            "UPDATE envelopes SET generation = ?, envelope_hash = ?, sealed_at = ?, expires_at = "
+            "?, bytes = ?, messages = ?, commitment = ?, log_entry = ? WHERE envelope_id = "
+            "CAST(? AS uuid) AND number = ?",
             (
                 i.generation,
                 i.envelope_hash,
@@ -253,18 +321,26 @@ def _replaced(link: PostgresConnection, changes: Changes, spooled: Spooled) -> s
                 number,
             ),
         )
-        link.run("UPDATE entries SET bytes = ?, expires_at = ? WHERE number = ?", (i.size, expires_at, number))
-        link.copy_in(BODIES, stream(body_row(number, pending, i, spooled.get((number, i.generation)), log_entry)))
+        link.run(
+            "UPDATE entries SET bytes = ?, expires_at = ? WHERE number = ?",
+            (i.size, expires_at, number),
+        )
+        link.copy_in(
+            BODIES,
+            stream(body_row(number, pending, i, spooled.get((number, i.generation)), log_entry)),
+        )
     return dropped
 
 
 def _waiting(link: PostgresConnection, number: int) -> int:
     """Queues in which an envelope waits."""
-    count: int = link.run("SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, ACKED))[0][0]
+    count: int = link.run(
+        "SELECT count(*) FROM entries WHERE number = ? AND state < ?", (number, ACKED)
+    )[0][0]
     return count
 
 
-# -- changes of rows ----------------------------------------------------------------------------------------------
+# -- changes of rows -------------------------------------------------------------------------------
 
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
@@ -273,52 +349,64 @@ def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
 
 _AT = "to_timestamp(m.at / 1000.0)"
 _MARKS = (
-    "unnest(CAST(? AS integer[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS text[])) "
-    "AS m (queue_no, first, last, at, client)"
+    "unnest(CAST(? AS integer[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[]), "
+    "CAST(? AS text[])) AS m (queue_no, first, last, at, client)"
 )
 _DELIVER = (
-    f"UPDATE entries e SET state = {_DELIVERED}, attempts = attempts + 1, delivered_at = {_AT}, client = m.client "
-    f"FROM {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first AND m.last AND e.state < {ACKED}"
+    f"UPDATE entries e SET state = {_DELIVERED}, attempts = attempts + 1, delivered_at = {_AT}, "
+    f"client = m.client FROM {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first "
+    f"AND m.last AND e.state < {ACKED}"
 )
 _ACKNOWLEDGE = (
-    f"WITH gone AS (DELETE FROM entries e USING {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq BETWEEN m.first "
-    f"AND m.last AND e.state < {ACKED} RETURNING e.accepted_at, e.number, e.queue_no, e.seq, e.attempts, "
-    f"coalesce(e.delivered_at, {_AT}), {_AT}, m.client) INSERT INTO deliveries SELECT * FROM gone"
+    f"WITH gone AS (DELETE FROM entries e USING {_MARKS} WHERE e.queue_no = m.queue_no AND e.seq "
+    f"BETWEEN m.first AND m.last AND e.state < {ACKED} RETURNING e.accepted_at, e.number, "
+    f"e.queue_no, e.seq, e.attempts, coalesce(e.delivered_at, {_AT}), {_AT}, m.client) INSERT "
+    "INTO deliveries SELECT * FROM gone"
 )
 
 
 def _marks(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     for statement, marks in ((_DELIVER, changes.delivered), (_ACKNOWLEDGE, changes.acked)):
         if marks:
-            link.run(statement, _columns((numbers.of[m.queue], m.first, m.last, m.at, m.client) for m in marks))
+            link.run(
+                statement,
+                _columns((numbers.of[m.queue], m.first, m.last, m.at, m.client) for m in marks),
+            )
     for d in changes.dead:
         queue_no = numbers.of[d.queue]
-        link.run(f"UPDATE entries SET state = {_DEAD} WHERE queue_no = ? AND seq = ?", (queue_no, d.seq))
+        link.run(
+            f"UPDATE entries SET state = {_DEAD} WHERE queue_no = ? AND seq = ?", (queue_no, d.seq)
+        )
         link.run(
             "INSERT INTO dead_letters (queue_no, seq, number, accepted_at, at, reason, by) "
-            "SELECT queue_no, seq, number, accepted_at, ?, ?, ? FROM entries WHERE queue_no = ? AND seq = ? "
-            "ON CONFLICT (queue_no, seq) DO UPDATE SET at = excluded.at, reason = excluded.reason, by = excluded.by, "
-            "settled = '', settled_at = 0, settled_by = ''",
+            "SELECT queue_no, seq, number, accepted_at, ?, ?, ? FROM entries WHERE queue_no = ? "
+            "AND seq = ? ON CONFLICT (queue_no, seq) DO UPDATE SET at = excluded.at, reason = "
+            "excluded.reason, by = excluded.by, settled = '', settled_at = 0, settled_by = ''",
             (d.at, _clean(d.reason), d.by, queue_no, d.seq),
         )
     for s in changes.settled:
-        link.run("UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? AND seq = ?",
-                 (s.how, s.at, s.by, numbers.of[s.queue], s.seq))  # fmt: skip
+        link.run(
+            "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
+            "= ? AND seq = ?",
+            (s.how, s.at, s.by, numbers.of[s.queue], s.seq),
+        )
 
 
 _COUNT = (
-    "UPDATE queues q SET depth = c.depth, bytes = c.bytes, first = c.first, next = c.next FROM unnest("
-    "CAST(? AS integer[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[])) "
-    "AS c (queue_no, depth, bytes, first, next) WHERE q.queue_no = c.queue_no"
+    "UPDATE queues q SET depth = c.depth, bytes = c.bytes, first = c.first, next = c.next FROM "
+    "unnest(CAST(? AS integer[]), CAST(? AS bigint[]), CAST(? AS bigint[]), CAST(? AS bigint[]), "
+    "CAST(? AS bigint[])) AS c (queue_no, depth, bytes, first, next) WHERE q.queue_no = "
+    "c.queue_no"
 )
 _HIGHEST = (
-    "INSERT INTO senders SELECT sender, decode(highest, 'hex') FROM unnest(CAST(? AS text[]), CAST(? AS text[])) "
-    "AS s (sender, highest) ON CONFLICT (sender) DO UPDATE SET highest = excluded.highest"
+    "INSERT INTO senders SELECT sender, decode(highest, 'hex') FROM unnest(CAST(? AS text[]), "
+    "CAST(? AS text[])) AS s (sender, highest) ON CONFLICT (sender) DO UPDATE SET highest = "
+    "excluded.highest"
 )
 _USE = (
-    "INSERT INTO usage SELECT * FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS bigint[]), "
-    "CAST(? AS bigint[])) AS u (sender, queue, bytes, envelopes) ON CONFLICT (sender, queue) "
-    "DO UPDATE SET bytes = excluded.bytes, envelopes = excluded.envelopes"
+    "INSERT INTO usage SELECT * FROM unnest(CAST(? AS text[]), CAST(? AS text[]), CAST(? AS "
+    "bigint[]), CAST(? AS bigint[])) AS u (sender, queue, bytes, envelopes) ON CONFLICT (sender, "
+    "queue) DO UPDATE SET bytes = excluded.bytes, envelopes = excluded.envelopes"
 )
 _USE_NO_MORE = (
     "DELETE FROM usage u USING unnest(CAST(? AS text[]), CAST(? AS text[])) AS g (sender, queue) "
@@ -329,9 +417,15 @@ _USE_NO_MORE = (
 def _counters(link: PostgresConnection, changes: Changes, numbers: QueueNumbers) -> None:
     counters = [c for c in changes.counters if c.queue in numbers.of]
     if counters:
-        link.run(_COUNT, _columns((numbers.of[c.queue], c.depth, c.size, c.first, c.next) for c in counters))
+        link.run(
+            _COUNT,
+            _columns((numbers.of[c.queue], c.depth, c.size, c.first, c.next) for c in counters),
+        )
     if changes.highest:
-        link.run(_HIGHEST, _columns((sender, highest.hex()) for sender, highest in changes.highest.items()))
+        link.run(
+            _HIGHEST,
+            _columns((sender, highest.hex()) for sender, highest in changes.highest.items()),
+        )
     used = [(*key, *used) for key, used in changes.usage.items() if used[1]]
     if used:
         link.run(_USE, _columns(used))
@@ -345,8 +439,9 @@ def _drop_bodies(link: PostgresConnection, changes: Changes) -> set[str]:
     released = Counter(changes.released)
     if released:
         rows = link.run(
-            "UPDATE bodies b SET pending = b.pending - r.times FROM unnest(CAST(? AS bigint[]), CAST(? AS integer[])) "
-            "AS r (number, times) WHERE b.number = r.number RETURNING b.number, b.pending",
+            "UPDATE bodies b SET pending = b.pending - r.times FROM unnest(CAST(? AS bigint[]), "
+            "CAST(? AS integer[])) AS r (number, times) WHERE b.number = r.number RETURNING "
+            "b.number, b.pending",
             _columns(released.items()),
         )
         finished += [number for number, pending in rows if pending <= 0]
@@ -354,8 +449,9 @@ def _drop_bodies(link: PostgresConnection, changes: Changes) -> set[str]:
         return set()
     first, last = _columns(_runs(sorted(finished)))
     rows = link.run(
-        "WITH gone AS (DELETE FROM bodies b USING unnest(CAST(? AS bigint[]), CAST(? AS bigint[])) AS r (first, last) "
-        "WHERE b.number BETWEEN r.first AND r.last RETURNING b.spool) SELECT spool FROM gone WHERE spool IS NOT NULL",
+        "WITH gone AS (DELETE FROM bodies b USING unnest(CAST(? AS bigint[]), CAST(? AS "
+        "bigint[])) AS r (first, last) WHERE b.number BETWEEN r.first AND r.last RETURNING "
+        "b.spool) SELECT spool FROM gone WHERE spool IS NOT NULL",
         (first, last),
     )
     return {spool for (spool,) in rows}

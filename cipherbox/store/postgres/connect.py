@@ -1,9 +1,10 @@
 """Finding the PostgreSQL that can be written.
 
-All hosts are asked.  One that is in recovery is a standby and passed over; of several that can be written the one with
-the highest timeline is right: a standby that is promoted begins a new timeline, and the old primary, back again without
-knowing, still has the old one.  Once a timeline was seen, none below it is ever taken: while only the old primary can
-be reached, nothing can be written.
+All hosts are asked.  One that is in recovery is a standby and passed over; of several that can be
+written the one with the highest timeline is right: a standby that is promoted begins a new
+timeline, and the old primary, back again without knowing, still has the old one.  Once a timeline
+was seen, none below it is ever taken: while only the old primary can be reached, nothing can be
+written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _REMEDY = (
 )
 _LOOK = """
 SELECT pg_is_in_recovery(), current_setting('server_version_num'), current_setting('fsync'),
-    current_setting('full_page_writes'), current_setting('synchronous_commit'), pg_encoding_to_char(encoding)
+    current_setting('full_page_writes'), current_setting('synchronous_commit'),
+    pg_encoding_to_char(encoding)
 FROM pg_database WHERE datname = current_database()
 """
 
@@ -35,7 +37,9 @@ class Connector:
         self._context: ssl.SSLContext | None = tls_context(target)
 
     def writable(self) -> PostgresConnection:
-        """A link to the primary.  StoreError if none can ever do as it is set up, else StoreUnavailable."""
+        """A link to the primary.  StoreError if none can ever do as it is set up, else
+        StoreUnavailable.
+        """
         password = self.target.password()
         found: list[tuple[str, PostgresConnection]] = []
         wrong: list[CipherBoxError] = []
@@ -60,7 +64,9 @@ class Connector:
             raise wrong[0]
         why = [str(error) for error in wrong]
         for timeline, link in found:
-            why.append(f"{link.host}:{link.port} is {'an old primary' if timeline else 'a standby'}")
+            why.append(
+                f"{link.host}:{link.port} is {'an old primary' if timeline else 'a standby'}"
+            )
         raise StoreUnavailable("no PostgreSQL can be written: " + "; ".join(why), remedy=_REMEDY)
 
     def _timeline(self, link: PostgresConnection) -> str:
@@ -68,14 +74,24 @@ class Connector:
         recovery, version, fsync, pages, synchronous, encoding = link.script(_LOOK)[0]
         where = f"PostgreSQL at {link.host}:{link.port}"
         if int(version) < OLDEST * 10_000:
-            raise StoreError(f"{where} is of version {int(version) // 10_000}; CipherBox needs {OLDEST} or newer")
+            raise StoreError(
+                f"{where} is of version {int(version) // 10_000}; CipherBox needs {OLDEST} or newer"
+            )
         if encoding != "UTF8":
-            raise StoreError(f"{where}: database {self.target.database} has the encoding {encoding}; make it with UTF8")
+            raise StoreError(
+                f"{where}: database {self.target.database} has the encoding {encoding}; make it "
+                "with UTF8"
+            )
         if recovery:
             return ""
         if fsync != "on" or pages != "on":
-            raise StoreError(f"{where} runs with fsync or full_page_writes off: its commits are not safe; turn them on")
+            raise StoreError(
+                f"{where} runs with fsync or full_page_writes off: its commits are not safe; "
+                "turn them on"
+            )
         if synchronous in ("off", "local"):
             link.script("SET synchronous_commit = on")
-        timeline: str = link.script("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)")[0][0]
+        timeline: str = link.script("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)")[
+            0
+        ][0]
         return timeline

@@ -1,8 +1,8 @@
 """PostgreSQL's binary COPY format, both ways (PostgreSQL documentation, COPY, "Binary Format").
 
-Each row is a count of fields and, for each field, its length and its bytes; -1 stands for NULL.  Numbers are
-big-endian, a timestamptz is microseconds since 2000-01-01 UTC, text is UTF-8 without NUL, bytea and uuid are their
-bytes.
+Each row is a count of fields and, for each field, its length and its bytes; -1 stands for NULL.
+Numbers are big-endian, a timestamptz is microseconds since 2000-01-01 UTC, text is UTF-8 without
+NUL, bytea and uuid are their bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def row_of(fields: Sequence[bytes | None]) -> bytes:
 def stream(parts: Iterable[bytes]) -> Iterator[bytes | memoryview]:
     """A whole COPY of rows, given in parts of any size, in pieces of some `_PIECE` bytes.
 
-    Pieces that small use the same memory again and again; what is large already is cut and not copied.
+    Pieces that small use the same memory again and again; what is large already is cut and not
+    copied.
     """
     piece, size = [HEADER], 0
     for part in parts:
@@ -89,6 +90,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[list[bytes | None]]:
         for at, message in enumerate(self._messages):
-            body = message[len(HEADER) :] if at == 0 else message  # the header comes with the first row
+            # the header comes with the first row
+            body = message[len(HEADER) :] if at == 0 else message
             if body and not body.startswith(TRAILER):
                 yield fields_of(body)

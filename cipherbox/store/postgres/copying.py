@@ -1,6 +1,7 @@
 """PostgreSQL as the source and the target of a copy; see `cipherbox.store.copying`.
 
-The source is one read-only transaction of the isolation level REPEATABLE READ: a snapshot beside which HQ goes on.
+The source is one read-only transaction of the isolation level REPEATABLE READ: a snapshot beside
+which HQ goes on.
 """
 
 from __future__ import annotations
@@ -22,30 +23,55 @@ from cipherbox.store.spool import Place, SpoolSnapshot
 _INT = {"8": Struct(">q"), "4": Struct(">i"), "2": Struct(">h")}
 _WAITING = (
     "SELECT d.queue_no, d.seq, d.number, d.accepted_at, d.state, d.attempts, d.delivered_at, "
-    "CAST(NULL AS timestamptz), d.client, d.bytes, d.fan, d.expires_at, d.sender, d.envelope_id FROM entries d"
+    "CAST(NULL AS timestamptz), d.client, d.bytes, d.fan, d.expires_at, d.sender, d.envelope_id "
+    "FROM entries d"
 )
 _DONE = (
-    "SELECT d.queue_no, d.seq, d.number, d.accepted_at, CAST(2 AS smallint), d.attempts, d.delivered_at, "
-    "d.acknowledged_at, d.client, e.bytes, e.fan, e.expires_at, e.sender, e.envelope_id FROM deliveries d "
-    "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number"
+    "SELECT d.queue_no, d.seq, d.number, d.accepted_at, CAST(2 AS smallint), d.attempts, "
+    "d.delivered_at, d.acknowledged_at, d.client, e.bytes, e.fan, e.expires_at, e.sender, "
+    "e.envelope_id FROM deliveries d JOIN envelopes e ON e.accepted_at = d.accepted_at AND "
+    "e.number = d.number"
 )
-_BODIES = "SELECT d.number, d.pending, d.stored_hash, d.data, d.bytes, d.log_entry, d.spool, d.at FROM bodies d"
+_BODIES = (
+    "SELECT d.number, d.pending, d.stored_hash, d.data, d.bytes, d.log_entry, d.spool, d.at FROM "
+    "bodies d"
+)
 _ENVELOPES = f"SELECT {', '.join('d.' + name for name, _ in columns('envelopes'))} FROM envelopes d"
-# What is large comes page by page, each beginning behind the keys of the last row: (query, [(key, its place)]).
+# What is large comes page by page, each beginning behind the keys of the last row: (query, [(key,
+# its place)]).
 _PAGES: dict[str, list[tuple[str, list[tuple[str, int]]]]] = {
     "envelopes": [(_ENVELOPES, [("d.accepted_at", 10), ("d.number", 0)])],
     "entries": [
         (_WAITING, [("d.queue_no", 0), ("d.seq", 1)]),
         (_DONE, [("d.accepted_at", 3), ("d.number", 2), ("d.queue_no", 0), ("d.seq", 1)]),
     ],
-    "old_log": [("SELECT d.entry, d.at, d.head, d.signature, d.body FROM old_log d", [("d.entry", 0)])],
-    "log": [("SELECT d.entry, d.at, d.record, d.nodes, d.incarnation, d.body FROM log d", [("d.entry", 0)])],
+    "old_log": [
+        ("SELECT d.entry, d.at, d.head, d.signature, d.body FROM old_log d", [("d.entry", 0)])
+    ],
+    "log": [
+        (
+            "SELECT d.entry, d.at, d.record, d.nodes, d.incarnation, d.body FROM log d",
+            [("d.entry", 0)],
+        )
+    ],
     "bodies": [(_BODIES, [("d.number", 0)])],
 }
 _PAGE_ROWS = {"bodies": 8, "log": 200, "old_log": 200}
 _TIME = "TIMESTAMPTZ '2000-01-01 00:00:00+00' + {} * INTERVAL '1 microsecond'"
-_DELIVERIES = "deliveries (queue_no, seq, number, accepted_at, attempts, delivered_at, acknowledged_at, client)"
-_OF_DELIVERY = ("queue_no", "seq", "number", "accepted_at", "attempts", "delivered_at", "acknowledged_at", "client")
+_DELIVERIES = (
+    "deliveries (queue_no, seq, number, accepted_at, attempts, delivered_at, acknowledged_at, "
+    "client)"
+)
+_OF_DELIVERY = (
+    "queue_no",
+    "seq",
+    "number",
+    "accepted_at",
+    "attempts",
+    "delivered_at",
+    "acknowledged_at",
+    "client",
+)
 
 
 class PostgresSource:
@@ -59,7 +85,9 @@ class PostgresSource:
             if schema.version_of(self._link, target.schema) != len(schema.scripts()):
                 raise StoreError(f"there is no HQ of this program's schema in {target}")
             self._link.script("RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin")
-            self._link.script("SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+            self._link.script(
+                "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0"
+            )
             self._spool.take(self._begin, self._undo)
         except BaseException:
             self.close()
@@ -86,7 +114,9 @@ class PostgresSource:
         if table == "bodies":
             yield from batches(self._whole(found), lambda row: len(row[3] or b""))
         else:
-            yield from batches(found, lambda row: len(row[-1]) if table in ("log", "old_log") else 0)
+            yield from batches(
+                found, lambda row: len(row[-1]) if table in ("log", "old_log") else 0
+            )
 
     def _fetch(self, table: str) -> Iterator[list[bytes | None]]:
         if table not in _PAGES:
@@ -138,20 +168,33 @@ def _encoded(kind: str, value: Any) -> bytes | None:
 
 
 def fill(link: PostgresConnection, table: str, rows: Sequence[Row]) -> None:
-    """Inserts rows in the open transaction.  Bodies go into the database, wherever they lay before."""
+    """Inserts rows in the open transaction.  Bodies go into the database, wherever they lay
+    before.
+    """
     names = [name for name, _ in columns(table)]
     kinds = dict(columns(table))
     if table == "entries":
         at = {name: n for n, name in enumerate(names)}
         done = [row for row in rows if row[at["state"]] == commit.ACKED]
-        _copy(link, _DELIVERIES, [[_encoded(kinds[n], row[at[n]]) for n in _OF_DELIVERY] for row in done])
+        _copy(
+            link,
+            _DELIVERIES,
+            [[_encoded(kinds[n], row[at[n]]) for n in _OF_DELIVERY] for row in done],
+        )
         rows = [row for row in rows if row[at["state"]] != commit.ACKED]
         names.remove("acknowledged_at")
-        rows = [tuple(value for n, value in enumerate(row) if n != at["acknowledged_at"]) for row in rows]
+        rows = [
+            tuple(value for n, value in enumerate(row) if n != at["acknowledged_at"])
+            for row in rows
+        ]
     if table == "envelopes":
         link.run(commit.GIVEN, (max(row[0] for row in rows),))
     into = f"{table} ({', '.join(map(quoted, names))})"
-    _copy(link, into, [[_encoded(kinds[n], v) for n, v in zip(names, row, strict=True)] for row in rows])
+    _copy(
+        link,
+        into,
+        [[_encoded(kinds[n], v) for n, v in zip(names, row, strict=True)] for row in rows],
+    )
 
 
 def months_of(table: str, rows: Sequence[Row]) -> set[int]:

@@ -1,13 +1,16 @@
-"""The only file that knows pg8000: one connection, statements prepared once, COPY, and what its errors mean here.
+"""The only file that knows pg8000: one connection, statements prepared once, COPY, and what its
+errors mean here.
 
 Rules.
-1. A connection on which anything went wrong that is not an answer of the server to one statement is broken; it is
-   closed and never used again.
-2. Values are bound, never written into a statement.  Where text must name a schema or table it is quoted here.
-3. Plans must not hang on statistics that lag behind: HQ's sessions take an index wherever there is one.
-4. Nothing waits for ever: a connection attempt, a statement and a lock each have a deadline, and so has silence on the
-   line.  COMMIT may have to wait for a synchronous standby: PostgreSQL's deadlines do not count for that, but the
-   socket's does.
+1. A connection on which anything went wrong that is not an answer of the server to one statement is
+   broken; it is closed and never used again.
+2. Values are bound, never written into a statement.  Where text must name a schema or table it is
+   quoted here.
+3. Plans must not hang on statistics that lag behind: HQ's sessions take an index wherever there is
+   one.
+4. Nothing waits for ever: a connection attempt, a statement and a lock each have a deadline, and so
+   has silence on the line.  COMMIT may have to wait for a synchronous standby: PostgreSQL's
+   deadlines do not count for that, but the socket's does.
 """
 
 from __future__ import annotations
@@ -44,8 +47,11 @@ _SESSION = """
     SET client_min_messages = warning; SET timezone = 'UTC'; SET bytea_output = 'hex'
 """
 _CLASSES: dict[str, type[CipherBoxError]] = {
-    "53100": DiskFull, "XX001": Damaged, "XX002": Damaged, "22003": InvalidRequest,
-}  # fmt: skip
+    "53100": DiskFull,
+    "XX001": Damaged,
+    "XX002": Damaged,
+    "22003": InvalidRequest,
+}
 _SETUP = {
     "28": "the server does not accept this user: check user, password file and pg_hba.conf",
     "3D": "there is no such database; create it, or correct the name",
@@ -59,7 +65,12 @@ class PostgresConnection:
     """One session.  Methods raise what `translated` makes of errors."""
 
     def __init__(
-        self, target: Target, host: str, port: int, password: str | None, context: ssl.SSLContext | None
+        self,
+        target: Target,
+        host: str,
+        port: int,
+        password: str | None,
+        context: ssl.SSLContext | None,
     ) -> None:
         self.host, self.port = host, port
         self.broken = False
@@ -71,9 +82,14 @@ class PostgresConnection:
                 if context is not None:
                     self._sock = _secured(self._sock, context, host)
                 self._db = native.Connection(
-                    target.user, host=host, database=target.database, password=password, sock=self._sock,
-                    ssl_context=False, application_name="cipherbox",
-                )  # fmt: skip
+                    target.user,
+                    host=host,
+                    database=target.database,
+                    password=password,
+                    sock=self._sock,
+                    ssl_context=False,
+                    application_name="cipherbox",
+                )
                 self._db.run(_SESSION.format(STATEMENT_MS, LOCK_MS, IDLE_MS))
                 self._db.run(f"SET search_path = {quoted(target.schema)}")
         except BaseException:
@@ -91,7 +107,9 @@ class PostgresConnection:
             return prepared.run(**dict(zip(names, values, strict=True))) or []
 
     def script(self, statements: str) -> list[list[Any]]:
-        """Statements without values, in one message and one transaction unless they say otherwise; their rows."""
+        """Statements without values, in one message and one transaction unless they say
+        otherwise; their rows.
+        """
         with self._translated():
             return self._db.run(statements) or []
 
@@ -108,13 +126,16 @@ class PostgresConnection:
         return rows
 
     def settle(self, statements: str) -> list[list[Any]]:
-        """A script that ends a transaction.  A server that warns meanwhile says that no standby has it yet, which is as
-        good as no answer: StoreUnavailable."""
+        """A script that ends a transaction.  A server that warns meanwhile says that no standby
+        has it yet, which is as good as no answer: StoreUnavailable.
+        """
         self._db.notices.clear()
         rows = self.script(statements)
         if any(n.get(b"V") == b"WARNING" for n in self._db.notices):
             self.broken = True
-            raise StoreUnavailable("PostgreSQL gave up waiting for a standby; whether the commit is safe is not known")
+            raise StoreUnavailable(
+                "PostgreSQL gave up waiting for a standby; whether the commit is safe is not known"
+            )
         return rows
 
     @property
@@ -136,7 +157,13 @@ class PostgresConnection:
             yield
         except native.DatabaseError as error:
             raise self._said(error) from error
-        except (native.InterfaceError, native.Error, OSError, AttributeError, struct_error) as error:
+        except (
+            native.InterfaceError,
+            native.Error,
+            OSError,
+            AttributeError,
+            struct_error,
+        ) as error:
             self.broken = True  # pg8000 raises AttributeError on a connection that is closed
             before: BaseException | None = error
             while before is not None and not isinstance(before, native.DatabaseError):
@@ -173,11 +200,15 @@ def _named(statement: str) -> tuple[str, list[str]]:
     """``?`` to the marks pg8000 knows."""
     parts = statement.split("?")
     names = [f"v{n}" for n in range(len(parts) - 1)]
-    return "".join(part + (f":{names[n]} " if n < len(names) else "") for n, part in enumerate(parts)), names
+    return "".join(
+        part + (f":{names[n]} " if n < len(names) else "") for n, part in enumerate(parts)
+    ), names
 
 
 def _dial(host: str, port: int) -> socket.socket:
-    """A connected socket that notices a dead peer: keepalives, and a bound for what is sent and not acknowledged."""
+    """A connected socket that notices a dead peer: keepalives, and a bound for what is sent and
+    not acknowledged.
+    """
     try:
         if host.startswith("/"):
             sock = _dial_here(f"{host}/.s.PGSQL.{port}")
@@ -194,7 +225,9 @@ def _dial(host: str, port: int) -> socket.socket:
                 if hasattr(socket, name):
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     except OSError as error:
-        raise StoreUnavailable(f"PostgreSQL at {host}:{port} cannot be reached: {error.strerror or error}") from error
+        raise StoreUnavailable(
+            f"PostgreSQL at {host}:{port} cannot be reached: {error.strerror or error}"
+        ) from error
     sock.settimeout(SILENCE_S)
     return sock
 
@@ -215,7 +248,8 @@ def _secured(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSL
     sock.sendall(_SSL_REQUEST)
     if sock.recv(1) != b"S":
         raise StoreUnavailable(
-            'PostgreSQL does not speak TLS: set it up there, or here tls = "off" if nobody else is on the line'
+            'PostgreSQL does not speak TLS: set it up there, or here tls = "off" if nobody else '
+            "is on the line"
         )
     return context.wrap_socket(sock, server_hostname=host)
 

@@ -24,7 +24,9 @@ def look_at(target: Target) -> Inspection:
     link = Connector(target).writable()
     try:
         began = time.monotonic()
-        version, at = link.script("SELECT current_setting('server_version'), extract(epoch FROM clock_timestamp())")[0]
+        version, at = link.script(
+            "SELECT current_setting('server_version'), extract(epoch FROM clock_timestamp())"
+        )[0]
         ms = (time.monotonic() - began) * 1000
         there = schema.version_of(link, target.schema) or None
         known = there is not None and there <= len(schema.scripts())
@@ -32,4 +34,6 @@ def look_at(target: Target) -> Inspection:
     finally:
         link.close()
     name = holder.name if holder is not None and holder.alive else ""
-    return Inspection(f"{link.host}:{link.port}", str(version), there, name, ms, float(at) - time.time())
+    return Inspection(
+        f"{link.host}:{link.port}", str(version), there, name, ms, float(at) - time.time()
+    )

@@ -1,14 +1,17 @@
-"""Who writes.  One row, `writer`, holds the epoch, the number of commits, and the lease of the HQ that writes.
+"""Who writes.  One row, `writer`, holds the epoch, the number of commits, and the lease of the HQ
+that writes.
 
 Rules.
-1. Every transaction of a writer begins by changing this row where its own epoch is still in it, and so holds the row's
-   lock to its end.  If the row has another epoch, another HQ took over: nothing is written.
-2. The lease is renewed by every commit, and by HQ every two seconds when there is none, on the database's clock.
-   Another HQ takes over when it has not been renewed for `LEASE_S`, or at once when it was given back, or when the
-   holder's session is gone: that is what a killed process leaves.  It ends the old holder's session first, so a
-   transaction that is stalled half way cannot hold the row.
-3. `commits` counts.  After a COMMIT that got no answer the count says whether it took effect; the row's lock makes the
-   question wait until the old session is done.
+1. Every transaction of a writer begins by changing this row where its own epoch is still in it, and
+   so holds the row's lock to its end.  If the row has another epoch, another HQ took over: nothing
+   is written.
+2. The lease is renewed by every commit, and by HQ every two seconds when there is none, on the
+   database's clock.  Another HQ takes over when it has not been renewed for `LEASE_S`, or at once
+   when it was given back, or when the holder's session is gone: that is what a killed process
+   leaves.  It ends the old holder's session first, so a transaction that is stalled half way cannot
+   hold the row.
+3. `commits` counts.  After a COMMIT that got no answer the count says whether it took effect; the
+   row's lock makes the question wait until the old session is done.
 """
 
 from __future__ import annotations
@@ -33,26 +36,32 @@ class Holder:
 def look(link: PostgresConnection) -> Holder:
     """The lease as it stands."""
     holder, epoch, alive = link.run(
-        "SELECT w.holder, w.epoch, w.renewed_at > clock_timestamp() - make_interval(secs => ?) AND EXISTS ("
-        "SELECT 1 FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = w.session_began) FROM writer w",
+        "SELECT w.holder, w.epoch, w.renewed_at > clock_timestamp() - make_interval(secs => ?) "
+        "AND EXISTS (SELECT 1 FROM pg_stat_activity a WHERE a.pid = w.pid AND a.backend_start = "
+        "w.session_began) FROM writer w",
         (LEASE_S,),
     )[0]
     return Holder(holder, epoch, bool(holder) and alive)
 
 
 def take(link: PostgresConnection, name: str, least: int, *, force: bool) -> tuple[int, int]:
-    """The new epoch, above ``least``, and the count of commits.  StoreUnavailable while somebody else has the lease."""
+    """The new epoch, above ``least``, and the count of commits.  StoreUnavailable while somebody
+    else has the lease.
+    """
     old = link.run("SELECT pid, session_began FROM writer")[0]
     if not force and look(link).alive:
         raise StoreUnavailable(f"another HQ has the lease: {look(link).name}")
     if old[1] is not None:
-        link.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND backend_start = ? "
-                 "AND pid <> pg_backend_pid()", old)  # fmt: skip
+        link.run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND "
+            "backend_start = ? AND pid <> pg_backend_pid()",
+            old,
+        )
     rows = link.run(
-        "UPDATE writer SET epoch = greatest(epoch, CAST(? AS bigint)) + 1, holder = ?, pid = pg_backend_pid(), "
-        "session_began = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()), "
-        "renewed_at = clock_timestamp() WHERE epoch = ("
-        "SELECT epoch FROM writer) AND pid = ? RETURNING epoch, commits",
+        "UPDATE writer SET epoch = greatest(epoch, CAST(? AS bigint)) + 1, holder = ?, pid = "
+        "pg_backend_pid(), session_began = (SELECT backend_start FROM pg_stat_activity WHERE pid "
+        "= pg_backend_pid()), renewed_at = clock_timestamp() WHERE epoch = (SELECT epoch FROM "
+        "writer) AND pid = ? RETURNING epoch, commits",
         (least, name, old[0]),
     )
     if not rows:
@@ -61,12 +70,15 @@ def take(link: PostgresConnection, name: str, least: int, *, force: bool) -> tup
 
 
 def resume(link: PostgresConnection, name: str, epoch: int) -> int:
-    """This holder with a new session; the count of commits.  Waits for what the old session still does.  Fenced."""
+    """This holder with a new session; the count of commits.  Waits for what the old session
+    still does.  Fenced.
+    """
     rows = link.run("SELECT 1 FROM writer WHERE epoch = ? AND holder = ?", (epoch, name))
     if rows:
         rows = link.settle(
-            "UPDATE writer SET pid = pg_backend_pid(), session_began = (SELECT backend_start FROM pg_stat_activity "
-            f"WHERE pid = pg_backend_pid()), renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING commits"
+            "UPDATE writer SET pid = pg_backend_pid(), session_began = (SELECT backend_start "
+            "FROM pg_stat_activity WHERE pid = pg_backend_pid()), renewed_at = "
+            f"clock_timestamp() WHERE epoch = {epoch} RETURNING commits"
         )
     if not rows:
         raise Fenced
@@ -77,8 +89,8 @@ def resume(link: PostgresConnection, name: str, epoch: int) -> int:
 def begin(link: PostgresConnection, epoch: int) -> int:
     """Opens a transaction of the writer; the number it will have if it is committed.  Fenced."""
     rows = link.script(
-        f"BEGIN; UPDATE writer SET commits = commits + 1, renewed_at = clock_timestamp() WHERE epoch = {epoch} "
-        "RETURNING commits"
+        "BEGIN; UPDATE writer SET commits = commits + 1, renewed_at = clock_timestamp() WHERE "
+        f"epoch = {epoch} RETURNING commits"
     )
     if not rows:
         link.script("ROLLBACK")
@@ -89,10 +101,14 @@ def begin(link: PostgresConnection, epoch: int) -> int:
 
 def renew(link: PostgresConnection, epoch: int) -> None:
     """Says that the holder lives.  Fenced."""
-    if not link.settle(f"UPDATE writer SET renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING 1"):
+    if not link.settle(
+        f"UPDATE writer SET renewed_at = clock_timestamp() WHERE epoch = {epoch} RETURNING 1"
+    ):
         raise Fenced
 
 
 def give_back(link: PostgresConnection, epoch: int) -> None:
     """The next HQ need not wait."""
-    link.script(f"UPDATE writer SET holder = '', pid = 0, session_began = NULL WHERE epoch = {epoch}")
+    link.script(
+        f"UPDATE writer SET holder = '', pid = 0, session_began = NULL WHERE epoch = {epoch}"
+    )

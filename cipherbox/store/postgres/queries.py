@@ -11,7 +11,17 @@ from uuid import UUID
 
 import orjson
 
-from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
+from cipherbox.broker.model import (
+    ClientRow,
+    Counters,
+    Entry,
+    EntryState,
+    Facts,
+    Known,
+    QueueRow,
+    Snapshot,
+    Wanted,
+)
 from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.postgres import retention
@@ -21,16 +31,17 @@ from cipherbox.store.rows import MOST, as_known, dead_page
 from cipherbox.store.spool import Place
 
 _ENTRY = (
-    "SELECT d.seq, d.number, d.bytes, d.attempts, d.fan, d.sender, d.envelope_id, ms_of(d.accepted_at), d.expires_at "
-    "FROM entries d WHERE d.queue_no = ? "
+    "SELECT d.seq, d.number, d.bytes, d.attempts, d.fan, d.sender, d.envelope_id, "
+    "ms_of(d.accepted_at), d.expires_at FROM entries d WHERE d.queue_no = ? "
 )
 _WAITS = "AND d.state < 2 "
 # A dead letter that nobody settled and whose next generation has not come.
 _OPEN_DEAD = (
-    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND x.seq = d.seq "
-    "AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
-    "AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM deliveries y WHERE "
-    "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
+    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
+    "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
+    "d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM "
+    "deliveries y WHERE y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = "
+    "d.queue_no AND y.seq > d.seq) "
 )
 _KEPT = (
     "SELECT DISTINCT q.name FROM dead_letters x JOIN queues q ON q.queue_no = x.queue_no "
@@ -38,34 +49,36 @@ _KEPT = (
 )
 # What `retention.drop_dead_letters` takes away: the queue, its sender and its bytes.
 _RETIRED = (
-    f"SELECT q.name, d.sender, d.bytes FROM ({retention.OLD_DEAD}) x "
-    "JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq JOIN queues q ON q.queue_no = x.queue_no "
-    "WHERE q.dropped = 0 AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
-    "AND y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM deliveries y WHERE "
-    "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq)"
+    f"SELECT q.name, d.sender, d.bytes FROM ({retention.OLD_DEAD}) x JOIN entries d ON "
+    "d.queue_no = x.queue_no AND d.seq = x.seq JOIN queues q ON q.queue_no = x.queue_no WHERE "
+    "q.dropped = 0 AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number AND "
+    "y.queue_no = d.queue_no AND y.seq > d.seq) AND NOT EXISTS (SELECT 1 FROM deliveries y "
+    "WHERE y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no "
+    "AND y.seq > d.seq)"
 )
 _KNOWN = (
-    "SELECT e.sender, e.envelope_id, e.number, e.generation, e.envelope_hash, ms_of(e.accepted_at), e.bytes, "
-    "e.commitment FROM unnest(CAST(? AS text[]), CAST(? AS uuid[])) AS w (sender, envelope_id) "
-    "JOIN envelopes e ON e.envelope_id = w.envelope_id AND e.sender = w.sender"
+    "SELECT e.sender, e.envelope_id, e.number, e.generation, e.envelope_hash, "
+    "ms_of(e.accepted_at), e.bytes, e.commitment FROM unnest(CAST(? AS text[]), CAST(? AS "
+    "uuid[])) AS w (sender, envelope_id) JOIN envelopes e ON e.envelope_id = w.envelope_id AND "
+    "e.sender = w.sender"
 )
 _PLACES = (
-    "SELECT w.number, q.name, d.seq, d.state, d.client, d.attempts, coalesce(ms_of(d.delivered_at), 0), "
-    "coalesce(ms_of(d.acknowledged_at), 0), q.owner, q.readers, d.queue_no FROM unnest(CAST(? AS bigint[]), "
-    "CAST(? AS bigint[])) AS w (number, at) CROSS JOIN LATERAL ("
-    "SELECT x.queue_no, x.seq, x.state, x.client, x.attempts, x.delivered_at, NULL AS acknowledged_at FROM entries x "
-    "WHERE x.number = w.number UNION ALL "
-    "SELECT y.queue_no, y.seq, 2, y.client, y.attempts, y.delivered_at, y.acknowledged_at FROM deliveries y "
-    "WHERE y.accepted_at = to_timestamp(w.at / 1000.0) AND y.number = w.number) d "
+    "SELECT w.number, q.name, d.seq, d.state, d.client, d.attempts, "
+    "coalesce(ms_of(d.delivered_at), 0), coalesce(ms_of(d.acknowledged_at), 0), q.owner, "
+    "q.readers, d.queue_no FROM unnest(CAST(? AS bigint[]), CAST(? AS bigint[])) AS w (number, "
+    "at) CROSS JOIN LATERAL (SELECT x.queue_no, x.seq, x.state, x.client, x.attempts, "
+    "x.delivered_at, NULL AS acknowledged_at FROM entries x WHERE x.number = w.number UNION ALL "
+    "SELECT y.queue_no, y.seq, 2, y.client, y.attempts, y.delivered_at, y.acknowledged_at FROM "
+    "deliveries y WHERE y.accepted_at = to_timestamp(w.at / 1000.0) AND y.number = w.number) d "
     "JOIN queues q ON q.queue_no = d.queue_no ORDER BY q.name, d.seq"
 )
 _DEAD_ROWS = (
-    "SELECT q.name, d.seq, d.sender, d.envelope_id, e.messages, e.bytes, e.exchange, e.routing_key, "
-    "ms_of(e.accepted_at), d.attempts, d.client, coalesce(ms_of(d.delivered_at), 0), x.reason, x.by, x.at, x.settled, "
-    "x.settled_by, x.settled_at, d.queue_no FROM dead_letters x "
-    "JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
-    "JOIN envelopes e ON e.accepted_at = d.accepted_at AND e.number = d.number "
-    "JOIN queues q ON q.queue_no = x.queue_no "
+    "SELECT q.name, d.seq, d.sender, d.envelope_id, e.messages, e.bytes, e.exchange, "
+    "e.routing_key, ms_of(e.accepted_at), d.attempts, d.client, coalesce(ms_of(d.delivered_at), "
+    "0), x.reason, x.by, x.at, x.settled, x.settled_by, x.settled_at, d.queue_no FROM "
+    "dead_letters x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq JOIN envelopes e "
+    "ON e.accepted_at = d.accepted_at AND e.number = d.number JOIN queues q ON q.queue_no = "
+    "x.queue_no "
 )
 Spooled = Callable[[Place, int], bytes | None]
 
@@ -78,32 +91,51 @@ def load(link: PostgresConnection, head: int) -> Snapshot:
     """Counters are read, never counted; of each queue only the head."""
     snapshot = Snapshot()
     snapshot.next_number = link.script("SELECT last_number + 1 FROM writer")[0][0]
-    snapshot.first_seq = link.script("SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1")[0][0]
-    settings = {name: bytes(value) for name, value in link.script("SELECT name, value FROM settings")}
+    snapshot.first_seq = link.script("SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1")[
+        0
+    ][0]
+    settings = {
+        name: bytes(value) for name, value in link.script("SELECT name, value FROM settings")
+    }
     snapshot.bindings_version = int(settings.get("bindings_version", b"1"))
     snapshot.watermark = int(settings.get("watermark", b"0"))
-    snapshot.clients = [ClientRow(*row) for row in link.script("SELECT * FROM clients ORDER BY name")]
-    snapshot.exchanges = [(name, kind) for name, kind in link.script("SELECT name, type FROM exchanges ORDER BY name")]
-    snapshot.bindings = [(e, q, k) for e, q, k in link.script("SELECT exchange, queue, routing_key FROM bindings")]
-    snapshot.grants = [(c, r, x) for c, r, x in link.script('SELECT client, "right", resource FROM grants')]
+    snapshot.clients = [
+        ClientRow(*row) for row in link.script("SELECT * FROM clients ORDER BY name")
+    ]
+    snapshot.exchanges = [
+        (name, kind) for name, kind in link.script("SELECT name, type FROM exchanges ORDER BY name")
+    ]
+    snapshot.bindings = [
+        (e, q, k) for e, q, k in link.script("SELECT exchange, queue, routing_key FROM bindings")
+    ]
+    snapshot.grants = [
+        (c, r, x) for c, r, x in link.script('SELECT client, "right", resource FROM grants')
+    ]
     snapshot.highest = {
-        sender: bytes(highest) for sender, highest in link.script("SELECT sender, highest FROM senders")
+        sender: bytes(highest)
+        for sender, highest in link.script("SELECT sender, highest FROM senders")
     }
     usage = link.script("SELECT sender, queue, bytes, envelopes FROM usage")
     snapshot.usage = {(sender, queue): (size, count) for sender, queue, size, count in usage}
     own = link.script("SELECT client, what, most FROM client_limits")
     snapshot.client_limits = {(client, what): most for client, what, most in own}
     told = link.script("SELECT client, allowed, blocked FROM contacts")
-    snapshot.contacts = {name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told}
+    snapshot.contacts = {
+        name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told
+    }
     rows = link.script(
-        "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
-        "WHERE dropped = 0 ORDER BY name"
+        "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length "
+        "FROM queues WHERE dropped = 0 ORDER BY name"
     )
     for queue_no, name, owner, readers, depth, size, first, following, ttl_s, max_length in rows:
-        snapshot.queues.append(QueueRow(name, owner, tuple(orjson.loads(readers)), ttl_s, max_length))
+        snapshot.queues.append(
+            QueueRow(name, owner, tuple(orjson.loads(readers)), ttl_s, max_length)
+        )
         snapshot.counters.append(Counters(name, depth, size, first, following))
         if depth:
-            found = link.run(_ENTRY + _WAITS + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head))
+            found = link.run(
+                _ENTRY + _WAITS + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head)
+            )
             snapshot.heads[name] = _entries(found)
     return snapshot
 
@@ -113,7 +145,10 @@ def facts(link: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page:
     found = Facts()
     if wanted.known:
         found.known = _known(link, wanted.known)
-    for what, spans, into in ((_WAITS, wanted.entries, found.entries), (f"AND {_OPEN_DEAD}", wanted.dead, found.dead)):
+    for what, spans, into in (
+        (_WAITS, wanted.entries, found.entries),
+        (f"AND {_OPEN_DEAD}", wanted.dead, found.dead),
+    ):
         for queue, first, count in spans:
             if queue in numbers.of and first <= MOST:
                 span = (numbers.of[queue], first, min(first + count - 1, MOST))
@@ -122,32 +157,63 @@ def facts(link: PostgresConnection, numbers: QueueNumbers, wanted: Wanted, page:
     for queue, sender, envelope_id in wanted.envelopes:
         if queue in numbers.of:
             found_numbers = [k.number for k in _known(link, [(sender, envelope_id)]).values()]
-            rows = _entries(link.run(_ENTRY + _WAITS + "AND d.number = ANY(CAST(? AS bigint[]))",
-                                     (numbers.of[queue], found_numbers)))  # fmt: skip
+            rows = _entries(
+                link.run(
+                    _ENTRY + _WAITS + "AND d.number = ANY(CAST(? AS bigint[]))",
+                    (numbers.of[queue], found_numbers),
+                )
+            )
             found.entries.setdefault(queue, {}).update({entry.seq: entry for entry in rows})
     if wanted.retired:
-        found.retired = [(q, s, size) for q, s, size in link.run(_RETIRED, (wanted.retired, retention.MOST))]
+        found.retired = [
+            (q, s, size) for q, s, size in link.run(_RETIRED, (wanted.retired, retention.MOST))
+        ]
     for queue, after in wanted.pages:
         if queue in numbers.of:
-            rows = _entries(link.run(_ENTRY + _WAITS + "AND d.seq > ? ORDER BY d.seq LIMIT ?",
-                                     (numbers.of[queue], after, page)))  # fmt: skip
+            rows = _entries(
+                link.run(
+                    _ENTRY + _WAITS + "AND d.seq > ? ORDER BY d.seq LIMIT ?",
+                    (numbers.of[queue], after, page),
+                )
+            )
             found.pages[queue] = rows
     return found
 
 
-def _known(link: PostgresConnection, wanted: Sequence[tuple[str, bytes]]) -> dict[tuple[str, bytes], Known]:
-    rows = link.run(_KNOWN, ([sender for sender, _ in wanted], [str(UUID(bytes=i)) for _, i in wanted]))
+def _known(
+    link: PostgresConnection, wanted: Sequence[tuple[str, bytes]]
+) -> dict[tuple[str, bytes], Known]:
+    rows = link.run(
+        _KNOWN, ([sender for sender, _ in wanted], [str(UUID(bytes=i)) for _, i in wanted])
+    )
     if not rows:
         return {}
     places: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
-    for number, name, seq, state, *_ in link.run(_PLACES, ([r[2] for r in rows], [r[5] for r in rows])):
+    for number, name, seq, state, *_ in link.run(
+        _PLACES, ([r[2] for r in rows], [r[5] for r in rows])
+    ):
         places[number].append((name, seq, state))
     found = {}
-    for sender, envelope_id, number, generation, envelope_hash, accepted_at, size, commitment in rows:
+    for (
+        sender,
+        envelope_id,
+        number,
+        generation,
+        envelope_hash,
+        accepted_at,
+        size,
+        commitment,
+    ) in rows:
         found[(sender, envelope_id.bytes)] = as_known(
-            number, generation, bytes(envelope_hash), accepted_at, size, bytes(commitment), places[number],
+            number,
+            generation,
+            bytes(envelope_hash),
+            accepted_at,
+            size,
+            bytes(commitment),
+            places[number],
             partial(_kept, link, number),
-        )  # fmt: skip
+        )
     return found
 
 
@@ -155,44 +221,60 @@ def _kept(link: PostgresConnection, number: int) -> list[str]:
     return [name for (name,) in link.run(_KEPT, (number,))]
 
 
-def read_bodies(link: PostgresConnection, spooled: Spooled, numbers: Sequence[int]) -> list[Body | None]:
+def read_bodies(
+    link: PostgresConnection, spooled: Spooled, numbers: Sequence[int]
+) -> list[Body | None]:
     """The envelopes in the order asked; None for one that is gone or does not match its hash."""
     found: dict[int, Body] = {}
     wanted = ",".join(str(int(number)) for number in numbers)
     if not wanted:
         return []
     rows = link.copy_out(
-        f"SELECT number, stored_hash, data, spool, at, bytes, log_entry FROM bodies WHERE number IN ({wanted})"
+        "SELECT number, stored_hash, data, spool, at, bytes, log_entry FROM bodies WHERE number "
+        f"IN ({wanted})"
     )
     for number, stored_hash, data, name, at, size, log_entry in rows:
         if name is not None:
-            place = Place(name.decode("utf-8", "replace"), int.from_bytes(at or b"", "big", signed=True))
+            place = Place(
+                name.decode("utf-8", "replace"), int.from_bytes(at or b"", "big", signed=True)
+            )
             data = spooled(place, int.from_bytes(size or b"", "big", signed=True))
         if data is not None and hashlib.sha256(data).digest() == stored_hash:
-            found[int.from_bytes(number or b"", "big")] = Body(int.from_bytes(log_entry or b"", "big"), data)
+            found[int.from_bytes(number or b"", "big")] = Body(
+                int.from_bytes(log_entry or b"", "big"), data
+            )
     return [found.get(number) for number in numbers]
 
 
 def trace(link: PostgresConnection, sender: str, envelope_id: bytes) -> TraceReport | None:
     """Where an envelope is, queue by queue."""
     known = link.run(
-        "SELECT number, ms_of(accepted_at), messages FROM envelopes WHERE envelope_id = CAST(? AS uuid) AND sender = ?",
+        "SELECT number, ms_of(accepted_at), messages FROM envelopes WHERE envelope_id = CAST(? "
+        "AS uuid) AND sender = ?",
         (envelope_id.hex(), sender),
     )
     if not known:
         return None
     ((number, accepted_at, messages),) = known
-    reasons = {(r[0], r[1]): r[2] for r in link.run("SELECT queue_no, seq, reason FROM dead_letters WHERE number = ?",
-                                                    (number,))}  # fmt: skip
+    reasons = {
+        (r[0], r[1]): r[2]
+        for r in link.run(
+            "SELECT queue_no, seq, reason FROM dead_letters WHERE number = ?", (number,)
+        )
+    }
     traces = []
     for row in link.run(_PLACES, ([number], [accepted_at])):
         _, name, seq, state, client, attempts, delivered, acked, owner, readers, queue_no = row
         who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
         reason = reasons.get((queue_no, seq), "")
-        traces.append(TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who))
+        traces.append(
+            TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who)
+        )
     return TraceReport(sender, accepted_at, traces, messages)
 
 
-def dead_letters(link: PostgresConnection, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
+def dead_letters(
+    link: PostgresConnection, queue: str, after: str, most: int, settled: bool
+) -> tuple[list[dict[str, object]], str]:
     """See the port."""
     return dead_page(link.run, _DEAD_ROWS, _OPEN_DEAD, queue, after, most, settled)

@@ -1,9 +1,9 @@
 """What a commit drops because it is old, in the commit's own transaction.
 
-The record of envelopes goes by whole months: dropping a partition costs the same for ten rows and for ten million.  So
-a record stays up to a month longer than it must.  What somebody still waits for moves to the partition `other` first,
-and goes from there when nobody does.  Dead letters and entries of the signed log go one by one, at most `MOST` in a
-commit.
+The record of envelopes goes by whole months: dropping a partition costs the same for ten rows and
+for ten million.  So a record stays up to a month longer than it must.  What somebody still waits
+for moves to the partition `other` first, and goes from there when nobody does.  Dead letters and
+entries of the signed log go one by one, at most `MOST` in a commit.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ MOST = 5000
 BY = "retention"
 _LOCK_MS = 1500  # longer than PostgreSQL waits before it calls off its own vacuuming
 OLD_DEAD = (
-    "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY queue_no, seq LIMIT ?"
+    "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY "
+    "queue_no, seq LIMIT ?"
 )
 # What an envelope is kept for: it waits, or is a dead letter nobody settled.
 _OPEN = (
-    "SELECT d.number FROM entries d WHERE d.accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) AND (d.state < 3 OR "
-    "EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND x.seq = d.seq AND x.settled = ''))"
+    "SELECT d.number FROM entries d WHERE d.accepted_at < to_timestamp(CAST(? AS bigint) / "
+    "1000.0) AND (d.state < 3 OR EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = "
+    "d.queue_no AND x.seq = d.seq AND x.settled = ''))"
 )
 _OLD_OTHER = (
-    "SELECT e.number FROM envelopes_other e WHERE e.accepted_at < to_timestamp(CAST(? AS bigint) / 1000.0) "
-    f"AND e.number NOT IN ({_OPEN}) LIMIT ?"
+    "SELECT e.number FROM envelopes_other e WHERE e.accepted_at < to_timestamp(CAST(? AS "
+    f"bigint) / 1000.0) AND e.number NOT IN ({_OPEN}) LIMIT ?"
 )
 
 
@@ -39,18 +41,21 @@ def drop_dead_letters(link: PostgresConnection, changes: Changes, cutoffs: Cutof
     if not cutoffs.dead_letters:
         return
     rows = link.run(
-        "SELECT x.queue_no, x.seq, d.number, d.fan, EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
-        "AND y.queue_no = d.queue_no AND y.seq > d.seq) OR EXISTS (SELECT 1 FROM deliveries y WHERE "
-        "y.accepted_at = d.accepted_at AND y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
-        f"FROM ({OLD_DEAD}) x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq",
+        "SELECT x.queue_no, x.seq, d.number, d.fan, EXISTS (SELECT 1 FROM entries y WHERE "
+        "y.number = d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) OR EXISTS (SELECT 1 "
+        "FROM deliveries y WHERE y.accepted_at = d.accepted_at AND y.number = d.number AND "
+        f"y.queue_no = d.queue_no AND y.seq > d.seq) FROM ({OLD_DEAD}) x JOIN entries d ON "
+        "d.queue_no = x.queue_no AND d.seq = x.seq",
         (cutoffs.dead_letters, MOST),
     )
     for queue_no, seq, number, fan, again in rows:
         link.run(
-            "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? AND seq = ?",
+            "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
+            "= ? AND seq = ?",
             (DROPPED, cutoffs.dead_letters, BY, queue_no, seq),
         )
-        if not again:  # else its next generation came, or it was sent again: that one holds the body
+        # else its next generation came, or it was sent again: that one holds the body
+        if not again:
             (changes.finished if fan == 1 else changes.released).append(number)
 
 
@@ -78,7 +83,9 @@ def old_months(link: PostgresConnection, cutoff: int) -> list[int]:
 
 
 def _locked(link: PostgresConnection) -> bool:
-    """Whether the tables could be had for dropping parts of them; a tool with a long query must not hold up HQ."""
+    """Whether the tables could be had for dropping parts of them; a tool with a long query must
+    not hold up HQ.
+    """
     link.script("SAVEPOINT months")
     try:
         link.script(f"SET LOCAL lock_timeout = {_LOCK_MS}; LOCK TABLE {', '.join(PARTITIONED)}")
@@ -98,7 +105,8 @@ def _drop_month(link: PostgresConnection, month: int) -> None:
         link.script(f"ALTER TABLE {table} DETACH PARTITION {part}")
         if numbers:
             link.script(
-                f"INSERT INTO {table} SELECT * FROM {part} WHERE number = ANY('{{{','.join(map(str, numbers))}}}')"
+                f"INSERT INTO {table} SELECT * FROM {part} WHERE number = "
+                f"ANY('{{{','.join(map(str, numbers))}}}')"
             )
         link.script(f"DROP TABLE {part}")
     for table in ("dead_letters", "entries"):
@@ -112,7 +120,8 @@ def _drop_month(link: PostgresConnection, month: int) -> None:
 def anything(link: PostgresConnection, cutoffs: Cutoffs) -> bool:
     """Whether there is something to drop."""
     if cutoffs.metadata and (
-        old_months(link, cutoffs.metadata) or link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
+        old_months(link, cutoffs.metadata)
+        or link.run(_OLD_OTHER, (cutoffs.metadata, cutoffs.metadata, 1))
     ):
         return True
     query = "SELECT 1 FROM dead_letters WHERE settled = '' AND at < ? LIMIT 1"

@@ -1,7 +1,8 @@
 """The schema: numbered steps, upgrades, and a partition of envelopes and deliveries for each month.
 
-An upgrade runs in one transaction, which first copies every table into a schema beside it (`NAME_before_VERSION`).
-That takes time and space, so it is never done by the way: `open` refuses an older schema until `upgrade` is said.
+An upgrade runs in one transaction, which first copies every table into a schema beside it
+(`NAME_before_VERSION`). That takes time and space, so it is never done by the way: `open` refuses
+an older schema until `upgrade` is said.
 """
 
 from __future__ import annotations
@@ -21,22 +22,32 @@ _LOCK = 0x43425831
 
 def scripts() -> list[str]:
     """The schema's steps, oldest first."""
-    files = sorted((f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    files = sorted(
+        (f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")),
+        key=lambda f: f.name,
+    )
     return [f.read_text("utf-8") for f in files]
 
 
 def version_of(link: PostgresConnection, schema: str) -> int | None:
     """None: there is no such schema; StoreError if it is another program's."""
-    rows = link.run("SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = ?", (schema,))
+    rows = link.run(
+        "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = ?", (schema,)
+    )
     if not rows:
         return None
     mark = str(rows[0][0] or "").split()
     if len(mark) == 2 and mark[0] == MARK and mark[1].isdigit():
         return int(mark[1])
-    tables = link.run("SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE nspname = ?",
-                      (schema,))  # fmt: skip
+    tables = link.run(
+        "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
+        "nspname = ?",
+        (schema,),
+    )
     if tables[0][0]:
-        raise StoreError(f"the schema {schema} holds tables of another program; choose another name for ours")
+        raise StoreError(
+            f"the schema {schema} holds tables of another program; choose another name for ours"
+        )
     return 0
 
 
@@ -48,18 +59,20 @@ def prepare(link: PostgresConnection, target: Target, *, create: bool, upgrade: 
         raise StoreError(f"there is no HQ in {target}; run: cipherbox init --database URL")
     if version is not None and version > len(steps):
         raise SchemaTooNew(
-            f"{target} was written by a newer program (schema {version}; this one knows {len(steps)}): use that one"
+            f"{target} was written by a newer program (schema {version}; this one knows "
+            f"{len(steps)}): use that one"
         )
     if version == len(steps):
         return
     if version and version < OLDEST:
         raise SchemaTooOld(
-            f"{target} was written by a version of CipherBox before 0.5.0, and this one does not understand it; "
-            "nothing was changed"
+            f"{target} was written by a version of CipherBox before 0.5.0, and this one does not "
+            "understand it; nothing was changed"
         )
     if version and not upgrade:
         raise StoreError(
-            f"{target} has the older schema {version}, this program needs {len(steps)}; run: cipherbox store upgrade"
+            f"{target} has the older schema {version}, this program needs {len(steps)}; run: "
+            "cipherbox store upgrade"
         )
     try:
         if version is None:
@@ -85,10 +98,15 @@ def prepare(link: PostgresConnection, target: Target, *, create: bool, upgrade: 
 def _keep(link: PostgresConnection, name: str, copy: str) -> None:
     """Every table as it is, without indexes, in a schema of its own."""
     link.script(f"SET LOCAL statement_timeout = 0; CREATE SCHEMA {quoted(copy)}")
-    tables = link.run("SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                      "WHERE n.nspname = ? AND c.relkind IN ('r', 'p') AND NOT c.relispartition", (name,))  # fmt: skip
+    tables = link.run(
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = ? AND c.relkind IN ('r', 'p') AND NOT c.relispartition",
+        (name,),
+    )
     for (table,) in tables:
-        link.script(f"CREATE TABLE {quoted(copy)}.{quoted(table)} AS TABLE {quoted(name)}.{quoted(table)}")
+        link.script(
+            f"CREATE TABLE {quoted(copy)}.{quoted(table)} AS TABLE {quoted(name)}.{quoted(table)}"
+        )
 
 
 def month_of(ms: int) -> int:
@@ -108,8 +126,9 @@ def name_of(table: str, month: int) -> str:
 def months(link: PostgresConnection) -> list[int]:
     """Those that have partitions."""
     rows = link.run(
-        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-        "WHERE i.inhparent = CAST('envelopes' AS regclass) AND c.relname ~ '^envelopes_[0-9]{4}_[0-9]{2}$' ORDER BY 1"
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE "
+        "i.inhparent = CAST('envelopes' AS regclass) AND c.relname ~ "
+        "'^envelopes_[0-9]{4}_[0-9]{2}$' ORDER BY 1"
     )
     return [int(name[-7:-3]) * 12 + int(name[-2:]) - 1 for (name,) in rows]
 
@@ -119,8 +138,9 @@ def make_month(link: PostgresConnection, month: int) -> bool:
     try:
         for table in PARTITIONED:
             link.script(
-                f"SET lock_timeout = 1000; CREATE TABLE IF NOT EXISTS {name_of(table, month)} PARTITION OF {table} "
-                f"FOR VALUES FROM ('{_first(month)}') TO ('{_first(month + 1)}')"
+                f"SET lock_timeout = 1000; CREATE TABLE IF NOT EXISTS {name_of(table, month)} "
+                f"PARTITION OF {table} FOR VALUES FROM ('{_first(month)}') TO "
+                f"('{_first(month + 1)}')"
             )
     except Busy:
         return False

@@ -1,11 +1,14 @@
-"""The PostgreSQL store: the port's rules over one writing session, a pool of reading ones, and the lease.
+"""The PostgreSQL store: the port's rules over one writing session, a pool of reading ones, and the
+lease.
 
-A commit is one transaction that begins with the fence (`lease`).  When its COMMIT gets no answer, the store connects
-again and looks whether it took effect: the caller learns the truth, or `StoreUnavailable` when nobody can be asked.  A
-COMMIT that the server answered with a warning counts as no answer: that is how it says that no standby has it yet.
+A commit is one transaction that begins with the fence (`lease`).  When its COMMIT gets no answer,
+the store connects again and looks whether it took effect: the caller learns the truth, or
+`StoreUnavailable` when nobody can be asked.  A COMMIT that the server answered with a warning
+counts as no answer: that is how it says that no standby has it yet.
 
-When the writable server is one that knows fewer commits than this process saw confirmed (a standby was promoted that
-lagged behind), the store begins a new history: clients then send again what they cannot be sure of.
+When the writable server is one that knows fewer commits than this process saw confirmed (a standby
+was promoted that lagged behind), the store begins a new history: clients then send again what they
+cannot be sure of.
 """
 
 from __future__ import annotations
@@ -48,9 +51,16 @@ class PostgresStore(Registry):
     """See the port for what each method promises."""
 
     def __init__(
-        self, target: Target, directory: Path, *, create: bool = False, upgrade: bool = False, force: bool = False,
-        files: Files | None = None, limits: Limits = LIMITS,
-    ) -> None:  # fmt: skip
+        self,
+        target: Target,
+        directory: Path,
+        *,
+        create: bool = False,
+        upgrade: bool = False,
+        force: bool = False,
+        files: Files | None = None,
+        limits: Limits = LIMITS,
+    ) -> None:
         """StoreLeased while another HQ has the lease, unless ``force``."""
         self._connector = Connector(target)
         self.target = target
@@ -65,11 +75,16 @@ class PostgresStore(Registry):
         self._set_back = False  # the server knows less than what was read from it: load first
         self._pause = threading.Event()  # never set: waits out a pause
         self._numbers: QueueNumbers | None = None
-        self._inside: PostgresConnection | None = None  # the session of the transaction that is open
+        # the session of the transaction that is open
+        self._inside: PostgresConnection | None = None
         self.epoch = self._commits = 0
         self._link: PostgresConnection | None = self._connector.writable()
         try:
-            if upgrade and schema.version_of(self._link, target.schema) and lease.look(self._link).alive:
+            if (
+                upgrade
+                and schema.version_of(self._link, target.schema)
+                and lease.look(self._link).alive
+            ):
                 raise StoreLeased("another HQ serves this database; stop it before the upgrade")
             schema.prepare(self._link, target, create=create, upgrade=upgrade)
             try:
@@ -89,15 +104,18 @@ class PostgresStore(Registry):
 
     def _open_spool(self, directory: Path, files: Files) -> Spool | None:
         """The spool, if large bodies lie there: the one this database has always had, or none."""
-        named = {name for (name,) in self._rows("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")}
+        named = {
+            name
+            for (name,) in self._rows("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")
+        }
         if self.target.bodies != "spool" and not named:
             return None
         known, mark = self.get_setting(SPOOL_ID), directory / SPOOL / "id"
         here = mark.read_bytes() if mark.exists() else None
         if named and known != here:
             raise StoreError(
-                f"large bodies of this database lie in the spool of another machine, not in {directory / SPOOL}; "
-                "serve there, or bring that directory here"
+                "large bodies of this database lie in the spool of another machine, not in "
+                f"{directory / SPOOL}; serve there, or bring that directory here"
             )
         private_dir(directory)
         spool = Spool(directory / SPOOL, files, self.epoch)
@@ -108,7 +126,7 @@ class PostgresStore(Registry):
         spool.sweep(named)
         return spool
 
-    # -- sessions -----------------------------------------------------------------------------------------------
+    # -- sessions ----------------------------------------------------------------------------------
 
     def _writer(self) -> PostgresConnection:
         """The writing session; a new one where the old one broke."""
@@ -126,7 +144,9 @@ class PostgresStore(Registry):
         return self._link
 
     def _connect(self) -> PostgresConnection:
-        """Another session at the primary; what is set up wrong now was right once: an administrator is at work."""
+        """Another session at the primary; what is set up wrong now was right once: an
+        administrator is at work.
+        """
         try:
             return self._connector.writable()
         except StoreError as error:
@@ -168,7 +188,9 @@ class PostgresStore(Registry):
             link.close()
 
     def _ask(self, work: Callable[[PostgresConnection], T]) -> T:
-        """Reads over the writing session, which sees its own commits; once more over a new one if it broke."""
+        """Reads over the writing session, which sees its own commits; once more over a new one
+        if it broke.
+        """
         link = self._writer()
         try:
             return work(link)
@@ -177,11 +199,12 @@ class PostgresStore(Registry):
                 raise
         return work(self._writer())
 
-    # -- reads --------------------------------------------------------------------------------------------------
+    # -- reads -------------------------------------------------------------------------------------
 
     def load(self, head: int) -> Snapshot:
         def work(link: PostgresConnection) -> Snapshot:
-            lease.renew(link, self.epoch)  # a commit: what is loaded is as safe as what is confirmed
+            # a commit: what is loaded is as safe as what is confirmed
+            lease.renew(link, self.epoch)
             self._numbers = None
             snapshot = queries.load(link, head)
             self._set_back = False
@@ -197,19 +220,24 @@ class PostgresStore(Registry):
             return queries.read_bodies(link, self._from_spool, numbers)
 
     def _from_spool(self, place: Place, size: int) -> bytes | None:
-        good = self._spool is not None and NAME.fullmatch(place.name) and place.at >= 0 and size >= 0
+        good = (
+            self._spool is not None and NAME.fullmatch(place.name) and place.at >= 0 and size >= 0
+        )
         return self._spool.read(place, size) if good else None  # type: ignore[union-attr]
 
     def trace(self, sender: str, envelope_id: bytes) -> TraceReport | None:
         return self._ask(lambda link: queries.trace(link, sender, envelope_id))
 
-    def dead_letters(self, queue: str, after: str, most: int, settled: bool) -> tuple[list[dict[str, object]], str]:
+    def dead_letters(
+        self, queue: str, after: str, most: int, settled: bool
+    ) -> tuple[list[dict[str, object]], str]:
         return self._ask(lambda link: queries.dead_letters(link, queue, after, most, settled))
 
     def acceptance(self, sender: str, envelope_id: bytes) -> Acceptance | None:
         query = (
-            "SELECT generation, CAST(extract(epoch FROM accepted_at) * 1000 AS bigint), envelope_hash, log_entry "
-            "FROM envelopes WHERE envelope_id = CAST(? AS uuid) AND sender = ?"
+            "SELECT generation, CAST(extract(epoch FROM accepted_at) * 1000 AS bigint), "
+            "envelope_hash, log_entry FROM envelopes WHERE envelope_id = CAST(? AS uuid) AND "
+            "sender = ?"
         )
         rows = self._rows(query, (envelope_id.hex(), sender))
         return Acceptance(rows[0][0], rows[0][1], bytes(rows[0][2]), rows[0][3]) if rows else None
@@ -220,12 +248,13 @@ class PostgresStore(Registry):
         return self._ask(lambda link: retention.anything(link, cutoffs))
 
     def free_bytes(self) -> int:
-        return LIMITS.disk_resume_bytes * 1024  # the server alone knows; it says so when there is none left
+        # the server alone knows; it says so when there is none left
+        return LIMITS.disk_resume_bytes * 1024
 
     def room(self, size_bytes: int) -> bool:
         return True
 
-    # -- writes -------------------------------------------------------------------------------------------------
+    # -- writes ------------------------------------------------------------------------------------
 
     def commit(self, changes: Changes, epoch: int) -> None:
         if epoch != self.epoch:
@@ -233,7 +262,9 @@ class PostgresStore(Registry):
         self._check_history()
         places = self._to_spool(changes)
         try:
-            dropped = self._write_once(lambda link: commit.write(link, changes, self._queue_numbers(link), places))
+            dropped = self._write_once(
+                lambda link: commit.write(link, changes, self._queue_numbers(link), places)
+            )
         except BaseException:
             self._numbers = None  # some of them may not exist
             raise
@@ -243,25 +274,33 @@ class PostgresStore(Registry):
             self._note_what_stayed(changes.retention)
 
     def _note_what_stayed(self, cutoffs: Cutoffs) -> None:
-        """Months somebody reads are left for later; what is committed stays committed, whatever the answer is."""
+        """Months somebody reads are left for later; what is committed stays committed, whatever
+        the answer is.
+        """
         with suppress(Busy):
             if self._ask(lambda link: retention.old_months(link, cutoffs.metadata)):
                 self._skip_until = time.monotonic() + _SKIP_S
 
     def _check_history(self) -> None:
         if self._set_back:
-            raise StoreUnavailable("PostgreSQL lost commits that it had confirmed; HQ loads its state again")
+            raise StoreUnavailable(
+                "PostgreSQL lost commits that it had confirmed; HQ loads its state again"
+            )
 
     def _to_spool(self, changes: Changes) -> dict[tuple[int, int], Place]:
         if self._spool is None or self.target.bodies != "spool":
             return {}
-        large: list[tuple[int, Incoming]] = [(e.number, e.incoming) for e in changes.envelopes] + changes.replaced
+        large: list[tuple[int, Incoming]] = [
+            (e.number, e.incoming) for e in changes.envelopes
+        ] + changes.replaced
         large = [(number, i) for number, i in large if i.size >= self._spool_from]
         try:
             places = self._spool.write([i.body for _, i in large])  # type: ignore[misc]
         except OSError as error:
             raise StoreUnavailable(f"the spool does not answer: {error.strerror}") from error
-        return {(number, i.generation): place for (number, i), place in zip(large, places, strict=True)}
+        return {
+            (number, i.generation): place for (number, i), place in zip(large, places, strict=True)
+        }
 
     def _write_once(self, work: Callable[[PostgresConnection], T]) -> T:
         """One transaction; what it returned, once it is known to be committed."""
@@ -310,7 +349,9 @@ class PostgresStore(Registry):
         link.close()
 
     def _took_effect(self, number: int) -> bool:
-        """After a COMMIT without an answer.  StoreUnavailable when nobody could be asked in time."""
+        """After a COMMIT without an answer.  StoreUnavailable when nobody could be asked in
+        time.
+        """
         deadline = time.monotonic() + ANSWER_S
         epoch = self.epoch
         while True:
@@ -345,7 +386,9 @@ class PostgresStore(Registry):
                 self._keep_months(link)
 
     def _keep_months(self, link: PostgresConnection) -> None:
-        """This month's partitions and the next one's; where they cannot be had, rows go to the partition `other`."""
+        """This month's partitions and the next one's; where they cannot be had, rows go to the
+        partition `other`.
+        """
         self._months_at = time.monotonic() + _MONTHS_S
         now = time.time_ns() // 1_000_000
         have = set(schema.months(link))

@@ -12,8 +12,9 @@ TLS = ("verify", "unverified", "off")
 
 @attrs.frozen
 class Target:
-    """``hosts``: (name or directory of a socket, port), the writable one is found.  ``password`` is called for each
-    connection, so that a new one in its file counts at once."""
+    """``hosts``: (name or directory of a socket, port), the writable one is found.  ``password``
+    is called for each connection, so that a new one in its file counts at once.
+    """
 
     hosts: tuple[tuple[str, int], ...]
     database: str = "cipherbox"

@@ -19,7 +19,12 @@ _FROM = {
     "entries": "entries d JOIN envelopes e ON e.number = d.number",
     "dead_letters": "dead_letters d JOIN envelopes e ON e.number = d.number",
 }
-_ORDER = {"entries": "d.queue_no, d.seq", "envelopes": "d.number", "log": "d.entry", "old_log": "d.entry"}
+_ORDER = {
+    "entries": "d.queue_no, d.seq",
+    "envelopes": "d.number",
+    "log": "d.entry",
+    "old_log": "d.entry",
+}
 _OF_ENVELOPE = ("accepted_at", "bytes", "fan", "expires_at", "sender", "envelope_id")
 
 
@@ -34,11 +39,15 @@ class SqliteSource:
         self._db = database.connect_reader(path)
         try:
             with database.translated():
-                version, ours = self._db.execute("PRAGMA user_version").fetchone()[0], len(database.scripts())
+                version, ours = (
+                    self._db.execute("PRAGMA user_version").fetchone()[0],
+                    len(database.scripts()),
+                )
                 if version != ours:
                     raise StoreError(
-                        f"{path} has schema {version}, and this program copies schema {ours} alone: a store is first "
-                        "upgraded (cipherbox store upgrade), a backup restored by the version that made it and upgraded"
+                        f"{path} has schema {version}, and this program copies schema {ours} "
+                        "alone: a store is first upgraded (cipherbox store upgrade), a backup "
+                        "restored by the version that made it and upgraded"
                     )
                 self._spool.take(self._begin, self._undo)
         except BaseException:
@@ -47,7 +56,12 @@ class SqliteSource:
 
     def _begin(self) -> list[str]:
         self._db.execute("BEGIN")
-        return [name for (name,) in self._db.execute("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL")]
+        return [
+            name
+            for (name,) in self._db.execute(
+                "SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL"
+            )
+        ]
 
     def _undo(self) -> None:
         self._db.execute("ROLLBACK")
@@ -64,17 +78,30 @@ class SqliteSource:
             found = (tuple(row) for row in self._db.execute(query))
             if table == "settings":
                 found = (row for row in found if row[0] not in OWN_SETTINGS)
-            yield from batches(found, lambda row: len(row[-1]) if table in ("log", "old_log") else 0)
+            yield from batches(
+                found, lambda row: len(row[-1]) if table in ("log", "old_log") else 0
+            )
 
     def _column(self, table: str, name: str) -> str:
         return f"e.{name}" if table in _FROM and name in _OF_ENVELOPE else f'd."{name}"'
 
     def _bodies(self) -> Iterator[Row]:
         query = (
-            "SELECT b.number, e.pending, b.stored_hash, b.data, e.bytes, b.log_entry, b.spool, b.at, b.bytes "
-            "FROM bodies b JOIN envelopes e ON e.number = b.number ORDER BY b.number"
+            "SELECT b.number, e.pending, b.stored_hash, b.data, e.bytes, b.log_entry, b.spool, "
+            "b.at, b.bytes FROM bodies b JOIN envelopes e ON e.number = b.number ORDER BY "
+            "b.number"
         )
-        for number, pending, stored_hash, data, envelope_bytes, entry, name, at, size in self._db.execute(query):
+        for (
+            number,
+            pending,
+            stored_hash,
+            data,
+            envelope_bytes,
+            entry,
+            name,
+            at,
+            size,
+        ) in self._db.execute(query):
             raw = self._spool.read(Place(name, at), size) if name is not None else data
             yield number, pending, stored_hash, raw, envelope_bytes, entry
 
@@ -100,12 +127,16 @@ def fill(db: Connection, table: str, rows: Sequence[Row], spool: Spool, spool_fr
 
 def _fill_bodies(db: Connection, rows: Sequence[Row], spool: Spool, spool_from: int) -> None:
     large = [row for row in rows if len(row[3]) >= spool_from]
-    places: dict[int, Place] = dict(zip((row[0] for row in large), spool.write([r[3] for r in large]), strict=True))
+    places: dict[int, Place] = dict(
+        zip((row[0] for row in large), spool.write([r[3] for r in large]), strict=True)
+    )
     for number, pending, stored_hash, data, size, log_entry in rows:
         place = places.get(number)
         if place is None:
-            db.execute("INSERT INTO bodies (number, stored_hash, data, log_entry) VALUES (?, ?, ?, ?)",
-                       (number, stored_hash, data, log_entry))  # fmt: skip
+            db.execute(
+                "INSERT INTO bodies (number, stored_hash, data, log_entry) VALUES (?, ?, ?, ?)",
+                (number, stored_hash, data, log_entry),
+            )
         else:
             db.execute(INTO_SPOOL, (number, stored_hash, *place, size, log_entry))
         db.execute("UPDATE envelopes SET pending = ? WHERE number = ?", (pending, number))

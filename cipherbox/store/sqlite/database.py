@@ -1,8 +1,8 @@
 """The only file that knows sqlite3: opening, schema, transactions, and what its errors mean here.
 
-WAL with synchronous=FULL: a commit is one sync of the log, and durable when it returns.  Pages of 16 KiB suit envelopes
-of one to a few KiB.  One connection, used by one thread at a time.  An upgrade runs in one transaction, after a copy
-of the database was put beside it.
+WAL with synchronous=FULL: a commit is one sync of the log, and durable when it returns.  Pages of
+16 KiB suit envelopes of one to a few KiB.  One connection, used by one thread at a time.  An
+upgrade runs in one transaction, after a copy of the database was put beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cipherbox.errors import Damaged, DiskFull, InvalidRequest, SchemaTooNew, StoreError, StoreUnavailable
+from cipherbox.errors import (
+    Damaged,
+    DiskFull,
+    InvalidRequest,
+    SchemaTooNew,
+    StoreError,
+    StoreUnavailable,
+)
 from cipherbox.store.files import Files
 from cipherbox.store.sqlite.shape import check_shape
 
@@ -38,7 +45,10 @@ Connection = sqlite3.Connection
 
 def scripts() -> list[str]:
     """The schema's steps, oldest first."""
-    files = sorted((f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    files = sorted(
+        (f for f in resources.files(__package__).iterdir() if f.name.endswith(".sql")),
+        key=lambda f: f.name,
+    )
     return [f.read_text("utf-8") for f in files]
 
 
@@ -68,11 +78,15 @@ def translated() -> Iterator[None]:
 
 
 def connect(path: Path, *, create: bool, files: Files) -> Connection:
-    """Opens the database and brings its schema up to date; StoreError or a retryable refusal says what is wrong."""
+    """Opens the database and brings its schema up to date; StoreError or a retryable refusal
+    says what is wrong.
+    """
     if not create and not path.exists():
         raise StoreError(f"there is no database {path}; run: cipherbox init")
     with translated():
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        db = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
         try:
             _prepare(db, path, files)
         except BaseException:
@@ -96,7 +110,8 @@ def connect_reader(path: Path) -> Connection:
 
 def _prepare(db: Connection, path: Path, files: Files) -> None:
     db.execute("PRAGMA page_size = 16384")
-    db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that `give_back` can; it costs nothing measurable
+    # so that `give_back` can; it costs nothing measurable
+    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
     db.execute("PRAGMA busy_timeout = 5000")
     steps = scripts()
     version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -106,7 +121,8 @@ def _prepare(db: Connection, path: Path, files: Files) -> None:
         raise StoreError(f"{path} is a database of another program")
     if version > len(steps):
         raise SchemaTooNew(
-            f"{path} was written by a newer program (schema {version}; this one knows {len(steps)}); use the newer one"
+            f"{path} was written by a newer program (schema {version}; this one knows "
+            f"{len(steps)}); use the newer one"
         )
     if version:
         check_age(db, path, version)
@@ -160,7 +176,9 @@ def _copy(db: Connection, path: Path, files: Files) -> None:
 
 
 class Progress:
-    """How far a transaction came: once it is ``ending``, an error does not say whether it reached the disk."""
+    """How far a transaction came: once it is ``ending``, an error does not say whether it
+    reached the disk.
+    """
 
     ending = False
     sync_s = 0.0  # what its end took
@@ -201,12 +219,15 @@ def spare_bytes(db: Connection) -> int:
 def give_back(db: Connection) -> None:
     """Returns some empty pages to the disk, and the log's space with them."""
     with translated():
-        db.executescript(f"PRAGMA incremental_vacuum({_PAGES_BACK})")  # `execute` would stop after one page
+        # `execute` would stop after one page
+        db.executescript(f"PRAGMA incremental_vacuum({_PAGES_BACK})")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def insert_flat(db: Connection, head: str, width: int, values: list[Any]) -> None:
-    """INSERT of many rows, so many to a statement.  ``values``: the rows' values in a row, ``width`` to each."""
+    """INSERT of many rows, so many to a statement.  ``values``: the rows' values in a row,
+    ``width`` to each.
+    """
     one = "(" + ",".join("?" * width) + ")"
     step = width * _ROWS
     full = len(values) - len(values) % step

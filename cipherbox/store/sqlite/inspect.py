@@ -24,13 +24,18 @@ def look_at(path: Path) -> Inspection:
     """StoreError if it is no database of ours."""
     if not path.exists():
         raise StoreError(f"there is no database {path}; run: cipherbox init")
-    with translated(), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with (
+        translated(),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db,
+    ):
         db.execute("PRAGMA busy_timeout = 5000")
         schema: int = db.execute("PRAGMA user_version").fetchone()[0]
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise StoreError(f"{path} is a database of another program")
         if schema > len(scripts()):
-            raise SchemaTooNew(f"{path} was written by a newer program (schema {schema}); use the newer one")
+            raise SchemaTooNew(
+                f"{path} was written by a newer program (schema {schema}); use the newer one"
+            )
         check_age(db, path, schema)
         size = path.stat().st_size
         newest = db.execute("SELECT at FROM log ORDER BY entry DESC LIMIT 1").fetchone()

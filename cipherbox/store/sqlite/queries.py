@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 import orjson
 
-from cipherbox.broker.model import ClientRow, Counters, Entry, EntryState, Facts, Known, QueueRow, Snapshot, Wanted
+from cipherbox.broker.model import (
+    ClientRow,
+    Counters,
+    Entry,
+    EntryState,
+    Facts,
+    Known,
+    QueueRow,
+    Snapshot,
+    Wanted,
+)
 from cipherbox.contact_lists import ContactLists
 from cipherbox.store.port import Body, TraceReport, TraceRow
 from cipherbox.store.rows import MOST, Row, as_known, dead_page
@@ -16,36 +26,41 @@ from cipherbox.store.sqlite import retention
 from cipherbox.store.sqlite.commit import QueueNumbers
 from cipherbox.store.sqlite.database import Connection
 
-_COLUMNS = "d.seq, d.number, e.bytes, d.attempts, e.fan, e.sender, e.envelope_id, e.accepted_at, e.expires_at "
+_COLUMNS = (
+    "d.seq, d.number, e.bytes, d.attempts, e.fan, e.sender, e.envelope_id, e.accepted_at, "
+    "e.expires_at "
+)
 _ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
     "WHERE d.queue_no = ? AND d.state < 2 "
 )
 # A dead letter that nobody settled and whose next generation has not come.
 _OPEN_DEAD = (
-    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND x.seq = d.seq "
-    "AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = d.number "
-    "AND y.queue_no = d.queue_no AND y.seq > d.seq) "
+    "d.state = 3 AND EXISTS (SELECT 1 FROM dead_letters x WHERE x.queue_no = d.queue_no AND "
+    "x.seq = d.seq AND x.settled = '') AND NOT EXISTS (SELECT 1 FROM entries y WHERE y.number = "
+    "d.number AND y.queue_no = d.queue_no AND y.seq > d.seq) "
 )
 _DEAD_ENTRY = (
     f"SELECT {_COLUMNS} FROM entries d CROSS JOIN envelopes e ON e.number = d.number "
     f"WHERE d.queue_no = ? AND {_OPEN_DEAD}"
 )
 _DEAD_ROWS = (
-    "SELECT q.name, d.seq, e.sender, e.envelope_id, e.messages, e.bytes, e.exchange, e.routing_key, e.accepted_at, "
-    "d.attempts, d.client, d.delivered_at, x.reason, x.by, x.at, x.settled, x.settled_by, x.settled_at, d.queue_no "
-    "FROM dead_letters x JOIN entries d ON d.queue_no = x.queue_no AND d.seq = x.seq "
-    "JOIN envelopes e ON e.number = x.number JOIN queues q ON q.queue_no = x.queue_no "
+    "SELECT q.name, d.seq, e.sender, e.envelope_id, e.messages, e.bytes, e.exchange, "
+    "e.routing_key, e.accepted_at, d.attempts, d.client, d.delivered_at, x.reason, x.by, x.at, "
+    "x.settled, x.settled_by, x.settled_at, d.queue_no FROM dead_letters x JOIN entries d ON "
+    "d.queue_no = x.queue_no AND d.seq = x.seq JOIN envelopes e ON e.number = x.number JOIN "
+    "queues q ON q.queue_no = x.queue_no "
 )
 # What `retention.drop_dead_letters` takes away: the queue, its sender and its bytes.
 _RETIRED = (
-    f"SELECT q.name, e.sender, e.bytes FROM ({retention.OLD_DEAD}) x JOIN envelopes e ON e.number = x.number "
-    "JOIN queues q ON q.queue_no = x.queue_no WHERE q.dropped = 0 AND NOT EXISTS (SELECT 1 FROM entries y "
-    "WHERE y.number = x.number AND y.queue_no = x.queue_no AND y.seq > x.seq)"
+    f"SELECT q.name, e.sender, e.bytes FROM ({retention.OLD_DEAD}) x JOIN envelopes e ON "
+    "e.number = x.number JOIN queues q ON q.queue_no = x.queue_no WHERE q.dropped = 0 AND NOT "
+    "EXISTS (SELECT 1 FROM entries y WHERE y.number = x.number AND y.queue_no = x.queue_no AND "
+    "y.seq > x.seq)"
 )
 _KEPT = (
-    "SELECT DISTINCT q.name FROM entries d JOIN dead_letters x ON x.queue_no = d.queue_no AND x.seq = d.seq "
-    "JOIN queues q ON q.queue_no = d.queue_no WHERE d.number = ? AND x.settled = ''"
+    "SELECT DISTINCT q.name FROM entries d JOIN dead_letters x ON x.queue_no = d.queue_no AND "
+    "x.seq = d.seq JOIN queues q ON q.queue_no = d.queue_no WHERE d.number = ? AND x.settled = ''"
 )
 _BY_ID = (
     f"SELECT {_COLUMNS} FROM envelopes e CROSS JOIN entries d ON d.number = e.number "
@@ -56,13 +71,19 @@ _BY_ID = (
 def load(db: Connection, head: int) -> Snapshot:
     """Counters are read, never counted; of each queue only the head."""
     snapshot = Snapshot()
-    snapshot.next_number = db.execute("SELECT coalesce(max(number), 0) + 1 FROM envelopes").fetchone()[0]
-    snapshot.first_seq = db.execute("SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1").fetchone()[0]
+    snapshot.next_number = db.execute(
+        "SELECT coalesce(max(number), 0) + 1 FROM envelopes"
+    ).fetchone()[0]
+    snapshot.first_seq = db.execute(
+        "SELECT coalesce(max(next), 1) FROM queues WHERE dropped = 1"
+    ).fetchone()[0]
     version = db.execute("SELECT value FROM settings WHERE name = 'bindings_version'").fetchone()
     snapshot.bindings_version = int(version[0]) if version else 1
     watermark = db.execute("SELECT value FROM settings WHERE name = 'watermark'").fetchone()
     snapshot.watermark = int(watermark[0]) if watermark else 0
-    snapshot.clients = [ClientRow(*row) for row in db.execute("SELECT * FROM clients ORDER BY name")]
+    snapshot.clients = [
+        ClientRow(*row) for row in db.execute("SELECT * FROM clients ORDER BY name")
+    ]
     snapshot.exchanges = db.execute("SELECT name, type FROM exchanges ORDER BY name").fetchall()
     snapshot.bindings = db.execute("SELECT exchange, queue, routing_key FROM bindings").fetchall()
     snapshot.grants = db.execute("SELECT client, right, resource FROM grants").fetchall()
@@ -72,16 +93,22 @@ def load(db: Connection, head: int) -> Snapshot:
     own = db.execute("SELECT client, what, most FROM client_limits")
     snapshot.client_limits = {(client, what): most for client, what, most in own}
     told = db.execute("SELECT client, allowed, blocked FROM contacts")
-    snapshot.contacts = {name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told}
+    snapshot.contacts = {
+        name: ContactLists(*(tuple(orjson.loads(part)) for part in parts)) for name, *parts in told
+    }
     rows = db.execute(
-        "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length FROM queues "
-        "WHERE dropped = 0 ORDER BY name"
+        "SELECT queue_no, name, owner, readers, depth, bytes, first, next, ttl_s, max_length "
+        "FROM queues WHERE dropped = 0 ORDER BY name"
     ).fetchall()
     for queue_no, name, owner, readers, depth, size, first, following, ttl_s, max_length in rows:
-        snapshot.queues.append(QueueRow(name, owner, tuple(orjson.loads(readers)), ttl_s, max_length))
+        snapshot.queues.append(
+            QueueRow(name, owner, tuple(orjson.loads(readers)), ttl_s, max_length)
+        )
         snapshot.counters.append(Counters(name, depth, size, first, following))
         if depth:
-            found = db.execute(_ENTRY + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head))
+            found = db.execute(
+                _ENTRY + "AND d.seq >= ? ORDER BY d.seq LIMIT ?", (queue_no, first, head)
+            )
             snapshot.heads[name] = [Entry(*row) for row in found]
     return snapshot
 
@@ -111,7 +138,9 @@ def facts(db: Connection, numbers: QueueNumbers, wanted: Wanted, page: int) -> F
         found.retired = db.execute(_RETIRED, (wanted.retired, retention.MOST)).fetchall()
     for queue, after in wanted.pages:
         if queue in numbers.of:
-            rows = db.execute(_ENTRY + "AND d.seq > ? ORDER BY d.seq LIMIT ?", (numbers.of[queue], after, page))
+            rows = db.execute(
+                _ENTRY + "AND d.seq > ? ORDER BY d.seq LIMIT ?", (numbers.of[queue], after, page)
+            )
             found.pages[queue] = [Entry(*row) for row in rows]
     return found
 
@@ -144,19 +173,29 @@ def read_bodies(db: Connection, spool: Spool, numbers: Sequence[int]) -> list[Bo
         part = numbers[at : at + 500]
         marks = ",".join("?" * len(part))
         query = (
-            "SELECT number, CAST(stored_hash AS BLOB), CAST(data AS BLOB), CAST(spool AS BLOB), at, bytes, log_entry "
-            f"FROM bodies WHERE number IN ({marks})"
+            "SELECT number, CAST(stored_hash AS BLOB), CAST(data AS BLOB), CAST(spool AS BLOB), "
+            f"at, bytes, log_entry FROM bodies WHERE number IN ({marks})"
         )
         for number, stored_hash, data, name, offset, size, log_entry in db.execute(query, part):
             body = data if name is None else _spooled(spool, name, offset, size)
-            if body is not None and stored_hash is not None and hashlib.sha256(body).digest() == stored_hash:
+            if (
+                body is not None
+                and stored_hash is not None
+                and hashlib.sha256(body).digest() == stored_hash
+            ):
                 found[number] = Body(max(0, log_entry) if isinstance(log_entry, int) else 0, body)
     return [found.get(number) for number in numbers]
 
 
 def _spooled(spool: Spool, name: bytes, at: object, size: object) -> bytes | None:
     text = name.decode("ascii", "replace")
-    if not NAME.fullmatch(text) or not isinstance(at, int) or not isinstance(size, int) or at < 0 or size < 0:
+    if (
+        not NAME.fullmatch(text)
+        or not isinstance(at, int)
+        or not isinstance(size, int)
+        or at < 0
+        or size < 0
+    ):
         return None
     return spool.read(Place(text, at), size)
 
@@ -170,16 +209,18 @@ def trace(db: Connection, sender: str, envelope_id: bytes) -> TraceReport | None
     if row is None:
         return None
     found = db.execute(
-        "SELECT q.name, d.client, d.state, d.attempts, d.delivered_at, d.acknowledged_at, coalesce(x.reason, ''), "
-        "q.owner, q.readers FROM entries d JOIN queues q ON q.queue_no = d.queue_no "
-        "LEFT JOIN dead_letters x ON x.queue_no = d.queue_no AND x.seq = d.seq "
-        "WHERE d.number = ? ORDER BY q.name, d.seq",
+        "SELECT q.name, d.client, d.state, d.attempts, d.delivered_at, d.acknowledged_at, "
+        "coalesce(x.reason, ''), q.owner, q.readers FROM entries d JOIN queues q ON q.queue_no = "
+        "d.queue_no LEFT JOIN dead_letters x ON x.queue_no = d.queue_no AND x.seq = d.seq WHERE "
+        "d.number = ? ORDER BY q.name, d.seq",
         (row[0],),
     )
     traces = []
     for name, client, state, attempts, delivered, acked, reason, owner, readers in found:
         who = tuple(sorted({owner, *orjson.loads(readers)} - {""}))
-        traces.append(TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who))
+        traces.append(
+            TraceRow(name, client, EntryState(state), attempts, delivered, acked, reason, who)
+        )
     return TraceReport(sender, row[1], traces, row[2])
 
 

@@ -1,8 +1,8 @@
 """What a commit drops because it is old: bounded work, in the commit's own transaction.
 
-Only what nobody waits for goes: the record of envelopes that every queue has acknowledged or whose dead letters are
-settled, dead letters older than they are to be kept, entries of the signed log.  Each commit takes at most `MOST` of a
-kind; HQ asks again until there is nothing more.
+Only what nobody waits for goes: the record of envelopes that every queue has acknowledged or whose
+dead letters are settled, dead letters older than they are to be kept, entries of the signed log.
+Each commit takes at most `MOST` of a kind; HQ asks again until there is nothing more.
 """
 
 from __future__ import annotations
@@ -14,32 +14,39 @@ from cipherbox.store.sqlite.database import Connection
 MOST = 5000
 BY = "retention"
 OLD_DEAD = (
-    "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY queue_no, seq LIMIT ?"
+    "SELECT queue_no, seq, number FROM dead_letters WHERE settled = '' AND at < ? ORDER BY "
+    "queue_no, seq LIMIT ?"
 )
 _FINISHED = (
-    "SELECT e.number FROM envelopes e WHERE e.accepted_at < ? AND NOT EXISTS (SELECT 1 FROM bodies b "
-    "WHERE b.number = e.number) AND NOT EXISTS (SELECT 1 FROM entries d WHERE d.number = e.number AND d.state < 2) "
-    "ORDER BY e.number LIMIT ?"
+    "SELECT e.number FROM envelopes e WHERE e.accepted_at < ? AND NOT EXISTS (SELECT 1 FROM "
+    "bodies b WHERE b.number = e.number) AND NOT EXISTS (SELECT 1 FROM entries d WHERE d.number "
+    "= e.number AND d.state < 2) ORDER BY e.number LIMIT ?"
 )
 
 
 def drop_dead_letters(db: Connection, changes: Changes, cutoffs: Cutoffs) -> None:
-    """Before bodies go: old dead letters are dropped, and their bodies with the others of this commit."""
+    """Before bodies go: old dead letters are dropped, and their bodies with the others of this
+    commit.
+    """
     if not cutoffs.dead_letters:
         return
     rows = db.execute(
-        f"SELECT x.queue_no, x.seq, e.number, e.fan FROM ({OLD_DEAD}) x JOIN envelopes e ON e.number = x.number",
+        f"SELECT x.queue_no, x.seq, e.number, e.fan FROM ({OLD_DEAD}) x JOIN envelopes e ON "
+        "e.number = x.number",
         (cutoffs.dead_letters, MOST),
     ).fetchall()
     for queue_no, seq, number, fan in rows:
         db.execute(
-            "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no = ? AND seq = ?",
+            "UPDATE dead_letters SET settled = ?, settled_at = ?, settled_by = ? WHERE queue_no "
+            "= ? AND seq = ?",
             (DROPPED, cutoffs.dead_letters, BY, queue_no, seq),
         )
         alive = db.execute(
-            "SELECT 1 FROM entries WHERE number = ? AND queue_no = ? AND seq > ?", (number, queue_no, seq)
+            "SELECT 1 FROM entries WHERE number = ? AND queue_no = ? AND seq > ?",
+            (number, queue_no, seq),
         ).fetchone()
-        if alive is None:  # else its next generation came, or it was sent again: that one holds the body
+        # else its next generation came, or it was sent again: that one holds the body
+        if alive is None:
             (changes.finished if fan == 1 else changes.released).append(number)
 
 

@@ -1,7 +1,8 @@
 """Whether a database has the tables its schema number promises.
 
-Published schema files are never edited, so every database is as its number says.  Before 0.5.0 they were: a database of
-that time can carry a number of today over other tables.  The tables of 0.5.0 are the oldest that are understood.
+Published schema files are never edited, so every database is as its number says.  Before 0.5.0 they
+were: a database of that time can carry a number of today over other tables.  The tables of 0.5.0
+are the oldest that are understood.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ OLDEST = 4  # what 0.5.0 wrote
 Shape = dict[str, tuple[tuple[str, ...], ...]]
 
 
-def check_shape(db: sqlite3.Connection, path: Path, version: int, steps: Sequence[list[str]]) -> None:
-    """SchemaTooOld unless the database has the tables, views and columns that ``steps`` make up to ``version``."""
+def check_shape(
+    db: sqlite3.Connection, path: Path, version: int, steps: Sequence[list[str]]
+) -> None:
+    """SchemaTooOld unless the database has the tables, views and columns that ``steps`` make up
+    to ``version``.
+    """
     if version >= OLDEST:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as promised:
             for statement in (statement for step in steps[:version] for statement in step):
@@ -28,25 +33,40 @@ def check_shape(db: sqlite3.Connection, path: Path, version: int, steps: Sequenc
             if all(found.get(name) == columns for name, columns in wanted.items()):
                 return
     raise SchemaTooOld(
-        f"{path} was written by a version of CipherBox before 0.5.0, and this one does not understand it; nothing was "
-        "changed"
+        f"{path} was written by a version of CipherBox before 0.5.0, and this one does not "
+        "understand it; nothing was changed"
     )
 
 
 def _fills(statement: str) -> bool:
     """Whether it writes rows, which say nothing about the shape and take long."""
-    lines = (line for line in statement.splitlines() if line.strip() and not line.lstrip().startswith("--"))
-    return next(lines, "").lstrip().split(" ")[0].upper() in ("INSERT", "UPDATE", "DELETE", "REPLACE", "WITH")
+    lines = (
+        line
+        for line in statement.splitlines()
+        if line.strip() and not line.lstrip().startswith("--")
+    )
+    return next(lines, "").lstrip().split(" ")[0].upper() in (
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "REPLACE",
+        "WITH",
+    )
 
 
 def _shape(db: sqlite3.Connection) -> Shape:
-    names = db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'")
+    names = db.execute(
+        "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE "
+        "'sqlite_%'"
+    )
     return {name: _columns(db, name) for (name,) in names.fetchall()}
 
 
 def _columns(db: sqlite3.Connection, name: str) -> tuple[tuple[str, ...], ...]:
     try:
-        rows = db.execute("SELECT name, type, pk FROM pragma_table_info(?) ORDER BY cid", (name,)).fetchall()
+        rows = db.execute(
+            "SELECT name, type, pk FROM pragma_table_info(?) ORDER BY cid", (name,)
+        ).fetchall()
     except sqlite3.OperationalError:  # a view over columns that are not there
         return ()
     return tuple(tuple(map(str, row)) for row in rows)

@@ -1,12 +1,13 @@
-"""The SQLite store: the port's rules over one connection, the spool, and the reserve.  Bodies are read back over a
-second connection, which sees the last commit and waits for none.
+"""The SQLite store: the port's rules over one connection, the spool, and the reserve.  Bodies are
+read back over a second connection, which sees the last commit and waits for none.
 
-The order of a commit: room is checked, large bodies go to the spool and are synced, then one transaction writes the
-rows, then the files that it dropped are deleted.  A failed commit takes its spool files back, unless the failure came
-from ending the transaction: then it may have reached the disk, and its files wait for the sweep of the next start.
+The order of a commit: room is checked, large bodies go to the spool and are synced, then one
+transaction writes the rows, then the files that it dropped are deleted.  A failed commit takes its
+spool files back, unless the failure came from ending the transaction: then it may have reached the
+disk, and its files wait for the sweep of the next start.
 
-Every write checks in its transaction that the epoch is still this store's.  One that finds the disk full and takes no
-new envelopes gives up the reserve and is tried once more.
+Every write checks in its transaction that the epoch is still this store's.  One that finds the disk
+full and takes no new envelopes gives up the reserve and is tried once more.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class SqliteStore(Registry):
             self.epoch = self._write(self._next_epoch)
             with database.translated():
                 self._spool = Spool(directory / SPOOL, files, self.epoch)
-                named = self.db.execute("SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL").fetchall()
+                named = self.db.execute(
+                    "SELECT DISTINCT spool FROM bodies WHERE spool IS NOT NULL"
+                ).fetchall()
                 self._spool.sweep({name for (name,) in named})
                 self._numbers = QueueNumbers(self.db)
                 self._reserve.make()
@@ -130,7 +133,8 @@ class SqliteStore(Registry):
                 dropped = self._write(lambda: commit.write(self.db, changes, self._numbers, {}))
                 self._spool.delete(dropped)
         except BaseException:
-            with suppress(CipherBoxError), database.translated():  # if this fails too, `load` does it
+            # if this fails too, `load` does it
+            with suppress(CipherBoxError), database.translated():
                 self._numbers = QueueNumbers(self.db)
             raise
 
@@ -147,7 +151,9 @@ class SqliteStore(Registry):
             places = self._spool.write([i.body for _, i in large])  # type: ignore[misc]
         if large:
             self.synced_s += time.perf_counter() - began
-        spooled = {(number, i.generation): place for (number, i), place in zip(large, places, strict=True)}
+        spooled = {
+            (number, i.generation): place for (number, i), place in zip(large, places, strict=True)
+        }
         progress = None
         try:
             with database.transaction(self.db) as progress:
@@ -192,7 +198,9 @@ class SqliteStore(Registry):
 
     def _next_epoch(self) -> int:
         epoch = self._stored_epoch() + 1
-        self.db.execute("INSERT OR REPLACE INTO settings VALUES ('epoch', ?)", (str(epoch).encode(),))
+        self.db.execute(
+            "INSERT OR REPLACE INTO settings VALUES ('epoch', ?)", (str(epoch).encode(),)
+        )
         return epoch
 
     def fill(self, table: str, rows: Sequence[Row]) -> None:
@@ -208,8 +216,15 @@ class SqliteStore(Registry):
 
 
 def open_store(
-    directory: Path, *, create: bool = False, files: Files | None = None, limits: Limits = LIMITS,
-    kind: type[SqliteStore] = SqliteStore, name: str = DATABASE,
-) -> SqliteStore:  # fmt: skip
-    """Opens the store in ``directory``; ``create`` makes it.  The caller holds the lock of HQ's data directory."""
+    directory: Path,
+    *,
+    create: bool = False,
+    files: Files | None = None,
+    limits: Limits = LIMITS,
+    kind: type[SqliteStore] = SqliteStore,
+    name: str = DATABASE,
+) -> SqliteStore:
+    """Opens the store in ``directory``; ``create`` makes it.  The caller holds the lock of HQ's
+    data directory.
+    """
     return kind(directory, create=create, files=files or Files(), limits=limits, name=name)

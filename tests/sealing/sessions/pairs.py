@@ -26,7 +26,12 @@ class Person:
         if self.once is None:
             return Prekeys(public(self.identity), 1, public(self.signed.dh), self.signed.kem_public)
         return Prekeys(
-            public(self.identity), 1, public(self.signed.dh), self.once.kem_public, 7, public(self.once.dh)
+            public(self.identity),
+            1,
+            public(self.signed.dh),
+            self.once.kem_public,
+            7,
+            public(self.once.dh),
         )
 
     def secrets(self, once: bool = True) -> Secrets:

@@ -1,7 +1,8 @@
 """Our ratchet and handshake beside implementations by others: `DoubleRatchet` of the package index.
 
-The Double Ratchet leaves KDFs, AEAD and header encoding to the application: with ours in their place, an end of theirs
-and an end of ours must understand each other in any order, with loss, and reach the same keys.
+The Double Ratchet leaves KDFs, AEAD and header encoding to the application: with ours in their
+place, an end of theirs and an end of ours must understand each other in any order, with loss, and
+reach the same keys.
 """
 
 from __future__ import annotations
@@ -47,15 +48,21 @@ class OurAead(AEAD):
 class Theirs(DoubleRatchet):
     @staticmethod
     def _build_associated_data(associated_data: bytes, header: Header) -> bytes:
-        ours = ratchet.Header(header.ratchet_pub, header.previous_sending_chain_length, header.sending_chain_length)
+        ours = ratchet.Header(
+            header.ratchet_pub, header.previous_sending_chain_length, header.sending_chain_length
+        )
         return len(associated_data).to_bytes(4, "big") + associated_data + HEADER.pack(*ours)
 
 
 PARTS: dict[str, Any] = {
-    "diffie_hellman_ratchet_class": curve.DiffieHellmanRatchet, "root_chain_kdf": RootKdf,
-    "message_chain_kdf": ChainKdf, "message_chain_constant": b"\x02\x01", "dos_protection_threshold": 100,
-    "max_num_skipped_message_keys": 100, "aead": OurAead,
-}  # fmt: skip
+    "diffie_hellman_ratchet_class": curve.DiffieHellmanRatchet,
+    "root_chain_kdf": RootKdf,
+    "message_chain_kdf": ChainKdf,
+    "message_chain_constant": b"\x02\x01",
+    "dos_protection_threshold": 100,
+    "max_num_skipped_message_keys": 100,
+    "aead": OurAead,
+}
 ROOT, SIGNED = bytes(range(32)), bytes(range(100, 132))
 Wire = tuple[ratchet.Header, bytes]
 
@@ -67,7 +74,9 @@ def to_theirs(wire: Wire) -> EncryptedMessage:
 
 def to_ours(message: EncryptedMessage) -> Wire:
     h = message.header
-    return ratchet.Header(h.ratchet_pub, h.previous_sending_chain_length, h.sending_chain_length), message.ciphertext
+    return ratchet.Header(
+        h.ratchet_pub, h.previous_sending_chain_length, h.sending_chain_length
+    ), message.ciphertext
 
 
 class Ours:
@@ -76,7 +85,9 @@ class Ours:
         self.chain: Chain | None = None
 
     async def say(self, text: bytes) -> Wire:
-        self.chain, header, ciphertext = ratchet.encrypt(ratchet.sending(self.state, self.chain), text, b"ad")
+        self.chain, header, ciphertext = ratchet.encrypt(
+            ratchet.sending(self.state, self.chain), text, b"ad"
+        )
         return header, ciphertext
 
     async def hear(self, wire: Wire) -> bytes:
@@ -99,12 +110,19 @@ async def pair(we_begin: bool) -> list[Any]:
     if we_begin:
         ours = Ours(ratchet.first(ROOT, public(SIGNED)))
         state, plain = await Theirs.decrypt_initial_message(
-            shared_secret=ROOT, own_ratchet_priv=SIGNED, message=to_theirs(await ours.say(b"hello")),
-            associated_data=b"ad", **PARTS,
-        )  # fmt: skip
+            shared_secret=ROOT,
+            own_ratchet_priv=SIGNED,
+            message=to_theirs(await ours.say(b"hello")),
+            associated_data=b"ad",
+            **PARTS,
+        )
     else:
         state, message = await Theirs.encrypt_initial_message(
-            shared_secret=ROOT, recipient_ratchet_pub=public(SIGNED), message=b"hello", associated_data=b"ad", **PARTS
+            shared_secret=ROOT,
+            recipient_ratchet_pub=public(SIGNED),
+            message=b"hello",
+            associated_data=b"ad",
+            **PARTS,
         )
         ours = Ours(ratchet.second(ROOT, SIGNED))
         plain = await ours.hear(to_ours(message))

@@ -1,6 +1,8 @@
-"""Our handshake beside X3DH by others, where that package has compiled parts (Linux; see the conftest beside this).
+"""Our handshake beside X3DH by others, where that package has compiled parts (Linux; see the
+conftest beside this).
 
-X3DH is the part without the KEM: the same Diffie-Hellman values, in the same order, into the same KDF.
+X3DH is the part without the KEM: the same Diffie-Hellman values, in the same order, into the same
+KDF.
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ class X3dh(BaseState):
 @pytest.mark.parametrize("once", [True, False])
 async def test_the_handshake_without_its_kem_is_x3dh(once: bool) -> None:
     me, you = (
-        X3dh.create(IdentityKeyFormat.CURVE_25519, X3dhHash.SHA_256, handshake.INFO, IdentityKeyPairPriv(key))
+        X3dh.create(
+            IdentityKeyFormat.CURVE_25519,
+            X3dhHash.SHA_256,
+            handshake.INFO,
+            IdentityKeyPairPriv(key),
+        )
         for key in (bytes([1]) * 32, bytes([2]) * 32)
     )
     if once:

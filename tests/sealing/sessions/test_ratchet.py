@@ -1,4 +1,6 @@
-"""The ratchet and the handshake: what opens, what does not, what is forgotten, and that failing changes nothing."""
+"""The ratchet and the handshake: what opens, what does not, what is forgotten, and that failing
+changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cipherbox.errors import BundleMalformed, CipherBoxError, DecryptionFailed, InvalidRequest, KeyMissing, StoreError
+from cipherbox.errors import (
+    BundleMalformed,
+    CipherBoxError,
+    DecryptionFailed,
+    InvalidRequest,
+    KeyMissing,
+    StoreError,
+)
 from cipherbox.sealing.ratchet import double_ratchet as ratchet
 from cipherbox.sealing.ratchet import handshake, session
 from cipherbox.sealing.ratchet.session import Session
@@ -30,7 +39,9 @@ def pair(once: bool = True) -> tuple[Session, Session]:
     return alice, bob
 
 
-def hand(sender: Session, receiver: Session, text: bytes, binding: bytes = b"") -> tuple[Session, Session, bytes]:
+def hand(
+    sender: Session, receiver: Session, text: bytes, binding: bytes = b""
+) -> tuple[Session, Session, bytes]:
     sender, raw = session.seal(sender, text, binding)
     receiver, plain = session.open_(receiver, session.parse(raw), binding)
     assert plain == text
@@ -77,11 +88,15 @@ def hear_first(raw: bytes) -> None:
     if parsed.handshake is None:
         raise KeyMissing
     agreed = handshake.answer(person("B").secrets(), parsed.handshake, PARTIES)
-    session.open_(session.answered(parsed.handshake, agreed, person("B").signed.dh, 2000), parsed, b"place")
+    session.open_(
+        session.answered(parsed.handshake, agreed, person("B").signed.dh, 2000), parsed, b"place"
+    )
 
 
 def test_every_byte_is_bound() -> None:
-    """Header, handshake, ciphertext: changed in any byte it never opens, and nothing has changed."""
+    """Header, handshake, ciphertext: changed in any byte it never opens, and nothing has
+    changed.
+    """
     alice, bob = begin(person("B"), person("A")), None
     alice, raw = session.seal(alice, bytes(32), b"place")
     hear_first(raw)
@@ -157,7 +172,9 @@ def test_a_stolen_state_opens_nothing_from_before() -> None:
 
 
 def test_a_turn_of_both_ends_heals() -> None:
-    """What a thief has copied opens what comes in the same chain, and nothing after a turn on both sides."""
+    """What a thief has copied opens what comes in the same chain, and nothing after a turn on
+    both sides.
+    """
     alice, bob = pair()
     bob, alice, _ = hand(bob, alice, b"turn")
     thief = bob
@@ -170,7 +187,9 @@ def test_a_turn_of_both_ends_heals() -> None:
 
 
 def test_a_state_set_back_uses_no_key_twice() -> None:
-    """As after a restored backup: the same message key, but another text for another place has another key."""
+    """As after a restored backup: the same message key, but another text for another place has
+    another key.
+    """
     alice, _ = pair()
     _, one = session.seal(alice, bytes(32), b"envelope 1")
     _, two = session.seal(alice, bytes(32), b"envelope 2")
@@ -183,8 +202,16 @@ def test_no_secret_is_shown() -> None:
     alice, _ = session.seal(alice, b"x", b"")
     bob = attrs.evolve(bob, state=attrs.evolve(bob.state, skipped={(bytes(32), 1): b"k" * 32}))
     shown = [repr(x) for x in (alice, bob, alice.state, person("B").secrets(), person("B").signed)]
-    for secret in (alice.state.root, alice.state.own, alice.chain.chain, bob.state.receiving, person("B").identity,
-                   person("B").signed.kem, alice.associated, b"k" * 32):  # fmt: skip
+    for secret in (
+        alice.state.root,
+        alice.state.own,
+        alice.chain.chain,
+        bob.state.receiving,
+        person("B").identity,
+        person("B").signed.kem,
+        alice.associated,
+        b"k" * 32,
+    ):
         for text in shown:
             assert secret.hex() not in text
             assert repr(secret)[2:-1] not in text
@@ -203,8 +230,13 @@ def test_damaged_states_are_refused() -> None:
 
 def test_prekeys_that_are_no_keys() -> None:
     good = person("B").prekeys()
-    for bad in ({"kem": bytes(10)}, {"kem": b"\xff" * 1184}, {"signed": bytes(32)}, {"identity": bytes(32)},
-                {"once": bytes(32)}):  # fmt: skip
+    for bad in (
+        {"kem": bytes(10)},
+        {"kem": b"\xff" * 1184},
+        {"signed": bytes(32)},
+        {"identity": bytes(32)},
+        {"once": bytes(32)},
+    ):
         with pytest.raises(BundleMalformed):
             handshake.begin(person("A").identity, attrs.evolve(good, **bad), 1, PARTIES)
     shaken, _ = handshake.begin(person("A").identity, good, 1, PARTIES)
@@ -214,7 +246,9 @@ def test_prekeys_that_are_no_keys() -> None:
 
 def test_both_must_agree_on_who_they_are() -> None:
     shaken, mine = handshake.begin(person("A").identity, person("B").prekeys(), 1, PARTIES)
-    theirs = handshake.answer(person("B").secrets(), shaken, handshake.parties("FL-LAB", "CA-RC", b"other"))
+    theirs = handshake.answer(
+        person("B").secrets(), shaken, handshake.parties("FL-LAB", "CA-RC", b"other")
+    )
     assert mine.root == theirs.root
     assert mine.session_id != theirs.session_id
     assert mine.associated != theirs.associated
@@ -238,7 +272,9 @@ def plans(draw: Any) -> list[tuple[str, int]]:
 @settings(max_examples=soak.of(60), deadline=None)
 @given(plans(), st.integers(2, 3))
 def test_loss_doubling_reordering_and_crashes(plan: list[tuple[str, int]], count: int) -> None:
-    """Parties who send to each other over a bad line, each writing its state after every step and crashing anywhere."""
+    """Parties who send to each other over a bad line, each writing its state after every step
+    and crashing anywhere.
+    """
     people: list[Person] = [person(f"P{i}") for i in range(count)]
     disk: list[dict[tuple[int, bytes], bytes]] = [{} for _ in people]  # (peer, session) -> state
     line: list[tuple[int, int, bytes, bytes]] = []
@@ -311,7 +347,9 @@ def test_states_of_version_1_go_on() -> None:
 
 
 def test_saying_leaves_nothing_to_say_it_again_with() -> None:
-    """The first key of a chain makes all its keys: it goes when the chain is there, and the chain keeps none."""
+    """The first key of a chain makes all its keys: it goes when the chain is there, and the
+    chain keeps none.
+    """
     alice = begin(person("B"), person("A"))
     start = alice.state.start
     assert start
