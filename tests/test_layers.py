@@ -197,15 +197,47 @@ def test_packages_import_nothing_and_have_a_map(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
-def test_files_are_small() -> None:
-    long = {
-        str(p.relative_to(PACKAGE)): n
-        for _, p in modules()
-        if (n := len(p.read_text("utf-8").splitlines())) > 400
-    }
-    # Formats and errors are one table each, and stay one file each; so does what knows of Unix and
-    # Windows.
-    assert set(long) <= {"wire/frames.py", "broker/model.py", "errors.py", "portable.py"}
+MOST_OF_A_CLASS, MOST_OF_A_FUNCTION = 350, 60
+TOO_LONG: set[str] = {  # still to be split; never add to it
+    "broker/publish.py _again",
+    "cli/bench/command.py bench",
+    "cli/enrol.py enroll",
+    "cli/enrol.py join",
+    "cli/install/command.py install",
+    "cli/keys/taking.py keys_import",
+    "cli/keys/verify.py verify",
+    "cli/manual.py laid_out",
+    "cli/outbox.py outbox_list",
+    "cli/prove/command.py prove",
+    "cli/send.py send",
+    "cli/serve.py init",
+    "cli/serve.py serve",
+    "client/client.py Client",
+    "client/client.py open_client",
+    "client/enrol.py join",
+    "client/inbox/incoming_files.py IncomingFiles",
+    "client/log/verifier.py LogProofVerifier",
+    "client/publishing/publish.py publish_group",
+    "client/publishing/publish.py seal",
+    "envelope/prefix.py decode_prefix",
+    "sealing/seal.py seal",
+    "server/ca/organization.py ask",
+    "server/connection/session.py Session",
+    "server/directory/enrolment.py Enrolments",
+    "server/engine.py Engine",
+    "store/postgres/store.py PostgresStore",
+}
+
+
+def test_classes_and_functions_are_split_by_idea() -> None:
+    long = set()
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                most = MOST_OF_A_CLASS if isinstance(node, ast.ClassDef) else MOST_OF_A_FUNCTION
+                if (node.end_lineno or 0) - node.lineno + 1 > most:
+                    long.add(f"{path.relative_to(PACKAGE)} {node.name}")
+    assert long == TOO_LONG
 
 
 def test_the_server_cannot_open_anything() -> None:

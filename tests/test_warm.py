@@ -26,17 +26,21 @@ PROBE = """
 import gc, json, os, resource, signal, sys, threading
 mask = os.umask(0)
 os.umask(mask)
-files = {n: [f.encoding, f.errors, f.line_buffering, f.isatty(), f.name, f.mode, f.newlines, f.fileno()]
+files = {n: [f.encoding, f.errors, f.line_buffering, f.isatty(), f.name, f.mode, f.newlines,
+             f.fileno()]
          for n, f in (("in", sys.__stdin__), ("out", sys.__stdout__), ("err", sys.__stderr__))}
 print(json.dumps({
     "files": files, "kinds": [str(type(f)) for f in (sys.stdin, sys.stdout, sys.stderr)],
-    "environment": dict(os.environ), "directory": os.getcwd(), "umask": mask, "read": sys.stdin.read(),
-    "argv": sys.argv, "orig": sys.orig_argv, "path": sys.path, "flags": list(sys.flags), "main": __name__,
+    "environment": dict(os.environ), "directory": os.getcwd(), "umask": mask,
+    "read": sys.stdin.read(), "argv": sys.argv, "orig": sys.orig_argv, "path": sys.path,
+    "flags": list(sys.flags), "main": __name__,
     "open": sorted(n for n in range(100) if os.path.exists(f"/proc/self/fd/{n}")),
     "signals": {n.name: str(signal.getsignal(n)).partition(" at 0x")[0] for n in signal.Signals},
-    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "threads": len(threading.enumerate()),
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    "threads": len(threading.enumerate()),
     "limits": [resource.getrlimit(n) for n in range(16)],
-    "parent": os.getppid(), "leader": os.getsid(0) == os.getpid(), "group": os.getpgid(0) == os.getpid(),
+    "parent": os.getppid(), "leader": os.getsid(0) == os.getpid(),
+    "group": os.getpgid(0) == os.getpid(),
     "seen": open("/proc/self/cmdline").read().rstrip(chr(0)), "gc": gc.isenabled(),
 }))
 sys.stdout.flush()

@@ -6,6 +6,7 @@ errors.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from cipherbox.errors import BY_CODE, CipherBoxError
@@ -42,7 +43,7 @@ def tables() -> dict[str, str]:
         out += _fields(spec.fields)
     records: list[str] = []
     for name, fields in RECORDS.items():
-        doc = (getattr(frames, name).__doc__ or "").strip()
+        doc = inspect.cleandoc(getattr(frames, name).__doc__ or "")
         records += [f"### {name}", "", doc, "", *_fields(fields)]
     errors = [
         "| code | name | meaning | try again | connection ends |",
@@ -58,7 +59,7 @@ def tables() -> dict[str, str]:
 
 
 def _error(code: int, error: type[CipherBoxError]) -> str:
-    words = (error.__doc__ or "").splitlines()[0]
+    words = " ".join((error.__doc__ or "").partition("\n\n")[0].split())
     yes = {True: "yes", False: "no"}
     return (
         f"| 0x{code:04X} | {error.name} | {words} | {yes[error.retryable]} | {yes[error.closes]} |"

@@ -10,6 +10,7 @@ justify.
 
 from __future__ import annotations
 
+import inspect
 import struct
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
@@ -337,7 +338,7 @@ def frame(kind: int, sender: str, answer: str | None = None) -> Callable[[type[T
         made = attrs.define(cls)
         if kind in TABLE:
             raise ValueError(f"frame kind 0x{kind:02x} is taken by {TABLE[kind].name}")
-        doc = (made.__doc__ or "").strip()
+        doc = inspect.cleandoc(made.__doc__ or "")
         TABLE[kind] = FrameSpec(kind, _table_name(made), sender, answer, made, _specs(made), doc)
         _KIND_OF[made] = kind
         return made

@@ -39,7 +39,7 @@ def test_without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_python_that_the_service_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install_checks, "is_root", lambda: True)
     assert "/usr/bin/python3" in problems(
-        system_places(Path("/")), python=Path("/root/own/python3")
+        system_places(Path("/")), python=Path("/", "root", "own", "python3")
     )
 
 
