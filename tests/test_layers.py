@@ -12,11 +12,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
-BASE = {"errors", "limits", "checks", "concurrency", "contact_lists"}
+BASE = {"errors", "clock", "limits", "checks", "concurrency", "contact_lists"}
 GROUND = BASE | {"portable", "config", "alerting", "pki", "net", "ops"}
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
+    "clock": (set(), set()),
     "limits": ({"errors"}, {"attrs"}),
     "checks": ({"errors"}, set()),
     "concurrency": ({"errors"}, set()),

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import attrs
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.connection.connection import Connection
 from cipherbox.client.home import (
     CERTIFICATE,
@@ -158,9 +157,9 @@ async def _prepare(
     elif upcoming is not None:  # of a rotation that was under way: somebody may have sealed to them
         identity.retired = (
             *identity.retired,
-            *(attrs.evolve(k, retired_at=_now_ms()) for k in upcoming.current),
+            *(attrs.evolve(k, retired_at=clock.now_ms()) for k in upcoming.current),
         )
-    fresh.bundle = fresh.make_bundle(key, chain, _now_ms(), last)
+    fresh.bundle = fresh.make_bundle(key, chain, clock.now_ms(), last)
     identity.upcoming = fresh
 
 
@@ -168,14 +167,10 @@ async def _publish(link: Connection, identity: Identity, timeout_s: float) -> No
     if identity.upcoming is not None:
         assert identity.upcoming.bundle is not None
         await link.ask(frames.Register, timeout_s, bundle=identity.upcoming.bundle.raw)
-        identity.promote(_now_ms())
+        identity.promote(clock.now_ms())
 
 
 def _put_certificate(home: Path, chain: Sequence[x509.Certificate]) -> None:
     write_atomic(home / ISSUING, pki.pem(*chain[1:]))
     write_atomic(home / CERTIFICATE, pki.pem(*chain))
     put_next_key(home)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

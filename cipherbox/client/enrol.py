@@ -25,7 +25,7 @@ import orjson
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.checks import checked
 from cipherbox.client.comeback import come_back, next_key, returning
 from cipherbox.client.connection.connection import Connection, open_link
@@ -306,7 +306,7 @@ def checked_chain(
     """
     try:
         certificates = [pki.load_der(der) for der in chain]
-        leaf = pki.verify_chain(chain, root, pki.now())
+        leaf = pki.verify_chain(chain, root, clock.now())
     except BundleNotCertified as error:
         raise CredentialsError(f"HQ gave a certificate that does not hold: {error}") from None
     if len(certificates) < 2:
@@ -342,7 +342,7 @@ async def _register(
         # of a former enrolment, its keys lost
         before = [decode_bundle(raw) for raw in answer.answers[0].bundles]
         last = max(before, key=lambda b: b.sequence, default=None)
-        identity.bundle = identity.make_bundle(key, chain, int(time.time() * 1000), last)
+        identity.bundle = identity.make_bundle(key, chain, clock.now_ms(), last)
         keyfile.save(path, identity, local_key=local_key)
     await link.ask(frames.Register, timeout_s, bundle=identity.bundle.raw)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cipherbox import pki
+from cipherbox import clock
 from cipherbox.alerting import CRITICAL, LOOK_S, WARNING, Alert, Teller
 from cipherbox.client.events import LINE
 from cipherbox.client.home import ROOT
@@ -69,7 +69,7 @@ async def conditions(client: Client) -> list[Alert]:
 
 
 def _certificate(client: Client) -> Iterator[Alert]:
-    days = (client.home.chain[0].not_valid_after_utc - pki.now()).total_seconds() / _DAY_S
+    days = (client.home.chain[0].not_valid_after_utc - clock.now()).total_seconds() / _DAY_S
     if days < client.home.config.alerts.certificate_days:
         when = f"ends in {days:.0f} days" if days > 0 else "has ended"
         yield Alert(

@@ -24,7 +24,7 @@ from pathlib import Path
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.errors import BundleNotCertified, CipherBoxError, CredentialsError, NetworkError
 
 ALPN = "cipherbox/1"
@@ -79,7 +79,7 @@ def plain(error: Exception, peer: str) -> Cut | NotAccepted:
     if isinstance(error, ssl.SSLCertVerificationError):
         if "hostname" in error.verify_message.lower():
             return NotAccepted(f"{peer} is not this HQ: its certificate has another name")
-        here = f"{pki.now():%Y-%m-%d %H:%M} UTC by this machine's clock"
+        here = f"{clock.now():%Y-%m-%d %H:%M} UTC by this machine's clock"
         if error.verify_code == _HAS_EXPIRED:
             return NotAccepted(
                 f"a certificate of {peer} has ended: it is {here}. If that is wrong, set the "
@@ -176,7 +176,7 @@ def check_hq(tls: ssl.SSLObject, context: ssl.SSLContext, peer: str) -> None:
     try:
         root = _trusted(context)
         pki.verify_chain(
-            [c for c in _shown(tls) if c != pki.der(root)], root, pki.now(), pki.SERVER
+            [c for c in _shown(tls) if c != pki.der(root)], root, clock.now(), pki.SERVER
         )
     except BundleNotCertified as error:
         raise NotAccepted(f"the certificate of {peer} was not accepted: {error}") from None

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from cipherbox import clock
 from cipherbox.errors import ConfigError, CredentialsError, InvalidRequest
 from cipherbox.limits import check_client_id
 from cipherbox.pki.profile import CLIENT, SERVER, SERVER_NAME, check_dates, load_der, verify_chain
@@ -48,11 +49,6 @@ class Authority:
     key: PrivateKey = attrs.field(repr=False)
 
 
-def now() -> datetime.datetime:
-    """The time in UTC."""
-    return datetime.datetime.now(datetime.UTC)
-
-
 def ms(moment: datetime.datetime) -> int:
     """Milliseconds since 1970."""
     return int(moment.timestamp() * 1000)
@@ -76,7 +72,7 @@ def renew_at(certificate: x509.Certificate) -> datetime.datetime:
 
 def is_due(certificate: x509.Certificate, at: datetime.datetime | None = None) -> bool:
     """Whether two thirds of its life are over."""
-    return (at or now()) >= renew_at(certificate)
+    return (at or clock.now()) >= renew_at(certificate)
 
 
 def _builder(
@@ -87,11 +83,11 @@ def _builder(
     days: float,
     signer: x509.Certificate | None,
 ) -> x509.CertificateBuilder:
-    start = now() - BACKDATED
+    start = clock.now() - BACKDATED
     end = start + datetime.timedelta(days=days)
     if signer is not None:
         end = min(end, signer.not_valid_after_utc)
-        if signer.not_valid_after_utc <= now():
+        if signer.not_valid_after_utc <= clock.now():
             raise CredentialsError(
                 f"{common_name(signer) or 'the CA'} ended on "
                 f"{signer.not_valid_after_utc:%Y-%m-%d %H:%M} UTC by this machine's clock and "

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
-from cipherbox import pki
+from cipherbox import clock
 from cipherbox.errors import CredentialsError, ListOverdue
 from cipherbox.pki.certificates import BACKDATED, CRL_DAYS, Authority, ms
 from cipherbox.pki.profile import HASHES, signs_lists
@@ -39,7 +39,7 @@ def make_crl(
     days: int = CRL_DAYS,
 ) -> bytes:
     """The revocation list, DER: ``revoked`` holds (serial, when); ``number`` only rises."""
-    start = pki.now()
+    start = clock.now()
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuing.certificate.subject)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from cipherbox import clock
 from cipherbox.broker.usage import PREKEYS
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.config.toml_file import tables_of
@@ -42,11 +42,6 @@ _KEY_CHECK = "database_key_check"
 _ANONYMOUS_SHARE = 4  # of all connections, those without a certificate may hold one in so many
 
 
-def now_ms() -> int:
-    """The clock everything at HQ uses."""
-    return time.time_ns() // 1_000_000
-
-
 def _check_key(store: Store, key: bytes, file: Path) -> None:
     """The first key a database sees is its key.  Another one would make what is in it
     unreadable, piece by piece.
@@ -70,7 +65,7 @@ class HQ:
     """The composition: one of each, made in the order in which they need each other."""
 
     def __init__(
-        self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = now_ms
+        self, config: ServerConfig, store: Store, clock_ms: Callable[[], int] = clock.now_ms
     ) -> None:
         self.config = config
         self.store = store

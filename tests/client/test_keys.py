@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.keys.pins import PERSON, SUCCESSION, Pins
 from cipherbox.envelope.bundle import fingerprint
 from cipherbox.errors import (
@@ -132,7 +132,7 @@ async def test_a_revoked_recipient_is_not_sealed_for(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    revoked = [(pki.serial(center.chain[0]), pki.now())]
+    revoked = [(pki.serial(center.chain[0]), clock.now())]
     async with client_on(scripted, lab, tmp_path, monkeypatch) as client:
         await client.publish("x", to="CA-RC")
         scripted.crl = make_crl(authority.issuing, revoked, 2)

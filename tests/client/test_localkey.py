@@ -217,7 +217,7 @@ import os, sys, tempfile
 from pathlib import Path
 from cipherbox import portable
 from cipherbox.client.keys.local_key import put_local_key
-from cipherbox.sealing import keyfile
+from cipherbox.sealing import key_file as keyfile
 keyfile.MEMORY_KIB, keyfile.PASSES = 8, 1
 home, step, when, password = sys.argv[1:]
 module, name = step.split(".")

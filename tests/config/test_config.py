@@ -6,6 +6,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+import cipherbox
 from cipherbox.config import settings as config
 from cipherbox.config.toml_file import FIXED_LIMITS
 from cipherbox.errors import ConfigError
@@ -97,10 +98,10 @@ def test_every_limit_is_either_fixed_or_settable(tmp_path: Path) -> None:
 
 def test_every_settable_limit_is_obeyed_by_hq() -> None:
     """It is read from HQ's own limits somewhere, and nowhere at HQ from the defaults."""
-    package = Path(config.__file__).parent
+    package = Path(cipherbox.__file__).parent
     files = [
         file
-        for layer in ("server", "broker", "store", "wire")
+        for layer in ("server", "broker", "store", "wire", "net")
         for file in (package / layer).rglob("*.py")
     ]
     own, defaults = set(), set()

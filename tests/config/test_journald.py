@@ -79,7 +79,7 @@ def test_a_line_has_its_fields(handler: Handler, journal: socket.socket) -> None
     assert found["CIPHERBOX_CLIENT"] == "FL-LAB"
     assert found["CIPHERBOX_CONNECTION"] == "7"
     assert found["CIPHERBOX_MESSAGE_ID"] == "01" * 16
-    assert found["CIPHERBOX_LOGGER"] == "server.journal"
+    assert found["CIPHERBOX_LOGGER"] == "server.operations.event_log"
     assert not [name for name in found if name.startswith("_")]
     assert instead.getvalue() == ""
 

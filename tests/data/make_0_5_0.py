@@ -35,7 +35,7 @@ import trio
 from cryptography import x509
 
 import cipherbox
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.client import Client, open_client
 from cipherbox.client.enrol import WAITING, WAITS_FOR_CA, join
 from cipherbox.client.keys.pins import PERSON
@@ -382,7 +382,7 @@ async def main(target: Path) -> None:
             await maker.revoked()
             await maker.outbox()
             await hq.start()  # so that the end is a clean one
-        maker.expected["made_at"] = pki.ms(pki.now())
+        maker.expected["made_at"] = pki.ms(clock.now())
         maker.expected["path"] = str(base)  # homes hold it where they name files outside of them
         (base / "expected.json").write_text(json.dumps(maker.expected, indent=1))
         pack(base, target)

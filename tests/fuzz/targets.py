@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cipherbox import errors, pki
+from cipherbox import clock, errors, pki
 from cipherbox.client.publishing.parts import (
     Manifest,
     manifest_message,
@@ -193,7 +193,7 @@ def bundles() -> Bytes:
 @target("bundle", bundles, errors.BundleError)
 def _(data: bytes) -> object:
     found = bundle.decode_bundle(data)
-    bundle.check_bundle(found, found.client_id, world().root.certificate, pki.ms(pki.now()))
+    bundle.check_bundle(found, found.client_id, world().root.certificate, pki.ms(clock.now()))
     return found.sign_keys
 
 
@@ -229,11 +229,11 @@ def _(data: bytes) -> object:
         size = 2 + int.from_bytes(data[:2], "big")
         found.append(data[2:size])
         data = data[size:]
-    return pki.verify_chain(found, world().root.certificate, pki.now())
+    return pki.verify_chain(found, world().root.certificate, clock.now())
 
 
 def lists() -> Bytes:
-    for serials in ([], [("ab12", pki.now())] * 3):
+    for serials in ([], [("ab12", clock.now())] * 3):
         raw = make_crl(world().issuing, serials, 7)
         yield raw
         yield x509.load_der_x509_crl(raw).public_bytes(serialization.Encoding.PEM)
@@ -241,7 +241,9 @@ def lists() -> Bytes:
 
 @target("revocation-list", lists, errors.CredentialsError)
 def _(data: bytes) -> object:
-    return [read_crl(raw, world().issuing.certificate, pki.now()) for raw in lists_in(data, "file")]
+    return [
+        read_crl(raw, world().issuing.certificate, clock.now()) for raw in lists_in(data, "file")
+    ]
 
 
 @target(

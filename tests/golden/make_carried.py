@@ -6,7 +6,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.portable import write_private
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.server.ca.exchange import HQ_NAME, HQ_ROLE, request_row, requests_document
@@ -49,7 +49,7 @@ def main() -> None:
     files.write(
         "carried",
         {
-            "made_at": pki.ms(pki.now()),
+            "made_at": pki.ms(clock.now()),
             "password": PASSWORD,
             "ca_key": KEY.hex(),
             "directory": {name: data.hex() for name, data in content.items()},

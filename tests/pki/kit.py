@@ -8,7 +8,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from cipherbox import pki
+from cipherbox import clock, pki
 
 UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00")
 DAY = timedelta(days=1)
@@ -70,7 +70,7 @@ def make(
             "names", x509.SubjectAlternativeName([x509.DNSName(pki.SERVER_NAME)])
         )
     marks = {BASIC: True, USAGE: True, **(critical or {})}
-    start = pki.now() + begins
+    start = clock.now() + begins
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name.from_rfc4514_string(f"CN={name}"))
@@ -107,7 +107,7 @@ def crl(
     hash: hashes.HashAlgorithm | None = None,
 ) -> bytes:
     """A list of ``ca`` that names these serial numbers, each with the extensions ``entry``."""
-    start = pki.now() + begins
+    start = clock.now() + begins
     builder = x509.CertificateRevocationListBuilder().issuer_name(ca.certificate.subject)
     builder = builder.last_update(start).next_update(start + life)
     if number is not None:

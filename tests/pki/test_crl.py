@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.errors import CredentialsError, ListOverdue
 from cipherbox.pki.revocation_lists import check_crl, lists_in, make_crl, read_crl
 from tests.pki.kit import DAY, UNKNOWN, authority, crl, part, usage
@@ -60,11 +60,11 @@ LISTS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("mistake", "says"), LISTS, ids=lambda value: str(value)[:60])
 def test_what_is_not_the_complete_list_is_refused(mistake: dict[str, Any], says: str) -> None:
     with pytest.raises(CredentialsError, match=says):
-        check_crl(crl(CA, **mistake), CA.certificate, pki.now())
+        check_crl(crl(CA, **mistake), CA.certificate, clock.now())
 
 
 def test_what_says_no_less_is_taken() -> None:
-    now = pki.now()
+    now = clock.now()
     fresh = x509.FreshestCRL([x509.DistributionPoint(HERE, None, None, None)])  # where its delta is
     entry = [
         (REASON(x509.ReasonFlags.certificate_hold), False),
@@ -83,23 +83,23 @@ def test_what_says_no_less_is_taken() -> None:
 def test_a_ca_that_may_not_sign_lists_signs_none() -> None:
     ca = authority(ROOT, usage=usage(key_cert_sign=True))
     with pytest.raises(CredentialsError, match="cRLSign"):
-        check_crl(crl(ca), ca.certificate, pki.now())
+        check_crl(crl(ca), ca.certificate, clock.now())
 
 
 def test_a_list_of_another_key_with_the_same_name_is_refused() -> None:
     with pytest.raises(CredentialsError, match="not signed"):
-        check_crl(crl(authority(ROOT)), CA.certificate, pki.now())
+        check_crl(crl(authority(ROOT)), CA.certificate, clock.now())
 
 
 def test_a_clock_that_lags_a_little_makes_no_list_of_later() -> None:
     raw = crl(CA, begins=DAY / 2)
     with pytest.raises(CredentialsError, match="begins only on"):
-        check_crl(raw, CA.certificate, pki.now())
-    check_crl(raw, CA.certificate, pki.now(), ahead=DAY)
+        check_crl(raw, CA.certificate, clock.now())
+    check_crl(raw, CA.certificate, clock.now(), ahead=DAY)
 
 
 def test_revoked_later_is_revoked_now_and_the_first_time_counts() -> None:
-    now = pki.now()
+    now = clock.now()
     raw = crl(CA, ["ab"], when=now + 9 * DAY)
     assert read_crl(raw, CA.certificate, now).revoked["ab"] < pki.ms(now)
     twice = crl(CA, ["ab", "ab"])
@@ -111,8 +111,8 @@ def test_revoked_later_is_revoked_now_and_the_first_time_counts() -> None:
 def test_numbers_only_rise_and_have_an_end() -> None:
     raw = crl(CA, number=(1 << 159) - 1)
     with pytest.raises(ListOverdue, match="seen before"):
-        check_crl(raw, CA.certificate, pki.now(), 1 << 159)
-    assert check_crl(raw, CA.certificate, pki.now()).number == (1 << 159) - 1
+        check_crl(raw, CA.certificate, clock.now(), 1 << 159)
+    assert check_crl(raw, CA.certificate, clock.now()).number == (1 << 159) - 1
 
 
 def test_a_file_with_half_a_list_holds_none() -> None:
@@ -145,4 +145,4 @@ def test_an_extension_that_comes_twice_is_refused() -> None:
     algorithm = bytes.fromhex("300a06082a8648ce3d040303")
     raw = sized(b"\x30", said + algorithm + b"\x03" + bytes([len(signature) + 1, 0]) + signature)
     with pytest.raises(CredentialsError, match=r"twice: 2\.5\.29\.20"):
-        check_crl(raw, CA.certificate, pki.now())
+        check_crl(raw, CA.certificate, clock.now())

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.errors import (
     BundleNotCertified,
     ConfigError,
@@ -22,7 +22,7 @@ from cipherbox.errors import (
 from cipherbox.pki.revocation_lists import check_crl, make_crl
 from tests.parties import party, world
 
-NOW = pki.now()
+NOW = clock.now()
 DAY = datetime.timedelta(days=1)
 
 
@@ -113,7 +113,7 @@ def test_revocation_lists() -> None:
     here = world()
     issuing = here.issuing.certificate
     # NOW is from when this file was read
-    crl, now = make_crl(here.issuing, [("ab12", NOW)], 7), pki.now()
+    crl, now = make_crl(here.issuing, [("ab12", NOW)], 7), clock.now()
     checked = check_crl(crl, issuing, now, 7)
     assert (checked.number, list(checked.revoked)) == (7, ["ab12"])
     with pytest.raises(ListOverdue, match="ended"):

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.envelope.bundle import check_bundle
 from cipherbox.errors import BundleError, BundleNotCertified, CredentialsError
 from cipherbox.net.tls import client_context, server_context, shake_hands
@@ -68,10 +68,10 @@ def test_a_clients_certificate_outside_the_profile_is_refused(
 ) -> None:
     good = make(HERE.issuing, "FL-LAB", KEY, "client", more=[(UNKNOWN, False)])
     chain = [HERE.issuing.certificate]
-    pki.verify_chain([good, *chain], HERE.root.certificate, pki.now())
+    pki.verify_chain([good, *chain], HERE.root.certificate, clock.now())
     bad = make(HERE.issuing, "FL-LAB", KEY, "client", **mistake)
     with pytest.raises(BundleNotCertified, match=says):
-        pki.verify_chain([bad, *chain], HERE.root.certificate, pki.now())
+        pki.verify_chain([bad, *chain], HERE.root.certificate, clock.now())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_clients_certificate_outside_the_profile_is_refused(
 def test_a_clients_key_is_of_one_kind(key: Any, says: str) -> None:
     bad = make(HERE.issuing, "FL-LAB", key, "client")
     with pytest.raises(BundleNotCertified, match=says):
-        pki.verify_chain([bad, HERE.issuing.certificate], HERE.root.certificate, pki.now())
+        pki.verify_chain([bad, HERE.issuing.certificate], HERE.root.certificate, clock.now())
 
 
 HQS: list[tuple[dict[str, Any], str]] = [
@@ -147,7 +147,7 @@ def test_a_ca_outside_the_profile_certifies_nobody(mistake: dict[str, Any], says
     hash = hashes.SHA256() if isinstance(between.key, rsa.RSAPrivateKey) else None
     leaf = make(between, "FL-LAB", KEY, "client", hash=hash)
     with pytest.raises(BundleNotCertified, match=says):
-        pki.verify_chain([leaf, between.certificate], ROOT.certificate, pki.now())
+        pki.verify_chain([leaf, between.certificate], ROOT.certificate, clock.now())
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_an_organizations_ca_may_be_rsa_or_ecdsa(key: Any) -> None:
         ROOT, key=key, more=[(x509.ExtendedKeyUsage([pki.SERVER, pki.CLIENT]), False)]
     )
     leaf = make(between, "FL-LAB", KEY, "client", hash=hashes.SHA256())
-    assert pki.verify_chain([leaf, between.certificate], ROOT.certificate, pki.now()) == leaf
+    assert pki.verify_chain([leaf, between.certificate], ROOT.certificate, clock.now()) == leaf
     shown(make(between, "DC-HQ", KEY, "hq", hash=hashes.SHA256()), KEY, between, ROOT.certificate)
 
 
@@ -173,10 +173,10 @@ def test_names_that_a_ca_is_bound_to_bind_hq() -> None:
         between = authority(ROOT, more=[(x509.NameConstraints([DNS(name)], None), True)])
         leaf = make(between, "DC-HQ", KEY, "hq")
         if good:
-            pki.verify_chain([leaf, between.certificate], ROOT.certificate, pki.now(), pki.SERVER)
+            pki.verify_chain([leaf, between.certificate], ROOT.certificate, clock.now(), pki.SERVER)
             continue
         with pytest.raises(BundleNotCertified, match="name constraints"):
-            pki.verify_chain([leaf, between.certificate], ROOT.certificate, pki.now(), pki.SERVER)
+            pki.verify_chain([leaf, between.certificate], ROOT.certificate, clock.now(), pki.SERVER)
 
 
 def test_an_extension_that_comes_twice_is_refused() -> None:
@@ -184,7 +184,7 @@ def test_an_extension_that_comes_twice_is_refused() -> None:
     leaf = make(HERE.issuing, "FL-LAB", KEY, "client", more=[(other, False)])
     twice = pki.load_der(pki.der(leaf).replace(b"\x06\x03\x55\x1d\x63", b"\x06\x03\x55\x1d\x0f"))
     with pytest.raises(BundleNotCertified, match=r"twice: 2\.5\.29\.15"):
-        profile.verify_chain([twice, HERE.issuing.certificate], HERE.root.certificate, pki.now())
+        profile.verify_chain([twice, HERE.issuing.certificate], HERE.root.certificate, clock.now())
 
 
 def test_a_chain_is_what_leads_to_the_root_and_nothing_else() -> None:
@@ -193,7 +193,7 @@ def test_a_chain_is_what_leads_to_the_root_and_nothing_else() -> None:
     root = HERE.root.certificate
     for bad in ([*chain, stranger], [*chain, root, root], [lab.certificate, stranger]):
         with pytest.raises(BundleNotCertified):
-            pki.verify_chain(bad, HERE.root.certificate, pki.now())
+            pki.verify_chain(bad, HERE.root.certificate, clock.now())
 
 
 def test_a_cross_signed_ca_leads_to_each_of_its_roots_by_its_own_certificate() -> None:
@@ -201,9 +201,9 @@ def test_a_cross_signed_ca_leads_to_each_of_its_roots_by_its_own_certificate() -
     first, second = (pki.Authority(make(root, "Both", key, "ca"), key) for root in (ROOT, other))
     leaf = make(first, "FL-LAB", KEY, "client")
     for root, between in ((ROOT, first), (other, second)):
-        pki.verify_chain([leaf, between.certificate], root.certificate, pki.now())
+        pki.verify_chain([leaf, between.certificate], root.certificate, clock.now())
     with pytest.raises(BundleNotCertified):
-        pki.verify_chain([leaf, second.certificate], ROOT.certificate, pki.now())
+        pki.verify_chain([leaf, second.certificate], ROOT.certificate, clock.now())
 
 
 def test_a_path_may_not_be_longer_than_a_ca_says() -> None:
@@ -211,7 +211,7 @@ def test_a_path_may_not_be_longer_than_a_ca_says() -> None:
     below = authority(top, "Below")
     leaf = make(below, "FL-LAB", KEY, "client")
     with pytest.raises(BundleNotCertified, match="path length"):
-        pki.verify_chain([leaf, below.certificate, top.certificate], ROOT.certificate, pki.now())
+        pki.verify_chain([leaf, below.certificate, top.certificate], ROOT.certificate, clock.now())
 
 
 # When certificates begin and how long they last, and when the bundle says that it was made; in days
@@ -235,9 +235,9 @@ def test_what_is_sealed_to_is_valid_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The time that a bundle was made is its owner's word; a bundle's end, too."""
-    now = pki.now()
+    now = clock.now()
     with monkeypatch.context() as earlier:
-        earlier.setattr(pki, "now", lambda: now - 100 * DAY)
+        earlier.setattr(clock, "now", lambda: now - 100 * DAY)
         root = pki.new_root("Org")
     ca = authority(root, begins=issuing[0] * DAY, life=issuing[1] * DAY)
     certificate = make(ca, "FL-LAB", KEY, "client", begins=leaf[0] * DAY, life=leaf[1] * DAY)

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import load_server_config, secret_key
 from cipherbox.errors import (
     BundleNotCertified,
@@ -31,7 +31,7 @@ from cipherbox.server.ca.credentials import (
 )
 from cipherbox.server.ca.offline import CA_KEY, ROOT_KEY
 from tests.server.hq import open_vault, prepare, running
-from tests.server.test_certificate import clock
+from tests.server.test_certificate import shifted_clock
 from tests.server.test_reload import alive
 
 
@@ -96,7 +96,7 @@ def test_settings_keep_every_other_line(tmp_path: Path) -> None:
 def ca_under(
     parent: pki.Authority, name: str, depth: int | None, *more: x509.ExtensionType
 ) -> pki.Authority:
-    key, start = pki.new_key(), pki.now() - timedelta(minutes=5)
+    key, start = pki.new_key(), clock.now() - timedelta(minutes=5)
     usage = certificate_usage(parent.certificate)
     builder = (
         x509.CertificateBuilder()
@@ -169,10 +169,12 @@ def test_what_an_organization_bounds_is_obeyed() -> None:
         issuing = ca_under(root, "A", 0, extension)
         leaf = pki.issue_client(issuing, pki.new_key().public_key(), "FL-LAB")
         with pytest.raises(BundleNotCertified, match=says):
-            pki.verify_chain([leaf, issuing.certificate], root.certificate, pki.now())
+            pki.verify_chain([leaf, issuing.certificate], root.certificate, clock.now())
     issuing = ca_under(root, "A", 0, dns)
     leaf = pki.issue_client(issuing, pki.new_key().public_key(), "FL-LAB")
-    pki.verify_chain([leaf, issuing.certificate], root.certificate, pki.now())  # it has no DNS name
+    pki.verify_chain(
+        [leaf, issuing.certificate], root.certificate, clock.now()
+    )  # it has no DNS name
     key = pki.new_key()
     server = pki.issue_server(issuing, key.public_key(), "DC-HQ")  # and this one has another
     with pytest.raises(CredentialsError, match="permitted subtree"):
@@ -233,7 +235,7 @@ def test_the_organizations_answer_must_fit(tmp_path: Path) -> None:
         "issuing",
     )
     old = pki.renew_issuing(pki.Authority(ca_under(org, "A", 0).certificate, key), org).certificate
-    with clock(4000), pytest.raises(ConfigError, match="ended on"):
+    with shifted_clock(4000), pytest.raises(ConfigError, match="ended on"):
         organization.finish(config, tmp_path / "admin", pki.pem(old))
     organization.finish(
         config, tmp_path / "admin", pki.pem(org.certificate, old)[len(pki.pem(org.certificate)) :]

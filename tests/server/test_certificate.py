@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import secret_key
 from cipherbox.errors import ConfigError, CredentialsError
 from cipherbox.portable import write_private
@@ -131,13 +131,13 @@ def test_a_crash_between_two_steps_leaves_an_hq_that_starts(tmp_path: Path, step
 
 
 @contextmanager
-def clock(days: float) -> Iterator[None]:
-    before = pki.now
-    pki.now = lambda: before() + timedelta(days=days)
+def shifted_clock(days: float) -> Iterator[None]:
+    before = clock.now
+    clock.now = lambda: before() + timedelta(days=days)
     try:
         yield
     finally:
-        pki.now = before
+        clock.now = before
 
 
 @pytest.mark.parametrize(("days", "says"), [(-800, "begins only on"), (5000, "ended on")])
@@ -148,7 +148,7 @@ async def test_a_clock_that_is_years_off_is_named_at_the_start(
     store = open_store(config.directory)
     try:
         hq = HQ(config, store)
-        with clock(days), pytest.raises(ConfigError, match=says) as caught:
+        with shifted_clock(days), pytest.raises(ConfigError, match=says) as caught:
             await hq.certificate.begin()
         assert "this machine's clock says" in str(caught.value)
         assert "timedatectl" in str(caught.value)
@@ -159,7 +159,7 @@ async def test_a_clock_that_is_years_off_is_named_at_the_start(
 async def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
         key = pki.new_key()
-        with clock(500):
+        with shifted_clock(500):
             certificate = pki.issue_server(r.issuing, key.public_key(), "DC-HQ")
             r.hq.trust.new_crl()
         with pytest.raises(ConfigError, match="not valid yet"):
@@ -167,7 +167,7 @@ async def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: P
         list_ahead = r.hq.trust.crl_ends
         r.hq.take_over(r.hq.config, read_material(r.hq.config), r.hq.context)
         await r.hq.certificate.look()
-        assert r.hq.trust.server.not_valid_before_utc < pki.now()
+        assert r.hq.trust.server.not_valid_before_utc < clock.now()
         r.hq.trust.crl()
         assert r.hq.trust.crl_ends != list_ahead
         await alive(await r.client("FL-LAB"))
@@ -175,7 +175,7 @@ async def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: P
 
 async def test_ends_of_cas_are_said_a_year_before(tmp_path: Path) -> None:
     async with running(tmp_path / "hq") as r:
-        with clock(3652 - 300):
+        with shifted_clock(3652 - 300):
             found = {a.name: a for a in alerts(r.hq)}
         assert "cipherbox ca renew" in found["certificate-issuing"].text
         assert "certificate-root" not in found
@@ -184,7 +184,7 @@ async def test_ends_of_cas_are_said_a_year_before(tmp_path: Path) -> None:
 def test_nothing_is_issued_that_outlives_its_issuer() -> None:
     root = pki.new_root("X")
     issuing = pki.new_issuing("X", root)
-    with clock(3652 - 100):
+    with shifted_clock(3652 - 100):
         leaf = pki.issue_client(issuing, pki.new_key().public_key(), "FL-LAB")
         assert leaf.not_valid_after_utc == issuing.certificate.not_valid_after_utc
         renewed = pki.renew_issuing(issuing, root)
@@ -195,6 +195,6 @@ def test_nothing_is_issued_that_outlives_its_issuer() -> None:
             [leaf, issuing.certificate],
             [again, issuing.certificate],
         ):
-            pki.verify_chain(chain, root.certificate, pki.now())
-    with clock(4000), pytest.raises(CredentialsError, match="clock is right"):
+            pki.verify_chain(chain, root.certificate, clock.now())
+    with shifted_clock(4000), pytest.raises(CredentialsError, match="clock is right"):
         pki.issue_client(issuing, pki.new_key().public_key(), "FL-LAB")

@@ -20,7 +20,7 @@ from cipherbox.server.ca.offline import sign_offline
 from cipherbox.server.operations.alerts import alerts
 from cipherbox.wire import frames
 from tests.server.hq import Raw, Running, open_vault, prepare, running
-from tests.server.test_certificate import clock
+from tests.server.test_certificate import shifted_clock
 from tests.server.test_reload import admin_of, alive
 
 
@@ -113,7 +113,7 @@ async def test_by_choice_nobody_is_let_in_under_a_stale_list(tmp_path: Path) -> 
     async with running(tmp_path / "hq") as r:
         lab = await r.client("FL-LAB")
         path = tmp_path / "issuing.crl"
-        with clock(-30):
+        with shifted_clock(-30):
             path.write_bytes(make_crl(r.issuing, [], 5))
         set_lists(r, path)
         r.hq.reload()

@@ -14,7 +14,7 @@ import pytest
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.cli.doctor.findings import BAD
 from cipherbox.cli.doctor.hq import _certificates
 from cipherbox.config.settings import load_server_config, secret_key
@@ -84,7 +84,7 @@ async def test_a_list_that_is_not_understood_changes_nothing(
     serial = pki.serial(r.people["FL-LAB"].chain[0])
     options: dict[str, Any] = {"more": [(part(only_contains_ca_certs=True), True)]}
     if what == "future":
-        options = {"begins": pki.now() - pki.now().replace(year=pki.now().year - 1)}
+        options = {"begins": clock.now() - clock.now().replace(year=clock.now().year - 1)}
     (tmp_path / "lists" / "a.crl").write_bytes(crl(r.issuing, [serial], 5, **options))
     await until(lambda: r.hq.lists.trouble)
     assert r.hq.lists.found == {}
@@ -94,14 +94,14 @@ async def test_a_list_that_is_not_understood_changes_nothing(
 async def test_hq_renews_its_own_certificate_when_it_is_revoked(r: Running, tmp_path: Path) -> None:
     lab, before = await r.client("FL-LAB"), r.hq.trust.server
     (tmp_path / "lists" / "a.crl").write_bytes(
-        make_crl(r.issuing, [(pki.serial(before), pki.now())], 5)
+        make_crl(r.issuing, [(pki.serial(before), clock.now())], 5)
     )
     await until(lambda: r.hq.trust.server != before)
     assert not r.hq.lists.condemned
     await cut(lab)  # and comes again, to the new one
     raw = await r.hq.engine.in_store(r.hq.trust.crl)
     # what clients get from HQ
-    assert pki.serial(before) in read_crl(raw, r.hq.trust.issuing, pki.now()).revoked
+    assert pki.serial(before) in read_crl(raw, r.hq.trust.issuing, clock.now()).revoked
     new = await r.client("CA-RC")
     await alive(new)
 
@@ -112,7 +112,7 @@ async def test_with_the_ca_elsewhere_nobody_is_let_in_by_a_revoked_certificate(
     lab = await r.client("FL-LAB")
     r.hq.trust.adopt(attrs.evolve(r.hq.trust.material, authority=None))
     (tmp_path / "lists" / "a.crl").write_bytes(
-        make_crl(r.issuing, [(pki.serial(r.hq.trust.server), pki.now())], 5)
+        make_crl(r.issuing, [(pki.serial(r.hq.trust.server), clock.now())], 5)
     )
     await cut(lab)
     await until(lambda: r.hq.certificate.waiting)  # its request for another one
@@ -165,7 +165,7 @@ async def test_clients_leave_an_hq_whose_certificate_was_revoked(tmp_path: Path)
             await lab.publish("as ever", to="CA-RC")
             material = read_material(load_server_config(hq.directory))
             assert material.authority is not None
-            raw = make_crl(material.authority, [(pki.serial(material.server), pki.now())], 99)
+            raw = make_crl(material.authority, [(pki.serial(material.server), clock.now())], 99)
             lab.revocations._path.write_bytes(raw)
         async with hq.client("FL-LAB", keep_trying=True) as lab:  # the list it holds is enough
             with pytest.raises(HqRevoked, match="HQ's own certificate was revoked"):

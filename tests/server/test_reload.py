@@ -12,7 +12,7 @@ import orjson
 import pytest
 import trio
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import load_server_config, secret_key
 from cipherbox.errors import ConfigError
 from cipherbox.ops.logs import ROOT
@@ -145,12 +145,12 @@ def foreign(r: Running) -> None:
 
 
 def ended(r: Running) -> None:
-    before = pki.now
-    pki.now = lambda: before().replace(year=before().year - 10)
+    before = clock.now
+    clock.now = lambda: before().replace(year=before().year - 10)
     try:
         new_certificate(r)
     finally:
-        pki.now = before
+        clock.now = before
 
 
 def other_root(r: Running) -> None:
@@ -317,9 +317,9 @@ async def test_alerts_see_ends_and_old_queues_coming(
     async with running(tmp_path / "hq") as r:
         lab = await r.client("FL-LAB")
         await lab.publish(r.people["FL-LAB"].seal(await r.person("CA-RC")).raw)
-        clock, now = r.hq.clock_ms, pki.now
-        pki.now = lambda: now() + timedelta(days=300)
-        r.hq.clock_ms = lambda: clock() + 25 * 3600 * 1000
+        clock_ms, now = r.hq.clock_ms, clock.now
+        clock.now = lambda: now() + timedelta(days=300)
+        r.hq.clock_ms = lambda: clock_ms() + 25 * 3600 * 1000
         try:
             found = {alert.name: alert for alert in alerts(r.hq)}
             watch = Watch(r.hq)
@@ -328,11 +328,11 @@ async def test_alerts_see_ends_and_old_queues_coming(
             assert {x.alert for x in said} == set(found)
             watch.look()  # once is enough,
             assert len([x for x in caplog.records if hasattr(x, "alert")]) == len(said)
-            r.hq.clock_ms = lambda: clock() + 50 * 3600 * 1000  # for a day
+            r.hq.clock_ms = lambda: clock_ms() + 50 * 3600 * 1000  # for a day
             watch.look()
             assert len([x for x in caplog.records if hasattr(x, "alert")]) == 2 * len(said)
         finally:
-            pki.now, r.hq.clock_ms = now, clock
+            clock.now, r.hq.clock_ms = now, clock_ms
         assert set(found) == {"certificate-crl", "old-queue"}
         assert found["certificate-crl"].severity == "critical"
         assert "box.CA-RC" in found["old-queue"].text

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trustme
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.errors import CipherBoxError, CredentialsError, NetworkError
 from cipherbox.limits import LIMITS
 from cipherbox.net.tls import client_context
@@ -327,7 +327,7 @@ async def test_revocation_cuts_live_connections_and_keeps_them_out(tmp_path: Pat
         sealed = r.people["CA-RC"].seal(r.people["FL-LAB"])
         assert await rc.refused(frames.Send, 0, 0, sealed.raw) == "recipient-revoked"
         crl = (await rc.ask(frames.GetRevocations)).crl
-        checked = check_crl(crl, r.issuing.certificate, pki.now())
+        checked = check_crl(crl, r.issuing.certificate, clock.now())
         assert list(checked.revoked) == [pki.serial(r.people["FL-LAB"].chain[0])]
         assert checked.number > 1
 

@@ -11,7 +11,7 @@ import attrs
 import orjson
 import pytest
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.limits import LIMITS
 from cipherbox.server.directory.trust import Trust
 from cipherbox.store.port import CertificateRow
@@ -167,7 +167,7 @@ def test_the_newest_certificate_says_whether_a_client_is_revoked(order: int) -> 
 
     def walked(trust: Trust, client: str) -> int:
         found = [r for r in trust._rows.values() if r.client == client]
-        if any(not r.revoked_at and r.expires_at > pki.ms(pki.now()) for r in found):
+        if any(not r.revoked_at and r.expires_at > pki.ms(clock.now()) for r in found):
             return 0
         newest = max(
             found, key=lambda r: (r.issued_at, not r.revoked_at, r.revoked_at), default=None

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.errors import CredentialsError, NetworkError, TimedOut
 from cipherbox.net.connecting import connect, parse_address
 from cipherbox.net.tls import (
@@ -196,10 +196,10 @@ def test_a_clock_is_named_when_dates_do_not_fit(
     ahead_days: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HQ's certificate as this clock sees it when it, or HQ's, is off by so much."""
-    here, now, key = world(), pki.now(), pki.new_key()
-    monkeypatch.setattr(pki, "now", lambda: now + timedelta(days=ahead_days))
+    here, now, key = world(), clock.now(), pki.new_key()
+    monkeypatch.setattr(clock, "now", lambda: now + timedelta(days=ahead_days))
     leaf = pki.issue_server(here.issuing, key.public_key(), "DC-HQ")
-    monkeypatch.setattr(pki, "now", lambda: now)
+    monkeypatch.setattr(clock, "now", lambda: now)
     server = server_context([leaf, here.issuing.certificate], key, [here.root.certificate])
     with pytest.raises(CredentialsError, match=says) as caught:
         shake_hands(server, lab_context())

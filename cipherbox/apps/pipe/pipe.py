@@ -15,7 +15,6 @@ enter the inbox.
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import trio
 
+from cipherbox import clock
 from cipherbox.apps.pipe.mail import arriving
 from cipherbox.client.nursery import background
 from cipherbox.client.outbox.rows import ASIDE, WAITING, Row
@@ -296,7 +296,7 @@ class Pipe:
             confirmation = await self.client.publish(
                 frame.message(),
                 to=[self.peer],
-                expires_at=int(time.time() * 1000) + keep_ms,
+                expires_at=clock.now_ms() + keep_ms,
                 wait=wait,
             )
             sent.envelope_id = confirmation.envelope_id

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import trio
 
+from cipherbox import clock
 from cipherbox.cli.exits import Exit
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
 
     window, identity = client.line.window, client.home.identity
     assert identity is not None
-    now = int(time.time() * 1000)
+    now = clock.now_ms()
     ids = EnvelopeIds(lambda: now)
     bundles = [await client.bundles(group) for group in task["groups"]]
     settled = 0

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cipherbox import clock
 from cipherbox.cli.demo.report import HQ
 from cipherbox.cli.exits import Exit
 
@@ -229,7 +230,7 @@ async def _hand_out_keys_of_ours(hq: Path) -> None:
         nonce = os.urandom(12)
         aead = ChaCha20Poly1305(secret_key(config.encryption.database_key_file))
         sealed = aead.encrypt(nonce, false.raw, CENTER.encode())
-        now = pki.ms(pki.now())
+        now = pki.ms(clock.now())
         operator.store.put_bundle(
             BundleRow(
                 CENTER,
@@ -259,7 +260,7 @@ def _forged(config: ServerConfig, known: KeyBundle) -> KeyBundle:
     )
     key = pki.new_key()
     chain = [pki.issue_client(authority, key.public_key(), known.client_id), issuing]
-    return Identity.generate(known.client_id).make_bundle(key, chain, pki.ms(pki.now()), known)
+    return Identity.generate(known.client_id).make_bundle(key, chain, pki.ms(clock.now()), known)
 
 
 def _number(output: str) -> str:

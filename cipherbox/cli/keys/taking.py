@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cipherbox import clock
 from cipherbox.cli.exits import Exit
 from cipherbox.cli.keys.rsa import import_private
 from cipherbox.cli.options import sure, yes_option
@@ -36,7 +37,6 @@ def keys_import(
     An RSA private key, a PEM file as OpenSSL writes it, becomes your RSA key as `keys generate
     --rsa` would make one.
     """
-    import time
 
     from cipherbox.cli.keys.verify import digits
     from cipherbox.cli.output import fail, say
@@ -67,7 +67,7 @@ def keys_import(
         raise click.UsageError("A key bundle holds no secret, so it has no password.")
     home = load_here(ctx)
     bundle = decode_bundle(data)
-    check_bundle(bundle, bundle.client_id, home.root, int(time.time() * 1000))
+    check_bundle(bundle, bundle.client_id, home.root, clock.now_ms())
     pins, name = Pins(home.path), bundle.client_id
     pin = pins.get(name)
     if pin is not None and pin.bundle.sequence > bundle.sequence:

@@ -25,12 +25,11 @@ from cipherbox.sealing.local_secret_box import Vault
 
 STEP = """
 CREATE TABLE lines (
-  place INTEGER PRIMARY KEY, sender TEXT NOT NULL, envelope_id BLOB NOT NULL, at INTEGER NOT NULL,
-  data BLOB NOT NULL
+  place INTEGER PRIMARY KEY, sender TEXT NOT NULL, envelope_id BLOB NOT NULL, at INTEGER NOT NULL, data BLOB NOT NULL
 );
 CREATE INDEX lines_by_envelope ON lines (envelope_id);
 CREATE INDEX lines_by_time ON lines (at);
-"""
+"""  # noqa: E501
 _PAGE = 256  # envelopes
 _MOST = 64 * 1024 * 1024  # of one envelope's lines: a body, and what JSON adds
 

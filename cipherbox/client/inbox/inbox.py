@@ -17,7 +17,6 @@ lookup.  Rows are dropped when they are older than HQ could still deliver; ids f
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cipherbox import clock
 from cipherbox.client.inbox.encrypted_lines import STEP as KEPT
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.file_check import Check
@@ -91,9 +91,8 @@ CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, 
     HEARING,
     # length -1: no inbox has looked at the lines yet; sessions may have made this database.
     """
-UPDATE state SET value = -1 WHERE name = 'length' AND value = 0 AND NOT EXISTS (SELECT 1 FROM
-senders);
-""",
+UPDATE state SET value = -1 WHERE name = 'length' AND value = 0 AND NOT EXISTS (SELECT 1 FROM senders);
+""",  # noqa: E501
     "ALTER TABLE envelopes ADD COLUMN commitment BLOB NOT NULL DEFAULT x'';\n",
     # Which file the lines are in; what was received, to be shown and written again; files by one
     # rule.
@@ -262,7 +261,7 @@ class Inbox:
 
     def _keep(self, made: Sequence[tuple[Received, MessageLines]]) -> None:
         """To be shown later; and for a handler, which decides what the receipt says."""
-        now = _now_ms()
+        now = clock.now_ms()
         for one, lines in made:
             if self._kept is not None and lines.data:
                 self._kept.write(
@@ -294,7 +293,7 @@ class Inbox:
 
     def tidy(self) -> None:
         """Drops what is older than the settings say: kept lines, files that came in part."""
-        now = _now_ms()
+        now = clock.now_ms()
         with self._failing():
             if self._kept is not None:
                 self._kept.forget(now - self._storing.keep_days * _DAY_MS)
@@ -364,7 +363,7 @@ class Inbox:
         db = self._db
         self._watermark = watermark
         self._highest = dict(db.execute("SELECT sender, highest FROM senders"))
-        now = _now_ms()
+        now = clock.now_ms()
         if (
             self._watermark + LIMITS.watermark_ms < now
             and db.execute("SELECT 1 FROM envelopes LIMIT 1").fetchone()
@@ -372,7 +371,7 @@ class Inbox:
             self.forget(now - LIMITS.watermark_ms)
 
     def _insert(self, batch: Sequence[Received]) -> None:
-        now = _now_ms()
+        now = clock.now_ms()
         self._db.executemany(
             "INSERT INTO envelopes (sender, envelope_id, generation, messages, queue, "
             "accepted_at, received_at, envelope_hash, commitment, suite, log_entry) VALUES (?, "
@@ -422,7 +421,3 @@ class Inbox:
 def counted(one: Received) -> int:
     """How many messages this will be; a file counts when it is whole."""
     return 0 if is_file(one) or is_frame(one) else len(one.messages)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

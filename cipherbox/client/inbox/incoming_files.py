@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,6 +28,7 @@ from typing import NamedTuple
 import attrs
 import orjson
 
+from cipherbox import clock
 from cipherbox.client.file_names import split_name
 from cipherbox.client.inbox.file_check import Check, sync_all
 from cipherbox.client.inbox.hidden import (
@@ -226,7 +226,7 @@ class IncomingFiles:
         return checks
 
     def _ready(self) -> list[Check]:
-        now, size = _now_ms(), 0
+        now, size = clock.now_ms(), 0
         checks: list[Check] = []
         whole: list[Row] = []
         for name in in_turn(self._touched):
@@ -365,7 +365,7 @@ class IncomingFiles:
 
     def _again(self, name: Key, error: OSError) -> None:
         pause = min(self._later.get(name, (0, AGAIN_MS // 2))[1] * 2, AGAIN_MOST_MS)
-        self._later[name] = _now_ms() + pause, pause
+        self._later[name] = clock.now_ms() + pause, pause
         self._say(
             f"a file from {name[0]} cannot be stored: {error.strerror or error} "
             f"({error.filename}); tried again in {pause / 1000:.0f} s"
@@ -408,7 +408,7 @@ class IncomingFiles:
     def _finish(self, rows: Sequence[tuple[Row, Manifest]]) -> list[Arrived]:
         if not rows:
             return []
-        now = _now_ms()
+        now = clock.now_ms()
         found = []
         for row, manifest in rows:
             envelope_id = self._transfers.envelope_id(row)
@@ -471,7 +471,3 @@ def is_file(received: Received) -> bool:
         and received.queue.endswith(".bulk")
         and messages[0].content_type in KINDS
     )
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from cipherbox import clock
 from cipherbox.portable import O_BINARY, sync_directory
 
 _LARGE = 64 * 1024
@@ -55,7 +56,7 @@ class LinesFile:
         size, inode = stat.st_size, _inode(stat)
         known = self.at.length != NOT_YET and self.at.inode in (0, inode)
         if not known or size < self.at.length:
-            self.at = At(self._end(size), inode, _now_ms() if size == 0 else self.at.begun)
+            self.at = At(self._end(size), inode, clock.now_ms() if size == 0 else self.at.begun)
             return 0
         if size > self.at.length:
             os.ftruncate(self._fd, self.at.length)
@@ -126,13 +127,13 @@ class LinesFile:
         self.close()
         self._fd = _opened(self.path)
         stat = os.fstat(self._fd)
-        self.at = At(self._end(stat.st_size), _inode(stat), _now_ms())
+        self.at = At(self._end(stat.st_size), _inode(stat), clock.now_ms())
         self._say(f"{self.path.name} {why}; lines go to a new one from here on")
 
     def _due(self, size: int) -> bool:
         most, days = self._rotate
         return size > 0 and (
-            0 < most < size or (days > 0 and self.at.begun + days * _DAY_MS < _now_ms())
+            0 < most < size or (days > 0 and self.at.begun + days * _DAY_MS < clock.now_ms())
         )
 
     def _end(self, size: int) -> int:
@@ -186,7 +187,3 @@ def _opened(path: Path) -> int:
 
 def _inode(stat: os.stat_result) -> int:
     return stat.st_ino & ((1 << 62) - 1)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

@@ -6,7 +6,6 @@ Calls are made one at a time, in the thread that has the inbox's turn.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
@@ -14,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from cipherbox import clock
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.handler_contents import Contents
 from cipherbox.client.publishing.parts import Manifest, read_manifest
@@ -23,13 +23,11 @@ OPEN, NAMING, DONE, REFUSED, CHECKING = range(5)
 HELD = -1  # the receipt of an envelope whose files are not whole yet, or that a handler has
 FIRST_STEP = """
 CREATE TABLE transfers (
-  sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB,
-  envelope INTEGER,
+  sender TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL DEFAULT 0, manifest BLOB, envelope INTEGER,
   file TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', PRIMARY KEY (sender, id)
 ) WITHOUT ROWID;
 CREATE TABLE parts (
-  sender TEXT NOT NULL, id BLOB NOT NULL, part INTEGER NOT NULL, part_bytes INTEGER NOT NULL,
-  hash BLOB NOT NULL,
+  sender TEXT NOT NULL, id BLOB NOT NULL, part INTEGER NOT NULL, part_bytes INTEGER NOT NULL, hash BLOB NOT NULL,
   PRIMARY KEY (sender, id, part)
 ) WITHOUT ROWID;
 ALTER TABLE envelopes ADD COLUMN outcome INTEGER NOT NULL DEFAULT 0;
@@ -38,11 +36,10 @@ CREATE TABLE contents (
   number INTEGER PRIMARY KEY, sealed_at INTEGER NOT NULL, plain BLOB NOT NULL, states BLOB NOT NULL
 );
 CREATE TABLE failures (
-  number INTEGER NOT NULL, message INTEGER NOT NULL, attempts INTEGER NOT NULL,
-  next_at INTEGER NOT NULL,
+  number INTEGER NOT NULL, message INTEGER NOT NULL, attempts INTEGER NOT NULL, next_at INTEGER NOT NULL,
   reason TEXT NOT NULL, PRIMARY KEY (number, message)
 ) WITHOUT ROWID;
-"""
+"""  # noqa: E501
 # Where the bytes lie, how many parts there are, what a file's line says beside its manifest, and
 # all the envelopes that hold a manifest: a sender seals another one when a part was lost.
 STEP = """
@@ -56,8 +53,7 @@ ALTER TABLE transfers ADD COLUMN headers TEXT NOT NULL DEFAULT '';
 ALTER TABLE transfers ADD COLUMN sent_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE transfers ADD COLUMN changed_at INTEGER NOT NULL DEFAULT 0;
 UPDATE transfers SET changed_at = strftime('%s', 'now') * 1000,
-  have = (SELECT count(*) FROM parts WHERE parts.sender = transfers.sender AND parts.id =
-  transfers.id);
+  have = (SELECT count(*) FROM parts WHERE parts.sender = transfers.sender AND parts.id = transfers.id);
 UPDATE transfers SET state = 4 WHERE state = 1;
 CREATE INDEX transfers_open ON transfers (state) WHERE state IN (0, 1, 4);
 CREATE TABLE manifests (
@@ -66,7 +62,7 @@ CREATE TABLE manifests (
 CREATE INDEX manifests_by_number ON manifests (number);
 INSERT INTO manifests SELECT sender, id, envelope FROM transfers WHERE envelope IS NOT NULL;
 ALTER TABLE envelopes ADD COLUMN suite INTEGER NOT NULL DEFAULT 0;
-"""
+"""  # noqa: E501
 # Small files of a batch lie in one hidden file until they get their own; and a file that has its
 # end holds no receipt.
 SHARED = """
@@ -187,7 +183,7 @@ class Transfers:
         ).rowcount
         self._db.execute(
             "UPDATE transfers SET have = have + ?, changed_at = ? WHERE sender = ? AND id = ?",
-            (max(new, 0), _now_ms(), *name),
+            (max(new, 0), clock.now_ms(), *name),
         )
 
     def manifest(self, row: Row, number: int, raw: bytes, manifest: Manifest) -> None:
@@ -212,7 +208,7 @@ class Transfers:
                 number,
                 len(manifest.hashes),
                 min(row.sent_at, MOST),
-                _now_ms(),
+                clock.now_ms(),
                 row.sender,
                 row.transfer,
             ),
@@ -221,7 +217,7 @@ class Transfers:
 
     def add(self, rows: Iterable[Row], number: int) -> None:
         """Files of one envelope that came as messages, whole."""
-        now = _now_ms()
+        now = clock.now_ms()
         names: list[tuple[str, bytes]] = []
 
         def values() -> Iterator[tuple[object, ...]]:
@@ -371,7 +367,7 @@ class Transfers:
         self._db.execute(
             "INSERT OR IGNORE INTO transfers (sender, id, partial, locked, changed_at) VALUES "
             "(?, ?, ?, ?, ?)",
-            (row.sender, row.transfer, row.partial, row.locked, _now_ms()),
+            (row.sender, row.transfer, row.partial, row.locked, clock.now_ms()),
         )
 
     def _suite(self, number: int) -> int:
@@ -401,10 +397,6 @@ def _about(row: Row, manifest: Manifest) -> dict[str, Any]:
     if row.locked:
         about["kept"] = f"{row.sender}/{row.transfer.hex()}"
     return about
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def in_turn(touched: dict[str, dict[bytes, None]]) -> Iterator[tuple[str, bytes]]:

@@ -10,13 +10,12 @@ the envelope: within the bundle's time, before a revocation.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.connection.reconnecting import NOT_LET_IN, ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.keys.changes import day, explained
@@ -141,8 +140,10 @@ class Directory(Senders):
     def _leaf(self, bundle: KeyBundle, name: str) -> x509.Certificate:
         """The bundle's certificate.  Its signatures are checked once, its end every time."""
         leaf = self._leaves.get(bundle.hash)
-        if leaf is None or bundle.client_id != name or _now_ms() > bundle.ends_at:
-            leaf = self._leaves[bundle.hash] = check_bundle(bundle, name, self._root, _now_ms())
+        if leaf is None or bundle.client_id != name or clock.now_ms() > bundle.ends_at:
+            leaf = self._leaves[bundle.hash] = check_bundle(
+                bundle, name, self._root, clock.now_ms()
+            )
         return leaf
 
     async def offered(self, client_id: str) -> KeyBundle:
@@ -153,7 +154,7 @@ class Directory(Senders):
         if answer.state == NOT_FOUND or not answer.bundles:
             raise UnknownRecipient(f"HQ has no keys of {client_id}")
         bundle = max(self._decoded(client_id, answer), key=lambda b: b.sequence)
-        check_bundle(bundle, client_id, self._root, _now_ms())
+        check_bundle(bundle, client_id, self._root, clock.now_ms())
         return bundle
 
     async def ask(
@@ -216,11 +217,13 @@ class Directory(Senders):
         if not later:
             return pin
         for bundle in later:
-            check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False, history=True)
+            check_bundle(
+                bundle, name, self._root, clock.now_ms(), ended_is_error=False, history=True
+            )
         if pin is None:
             newest = max(later, key=lambda b: b.sequence)
             if role == SENDER:  # nobody is met by keys to which nothing may be sealed
-                check_bundle(newest, name, self._root, _now_ms(), ended_is_error=False)
+                check_bundle(newest, name, self._root, clock.now_ms(), ended_is_error=False)
             pinned = self.pins.accept(newest, FIRST_USE, proof=self.log.proof(newest))
             self._events.say(
                 role,
@@ -302,7 +305,3 @@ class Directory(Senders):
 
 def _rest(answer: frames.BundleAnswer, client_id: str, after: int) -> tuple[str, int]:
     return client_id, decode_bundle(answer.bundles[-1]).sequence if answer.bundles else after
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

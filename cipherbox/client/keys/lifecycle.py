@@ -24,7 +24,6 @@ for the keys of then.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.enrol import ISSUED, checked_chain
 from cipherbox.client.events import KEYS, RECEIVER, Events
 from cipherbox.client.home import (
@@ -264,14 +263,16 @@ class KeyLifecycle:
             and await self._at_hq(fresh.bundle.sequence) != fresh.bundle.hash
         ):
             fresh.bundle = fresh.make_bundle(
-                self._home.key, self._home.chain, _now_ms(), identity.bundle, identity
+                self._home.key, self._home.chain, clock.now_ms(), identity.bundle, identity
             )
             self._save()
 
     async def _succeed(self, fresh: Identity) -> None:
         """``fresh`` follows the identity: kept, published, in its place."""
         home, identity = self._home, self._identity()
-        fresh.bundle = fresh.make_bundle(home.key, home.chain, _now_ms(), identity.bundle, identity)
+        fresh.bundle = fresh.make_bundle(
+            home.key, home.chain, clock.now_ms(), identity.bundle, identity
+        )
         identity.upcoming = fresh
         self._save()
         await self._publish()
@@ -289,7 +290,7 @@ class KeyLifecycle:
                 identity.upcoming = None  # HQ never took it, so nobody has sealed to it
                 self._save()
                 raise _explained(error, fresh.bundle.sequence, other) from None
-        identity.promote(_now_ms())
+        identity.promote(clock.now_ms())
         self._save()
         number = fingerprint(fresh.bundle)
         self._events.say(
@@ -328,7 +329,7 @@ class KeyLifecycle:
         identity = self._home.identity
         if identity is None:
             return
-        count = identity.destroy(_now_ms() - self._home.config.keep_old_days * _DAY_MS)
+        count = identity.destroy(clock.now_ms() - self._home.config.keep_old_days * _DAY_MS)
         if count:
             self._save()
             self._events.say(
@@ -398,7 +399,3 @@ def _explained(error: CipherBoxError, sequence: int, other: bytes | None) -> Cip
         "the home was restored from an older backup, or somebody else has its keys. Ask the "
         "admin to revoke this client, then join again"
     )
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

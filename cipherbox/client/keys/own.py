@@ -11,9 +11,9 @@ Rules.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cipherbox import clock
 from cipherbox.client.home import IDENTITY, Home, keyless
 from cipherbox.envelope.bundle import KeyBundle, check_succession, decode_bundle
 from cipherbox.errors import BundleError, ConfigError, KeyMissing
@@ -53,9 +53,7 @@ async def add_key(client: Client, key: DecryptKey) -> Added:
         if not again:
             others = [k.key_id for k in identity.current if k.algorithm != key.algorithm]
             newer = identity.arranged([*others, key.key_id])
-            newer.bundle = newer.make_bundle(
-                home.key, home.chain, int(time.time() * 1000), identity.bundle
-            )
+            newer.bundle = newer.make_bundle(home.key, home.chain, clock.now_ms(), identity.bundle)
             await _register(client, newer.bundle)
             _save(home, newer)
         assert home.identity.bundle is not None

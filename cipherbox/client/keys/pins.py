@@ -12,13 +12,13 @@ keys of the one before signed it ("succession"), or if a person said so ("person
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import attrs
 import orjson
 
+from cipherbox import clock
 from cipherbox.client.local_database import translated
 from cipherbox.envelope.bundle import VERSION, KeyBundle, decode_bundle, fingerprint
 from cipherbox.errors import (
@@ -116,7 +116,7 @@ class Pins:
                 f"key bundle {bundle.sequence} of {bundle.client_id} is older than number "
                 f"{before.bundle.sequence}, which is pinned here"
             )
-        now = int(time.time() * 1000)
+        now = clock.now_ms()
         verified = now if how == PERSON else 0
         if before is not None and how == SUCCESSION:
             verified = before.compared_at  # the compared keys signed for the new ones
@@ -137,7 +137,7 @@ class Pins:
         pin = self._load(client_id)
         if pin is None:
             raise NotFound(f"no keys of {client_id} are pinned here")
-        pin = attrs.evolve(pin, how=PERSON, verified_at=int(time.time() * 1000))
+        pin = attrs.evolve(pin, how=PERSON, verified_at=clock.now_ms())
         self._note(pin)
         return pin
 

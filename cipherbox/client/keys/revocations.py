@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.connection.connection import Connection
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.home import REVOCATIONS
@@ -41,7 +41,7 @@ class Revocations:
         self._link = 0
         self._lock = trio.Lock()
         try:
-            self._list = check_crl(self._path.read_bytes(), issuing, pki.now(), ahead=_AHEAD)
+            self._list = check_crl(self._path.read_bytes(), issuing, clock.now(), ahead=_AHEAD)
             self._ends_s = self._list.next_update.timestamp()
         except (OSError, CredentialsError):
             pass  # none yet, or ended: HQ has a newer one
@@ -67,7 +67,7 @@ class Revocations:
                 return
             answer: frames.Revocations = await self._line.request(frames.GetRevocations)
             least = self._list.number if self._list is not None else 0
-            found = check_crl(answer.crl, self._issuing, pki.now(), least, _AHEAD)
+            found = check_crl(answer.crl, self._issuing, clock.now(), least, _AHEAD)
             if self._list is None or found.number != least:
                 with translated(self._path):
                     write_atomic(self._path, answer.crl)

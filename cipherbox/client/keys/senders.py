@@ -8,13 +8,12 @@ when HQ accepted the envelope.  What is wrong with one sender's keys is said of 
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.keys.pins import Pin, Pins
 from cipherbox.client.keys.revocations import Revocations
@@ -158,7 +157,9 @@ class Senders(ABC):
                 raise BundleError(
                     "the bundle does not lead to the keys pinned here; compare fingerprints"
                 )
-        leaf = check_bundle(bundle, name, self._root, _now_ms(), ended_is_error=False, history=True)
+        leaf = check_bundle(
+            bundle, name, self._root, clock.now_ms(), ended_is_error=False, history=True
+        )
         self._keep_sender(bundle, pki.serial(leaf), revoked_at)
 
     def _keep_sender(self, bundle: KeyBundle, serial: str, revoked_at: int) -> None:
@@ -211,7 +212,3 @@ class Senders(ABC):
 def newer(pins: Mapping[str, Pin | None]) -> list[tuple[str, int]]:
     """What to ask for: all after the pin; without one the newest."""
     return [(name, pin.bundle.sequence if pin else frames.NEWEST) for name, pin in pins.items()]
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.client.events import LINE, Events
 from cipherbox.client.home import Home
 from cipherbox.client.keys.pins import LOG_KEY, Pins
@@ -418,7 +418,7 @@ class LogProofVerifier:
             self._key,
             link.welcome.log_key if link is not None else b"",
             pki.der(certificate) if certificate is not None else b"",
-            int(time.time() * 1000),
+            clock.now_ms(),
             self._client_id,
         )
         write_atomic(file, make_file(evidence))

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import attrs
 import orjson
 
+from cipherbox import clock
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.outbox.origins import OVER, REFUSED, SENT, FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.client.outbox.rows import ASIDE, CANCELLED, CONFIRMED, WAITING, now_ms
+from cipherbox.client.outbox.rows import ASIDE, CANCELLED, CONFIRMED, WAITING
 from cipherbox.client.outbox.transfers import SENDING, STOPPED
 from cipherbox.client.receiving.receipts import MOST_GENERATIONS, words
 from cipherbox.envelope.stanza_types import Outcome
@@ -82,7 +83,7 @@ class FolderFiles:
         """Records what became of files: (number, state, place, reason).  A transfer follows its
         file.
         """
-        now = now_ms()
+        now = clock.now_ms()
         with transaction(self._db, self._path):
             self._db.executemany(
                 "UPDATE folder_files SET state = ?, place = ?, reason = ?, changed_at = ? WHERE "
@@ -133,7 +134,7 @@ class FolderFiles:
                 ).fetchone()
                 is None
             ):
-                insert_file(self._db, file, now_ms(), transfer=transfer)
+                insert_file(self._db, file, clock.now_ms(), transfer=transfer)
 
     def _outcomes(self, state: int) -> list[Claim]:
         with translated(self._path):

@@ -24,16 +24,13 @@ KEY_BYTES = 255  # an MSH-10 has 199 at most, a UUID 36
 TAKEN, SENT, REFUSED, OVER = range(4)  # OVER: nothing more will become of it
 STEP = """
 CREATE TABLE publish_keys (
-    route TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, envelope_id BLOB NOT NULL,
-    PRIMARY KEY (route, key)
+    route TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, envelope_id BLOB NOT NULL, PRIMARY KEY (route, key)
 ) WITHOUT ROWID;
 CREATE INDEX publish_keys_by_envelope ON publish_keys (envelope_id);
 CREATE TABLE folder_files (
     number INTEGER PRIMARY KEY, file TEXT NOT NULL, path TEXT NOT NULL, recipients TEXT NOT NULL,
-    size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL,
-    inode INTEGER NOT NULL,
-    envelope_id BLOB, message INTEGER NOT NULL DEFAULT 0, transfer INTEGER,
-    state INTEGER NOT NULL DEFAULT 0,
+    size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL, inode INTEGER NOT NULL,
+    envelope_id BLOB, message INTEGER NOT NULL DEFAULT 0, transfer INTEGER, state INTEGER NOT NULL DEFAULT 0,
     place TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', taken_at INTEGER NOT NULL,
     changed_at INTEGER NOT NULL
 );
@@ -41,7 +38,7 @@ CREATE INDEX folder_files_taken ON folder_files (number) WHERE state = 0;
 CREATE INDEX folder_files_refused ON folder_files (number) WHERE state = 2;
 CREATE INDEX folder_files_by_envelope ON folder_files (envelope_id);
 CREATE INDEX outcomes_refused ON outcomes (number) WHERE outcome <> 0;
-"""
+"""  # noqa: E501
 
 
 # A handler may take some messages of an envelope and give up others.

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cipherbox import clock
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.outbox import origins as beside
 from cipherbox.client.outbox.receipts import OutboxReceipts
@@ -35,7 +36,6 @@ from cipherbox.client.outbox.rows import (
     Proven,
     Refused,
     names_text,
-    now_ms,
     values_of,
 )
 from cipherbox.client.sessions.sending_chains import STEP as CHAINS
@@ -50,43 +50,32 @@ OLDEST = 4  # what 0.5.0 wrote
 STEPS = (
     """
 CREATE TABLE envelopes (
-    number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL,
-    messages INTEGER NOT NULL,
-    exchange TEXT NOT NULL, routing_key TEXT NOT NULL, recipients TEXT NOT NULL,
-    flags INTEGER NOT NULL,
-    route_version INTEGER NOT NULL, sealed_at INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    envelope_hash BLOB NOT NULL,
+    number INTEGER PRIMARY KEY, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, messages INTEGER NOT NULL,
+    exchange TEXT NOT NULL, routing_key TEXT NOT NULL, recipients TEXT NOT NULL, flags INTEGER NOT NULL,
+    route_version INTEGER NOT NULL, sealed_at INTEGER NOT NULL, bytes INTEGER NOT NULL, envelope_hash BLOB NOT NULL,
     content_key BLOB, data BLOB, file TEXT, transfer INTEGER,
-    state INTEGER NOT NULL DEFAULT 0, accepted_at INTEGER NOT NULL DEFAULT 0,
-    queues TEXT NOT NULL DEFAULT '',
+    state INTEGER NOT NULL DEFAULT 0, accepted_at INTEGER NOT NULL DEFAULT 0, queues TEXT NOT NULL DEFAULT '',
     code INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', changed_at INTEGER NOT NULL,
     owed INTEGER NOT NULL, proof INTEGER
 );
 CREATE UNIQUE INDEX envelopes_by_id ON envelopes (envelope_id);
 CREATE INDEX envelopes_waiting ON envelopes (number) WHERE state = 0;
-CREATE TABLE generations (envelope_id BLOB NOT NULL, generation INTEGER NOT NULL,
-envelope_hash BLOB NOT NULL);
+CREATE TABLE generations (envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, envelope_hash BLOB NOT NULL);
 CREATE TABLE outcomes (
-    number INTEGER NOT NULL, recipient TEXT NOT NULL, generation INTEGER NOT NULL,
-    outcome INTEGER NOT NULL,
-    signed_at INTEGER NOT NULL, receipt INTEGER NOT NULL, leaf INTEGER NOT NULL,
-    PRIMARY KEY (number, recipient)
+    number INTEGER NOT NULL, recipient TEXT NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
+    signed_at INTEGER NOT NULL, receipt INTEGER NOT NULL, leaf INTEGER NOT NULL, PRIMARY KEY (number, recipient)
 ) WITHOUT ROWID;
 CREATE TABLE receipts (
-    receipt INTEGER PRIMARY KEY, recipient TEXT NOT NULL, bundle_hash BLOB NOT NULL,
-    taken_at INTEGER NOT NULL,
+    receipt INTEGER PRIMARY KEY, recipient TEXT NOT NULL, bundle_hash BLOB NOT NULL, taken_at INTEGER NOT NULL,
     hash BLOB NOT NULL, bytes BLOB NOT NULL
 );
 CREATE UNIQUE INDEX receipts_by_hash ON receipts (hash);
 CREATE TABLE bundles (hash BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE transfers (
-    number INTEGER PRIMARY KEY, id BLOB NOT NULL, file TEXT NOT NULL, path TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    modified_ns INTEGER NOT NULL, part_bytes INTEGER NOT NULL, recipients TEXT NOT NULL,
-    content_type TEXT NOT NULL,
+    number INTEGER PRIMARY KEY, id BLOB NOT NULL, file TEXT NOT NULL, path TEXT NOT NULL, size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL, part_bytes INTEGER NOT NULL, recipients TEXT NOT NULL, content_type TEXT NOT NULL,
     compress INTEGER NOT NULL, copied INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0,
-    reason TEXT NOT NULL DEFAULT '', manifest BLOB, made_at INTEGER NOT NULL,
-    done_bytes INTEGER NOT NULL DEFAULT 0
+    reason TEXT NOT NULL DEFAULT '', manifest BLOB, made_at INTEGER NOT NULL, done_bytes INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE parts (
     transfer INTEGER NOT NULL, part INTEGER NOT NULL, hash BLOB NOT NULL, envelope_id BLOB NOT NULL,
@@ -96,7 +85,7 @@ CREATE INDEX parts_by_envelope ON parts (envelope_id);
 CREATE TABLE proofs (
     proof INTEGER PRIMARY KEY, entry INTEGER NOT NULL, bytes BLOB NOT NULL, leaves BLOB NOT NULL
 );
-""",
+""",  # noqa: E501
     """
 CREATE TABLE histories (one INTEGER PRIMARY KEY CHECK (one = 1), history BLOB NOT NULL);
 """,
@@ -174,7 +163,7 @@ class Outbox(OutboxReceipts):
             with translated(self._path):
                 places = self._spool(fresh, written)
             with transaction(self._db, self._path):
-                now = now_ms()
+                now = clock.now_ms()
                 moved = self._turn([*turned, *(step for item in fresh for step in item.turned)])
                 if moved:
                     fresh, places = self._unmoved(fresh, places, moved, dropped)
@@ -219,7 +208,7 @@ class Outbox(OutboxReceipts):
             changed = self._db.execute(
                 "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
                 "WHERE envelope_id = ? AND (data IS NOT NULL OR file IS NOT NULL)",
-                (now_ms(), envelope_id),
+                (clock.now_ms(), envelope_id),
             ).rowcount
         return changed > 0
 
@@ -230,7 +219,7 @@ class Outbox(OutboxReceipts):
         """
         with transaction(self._db, self._path):
             db = self._db
-            db.execute("INSERT OR REPLACE INTO contact VALUES (1, ?)", (now_ms(),))
+            db.execute("INSERT OR REPLACE INTO contact VALUES (1, ?)", (clock.now_ms(),))
             known = db.execute("SELECT history FROM histories").fetchone()
             if known is not None and known[0] == history:
                 return 0
@@ -250,7 +239,7 @@ class Outbox(OutboxReceipts):
             return db.execute(
                 "UPDATE envelopes SET state = 0, code = 0, reason = '', changed_at = ? "
                 "WHERE state = 1 AND owed > 0 AND (data IS NOT NULL OR file IS NOT NULL)",
-                (now_ms(),),
+                (clock.now_ms(),),
             ).rowcount
 
     def forget(self, before_ms: int) -> int:

@@ -10,9 +10,10 @@ from contextlib import suppress
 
 import orjson
 
+from cipherbox import clock
 from cipherbox.client.local_database import transaction
 from cipherbox.client.outbox.queries import OutboxQueries
-from cipherbox.client.outbox.rows import UNTIL_OPENED, Signed, now_ms
+from cipherbox.client.outbox.rows import UNTIL_OPENED, Signed
 from cipherbox.envelope import transparency_log as log
 
 
@@ -52,7 +53,7 @@ class OutboxReceipts(OutboxQueries):
         news: list[Signed] = []
         dropped: list[str] = []
         with transaction(self._db, self._path):
-            db, now = self._db, now_ms()
+            db, now = self._db, clock.now_ms()
             found = db.execute("SELECT receipt FROM receipts WHERE hash = ?", (digest,)).fetchone()
             if found is not None:
                 return []

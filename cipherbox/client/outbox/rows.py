@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import attrs
@@ -153,8 +152,3 @@ def names_text(names: tuple[str, ...]) -> str:
             _NAMES.clear()
         found = _NAMES[names] = orjson.dumps(names).decode()
     return found
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return int(time.time() * 1000)

@@ -19,13 +19,13 @@ with the reason, until a person retries or cancels it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import attrs
 import trio
 
+from cipherbox import clock
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import SENDER, Events
@@ -92,7 +92,7 @@ class OutboxSender(Resealing):
         self._written = trio.Event()
         # HQ's history was looked at: nothing it may have lost counts as confirmed
         self.compared = trio.Event()
-        self.opened_ms = int(time.time() * 1000)
+        self.opened_ms = clock.now_ms()
         if not outbox.waiting(0, self.opened_ms, 1):
             self._behind = None
 
@@ -281,7 +281,7 @@ class OutboxSender(Resealing):
             self._look = trio.Event()
             with trio.move_on_after(LOOK_S):
                 await self._look.wait()
-            now = int(time.time() * 1000)
+            now = clock.now_ms()
             before = now if self._look.is_set() else now - ABANDONED_MS
 
     async def _left_behind(self, before_ms: int) -> None:

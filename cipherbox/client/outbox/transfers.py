@@ -17,10 +17,10 @@ from typing import NamedTuple
 import attrs
 import orjson
 
+from cipherbox import clock
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.outbox.origins import FolderFile, insert_file
 from cipherbox.client.outbox.outbox import Outbox
-from cipherbox.client.outbox.rows import now_ms
 from cipherbox.client.publishing.parts import DIRECTORY, NAMES_OF_ENTRIES
 from cipherbox.errors import FileChanged, FileError, FileUnreadable
 from cipherbox.limits import LIMITS
@@ -161,12 +161,12 @@ class Transfers:
                     content_type,
                     compress,
                     self._copy_kind(copy),
-                    now_ms(),
+                    clock.now_ms(),
                     stanza,
                 ),
             ).lastrowid
             if claim is not None:
-                insert_file(self._db, claim, now_ms(), transfer=number)
+                insert_file(self._db, claim, clock.now_ms(), transfer=number)
         found = self.find(number or 0)
         assert found is not None
         return found
@@ -213,7 +213,7 @@ class Transfers:
                     DIRECTORY,
                     compress,
                     self._copy_kind(copy),
-                    now_ms(),
+                    clock.now_ms(),
                     stanza,
                     orjson.dumps([tuple(one) for one in entries]).decode(),
                 ),

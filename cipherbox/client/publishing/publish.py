@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from cipherbox import clock
 from cipherbox.client.connection.confirm_window import (
     Confirmed,
     PendingPublish,
@@ -201,7 +202,7 @@ class Sealer:
         events: Events,
         keeper: LocalSecretBox,
         routes: Routes,
-        clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        clock_ms: Callable[[], int] = clock.now_ms,
         prekeys: Prekeys | None = None,
     ) -> None:
         self._prekeys = prekeys

@@ -13,12 +13,12 @@ for a person.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable
 
 import attrs
 import trio
 
+from cipherbox import clock
 from cipherbox.errors import Bad, CipherBoxError
 
 STEP = "ALTER TABLE failures ADD COLUMN later INTEGER NOT NULL DEFAULT 0;\n"
@@ -51,14 +51,14 @@ class Failure:
         """After one try more."""
         if later:
             pause = min(PAUSE_S * 2 ** min(self.later, 20), LATER_MAX_S)
-            return Failure(self.attempts, self.later + 1, now_ms() + int(pause * 1000))
+            return Failure(self.attempts, self.later + 1, clock.now_ms() + int(pause * 1000))
         pause = min(PAUSE_S * 2 ** min(self.attempts, 20), BAD_MAX_S)
-        return Failure(self.attempts + 1, self.later, now_ms() + int(pause * 1000))
+        return Failure(self.attempts + 1, self.later, clock.now_ms() + int(pause * 1000))
 
     @property
     def pause_s(self) -> float:
         """From now."""
-        return max(0.0, (self.next_at - now_ms()) / 1000)
+        return max(0.0, (self.next_at - clock.now_ms()) / 1000)
 
 
 class Away:
@@ -77,7 +77,7 @@ class Away:
     @property
     def waits(self) -> bool:
         """Nothing is tried now."""
-        return now_ms() < self._until_ms
+        return clock.now_ms() < self._until_ms
 
     @property
     def doubtful(self) -> bool:
@@ -98,7 +98,7 @@ class Away:
             self._say(f"{text}, after pauses up to {LATER_MAX_S:.0f} s")
         if self._row >= IN_A_ROW:
             pause = min(PAUSE_S * 2 ** min(self._row - IN_A_ROW, 20), LATER_MAX_S)
-            self._until_ms = now_ms() + int(pause * 1000)
+            self._until_ms = clock.now_ms() + int(pause * 1000)
 
     def over(self, number: int, index: int) -> None:
         """A message was taken, or is bad: the handler spoke about it."""
@@ -109,8 +109,3 @@ class Away:
         if self._told and (was_away or not self._waiting):
             self._told = False
             self._say("The handler takes messages again")
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return int(time.time() * 1000)

@@ -27,13 +27,14 @@ import attrs
 import orjson
 import trio
 
+from cipherbox import clock
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
 from cipherbox.client.inbox.handler_contents import ASIDE, DONE, NOT_WHOLE, WAITING, opened
 from cipherbox.client.inbox.inbox import DATABASE, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.nursery import background
-from cipherbox.client.receiving.attempts import Away, Failure, is_later, now_ms
+from cipherbox.client.receiving.attempts import Away, Failure, is_later
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.stanza_types import Outcome
@@ -107,7 +108,7 @@ class Handlers:
 
     def _due(self) -> tuple[int, int, Failure] | None:
         """(row, index, how often it was tried) of the next one."""
-        now = now_ms()
+        now = clock.now_ms()
         tried: tuple[int, int, Failure] | None = None
         blocked: set[str] = set()
         with translated(self._path):

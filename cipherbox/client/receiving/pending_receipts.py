@@ -13,7 +13,6 @@ in one direction heals too.  It is beside, not around: a receipt opens although 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 import trio
 
+from cipherbox import clock
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
@@ -84,7 +84,7 @@ class PendingReceipts:
 
         Of what is no envelope at all, the newest is remembered.
         """
-        now = _now_ms()
+        now = clock.now_ms()
         rows = []
         for delivery, outcome, reason in refused:
             at, entry = min(delivery.accepted_at, MOST_MS), min(delivery.log_entry, MOST_MS)
@@ -202,7 +202,7 @@ class PendingReceipts:
         identity = self._client.home.identity
         assert identity is not None
         assert identity.bundle is not None
-        at = _now_ms()
+        at = clock.now_ms()
         newest = self._client.log.newest
         unsigned = Unsigned.over(
             identity.client_id,
@@ -314,7 +314,3 @@ class PendingReceipts:
                 "generation = ? AND outcome = ?",
                 refusals,
             )
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

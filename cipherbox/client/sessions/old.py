@@ -9,13 +9,13 @@ lock, so that no other process reads a file that is about to go.
 from __future__ import annotations
 
 import sqlite3
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from cipherbox import clock
 from cipherbox.client.local_database import transaction, translated
 from cipherbox.client.sessions.sending_chains import at
 from cipherbox.errors import CipherBoxError
@@ -35,7 +35,7 @@ def take_over(
     old = home / DATABASE
     if not old.exists():
         return
-    now = int(time.time() * 1000)
+    now = clock.now_ms()
     with transaction(inbox, path):
         if not old.exists():
             return

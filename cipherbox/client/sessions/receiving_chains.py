@@ -42,19 +42,16 @@ from cipherbox.sealing.ratchet.settings import SessionSettings
 STEP = """
 CREATE TABLE sessions (
     peer TEXT NOT NULL, session_id BLOB NOT NULL, made_at INTEGER NOT NULL, since INTEGER NOT NULL,
-    turn INTEGER NOT NULL, retired INTEGER NOT NULL, used_at INTEGER NOT NULL,
-    version INTEGER NOT NULL,
+    turn INTEGER NOT NULL, retired INTEGER NOT NULL, used_at INTEGER NOT NULL, version INTEGER NOT NULL,
     state BLOB NOT NULL, start BLOB, PRIMARY KEY (peer, session_id)
 ) WITHOUT ROWID;
 CREATE TABLE secrets (
-    kind INTEGER NOT NULL, id INTEGER NOT NULL, made_at INTEGER NOT NULL,
-    replaced_at INTEGER NOT NULL,
+    kind INTEGER NOT NULL, id INTEGER NOT NULL, made_at INTEGER NOT NULL, replaced_at INTEGER NOT NULL,
     secret BLOB NOT NULL, PRIMARY KEY (kind, id)
 ) WITHOUT ROWID;
-CREATE TABLE held (envelope_hash BLOB PRIMARY KEY, held_at INTEGER NOT NULL,
-content_key BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE held (envelope_hash BLOB PRIMARY KEY, held_at INTEGER NOT NULL, content_key BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
+"""  # noqa: E501
 _NOT_THERE = 0  # the version of a session that has no row yet
 Place = tuple[str, bytes]  # peer, session id
 

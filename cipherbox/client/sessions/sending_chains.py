@@ -13,12 +13,12 @@ chain stands; otherwise its envelopes do not leave, and are sealed again (Sessio
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterable
 from operator import attrgetter
 
 import attrs
 
+from cipherbox import clock
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.local_secret_box import Vault
 from cipherbox.sealing.ratchet import session
@@ -26,11 +26,10 @@ from cipherbox.sealing.ratchet.double_ratchet import Chain
 
 STEP = """
 CREATE TABLE chains (
-    session_id BLOB PRIMARY KEY, turn INTEGER NOT NULL, sent INTEGER NOT NULL,
-    used_at INTEGER NOT NULL,
+    session_id BLOB PRIMARY KEY, turn INTEGER NOT NULL, sent INTEGER NOT NULL, used_at INTEGER NOT NULL,
     state BLOB NOT NULL
 ) WITHOUT ROWID;
-"""
+"""  # noqa: E501
 At = tuple[int, int]  # turn of the root, messages sent in it
 _BEGINNING: At = (0, 0)
 
@@ -91,7 +90,7 @@ class SendingChains:
                 place = at(chain)
             if name in moved:
                 continue
-            now = int(time.time() * 1000)
+            now = clock.now_ms()
             if row is None:  # rarely: sessions that nobody can have spoken in for so long go
                 db.execute("DELETE FROM chains WHERE used_at < ?", (now - LIMITS.watermark_ms,))
             locked = self._vault.lock(session.encode_chain(chain), b"chain" + name)

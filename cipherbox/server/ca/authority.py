@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.errors import ConfigError
 from cipherbox.portable import (
@@ -154,7 +154,7 @@ def renew(config: ServerConfig, vault: Vault | None) -> x509.Certificate:
             f"{config.ca.root_key} is not here; bring the root key back: --root DIRECTORY"
         )
     renewed = pki.renew_issuing(material.authority, root).certificate
-    checked_issuing([renewed], material.root, str(config.tls.issuing), pki.now())
+    checked_issuing([renewed], material.root, str(config.tls.issuing), clock.now())
     write_atomic(config.tls.issuing, pki.pem(renewed))
     if vault is not None:
         write_atomic(vault.directory / ISSUING, pki.pem(renewed))

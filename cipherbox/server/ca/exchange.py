@@ -18,7 +18,7 @@ import attrs
 import orjson
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import secret_key
 from cipherbox.errors import Forbidden, InvalidRequest
 from cipherbox.ops.logs import get_logger
@@ -92,7 +92,7 @@ class CaExchange:
         above = chain if fresh else list(trust.material.chain)
         own, others = _sorted(signed, above, trust.root)
         least = await hq.engine.in_store(hq.trust.crl_number)
-        lists = [(check_crl(der, trust.issuing, pki.now(), least), der) for der in signed.lists]
+        lists = [(check_crl(der, trust.issuing, clock.now(), least), der) for der in signed.lists]
         rows = await hq.engine.in_store(hq.store.enrolments, (APPROVED, ENDED, REFUSED))
         # of two with one key the one that still counts
         rows.sort(key=lambda row: row.state != APPROVED)
@@ -157,7 +157,7 @@ def _sorted(
     others: list[x509.Certificate] = []
     for leaf in signed.leaves:
         mine = for_hq(leaf)
-        pki.verify_chain([leaf, *above], root, pki.now(), pki.SERVER if mine else pki.CLIENT)
+        pki.verify_chain([leaf, *above], root, clock.now(), pki.SERVER if mine else pki.CLIENT)
         (own if mine else others).append(leaf)
     return own, others
 
@@ -173,7 +173,7 @@ def _row_of(rows: list[Enrolment], name: str, leaf: x509.Certificate) -> Enrolme
 def request_row(client_id: str, role: str, csr: bytes, root_fingerprint: bytes) -> Enrolment:
     """A request that nobody has to let go."""
     now, number = (
-        pki.ms(pki.now()),
+        pki.ms(clock.now()),
         pki.enrol_number(root_fingerprint, pki.spki(pki.key_of_csr(csr))),
     )
     name = renewal_name(client_id, csr)

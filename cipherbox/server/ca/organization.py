@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.broker import model as m
 from cipherbox.config.settings import (
     CaSettings,
@@ -88,7 +88,7 @@ def ask(
                 f"{org}: name the CA that certifies HQ and its clients first, then those up to "
                 "the root"
             )
-        checked_issuing(chain, root, str(org), pki.now())
+        checked_issuing(chain, root, str(org), clock.now())
     elif chain:
         raise ConfigError(
             f"{org}: name one certificate, that of the root; those between come with the answer"
@@ -126,7 +126,7 @@ def ask(
 
 def _check_root(root: x509.Certificate, where: Path) -> None:
     try:
-        check_root(root, pki.now())
+        check_root(root, clock.now())
     except BundleNotCertified as error:
         if root.subject == root.issuer:
             raise ConfigError(f"{where}: {error}") from None
@@ -151,8 +151,8 @@ def finish(config: ServerConfig, admin_home: Path, document: bytes) -> None:
         person = pki.issue_client(authority, admin_key.public_key(), admin.client_id)
         crl = make_crl(authority, [], 1)
     Credentials(root, tuple(chain), server, key, authority).try_out()
-    pki.verify_chain([person, *chain], root, pki.now())
-    fill_store(config, admin.client_id, person, crl, check_crl(crl, chain[0], pki.now()).number)
+    pki.verify_chain([person, *chain], root, clock.now())
+    fill_store(config, admin.client_id, person, crl, check_crl(crl, chain[0], clock.now()).number)
     write_admin_certificates(admin_home, person, chain, root)
     write_atomic(config.tls.issuing, pki.pem(*chain))
     put_server(config, server)
@@ -215,7 +215,7 @@ def _both(
         (person, ADMIN_REQUEST, pki.CLIENT),
     ):
         try:
-            pki.verify_chain([found, *chain], root, pki.now(), purpose)
+            pki.verify_chain([found, *chain], root, clock.now(), purpose)
         except BundleNotCertified as error:
             raise ConfigError(f"the answer to {file}: {error}") from None
     if not for_hq(server) or pki.common_name(person) != admin_id:
@@ -228,7 +228,7 @@ def _list_of(signed: Signed, issuing: x509.Certificate) -> bytes:
         raise ConfigError(
             "give the issuing CA's revocation list (PEM) too: clients do not go without one"
         )
-    check_crl(signed.lists[0], issuing, pki.now())
+    check_crl(signed.lists[0], issuing, clock.now())
     return signed.lists[0]
 
 
@@ -247,7 +247,7 @@ def put_by_hand(config: ServerConfig, document: bytes) -> int:
     if not own and chain == current:
         return 0
     server = own[-1] if own else before
-    pki.verify_chain([server, *chain], root, pki.now(), pki.SERVER)
+    pki.verify_chain([server, *chain], root, clock.now(), pki.SERVER)
     its_key = server_key(config, key, server, settle=False)
     Credentials(root, tuple(chain), server, its_key, None).try_out()
     if chain != current:

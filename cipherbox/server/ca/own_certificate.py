@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError
 from cipherbox.ops.logs import get_logger
 from cipherbox.server.ca.credentials import dates, next_key, put_server, read_material
@@ -43,10 +43,10 @@ class OwnCertificate:
         ended.
         """
         trust = self._hq.trust
-        if wrong := dates(trust.material, pki.now()):
+        if wrong := dates(trust.material, clock.now()):
             raise ConfigError("\n".join(wrong))
         await self.look()
-        if self.trouble and trust.server.not_valid_after_utc <= pki.now():
+        if self.trouble and trust.server.not_valid_after_utc <= clock.now():
             raise ConfigError(
                 f"HQ's certificate has ended and could not be renewed: {self.trouble}"
             )
@@ -58,7 +58,7 @@ class OwnCertificate:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            due_s = (pki.renew_at(self._hq.trust.server) - pki.now()).total_seconds()
+            due_s = (pki.renew_at(self._hq.trust.server) - clock.now()).total_seconds()
             await trio.sleep(
                 RETRY_S if self.trouble else min(LOOK_S, due_s) if due_s > 0 else LOOK_S
             )
@@ -66,7 +66,7 @@ class OwnCertificate:
 
     async def look(self) -> None:
         """Renews the certificate, or asks for one, if it is time."""
-        server, now = self._hq.trust.server, pki.now()
+        server, now = self._hq.trust.server, clock.now()
         due = (
             pki.is_due(server, now)
             or now < server.not_valid_before_utc

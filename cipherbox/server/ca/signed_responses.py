@@ -15,7 +15,7 @@ import orjson
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.errors import BundleNotCertified, CipherBoxError, ConfigError, InvalidRequest
 from cipherbox.pki.profile import dns_names, extensions_of
 from cipherbox.pki.revocation_lists import lists_in
@@ -103,7 +103,7 @@ def issuing_chain(signed: Signed, key: bytes, root: x509.Certificate) -> list[x5
     """
     if not any(pki.spki_of(c) == key for c in signed.cas):
         return []
-    chain = checked_issuing(signed.cas, root, "this file", pki.now())
+    chain = checked_issuing(signed.cas, root, "this file", clock.now())
     if pki.spki_of(chain[0]) != key:
         raise ConfigError(
             "this file: the certificates are in the wrong order: the issuing CA comes first"

@@ -24,7 +24,7 @@ import attrs
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.broker import model as m
 from cipherbox.broker.usage import CERTIFICATES
 from cipherbox.errors import (
@@ -101,7 +101,7 @@ class Enrolments:
         async with self.lock:
             self._check_free(client_id, role, replaces)
             waiting = await self._engine.in_store(self._store.enrolments, UNDER_WAY)
-            now = pki.ms(pki.now())
+            now = pki.ms(clock.now())
             if len([e for e in waiting if e.expires_at > now]) >= self._limits.pending_requests:
                 raise InvalidRequest(f"{self._limits.pending_requests} enrolments are open already")
             secret = os.urandom(16)
@@ -167,7 +167,7 @@ class Enrolments:
             if row.state == DONE:
                 await self._complete(row)
                 return Outcome(ISSUED, row.number, row.chain)
-            if row.expires_at <= pki.ms(pki.now()):
+            if row.expires_at <= pki.ms(clock.now()):
                 raise TokenError("this token has ended; ask the admin for a new one")
             self._refuse_taken(row)
             if row.state == OPEN:
@@ -243,7 +243,7 @@ class Enrolments:
         """
         if self._trust.knows(pki.serial(leaf)):
             return
-        row = self._trust.record(leaf)._replace(revoked_at=pki.ms(pki.now()))
+        row = self._trust.record(leaf)._replace(revoked_at=pki.ms(clock.now()))
         await self._engine.in_store(self._store.put_certificate, row)
         self._trust.put(row)
 
@@ -285,7 +285,7 @@ class Enrolments:
             await self._engine.in_store(self._store.put_enrolment, row)
 
     async def _revoke_certificates(self, client_id: str) -> list[CertificateRow]:
-        at = pki.ms(pki.now())
+        at = pki.ms(clock.now())
         rows: list[CertificateRow] = await self._engine.in_store(
             self._store.revoke_certificates, client_id, at
         )
@@ -342,7 +342,7 @@ class Enrolments:
             )
         if row is None:
             await self._check_waiting(known.name)
-            now = pki.ms(pki.now())
+            now = pki.ms(clock.now())
             row = Enrolment(
                 name, known.name, known.role, False, now, now + _RENEWAL_MS, APPROVED, csr, number
             )
@@ -404,7 +404,7 @@ class Enrolments:
     async def pending(self) -> list[dict[str, object]]:
         """Rows for LIST pending."""
         rows = await self._engine.in_store(self._store.enrolments, UNDER_WAY)
-        now = pki.ms(pki.now())
+        now = pki.ms(clock.now())
         return [
             {
                 "name": r.client,

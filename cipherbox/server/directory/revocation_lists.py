@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, GoingAway, HqRevoked
 from cipherbox.ops.logs import get_logger
@@ -103,7 +103,7 @@ def _listed(der: bytes, material: Credentials, file: Path) -> Listed:
         if issuer_of(der) != ca.subject:
             continue
         try:
-            return Listed(ca, der, read_crl(der, ca, pki.now()), file)
+            return Listed(ca, der, read_crl(der, ca, clock.now()), file)
         except CredentialsError as error:
             why = error
     raise CredentialsError(f"{file}: {why}")
@@ -150,7 +150,7 @@ class RevocationLists:
 
     def stale(self) -> str:
         """Of what there should be a newer list; empty when all hold."""
-        old = [one for one in self.found.values() if one.says.next_update <= pki.now()]
+        old = [one for one in self.found.values() if one.says.next_update <= clock.now()]
         return "; ".join(
             f"{one.file} ended on {one.says.next_update:%Y-%m-%d %H:%M} UTC" for one in old
         )

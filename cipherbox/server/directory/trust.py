@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import BundleNotCertified, CredentialsError, Forbidden, Replaced, Revoked
 from cipherbox.pki.revocation_lists import make_crl
@@ -58,14 +58,14 @@ class Trust:
                 "HQ has no record of this certificate; ask for a token and join again"
             )
         self._refuse_revoked(row)
-        if row.expires_at <= pki.ms(pki.now()):
+        if row.expires_at <= pki.ms(clock.now()):
             raise CredentialsError(
                 f"the certificate of {row.client} ended on {_day(row.expires_at)}"
             )
         if row.serial not in self._fitting:
             try:
                 # TLS looks at less
-                pki.verify_chain([certificate, *self.material.chain], self.root, pki.now())
+                pki.verify_chain([certificate, *self.material.chain], self.root, clock.now())
             except BundleNotCertified as error:
                 raise CredentialsError(
                     f"the certificate of {row.client} was not accepted: {error}"
@@ -138,7 +138,7 @@ class Trust:
         """The client's certificates that have not ended; those that have are looked at once and
         no more.
         """
-        found, now = self._of.get(client, {}), pki.ms(pki.now())
+        found, now = self._of.get(client, {}), pki.ms(clock.now())
         for serial in [serial for serial, row in found.items() if row.expires_at <= now]:
             del found[serial]
         return list(found.values())
@@ -158,7 +158,7 @@ class Trust:
         """How many certificates of clients are good, and those that end within 30 days and have
         no successor.
         """
-        now = pki.ms(pki.now())
+        now = pki.ms(clock.now())
         good = [r for r in self._rows.values() if not r.revoked_at and r.expires_at > now]
         last: dict[str, CertificateRow] = {}
         for row in sorted(good, key=lambda r: r.expires_at):
@@ -171,7 +171,7 @@ class Trust:
 
     def revoked(self) -> list[tuple[str, datetime]]:
         """(serial, when) of what is revoked and has not ended."""
-        now = pki.ms(pki.now())
+        now = pki.ms(clock.now())
         rows = [r for r in self._rows.values() if r.revoked_at and r.expires_at > now]
         return [(r.serial, datetime.fromtimestamp(r.revoked_at / 1000, UTC)) for r in sorted(rows)]
 
@@ -216,7 +216,7 @@ class Trust:
         """Also one that begins later: it was made while the clock was ahead."""
         made = x509.load_der_x509_crl(crl)
         end = made.next_update_utc
-        return end is None or not made.last_update_utc <= pki.now() <= end - _CRL_RENEW
+        return end is None or not made.last_update_utc <= clock.now() <= end - _CRL_RENEW
 
 
 def _age(row: CertificateRow) -> tuple[int, bool, int]:

@@ -29,7 +29,7 @@ from typing import Any
 import attrs
 import orjson
 
-from cipherbox import __version__
+from cipherbox import __version__, clock
 from cipherbox.config.settings import (
     DatabaseSettings,
     ServerConfig,
@@ -42,7 +42,6 @@ from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as log_format
 from cipherbox.errors import ConfigError, Damaged, EnvelopeError
 from cipherbox.portable import private_dir, sync_directory, write_private
-from cipherbox.server.hq import now_ms
 from cipherbox.server.operations.open_store import open_source, open_store
 from cipherbox.server.transparency_log import KEY_FILE, Stored, load_key, read_stored
 from cipherbox.store.copying import COPYING, Sum, Tell, copy, sums_of
@@ -75,7 +74,7 @@ def back_up(config: ServerConfig, to: Path, tell: Tell = lambda _, __: None) -> 
     part = to.with_name(f"{to.name}.{secrets.token_hex(4)}.part")
     private_dir(part)
     try:
-        made_at = now_ms()
+        made_at = clock.now_ms()
         with (
             closing(open_source(config)) as source,
             closing(_sqlite(part / STORE, create=True)) as sink,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.errors import CipherBoxError, ConfigError, StoreError
 from cipherbox.portable import is_locked, unwritable
@@ -79,7 +79,7 @@ def certificates(config: ServerConfig) -> Iterator[str]:
         yield from (
             f"{tls.certificate} is nothing that clients accept: {text}" for text in _tried(fits)
         )
-    if server.not_valid_after_utc <= pki.now():
+    if server.not_valid_after_utc <= clock.now():
         renews = "" if config.ca.offline else "; HQ renews it when it starts"
         yield f"{tls.certificate} ended on {server.not_valid_after_utc:%Y-%m-%d}{renews}"
     yield from _tried(lambda: read_lists(config, read_material(config, settle=False)))

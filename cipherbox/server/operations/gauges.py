@@ -12,7 +12,7 @@ from heapq import nlargest
 from typing import TYPE_CHECKING
 
 import cipherbox
-from cipherbox import pki
+from cipherbox import clock
 from cipherbox.broker.listing import oldest
 from cipherbox.ops.metrics import Sample
 from cipherbox.portable import free_bytes, memory_bytes, open_files
@@ -113,7 +113,7 @@ def certificates(hq: HQ) -> dict[str, float]:
     """Seconds until each of HQ's certificates ends, the revocation list, and the first of an
     organization's lists.
     """
-    trust, now = hq.trust, pki.now()
+    trust, now = hq.trust, clock.now()
     ends = {
         "server": trust.server.not_valid_after_utc,
         "issuing": min(c.not_valid_after_utc for c in trust.material.chain),

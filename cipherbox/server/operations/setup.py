@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.broker import model as m
 from cipherbox.config.settings import (
     SERVER_FILE,
@@ -37,7 +37,6 @@ from cipherbox.portable import private_dir, write_atomic, write_private
 from cipherbox.server.ca.credentials import next_key, put_server
 from cipherbox.server.ca.offline import CA_KEY
 from cipherbox.server.directory.trust import CRL_NUMBER_SETTING, CRL_SETTING
-from cipherbox.server.hq import now_ms
 from cipherbox.server.operations.open_store import open_store
 from cipherbox.server.transparency_log import KEY_FILE, load_key
 from cipherbox.store.port import CertificateRow
@@ -268,7 +267,7 @@ def fill_store(
     store = open_store(config, create=True)
     try:
         changes = m.Changes(
-            clients=[m.ClientRow(admin_id, m.ADMIN, now_ms())],
+            clients=[m.ClientRow(admin_id, m.ADMIN, clock.now_ms())],
             exchanges=[("default_exchange", int(m.ExchangeType.DIRECT))],
             queues=[m.QueueRow("default_queue", "", ())],
             bindings=[("default_exchange", "default_queue", "default_key")],

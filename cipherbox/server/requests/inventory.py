@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from cipherbox import pki
+from cipherbox import clock, pki
 from cipherbox.server.directory.enrolment import APPROVED, OPEN, WAITING
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def inventory(hq: HQ) -> Rows:
     ]
     found.append({"name": "clients", "count": count, "ending": ends})
     rows = await hq.engine.in_store(hq.store.enrolments, (OPEN, WAITING, APPROVED))
-    now = pki.ms(pki.now())
+    now = pki.ms(clock.now())
     waiting = [
         {"client": r.client, "state": r.state, "number": r.number}
         for r in rows
@@ -93,4 +93,4 @@ async def _own_list(hq: HQ) -> dict[str, object]:
 
 
 def _days(ends_at: int) -> float:
-    return round((ends_at - pki.ms(pki.now())) / _DAY_MS, 1)
+    return round((ends_at - pki.ms(clock.now())) / _DAY_MS, 1)
