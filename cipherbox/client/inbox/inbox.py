@@ -79,14 +79,12 @@ ALTER TABLE envelopes ADD COLUMN receipt INTEGER;
 UPDATE envelopes SET receipt = 0;
 CREATE INDEX envelopes_owed ON envelopes (number) WHERE receipt IS NULL;
 CREATE TABLE refusals (
-  sender TEXT NOT NULL, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL,
-  outcome INTEGER NOT NULL,
-  envelope_hash BLOB NOT NULL, accepted_at INTEGER NOT NULL, reason TEXT NOT NULL,
-  refused_at INTEGER NOT NULL,
+  sender TEXT NOT NULL, envelope_id BLOB NOT NULL, generation INTEGER NOT NULL, outcome INTEGER NOT NULL,
+  envelope_hash BLOB NOT NULL, accepted_at INTEGER NOT NULL, reason TEXT NOT NULL, refused_at INTEGER NOT NULL,
   receipt INTEGER, PRIMARY KEY (sender, envelope_id, generation, outcome)
 ) WITHOUT ROWID;
 CREATE TABLE receipts (receipt INTEGER PRIMARY KEY, signed_at INTEGER NOT NULL, root BLOB NOT NULL);
-"""
+"""  # noqa: E501
     + FIRST_STEP,
     HEARING,
     # length -1: no inbox has looked at the lines yet; sessions may have made this database.
