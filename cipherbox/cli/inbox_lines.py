@@ -52,8 +52,8 @@ def inbox_rotate(ctx: click.Context) -> None:
     begins a new one.
     """
     from cipherbox.cli.output import say
-    from cipherbox.client.inbox.inbox import LINES
     from cipherbox.client.inbox.lines_file import rotate
+    from cipherbox.client.inbox.schema import LINES
     from cipherbox.errors import FileError
 
     path = home_of(ctx) / LINES

@@ -424,7 +424,7 @@ class Client(Tracking, AdminCalls):
         """Publishes the next key bundle of this client, with ``key`` behind the others; see
         `ownkeys`.
         """
-        return await add_key(self, key)
+        return await add_key(self.home, self.directory, self.line, key)
 
     async def offer_prekeys(self) -> int:
         """Leaves prekeys at HQ, so that others can begin sessions with this client; a receiver does

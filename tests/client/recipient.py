@@ -15,7 +15,7 @@ import orjson
 import trio
 
 from cipherbox.client.client import open_client
-from cipherbox.client.inbox.inbox import DATABASE
+from cipherbox.client.inbox.schema import DATABASE
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.portable import keep_heap
 from tests.client.memory import Memory

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox.inbox import DATABASE
+from cipherbox.client.inbox.schema import DATABASE
 from cipherbox.client.receiving.consumer import Delivery
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.layout import split

@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
-from cipherbox.client.inbox.inbox import DATABASE, STEPS, Inbox, Storing
+from cipherbox.client.inbox.inbox import Inbox, Storing
 from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received, lines_of, timestamp
+from cipherbox.client.inbox.schema import DATABASE, STEPS
 from cipherbox.client.local_database import open_database
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.errors import SchemaTooNew, StoreError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.client.inbox.inbox import DATABASE
+from cipherbox.client.inbox.schema import DATABASE
 from cipherbox.client.publishing.files import send_file
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.config.settings import SessionTable

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cipherbox.client.inbox import inbox
+from cipherbox.client.inbox import schema as inbox
 from cipherbox.client.outbox import outbox
 from cipherbox.errors import SchemaTooOld
 from cipherbox.limits import LIMITS

@@ -18,8 +18,8 @@ import orjson
 
 from cipherbox.apps.chat.conversation import HEADER
 from cipherbox.client.home import Home
-from cipherbox.client.inbox.inbox import LINES
 from cipherbox.client.inbox.inspect import InboxInspection
+from cipherbox.client.inbox.schema import LINES
 
 LAST = 20
 _BLOCK = 1024 * 1024

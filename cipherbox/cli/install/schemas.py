@@ -31,7 +31,7 @@ class Told(NamedTuple):
 
 def known_schemas() -> dict[str, int]:
     """The newest schema of each database that this program can use."""
-    from cipherbox.client.inbox import inbox
+    from cipherbox.client.inbox import schema as inbox
     from cipherbox.client.outbox import outbox
     from cipherbox.store.postgres import schema
     from cipherbox.store.sqlite import database

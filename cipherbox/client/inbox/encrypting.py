@@ -22,8 +22,8 @@ from cipherbox.client.home import LOCK, Home
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines, Shelf
 from cipherbox.client.inbox.handler_contents import lock_contents
 from cipherbox.client.inbox.hidden import KEPT, kept_name
-from cipherbox.client.inbox.inbox import DATABASE, LINES, OLDEST, STEPS
 from cipherbox.client.inbox.places import open_new
+from cipherbox.client.inbox.schema import DATABASE, LINES, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, transaction
 from cipherbox.envelope.ids import id_time_ms, split_message_id
 from cipherbox.errors import CipherBoxError, StoreError

@@ -18,8 +18,8 @@ from cipherbox.client.home import Home
 from cipherbox.client.inbox.decrypted_files import write_out, write_out_directory
 from cipherbox.client.inbox.encrypted_lines import Entry, Shelf
 from cipherbox.client.inbox.handler_contents import ASIDE, NOT_WHOLE, WAITING
-from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
 from cipherbox.client.inbox.places import free_name, open_exclusive
+from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, translated
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.stanza_types import Outcome

@@ -11,19 +11,18 @@ Rules.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cipherbox import clock
 from cipherbox.client.home import IDENTITY, Home, keyless
+from cipherbox.client.keys.directory import Directory
+from cipherbox.client.log.ports import Asks
 from cipherbox.envelope.bundle import KeyBundle, check_succession, decode_bundle
 from cipherbox.errors import BundleError, ConfigError, KeyMissing
 from cipherbox.portable import lock_file
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import DecryptKey, Identity
 from cipherbox.wire import frames
-
-if TYPE_CHECKING:
-    from cipherbox.client.client import Client
 
 LOCK = "keys.lock"
 
@@ -35,18 +34,17 @@ class Added(NamedTuple):
     again: bool
 
 
-async def add_key(client: Client, key: DecryptKey) -> Added:
+async def add_key(home: Home, directory: Directory, line: Asks, key: DecryptKey) -> Added:
     """Publishes the next bundle of this client, with ``key`` behind the others, in place of the one
     of its kind.
 
     Refused or NetworkError: HQ has no new bundle, or its answer was lost; asking again goes on from
     there.
     """
-    home = client.home
     if home.identity is None:
         raise keyless()
     with lock_file(home.path / LOCK, f"the key file in {home.path}"):
-        identity = (await _caught_up(client, _load(home))).keeping(key)
+        identity = (await _caught_up(directory, line, _load(home))).keeping(key)
         _save(home, identity)
         assert identity.bundle is not None
         again = key.key_id in [k.key_id for k in identity.current]
@@ -54,23 +52,23 @@ async def add_key(client: Client, key: DecryptKey) -> Added:
             others = [k.key_id for k in identity.current if k.algorithm != key.algorithm]
             newer = identity.arranged([*others, key.key_id])
             newer.bundle = newer.make_bundle(home.key, home.chain, clock.now_ms(), identity.bundle)
-            await _register(client, newer.bundle)
+            await _register(line, newer.bundle)
             _save(home, newer)
         assert home.identity.bundle is not None
         return Added(home.identity.bundle, again)
 
 
-async def _caught_up(client: Client, identity: Identity) -> Identity:
+async def _caught_up(directory: Directory, line: Asks, identity: Identity) -> Identity:
     bundle = identity.bundle
     if bundle is None:
         raise BundleError(
             "this client has not published its keys yet; finish joining first: cipherbox join"
         )
-    (answer,) = await client.directory.ask([(identity.client_id, bundle.sequence)])
+    (answer,) = await directory.ask([(identity.client_id, bundle.sequence)])
     later = [decode_bundle(raw) for raw in answer.bundles]
     if not later:
         # HQ finds it the same, or was restored from a time before it
-        await _register(client, bundle)
+        await _register(line, bundle)
         return identity
     newest = check_succession(bundle, later)
     try:
@@ -86,8 +84,8 @@ async def _caught_up(client: Client, identity: Identity) -> Identity:
     return taken
 
 
-async def _register(client: Client, bundle: KeyBundle) -> None:
-    await client.line.request(frames.Register, bundle=bundle.raw)
+async def _register(line: Asks, bundle: KeyBundle) -> None:
+    await line.request(frames.Register, bundle=bundle.raw)
 
 
 def _local_key(home: Home) -> bytes:

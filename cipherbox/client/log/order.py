@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from cipherbox.client.connection.rate_limit import Bucket
-from cipherbox.client.log.ports import Asks
+from cipherbox.client.log.ports import AcceptedEnvelope, Asks
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import KeyBundle
@@ -26,7 +26,6 @@ from cipherbox.wire import frames
 
 if TYPE_CHECKING:
     from cipherbox.client.keys.revocations import Revocations
-    from cipherbox.client.receiving.consumer import Delivery
 
 
 # a minute (page broker): two thirds of what HQ allows a client, the rest is for others
@@ -44,14 +43,14 @@ class LogOrder:
     def __init__(self, revocations: Revocations, line: Asks, verifier: LogProofVerifier) -> None:
         self._revocations, self._line, self._verifier = revocations, line, verifier
         self._bucket = Bucket(POINTS)
-        self._next: Sequence[Delivery] = ()
+        self._next: Sequence[AcceptedEnvelope] = ()
         self._proofs: OrderedDict[Name, bytes] = OrderedDict()
 
-    def expect(self, deliveries: Sequence[Delivery]) -> None:
+    def expect(self, deliveries: Sequence[AcceptedEnvelope]) -> None:
         """These are opened next, one after the other."""
         self._next = deliveries
 
-    async def check(self, bundle: KeyBundle, delivery: Delivery) -> None:
+    async def check(self, bundle: KeyBundle, delivery: AcceptedEnvelope) -> None:
         """SenderNotValid unless HQ proves that it accepted this before the sender's certificate
         was revoked.
         """
@@ -90,7 +89,7 @@ class LogOrder:
             )
 
     async def _asked(
-        self, delivery: Delivery, serial: str
+        self, delivery: AcceptedEnvelope, serial: str
     ) -> tuple[bytes, list[frames.LogStatement]]:
         """HQ's proof of this one; those of the ones expected next are kept."""
         prefix = delivery.sighted.layout.prefix
@@ -121,7 +120,7 @@ class LogOrder:
             self._proofs.popitem(last=False)
         return first, answer.revocations
 
-    def _together(self, delivery: Delivery) -> list[Name]:
+    def _together(self, delivery: AcceptedEnvelope) -> list[Name]:
         """This one, and what is expected next of the same sender and keys."""
         prefix = delivery.sighted.layout.prefix
         names = {(prefix.sender, prefix.envelope_id): None}

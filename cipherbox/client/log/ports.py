@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from cipherbox.errors import CipherBoxError
+from cipherbox.sealing.open import ParsedEnvelope
 from cipherbox.wire import frames
 
 
@@ -13,6 +14,16 @@ class Asks(Protocol):
     """Who can ask HQ."""
 
     async def request(self, kind: Callable[..., Any], **fields: Any) -> Any: ...
+
+
+class AcceptedEnvelope(Protocol):
+    """An envelope that HQ delivered, and what HQ says of its acceptance."""
+
+    @property
+    def sighted(self) -> ParsedEnvelope: ...
+
+    accepted_at: int
+    log_entry: int
 
 
 class ShownLog(Protocol):

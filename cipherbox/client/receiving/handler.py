@@ -31,7 +31,7 @@ from cipherbox import clock
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
 from cipherbox.client.inbox.handler_contents import ASIDE, DONE, NOT_WHOLE, WAITING, opened
-from cipherbox.client.inbox.inbox import DATABASE, STEPS
+from cipherbox.client.inbox.schema import DATABASE, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.nursery import background
 from cipherbox.client.receiving.attempts import Away, Failure, is_later

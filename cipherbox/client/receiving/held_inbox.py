@@ -17,9 +17,10 @@ import trio
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK, keyless
 from cipherbox.client.inbox.completion import Completion
-from cipherbox.client.inbox.inbox import LINES, Inbox, Storing
+from cipherbox.client.inbox.inbox import Inbox, Storing
 from cipherbox.client.inbox.incoming_files import Arrived, is_file
 from cipherbox.client.inbox.lines import Received
+from cipherbox.client.inbox.schema import LINES
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.pipe_frames import is_frame

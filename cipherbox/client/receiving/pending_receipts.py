@@ -23,7 +23,7 @@ import trio
 
 from cipherbox import clock
 from cipherbox.client.connection.confirm_window import PendingPublish
-from cipherbox.client.inbox.inbox import DATABASE, OLDEST, STEPS
+from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.publishing.publish import PublishOptions
 from cipherbox.client.receiving.opening import NEVER

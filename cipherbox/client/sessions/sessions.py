@@ -18,7 +18,7 @@ from pathlib import Path
 
 import attrs
 
-from cipherbox.client.inbox import inbox
+from cipherbox.client.inbox import schema as inbox
 from cipherbox.client.local_database import open_database, transaction, translated
 from cipherbox.client.outbox import outbox
 from cipherbox.client.sessions.keys import SessionKeys
