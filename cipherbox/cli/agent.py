@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import run
-from cipherbox.cli.receive import incoming_option, ordered_option, tell_where
+from cipherbox.cli.incoming import incoming_option, ordered_option, tell_where
 from cipherbox.cli.receive_exec import handler_of
+from cipherbox.cli.running import run
 
 if TYPE_CHECKING:
     from cipherbox.apps.agent.agent import Agent
@@ -55,8 +55,8 @@ def agent(
     import trio
 
     from cipherbox.apps.agent.agent import Agent
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import print_event, warn
-    from cipherbox.cli.password import load_here
     from cipherbox.client.client import open_client
     from cipherbox.ops.systemd import notify
     from cipherbox.portable import stop_signals

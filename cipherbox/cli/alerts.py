@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import HQ_DIRECTORY, home_of, hq_settings, json_option, run
+from cipherbox.cli.home import home_of
+from cipherbox.cli.options import HQ_DIRECTORY, hq_settings, json_option
+from cipherbox.cli.running import run
 
 if TYPE_CHECKING:
     from cipherbox.config.alerts import AlertSettings

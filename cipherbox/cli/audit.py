@@ -9,8 +9,9 @@ import attrs
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import home_of, json_option, run, sure, with_admin, yes_option
-from cipherbox.cli.password import load_here
+from cipherbox.cli.home import home_of, load_here, with_admin
+from cipherbox.cli.options import json_option, sure, yes_option
+from cipherbox.cli.running import run
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit, exit_code
-from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, run_until_stopped, suggesting
+from cipherbox.cli.home import suggesting
+from cipherbox.cli.options import CLIENT_ID, DURATION, json_option
+from cipherbox.cli.running import run_until_stopped
 
 if TYPE_CHECKING:
     from cipherbox.apps.chat.conversation import Chat
@@ -62,8 +64,8 @@ def chat(
     """
     from cipherbox.apps.chat.conversation import Chat
     from cipherbox.cli.chat_screen import Screen
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import warn
-    from cipherbox.cli.password import load_here
     from cipherbox.client.client import open_client
 
     if bool(clients) == to_all:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, command_here, json_option, with_admin, with_client
+from cipherbox.cli.home import command_here, with_admin, with_client
+from cipherbox.cli.options import CLIENT_ID, json_option
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client

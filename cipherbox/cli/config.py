@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from cipherbox.cli.exits import Exit
-from cipherbox.cli.main import sentence
-from cipherbox.cli.options import HQ_DIRECTORY, home_of, json_option
+from cipherbox.cli.exits import Exit, sentence
+from cipherbox.cli.home import home_of
+from cipherbox.cli.options import HQ_DIRECTORY, json_option
 
 
 @click.group("config")

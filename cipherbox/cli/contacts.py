@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, home_of, json_option
+from cipherbox.cli.home import home_of
+from cipherbox.cli.options import CLIENT_ID, json_option
 
 if TYPE_CHECKING:
     from cipherbox.contact_lists import ContactLists
@@ -74,9 +75,9 @@ def _say(lists: ContactLists) -> None:
 
 def _changed(ctx: click.Context, lists: ContactLists, named: tuple[str, ...]) -> None:
     """The lists count here already; HQ gets to know them now, or with the next connection."""
-    from cipherbox.cli.options import run
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import say, warn
-    from cipherbox.cli.password import load_here
+    from cipherbox.cli.running import run
     from cipherbox.client.client import open_client
     from cipherbox.client.receiving.contacts import Telling
     from cipherbox.client.suggest import nearest

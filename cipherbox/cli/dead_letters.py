@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cipherbox.cli.options import command_here, json_option, sure, with_client
+from cipherbox.cli.home import command_here, with_client
+from cipherbox.cli.options import json_option, sure
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ import attrs
 import click
 
 from cipherbox import limits
+from cipherbox.cli.commands import COMMANDS
 from cipherbox.cli.exits import MEANING
-from cipherbox.cli.main import COMMANDS, cli, every_command
+from cipherbox.cli.main import cli, every_command
 from cipherbox.config import settings as config
 from cipherbox.config.toml_file import FIXED_LIMITS
 from cipherbox.ops.metrics import METRICS

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from cipherbox.cli.options import (
-    CLIENT_ID,
-    DURATION,
-    HQ_DIRECTORY,
-    command_here,
-    home_of,
-    hq_settings,
-    run,
-    sure,
-    with_admin,
-    yes_option,
-)
+from cipherbox.cli.home import command_here, home_of, with_admin
+from cipherbox.cli.options import CLIENT_ID, DURATION, HQ_DIRECTORY, hq_settings, sure, yes_option
+from cipherbox.cli.running import run
 from cipherbox.config.settings import SIGNATURES
 
 if TYPE_CHECKING:

@@ -219,3 +219,23 @@ def advice(error: BaseException) -> str:
     if isinstance(system, OSError) and isinstance(error, OSError | errors.StoreError):
         return _SYSTEM_ADVICE.get(system.errno or 0, "")
     return next((_ADVICE[kind] for kind in type(error).__mro__ if kind in _ADVICE), "")
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The one error that says most of a group: ours before others, a refusal before a cut line."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [leaf(inner) for inner in error.exceptions]
+    for kind in (KeyboardInterrupt, SystemExit):
+        if found := [e for e in leaves if isinstance(e, kind)]:
+            return found[0]
+    strangers = [e for e in leaves if not isinstance(e, errors.CipherBoxError)]
+    return strangers[0] if strangers else min(leaves, key=lambda e: exit_code(e) == Exit.NETWORK)
+
+
+def sentence(text: str) -> str:
+    """The text as a sentence begins: with a capital, unless it begins with a path, an address or
+    a code word.
+    """
+    first = text.split(" ", 1)[0]
+    return text[:1].upper() + text[1:] if first.replace("'", "").isalpha() else text

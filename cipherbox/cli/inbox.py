@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import CLIENT_ID, DURATION, command_here, home_of, json_option
+from cipherbox.cli.home import command_here, home_of
+from cipherbox.cli.options import CLIENT_ID, DURATION, json_option
 from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
@@ -164,7 +165,7 @@ def inbox_retry(ctx: click.Context, message_id: uuid.UUID | None) -> None:
 
 @contextmanager
 def _look(ctx: click.Context) -> Iterator[InboxInspection]:
-    from cipherbox.cli.password import load_here
+    from cipherbox.cli.home import load_here
     from cipherbox.client.inbox.inspect import looking
 
     with looking(load_here(ctx)) as look:

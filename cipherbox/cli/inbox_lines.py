@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from cipherbox.cli.home import home_of
 from cipherbox.cli.inbox import _look, _since_ms, inbox, sender_option, since_option
-from cipherbox.cli.options import home_of
 
 
 @inbox.command("export")
@@ -76,8 +76,8 @@ def inbox_lock(ctx: click.Context) -> None:
     checked, and then the readable one is removed; inbox show, save and export open them.  Files you
     moved or copied elsewhere stay as they are.  End the agent or receiver first.
     """
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import say, warn
-    from cipherbox.cli.password import load_here
     from cipherbox.client.inbox.encrypting import lock_all
     from cipherbox.errors import InvalidRequest
 

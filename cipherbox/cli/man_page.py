@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import click
 
 import cipherbox
+from cipherbox.cli.commands import COMMANDS
 from cipherbox.cli.exits import MEANING
-from cipherbox.cli.main import COMMANDS, cli, every_command
+from cipherbox.cli.main import cli, every_command
 
 
 def man_page() -> str:

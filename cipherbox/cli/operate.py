@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import DURATION, command_here, json_option, sure, with_admin, yes_option
+from cipherbox.cli.home import command_here, with_admin
+from cipherbox.cli.options import DURATION, json_option, sure, yes_option
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client

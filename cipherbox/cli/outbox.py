@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import (
-    CLIENT_ID,
-    DURATION,
-    command_here,
-    json_option,
-    run,
-    run_until_stopped,
-    suggesting,
-    sure,
-)
+from cipherbox.cli.home import command_here, suggesting
+from cipherbox.cli.options import CLIENT_ID, DURATION, json_option, sure
+from cipherbox.cli.running import run, run_until_stopped
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import NotFound
 
@@ -201,8 +194,8 @@ def outbox_send(ctx: click.Context) -> int:
     """Send everything that waits, files too, and end when nothing does.  `cipherbox agent` does
     so for good.
     """
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import fail, print_event, say
-    from cipherbox.cli.password import load_here
     from cipherbox.cli.send_files import progress
     from cipherbox.client.client import open_client
     from cipherbox.client.publishing.files import send_unfinished
@@ -385,7 +378,7 @@ async def _row(client: Client, message_id: uuid.UUID) -> Row:
 
 def _offline(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
     """Works on the outbox whether or not HQ can be reached."""
-    from cipherbox.cli.password import load_here
+    from cipherbox.cli.home import load_here
     from cipherbox.client.client import open_client
 
     home = load_here(ctx)

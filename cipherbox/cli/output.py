@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 import orjson
 
-from cipherbox.cli.main import COMMANDS
+from cipherbox.cli.commands import COMMANDS
 from cipherbox.cli.wrapping import pieces_of, wrap
 from cipherbox.portable import escape_text as safe
 

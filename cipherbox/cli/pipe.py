@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, DURATION, run_until_stopped, suggesting
+from cipherbox.cli.home import suggesting
+from cipherbox.cli.options import CLIENT_ID, DURATION
+from cipherbox.cli.running import run_until_stopped
 
 IDLE_S = 60.0
 SHORTEST_S = 2.0
@@ -91,8 +93,8 @@ def pipe(
     `receive` and the agent before. [manual: tools]
     """
     from cipherbox.apps.pipe.pipe import Pipe
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import next_step, print_trouble, warn
-    from cipherbox.cli.password import load_here
     from cipherbox.client.client import open_client
 
     if 0 < idle < SHORTEST_S:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, home_of, json_option
+from cipherbox.cli.home import home_of
+from cipherbox.cli.options import CLIENT_ID, json_option
 from cipherbox.cli.outbox import _offline
 from cipherbox.cli.status import MessageId
 from cipherbox.errors import ConfigError, NotFound

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import DURATION, QUEUE, command_here, home_of, json_option, run
+from cipherbox.cli.home import command_here, home_of
+from cipherbox.cli.incoming import incoming_option, ordered_option, tell_where
+from cipherbox.cli.options import DURATION, QUEUE, json_option
+from cipherbox.cli.receive_exec import execute
+from cipherbox.cli.running import run
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
-    from cipherbox.client.home import Home
     from cipherbox.client.receiving.receiver import Receiver
 
     Work = Callable[[Client, Receiver], Awaitable[None]]
@@ -25,18 +28,6 @@ _queue_option = click.option(
     type=QUEUE,
     multiple=True,
     help="Only this queue; repeatable. [default: all you read]",
-)
-incoming_option = click.option(
-    "--incoming",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Put files here. [default: the setting [inbox] incoming; printed at the start]",
-)
-
-
-ordered_option = click.option(
-    "--ordered",
-    is_flag=True,
-    help="With --exec: what waits for another try holds up what its sender sent after it.",
 )
 
 
@@ -81,8 +72,6 @@ def receive(
     if command is not None:
         if count is not None or as_json:
             raise click.UsageError("--exec does not go with --count or --json.")
-        from cipherbox.cli.receive_exec import execute
-
         execute(ctx, command, list(queues) or None, idle, incoming, ordered=ordered)
         return
     if ordered:
@@ -133,24 +122,6 @@ def fetch(
     _tell(receiver)
 
 
-def tell_where(home: Home, incoming: Path | None) -> None:
-    """Where files will be."""
-    from cipherbox.cli.output import warn
-
-    if home.hides is None:
-        warn(f"Files arrive in {(incoming or home.incoming).absolute()}")
-    else:
-        warn(
-            "Messages and files are kept under this home's key: cipherbox inbox show, cipherbox "
-            "inbox save."
-        )
-        if next((home.path / "data").glob("received_messages*.jsonl"), None) is not None:
-            warn(
-                "What came before lies readable in data/ and stays there; to encrypt it: "
-                "cipherbox inbox lock"
-            )
-
-
 def _where(ctx: click.Context, receiver: Receiver) -> str:
     plain = receiver.storing.plain
     return (
@@ -171,8 +142,8 @@ def _with_receiver(
     """Opens client and receiver and does the work, until it ends or somebody asks it to."""
     import trio
 
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import print_event, print_raw
-    from cipherbox.cli.password import load_here
     from cipherbox.cli.stdout import output_failure
     from cipherbox.client.client import open_client
     from cipherbox.client.receiving.receiver import Receiver

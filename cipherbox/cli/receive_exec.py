@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING
 import click
 import trio
 
-from cipherbox.cli.options import command_here, run_until_stopped
+from cipherbox.cli.home import command_here
+from cipherbox.cli.running import run_until_stopped
 from cipherbox.errors import Bad, Later
 from cipherbox.portable import escape_text, stop_signals
 
@@ -100,9 +101,9 @@ def execute(
     ordered: bool = False,
 ) -> None:
     """Receives and runs the command until stopped; says at the end how many it was."""
+    from cipherbox.cli.home import load_here
+    from cipherbox.cli.incoming import tell_where
     from cipherbox.cli.output import next_step, print_event, say
-    from cipherbox.cli.password import load_here
-    from cipherbox.cli.receive import tell_where
     from cipherbox.client.client import open_client
 
     handle = handler_of(command)

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cipherbox.cli.options import (
-    CLIENT_ID,
-    EXCHANGE,
-    KEY,
-    command_here,
-    home_of,
-    json_option,
-    with_client,
-)
+from cipherbox.cli.home import command_here, home_of, with_client
+from cipherbox.cli.options import CLIENT_ID, EXCHANGE, KEY, json_option
 
 
 @click.group()

@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import (
-    CLIENT_ID,
-    DURATION,
-    EXCHANGE,
-    KEY,
-    command_here,
-    json_option,
-    run,
-    suggesting,
-)
+from cipherbox.cli.home import command_here, suggesting
+from cipherbox.cli.options import CLIENT_ID, DURATION, EXCHANGE, KEY, json_option
+from cipherbox.cli.running import run
 from cipherbox.cli.send_files import in_parts, progress, send_all
 from cipherbox.errors import Queued, RecipientRefuses
 from cipherbox.limits import LIMITS
@@ -146,8 +139,8 @@ def send(
     The sealed message is on this machine's disk before the first try.  When HQ cannot be reached it
     stays in the outbox, goes out by itself later, and the exit code is 11.
     """
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import next_step, print_event, print_json, print_keys, say, warn
-    from cipherbox.cli.password import load_here
 
     if key and not exchange:
         raise click.UsageError(

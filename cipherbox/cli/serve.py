@@ -11,14 +11,9 @@ from typing import Any
 
 import click
 
-from cipherbox.cli.options import (
-    CLIENT_ID,
-    HQ_DIRECTORY,
-    command_here,
-    database_settings,
-    home_of,
-    run,
-)
+from cipherbox.cli.home import command_here, home_of
+from cipherbox.cli.options import CLIENT_ID, HQ_DIRECTORY, database_settings
+from cipherbox.cli.running import run
 from cipherbox.config.settings import DEFAULT_PORT, SERVER_FILE
 from cipherbox.errors import CipherBoxError, ConfigError
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, json_option, run, with_client
+from cipherbox.cli.home import with_client
+from cipherbox.cli.options import CLIENT_ID, json_option
+from cipherbox.cli.running import run
 from cipherbox.errors import NetworkError
 
 if TYPE_CHECKING:
@@ -59,8 +61,8 @@ def status(
 
 def _timeline(ctx: click.Context, message_id: uuid.UUID, as_json: bool) -> int | None:
     """None when the message was not sent from this home."""
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import explain, print_json, safe, say, time_text, warn
-    from cipherbox.cli.password import load_here
     from cipherbox.client.client import open_client
     from cipherbox.client.outbox.tracking import Timeline
     from cipherbox.errors import Forbidden, NotFound
@@ -166,8 +168,8 @@ def _at_hq(report: StatusReport) -> dict[str, object]:
 def _overview(ctx: click.Context, as_json: bool) -> int:
     """What this machine knows, and what HQ says, if it can be reached."""
     from cipherbox.cli.exits import exit_code
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import fail
-    from cipherbox.cli.password import load_here
     from cipherbox.client.client import open_client
 
     home = load_here(ctx)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cipherbox.cli.options import DURATION, json_option, run, run_until_stopped
+from cipherbox.cli.options import DURATION, json_option
+from cipherbox.cli.running import run, run_until_stopped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,8 +123,8 @@ def top(ctx: click.Context, once: bool, interval: float, as_json: bool) -> None:
     """
     import sys
 
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import print_json
-    from cipherbox.cli.password import load_here
 
     if not 0.2 <= interval <= 3600:
         raise click.UsageError("An interval is 0.2s to 1h.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cipherbox.cli.home import command_here, with_admin, with_client
 from cipherbox.cli.options import (
     CLIENT_ID,
     DURATION,
@@ -14,11 +15,8 @@ from cipherbox.cli.options import (
     KEY,
     QUEUE,
     ClientId,
-    command_here,
     json_option,
     sure,
-    with_admin,
-    with_client,
     yes_option,
 )
 

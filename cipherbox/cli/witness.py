@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import run_until_stopped
-from cipherbox.cli.password import load_here
+from cipherbox.cli.home import load_here
+from cipherbox.cli.running import run_until_stopped
 
 if TYPE_CHECKING:
     from cipherbox.client.log.heads import Head

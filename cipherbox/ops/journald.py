@@ -13,6 +13,7 @@ import os
 import socket
 from typing import Any
 
+from cipherbox.ops.log_line import line_of
 from cipherbox.portable import escape_text
 
 SOCKET = "/run/systemd/journal/socket"
@@ -78,8 +79,6 @@ class Journald(logging.Handler):
 
     def fields(self, record: logging.LogRecord, most: int = _FIELD_CHARS) -> dict[str, str]:
         """The record as fields of the journal."""
-        from cipherbox.ops.logs import line_of
-
         line = line_of(record)
         found = {
             "MESSAGE": escape_text(str(line.pop("message")), most),

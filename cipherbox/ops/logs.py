@@ -7,20 +7,16 @@ to systemd's journal where that is what standard error leads to.  On request the
 `server_info.log`, `server_debug.log` and `server_error.log`, each with the lines of its level and
 above up to the next file's.
 
-What a log may hold: ids, names, sizes, counts, times, hashes, error texts.  Never a secret, a
-token, a body: what looks like one is cut out, should a mistake hand it over.  Extra fields are
-given by name, ``log.info("...", extra=fields(client=..., connection=...))``, or directly as
-``extra={"client": ...}``; values that JSON does not know are written as text.
+Extra fields are given by name, ``log.info("...", extra=fields(client=..., connection=...))``, or
+directly as ``extra={"client": ...}``; values that JSON does not know are written as text.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,20 +28,11 @@ from cipherbox.errors import ConfigError
 from cipherbox.ops import flood
 from cipherbox.ops.flood import Flood
 from cipherbox.ops.journald import Journald, in_journal
+from cipherbox.ops.log_line import ROOT, line_of, utc_text, value_text
 from cipherbox.portable import O_BINARY, escape_text
 
-ROOT = "cipherbox"
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LOOK_S = 5.0  # how often a file is looked for that was moved away or could not be written
 _TEXT = 300  # characters of a value on a terminal
-# an id has 16 bytes, a hash 32, a signature 64; what is longer is content or a key
-_LONGEST_BYTES = 64
-# Tokens of enrolment, private keys, passwords in addresses.
-_SECRETS = re.compile(
-    r"(cipherbox-1-)[\w-]{16,}|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE "
-    r"KEY-----|$)|(://[^/\s:@\"]{1,200}:)[^/\s@\"]{1,500}(?=@)",
-    re.DOTALL,
-)
 _FILES = {"server_debug.log": (0, 20), "server_info.log": (20, 40), "server_error.log": (40, 1000)}
 
 
@@ -112,36 +99,15 @@ def fields(**values: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
-def line_of(record: logging.LogRecord) -> dict[str, Any]:
-    """A record as names and values, without what must not be in a log."""
-    line: dict[str, Any] = {
-        "timestamp": _utc(record.created),
-        "level": record.levelname,
-        "logger": record.name.removeprefix(f"{ROOT}."),
-        "message": without_secrets(record.getMessage()),
-    }
-    for name, value in vars(record).items():
-        if name not in _STANDARD and name not in line:
-            line[name] = _plain(value)
-    if record.exc_info:
-        line["traceback"] = without_secrets(logging.Formatter().formatException(record.exc_info))
-    return line
-
-
-def without_secrets(text: str) -> str:
-    """The text with a mark in place of what looks like a token, a private key or a password in
-    an address.
-    """
-    return _SECRETS.sub(lambda found: f"{found[1] or found[2] or found[3]}[hidden]", text)
-
-
 class JsonLines(logging.Formatter):
     """One record as one line of JSON; line ends inside values are escaped, so a line cannot be
     forged.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        return orjson.dumps(line_of(record), default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
+        return orjson.dumps(
+            line_of(record), default=value_text, option=orjson.OPT_NON_STR_KEYS
+        ).decode()
 
 
 class PeopleLines(logging.Formatter):
@@ -168,7 +134,7 @@ def _in_words(value: object) -> str:
         isinstance(one, list | tuple) and len(one) == 2 for one in value
     ):
         value = ",".join(f"{host}:{port}" for host, port in value)  # addresses
-    text = value if isinstance(value, str) else orjson.dumps(value, default=_text).decode()
+    text = value if isinstance(value, str) else orjson.dumps(value, default=value_text).decode()
     text = escape_text(text, _TEXT)
     return f'"{text}"' if " " in text and not text.startswith(("[", "{")) else text
 
@@ -271,7 +237,7 @@ class RotatedFile(logging.Handler):
                 "again"
             )
             said = {
-                "timestamp": _utc(time.time()),
+                "timestamp": utc_text(time.time()),
                 "level": "ERROR",
                 "logger": "ops.logs",
                 "message": text,
@@ -295,24 +261,3 @@ class RotatedFile(logging.Handler):
         )
         for surplus in older[: max(0, len(older) - self._settings.keep)]:
             surplus.unlink(missing_ok=True)
-
-
-def _utc(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at * 1000) % 1000:03}Z"
-
-
-def _plain(value: object) -> object:
-    """What JSON knows as it is; anything else as a text that cannot hold a secret or a body."""
-    if value is None or isinstance(value, int | float):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
-    return _text(value)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).hex() if len(value) <= _LONGEST_BYTES else f"({len(value)} bytes)"
-    return without_secrets(repr(dict(value)) if isinstance(value, Mapping) else str(value))

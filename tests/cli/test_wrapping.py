@@ -12,7 +12,8 @@ import click
 import pytest
 
 from cipherbox.cli import output
-from cipherbox.cli.main import COMMANDS, every_command
+from cipherbox.cli.commands import COMMANDS
+from cipherbox.cli.main import every_command
 from cipherbox.cli.wrapping import HelpFormatter, pieces_of, wrap
 
 from .conftest import Run

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from cipherbox.cli.main import COMMANDS, every_command
+from cipherbox.cli.commands import COMMANDS
+from cipherbox.cli.main import every_command
 from cipherbox.client.keys.local_key import put_local_key
 from cipherbox.sealing import key_file as keyfile
 from tests.client.test_lookups import typed

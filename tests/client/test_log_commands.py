@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from cipherbox.cli import witness
 from cipherbox.cli.main import cli
-from cipherbox.cli.options import run
+from cipherbox.cli.running import run
 from cipherbox.client.log.heads import Heads
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope.checkpoint import Checkpoint, decode_note, sign_checkpoint

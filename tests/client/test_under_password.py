@@ -14,7 +14,7 @@ import trio
 
 from cipherbox.apps.chat.conversation import HEADER
 from cipherbox.apps.chat.lines import open_lines
-from cipherbox.cli.receive import tell_where
+from cipherbox.cli.incoming import tell_where
 from cipherbox.client.client import open_client
 from cipherbox.client.home import Home, load_home
 from cipherbox.client.inbox.encrypting import lock_all

@@ -3,8 +3,8 @@ acknowledgement.
 
 Sender, HQ and receiver are processes of this same program; everything is durable, sealed, signed
 and over mutual TLS, and the receiver writes its messages to disk before it acknowledges.  This file
-is the command and its table; the measurement is `bench_play`, what the measured processes do is
-`bench_worker`.
+is the command and its table; `work` is what is measured, `play` the measurement, `worker` and
+`files` what the measured processes do.
 """
 
 from __future__ import annotations
@@ -17,85 +17,15 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
+from cipherbox.cli.bench.work import LARGEST, STANDARD, Work, size_words
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import json_option, run, run_until_stopped
+from cipherbox.cli.options import json_option
+from cipherbox.cli.running import run, run_until_stopped
 from cipherbox.cli.scratch import database_option, scratch
 from cipherbox.cli.send import WRAPS
 
 if TYPE_CHECKING:
     from cipherbox.cli.bench.play import Result
-
-LARGEST = 8 * 1024 * 1024
-SECONDS = 5  # about what one measurement lasts without --messages
-
-
-@attrs.frozen
-class Work:
-    """One measurement.  ``batch`` 0: automatic; ``rate`` 0: as fast as it goes; sizes in bytes,
-    counts a run.
-    """
-
-    size: int = 100
-    messages: int = 0
-    batch: int = 0
-    senders: int = 1
-    receivers: int = 1
-    recipients: int = 1
-    presealed: bool = False
-    rate: float = 0.0
-    wrap: str = ""  # how the content key is wrapped; "": as each recipient prefers
-    files: bool = False  # put into an agent's folder, and there as files again
-
-    @property
-    def title(self) -> str:
-        """What it is, in words."""
-        size = _size_words(self.size)
-        how = (
-            "sealed beforehand, opened by nobody"
-            if self.presealed
-            else f"{self.batch} in an envelope"
-        )
-        how = "automatic batches" if not self.batch and not self.presealed else how
-        how = "files from folder to folder" if self.files else how
-        parts = [f"{size}, {how}"]
-        if self.wrap:
-            parts.append(f"wrapped by {self.wrap}")
-        if self.rate:
-            parts.append(f"{self.rate:g}/s")
-        if self.senders > 1:
-            parts.append(f"{self.senders} senders")
-        if self.receivers > 1:
-            parts.append(f"{self.receivers} receivers")
-        if self.recipients > 1:
-            parts.append(f"{self.recipients} recipients each")
-        return ", ".join(parts)
-
-    @property
-    def count(self) -> int:
-        """Messages of the run, all senders together: as asked, or what a usual machine does in a
-        few seconds.
-        """
-        if self.messages:
-            return self.messages
-        if self.files:
-            return max(20, min(3000, 500_000_000 // self.size))
-        if self.rate:
-            return max(1, int(self.rate * SECONDS))
-        if self.presealed:
-            return 30_000
-        if self.batch:
-            return max(100, min(20_000 * self.batch, 1_000_000_000 // self.size, 2_000_000))
-        return max(100, min(2_000_000, 1_000_000_000 // max(self.size, 500)))
-
-
-STANDARD = (
-    Work(100),
-    Work(1024),
-    Work(1024 * 1024),
-    Work(100, batch=1),
-    Work(100, presealed=True, batch=1),
-    Work(100, batch=1, rate=200),
-)
 
 
 class Size(click.ParamType[int]):
@@ -112,7 +42,7 @@ class Size(click.ParamType[int]):
         size = int(found[1]) * {"k": 1024, "m": 1024**2}.get(found[2] or "", 1)
         if not 1 <= size <= LARGEST:
             self.fail(
-                f"a message of this measurement has 1 byte to {_size_words(LARGEST)}", param, ctx
+                f"a message of this measurement has 1 byte to {size_words(LARGEST)}", param, ctx
             )
         return size
 
@@ -294,10 +224,3 @@ def _row(result: Result) -> list[object]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f}"
-
-
-def _size_words(size: int) -> str:
-    for unit, name in ((1024**2, "MiB"), (1024, "KiB")):
-        if size % unit == 0:
-            return f"{size // unit} {name}"
-    return f"{size} B"

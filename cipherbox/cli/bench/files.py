@@ -25,7 +25,7 @@ async def send(client: Client, task: dict[str, Any]) -> None:
     """
     from cipherbox.apps.agent.agent import Agent
     from cipherbox.apps.agent.endings import OUTGOING
-    from cipherbox.cli.bench.worker import measured, shares, tell
+    from cipherbox.cli.bench.measured import measured, shares, tell
 
     folder = client.home.path / "agent"
     content = b"x" * task["size"]
@@ -51,7 +51,7 @@ async def send(client: Client, task: dict[str, Any]) -> None:
 
 async def receive(client: Client, task: dict[str, Any]) -> None:
     """Receives until all files have their names."""
-    from cipherbox.cli.bench.worker import measured, tell
+    from cipherbox.cli.bench.measured import measured, tell
     from cipherbox.client.receiving.receiver import Receiver
 
     receiver = Receiver(client, incoming=client.home.path / "incoming")

@@ -18,7 +18,7 @@ from cipherbox.cli.demo.processes import DemoFailed, Stage, free_port, program
 from cipherbox.portable import process_usage
 
 if TYPE_CHECKING:
-    from cipherbox.cli.bench.command import Work
+    from cipherbox.cli.bench.work import Work
 
 STALLED_S = 60.0  # a measurement in which nothing moves for so long has failed
 

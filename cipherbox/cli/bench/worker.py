@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ import orjson
 import trio
 
 from cipherbox import clock
+from cipherbox.cli.bench import files
+from cipherbox.cli.bench.measured import measured, shares, tell
 from cipherbox.cli.exits import Exit
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ async def work(home: Path | None) -> int:
     from cipherbox.client.client import open_client
 
     task: dict[str, Any] = orjson.loads(await trio.to_thread.run_sync(sys.stdin.buffer.readline))
-    from cipherbox.cli.bench import files
-
     does = {
         "send": _send,
         "send-presealed": _send_presealed,
@@ -48,18 +47,6 @@ async def work(home: Path | None) -> int:
     async with open_client(home, **files.settings(task["do"])) as client:
         await does[task["do"]](client, task)
     return Exit.OK
-
-
-def tell(**values: object) -> None:
-    print(orjson.dumps(values).decode(), flush=True)
-
-
-async def measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
-    tell(ready=True)
-    await trio.to_thread.run_sync(sys.stdin.buffer.readline)
-    cpu, began = time.process_time(), time.monotonic_ns()
-    await body()
-    return {"began": began, "ended": time.monotonic_ns(), "cpu_s": time.process_time() - cpu}
 
 
 # -- senders ---------------------------------------------------------------------------------------
@@ -162,10 +149,6 @@ async def _send_presealed(client: Client, task: dict[str, Any]) -> None:
 
 def _message(stamp: int, size: int) -> str:
     return f"{stamp:020d}".ljust(size, "x")[:size]
-
-
-def shares(total: int, parts: int) -> list[int]:
-    return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 # -- receivers -------------------------------------------------------------------------------------

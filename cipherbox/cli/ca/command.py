@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from cipherbox.cli.ca import keys as ca_keys
-from cipherbox.cli.options import HQ_DIRECTORY, home_of, hq_settings, json_option, run, with_admin
+from cipherbox.cli.home import home_of, with_admin
+from cipherbox.cli.options import HQ_DIRECTORY, hq_settings, json_option
+from cipherbox.cli.running import run
 
 READABLE = click.Path(path_type=Path, exists=True, dir_okay=False)
 ANYTHING = click.Path(path_type=Path)

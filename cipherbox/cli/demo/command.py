@@ -24,15 +24,16 @@ import click
 from cipherbox.cli.demo.items import BINDINGS, EXCHANGE, LABS, QUEUES, Item, make_items
 from cipherbox.cli.demo.report import HQ, Delivery, Report, show, show_json, show_scenes
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import json_option, run_until_stopped
+from cipherbox.cli.options import json_option
+from cipherbox.cli.running import run_until_stopped
 from cipherbox.cli.scratch import Scratch, database_option, scratch
 
 if TYPE_CHECKING:
     import trio
 
     from cipherbox.cli.demo.blind import Searched
-    from cipherbox.cli.demo.hostile import Scene
     from cipherbox.cli.demo.processes import Stage
+    from cipherbox.cli.demo.report import Scene
 
 SEED = 20251008
 START_TRIES = 3

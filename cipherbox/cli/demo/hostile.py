@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cipherbox import clock
-from cipherbox.cli.demo.report import HQ
+from cipherbox.cli.demo.report import HQ, Scene, Shown
 from cipherbox.cli.exits import Exit
 
 if TYPE_CHECKING:
@@ -39,31 +39,6 @@ if TYPE_CHECKING:
 LAB, NEWCOMER, CENTER = "FL-LAB", "MA-LAB", "CA-RC"
 CLIENTS = (LAB, NEWCOMER, CENTER)
 QUIET_S = "3"  # how long a center waits for a message that will not come
-
-
-@attrs.define
-class Shown:
-    """A command a user ran, how it ended and what it printed."""
-
-    command: str
-    code: int
-    output: str
-
-
-@attrs.define
-class Scene:
-    """One thing HQ tried; ``missed`` says what should have been noticed and was not."""
-
-    title: str
-    tried: str
-    explained: str
-    shown: list[Shown] = attrs.Factory(list)
-    missed: list[str] = attrs.Factory(list)
-
-    def expect(self, holds: bool, text: str) -> None:
-        """Note ``text`` as missed unless it holds."""
-        if not holds:
-            self.missed.append(text)
 
 
 @attrs.define

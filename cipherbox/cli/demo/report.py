@@ -6,12 +6,8 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import attrs
-
-if TYPE_CHECKING:
-    from cipherbox.cli.demo.hostile import Scene
 
 HQ = "DC-HQ"
 
@@ -44,6 +40,31 @@ class Report:
     searched_bytes: int = 0
     received_files: list[Path] = attrs.Factory(list)
     seconds: float = 0.0
+
+
+@attrs.define
+class Shown:
+    """A command a user ran, how it ended and what it printed."""
+
+    command: str
+    code: int
+    output: str
+
+
+@attrs.define
+class Scene:
+    """One thing HQ tried; ``missed`` says what should have been noticed and was not."""
+
+    title: str
+    tried: str
+    explained: str
+    shown: list[Shown] = attrs.Factory(list)
+    missed: list[str] = attrs.Factory(list)
+
+    def expect(self, holds: bool, text: str) -> None:
+        """Note ``text`` as missed unless it holds."""
+        if not holds:
+            self.missed.append(text)
 
 
 def show(report: Report, keep: bool) -> None:

@@ -200,7 +200,7 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
     """
     import trio
 
-    from cipherbox.cli.password import load_here
+    from cipherbox.cli.home import load_here
 
     try:
         home = load_here(ctx)
@@ -219,8 +219,7 @@ def _hq(ctx: click.Context, config: ClientConfig) -> Iterator[Finding]:
     try:
         yield from trio.run(_meet, home)
     except (CipherBoxError, BaseExceptionGroup) as group:
-        from cipherbox.cli.exits import advice
-        from cipherbox.cli.main import leaf
+        from cipherbox.cli.exits import advice, leaf
 
         one = leaf(group)
         if not isinstance(one, CipherBoxError):

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import HQ_DIRECTORY, home_of, json_option
+from cipherbox.cli.home import home_of
+from cipherbox.cli.options import HQ_DIRECTORY, json_option
 
 _MARKS = {"good": "ok", "warning": "!!", "wrong": "XX"}
 

@@ -299,7 +299,7 @@ def _path(config: ServerConfig, *, running: bool) -> Iterator[Finding]:
         try:
             trio.run(reach, address)
         except (CipherBoxError, BaseExceptionGroup) as error:
-            from cipherbox.cli.main import leaf
+            from cipherbox.cli.exits import leaf
 
             yield Finding(
                 WARN,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import home_of, sure, yes_option
+from cipherbox.cli.home import home_of
+from cipherbox.cli.options import sure, yes_option
 
 if TYPE_CHECKING:
     from cipherbox.cli.install.places import Places

@@ -54,7 +54,8 @@ def unit(name: str) -> bytes:
 
 def completion_script(shell: str) -> str:
     """What makes the shell complete the commands."""
-    from cipherbox.cli.main import COMPLETE_VARIABLE, cli
+    from cipherbox.cli.commands import COMPLETE_VARIABLE
+    from cipherbox.cli.main import cli
 
     kind = get_completion_class(shell)
     assert kind is not None

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cipherbox.cli.home import command_here, home_of, with_client
 from cipherbox.cli.keys.life import renew, rotate
+from cipherbox.cli.keys.password import password
 from cipherbox.cli.keys.rsa import export_public, keys_generate
 from cipherbox.cli.keys.taking import keys_import
 from cipherbox.cli.keys.verify import verify
-from cipherbox.cli.options import CLIENT_ID, command_here, home_of, json_option, with_client
-from cipherbox.cli.password import password
+from cipherbox.cli.options import CLIENT_ID, json_option
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def keys_pin(ctx: click.Context, client_id: str) -> None:
 
 
 def _own(ctx: click.Context) -> KeyBundle:
-    from cipherbox.cli.password import load_here
+    from cipherbox.cli.home import load_here
     from cipherbox.client.home import keyless
 
     identity = load_here(ctx).identity

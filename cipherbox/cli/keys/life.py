@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import command_here, with_client
+from cipherbox.cli.home import command_here, with_client
 from cipherbox.config.settings import SIGNATURES
 
 if TYPE_CHECKING:
-    from cipherbox.client.home import Home
+    pass
 
 
 @click.command()
@@ -33,8 +33,8 @@ def rotate(ctx: click.Context, signatures: str | None) -> None:
     """
     import attrs
 
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import say, time_text
-    from cipherbox.cli.password import load_here
     from cipherbox.config.settings import write_client_config
     from cipherbox.envelope.bundle import fingerprint
 
@@ -76,22 +76,3 @@ def renew(ctx: click.Context) -> int:
     )
     next_step(f"when that is done: {command_here(ctx)} keys renew   (an agent asks by itself)")
     return Exit.QUEUED
-
-
-def warn_of_end(ctx: click.Context, home: Home) -> None:
-    """Says that the certificate is due; a command that lives long renews it instead."""
-    from datetime import UTC, datetime
-
-    from cipherbox.cli.output import warn
-    from cipherbox.pki.certificates import is_due
-
-    certificate = home.chain[0]
-    if is_due(certificate):
-        end = certificate.not_valid_after_utc
-        ends = "ended" if end <= datetime.now(UTC) else "ends"
-        how = (
-            "ask the admin for a new token"
-            if ends == "ended"
-            else f"renew it: {command_here(ctx)} keys renew"
-        )
-        warn(f"The certificate of {home.config.client_id} {ends} on {end:%Y-%m-%d}; {how}")

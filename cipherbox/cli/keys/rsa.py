@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cipherbox.cli.options import command_here, with_client
+from cipherbox.cli.home import command_here, with_client
 from cipherbox.errors import NotFound
 
 if TYPE_CHECKING:

@@ -38,9 +38,9 @@ def keys_import(
     --rsa` would make one.
     """
 
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.keys.verify import digits
     from cipherbox.cli.output import fail, say
-    from cipherbox.cli.password import load_here
     from cipherbox.client.keys.changes import change_of
     from cipherbox.client.keys.pins import PERSON, Pins
     from cipherbox.client.sessions.superseded import retire_sessions

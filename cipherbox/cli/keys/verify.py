@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import CLIENT_ID, command_here, home_of, with_client
+from cipherbox.cli.home import command_here, home_of, with_client
+from cipherbox.cli.options import CLIENT_ID
 
 if TYPE_CHECKING:
     from cipherbox.client.client import Client
@@ -41,8 +42,8 @@ def verify(ctx: click.Context, client_id: str, heard: str | None) -> int:
     digits: read all.  They are the number of one key bundle, and change with each new one: read
     what is on the screen now.
     """
+    from cipherbox.cli.home import load_here
     from cipherbox.cli.output import fail, next_step, say
-    from cipherbox.cli.password import load_here
     from cipherbox.client.keys.changes import day
     from cipherbox.client.keys.pins import PERSON, Pins
     from cipherbox.client.sessions.superseded import retire_sessions

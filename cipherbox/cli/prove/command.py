@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 
 from cipherbox.cli.exits import Exit
-from cipherbox.cli.options import home_of, json_option, run, run_until_stopped
+from cipherbox.cli.home import home_of
+from cipherbox.cli.options import json_option
+from cipherbox.cli.running import run, run_until_stopped
 
 
 @click.command()

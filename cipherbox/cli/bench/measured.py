@@ -1,0 +1,26 @@
+"""What measured processes share: reports as lines of JSON, and the timed piece of work."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+import trio
+
+
+def tell(**values: object) -> None:
+    print(orjson.dumps(values).decode(), flush=True)
+
+
+async def measured(body: Callable[[], Awaitable[None]]) -> dict[str, float]:
+    tell(ready=True)
+    await trio.to_thread.run_sync(sys.stdin.buffer.readline)
+    cpu, began = time.process_time(), time.monotonic_ns()
+    await body()
+    return {"began": began, "ended": time.monotonic_ns(), "cpu_s": time.process_time() - cpu}
+
+
+def shares(total: int, parts: int) -> list[int]:
+    return [total // parts + (part < total % parts) for part in range(parts)]

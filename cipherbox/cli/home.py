@@ -1,0 +1,173 @@
+"""This command's client: its home, its keys, and a piece of work with it while it is open."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from cipherbox.cli.commands import PASSWORD_FILE
+from cipherbox.cli.exits import sentence
+from cipherbox.cli.options import ClientId
+from cipherbox.cli.password import ask, named_password, prompt_for
+from cipherbox.cli.running import run
+from cipherbox.errors import CipherBoxError, Forbidden
+
+if TYPE_CHECKING:
+    from cipherbox.client.client import Client
+    from cipherbox.client.home import Home
+    from cipherbox.config.settings import ClientConfig
+
+T = TypeVar("T")
+
+TRIES = 3
+_HOME = "cipherbox.home"
+_TOLD = "cipherbox.replaced"  # in a context's meta: it was said that this home was replaced
+
+
+def home_of(ctx: click.Context) -> Path:
+    """The client's directory: --home, $CIPHERBOX_HOME, or ~/.cipherbox."""
+    from cipherbox.config.settings import default_home
+
+    given: Path | None = ctx.find_root().obj
+    home = (given or default_home()).absolute()
+    _say_replaced(ctx, home)
+    return home
+
+
+def _say_replaced(ctx: click.Context, home: Path) -> None:
+    """Every command of a home that was replaced says so at once, also one that does not ask HQ;
+    `join` ends it.
+    """
+    from cipherbox.cli.output import safe, warn
+    from cipherbox.client.home import replaced
+
+    root = ctx.find_root()
+    if root.meta.get(_TOLD) or ctx.info_name == "join":
+        return
+    root.meta[_TOLD] = True
+    if why := replaced(home):
+        warn(f"This home was replaced: {safe(why)}.")
+
+
+def command_here(ctx: click.Context) -> str:
+    """`cipherbox`, with the --home and --password-file this command was given: for advice about
+    this same client.
+    """
+    given = {"--home": ctx.find_root().obj, "--password-file": ctx.meta.get(PASSWORD_FILE)}
+    return " ".join(
+        ["cipherbox", *(f"{o} {shlex.quote(str(v))}" for o, v in given.items() if v is not None)]
+    )
+
+
+def load_here(ctx: click.Context, *, renews: bool = False) -> Home:
+    """This command's home with its keys; a password is asked for once, however often the home is
+    needed.
+
+    ``renews``: the command lives long enough to renew the certificate; others say when it is due.
+    """
+    from cipherbox.client.home import home_with
+    from cipherbox.config.settings import load_client_config
+
+    if _HOME not in ctx.meta:
+        config = load_client_config(home_of(ctx))
+        ctx.meta[_HOME] = home_with(config, unlock(ctx, config))
+        if not renews and ctx.info_name != "renew":
+            _warn_of_end(ctx, ctx.meta[_HOME])
+    home: Home = ctx.meta[_HOME]
+    return home
+
+
+def unlock(ctx: click.Context, config: ClientConfig) -> bytes:
+    """The local key.  On a terminal somebody may mistype; what a file says is final."""
+    from cipherbox.cli.output import warn
+    from cipherbox.client.home import unlocked
+    from cipherbox.client.keys.local_key import is_sealed
+    from cipherbox.errors import PasswordError, PasswordNeeded
+
+    if not is_sealed(config.home):
+        return unlocked(config)
+    try:
+        return unlocked(config, named_password(ctx), warn)
+    except PasswordNeeded as error:
+        nobody = error
+    for left in reversed(range(TRIES)):
+        typed = ask(prompt_for(config.home), nobody)
+        try:
+            return unlocked(config, typed, warn)
+        except PasswordError as error:
+            if not left:
+                raise
+            warn(f"{sentence(str(error))}.")
+    raise AssertionError("the loop returns or raises")
+
+
+def _warn_of_end(ctx: click.Context, home: Home) -> None:
+    """Says that the certificate is due; a command that lives long renews it instead."""
+    from datetime import UTC, datetime
+
+    from cipherbox.cli.output import warn
+    from cipherbox.pki.certificates import is_due
+
+    certificate = home.chain[0]
+    if is_due(certificate):
+        end = certificate.not_valid_after_utc
+        ends = "ended" if end <= datetime.now(UTC) else "ends"
+        how = (
+            "ask the admin for a new token"
+            if ends == "ended"
+            else f"renew it: {command_here(ctx)} keys renew"
+        )
+        warn(f"The certificate of {home.config.client_id} {ends} on {end:%Y-%m-%d}; {how}")
+
+
+def with_client(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Opens this machine's client, does the work, closes it."""
+    from cipherbox.client.client import open_client
+
+    home = load_here(ctx)
+
+    async def main() -> T:
+        async with open_client(home, renew=False) as client, suggesting(ctx, client):
+            return await work(client)
+
+    return run(main)
+
+
+def with_admin(ctx: click.Context, work: Callable[[Client], Awaitable[T]]) -> T:
+    """As `with_client`, for what only an admin may do; Forbidden says so before HQ has to."""
+
+    async def checked(client: Client) -> T:
+        if client.role != "admin":
+            raise Forbidden(
+                f"only an admin may do that, and {client.client_id} is none; use the admin's --home"
+            )
+        return await work(client)
+
+    return with_client(ctx, checked)
+
+
+@asynccontextmanager
+async def suggesting(ctx: click.Context, client: Client) -> AsyncIterator[None]:
+    """A block whose errors about a client that nobody knows say which one may have been meant."""
+    from cipherbox.client.suggest import with_suggestion
+
+    try:
+        yield
+    except CipherBoxError as error:
+        given = [
+            ctx.params.get(one.name or "")
+            for one in ctx.command.params
+            if isinstance(one.type, ClientId)
+        ]
+        names = [
+            name for value in given for name in ([value] if isinstance(value, str) else value or ())
+        ]
+        found = await with_suggestion(client, error, names)
+        if found is error:
+            raise
+        raise found from None

@@ -1,0 +1,40 @@
+"""Where what arrives is put: the options and the notice of `receive`, `fetch` and `agent`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cipherbox.client.home import Home
+
+incoming_option = click.option(
+    "--incoming",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Put files here. [default: the setting [inbox] incoming; printed at the start]",
+)
+ordered_option = click.option(
+    "--ordered",
+    is_flag=True,
+    help="With --exec: what waits for another try holds up what its sender sent after it.",
+)
+
+
+def tell_where(home: Home, incoming: Path | None) -> None:
+    """Where files will be."""
+    from cipherbox.cli.output import warn
+
+    if home.hides is None:
+        warn(f"Files arrive in {(incoming or home.incoming).absolute()}")
+    else:
+        warn(
+            "Messages and files are kept under this home's key: cipherbox inbox show, cipherbox "
+            "inbox save."
+        )
+        if next((home.path / "data").glob("received_messages*.jsonl"), None) is not None:
+            warn(
+                "What came before lies readable in data/ and stays there; to encrypt it: "
+                "cipherbox inbox lock"
+            )
