@@ -2,64 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Done
 from cipherbox.broker.rights import MAILBOX
+from cipherbox.broker.state import BrokerState
 from cipherbox.broker.usage import SETTINGS
 from cipherbox.contact_lists import ContactLists
 from cipherbox.errors import Forbidden, InvalidRequest, NotFound
 
-if TYPE_CHECKING:
-    from cipherbox.broker.broker import Broker
 
-
-def owned_queues(broker: Broker, client: str) -> int:
+def owned_queues(state: BrokerState, client: str) -> int:
     """How many queues a client has beside its mailboxes."""
-    theirs = (broker.queues[name] for name in broker.reads.get(client, ()))
+    theirs = (state.queues[name] for name in state.reads.get(client, ()))
     return sum(1 for q in theirs if q.owner == client and not q.name.startswith(MAILBOX))
 
 
-def limit_client(broker: Broker, c: m.LimitClient) -> Done:
+def limit_client(state: BrokerState, c: m.LimitClient) -> Done:
     """An admin says how much one client may have, or that it is as the settings say."""
-    if not broker.rights.is_admin(c.client, c.connection):
+    if not state.rights.is_admin(c.client, c.connection):
         raise Forbidden("only an admin may do that")
-    if c.target not in broker.rights.clients:
+    if c.target not in state.rights.clients:
         raise NotFound(f"there is no client {c.target!r}")
     if c.what not in SETTINGS:
         raise InvalidRequest(
             f"a client has no limit of {c.what!r}; there are {', '.join(SETTINGS)}"
         )
     key = (c.target, c.what)
-    if broker.totals.own.get(key, -1) == c.most:
+    if state.totals.own.get(key, -1) == c.most:
         return Done(c.correlation, 0)
     if c.most < 0:
-        del broker.totals.own[key]
+        del state.totals.own[key]
     else:
-        broker.totals.own[key] = c.most
-    broker.effects.changes.client_limits[key] = c.most
+        state.totals.own[key] = c.most
+    state.effects.changes.client_limits[key] = c.most
     return Done(c.correlation, 1)
 
 
-def tell_contacts(broker: Broker, c: m.TellContacts) -> Done:
+def tell_contacts(state: BrokerState, c: m.TellContacts) -> Done:
     """A client says whom it takes mail from.  The signed log cannot forget, so it gets the
     numbers and no names.
     """
-    if broker.rights.contacts_of(c.client) == c.lists:
+    if state.rights.contacts_of(c.client) == c.lists:
         return Done(c.correlation, 0)
-    set_contacts(broker, c.client, c.lists)
+    set_contacts(state, c.client, c.lists)
     told: dict[str, object] = {"allowed": len(c.lists.allowed), "blocked": len(c.lists.blocked)}
-    broker.effects.acts.append(m.Act(c.client, "TellContacts", told))
+    state.effects.acts.append(m.Act(c.client, "TellContacts", told))
     return Done(c.correlation, 1)
 
 
-def set_contacts(broker: Broker, client: str, lists: ContactLists) -> None:
+def set_contacts(state: BrokerState, client: str, lists: ContactLists) -> None:
     """These are a client's lists from now on; empty ones are forgotten."""
-    contacts = broker.rights.contacts
+    contacts = state.rights.contacts
     if lists:
         contacts[client] = lists
     elif contacts.pop(client, None) is None:
         return
-    broker.effects.changes.contacts[client] = lists
-    broker.rights_changed()
+    state.effects.changes.contacts[client] = lists
+    state.rights_changed()

@@ -10,16 +10,14 @@ is unacknowledged, never by the numbers it names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from cipherbox.broker import model as m
-from cipherbox.broker.model import Acked, Dead, Done, Entry, Facts, FetchedEntries, Handed, Mark
+from cipherbox.broker.dead_letters import bury
+from cipherbox.broker.model import Acked, Done, Entry, Facts, FetchedEntries, Handed, Mark
 from cipherbox.broker.queues import Consumer, Out, Queue
 from cipherbox.broker.rights import no_queue
+from cipherbox.broker.state import BrokerState
 from cipherbox.errors import Conflict, InvalidRequest
-
-if TYPE_CHECKING:
-    from cipherbox.broker.broker import Broker
 
 NOTHING = bytes(16)
 SWEEP_ENTRIES = 50_000  # looked at in one sweep: about 5 ms
@@ -29,9 +27,9 @@ _CONSUMERS_SHARE = 4
 _new = tuple.__new__
 
 
-def readable(broker: Broker, client: str, name: str) -> Queue:
+def readable(state: BrokerState, client: str, name: str) -> Queue:
     """The queue, if this client reads it."""
-    queue = broker.queues.get(name)
+    queue = state.queues.get(name)
     if queue is None or not queue.is_reader(client):
         raise no_queue(name)
     return queue
@@ -40,13 +38,13 @@ def readable(broker: Broker, client: str, name: str) -> Queue:
 # -- consumers -------------------------------------------------------------------------------------
 
 
-def consume(broker: Broker, c: m.Consume) -> Done:
-    queue = readable(broker, c.client, c.queue)
-    if not c.tag or (c.connection, c.tag) in broker.consumers:
+def consume(state: BrokerState, c: m.Consume) -> Done:
+    queue = readable(state, c.client, c.queue)
+    if not c.tag or (c.connection, c.tag) in state.consumers:
         raise Conflict(f"consumer tag {c.tag} is 0 or in use on this connection")
-    if len(queue.consumers) >= broker.limits.consumers_per_queue:
-        raise InvalidRequest(f"a queue has at most {broker.limits.consumers_per_queue} consumers")
-    most = max(1, broker.limits.consumers_per_queue // _CONSUMERS_SHARE)
+    if len(queue.consumers) >= state.limits.consumers_per_queue:
+        raise InvalidRequest(f"a queue has at most {state.limits.consumers_per_queue} consumers")
+    most = max(1, state.limits.consumers_per_queue // _CONSUMERS_SHARE)
     if (
         len(queue.all_readers) > 1
         and sum(one.client == c.client for one in queue.consumers) >= most
@@ -55,97 +53,88 @@ def consume(broker: Broker, c: m.Consume) -> Done:
             f"{c.client} has {most} consumers of {c.queue!r} already, the most one reader may have"
         )
     consumer = Consumer(c.connection, c.client, c.tag, c.queue)
-    _add_credit(broker, consumer, c.envelopes, c.size)
+    _add_credit(state, consumer, c.envelopes, c.size)
     queue.consumers.append(consumer)
-    broker.consumers[(c.connection, c.tag)] = consumer
-    broker.tags.setdefault(c.connection, set()).add(c.tag)
-    broker.eager.add(queue)
+    state.consumers[(c.connection, c.tag)] = consumer
+    state.tags.setdefault(c.connection, set()).add(c.tag)
+    state.eager.add(queue)
     return Done(c.correlation, queue.depth)
 
 
-def _add_credit(broker: Broker, consumer: Consumer, envelopes: int, size: int) -> None:
-    consumer.envelopes = min(consumer.envelopes + envelopes, broker.limits.credit_envelopes)
-    consumer.size = min(consumer.size + size, broker.limits.credit_bytes)
+def _add_credit(state: BrokerState, consumer: Consumer, envelopes: int, size: int) -> None:
+    consumer.envelopes = min(consumer.envelopes + envelopes, state.limits.credit_envelopes)
+    consumer.size = min(consumer.size + size, state.limits.credit_bytes)
 
 
-def credit(broker: Broker, c: m.Credit) -> None:
+def credit(state: BrokerState, c: m.Credit) -> None:
     """Adds to a window; a tag that is gone is no error, since the two cross on the wire."""
-    consumer = broker.consumers.get((c.connection, c.tag))
+    consumer = state.consumers.get((c.connection, c.tag))
     if consumer is not None:
-        _add_credit(broker, consumer, c.envelopes, c.size)
-        broker.eager.add(broker.queues[consumer.queue])
+        _add_credit(state, consumer, c.envelopes, c.size)
+        state.eager.add(state.queues[consumer.queue])
 
 
-def cancel(broker: Broker, c: m.Cancel) -> Done:
-    consumer = broker.consumers.get((c.connection, c.tag))
+def cancel(state: BrokerState, c: m.Cancel) -> Done:
+    consumer = state.consumers.get((c.connection, c.tag))
     if consumer is None:
         raise InvalidRequest(f"there is no consumer {c.tag} on this connection")
-    return Done(c.correlation, end_consumer(broker, consumer))
+    return Done(c.correlation, end_consumer(state, consumer))
 
 
-def end_consumer(broker: Broker, consumer: Consumer) -> int:
+def end_consumer(state: BrokerState, consumer: Consumer) -> int:
     """A consumer ends: what it holds returns to the front; how many."""
-    del broker.consumers[(consumer.connection, consumer.tag)]
-    broker.tags[consumer.connection].discard(consumer.tag)
-    queue = broker.queues[consumer.queue]
+    del state.consumers[(consumer.connection, consumer.tag)]
+    state.tags[consumer.connection].discard(consumer.tag)
+    queue = state.queues[consumer.queue]
     queue.consumers.remove(consumer)
     held = (consumer.connection, consumer.tag)
-    return _return(broker, queue, [o for o in queue.out.values() if o[1:] == held])
+    return _return(state, queue, [o for o in queue.out.values() if o[1:] == held])
 
 
-def disconnect(broker: Broker, connection: int) -> None:
+def disconnect(state: BrokerState, connection: int) -> None:
     """A connection is gone: its consumers end, what it fetched returns."""
-    for tag in sorted(broker.tags.get(connection, ())):
-        end_consumer(broker, broker.consumers[(connection, tag)])
-    broker.tags.pop(connection, None)
-    for name in sorted(broker.fetchers.pop(connection, ())):
-        queue = broker.queues.get(name)
+    for tag in sorted(state.tags.get(connection, ())):
+        end_consumer(state, state.consumers[(connection, tag)])
+    state.tags.pop(connection, None)
+    for name in sorted(state.fetchers.pop(connection, ())):
+        queue = state.queues.get(name)
         if queue is not None:
-            _return(broker, queue, [o for o in queue.out.values() if o[1] == connection])
+            _return(state, queue, [o for o in queue.out.values() if o[1] == connection])
 
 
-def end_reader(broker: Broker, queue: Queue, client: str) -> None:
+def end_reader(state: BrokerState, queue: Queue, client: str) -> None:
     """A client reads this queue no longer: its consumers of it end, what it holds of it returns."""
     for consumer in [x for x in queue.consumers if x.client == client]:
-        end_consumer(broker, consumer)
-    _return(broker, queue, [o for o in queue.out.values() if broker.client_of.get(o[1]) == client])
+        end_consumer(state, consumer)
+    _return(state, queue, [o for o in queue.out.values() if state.client_of.get(o[1]) == client])
 
 
-def _return(broker: Broker, queue: Queue, outs: Sequence[Out]) -> int:
+def _return(state: BrokerState, queue: Queue, outs: Sequence[Out]) -> int:
     """Entries that are out come back; how many."""
     entries = [o[0] for o in outs]
     for entry in entries:
         del queue.out[entry[0]]
-    _come_back(broker, queue, entries)
+    _come_back(state, queue, entries)
     return len(entries)
 
 
-def _come_back(broker: Broker, queue: Queue, entries: list[Entry]) -> None:
-    most = broker.limits.deliveries
+def _come_back(state: BrokerState, queue: Queue, entries: list[Entry]) -> None:
+    most = state.limits.deliveries
     for entry in entries:
         if entry.attempts >= most:
-            bury(broker, queue, entry, _too_often(entry), "")
+            bury(state, queue, entry, _too_often(entry), "")
     queue.give_back([e for e in entries if e.attempts < most])
-    broker.eager.add(queue)
+    state.eager.add(queue)
 
 
 def _too_often(entry: Entry) -> str:
     return f"delivered {entry.attempts} times without an acknowledgement"
 
 
-def bury(broker: Broker, queue: Queue, entry: Entry, reason: str, by: str) -> None:
-    """A dead letter: out of the queue, kept in the store with its reason."""
-    queue.forget(entry)
-    broker.effects.changes.dead.append(
-        Dead(queue.name, entry.seq, entry.number, broker.now, reason, by)
-    )
-    broker.touched.add(queue)
-
-
 # -- handing out -----------------------------------------------------------------------------------
 
 
-def dispatch(broker: Broker, queue: Queue) -> None:
+def dispatch(state: BrokerState, queue: Queue) -> None:
     """Hands out what is ready to the consumers that have credit."""
     ready = queue.ready
     consumers = queue.consumers
@@ -159,7 +148,7 @@ def dispatch(broker: Broker, queue: Queue) -> None:
             idle = 0
             room = 1 if len(consumers) > 1 else consumer.envelopes
             taken, size = _hand(
-                broker,
+                state,
                 queue,
                 consumer.connection,
                 consumer.tag,
@@ -174,31 +163,31 @@ def dispatch(broker: Broker, queue: Queue) -> None:
                 batches[key] += taken
             elif taken:
                 batches[key] = taken
-                broker.effects.handed.append(
+                state.effects.handed.append(
                     Handed(consumer.connection, consumer.tag, queue.name, taken)
                 )
         consumers.rotate(-1)
-    want_page(broker, queue)
+    want_page(state, queue)
 
 
 def _hand(
-    broker: Broker, queue: Queue, connection: int, tag: int, client: str, room: int, window: int
+    state: BrokerState, queue: Queue, connection: int, tag: int, client: str, room: int, window: int
 ) -> tuple[list[Entry], int]:
     """Takes entries within ``room`` and ``window`` bytes, which the last one may pass; the
     entries and their bytes.
     """
     ready, out, fresh_to, fresh_from = queue.ready, queue.out, queue.fresh_to, queue.fresh_from
-    now, most = broker.now, broker.limits.deliveries
-    marks = broker.effects.changes.delivered
+    now, most = state.now, state.limits.deliveries
+    marks = state.effects.changes.delivered
     taken: list[Entry] = []
     bytes_ = 0
     while ready and room > 0 and bytes_ < window:
         entry = ready.popleft()
         seq, number, size, attempts, fan, sender, envelope_id, accepted_at, expires_at = entry
         if 0 < expires_at <= now:
-            own = 0 < entry.expires_at <= broker.now
+            own = 0 < entry.expires_at <= state.now
             bury(
-                broker,
+                state,
                 queue,
                 entry,
                 "expired" if own else "it waited longer than the queue's time to live",
@@ -206,7 +195,7 @@ def _hand(
             )
             continue
         if attempts >= most:
-            bury(broker, queue, entry, _too_often(entry), "")
+            bury(state, queue, entry, _too_often(entry), "")
             continue
         entry = _new(
             Entry,
@@ -223,13 +212,13 @@ def _hand(
     return taken, bytes_
 
 
-def want_page(broker: Broker, queue: Queue) -> None:
+def want_page(state: BrokerState, queue: Queue) -> None:
     """Asks for the next page when the head runs low and somebody needs it."""
-    if queue.paging or not queue.tail or len(queue.ready) >= (broker.limits.page_entries + 1) // 2:
+    if queue.paging or not queue.tail or len(queue.ready) >= (state.limits.page_entries + 1) // 2:
         return
     if queue.consumers or not queue.ready:
         queue.paging = True
-        broker.effects.pages.append((queue.name, queue.loaded_to))
+        state.effects.pages.append((queue.name, queue.loaded_to))
 
 
 def extend(marks: list[Mark], queue: str, seq: int, at: int, client: str) -> None:
@@ -242,21 +231,21 @@ def extend(marks: list[Mark], queue: str, seq: int, at: int, client: str) -> Non
     marks.append(Mark(queue, seq, seq, at, client))
 
 
-def fetch(broker: Broker, c: m.Fetch) -> FetchedEntries:
-    queue = readable(broker, c.client, c.queue)
-    limits = broker.limits
+def fetch(state: BrokerState, c: m.Fetch) -> FetchedEntries:
+    queue = readable(state, c.client, c.queue)
+    limits = state.limits
     room, window = min(c.envelopes, limits.credit_envelopes), min(c.size, limits.credit_bytes)
-    taken, _ = _hand(broker, queue, c.connection, 0, c.client, room, window)
+    taken, _ = _hand(state, queue, c.connection, 0, c.client, room, window)
     if taken:
-        broker.fetchers.setdefault(c.connection, set()).add(queue.name)
-    want_page(broker, queue)
+        state.fetchers.setdefault(c.connection, set()).add(queue.name)
+    want_page(state, queue)
     return FetchedEntries(c.correlation, queue.name, queue.depth - len(queue.out), taken)
 
 
 # -- coming back -----------------------------------------------------------------------------------
 
 
-def runs_of(broker: Broker, queue: Queue, ranges: Sequence[tuple[int, int]]) -> Runs:
+def runs_of(state: BrokerState, queue: Queue, ranges: Sequence[tuple[int, int]]) -> Runs:
     """Ranges (first seq, count) as runs of what can be unacknowledged; InvalidRequest when that
     is too much at once.
     """
@@ -269,27 +258,27 @@ def runs_of(broker: Broker, queue: Queue, ranges: Sequence[tuple[int, int]]) -> 
             runs.append((first, last))
             total += last - first + 1
             at = last + 1
-    if total > broker.limits.ack_entries:
+    if total > state.limits.ack_entries:
         raise InvalidRequest(
-            f"an ack names at most {broker.limits.ack_entries} envelopes, this one {total}"
+            f"an ack names at most {state.limits.ack_entries} envelopes, this one {total}"
         )
     return runs
 
 
-def ack(broker: Broker, c: m.Ack, facts: Facts) -> Acked:
-    queue = readable(broker, c.client, c.queue)
-    runs = runs_of(broker, queue, c.ranges)
+def ack(state: BrokerState, c: m.Ack, facts: Facts) -> Acked:
+    queue = readable(state, c.client, c.queue)
+    runs = runs_of(state, queue, c.ranges)
     named = sum(count for _, count in c.ranges)
     if not runs:
         return Acked(c.correlation, 0, named)
-    entries = _take_runs(broker, queue, runs, facts.entries.get(c.queue))
+    entries = _take_runs(state, queue, runs, facts.entries.get(c.queue))
     if entries:
-        _acknowledge(broker, queue, entries, c.client)
+        _acknowledge(state, queue, entries, c.client)
     return Acked(c.correlation, len(entries), named - len(entries))
 
 
 def _take_runs(
-    broker: Broker, queue: Queue, runs: Runs, stored: dict[int, Entry] | None
+    state: BrokerState, queue: Queue, runs: Runs, stored: dict[int, Entry] | None
 ) -> list[Entry]:
     """Removes what lies in the runs from memory, and from the tail by the store's word."""
     found: list[Entry] = []
@@ -309,7 +298,7 @@ def _take_runs(
     if stored and runs[-1][1] > queue.loaded_to:
         for first, last in runs:
             for seq in range(max(first, queue.loaded_to + 1), last + 1):
-                entry = _from_store(broker, queue, stored, seq)
+                entry = _from_store(state, queue, stored, seq)
                 if entry is not None:
                     found.append(entry)
     if not sorted_already:
@@ -317,16 +306,16 @@ def _take_runs(
     return found
 
 
-def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry], client: str) -> None:
+def _acknowledge(state: BrokerState, queue: Queue, entries: list[Entry], client: str) -> None:
     """Sorted entries leave the queue: one mark for each run, one sum for each sender in a row."""
-    changes = broker.effects.changes
+    changes = state.effects.changes
     finished, released, marks = changes.finished, changes.released, changes.acked
     first = last = entries[0][0]
     who, sum_, count = entries[0][5], 0, 0
     total = 0
     for seq, number, size, _, fan, sender, _, _, _ in entries:
         if seq > last + 1:
-            marks.append(Mark(queue.name, first, last, broker.now, client))
+            marks.append(Mark(queue.name, first, last, state.now, client))
             first = seq
         last = seq
         if fan == 1:
@@ -339,87 +328,89 @@ def _acknowledge(broker: Broker, queue: Queue, entries: list[Entry], client: str
         sum_ += size
         count += 1
         total += size
-    marks.append(Mark(queue.name, first, last, broker.now, client))
+    marks.append(Mark(queue.name, first, last, state.now, client))
     queue.add_used(who, -sum_, -count)
     queue.depth -= len(entries)
     queue.size -= total
-    broker.touched.add(queue)
+    state.touched.add(queue)
 
 
-def _from_store(broker: Broker, queue: Queue, stored: dict[int, Entry], seq: int) -> Entry | None:
+def _from_store(
+    state: BrokerState, queue: Queue, stored: dict[int, Entry], seq: int
+) -> Entry | None:
     """An entry the store has waiting and memory has not: it lies in the tail, unless an earlier
     command took it.
     """
-    if seq <= queue.loaded_to or (queue.name, seq) in broker.gone:
+    if seq <= queue.loaded_to or (queue.name, seq) in state.gone:
         return None
     entry = stored.get(seq)
     if entry is not None:
-        broker.gone.add((queue.name, seq))
-        size = broker.resized.get((queue.name, seq))
+        state.gone.add((queue.name, seq))
+        size = state.resized.get((queue.name, seq))
         if size is not None:
             entry = entry._replace(size=size)
     return entry
 
 
-def nack(broker: Broker, c: m.Nack, facts: Facts) -> Done:
-    queue = readable(broker, c.client, c.queue)
+def nack(state: BrokerState, c: m.Nack, facts: Facts) -> Done:
+    queue = readable(state, c.client, c.queue)
     entry = queue.take(c.seq)
     if entry is None and not c.requeue:  # one in the tail waits already
-        entry = _from_store(broker, queue, facts.entries.get(c.queue, {}), c.seq)
+        entry = _from_store(state, queue, facts.entries.get(c.queue, {}), c.seq)
     if entry is None:
         return Done(c.correlation, 0)
     if c.requeue:
-        _come_back(broker, queue, [entry])
+        _come_back(state, queue, [entry])
     else:
-        bury(broker, queue, entry, c.reason or f"refused by {c.client}", c.client)
+        bury(state, queue, entry, c.reason or f"refused by {c.client}", c.client)
     return Done(c.correlation, 1)
 
 
-def resend(broker: Broker, c: m.Resend) -> Done:
+def resend(state: BrokerState, c: m.Resend) -> Done:
     """Deliver again what this client's connections have out, or one envelope that is out from
     its queues.
     """
     everything = c.envelope_id == NOTHING
     count = 0
-    for name in [c.queue] if c.queue else sorted(broker.reads.get(c.client, ())):
-        queue = readable(broker, c.client, name)
+    for name in [c.queue] if c.queue else sorted(state.reads.get(c.client, ())):
+        queue = readable(state, c.client, name)
         back = [
             o
             for o in queue.out.values()
-            if (everything and broker.client_of.get(o.connection) == c.client)
+            if (everything and state.client_of.get(o.connection) == c.client)
             or (o.entry.envelope_id == c.envelope_id and o.entry.sender == c.sender)
         ]
-        count += _return(broker, queue, back)
+        count += _return(state, queue, back)
     return Done(c.correlation, count)
 
 
-def lost(broker: Broker, c: m.Lost) -> None:
+def lost(state: BrokerState, c: m.Lost) -> None:
     """Bodies that could not be read back: their entries become dead letters, never silently
     gone.
     """
     for name, seq in c.entries:
-        queue = broker.queues.get(name)
+        queue = state.queues.get(name)
         entry = queue.take(seq) if queue is not None else None
         if queue is not None and entry is not None:
-            bury(broker, queue, entry, c.reason, "")
+            bury(state, queue, entry, c.reason, "")
 
 
-def sweep(broker: Broker) -> None:
+def sweep(state: BrokerState) -> None:
     """Expired entries in the heads become dead letters; a bounded number is looked at each time."""
     looked = 0
-    for queue in broker.queues.values():
-        if not 0 < queue.soonest <= broker.now:
+    for queue in state.queues.values():
+        if not 0 < queue.soonest <= state.now:
             continue
         looked += len(queue.ready)
-        for entry in queue.expired(broker.now):
-            own = 0 < entry.expires_at <= broker.now
+        for entry in queue.expired(state.now):
+            own = 0 < entry.expires_at <= state.now
             bury(
-                broker,
+                state,
                 queue,
                 entry,
                 "expired" if own else "it waited longer than the queue's time to live",
                 "",
             )
-        want_page(broker, queue)
+        want_page(state, queue)
         if looked >= SWEEP_ENTRIES:
             return

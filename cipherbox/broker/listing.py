@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from heapq import nsmallest
-from typing import TYPE_CHECKING
 
 from cipherbox.broker import model as m
 from cipherbox.broker.clients import owned_queues
 from cipherbox.broker.model import EVERYBODY, Listed
+from cipherbox.broker.queues import Queue
+from cipherbox.broker.state import BrokerState
 from cipherbox.errors import InvalidRequest, NotFound
-
-if TYPE_CHECKING:
-    from cipherbox.broker.broker import Broker
-    from cipherbox.broker.queues import Queue
 
 # the name first; names hold no control characters, so a joined key sorts as the tuple does
 Key = tuple[str, ...]
 Row = dict[str, object]
-Lister = tuple[Callable[["Broker", str, bool], Iterator[Key]], Callable[["Broker", Key, bool], Row]]
+Lister = tuple[
+    Callable[[BrokerState, str, bool], Iterator[Key]], Callable[[BrokerState, Key, bool], Row]
+]
 _SEPARATOR = "\x00"
 
 
-def listing(broker: Broker, c: m.List) -> Listed:
+def listing(state: BrokerState, c: m.List) -> Listed:
     """One page of rows; NotFound when one is asked for by name and is not to be seen."""
     lister = _LISTERS.get(c.what)
     if lister is None:
@@ -34,27 +33,27 @@ def listing(broker: Broker, c: m.List) -> Listed:
             f"there is no list of {c.what!r}; there are {', '.join(sorted(_LISTERS))}"
         )
     keys, row = lister
-    admin = broker.rights.is_admin(c.client, c.connection)
-    seen = (key for key in keys(broker, c.client, admin) if not c.name or key[0] == c.name)
-    most = broker.limits.names_per_frame
+    admin = state.rights.is_admin(c.client, c.connection)
+    seen = (key for key in keys(state, c.client, admin) if not c.name or key[0] == c.name)
+    most = state.limits.names_per_frame
     if c.after:
         seen = (key for key in seen if _SEPARATOR.join(key) > c.after)
     page = nsmallest(most + 1, seen)
     if c.name and not page and not c.after:
         raise NotFound(f"there is no {c.name!r} among the {c.what} that you may see")
     after = _SEPARATOR.join(page[most - 1]) if len(page) > most else ""
-    return Listed(c.correlation, [row(broker, key, admin) for key in page[:most]], after)
+    return Listed(c.correlation, [row(state, key, admin) for key in page[:most]], after)
 
 
-def _exchanges(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
-    granted = broker.rights.granted
-    for name in broker.exchanges:
+def _exchanges(state: BrokerState, client: str, admin: bool) -> Iterator[Key]:
+    granted = state.rights.granted
+    for name in state.exchanges:
         if admin or granted(client, "publish", name) or granted(client, "bind", name):
             yield (name,)
 
 
-def _exchange(broker: Broker, key: Key, admin: bool) -> Row:
-    exchange = broker.exchanges[key[0]]
+def _exchange(state: BrokerState, key: Key, admin: bool) -> Row:
+    exchange = state.exchanges[key[0]]
     return {
         "name": exchange.name,
         "type": exchange.kind.name.lower(),
@@ -62,13 +61,13 @@ def _exchange(broker: Broker, key: Key, admin: bool) -> Row:
     }
 
 
-def _queues(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
-    for name in broker.queues if admin else broker.reads.get(client, ()):
+def _queues(state: BrokerState, client: str, admin: bool) -> Iterator[Key]:
+    for name in state.queues if admin else state.reads.get(client, ()):
         yield (name,)
 
 
-def _queue(broker: Broker, key: Key, admin: bool) -> Row:
-    q = broker.queues[key[0]]
+def _queue(state: BrokerState, key: Key, admin: bool) -> Row:
+    q = state.queues[key[0]]
     return {
         "name": q.name,
         "owner": q.owner,
@@ -91,25 +90,25 @@ def oldest(queue: Queue) -> int:
     return min(heads, default=0)
 
 
-def _bindings(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
-    for name in broker.queues if admin else broker.reads.get(client, ()):
-        for exchange, routing_key in broker.queues[name].bindings:
+def _bindings(state: BrokerState, client: str, admin: bool) -> Iterator[Key]:
+    for name in state.queues if admin else state.reads.get(client, ()):
+        for exchange, routing_key in state.queues[name].bindings:
             yield (exchange, name, routing_key)
 
 
-def _binding(broker: Broker, key: Key, admin: bool) -> Row:
+def _binding(state: BrokerState, key: Key, admin: bool) -> Row:
     exchange, queue, routing_key = key
     return {"name": exchange, "exchange": exchange, "queue": queue, "routing_key": routing_key}
 
 
-def _clients(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
-    for name, row in broker.rights.clients.items():
+def _clients(state: BrokerState, client: str, admin: bool) -> Iterator[Key]:
+    for name, row in state.rights.clients.items():
         if admin or not row.revoked_at:
             yield (name,)
 
 
-def _client(broker: Broker, key: Key, admin: bool) -> Row:
-    c = broker.rights.clients[key[0]]
+def _client(state: BrokerState, key: Key, admin: bool) -> Row:
+    c = state.rights.clients[key[0]]
     if not admin:
         return {"name": c.name}
     return {
@@ -118,20 +117,20 @@ def _client(broker: Broker, key: Key, admin: bool) -> Row:
         "added_at": c.added_at,
         "revoked_at": c.revoked_at,
         "reason": c.reason,
-        "connected": c.name in broker.connections_of,
-        "bytes": broker.totals.of(c.name).size,
-        "envelopes": broker.totals.of(c.name).envelopes,
-        "queues": owned_queues(broker, c.name),
+        "connected": c.name in state.connections_of,
+        "bytes": state.totals.of(c.name).size,
+        "envelopes": state.totals.of(c.name).envelopes,
+        "queues": owned_queues(state, c.name),
     }
 
 
-def _grants(broker: Broker, client: str, admin: bool) -> Iterator[Key]:
-    for row in broker.rights.grants:
+def _grants(state: BrokerState, client: str, admin: bool) -> Iterator[Key]:
+    for row in state.rights.grants:
         if admin or row[0] in (client, EVERYBODY):
             yield row
 
 
-def _grant(broker: Broker, key: Key, admin: bool) -> Row:
+def _grant(state: BrokerState, key: Key, admin: bool) -> Row:
     return {"name": key[0], "right": key[1], "resource": key[2]}
 
 

@@ -100,7 +100,7 @@ class HQ:
             store,
             self.directory,
             self.trust,
-            lambda client: self.engine.broker.totals.most(client, PREKEYS),
+            lambda client: self.engine.broker.state.totals.most(client, PREKEYS),
             of_one,
             self.engine.in_store,
         )
@@ -157,7 +157,7 @@ class HQ:
         if self.lists.condemned:
             raise HqRevoked(self.lists.condemned)
         client = self.trust.identify(certificate)
-        row = self.engine.broker.rights.clients.get(client)
+        row = self.engine.broker.state.rights.clients.get(client)
         if row is None or row.revoked_at:
             raise CredentialsError("HQ does not know this client any more")
         if why := self.lists.refusal():
@@ -176,7 +176,7 @@ class HQ:
 
     def is_admin(self, client: str) -> bool:
         """Whether a connection's client is an admin; nobody is one without a certificate."""
-        return bool(client) and self.engine.broker.rights.is_admin(client, -1)
+        return bool(client) and self.engine.broker.state.rights.is_admin(client, -1)
 
     def enter(self, session: Session) -> bool:
         """A session begins; False when there is no room for it."""

@@ -78,7 +78,7 @@ def measure(batch: int, exchange: str, key: str, *, waiting: int = 0) -> float:
         for handed in effects.handed:
             held += [entry[0] for entry in handed.entries]
     spent = time.perf_counter() - start
-    assert broker.queues["box.B"].depth == len(held)
+    assert broker.state.queues["box.B"].depth == len(held)
     return spent / ENVELOPES * 1e6
 
 

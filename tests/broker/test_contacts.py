@@ -43,7 +43,7 @@ def test_a_client_speaks_for_itself_and_hq_keeps_it() -> None:
     assert isinstance(w.publish(w.item("C", ("B",))), Confirmed)
     tell(w, "B")
     assert isinstance(w.publish(w.item("A", ("B", "C"))), Confirmed)
-    assert w.broker.rights.contacts == w.store.load(4).contacts == {}
+    assert w.broker.state.rights.contacts == w.store.load(4).contacts == {}
 
 
 def test_as_soon_as_one_is_allowed_only_those_are_taken() -> None:
@@ -124,4 +124,4 @@ def test_who_is_revoked_takes_no_mail_and_leaves_no_lists() -> None:
     w = World(LIMITS, "A", "B")
     tell(w, "B", blocked=("A",))
     w.ok(m.RevokeClient(*HQ, w.next(), "B", "lost"))
-    assert w.broker.rights.contacts == w.store.load(4).contacts == {}
+    assert w.broker.state.rights.contacts == w.store.load(4).contacts == {}

@@ -7,7 +7,7 @@ import pytest
 from cipherbox.broker import model as m
 from cipherbox.broker.exchanges import topic_matches
 from cipherbox.broker.model import Acked, Confirmed, ExchangeType, Failed, FetchedEntries, Routed
-from cipherbox.broker.publish import RouteDetail
+from cipherbox.broker.routes import RouteDetail
 from cipherbox.limits import LIMITS
 from tests.broker.world import BIG, HQ, SMALL, START, World, consumer, labs, seqs
 
@@ -168,7 +168,7 @@ def test_the_same_bytes_again_after_the_ack_are_never_delivered_again() -> None:
     answer = w.publish(item)
     assert isinstance(answer, Confirmed)
     assert answer.again
-    assert w.broker.queues["box.B"].depth == 0
+    assert w.broker.state.queues["box.B"].depth == 0
 
 
 def test_an_id_with_other_bytes_is_refused_and_anothers_id_is_free() -> None:
@@ -193,8 +193,8 @@ def test_a_higher_generation_replaces_what_waits_and_nothing_that_was_acknowledg
     assert isinstance(answer, Confirmed)
     assert not answer.again
     assert w.store.envelopes[1][2].generation == 1
-    assert w.broker.queues["box.B"].size == 150
-    assert w.broker.queues["box.C"].depth == 0
+    assert w.broker.state.queues["box.B"].size == 150
+    assert w.broker.state.queues["box.C"].depth == 0
     again = w.publish(newer)
     assert isinstance(again, Confirmed)
     assert again.again
@@ -204,7 +204,7 @@ def test_a_higher_generation_replaces_what_waits_and_nothing_that_was_acknowledg
 
 def test_times() -> None:
     w = World(LIMITS, "A", "B")
-    w.broker.watermark = START - 1000
+    w.broker.state.watermark = START - 1000
     old = (START - 1001 << 80 | 7 << 76 | 2 << 62).to_bytes(16, "big")
     ahead = (START + LIMITS.clock_ahead_ms + 1000 << 80 | 7 << 76 | 2 << 62).to_bytes(16, "big")
     assert w.refused(w.item("A", ("B",), envelope_id=old)) == "too-old"
@@ -290,12 +290,12 @@ def test_an_ack_of_what_lies_in_the_store_only() -> None:
     w = World(SMALL, "A", "B")
     for _ in range(12):
         w.publish(w.item("A", ("B",), size=1))
-    assert len(w.broker.queues["box.B"].ready) == 4
+    assert len(w.broker.state.queues["box.B"].ready) == 4
     answer = w.ok(m.Ack(2, "B", w.next(), "box.B", [(2, 1), (9, 2), (9, 1)]))
     assert answer == Acked(answer.correlation, 3, 1)
     consumer(w, "B", "box.B")
     w.settle()
-    assert sorted(w.broker.queues["box.B"].out) == [1, 3, 4, 5, 6, 7, 8, 11, 12]
+    assert sorted(w.broker.state.queues["box.B"].out) == [1, 3, 4, 5, 6, 7, 8, 11, 12]
 
 
 def test_fetch_takes_what_waits_and_returns_it_when_the_connection_ends() -> None:
@@ -326,7 +326,7 @@ def test_nack_and_too_many_deliveries_make_dead_letters() -> None:
         w.ok(m.Nack(2, "B", w.next(), "box.B", 2, True, 0, ""))
     assert w.store.dead[-1].seq == 2
     assert "5 times" in w.store.dead[-1].reason
-    assert w.broker.queues["box.B"].depth == 0
+    assert w.broker.state.queues["box.B"].depth == 0
     assert w.store.bodies == {1, 2}  # kept with the dead letters
 
 
@@ -356,13 +356,13 @@ def test_a_long_queue_keeps_its_head_in_memory_alone_and_pages() -> None:
     w = World(SMALL, "A", "B")
     for _ in range(20):
         w.publish(w.item("A", ("B",), size=1))
-    queue = w.broker.queues["box.B"]
+    queue = w.broker.state.queues["box.B"]
     assert (len(queue.ready), queue.depth, queue.tail) == (4, 20, True)
     got = seqs(consumer(w, "B", "box.B", envelopes=100))
     got += [e.seq for h in w.settle() for e in h.entries]
     assert got == list(range(1, 21))
     w.recover()
-    assert len(w.broker.queues["box.B"].ready) == 4
+    assert len(w.broker.state.queues["box.B"].ready) == 4
     w.connect("A")
     w.publish(w.item("A", ("B",), size=1))
     w.connect("B")

@@ -62,7 +62,7 @@ def test_a_reader_who_loses_the_right_loses_the_deliveries() -> None:
     w.publish(w.item("FL-LAB", ("CA-RC", "NY-RC"), "labs", "pa.dat"))
     assert seqs(consumer(w, "NY-RC", "ca_rc_queue")) == [1]
     w.ok(m.Grant(*HQ, w.next(), "NY-RC", "read", "ca_rc_queue", False))
-    assert not w.broker.queues["ca_rc_queue"].out
+    assert not w.broker.state.queues["ca_rc_queue"].out
     assert seqs(consumer(w, "CA-RC", "ca_rc_queue")) == [1]
 
 
@@ -125,7 +125,7 @@ def test_a_queue_with_envelopes_is_not_deleted_and_an_empty_one_goes_with_its_bi
     assert w.store.dead[0].reason.startswith("purged")
     assert w.fails(m.DeleteQueue(w.connection_of["CA-RC"], "CA-RC", 1, "ca_rc_queue")) == "conflict"
     w.ok(m.DeleteQueue(*HQ, 1, "ca_rc_queue"))
-    assert w.broker.totals.of("FL-LAB") == (0, 0)
+    assert w.broker.state.totals.of("FL-LAB") == (0, 0)
     assert not [b for b in w.store.bindings if b[1] == "ca_rc_queue"]
     assert w.refused(w.item("FL-LAB", ("CA-RC",), "labs", "pa.dat")) == "no-route"
 

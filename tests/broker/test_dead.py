@@ -36,7 +36,7 @@ def test_a_dead_letter_returns_to_the_end_and_is_acknowledged_like_any_other() -
     w.publish(w.item("A", ("B",)))
     assert settle(w, [(1, 1)]) == Done(w.correlation, 1)
     assert fetched(w, "B", BOX) == [(3, 100), (4, 100)]
-    assert w.broker.queues[BOX].used == {"A": (300, 3)}  # the other dead letter counts too
+    assert w.broker.state.queues[BOX].used == {"A": (300, 3)}  # the other dead letter counts too
     w.recover()
     w.connect("A")
     w.connect("B")
@@ -107,7 +107,7 @@ def test_a_queue_keeps_its_newest() -> None:
     for _ in range(5):
         w.publish(w.item("A", ("B",), "x", "k"))
     assert w.store.open_dead("q") == [1, 2, 3]
-    assert w.broker.queues["q"].depth == 2
+    assert w.broker.state.queues["q"].depth == 2
     w.recover()
     w.connect("A")
     w.connect("B")

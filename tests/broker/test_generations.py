@@ -8,7 +8,7 @@ import attrs
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Acked, Confirmed, Done, Failed, FetchedEntries, Incoming
-from cipherbox.broker.publish import RouteDetail
+from cipherbox.broker.routes import RouteDetail
 from cipherbox.limits import LIMITS
 from tests.broker.world import BIG, SMALL, World
 
@@ -31,7 +31,7 @@ def test_it_takes_the_place_of_one_that_waits() -> None:
         w.publish(item)
     assert isinstance(w.publish(newer(items[1])), Confirmed)
     assert fetched(w, "B", "box.B") == [(1, 100), (2, 150), (3, 100)]
-    assert w.broker.queues["box.B"].size == 350
+    assert w.broker.state.queues["box.B"].size == 350
     assert w.store.usage == {("A", "box.B"): (350, 3)}
 
 
@@ -49,7 +49,7 @@ def test_one_that_lies_in_the_store_alone_keeps_the_sums_right() -> None:
     items = [w.item("A", ("B",), size=10) for _ in range(8)]
     for item in items:
         w.publish(item)
-    queue = w.broker.queues["box.B"]
+    queue = w.broker.state.queues["box.B"]
     assert queue.loaded_to == 4
     assert isinstance(w.publish(newer(items[7], size=25)), Confirmed)
     assert (queue.size, queue.used) == (95, {"A": (95, 8)})
@@ -64,7 +64,7 @@ def test_replaced_in_the_store_and_acknowledged_in_one_commit() -> None:
     for item in items:
         w.publish(item)
     w.run(m.Publish(1, "A", [newer(items[7], size=25)]), m.Ack(2, "B", 1, "box.B", [(8, 1)]))
-    queue = w.broker.queues["box.B"]
+    queue = w.broker.state.queues["box.B"]
     assert (queue.depth, queue.size, queue.used) == (7, 70, {"A": (70, 7)})
 
 
@@ -88,7 +88,7 @@ def test_acknowledged_from_the_store_in_the_same_commit_it_replaces_nothing() ->
     (answer,) = effects.answers[1]
     assert isinstance(answer, Confirmed)
     assert answer.again
-    assert w.broker.queues["box.B"].used == {"A": (70, 7)}
+    assert w.broker.state.queues["box.B"].used == {"A": (70, 7)}
 
 
 def test_a_dead_letter_waits_again_as_a_new_entry() -> None:
@@ -162,8 +162,8 @@ def test_a_dead_letter_of_who_is_no_recipient_any_more_stays_dead() -> None:
     w.publish(item)
     w.ok(m.Purge(0, "", 1, "box.C"))
     assert isinstance(w.publish(newer(item, recipients=("B",))), Confirmed)
-    assert w.broker.queues["box.C"].depth == 0
-    assert w.broker.queues["box.B"].depth == 1
+    assert w.broker.state.queues["box.C"].depth == 0
+    assert w.broker.state.queues["box.B"].depth == 1
 
 
 def test_its_new_size_and_its_new_expiry_count() -> None:

@@ -406,7 +406,7 @@ class Deliveries(RuleBasedStateMachine):
     @invariant()
     def counters_and_memory_are_right(self) -> None:
         for name in QUEUES:
-            queue = self.w.broker.queues[name]
+            queue = self.w.broker.state.queues[name]
             live = self.live(name)
             assert queue.depth == len(live)
             assert queue.size == sum(self.item((name, s)).size for s in live)

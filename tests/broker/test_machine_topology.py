@@ -84,8 +84,8 @@ class Topology(RuleBasedStateMachine):
     @rule(client=WHO, queue=NAMES)
     def publish_and_take(self, client: str, queue: str) -> None:
         """No (queue, seq) comes twice, however often the queue was deleted and declared again."""
-        found = self.w.broker.queues.get(queue)
-        readers = self.w.broker.rights.readers(found) if found else ()
+        found = self.w.broker.state.queues.get(queue)
+        readers = self.w.broker.state.rights.readers(found) if found else ()
         if found is None or client not in readers:
             return
         c = self.w.connection_of.get(client) or self.w.connect(client)
@@ -102,14 +102,14 @@ class Topology(RuleBasedStateMachine):
     def a_queue_is_used_up_deleted_and_made_again_in_one_commit(
         self, queue: str, again: bool
     ) -> None:
-        if queue not in self.w.broker.queues:
+        if queue not in self.w.broker.state.queues:
             return
         commands: list[m.AnyCommand] = [m.Purge(0, "", 1, queue), m.DeleteQueue(0, "", 1, queue)]
-        readers = self.w.broker.rights.readers(self.w.broker.queues[queue])
+        readers = self.w.broker.state.rights.readers(self.w.broker.state.queues[queue])
         if readers:
             c = self.w.connection_of.get(readers[0]) or self.w.connect(readers[0])
             item = self.w.item(readers[0], readers, "", queue)
-            seq = self.w.broker.queues[queue].next
+            seq = self.w.broker.state.queues[queue].next
             self.places.add((queue, seq))
             commands[:0] = [
                 m.Publish(c, readers[0], [item]),
@@ -132,11 +132,11 @@ class Topology(RuleBasedStateMachine):
     @invariant()
     def nothing_dangles(self) -> None:
         broker = self.w.broker
-        for exchange in broker.exchanges.values():
+        for exchange in broker.state.exchanges.values():
             for queue, key in exchange.bindings:
-                assert (exchange.name, key) in broker.queues[queue].bindings
-        for _, _, resource in broker.rights.grants:
-            assert resource in broker.exchanges or resource in broker.queues
+                assert (exchange.name, key) in broker.state.queues[queue].bindings
+        for _, _, resource in broker.state.rights.grants:
+            assert resource in broker.state.exchanges or resource in broker.state.queues
 
 
 TestTopology = Topology.TestCase

@@ -26,7 +26,7 @@ def test_delivered_twice_in_the_commit_of_its_publish_counts_twice() -> None:
         m.Fetch(2, "B", 3, "box.B", 1, BIG),
     )
     assert w.store.entries[("box.B", 1)][1] == 2
-    assert w.broker.queues["box.B"].out[1].entry.attempts == 2
+    assert w.broker.state.queues["box.B"].out[1].entry.attempts == 2
 
 
 def test_published_delivered_and_acknowledged_at_once() -> None:
@@ -113,7 +113,7 @@ def test_acknowledged_twice_from_the_store_in_one_commit() -> None:
     acks = [m.Ack(2, "B", i, "box.B", [(3, 6)]) for i in (1, 2)]
     assert w.broker.wanted(acks[:1]).entries == [("box.B", 5, 4)]
     assert w.run(*acks).answers[2] == [Acked(1, 6, 0), Acked(2, 0, 6)]
-    assert w.broker.queues["box.B"].depth == 3
+    assert w.broker.state.queues["box.B"].depth == 3
 
 
 def test_paging_ends_when_the_last_of_the_tail_was_acknowledged_meanwhile() -> None:
@@ -125,16 +125,16 @@ def test_paging_ends_when_the_last_of_the_tail_was_acknowledged_meanwhile() -> N
     for _ in range(3):
         w.run()
     assert not w.pages
-    assert not w.broker.queues["box.B"].tail
+    assert not w.broker.state.queues["box.B"].tail
     w.publish(w.item("A", ("B",), size=1))
-    assert sorted(w.broker.queues["box.B"].out) == [1, 2, 3, 4, 5, 6, 10]
+    assert sorted(w.broker.state.queues["box.B"].out) == [1, 2, 3, 4, 5, 6, 10]
 
 
 def test_two_fetches_of_one_commit_ask_for_one_page() -> None:
     w = World(SMALL, "A", "B")
     for _ in range(9):
         w.publish(w.item("A", ("B",), size=1))
-    queue = w.broker.queues["box.B"]
+    queue = w.broker.state.queues["box.B"]
     fetch = m.Fetch(2, "B", 1, "box.B", 9, BIG)
     w.broker.handle([fetch], m.Facts(), w.now)
     queue.paging = False
@@ -196,7 +196,7 @@ def test_what_was_published_just_before_is_not_handed_to_a_revoked_client() -> N
     w.ok(m.Consume(2, "B", 1, 1, "box.B", 9, BIG))
     effects = w.run(m.Publish(1, "A", [w.item("A", ("B",))]), m.RevokeClient(*HQ, 1, "B", "stolen"))
     assert not effects.handed
-    assert not w.broker.consumers
+    assert not w.broker.state.consumers
 
 
 def test_a_reader_who_loses_the_right_also_gives_back_what_it_fetched() -> None:
@@ -250,7 +250,7 @@ def test_expired_ones_behind_others_are_swept_and_the_rest_stays_in_order() -> N
     w.now += 20
     effects = w.run(m.Sweep())
     assert len(effects.changes.dead) == 1500
-    assert w.broker.queues["box.B"].soonest == 0  # nothing is left to look for
+    assert w.broker.state.queues["box.B"].soonest == 0  # nothing is left to look for
     assert not w.run(m.Sweep()).changes
     answer = w.ok(m.Fetch(2, "B", 1, "box.B", 5, BIG))
     assert isinstance(answer, FetchedEntries)
@@ -265,7 +265,7 @@ def test_expired_heads_of_a_queue_nobody_reads_are_followed_by_their_tail() -> N
     for _ in range(8):
         w.run(m.Sweep())
     assert len(w.store.dead) == 11
-    assert w.broker.queues["box.B"].depth == 0
+    assert w.broker.state.queues["box.B"].depth == 0
 
 
 def test_an_exchange_type_that_is_none() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Acked, Confirmed, Done, ExchangeType
-from cipherbox.broker.publish import _REMEMBERED_RECIPIENTS
+from cipherbox.broker.routes import _REMEMBERED_RECIPIENTS
 from cipherbox.limits import LIMITS
 from tests.broker.world import BIG, HQ, World, bound
 
@@ -64,7 +64,7 @@ def test_acknowledged_to_the_end_deleted_and_declared_again() -> None:
     w.ok(m.Bind(*HQ, 1, "e", "q", "k"))
     w.publish(w.item("A", ("B",), "e", "k"))
     assert w.ok(ack) == Acked(1, 0, 3)
-    assert w.broker.queues["q"].depth == 1
+    assert w.broker.state.queues["q"].depth == 1
 
 
 def test_numbers_of_a_deleted_queue_are_not_used_after_a_restart() -> None:
@@ -73,7 +73,7 @@ def test_numbers_of_a_deleted_queue_are_not_used_after_a_restart() -> None:
     w.run(m.Ack(2, "B", 1, "q", [(1, 1)]), m.DeleteQueue(2, "B", 2, "q"))
     w.recover()
     w.ok(m.DeclareQueue(*HQ, 1, "q", "B", ()))
-    assert w.broker.queues["q"].next == 2
+    assert w.broker.state.queues["q"].next == 2
 
 
 def test_a_deleted_queue_ends_its_consumers() -> None:
@@ -82,7 +82,7 @@ def test_a_deleted_queue_ends_its_consumers() -> None:
     w.run(m.DeleteQueue(2, "B", 1, "q"), m.Credit(2, 1, 1, 1))
     assert w.fails(m.Cancel(2, "B", 1, 1)) == "invalid-request"
     w.run(m.Disconnect(2))
-    assert not w.broker.tags
+    assert not w.broker.state.tags
 
 
 # -- what was remembered is forgotten in time ------------------------------------------------------
@@ -124,4 +124,4 @@ def test_the_most_recipients() -> None:
         answer = w.publish(w.item("C000", tuple(clients)))
         assert isinstance(answer, Confirmed)
         assert len(answer.queues) == LIMITS.recipients
-    assert all(len(key[3]) <= _REMEMBERED_RECIPIENTS for key in w.broker.targets)
+    assert all(len(key[3]) <= _REMEMBERED_RECIPIENTS for key in w.broker.state.targets)

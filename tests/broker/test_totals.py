@@ -46,9 +46,9 @@ def test_small_envelopes_are_counted_too() -> None:
 def test_an_envelope_counts_in_each_of_its_queues_and_is_refused_whole() -> None:
     w = World(LOW, "A", *MANY)
     assert isinstance(w.publish(w.item("A", MANY[:4])), Confirmed)
-    assert w.broker.totals.of("A") == (400, 4)
+    assert w.broker.state.totals.of("A") == (400, 4)
     assert "400 bytes" in refusal(w, *MANY[:7])
-    assert w.broker.totals.of("A") == (400, 4)
+    assert w.broker.state.totals.of("A") == (400, 4)
 
 
 def test_dead_letters_count_until_somebody_drops_them() -> None:
@@ -58,14 +58,14 @@ def test_dead_letters_count_until_somebody_drops_them() -> None:
         w.publish(w.item("A", ("B",), expires_at=w.now + 10))
     w.now += 20
     w.run(m.Sweep())
-    assert w.broker.queues["box.B"].depth == 0
+    assert w.broker.state.queues["box.B"].depth == 0
     assert "800 bytes of A are in box.B already" in refusal(w, "B")
     w.recover()
     w.connect("A")
     w.connect("B")
     assert "800 bytes of A are in box.B already" in refusal(w, "B")
     assert w.ok(m.SettleDead(*HQ, w.next(), "box.B", [(1, 3)], True)) == Done(w.correlation, 3)
-    assert w.broker.totals.of("A") == (500, 5)
+    assert w.broker.state.totals.of("A") == (500, 5)
     assert isinstance(w.publish(w.item("A", ("B",))), Confirmed)
 
 
@@ -90,7 +90,7 @@ def test_a_queue_with_dead_letters_is_not_deleted_by_its_owner() -> None:
     w.ok(m.SettleDead(1, "A", w.next(), "q", [(1, 1)], False))
     w.ok(m.Ack(1, "A", w.next(), "q", [(2, 1)]))
     w.ok(m.DeleteQueue(1, "A", w.next(), "q"))
-    assert w.broker.totals.of("A") == (0, 0)
+    assert w.broker.state.totals.of("A") == (0, 0)
 
 
 def test_an_admin_gives_one_client_more_or_less() -> None:
@@ -125,7 +125,7 @@ def test_the_next_generation_counts_what_it_adds(size: int) -> None:
     w.publish(item)
     newer = item._replace(generation=1, envelope_hash=bytes(32), size=size, correlation=w.next())
     w.run(m.Publish(1, "A", [newer]))
-    assert w.broker.totals.of("A") == (2 * size, 2)
+    assert w.broker.state.totals.of("A") == (2 * size, 2)
     huge = item._replace(
         generation=2, envelope_hash=bytes([1]) * 32, size=600, correlation=w.next()
     )

@@ -356,16 +356,17 @@ def durable(broker: Broker) -> dict[str, object]:
                 {s: n for s, n in q.used.items() if n},
                 q.bindings,
             )
-            for q in broker.queues.values()
+            for q in broker.state.queues.values()
         },
-        "exchanges": {e.name: (e.kind, e.bindings) for e in broker.exchanges.values()},
+        "exchanges": {e.name: (e.kind, e.bindings) for e in broker.state.exchanges.values()},
         "routes": {
-            e.name: [e.route(key) for key in ("k", "a.b", "")] for e in broker.exchanges.values()
+            e.name: [e.route(key) for key in ("k", "a.b", "")]
+            for e in broker.state.exchanges.values()
         },
-        "grants": broker.rights.grants,
-        "clients": broker.rights.clients,
-        "contacts": broker.rights.contacts,
-        "highest": broker.highest,
-        "numbers": (broker.next_number, broker.bindings_version),
-        "reads": {client: names for client, names in broker.reads.items() if names},
+        "grants": broker.state.rights.grants,
+        "clients": broker.state.rights.clients,
+        "contacts": broker.state.rights.contacts,
+        "highest": broker.state.highest,
+        "numbers": (broker.state.next_number, broker.state.bindings_version),
+        "reads": {client: names for client, names in broker.state.reads.items() if names},
     }

@@ -159,7 +159,7 @@ async def test_what_nobody_waits_for_goes_to_the_others_and_it_is_said_who_does_
     async with hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab:
         await lab.bundles(["CA-RC", "SF-RC", "NY-RC"])
         server = running(lab)
-        server.engine.broker.queues.pop("box.NY-RC")  # HQ has no mailbox for a second one
+        server.engine.broker.state.queues.pop("box.NY-RC")  # HQ has no mailbox for a second one
         await lab.publish("for three", to=["CA-RC", "SF-RC", "NY-RC"], wait=False)
         outbox = lab.outbox().outbox
         await until(lambda: [row.recipients for row in outbox.rows([CONFIRMED])] == [("SF-RC",)])

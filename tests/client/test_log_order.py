@@ -38,7 +38,7 @@ async def test_a_backdated_clock_makes_no_revoked_sender_believed(hq: Any) -> No
         server = running(lab)
         real = server.engine._clock_ms
         server.engine._clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.now -= BACK_MS
+        server.engine.broker.state.now -= BACK_MS
         await lab.publish("before", to="CA-RC")
         await revoke(server, "FL-LAB")
         await lab.publish("after", to="CA-RC")
@@ -61,7 +61,7 @@ async def test_an_hq_that_proves_no_order_is_not_believed(
         server = running(lab)
         real = server.engine._clock_ms
         server.engine._clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.now -= BACK_MS
+        server.engine.broker.state.now -= BACK_MS
         await lab.publish("before", to="CA-RC")
         await revoke(server, "FL-LAB")
         (delivery,) = await center.fetch_unopened()
@@ -82,7 +82,7 @@ async def test_a_revoked_senders_backlog_uses_up_no_requests(
         server = running(lab)
         real = server.engine._clock_ms
         server.engine._clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.now -= BACK_MS
+        server.engine.broker.state.now -= BACK_MS
         for text in "1234":
             await lab.publish(text, to="CA-RC")
         await revoke(server, "FL-LAB")
@@ -251,7 +251,7 @@ async def test_an_hq_that_proves_another_entry_than_it_delivered_contradicts_its
         server = running(lab)
         real = server.engine._clock_ms
         server.engine._clock_ms = lambda: real() - BACK_MS
-        server.engine.broker.now -= BACK_MS
+        server.engine.broker.state.now -= BACK_MS
         await lab.publish("before", to="CA-RC")
         await revoke(server, "FL-LAB")
         rename(server, -1)

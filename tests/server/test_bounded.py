@@ -83,7 +83,7 @@ async def test_publishers_wait_while_memory_is_short_and_nothing_is_lost(tmp_pat
         assert "HQ is short of memory; publishers wait" in {
             text for lab in labs for text in lab.told
         }
-        assert r.hq.engine.broker.queues["box.CA-RC"].depth == each * many
+        assert r.hq.engine.broker.state.queues["box.CA-RC"].depth == each * many
 
 
 async def test_a_publisher_that_ignores_its_window_is_held_by_tcp(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ async def test_a_consumer_that_never_acknowledges_gets_its_credit_and_no_more(
             got += answer.entries if isinstance(answer, Deliveries) else []
         await center.send(frames.Ping(center.correlation + 1))
         assert isinstance(await center.next(), frames.Pong)  # nothing more came before it
-        queue = r.hq.engine.broker.queues["box.CA-RC"]
+        queue = r.hq.engine.broker.state.queues["box.CA-RC"]
         assert queue.depth == 400
         assert len(queue.ready) <= 100
         assert r.hq.engine.bodies.size <= 200_000
@@ -174,7 +174,7 @@ async def test_a_consumer_that_does_not_read_is_cut_and_holds_up_nobody(tmp_path
                 )
                 await center.send(frames.Credit(1, len(answer.entries), BIG))
                 assert r.hq.memory.held < 8 * MIB
-        assert r.hq.engine.broker.queues["box.STUCK"].depth == 24
+        assert r.hq.engine.broker.state.queues["box.STUCK"].depth == 24
         assert r.hq.memory.held == 0
 
 
@@ -222,7 +222,7 @@ async def test_a_hundred_clients_declare_the_same_queue_at_once(tmp_path: Path) 
     async with running(tmp_path / "hq") as r:
         raws = [await r.client(f"C-{n}") for n in range(100)]
         for n in range(100):
-            r.hq.engine.broker.rights.grants.add((f"C-{n}", "declare", ""))
+            r.hq.engine.broker.state.rights.grants.add((f"C-{n}", "declare", ""))
         answers: list[Any] = []
 
         async def declare(raw: Raw) -> None:
@@ -234,7 +234,7 @@ async def test_a_hundred_clients_declare_the_same_queue_at_once(tmp_path: Path) 
         made = [a for a in answers if isinstance(a, frames.Ok)]
         assert len(made) == 1
         assert {codec_name(a) for a in answers if isinstance(a, frames.Error)} == {"conflict"}
-        assert "shared" in r.hq.engine.broker.queues
+        assert "shared" in r.hq.engine.broker.state.queues
         again = [
             await (await r.client("C-0")).ask(frames.DeclareQueue, "own", "", []) for _ in range(3)
         ]
@@ -293,7 +293,7 @@ async def test_a_clock_that_jumps(tmp_path: Path) -> None:
             acked = await center.ask(frames.Ack, "box.CA-RC", [frames.Range(got[-1], 1)])
             assert acked.count == 1
         assert got == sorted(got)
-        assert r.hq.engine.broker.queues["box.CA-RC"].depth == 0
+        assert r.hq.engine.broker.state.queues["box.CA-RC"].depth == 0
 
 
 async def test_a_large_envelope_that_comes_too_slowly_ends_its_connection(tmp_path: Path) -> None:

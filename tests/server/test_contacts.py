@@ -46,4 +46,4 @@ async def test_lists_are_bounded_and_have_a_budget_of_their_own_client(tmp_path:
         assert {codec_name(a) for a in said if isinstance(a, frames.Error)} == {"throttled"}
         assert sum(isinstance(a, frames.Ok) for a in said) >= 3
         assert isinstance(await lab.ask(frames.TellContacts, [], ["EVIL"]), frames.Ok)
-        assert len(r.hq.engine.broker.rights.contacts_of("EVIL")) <= LIMITS.names_per_frame
+        assert len(r.hq.engine.broker.state.rights.contacts_of("EVIL")) <= LIMITS.names_per_frame

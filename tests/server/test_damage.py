@@ -41,7 +41,7 @@ async def fill(here: Running) -> dict[bytes, bytes]:
 
 async def take(here: Running, people: dict[str, Person], most: int) -> list[bytes]:
     """Everything HQ delivers to the recipient within a moment."""
-    if here.hq.engine.broker.rights.clients.get("CA-RC") is None:
+    if here.hq.engine.broker.state.rights.clients.get("CA-RC") is None:
         # a damaged write-ahead log ends where the damage is: SQLite goes on from the state before
         return []
     raw = await here.dial(people["CA-RC"])

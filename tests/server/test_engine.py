@@ -109,7 +109,7 @@ async def test_what_waited_from_before_a_failure_is_not_taken_by_the_new_core(
         await w.publish(a, 1)
         await again.until(lambda: bool(again.handed))
         assert seqs(again) == [1]
-        assert w.engine.broker.consumers.keys() == {(again.connection, 1)}
+        assert w.engine.broker.state.consumers.keys() == {(again.connection, 1)}
 
 
 async def test_connections_that_come_while_the_core_is_loaded_are_known_to_the_new_one(
@@ -124,7 +124,7 @@ async def test_connections_that_come_while_the_core_is_loaded_are_known_to_the_n
         early = w.peer("B")
         await w.engine.submit(m.Resolve(early.connection, "B", 1, "", "box.B"))
         await early.until(lambda: bool(early.answers))
-        assert w.engine.broker.client_of == {early.connection: "B"}
+        assert w.engine.broker.state.client_of == {early.connection: "B"}
         assert trio.current_time() >= 2 * engine_module.RECOVER_PAUSE_S
 
 

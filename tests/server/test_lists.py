@@ -67,7 +67,7 @@ async def test_a_list_ends_the_connections_of_the_certificates_it_names_at_once(
                 await trio.sleep(0.01)
         with pytest.raises(Revoked):
             r.hq.trust.identify(person.chain[0])
-        assert r.hq.engine.broker.rights.clients["FL-LAB"].revoked_at
+        assert r.hq.engine.broker.state.rights.clients["FL-LAB"].revoked_at
 
 
 async def test_a_list_that_was_replaced_is_found_without_a_word(
@@ -106,7 +106,7 @@ async def test_only_the_old_certificate_of_a_client_can_be_on_it(tmp_path: Path)
         r.hq.reload()
         await cut(lab)
         await alive(new)
-        assert not r.hq.engine.broker.rights.clients["FL-LAB"].revoked_at
+        assert not r.hq.engine.broker.state.rights.clients["FL-LAB"].revoked_at
 
 
 async def test_by_choice_nobody_is_let_in_under_a_stale_list(tmp_path: Path) -> None:

@@ -239,8 +239,8 @@ async def test_a_drain_lets_go_what_waits_takes_nothing_new_and_ends(tmp_path: P
             await r.stopped.wait()
     async with running(tmp_path / "hq") as r:
         r.people.update(people)
-        assert r.hq.engine.broker.queues["box.NY-RC"].depth == 1
-        assert r.hq.engine.broker.queues["box.CA-RC"].depth == 0
+        assert r.hq.engine.broker.state.queues["box.NY-RC"].depth == 1
+        assert r.hq.engine.broker.state.queues["box.CA-RC"].depth == 0
 
 
 async def test_a_drain_can_be_taken_back_and_has_an_end(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ async def test_whoever_reads_a_large_envelope_too_slowly_is_cut_and_others_get_t
         await publishes(r, lab)
         assert isinstance(await center.next(), Deliveries)
         assert r.hq.memory.held == 0
-        assert r.hq.engine.broker.queues["box.SLOW"].depth == 1  # it waits for a better line
+        assert r.hq.engine.broker.state.queues["box.SLOW"].depth == 1  # it waits for a better line
 
 
 @pytest.mark.parametrize("cache", [MIB, 64 * MIB])

@@ -344,7 +344,9 @@ class World:
             return False
         if any(self.clients[name].outbox().outbox.waiting(0, 1 << 62, 1) for name in SENDERS):
             return False
-        return not any(self.hq.engine.broker.queues[f"box.{name}"].depth for name in RECEIVERS)
+        return not any(
+            self.hq.engine.broker.state.queues[f"box.{name}"].depth for name in RECEIVERS
+        )
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name / "data" / "received_messages.jsonl"

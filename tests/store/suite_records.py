@@ -154,7 +154,7 @@ class Records:
             store = opener()
             driver = Driver(store)
             driver.consume()
-            assert driver.broker.totals.of("A") == tuple(
+            assert driver.broker.state.totals.of("A") == tuple(
                 map(sum, zip(*found.values(), strict=True))
             )
             return found

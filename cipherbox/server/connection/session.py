@@ -214,7 +214,7 @@ class Session:
             limits.credit_bytes,
             self.connection,
             self.hq.clock_ms(),
-            self.hq.engine.broker.watermark,
+            self.hq.engine.broker.state.watermark,
             self.client,
             self.role,
             f"cipherbox {__version__}",
@@ -222,7 +222,7 @@ class Session:
             self.hq.engine.history,
             frames.PREKEYS,
             self.hq.engine.log_head(),
-            self.hq.engine.broker.rights.contacts_of(self.client).digest,
+            self.hq.engine.broker.state.rights.contacts_of(self.client).digest,
         )
         self._put(self._wire.send(welcome))
         self.log("Client connected", software=hello.software[:80], remote=self.remote)

@@ -117,7 +117,7 @@ class Enrolments:
 
     def _check_free(self, client_id: str, role: str, replaces: bool) -> None:
         """Conflict for an id that another home has, unless it is to be replaced."""
-        rights = self._engine.broker.rights
+        rights = self._engine.broker.state.rights
         twin = rights.twin(client_id)
         if twin is not None and twin != client_id:
             raise Conflict(
@@ -185,7 +185,7 @@ class Enrolments:
         """EnrolmentRefused when another home was enrolled under this id since the token was
         made.
         """
-        rights = self._engine.broker.rights
+        rights = self._engine.broker.state.rights
         twin = rights.twin(row.client)
         if twin is not None and twin != row.client:
             raise Conflict(
@@ -218,7 +218,7 @@ class Enrolments:
         """
         now = await self._engine.in_store(self._store.enrolment, row.secret_hash)
         row = now if now is not None else row  # one that was taken before it may have ended it
-        known = self._engine.broker.rights.clients.get(row.client)
+        known = self._engine.broker.state.rights.clients.get(row.client)
         try:
             if row.state != APPROVED:
                 raise EnrolmentRefused(f"the request has {row.state}")
@@ -261,7 +261,7 @@ class Enrolments:
         """The client exists from here on, with its mailboxes, and its certificate counts; again
         is harmless.
         """
-        known = self._engine.broker.rights.clients.get(row.client)
+        known = self._engine.broker.state.rights.clients.get(row.client)
         if known is None or known.revoked_at:
             await self._engine.call(lambda n: m.AddClient(0, "", n, row.client, row.role))
         if not self._trust.knows(pki.serial(pki.load_der(row.chain[0]))):
@@ -269,7 +269,7 @@ class Enrolments:
 
     async def _replace(self, row: Enrolment) -> None:
         """Ends the home that has this id: enrolments and renewals, certificates, connections."""
-        known = self._engine.broker.rights.clients.get(row.client)
+        known = self._engine.broker.state.rights.clients.get(row.client)
         if known is None or known.revoked_at:
             return
         others = await self._engine.in_store(self._store.enrolments, (*UNDER_WAY, DONE), row.client)
@@ -316,12 +316,12 @@ class Enrolments:
         certificate that asks, which must still be good.
         """
         key = pki.key_of_csr(csr)
-        most = self._engine.broker.totals.most(client_id, CERTIFICATES)
+        most = self._engine.broker.state.totals.most(client_id, CERTIFICATES)
         if (count := self._trust.good_count(client_id)) >= most:
             raise LimitReached(f"{client_id} has {count} certificates that hold; at most {most}")
         number = pki.enrol_number(self._trust.root_fingerprint, pki.spki(key))
         async with self.lock:
-            known = self._engine.broker.rights.clients.get(client_id)
+            known = self._engine.broker.state.rights.clients.get(client_id)
             if known is None or known.revoked_at:
                 raise Revoked(f"{client_id} was revoked")
             self._trust.require(serial)
@@ -350,7 +350,7 @@ class Enrolments:
         return Outcome(ISSUED if row.state == DONE else WAITS_FOR_CA, number, row.chain)
 
     async def _check_waiting(self, client_id: str) -> None:
-        most = self._engine.broker.totals.most(client_id, CERTIFICATES)
+        most = self._engine.broker.state.totals.most(client_id, CERTIFICATES)
         rows = await self._engine.in_store(self._store.enrolments, (APPROVED,), client_id)
         if len(rows) >= most:
             raise LimitReached(
@@ -362,11 +362,11 @@ class Enrolments:
         connections, the list.
         """
         async with self.lock:
-            if client_id not in self._engine.broker.rights.clients:
+            if client_id not in self._engine.broker.state.rights.clients:
                 raise NotFound(
                     f"there is no client {client_id!r}; see who is enrolled: cipherbox clients"
                 )
-            if self._engine.broker.rights.admins() == {client_id}:
+            if self._engine.broker.state.rights.admins() == {client_id}:
                 raise Conflict(
                     f"{client_id!r} is the last admin of this HQ; enrol another first: "
                     "cipherbox enroll CLIENT_ID --role admin"
@@ -392,7 +392,7 @@ class Enrolments:
 
         The caller has the lock.
         """
-        if self._engine.broker.rights.admins() == {client_id}:
+        if self._engine.broker.state.rights.admins() == {client_id}:
             log.error(
                 "The last admin has no good certificate any more", extra={"client": client_id}
             )

@@ -160,7 +160,7 @@ def _advice(hq: HQ, name: str) -> str:
 
 def _queues(hq: HQ) -> list[Alert]:
     now, found = hq.clock_ms(), []
-    for queue in hq.engine.broker.queues.values():
+    for queue in hq.engine.broker.state.queues.values():
         if queue.depth and not queue.consumers:
             age_s = (now - (oldest(queue) or now)) / 1000
             if age_s > OLD_S:

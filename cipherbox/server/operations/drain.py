@@ -32,7 +32,7 @@ class Drain:
         """Envelopes that may still go out: in queues somebody consumes, or with somebody who
         fetched them.
         """
-        queues = self._hq.engine.broker.queues.values()
+        queues = self._hq.engine.broker.state.queues.values()
         return sum(q.depth if q.consumers else len(q.out) for q in queues if q.depth)
 
     def begin(self, most_s: float, by: str) -> int:

@@ -51,7 +51,7 @@ def _people(hq: HQ) -> list[Sample]:
 
 
 def _queues(hq: HQ) -> list[Sample]:
-    queues, now = hq.engine.broker.queues, hq.clock_ms()
+    queues, now = hq.engine.broker.state.queues, hq.clock_ms()
     full = [q for q in queues.values() if q.depth]
     depth, out = sum(q.depth for q in full), sum(len(q.out) for q in full)
     ages = {q.name: max(0, now - (oldest(q) or now)) / 1000 for q in full}
@@ -76,7 +76,7 @@ def _queues(hq: HQ) -> list[Sample]:
 
 def _totals(hq: HQ) -> list[Sample]:
     found: list[Sample] = []
-    for client, used in hq.engine.broker.totals.largest(hq.config.metrics.clients):
+    for client, used in hq.engine.broker.state.totals.largest(hq.config.metrics.clients):
         found.append(Sample("cipherbox_client_bytes", used.size, (client,)))
         found.append(Sample("cipherbox_client_envelopes", used.envelopes, (client,)))
     return found

@@ -54,7 +54,7 @@ async def admin_token(
     home is replaced.
     """
     async with closed(config) as hq:
-        known = hq.engine.broker.rights.clients.get(client_id)
+        known = hq.engine.broker.state.rights.clients.get(client_id)
         if known is not None and not known.revoked_at and not replaces:
             raise Conflict(
                 f"{client_id!r} is there, and its lost key would stay good; say --replace, or "

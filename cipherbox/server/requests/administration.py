@@ -58,7 +58,7 @@ async def _certificates(s: Session) -> Rows:
 
 async def _totals(s: Session) -> Rows:
     """What each client has at HQ, and how much it may have."""
-    rights, totals = s.hq.engine.broker.rights, s.hq.engine.broker.totals
+    rights, totals = s.hq.engine.broker.state.rights, s.hq.engine.broker.state.totals
     kept = await s.hq.engine.in_store(s.hq.store.counts)
     found: Rows = []
     for name in sorted(rights.clients):
@@ -66,7 +66,7 @@ async def _totals(s: Session) -> Rows:
         has = {
             BYTES: used.size,
             ENVELOPES: used.envelopes,
-            QUEUES: owned_queues(s.hq.engine.broker, name),
+            QUEUES: owned_queues(s.hq.engine.broker.state, name),
             BUNDLES: bundles,
             CERTIFICATES: s.hq.trust.good_count(name),
             PREKEYS: prekeys,

@@ -18,7 +18,7 @@ from cipherbox.broker.model import (
     Listed,
     Routed,
 )
-from cipherbox.broker.publish import RouteDetail
+from cipherbox.broker.routes import RouteDetail
 from cipherbox.errors import (
     CipherBoxError,
     DiskFull,

@@ -258,7 +258,7 @@ async def _list_dead(s: Session, x: f.ListDead) -> object:
     the same.
     """
     broker = s.hq.engine.broker
-    queue = broker.queues.get(x.queue)
+    queue = broker.state.queues.get(x.queue)
     if not s.hq.is_admin(s.client) and (queue is None or not queue.is_reader(s.client)):
         if not x.queue:
             raise Forbidden(

@@ -1,0 +1,39 @@
+"""Put an envelope's entry at the end of a queue, within the sender's quota of that queue."""
+
+from __future__ import annotations
+
+from cipherbox.broker.dead_letters import overflow
+from cipherbox.broker.model import Entry, Incoming
+from cipherbox.broker.queues import Queue
+from cipherbox.broker.state import BrokerState
+from cipherbox.broker.usage import NONE
+from cipherbox.errors import QuotaExceeded
+
+_new = tuple.__new__
+
+
+def check_quota(state: BrokerState, queue: Queue, sender: str, more: int) -> None:
+    """Raise QuotaExceeded if this many more bytes are more than the sender may have here."""
+    quota = state.limits.quota_bytes
+    used = queue.used.get(sender, NONE).size
+    if used + more > quota:
+        raise QuotaExceeded(
+            f"{used} bytes of {sender} are in {queue.name} already; at most {quota} may be"
+        )
+
+
+def enqueue(
+    state: BrokerState, queue: Queue, number: int, fan: int, item: Incoming, accepted_at: int
+) -> int:
+    """Append an entry to a queue; return its seq."""
+    seq = queue.next
+    sender, size = item[3], item[14]
+    queue.append(
+        _new(Entry, (seq, number, size, 0, fan, sender, item[4], accepted_at, item[13])),
+        state.limits.head_entries,
+    )
+    queue.add_used(sender, size, 1)
+    state.touched.add(queue)
+    if queue.max_length:
+        overflow(state, queue)
+    return seq

@@ -1,0 +1,163 @@
+"""An envelope whose id HQ knows: a duplicate, or a new generation that replaces the old bytes.
+
+A new generation takes the place of the old one wherever nobody acknowledged it yet, also where it
+became a dead letter; there it waits again.  Like a publish it is all or nothing: everything that
+can refuse it comes before the first change.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cipherbox.broker.enqueue import check_quota, enqueue
+from cipherbox.broker.model import Confirmed, Incoming, Known
+from cipherbox.broker.queues import Queue
+from cipherbox.broker.routes import left_out, route_changed
+from cipherbox.broker.state import BrokerState
+from cipherbox.errors import CommitmentChanged, IdReused
+
+
+class _Places(NamedTuple):
+    """Where a new generation replaces the old one."""
+
+    waiting: list[tuple[Queue, int]]  # by (queue, seq)
+    revived: list[Queue]  # dead letters whose readers may get the new bytes: they wait again
+    left: list[Queue]  # dead letters that stay dead letters
+
+
+def republish(state: BrokerState, item: Incoming, known: Known) -> Confirmed:
+    """Confirm a known id again, or replace it by its next generation.
+
+    Raises IdReused for other bytes without a higher generation, CommitmentChanged, RouteChanged
+    and QuotaExceeded.
+    """
+    here = [state.queues[name] for name in known.queues if name in state.queues]
+    unrouted = left_out(item, here) if item.partial else ()
+    duplicate = Confirmed(item.correlation, True, known.queues, unrouted, known.accepted_at)
+    if item.envelope_hash == known.envelope_hash:
+        return duplicate
+    if item.generation <= known.generation:
+        raise IdReused
+    if known.commitment and item.commitment != known.commitment:
+        raise CommitmentChanged
+    places = _places(state, item, known)
+    # acknowledged everywhere: there is nothing that the new bytes could replace
+    if not places.waiting and not places.revived:
+        return duplicate
+    if not item.partial and left_out(item, here):
+        readers = state.rights.readers
+        raise route_changed(state, tuple((q.name, readers(q)) for q in here))
+    kept = [q for q in places.revived if _kept(state, q, known)]
+    _check_room(state, item, known, places, kept)
+    _replace_everywhere(state, item, known, places, kept)
+    return duplicate._replace(again=False)
+
+
+def _places(state: BrokerState, item: Incoming, known: Known) -> _Places:
+    """Return where the new generation goes.
+
+    Raises RouteChanged if a reader is not among its recipients.
+    """
+    waiting, dead = _unacknowledged(state, known)
+    rights = state.rights
+    recipients = set(item.recipients)
+    if not all(recipients.issuperset(rights.readers(queue)) for queue, _ in waiting):
+        raise route_changed(state, tuple((q.name, rights.readers(q)) for q, _ in waiting))
+    revived = [
+        q
+        for q in dead
+        if (readers := rights.readers(q))
+        and recipients.issuperset(readers)
+        and rights.takes(q, item.sender)
+    ]
+    return _Places(waiting, revived, [q for q in dead if q not in revived])
+
+
+def _check_room(
+    state: BrokerState, item: Incoming, known: Known, places: _Places, kept: list[Queue]
+) -> None:
+    """Raise QuotaExceeded if the new bytes do not fit; ``kept``: revived, with the old bytes."""
+    grown = [*(q for q, _ in places.waiting), *kept]
+    dropped = [q for q in places.revived if q not in kept]
+    for queue in grown:
+        check_quota(state, queue, item.sender, item.size - known.size)
+    for queue in dropped:
+        check_quota(state, queue, item.sender, item.size)
+    more = (item.size - known.size) * len(grown) + item.size * len(dropped)
+    state.totals.check(item.sender, more, len(dropped))
+
+
+def _replace_everywhere(
+    state: BrokerState, item: Incoming, known: Known, places: _Places, kept: list[Queue]
+) -> None:
+    for queue in kept:
+        queue.add_used(item.sender, -known.size, -1)
+    for queue in places.left:
+        # it stays a dead letter, of other bytes now
+        if _kept(state, queue, known):
+            queue.add_used(item.sender, item.size - known.size, 0)
+            state.touched.add(queue)
+    for queue, seq in places.waiting:
+        _replace(state, queue, seq, item, known)
+    waiting = [(q.name, seq) for q, seq in places.waiting]
+    count = len(known.queues)
+    waiting += [
+        (q.name, enqueue(state, q, known.number, count, item, known.accepted_at))
+        for q in places.revived
+    ]
+    state.effects.changes.replaced.append((known.number, item))
+    revived = {q.name for q in places.revived}
+    state.fresh[(item.sender, item.envelope_id)] = known._replace(
+        generation=item.generation,
+        envelope_hash=item.envelope_hash,
+        size=item.size,
+        waiting=tuple(waiting),
+        dead=tuple(name for name in known.dead if name not in revived),
+        commitment=item.commitment,
+        kept=tuple(name for name in known.kept if name not in revived),
+    )
+
+
+def _unacknowledged(
+    state: BrokerState, known: Known
+) -> tuple[list[tuple[Queue, int]], list[Queue]]:
+    """Where it waits, and where it is a dead letter, by the facts and by what happened since in
+    this batch.
+    """
+    waiting = []
+    dead = [state.queues[name] for name in known.dead if name in state.queues]
+    for name, seq in known.waiting:
+        queue = state.queues.get(name)
+        if queue is None:
+            continue
+        lies_in_tail = seq > queue.loaded_to and (name, seq) not in state.gone
+        if lies_in_tail or queue.find(seq) is not None:
+            waiting.append((queue, seq))
+        elif any(d.queue == name and d.seq == seq for d in state.effects.changes.dead):
+            dead.append(queue)
+    return waiting, dead
+
+
+def _kept(state: BrokerState, queue: Queue, known: Known) -> bool:
+    """Whether a dead letter's bytes are still here: nobody dropped it."""
+    changes = state.effects.changes
+    if any(s.queue == queue.name and s.number == known.number for s in changes.settled):
+        return False
+    return queue.name in known.kept or any(
+        d.queue == queue.name and d.number == known.number for d in changes.dead
+    )
+
+
+def _replace(state: BrokerState, queue: Queue, seq: int, item: Incoming, known: Known) -> None:
+    """The next generation takes the entry's place; who holds the old one gets the new one as a
+    redelivery.
+    """
+    changed = item.size - known.size
+    queue.size += changed
+    queue.add_used(item.sender, changed, 0)
+    state.touched.add(queue)
+    entry = queue.take(seq)
+    if entry is None:
+        state.resized[(queue.name, seq)] = item.size
+    else:
+        queue.give_back([entry._replace(size=item.size, expires_at=item.expires_at)])

@@ -1,0 +1,178 @@
+"""Which queues an envelope goes into: the right to publish, the route, and every recipient in
+exactly one queue.
+
+An envelope goes only into queues whose readers are all among its recipients; anything else would
+deliver to somebody what they cannot open.  Where an envelope goes is remembered until rights or
+bindings change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from cipherbox.broker.model import Incoming, Routed
+from cipherbox.broker.queues import Queue
+from cipherbox.broker.rights import MAILBOX
+from cipherbox.broker.state import BrokerState, Targets
+from cipherbox.errors import (
+    AmbiguousRoute,
+    Forbidden,
+    NoRoute,
+    NotFound,
+    RecipientRefuses,
+    RecipientRevoked,
+    RouteChanged,
+    UnknownRecipient,
+    names_detail,
+)
+
+MAILBOX_KEYS = {"": "", ".bulk": ".bulk", ".sys": ".sys"}
+Route = tuple[tuple[str, tuple[str, ...]], ...]  # (queue, readers), sorted by name
+# targets, and at most so many recipients in each, so that their memory is bounded
+_REMEMBERED = 4096
+_REMEMBERED_RECIPIENTS = 16
+
+
+@attrs.define
+class RouteDetail(Exception):
+    """The answer a route-changed refusal carries; the session encodes it."""
+
+    routed: Routed
+
+
+def find_targets(state: BrokerState, connection: int, item: Incoming) -> Targets:
+    queues, missing = _choose(state, connection, item)
+    kept = [queue for queue in queues if state.rights.takes(queue, item.sender)]
+    refused = len(kept) < len(queues)
+    if refused:
+        queues, missing = _without_refusing(item, queues, kept, missing)
+    targets = (tuple(queues), tuple(q.name for q in queues), missing)
+    if not missing and not refused and len(item.recipients) <= _REMEMBERED_RECIPIENTS:
+        if len(state.targets) >= _REMEMBERED:
+            state.targets.clear()
+        state.targets[(item.sender, item.exchange, item.routing_key, item.recipients)] = targets
+    return targets
+
+
+def _choose(
+    state: BrokerState, connection: int, item: Incoming
+) -> tuple[list[Queue], tuple[str, ...]]:
+    if not item.exchange and item.routing_key in MAILBOX_KEYS:
+        return _mailboxes(state, item)
+    route = resolve(state, connection, item.sender, item.exchange, item.routing_key)
+    recipients = set(item.recipients)
+    chosen: list[Queue] = []
+    covered: dict[str, str] = {}
+    for name, readers in route:
+        if not recipients.issuperset(readers):
+            raise route_changed(state, route)
+        twice = [r for r in readers if r in covered]
+        if len(twice) == len(readers):
+            continue
+        if twice:
+            raise AmbiguousRoute(
+                f"{twice[0]} would get the envelope in {covered[twice[0]]} and in {name}"
+            )
+        covered.update(dict.fromkeys(readers, name))
+        chosen.append(state.queues[name])
+    missing = tuple(sorted(recipients.difference(covered)))
+    if missing and not item.partial:
+        raise route_changed(state, route)
+    return chosen, missing
+
+
+def _mailboxes(state: BrokerState, item: Incoming) -> tuple[list[Queue], tuple[str, ...]]:
+    suffix = MAILBOX_KEYS[item.routing_key]
+    found, missing = [], []
+    revoked = [client for client in item.recipients if state.rights.revoked(client)]
+    if revoked:
+        what = f"the certificate of {', '.join(revoked)} was revoked; nothing is taken for it"
+        raise RecipientRevoked(what, names_detail(revoked))
+    for client in item.recipients:
+        queue = state.queues.get(f"{MAILBOX}{client}{suffix}")
+        if queue is None:
+            missing.append(client)
+        else:
+            found.append(queue)
+    if missing and (not item.partial or not found):
+        raise UnknownRecipient(f"HQ has no mailbox for {', '.join(missing)}", names_detail(missing))
+    return found, tuple(missing)
+
+
+def _without_refusing(
+    item: Incoming, queues: list[Queue], kept: list[Queue], missing: tuple[str, ...]
+) -> tuple[list[Queue], tuple[str, ...]]:
+    """Where an envelope goes when only ``kept`` of its queues have a reader who takes mail from its
+    sender.
+
+    It is refused, naming who takes none, unless it is partial and somebody else gets it.  Whoever
+    publishes to a route cannot leave a reader out, so there one reader's lists keep the envelope
+    from nobody else: inboxes decide.
+    """
+    routed = bool(item.exchange) or item.routing_key not in MAILBOX_KEYS
+    if kept and routed and not item.partial:
+        return queues, missing
+    covered = {reader for queue in kept for reader in queue.all_readers}
+    refusing = sorted(set(item.recipients).difference(covered, missing))
+    if not item.partial or not kept:
+        verb = "takes" if len(refusing) == 1 else "take"
+        raise RecipientRefuses(
+            f"{', '.join(refusing)} {verb} no mail from {item.sender}", names_detail(refusing)
+        )
+    return kept, tuple(sorted({*missing, *refusing}))
+
+
+def resolve(
+    state: BrokerState, connection: int, client: str, exchange: str, routing_key: str
+) -> Route:
+    """Who reads what is published here: (queue, readers), queues without a reader left out.
+
+    NotFound for an unknown exchange, Forbidden without the right to publish, NoRoute when nobody
+    reads it.
+    """
+    rights = state.rights
+    names: tuple[str, ...]
+    if exchange:
+        found = state.exchanges.get(exchange)
+        if found is None:
+            raise NotFound(f"there is no exchange {exchange!r}; see: cipherbox exchange list")
+        if not rights.may_publish(client, connection, exchange):
+            raise Forbidden(
+                f"{client} may not publish to exchange {exchange!r}; an admin permits it: "
+                f"cipherbox grant {client} publish {exchange}"
+            )
+        names = found.route(routing_key)
+    else:
+        queue = state.queues.get(routing_key)
+        mine = queue is not None and (queue.is_reader(client) or queue.name.startswith(MAILBOX))
+        if queue is None or not (mine or rights.may_publish(client, connection, routing_key)):
+            raise NotFound(
+                f"there is no queue {routing_key!r} that you may publish to; see: cipherbox "
+                "queue list"
+            )
+        names = (routing_key,)
+    route = tuple((n, r) for n in names if (r := rights.readers(state.queues[n])))
+    if not route:
+        where = (
+            f"exchange {exchange!r} with key {routing_key!r}"
+            if exchange
+            else f"queue {routing_key!r}"
+        )
+        raise NoRoute(f"nobody reads what is published to {where}")
+    return route
+
+
+def route_changed(state: BrokerState, route: Route) -> RouteChanged:
+    readers = sorted({r for _, rs in route for r in rs})
+    error = RouteChanged(
+        f"this route is read by {', '.join(readers)}; the envelope was sealed for others"
+    )
+    error.__cause__ = RouteDetail(Routed(0, state.bindings_version, route))
+    return error
+
+
+def left_out(item: Incoming, queues: Iterable[Queue]) -> tuple[str, ...]:
+    covered = {reader for queue in queues for reader in queue.all_readers}
+    return tuple(sorted(set(item.recipients) - covered))
