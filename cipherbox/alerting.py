@@ -26,6 +26,7 @@ import attrs
 import orjson
 import trio
 
+from cipherbox.concurrency import Backoff
 from cipherbox.config.alerts import AlertSettings, mail_server
 from cipherbox.config.secret_file import secret
 from cipherbox.errors import CipherBoxError
@@ -297,6 +298,7 @@ class Teller:
         """Whether a way took it; with none there is nobody to tell."""
         done = not ways(self.settings)
         for name in ways(self.settings):
+            backoff = Backoff(self._pause_s)
             for attempt in range(1, TRIES + 1):
                 why = await _why_not(name, self.settings, event)
                 if not why:
@@ -305,7 +307,7 @@ class Teller:
                 if attempt == TRIES:
                     self._say(f"[alerts] {name} did not take an alert", why)
                 else:
-                    await trio.sleep(self._pause_s * attempt)
+                    await backoff.wait()
         return done
 
 

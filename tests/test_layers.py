@@ -12,22 +12,22 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
-BASE = {"errors", "clock", "limits", "checks", "concurrency", "contact_lists"}
-GROUND = BASE | {"portable", "config", "alerting", "pki", "net", "ops"}
+BASE = {"errors", "clock", "limits", "checks", "contact_lists"}
+GROUND = BASE | {"concurrency", "portable", "config", "alerting", "pki", "net", "ops"}
 # layer -> (layers it may import besides itself, packages from outside the standard library)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), {"attrs"}),
     "clock": (set(), set()),
     "limits": ({"errors"}, {"attrs"}),
     "checks": ({"errors"}, set()),
-    "concurrency": ({"errors"}, set()),
+    "concurrency": ({"errors"}, {"trio"}),
     "contact_lists": (set(), {"attrs"}),
     "portable": (BASE, set()),
     "config": (BASE | {"portable"}, {"attrs"}),
-    "alerting": (BASE | {"portable", "config"}, {"attrs", "orjson", "trio"}),
+    "alerting": (BASE | {"concurrency", "portable", "config"}, {"attrs", "orjson", "trio"}),
     "pki": (BASE | {"portable"}, {"attrs", "cryptography", "orjson"}),
     "net": (
-        BASE | {"portable", "config", "pki"},
+        BASE | {"concurrency", "portable", "config", "pki"},
         {"attrs", "cryptography", "h11", "python_socks", "trio", "trio_websocket"},
     ),
     "ops": (BASE | {"portable", "config"}, {"orjson", "prometheus_client"}),
@@ -49,7 +49,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"attrs", "trio", "cryptography", "nacl", "orjson", "zstandard", "zxcvbn"},
     ),
     "apps": (
-        BASE | {"portable", "config", "envelope", "sealing", "client"},
+        BASE | {"concurrency", "portable", "config", "envelope", "sealing", "client"},
         {"attrs", "trio", "orjson"},
     ),
 }

@@ -116,7 +116,7 @@ async def _talk(
 
     from cipherbox.apps.chat.lines import open_lines
     from cipherbox.cli.chat_screen import lines_of_input
-    from cipherbox.client.nursery import background
+    from cipherbox.concurrency import background
 
     lines = open_lines(talk.client.home, senders)
     before = lines.last(max(1, last))

@@ -44,7 +44,7 @@ async def _until_stopped(work: Callable[[float], Awaitable[None]], within_s: flo
     """A signal ends the pipe and not yet the connection: the other end is told."""
     import trio
 
-    from cipherbox.client.nursery import background
+    from cipherbox.concurrency import background
     from cipherbox.portable import stop_signals
 
     with trio.open_signal_receiver(*stop_signals()) as signals, trio.CancelScope() as scope:

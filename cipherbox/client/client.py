@@ -34,7 +34,6 @@ from cipherbox.client.keys.pins import Pins
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.log.order import LogOrder
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.client.nursery import background
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.sender import OutboxSender
 from cipherbox.client.outbox.tracking import Tracking
@@ -51,6 +50,7 @@ from cipherbox.client.receiving.receipts import ReceiptConsumer
 from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Sessions, in_sessions, settings_of
 from cipherbox.client.watch import watch
+from cipherbox.concurrency import background
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import CipherBoxError, StoreError
 from cipherbox.limits import LIMITS

@@ -16,7 +16,7 @@ import trio
 
 from cipherbox.alerting import Teller
 from cipherbox.broker.model import Cutoffs, Retain
-from cipherbox.concurrency import ours_alone
+from cipherbox.concurrency import unwrapped
 from cipherbox.config.settings import ServerConfig, parse_listen
 from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased
 from cipherbox.ops import systemd
@@ -104,7 +104,7 @@ async def _monitor(config: ServerConfig) -> AsyncIterator[Monitor]:
     if not listeners:
         yield monitor
         return
-    with ours_alone():
+    with unwrapped():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(monitor.serve, listeners)
             log.info("Metrics are served", extra={"addresses": [address_of(x) for x in listeners]})
@@ -154,7 +154,7 @@ async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS
         finally:
             stop.set()
 
-    with ours_alone():
+    with unwrapped():
         async with trio.open_nursery() as outer:
             outer.start_soon(wait_for_stop)
             with trio.CancelScope(shield=True):

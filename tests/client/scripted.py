@@ -17,8 +17,8 @@ from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.client.nursery import background
 from cipherbox.client.outbox import sender as post
+from cipherbox.concurrency import background
 from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.layout import split
 from cipherbox.errors import CipherBoxError, RouteChanged

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
 from cipherbox.client.events import Events
-from cipherbox.client.nursery import background
+from cipherbox.concurrency import background
 from cipherbox.errors import (
     CredentialsError,
     DiskFull,

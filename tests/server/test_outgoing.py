@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from cipherbox.broker import model as m
-from cipherbox.client.nursery import background
+from cipherbox.concurrency import background
 from cipherbox.errors import (
     CipherBoxError,
     DiskFull,

@@ -32,8 +32,8 @@ from cipherbox.client.events import Events
 from cipherbox.client.home import Home
 from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.log.verifier import LogProofVerifier
-from cipherbox.client.nursery import background
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.concurrency import background
 from cipherbox.config.settings import ClientConfig, load_server_config
 from cipherbox.errors import CipherBoxError, DiskFull, NetworkError, StoreUnavailable
 from cipherbox.net import connecting as transport

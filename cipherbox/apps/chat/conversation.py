@@ -18,12 +18,12 @@ import trio
 
 from cipherbox.client.client import Client, Confirmation
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.nursery import background
 from cipherbox.client.outbox.queries import OutboxQueries
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receipts import words
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.concurrency import background
 from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import (
     BundleError,

@@ -25,10 +25,10 @@ import trio
 
 from cipherbox import clock
 from cipherbox.apps.pipe.mail import arriving
-from cipherbox.client.nursery import background
 from cipherbox.client.outbox.rows import ASIDE, WAITING, Row
 from cipherbox.client.receiving.pipe_frames import Frame, Kind
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.concurrency import background
 from cipherbox.errors import (
     CipherBoxError,
     PeerGone,

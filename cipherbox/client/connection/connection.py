@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import __version__
-from cipherbox.client.nursery import background
+from cipherbox.concurrency import background
 from cipherbox.config.proxies import LineSettings
 from cipherbox.envelope.stanza_types import label
 from cipherbox.errors import (

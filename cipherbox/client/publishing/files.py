@@ -19,13 +19,13 @@ import trio
 from cipherbox.checks import checked
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.events import SENDER
-from cipherbox.client.nursery import background
 from cipherbox.client.options import stanza_type
 from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
 from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message, part_message
 from cipherbox.client.publishing.publish import Confirmation, PublishOptions, ResolvedRoute
 from cipherbox.client.publishing.sources import Source, open_source
+from cipherbox.concurrency import background
 from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import (
     CipherBoxError,

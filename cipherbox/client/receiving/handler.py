@@ -33,9 +33,9 @@ from cipherbox.client.inbox.decrypted_files import forget_opened, opened_file
 from cipherbox.client.inbox.handler_contents import ASIDE, DONE, NOT_WHOLE, WAITING, opened
 from cipherbox.client.inbox.schema import DATABASE, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
-from cipherbox.client.nursery import background
 from cipherbox.client.receiving.attempts import Away, Failure, is_later
 from cipherbox.client.receiving.receiver import Receiver
+from cipherbox.concurrency import background
 from cipherbox.envelope.ids import message_id
 from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import Bad, Later

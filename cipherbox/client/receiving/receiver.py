@@ -28,12 +28,12 @@ from cipherbox.checks import checked
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.inbox import counted
 from cipherbox.client.inbox.lines import Received
-from cipherbox.client.nursery import background
 from cipherbox.client.receiving.classify import Key, Taking
 from cipherbox.client.receiving.consumer import Consumer, Delivery
 from cipherbox.client.receiving.held_inbox import OnLines
 from cipherbox.client.receiving.supervised import lasting
 from cipherbox.client.sessions.receiving_chains import Heard
+from cipherbox.concurrency import background
 from cipherbox.errors import CipherBoxError, NotFound
 
 if TYPE_CHECKING:

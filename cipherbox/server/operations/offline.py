@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from cipherbox.broker import model as m
-from cipherbox.concurrency import ours_alone
+from cipherbox.concurrency import unwrapped
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import Conflict, InvalidRequest, StoreLeased, StoreLocked
 from cipherbox.portable import lock_file
@@ -37,7 +37,7 @@ async def closed(config: ServerConfig) -> AsyncIterator[HQ]:
         try:
             check_whole(store)
             hq = HQ(config, store)
-            with ours_alone():
+            with unwrapped():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(hq.engine.run)
                     yield hq
