@@ -23,7 +23,8 @@ from cipherbox.envelope.bundle import (
     encode_bundle,
     encode_signed_part,
 )
-from cipherbox.envelope.stanza_types import KeyUsage, SignatureSuite, label
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.suites import KeyUsage, SignatureSuite
 from cipherbox.sealing.identity import Identity
 
 

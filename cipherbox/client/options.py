@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cipherbox.envelope.stanza_types import STANZA_NAMES, BodyCipher, StanzaType
+from cipherbox.envelope.stanza_types import STANZA_NAMES, StanzaType
+from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import InvalidRequest
 from cipherbox.sealing.stanzas import TYPES
 

@@ -30,16 +30,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from cipherbox import pki
 from cipherbox.envelope import rsa, signature
-from cipherbox.envelope.stanza_types import (
-    PUBLIC_KEY_SIZES,
-    SIGN_KEY_SIZES,
-    STANZA_NAMES,
-    KeyUsage,
-    SignAlgorithm,
-    StanzaType,
-    key_id,
-    label,
-)
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.stanza_types import PUBLIC_KEY_SIZES, STANZA_NAMES, StanzaType, key_id
+from cipherbox.envelope.suites import SIGN_KEY_SIZES, KeyUsage, SignAlgorithm
 from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,

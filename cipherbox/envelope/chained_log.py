@@ -12,8 +12,8 @@ from typing import NamedTuple
 import nacl.exceptions
 import nacl.signing
 
+from cipherbox.envelope.labels import label
 from cipherbox.envelope.merkle_tree import merkle_root
-from cipherbox.envelope.stanza_types import label
 from cipherbox.envelope.transparency_log import decode_groups, root_of
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 

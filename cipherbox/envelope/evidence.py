@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import pki
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
+from cipherbox.envelope.labels import label
 from cipherbox.envelope.merkle_tree import is_consistent
-from cipherbox.envelope.stanza_types import label
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 
 FORMAT = "cipherbox-log-evidence-1"

@@ -26,7 +26,7 @@ from cipherbox.envelope.receipt import (
     read_receipt,
     verify_receipt,
 )
-from cipherbox.envelope.stanza_types import SignatureSuite
+from cipherbox.envelope.suites import SignatureSuite
 from cipherbox.errors import MalformedEnvelope, SignatureInvalid
 from cipherbox.limits import LIMITS
 

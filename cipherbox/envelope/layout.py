@@ -14,7 +14,7 @@ import hashlib
 from typing import NamedTuple
 
 from cipherbox.envelope.prefix import Prefix, decode_prefix
-from cipherbox.envelope.stanza_types import SIGNATURE_SIZES
+from cipherbox.envelope.suites import SIGNATURE_SIZES
 from cipherbox.errors import MalformedEnvelope
 
 _COPIED_BYTES = 8192  # below it slices of bytes cost less than a memoryview

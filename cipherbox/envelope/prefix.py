@@ -18,14 +18,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cipherbox.envelope.ids import is_envelope_id
-from cipherbox.envelope.stanza_types import (
-    SEALED_KEY,
-    STANZA_SIZES,
-    BodyCipher,
-    HashSuite,
-    SignatureSuite,
-    StanzaType,
-)
+from cipherbox.envelope.stanza_types import SEALED_KEY, STANZA_SIZES, StanzaType
+from cipherbox.envelope.suites import BodyCipher, HashSuite, SignatureSuite
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, UnknownVersion
 from cipherbox.limits import LIMITS, check_client_id, check_name
 

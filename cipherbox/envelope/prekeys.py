@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from cipherbox.envelope import signature
-from cipherbox.envelope.stanza_types import SIGNATURE_SIZES, SignatureSuite
+from cipherbox.envelope.suites import SIGNATURE_SIZES, SignatureSuite
 from cipherbox.errors import (
     BundleForAnother,
     BundleMalformed,

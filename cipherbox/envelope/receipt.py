@@ -16,7 +16,8 @@ import attrs
 from cipherbox.envelope import signature
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.envelope.merkle_tree import leaf_hash, root_from_path
-from cipherbox.envelope.stanza_types import SIGNATURE_SIZES, Outcome, SignatureSuite
+from cipherbox.envelope.outcomes import Outcome
+from cipherbox.envelope.suites import SIGNATURE_SIZES, SignatureSuite
 from cipherbox.errors import InvalidRequest, MalformedEnvelope, SignatureInvalid, UnknownVersion
 from cipherbox.limits import LIMITS, check_client_id
 

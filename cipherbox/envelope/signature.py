@@ -13,7 +13,8 @@ import nacl.signing
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import mldsa
 
-from cipherbox.envelope.stanza_types import SIGNATURE_SIZES, SignAlgorithm, SignatureSuite, label
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.suites import SIGNATURE_SIZES, SignAlgorithm, SignatureSuite
 from cipherbox.errors import SignatureInvalid
 
 

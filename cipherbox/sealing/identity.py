@@ -32,15 +32,10 @@ from cipherbox.envelope.bundle import (
     encode_bundle,
     encode_signed_part,
 )
+from cipherbox.envelope.labels import label
 from cipherbox.envelope.signature import required_suite, signed_message
-from cipherbox.envelope.stanza_types import (
-    KeyUsage,
-    SignAlgorithm,
-    SignatureSuite,
-    StanzaType,
-    key_id,
-    label,
-)
+from cipherbox.envelope.stanza_types import StanzaType, key_id
+from cipherbox.envelope.suites import KeyUsage, SignAlgorithm, SignatureSuite
 from cipherbox.errors import KeyMissing
 from cipherbox.sealing.stanzas import TYPES
 

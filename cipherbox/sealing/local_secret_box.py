@@ -15,7 +15,7 @@ from nacl.bindings import (
     crypto_aead_xchacha20poly1305_ietf_encrypt,
 )
 
-from cipherbox.envelope.stanza_types import label
+from cipherbox.envelope.labels import label
 from cipherbox.errors import DecryptionFailed
 from cipherbox.sealing.primitives import hkdf
 

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from cipherbox.envelope.stanza_types import BodyCipher, label
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.suites import BodyCipher
 
 CONTENT_KEY_BYTES = 32
 SALT = b"cipherbox/v1"

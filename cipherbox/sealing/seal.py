@@ -17,7 +17,8 @@ import attrs
 
 from cipherbox.envelope.bundle import BundleKey, KeyBundle, best_key
 from cipherbox.envelope.prefix import TAG_BYTES, Recipient, decode_prefix, encode_prefix
-from cipherbox.envelope.stanza_types import POST_QUANTUM, BodyCipher, StanzaType
+from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
+from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import (
     BundleError,
     BundleMalformed,

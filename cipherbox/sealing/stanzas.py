@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from cipherbox.envelope import rsa as rsa_keys
-from cipherbox.envelope.stanza_types import STANZA_NAMES, STANZA_SIZES, StanzaType, label
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.stanza_types import STANZA_NAMES, STANZA_SIZES, StanzaType
 from cipherbox.errors import BundleMalformed, DecryptionFailed, KeyMissing
 from cipherbox.sealing import rsa
 from cipherbox.sealing.primitives import CONTENT_KEY_BYTES

@@ -30,7 +30,7 @@ from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import transparency_log as format
 from cipherbox.envelope.chained_log import head_hash
 from cipherbox.envelope.checkpoint import Checkpoint, origin_of, sign_checkpoint
-from cipherbox.envelope.stanza_types import label
+from cipherbox.envelope.labels import label
 from cipherbox.errors import ConfigError
 from cipherbox.portable import read_private, write_private
 from cipherbox.server.requests.answers import confirm_groups

@@ -13,8 +13,8 @@ from cipherbox.client.inbox.schema import DATABASE
 from cipherbox.client.receiving.consumer import Delivery
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.layout import split
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.prefix import _FIXED_1, FIXED
-from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.sealing import seal as sealing
 from cipherbox.sealing.body import Message, pack, text_message
 from cipherbox.sealing.open import inspect, open_plain

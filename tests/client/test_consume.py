@@ -13,7 +13,7 @@ from cipherbox.client.receiving.consumer import ranges
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.layout import split
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import EnvelopeError, Forbidden, MalformedEnvelope
 from cipherbox.sealing.body import pack, text_message
 from cipherbox.sealing.seal import seal

@@ -18,7 +18,7 @@ from cipherbox.client.receiving.contacts import FILE, Contacts, Telling
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.config.toml_file import ContactSettings
 from cipherbox.contact_lists import ContactLists
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import ConfigError, InvalidRequest, RecipientRefuses
 from cipherbox.limits import LIMITS
 from tests.client.real_hq import RealHq

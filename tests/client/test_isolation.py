@@ -16,8 +16,8 @@ from cipherbox.client.client import Client
 from cipherbox.client.receiving.lookups import OF_SENDER, PER_SENDER
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import TYPE, Unsigned
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt import USE, Leaf
-from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import NotFound
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message, text_message

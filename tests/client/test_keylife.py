@@ -19,7 +19,7 @@ from cipherbox.client.home import CERTIFICATE, IDENTITY, KEY, NEXT_KEY, load_hom
 from cipherbox.client.keys import lifecycle as keylife
 from cipherbox.client.keys.lifecycle import OLD_KEY_DAYS
 from cipherbox.client.keys.pins import SUCCESSION, Pins
-from cipherbox.envelope.stanza_types import SignatureSuite
+from cipherbox.envelope.suites import SignatureSuite
 from cipherbox.errors import BundleRefused, CredentialsError, Forbidden, KeyMissing, StoreLocked
 from cipherbox.limits import LIMITS
 from cipherbox.pki.certificates import is_due, renew_at

@@ -12,7 +12,7 @@ from cipherbox.client.log.order import TOGETHER
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import decode_group
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import LogContradiction, SenderNotValid, Throttled
 from cipherbox.server.hq import HQ
 from cipherbox.wire import frames

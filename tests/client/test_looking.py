@@ -19,7 +19,7 @@ from cipherbox.client.publishing.files import send_file
 from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message
 from cipherbox.client.receiving.consumer import Delivery
 from cipherbox.client.receiving.receiver import Receiver
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq

@@ -10,7 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from cipherbox.envelope.layout import split
-from cipherbox.envelope.stanza_types import BodyCipher, StanzaType
+from cipherbox.envelope.stanza_types import StanzaType
+from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import (
     InvalidRequest,
     NoRoute,

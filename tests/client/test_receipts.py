@@ -9,8 +9,8 @@ import trio
 
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.group import TYPE, Unsigned
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt import USE, Leaf
-from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.sealing.body import Message
 from tests.client.real_hq import RealHq
 

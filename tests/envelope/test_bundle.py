@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from cipherbox import pki
 from cipherbox.envelope import bundle as bundles
-from cipherbox.envelope.stanza_types import key_id, label
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.stanza_types import key_id
 from cipherbox.errors import (
     BundleDiscontinuous,
     BundleError,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cipherbox.envelope import bundle as bundles
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import receipt as receipts
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import EnvelopeError, InvalidRequest, MalformedEnvelope, SignatureInvalid
 from cipherbox.limits import LIMITS
 from tests.golden import files

@@ -36,7 +36,9 @@ from cipherbox.envelope import bundle, checkpoint, evidence, group, prefix, prek
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import receipt_file as receiptfile
 from cipherbox.envelope import transparency_log as log
-from cipherbox.envelope.stanza_types import KeyUsage, StanzaType, label
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.stanza_types import StanzaType
+from cipherbox.envelope.suites import KeyUsage
 from cipherbox.net.websocket import accept_websocket
 from cipherbox.pki.revocation_lists import lists_in, make_crl, read_crl
 from cipherbox.sealing import key_file as keyfile

@@ -11,7 +11,8 @@ from cipherbox.envelope import layout as layouts
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import receipt as receipts
 from cipherbox.envelope.ids import EnvelopeIds
-from cipherbox.envelope.stanza_types import BodyCipher, Outcome
+from cipherbox.envelope.outcomes import Outcome
+from cipherbox.envelope.suites import BodyCipher
 from cipherbox.sealing import seal as seal_module
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.body import Message, pack

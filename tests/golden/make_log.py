@@ -20,8 +20,9 @@ from cipherbox.envelope.checkpoint import (
     sign_checkpoint,
 )
 from cipherbox.envelope.group import Unsigned
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt import Leaf
-from cipherbox.envelope.stanza_types import Outcome, SignatureSuite
+from cipherbox.envelope.suites import SignatureSuite
 from tests.golden import files
 
 KEY = nacl.signing.SigningKey(bytes(range(32)))

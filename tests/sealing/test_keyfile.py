@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cipherbox.envelope.stanza_types import SignatureSuite
+from cipherbox.envelope.suites import SignatureSuite
 from cipherbox.errors import CipherBoxError, CredentialsError, PasswordError, WrongPassword
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing.identity import Identity

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from cipherbox.envelope.bundle import BundleKey, _check_usable
-from cipherbox.envelope.stanza_types import KeyUsage, StanzaType
+from cipherbox.envelope.stanza_types import StanzaType
+from cipherbox.envelope.suites import KeyUsage
 from cipherbox.errors import BundleMalformed, DecryptionFailed
 from cipherbox.sealing import stanzas
 from cipherbox.sealing.identity import DecryptKey

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
 
-from cipherbox.envelope.stanza_types import BodyCipher, label
+from cipherbox.envelope.labels import label
+from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import CredentialsError, DecryptionFailed, WrongPassword
 from cipherbox.sealing import key_file as keyfile
 from cipherbox.sealing import primitives

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import mldsa
 
 from cipherbox.envelope import signature
-from cipherbox.envelope.stanza_types import SignAlgorithm
+from cipherbox.envelope.suites import SignAlgorithm
 from cipherbox.errors import SignatureInvalid
 from cipherbox.sealing import identity
 from cipherbox.sealing.identity import Identity

@@ -24,7 +24,7 @@ from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.receipts import words
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import background
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import (
     BundleError,
     CipherBoxError,

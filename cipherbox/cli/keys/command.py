@@ -91,7 +91,8 @@ def keys_show(ctx: click.Context, client_id: str | None, as_json: bool) -> None:
     from cipherbox.client.keys.pins import Pins
     from cipherbox.client.log.verifier import entry_of
     from cipherbox.envelope.bundle import fingerprint
-    from cipherbox.envelope.stanza_types import STANZA_NAMES, SignAlgorithm
+    from cipherbox.envelope.stanza_types import STANZA_NAMES
+    from cipherbox.envelope.suites import SignAlgorithm
 
     home = home_of(ctx)
     pin = Pins(home).get(client_id) if client_id is not None else None

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cipherbox import __version__
 from cipherbox.concurrency import background
 from cipherbox.config.proxies import LineSettings
-from cipherbox.envelope.stanza_types import label
+from cipherbox.envelope.labels import label
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,

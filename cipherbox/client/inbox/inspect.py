@@ -22,7 +22,7 @@ from cipherbox.client.inbox.places import free_name, open_exclusive
 from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, translated
 from cipherbox.envelope.ids import message_id
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import FileError
 from cipherbox.portable import write_private
 

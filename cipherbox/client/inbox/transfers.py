@@ -17,7 +17,7 @@ from cipherbox import clock
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.handler_contents import Contents
 from cipherbox.client.publishing.parts import Manifest, read_manifest
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 
 OPEN, NAMING, DONE, REFUSED, CHECKING = range(5)
 HELD = -1  # the receipt of an envelope whose files are not whole yet, or that a handler has

@@ -27,8 +27,8 @@ from cipherbox.client.log.heads import Heads
 from cipherbox.client.log.ports import Asks
 from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.checkpoint import Checkpoint, verify_checkpoint
+from cipherbox.envelope.labels import label
 from cipherbox.envelope.merkle_tree import is_consistent, split_hashes
-from cipherbox.envelope.stanza_types import label
 from cipherbox.errors import CipherBoxError, EnvelopeError, NotFound, SignatureInvalid
 from cipherbox.wire import frames
 

@@ -20,7 +20,7 @@ from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, CONFIRMED, WAITING
 from cipherbox.client.outbox.transfers import SENDING, STOPPED
 from cipherbox.client.receiving.receipts import MOST_GENERATIONS, words
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 
 _COLUMNS = (
     "f.number, f.file, f.path, f.recipients, f.size, f.modified_ns, f.changed_ns, f.inode, "

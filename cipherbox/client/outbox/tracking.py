@@ -22,8 +22,8 @@ from cipherbox.envelope import transparency_log as log
 from cipherbox.envelope.bundle import decode_bundle
 from cipherbox.envelope.group import decode_group
 from cipherbox.envelope.ids import message_id, split_message_id
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt_file import make_file
-from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import CipherBoxError, NetworkError, NotFound, RecipientRefuses
 from cipherbox.wire import frames
 

@@ -42,7 +42,8 @@ from cipherbox.client.sessions.prekeys import Prekeys
 from cipherbox.client.sessions.sessions import Speaker, in_sessions
 from cipherbox.envelope.bundle import BundleKey, KeyBundle
 from cipherbox.envelope.ids import EnvelopeIds, message_id
-from cipherbox.envelope.stanza_types import POST_QUANTUM, BodyCipher, StanzaType
+from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
+from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import (
     BundleError,
     CipherBoxError,

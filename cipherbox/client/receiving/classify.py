@@ -19,7 +19,7 @@ from cipherbox.client.receiving.consumer import Consumer, Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.held_inbox import HeldInbox
 from cipherbox.client.receiving.opening import OUTCOMES
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import AnotherPlaintext, EnvelopeError
 
 _REASONS = 20  # kept apart for whoever asks at the end

@@ -37,7 +37,7 @@ from cipherbox.client.receiving.attempts import Away, Failure, is_later
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import background
 from cipherbox.envelope.ids import message_id
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import Bad, Later
 from cipherbox.sealing.body import Message, Messages
 

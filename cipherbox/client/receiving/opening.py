@@ -24,7 +24,7 @@ from cipherbox.client.receiving.lookups import Lookups
 from cipherbox.client.receiving.refusals import Nack, Refusals
 from cipherbox.client.sessions.sessions import Sessions, in_sessions
 from cipherbox.envelope.bundle import KeyBundle
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import (
     AnotherPlaintext,
     CipherBoxError,

@@ -30,8 +30,8 @@ from cipherbox.client.receiving.opening import NEVER
 from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, USE, Unsigned
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.envelope.receipt import NO_COMMITMENT, Leaf
-from cipherbox.envelope.stanza_types import Outcome
 from cipherbox.errors import BundleDiscontinuous, CipherBoxError, EnvelopeError, TimedOut
 from cipherbox.sealing.body import Message, pack
 

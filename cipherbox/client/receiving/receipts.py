@@ -26,7 +26,7 @@ from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
 from cipherbox.envelope.ids import message_id
-from cipherbox.envelope.stanza_types import Outcome
+from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import trio
 
 from cipherbox.checks import checked
 from cipherbox.client.local_database import open_database, transaction
-from cipherbox.envelope.stanza_types import label
+from cipherbox.envelope.labels import label
 from cipherbox.errors import (
     EnvelopeError,
     HandshakeTimeout,

@@ -28,8 +28,9 @@ from cipherbox.client.sessions.receiving_chains import Heard, ReceivingChains
 from cipherbox.client.sessions.sending_chains import SendingChains, Turned, at
 from cipherbox.config.settings import ClientConfig
 from cipherbox.envelope.bundle import KeyBundle
+from cipherbox.envelope.labels import label
 from cipherbox.envelope.layout import stanza as stanza_of
-from cipherbox.envelope.stanza_types import StanzaType, label
+from cipherbox.envelope.stanza_types import StanzaType
 from cipherbox.errors import Damaged, DecryptionFailed, InvalidRequest, KeyMissing, StoreError
 from cipherbox.portable import sync_directory, sync_file
 from cipherbox.sealing.body import Messages

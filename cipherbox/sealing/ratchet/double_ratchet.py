@@ -34,7 +34,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cipherbox.envelope.stanza_types import label
+from cipherbox.envelope.labels import label
 from cipherbox.errors import DecryptionFailed, InvalidRequest, KeyMissing
 from cipherbox.sealing.primitives import hkdf
 from cipherbox.sealing.ratchet.settings import SETTINGS

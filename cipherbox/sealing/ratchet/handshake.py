@@ -23,7 +23,7 @@ import struct
 import attrs
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 
-from cipherbox.envelope.stanza_types import label
+from cipherbox.envelope.labels import label
 from cipherbox.errors import BundleMalformed, DecryptionFailed, MalformedEnvelope
 from cipherbox.sealing.primitives import hkdf
 from cipherbox.sealing.ratchet.double_ratchet import KEY, Random, public, shared

@@ -32,7 +32,7 @@ import nacl.exceptions
 import nacl.signing
 
 from cipherbox.checks import checked
-from cipherbox.envelope.stanza_types import label
+from cipherbox.envelope.labels import label
 from cipherbox.errors import (
     DecryptionFailed,
     InvalidRequest,
