@@ -79,14 +79,14 @@ def _changed(ctx: click.Context, lists: ContactLists, named: tuple[str, ...]) ->
     from cipherbox.cli.output import say, warn
     from cipherbox.cli.running import run
     from cipherbox.client.client import open_client
-    from cipherbox.client.receiving.contacts import Telling
+    from cipherbox.client.receiving.contacts_upload import ContactsUploader
     from cipherbox.client.suggest import nearest
     from cipherbox.errors import CipherBoxError
     from cipherbox.limits import LIMITS
 
     async def main() -> None:
         async with open_client(home, renew=False, tries=1) as client:
-            await Telling(client).tell()
+            await ContactsUploader(client).upload()
             known = [row["name"] for row in await client.list("clients")] if named else []
         for name in named:
             if name not in known:

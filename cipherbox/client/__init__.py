@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from cipherbox.client.publishing.allow_list import AllowList
     from cipherbox.client.publishing.publish import Confirmation
     from cipherbox.client.publishing.publisher import Publisher
-    from cipherbox.client.receiving.consumer import Consumer, Delivery
+    from cipherbox.client.receiving.consumer import Consumer
+    from cipherbox.client.receiving.delivery import Delivery
     from cipherbox.client.receiving.receiver import Receiver
     from cipherbox.client.sessions.secure_socket import SecureSocket, SqliteSessions
     from cipherbox.sealing.body import Message

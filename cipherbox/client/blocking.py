@@ -28,7 +28,8 @@ from cipherbox.client import client as api
 from cipherbox.client.publishing.publish import Confirmation
 from cipherbox.client.publishing.publisher import Publisher
 from cipherbox.client.publishing.splitting import Content
-from cipherbox.client.receiving.consumer import Consumer, Delivery
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.held_inbox import OnLines
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.bundle import KeyBundle

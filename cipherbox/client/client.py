@@ -43,8 +43,10 @@ from cipherbox.client.publishing.publish import Confirmation, PublishOptions, Se
 from cipherbox.client.publishing.publisher import Publisher, check_publisher
 from cipherbox.client.publishing.routes import Routes
 from cipherbox.client.publishing.splitting import Content, as_messages
-from cipherbox.client.receiving.consumer import Consumer, Delivery, ranges, settled
-from cipherbox.client.receiving.contacts import Contacts, keep_told
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.contacts import Contacts
+from cipherbox.client.receiving.contacts_upload import keep_uploaded
+from cipherbox.client.receiving.delivery import Delivery, ranges, settled
 from cipherbox.client.receiving.opening import Opener
 from cipherbox.client.receiving.receipts import ReceiptConsumer
 from cipherbox.client.sessions.prekeys import Prekeys
@@ -529,7 +531,7 @@ async def open_client(
             nursery.start_soon(client.life.run if renew else client.finish_keys)
             nursery.start_soon(watch, client, renew)
             if files.identity is not None:
-                nursery.start_soon(keep_told, client)
+                nursery.start_soon(keep_uploaded, client)
             if not keep_trying:
                 await line.ready(config.tries)
                 await client.finish_keys()

@@ -10,7 +10,7 @@ import orjson
 
 from cipherbox.checks import checked
 from cipherbox.client.connection.reconnecting import ReconnectingConnection
-from cipherbox.client.receiving.consumer import ranges
+from cipherbox.client.receiving.delivery import ranges
 from cipherbox.envelope.ids import split_message_id
 from cipherbox.errors import InvalidRequest
 from cipherbox.limits import LIMITS

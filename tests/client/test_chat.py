@@ -18,7 +18,8 @@ from cipherbox.apps.chat import conversation as module
 from cipherbox.apps.chat import lines as chat_lines
 from cipherbox.apps.chat.conversation import AT_HQ, OPENED, SEALED, Chat, ChatLine, everybody
 from cipherbox.apps.chat.lines import ChatLines, Said
-from cipherbox.client.receiving.contacts import Contacts, Telling
+from cipherbox.client.receiving.contacts import Contacts
+from cipherbox.client.receiving.contacts_upload import ContactsUploader
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.errors import RecipientRevoked, TooLarge
 from tests import soak
@@ -161,7 +162,7 @@ async def test_everybody_and_who_went_away(hq: Any) -> None:
 async def test_a_line_to_everybody_goes_on_for_those_who_take_it(hq: Any) -> None:
     Contacts(hq.home("NY-RC")).block(["FL-LAB"])
     async with hq.client("NY-RC") as refusing, hq.client("FL-LAB") as client:
-        await Telling(refusing).tell()
+        await ContactsUploader(refusing).upload()
         chat = Chat(client, ["CA-RC", "NY-RC"], to_all=True)
         await chat.say("who takes it?")
         async with hq.client("CA-RC") as center, center.consume() as deliveries:

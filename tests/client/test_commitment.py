@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from cipherbox.client.inbox.schema import DATABASE
-from cipherbox.client.receiving.consumer import Delivery
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.layout import split
 from cipherbox.envelope.outcomes import Outcome

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cipherbox.client.receiving.consumer import ranges
+from cipherbox.client.receiving.delivery import ranges
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.layout import split

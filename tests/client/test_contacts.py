@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from cipherbox.cli.main import cli
 from cipherbox.client.outbox.rows import ASIDE, CONFIRMED
 from cipherbox.client.publishing.files import send_file
-from cipherbox.client.receiving import contacts as module
-from cipherbox.client.receiving.contacts import FILE, Contacts, Telling
+from cipherbox.client.receiving import contacts_upload as module
+from cipherbox.client.receiving.contacts import FILE, Contacts
+from cipherbox.client.receiving.contacts_upload import ContactsUploader
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.config.toml_file import ContactSettings
 from cipherbox.contact_lists import ContactLists
@@ -116,7 +117,7 @@ async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it
     contacts = Contacts(hq.home("CA-RC"))
     contacts.block(["fl-lab"])
     async with hq.client("CA-RC") as center:
-        await Telling(center).tell()
+        await ContactsUploader(center).upload()
     await hq.restart()
     async with hq.client("FL-LAB") as lab:
         with pytest.raises(RecipientRefuses, match="CA-RC takes no mail from FL-LAB"):
@@ -137,7 +138,7 @@ async def test_hq_refuses_for_the_recipient_and_says_who_and_the_outbox_keeps_it
         contacts.allow_everybody()
         contacts.unblock(["FL-LAB"])  # nobody has told HQ
         async with hq.client("CA-RC") as center:
-            await Telling(center).tell()
+            await ContactsUploader(center).upload()
             await lab.publish("taken", to="CA-RC")
             with trio.fail_after(20):
                 assert await Receiver(center).run(count=1) == 1
@@ -154,7 +155,7 @@ async def test_what_nobody_waits_for_goes_to_the_others_and_it_is_said_who_does_
     await hq.join("SF-RC", "NY-RC")
     Contacts(hq.home("CA-RC")).block(["FL-LAB"])
     async with hq.client("CA-RC") as center:
-        await Telling(center).tell()
+        await ContactsUploader(center).upload()
     said: list[str] = []
     async with hq.client("FL-LAB", on_event=lambda e: said.append(str(e))) as lab:
         await lab.bundles(["CA-RC", "SF-RC", "NY-RC"])
@@ -184,7 +185,7 @@ async def test_a_file_goes_to_the_others_too(hq: RealHq, tmp_path: Path) -> None
     await hq.join("SF-RC")
     Contacts(hq.home("CA-RC")).block(["FL-LAB"])
     async with hq.client("CA-RC") as center:
-        await Telling(center).tell()
+        await ContactsUploader(center).upload()
     said: list[str] = []
     file = tmp_path / "large.bin"
     raw = os.urandom(LIMITS.part_bytes + 1)
@@ -208,7 +209,7 @@ async def test_a_file_goes_to_the_others_too(hq: RealHq, tmp_path: Path) -> None
 async def test_receipts_come_back_from_whom_one_blocks(hq: RealHq) -> None:
     Contacts(hq.home("CA-RC")).block(["FL-LAB"])
     async with hq.client("CA-RC") as center, hq.client("FL-LAB") as lab:
-        await Telling(center).tell()
+        await ContactsUploader(center).upload()
         sent = await center.publish("what do you say?", to="FL-LAB")
         with trio.fail_after(20):
             assert await Receiver(lab).run(count=1) == 1
@@ -239,7 +240,7 @@ async def test_hq_gets_to_know_what_another_program_changed_and_forgets_it_when_
     async with hq.client("CA-RC", contacts=SILENT) as silent:
         assert silent.hq is not None
         assert silent.hq.contacts == contacts.lists().digest
-        await Telling(silent).tell()
+        await ContactsUploader(silent).upload()
     assert await at_hq(hq, "CA-RC") == ContactLists()
 
 
@@ -247,10 +248,10 @@ async def test_a_list_too_long_for_hq_is_not_told_in_part(hq: RealHq) -> None:
     names = [f"LAB-{n}" for n in range(LIMITS.names_per_frame + 1)]
     Contacts(hq.home("CA-RC")).allow(names)
     async with hq.client("CA-RC") as center:
-        assert not await Telling(center).tell()
+        assert not await ContactsUploader(center).upload()
         Contacts(hq.home("CA-RC")).allow_everybody()
         Contacts(hq.home("CA-RC")).block(names[1:])
-        await Telling(center).tell()
+        await ContactsUploader(center).upload()
         await center.publish("to nobody who minds", to="FL-LAB")
 
 
@@ -259,13 +260,13 @@ async def test_two_programs_of_one_home_end_with_what_the_file_says(hq: RealHq) 
     contacts = Contacts(hq.home("CA-RC"))
     contacts.block(["FL-LAB"])
     async with hq.client("CA-RC") as one, hq.client("CA-RC") as two:
-        first, second = Telling(one), Telling(two)
-        await first.tell()
+        first, second = ContactsUploader(one), ContactsUploader(two)
+        await first.upload()
         contacts.block(["MA-LAB"])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(first.tell)
-            nursery.start_soon(second.tell)
-        assert [await first.tell(), await second.tell()] == [False, False]
+            nursery.start_soon(first.upload)
+            nursery.start_soon(second.upload)
+        assert [await first.upload(), await second.upload()] == [False, False]
     assert (await at_hq(hq, "CA-RC")).blocked == ("FL-LAB", "MA-LAB")
 
 

@@ -17,7 +17,7 @@ from cipherbox.cli.main import cli
 from cipherbox.client.overview import overview
 from cipherbox.client.publishing.files import send_file
 from cipherbox.client.publishing.parts import Manifest, manifest_message, part_message
-from cipherbox.client.receiving.consumer import Delivery
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.envelope.outcomes import Outcome
 from cipherbox.limits import LIMITS

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.receiving.consumer import Consumer, Delivery
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
 from cipherbox.client.receiving.pipe_frames import Frame, Kind, is_frame, read_frame
 from cipherbox.client.receiving.receiver import Receiver

@@ -15,7 +15,8 @@ from contextlib import suppress
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.inbox import Inbox, counted
 from cipherbox.client.inbox.lines import Received
-from cipherbox.client.receiving.consumer import Consumer, Delivery
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.held_inbox import HeldInbox
 from cipherbox.client.receiving.opening import OUTCOMES

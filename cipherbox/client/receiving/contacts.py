@@ -4,10 +4,7 @@
 so a change counts at the next envelope; what they refuse is a dead letter at HQ, which can be
 redriven, and its sender gets a signed receipt.
 
-HQ is told the lists, unless `[contacts] tell_hq` says no, and refuses a publish that would end like
-that.  That spares the way and nothing else: the inbox decides, whatever HQ knows.  WELCOME says
-which lists HQ has, by their digest, so nothing is told twice; of several programs of one home each
-goes on until HQ has what the file says.
+HQ is told the lists as well (`contacts_upload`).
 """
 
 from __future__ import annotations
@@ -15,31 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import orjson
-import trio
 
-from cipherbox.client.events import LINE
 from cipherbox.contact_lists import ContactLists
-from cipherbox.errors import (
-    CipherBoxError,
-    ConfigError,
-    CredentialsError,
-    InvalidRequest,
-    NetworkError,
-)
-from cipherbox.limits import LIMITS, check_client_id
+from cipherbox.errors import ConfigError, InvalidRequest
+from cipherbox.limits import check_client_id
 from cipherbox.portable import write_atomic
-from cipherbox.wire import frames
-
-if TYPE_CHECKING:
-    from cipherbox.client.client import Client
-    from cipherbox.client.connection.connection import Connection
 
 FILE = "contacts.json"
 _NO_LISTS = ContactLists()
-LOOK_S = 1.0  # a running program looks so often whether HQ has the lists of now
 
 
 class Contacts:
@@ -129,61 +111,4 @@ def _without(names: tuple[str, ...], gone: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name.casefold() not in folded)
 
 
-class Telling:
-    """Keeps HQ at what the file says."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._contacts = Contacts(client.home.path)
-        self._link: Connection | None = None
-        self._told = b""  # digest of what HQ has
-
-    async def tell(self) -> bool:
-        """Tells HQ what it does not have yet; whether there was something to tell.
-
-        The file is read again afterwards: whoever changed it meanwhile may have told HQ before this
-        did.
-        """
-        line, changed = self._client.line, False
-        while True:
-            link = await line.ready(line.tries)
-            if link is not self._link:
-                self._link, self._told = link, link.welcome.contacts
-            lists = self._wanted()
-            if lists.digest == self._told:
-                return changed
-            self._told = b"?"  # unknown until HQ has answered
-            await line.request(
-                frames.TellContacts, allowed=list(lists.allowed), blocked=list(lists.blocked)
-            )
-            self._told, changed = lists.digest, True
-
-    def _wanted(self) -> ContactLists:
-        if not self._client.home.config.contacts.tell_hq:
-            return ContactLists()
-        lists = self._contacts.lists()
-        # part of a list would mean something else
-        return lists if len(lists) <= LIMITS.names_per_frame else ContactLists()
-
-
-async def keep_told(client: Client) -> None:
-    """Tells HQ the lists with each connection and whenever they change, until cancelled or the
-    line has failed.
-    """
-    telling, said = Telling(client), ""
-    while client.line.failure is None:
-        try:
-            await client.line.ready()
-            if await telling.tell():
-                client.events.say(LINE, "HQ knows whom mail is taken from")
-            said = ""
-        except CipherBoxError as error:
-            # the inbox goes by the file all the same; it is tried again
-            # those the line tells
-            if str(error) != said and not isinstance(error, NetworkError | CredentialsError):
-                said = str(error)
-                client.events.say(LINE, f"HQ was not told whom mail is taken from: {error}")
-        await trio.sleep(LOOK_S)
-
-
-__all__ = ["FILE", "ContactLists", "Contacts", "Telling", "keep_told"]
+__all__ = ["FILE", "ContactLists", "Contacts"]

@@ -42,7 +42,7 @@ from cipherbox.errors import Bad, Later
 from cipherbox.sealing.body import Message, Messages
 
 if TYPE_CHECKING:
-    from cipherbox.client.client import Client
+    from cipherbox.client.receiving.ports import ReceivingClient, Reporter
 
 TRIES = 5
 _LOOK_S = 1.0
@@ -86,7 +86,7 @@ Handler = Callable[[Handled, sqlite3.Connection], Awaitable[None] | None]
 class Handlers:
     """What waits for a handler in one home's inbox.  Uses a connection of its own."""
 
-    def __init__(self, client: Client, *, tries: int = TRIES, ordered: bool = False) -> None:
+    def __init__(self, client: Reporter, *, tries: int = TRIES, ordered: bool = False) -> None:
         self._client = client
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS)
@@ -338,7 +338,7 @@ class Handlers:
 
 
 async def process(
-    client: Client,
+    client: ReceivingClient,
     handler: Handler,
     queues: list[str] | None = None,
     tries: int = TRIES,

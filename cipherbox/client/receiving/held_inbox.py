@@ -29,7 +29,7 @@ from cipherbox.errors import CipherBoxError, EnvelopeError, StoreLocked
 from cipherbox.portable import lock_file
 
 if TYPE_CHECKING:
-    from cipherbox.client.client import Client
+    from cipherbox.client.receiving.ports import ReceivingClient
 
 PATIENCE_S = 0.5  # for the lock
 OnLines = Callable[[list[bytes]], None]
@@ -39,7 +39,11 @@ class HeldInbox:
     """See the module."""
 
     def __init__(
-        self, client: Client, on_lines: OnLines | None, incoming: Path | None, keep_contents: bool
+        self,
+        client: ReceivingClient,
+        on_lines: OnLines | None,
+        incoming: Path | None,
+        keep_contents: bool,
     ) -> None:
         self.client = client
         self.storing = Storing.of(client.home, incoming)

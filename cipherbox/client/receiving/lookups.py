@@ -25,7 +25,7 @@ import trio
 from cipherbox.client.connection.rate_limit import Bucket
 from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.keys.directory import Directory
-from cipherbox.client.receiving.consumer import Delivery
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of
 from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import BundleUnknown, CipherBoxError, SenderNotValid, Throttled

@@ -17,8 +17,8 @@ from cipherbox.client.events import RECEIVER, Events
 from cipherbox.client.home import keyless
 from cipherbox.client.keys.directory import Directory
 from cipherbox.client.log.order import LogOrder
-from cipherbox.client.receiving.consumer import Delivery
 from cipherbox.client.receiving.contacts import Contacts
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.lookups import Lookups
 from cipherbox.client.receiving.refusals import Nack, Refusals

@@ -36,8 +36,8 @@ from cipherbox.errors import BundleDiscontinuous, CipherBoxError, EnvelopeError,
 from cipherbox.sealing.body import Message, pack
 
 if TYPE_CHECKING:
-    from cipherbox.client.client import Client
-    from cipherbox.client.receiving.consumer import Delivery
+    from cipherbox.client.receiving.delivery import Delivery
+    from cipherbox.client.receiving.ports import ReceiptSender
 
 MOST = 4096  # leaves of one signature: 300 KB of a group
 PAUSE_S = 0.1  # between signatures, so that a busy inbox signs for many at once
@@ -60,7 +60,7 @@ class PendingReceipt(NamedTuple):
 class PendingReceipts:
     """See the module.  Has the inbox's database open beside the inbox itself."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ReceiptSender) -> None:
         self._client = client
         self._path = client.home.path / DATABASE
         self._db = open_database(self._path, STEPS, OLDEST)

@@ -24,7 +24,7 @@ from cipherbox.sealing.body import Message
 
 if TYPE_CHECKING:
     from cipherbox.client.inbox.lines import Received
-    from cipherbox.client.receiving.consumer import Delivery
+    from cipherbox.client.receiving.delivery import Delivery
 
 TYPE = "application/x-cipherbox-pipe"
 VERSION = 1

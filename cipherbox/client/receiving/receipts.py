@@ -21,7 +21,8 @@ import trio
 
 from cipherbox.client.events import SENDER
 from cipherbox.client.outbox.rows import Signed
-from cipherbox.client.receiving.consumer import Consumer, Delivery
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.sessions.sessions import STEP_TYPE
 from cipherbox.envelope.group import TYPE, Group, decode_group, verify_group
@@ -30,7 +31,7 @@ from cipherbox.envelope.outcomes import Outcome
 from cipherbox.errors import CipherBoxError, EnvelopeError, SignatureInvalid
 
 if TYPE_CHECKING:
-    from cipherbox.client.client import Client
+    from cipherbox.client.receiving.ports import ReceiptSource
 
 CREDIT = 64  # groups handed out at once: what a short command can take in before it ends
 CREDIT_BYTES = 1024 * 1024  # and their bytes
@@ -45,7 +46,7 @@ MOST_GENERATIONS = 16  # two ends that never agree stop some time
 class ReceiptConsumer:
     """See the module."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: ReceiptSource) -> None:
         self._client = client
         self.taken = trio.Event()  # replaced at each news
         self._began = trio.Event()

@@ -29,7 +29,8 @@ from cipherbox.client.events import RECEIVER
 from cipherbox.client.inbox.inbox import counted
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.receiving.classify import Key, Taking
-from cipherbox.client.receiving.consumer import Consumer, Delivery
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.held_inbox import OnLines
 from cipherbox.client.receiving.supervised import lasting
 from cipherbox.client.sessions.receiving_chains import Heard
@@ -37,7 +38,7 @@ from cipherbox.concurrency import background
 from cipherbox.errors import CipherBoxError, NotFound
 
 if TYPE_CHECKING:
-    from cipherbox.client.client import Client
+    from cipherbox.client.receiving.ports import ReceivingClient
 
 FETCH_ENVELOPES = 256
 BATCH_BYTES = 4 * 1024 * 1024  # opened and recorded in one step
@@ -59,7 +60,7 @@ class Receiver(Taking):
 
     def __init__(
         self,
-        client: Client,
+        client: ReceivingClient,
         *,
         on_lines: OnLines | None = None,
         incoming: Path | str | None = None,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import trio
 
 from cipherbox.client.events import RECEIVER, Events
-from cipherbox.client.receiving.consumer import Delivery
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.errors import CipherBoxError
 
 OF_SENDER = 256  # of one sender, waiting

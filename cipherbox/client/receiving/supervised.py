@@ -11,14 +11,14 @@ from cipherbox.client.events import RECEIVER
 from cipherbox.errors import CipherBoxError, CredentialsError
 
 if TYPE_CHECKING:
-    from cipherbox.client.client import Client
+    from cipherbox.client.receiving.ports import Connected
 
 PAUSE_S, PAUSE_MAX_S = 1.0, 30.0
 
 
 async def lasting(
     work: Callable[[], Awaitable[object]],
-    client: Client,
+    client: Connected,
     passing: tuple[type[CipherBoxError], ...] = (),
 ) -> None:
     """Until cancelled, or until ``work`` raises what does not pass: retryable errors are said and

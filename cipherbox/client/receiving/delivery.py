@@ -1,0 +1,167 @@
+"""One envelope that HQ delivered, and the acknowledgement ranges it becomes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from cipherbox.client.connection.connection import Connection, fresh
+from cipherbox.envelope.ids import message_id
+from cipherbox.errors import EnvelopeError
+from cipherbox.sealing.body import Message
+from cipherbox.sealing.open import ParsedEnvelope, inspect
+from cipherbox.wire import frames
+from cipherbox.wire.codec import DeliveredItem
+
+
+class CreditHolder(Protocol):
+    """The consumer that a delivery was pushed to: it gets the delivery's credit back."""
+
+    def settled(self, deliveries: Iterable[Delivery]) -> None: ...
+
+
+class Delivery:
+    """One envelope of a queue.
+
+    ``sender_id``, ``envelope_id`` (16 bytes) and ``count`` are in the clear prefix; ``messages``
+    are there once it was verified and opened.  ``accepted_at`` is when HQ accepted it (ms since
+    1970), ``log_entry`` the entry of its log that says so, both by HQ's word; ``attempt`` above 1:
+    delivered before.
+    """
+
+    __slots__ = (
+        "_error",
+        "_messages",
+        "_sighted",
+        "accepted_at",
+        "attempt",
+        "consumer",
+        "credited",
+        "link",
+        "log_entry",
+        "queue",
+        "raw",
+        "seq",
+        "size",
+    )
+
+    def __init__(
+        self,
+        queue: str,
+        item: DeliveredItem,
+        consumer: CreditHolder | None,
+        link: Connection | None,
+    ) -> None:
+        self.queue = queue
+        self.seq, self.attempt, self.accepted_at, self.log_entry, self.raw = item
+        self.size = len(self.raw)  # what it takes of the credit, also when the bytes are gone
+        self.consumer, self.link = consumer, link
+        self._messages: Sequence[Message] | None = None
+        self._sighted: ParsedEnvelope | None = None
+        self._error: EnvelopeError | None = None
+        self.credited = False  # its part of the credit was given back
+
+    def __repr__(self) -> str:
+        return (
+            f"Delivery({self.queue!r}, seq={self.seq}, attempt={self.attempt}, {self.size} bytes)"
+        )
+
+    @property
+    def sighted(self) -> ParsedEnvelope:
+        """Layout and hashes, read when first asked for; EnvelopeError when the bytes are no
+        envelope.
+        """
+        if self._sighted is None:
+            if self._error is not None:
+                raise fresh(self._error)
+            try:
+                self._sighted = inspect(self.raw)
+            except EnvelopeError as error:
+                self._error = error
+                raise
+        return self._sighted
+
+    @property
+    def sender_id(self) -> str:
+        return self.sighted.layout.prefix.sender
+
+    @property
+    def envelope_id(self) -> bytes:
+        return self.sighted.layout.prefix.envelope_id
+
+    @property
+    def commitment(self) -> bytes:
+        """The sender's commitment to the plaintext, the same in every generation; empty in
+        version 1.
+        """
+        return self.sighted.layout.prefix.plain_commitment
+
+    @property
+    def sealed_at(self) -> int:
+        """When the sender sealed it, ms since 1970, by its clock."""
+        return self.sighted.layout.prefix.sealed_at
+
+    @property
+    def count(self) -> int:
+        """How many messages it holds."""
+        return self.sighted.layout.prefix.message_count
+
+    @property
+    def message_ids(self) -> list[uuid.UUID]:
+        """One for each message, in order."""
+        return [message_id(self.envelope_id, index) for index in range(self.count)]
+
+    @property
+    def quiet(self) -> bool:
+        """Parts of files and receipts: the log has a line for the whole, not for each of them."""
+        return self.queue.endswith((".bulk", ".sys"))
+
+    @property
+    def opened(self) -> bool:
+        return self._messages is not None
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The messages of an opened delivery."""
+        if self._messages is None:
+            raise EnvelopeError("this delivery was not opened yet: await client.open(delivery)")
+        return self._messages
+
+    def release(self) -> None:
+        """Nothing is done with it any more but telling HQ: the bytes go, and others may come in
+        their place.
+        """
+        if self.consumer is not None:
+            self.consumer.settled([self])
+        self.raw, self._sighted, self._messages = b"", None, None
+
+    def drop_raw(self) -> None:
+        """It is open: the sealed bytes go, what its prefix says stays."""
+        self._sighted = self.sighted._replace(raw=b"")
+        self.raw = b""
+
+    def drop_messages(self) -> None:
+        """What it held is recorded."""
+        self._messages = None
+
+    def fill(self, messages: Sequence[Message]) -> None:
+        """The opener's result."""
+        self._messages = messages
+
+
+def ranges(numbers: Iterable[int]) -> list[frames.Range]:
+    """Numbers as runs, for an ACK."""
+    found: list[frames.Range] = []
+    for number in sorted(set(numbers)):
+        if found and found[-1].first + found[-1].count == number:
+            found[-1].count += 1
+        else:
+            found.append(frames.Range(number, 1))
+    return found
+
+
+def settled(deliveries: list[Delivery]) -> None:
+    """Tells their consumers that these are done with."""
+    for consumer in {d.consumer for d in deliveries if d.consumer is not None}:
+        consumer.settled(d for d in deliveries if d.consumer is consumer)
