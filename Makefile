@@ -1,16 +1,5 @@
-# make demo    builds the one file and plays the labs scenario with it
-# make test    all tests, with JOBS=3 processes; COLD=1 starts each program anew (tests/warm.py)
-# make check   style, types, layers
-# make pyz     dist/cipherbox.pyz    make bench   speed, with figures
-# make wheel   a wheel, for pip install and programs of your own
-# make everywhere   dist/cipherbox-everywhere.pyz: the same for every system and Python
-# make sim     thousands of seeds of the simulation: SEEDS=first:count chooses them
-# make soak    what takes long, before a release: 2,000 seeds of the simulation, 20,000 examples of a dishonest sender, the
-#              other nine tenths of what make test samples, storms of kills; tests/soak.py says how a test goes there
-# make fuzz    the parsers, for MINUTES=10: guided by coverage when atheris is installed; TARGETS chooses some
-# make clean   removes what the others made
-#
-# Everything happens in .venv, which is made at first use from pinned and hashed requirements.
+# `make` alone lists the targets.  Everything happens in .venv, which is made at first use from pinned
+# and hashed requirements.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -25,48 +14,59 @@ MINUTES ?= 10
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check pyz wheel everywhere bench sim soak fuzz clean lock
+.PHONY: help demo test check fix generate pyz wheel everywhere bench sim soak fuzz clean lock
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
 
-demo: $(PYZ)
+help: ## List these targets
+	@awk -F ' *:[^#]*## *' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(PYZ) ## Build the one file and play the labs scenario with it
 	$(RUN) $(PYZ) demo
 
-test: $(STAMP) $(PYZ)
+test: $(STAMP) $(PYZ) ## Run all tests in JOBS=3 processes; COLD=1: without warm starts
 	@$(RUN) -m compileall -q cipherbox tests
 	$(RUN) -m pytest -n $(JOBS)
 
-check: $(STAMP)
+check: $(STAMP) ## Check style, types and the rules of tests/test_layers.py
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m mypy packaging/build.py packaging/lock.py packaging/platforms.py
 	$(RUN) -m pytest tests/test_layers.py
 
-pyz: $(PYZ)
+fix: $(STAMP) ## Format the code and fix what ruff can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
 
-wheel: $(STAMP)
+generate: $(STAMP) ## Write manual pages, package maps and golden files (GOLDEN=envelopes: random ones)
+	$(RUN) -m tests.generate $(GOLDEN)
+
+pyz: $(PYZ) ## Build dist/cipherbox.pyz: one file, for this system and Python
+
+wheel: $(STAMP) ## Build a wheel for pip, pipx and programs of your own
 	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-everywhere: $(STAMP)
+everywhere: $(STAMP) ## Build dist/cipherbox-everywhere.pyz, for every system and Python
 	$(RUN) packaging/build.py --platform all dist/cipherbox-everywhere.pyz
 
-bench: $(STAMP) $(PYZ)
+bench: $(STAMP) $(PYZ) ## Measure the speed of everything
 	@$(RUN) $(PYZ) bench
 	@for b in tests/bench/bench_*.py; do [ -e "$$b" ] || continue; echo "== $$b"; $(RUN) -m tests.bench.$$(basename $$b .py) || exit 1; done
 
-sim: $(STAMP)
+sim: $(STAMP) ## Run the simulation alone; SEEDS=first:count
 	CIPHERBOX_SEEDS=$(SEEDS) $(RUN) -m pytest -n $(JOBS) tests/sim
 
-soak: $(STAMP) $(PYZ)
+soak: $(STAMP) $(PYZ) ## Run the long tests, as before a release: all seeds, storms of kills
 	$(RUN) -m pytest --soak -n $(JOBS)
 
-fuzz: $(STAMP)
+fuzz: $(STAMP) ## Fuzz the parsers for MINUTES=10, guided by coverage if atheris is installed; TARGETS=
 	$(RUN) -m tests.fuzz.run --minutes $(MINUTES) $(TARGETS)
 
-# Newer pinned versions: look at the difference before you commit it.
-lock: $(STAMP)
+lock: $(STAMP) ## Pin newer versions; review the difference before you commit it
 	$(RUN) packaging/lock.py
 
-clean:
+clean: ## Remove what the others made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find cipherbox tests packaging -name __pycache__ -type d -prune -exec rm -rf {} +
 

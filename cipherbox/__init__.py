@@ -1,20 +1,36 @@
 """CipherBox: a blind message broker in one file.
 
-The layers, from the ground up; each imports only what stands above it in this list.
+The layers stand from the ground up: each imports only layers that stand above it in this map. `cli`
+is the only one that prints.
 
-    errors, limits    what can go wrong, and every bound
-    portable          the only file that knows of Unix and Windows
-    config, pki       settings and their files; certificates
-    ops               logs, health, systemd
-    tls, websocket,   the byte streams both ends use,
-    transport         and connecting
-    wire              frames <-> bytes, no IO
-    envelope          the bytes both ends may know
-    sealing           what needs a secret; the server never imports it
-    broker            the pure core: routing, queues, credit, redelivery
-    store             the port, and the databases behind it
-    server, client    the two ends, on trio
-    cli               commands; the only place that prints
+Map, written by `make generate`:
+
+    errors         Every error CipherBox raises or sends.
+    clock          The clock: the one place that asks the system for the time of day.
+    limits         Every bound of the system in one place, each with its reason, and the rules for
+                   names.
+    checks         Types at the door of the public API: a wrong one is named, with the parameter,
+                   before anything else happens.
+    concurrency    Waiting, waking, retrying and supervising: each mechanism once, on trio's clock.
+    contact_lists  Whom a recipient takes mail from, as two lists: what its inbox goes by, and what
+                   HQ may know of it.
+    portable       The only file that knows of Unix and Windows: file modes, locks, signals.
+    config/        Settings: frozen classes, the TOML files they come from, and what they name.
+    alerting       Alerts told to people: by a command, a webhook, mail.
+    pki/           Certificates: made, read, and verified against one profile; revocation lists.
+    net/           TLS and WebSocket streams, proxies, and connecting to one of several addresses.
+    ops/           Operations: what keeps a running HQ observable.
+    wire/          Frames to bytes and back, without IO.
+    envelope/      The bytes both ends may know: no secret is needed to read any of them.
+    sealing/       What needs a secret.
+    broker/        The pure core: commands and facts in, effects out; no IO, no clock, no
+                   randomness.
+    store/         The store: the port, and the databases behind it.
+    server/        HQ: trio around the pure core.
+    client/        The client library on trio: publish, consume, receive, enrol.
+    apps/          Programs that stand on the client; nothing below knows them.
+    cli/           The command line: the only place that prints and the only one that starts trio.
+    __main__       Entry of the zipapp, of `python -m cipherbox` and of the installed command.
 """
 
 __version__ = "0.6.0"

@@ -32,10 +32,17 @@ def test_nothing_else_at_the_top() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in tracked()} <= TOP
 
 
-def test_the_makefile_has_its_targets() -> None:
+def test_the_makefile_has_its_targets_and_lists_them() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "check", "pyz", "bench", "clean"):
+    for target in ("demo", "test", "check", "fix", "generate", "pyz", "bench", "clean"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    phony = re.search(r"^\.PHONY: (.+)", makefile, re.MULTILINE)
+    assert phony
+    done = subprocess.run(
+        ["make", "-s", "-C", str(ROOT)], capture_output=True, text=True, check=True, timeout=30
+    )
+    listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
+    assert sorted(listed) == sorted(phony[1].split())
 
 
 def test_ci_runs_check_and_test() -> None:

@@ -1,5 +1,5 @@
-"""The import table is law: which layer may import which, and what from outside.  Read from the
-source, not run.
+"""The rules of the house, read from the source: which layer may import which and what from
+outside, no import cycles, the length of classes and functions, maps that are true.
 """
 
 import ast
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import maps
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cipherbox"
 
@@ -53,6 +55,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"attrs", "trio", "orjson"},
     ),
 }
+LAYERS = [*TABLE, "cli", "__main__"]  # from the ground up, as in the map of the whole package
 CLI_ONLY = {"click", "rich"}
 PURE = {"wire", "broker", "envelope"}
 IMPURE = {
@@ -76,8 +79,10 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield parts[0], path
 
 
-def imported(path: Path) -> Iterator[tuple[str, int]]:
-    """Every module a file imports, anywhere in it, but not what only the type checker reads."""
+def imported(path: Path, typing: bool = False) -> Iterator[tuple[str, int]]:
+    """Yield every module a file imports, anywhere in it; what only the type checker reads counts
+    with ``typing``.
+    """
     tree = ast.parse(path.read_text("utf-8"), str(path))
     skipped = {
         id(inner)
@@ -93,7 +98,7 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        if id(node) not in skipped:
+        if typing or id(node) not in skipped:
             yield from ((name, node.lineno) for name in names)
 
 
@@ -108,7 +113,12 @@ def layer_of(name: str) -> str | None:
 
 def test_every_module_has_its_layer() -> None:
     found = {name for name, _ in modules()}
-    assert found <= {*TABLE, "cli", "__init__", "__main__"}
+    assert found <= {*LAYERS, "__init__"}
+
+
+def test_the_table_stands_from_the_ground_up() -> None:
+    for place, (layer, (inside, _)) in enumerate(TABLE.items()):
+        assert inside <= set(LAYERS[:place]), layer
 
 
 def test_the_table_holds() -> None:
@@ -127,6 +137,108 @@ def test_the_table_holds() -> None:
             elif top not in sys.stdlib_module_names and top not in outside:
                 wrong.append(where)
     assert wrong == []
+
+
+# Cycles ------------------------------------------------------------------------------------------
+
+# Modules that still import each other in a circle.  It only shrinks: the test says what can go.
+IN_CYCLES: set[str] = {
+    "client.client",
+    "client.outbox.origins",
+    "client.outbox.rows",
+    "client.publishing.idempotency",
+    "client.watch",
+    "server.ca.exchange",
+    "server.ca.own_certificate",
+    "server.connection.budget",
+    "server.connection.session",
+    "server.directory.prekeys",
+    "server.directory.revocation_lists",
+    "server.hq",
+    "server.operations.alerts",
+    "server.operations.check",
+    "server.operations.drain",
+    "server.operations.gauges",
+    "server.operations.reload",
+    "server.requests.administration",
+    "server.requests.dispatch",
+    "server.requests.inventory",
+    "server.requests.log",
+}
+
+# What stands at the top of an end: the whole of it is made there, so nothing below may ask for it.
+TOPS = {"client.client": {"client.blocking", "client"}, "server.app": set[str]()}
+REACHES_UP: set[str] = {  # modules that still do; it only shrinks
+    "client.log.witness",
+    "client.overview",
+    "client.publishing.files",
+    "client.publishing.idempotency",
+    "client.suggest",
+    "client.watch",
+}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Return what each module imports of the package, `TYPE_CHECKING` and late imports included."""
+    files = {}
+    for _, path in modules():
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        files[".".join(parts).removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        graph[module] = set()
+        for name, _ in imported(path, typing=True):
+            target = name.removeprefix("cipherbox.")
+            while target and target not in files:
+                target = target.rpartition(".")[0]
+            if name.startswith("cipherbox.") and target and target != module:
+                graph[module].add(target)
+    return graph
+
+
+def in_cycles(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Return each module that imports itself by way of others, with the next modules on the way."""
+    reach: dict[str, set[str]] = {}
+    for module in graph:
+        seen, waiting = set[str](), [*graph[module]]
+        while waiting:
+            if (here := waiting.pop()) not in seen:
+                seen.add(here)
+                waiting += graph[here]
+        reach[module] = seen
+    return {
+        module: {other for other in graph[module] if module in reach[other]}
+        for module in graph
+        if module in reach[module]
+    }
+
+
+def test_cycles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": set[str]()}
+    assert in_cycles(graph) == {"a": {"b"}, "b": {"c"}, "c": {"a"}}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    found = in_cycles(import_graph())
+    assert {module: others for module, others in found.items() if module not in IN_CYCLES} == {}
+
+
+def test_nothing_below_imports_the_top_of_an_end() -> None:
+    wrong = set()
+    for module, others in import_graph().items():
+        for top, may in TOPS.items():
+            if top in others and module.split(".")[0] == top.split(".")[0] and module not in may:
+                wrong.add(module)
+    assert wrong - REACHES_UP == set()
+
+
+def test_exceptions_from_these_rules_are_still_needed() -> None:
+    graph = import_graph()
+    gone = (IN_CYCLES - in_cycles(graph).keys()) | {
+        module for module in REACHES_UP if module not in graph or not graph[module] & TOPS.keys()
+    }
+    if gone:
+        pytest.skip(f"to be taken out of the lists here: {', '.join(sorted(gone))}")
 
 
 def test_sqlite_and_postgresql_have_one_place_each() -> None:
@@ -196,6 +308,12 @@ def test_packages_import_nothing_and_have_a_map(path: Path) -> None:
         name for name, _ in imported(path) if name.split(".")[0] not in sys.stdlib_module_names
     ] == []
     assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("path", maps.packages(), ids=lambda p: p.parent.name)
+def test_maps_are_true(path: Path) -> None:
+    order = LAYERS if path.parent == PACKAGE else ()
+    assert maps.mapped(path, order) == path.read_text("utf-8"), "run: make generate"
 
 
 MOST_OF_A_CLASS, MOST_OF_A_FUNCTION = 350, 60

@@ -27,7 +27,7 @@ PAGES = manual_pages()
 @pytest.mark.parametrize("name", sorted(document.PAGES))
 def test_made_parts_are_up_to_date(name: str) -> None:
     assert document.renewed(PAGES[name], document.PAGES[name]()) == PAGES[name], (
-        "run: python -m cipherbox.cli.document"
+        "run: make generate"
     )
 
 

@@ -1,1 +1,8 @@
-"""Programs that stand on the client; nothing below knows them."""
+"""Programs that stand on the client; nothing below knows them.
+
+Map, written by `make generate`:
+
+    agent/  The agent: sends what is put into a folder, receives into another, and explains both.
+    chat/   Conversations between people.
+    pipe/   Byte streams between two clients.
+"""

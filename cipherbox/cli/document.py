@@ -1,10 +1,7 @@
-"""Writes the parts of the manual that are made from code: commands, settings, exit codes, metrics.
+"""The parts of the manual that are made from code: commands, settings, exit codes, metrics.
 
-    python -m cipherbox.cli.document
-
-Each page keeps its hand-written text; what stands between `<!-- made: begin -->` and `<!-- made:
-end -->` is replaced. A test compares the pages with what this module makes, so that a new option or
-setting cannot go undocumented.
+`make generate` replaces what stands between `<!-- made: begin -->` and `<!-- made: end -->`; the
+rest of each page is written by hand.  A test compares, so no option or setting goes undocumented.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ MANUAL = Path(__file__).resolve().parent.parent / "manual"
 
 
 def commands() -> str:
-    """Every command with its arguments, options and help."""
+    """Return every command with its arguments, options and help."""
     parts = ["Before any command:\n", *_options(cli, click.Context(cli, info_name="cipherbox"))]
     for section in COMMANDS:
         parts.append(f"\n## {section}\n")
@@ -41,7 +38,7 @@ def commands() -> str:
 
 
 def settings() -> str:
-    """Every setting of both files, with type, default and meaning."""
+    """Return every setting of both files with its type, default and meaning."""
     parts = [f"## HQ: `{config.SERVER_FILE}`\n"]
     for table, kind in config.SERVER_TABLES.items():
         if kind is not limits.Limits:
@@ -77,14 +74,14 @@ def _reasons() -> dict[str, str]:
 
 
 def exit_codes() -> str:
-    """The table of exit codes."""
+    """Return the table of exit codes."""
     return "\n".join(
         _table(("code", "meaning"), [(str(int(code)), words) for code, words in MEANING.items()])
     )
 
 
 def metrics() -> str:
-    """The table of metrics."""
+    """Return the table of metrics."""
     rows = [
         (f"`{name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help)
         for name, metric in METRICS.items()
@@ -93,7 +90,7 @@ def metrics() -> str:
 
 
 def costs() -> str:
-    """What each kind of frame costs."""
+    """Return what each kind of frame costs a client's rate limit."""
     from cipherbox.server.connection.budget import COSTS
     from cipherbox.wire.fields import TABLE
 
@@ -115,7 +112,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def renewed(page: str, made: str) -> str:
-    """``page`` with ``made`` between its markers."""
+    """Return ``page`` with ``made`` between its markers."""
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n\n{made.strip()}\n\n{END}{tail}"
@@ -173,6 +170,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def main() -> None:
+    """Write the pages anew."""
     for name, make in PAGES.items():
         file = MANUAL / f"{name}.md"
         file.write_text(renewed(file.read_text("utf-8"), make()), encoding="utf-8")

@@ -1,1 +1,16 @@
-"""Settings: frozen classes, the TOML files they come from, and what they name."""
+"""Settings: frozen classes, the TOML files they come from, and what they name.
+
+Map, written by `make generate`:
+
+    alerts        Table `[alerts]`: who is told when somebody has to look, and by which way.
+    database_url  A database URL as people write it:
+                  postgresql://user@host:port,host:port/name?schema=...&tls=...
+    proxies       Which way a client takes to HQ: directly, or through a proxy that the settings or
+                  the environment name.
+    secret_file   Secrets that settings name: a file that only its user can read, or
+                  ``credential:NAME``, which systemd hands over.
+    settings      Settings: TOML files into frozen classes, and back.
+    show          Settings in force, as data and as TOML.
+    toml_file     Settings classes from TOML files, and back: what `config` describes its tables
+                  with.
+"""

@@ -1,12 +1,36 @@
-"""The bytes both ends may know; no secret is needed to read any of it.
+"""The bytes both ends may know: no secret is needed to read any of them.
 
-ids.py         envelope ids and message ids
-kinds.py       numbers of stanza types, ciphers, suites, outcomes; their sizes
-prefix.py      the prefix: what HQ routes by
-layout.py      where the parts of an envelope lie, and its hashes
-signature.py   checks of signatures by a bundle's keys
-bundle.py      key bundles: bytes, certification, succession, fingerprint
-rsa.py         RSA public keys: which are taken, and their bytes
-prekeys.py     what a client leaves at HQ for sessions: bytes, verification
-receipt.py     receipts: bytes, Merkle tree, verification
+Map, written by `make generate`:
+
+    bundle            Key bundles: a client's public keys, signed by its certificate's key and by
+                      its own signing keys.
+    chained_log       The signed log as version 0.5.0 kept it: a chain of signed heads.
+    checkpoint        Checkpoints: the signed heads of HQ's log, as C2SP's specifications
+                      signed-note, tlog-checkpoint and tlog-cosignature lay them down, so that any
+                      program that knows those can read, verify and cosign them.
+    evidence          A contradiction of HQ's log as a file: two heads that HQ signed and that do
+                      not go together.
+    group             A group: one signed receipt and all its leaves, those about other senders'
+                      envelopes as hashes only.
+    ids               Envelope ids: UUIDv7 (RFC 9562, section 5.7), low 16 bits zero; a message's id
+                      is its envelope's plus its index.
+    labels            Labels: what keeps one use of a key, a hash or a signature from every other.
+    layout            Where the parts of an envelope lie, and the one hash that runs over them.
+    merkle_tree       The Merkle tree of RFC 9162, section 2.1: hashes, proofs of inclusion and of
+                      consistency, and an append in O(log n).
+    outcomes          Outcomes: what a recipient says of an envelope or a message.
+    prefix            The prefix: everything HQ reads of an envelope, and all of it in clear.
+    prekeys           Prekeys: the public keys a client leaves at HQ, so that others can begin a
+                      session with it while it is away.
+    receipt           Receipts: the recipient's signed word on what became of envelopes.
+    receipt_file      A receipt as a file that anybody can verify, years later, with no network and
+                      no part in the exchange.
+    rsa               RSA public keys in bundles: which are taken, and the one form they have there,
+                      SubjectPublicKeyInfo in DER.
+    signature         Checks of signatures made with a bundle's signing keys.
+    stanza_types      Stanza types: their numbers on the wire, names and sizes.
+    suites            Body ciphers, signature suites and the keys in bundles: their numbers on the
+                      wire and sizes.
+    transparency_log  HQ's signed log: what one commit accepted, delivered, gave up and changed, as
+                      one leaf of an append-only tree.
 """

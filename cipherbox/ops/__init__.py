@@ -1,10 +1,16 @@
 """Operations: what keeps a running HQ observable.
 
-logs        JSON lines on standard error and, when asked, in rotated files
-log_line    a record as names and values, without secrets
-journald    lines with their fields for systemd's journal
-flood       many lines of one kind become one with a count
-metrics     the table of what HQ counts and measures, and its counters
-prometheus  the same as Prometheus reads it
-systemd     READY and STOPPING
+Map, written by `make generate`:
+
+    flood       A flood of lines becomes one line with a count, also when nothing comes after it.
+    journald    Lines for systemd's journal with their fields, by its native protocol: one datagram
+                for each line.
+    log_line    A log record as names and values, without what must not be in a log.
+    logs        Structured logs: one JSON object per line, made for machines and still readable.
+    metrics     What HQ counts and measures, in one table: name, kind, labels, help.
+    prometheus  Samples as Prometheus reads them, by the official client and a registry of its own
+                for each answer.
+    systemd     The service manager's side of a service: news to it (sd_notify), its watchdog, and
+                sockets it listens on for us.
+    unpack      How the one file unpacks itself.
 """

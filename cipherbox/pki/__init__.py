@@ -1,6 +1,15 @@
 """Certificates: made, read, and verified against one profile; revocation lists.
 
 Callers write ``from cipherbox import pki`` and use what is named here.
+
+Map, written by `make generate`:
+
+    certificates      Certificates: a root, an issuing CA, one certificate per party, and the
+                      revocation list.
+    profile           The profile of certificates, and the one verifier for every chain: of TLS
+                      peers, of key bundles, of what a CA signed.
+    revocation_lists  Revocation lists (X.509 CRLs, RFC 5280): made by our issuing CA, or by an
+                      organization's CA, and checked.
 """
 
 from cipherbox.pki.certificates import (

@@ -1,1 +1,23 @@
-"""HQ: trio around the pure core.  It never imports what opens an envelope."""
+"""HQ: trio around the pure core.  It never imports what opens an envelope.
+
+Map, written by `make generate`:
+
+    app               The composition root of a running HQ: lock, store, engine, listeners, and a
+                      graceful stop.
+    body_cache        The bytes of envelopes between commit and delivery: a bounded cache, and the
+                      store behind it.
+    ca/               HQ's certification authority: on this machine, offline, or an organization's.
+    connection/       One peer: its session, what comes in, what goes out, and how much memory it
+                      may hold.
+    directory/        Who is who: certificates, enrolments, key bundles, prekeys, revocation lists.
+    engine            The one task that owns the broker.
+    hq                What one running HQ is made of, and the connections it has.
+    log_statements    What HQ puts into its signed log beside commits: revocations and an admin's
+                      word, each with its proof kept.
+    operations/       Running HQ: set-up, checks, alerts, metrics, reload, drain, backup,
+                      maintenance.
+    requests/         Frames from clients, answered: commands for the broker, and what HQ answers
+                      without it.
+    transparency_log  Makes HQ's signed log: one entry for each commit, a leaf of one append-only
+                      tree; `envelope.log` has the format.
+"""

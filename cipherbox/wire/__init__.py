@@ -1,9 +1,15 @@
-"""Sans-IO: frames <-> bytes.
+"""Frames to bytes and back, without IO.
 
-fields.py      how a field lies on the wire; the decorators of the table
-frames.py      the table of frames: the one place where a frame is added
-codec.py       encode and decode one frame; the fast paths of SEND and DELIVER
-connection.py  one end of a connection: bytes in, events out
-token.py       the enrolment token
-document.py    the manual's tables, made from the table of frames
+Map, written by `make generate`:
+
+    codec       Encodes and decodes one frame: `length u32 | kind u8 | body`, where length counts
+                kind and body.
+    connection  One end of a connection without IO: bytes in, events out; frames in, bytes out.
+    document    The tables of the manual page `protocol`, made from the table of frames and the tree
+                of errors.
+    fields      How the table of frames is written: field makers, and the decorators that turn a
+                class into a frame.
+    frames      The table of frames: every kind, who may send it, its fields in order.
+    token       The enrolment token: one line of text that carries everything a machine needs to
+                join, and proves the right to.
 """

@@ -1,7 +1,6 @@
-"""The tables of the manual page `protocol`, made from the table of frames and from the tree of
-errors.
+"""The tables of the manual page `protocol`, made from the table of frames and the tree of errors.
 
-`python -m cipherbox.wire.document` writes them anew between the page's markers; a test compares.
+`make generate` writes them between the page's markers; a test compares.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def _fields(fields: tuple[FieldSpec, ...]) -> list[str]:
 
 
 def tables() -> dict[str, str]:
-    """Marker -> Markdown: `frames`, `records`, `errors`."""
+    """Return each table as Markdown by its marker: `frames`, `records`, `errors`."""
     out: list[str] = []
     for kind, spec in sorted(TABLE.items()):
         answer = f" Answered with {spec.answer}." if spec.answer else ""
@@ -67,7 +66,7 @@ def _error(code: int, error: type[CipherBoxError]) -> str:
 
 
 def refreshed(page: str) -> str:
-    """The page with its tables as the code has them now."""
+    """Return the page with its tables as the code has them now."""
     for name, text in tables().items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         head, rest = page.split(begin)
@@ -76,5 +75,10 @@ def refreshed(page: str) -> str:
     return page
 
 
+def main() -> None:
+    """Write the page anew."""
+    PAGE.write_text(refreshed(PAGE.read_text("utf-8")), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(refreshed(PAGE.read_text()))
+    main()

@@ -1,1 +1,9 @@
-"""Byte streams between two clients."""
+"""Byte streams between two clients.
+
+Map, written by `make generate`:
+
+    mail  What comes into the mailbox while a pipe holds it: frames of its peer go to the pipe,
+          messages into the inbox.
+    pipe  A pipe between two clients: what goes in here comes out there, both ways, in order, each
+          byte once.
+"""

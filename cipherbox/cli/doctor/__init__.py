@@ -1,1 +1,11 @@
-"""`doctor`: what is wrong on this machine, and what to do about it."""
+"""`doctor`: what is wrong on this machine, and what to do about it.
+
+Map, written by `make generate`:
+
+    client    `doctor` on a client's machine: its files, its clock, its certificate, and the way to
+              HQ step by step.
+    command   `doctor`: looks for what is wrong on this machine, and says what to do about it.
+    findings  What `doctor` finds: one line for each thing it looked at, and what to do about it.
+    hq        `doctor` on HQ's machine: looks at everything `serve` needs and changes nothing; HQ
+              may be running.
+"""

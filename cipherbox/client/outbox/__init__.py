@@ -1,3 +1,24 @@
 """What this home sends: kept on its disk, sent until HQ has it, kept until recipients have
 signed.
+
+Map, written by `make generate`:
+
+    folder_files  The agent's files, as the outbox knows them: which were taken, in which envelope
+                  or transfer, what became of them.
+    origins       What the outbox records in the same transaction as an envelope: its idempotency
+                  key, and the files it was made of.
+    outbox        The outbox: every envelope this home sealed, on disk before the first try on the
+                  network.
+    queries       What the outbox can be asked; `outbox` has the rules and does the writing.
+    receipts      What recipients signed for, in the outbox: receipts are kept, bytes that nobody
+                  owes a word on go.
+    resealing     What is in the outbox and cannot be opened as it is: sealed again in the next
+                  generation, from the copy that is kept.
+    rows          What goes into the outbox and what is read from it.
+    sender        Sealed envelopes on their way: into the outbox, then through the line's window;
+                  HQ's word goes back to the outbox.
+    tracking      Where a message is, from its sender's view: what the outbox knows, what HQ says,
+                  what the recipients signed.
+    transfers     The outbox's files under way: a reference to each file, and which of its parts HQ
+                  has.
 """

@@ -1,1 +1,18 @@
-"""One peer: its session, what comes in, what goes out, and how much memory it may hold."""
+"""One peer: its session, what comes in, what goes out, and how much memory it may hold.
+
+Map, written by `make generate`:
+
+    backpressure     Back-pressure: memory HQ holds for its peers, by client, with a high and a low
+                     water mark.
+    budget           What each kind of frame costs, and what a client may spend in a minute.
+    incoming         The frame that is coming in on one connection: its bytes are counted as they
+                     come, and its pace is judged.
+    listeners        Listeners: TCP, then TLS within a deadline and a bounded number at once, then
+                     (WebSocket and) a session.
+    outgoing         What waits to be sent to one peer, in order, and the task that sends it.
+    peer             What the engine knows of those it serves: a connection as it sees it, a
+                     question of its own, what all are told.
+    session          One connection: a nursery with a reader and a writer; HQ's clock calls `tick`.
+    unauthenticated  Connections that have not said who they are: bounded by address and in all,
+                     before any TLS.
+"""
