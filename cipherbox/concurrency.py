@@ -265,9 +265,8 @@ class Flag:
         if is_set:
             self._event.set()
 
-    @property
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Return whether it is set."""
         return self._event.is_set()
 
     def set(self) -> None:

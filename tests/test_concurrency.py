@@ -248,10 +248,10 @@ async def test_what_was_taken_before_a_look_hears_of_what_came_meanwhile() -> No
 async def test_a_flag_lasts_until_it_is_cleared() -> None:
     flag, woken = Flag(), list[str]()
     flag.set()
-    assert flag.is_set
+    assert flag.is_set()
     await flag.wait()
     flag.clear()
-    assert not flag.is_set
+    assert not flag.is_set()
 
     async def waits() -> None:
         await flag.wait()
@@ -264,7 +264,7 @@ async def test_a_flag_lasts_until_it_is_cleared() -> None:
         flag.set()
         flag.clear()  # nor does who was woken miss it
     assert woken == ["woken"]
-    assert Flag(is_set=True).is_set
+    assert Flag(is_set=True).is_set()
 
 
 # -- nurseries -------------------------------------------------------------------------------------

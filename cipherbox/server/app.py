@@ -16,7 +16,7 @@ import trio
 
 from cipherbox.alerting import Teller
 from cipherbox.broker.model import Cutoffs, Retain
-from cipherbox.concurrency import unwrapped
+from cipherbox.concurrency import Backoff, only, repeat, retry, unwrapped
 from cipherbox.config.settings import ServerConfig, parse_listen
 from cipherbox.errors import Busy, CipherBoxError, GoingAway, StoreError, StoreLeased
 from cipherbox.ops import systemd
@@ -119,27 +119,32 @@ async def _open(
     answer, too.
     """
     said = False
-    while True:
+
+    async def once() -> Store:
         try:
             return await trio.to_thread.run_sync(attempt)
-        except StoreLeased as error:
-            if not said:
-                log.info("Standby: another HQ serves this database", extra={"holder": str(error)})
-                waiting(str(error))
-                said = True
         except Busy as error:
-            if not patient:
-                raise StoreError(
-                    f"{error}; cipherbox doctor DIRECTORY looks for the reason"
-                ) from error
-            if not said:
-                log.warning(
-                    "The database does not answer; HQ waits for it", extra={"error": str(error)}
-                )
-                waiting(str(error))
-                said = True
+            if patient:
+                raise
+            raise StoreError(f"{error}; cipherbox doctor DIRECTORY looks for the reason") from error
+
+    def failed(error: CipherBoxError, pause_s: float) -> None:
+        nonlocal said
         systemd.alive()
-        await trio.sleep(STANDBY_S)
+        if said:
+            return
+        said = True
+        if isinstance(error, StoreLeased):
+            log.info("Standby: another HQ serves this database", extra={"holder": str(error)})
+        else:
+            log.warning(
+                "The database does not answer; HQ waits for it", extra={"error": str(error)}
+            )
+        waiting(str(error))
+
+    return await retry(
+        once, Backoff(STANDBY_S, STANDBY_S), transient=only(StoreLeased, Busy), on_failure=failed
+    )
 
 
 async def run(hq: HQ, *, task_status: trio.TaskStatus[Served] = trio.TASK_STATUS_IGNORED) -> None:
@@ -262,16 +267,23 @@ async def _tell_systemd(hq: HQ) -> None:
 
 async def _keep_writing(hq: HQ) -> None:
     """Tells the store that this HQ is alive; ends HQ when another one took over."""
-    while True:
-        await trio.sleep(_RENEW_S)
-        try:
-            await hq.engine.in_store(hq.store.renew)
-        except Busy:
-            pass  # whoever wants to commit says so
+    await trio.sleep(_RENEW_S)
+    # of a store that is busy, whoever wants to commit says so
+    await repeat(lambda: hq.engine.in_store(hq.store.renew), _RENEW_S, transient=only(Busy))
 
 
 async def keep_retention(hq: HQ) -> None:
     """Once an hour, old records go as the settings say."""
+    await repeat(
+        lambda: _retain(hq),
+        _RETENTION_S,
+        on_failure=lambda error, _: log.error(
+            "Old records could not be dropped", extra={"error": str(error)}
+        ),
+    )
+
+
+async def _retain(hq: HQ) -> None:
     while True:
         wanted, now = hq.config.retention, hq.clock_ms()
         days = (wanted.metadata_days, wanted.dead_letter_days, wanted.log_days)
@@ -279,17 +291,11 @@ async def keep_retention(hq: HQ) -> None:
         try:
             old = any(days) and await hq.engine.in_store(hq.store.older_than, cutoffs)
         except Busy:
-            old = False  # the store is away; there is time
-        if old:
-            try:
-                await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
-            except CipherBoxError as error:
-                log.error("Old records could not be dropped", extra={"error": str(error)})
-                await trio.sleep(_RETENTION_S)
-            else:
-                log.info("Old records were dropped", extra={"cutoffs": cutoffs._asdict()})
-        else:
-            await trio.sleep(_RETENTION_S)
+            return  # the store is away; there is time
+        if not old:
+            return
+        await hq.engine.call(lambda n, c=cutoffs: Retain(0, "", n, c))  # type: ignore[misc]
+        log.info("Old records were dropped", extra={"cutoffs": cutoffs._asdict()})
 
 
 async def _keep_watch(hq: HQ) -> None:
@@ -307,9 +313,11 @@ async def _keep_watch(hq: HQ) -> None:
 
 async def _keep_crl(hq: HQ) -> None:
     """Renews the revocation list before it ends."""
-    while True:
-        await trio.sleep(_CRL_CHECK_S)
-        try:
-            await hq.engine.in_store(hq.trust.crl)
-        except CipherBoxError as error:
-            log.error("The revocation list could not be renewed", extra={"error": str(error)})
+    await trio.sleep(_CRL_CHECK_S)
+    await repeat(
+        lambda: hq.engine.in_store(hq.trust.crl),
+        _CRL_CHECK_S,
+        on_failure=lambda error, _: log.error(
+            "The revocation list could not be renewed", extra={"error": str(error)}
+        ),
+    )

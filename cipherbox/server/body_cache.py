@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-import trio
-
 from cipherbox.broker.model import Entry
+from cipherbox.concurrency import Backoff, only, retry
 from cipherbox.errors import Busy, StoreUnavailable
 from cipherbox.ops.logs import get_logger
 from cipherbox.store.port import Body
@@ -98,14 +97,16 @@ class BodyCache:
         return items
 
     async def _read_back(self, numbers: list[int]) -> list[Body | None]:
-        for attempt in range(1, TRIES + 1):
+        async def read() -> list[Body | None]:
             try:
                 return await self._read(numbers)
             except Busy as error:
-                log.error(
-                    "Envelopes cannot be read back", extra={"error": str(error), "attempt": attempt}
-                )
-            await trio.sleep(_PAUSE_S)
-        raise StoreUnavailable(
-            "HQ cannot read the envelopes it holds for you now; they stay in the queue"
-        )
+                log.error("Envelopes cannot be read back", extra={"error": str(error)})
+                raise
+
+        try:
+            return await retry(read, Backoff(_PAUSE_S, _PAUSE_S), tries=TRIES, transient=only(Busy))
+        except Busy:
+            raise StoreUnavailable(
+                "HQ cannot read the envelopes it holds for you now; they stay in the queue"
+            ) from None

@@ -37,6 +37,7 @@ from cipherbox.broker.model import (
     FetchedEntries,
     Wanted,
 )
+from cipherbox.concurrency import Backoff, Flag, Signal, only, retry
 from cipherbox.errors import (
     Busy,
     CipherBoxError,
@@ -98,9 +99,7 @@ class Engine:
         self._queue: deque[tuple[AnyCommand, int, float]] = deque()  # command, bytes, when it came
         self._times: list[float] = []  # when the commands of the batch under way came
         self._bytes = 0
-        self._work = trio.Event()
-        self._room = trio.Event()
-        self._idle = trio.Event()
+        self._work, self._room, self._idle = Flag(), Signal(), Flag()
         self._swept_at = 0.0
         self._pages: list[tuple[str, int]] = []
         self._peers: dict[int, Peer] = {}
@@ -147,8 +146,6 @@ class Engine:
             len(self._queue) >= self._limits.engine_commands
             or self._bytes > self._limits.engine_bytes
         ):
-            if self._room.is_set():
-                self._room = trio.Event()
             await self._room.wait()
         # not after its end: nobody would take it back
         if getattr(command, "connection", 0) in self._peers:
@@ -271,12 +268,10 @@ class Engine:
         """Waits for work, at most until the next sweep."""
         if not self._queue and not self._pages:
             self._idle.set()
-            self._work = trio.Event()
+            self._work.clear()
             with trio.move_on_at(self._swept_at + SWEEP_S):
                 await self._work.wait()
-            self._idle = trio.Event()
-        elif self._idle.is_set():
-            self._idle = trio.Event()
+        self._idle.clear()
         now = trio.current_time()
         if now >= self._swept_at + SWEEP_S:
             self._swept_at = now
@@ -292,7 +287,7 @@ class Engine:
             self._times.append(came)
             size += cost
         self._bytes -= size
-        self._room.set()
+        self._room.notify()
         return batch
 
     async def _commit(self, batch: list[AnyCommand]) -> Effects:
@@ -453,7 +448,7 @@ class Engine:
         self._pages = []
         self._queue = deque(one for one in self._queue if getattr(one[0], "connection", 0) == 0)
         self._bytes = sum(size for _, size, _ in self._queue)
-        self._room.set()
+        self._room.notify()
         self._store_since = self._store_since or trio.current_time()
         snapshot, stored, history = await self._load()
         self._store_since = None
@@ -474,12 +469,17 @@ class Engine:
         self.away = ""
 
     async def _load(self) -> tuple[m.Snapshot, Stored, bytes]:
-        while True:
+        async def load() -> tuple[m.Snapshot, Stored, bytes]:
             self.turns += 1
-            try:
-                snapshot = await self.in_store(self._store.load, self._limits.head_entries)
-                history = await self.in_store(self._store.get_setting, HISTORY) or self.history
-                return snapshot, await self.in_store(read_stored, self._store), history
-            except Busy as again:
-                log.error("The store does not answer", extra={"error": str(again)})
-            await trio.sleep(RECOVER_PAUSE_S)
+            snapshot = await self.in_store(self._store.load, self._limits.head_entries)
+            history = await self.in_store(self._store.get_setting, HISTORY) or self.history
+            return snapshot, await self.in_store(read_stored, self._store), history
+
+        return await retry(
+            load,
+            Backoff(RECOVER_PAUSE_S, RECOVER_PAUSE_S),
+            transient=only(Busy),
+            on_failure=lambda error, _: log.error(
+                "The store does not answer", extra={"error": str(error)}
+            ),
+        )

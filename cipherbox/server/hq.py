@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cipherbox import clock
 from cipherbox.broker.usage import PREKEYS
+from cipherbox.concurrency import Signal
 from cipherbox.config.settings import ServerConfig, secret_key
 from cipherbox.config.toml_file import tables_of
 from cipherbox.errors import Busy, CipherBoxError, ConfigError, CredentialsError, HqRevoked, Revoked
@@ -110,7 +110,7 @@ class HQ:
         )
         self.sessions: set[Session] = set()
         self._per_client: Counter[str] = Counter()
-        self._deserted = trio.Event()
+        self._deserted = Signal()
         self.drain = Drain(self)
         self.tables = tables_of(config.file)  # to notice a file that is half written
         self.stopping = False
@@ -210,7 +210,7 @@ class HQ:
                 self.memory.forget(session.client)
             self.engine.detach(session.connection)
             if not self.sessions:
-                self._deserted.set()
+                self._deserted.notify()
 
     def tell_revoked(self, news: str, crl_number: int) -> None:
         """Every connected client hears that somebody was revoked, and of the list that says so."""
@@ -220,7 +220,6 @@ class HQ:
     async def deserted(self) -> None:
         """Waits until no session is left."""
         while self.sessions:
-            self._deserted = trio.Event()
             await self._deserted.wait()
 
     def connections(self) -> list[dict[str, object]]:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import trio
 
+from cipherbox.concurrency import Signal
 from cipherbox.limits import Limits
 from cipherbox.ops.logs import get_logger
 
@@ -98,7 +99,7 @@ class Account:
         self.memory = memory
         self.held = 0
         self.coming: dict[Transfer, None] = {}  # frames that are coming in, oldest first
-        self._freed: trio.Event | None = None  # somebody waits for it
+        self._freed = Signal()
 
     def add(self, size: int) -> None:
         """``size`` bytes more are held; fewer when it is negative."""
@@ -109,14 +110,10 @@ class Account:
 
     def wake(self) -> None:
         """Those who wait for room look again."""
-        if self._freed is not None:
-            self._freed.set()
-            self._freed = None
+        self._freed.notify()
 
     async def freed(self) -> None:
         """Waits until something of it went, or another frame is the oldest."""
-        if self._freed is None:
-            self._freed = trio.Event()
         await self._freed.wait()
 
     async def room(self) -> None:
@@ -146,7 +143,7 @@ class BackPressure:
         self._leaving = 0  # of `held`, what goes with frames that were cut
         self._accounts: dict[str, Account] = {}
         self._moving: dict[Transfer, None] = {}  # every large frame on its way in or out
-        self._opened = trio.Event()
+        self._opened = Signal()
         self._cut_at = 0.0
 
     def account(self, client: str) -> Account:
@@ -170,8 +167,7 @@ class BackPressure:
             log.warning("Memory is short: publishers wait", extra={"held_bytes": self.held})
         elif self.closed and self.held <= self._low:
             self.closed = False
-            self._opened.set()
-            self._opened = trio.Event()
+            self._opened.notify()
             log.warning("Memory is free again: publishers go on", extra={"held_bytes": self.held})
         if size > 0 and self.held - self._leaving > self._ceiling:
             self._cut_slowest()

@@ -17,6 +17,7 @@ from functools import partial
 
 import trio
 
+from cipherbox.concurrency import Backoff
 from cipherbox.config.toml_file import parse_origins
 from cipherbox.errors import CipherBoxError, ConfigError, HandshakeTimeout
 from cipherbox.net.tls import Cut, TlsStream
@@ -80,12 +81,13 @@ class ConnectionAcceptor:
     async def serve(self, listener: trio.SocketListener, websocket: bool) -> None:
         """Accepts until cancelled."""
         handle = self._websocket if websocket else self._tls
+        backoff = Backoff(_ACCEPT_PAUSE_S, _ACCEPT_PAUSE_S)
         while True:
             try:
                 stream = await listener.accept()
             except OSError as error:
                 log.error("A connection could not be accepted", extra={"error": str(error)})
-                await trio.sleep(_ACCEPT_PAUSE_S)
+                await backoff.wait()
                 continue
             remote = _remote(stream)
             place = self._lobby.enter(group_of(remote.rpartition(":")[0]))

@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from cipherbox.broker.model import Entry, FetchedEntries
+from cipherbox.concurrency import Flag
 from cipherbox.errors import CipherBoxError, FrameTooLarge, TimedOut
 from cipherbox.limits import Limits
 from cipherbox.ops.metrics import Counts
@@ -115,7 +116,7 @@ class Outgoing:
         self._given_back = given_back
         self._drained = drained
         self._queue: deque[bytes | Pushed | FetchedEntries] = deque()
-        self._ready = trio.Event()
+        self._ready = Flag()
         self._last = False
         self._ahead: Ahead | None = None
 
@@ -152,11 +153,11 @@ class Outgoing:
         reads ahead.
         """
         while True:
+            self._ready.clear()
             while self._queue:
                 await self._some(nursery)
             if self._last:
                 return
-            self._ready = trio.Event()
             await self._ready.wait()
 
     async def _some(self, nursery: trio.Nursery) -> None:

@@ -19,7 +19,7 @@ import trio
 from cipherbox import __version__, pki
 from cipherbox.broker import model as m
 from cipherbox.broker.model import Answer, AnyCommand, Confirmed, Entry, Failed, FetchedEntries
-from cipherbox.concurrency import first_of
+from cipherbox.concurrency import Signal, first_of
 from cipherbox.errors import (
     CipherBoxError,
     Forbidden,
@@ -98,7 +98,7 @@ class Session:
         self._publishes = False  # this client has published
         self._asked = 0  # other requests without an answer
         self._returning = False  # some answers are to our own NACKs, of correlation 0
-        self._changed = trio.Event()
+        self._changed = Signal()
         self._began = self._heard_at = trio.current_time()
         # `_waiting`: for the peer to say something
         self._quiet = self._told_away = self._waiting = False
@@ -239,7 +239,6 @@ class Session:
                 counts.frames_received += len(event.items) if type(event) is SendBatch else 1
                 await self._event(event, await self.hq.budgets.charge(self, event))
                 while self._full():
-                    self._changed = trio.Event()
                     await self._changed.wait()
             await self._coming.count(publishes=self._publishes)
             size = await self._receive()
@@ -377,7 +376,7 @@ class Session:
             else:
                 self._asked -= 1
         self._account.add(self._unconfirmed_bytes - before)
-        self._changed.set()
+        self._changed.notify()
         for data in encode.encode(answers, proof):
             self._put(data)
         if log.isEnabledFor(logging.DEBUG):
@@ -388,7 +387,7 @@ class Session:
 
     def fetched(self, answer: FetchedEntries) -> None:
         self._asked -= 1
-        self._changed.set()
+        self._changed.notify()
         self._out.fetched(answer)
 
     def _give_back(self, queue: str, entries: Sequence[Entry]) -> None:
@@ -411,7 +410,7 @@ class Session:
             self._put(codec.encode(frames.Ping(0, news, crl_number)))
 
     def _wake(self) -> None:
-        self._changed.set()
+        self._changed.notify()
 
     def tick(self, now: float) -> None:
         """Called twice a second: deadlines, and a sign of life when there was none."""

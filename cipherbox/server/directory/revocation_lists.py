@@ -29,6 +29,7 @@ import trio
 from cryptography import x509
 
 from cipherbox import clock, pki
+from cipherbox.concurrency import Flag
 from cipherbox.config.settings import ServerConfig
 from cipherbox.errors import CipherBoxError, ConfigError, CredentialsError, GoingAway, HqRevoked
 from cipherbox.ops.logs import get_logger
@@ -140,7 +141,7 @@ class RevocationLists:
         cas = map(pki.fingerprint, (*hq.trust.material.chain, hq.trust.root))
         # the highest ever read
         self._numbers = {ca: int(hq.store.get_setting(_setting(ca)) or b"0") for ca in cas}
-        self._changed = trio.Event()
+        self._changed = Flag()
         self.adopt(self.read(hq.config, hq.trust.material))
 
     @property
@@ -193,11 +194,11 @@ class RevocationLists:
     async def run(self) -> None:
         """Until cancelled: looks for files that were replaced, and does what the lists say."""
         while True:
+            self._changed.clear()
             try:
                 await self.obey()
             except CipherBoxError as error:
                 log.error("Revocation lists could not be obeyed", extra={"error": str(error)})
-            self._changed = trio.Event()
             while not self._changed.is_set():
                 with trio.move_on_after(LOOK_S):
                     await self._changed.wait()
