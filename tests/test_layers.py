@@ -333,7 +333,6 @@ TOO_LONG: set[str] = {  # still to be split; never add to it
     "client/client.py Client",
     "client/client.py open_client",
     "client/enrol.py join",
-    "client/inbox/incoming_files.py IncomingFiles",
     "client/log/verifier.py LogProofVerifier",
     "client/publishing/publish.py publish_group",
     "client/publishing/publish.py seal",

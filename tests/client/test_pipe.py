@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from cipherbox.apps.pipe import pipe as module
+from cipherbox.apps.pipe.frames import Frame, Kind, read_frame
 from cipherbox.apps.pipe.pipe import Pipe
-from cipherbox.client.receiving.pipe_frames import Frame, Kind, read_frame
 from cipherbox.errors import (
     MalformedEnvelope,
     PeerGone,

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cipherbox import clock, errors, pki
+from cipherbox.apps.pipe.frames import Frame, Kind, read_frame
 from cipherbox.client.publishing.parts import (
     Manifest,
     manifest_message,
@@ -31,7 +32,6 @@ from cipherbox.client.publishing.parts import (
     read_manifest,
     read_part,
 )
-from cipherbox.client.receiving.pipe_frames import Frame, Kind, read_frame
 from cipherbox.envelope import bundle, checkpoint, evidence, group, prefix, prekeys, receipt, rsa
 from cipherbox.envelope import merkle_tree as tree
 from cipherbox.envelope import receipt_file as receiptfile

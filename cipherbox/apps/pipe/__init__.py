@@ -2,8 +2,9 @@
 
 Map, written by `make generate`:
 
-    mail  What comes into the mailbox while a pipe holds it: frames of its peer go to the pipe,
-          messages into the inbox.
-    pipe  A pipe between two clients: what goes in here comes out there, both ways, in order, each
-          byte once.
+    frames  The frames of a pipe: one message each, sealed like every other.
+    mail    What comes into the mailbox while a pipe holds it: frames of its peer go to the pipe,
+            messages into the inbox.
+    pipe    A pipe between two clients: what goes in here comes out there, both ways, in order, each
+            byte once.
 """

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from cipherbox.apps.pipe.frames import Frame, Kind, is_frame, read_frame
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
-from cipherbox.client.receiving.pipe_frames import Frame, Kind, is_frame, read_frame
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import background
 from cipherbox.errors import CipherBoxError, EnvelopeError, MalformedEnvelope, NetworkError, Refused

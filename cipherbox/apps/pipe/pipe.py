@@ -2,7 +2,7 @@
 once.
 
 One end calls (`Pipe.call`), the other waits for one named client (`Pipe.listen`); then frames (see
-`pipe_frames`) carry the bytes.  Frames are numbered, so what HQ delivers again or out of order
+`frames`) carry the bytes.  Frames are numbered, so what HQ delivers again or out of order
 changes nothing.  At most `WINDOW` bytes are under way to the other end and not yet written out
 there: a reader that stalls stalls the writer, and neither end nor HQ holds more.  Each end says at
 least four times in the shorter ``idle_s`` that it is there; an end that hears nothing for its own
@@ -24,9 +24,9 @@ import attrs
 import trio
 
 from cipherbox import clock
+from cipherbox.apps.pipe.frames import Frame, Kind
 from cipherbox.apps.pipe.mail import arriving
 from cipherbox.client.outbox.rows import ASIDE, WAITING, Row
-from cipherbox.client.receiving.pipe_frames import Frame, Kind
 from cipherbox.client.receiving.receiver import Receiver
 from cipherbox.concurrency import background
 from cipherbox.errors import (

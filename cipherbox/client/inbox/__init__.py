@@ -4,6 +4,7 @@ Map, written by `make generate`:
 
     completion        Completes files beside the messages: checks what is whole, without the inbox's
                       turn, and gives it its name.
+    content_types     How the inbox records an envelope, by the content type of its message.
     decrypted_files   Files that are kept under the home's local key, written out in clear: where a
                       person says, or for a handler's call.
     encrypted_lines   What was received, kept in the inbox's database under the home's local key:

@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cipherbox import clock
+from cipherbox.client.inbox.content_types import Recording, recording_of
 from cipherbox.client.inbox.encrypted_lines import EncryptedLines
 from cipherbox.client.inbox.file_check import Check
 from cipherbox.client.inbox.handler_contents import Contents
-from cipherbox.client.inbox.incoming_files import Arrived, IncomingFiles, is_file
+from cipherbox.client.inbox.incoming_files import Arrived, IncomingFiles
 from cipherbox.client.inbox.lines import MessageLines, Received, lines_of
 from cipherbox.client.inbox.lines_file import At, LinesFile
 from cipherbox.client.inbox.schema import DATABASE, LINES, OLDEST, STEPS
 from cipherbox.client.inbox.transfers import HELD, MOST, Transfers
 from cipherbox.client.local_database import open_database
 from cipherbox.client.receiving.faults import Fault, fault_of
-from cipherbox.client.receiving.pipe_frames import is_frame
 from cipherbox.client.sessions.receiving_chains import Heard
 from cipherbox.envelope.ids import id_time_ms
 from cipherbox.errors import StoreError
@@ -167,8 +167,9 @@ class Inbox:
         `complete`.
         """
         with self._failing(recording=True):
-            made = [(one, lines_of(one)) for one in batch if not is_file(one) and not is_frame(one)]
-            taken = self._arriving.take([received for received in batch if is_file(received)])
+            kinds = [(one, recording_of(one)) for one in batch]
+            made = [(one, lines_of(one)) for one, kind in kinds if kind is Recording.LINES]
+            taken = self._arriving.take([one for one, kind in kinds if kind is Recording.FILE])
             beside = self._arriving.hidden.write_messages(
                 [(one, lines.files) for one, lines in made]
             )
@@ -354,8 +355,3 @@ class Inbox:
             self._db.execute("ROLLBACK")
         if not ending and self._file is not None:
             self._file.undo()
-
-
-def counted(one: Received) -> int:
-    """How many messages this will be; a file counts when it is whole."""
-    return 0 if is_file(one) or is_frame(one) else len(one.messages)

@@ -53,14 +53,12 @@ from cipherbox.client.inbox.places import (
 )
 from cipherbox.client.inbox.transfers import CHECKING, NAMING, OPEN, Row, Step, Transfers, in_turn
 from cipherbox.client.inbox.unpacking import hidden_of, move_directory
-from cipherbox.client.publishing.parts import MANIFEST, PART, Manifest, read_manifest, read_part
+from cipherbox.client.publishing.parts import MANIFEST, Manifest, read_manifest, read_part
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.errors import MalformedEnvelope
-from cipherbox.sealing.body import Message
 from cipherbox.sealing.encrypted_file import Places, sync_open
 from cipherbox.sealing.local_secret_box import Vault
 
-KINDS = frozenset({PART, MANIFEST})
 OPEN_FILES = 32  # of parts that are being written
 CHECK_BYTES = 64 * 1024 * 1024  # files checked before the first of them gets its name
 # of one sender, remembered as whole; more are asked of the database when these are done
@@ -409,35 +407,9 @@ class IncomingFiles:
         if not rows:
             return []
         now = clock.now_ms()
-        found = []
-        for row, manifest in rows:
-            envelope_id = self._transfers.envelope_id(row)
-            filename = "/".join(manifest.path)
-            where = (
-                {"kept": f"{row.sender}/{row.transfer.hex()}"} if row.locked else {"file": row.file}
-            )
-            content = {
-                **where,
-                "filename": filename,
-                "size": manifest.size,
-                "sha256": row.sha256.hex(),
-                "content_type": manifest.content_type,
-                "modified_at": timestamp(manifest.modified_at),
-                "received_at": timestamp(now),
-            }
-            if manifest.entries:
-                content["files"] = [
-                    {"name": one.path, "size": one.size}
-                    for one in manifest.entries
-                    if one.size >= 0
-                ]
-            headers = orjson.loads(row.headers) if row.headers else None
-            line = file_line(
-                row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers
-            )
-            found.append(
-                Arrived(row.sender, filename, row.file, manifest.size, line, as_message(row))
-            )
+        found = [
+            _arrived(row, manifest, self._transfers.envelope_id(row), now) for row, manifest in rows
+        ]
 
         def work(_: sqlite3.Connection) -> None:
             self._transfers.done(
@@ -463,11 +435,23 @@ class IncomingFiles:
                     self.hidden.place(shared).unlink(missing_ok=True)
 
 
-def is_file(received: Received) -> bool:
-    """Whether an envelope belongs to a file: one part or one manifest."""
-    messages: Sequence[Message] = received.messages
-    return (
-        len(messages) == 1
-        and received.queue.endswith(".bulk")
-        and messages[0].content_type in KINDS
-    )
+def _arrived(row: Row, manifest: Manifest, envelope_id: bytes, now_ms: int) -> Arrived:
+    """Return a complete file with the line that names it."""
+    filename = "/".join(manifest.path)
+    where = {"kept": f"{row.sender}/{row.transfer.hex()}"} if row.locked else {"file": row.file}
+    content = {
+        **where,
+        "filename": filename,
+        "size": manifest.size,
+        "sha256": row.sha256.hex(),
+        "content_type": manifest.content_type,
+        "modified_at": timestamp(manifest.modified_at),
+        "received_at": timestamp(now_ms),
+    }
+    if manifest.entries:
+        content["files"] = [
+            {"name": one.path, "size": one.size} for one in manifest.entries if one.size >= 0
+        ]
+    headers = orjson.loads(row.headers) if row.headers else None
+    line = file_line(row.sender, line_id(envelope_id, row.message), row.sent_at, content, headers)
+    return Arrived(row.sender, filename, row.file, manifest.size, line, as_message(row))

@@ -21,7 +21,6 @@ Map, written by `make generate`:
     opening           Verifies and opens deliveries, and says to HQ what cannot be.
     pending_receipts  Receipts this client owes: its signed word to each sender on what became of
                       the sender's envelopes.
-    pipe_frames       The frames of a pipe: one message each, sealed like every other.
     ports             What receiving needs of a client, as the smallest protocols.
     receipts          Receipts others sent this client: taken in from the mailbox `.sys` by whatever
                       command is running.

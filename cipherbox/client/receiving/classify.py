@@ -13,7 +13,8 @@ from collections import Counter
 from contextlib import suppress
 
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.inbox.inbox import Inbox, counted
+from cipherbox.client.inbox.content_types import message_count
+from cipherbox.client.inbox.inbox import Inbox
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
@@ -112,7 +113,7 @@ class Taking(HeldInbox, ABC):
                     self._refuse(delivery, error, Outcome.TOO_OLD)
                 else:
                     new.append(await self._open(delivery))
-                    count += counted(new[-1])
+                    count += message_count(new[-1])
                     seen[(delivery.sender_id, delivery.envelope_id)] = delivery.commitment
                     done.append(delivery)
             except Exception as error:

@@ -17,13 +17,13 @@ import trio
 from cipherbox.client.events import RECEIVER
 from cipherbox.client.home import LOCK, keyless
 from cipherbox.client.inbox.completion import Completion
+from cipherbox.client.inbox.content_types import Recording, recording_of
 from cipherbox.client.inbox.inbox import Inbox, Storing
-from cipherbox.client.inbox.incoming_files import Arrived, is_file
+from cipherbox.client.inbox.incoming_files import Arrived
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.inbox.schema import LINES
 from cipherbox.client.receiving.faults import Fault, fault_of, refusal
 from cipherbox.client.receiving.pending_receipts import PendingReceipts
-from cipherbox.client.receiving.pipe_frames import is_frame
 from cipherbox.client.sessions.receiving_chains import Heard
 from cipherbox.errors import CipherBoxError, EnvelopeError, StoreLocked
 from cipherbox.portable import lock_file
@@ -146,7 +146,7 @@ class HeldInbox:
         if self._owed is not None:
             self._owed.came()
         for one in new:
-            if not is_file(one) and not is_frame(one):
+            if recording_of(one) is Recording.LINES:
                 files = inbox.file_counts.get((one.sender, one.envelope_id), 0)
                 self._coming += files
                 self.received += len(one.messages) - files

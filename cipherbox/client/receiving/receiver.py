@@ -26,7 +26,7 @@ import trio
 
 from cipherbox.checks import checked
 from cipherbox.client.events import RECEIVER
-from cipherbox.client.inbox.inbox import counted
+from cipherbox.client.inbox.content_types import message_count
 from cipherbox.client.inbox.lines import Received
 from cipherbox.client.receiving.classify import Key, Taking
 from cipherbox.client.receiving.consumer import Consumer
@@ -276,7 +276,7 @@ class Receiver(Taking):
 
     def _set_out(self, new: list[Received], size: int = 0) -> None:
         self._under_way = {(one.sender, one.envelope_id) for one in new}
-        self._under_way_count, self._under_way_bytes = sum(map(counted, new)), size
+        self._under_way_count, self._under_way_bytes = sum(map(message_count, new)), size
 
     async def _recorded(self) -> None:
         """Waits until nothing is being written; raises what went wrong with it."""

@@ -8,31 +8,27 @@
     from 34       data; for OPEN and ACCEPT the seconds of --idle; for BREAK the reason
 
 A receiver that is no pipe records such an envelope and signs for it, but writes no line: its pipe
-has ended.
+has ended (`content_types`).
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING
 
 import attrs
 
+from cipherbox.client.inbox.content_types import PIPE_FRAME
+from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.errors import MalformedEnvelope
 from cipherbox.sealing.body import Message
 
-if TYPE_CHECKING:
-    from cipherbox.client.inbox.lines import Received
-    from cipherbox.client.receiving.delivery import Delivery
-
-TYPE = "application/x-cipherbox-pipe"
 VERSION = 1
 _HEAD = struct.Struct(">BB16sQQ")
 
 
 class Kind(enum.IntEnum):
-    """What a frame says."""
+    """What a frame means."""
 
     OPEN = 1  # who is there?
     ACCEPT = 2  # I am, and it is you I wait for
@@ -53,23 +49,24 @@ class Frame:
     data: bytes = attrs.field(default=b"", repr=False)
 
     def message(self) -> Message:
-        """As a message."""
+        """Return the frame as a message."""
         return Message(
-            _HEAD.pack(VERSION, self.kind, self.pipe, self.number, self.written) + self.data, TYPE
+            _HEAD.pack(VERSION, self.kind, self.pipe, self.number, self.written) + self.data,
+            PIPE_FRAME,
         )
 
 
 def read_frame(content: bytes) -> Frame:
-    """The frame; MalformedEnvelope when it is none, or one of a newer program."""
+    """Parse a frame; raise MalformedEnvelope if it is invalid or of a newer version."""
     try:
         version, kind, pipe, number, written = _HEAD.unpack_from(content)
         if version != VERSION:
             raise ValueError
         return Frame(Kind(kind), pipe, number, written, content[_HEAD.size :])
     except (struct.error, ValueError):
-        raise MalformedEnvelope("this is no frame of a pipe that this program knows") from None
+        raise MalformedEnvelope("invalid pipe frame, or one of a newer program") from None
 
 
-def is_frame(received: Received | Delivery) -> bool:
-    """Whether an opened envelope is a frame of a pipe."""
-    return len(received.messages) == 1 and received.messages[0].content_type == TYPE
+def is_frame(delivery: Delivery) -> bool:
+    """Return whether an opened delivery is a frame of a pipe."""
+    return len(delivery.messages) == 1 and delivery.messages[0].content_type == PIPE_FRAME
