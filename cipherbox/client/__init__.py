@@ -26,7 +26,7 @@ Map, written by `make generate`:
                     commit, upgraded in a transaction.
     log/            The transparency log, seen by a client: heads it has verified, proofs,
                     contradictions, cosignatures.
-    options         The names under which callers choose how to seal.
+    options         What a caller chooses: to whom, by which route, and how it is sealed.
     outbox/         What this home sends: kept on its disk, sent until HQ has it, kept until
                     recipients have signed.
     overview        How a client is: what waits here, what is at HQ, what was opened, refused or

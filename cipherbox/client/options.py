@@ -1,12 +1,19 @@
-"""The names under which callers choose how to seal."""
+"""What a caller chooses: to whom, by which route, and how it is sealed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import attrs
+
+from cipherbox.client.publishing.routes import BOXES, is_mailbox
 from cipherbox.envelope.stanza_types import STANZA_NAMES, StanzaType
 from cipherbox.envelope.suites import BodyCipher
 from cipherbox.errors import InvalidRequest
+from cipherbox.limits import LIMITS, check_client_id, check_name
 from cipherbox.sealing.stanzas import TYPES
 
+PARTIAL = 1  # flag of SEND
 STANZAS = {
     STANZA_NAMES[StanzaType(kind)]: StanzaType(kind) for kind in (*TYPES, StanzaType.RATCHET)
 }
@@ -39,3 +46,74 @@ def body_cipher(value: int | str | None) -> BodyCipher:
     if found is None:
         raise InvalidRequest(f"a body cipher is one of {', '.join(CIPHERS)}, not {value!r}")
     return found
+
+
+@attrs.frozen
+class PublishOptions:
+    """What a caller says about where to; `Sealer.target` resolves it."""
+
+    to: tuple[str, ...] | None
+    exchange: str = ""
+    routing_key: str = ""
+    stanza: StanzaType | None = None
+    cipher: BodyCipher = BodyCipher.AES_256_GCM
+    allow_mixed: bool = False
+    expires_at: int = 0
+    flags: int = 0
+
+    @classmethod
+    def make(
+        cls,
+        to: str | Sequence[str] | None,
+        exchange: str,
+        routing_key: str,
+        box: str,
+        *,
+        stanza: int | str | None,
+        cipher: int | str | None,
+        allow_mixed: bool,
+        expires_at: int,
+        partial: bool,
+    ) -> PublishOptions:
+        """Checks the arguments of `publish`; InvalidRequest says what does not go together."""
+        if box not in BOXES:
+            raise InvalidRequest(f"a mailbox is '', 'bulk' or 'sys', not {box!r}")
+        if box and (exchange or routing_key):
+            raise InvalidRequest(
+                "a box belongs to a recipient's mailbox; it does not go with an exchange or a key"
+            )
+        names = None if to is None else tuple(dict.fromkeys([to] if isinstance(to, str) else to))
+        if names is not None:
+            for name in names:
+                check_client_id(name)
+        if not names and not exchange and not routing_key:
+            raise InvalidRequest(
+                "say who receives it: to=[client ids], or an exchange with its routing key"
+            )
+        if exchange:
+            check_name(exchange, "exchange name")
+        if routing_key:
+            check_name(routing_key, "routing key")
+        return cls(
+            names or None,
+            exchange,
+            routing_key or BOXES[box],
+            stanza_type(stanza),
+            body_cipher(cipher),
+            allow_mixed,
+            expires_at,
+            PARTIAL if partial else 0,
+        )
+
+    @property
+    def to_mailboxes(self) -> bool:
+        return is_mailbox(self.exchange, self.routing_key)
+
+    def groups(self) -> list[PublishOptions]:
+        """This address, or several of at most 256 recipients each."""
+        if self.to is None or len(self.to) <= LIMITS.recipients:
+            return [self]
+        if not self.to_mailboxes:
+            raise InvalidRequest(f"a route takes at most {LIMITS.recipients} recipients at once")
+        step = LIMITS.recipients
+        return [attrs.evolve(self, to=self.to[i : i + step]) for i in range(0, len(self.to), step)]

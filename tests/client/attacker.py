@@ -13,7 +13,7 @@ import trio
 
 from cipherbox.client.client import Client
 from cipherbox.client.connection.confirm_window import Confirmed, PendingPublish
-from cipherbox.client.publishing.publish import PublishOptions
+from cipherbox.client.options import PublishOptions
 from cipherbox.envelope.ids import EnvelopeIds
 from cipherbox.envelope.layout import hashes, split
 from cipherbox.errors import CipherBoxError, EnvelopeError

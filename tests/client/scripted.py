@@ -194,7 +194,7 @@ async def client_on(
     async with background() as nursery:
         line = ReconnectingConnection(config.address, no_context, events, **options)
         client = Client(home, line, events, nursery, NoLog.of(home, events))
-        nursery.start_soon(line.run, nursery)
+        nursery.start_soon(line.run, nursery, client.observer)
         await line.ready()
         yield client
 

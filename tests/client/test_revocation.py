@@ -106,7 +106,7 @@ async def test_what_waited_in_the_outbox_goes_to_those_who_are_left(hq: Any) -> 
 async def test_the_refusal_and_the_list_at_the_same_time_have_it_sealed_once(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.admin() as admin:
         both = await lab.publish("for both", to=["CA-RC", "SF-RC"])
-        lab.line.listed = _deaf
+        lab.observer.revocation_list = _deaf
         await admin.revoke("CA-RC", "stolen")
         await lab.revocations.ensure(10**6)
         refused = RecipientRevoked("the certificate of CA-RC was revoked", names_detail(["CA-RC"]))
@@ -172,7 +172,7 @@ async def test_after_lost_keys_a_person_compares_and_everything_is_sealed_again(
 async def test_who_was_revoked_and_came_back_is_not_left_out(hq: Any) -> None:
     async with hq.client("FL-LAB") as lab, hq.admin() as admin:
         sent = await lab.publish("for both", to=["CA-RC", "SF-RC"])
-        lab.line.listed = _deaf
+        lab.observer.revocation_list = _deaf
         await admin.revoke("CA-RC", "lost")
         await joins_again(hq, "CA-RC")
         await lab.revocations.ensure(10**6)

@@ -260,7 +260,7 @@ class World:
             )  # type: ignore[arg-type, return-value]
             client = Client(files, line, events, nursery, log)
             self.clients[name] = client
-            nursery.start_soon(line.run, nursery)
+            nursery.start_soon(line.run, nursery, client.observer)
             nursery.start_soon(log.run, line, line.window.covered)
             nursery.start_soon(client.receipts.run)
             await body(client)

@@ -16,10 +16,10 @@ import trio
 from cipherbox.apps.agent.pauses import Pauses
 from cipherbox.apps.agent.scan import Address, Found, state_of
 from cipherbox.client.file_types import guess_type
+from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.origins import FolderFile, Origins
 from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.outbox.transfers import SENDING, Transfer, Transfers, check_path
-from cipherbox.client.publishing import publish
 from cipherbox.client.publishing.files import FileSender, OnProgress
 from cipherbox.client.publishing.splitting import cost, room_for
 from cipherbox.client.suggest import with_suggestion
@@ -164,7 +164,7 @@ class FolderSender:
             else:
                 await self._trouble(found, one)
         if messages:
-            address = publish.PublishOptions.make(
+            address = PublishOptions.make(
                 list(recipients),
                 "",
                 "",
@@ -176,7 +176,7 @@ class FolderSender:
                 partial=False,
             )
             beside = Origins(files=tuple(files))
-            await self._client.sealer.publish_group(messages, address, False, beside=beside)
+            await self._client.publishing.publish_group(messages, address, False, beside=beside)
 
     async def _trouble(self, found: Found, error: Exception) -> None:
         """What went wrong with this file alone."""

@@ -52,14 +52,14 @@ class Confirmed:
 
 @attrs.define(eq=False)
 class PendingPublish:
-    """One sealed envelope on its way.  ``settled`` is called once, when ``result`` or ``error``
-    is there.
+    """One sealed envelope on its way.  ``on_outcome`` is called once, when ``result`` or ``error``
+    is known.
     """
 
     raw: bytes = attrs.field(repr=False)
     envelope_id: bytes
     count: int
-    settled: Callable[[PendingPublish], None] | None
+    on_outcome: Callable[[PendingPublish], None] | None
     flags: int = 0
     route_version: int = 0
     fresh: OutboxEntry | None = attrs.field(default=None, repr=False)  # what the outbox keeps of it
@@ -67,7 +67,6 @@ class PendingPublish:
     # empty: made from the bytes when it is needed
     envelope_hash: bytes = attrs.field(default=b"", repr=False)
     kept: bool = False  # it is in the outbox
-    owner: Callable[[PendingPublish], None] | None = None  # whom the post tells
     order: int = 0
     correlation: int = 0
     sent_at: float = 0.0
@@ -79,13 +78,25 @@ class PendingPublish:
     # for whom the outbox seals it again, when HQ refused only some of its recipients
     others: tuple[str, ...] = ()
 
+    def tell_owner(self) -> None:
+        """Call ``on_outcome`` unless the owner has stopped waiting."""
+        if self.on_outcome is not None:
+            self.on_outcome(self)
+
+    def disown(self) -> None:
+        """The owner stops waiting for the outcome; the outbox keeps sending."""
+        self.on_outcome = None
+
     def leaf(self) -> bytes:
-        """What HQ's log must name of it."""
+        """Return the leaf that must be in HQ's log for this envelope."""
         if self.fresh is not None:
             return leaf(self.envelope_id, self.fresh.generation, self.fresh.envelope_hash)
         if not self.envelope_hash:
             self.envelope_hash = hashes(self.raw, split(self.raw)).envelope_hash
         return leaf(self.envelope_id, self.generation, self.envelope_hash)
+
+
+OnOutcome = Callable[[PendingPublish], None]
 
 
 class ProofCheck(Protocol):
@@ -96,21 +107,32 @@ class ProofCheck(Protocol):
     def confirm(self, frame: Confirm, leaves: Sequence[bytes], *, again: bool) -> None: ...
 
 
-class Window:
-    """See the module.  One per client; it outlives its links.  ``log`` checks what HQ confirms."""
+class WindowOwner(Protocol):
+    """What a window tells: the connection, which passes it on."""
 
-    def __init__(self, log: ProofCheck | None = None) -> None:
-        self._log = log
+    def pause(self, seconds: float) -> None:
+        """Call `resume` after this time."""
+
+    def proven(self, frame: Confirm, items: list[PendingPublish]) -> None: ...
+
+    def settled(self, item: PendingPublish) -> None: ...
+
+
+class Window:
+    """See the module.  One per client; it outlives its connections.  ``log`` checks confirms.
+
+    The outcome of an envelope that is kept in the outbox goes to ``owner``, which tells whoever
+    published it; that of any other envelope to its ``on_outcome``.
+    """
+
+    def __init__(self, owner: WindowOwner, log: ProofCheck | None = None) -> None:
+        self._owner, self._log = owner, log
         # correlation -> of every SEND of this link that has no answer
         self._leaves: dict[int, bytes] = {}
         # confirmed, and waiting for witnesses
         self._uncovered: list[tuple[int, PendingPublish, Confirmed]] = []
         self.unconfirmed: dict[int, PendingPublish] = {}
         self.waiting: list[PendingPublish] = []
-        # set by the line: call resume() after so long
-        self.pause: Callable[[float], None] = lambda seconds: None
-        # set by the post
-        self.proven: Callable[[Confirm, list[PendingPublish]], None] = lambda frame, items: None
         # publishers: called when room may have come free
         self.room_listeners: list[Callable[[], None]] = []
         self._link: Connection | None = None
@@ -230,7 +252,7 @@ class Window:
                 if item is not None and not item.gone:
                     self._confirm(frame.log_position, item, result)
         if proven:
-            self.proven(frame, proven)
+            self._owner.proven(frame, proven)
         self._busy = 0
         self.resume()
         self.tell_room()
@@ -287,7 +309,7 @@ class Window:
             if not self._held:
                 self._held = True
                 self._busy += 1
-                self.pause(min(0.1 * 2 ** min(self._busy, 9), 30.0))
+                self._owner.pause(min(0.1 * 2 ** min(self._busy, 9), 30.0))
         else:
             item.error = error
             self._settle(item)
@@ -368,8 +390,10 @@ class Window:
 
     def _settle(self, item: PendingPublish) -> None:
         item.gone = True
-        if item.settled is not None:
-            item.settled(item)
+        if item.kept:
+            self._owner.settled(item)
+        else:
+            item.tell_owner()
 
 
 def unconfirmed_error(item: PendingPublish, waited: str, away_since: str) -> CipherBoxError:

@@ -14,15 +14,21 @@ from __future__ import annotations
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import trio
 
-from cipherbox.client.connection.confirm_window import SLOWEST_BYTES_PER_S, ProofCheck, Window
+from cipherbox.client.connection.confirm_window import (
+    SLOWEST_BYTES_PER_S,
+    PendingPublish,
+    ProofCheck,
+    Window,
+)
 from cipherbox.client.connection.connection import Connection, fresh, open_link
 from cipherbox.client.events import LINE, Events
 from cipherbox.config.proxies import LineSettings
+from cipherbox.config.settings import ClientConfig
 from cipherbox.errors import (
     CipherBoxError,
     CredentialsError,
@@ -51,16 +57,24 @@ _LASTING = (CredentialsError, VersionMismatch, LogMissing, LogContradiction)
 _chance = random.SystemRandom()
 
 
-def _anybody(link: Connection) -> None:
-    pass
+class ConnectionObserver:
+    """What the rest of the client does when something happens on the connection; here nothing."""
 
+    def accept(self, link: Connection) -> None:
+        """Raise CredentialsError if HQ's certificate was revoked."""
 
-async def _nothing(welcome: frames.Welcome) -> None:
-    pass
+    async def opened(self, welcome: frames.Welcome) -> None:
+        """A connection was opened."""
 
+    async def revocation_list(self, number: int) -> None:
+        """HQ announced a revocation list."""
 
-async def _no_list(number: int) -> None:
-    pass
+    def proven(self, frame: frames.Confirm, items: list[PendingPublish]) -> None:
+        """HQ proved that these envelopes are in its signed log."""
+
+    def settled(self, item: PendingPublish) -> None:
+        """An envelope that is kept in the outbox was confirmed or refused."""
+        item.tell_owner()
 
 
 class Subscriber(Protocol):
@@ -102,8 +116,8 @@ class ReconnectingConnection:
     ) -> None:
         self.tries, self.timeout_s = tries, timeout_s
         self._log = log
-        self.window = Window(log)
-        self.window.pause = lambda seconds: self.later(seconds, self.window.resume)
+        self._observer = ConnectionObserver()
+        self.window = Window(self, log)
         self.link: Connection | None = None
         self.failure: CipherBoxError | None = None
         self.trouble: CipherBoxError | None = None
@@ -117,16 +131,34 @@ class ReconnectingConnection:
         self._subscribers: dict[int, Subscriber] = {}
         self._tag = 0
         self._changed = trio.Event()
-        # runs when HQ tells of a revocation list
-        self.listed: Callable[[int], Awaitable[None]] = _no_list
-        # raises when HQ's certificate was revoked
-        self.accept: Callable[[Connection], None] = _anybody
-        self.opened: Callable[[frames.Welcome], Awaitable[None]] = _nothing  # runs for each link
         self._nursery: trio.Nursery | None = None
 
-    async def run(self, nursery: trio.Nursery) -> None:
-        """Keeps the line until it is cancelled or fails for good."""
-        self._nursery = nursery
+    @classmethod
+    def of(
+        cls,
+        config: ClientConfig,
+        context: Callable[[], ssl.SSLContext],
+        events: Events,
+        log: LogCheck,
+    ) -> ReconnectingConnection:
+        """Return the connection that a client's configuration describes."""
+        return cls(
+            config.address,
+            context,
+            events,
+            tries=config.tries,
+            timeout_s=config.timeout_s,
+            pause_max_s=config.pause_max_s,
+            settings=config.line,
+            log=log,
+        )
+
+    async def run(self, nursery: trio.Nursery, observer: ConnectionObserver | None = None) -> None:
+        """Connect, and reconnect, until cancelled or until an error that no new connection mends.
+
+        ``observer`` is told of what happens; ``nursery`` runs what it does then.
+        """
+        self._nursery, self._observer = nursery, observer or self._observer
         pause = FIRST_PAUSE_S
         while self.failure is None:
             began = trio.current_time()
@@ -155,7 +187,7 @@ class ReconnectingConnection:
             ) as link:
                 if self._log is not None:
                     await self._log.welcome(link, self.timeout_s)
-                self.accept(link)
+                self._observer.accept(link)
                 self._up(link)
                 try:
                     await link.closed.wait()
@@ -186,7 +218,7 @@ class ReconnectingConnection:
             subscriber.attach(link)
         self._wake()
         if self._nursery is not None:
-            self._nursery.start_soon(self.opened, link.welcome)
+            self._nursery.start_soon(self._observer.opened, link.welcome)
 
     def _down(self, link: Connection) -> None:
         self.link = None
@@ -315,10 +347,22 @@ class ReconnectingConnection:
     def revocations(self, number: int) -> None:
         """There is a revocation list of this number."""
         assert self._nursery is not None
-        self._nursery.start_soon(self.listed, number)
+        self._nursery.start_soon(self._observer.revocation_list, number)
 
     def beat(self, link: Connection) -> None:
         self.window.overdue(link, self.timeout_s)
+
+    # -- the window's owner ------------------------------------------------------------------------
+
+    def pause(self, seconds: float) -> None:
+        """HQ is busy: publishing resumes after this time."""
+        self.later(seconds, self.window.resume)
+
+    def proven(self, frame: frames.Confirm, items: list[PendingPublish]) -> None:
+        self._observer.proven(frame, items)
+
+    def settled(self, item: PendingPublish) -> None:
+        self._observer.settled(item)
 
 
 class Patience:

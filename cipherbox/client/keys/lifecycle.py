@@ -91,14 +91,20 @@ class KeyLifecycle:
     """See the module.  ``home`` and its identity change in place."""
 
     def __init__(
-        self, home: Home, line: ReconnectingConnection, events: Events, directory: Directory
+        self,
+        home: Home,
+        line: ReconnectingConnection,
+        events: Events,
+        directory: Directory,
+        *,
+        published: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._home, self._line, self._events, self._directory = home, line, events, directory
         self._stamp = self._stamps()
         self._told = ""
         self._turn = trio.Lock()
         # called when other keys are in use
-        self.published: Callable[[], Awaitable[None]] | None = None
+        self._published = published
 
     # -- what people and long commands ask for -----------------------------------------------------
 
@@ -298,8 +304,8 @@ class KeyLifecycle:
             f"Key bundle {fresh.bundle.sequence} of {identity.client_id} is published; its "
             f"number: {number}",
         )
-        if self.published is not None:
-            await self.published()
+        if self._published is not None:
+            await self._published()
 
     async def _at_hq(self, sequence: int) -> bytes | None:
         """Hash of this client's bundle of that number at HQ."""

@@ -10,15 +10,12 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import orjson
 
 from cipherbox.errors import InvalidRequest
 from cipherbox.sealing.body import Message
-
-if TYPE_CHECKING:
-    from cipherbox.client.outbox.rows import OutboxEntry
 
 KEY_BYTES = 255  # an MSH-10 has 199 at most, a UUID 36
 TAKEN, SENT, REFUSED, OVER = range(4)  # OVER: nothing more will become of it
@@ -115,7 +112,20 @@ class Origins(NamedTuple):
     files: tuple[FolderFile, ...] = ()
 
 
-def insert(db: sqlite3.Connection, fresh: Sequence[OutboxEntry], now: int) -> set[bytes]:
+class HasOrigins(Protocol):
+    """The part of an outbox entry that is recorded here."""
+
+    @property
+    def envelope_id(self) -> bytes: ...
+
+    @property
+    def replaces(self) -> bytes | None: ...
+
+    @property
+    def beside(self) -> Origins | None: ...
+
+
+def insert(db: sqlite3.Connection, fresh: Sequence[HasOrigins], now: int) -> set[bytes]:
     """Inside the outbox's transaction: the ids of envelopes whose key another envelope has; those
     must not be written.
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import trio
 
-from cipherbox.client.connection.confirm_window import PendingPublish
+from cipherbox.client.connection.confirm_window import OnOutcome, PendingPublish
 from cipherbox.client.events import SENDER, Events
 from cipherbox.client.outbox.outbox import Outbox
 from cipherbox.client.outbox.rows import ASIDE, Row
@@ -27,13 +27,12 @@ from cipherbox.errors import (
 )
 
 PAGE = 256
-Reseal = Callable[[Row, bytes, Collection[str]], Awaitable[PendingPublish]]
+Reseal = Callable[[Row, bytes, Collection[str], OnOutcome | None], Awaitable[PendingPublish]]
 Revoked = Callable[[], Awaitable[list[str]]]
-Settled = Callable[[PendingPublish], None]
 
 
 class Resealing:
-    """Mixed into `Post`."""
+    """Mixed into `OutboxSender`."""
 
     outbox: Outbox
     _events: Events
@@ -50,12 +49,12 @@ class Resealing:
         envelope_id: bytes,
         generation: int,
         refused: CipherBoxError | None = None,
-        settled: Settled | None = None,
+        on_outcome: OnOutcome | None = None,
     ) -> bool:
         """HQ did not take that generation; ``refused``: because of some of its recipients, whom it
         names.
 
-        Whether it is sealed again: then ``settled`` is called once with the next generation.
+        Whether it is sealed again: then ``on_outcome`` is called once with the next generation.
         """
         names, reason = (
             (None, "") if refused is None else (refused_recipients(refused), str(refused))
@@ -63,7 +62,7 @@ class Resealing:
         # it is set aside with the reason, or waits and is tried again
         with suppress(CipherBoxError):
             if await self.seal_again(
-                envelope_id, names, generation=generation, reason=reason, settled=settled
+                envelope_id, names, generation=generation, reason=reason, on_outcome=on_outcome
             ):
                 if refused is not None:
                     self._events.messages(
@@ -129,7 +128,7 @@ class Resealing:
         *,
         generation: int | None = None,
         reason: str = "",
-        settled: Settled | None = None,
+        on_outcome: OnOutcome | None = None,
     ) -> bool:
         """Seals in the next generation what is kept of an envelope, for those who read its route
         now and are not revoked (None), or ``without`` these, with the keys they have now; keeps and
@@ -141,23 +140,22 @@ class Resealing:
             row = await self.store(self.outbox.find, envelope_id)
             if not isinstance(row, Row) or generation not in (None, row.generation):
                 return False
-            return await self._seal_again(row, without, reason, settled)
+            return await self._seal_again(row, without, reason, on_outcome)
 
     async def _seal_again(
-        self, row: Row, without: Collection[str] | None, reason: str, settled: Settled | None
+        self, row: Row, without: Collection[str] | None, reason: str, on_outcome: OnOutcome | None
     ) -> bool:
         raw = await self.store(self.outbox.bytes_of, row)
         if not isinstance(raw, bytes) or row.content_key is None:
             return False
         try:
             item = await self._reseal(
-                row, raw, await self._revoked() if without is None else without
+                row, raw, await self._revoked() if without is None else without, on_outcome
             )
             if item.fresh is not None:
                 item.fresh = item.fresh._replace(
                     reason="; ".join(dict.fromkeys(filter(None, [_kept(row), reason])))
                 )
-            item.settled = settled
             self.add(item)
         except CipherBoxError as error:
             if not waits(error):

@@ -75,7 +75,6 @@ class OutboxSender(Resealing):
         self._revoked, self._sessions, self._holds = revoked, sessions, holds
         self._line, self._events, self._reseal, self._sender = line, events, reseal, sender
         self._window = line.window
-        self._window.proven = self._keep_proof
         self._fresh: list[PendingPublish] = []
         self._fresh_bytes = 0
         # kept, and waiting behind what was left; None: nothing was left
@@ -106,7 +105,6 @@ class OutboxSender(Resealing):
     def add(self, item: PendingPublish) -> None:
         """Takes a sealed envelope: kept first, then sent.  TooLarge if HQ would not take it."""
         self._window.check(item)
-        item.owner, item.settled = item.settled, self._settled
         self._fresh.append(item)
         self._fresh_bytes += len(item.raw)
         self._known[item.envelope_id] = item.generation
@@ -256,7 +254,7 @@ class OutboxSender(Resealing):
             return
         self._known.pop(one.envelope_id, None)
         one.error, one.gone = error, True
-        _tell(one)
+        one.tell_owner()
 
     def _send(self, item: PendingPublish) -> None:
         try:
@@ -265,7 +263,7 @@ class OutboxSender(Resealing):
             self._window.add(item)
         except CipherBoxError as error:
             item.error, item.gone = error, True
-            self._settled(item)
+            self.settled(item)
 
     async def _drain(self) -> None:
         """Sends what was left behind, then looks now and then for more of it."""
@@ -322,7 +320,7 @@ class OutboxSender(Resealing):
             self._known[row.envelope_id] = row.generation
             self._events.messages(SENDER, "Sending {} again", row.envelope_id, row.messages)
             item = PendingPublish(
-                raw, row.envelope_id, row.messages, self._settled, row.flags, row.route_version
+                raw, row.envelope_id, row.messages, None, row.flags, row.route_version
             )
             item.generation, item.envelope_hash, item.kept = row.generation, row.envelope_hash, True
             self._send(item)
@@ -332,20 +330,18 @@ class OutboxSender(Resealing):
         settled.
         """
 
-        def settled(new: PendingPublish | None) -> None:
+        def on_outcome(new: PendingPublish | None) -> None:
             text = f"{error}; the others get it: {', '.join(item.others)}"
             if new is not None and new.error is not None:
                 text, item.others = f"{error}; {new.error}", new.others
             item.error = type(error)(text, error.detail)
-            _tell(item)
+            item.tell_owner()
 
-        if not await self.mend(item.envelope_id, item.generation, error, settled):
-            settled(None)
+        if not await self.mend(item.envelope_id, item.generation, error, on_outcome):
+            on_outcome(None)
 
-    def _keep_proof(self, frame: Confirm, items: list[PendingPublish]) -> None:
-        """HQ has proven that these are in its signed log: the proof is kept with those that are
-        in the outbox.
-        """
+    def proven(self, frame: Confirm, items: list[PendingPublish]) -> None:
+        """Keep HQ's proof that these envelopes are in its signed log, with those in the outbox."""
         names = tuple(item.envelope_id for item in items if item.kept)
         if names:
             leaves = b"".join(item.leaf() for item in items)
@@ -354,7 +350,8 @@ class OutboxSender(Resealing):
 
     # -- outcomes ----------------------------------------------------------------------------------
 
-    def _settled(self, item: PendingPublish) -> None:
+    def settled(self, item: PendingPublish) -> None:
+        """Record the outcome of an envelope of the outbox, and tell whoever published it."""
         self._known.pop(item.envelope_id, None)
         error = item.error
         if item.result is not None:
@@ -364,7 +361,7 @@ class OutboxSender(Resealing):
                 )
             )
         elif isinstance(error, RouteChanged):
-            if item.owner is None:
+            if item.on_outcome is None:
                 self._nursery.start_soon(self.mend, item.envelope_id, item.generation)
         elif error is not None and (others := _others(item, error)):
             item.others = others
@@ -373,8 +370,8 @@ class OutboxSender(Resealing):
         elif error is not None and not waits(error):
             self._refused.append(Refused(item.envelope_id, item.generation, error.code, str(error)))
         self._work.set()
-        if item.owner is not None:
-            _tell(item)
+        if item.on_outcome is not None:
+            item.tell_owner()
         else:
             self._events.messages(
                 SENDER,
@@ -409,11 +406,6 @@ def _others(item: PendingPublish, error: CipherBoxError) -> tuple[str, ...]:
     if prefix is None or not is_mailbox(prefix.exchange, prefix.routing_key):
         return ()
     return tuple(one.client_id for one in prefix.recipients if one.client_id not in refused)
-
-
-def _tell(item: PendingPublish) -> None:
-    if item.owner is not None:
-        item.owner(item)
 
 
 def again(error: CipherBoxError) -> CipherBoxError:

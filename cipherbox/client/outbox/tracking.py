@@ -12,10 +12,10 @@ import attrs
 import trio
 
 from cipherbox.checks import checked
-from cipherbox.client.home import keyless
 from cipherbox.client.outbox.folder_files import FolderFiles
 from cipherbox.client.outbox.receipts import another_entry
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
+from cipherbox.client.publishing.calls import PublishingCalls
 from cipherbox.client.receiving.receipts import MENDED, words
 from cipherbox.client.topology import TopologyCalls
 from cipherbox.envelope import transparency_log as log
@@ -28,8 +28,6 @@ from cipherbox.errors import CipherBoxError, NetworkError, NotFound, RecipientRe
 from cipherbox.wire import frames
 
 if TYPE_CHECKING:
-    from cipherbox.client.home import Home
-    from cipherbox.client.outbox.sender import OutboxSender
     from cipherbox.client.receiving.receipts import ReceiptConsumer
 
 DELIVERED, ACKNOWLEDGED, DEAD = 1, 2, 3  # states of a StatusReport's traces
@@ -64,18 +62,10 @@ class Timeline:
 
 
 @checked
-class Tracking(TopologyCalls):
+class Tracking(PublishingCalls, TopologyCalls):
     """Mixed into `Client`."""
 
-    home: Home
-    post: OutboxSender | None
     receipts: ReceiptConsumer
-
-    def outbox(self) -> OutboxSender:
-        """The post with its outbox; Forbidden on an admin's machine, which sends nothing."""
-        if self.post is None:
-            raise keyless("an admin's machine sends nothing, so it has no outbox")
-        return self.post
 
     async def sent(self, message: uuid.UUID | str) -> Row | None:
         """What the outbox knows of a message; None if it was not sent from here."""

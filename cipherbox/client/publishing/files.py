@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import attrs
 import trio
@@ -19,11 +19,13 @@ import trio
 from cipherbox.checks import checked
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.events import SENDER
-from cipherbox.client.options import stanza_type
+from cipherbox.client.options import PublishOptions, stanza_type
 from cipherbox.client.outbox.resealing import waits
 from cipherbox.client.outbox.transfers import SENT, STOPPED, Transfer, Transfers
+from cipherbox.client.publishing.calls import PublishingCalls
 from cipherbox.client.publishing.parts import Entry, Manifest, manifest_message, part_message
-from cipherbox.client.publishing.publish import Confirmation, PublishOptions, ResolvedRoute
+from cipherbox.client.publishing.publish import Confirmation
+from cipherbox.client.publishing.sealer import ResolvedRoute
 from cipherbox.client.publishing.sources import Source, open_source
 from cipherbox.concurrency import background
 from cipherbox.envelope.stanza_types import StanzaType
@@ -37,9 +39,6 @@ from cipherbox.errors import (
 )
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import pack
-
-if TYPE_CHECKING:
-    from cipherbox.client.client import Client
 
 _RECORD = 16  # confirmed parts of one transaction
 _AHEAD = 2  # parts read ahead
@@ -61,7 +60,7 @@ class FileSender:
 
     def __init__(
         self,
-        client: Client,
+        client: PublishingCalls,
         transfer: Transfer,
         *,
         patient: bool = False,
@@ -291,7 +290,7 @@ class FileSender:
 
 @checked
 async def send_file(
-    client: Client,
+    client: PublishingCalls,
     file: Path | str,
     path: Sequence[str],
     recipients: Sequence[str],
@@ -325,7 +324,7 @@ async def send_file(
 
 @checked
 async def send_directory(
-    client: Client,
+    client: PublishingCalls,
     folder: Path | str,
     recipients: Sequence[str],
     *,
@@ -354,7 +353,7 @@ async def send_directory(
 
 
 async def send_unfinished(
-    client: Client, *, patient: bool = False, on_progress: OnProgress | None = None
+    client: PublishingCalls, *, patient: bool = False, on_progress: OnProgress | None = None
 ) -> list[CipherBoxError]:
     """Goes on with every file that is not whole at HQ yet; returns what stopped some of them."""
     post = client.outbox()

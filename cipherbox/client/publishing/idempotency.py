@@ -11,33 +11,35 @@ and the next publish takes its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import trio
 
 from cipherbox.client.connection.reconnecting import Patience
+from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.origins import Once, Origins
 from cipherbox.client.outbox.rows import ASIDE, CANCELLED, WAITING, Row
-from cipherbox.client.publishing.publish import Confirmation, PublishOptions
+from cipherbox.client.publishing.publish import Confirmation, EnvelopePublisher
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import InvalidRequest, KeyReused, Queued, from_wire
 from cipherbox.limits import LIMITS
 from cipherbox.sealing.body import Message
 
-if TYPE_CHECKING:
-    from cipherbox.client.client import Client
-
 _TURNS = 8  # of two that take each other's place
 
 
 async def publish_once(
-    client: Client, messages: Sequence[Message], address: PublishOptions, key: str, *, wait: bool
+    publishing: EnvelopePublisher,
+    messages: Sequence[Message],
+    options: PublishOptions,
+    key: str,
+    *,
+    wait: bool,
 ) -> Confirmation:
     """Publishes, or answers as the first publish with this key did; KeyReused for other content."""
-    if len(address.groups()) > 1:
+    if len(options.groups()) > 1:
         raise InvalidRequest(f"an idempotency key goes with at most {LIMITS.recipients} recipients")
-    once = Once.of(key, address.to, address.exchange, address.routing_key, messages)
-    post = client.outbox()
+    once = Once.of(key, options.to, options.exchange, options.routing_key, messages)
+    post = publishing.outbox()
     for turn in range(_TURNS):
         found = await post.store(post.outbox.key_of, once.route, once.key)
         replaces = None
@@ -51,11 +53,11 @@ async def publish_once(
                         f"idempotency key {key[:80]!r} was used before with other content, for "
                         f"message {message_id(envelope_id, 0)}; a new message needs a new key"
                     )
-                return await _first(client, envelope_id, wait)
+                return await _first(publishing, envelope_id, wait)
             replaces = envelope_id
         try:
-            return await client.sealer.publish_group(
-                messages, address, wait, beside=Origins(once), replaces=replaces
+            return await publishing.publish_group(
+                messages, options, wait, beside=Origins(once), replaces=replaces
             )
         except KeyReused:
             if turn == _TURNS - 1:
@@ -63,12 +65,12 @@ async def publish_once(
     raise AssertionError
 
 
-async def _first(client: Client, envelope_id: bytes, wait: bool) -> Confirmation:
+async def _first(publishing: EnvelopePublisher, envelope_id: bytes, wait: bool) -> Confirmation:
     """The confirmation of what was published before, once HQ has given it; Queued when it does
     not come in time.
     """
-    post = client.outbox()
-    patience = Patience(client.line)
+    post = publishing.outbox()
+    patience = Patience(publishing.line)
     looked = False
     while True:
         row = await post.store(post.outbox.find, envelope_id)

@@ -21,8 +21,9 @@ from cipherbox.checks import checked, unchecked
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.connection.reconnecting import Patience, ReconnectingConnection
 from cipherbox.client.events import SENDER
+from cipherbox.client.options import PublishOptions
 from cipherbox.client.outbox.sender import OutboxSender
-from cipherbox.client.publishing.publish import PublishOptions, ResolvedRoute, Sealer
+from cipherbox.client.publishing.sealer import ResolvedRoute, Sealer
 from cipherbox.client.publishing.splitting import Content, as_messages, cost, room_for
 from cipherbox.errors import (
     Busy,
@@ -292,7 +293,7 @@ class Publisher:
     def close(self) -> None:
         """The block ended: what is not confirmed yet is the post's."""
         for item in self._under_way:
-            item.owner = None
+            item.disown()
 
     def _fail(self, error: CipherBoxError, batch: Batch) -> None:
         self._gathering = False

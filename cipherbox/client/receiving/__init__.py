@@ -4,6 +4,7 @@ Map, written by `make generate`:
 
     attempts          What becomes of a message that a handler did not take: it waits (*later*), or
                       it is *bad*.
+    calls             The calls of `Client` that consume.
     classify          From deliveries to what is to be recorded: known already, new, or refused.
     consumer          Deliveries: what HQ pushes from a queue, and what this client says back.
     contacts          Whom this client takes mail from: everybody HQ's CA certified, until a person

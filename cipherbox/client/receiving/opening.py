@@ -89,6 +89,8 @@ class Opener:
         order: LogOrder,
         contacts: Contacts,
         sessions: Sessions | None = None,
+        *,
+        refresh: Callable[[], bool] = lambda: False,
     ) -> None:
         self._order, self._contacts = order, contacts
         self._sessions = sessions
@@ -97,7 +99,7 @@ class Opener:
         self.lookups = Lookups(directory, events, nursery)
         self.refusals = Refusals(nack, events, nursery)
         # looks for keys another process of this home has made
-        self.refresh: Callable[[], bool] = lambda: False
+        self._refresh = refresh
 
     async def open(self, delivery: Delivery, *, later: bool = False) -> None:
         """Fills the delivery's messages, or raises the EnvelopeError.
@@ -118,7 +120,7 @@ class Opener:
         try:
             messages = self._opened(delivery.sighted, sender, later)
         except KeyMissing:
-            if not self.refresh():
+            if not self._refresh():
                 raise
             messages = self._opened(delivery.sighted, sender, later)
         delivery.fill(messages)

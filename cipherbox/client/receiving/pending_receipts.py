@@ -25,7 +25,7 @@ from cipherbox import clock
 from cipherbox.client.connection.confirm_window import PendingPublish
 from cipherbox.client.inbox.schema import DATABASE, OLDEST, STEPS
 from cipherbox.client.local_database import open_database, transaction, translated
-from cipherbox.client.publishing.publish import PublishOptions
+from cipherbox.client.options import PublishOptions
 from cipherbox.client.receiving.opening import NEVER
 from cipherbox.client.receiving.receipts import MENDED
 from cipherbox.client.sessions.sessions import STEP_TYPE

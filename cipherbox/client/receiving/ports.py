@@ -16,7 +16,7 @@ from cipherbox.client.keys.directory import Directory
 from cipherbox.client.keys.revocations import Revocations
 from cipherbox.client.log.verifier import LogProofVerifier
 from cipherbox.client.outbox.sender import OutboxSender
-from cipherbox.client.publishing.publish import Sealer
+from cipherbox.client.publishing.sealer import Sealer
 from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.delivery import Delivery
 from cipherbox.client.receiving.opening import Opener

@@ -1,0 +1,297 @@
+"""Resolve where messages go, and seal envelopes for those who read them there.
+
+Recipients are named by id, or by a route: then HQ says who reads it, and the allow-list whether
+they may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+import attrs
+
+from cipherbox import clock
+from cipherbox.client.connection.confirm_window import OnOutcome, PendingPublish
+from cipherbox.client.connection.reconnecting import NOT_LET_IN, ReconnectingConnection
+from cipherbox.client.events import SENDER, Events
+from cipherbox.client.home import keyless
+from cipherbox.client.keys.directory import Directory
+from cipherbox.client.options import PublishOptions
+from cipherbox.client.outbox.origins import Origins
+from cipherbox.client.outbox.rows import OutboxEntry, Row
+from cipherbox.client.publishing.allow_list import AllowList
+from cipherbox.client.publishing.routes import Routes, check_one_reader, is_mailbox
+from cipherbox.client.sessions.prekeys import Prekeys
+from cipherbox.client.sessions.sending_chains import Turned
+from cipherbox.client.sessions.sessions import Speaker, in_sessions
+from cipherbox.envelope.bundle import BundleKey, KeyBundle
+from cipherbox.envelope.ids import EnvelopeIds
+from cipherbox.envelope.stanza_types import POST_QUANTUM, StanzaType
+from cipherbox.envelope.suites import BodyCipher
+from cipherbox.errors import (
+    BundleError,
+    Forbidden,
+    InvalidRequest,
+    NoRoute,
+    RecipientRevoked,
+)
+from cipherbox.limits import LIMITS
+from cipherbox.sealing.body import salted
+from cipherbox.sealing.identity import Identity
+from cipherbox.sealing.local_secret_box import LocalSecretBox
+from cipherbox.sealing.open import inspect, open_plain
+from cipherbox.sealing.seal import Sealed, choose_keys, seal
+from cipherbox.wire import frames
+
+
+@attrs.frozen
+class ResolvedRoute:
+    """Where envelopes go, resolved: bundles and keys of the recipients, the route and its
+    version.
+    """
+
+    exchange: str
+    routing_key: str
+    version: int
+    bundles: tuple[KeyBundle, ...]
+    keys: tuple[BundleKey, ...]
+    names: tuple[str, ...]
+    in_sessions: bool = False
+
+
+class Sealer:
+    """Resolves addresses and seals for them.  One per client; holds what HQ answered about
+    routes.
+    """
+
+    def __init__(
+        self,
+        identity: Identity | None,
+        directory: Directory,
+        allow: AllowList,
+        line: ReconnectingConnection,
+        events: Events,
+        keeper: LocalSecretBox,
+        routes: Routes,
+        clock_ms: Callable[[], int] = clock.now_ms,
+        prekeys: Prekeys | None = None,
+    ) -> None:
+        self._prekeys = prekeys
+        self._identity, self._directory, self._allow, self._line = identity, directory, allow, line
+        self.events = events
+        self._keeper = keeper
+        self._clock_ms = clock_ms
+        self._ids = EnvelopeIds(clock_ms)
+        self._routes: dict[tuple[str, str], frames.Route] = {}
+        self._kept_routes = routes
+
+    async def resolve(self, exchange: str, routing_key: str) -> frames.Route:
+        """HQ's answer: the queues of a route and who reads them."""
+        answer: frames.Route = await self._line.request(
+            frames.Resolve, exchange=exchange, routing_key=routing_key
+        )
+        return answer
+
+    async def _resolved(self, where: tuple[str, str]) -> frames.Route:
+        try:
+            route = await self.resolve(*where)
+        except NOT_LET_IN:
+            kept = self._kept_routes.get(where)
+            if kept is None:
+                raise
+            return kept
+        route.correlation = 0
+        self._kept_routes.put(where, route)
+        return route
+
+    async def target(self, address: PublishOptions, *, anew: bool = False) -> ResolvedRoute:
+        """Readers, permission, keys.  ``anew``: ask HQ again, the route has changed."""
+        if self._identity is None:
+            raise keyless()
+        version, names = 0, address.to
+        if not address.to_mailboxes:
+            where = (address.exchange, address.routing_key)
+            if anew or where not in self._routes:
+                self._routes[where] = await self._resolved(where)
+            route = self._routes[where]
+            version = route.version
+            if address.stanza == StanzaType.RATCHET:
+                check_one_reader(route)
+            if names is None:
+                names = tuple(
+                    dict.fromkeys(reader for queue in route.queues for reader in queue.readers)
+                )
+                if not names:
+                    del self._routes[where]
+                    raise NoRoute(
+                        f"no queue with a reader is bound to exchange {where[0]!r} with key "
+                        f"{where[1]!r}"
+                    )
+                self._allow.check(address.exchange, names)
+                if len(names) > LIMITS.recipients:
+                    raise InvalidRequest(
+                        f"{len(names)} clients read this route; an envelope has {LIMITS.recipients}"
+                    )
+        assert names is not None
+        bundles = await self._directory.recipients(names)
+        if address.stanza == StanzaType.RATCHET:
+            if self._prekeys is None:
+                raise Forbidden("this client has no sessions")
+            bundles = await self._prekeys.ensured(bundles, self._directory)
+            return ResolvedRoute(
+                address.exchange,
+                address.routing_key,
+                version,
+                tuple(bundles),
+                (),
+                names,
+                in_sessions=True,
+            )
+        keys = choose_keys(bundles, stanza=address.stanza, allow_mixed=address.allow_mixed)
+        return ResolvedRoute(
+            address.exchange, address.routing_key, version, tuple(bundles), tuple(keys), names
+        )
+
+    def seal(
+        self,
+        options: PublishOptions,
+        route: ResolvedRoute,
+        plain: bytes,
+        count: int,
+        on_outcome: OnOutcome | None,
+        *,
+        replaces: bytes | None = None,
+        before: Row | None = None,
+        reserve: bool = False,
+        beside: Origins | None = None,
+    ) -> PendingPublish:
+        """Return one sealed envelope, ready for the outbox.  ``reserve``: see `Sessions.speakers`.
+
+        ``replaces``: an envelope that HQ did not take, whose place it takes.  ``before``: this is
+        its next generation.  ``beside`` is recorded with it.
+        """
+        identity, now = self._identity, self._clock_ms()
+        if identity is None:
+            raise Forbidden
+        if options.expires_at and options.expires_at <= now:
+            raise InvalidRequest("the messages would have expired already")
+        if identity.bundle is not None and now > identity.bundle.ends_at:
+            raise BundleError("this client's own keys have ended; its certificate must be renewed")
+        sealed_at = now if before is None else before.sealed_at
+        generation = 0 if before is None else before.generation + 1
+        with self._speakers(route, reserve) as speakers:
+            sealed = seal(
+                identity,
+                route.bundles,
+                plain,
+                count,
+                envelope_id=self._ids.next() if before is None else before.envelope_id,
+                sealed_at=sealed_at,
+                exchange=route.exchange,
+                routing_key=route.routing_key,
+                expires_at=options.expires_at,
+                generation=generation,
+                cipher=options.cipher,
+                keys=route.keys,
+                speakers=speakers,
+            )
+        steps = tuple(step for speaker in speakers or () for step in speaker.turned)
+        entry = self._entry(sealed, generation, route, options.flags, sealed_at, steps)
+        entry = entry._replace(replaces=replaces, beside=beside)
+        if self.events.heard and route.routing_key not in (".bulk", ".sys"):
+            self.events.messages(
+                SENDER, "Encrypted {} for " + ", ".join(route.names), sealed.envelope_id, count
+            )
+        return PendingPublish(
+            sealed.raw,
+            sealed.envelope_id,
+            count,
+            on_outcome,
+            flags=options.flags,
+            route_version=route.version,
+            fresh=entry,
+            generation=generation,
+        )
+
+    def _entry(
+        self,
+        sealed: Sealed,
+        generation: int,
+        route: ResolvedRoute,
+        flags: int,
+        sealed_at: int,
+        steps: tuple[Turned, ...],
+    ) -> OutboxEntry:
+        """Return what the outbox keeps of an envelope; its content key is encrypted there."""
+        return OutboxEntry(
+            sealed.raw,
+            sealed.envelope_id,
+            generation,
+            sealed.count,
+            route.exchange,
+            route.routing_key,
+            route.names,
+            flags,
+            route.version,
+            sealed_at,
+            sealed.envelope_hash,
+            self._keeper.wrap(sealed.content_key, sealed.envelope_id, generation),
+            turned=steps,
+            commitment=sealed.commitment,
+        )
+
+    @contextmanager
+    def _speakers(self, target: ResolvedRoute, reserve: bool) -> Iterator[list[Speaker] | None]:
+        if not target.in_sessions or self._prekeys is None:
+            yield None
+            return
+        names = [bundle.client_id for bundle in target.bundles]
+        with self._prekeys.sessions.speakers(names, reserve=reserve) as found:
+            yield found
+
+    async def seal_again(
+        self,
+        row: Row,
+        raw: bytes,
+        without: Collection[str] = (),
+        on_outcome: OnOutcome | None = None,
+    ) -> PendingPublish:
+        """The next generation of an envelope of the outbox, for those who read its route now.
+
+        ``without``: recipients that were revoked.  The same plaintext, commitment, id, time and
+        end; fresh keys.  What the sender chose or allowed before holds, and where a chosen key is
+        gone its owner's preferred one is used; what went through a session goes through a fresh
+        one.  Raises what stops a publish, or DecryptionFailed.
+        """
+        sighted = inspect(raw)
+        prefix = sighted.layout.prefix
+        key = self._keeper.unwrap(row.content_key or b"", row.envelope_id, row.generation)
+        plain = salted(open_plain(sighted, key))
+        by_route = not is_mailbox(row.exchange, row.routing_key)
+        kinds = {StanzaType(r.stanza_type) for r in prefix.recipients}
+        stanza = next(iter(kinds)) if len(kinds) == 1 and not kinds & POST_QUANTUM else None
+        left = row.recipients if by_route else tuple(n for n in row.recipients if n not in without)
+        if not left:
+            raise RecipientRevoked(f"the certificate of {', '.join(row.recipients)} was revoked")
+        if in_sessions(sighted) and self._prekeys is not None:
+            stanza = StanzaType.RATCHET
+            for name in left:
+                self._prekeys.sessions.retire(name, raw)
+        address = PublishOptions(
+            None if by_route else left,
+            row.exchange,
+            row.routing_key,
+            stanza,
+            BodyCipher(prefix.body_cipher),
+            expires_at=prefix.expires_at,
+            flags=row.flags,
+            allow_mixed=bool(kinds & POST_QUANTUM) and not kinds <= POST_QUANTUM,
+        )
+        try:
+            target = await self.target(address, anew=True)
+        except BundleError:
+            if stanza == StanzaType.RATCHET:
+                raise  # whoever hands out bad prekeys does not choose a weaker way
+            target = await self.target(attrs.evolve(address, stanza=None), anew=True)
+        return self.seal(address, target, plain, row.messages, on_outcome, before=row, reserve=True)

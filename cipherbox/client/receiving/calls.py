@@ -1,0 +1,162 @@
+"""The calls of `Client` that consume."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from cipherbox.checks import checked
+from cipherbox.client.connection.reconnecting import ReconnectingConnection
+from cipherbox.client.events import RECEIVER, Events
+from cipherbox.client.home import Home, keyless
+from cipherbox.client.keys.revocations import Revocations
+from cipherbox.client.receiving.consumer import Consumer
+from cipherbox.client.receiving.delivery import Delivery, ranges, settled
+from cipherbox.client.receiving.opening import Opener
+from cipherbox.client.sessions.sessions import Sessions, in_sessions
+from cipherbox.limits import LIMITS
+from cipherbox.wire import frames
+
+CONSUME_ENVELOPES = LIMITS.credit_envelopes
+CONSUME_BYTES = 16 * 1024 * 1024
+
+
+async def send_nack(
+    line: ReconnectingConnection, delivery: Delivery, requeue: bool, outcome: int, reason: str
+) -> None:
+    """Tell HQ that this envelope was not taken in: back to the queue, or to the dead letters."""
+    await line.request(
+        frames.Nack,
+        queue=delivery.queue,
+        seq=delivery.seq,
+        requeue=requeue,
+        outcome=outcome,
+        reason=reason[:1000],
+    )
+    settled([delivery])
+
+
+@checked
+class ConsumingCalls:
+    """Mixed into `Client`."""
+
+    line: ReconnectingConnection
+    events: Events
+    home: Home
+    opener: Opener
+    revocations: Revocations
+    sessions: Sessions | None
+
+    @property
+    def mailbox(self) -> str:
+        """The queue that holds what is sent to this client by name."""
+        return f"box.{self.home.config.client_id}"
+
+    @asynccontextmanager
+    async def consume(
+        self,
+        queue: str | None = None,
+        *,
+        envelopes: int = CONSUME_ENVELOPES,
+        size: int = CONSUME_BYTES,
+    ) -> AsyncIterator[Consumer]:
+        """Deliveries of a queue (None: this client's mailbox), verified and opened, as an async
+        iterator.
+
+        ``envelopes`` and ``size`` (bytes) bound what is handed out and not yet acknowledged.
+        """
+        if self.home.identity is None:
+            raise keyless()
+        async with self.consume_unopened(queue, envelopes=envelopes, size=size) as consumer:
+            yield consumer
+
+    @asynccontextmanager
+    async def consume_unopened(
+        self,
+        queue: str | None = None,
+        *,
+        envelopes: int = CONSUME_ENVELOPES,
+        size: int = CONSUME_BYTES,
+    ) -> AsyncIterator[Consumer]:
+        """As `consume`; take with ``batch()``, and open or refuse each delivery yourself."""
+        await self.revocations.ensure()
+        consumer = Consumer(self.line, self.opener, queue or self.mailbox, envelopes, size)
+        try:
+            await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def fetch(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
+        """Takes what waits now, at most so many, verified and opened; acknowledge them, or they
+        come again.
+        """
+        found = await self.fetch_unopened(queue, envelopes)
+        self.opener.expect(found)
+        return [delivery for delivery in found if await self.opener.admit(delivery)]
+
+    async def fetch_unopened(self, queue: str | None = None, envelopes: int = 1) -> list[Delivery]:
+        """As `fetch`, not opened yet."""
+        name = queue or self.mailbox
+        answer: frames.Fetched = await self.line.request(
+            frames.Fetch, queue=name, envelopes=envelopes, size=CONSUME_BYTES
+        )
+        items = [(e.seq, e.attempt, e.accepted_at, e.log_entry, e.envelope) for e in answer.entries]
+        return [Delivery(name, item, None, self.line.link) for item in items]
+
+    async def open(self, delivery: Delivery) -> Delivery:
+        """Verifies and opens a delivery taken unopened; EnvelopeError says why not."""
+        await self.opener.open(delivery)
+        return delivery
+
+    async def ack(self, deliveries: Delivery | Iterable[Delivery]) -> int:
+        """Says that the outcome of these is durably recorded here, and waits for HQ's word; how
+        many it counted.
+        """
+        many = [deliveries] if isinstance(deliveries, Delivery) else list(deliveries)
+        queues: dict[str, list[Delivery]] = {}
+        for delivery in many:
+            queues.setdefault(delivery.queue, []).append(delivery)
+        counted = 0
+        for queue, own in queues.items():
+            numbers = ranges(delivery.seq for delivery in own)
+            self._say(own, "ACK sent for {}")
+            for at in range(0, len(numbers), LIMITS.ranges_per_frame):
+                part = numbers[at : at + LIMITS.ranges_per_frame]
+                answer: frames.AckConfirmed = await self.line.request(
+                    frames.Ack, queue=queue, ranges=part
+                )
+                counted += answer.count
+            self._say(own, "Server confirmed ACK for {}", mark=True)
+            if self.sessions is not None:
+                hashes = [d.sighted.hashes.envelope_hash for d in own if in_sessions(d.sighted)]
+                self.sessions.acknowledged(hashes)
+            settled(own)
+        return counted
+
+    async def nack(
+        self, delivery: Delivery, *, requeue: bool = True, outcome: int = 255, reason: str = ""
+    ) -> None:
+        """Says that this envelope could not be verified or opened here: back to the queue, or to
+        the dead letters.
+        """
+        await send_nack(self.line, delivery, requeue, outcome, reason)
+
+    async def resend(
+        self, queue: str | None = None, *, sender_id: str = "", envelope_id: bytes = bytes(16)
+    ) -> int:
+        """Asks for everything unacknowledged again (None: of every queue), or for one envelope;
+        how many.
+        """
+        answer: frames.Ok = await self.line.request(
+            frames.Resend, queue=queue or "", sender_id=sender_id, envelope_id=envelope_id
+        )
+        return answer.count
+
+    def _say(self, deliveries: list[Delivery], text: str, *, mark: bool = False) -> None:
+        if self.events.heard:
+            for delivery in deliveries:
+                if not delivery.quiet:
+                    self.events.messages(
+                        RECEIVER, text, delivery.envelope_id, delivery.count, mark=mark
+                    )
