@@ -37,8 +37,7 @@ Map, written by `make generate`:
     sessions/       Sessions of this home with other clients, and their prekeys.
     suggest         What somebody may have meant who wrote a client id that nobody has.
     topology        Calls of a client about exchanges, queues, bindings, and what HQ can show.
-    watch           What somebody at a client should look at, told by `[alerts]` while a program of
-                    this home runs for long.
+    watch           Watch one home for what a person should look at, and send it as `[alerts]` says.
 """
 
 from __future__ import annotations

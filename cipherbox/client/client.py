@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import trio
@@ -50,6 +50,7 @@ from cipherbox.client.receiving.consumer import Consumer
 from cipherbox.client.receiving.contacts import Contacts
 from cipherbox.client.receiving.contacts_upload import keep_uploaded
 from cipherbox.client.receiving.delivery import Delivery
+from cipherbox.client.receiving.handler import Handler, Handlers, process
 from cipherbox.client.receiving.opening import Opener
 from cipherbox.client.receiving.receipts import ReceiptConsumer
 from cipherbox.client.sessions.prekeys import Prekeys
@@ -60,9 +61,6 @@ from cipherbox.envelope.bundle import KeyBundle
 from cipherbox.errors import CipherBoxError, StoreError
 from cipherbox.sealing.identity import DecryptKey
 from cipherbox.wire import frames
-
-if TYPE_CHECKING:
-    from cipherbox.client.receiving.handler import Handler, Handlers
 
 
 class ClientObserver(ConnectionObserver):
@@ -212,8 +210,6 @@ class Client(ConsumingCalls, Tracking, AdminCalls):
         message is parked.  ``ordered``: what waits holds up its sender.  Until cancelled, or
         nothing came for ``idle_s``.  A whole file is one call: ``handled.file`` in ``incoming``.
         """
-        from cipherbox.client.receiving.handler import process
-
         return await process(self, handler, queues, tries, idle_s, incoming, ordered)
 
     # -- keys --------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""What somebody at a client should look at, told by `[alerts]` while a program of this home runs
-for long.
+"""Watch one home for what a person should look at, and send it as `[alerts]` says.
 
-Several programs may share a home; one of them watches.  Every fact is looked up where it is
-recorded: the outbox, the inbox, the certificate, the disk.
+Several programs may share a home; one of them watches.  Every fact is read where it is recorded:
+the outbox, the inbox, the certificate, the disk.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
@@ -21,12 +20,12 @@ from cipherbox.alerting import CRITICAL, LOOK_S, WARNING, Alert, Teller
 from cipherbox.client.events import LINE
 from cipherbox.client.home import ROOT
 from cipherbox.client.outbox.rows import ASIDE
+from cipherbox.client.outbox.sender import OutboxSender
+from cipherbox.client.receiving.handler import Handlers
+from cipherbox.client.receiving.ports import Connected
 from cipherbox.envelope.ids import message_id
 from cipherbox.errors import CipherBoxError, StoreLocked
 from cipherbox.portable import free_bytes, lock_file
-
-if TYPE_CHECKING:
-    from cipherbox.client.client import Client
 
 LOCK = "alerts.lock"
 INBOX = "inbox.sqlite3"
@@ -35,9 +34,16 @@ _EACH = 20  # messages that are named one by one
 _DAY_S = 86_400
 
 
-async def watch(client: Client, lasting: bool, *, pause_s: float = LOOK_S) -> None:
-    """Looks and tells until cancelled; nothing to do without `[alerts]`, and in a command that
-    ends soon.
+class WatchedClient(Connected, Protocol):
+    """What is watched of a client."""
+
+    @property
+    def post(self) -> OutboxSender | None: ...
+
+
+async def watch(client: WatchedClient, lasting: bool, *, pause_s: float = LOOK_S) -> None:
+    """Look, and send alerts, until cancelled.  Return immediately without `[alerts]`, and unless
+    ``lasting``: a command that ends soon leaves it to others.
     """
     config = client.home.config
     if not (lasting and config.alerts.any):
@@ -59,28 +65,28 @@ async def watch(client: Client, lasting: bool, *, pause_s: float = LOOK_S) -> No
         await trio.sleep(pause_s)
 
 
-async def conditions(client: Client) -> list[Alert]:
-    """Everything that is so now."""
+async def conditions(client: WatchedClient) -> list[Alert]:
+    """Return the alerts that are due now."""
     found = [*_certificate(client), *_disk(client)]
     if client.post is not None:
-        found += await _outbox(client)
+        found += await _outbox(client, client.post)
         found += await trio.to_thread.run_sync(lambda: [*_parked(client), *_quiet(client)])
     return found
 
 
-def _certificate(client: Client) -> Iterator[Alert]:
+def _certificate(client: Connected) -> Iterator[Alert]:
     days = (client.home.chain[0].not_valid_after_utc - clock.now()).total_seconds() / _DAY_S
     if days < client.home.config.alerts.certificate_days:
         when = f"ends in {days:.0f} days" if days > 0 else "has ended"
         yield Alert(
             "certificate",
             CRITICAL if days < 3 else WARNING,
-            f"the certificate of {client.client_id} {when}; "
+            f"the certificate of {client.home.config.client_id} {when}; "
             "cipherbox keys renew says why it was not renewed",
         )
 
 
-def _disk(client: Client) -> Iterator[Alert]:
+def _disk(client: Connected) -> Iterator[Alert]:
     free = free_bytes(client.home.path)
     if free < LEAST_BYTES:
         yield Alert(
@@ -91,8 +97,8 @@ def _disk(client: Client) -> Iterator[Alert]:
         )
 
 
-async def _outbox(client: Client) -> list[Alert]:
-    post, now, most_s = client.outbox(), time.time(), client.home.config.alerts.stuck_minutes * 60
+async def _outbox(client: Connected, post: OutboxSender) -> list[Alert]:
+    now, most_s = time.time(), client.home.config.alerts.stuck_minutes * 60
     rows = await post.store(post.outbox.rows, [ASIDE])
     assert isinstance(rows, list)
     found = []
@@ -115,9 +121,7 @@ async def _outbox(client: Client) -> list[Alert]:
     return found
 
 
-def _parked(client: Client) -> list[Alert]:
-    from cipherbox.client.receiving.handler import Handlers
-
+def _parked(client: Connected) -> list[Alert]:
     if not (client.home.path / INBOX).exists():
         return []
     with closing(Handlers(client)) as handlers:
@@ -134,9 +138,9 @@ def _parked(client: Client) -> list[Alert]:
     ]
 
 
-def _quiet(client: Client) -> Iterator[Alert]:
-    """Clients that sent nothing for longer than they should; before the first message, since
-    this machine joined.
+def _quiet(client: Connected) -> Iterator[Alert]:
+    """Yield an alert for each client that sent nothing for longer than it should; before its first
+    message the time since this machine joined counts.
     """
     quiet = client.home.config.alerts.quiet_s
     if not quiet:
@@ -151,7 +155,7 @@ def _quiet(client: Client) -> Iterator[Alert]:
 
 
 def _last_from(path: Path, sender: str) -> float:
-    """When the newest message of a sender was received, seconds since 1970; 0: never."""
+    """Return when the newest message of a sender was received, in seconds since 1970; 0: never."""
     if not path.exists():
         return 0.0
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:

@@ -128,7 +128,7 @@ async def test_the_key_of_what_went_nowhere_is_free(hq: Any, monkeypatch: Any) -
 
         def refuse(self: Any, item: Any) -> None:
             item.error, item.gone = UnknownRecipient("HQ has no mailbox"), True
-            self._settled(item)
+            self.settled(item)
 
         with monkeypatch.context() as patch:
             patch.setattr(post_module.OutboxSender, "_send", refuse)
